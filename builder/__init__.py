@@ -1,0 +1,1 @@
+"""Source -> variants -> layers -> published image: the command that CI runs."""

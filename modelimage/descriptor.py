@@ -1,0 +1,87 @@
+"""OCI descriptors and platforms (image-spec v1.1, descriptor.md): what a manifest says of a blob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """An operating system and a processor architecture, in Go's names (GOOS, GOARCH)."""
+
+    os: str
+    architecture: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"architecture": self.architecture, "os": self.os}
+
+
+LINUX_AMD64 = Platform("linux", "amd64")
+LINUX_ARM64 = Platform("linux", "arm64")
+UNKNOWN_PLATFORM = Platform("unknown", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """Names a blob or manifest: its type, sha256 and size in bytes.
+
+    Law: `Descriptor.from_json(d.to_json()) == d`.
+    """
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+    artifact_type: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The descriptor as the specification writes it; absent members are left out."""
+        out: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": str(self.digest),
+            "size": self.size,
+        }
+        if self.artifact_type:
+            out["artifactType"] = self.artifact_type
+        if self.annotations:
+            out["annotations"] = dict(self.annotations)
+        if self.platform:
+            out["platform"] = self.platform.to_json()
+        return out
+
+    @classmethod
+    def from_json(cls, value: object) -> Descriptor:
+        """Parse one descriptor. Raises InvalidImage when a required member is missing or wrong."""
+        if not isinstance(value, Mapping):
+            raise InvalidImage(f"descriptor is not an object: {value!r:.80}")
+        try:
+            media_type, size = value["mediaType"], value["size"]
+            digest = Digest.parse(value["digest"])
+            annotations = dict(value.get("annotations") or {})
+            platform = _platform(value.get("platform"))
+        except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as error:
+            raise InvalidImage(f"malformed descriptor: {error}") from error
+        if not isinstance(media_type, str) or type(size) is not int or size < 0:
+            raise InvalidImage(f"malformed descriptor of {digest}: mediaType or size")
+        if not all(isinstance(text, str) for text in annotations.values()):
+            raise InvalidImage(f"malformed descriptor of {digest}: annotations must be strings")
+        return cls(
+            media_type=media_type,
+            digest=digest,
+            size=size,
+            annotations=annotations,
+            platform=platform,
+            artifact_type=value.get("artifactType"),
+        )
+
+
+def _platform(value: object) -> Platform | None:
+    if not isinstance(value, Mapping):
+        return None
+    return Platform(os=str(value.get("os", "")), architecture=str(value.get("architecture", "")))

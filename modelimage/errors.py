@@ -1,0 +1,140 @@
+"""Every error a Weightyard program raises on purpose descends from `WeightyardError`.
+
+A class says whose fault it is and whether the same call may succeed later; a message says what happened
+and a hint says what to do next. Packages subclass these where they need a finer name. The mapping to exit
+codes and HTTP statuses is one table each, in the programs, not here. A dependency's exceptions are mapped
+at the boundary and chained, so none of them leaves a package.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Fault(Enum):
+    """Whose fault an error is."""
+
+    CALLER = "caller"  # the command line, the YAML or the credentials given
+    CONTENT = "content"  # the bytes of a checkpoint, an image or a file
+    REMOTE = "remote"  # a registry, hub, object store or peer
+    NODE = "node"  # this machine: disk, memory, permissions, processes
+
+
+class WeightyardError(Exception):
+    """Base of all errors raised on purpose.
+
+    `hint` is one sentence in the imperative that tells the user what to do next.
+    """
+
+    fault: ClassVar[Fault]
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidInput(WeightyardError):
+    """A value given by the caller can't be understood: a reference, a YAML document, an option."""
+
+    fault = Fault.CALLER
+
+
+class UnknownVariant(InvalidInput):
+    """The image holds no such variant, or no such variant exists."""
+
+
+class NotFound(WeightyardError):
+    """A source, image, tag, blob or file isn't where the caller said it is. Only this is a 404."""
+
+    fault = Fault.CALLER
+
+
+class AccessDenied(WeightyardError):
+    """Credentials are missing, wrong, or don't cover what was asked (401 and 403)."""
+
+    fault = Fault.CALLER
+
+
+class InvalidCheckpoint(WeightyardError):
+    """The weight files are missing, truncated, overlapping, oversized or inconsistent."""
+
+    fault = Fault.CONTENT
+
+
+class UnsafePickle(InvalidCheckpoint):
+    """Weights come as pickle files, which execute code when loaded."""
+
+
+class InvalidImage(WeightyardError):
+    """A manifest, config, record or layer is malformed, or names a path that leaves its root."""
+
+    fault = Fault.CONTENT
+
+
+class DigestMismatch(WeightyardError):
+    """Bytes don't have the digest that a trusted description says they have."""
+
+    fault = Fault.CONTENT
+
+
+class Unreachable(WeightyardError):
+    """A remote didn't answer, broke off, or stopped making progress."""
+
+    fault = Fault.REMOTE
+    retry = True
+
+
+class RemoteRefused(WeightyardError):
+    """A remote answered, but not with what the protocol promises, or refused for good."""
+
+    fault = Fault.REMOTE
+
+
+class RateLimited(Unreachable):
+    """A remote asked to slow down (429, 503). `retry_after` is in seconds, when it said so."""
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None):
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class NotWritable(WeightyardError):
+    """A destination on this machine can't be written: permissions, read-only, not a directory."""
+
+    fault = Fault.NODE
+
+
+class NoSpace(WeightyardError):
+    """A disk, quota or budget is full (ENOSPC, EDQUOT, or the space ledger's refusal)."""
+
+    fault = Fault.NODE
+
+
+class Busy(WeightyardError):
+    """Another process holds what is needed (a store's lock, a port)."""
+
+    fault = Fault.NODE
+    retry = True
+
+
+class InUse(WeightyardError):
+    """What was to be removed is leased or pinned."""
+
+    fault = Fault.CALLER
+    retry = True
+
+
+class EngineFailed(WeightyardError):
+    """A child program (an inference server, a quantization engine) is missing, failed or died."""
+
+    fault = Fault.NODE
+
+
+class TimedOut(WeightyardError):
+    """Something didn't get ready within its deadline."""
+
+    fault = Fault.NODE
+    retry = True

@@ -1,0 +1,42 @@
+"""Media types and annotations, each with the document that defines it.
+
+OCI: opencontainers/image-spec v1.1 (media-types.md, annotations.md). ModelPack: modelpack/model-spec v0.0.7.
+Docker: distribution's manifest v2 schema 2.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER_TAR: Final = "application/vnd.oci.image.layer.v1.tar"
+OCI_EMPTY: Final = "application/vnd.oci.empty.v1+json"
+
+DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+
+INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
+MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+
+MODELPACK_MANIFEST: Final = "application/vnd.cncf.model.manifest.v1+json"
+MODELPACK_CONFIG: Final = "application/vnd.cncf.model.config.v1+json"
+MODELPACK_WEIGHT_TAR: Final = "application/vnd.cncf.model.weight.v1.tar"
+MODELPACK_CONFIG_TAR: Final = "application/vnd.cncf.model.weight.config.v1.tar"
+MODELPACK_DOC_TAR: Final = "application/vnd.cncf.model.doc.v1.tar"
+MODELPACK_CODE_TAR: Final = "application/vnd.cncf.model.code.v1.tar"
+
+ANNOTATION_REF_NAME: Final = "org.opencontainers.image.ref.name"
+ANNOTATION_CREATED: Final = "org.opencontainers.image.created"
+ANNOTATION_TITLE: Final = "org.opencontainers.image.title"
+ANNOTATION_SOURCE: Final = "org.opencontainers.image.source"
+ANNOTATION_REVISION: Final = "org.opencontainers.image.revision"
+ANNOTATION_LICENSES: Final = "org.opencontainers.image.licenses"
+ANNOTATION_FILEPATH: Final = "org.cncf.model.filepath"
+
+# Ours. On a manifest: which precision it holds and the record's own sha256 (the model key).
+# On a layer descriptor: what the layer is for.
+ANNOTATION_VARIANT: Final = "dev.weightyard.variant"
+ANNOTATION_MODEL_KEY: Final = "dev.weightyard.model-key"
+ANNOTATION_ROLE: Final = "dev.weightyard.role"

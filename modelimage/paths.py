@@ -1,0 +1,50 @@
+"""Which paths a model image may hold. Text in, verdict out.
+
+An image is unpacked on other people's nodes, so a path that leaves its directory, or that two systems would
+read differently, is refused when the image is made and again when it is read.
+"""
+
+from __future__ import annotations
+
+from modelimage.errors import InvalidImage
+
+RECORD_NAME = "weightyard.json"
+# Where KServe's modelcars look for a model: a link to the root of the image.
+MODELS_LINK = "models"
+_MAX_PATH = 1024
+
+
+def check_path(path: str) -> str:
+    """Return a relative, normalized POSIX path unchanged; raise InvalidImage for any other."""
+    parts = path.split("/")
+    if (
+        not path
+        or len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH
+        or any(part in ("", ".", "..") for part in parts)
+        or any(
+            ord(letter) < 32 or letter in "\\\x7f" or "\ud800" <= letter <= "\udfff"
+            for letter in path
+        )
+    ):
+        raise InvalidImage(
+            f"unsafe path in a model image: {path[:200]!r}",
+            hint="Paths are relative, have no '..', no backslash and no control characters.",
+        )
+    return path
+
+
+def check_model_path(path: str) -> str:
+    """Like `check_path`, and the names that a model image keeps for itself are refused too."""
+    check_path(path)
+    if path == RECORD_NAME or path.split("/", 1)[0] == MODELS_LINK:
+        raise InvalidImage(
+            f"the path {path!r} is reserved in a model image",
+            hint=f"Rename it: {RECORD_NAME} and {MODELS_LINK}/ belong to the image format.",
+        )
+    return path
+
+
+def parents(path: str) -> list[str]:
+    """The directories above a path, outermost first: a/b/c -> [a, a/b]."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]

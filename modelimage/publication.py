@@ -1,0 +1,259 @@
+"""What is published for one build: pure, from records to blobs, manifests and tags.
+
+For version T: `T` an index of the default variant (image manifests for two platforms, its ModelPack manifest,
+and the ModelPack manifests of every other variant), `T-<variant>` an index for each other variant, and
+`T-modelpack`, `T-<variant>-modelpack` the bare ModelPack manifests, since ModelPack tools don't resolve an index.
+No manifest can be both kinds (containerd refuses either as the other), so the index names both over the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import (
+    LINUX_AMD64,
+    LINUX_ARM64,
+    UNKNOWN_PLATFORM,
+    Descriptor,
+    Platform,
+)
+from modelimage.digest import Digest
+from modelimage.paths import RECORD_NAME
+from modelimage.recipe import models_link_layer, single_file_layer
+from modelimage.record import Record, RecordLayer, Role
+
+PLATFORMS: Final = (LINUX_AMD64, LINUX_ARM64)
+
+_MODELPACK_TYPES: Final = {
+    Role.WEIGHT: mediatypes.MODELPACK_WEIGHT_TAR,
+    Role.CONFIG: mediatypes.MODELPACK_CONFIG_TAR,
+    Role.TOKENIZER: mediatypes.MODELPACK_CONFIG_TAR,
+    Role.RECORD: mediatypes.MODELPACK_CONFIG_TAR,
+    Role.DOC: mediatypes.MODELPACK_DOC_TAR,
+    Role.CODE: mediatypes.MODELPACK_CODE_TAR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A small blob or manifest made in memory."""
+
+    descriptor: Descriptor
+    data: bytes
+
+    @classmethod
+    def of(cls, media_type: str, data: bytes, **members: Any) -> Document:
+        return cls(Descriptor(media_type, Digest.of(data), len(data), **members), data)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Everything to push, in push order: `layers` (large, from recipes), `blobs`, `manifests`, then `tags`."""
+
+    layers: tuple[RecordLayer, ...]
+    blobs: tuple[Document, ...]
+    manifests: tuple[Document, ...]
+    tags: Mapping[str, Digest]
+
+    def manifest(self, tag: str) -> Document:
+        """The manifest that a tag names."""
+        wanted = self.tags[tag]
+        return next(each for each in self.manifests if each.descriptor.digest == wanted)
+
+
+_Named = TypeVar("_Named", RecordLayer, Document)
+
+
+@dataclass(frozen=True, slots=True)
+class _VariantManifests:
+    record: Record
+    images: tuple[Document, ...]
+    modelpack: Document
+    blobs: tuple[Document, ...]
+
+
+def publication(
+    records: Sequence[Record], *, version: str, created: str | None = None
+) -> Publication:
+    """Plan what is published for the variants of one build; the first record is the default.
+
+    `created` is an RFC 3339 time, only from SOURCE_DATE_EPOCH; None leaves every clock out.
+    Equal records give equal bytes, hence equal digests, on any machine.
+    """
+    variants = [_variant(record, created) for record in records]
+    default, *others = variants
+    indexes = {
+        version: _index([*default.images, default.modelpack, *(o.modelpack for o in others)])
+    }
+    bare = {f"{version}-modelpack": default.modelpack}
+    for other in others:
+        name = f"{version}-{other.record.variant}"
+        indexes[name] = _index([*other.images, other.modelpack])
+        bare[f"{name}-modelpack"] = other.modelpack
+    manifests = [document for each in variants for document in (*each.images, each.modelpack)]
+    tags = {tag: each.descriptor.digest for tag, each in {**indexes, **bare}.items()}
+    return Publication(
+        layers=_unique(layer for record in records for layer in record.layers),
+        blobs=_unique(blob for each in variants for blob in each.blobs),
+        manifests=_unique([*manifests, *indexes.values()]),
+        tags=tags,
+    )
+
+
+def record_layer(record: Record) -> bytes:
+    """The layer blob that holds the record."""
+    return single_file_layer(RECORD_NAME, record.to_bytes())
+
+
+def _variant(record: Record, created: str | None) -> _VariantManifests:
+    annotations = _annotations(record, created)
+    record_blob = _layer_document(record_layer(record), Role.RECORD)
+    link_blob = _layer_document(models_link_layer(), Role.LINK)
+    layers = [record_blob.descriptor, *(_layer_descriptor(each) for each in record.layers)]
+    image_layers = [layers[0], link_blob.descriptor, *layers[1:]]
+    configs = [
+        Document.of(
+            mediatypes.OCI_CONFIG,
+            canonical.to_bytes(_image_config(platform, image_layers, created)),
+            platform=platform,
+        )
+        for platform in PLATFORMS
+    ]
+    images = tuple(
+        _manifest(config.descriptor, image_layers, annotations, platform=config.descriptor.platform)
+        for config in configs
+    )
+    modelpack_config = Document.of(
+        mediatypes.MODELPACK_CONFIG, canonical.to_bytes(_modelpack_config(record, layers, created))
+    )
+    modelpack = _manifest(
+        modelpack_config.descriptor,
+        [_modelpack_layer(layer) for layer in layers],
+        annotations,
+        platform=UNKNOWN_PLATFORM,
+        artifact_type=mediatypes.MODELPACK_MANIFEST,
+    )
+    return _VariantManifests(
+        record, images, modelpack, (record_blob, link_blob, *configs, modelpack_config)
+    )
+
+
+def _annotations(record: Record, created: str | None) -> dict[str, str]:
+    wanted = {
+        mediatypes.ANNOTATION_VARIANT: record.variant,
+        mediatypes.ANNOTATION_MODEL_KEY: str(record.key),
+        mediatypes.ANNOTATION_SOURCE: record.source,
+        mediatypes.ANNOTATION_REVISION: record.revision,
+        mediatypes.ANNOTATION_LICENSES: record.license,
+        mediatypes.ANNOTATION_CREATED: created or "",
+    }
+    return {name: value for name, value in wanted.items() if value}
+
+
+def _layer_document(data: bytes, role: Role) -> Document:
+    return Document.of(
+        mediatypes.OCI_LAYER_TAR, data, annotations={mediatypes.ANNOTATION_ROLE: role.value}
+    )
+
+
+def _layer_descriptor(layer: RecordLayer) -> Descriptor:
+    return Descriptor(
+        mediatypes.OCI_LAYER_TAR,
+        layer.digest,
+        layer.size,
+        annotations={mediatypes.ANNOTATION_ROLE: layer.role.value},
+    )
+
+
+def _modelpack_layer(layer: Descriptor) -> Descriptor:
+    role = Role(layer.annotations[mediatypes.ANNOTATION_ROLE])
+    return Descriptor(
+        _MODELPACK_TYPES[role], layer.digest, layer.size, annotations=layer.annotations
+    )
+
+
+def _image_config(
+    platform: Platform, layers: Sequence[Descriptor], created: str | None
+) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        **platform.to_json(),
+        "config": {},
+        # For uncompressed layers the diff_id is the layer's digest.
+        "rootfs": {"type": "layers", "diff_ids": [str(layer.digest) for layer in layers]},
+    }
+    if created:
+        config["created"] = created
+    return config
+
+
+def _modelpack_config(
+    record: Record, layers: Sequence[Descriptor], created: str | None
+) -> dict[str, Any]:
+    descriptor = {
+        "createdAt": created,
+        "sourceURL": record.source,
+        "revision": record.revision,
+        "licenses": [record.license] if record.license else None,
+    }
+    config = {
+        "architecture": "transformer" if record.facts.architecture else None,
+        "format": record.facts.format,
+        "precision": record.facts.dtype,
+        "quantization": record.variant if record.quantization else None,
+    }
+    return {
+        "descriptor": {name: value for name, value in descriptor.items() if value},
+        "config": {name: value for name, value in config.items() if value},
+        "modelfs": {"type": "layers", "diffIds": [str(layer.digest) for layer in layers]},
+    }
+
+
+def _manifest(
+    config: Descriptor,
+    layers: Sequence[Descriptor],
+    annotations: Mapping[str, str],
+    *,
+    platform: Platform | None,
+    artifact_type: str | None = None,
+) -> Document:
+    bare_config = Descriptor(config.media_type, config.digest, config.size)
+    document: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": mediatypes.OCI_MANIFEST,
+        "config": bare_config.to_json(),
+        "layers": [layer.to_json() for layer in layers],
+        "annotations": dict(annotations),
+    }
+    if artifact_type:
+        document["artifactType"] = artifact_type
+    return Document.of(
+        mediatypes.OCI_MANIFEST,
+        canonical.to_bytes(document),
+        platform=platform,
+        artifact_type=artifact_type,
+        annotations={
+            name: annotations[name]
+            for name in (mediatypes.ANNOTATION_VARIANT, mediatypes.ANNOTATION_MODEL_KEY)
+        },
+    )
+
+
+def _index(manifests: Sequence[Document]) -> Document:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": mediatypes.OCI_INDEX,
+        "manifests": [manifest.descriptor.to_json() for manifest in manifests],
+    }
+    return Document.of(mediatypes.OCI_INDEX, canonical.to_bytes(document))
+
+
+def _unique(items: Iterable[_Named]) -> tuple[_Named, ...]:
+    """The items in order, one per digest: variants share layers, blobs and sometimes manifests."""
+    by_digest: dict[Digest, _Named] = {}
+    for item in items:
+        digest = item.digest if isinstance(item, RecordLayer) else item.descriptor.digest
+        by_digest.setdefault(digest, item)
+    return tuple(by_digest.values())

@@ -1,0 +1,249 @@
+"""The record `weightyard.json`: what is in a model image, file by file and chunk by chunk.
+
+The record is fetched first; its own digest is vouched for by the manifest, and it vouches for every 32 MiB
+chunk, so a chunk can be checked alone, from any source, on any core. It is its author's claim all the same:
+what it says of a file's sha256 is believed only once computed here. It holds only what is byte-deterministic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from modelimage import canonical
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, WeightyardError
+from modelimage.paths import check_model_path, parents
+from modelimage.recipe import LayerFile, Recipe, layer_recipe
+
+SCHEMA_VERSION: Final = 1
+CHUNK_SIZE: Final = 32 << 20
+MAX_RECORD_BYTES: Final = 64 << 20
+_BLAKE3 = re.compile(r"[0-9a-f]{64}")
+
+
+class Role(Enum):
+    """What a file or a layer is for. The value stands in records and annotations."""
+
+    WEIGHT = "weight"
+    CONFIG = "config"
+    TOKENIZER = "tokenizer"
+    DOC = "doc"
+    CODE = "code"
+    RECORD = "record"
+    LINK = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFile:
+    """One file: `size` in bytes, its sha256, the BLAKE3 of each 32 MiB chunk in hex, and its layer."""
+
+    path: str
+    size: int
+    digest: Digest
+    role: Role
+    layer: Digest
+    chunks: tuple[str, ...]
+
+    def chunk_count(self) -> int:
+        return -(-self.size // CHUNK_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLayer:
+    """One layer blob: its digest, `size` in bytes, and what it is for."""
+
+    digest: Digest
+    size: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the record says of the model as a whole, for planners. Sizes in bytes; 0 means unknown."""
+
+    architecture: str = ""
+    parameters: int = 0
+    weight_bytes: int = 0
+    kv_cache_bytes_per_token: int = 0
+    gpu_memory_bytes: int = 0
+    context_length: int = 0
+    dtype: str = ""
+    format: str = "safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is in one variant of a model image.
+
+    `source` is a URI without anything of the building machine in it; `revision` is a resolved commit;
+    `quantization` says how the variant was made, None when the weights are as published.
+    Law: `Record.parse(r.to_bytes()) == r`.
+    """
+
+    variant: str
+    source: str
+    revision: str
+    license: str
+    facts: ModelFacts
+    files: tuple[RecordFile, ...]
+    layers: tuple[RecordLayer, ...]
+    quantization: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Digest:
+        """The model key: the digest of the record's bytes."""
+        return Digest.of(self.to_bytes())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def layer_files(self, layer: Digest) -> list[RecordFile]:
+        return [file for file in self.files if file.layer == layer]
+
+    def recipe(self, layer: Digest) -> Recipe:
+        """How the blob of one layer is made from files."""
+        return layer_recipe(
+            LayerFile(file.path, file.size, file.digest) for file in self.layer_files(layer)
+        )
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes: what the image holds as `weightyard.json`."""
+        return canonical.to_bytes(_to_json(self))
+
+    @classmethod
+    def parse(cls, data: bytes) -> Record:
+        """Parse and check a record. Raises InvalidImage; nothing in it is trusted before."""
+        document = canonical.parse(data, what="the record")
+        if document.get("schemaVersion") != SCHEMA_VERSION:
+            raise InvalidImage(
+                f"record has schema version {document.get('schemaVersion')!r}, not {SCHEMA_VERSION}",
+                hint="Use a newer weightyard, or build the image again.",
+            )
+        try:
+            record = _from_json(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidImage(f"malformed record: {error!r}") from error
+        except WeightyardError as error:
+            raise InvalidImage(f"malformed record: {error}") from error
+        _check(record)
+        return record
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    facts = record.facts
+    return {
+        "schemaVersion": SCHEMA_VERSION,
+        "variant": record.variant,
+        "source": {"uri": record.source, "revision": record.revision},
+        "license": record.license,
+        "model": {
+            "architecture": facts.architecture,
+            "parameters": facts.parameters,
+            "weightBytes": facts.weight_bytes,
+            "kvCacheBytesPerToken": facts.kv_cache_bytes_per_token,
+            "gpuMemoryBytes": facts.gpu_memory_bytes,
+            "contextLength": facts.context_length,
+            "dtype": facts.dtype,
+            "format": facts.format,
+        },
+        "quantization": dict(record.quantization) if record.quantization is not None else None,
+        "chunkSize": CHUNK_SIZE,
+        "layers": [
+            {"digest": str(layer.digest), "size": layer.size, "role": layer.role.value}
+            for layer in record.layers
+        ],
+        "files": [
+            {
+                "path": file.path,
+                "size": file.size,
+                "sha256": file.digest.hex,
+                "role": file.role.value,
+                "layer": str(file.layer),
+                "blake3": list(file.chunks),
+            }
+            for file in record.files
+        ],
+        "extra": dict(record.extra),
+    }
+
+
+def _from_json(document: Mapping[str, Any]) -> Record:
+    if document["chunkSize"] != CHUNK_SIZE:
+        raise ValueError(f"chunk size {document['chunkSize']!r} is not {CHUNK_SIZE}")
+    model = document["model"]
+    return Record(
+        variant=_text(document["variant"]),
+        source=_text(document["source"]["uri"]),
+        revision=_text(document["source"]["revision"]),
+        license=_text(document["license"]),
+        facts=ModelFacts(
+            architecture=_text(model["architecture"]),
+            parameters=_count(model["parameters"]),
+            weight_bytes=_count(model["weightBytes"]),
+            kv_cache_bytes_per_token=_count(model["kvCacheBytesPerToken"]),
+            gpu_memory_bytes=_count(model["gpuMemoryBytes"]),
+            context_length=_count(model["contextLength"]),
+            dtype=_text(model["dtype"]),
+            format=_text(model["format"]),
+        ),
+        files=tuple(_file(value) for value in document["files"]),
+        layers=tuple(
+            RecordLayer(Digest.parse(value["digest"]), _count(value["size"]), Role(value["role"]))
+            for value in document["layers"]
+        ),
+        quantization=document["quantization"],
+        extra=dict(document["extra"]),
+    )
+
+
+def _file(value: Mapping[str, Any]) -> RecordFile:
+    return RecordFile(
+        path=check_model_path(_text(value["path"])),
+        size=_count(value["size"]),
+        digest=Digest(_text(value["sha256"])),
+        role=Role(value["role"]),
+        layer=Digest.parse(value["layer"]),
+        chunks=tuple(_text(chunk) for chunk in value["blake3"]),
+    )
+
+
+def _check(record: Record) -> None:
+    """What a well-formed record must hold beyond its types."""
+    paths = [file.path for file in record.files]
+    directories = {parent for path in paths for parent in parents(path)}
+    if paths != sorted(set(paths)) or directories & set(paths):
+        raise InvalidImage(
+            "malformed record: paths are unsorted, repeated or both file and directory"
+        )
+    layers = {layer.digest: layer for layer in record.layers}
+    if len(layers) != len(record.layers):
+        raise InvalidImage("malformed record: a layer is listed twice")
+    for file in record.files:
+        if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
+            raise InvalidImage(f"malformed record: chunk digests of {file.path!r}")
+        if file.layer not in layers:
+            raise InvalidImage(f"malformed record: {file.path!r} is in a layer that isn't listed")
+    for layer in record.layers:
+        if record.recipe(layer.digest).size != layer.size:
+            raise InvalidImage(
+                f"malformed record: files of layer {layer.digest} don't add up to its size"
+            )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r:.80}")
+    return value
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"expected a count of bytes or things, got {value!r:.80}")
+    return value

@@ -1,0 +1,152 @@
+"""Where an image is: in a registry, in an OCI layout directory, or in a docker engine.
+
+The registry grammar is distribution/reference's, with its familiar-name rules: `ubuntu` means
+`docker.io/library/ubuntu:latest`. docker.io's API host is registry-1.docker.io.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+
+DEFAULT_TAG = "latest"
+_REPOSITORY = re.compile(
+    r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+)
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryReference:
+    """`registry/repository[:tag][@digest]`. Law: `parse_image(str(r)) == r`."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def api_host(self) -> str:
+        """The host that serves this registry's API."""
+        return "registry-1.docker.io" if self.registry == "docker.io" else self.registry
+
+    @property
+    def name(self) -> str:
+        """What to ask the registry for: the digest if there is one, else the tag."""
+        return str(self.digest) if self.digest else (self.tag or DEFAULT_TAG)
+
+    def with_tag(self, tag: str) -> RegistryReference:
+        return RegistryReference(self.registry, self.repository, check_tag(tag))
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.registry}/{self.repository}{tag}{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReference:
+    """`oci:DIR[:TAG][@digest]`: an OCI image layout directory. A ':' in DIR needs an explicit TAG."""
+
+    path: Path
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.digest) if self.digest else (self.tag or DEFAULT_TAG)
+
+    def with_tag(self, tag: str) -> LayoutReference:
+        return LayoutReference(self.path, check_tag(tag))
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"oci:{self.path}{tag}{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReference:
+    """`docker:NAME[:TAG]`: an image in a docker engine."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"docker:{self.name}"
+
+
+ImageReference = RegistryReference | LayoutReference | EngineReference
+
+
+def parse_image(text: str) -> ImageReference:
+    """Parse what a user writes for an image. Raises InvalidInput with what is expected."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme == "oci":
+        return _parse_layout(rest)
+    if colon and scheme == "docker":
+        if rest.startswith("//"):
+            return parse_registry(rest[2:])
+        if not rest:
+            raise InvalidInput("no image name after docker:", hint="Write docker:NAME:TAG.")
+        return EngineReference(rest)
+    return parse_registry(text)
+
+
+def parse_registry(text: str) -> RegistryReference:
+    """Parse `registry/repository[:tag][@sha256:…]`. Raises InvalidInput."""
+    name, at, digest_text = text.partition("@")
+    digest = Digest.parse(digest_text) if at else None
+    host, path = _split_host(name)
+    head, colon, tag = path.rpartition(":")
+    if colon and "/" not in tag:
+        path = head
+        check_tag(tag)
+    else:
+        tag = ""
+    if host == "docker.io" and "/" not in path:
+        path = f"library/{path}"
+    if len(path) > 255 or not _REPOSITORY.fullmatch(path) or not _HOST.fullmatch(host):
+        raise InvalidInput(
+            f"not an image reference: {text[:200]!r}",
+            hint="Write registry.example/team/model:tag (lower case), or oci:DIR:TAG for a directory.",
+        )
+    return RegistryReference(host, path, tag or None, digest)
+
+
+def check_tag(tag: str) -> str:
+    """Return the tag, or raise InvalidInput when it isn't one (distribution-spec: at most 128)."""
+    if not _TAG.fullmatch(tag):
+        raise InvalidInput(
+            f"not a tag: {tag[:200]!r}",
+            hint="A tag is letters, digits, '_', '.', '-', at most 128, and starts with no '.' or '-'.",
+        )
+    return tag
+
+
+def _parse_layout(rest: str) -> LayoutReference:
+    body, at, digest_text = rest.partition("@sha256:")
+    digest = Digest(digest_text) if at else None
+    path, colon, tag = body.rpartition(":")
+    if not colon or "/" in tag:
+        path, tag = body, ""
+    if not path:
+        raise InvalidInput(
+            "no directory after oci:", hint="Write oci:DIR or oci:DIR:TAG, for example oci:./out."
+        )
+    if tag:
+        check_tag(tag)
+    return LayoutReference(Path(path), tag or None, digest)
+
+
+def _split_host(name: str) -> tuple[str, str]:
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return ("docker.io" if first == "index.docker.io" else first), rest
+    return "docker.io", name

@@ -1,0 +1,139 @@
+"""From a name to a model: index, manifest, record. Used by whoever reads an image: inspect, verify, pull, plan.
+
+An image may be named by an index or by one manifest of it; two platforms' manifests and the ModelPack manifest
+describe the same files, so all lead to the same record and model key.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelimage import canonical, mediatypes, tar
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant
+from modelimage.paths import RECORD_NAME
+from modelimage.recipe import single_file_layer
+from modelimage.record import MAX_RECORD_BYTES, Record, Role
+from modelimage.repository import ImageReader
+
+DEFAULT_VARIANT = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """One variant of an image, resolved: where it was found, its manifest, its record and its layers."""
+
+    root: Descriptor
+    manifest: Descriptor
+    record: Record
+    layers: tuple[Descriptor, ...]
+    variants: tuple[str, ...]
+
+    @property
+    def key(self) -> Digest:
+        """The model key."""
+        return self.record.key
+
+
+def resolve_model(reader: ImageReader, name: str, variant: str | None = None) -> ResolvedModel:
+    """Resolve a tag or digest, and a variant of it (None: the image's default), to a model.
+
+    Raises NotFound, UnknownVariant, InvalidImage, DigestMismatch, and what the reader raises.
+    """
+    root = reader.resolve(name)
+    candidates = list_models(reader, root)
+    manifest = pick_variant(candidates, variant)
+    layers = _layers(reader, manifest)
+    record = _record(reader, layers)
+    if variant is not None and record.variant != variant:
+        raise _unknown_variant(variant, [record.variant])
+    promised = manifest.annotations.get(mediatypes.ANNOTATION_MODEL_KEY)
+    if promised and promised != str(record.key):
+        raise DigestMismatch(f"manifest {manifest.digest} promises another record than it holds")
+    return ResolvedModel(root, manifest, record, layers, tuple(_variants(candidates)))
+
+
+def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
+    """The model manifests below a root: itself, or an index's, each with its variant annotated."""
+    if root.media_type not in mediatypes.INDEX_TYPES:
+        return [root]
+    index = canonical.parse(reader.manifest(root), what=f"index {root.digest}")
+    manifests = [Descriptor.from_json(each) for each in _list(index, "manifests")]
+    if not manifests:
+        raise InvalidImage(f"index {root.digest} lists no manifest")
+    return manifests
+
+
+def pick_variant(candidates: Sequence[Descriptor], variant: str | None) -> Descriptor:
+    """The manifest of a variant; for None the first listed, which is the default. Raises UnknownVariant."""
+    for candidate in candidates:
+        if variant is None or candidate.annotations.get(mediatypes.ANNOTATION_VARIANT) == variant:
+            return candidate
+    if len(candidates) == 1 and mediatypes.ANNOTATION_VARIANT not in candidates[0].annotations:
+        return candidates[0]
+    raise _unknown_variant(str(variant), _variants(candidates))
+
+
+def _unknown_variant(variant: str, held: Sequence[str]) -> UnknownVariant:
+    return UnknownVariant(
+        f"the image has no variant {variant!r}; it has: {', '.join(held) or 'none that is named'}",
+        hint="Choose one of these, or build the image with --variant.",
+    )
+
+
+def _variants(candidates: Sequence[Descriptor]) -> list[str]:
+    named = (candidate.annotations.get(mediatypes.ANNOTATION_VARIANT) for candidate in candidates)
+    return list(dict.fromkeys(variant for variant in named if variant))
+
+
+def _layers(reader: ImageReader, manifest: Descriptor) -> tuple[Descriptor, ...]:
+    document = canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
+    return tuple(Descriptor.from_json(each) for each in _list(document, "layers"))
+
+
+def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record:
+    for layer in layers:
+        if layer.annotations.get(mediatypes.ANNOTATION_ROLE) == Role.RECORD.value:
+            return Record.parse(_record_bytes(read_blob(reader, layer, limit=MAX_RECORD_BYTES)))
+    raise NotFound("the image has no weightyard record", hint="Build it with `weightyard build`.")
+
+
+def _record_bytes(layer: bytes) -> bytes:
+    """The record out of its layer, which must be exactly the layer that holds it."""
+    header = tar.BLOCK
+    size_field = layer[124:135]
+    try:
+        size = int(size_field, 8)
+    except ValueError as error:
+        raise InvalidImage("malformed record layer") from error
+    data = layer[header : header + size]
+    if layer != single_file_layer(RECORD_NAME, data):
+        raise InvalidImage("malformed record layer")
+    return data
+
+
+def read_blob(reader: ImageReader, descriptor: Descriptor, *, limit: int) -> bytes:
+    """A small blob as bytes, checked. Raises InvalidImage above `limit` bytes, DigestMismatch."""
+    if descriptor.size > limit:
+        raise InvalidImage(f"blob {descriptor.digest} has {descriptor.size} bytes, above {limit}")
+    out, buffer = io.BytesIO(), memoryview(bytearray(1 << 20))
+    with reader.blob(descriptor) as stream:
+        while out.tell() <= descriptor.size and (count := stream.readinto(buffer)):
+            out.write(buffer[:count])
+    data = out.getvalue()
+    if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
+        raise DigestMismatch(
+            f"blob {descriptor.digest} arrived with other bytes",
+            hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
+        )
+    return data
+
+
+def _list(document: dict[str, object], member: str) -> list[object]:
+    value = document.get(member)
+    if not isinstance(value, list):
+        raise InvalidImage(f"malformed manifest: no list {member!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Tensors in, quantized tensors out: checkpoint formats, engines and quality measures. No network."""

@@ -1,0 +1,1 @@
+"""From a Workspace to what runs: a pure planner, and renderers of its plan."""
