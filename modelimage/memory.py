@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, Protocol
 
+from modelimage.safetensors import DTYPE_BITS
+
 BATCH_TOKENS: Final = 2048
 SEQUENCES: Final = 256
 RUNTIME_BYTES: Final = 1 << 30
@@ -31,11 +33,6 @@ DEFAULT_CONTEXT: Final = 8192
 
 _HALF: Final = 2  # bytes of a bf16 or f16 value
 _LOGIT: Final = 8  # logits in float32, and once more for sampling
-_BITS: Final[Mapping[str, int]] = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
-    "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-}  # fmt: skip
 _PACKED_SUFFIXES = (".weight_packed", ".qweight")
 _SIDE_SUFFIXES = (
     ".weight_scale", ".weight_scale_inv", ".weight_shape", ".weight_zero_point", ".weight_g_idx",
@@ -105,7 +102,7 @@ def estimate(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> MemoryEsti
     parameters = weight_bytes = 0
     for tensor in tensors:
         parameters += _parameters(tensor, bits)
-        weight_bytes += -(-prod(tensor.shape) * _BITS.get(tensor.dtype, 16) // 8)
+        weight_bytes += -(-prod(tensor.shape) * DTYPE_BITS.get(tensor.dtype, 16) // 8)
     return MemoryEstimate(
         parameters=parameters,
         weight_bytes=weight_bytes,
