@@ -1,0 +1,199 @@
+"""The `weightyard` command: a table of subcommands that load only when run, and one place where errors end.
+
+Help is printed from the table, so `weightyard --help` imports no package. Every error raised on purpose becomes
+one line and a hint on stderr and a code of `weightyard.exits`; anything else is a bug and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from modelimage.errors import WeightyardError
+from weightyard import __version__, exits
+from weightyard.console import Console
+from weightyard.extras import missing_extra
+
+DEBUG_VARIABLE: Final = "WEIGHTYARD_DEBUG"
+_BUG_HINT = f"This is a bug in weightyard. Set {DEBUG_VARIABLE}=1 to see where, and report it with the command you ran."
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A subcommand: its name, `module:attribute` of its click command, and one line of help."""
+
+    name: str
+    path: str
+    summary: str
+
+
+SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
+    (
+        "Model images",
+        (
+            Entry("build", "weightyard.commands.build:build", "Pack a checkpoint into a model image."),
+            Entry("inspect", "weightyard.commands.inspect:inspect", "Show what a model image holds."),
+            Entry("verify", "weightyard.commands.verify:verify", "Check every byte of an image or a model directory."),
+            Entry("quantize", "weightyard.commands.quantize:quantize", "Make an INT8 or INT4 checkpoint."),
+        ),
+    ),
+    (
+        "Cache",
+        (
+            Entry("pull", "weightyard.commands.pull:pull", "Fetch a model into this machine's cache."),
+            Entry("agent", "weightyard.commands.agent:agent", "Run the cache agent of a node."),
+            Entry("check", "weightyard.commands.check:check", "Prove that a cache is sound."),
+        ),
+    ),
+    (
+        "Serve",
+        (
+            Entry("up", "weightyard.commands.up:up", "Cache a workspace's model and serve it here with vLLM."),
+            Entry("ps", "weightyard.commands.ps:ps", "List the workspaces that run here."),
+            Entry("logs", "weightyard.commands.logs:logs", "Show a workspace's server log."),
+            Entry("down", "weightyard.commands.down:down", "Stop workspaces that run here."),
+        ),
+    ),
+    (
+        "Other",
+        (
+            Entry("completion", "weightyard.commands.completion:completion", "Print a shell completion script."),
+            Entry("version", "weightyard.commands.version:version", "Show the versions of weightyard and its parts."),
+        ),
+    ),
+)  # fmt: skip
+
+
+def entries() -> dict[str, Entry]:
+    """All subcommands by name, in the order of the help page."""
+    return {entry.name: entry for _, group in SECTIONS for entry in group}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by table and imports one only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(entries())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = entries().get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.path.partition(":")
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.path} is not a click command")
+        command.short_help = entry.summary
+        _accept_output_options(command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, section by section, without importing a command."""
+        width = max(map(len, entries()))
+        for title, group in SECTIONS:
+            with formatter.section(title):
+                formatter.write_dl([(entry.name.ljust(width), entry.summary) for entry in group])
+
+
+def _configure(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().ensure_object(Console).configure(**{str(param.name): True})
+
+
+def _output_options() -> list[click.Option]:
+    """The options that say how to write; taken before and after the subcommand's name alike."""
+    common: dict[str, Any] = {
+        "is_flag": True, "is_eager": True, "expose_value": False, "callback": _configure,
+    }  # fmt: skip
+    return [
+        click.Option(
+            ["--json", "json"], help="Write JSON: the result on stdout, events as lines on stderr.", **common
+        ),
+        click.Option(["--quiet", "-q", "quiet"], help="Write results and errors only.", **common),
+        click.Option(["--no-color", "no_color"], help="Write no colours and no moving bars.", **common),
+    ]  # fmt: skip
+
+
+def _accept_output_options(command: click.Command) -> None:
+    taken = {name for parameter in command.params for name in parameter.opts}
+    command.params.extend(o for o in _output_options() if not taken.intersection(o.opts))
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _accept_output_options(child)
+
+
+@click.command(
+    cls=LazyGroup,
+    params=list(_output_options()),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="weightyard")
+def weightyard() -> None:
+    """Get LLM weights from where they are published to the GPU that serves them.
+
+    Build reproducible model images, keep them verified in a cache on every node, and launch vLLM on top.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; never raises."""
+    console = Console()
+    return guarded(
+        lambda: weightyard.main(
+            args=list(sys.argv[1:] if argv is None else argv),
+            prog_name="weightyard", standalone_mode=False, obj=console,
+        ),
+        console=console,
+    )  # fmt: skip
+
+
+def guarded(call: Callable[[], object], *, console: Console) -> int:
+    """Run a program's body and turn how it ends into words on stderr and an exit code."""
+    try:
+        outcome = call()
+        sys.stdout.flush()
+    except WeightyardError as error:
+        console.fail(error.message, hint=error.hint, kind=type(error).__name__)
+        return exits.exit_code(error)
+    except click.ClickException as error:
+        return _usage(error, console)
+    except (click.Abort, KeyboardInterrupt):
+        console.fail("interrupted", kind="Interrupted")
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001 - the last frame: whatever comes here is a bug, and is said to be
+        return _unexpected(error, console)
+    return outcome if isinstance(outcome, int) else exits.OK
+
+
+def _usage(error: click.ClickException, console: Console) -> int:
+    hint = None
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"See `{error.ctx.command_path} --help`."
+    console.fail(error.format_message(), hint=hint, kind="Usage")
+    return exits.USAGE
+
+
+def _unexpected(error: Exception, console: Console) -> int:
+    missing = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None:
+        console.fail(missing.message, hint=missing.hint, kind=type(missing).__name__)
+        return exits.exit_code(missing)
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+    console.fail(f"{type(error).__name__}: {error}", hint=_BUG_HINT, kind="Bug")
+    return exits.BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What a command writes: results on stdout, everything else on stderr; text for people, JSON lines with --json.
+
+Stdout carries one result and nothing more, so it can be piped. On a terminal progress is a moving bar; elsewhere it is
+a plain line now and then; with --json it is an event a second. Rich is imported only for a moving bar.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import IO, Any
+
+import click
+
+from weightyard.progress import Progress, open_progress
+
+
+class Console:
+    """Where a command's output goes and how it looks. One per run; commands get it with `pass_console`."""
+
+    def __init__(
+        self,
+        *,
+        out: IO[str] | None = None,
+        err: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.json = False
+        self.quiet = False
+        self.no_color = False
+        self._out = out
+        self._err = err
+        self._clock = clock
+
+    def configure(self, *, json: bool = False, quiet: bool = False, no_color: bool = False) -> None:
+        """Turn settings on; what is on stays on, since an option may stand before and after the command."""
+        self.json = self.json or json
+        self.quiet = self.quiet or quiet
+        self.no_color = self.no_color or no_color
+
+    @property
+    def out(self) -> IO[str]:
+        return self._out or sys.stdout
+
+    @property
+    def err(self) -> IO[str]:
+        return self._err or sys.stderr
+
+    @property
+    def moving(self) -> bool:
+        """Whether bars may move: a person watches stderr and asked for nothing else."""
+        return self.err.isatty() and not (self.json or self.quiet or self.no_color)
+
+    def result(self, document: object, text: str) -> None:
+        """The command's answer on stdout: `document` as JSON with --json, else `text`."""
+        self._write(self.out, json.dumps(document, ensure_ascii=False) if self.json else text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Rows on stdout under upper-case headings; with --json a list of objects keyed by column."""
+        keyed = [dict(zip(columns, row, strict=True)) for row in rows]
+        self.result(keyed, format_table(columns, rows))
+
+    def say(self, text: str) -> None:
+        """A note for the person who watches; silent with --quiet."""
+        if self.json:
+            self.event("note", text=text)
+        elif not self.quiet:
+            self._write(self.err, text)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One JSON line on stderr with --json; nothing otherwise."""
+        if self.json and not self.quiet:
+            self._write(self.err, json.dumps({"event": name, **fields}, ensure_ascii=False))
+
+    def progress(
+        self, title: str, total_bytes: int | None = None
+    ) -> AbstractContextManager[Progress]:
+        """Progress of one job; `total_bytes` None when its size isn't known. Safe to advance from any thread."""
+        return open_progress(self, title, total_bytes, clock=self._clock)
+
+    def fail(self, message: str, *, hint: str | None = None, kind: str = "Error") -> None:
+        """Say why the command ends: one line, and what to do about it."""
+        line = " ".join(message.split("\n")) if self.json else message
+        if self.json:
+            self._write(
+                self.err,
+                json.dumps(
+                    {"event": "error", "kind": kind, "message": line, "hint": hint},
+                    ensure_ascii=False,
+                ),
+            )
+            return
+        self._write(self.err, self._red("error:") + f" {line}")
+        if hint:
+            self._write(self.err, f"  hint: {hint}")
+
+    def _red(self, text: str) -> str:
+        colored = self.err.isatty() and not self.no_color
+        return click.style(text, fg="red", bold=True) if colored else text
+
+    @staticmethod
+    def _write(stream: IO[str], text: str) -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+
+pass_console = click.make_pass_decorator(Console, ensure=True)
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Left-aligned columns two spaces apart, headings in upper case."""
+    cells = [[column.upper() for column in columns]]
+    cells += [["-" if value is None else str(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )

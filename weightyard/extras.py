@@ -1,0 +1,35 @@
+"""Which extra of the distribution brings which module: a missing import becomes the command that installs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final
+
+from modelimage.errors import Fault, WeightyardError
+
+# Importable top-level module -> extra. A test holds this table against pyproject.toml.
+MODULE_EXTRAS: Final[Mapping[str, str]] = {
+    "huggingface_hub": "builder",
+    "numba": "builder",
+    "numpy": "builder",
+    "aiohttp": "agent",
+    "structlog": "agent",
+}
+
+
+class MissingExtra(WeightyardError):
+    """A module that only an extra of the distribution installs can't be imported."""
+
+    fault: ClassVar[Fault] = Fault.NODE
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
+    """What to install for a failed import; None when no extra would bring the module."""
+    module = (error.name or "").partition(".")[0]
+    extra = MODULE_EXTRAS.get(module)
+    if extra is None:
+        return None
+    return MissingExtra(
+        f"this command needs the Python package {module!r}, which isn't installed",
+        hint=f"Run: pip install 'weightyard[{extra}]'",
+    )

@@ -1,0 +1,71 @@
+"""Options that several subcommands share, so that they are spelled and explained once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import click
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ROOT_VARIABLE: Final = "WEIGHTYARD_ROOT"
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """Where this user's cache is when nobody says: under XDG_CACHE_HOME, else ~/.cache."""
+    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~"), ".cache").expanduser()
+    return Path(base, "weightyard", "store")
+
+
+def root_option(command: Callable[P, R]) -> Callable[P, R]:
+    """`--root DIR`: the cache's directory, passed as the keyword `root: Path`, absolute."""
+    return click.option(
+        "--root",
+        type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+        envvar=ROOT_VARIABLE,
+        default=lambda: default_root(os.environ),
+        show_default="~/.cache/weightyard/store",
+        show_envvar=True,
+        help="Directory of the model cache.",
+    )(command)
+
+
+def access_options(command: Callable[..., R]) -> Callable[..., R]:
+    """How registries are reached, passed as the keyword `access: modelimage.access.Access`.
+
+    Credentials come from docker's own configuration (DOCKER_CONFIG, credential helpers).
+    """
+
+    @click.option(
+        "--plain-http",
+        "plain_http",
+        metavar="HOST",
+        multiple=True,
+        help="Talk to this registry without TLS; may be repeated. Loopback needs no such option.",
+    )
+    @click.option(
+        "--ca-file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        envvar="WEIGHTYARD_CA_FILE",
+        show_envvar=True,
+        help="Trust the certificate authorities in this PEM file.",
+    )
+    @wraps(command)
+    def with_access(
+        *args: Any, plain_http: tuple[str, ...], ca_file: Path | None, **kwargs: Any
+    ) -> R:
+        return command(*args, access=_access(plain_http, ca_file), **kwargs)
+
+    return with_access
+
+
+def _access(plain_http: tuple[str, ...], ca_file: Path | None) -> Any:
+    # A command that never touches a registry shouldn't pay for importing a client.
+    from modelimage.access import Access  # noqa: PLC0415
+
+    return Access.from_environment(os.environ, plain_http=plain_http, ca_file=ca_file)

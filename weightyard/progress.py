@@ -1,0 +1,212 @@
+"""Progress of a job, seen three ways: a moving bar, a plain line every few seconds, a JSON event every second.
+
+`Meter` is the arithmetic and takes the time as an argument; the rest writes. Nothing here starts a thread
+of its own, rich's refresh of a moving bar excepted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import IO, Any, Final, Protocol
+
+from weightyard.text import format_bytes, format_duration
+
+PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
+EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
+RATE_WINDOW: Final = 10.0  # seconds the shown rate looks back
+
+
+class Progress(Protocol):
+    """One job's progress. Both methods may be called from any thread."""
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are done."""
+
+    def describe(self, text: str) -> None:
+        """What is being done now, in a few words."""
+
+
+class Output(Protocol):
+    """What a console offers to progress."""
+
+    json: bool
+    quiet: bool
+
+    @property
+    def err(self) -> IO[str]: ...
+    @property
+    def moving(self) -> bool: ...
+    def event(self, name: str, **fields: Any) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes done, their rate over the last seconds, and the time left. Times in seconds on one clock."""
+
+    total: int | None
+    started: float
+    done: int = 0
+    _seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def advance(self, count: int, now: float) -> None:
+        self.done += count
+        self._seen.append((now, count))
+        while self._seen and self._seen[0][0] < now - RATE_WINDOW:
+            self._seen.popleft()
+
+    def rate(self, now: float) -> float:
+        """Bytes a second over the last ten seconds, or since the start; 0 before anything came."""
+        window = min(now - self.started, RATE_WINDOW)
+        recent = sum(count for at, count in self._seen if at >= now - RATE_WINDOW)
+        return recent / window if window > 0 else 0.0
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds left at the present rate; None when that can't be said."""
+        rate = self.rate(now)
+        if self.total is None or rate <= 0:
+            return None
+        return max(0, self.total - self.done) / rate
+
+    def line(self, now: float) -> str:
+        """`1.2 GB of 2.0 GB, 60%, 350 MB/s, 2.3 s left`."""
+        parts = [format_bytes(self.done)]
+        if self.total:
+            parts = [
+                f"{parts[0]} of {format_bytes(self.total)}",
+                f"{100 * self.done // self.total}%",
+            ]
+        if rate := self.rate(now):
+            parts.append(f"{format_bytes(rate)}/s")
+        if (left := self.remaining(now)) and self.done < (self.total or 0):
+            parts.append(f"{format_duration(left)} left")
+        return ", ".join(parts)
+
+
+def open_progress(
+    output: Output, title: str, total: int | None, *, clock: Callable[[], float]
+) -> AbstractContextManager[Progress]:
+    """The kind of progress that suits the console."""
+    if output.quiet:
+        return nullcontext(_Silent())
+    if output.moving:
+        return _moving(output, title, total)
+    return _reported(_Reporter(output, title, total, clock=clock))
+
+
+class _Silent:
+    def advance(self, count: int) -> None:
+        """Nobody asked."""
+
+    def describe(self, text: str) -> None:
+        """Nobody asked."""
+
+
+class _Reporter:
+    """Writes a line or an event when the interval has passed, and at the start, at a change of text and at the end."""
+
+    def __init__(
+        self, output: Output, title: str, total: int | None, *, clock: Callable[[], float]
+    ) -> None:
+        self._output = output
+        self._title = title
+        self._text = ""
+        self._clock = clock
+        self._meter = Meter(total, clock())
+        self._interval = EVENT_INTERVAL if output.json else PLAIN_INTERVAL
+        self._written = self._meter.started
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        now = self._clock()
+        with self._lock:
+            self._meter.advance(count, now)
+            due = now - self._written >= self._interval
+            if due:
+                self._written = now
+        if due:
+            self._report("progress", now)
+
+    def describe(self, text: str) -> None:
+        with self._lock:
+            changed, self._text = text != self._text, text
+        if changed:
+            self._report("progress", self._clock())
+
+    def end(self, state: str) -> None:
+        """`state` is `done` or `failed`."""
+        self._report(state, self._clock())
+
+    def _report(self, state: str, now: float) -> None:
+        meter, took = self._meter, now - self._meter.started
+        if self._output.json:
+            self._output.event(
+                "progress", job=self._title, state=state, text=self._text or None, done=meter.done,
+                total=meter.total, seconds=round(took, 3), rate=round(meter.rate(now)),
+            )  # fmt: skip
+            return
+        parts = [self._text] if self._text and state == "progress" else []
+        if state != "progress":
+            parts = [f"{state} in {format_duration(took)}"]
+        if meter.done:
+            average = f"{format_bytes(meter.done)}, {format_bytes(meter.done / max(took, 1e-3))}/s"
+            parts.append(meter.line(now) if state == "progress" else average)
+        self._output.say(f"{self._title}: {', '.join(parts)}")
+
+
+@contextmanager
+def _reported(reporter: _Reporter) -> Iterator[Progress]:
+    try:
+        yield reporter
+    except BaseException:
+        reporter.end("failed")
+        raise
+    reporter.end("done")
+
+
+@contextmanager
+def _moving(output: Output, title: str, total: int | None) -> Iterator[Progress]:
+    from rich.console import Console as RichConsole  # noqa: PLC0415 - a tenth of a second that pipes don't pay
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as RichProgress  # noqa: PLC0415
+
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(finished_text="[green]✓[/green]"),
+        TextColumn("[bold]{task.description}"),
+    ]
+    if total is not None:
+        columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(True)]
+    columns += [TextColumn("{task.fields[text]}"), TimeElapsedColumn()]
+    bar = RichProgress(*columns, console=RichConsole(file=output.err))
+    with bar:
+        task = bar.add_task(title, total=total, text="")
+        yield _Bar(bar, task)
+        shown = bar.tasks[0]
+        bar.update(task, total=shown.total or 1, completed=shown.total or 1, text="")
+
+
+class _Bar:
+    """Rich's bar behind our interface; rich locks by itself."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar = bar
+        self._task = task
+
+    def advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+
+    def describe(self, text: str) -> None:
+        self._bar.update(self._task, text=text)

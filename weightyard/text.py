@@ -1,0 +1,30 @@
+"""Numbers as people read them: bytes in decimal units, durations in the two largest units."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def format_bytes(count: float) -> str:
+    """`1500000` -> `1.5 MB`. Decimal units, as disks and networks are sold."""
+    size = float(count)
+    for unit in _UNITS:
+        if abs(size) < 999.5 or unit == _UNITS[-1]:
+            return (
+                f"{size:.0f} {unit}" if unit == "B" or abs(size) >= 99.95 else f"{size:.1f} {unit}"
+            )
+        size /= 1000
+    raise AssertionError("the last unit takes any size")
+
+
+def format_duration(seconds: float) -> str:
+    """`0.42` -> `0.4 s`, `75` -> `1 min 15 s`, `7300` -> `2 h 1 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
