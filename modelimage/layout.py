@@ -1,0 +1,398 @@
+"""An OCI image layout directory (image-spec v1.1, image-layout.md) as a place to read and write images.
+
+    oci-layout          says that this is one
+    index.json          names the manifests, with tags as `org.opencontainers.image.ref.name` annotations
+    blobs/sha256/<hex>  everything by digest
+
+No server is needed, and several processes may write one layout: blobs appear whole under their digest, and
+index.json is replaced under a lock. Layouts that other tools wrote are read as they are: what this module doesn't
+know in index.json is kept when it adds to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from modelimage import canonical, durable, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch, InvalidImage, NotFound, Unreachable
+from modelimage.ranges import ByteRange
+from modelimage.reference import DEFAULT_TAG
+from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent
+
+_MARKER: Final = "oci-layout"
+_INDEX: Final = "index.json"
+_LOCK: Final = ".lock"
+_VERSION: Final = "1.0.0"
+_MANIFEST_TYPES: Final = mediatypes.INDEX_TYPES | mediatypes.MANIFEST_TYPES
+
+
+class BlobIngest:
+    """A new blob whose digest its writer computes while it writes. Made by `Layout.ingest`."""
+
+    def __init__(self, layout: Layout, pending: durable.PendingFile) -> None:
+        self._layout = layout
+        self._pending = pending
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._pending.size
+
+    def write(self, data: memoryview | bytes | bytearray) -> None:
+        """Append the bytes. Raises NoSpace, NotWritable."""
+        with durable.writing(self._layout.path):
+            self._pending.write(data)
+
+    def commit(self, digest: Digest) -> Path:
+        """Publish what was written under the digest that the caller vouches for; returns the blob's path."""
+        path = self._layout.blob_path(digest)
+        with durable.writing(path):
+            self._pending.publish(path)
+        return path
+
+
+class Layout:
+    """An ImageReader and ImageWriter of one layout directory. Safe for threads and processes at once.
+
+    Nothing is touched before the first call; a write makes the directory where it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._prepared = False
+
+    def __repr__(self) -> str:
+        return f"Layout({str(self.path)!r})"
+
+    # Reading
+
+    def resolve(self, name: str) -> Descriptor:
+        """The manifest that a tag or digest names. Raises NotFound, InvalidImage.
+
+        A layout without any tag that holds one manifest gives it for `latest`, as skopeo does.
+        """
+        entries = self._read_entries()
+        if ":" in name:
+            return self._resolve_digest(Digest.parse(name), entries)
+        return _without_tag(_pick_entry(entries, name, self.path))
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """A manifest's bytes, checked: raises NotFound, DigestMismatch, InvalidImage above 16 MiB."""
+        if descriptor.size > MAX_MANIFEST_BYTES:
+            raise InvalidImage(f"manifest {descriptor.digest} has {descriptor.size} bytes")
+        data = self._read_blob(descriptor.digest)
+        if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
+            raise _damaged(descriptor.digest, self.path)
+        return data
+
+    @contextlib.contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[FileStream]:
+        """A blob, or a range of it, unchecked but for its length. Raises NotFound, DigestMismatch."""
+        path = self.blob_path(descriptor.digest)
+        with durable.reading(path):
+            file = path.open("rb", buffering=0)
+        with contextlib.closing(FileStream(file.fileno(), path, wanted, file.close)) as stream:
+            if os.fstat(file.fileno()).st_size != descriptor.size:
+                raise _damaged(descriptor.digest, self.path)
+            yield stream
+
+    def tags(self) -> list[str]:
+        """All tags, sorted."""
+        return sorted({tag for entry in self._read_entries() if (tag := _tag(entry)) is not None})
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where a blob's bytes are, or will be."""
+        return self.path / "blobs" / "sha256" / digest.hex
+
+    # Writing
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the blob is there in its full length."""
+        path = self.blob_path(descriptor.digest)
+        try:
+            with durable.reading(path):
+                return path.stat().st_size == descriptor.size
+        except NotFound:
+            return False
+
+    @contextlib.contextmanager
+    def ingest(self) -> Iterator[BlobIngest]:
+        """Write a new blob in one pass: `write` its bytes, then `commit` the digest they turned out to have.
+
+        Without a commit nothing is left. For content whose digest is known before, use `put_blob`, which checks it.
+        Raises NoSpace, NotWritable.
+        """
+        self._prepare()
+        with durable.writing(self.path):
+            pending = durable.PendingFile(self._blobs)
+        try:
+            yield BlobIngest(self, pending)
+        finally:
+            pending.discard()
+
+    def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
+        """Store a blob, checked while it is written. Raises DigestMismatch, NoSpace, NotWritable."""
+        if self.has_blob(content.descriptor):
+            return
+        hasher = hashlib.sha256()
+        with self.ingest() as ingest:
+            for buffer in content.read(0):
+                ingest.write(buffer)
+                hasher.update(buffer)
+                if progress:
+                    progress(len(buffer))
+            digest = Digest(hasher.hexdigest())
+            if (digest, ingest.size) != (content.descriptor.digest, content.descriptor.size):
+                raise DigestMismatch(
+                    f"blob {content.descriptor.digest} came as {ingest.size} bytes of {digest}",
+                    hint="The source changed or is damaged: try again from an intact one.",
+                )
+            ingest.commit(digest)
+
+    def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
+        """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
+        if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
+            raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
+        document = canonical.parse(data, what=f"manifest {descriptor.digest}")
+        for child in referenced(document):
+            if not self.has_blob(child):
+                raise NotFound(
+                    f"manifest {descriptor.digest} names {child.digest}, not in the layout"
+                )
+        if not self.has_blob(descriptor):
+            with self.ingest() as ingest:
+                ingest.write(data)
+                ingest.commit(descriptor.digest)
+        if tag is not None:
+            self._edit_index(lambda entries: _retagged(entries, descriptor, tag))
+        elif "subject" in document:
+            # A referrer has no tag and no parent: index.json is the only place that leads to it.
+            self._edit_index(lambda entries: _listed(entries, descriptor))
+
+    def untag(self, tag: str) -> None:
+        """Remove a tag; the blobs stay. Raises NotFound."""
+        if tag not in self.tags():
+            raise NotFound(f"no tag {tag!r} in {self.path}")
+        self._edit_index(lambda entries: [each for each in entries if _tag(each) != tag])
+
+    def entries(self) -> list[Descriptor]:
+        """What index.json lists, tags as their ref.name annotations."""
+        return [Descriptor.from_json(entry) for entry in self._read_entries()]
+
+    def blobs(self) -> Iterator[tuple[Digest, int]]:
+        """Every blob in the directory with its size in bytes."""
+        with durable.reading(self._blobs):
+            for path in sorted(self._blobs.iterdir()):
+                if len(path.name) == 64:
+                    yield Digest(path.name), path.stat().st_size
+
+    def remove_blob(self, digest: Digest) -> None:
+        """Remove a blob; one that isn't there is no error. The caller knows that nothing names it."""
+        path = self.blob_path(digest)
+        with durable.writing(path):
+            path.unlink(missing_ok=True)
+
+    # Inside
+
+    @property
+    def _blobs(self) -> Path:
+        return self.path / "blobs" / "sha256"
+
+    def _prepare(self) -> None:
+        """Make the directory a layout, once for each object, and clear what dead writers left."""
+        if self._prepared:
+            return
+        with durable.writing(self.path):
+            durable.make_directories(self._blobs)
+            with self._lock():
+                if not (self.path / _INDEX).exists():
+                    durable.write_file(self.path / _INDEX, _index_bytes({}, []))
+                if not (self.path / _MARKER).exists():
+                    marker = canonical.to_bytes({"imageLayoutVersion": _VERSION})
+                    durable.write_file(self.path / _MARKER, marker)
+            durable.sweep(self.path)
+            durable.sweep(self._blobs)
+        self._prepared = True
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        # A file of its own, since index.json is replaced and a lock stays with what was replaced.
+        with (self.path / _LOCK).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read_index(self) -> dict[str, Any]:
+        marker = self.path / _MARKER
+        try:
+            with durable.reading(marker):
+                version = canonical.parse(marker.read_bytes(), what=str(marker))
+        except NotFound as error:
+            raise NotFound(
+                f"{self.path} is no OCI layout directory: it has no file {_MARKER}",
+                hint="Check the path after oci:, or build the image first.",
+            ) from error
+        if version.get("imageLayoutVersion") != _VERSION:
+            raise InvalidImage(f"{marker}: not a layout of version {_VERSION}")
+        path = self.path / _INDEX
+        with durable.reading(path):
+            return canonical.parse(path.read_bytes(), what=str(path))
+
+    def _read_entries(self) -> list[dict[str, Any]]:
+        return _entries(self._read_index(), self.path)
+
+    def _edit_index(self, edit: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        self._prepare()
+        with durable.writing(self.path / _INDEX), self._lock():
+            index = self._read_index()
+            entries = _entries(index, self.path)
+            edited = edit(entries)
+            if edited != entries:
+                durable.write_file(self.path / _INDEX, _index_bytes(index, edited))
+
+    def _resolve_digest(self, digest: Digest, entries: Iterable[dict[str, Any]]) -> Descriptor:
+        for entry in entries:
+            if entry.get("digest") == str(digest):
+                return _without_tag(entry)
+        # A child of an index stands in no list: its own bytes say what it is.
+        data = self._read_blob(digest)
+        media_type = canonical.parse(data, what=f"manifest {digest}").get("mediaType")
+        if media_type not in _MANIFEST_TYPES:
+            raise InvalidImage(f"{digest} in {self.path} is no manifest")
+        return Descriptor(media_type, digest, len(data))
+
+    def _read_blob(self, digest: Digest) -> bytes:
+        path = self.blob_path(digest)
+        with durable.reading(path), path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise InvalidImage(f"{digest} in {self.path} is too large for a manifest")
+        return data
+
+
+class FileStream:
+    """A BlobStream over bytes of a file."""
+
+    def __init__(
+        self, descriptor: int, path: Path, wanted: ByteRange | None, close: Callable[[], None]
+    ) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._position = wanted.start if wanted else 0
+        self._stop = wanted.stop if wanted else os.fstat(descriptor).st_size
+        self._close = close
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a part of the buffer; 0 only after the last byte promised."""
+        length = min(len(buffer), self._stop - self._position)
+        # The lock keeps the file open while it is read: a closed descriptor's number is soon another file's.
+        with self._lock, durable.reading(self._path):
+            if self._closed:
+                raise Unreachable(f"{self._path} was closed while it was read")
+            count = os.preadv(self._descriptor, [buffer[:length]], self._position) if length else 0
+        if length and not count:
+            raise DigestMismatch(f"{self._path} ends before its last byte")
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._close()
+
+
+def referenced(document: dict[str, Any]) -> list[Descriptor]:
+    """The blobs and manifests that a manifest needs to be whole: config, layers, children; not its subject."""
+    values: list[object] = []
+    if "config" in document:
+        values.append(document["config"])
+    for member in ("layers", "manifests"):
+        listed = document.get(member) or []
+        if not isinstance(listed, list):
+            raise InvalidImage(f"malformed manifest: {member!r} is not a list")
+        values += listed
+    return [Descriptor.from_json(value) for value in values]
+
+
+def _entries(index: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    entries = index.get("manifests")
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise InvalidImage(f"{path / _INDEX}: no list of manifests")
+    return entries
+
+
+def _tag(entry: dict[str, Any]) -> str | None:
+    annotations = entry.get("annotations")
+    tag = annotations.get(mediatypes.ANNOTATION_REF_NAME) if isinstance(annotations, dict) else None
+    return tag if isinstance(tag, str) else None
+
+
+def _pick_entry(entries: Sequence[dict[str, Any]], tag: str, path: Path) -> dict[str, Any]:
+    """The entry a tag names. Some tools write a whole reference as ref.name: its tag counts as well."""
+    exact = [entry for entry in entries if _tag(entry) == tag]
+    found = exact or [entry for entry in entries if (_tag(entry) or "").endswith(f":{tag}")]
+    if not found and tag == DEFAULT_TAG and len(entries) == 1 and _tag(entries[0]) is None:
+        found = list(entries)
+    if not found:
+        held = ", ".join(sorted({_tag(entry) or "(untagged)" for entry in entries})) or "nothing"
+        raise NotFound(f"no tag {tag!r} in {path}", hint=f"It holds: {held}.")
+    if len({entry.get("digest") for entry in found}) > 1:
+        raise InvalidImage(
+            f"several manifests in {path} are tagged {tag!r}", hint="Name one by its digest."
+        )
+    return found[0]
+
+
+def _without_tag(entry: dict[str, Any]) -> Descriptor:
+    named = Descriptor.from_json(entry)
+    annotations = {
+        key: value
+        for key, value in named.annotations.items()
+        if key != mediatypes.ANNOTATION_REF_NAME
+    }
+    return Descriptor(
+        named.media_type,
+        named.digest,
+        named.size,
+        annotations=annotations,
+        platform=named.platform,
+        artifact_type=named.artifact_type,
+    )
+
+
+def _retagged(
+    entries: list[dict[str, Any]], descriptor: Descriptor, tag: str
+) -> list[dict[str, Any]]:
+    entry = descriptor.to_json()
+    entry["annotations"] = {**descriptor.annotations, mediatypes.ANNOTATION_REF_NAME: tag}
+    kept = [each for each in entries if _tag(each) != tag]
+    return [*kept, entry] if entry not in entries else entries
+
+
+def _listed(entries: list[dict[str, Any]], descriptor: Descriptor) -> list[dict[str, Any]]:
+    if any(each.get("digest") == str(descriptor.digest) for each in entries):
+        return entries
+    return [*entries, descriptor.to_json()]
+
+
+def _index_bytes(index: dict[str, Any], entries: list[dict[str, Any]]) -> bytes:
+    defaults = {"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX}
+    return canonical.to_bytes({**defaults, **index, "manifests": entries})
+
+
+def _damaged(digest: Digest, path: Path) -> DigestMismatch:
+    return DigestMismatch(
+        f"blob {digest} in {path} is damaged",
+        hint="Remove that file and write the image again.",
+    )
