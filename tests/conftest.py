@@ -1,0 +1,68 @@
+"""What every test starts from: a scrubbed environment, reproducible Hypothesis runs, real servers on request."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from weightyard.demo.smollm import default_cache
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+# `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+# A user's settings, credentials and proxies, which no test may see.
+SCRUBBED_NAMES = frozenset(
+    {"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "KUBECONFIG", "SOURCE_DATE_EPOCH", "HTTP_PROXY", "HTTPS_PROXY",
+     "ALL_PROXY", "NO_PROXY", "NETRC"}
+)  # fmt: skip
+SCRUBBED_PREFIXES = ("HF_", "AWS_", "XDG_", "WEIGHTYARD_", "VLLM_", "OTEL_", "HUGGING")
+
+_model_cache = pytest.StashKey[Path]()
+_home = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Scrub before any test module is imported: some libraries read the environment on import."""
+    config.stash[_model_cache] = default_cache(os.environ)
+    config.stash[_home] = Path(tempfile.mkdtemp(prefix="home-"))
+    for name in list(os.environ):
+        if name.upper() in SCRUBBED_NAMES or name.startswith(SCRUBBED_PREFIXES):
+            del os.environ[name]
+    os.environ["HOME"] = str(config.stash[_home])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the home directory that the tests had."""
+    shutil.rmtree(config.stash[_home], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def model_cache(pytestconfig: pytest.Config) -> Path:
+    """Where converted models are kept between runs: outside the tests' home, as making them takes a while."""
+    return pytestconfig.stash[_model_cache]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory of the test's own, for tests that write settings or credentials there."""
+    path = tmp_path / "home"
+    path.mkdir()
+    monkeypatch.setenv("HOME", str(path))
+    return path
+
+
+@pytest.fixture
+def tmp_root() -> Iterator[Path]:
+    """An empty directory with a short path (unix sockets have 107 characters), removed after the test."""
+    with tempfile.TemporaryDirectory(prefix="wy-") as path:
+        yield Path(path)

@@ -1,0 +1,102 @@
+"""containerd with a root, state and socket of its own, driven with `ctr` as its users drive it. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.servers.process import ServerFailed, ServerProcess, child_environment, program, run
+
+# the directory's name stays short: the path of a unix socket has at most 107 characters
+CONFIG = """\
+version = 2
+root = {root}
+state = {state}
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+  address = {address}
+"""
+
+
+class Containerd:
+    """A containerd without CRI. Images are pulled and unpacked with its overlayfs snapshotter."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ctd-")))
+            self.address = self._root / "sock"
+            config = self._root / "config.toml"
+            places = {
+                "root": self._root / "root",
+                "state": self._root / "state",
+                "address": self.address,
+            }
+            config.write_text(CONFIG.format(**{k: json.dumps(str(v)) for k, v in places.items()}))
+            self._process = stack.enter_context(
+                ServerProcess(
+                    [program("containerd"), "--config", str(config)],
+                    log=self._root / "log",
+                    environment=child_environment(self._root),
+                )
+            )
+            self._process.wait_for(self._answers, what="answer")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def ctr(self, *arguments: str) -> str:
+        """Run `ctr` against this containerd and return its output. Raises ServerFailed."""
+        command = [program("ctr"), "--address", str(self.address), *arguments]
+        return run(command, environment=child_environment(self._root))
+
+    def pull(self, reference: str, *options: str, hosts_dir: Path | None = None) -> None:
+        """Pull and unpack the image for this machine's platform: over plain HTTP, or as a `hosts.toml` tree says."""
+        where = ["--hosts-dir", str(hosts_dir)] if hosts_dir else ["--plain-http"]
+        self.ctr("images", "pull", *where, *options, reference)
+
+    def images(self) -> list[str]:
+        """The references of the images it has."""
+        return self.ctr("images", "list", "--quiet").split()
+
+    def remove(self, reference: str) -> None:
+        """Remove an image and, before it returns, everything that only it used."""
+        self.ctr("images", "remove", "--sync", reference)
+
+    @contextlib.contextmanager
+    def mounted(self, reference: str) -> Iterator[Path]:
+        """The image's root filesystem as a container would see it, read-only, while the context lasts."""
+        with tempfile.TemporaryDirectory(prefix="mnt-", dir=self._root) as target:
+            self.ctr("images", "mount", reference, target)
+            try:
+                yield Path(target)
+            finally:
+                self.ctr("images", "unmount", "--rm", target)
+
+    def log_text(self) -> str:
+        """containerd's whole log."""
+        return self._process.log_text()
+
+    def _answers(self) -> bool:
+        if not self.address.exists():
+            return False
+        try:
+            self.ctr("version")
+        except ServerFailed:
+            return False
+        return True

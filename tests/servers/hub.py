@@ -1,0 +1,405 @@
+"""A Hugging Face Hub on loopback: the part of its HTTP API that huggingface_hub uses to describe and download models.
+
+Repositories are plain directories. Weight files are LFS files: their resolve address redirects to a content server on
+another port (as the Hub's CDN is another host) with a signed URL that expires. Access rules and error codes follow the
+Hub: `X-Error-Code` RepoNotFound, RevisionNotFound, EntryNotFound, GatedRepo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.servers.httpserver import Handler, LoopbackServer
+
+LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth"})
+LFS_BYTES = 10_000_000
+LFS_POINTER_BYTES = 135
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+_API = re.compile(
+    r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?P<path>/.*)?)?$"
+)
+_RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)$")
+
+
+@dataclass(frozen=True)
+class HubRequest:
+    """One answered request; `sent` is bytes of the answer's body, `authorized` whether it carried credentials."""
+
+    method: str
+    path: str
+    status: int
+    sent: int
+    range: str | None
+    authorized: bool
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    source: Path
+    size: int
+    blob_id: str  # git's object id
+    sha256: str | None  # of LFS files only
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 or self.blob_id
+
+    def described(self) -> dict[str, object]:
+        """As the tree and paths-info views have it."""
+        common = {"type": "file", "path": self.path, "size": self.size, "oid": self.blob_id}
+        lfs = {"oid": self.sha256, "size": self.size, "pointerSize": LFS_POINTER_BYTES}
+        return {**common, "lfs": lfs} if self.sha256 else common
+
+    def sibling(self, *, blobs: bool) -> dict[str, object]:
+        """As model_info has it."""
+        if not blobs:
+            return {"rfilename": self.path}
+        lfs = {"sha256": self.sha256, "size": self.size, "pointerSize": LFS_POINTER_BYTES}
+        known = {"rfilename": self.path, "size": self.size, "blobId": self.blob_id}
+        return {**known, "lfs": lfs} if self.sha256 else known
+
+
+@dataclass(frozen=True)
+class _Repository:
+    revisions: Mapping[str, str]  # name -> commit
+    commits: Mapping[str, Mapping[str, _File]]
+    private: bool
+    gated: bool
+    readers: frozenset[str]  # tokens
+
+
+class _HubHandler(Handler):
+    @property
+    def _owner(self) -> Any:
+        return cast("Any", self.server).owner
+
+    def _token(self) -> str | None:
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        return token if scheme == "Bearer" else None
+
+    def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        self._note(status, 0 if self.command == "HEAD" else len(body))
+        super().answer(status, body, headers)
+
+    def _note(self, status: int, sent: int) -> None:
+        self._owner.requests.append(
+            HubRequest(
+                method=self.command,
+                path=self.path,
+                status=status,
+                sent=sent,
+                range=self.headers.get("Range"),
+                authorized="Authorization" in self.headers,
+            )
+        )
+
+    def _error(self, status: int, code: str, message: str, **headers: str) -> None:
+        named = {"X-Error-Code": code, "X-Error-Message": message, **headers}
+        self.answer(status, json.dumps({"error": message}).encode(), named)
+
+    def _json(self, value: object, **headers: str) -> None:
+        body = json.dumps(value).encode()
+        self.answer(200, body, {"Content-Type": "application/json", **headers})
+
+    def _file(self, file: _File, headers: dict[str, str]) -> None:
+        """Send a file or the one range of it that was asked for."""
+        wanted = _parse_range(self.headers.get("Range"), file.size)
+        if wanted is None:
+            self.answer(416, b"", {"Content-Range": f"bytes */{file.size}"})
+            return
+        partial = "Range" in self.headers
+        status = HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK
+        self._note(status, 0 if self.command == "HEAD" else len(wanted))
+        self.send_response(status)
+        if partial:
+            self.send_header("Content-Range", f"bytes {wanted.start}-{wanted.stop - 1}/{file.size}")
+        described = {
+            "Content-Length": str(len(wanted)),
+            "Accept-Ranges": "bytes",
+            "ETag": f'"{file.etag}"',
+        }
+        for name, value in {**described, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.flush()
+        with file.source.open("rb") as source:
+            self.connection.sendfile(source, wanted.start, len(wanted))
+
+
+class _ApiHandler(_HubHandler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        if match := _API.fullmatch(url.path):
+            self._api(match, query)
+        elif match := _RESOLVE.fullmatch(url.path):
+            self._resolve(match)
+        else:
+            self._error(404, "NotFound", "no such page")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        match = _API.fullmatch(urlsplit(self.path).path)
+        if match is None or match["view"] != "paths-info":
+            self._error(404, "NotFound", "no such page")
+            return
+        asked = parse_qs(body.decode())
+        if self.headers.get("Content-Type", "").startswith("application/json"):
+            asked = json.loads(body)
+        found = self._commit(match)
+        if found:
+            files = found[2]
+            self._json(
+                [files[path].described() for path in asked.get("paths", []) if path in files]
+            )
+
+    def _repository(self, name: str) -> _Repository | None:
+        """The repository, if this client may know of it; else the error is answered."""
+        repository = self._owner.repositories.get(name)
+        token = self._token()
+        if token is not None and token not in self._owner.tokens:
+            self._error(401, "", "Invalid credentials in Authorization header")
+        elif repository is None or (repository.private and token not in repository.readers):
+            self._error(401 if token is None else 404, "RepoNotFound", "Repository not found")
+        else:
+            return cast("_Repository", repository)
+        return None
+
+    def _commit(self, match: re.Match[str]) -> tuple[_Repository, str, Mapping[str, _File]] | None:
+        repository = self._repository(match["repo"])
+        if repository is None:
+            return None
+        revision = unquote(match["revision"] or "main")
+        commit = repository.revisions.get(revision, revision)
+        if commit not in repository.commits:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return None
+        return repository, commit, repository.commits[commit]
+
+    def _api(self, match: re.Match[str], query: dict[str, str]) -> None:
+        found = self._commit(match)
+        if found is None:
+            return
+        repository, commit, files = found
+        if match["view"] == "tree":
+            self._tree(files, unquote(match["path"] or "").strip("/"), query)
+            return
+        blobs = query.get("blobs", "").lower() in {"true", "1"}
+        self._json(
+            {
+                "id": match["repo"],
+                "modelId": match["repo"],
+                "sha": commit,
+                "private": repository.private,
+                "gated": "manual" if repository.gated else False,
+                "disabled": False,
+                "tags": [],
+                "siblings": [file.sibling(blobs=blobs) for file in files.values()],
+            }
+        )
+
+    def _tree(self, files: Mapping[str, _File], under: str, query: dict[str, str]) -> None:
+        entries = list(
+            _tree_entries(
+                files, under, recursive=query.get("recursive", "").lower() in {"true", "1"}
+            )
+        )
+        if under and not entries:
+            self._error(404, "EntryNotFound", f"{under} does not exist")
+            return
+        start, size = int(query.get("cursor", "0")), self._owner.page_size
+        headers = {}
+        if start + size < len(entries):
+            base = urlsplit(self.path).path
+            following = f"{self._owner.url}{base}?recursive={query.get('recursive', 'false')}&cursor={start + size}"
+            headers["Link"] = f'<{following}>; rel="next"'
+        self._json(entries[start : start + size], **headers)
+
+    def _resolve(self, match: re.Match[str]) -> None:
+        found = self._commit(match)
+        if found is None:
+            return
+        repository, commit, files = found
+        named = {"X-Repo-Commit": commit}
+        if repository.gated and self._token() not in repository.readers:
+            status = 401 if self._token() is None else 403
+            self._error(
+                status, "GatedRepo", f"Access to model {match['repo']} is restricted", **named
+            )
+            return
+        file = files.get(unquote(match["path"]))
+        if file is None:
+            self._error(404, "EntryNotFound", "Entry not found", **named)
+        elif file.sha256 is None:
+            self._file(file, named)
+        else:
+            linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
+            location = self._owner.cdn.signed_url(file)
+            self.answer(
+                302, b"", {**named, **linked, "ETag": f'"{file.blob_id}"', "Location": location}
+            )
+
+
+class _CdnHandler(_HubHandler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        file, expires = self._owner.signatures.get(query.get("signature", ""), (None, 0.0))
+        if file is None or url.path != f"/{file.sha256}" or expires < time.monotonic():
+            self.answer(
+                403,
+                b"<Error><Code>AccessDenied</Code></Error>",
+                {"Content-Type": "application/xml"},
+            )
+        elif "Authorization" in self.headers:
+            # as S3 does with a signed URL and a header beside it
+            self.answer(400, b"<Error><Code>InvalidArgument</Code></Error>")
+        else:
+            self._file(file, {})
+
+
+class ContentServer(LoopbackServer):
+    """Where LFS files are downloaded from: signed URLs only, which live `url_lifetime` seconds."""
+
+    HANDLER = _CdnHandler
+
+    def __init__(self) -> None:
+        self.requests: list[HubRequest] = []
+        self.signatures: dict[str, tuple[_File, float]] = {}
+        self.url_lifetime = 3600.0
+
+    def signed_url(self, file: _File) -> str:
+        """A new URL for `file`."""
+        signature = secrets.token_urlsafe(12)
+        self.signatures[signature] = (file, time.monotonic() + self.url_lifetime)
+        return f"{self.url}/{file.sha256}?signature={signature}"
+
+
+class Hub(LoopbackServer):
+    """The Hub. `url` is what HF_ENDPOINT takes; `requests` and `cdn.requests` list what was answered.
+
+    `page_size` is how many entries one page of a tree listing has; tests make it small to see paging.
+    """
+
+    HANDLER = _ApiHandler
+
+    def __init__(self, *, page_size: int = 1000) -> None:
+        self.page_size = page_size
+        self.requests: list[HubRequest] = []
+        self.repositories: dict[str, _Repository] = {}
+        self.tokens: set[str] = set()
+        self.cdn = ContentServer()
+
+    def __enter__(self) -> Self:
+        self.cdn.__enter__()
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.cdn.__exit__(kind, error, trace)
+
+    def token(self) -> str:
+        """A new user's token; it opens only the repositories that it's named a reader of."""
+        token = f"hf_{secrets.token_hex(8)}"
+        self.tokens.add(token)
+        return token
+
+    def add(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        revision: str = "main",
+        private: bool = False,
+        gated: bool = False,
+        readers: tuple[str, ...] = (),
+    ) -> str:
+        """Publish `directory` as a commit of `name` that `revision` points to; return the commit.
+
+        The files are served from where they are. Earlier commits stay reachable by their ids.
+        """
+        files = {file.path: file for file in map(_describe, *_walk(directory))}
+        listing = json.dumps([[path, file.etag] for path, file in files.items()])
+        commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
+        before = self.repositories.get(name)
+        self.repositories[name] = _Repository(
+            revisions={**(before.revisions if before else {}), revision: commit},
+            commits={**(before.commits if before else {}), commit: files},
+            private=private,
+            gated=gated,
+            readers=frozenset(readers),
+        )
+        return commit
+
+
+def _walk(directory: Path) -> tuple[list[str], list[Path]]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [path.relative_to(directory).as_posix() for path in paths], paths
+
+
+def _describe(path: str, source: Path) -> _File:
+    size = source.stat().st_size
+    is_lfs = source.suffix in LFS_SUFFIXES or size > LFS_BYTES
+    with source.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest() if is_lfs else None
+    blob = f"sha256:{sha256}".encode() if is_lfs else source.read_bytes()
+    blob_id = hashlib.sha1(b"blob %d\0" % len(blob) + blob, usedforsecurity=False).hexdigest()
+    return _File(path, source, size, blob_id, sha256)
+
+
+def _tree_entries(
+    files: Mapping[str, _File], under: str, *, recursive: bool
+) -> Iterator[dict[str, object]]:
+    prefix = f"{under}/" if under else ""
+    folders: set[str] = set()
+    for path, file in files.items():
+        if not path.startswith(prefix):
+            continue
+        parts = path.removeprefix(prefix).split("/")
+        for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
+            folder = prefix + "/".join(parts[:depth])
+            if folder not in folders:
+                folders.add(folder)
+                oid = hashlib.sha1(folder.encode(), usedforsecurity=False).hexdigest()
+                yield {"type": "directory", "path": folder, "size": 0, "oid": oid}
+        if recursive or len(parts) == 1:
+            yield file.described()
+
+
+def _parse_range(header: str | None, size: int) -> range | None:
+    """The bytes asked for; all of them without a header, None when the range can't be satisfied."""
+    if header is None:
+        return range(size)
+    match = _RANGE.fullmatch(header)
+    if match is None:
+        return range(size)
+    first, last = match.groups()
+    if not first:
+        return range(max(size - int(last), 0), size)
+    stop = min(int(last) + 1, size) if last else size
+    return range(int(first), stop) if int(first) < stop else None

@@ -1,0 +1,99 @@
+"""podman with directories of its own: an independent client, and a Docker API for the docker SDK. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.servers.process import ServerProcess, child_environment, program, run
+
+STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "{root}/root"
+runroot = "{root}/run"
+"""
+CONTAINERS = """\
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+tmp_dir = "{root}/tmp"
+[network]
+network_backend = "cni"
+"""
+
+
+class Podman:
+    """A podman that shares nothing with the machine's own."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pod-")))
+            (self._root / "storage.conf").write_text(STORAGE.format(root=self._root))
+            (self._root / "containers.conf").write_text(CONTAINERS.format(root=self._root))
+            (self._root / "registries.conf").write_text("unqualified-search-registries = []\n")
+            (self._root / "policy.json").write_text(
+                '{"default": [{"type": "insecureAcceptAnything"}]}'
+            )
+            stack.callback(self._release)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def podman(self, *arguments: str) -> str:
+        """Run `podman` with this storage and return its output. Raises ServerFailed."""
+        return run([program("podman"), *arguments], environment=self._environment())
+
+    def pull(self, reference: str, *options: str) -> None:
+        """Pull an image over plain HTTP."""
+        policy = f"--signature-policy={self._root}/policy.json"
+        self.podman("pull", "--quiet", "--tls-verify=false", policy, *options, reference)
+
+    def images(self) -> list[str]:
+        """The references of the images it has."""
+        return self.podman("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+
+    @contextlib.contextmanager
+    def mounted(self, reference: str) -> Iterator[Path]:
+        """The image's root filesystem, read-only, while the context lasts."""
+        target = self.podman("image", "mount", reference).strip()
+        try:
+            yield Path(target)
+        finally:
+            self.podman("image", "umount", reference)
+
+    @contextlib.contextmanager
+    def docker_api(self) -> Iterator[str]:
+        """Docker's API over this storage while the context lasts, as a base URL for the docker SDK."""
+        socket = self._root / "api.sock"
+        command = [program("podman"), "system", "service", "--time=0", f"unix://{socket}"]
+        with ServerProcess(
+            command, log=self._root / "api.log", environment=self._environment()
+        ) as service:
+            service.wait_for(socket.exists, what="socket")
+            yield f"unix://{socket}"
+        socket.unlink(missing_ok=True)
+
+    def _environment(self) -> dict[str, str]:
+        return child_environment(
+            self._root,
+            CONTAINERS_STORAGE_CONF=str(self._root / "storage.conf"),
+            CONTAINERS_CONF=str(self._root / "containers.conf"),
+            CONTAINERS_REGISTRIES_CONF=str(self._root / "registries.conf"),
+        )
+
+    def _release(self) -> None:
+        self.podman("image", "umount", "--all", "--force")
+        self.podman("rmi", "--all", "--force")

@@ -1,0 +1,162 @@
+"""Starts a real server as a child, waits for it on a condition with a deadline, and stops all that it started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+T = TypeVar("T")
+POLL_SECONDS = 0.02
+LOG_TAIL = 4000
+STOP_SECONDS = 10.0
+
+
+class ServerFailed(Exception):
+    """A real server didn't start, died, or missed a deadline; the message ends with the end of its log."""
+
+
+def wait_until(condition: Callable[[], T | None], *, what: str, seconds: float = 10.0) -> T:
+    """The first true value of `condition`, asked again and again. Raises TimeoutError when `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {what} within {seconds:g} s")
+        time.sleep(POLL_SECONDS)
+
+
+def free_port() -> int:
+    """A port nobody listens on now, for programs that can't bind port 0 and tell which one they got."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def program(name: str) -> str:
+    """The path of an installed program. Raises ServerFailed, never skips: a missing program is a broken set-up."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        raise ServerFailed(f"{name} isn't installed: run `make setup`")
+    return found
+
+
+def child_environment(home: Path, **extra: str) -> dict[str, str]:
+    """A small environment for a child: no proxies, no credentials, no settings of the user who runs the tests."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "LANG": "C.UTF-8",
+        **extra,
+    }
+
+
+class ServerProcess:
+    """A child in a process group of its own whose output goes to a file; leaving the context stops the group."""
+
+    def __init__(
+        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name = Path(command[0]).name
+        self.log = log
+        with log.open("wb") as out:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id; its process group has the same number."""
+        return self._child.pid
+
+    def is_running(self) -> bool:
+        """Whether the child itself has not ended."""
+        return self._child.poll() is None
+
+    def log_text(self) -> str:
+        """Everything the child wrote so far."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], T | None], *, what: str, seconds: float = 20.0) -> T:
+        """`wait_until`, but an early death of the child ends it. Raises ServerFailed with the end of the log."""
+
+        def ready_or_dead() -> tuple[T | None] | None:
+            value = condition()
+            return (value,) if value or not self.is_running() else None
+
+        try:
+            (value,) = wait_until(ready_or_dead, what=what, seconds=seconds)
+        except TimeoutError as error:
+            raise self._failed(str(error)) from error
+        if not value:
+            raise self._failed(f"ended with {self._child.returncode} before it gave its {what}")
+        return value
+
+    def stop(self, *, seconds: float = STOP_SECONDS) -> None:
+        """End the child's whole process group: SIGTERM, then SIGKILL for what is left. Calling it twice is fine."""
+        self._signal(signal.SIGTERM)
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._child.wait(seconds)
+        self._signal(signal.SIGKILL)
+
+    def kill(self) -> None:
+        """SIGKILL the group at once, as a power cut would."""
+        self._signal(signal.SIGKILL)
+        self._child.wait(STOP_SECONDS)
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._child.pid, number)
+        except ProcessLookupError:
+            return  # the whole group has ended
+
+    def _failed(self, what: str) -> ServerFailed:
+        return ServerFailed(f"{self.name}: {what}; its log ends:\n{self.log_text()[-LOG_TAIL:]}")
+
+
+def run(command: Sequence[str], *, environment: Mapping[str, str], seconds: float = 120.0) -> str:
+    """Run a client program to its end and return its output. Raises ServerFailed with what it wrote when it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=dict(environment),
+        timeout=seconds,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ServerFailed(
+            f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+    return done.stdout
