@@ -1,0 +1,176 @@
+"""YAML text to Workspaces: every complaint names the line and the field, and guesses what was meant.
+
+Takes text, never opens a file. The YAML is composed to nodes first, since only nodes know their lines and
+whether a key stands twice, which a plain load would hide.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Final, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from modelimage.errors import InvalidInput
+from workspace.schema import Workspace
+
+MAX_DOCUMENT_BYTES: Final = 1 << 20
+_HINT = "See docs/workspace.md for every field, and examples/ for whole documents."
+
+
+def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
+    """All Workspaces of a YAML stream; `name` is the file's, for messages. Raises InvalidInput."""
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise InvalidInput(f"{name} has more than {MAX_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
+    nodes = _compose(text, name)
+    if not nodes:
+        raise InvalidInput(f"{name} holds no document", hint=_HINT)
+    return tuple(_workspace(node, name) for node in nodes)
+
+
+def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspace:
+    """The one Workspace of a YAML stream, or the one called `only`. Raises InvalidInput."""
+    found = parse_workspaces(text, name=name)
+    chosen = [each for each in found if only is None or each.name == only]
+    if len(chosen) == 1:
+        return chosen[0]
+    held = ", ".join(each.name for each in found)
+    if only is not None and not chosen:
+        raise InvalidInput(f"{name} holds no workspace {only!r}; it holds: {held}")
+    raise InvalidInput(f"{name} holds several workspaces: {held}", hint="Choose one with --name.")
+
+
+def _compose(text: str, name: str) -> list[yaml.Node]:
+    try:
+        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None]
+        for node in nodes:
+            _check_keys(node, name, seen=set())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InvalidInput(f"{name}:{line}: not valid YAML: {error.problem}", hint=_HINT) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
+    return nodes
+
+
+def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:
+    """Refuse a key that stands twice in one mapping: YAML would keep the last and say nothing."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, name, seen=seen)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if key.value in keys:
+                raise InvalidInput(
+                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} stands here twice",
+                    hint="Remove one of the two.",
+                )
+            keys.add(key.value)
+            _check_keys(value, name, seen=seen)
+
+
+def _workspace(node: yaml.Node, name: str) -> Workspace:
+    try:
+        document = yaml.SafeLoader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
+    if not isinstance(document, dict):
+        raise InvalidInput(
+            f"{name}:{node.start_mark.line + 1}: a Workspace is a mapping, not {_kind(document)}",
+            hint=_HINT,
+        )
+    try:
+        return Workspace.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=True)
+        lines = [f"{name}:{_line(node, each['loc'])}: {_sentence(each)}" for each in details]
+        raise InvalidInput("\n".join(lines), hint=_HINT) from error
+
+
+def _line(node: yaml.Node, path: Sequence[str | int]) -> int:
+    """The line of the deepest node on the path that is there."""
+    line = node.start_mark.line
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == step), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
+        ):
+            node = node.value[step]
+            line = node.start_mark.line
+    return line + 1
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """What is wrong, in the document's own words."""
+    path = [step for step in error["loc"] if step != "[key]"]
+    field = _dotted(path)
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = _fields_at(path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        guess = (
+            f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+        )
+        return f"unknown field {field}; {guess}"
+    if kind == "missing":
+        return f"{field} is missing"
+    if kind == "is_instance_of":
+        return f"{field}: {_choices(path, message)}"
+    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
+
+
+def _choices(path: Sequence[str | int], message: str) -> str:
+    field = _field_type(path)
+    enum = next((each for each in (field, *get_args(field)) if hasattr(each, "__members__")), None)
+    if enum is None:
+        return message
+    return f"expected one of {', '.join(member.value for member in enum)}"
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _fields_at(path: Sequence[str | int]) -> list[str]:
+    """The names that a document may use at a path: those of the schema's part that is found there."""
+    kind = _field_type(path)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [field.alias or name for name, field in kind.model_fields.items()]
+    return []
+
+
+def _field_type(path: Sequence[str | int]) -> Any:
+    kind: Any = Workspace
+    for step in path:
+        if isinstance(step, int):
+            kind = get_args(kind)[0]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = next(
+                (_plain(f.annotation) for f in kind.model_fields.values() if f.alias == step), None
+            )
+    return kind
+
+
+def _plain(annotation: Any) -> Any:
+    """The type itself out of `T | None`."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    optional = type(None) in get_args(annotation)
+    return parts[0] if optional and len(parts) == 1 else annotation
+
+
+def _kind(value: object) -> str:
+    return "empty" if value is None else type(value).__name__

@@ -1,0 +1,170 @@
+"""Inference servers as templates: how each is called, what it reads, where it says that it is healthy.
+
+One table; a new server is a new row. Pure: a template gives arguments as tuples and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from workspace.arguments import Argument
+from workspace.schema import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a template needs to know. `gpus` 0 is a CPU; None leaves the engine's own default."""
+
+    model_dir: PurePosixPath
+    gguf_file: str | None
+    served_name: str
+    host: str
+    port: int
+    gpus: int
+    context: int | None
+    dtype: str | None
+    utilization: float
+    adapters: tuple[tuple[str, PurePosixPath], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One engine. `command` starts it in a container; `module` is what `python -m` runs on this machine, if any."""
+
+    command: tuple[str, ...]
+    module: str | None
+    image: str
+    cpu_image: str | None
+    formats: frozenset[str]
+    health_path: str
+    arguments: Callable[[Launch], list[Argument]]
+    fixed_flags: frozenset[str]
+
+
+def _vllm(launch: Launch) -> list[Argument]:
+    arguments: list[Argument] = [
+        ("--model", str(launch.model_dir)),
+        ("--served-model-name", launch.served_name),
+        ("--host", launch.host),
+        ("--port", str(launch.port)),
+    ]
+    if launch.dtype:
+        arguments.append(("--dtype", launch.dtype))
+    if launch.context:
+        arguments.append(("--max-model-len", str(launch.context)))
+    if launch.gpus:
+        arguments.append(("--gpu-memory-utilization", f"{launch.utilization:.2f}"))
+        if launch.gpus > 1:
+            arguments.append(("--tensor-parallel-size", str(launch.gpus)))
+    else:
+        # Compiling for a CPU takes longer than it saves on the models that a CPU serves.
+        arguments.append(("--enforce-eager",))
+    if launch.adapters:
+        arguments.append(("--enable-lora",))
+        arguments.append(("--lora-modules", *(f"{name}={path}" for name, path in launch.adapters)))
+    return arguments
+
+
+def _sglang(launch: Launch) -> list[Argument]:
+    arguments: list[Argument] = [
+        ("--model-path", str(launch.model_dir)),
+        ("--served-model-name", launch.served_name),
+        ("--host", launch.host),
+        ("--port", str(launch.port)),
+    ]
+    if launch.dtype:
+        arguments.append(("--dtype", launch.dtype))
+    if launch.context:
+        arguments.append(("--context-length", str(launch.context)))
+    if launch.gpus > 1:
+        arguments.append(("--tensor-parallel-size", str(launch.gpus)))
+    if not launch.gpus:
+        arguments.append(("--device", "cpu"))
+    if launch.adapters:
+        arguments.append(("--lora-paths", *(f"{name}={path}" for name, path in launch.adapters)))
+    return arguments
+
+
+def _tgi(launch: Launch) -> list[Argument]:
+    arguments: list[Argument] = [
+        ("--model-id", str(launch.model_dir)),
+        ("--hostname", launch.host),
+        ("--port", str(launch.port)),
+    ]
+    if launch.dtype:
+        arguments.append(("--dtype", launch.dtype))
+    if launch.context:
+        arguments.append(("--max-total-tokens", str(launch.context)))
+    if launch.gpus > 1:
+        arguments.append(("--num-shard", str(launch.gpus)))
+    if launch.gpus:
+        arguments.append(("--cuda-memory-fraction", f"{launch.utilization:.2f}"))
+    if launch.adapters:
+        adapters = ",".join(f"{name}={path}" for name, path in launch.adapters)
+        arguments.append(("--lora-adapters", adapters))
+    return arguments
+
+
+def _llama_cpp(launch: Launch) -> list[Argument]:
+    arguments: list[Argument] = [
+        ("--model", str(launch.model_dir / (launch.gguf_file or ""))),
+        ("--alias", launch.served_name),
+        ("--host", launch.host),
+        ("--port", str(launch.port)),
+    ]
+    if launch.context:
+        arguments.append(("--ctx-size", str(launch.context)))
+    if launch.gpus:
+        arguments.append(("--n-gpu-layers", "999"))
+    arguments += [("--lora", str(path)) for _, path in launch.adapters]
+    return arguments
+
+
+_SAFETENSORS: Final = frozenset({"safetensors"})
+_WHERE: Final = frozenset({"--host", "--port"})
+
+TEMPLATES: Final[Mapping[Engine, Template]] = {
+    Engine.VLLM: Template(
+        command=("python3", "-m", "vllm.entrypoints.openai.api_server"),
+        module="vllm.entrypoints.openai.api_server",
+        image="docker.io/vllm/vllm-openai:v0.32.0",
+        cpu_image="public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0",
+        formats=_SAFETENSORS,
+        health_path="/health",
+        arguments=_vllm,
+        fixed_flags=_WHERE | {"--model"},
+    ),
+    Engine.SGLANG: Template(
+        command=("python3", "-m", "sglang.launch_server"),
+        module="sglang.launch_server",
+        image="docker.io/lmsysorg/sglang:v0.5.5",
+        cpu_image=None,
+        formats=_SAFETENSORS,
+        health_path="/health",
+        arguments=_sglang,
+        fixed_flags=_WHERE | {"--model-path", "--model"},
+    ),
+    Engine.TGI: Template(
+        command=("text-generation-launcher",),
+        module=None,
+        image="ghcr.io/huggingface/text-generation-inference:3.3.6",
+        cpu_image=None,
+        formats=_SAFETENSORS,
+        health_path="/health",
+        arguments=_tgi,
+        fixed_flags=frozenset({"--hostname", "--port", "--model-id"}),
+    ),
+    Engine.LLAMA_CPP: Template(
+        command=("/app/llama-server",),
+        module=None,
+        image="ghcr.io/ggml-org/llama.cpp:server-cuda",
+        cpu_image="ghcr.io/ggml-org/llama.cpp:server",
+        formats=frozenset({"gguf"}),
+        health_path="/health",
+        arguments=_llama_cpp,
+        fixed_flags=_WHERE | {"--model"},
+    ),
+}

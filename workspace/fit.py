@@ -1,0 +1,143 @@
+"""Which variant a machine gets, over how many GPUs, with how long a context. Pure arithmetic on records' facts.
+
+    per GPU   (weights + context x KV cache per token) / GPUs + overhead  <=  GPU memory x utilization
+    on a CPU   weights + context x KV cache per token  + overhead         <=  memory
+
+`overhead` (activations, runtime) is what the record's GPU memory says above weights and KV cache. Fewest GPUs come
+first, then accuracy: with `auto` a second GPU is taken only when no variant fits one. The context asked for must fit;
+when none is asked, 8,192 tokens or the model's own length must, and the longest that fits is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from modelimage.errors import NoSpace, UnknownVariant
+from modelimage.memory import DEFAULT_CONTEXT
+from modelimage.record import ModelFacts
+from workspace.hardware import DEFAULT_UTILIZATION, Hardware, refusal
+from workspace.schema import Variant
+
+ACCURACY: Final = (Variant.BF16.value, Variant.INT8.value, Variant.INT4.value)
+_BLOCK: Final = 16  # tokens; vLLM's KV cache block
+
+
+class DoesNotFit(NoSpace):
+    """No variant fits the machine's memory, or none that fits runs on its GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked of a fit; None where the planner may choose."""
+
+    variant: Variant = Variant.AUTO
+    context: int | None = None
+    gpus: int | None = None
+    utilization: float = DEFAULT_UTILIZATION
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A choice: `gpus` 0 on a CPU; `context` None when the model doesn't say how much a token takes."""
+
+    variant: str
+    gpus: int
+    context: int | None
+    reasons: tuple[str, ...] = ()
+
+
+def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Demand) -> Fit:
+    """The best fit. Raises UnknownVariant, or DoesNotFit with what each variant lacks."""
+    variants = _wanted(candidates, demand.variant)
+    reasons: list[str] = []
+    for gpus in _gpu_counts(hardware, demand.gpus):
+        for variant in variants:
+            why_not = _obstacle(variant, candidates[variant], hardware, demand, gpus)
+            if why_not is None:
+                context = _context(candidates[variant], hardware, demand, gpus)
+                return Fit(variant, gpus, context, tuple(dict.fromkeys(reasons)))
+            reasons.append(why_not)
+    raise DoesNotFit(
+        f"the model doesn't fit: {'; '.join(dict.fromkeys(reasons))}",
+        hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
+    )
+
+
+def overhead_bytes(facts: ModelFacts) -> int:
+    """Activations and runtime: what the record's GPU memory holds beyond weights and the default context."""
+    tokens = min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    held = facts.weight_bytes + tokens * facts.kv_cache_bytes_per_token
+    return max(0, facts.gpu_memory_bytes - held)
+
+
+def needed_bytes(facts: ModelFacts, *, context: int, gpus: int) -> int:
+    """Memory that each of `gpus` GPUs (0: the CPU's machine) must give."""
+    shared = facts.weight_bytes + context * facts.kv_cache_bytes_per_token
+    return -(-shared // max(gpus, 1)) + overhead_bytes(facts)
+
+
+def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]:
+    if variant is not Variant.AUTO:
+        if variant.value not in candidates:
+            raise UnknownVariant(
+                f"the image has no variant {variant.value!r}; it has: {', '.join(candidates)}",
+                hint="Choose one of these in spec.model.variant, or auto.",
+            )
+        return [variant.value]
+    return [v for v in ACCURACY if v in candidates] + [v for v in candidates if v not in ACCURACY]
+
+
+def _gpu_counts(hardware: Hardware, asked: int | None) -> Iterator[int]:
+    """Tensor parallelism divides attention heads, so counts that nobody asked for are powers of two."""
+    if hardware.gpu is None:
+        yield 0
+    elif asked is not None:
+        yield asked
+    else:
+        count = 1
+        while count <= hardware.count:
+            yield count
+            count *= 2
+
+
+def _budget(hardware: Hardware, demand: Demand) -> int | None:
+    """Memory of one GPU, or of the machine, that the server may use; None when unknown."""
+    if hardware.gpu is not None:
+        return int(hardware.gpu.memory_bytes * demand.utilization)
+    return hardware.memory_bytes or None
+
+
+def _obstacle(
+    variant: str, facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int
+) -> str | None:
+    refused = refusal(hardware.gpu, variant)
+    if refused is not None:
+        return f"{variant}: {refused}"
+    if demand.context and facts.context_length and demand.context > facts.context_length:
+        return f"{variant}: the model's context is {facts.context_length} tokens, {demand.context} are asked for"
+    budget = _budget(hardware, demand)
+    need = needed_bytes(facts, context=_least_context(facts, demand), gpus=gpus)
+    if budget is None or need <= budget:
+        return None
+    where = f"on {gpus} GPU{'s' * (gpus > 1)}, each" if gpus else "of memory,"
+    return f"{variant} needs {need / 1e9:.1f} GB {where} offering {budget / 1e9:.1f} GB"
+
+
+def _least_context(facts: ModelFacts, demand: Demand) -> int:
+    return demand.context or min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+
+def _context(facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int) -> int | None:
+    if demand.context is not None:
+        return demand.context
+    budget = _budget(hardware, demand)
+    if not facts.kv_cache_bytes_per_token or not facts.context_length:
+        return None
+    least = _least_context(facts, demand)
+    if hardware.gpu is None or budget is None:
+        return least
+    free = (budget - overhead_bytes(facts)) * gpus - facts.weight_bytes
+    fitting = free // facts.kv_cache_bytes_per_token // _BLOCK * _BLOCK
+    return max(least, min(facts.context_length, fitting))

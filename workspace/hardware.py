@@ -1,0 +1,153 @@
+"""Accelerators: what one has, which variants it runs well, and what a server may use of it.
+
+Memory and compute capability are the makers' data sheets and NVIDIA's CUDA GPU list; which kernels exist is vLLM's
+"Supported Hardware" table (features/quantization) and the minimum capabilities in its compressed-tensors schemes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from modelimage.errors import InvalidInput
+from workspace.schema import Resources, Variant, Vendor, parse_quantity
+
+_GIB: Final = 1 << 30
+# Of a GPU's memory, what the server takes. Always passed on, so that plan and server agree.
+DEFAULT_UTILIZATION: Final = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One accelerator. `capability` is NVIDIA's compute capability times ten, 0 for other makers."""
+
+    name: str
+    memory_bytes: int
+    capability: int = 0
+    vendor: Vendor = Vendor.NVIDIA
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What one replica can have: up to `count` equal GPUs, or a CPU (`gpu` None).
+
+    `memory_bytes` is the machine's memory that a CPU server may use; 0 means unknown.
+    """
+
+    gpu: Gpu | None = None
+    count: int = 0
+    memory_bytes: int = 0
+
+
+def _nvidia(name: str, gib: float, capability: int) -> Gpu:
+    return Gpu(name, int(gib * _GIB), capability)
+
+
+_KNOWN: Final = (
+    _nvidia("V100", 32, 70), _nvidia("V100-16GB", 16, 70),
+    _nvidia("T4", 15, 75), _nvidia("RTX-6000", 24, 75), _nvidia("RTX-2080-Ti", 11, 75),
+    _nvidia("A100", 40, 80), _nvidia("A100-80GB", 80, 80), _nvidia("A30", 24, 80),
+    _nvidia("A10", 22.5, 86), _nvidia("A10G", 22.5, 86), _nvidia("A16", 15, 86), _nvidia("A40", 45, 86),
+    _nvidia("A2", 15, 86), _nvidia("RTX-A6000", 48, 86), _nvidia("RTX-3090", 24, 86),
+    _nvidia("L4", 22.5, 89), _nvidia("L40", 45, 89), _nvidia("L40S", 45, 89),
+    _nvidia("RTX-4090", 24, 89), _nvidia("RTX-6000-Ada", 48, 89),
+    _nvidia("H100", 80, 90), _nvidia("H100-NVL", 94, 90), _nvidia("H200", 141, 90), _nvidia("GH200", 96, 90),
+    _nvidia("B200", 180, 100), _nvidia("GB200", 186, 100), _nvidia("B300", 268, 103),
+    _nvidia("RTX-5090", 32, 120), _nvidia("RTX-PRO-6000", 96, 120),
+    Gpu("MI210", 64 * _GIB, vendor=Vendor.AMD), Gpu("MI250X", 64 * _GIB, vendor=Vendor.AMD),
+    Gpu("MI300X", 192 * _GIB, vendor=Vendor.AMD), Gpu("MI325X", 256 * _GIB, vendor=Vendor.AMD),
+    Gpu("Max-1550", 64 * _GIB, vendor=Vendor.INTEL), Gpu("Arc-B60", 24 * _GIB, vendor=Vendor.INTEL),
+)  # fmt: skip
+GPUS: Final[Mapping[str, Gpu]] = {gpu.name: gpu for gpu in _KNOWN}
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """A GPU of the table by any usual spelling: `L4`, `NVIDIA-L4`, `nvidia a100 80gb pcie`; None when unknown.
+
+    The longest name of the table that stands in the text as whole words wins.
+    """
+    words = _words(name)
+    matches = [gpu for gpu in _KNOWN if _contains(words, _words(gpu.name))]
+    return max(matches, key=lambda gpu: len(gpu.name), default=None)
+
+
+def asked_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
+    """The hardware a spec describes, for planning without a machine. Raises InvalidInput when it says too little.
+
+    `node_gpus` bounds how many GPUs a replica may take when the spec doesn't say.
+    """
+    if resources.gpus == 0:
+        memory = parse_quantity(resources.memory) if resources.memory else 0
+        return Hardware(memory_bytes=memory)
+    gpu = _asked_gpu(resources)
+    shared = resources.fraction is not None or resources.mig_profile is not None
+    return Hardware(gpu, 1 if shared else resources.gpus or node_gpus)
+
+
+def refusal(gpu: Gpu | None, variant: str) -> str | None:
+    """Why an accelerator (None: a CPU) doesn't run a variant well; None when it does."""
+    if gpu is None:
+        return None
+    if gpu.vendor is Vendor.NVIDIA:
+        return _nvidia_refusal(gpu, variant) if gpu.capability else None
+    runs = {Variant.BF16.value}
+    if gpu.vendor is Vendor.INTEL:
+        runs.add(Variant.INT4.value)
+    return None if variant in runs else f"vLLM has no {variant} kernels for {gpu.vendor.value} GPUs"
+
+
+def _nvidia_refusal(gpu: Gpu, variant: str) -> str | None:
+    has = f"{gpu.name} has {gpu.capability // 10}.{gpu.capability % 10}"
+    if gpu.capability < 70:
+        return f"vLLM needs compute capability 7.0, {has}"
+    if variant == Variant.INT8.value and not 75 <= gpu.capability < 100:
+        return f"vLLM's INT8 kernels are for compute capability 7.5 to 9.0, {has}"
+    if variant == Variant.INT4.value and gpu.capability < 75:
+        return f"vLLM's INT4 kernels need compute capability 7.5, {has}"
+    return None
+
+
+def compute_dtype(gpu: Gpu | None) -> str | None:
+    """The dtype to compute in where the model's own won't do: float16 before Ampere, bfloat16 on a CPU."""
+    if gpu is None:
+        return "bfloat16"
+    return "float16" if 0 < gpu.capability < 80 else None
+
+
+def _asked_gpu(resources: Resources) -> Gpu:
+    known = find_gpu(resources.gpu) if resources.gpu else None
+    memory = parse_quantity(resources.gpu_memory) if resources.gpu_memory else 0
+    if resources.mig_profile is not None:
+        memory = memory or _mig_memory(resources.mig_profile)
+    memory = memory or (known.memory_bytes if known else 0)
+    if memory:
+        name = resources.gpu or resources.mig_profile or "GPU"
+        return Gpu(name, memory, known.capability if known else 0, resources.vendor)
+    if resources.gpu:
+        raise InvalidInput(
+            f"the GPU {resources.gpu!r} isn't in the table of known ones",
+            hint="Set spec.resources.gpuMemory beside it, such as 24Gi.",
+        )
+    raise InvalidInput(
+        "the spec doesn't say which GPU it gets, so no variant can be chosen for it",
+        hint="Set spec.resources.gpu (such as L4) or spec.resources.gpuMemory, or gpus: 0 for a CPU server.",
+    )
+
+
+def _mig_memory(profile: str) -> int:
+    match = re.search(r"\.(\d+)gb", profile)
+    if match is None:
+        raise InvalidInput(
+            f"not a MIG profile: {profile!r}", hint="Write it as NVIDIA does, such as 1g.10gb."
+        )
+    return int(match[1]) * _GIB
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def _contains(words: list[str], part: list[str]) -> bool:
+    return any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))

@@ -1,0 +1,201 @@
+"""From a spec, the image's records and the hardware to one LaunchPlan: what is started, with which words.
+
+Every way to run a Workspace (a child on this machine, a pod, a compose service, llm-d) is made from the same plan, so
+the server's command line is the same everywhere. Pure: no files, no network, no clock; `Site` says what differs
+from place to place. What the user writes in `runtime.args` wins over what is derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Final
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+from modelimage.record import Record
+from workspace import arguments
+from workspace.engines import TEMPLATES, Launch, Template
+from workspace.fit import Demand, Fit, choose
+from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype
+from workspace.schema import Engine, EnvVar, Spec, Workspace
+
+_GIB: Final = 1 << 30
+
+# Seconds. A start is the interpreter and its imports, then reading weights, then (on GPUs) compiling and
+# capturing graphs; published cold starts compile for up to 195 s. A probe must outlast a slow one.
+_BOOT: Final = 120
+_COMPILE: Final = 300
+_PATIENCE: Final = 3
+_SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
+PROBE_PERIOD: Final = 5
+
+_CPU_SEQUENCES: Final = 4  # requests of full length whose KV cache a CPU server holds at once
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the server will run: the directories of the model and of the adapters there, and what it listens on.
+
+    `read_rate` is the rate at which weights are read, in bytes a second; None when nothing was measured.
+    """
+
+    model_dir: PurePosixPath
+    host: str
+    port: int
+    read_rate: float | None = None
+    adapter_dirs: Mapping[str, PurePosixPath] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """When a start is given up: `startup_seconds` after it began. `path` answers 200 once requests are served."""
+
+    path: str
+    startup_seconds: int
+    period_seconds: int = PROBE_PERIOD
+
+    @property
+    def startup_failures(self) -> int:
+        """Kubernetes' failureThreshold of the startup probe."""
+        return -(-self.startup_seconds // self.period_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """One server to start. `gpus` 0 is a CPU server; `reasons` says why better variants weren't chosen."""
+
+    name: str
+    engine: Engine
+    key: Digest
+    variant: str
+    served_name: str
+    args: tuple[str, ...]
+    env: tuple[EnvVar, ...]
+    port: int
+    gpus: int
+    context: int | None
+    probes: Probes
+    reasons: tuple[str, ...]
+
+    @property
+    def template(self) -> Template:
+        return TEMPLATES[self.engine]
+
+
+def choose_variant(workspace: Workspace, records: Mapping[str, Record], hardware: Hardware) -> Fit:
+    """The variant, GPUs and context for a Workspace; needs no site. Raises DoesNotFit, UnknownVariant, InvalidInput.
+
+    `records` are those of the image's variants, by variant.
+    """
+    spec = workspace.spec
+    user = spec.runtime.args
+    tensor_parallel = arguments.number_of(user, "--tensor-parallel-size")
+    longest = arguments.number_of(user, "--max-model-len")
+    demand = Demand(
+        variant=spec.model.variant,
+        context=int(longest) if longest else spec.runtime.context_length,
+        gpus=int(tensor_parallel) if tensor_parallel else spec.resources.gpus or None,
+        utilization=_utilization(spec),
+    )
+    return choose({variant: record.facts for variant, record in records.items()}, hardware, demand)
+
+
+def plan_launch(
+    workspace: Workspace, *, record: Record, fit: Fit, hardware: Hardware, site: Site
+) -> LaunchPlan:
+    """The plan for a variant that was chosen. Raises InvalidInput when engine and model, or args and spec, disagree.
+
+    The site must name a directory for every adapter of the spec.
+    """
+    spec = workspace.spec
+    template = TEMPLATES[spec.runtime.engine]
+    _check_format(spec.runtime.engine, template, record)
+    _check_fixed(template, spec.runtime.args)
+    launch = Launch(
+        model_dir=site.model_dir,
+        gguf_file=_gguf_file(record),
+        served_name=spec.runtime.served_model_name or workspace.name,
+        host=site.host,
+        port=site.port,
+        gpus=fit.gpus,
+        context=fit.context,
+        dtype=compute_dtype(hardware.gpu),
+        utilization=_utilization(spec),
+        adapters=tuple((each.name, site.adapter_dirs[each.name]) for each in spec.runtime.adapters),
+    )
+    return LaunchPlan(
+        name=workspace.name,
+        engine=spec.runtime.engine,
+        key=record.key,
+        variant=fit.variant,
+        served_name=_served_name(spec, launch),
+        args=arguments.merge(template.arguments(launch), spec.runtime.args),
+        env=_environment(spec, record=record, fit=fit, hardware=hardware),
+        port=site.port,
+        gpus=fit.gpus,
+        context=fit.context,
+        probes=Probes(template.health_path, startup_seconds(record, site, gpus=fit.gpus)),
+        reasons=fit.reasons,
+    )
+
+
+def startup_seconds(record: Record, site: Site, *, gpus: int) -> int:
+    """How long a start may take, from the size of the weights and the rate at which they are read."""
+    rate = max(site.read_rate or _SLOWEST_READ, 1.0)
+    reading = record.facts.weight_bytes / rate
+    return int(_BOOT + (_COMPILE if gpus else 0) + _PATIENCE * reading)
+
+
+def _utilization(spec: Spec) -> float:
+    asked = arguments.number_of(spec.runtime.args, "--gpu-memory-utilization")
+    if asked is not None:
+        return min(asked, 1.0)
+    return DEFAULT_UTILIZATION * (spec.resources.fraction or 1.0)
+
+
+def _served_name(spec: Spec, launch: Launch) -> str:
+    return arguments.value_of(spec.runtime.args, "--served-model-name") or launch.served_name
+
+
+def _check_format(engine: Engine, template: Template, record: Record) -> None:
+    if record.facts.format not in template.formats:
+        raise InvalidInput(
+            f"{engine.value} serves {' or '.join(sorted(template.formats))}, the model is {record.facts.format}",
+            hint="Choose another spec.runtime.engine, or an image built from a checkpoint in that format.",
+        )
+
+
+def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
+    """Arguments that the plan itself depends on can't be the user's."""
+    clash = sorted(arguments.given(user) & template.fixed_flags)
+    if clash:
+        raise InvalidInput(
+            f"spec.runtime.args can't have {', '.join(clash)}: the workspace decides it",
+            hint="The port is spec.runtime.port; the model is spec.model.",
+        )
+
+
+def _gguf_file(record: Record) -> str | None:
+    """The file to open: the only one, or the first part of several, which names the rest."""
+    return next((file.path for file in record.files if file.path.endswith(".gguf")), None)
+
+
+def _environment(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) -> tuple[EnvVar, ...]:
+    derived = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if hardware.gpu is None and spec.runtime.engine is Engine.VLLM:
+        derived["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib(record, fit, hardware))
+    taken = {each.name for each in spec.runtime.env}
+    kept = tuple(EnvVar(name=n, value=v) for n, v in sorted(derived.items()) if n not in taken)
+    return kept + spec.runtime.env
+
+
+def _cpu_cache_gib(record: Record, fit: Fit, hardware: Hardware) -> int:
+    """GiB of KV cache: a few requests of full length, within half of what the weights leave free."""
+    tokens = _CPU_SEQUENCES * (fit.context or 0)
+    wanted = -(-tokens * record.facts.kv_cache_bytes_per_token // _GIB)
+    if not hardware.memory_bytes:
+        return max(1, wanted)
+    free = hardware.memory_bytes - record.facts.weight_bytes
+    return max(1, min(wanted, free // 2 // _GIB))

@@ -1,0 +1,326 @@
+"""The Workspace document (`weightyard.dev/v1alpha1`): which model to serve, with what, on what, how many times.
+
+The same schema holds for a file given to `weightyard up`, for what is rendered, and for the cluster's custom resource.
+Strict: an unknown field or a value of another type is refused, never guessed at. Only shape and single-document
+rules live here; what a spec means for a given model and machine is the planner's.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+API_VERSION: Final = "weightyard.dev/v1alpha1"
+KIND: Final = "Workspace"
+DEFAULT_PORT: Final = 8000
+
+# Names of Deployments and Services are derived from it, so it stays clear of the 63 characters of a DNS label.
+_NAME = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
+_ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_SCALE: Final = {
+    None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
+}  # fmt: skip
+
+
+def parse_quantity(text: str) -> int:
+    """Bytes of a Kubernetes quantity such as `24Gi` or `80G`. Raises ValueError."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError("expected a size such as 24Gi, 500Mi or 80G")
+    return int(match[1]) * _SCALE[match[2]]
+
+
+def _quantity(text: str) -> str:
+    parse_quantity(text)
+    return text
+
+
+def _refuse_repeats(field: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{field} has {name!r} twice")
+
+
+def _as_enum(kind: type[Enum]) -> BeforeValidator:
+    """Strict mode takes enum members only; documents hold their values."""
+
+    def convert(value: object) -> object:
+        return next((member for member in kind if member.value == value), value)
+
+    return BeforeValidator(convert)
+
+
+Quantity = Annotated[str, AfterValidator(_quantity)]
+Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
+EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$")]
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Variant(Enum):
+    """Which precision to serve; AUTO is the most accurate one that fits."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class Engine(Enum):
+    """The inference server."""
+
+    VLLM = "vllm"
+    LLAMA_CPP = "llama.cpp"
+    TGI = "tgi"
+    SGLANG = "sglang"
+
+
+class Vendor(Enum):
+    """Who made the accelerator; decides its Kubernetes resource name."""
+
+    NVIDIA = "nvidia"
+    AMD = "amd"
+    INTEL = "intel"
+    NEURON = "neuron"
+
+
+class Placement(Enum):
+    """What nodes that hold the model mean to the scheduler."""
+
+    PREFERRED = "preferred"
+    REQUIRED = "required"
+    ANY = "any"
+
+
+class Strict(BaseModel):
+    """Base of all parts: camelCase in documents, frozen, no unknown fields, no conversions."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True,
+        hide_input_in_errors=True,
+    )  # fmt: skip
+
+
+class Model(Strict):
+    """Where the weights come from: exactly one of `image`, `hub` and `s3`."""
+
+    image: NonEmpty | None = Field(
+        default=None,
+        description="A model image: registry.example/team/model:tag, or oci:DIR:TAG on this machine.",
+    )
+    hub: NonEmpty | None = Field(
+        default=None, description="A Hugging Face model: org/name or org/name@revision."
+    )
+    s3: NonEmpty | None = Field(default=None, description="A checkpoint in S3: bucket/prefix.")
+    variant: Annotated[Variant, _as_enum(Variant)] = Field(
+        default=Variant.AUTO, description="auto is the most accurate variant that fits."
+    )
+    pull_secret: Name | None = Field(
+        default=None,
+        description="A Secret of type kubernetes.io/dockerconfigjson in the namespace.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("image", "hub", "s3") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none"
+            raise ValueError(f"give exactly one of image, hub and s3; {found}")
+        return self
+
+
+class SecretKey(Strict):
+    """One key of a Secret in the Workspace's namespace."""
+
+    name: Name
+    key: NonEmpty
+
+
+class EnvVar(Strict):
+    """One environment variable of the server: a value, or a Secret's key."""
+
+    name: EnvName
+    value: str | None = None
+    secret: SecretKey | None = None
+
+    @model_validator(mode="after")
+    def _one_value(self) -> Self:
+        if (self.value is None) == (self.secret is None):
+            raise ValueError("give exactly one of value and secret")
+        return self
+
+
+class Adapter(Strict):
+    """A LoRA adapter: the name requests use, and the image that holds it."""
+
+    name: Name
+    image: NonEmpty
+
+
+class Runtime(Strict):
+    """The inference server and how it is started. What stands in `args` wins over what is derived."""
+
+    engine: Annotated[Engine, _as_enum(Engine)] = Engine.VLLM
+    image: NonEmpty | None = Field(
+        default=None, description="The server's container image; by default the engine's own."
+    )
+    args: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="More arguments for the server; they win over derived ones.",
+    )
+    env: tuple[EnvVar, ...] = Field(default=(), strict=False)
+    adapters: tuple[Adapter, ...] = Field(default=(), strict=False)
+    port: Port = Field(
+        default=DEFAULT_PORT, description="Where the server listens; 0 takes a free port with `up`."
+    )
+    served_model_name: NonEmpty | None = Field(
+        default=None, description="The name requests use; by default the Workspace's."
+    )
+    context_length: Annotated[int, Field(ge=16, le=1 << 24)] | None = Field(
+        default=None,
+        description="Tokens of prompt and answer that must fit; by default what the model and memory allow.",
+    )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        _refuse_repeats("env", [each.name for each in self.env])
+        _refuse_repeats("adapters", [each.name for each in self.adapters])
+        return self
+
+
+class Toleration(Strict):
+    """A Kubernetes toleration."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+class Resources(Strict):
+    """The accelerators of one replica. `gpus` 0 is a CPU server; absent, as many as the model needs."""
+
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    vendor: Annotated[Vendor, _as_enum(Vendor)] = Vendor.NVIDIA
+    gpu: NonEmpty | None = Field(
+        default=None, description="A GPU of the table in docs/workspace.md, such as L4 or H100."
+    )
+    gpu_memory: Quantity | None = Field(
+        default=None, description="Memory of one GPU, where the table doesn't know it: 24Gi."
+    )
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="The share of one GPU's memory to use, where a GPU is shared."
+    )
+    mig_profile: NonEmpty | None = Field(default=None, description="A MIG slice, such as 1g.10gb.")
+    cpu: NonEmpty | None = Field(default=None, description="CPU request, such as 4 or 500m.")
+    memory: Quantity | None = Field(
+        default=None, description="Memory request and limit, such as 16Gi."
+    )
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="after")
+    def _one_sharing(self) -> Self:
+        if self.fraction is not None and self.mig_profile is not None:
+            raise ValueError("give fraction or migProfile, not both")
+        if (self.fraction or self.mig_profile) and self.gpus not in (None, 1):
+            raise ValueError("a shared GPU means gpus: 1")
+        return self
+
+
+class Scale(Strict):
+    """Replicas by queue depth. Windows in seconds."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Annotated[int, Field(ge=1)]
+    queue_depth: Annotated[int, Field(ge=1)] = Field(
+        default=4,
+        description="Waiting requests per replica that are fine; above it a replica is added.",
+    )
+    up_window_seconds: Annotated[int, Field(ge=0)] = 15
+    down_window_seconds: Annotated[int, Field(ge=0)] = 300
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, above max, which is {self.max}")
+        return self
+
+
+class NetworkPolicy(Strict):
+    """Who may reach the server, by namespace labels; absent, its own namespace only."""
+
+    allow_from_namespaces: dict[str, str] = Field(default_factory=dict)
+
+
+class Tenancy(Strict):
+    """What fences this Workspace off from others in the cluster."""
+
+    quota: dict[str, str] = Field(default_factory=dict)
+    network_policy: NetworkPolicy | None = None
+
+
+class Spec(Strict):
+    """What is wanted. `replicas` and `scale` exclude each other; neither means one replica."""
+
+    model: Model
+    runtime: Runtime = Runtime()
+    resources: Resources = Resources()
+    replicas: Annotated[int, Field(ge=0)] | None = None
+    scale: Scale | None = None
+    placement: Annotated[Placement, _as_enum(Placement)] = Placement.PREFERRED
+    tenancy: Tenancy = Tenancy()
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Self:
+        if self.replicas is not None and self.scale is not None:
+            raise ValueError("give replicas or scale, not both")
+        return self
+
+
+class Metadata(Strict):
+    """The part of Kubernetes' ObjectMeta that a file may give."""
+
+    name: Name
+    namespace: Name | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Workspace(Strict):
+    """One document. Law: `Workspace.model_validate(w.to_document()) == w`."""
+
+    api_version: Literal["weightyard.dev/v1alpha1"]
+    kind: Literal["Workspace"]
+    metadata: Metadata
+    spec: Spec
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    def to_document(self) -> dict[str, Any]:
+        """The document that says the same, with defaults left out."""
+        return {
+            "apiVersion": self.api_version,
+            "kind": self.kind,
+            **self.model_dump(
+                mode="json", by_alias=True, exclude_defaults=True, include={"metadata", "spec"}
+            ),
+        }
