@@ -1,0 +1,74 @@
+"""What a registry's refusal means: from status and error body to our classes (distribution-spec, "Error Codes")."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Final
+
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    NotFound,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.registry.exchange import Response
+
+_MAX_ERROR_BODY: Final = 64 << 10
+_ABSENT: Final = frozenset(
+    {"MANIFEST_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"}
+)
+
+
+def refusal(response: Response, what: str) -> WeightyardError:
+    """The error for an answer that isn't the one hoped for. Reads the rest of the answer."""
+    try:
+        body = response.read(_MAX_ERROR_BODY)
+    except (Unreachable, RemoteRefused):
+        body = b""
+    codes, message = parse_errors(body)
+    return error_for(response.status, codes, f"{what}: {message or _phrase(response.status)}")
+
+
+def parse_errors(body: bytes) -> tuple[frozenset[str], str]:
+    """The codes and the first message of an error body; nothing of both when it isn't one. Never raises."""
+    try:
+        errors = json.loads(body)["errors"]
+        codes = [str(each["code"]).upper() for each in errors]
+        first = errors[0]
+        message = str(first.get("message") or first["code"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return frozenset(), ""
+    return frozenset(codes), _one_line(message)
+
+
+def error_for(status: int, codes: frozenset[str], message: str) -> WeightyardError:
+    """The error of ours for a status and the codes that came with it."""
+    if "DIGEST_INVALID" in codes:
+        return DigestMismatch(message, hint="The bytes sent don't have their digest: build again.")
+    if status in (401, 403):
+        return AccessDenied(
+            message, hint="Log in with an account that may do this, for example with docker login."
+        )
+    if status == 404 or codes & _ABSENT:
+        return NotFound(message, hint="Check the name; a private repository can look absent too.")
+    if status == 413:
+        return RemoteRefused(
+            message, hint="The registry limits sizes: build with a smaller --max-layer-size."
+        )
+    if status >= 500:
+        return Unreachable(message, hint="Try again later.")
+    return RemoteRefused(message)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"status {status}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

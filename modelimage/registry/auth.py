@@ -1,0 +1,194 @@
+"""Tokens: learned from a 401, cached for each set of scopes, renewed before they expire and when refused.
+
+The protocol is distribution's token authentication (docs/spec/auth/token.md, oauth.md). A token is asked for
+with each request, so one that expires in the middle of a transfer costs the transfer nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlencode
+
+from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused
+from modelimage.registry import answers
+from modelimage.registry.challenge import Challenge, parse_challenges
+from modelimage.registry.credentials import (
+    BasicCredential,
+    Credential,
+    IdentityToken,
+    RegistryToken,
+)
+from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
+
+_DEFAULT_LIFETIME: Final = 60.0
+_MAX_TOKEN_BYTES: Final = 1 << 20
+_CLIENT_ID: Final = "weightyard"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An access token; `renew_at` is on the clock that the cache uses."""
+
+    value: str
+    renew_at: float
+
+
+def parse_token(data: bytes, now: float) -> Token:
+    """A token server's answer. It is renewed after 9/10 of its life. Raises RemoteRefused.
+
+    The lifetime counts from its arrival here, not from `issued_at`, so two clocks need not agree.
+    """
+    try:
+        document = json.loads(data)
+        value = document.get("token") or document["access_token"]
+        lifetime = float(document.get("expires_in") or _DEFAULT_LIFETIME)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise RemoteRefused("the token server answered without a token") from error
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        raise RemoteRefused("the token server answered with a malformed token")
+    return Token(value, now + 0.9 * lifetime)
+
+
+def token_request(
+    challenge: Challenge, scopes: frozenset[str], credential: Credential | None
+) -> Request:
+    """The request for a token that covers the scopes. Raises RemoteRefused for a challenge without a realm."""
+    realm = challenge.parameters.get("realm", "")
+    service = challenge.parameters.get("service", "")
+    try:
+        Origin.parse(realm)
+    except InvalidInput as error:
+        raise RemoteRefused(
+            f"the registry names no usable token server: {realm[:200]!r}"
+        ) from error
+    ordered = sorted(scopes)
+    if isinstance(credential, IdentityToken):
+        form = {
+            "grant_type": "refresh_token",
+            "service": service,
+            "client_id": _CLIENT_ID,
+            "scope": " ".join(ordered),
+            "refresh_token": credential.token,
+        }
+        body = Body.of(urlencode(form).encode())
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return Request("POST", realm, headers, body)
+    query = ([("service", service)] if service else []) + [("scope", scope) for scope in ordered]
+    joiner = "&" if "?" in realm else "?"
+    url = f"{realm}{joiner}{urlencode(query)}" if query else realm
+    if isinstance(credential, BasicCredential):
+        return Request("GET", url, {"Authorization": basic_header(credential)})
+    return Request("GET", url)
+
+
+def basic_header(credential: BasicCredential) -> str:
+    """The Authorization header of RFC 7617."""
+    pair = f"{credential.username}:{credential.password}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+class Authorizing:
+    """A Sender that authorizes requests to one registry, and to it alone."""
+
+    def __init__(
+        self,
+        inner: Sender,
+        registry: Origin,
+        credential: Callable[[], Credential | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inner = inner
+        self._registry = registry
+        self._find_credential = credential
+        self._clock = clock
+        self._challenge: Challenge | None = None
+        self._tokens: dict[frozenset[str], Token] = {}
+        # One token server request at a time: threads that start together want the same token.
+        self._lock = threading.Lock()
+
+    def send(self, request: Request) -> Response:
+        """Send with what is known; after a 401 once more with what it taught. Raises AccessDenied."""
+        if request.origin != self._registry:
+            return self._inner.send(request)
+        sent = self._header(request.scopes)
+        response = self._inner.send(request.with_header("Authorization", sent))
+        if response.status != 401 or Origin.parse(response.url) != self._registry:
+            return response
+        offered = parse_challenges(response.header("WWW-Authenticate") or "")
+        response.discard()
+        renewed = self._renew(offered, request.scopes, sent)
+        response = self._inner.send(request.with_header("Authorization", renewed))
+        if response.status == 401 and Origin.parse(response.url) == self._registry:
+            response.discard()
+            raise self._refused()
+        return response
+
+    def _header(self, scopes: frozenset[str]) -> str | None:
+        """The header to send, as far as the registry's ways are known."""
+        with self._lock:
+            if self._challenge is None:
+                return None
+            return self._authorization(self._challenge, scopes)
+
+    def _renew(self, offered: list[Challenge], scopes: frozenset[str], sent: str | None) -> str:
+        """Another header than the one that was refused. Raises AccessDenied when there is none."""
+        with self._lock:
+            self._challenge = self._choose(offered)
+            cached = self._tokens.get(scopes)
+            if cached is not None and f"Bearer {cached.value}" == sent:
+                del self._tokens[scopes]
+            header = self._authorization(self._challenge, scopes)
+        if header == sent:
+            raise self._refused()
+        return header
+
+    def _choose(self, offered: list[Challenge]) -> Challenge:
+        for scheme in ("bearer", "basic"):
+            for challenge in offered:
+                if challenge.scheme == scheme:
+                    return challenge
+        raise self._denied("asks for a kind of credentials that isn't supported")
+
+    def _authorization(self, challenge: Challenge, scopes: frozenset[str]) -> str:
+        cached = self._tokens.get(scopes)
+        if challenge.scheme == "bearer" and cached and cached.renew_at > self._clock():
+            return f"Bearer {cached.value}"
+        credential = self._find_credential()
+        if isinstance(credential, RegistryToken):
+            return f"Bearer {credential.token}"
+        if challenge.scheme == "bearer":
+            token = self._fetch(token_request(challenge, scopes, credential), credential)
+            self._tokens[scopes] = token
+            return f"Bearer {token.value}"
+        if isinstance(credential, BasicCredential):
+            return basic_header(credential)
+        raise self._denied("asks for a user name and password")
+
+    def _fetch(self, request: Request, credential: Credential | None) -> Token:
+        server = request.origin
+        if credential and self._registry.encrypted and not server.encrypted:
+            raise RemoteRefused(f"{self._registry} wants its credentials sent to {server} in clear")
+        response = self._inner.send(request)
+        if response.status in (401, 403):
+            response.discard()
+            raise self._refused()
+        if response.status != 200:
+            raise answers.refusal(response, f"token server {server}")
+        return parse_token(response.read(_MAX_TOKEN_BYTES), self._clock())
+
+    def _refused(self) -> AccessDenied:
+        known = self._find_credential() is not None
+        return self._denied("refuses the credentials" if known else "asks for credentials")
+
+    def _denied(self, what: str) -> AccessDenied:
+        host = str(self._registry).partition("://")[2]
+        return AccessDenied(
+            f"{host} {what}",
+            hint=f"Log in with `docker login {host}`, or give --username and --password-stdin.",
+        )

@@ -1,0 +1,260 @@
+"""A registry's repository as an ImageReader and ImageWriter."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+from urllib.parse import urljoin
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import (
+    DigestMismatch,
+    InvalidImage,
+    InvalidInput,
+    RemoteRefused,
+    Unreachable,
+)
+from modelimage.ranges import ByteRange, parse_content_range
+from modelimage.registry import answers
+from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
+from modelimage.registry.upload import Uploader
+from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream
+
+_ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
+_NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
+_TAGS_PER_PAGE: Final = 1000
+_MAX_TAG_PAGES: Final = 10_000
+_MAX_PAGE_BYTES: Final = 16 << 20
+_UPLOAD_ATTEMPTS: Final = 5
+
+
+class RegistryRepository:
+    """One repository of one registry. Safe for threads; makes no connection before the first call."""
+
+    def __init__(self, sender: Sender, origin: Origin, repository: str) -> None:
+        self.origin = origin
+        self.repository = repository
+        self._sender = sender
+        self._base = f"{origin}/v2/{repository}/"
+        self._place = f"{str(origin).partition('://')[2]}/{repository}"
+        self._pull = frozenset({f"repository:{repository}:pull"})
+        self._push = frozenset({f"repository:{repository}:pull,push"})
+        self._uploader = Uploader(sender, f"{self._base}blobs/uploads/", self._push)
+
+    def __repr__(self) -> str:
+        return f"RegistryRepository({self._base!r})"
+
+    # Reading
+
+    def resolve(self, name: str) -> Descriptor:
+        """The manifest that a tag or digest names. Raises NotFound, AccessDenied, Unreachable."""
+        wanted = Digest.parse(name) if ":" in name else None
+        response = self._send("HEAD", f"manifests/{name}", {"Accept": _ACCEPT})
+        described = _described(response) if response.status == 200 else None
+        if response.status in (200, 405):
+            response.discard()
+        else:
+            # The answer to a HEAD has no body to quote.
+            raise answers.refusal(response, f"image {self._named(name)}")
+        if described is None:
+            described = self._resolve_by_reading(name)
+        if wanted is not None and described.digest != wanted:
+            raise DigestMismatch(f"{self.origin} names {described.digest} when asked for {wanted}")
+        return described
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """A manifest's bytes, checked: raises DigestMismatch, InvalidImage above 16 MiB."""
+        if descriptor.size > MAX_MANIFEST_BYTES:
+            raise InvalidImage(f"manifest {descriptor.digest} has {descriptor.size} bytes")
+        data, _ = self._get_manifest(str(descriptor.digest), limit=descriptor.size)
+        if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
+            raise DigestMismatch(
+                f"manifest {descriptor.digest} arrived from {self.origin} with other bytes",
+                hint="Try again; if it stays, push the image again.",
+            )
+        return data
+
+    @contextlib.contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        """A blob, or a range of it, unchecked. Raises NotFound, AccessDenied, Unreachable, RemoteRefused.
+
+        A registry that ignores the range is RemoteRefused, since its stream would hold other bytes than asked.
+        """
+        headers = {"Range": wanted.header} if wanted else {}
+        response = self._send("GET", f"blobs/{descriptor.digest}", headers)
+        try:
+            length = _promised(response, descriptor, wanted)
+        except RemoteRefused:
+            response.discard()
+            raise
+        if length is None:
+            raise answers.refusal(response, f"blob {descriptor.digest} of {self._place}")
+        with contextlib.closing(response.stream(length)) as stream:
+            yield stream
+
+    def tags(self) -> list[str]:
+        """All tags, sorted. Raises NotFound when the repository isn't there."""
+        found: set[str] = set()
+        url = f"{self._base}tags/list?n={_TAGS_PER_PAGE}"
+        for _ in range(_MAX_TAG_PAGES):
+            response = self._sender.send(Request("GET", url, scopes=self._pull))
+            if response.status != 200:
+                raise answers.refusal(response, f"tags of {self._place}")
+            link = _NEXT.search(response.header("Link") or "")
+            page = canonical.parse(response.read(_MAX_PAGE_BYTES), what="the list of tags")
+            found.update(tag for tag in page.get("tags") or () if isinstance(tag, str))
+            if link is None:
+                return sorted(found)
+            url = self._same_origin(url, link[1])
+        raise RemoteRefused(f"{self.origin} lists tags without end")
+
+    # Writing
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the registry has the blob in its full length."""
+        response = self._send("HEAD", f"blobs/{descriptor.digest}", scopes=self._push)
+        if response.status == 404:
+            response.discard()
+            return False
+        if response.status != 200:
+            raise answers.refusal(response, f"blob {descriptor.digest} of {self._place}")
+        length = response.header("Content-Length")
+        response.discard()
+        return length is None or length == str(descriptor.size)
+
+    def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
+        """Send a blob unless it is there; after a failure go on from where the registry says.
+
+        `progress` gets counts of bytes sent, negative ones for what must be sent again.
+        Raises DigestMismatch, AccessDenied, Unreachable, RemoteRefused; nothing is visible then.
+        """
+        if self.has_blob(content.descriptor):
+            return
+        session = self._uploader.begin()
+        for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
+            try:
+                self._uploader.finish(session, content, progress)
+            except Unreachable:
+                if attempt == _UPLOAD_ATTEMPTS:
+                    raise
+            else:
+                return
+            if self.has_blob(content.descriptor):
+                return
+            session = self._uploader.ask(session) or self._uploader.begin()
+
+    def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
+        """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
+        if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
+            raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
+        response = self._send(
+            "PUT",
+            f"manifests/{tag or descriptor.digest}",
+            {"Content-Type": descriptor.media_type},
+            body=Body.of(data),
+            scopes=self._push,
+        )
+        if response.status not in (200, 201):
+            raise answers.refusal(response, f"manifest {tag or descriptor.digest} of {self._place}")
+        stored = response.header("Docker-Content-Digest")
+        response.discard()
+        if stored is not None and stored != str(descriptor.digest):
+            raise DigestMismatch(f"{self.origin} stored manifest {descriptor.digest} as {stored}")
+
+    # Inside
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | None = None,
+        *,
+        body: Body | None = None,
+        scopes: frozenset[str] | None = None,
+    ) -> Response:
+        return self._sender.send(
+            Request(method, self._base + path, headers or {}, body, scopes or self._pull)
+        )
+
+    def _resolve_by_reading(self, name: str) -> Descriptor:
+        """For registries whose HEAD doesn't say digest, type or size."""
+        data, media_type = self._get_manifest(name, limit=MAX_MANIFEST_BYTES)
+        if media_type is None:
+            media_type = str(canonical.parse(data, what=f"manifest {name}").get("mediaType", ""))
+        return Descriptor(media_type, Digest.of(data), len(data))
+
+    def _get_manifest(self, name: str, *, limit: int) -> tuple[bytes, str | None]:
+        response = self._send("GET", f"manifests/{name}", {"Accept": _ACCEPT})
+        if response.status != 200:
+            raise answers.refusal(response, f"image {self._named(name)}")
+        media_type = _media_type(response)
+        try:
+            return response.read(limit), media_type
+        except RemoteRefused as error:
+            if limit == MAX_MANIFEST_BYTES:
+                raise InvalidImage(f"manifest {name} has more than {limit} bytes") from error
+            raise DigestMismatch(f"manifest {name} has more bytes than {limit}") from error
+
+    def _named(self, name: str) -> str:
+        separator = "@" if ":" in name else ":"
+        return f"{self._place}{separator}{name}"
+
+    def _same_origin(self, base: str, link: str) -> str:
+        try:
+            url = urljoin(base, link)
+            if Origin.parse(url) == self.origin:
+                return url
+        except (ValueError, InvalidInput) as error:
+            raise RemoteRefused(f"{self.origin} links to {link[:200]!r}") from error
+        raise RemoteRefused(f"{self.origin} links to another host: {link[:200]!r}")
+
+
+def _described(response: Response) -> Descriptor | None:
+    """The descriptor that a HEAD's headers make, or None when they don't say enough."""
+    media_type, length = _media_type(response), response.header("Content-Length")
+    digest = response.header("Docker-Content-Digest")
+    if media_type is None or not (length and length.isdecimal() and int(length)) or digest is None:
+        return None
+    try:
+        return Descriptor(media_type, Digest.parse(digest.strip()), int(length))
+    except InvalidInput:
+        return None
+
+
+def _media_type(response: Response) -> str | None:
+    value = (response.header("Content-Type") or "").partition(";")[0].strip()
+    return value if value in mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES else None
+
+
+def _promised(response: Response, descriptor: Descriptor, wanted: ByteRange | None) -> int | None:
+    """How many bytes the answer to a blob request holds; None when it is a refusal. Raises RemoteRefused."""
+    what = f"the answer for blob {descriptor.digest}"
+    if response.status not in (200, 206):
+        return None
+    encoding = response.header("Content-Encoding")
+    if encoding not in (None, "", "identity"):
+        raise RemoteRefused(f"{what} is encoded as {encoding[:40]!r}, which wasn't asked for")
+    expected = len(wanted) if wanted else descriptor.size
+    whole = wanted is None or (wanted.start, wanted.stop) == (0, descriptor.size)
+    if response.status == 200 and not whole:
+        raise RemoteRefused(
+            f"{what} is the whole blob, not the range asked for",
+            hint="Fetch from a registry or mirror that supports ranges.",
+        )
+    if response.status == 206:
+        got = parse_content_range(response.header("Content-Range") or "")
+        if (
+            wanted is None
+            or got is None
+            or got[0] != wanted
+            or got[1] not in (None, descriptor.size)
+        ):
+            raise RemoteRefused(f"{what} holds another range than asked for")
+    length = response.header("Content-Length")
+    if length is not None and length != str(expected):
+        raise RemoteRefused(f"{what} has {length} bytes instead of {expected}")
+    return expected

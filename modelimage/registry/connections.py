@@ -1,0 +1,41 @@
+"""Puts the decorators together: redirects over repetition over the network. What repositories may share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from modelimage.registry.exchange import Origin, Sender
+from modelimage.registry.redirect import FollowingRedirects
+from modelimage.registry.retry import HostPauses, Retrying, RetryPolicy, Surroundings
+from modelimage.registry.transport import Network, Timeouts, TlsOptions, environment_proxy
+
+
+class Connections:
+    """Connection pools and the pauses that hosts asked for, shared by all who hold this object. Safe for threads."""
+
+    def __init__(
+        self,
+        *,
+        timeouts: Timeouts | None = None,
+        policy: RetryPolicy | None = None,
+        surroundings: Surroundings | None = None,
+        pauses: HostPauses | None = None,
+        proxy_for: Callable[[Origin], str | None] = environment_proxy,
+    ) -> None:
+        self._timeouts = timeouts or Timeouts()
+        self._policy = policy or RetryPolicy()
+        self._surroundings = surroundings or Surroundings()
+        self._pauses = pauses or HostPauses()
+        self._proxy_for = proxy_for
+        self._senders: dict[TlsOptions, Sender] = {}
+        self._lock = threading.Lock()
+
+    def sender(self, tls: TlsOptions) -> Sender:
+        """An unauthorized sender with these TLS options. Raises InvalidInput for an unusable CA file."""
+        with self._lock:
+            if tls not in self._senders:
+                network = Network(tls, self._timeouts, self._proxy_for)
+                retrying = Retrying(network, self._pauses, self._policy, self._surroundings)
+                self._senders[tls] = FollowingRedirects(retrying)
+            return self._senders[tls]

@@ -1,0 +1,250 @@
+"""Where credentials come from: docker's config.json with its helpers, Kubernetes pull secrets, explicit ones.
+
+Formats: docker/cli's config file and docker/docker-credential-helpers' protocol; kubernetes.io/dockerconfigjson
+secrets hold the same document, with keys that may name a path or contain `*`. Looked up only once a registry
+asked for credentials. Secrets never stand in a repr.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from modelimage import durable
+from modelimage.errors import AccessDenied, InvalidInput, NotFound
+
+_DOCKER_HUB_KEYS: Final = ("index.docker.io", "docker.io", "registry-1.docker.io")
+_HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HELPER_TIMEOUT: Final = 60
+# A helper answers this as the user name when the secret is an OAuth2 refresh token.
+_REFRESH_USER: Final = "<token>"
+
+
+@dataclass(frozen=True, slots=True)
+class BasicCredential:
+    """A user name with a password or personal access token."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityToken:
+    """An OAuth2 refresh token, exchanged for access tokens."""
+
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryToken:
+    """A bearer token that the registry takes as it is."""
+
+    token: str = field(repr=False)
+
+
+Credential = BasicCredential | IdentityToken | RegistryToken
+
+
+class CredentialSource(Protocol):
+    """Finds the credential for a repository."""
+
+    def find(self, registry: str, repository: str) -> Credential | None:
+        """None when there is none. `registry` as references write it. Raises AccessDenied when a helper fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anonymous:
+    """No credentials for anyone."""
+
+    def find(self, registry: str, repository: str) -> Credential | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ExplicitCredential:
+    """One credential for one registry, as given on a command line."""
+
+    registry: str
+    credential: Credential
+
+    def find(self, registry: str, repository: str) -> Credential | None:
+        return self.credential if registry == self.registry else None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOf:
+    """The first source that has a credential."""
+
+    sources: Sequence[CredentialSource]
+
+    def find(self, registry: str, repository: str) -> Credential | None:
+        for source in self.sources:
+            if (found := source.find(registry, repository)) is not None:
+                return found
+        return None
+
+
+HelperRunner = Callable[[str, str], str]
+
+
+def run_helper(name: str, server: str) -> str:
+    """What `docker-credential-<name> get` prints for a server, '' when it has none. Raises AccessDenied."""
+    if not _HELPER_NAME.fullmatch(name):
+        raise AccessDenied(f"not the name of a credential helper: {name[:80]!r}")
+    command = [f"docker-credential-{name}", "get"]
+    try:
+        done = subprocess.run(
+            command,
+            input=server,
+            capture_output=True,
+            text=True,
+            timeout=_HELPER_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AccessDenied(
+            f"the credential helper {command[0]} can't be run: {error}",
+            hint="Install it, or remove it from docker's config.json.",
+        ) from error
+    if done.returncode == 0:
+        return done.stdout
+    said = (done.stdout + done.stderr).strip()
+    if "credentials not found" in said.lower():
+        return ""
+    raise AccessDenied(f"the credential helper {command[0]} failed: {said[:200]}")
+
+
+@dataclass(frozen=True, slots=True)
+class DockerConfig:
+    """A parsed config.json. A helper named for a registry wins over the general store, that over `auths`."""
+
+    auths: Mapping[str, Credential] = field(default_factory=dict)
+    helpers: Mapping[str, str] = field(default_factory=dict)
+    store: str = ""
+    run: HelperRunner = run_helper
+
+    @classmethod
+    def parse(cls, data: bytes, *, what: str, run: HelperRunner = run_helper) -> DockerConfig:
+        """Parse a config.json. Raises InvalidInput, which never quotes a secret."""
+        try:
+            document = json.loads(data)
+            auths = {
+                _host_path(key): credential
+                for key, value in (document.get("auths") or {}).items()
+                if (credential := _entry(value)) is not None
+            }
+            helpers = {
+                _host_path(key): str(name)
+                for key, name in (document.get("credHelpers") or {}).items()
+            }
+            return cls(auths, helpers, str(document.get("credsStore") or ""), run)
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise InvalidInput(
+                f"{what} is no docker config file", hint="Write it again with docker login."
+            ) from error
+
+    def find(self, registry: str, repository: str) -> Credential | None:
+        for host in _names(registry):
+            if helper := self.helpers.get(host) or self.store:
+                found = _from_helper(self.run(helper, _server(registry)))
+                if found is not None:
+                    return found
+        return _best_match(self.auths, registry, repository)
+
+
+def load_docker_config(path: Path) -> DockerConfig:
+    """A config.json or the `.dockerconfigjson` of a mounted pull secret. Raises NotFound, InvalidInput."""
+    with durable.reading(path):
+        data = path.read_bytes()
+    return DockerConfig.parse(data, what=str(path))
+
+
+def from_environment(environment: Mapping[str, str], home: Path) -> CredentialSource:
+    """What docker and podman would use: $DOCKER_CONFIG or ~/.docker, then podman's auth.json."""
+    candidates = [Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json"]
+    if explicit := environment.get("REGISTRY_AUTH_FILE"):
+        candidates.insert(0, Path(explicit))
+    elif runtime := environment.get("XDG_RUNTIME_DIR"):
+        candidates.append(Path(runtime) / "containers" / "auth.json")
+    return FirstOf([config for path in candidates if (config := _load_if_there(path))])
+
+
+def _load_if_there(path: Path) -> DockerConfig | None:
+    try:
+        return load_docker_config(path)
+    except NotFound:
+        return None
+
+
+def _entry(value: Mapping[str, Any]) -> Credential | None:
+    if token := value.get("identitytoken"):
+        return IdentityToken(str(token))
+    if token := value.get("registrytoken"):
+        return RegistryToken(str(token))
+    if auth := value.get("auth"):
+        try:
+            username, _, password = base64.b64decode(auth).decode().partition(":")
+        except binascii.Error as error:
+            raise ValueError("auth is not base64") from error
+        return BasicCredential(username, password.strip("\0"))
+    if value.get("username"):
+        return BasicCredential(str(value["username"]), str(value.get("password", "")))
+    return None
+
+
+def _from_helper(output: str) -> Credential | None:
+    if not output.strip():
+        return None
+    try:
+        document = json.loads(output)
+        username, secret = str(document["Username"]), str(document["Secret"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise AccessDenied("a credential helper answered something unexpected") from error
+    if not secret:
+        return None
+    return IdentityToken(secret) if username == _REFRESH_USER else BasicCredential(username, secret)
+
+
+def _host_path(key: str) -> str:
+    """A key of `auths` without scheme, API version and closing slash."""
+    text = re.sub(r"^https?://", "", key).rstrip("/")
+    return re.sub(r"/v[12]$", "", text)
+
+
+def _names(registry: str) -> Sequence[str]:
+    return _DOCKER_HUB_KEYS if registry == "docker.io" else (registry,)
+
+
+def _server(registry: str) -> str:
+    return "https://index.docker.io/v1/" if registry == "docker.io" else registry
+
+
+def _best_match(
+    auths: Mapping[str, Credential], registry: str, repository: str
+) -> Credential | None:
+    """The credential whose key matches most of the path; among equals a key without `*`."""
+    found: list[tuple[int, bool, Credential]] = []
+    for key, credential in auths.items():
+        host, _, path = key.partition("/")
+        if _host_matches(host, registry) and (repository + "/").startswith(
+            path + "/" if path else ""
+        ):
+            found.append((len(path), "*" not in host, credential))
+    return max(found, key=lambda match: match[:2])[2] if found else None
+
+
+def _host_matches(pattern: str, registry: str) -> bool:
+    """Kubernetes' rule: `*` stands within one label of the name, never across a dot."""
+    for name in _names(registry):
+        labels, wanted = name.split("."), pattern.split(".")
+        if len(labels) == len(wanted) and all(map(fnmatchcase, labels, wanted)):
+            return True
+    return False

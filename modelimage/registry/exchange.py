@@ -1,0 +1,110 @@
+"""One HTTP exchange: the values, and the interface that the network and its decorators share. No sockets here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from modelimage.errors import InvalidInput
+from modelimage.repository import BlobStream
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port: credentials never leave the origin they were meant for (RFC 6454)."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, url: str) -> Origin:
+        """The origin of an absolute http or https URL. Raises InvalidInput."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise InvalidInput(f"not a URL: {url[:200]!r}") from error
+        if parts.scheme not in _PORTS or not host:
+            raise InvalidInput(f"not an http or https URL: {url[:200]!r}")
+        return cls(parts.scheme, host, port or _PORTS[parts.scheme])
+
+    @property
+    def encrypted(self) -> bool:
+        return self.scheme == "https"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{host}{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request sends: `length` bytes, from `open()`, which can be called again for a repetition."""
+
+    length: int
+    open: Callable[[], Iterator[bytes | memoryview]]
+
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        return cls(len(data), lambda: iter((data,)))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`scopes` are what a token for it must cover; `repeatable` says whether sending it twice does no harm.
+
+    `patience` is for how many seconds the answer may take to begin; None means the usual.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    scopes: frozenset[str] = frozenset()
+    repeatable: bool = True
+    patience: float | None = None
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.parse(self.url)
+
+    def with_header(self, name: str, value: str | None) -> Request:
+        """With one header set, or removed for None."""
+        headers = {key: text for key, text in self.headers.items() if key.lower() != name.lower()}
+        return replace(self, headers=headers if value is None else {**headers, name: value})
+
+
+class Response(Protocol):
+    """An answer whose body is still on its way. Exactly one of `read`, `stream`, `discard` is called."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def url(self) -> str:
+        """What was answered, after redirects."""
+
+    def header(self, name: str) -> str | None:
+        """A header by its name in any case; several of one name joined by ', '."""
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises RemoteRefused above `limit` bytes, Unreachable when it breaks off."""
+
+    def stream(self, length: int) -> BlobStream:
+        """The body, which must have `length` bytes."""
+
+    def discard(self) -> None:
+        """Free the connection."""
+
+
+class Sender(Protocol):
+    """Sends requests. Safe for threads. Raises Unreachable, RateLimited, AccessDenied, RemoteRefused."""
+
+    def send(self, request: Request) -> Response:
+        """One exchange. Statuses are returned, not raised, unless a decorator gives up on one."""

@@ -1,0 +1,54 @@
+"""Following redirects by hand: credentials stay with the origin they were meant for.
+
+Registries redirect blobs to object stores with signed URLs; those reject, and must not see, the registry's token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from urllib.parse import urljoin
+
+from modelimage.errors import InvalidInput, RemoteRefused
+from modelimage.registry.exchange import Origin, Request, Response, Sender
+
+_MAX_HOPS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# The others may turn a write into a GET, which would lose the body.
+_KEEPS_METHOD = frozenset({307, 308})
+
+
+class FollowingRedirects:
+    """A Sender that follows redirects, at most five."""
+
+    def __init__(self, inner: Sender) -> None:
+        self._inner = inner
+
+    def send(self, request: Request) -> Response:
+        """Raises RemoteRefused for a redirect that is endless, malformed, or leaves encryption."""
+        for _ in range(_MAX_HOPS + 1):
+            response = self._inner.send(request)
+            location = response.header("Location")
+            if response.status not in _REDIRECTS or location is None:
+                return response
+            response.discard()
+            request = next_hop(request, response.status, location)
+        raise RemoteRefused(f"{request.origin} redirects without end")
+
+
+def next_hop(request: Request, status: int, location: str) -> Request:
+    """The request that a redirect leads to. Pure. Raises RemoteRefused."""
+    here = request.origin
+    if request.method not in ("GET", "HEAD") and status not in _KEEPS_METHOD:
+        raise RemoteRefused(f"{here} redirects a {request.method} with status {status}")
+    try:
+        url = urljoin(request.url, location)
+        there = Origin.parse(url)
+    except (ValueError, InvalidInput) as error:
+        raise RemoteRefused(f"{here} redirects to {location[:200]!r}") from error
+    if here.encrypted and not there.encrypted:
+        raise RemoteRefused(
+            f"{here} redirects to {there}, which isn't encrypted",
+            hint="Have the registry's storage served over HTTPS.",
+        )
+    moved = replace(request, url=url)
+    return moved if there == here else moved.with_header("Authorization", None)

@@ -1,0 +1,142 @@
+"""When to repeat an exchange, and how long to wait. The deciding is pure; the waiting is injected.
+
+A registry that says Retry-After is believed, and speaks for its whole host: every thread that talks to that host
+waits, since the limit counts all of them together.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from modelimage.errors import RateLimited, Unreachable
+from modelimage.registry.exchange import Origin, Request, Response, Sender
+
+_SLOW_DOWN = frozenset({429, 503})
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """At most `attempts` tries; waits double from `base` to `cap` seconds; a Retry-After above `patience` gives up."""
+
+    attempts: int = 5
+    base: float = 0.5
+    cap: float = 20.0
+    patience: float = 300.0
+
+    def delay(self, attempt: int, retry_after: float | None, jitter: float) -> float | None:
+        """Seconds to wait after the `attempt`-th try (from 1) failed; None to give up.
+
+        `jitter` in [0, 1) spreads the clients of one outage over the upper half of the wait.
+        """
+        if attempt >= self.attempts or (retry_after or 0) > self.patience:
+            return None
+        backoff = min(self.cap, self.base * 2.0 ** (attempt - 1)) * (0.5 + jitter / 2)
+        return max(backoff, retry_after or 0)
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds from a Retry-After header in either form (RFC 9110, section 10.2.3); None when absent or malformed."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - now).total_seconds())
+
+
+class HostPauses:
+    """Until when each host asked to be left alone. Safe for threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: dict[Origin, float] = {}
+        self._lock = threading.Lock()
+
+    def pause(self, origin: Origin, seconds: float) -> None:
+        """Leave a host alone for at least so long from now."""
+        with self._lock:
+            until = self._clock() + seconds
+            self._until[origin] = max(until, self._until.get(origin, until))
+
+    def remaining(self, origin: Origin) -> float:
+        """Seconds left to wait; 0 when free."""
+        with self._lock:
+            return max(0.0, self._until.get(origin, 0.0) - self._clock())
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Time and chance, injected."""
+
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+class Retrying:
+    """A Sender that repeats what failed for reasons that pass."""
+
+    def __init__(
+        self,
+        inner: Sender,
+        pauses: HostPauses,
+        policy: RetryPolicy,
+        surroundings: Surroundings,
+    ) -> None:
+        self._inner = inner
+        self._pauses = pauses
+        self._policy = policy
+        self._surroundings = surroundings
+
+    def send(self, request: Request) -> Response:
+        """Send until it works or the policy gives up. Raises the last Unreachable or RateLimited."""
+        origin = request.origin
+        attempt = 1
+        while True:
+            while (wait := self._pauses.remaining(origin)) > 0:
+                self._surroundings.sleep(wait)
+            try:
+                return self._checked(self._inner.send(request))
+            except Unreachable as error:
+                self._wait(error, origin, attempt, request.repeatable)
+            attempt += 1
+
+    def _wait(self, error: Unreachable, origin: Origin, attempt: int, repeatable: bool) -> None:
+        """Wait before the next try, or raise the error when there is to be none."""
+        limited = isinstance(error, RateLimited)
+        asked = error.retry_after if isinstance(error, RateLimited) else None
+        delay = self._policy.delay(attempt, asked, self._surroundings.jitter())
+        if limited and delay is not None:
+            self._pauses.pause(origin, delay)
+        if delay is None or not repeatable:
+            raise error
+        if not limited:
+            self._surroundings.sleep(delay)
+
+    def _checked(self, response: Response) -> Response:
+        """The response, or the passing trouble it tells of as an error."""
+        if response.status not in _TRANSIENT:
+            return response
+        asked = parse_retry_after(response.header("Retry-After"), self._surroundings.now())
+        response.discard()
+        host = Origin.parse(response.url)
+        if response.status in _SLOW_DOWN:
+            raise RateLimited(
+                f"{host} asks to slow down ({response.status})",
+                hint="Wait, or lower the number of parallel transfers.",
+                retry_after=asked,
+            )
+        raise Unreachable(f"{host} failed ({response.status})", hint="Try again later.")

@@ -1,0 +1,258 @@
+"""The network: urllib3's connection pools, with its errors turned into ours and its time bounded.
+
+Bodies are read straight from the socket into the caller's buffer. What makes no progress for `stall` seconds is
+Unreachable, so that a caller can go on elsewhere. No credentials, redirects or repetitions here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Final
+
+import urllib3
+import urllib3.exceptions
+
+from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
+from modelimage.registry.exchange import Body, Origin, Request
+
+_SEND_SLICE: Final = 256 << 10
+_READ_SLICE: Final = 64 << 10
+_CONNECTIONS_PER_HOST: Final = 64
+_AGENT: Final = "weightyard"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """Whom to trust: the system's authorities and those of `ca_file`; nobody is checked without `verify`."""
+
+    ca_file: Path | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, without any progress, and for an answer to a finished upload, which a registry copies."""
+
+    connect: float = 10.0
+    stall: float = 10.0
+    finish: float = 300.0
+
+
+def environment_proxy(origin: Origin) -> str | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an origin."""
+    if urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
+        return None
+    return urllib.request.getproxies().get(origin.scheme)
+
+
+class Network:
+    """A Sender on real sockets. Safe for threads."""
+
+    def __init__(
+        self,
+        tls: TlsOptions,
+        timeouts: Timeouts,
+        proxy_for: Callable[[Origin], str | None] = environment_proxy,
+    ) -> None:
+        self._tls = tls
+        self._timeouts = timeouts
+        self._proxy_for = proxy_for
+        self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+
+    def send(self, request: Request) -> NetworkResponse:
+        """One exchange, without repetition. Raises Unreachable, RemoteRefused."""
+        origin = request.origin
+        manager = self._manager(None if is_loopback(origin.host) else self._proxy_for(origin))
+        headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT, **request.headers}
+        if request.body is not None:
+            headers["Content-Length"] = str(request.body.length)
+        stall = self._timeouts.stall if request.patience is None else request.patience
+        with network_errors(origin):
+            response = manager.request(
+                request.method,
+                request.url,
+                headers=headers,
+                body=None if request.body is None else _slices(request.body),
+                timeout=urllib3.Timeout(connect=self._timeouts.connect, read=stall),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        return NetworkResponse(response, request.url, origin)
+
+    def _manager(self, proxy: str | None) -> urllib3.PoolManager:
+        with self._lock:
+            if proxy not in self._managers:
+                options: dict[str, Any] = {
+                    "maxsize": _CONNECTIONS_PER_HOST,
+                    "ssl_context": _ssl_context(self._tls),
+                }
+                self._managers[proxy] = (
+                    urllib3.ProxyManager(proxy, **options)
+                    if proxy
+                    else urllib3.PoolManager(**options)
+                )
+            return self._managers[proxy]
+
+
+class NetworkResponse:
+    """A Response on its socket."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, origin: Origin) -> None:
+        self._response = response
+        self.url = url
+        self._origin = origin
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    def header(self, name: str) -> str | None:
+        return self._response.headers.get(name)
+
+    def read(self, limit: int) -> bytes:
+        out = bytearray()
+        with network_errors(self._origin), contextlib.closing(self._response):
+            while piece := self._response.read(_READ_SLICE):
+                out += piece
+                if len(out) > limit:
+                    raise RemoteRefused(f"{self._origin} answered with more than {limit} bytes")
+            self._response.release_conn()
+        return bytes(out)
+
+    def stream(self, length: int) -> SocketStream:
+        return SocketStream(self._response, length, self._origin)
+
+    def discard(self) -> None:
+        # An unread body would have to be read before the connection is of use again.
+        self._response.close()
+        self._response.release_conn()
+
+
+class SocketStream:
+    """A BlobStream of exactly `length` bytes on a socket."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, length: int, origin: Origin) -> None:
+        self._response = response
+        # urllib3's own readinto copies; http.client's, below it, reads into the buffer.
+        self._raw: Any = response._fp  # type: ignore[attr-defined]
+        self._origin = origin
+        self._left = length
+        self._closed = False
+        self._reading = threading.Lock()
+        # A second handle on the socket, so that another thread can end a read that waits on the first.
+        self._handle = _second_handle(self._raw) if length else None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a part of the buffer; 0 only after the last byte promised. Raises Unreachable."""
+        if not self._left:
+            return 0
+        with self._reading, network_errors(self._origin):
+            count: int = 0 if self._closed else self._raw.readinto(buffer[: self._left])
+        if not count:
+            reason = "was closed" if self._closed else "broke off"
+            raise Unreachable(
+                f"the transfer from {self._origin} {reason} with {self._left} bytes to come",
+                hint="Try again: what has arrived is kept.",
+            )
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        finished = self._left == 0 and self._raw.isclosed()
+        if self._handle is not None:
+            with contextlib.closing(self._handle), contextlib.suppress(OSError):
+                if not finished:
+                    self._handle.shutdown(socket.SHUT_RDWR)
+        with self._reading:
+            if not finished:
+                self._response.close()
+            self._response.release_conn()
+
+
+@contextlib.contextmanager
+def network_errors(origin: Origin) -> Iterator[None]:
+    """Map what urllib3, http.client and the socket raise to ours; ours pass."""
+    try:
+        yield
+    except WeightyardError:
+        raise
+    except urllib3.exceptions.SSLError as error:
+        raise RemoteRefused(
+            f"no secure connection to {origin}: {error}",
+            hint="Give the authority's certificate with --ca-file, or --plain-http for a registry without TLS.",
+        ) from error
+    except (urllib3.exceptions.LocationValueError, urllib3.exceptions.URLSchemeUnknown) as error:
+        raise RemoteRefused(f"{origin} led to an unusable URL: {error}") from error
+    except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
+        raise Unreachable(
+            f"{origin} made no progress in time", hint="Check the network and the host."
+        ) from error
+    except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+        raise Unreachable(
+            f"can't talk to {origin}: {_reason(error)}", hint="Check the host name and the network."
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address, without port and brackets, is this machine."""
+    if host == "localhost" or host.endswith(".localhost") or host == "::1":
+        return True
+    parts = host.split(".")
+    return len(parts) == 4 and parts[0] == "127" and all(part.isdigit() for part in parts)
+
+
+def _reason(error: Exception) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause) or type(cause).__name__
+
+
+def _second_handle(raw: Any) -> socket.socket | None:
+    try:
+        return socket.socket(fileno=os.dup(raw.fileno()))
+    except (OSError, ValueError):
+        # Already at its end, for example an empty body: nothing to wait for.
+        return None
+
+
+def _slices(body: Body) -> Iterator[Any]:
+    """The body in pieces that are each small enough to be sent within the stall timeout."""
+    for buffer in body.open():
+        view = memoryview(buffer).cast("B")
+        for start in range(0, len(view), _SEND_SLICE):
+            yield view[start : start + _SEND_SLICE]
+
+
+def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if tls.ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=tls.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidInput(
+                f"{tls.ca_file} holds no usable certificate: {error}",
+                hint="Give a PEM file of the authority's certificates.",
+            ) from error
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        # The user asked for it by name; a warning on each request would only hide other ones.
+        warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
+    return context
