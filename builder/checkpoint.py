@@ -1,0 +1,151 @@
+"""Whether weight files make one consistent checkpoint, and what they say of the model.
+
+The safetensors grammar is `modelimage.safetensors`, the memory arithmetic `modelimage.memory`; here are the rules
+between files: what the index promises must be in the shards, and what is in the shards must be in the index. Reads
+headers and small JSON documents, never tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from modelimage import memory, safetensors
+from modelimage.durable import reading
+from modelimage.errors import InvalidCheckpoint
+from modelimage.record import ModelFacts
+from modelimage.safetensors import Header, TensorInfo
+
+CONFIG: Final = "config.json"
+INDEX: Final = "model.safetensors.index.json"
+MAX_JSON_BYTES: Final = 256 << 20
+_AGAIN: Final = "Download the checkpoint again; if it stays, ask its publisher."
+
+# What torch, transformers and ModelPack call the dtypes that safetensors abbreviates.
+_DTYPE_NAMES: Final[Mapping[str, str]] = {
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class WeightIndex:
+    """`model.safetensors.index.json`: which shard holds which tensor. Shards are named beside the index."""
+
+    shards: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any]) -> WeightIndex:
+        """Raises InvalidCheckpoint."""
+        mapping = document.get("weight_map")
+        if not isinstance(mapping, Mapping) or not all(
+            isinstance(shard, str) for shard in mapping.values()
+        ):
+            raise InvalidCheckpoint(f"{INDEX} has no usable weight_map", hint=_AGAIN)
+        shards: dict[str, set[str]] = {}
+        for tensor, shard in mapping.items():
+            shards.setdefault(shard, set()).add(tensor)
+        return cls({shard: frozenset(tensors) for shard, tensors in sorted(shards.items())})
+
+
+def unlisted_weights(index: WeightIndex, weights: Iterable[str]) -> list[str]:
+    """Weight files at the root that the index doesn't name: engines don't load them. Raises for a missing shard."""
+    root = [path for path in weights if "/" not in path]
+    missing = sorted(set(index.shards) - set(root))
+    if missing:
+        raise InvalidCheckpoint(
+            f"{INDEX} names {missing[0]!r}, which isn't there"
+            + (f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""),
+            hint=_AGAIN,
+        )
+    return [path for path in root if path not in index.shards]
+
+
+def check_shards(index: WeightIndex, headers: Mapping[str, Header]) -> None:
+    """Raise InvalidCheckpoint unless index and shards name the same tensors in the same places."""
+    for shard, promised in index.shards.items():
+        held = {tensor.name for tensor in headers[shard].tensors}
+        for tensor in sorted(promised - held)[:1]:
+            raise InvalidCheckpoint(
+                f"{INDEX} promises tensor {tensor!r:.200} in {shard}, which doesn't hold it",
+                hint=_AGAIN,
+            )
+        for tensor in sorted(held - promised)[:1]:
+            raise InvalidCheckpoint(
+                f"{shard} holds tensor {tensor!r:.200}, which {INDEX} doesn't name",
+                hint=f"Download the checkpoint again, or leave the index out: --exclude {INDEX}",
+            )
+
+
+def check_unique(headers: Mapping[str, Header]) -> None:
+    """Raise InvalidCheckpoint when two files of one folder hold a tensor of the same name."""
+    seen: dict[tuple[str, str], str] = {}
+    for path, header in headers.items():
+        folder = path.rpartition("/")[0]
+        for tensor in header.tensors:
+            first = seen.setdefault((folder, tensor.name), path)
+            if first != path:
+                raise InvalidCheckpoint(
+                    f"{first} and {path} both hold tensor {tensor.name!r:.200}",
+                    hint="Leave the superfluous file out with --exclude.",
+                )
+
+
+def read_header(location: Path, *, name: str) -> Header:
+    """The checked header of a safetensors file. Raises InvalidCheckpoint, NotFound, AccessDenied."""
+    with reading(location), location.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        prefix = file.read(safetensors.LENGTH_BYTES)
+        length = safetensors.header_length(prefix, file_size=size, name=name)
+        return safetensors.parse_header(file.read(length), file_size=size, name=name)
+
+
+def read_json(location: Path, *, name: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint. Raises InvalidCheckpoint, NotFound, AccessDenied."""
+    with reading(location), location.open("rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise InvalidCheckpoint(f"{name} is larger than {MAX_JSON_BYTES} bytes", hint=_AGAIN)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidCheckpoint(f"{name} is not valid JSON: {error}", hint=_AGAIN) from error
+    if not isinstance(document, dict):
+        raise InvalidCheckpoint(f"{name} is not a JSON object", hint=_AGAIN)
+    return document
+
+
+def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFacts:
+    """What the record says of the model: from `config.json` ({} where there is none) and all headers."""
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    estimate = memory.estimate(config, tensors)
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    return ModelFacts(
+        architecture=named if isinstance(named, str) else "",
+        parameters=estimate.parameters,
+        weight_bytes=estimate.weight_bytes,
+        kv_cache_bytes_per_token=estimate.kv_cache_bytes_per_token,
+        gpu_memory_bytes=estimate.gpu_memory_bytes(),
+        context_length=estimate.context_length,
+        dtype=_dtype(config, tensors),
+    )
+
+
+def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
+    """What most bytes of the weights are; packed integers go by their real width."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.size
+    if not sizes:
+        return ""
+    most = min(sizes, key=lambda dtype: (-sizes[dtype], dtype))
+    bits = memory.quantized_bits(config)
+    if bits and most in ("I32", "U32", "I8", "U8", "I64"):
+        return f"int{bits}"
+    return _DTYPE_NAMES.get(most, most.lower())

@@ -1,0 +1,113 @@
+"""Brings a surveyed checkpoint onto this machine and checks it whole, before anything is packed.
+
+The result is what every later step works on, wherever the files came from: a source, or a quantization of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from builder.checkpoint import WeightIndex, check_shards, check_unique, model_facts, read_header
+from builder.licence import MAX_BYTES, licence, states_licence
+from builder.plan import PlannedFile
+from builder.reporter import Reporter
+from builder.sources.base import SourceFile
+from builder.survey import Survey
+from builder.workers import run_all
+from modelimage.digest import Digest
+from modelimage.durable import reading
+from modelimage.errors import InvalidCheckpoint
+from modelimage.record import ModelFacts, Role
+
+_FETCHES_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Files on this machine that belong together and were checked: what to pack and where each one is.
+
+    `claimed` holds what the source says of a file's sha256; it is compared once ours is known.
+    """
+
+    files: tuple[PlannedFile, ...]
+    locations: Mapping[str, Path]
+    facts: ModelFacts
+    licence: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    claimed: Mapping[str, Digest] = field(default_factory=dict)
+
+
+def collect(surveyed: Survey, reporter: Reporter) -> Checkpoint:
+    """Fetch what was selected and check it. Raises InvalidCheckpoint, and what the source raises."""
+    wanted = [surveyed.files[path] for path in surveyed.selection.roles]
+    locations = fetch_all(surveyed, wanted, reporter)
+    return checked(
+        surveyed.planned(),
+        locations,
+        config=surveyed.config,
+        index=surveyed.index,
+        claimed={file.path: file.claimed for file in wanted if file.claimed},
+    )
+
+
+def fetch_all(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> dict[str, Path]:
+    """Where each file is on this machine, once all are."""
+
+    def fetch(file: SourceFile, advance: Callable[[int], None]) -> Path:
+        return surveyed.source.fetch(file, advance)
+
+    with reporter.progress("fetching", sum(file.size for file in wanted)) as progress:
+        paths = run_all(wanted, fetch, advance=progress.advance, workers=_FETCHES_AT_ONCE)
+    return {file.path: path for file, path in zip(wanted, paths, strict=True)}
+
+
+def checked(
+    files: list[PlannedFile],
+    locations: Mapping[str, Path],
+    *,
+    config: Mapping[str, Any],
+    index: WeightIndex | None,
+    claimed: Mapping[str, Digest],
+) -> Checkpoint:
+    """A Checkpoint of files that are here: headers, index and sizes agree, or InvalidCheckpoint is raised."""
+    for file in files:
+        _check_size(file, locations[file.path])
+    headers = {
+        file.path: read_header(locations[file.path], name=file.path)
+        for file in files
+        if file.role is Role.WEIGHT
+    }
+    if index is not None:
+        check_shards(index, headers)
+    check_unique(headers)
+    return Checkpoint(
+        files=tuple(sorted(files)),
+        locations=locations,
+        facts=model_facts(config, headers.values()),
+        licence=licence(_texts(files, locations)),
+        config=config,
+        claimed=claimed,
+    )
+
+
+def _check_size(file: PlannedFile, location: Path) -> None:
+    with reading(location):
+        size = location.stat().st_size
+    if size != file.size:
+        raise InvalidCheckpoint(
+            f"{file.path} has {size} bytes where the source lists {file.size}",
+            hint=f"Remove {location} and fetch the checkpoint again.",
+        )
+
+
+def _texts(files: list[PlannedFile], locations: Mapping[str, Path]) -> dict[str, str]:
+    texts = {}
+    for file in files:
+        if states_licence(file.path):
+            location = locations[file.path]
+            with reading(location), location.open("rb") as opened:
+                texts[file.path] = opened.read(MAX_BYTES).decode(errors="replace")
+    return texts

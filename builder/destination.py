@@ -1,0 +1,86 @@
+"""Where a build goes, and what is asked of it before the first byte is hashed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.publish import put_document
+from modelimage import mediatypes
+from modelimage.access import Access, open_writer
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.durable import reading
+from modelimage.errors import InvalidInput, NoSpace
+from modelimage.layout import Layout
+from modelimage.publication import Document
+from modelimage.recipe import models_link_layer
+from modelimage.reference import (
+    DEFAULT_TAG,
+    ImageReference,
+    LayoutReference,
+    RegistryReference,
+    check_tag,
+)
+from modelimage.repository import ImageWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An open destination. `layout` is set when layers can be written while they are hashed."""
+
+    reference: RegistryReference | LayoutReference
+    writer: ImageWriter
+    layout: Layout | None = None
+
+    @property
+    def version(self) -> str:
+        """The tag that the build is published under."""
+        return self.reference.tag or DEFAULT_TAG
+
+
+def open_destination(reference: ImageReference, access: Access) -> Destination:
+    """Raises InvalidInput for what can't be built to. Nothing is touched yet."""
+    if not isinstance(reference, RegistryReference | LayoutReference):
+        raise InvalidInput(
+            f"can't build into {reference}", hint="Use oci:DIR:TAG or a registry reference."
+        )
+    if reference.digest is not None:
+        raise InvalidInput(
+            f"can't build to a digest: {reference}",
+            hint="Name a tag; the digest is what the build gives.",
+        )
+    writer = open_writer(reference, access)
+    return Destination(reference, writer, writer if isinstance(writer, Layout) else None)
+
+
+def published_tags(version: str, variants: Sequence[str]) -> list[str]:
+    """The tags a build of these variants writes, the default variant first."""
+    names = [version, *(f"{version}-{variant}" for variant in variants[1:])]
+    return [*names, *(f"{name}-modelpack" for name in names)]
+
+
+def preflight(destination: Destination, variants: Sequence[str]) -> None:
+    """Prove that the destination can be written to, by storing the one blob that every image has.
+
+    Raises InvalidInput for tags it can't hold, AccessDenied, Unreachable, RemoteRefused, NotWritable, NoSpace.
+    """
+    for tag in published_tags(destination.version, variants):
+        check_tag(tag)
+    link = models_link_layer()
+    descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, Digest.of(link), len(link))
+    put_document(destination.writer, Document(descriptor, link))
+
+
+def check_space(directory: Path, layer_sizes: Iterable[int]) -> None:
+    """Raise NoSpace when layers of these sizes in bytes can't fit into the filesystem of `directory`."""
+    needed = sum(layer_sizes)
+    with reading(directory):
+        free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise NoSpace(
+            f"{directory} needs {needed} bytes for the layers and has {free} free",
+            hint="Free space there, or build to another disk or a registry.",
+        )

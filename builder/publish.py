@@ -1,0 +1,131 @@
+"""Carries a publication out: layers, small blobs and manifests first, tags last.
+
+A tag is what readers start from, so nothing of an unfinished build is ever visible under one. Everything here is
+idempotent: what the destination holds already is not sent again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from builder.workers import run_all
+from modelimage import mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.durable import reading
+from modelimage.errors import InvalidCheckpoint
+from modelimage.hashing import fill
+from modelimage.publication import Document, Publication
+from modelimage.ranges import ByteRange
+from modelimage.recipe import FileSlice, Recipe
+from modelimage.record import RecordLayer
+from modelimage.repository import BlobContent, ImageWriter
+
+SENDS_AT_ONCE: Final = 4
+_BUFFER_SIZE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How many bytes of layers went to the destination, and how many it held already."""
+
+    sent: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSource:
+    """How a layer's blob is made again: its recipe, and where the files are."""
+
+    recipe: Recipe
+    locations: Mapping[str, Path]
+
+
+def publish(
+    publication: Publication,
+    sources: Mapping[Digest, LayerSource],
+    writer: ImageWriter,
+    *,
+    advance: Callable[[int], None],
+) -> Sent:
+    """Send everything that isn't there yet, then point the tags at it. `advance` gets bytes of layers.
+
+    Raises AccessDenied, Unreachable, RemoteRefused, NoSpace, NotWritable, and DigestMismatch when a file
+    changed since it was hashed.
+    """
+
+    def send(layer: RecordLayer, guarded: Callable[[int], None]) -> int:
+        return _send_layer(layer, sources[layer.digest], writer, guarded)
+
+    sent = run_all(publication.layers, send, advance=advance, workers=SENDS_AT_ONCE)
+    for blob in publication.blobs:
+        put_document(writer, blob)
+    for manifest in publication.manifests:
+        writer.put_manifest(manifest.descriptor, manifest.data)
+    # The version's own tag last: whoever watches it finds the others in place.
+    for tag in reversed(list(publication.tags)):
+        manifest = publication.manifest(tag)
+        writer.put_manifest(manifest.descriptor, manifest.data, tag)
+    total = sum(layer.size for layer in publication.layers)
+    return Sent(sum(sent), total - sum(sent))
+
+
+def put_document(writer: ImageWriter, document: Document) -> None:
+    """Store a small blob."""
+    if not writer.has_blob(document.descriptor):
+        writer.put_blob(
+            BlobContent(document.descriptor, lambda offset: iter([document.data[offset:]]))
+        )
+
+
+def _send_layer(
+    layer: RecordLayer,
+    source: LayerSource,
+    writer: ImageWriter,
+    advance: Callable[[int], None],
+) -> int:
+    descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, layer.digest, layer.size)
+    if writer.has_blob(descriptor):
+        advance(layer.size)
+        return 0
+    content = BlobContent(descriptor, lambda offset: blob_bytes(source, offset))
+    writer.put_blob(content, advance)
+    return layer.size
+
+
+def blob_bytes(source: LayerSource, offset: int) -> Iterator[memoryview | bytes]:
+    """The bytes of a layer blob from `offset` on, made from files. A buffer is valid until the next one."""
+    if offset >= source.recipe.size:
+        return
+    buffer = memoryview(bytearray(_BUFFER_SIZE))
+    for segment in source.recipe.cut(ByteRange(offset, source.recipe.size)):
+        if isinstance(segment, FileSlice):
+            yield from _slice_bytes(segment, source.locations[segment.file.path], buffer)
+        else:
+            yield segment.data
+
+
+def _slice_bytes(piece: FileSlice, location: Path, buffer: memoryview) -> Iterator[memoryview]:
+    with reading(location):
+        descriptor = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with reading(location):
+            os.lseek(descriptor, piece.start, os.SEEK_SET)
+        left = len(piece)
+        while left:
+            view = buffer[: min(left, len(buffer))]
+            with reading(location):
+                count = fill(view, lambda rest: os.readv(descriptor, [rest]))
+            if count < len(view):
+                raise InvalidCheckpoint(
+                    f"{location} became shorter while it was sent",
+                    hint="Wait until nothing writes to the checkpoint any more, then build again.",
+                )
+            yield view
+            left -= count
+    finally:
+        os.close(descriptor)

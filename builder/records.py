@@ -1,0 +1,74 @@
+"""From packed layers to the record: pure, so equal inputs give equal bytes on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from builder.collect import Checkpoint
+from builder.pack import PackedLayer
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch, InvalidInput
+from modelimage.record import Record, RecordFile
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the weights come from, as the record says it: nothing of the building machine."""
+
+    uri: str
+    revision: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_record(
+    checkpoint: Checkpoint,
+    packed: Sequence[PackedLayer],
+    *,
+    origin: Origin,
+    variant: str,
+    quantization: Mapping[str, Any] | None = None,
+) -> Record:
+    """The record of one variant. Raises DigestMismatch where the source claims another sha256 than ours."""
+    files = sorted((file for each in packed for file in each.files), key=lambda file: file.path)
+    check_claims(files, checkpoint.claimed)
+    return Record(
+        variant=variant,
+        source=origin.uri,
+        revision=origin.revision,
+        license=checkpoint.licence,
+        facts=checkpoint.facts,
+        files=tuple(files),
+        layers=tuple(each.layer for each in packed),
+        quantization=quantization,
+        extra=origin.extra,
+    )
+
+
+def check_claims(files: Sequence[RecordFile], claimed: Mapping[str, Digest]) -> None:
+    """Raise DigestMismatch for the first file that isn't what its source says."""
+    for file in files:
+        promised = claimed.get(file.path)
+        if promised is not None and promised != file.digest:
+            raise DigestMismatch(
+                f"{file.path} has sha256 {file.digest.hex}, but its source says {promised.hex}",
+                hint="The downloaded copy is damaged: remove it from the cache and build again.",
+            )
+
+
+def created_time(epoch: str | None) -> str | None:
+    """The RFC 3339 time of a SOURCE_DATE_EPOCH value; None, and no clock anywhere, where it isn't set.
+
+    Raises InvalidInput (reproducible-builds.org/specs/source-date-epoch).
+    """
+    if not epoch:
+        return None
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError) as error:
+        raise InvalidInput(
+            f"SOURCE_DATE_EPOCH is not a time: {epoch[:40]!r}",
+            hint="Give whole seconds since 1970, or unset it.",
+        ) from error

@@ -1,0 +1,28 @@
+"""What a build tells of itself while it works. Knows nothing of terminals: the command line implements this."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class Advance(Protocol):
+    """Progress of one stage; both methods may be called from any thread."""
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are done."""
+
+    def describe(self, text: str) -> None:
+        """What is being done now, in a few words."""
+
+
+class Reporter(Protocol):
+    """Stages with their size in bytes, events for machines, notes for people."""
+
+    def progress(
+        self, title: str, total_bytes: int | None = None
+    ) -> AbstractContextManager[Advance]: ...
+
+    def event(self, name: str, **fields: Any) -> None: ...
+
+    def say(self, text: str) -> None: ...

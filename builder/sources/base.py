@@ -1,0 +1,51 @@
+"""The interface of a model source: it lists a checkpoint's files and brings one at a time onto this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from modelimage.digest import Digest
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourceFile:
+    """A file at the source: its relative POSIX path, size in bytes, and the sha256 the source says it has, if any."""
+
+    path: str
+    size: int
+    claimed: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds, sorted by path, and what its walk left out with the reason."""
+
+    files: tuple[SourceFile, ...]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelSource(Protocol):
+    """One revision of one checkpoint. `fetch` is safe for use from several threads at once."""
+
+    @property
+    def uri(self) -> str:
+        """What the record says of where it came from: nothing of this machine."""
+
+    @property
+    def revision(self) -> str:
+        """The resolved commit; empty where the source has none."""
+
+    def list(self) -> Listing:
+        """Raises NotFound, AccessDenied, Unreachable, InvalidCheckpoint."""
+
+    def fetch(self, file: SourceFile, advance: Advance) -> Path:
+        """A local path with the file's bytes, which stay there for the build. `advance` gets byte counts.
+
+        What was fetched before is not fetched again.
+        Raises as `list`, and NoSpace and NotWritable.
+        """

@@ -1,0 +1,218 @@
+"""A checkpoint on the Hugging Face Hub, or on whatever speaks its API at HF_ENDPOINT.
+
+The revision is resolved to a commit first and everything is fetched from that commit, so a build can't mix two.
+Files come through huggingface-hub into its own cache, which other programs share; tokens are found where that
+library finds them. All of its exceptions end here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its client's base, whichever that is
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import tqdm
+
+from builder.sources.base import Advance, Listing, SourceFile
+from modelimage.digest import Digest
+from modelimage.durable import write_error
+from modelimage.errors import (
+    AccessDenied,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+
+SCHEME = "hf://"
+_NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SIGN_IN = "Set HF_TOKEN or run `hf auth login`."
+# Subclasses first: to huggingface-hub a gated repository is one that wasn't found.
+_CAUSES: tuple[tuple[type[Exception], type[WeightyardError], str, str], ...] = (
+    (
+        GatedRepoError,
+        AccessDenied,
+        " is gated, and this token has no access to it",
+        f"Accept its terms on the Hub. {_SIGN_IN}",
+    ),
+    (
+        RevisionNotFoundError,
+        NotFound,
+        ": no such revision",
+        "Name a branch, a tag or a commit.",
+    ),
+    (
+        RepositoryNotFoundError,
+        NotFound,
+        ": no such model, or it is private and this token can't see it",
+        f"Check the name. For a private model: {_SIGN_IN}",
+    ),
+    (EntryNotFoundError, NotFound, ": no such file at this commit", "Check the revision."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """`hf://org/name[@revision]`; the revision is a branch, a tag or a commit. Law: `parse_hub(str(r)) == r`."""
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_hub(text: str) -> HubReference:
+    """Parse what a user writes. Raises InvalidInput."""
+    name, at, revision = text.removeprefix(SCHEME).partition("@")
+    if not _NAME.fullmatch(name) or (at and not _REVISION.fullmatch(revision)):
+        raise InvalidInput(
+            f"not a model on the Hub: {text[:200]!r}",
+            hint="Write hf://ORG/NAME or hf://ORG/NAME@REVISION.",
+        )
+    return HubReference(name, revision or None)
+
+
+class HubSource:
+    """A ModelSource of one Hub repository. Connects at the first call."""
+
+    def __init__(
+        self, reference: HubReference, *, endpoint: str | None = None, cache: Path | None = None
+    ) -> None:
+        self._reference = reference
+        self._endpoint = endpoint
+        self._cache = cache
+        self._commit = ""
+
+    @property
+    def uri(self) -> str:
+        return f"{SCHEME}{self._reference.name}"
+
+    @property
+    def revision(self) -> str:
+        return self._commit
+
+    def list(self) -> Listing:
+        with _mapped(self._reference):
+            info = HfApi(endpoint=self._endpoint).model_info(
+                self._reference.name, revision=self._reference.revision, files_metadata=True
+            )
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):
+            raise RemoteRefused(f"the Hub names no commit for {self._reference}: {commit!r:.60}")
+        self._commit = commit
+        return Listing(tuple(sorted(_source_file(each) for each in info.siblings or ())))
+
+    def fetch(self, file: SourceFile, advance: Advance) -> Path:
+        count = _Count(advance)
+        with _mapped(self._reference, file.path):
+            path = hf_hub_download(
+                self._reference.name,
+                file.path,
+                revision=self._commit,
+                endpoint=self._endpoint,
+                cache_dir=self._cache,
+                tqdm_class=_bar(count),
+            )
+        # What was in the cache already moved no bar.
+        count(max(0, file.size - count.seen))
+        return Path(path)
+
+
+def _source_file(sibling: Any) -> SourceFile:
+    if type(sibling.size) is not int:
+        raise RemoteRefused(f"the Hub doesn't say how large {sibling.rfilename!r} is")
+    claimed = Digest(sibling.lfs.sha256) if sibling.lfs else None
+    return SourceFile(sibling.rfilename, sibling.size, claimed)
+
+
+class _Count:
+    """Passes byte counts on and remembers their sum."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self.seen = 0
+
+    def __call__(self, count: int) -> None:
+        self.seen += count
+        self._advance(count)
+
+
+def _bar(count: _Count) -> type[tqdm]:
+    """huggingface-hub reports progress to a class of bars only: this one draws nothing."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            count(int(n or 0))
+            return None
+
+    return Bar
+
+
+@contextmanager
+def _mapped(reference: HubReference, path: str = "") -> Iterator[None]:
+    what = f"{path!r} of {reference}" if path else str(reference)
+    try:
+        yield
+    except HFValidationError as error:
+        raise InvalidInput(f"not a model on the Hub: {reference}") from error
+    except HfHubHTTPError as error:
+        raise _http_error(what, error) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError) as error:
+        raise _unreachable(what, error) from error
+    except OSError as error:
+        # What is left is the disk under the cache.
+        raise write_error(Path(error.filename or "the Hugging Face cache"), error) from error
+
+
+def _http_error(what: str, error: HfHubHTTPError) -> WeightyardError:
+    status = error.response.status_code
+    for cause, ours, text, hint in _CAUSES:
+        if isinstance(error, cause):
+            return ours(f"{what}{text}", hint=hint)
+    if status in (401, 403):
+        return AccessDenied(f"the Hub refuses {what} ({status})", hint=_SIGN_IN)
+    if status == 429:
+        return RateLimited(
+            f"the Hub asks to slow down (429) at {what}",
+            hint="Try again later; a token (HF_TOKEN) has a higher limit.",
+            retry_after=_seconds(error.response.headers.get("Retry-After")),
+        )
+    if status >= 500:
+        return Unreachable(f"the Hub failed at {what} ({status})", hint="Try again later.")
+    return RemoteRefused(f"the Hub answered {status} for {what}")
+
+
+def _unreachable(what: str, error: Exception) -> Unreachable:
+    cause = error.__cause__ or error
+    reason = str(cause).split("\n", 1)[0] or type(cause).__name__
+    return Unreachable(
+        f"the Hub can't be reached for {what}: {reason[:200]}",
+        hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdecimal() else None

@@ -1,0 +1,91 @@
+"""What a source holds and which of it will be packed, before anything large is fetched.
+
+Only listing, configuration and the weight index are read here, so `--dry-run` is cheap and a checkpoint that
+lacks a shard is refused before the first gigabyte moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.checkpoint import CONFIG, INDEX, WeightIndex, read_json, unlisted_weights
+from builder.classify import Selection, select
+from builder.plan import PlannedFile
+from builder.sources.base import ModelSource, SourceFile
+from modelimage.errors import InvalidCheckpoint, UnsafePickle
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A source's files by path, the verdicts on them, and the two documents that the rest depends on."""
+
+    source: ModelSource
+    files: dict[str, SourceFile]
+    selection: Selection
+    config: dict[str, Any]
+    index: WeightIndex | None
+
+    def planned(self) -> list[PlannedFile]:
+        """What will be packed of the files as they are at the source."""
+        return [
+            PlannedFile(path, self.files[path].size, role)
+            for path, role in self.selection.roles.items()
+        ]
+
+
+def survey(
+    source: ModelSource,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    convert_pickle: bool = False,
+) -> Survey:
+    """List, judge, and check what can be checked without the weights.
+
+    Raises InvalidCheckpoint, UnsafePickle, and what the source raises.
+    """
+    listing = source.list()
+    files = {file.path: file for file in listing.files}
+    selection = select(files, include=include, exclude=exclude)
+    selection = selection.also_ignored(listing.ignored)
+    _check_weights(selection, source, convert_pickle=convert_pickle)
+    config = _document(source, files, selection, CONFIG) or {}
+    index_document = _document(source, files, selection, INDEX)
+    index = WeightIndex.parse(index_document) if index_document is not None else None
+    if index is not None:
+        unlisted = unlisted_weights(index, selection.weights)
+        selection = selection.without(unlisted, f"not named by {INDEX}")
+    return Survey(source, files, selection, config, index)
+
+
+def _check_weights(selection: Selection, source: ModelSource, *, convert_pickle: bool) -> None:
+    if selection.weights or (selection.pickles and convert_pickle):
+        return
+    if selection.pickles:
+        raise UnsafePickle(
+            f"the weights are pickle files, which run code when loaded: {_some(selection.pickles)}",
+            hint="Choose a revision with safetensors, or add --convert-pickle to convert them safely.",
+        )
+    others = [path for path, reason in selection.ignored.items() if "framework" in reason]
+    found = f"; it has {_some(others)}" if others else ""
+    raise InvalidCheckpoint(
+        f"there are no safetensors weights in {source.uri}{found}",
+        hint="Give a Hugging Face checkpoint: *.safetensors and config.json.",
+    )
+
+
+def _document(
+    source: ModelSource, files: dict[str, SourceFile], selection: Selection, name: str
+) -> dict[str, Any] | None:
+    if name not in selection.roles:
+        return None
+    location: Path = source.fetch(files[name], lambda _: None)
+    return read_json(location, name=name)
+
+
+def _some(paths: Sequence[str]) -> str:
+    shown = ", ".join(paths[:3])
+    return f"{shown} and {len(paths) - 3} more" if len(paths) > 3 else shown
