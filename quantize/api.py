@@ -1,0 +1,168 @@
+"""Quantize a checkpoint directory: the package's front door, used by the builder and the command line.
+
+Plans, runs the engine in a hidden directory beside the result, measures, and shows the result by one
+rename once everything in it is complete and durable.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modelimage.errors import NoSpace
+from quantize import engines, output, rtn
+from quantize.calibration import Calibration, load_calibration
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.plan import Plan, make_plan
+from quantize.rtn import Progress
+from quantize.schemes import Engine, Format, Scheme, resolve_engine, resolve_format
+from quantize.sqnr import DEFAULT_FLOOR, Energies, SqnrSummary, check_floor, summarize
+from quantize.staging import Staging, open_staging
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """What to make. None means: the default of the scheme or the engine.
+
+    `calibration` names a text or JSON-lines file; `min_sqnr` is in dB; `threads` never changes the bytes
+    that rtn writes.
+    """
+
+    scheme: Scheme
+    format: Format | None = None
+    engine: Engine = Engine.AUTO
+    group_size: int | None = None
+    calibration: Path | None = None
+    min_sqnr: float | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeResult:
+    """What was made. `recipe` is for the record (canonical JSON, nothing measured in it)."""
+
+    out: Path
+    plan: Plan
+    engine: Engine
+    recipe: Mapping[str, Any]
+    sqnr: SqnrSummary
+    source_bytes: int
+    target_bytes: int
+    notices: tuple[str, ...] = field(default=())
+
+
+def plan_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Plan, Engine]:
+    """What `quantize_checkpoint` would do; reads headers only.
+
+    Raises NotFound, InvalidCheckpoint and its kinds, IncompatibleOptions.
+    """
+    installed = engines.gptq_installed()
+    engine = resolve_engine(options.scheme, options.engine, gptq_installed=installed)
+    format_ = resolve_format(options.scheme, options.format, engine)
+    checkpoint = open_checkpoint(src)
+    plan = make_plan(
+        checkpoint.config,
+        checkpoint.shards,
+        scheme=options.scheme,
+        format_=format_,
+        group_size=options.group_size,
+    )
+    return checkpoint, plan, engine
+
+
+def quantize_checkpoint(
+    src: Path,
+    out: Path,
+    options: QuantizeOptions,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+) -> QuantizeResult:
+    """Quantize `src` into the new directory `out`.
+
+    `out` appears complete and durable, or not at all; an interrupted run is continued by the next one
+    shard by shard. `progress` gets (bytes of source done, bytes in all) and `notify` one sentence at a
+    time. Raises what `plan_checkpoint` does, and BrokenWeights, QualityTooLow, EngineMissing,
+    EngineFailed, NoSpace, NotWritable, Busy.
+    """
+    checkpoint, plan, engine = plan_checkpoint(src, options)
+    notices = _notices(options, engine)
+    for notice in notices:
+        if notify is not None:
+            notify(notice)
+    calibration = load_calibration(options.calibration) if engine is not Engine.RTN else None
+    _check_space(out, plan)
+    job = engines.Job(checkpoint, plan, calibration, options.threads or rtn.default_threads())
+    with open_staging(out, _fingerprint(checkpoint, plan, engine, calibration)) as staging:
+        energies = _run(engine, job, staging, progress)
+        summary = summarize(energies)
+        floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
+        check_floor(summary, floor)
+        output.write_surroundings(staging, checkpoint, plan)
+        written = sum(path.stat().st_size for path in staging.directory.glob("*.safetensors"))
+        staging.publish()
+    return QuantizeResult(
+        out=out,
+        plan=plan,
+        engine=engine,
+        recipe=_recipe(plan, engine, calibration),
+        sqnr=summary,
+        source_bytes=plan.source_bytes,
+        target_bytes=written,
+        notices=tuple(notices),
+    )
+
+
+def _run(
+    engine: Engine, job: engines.Job, staging: Staging, progress: Progress | None
+) -> Mapping[str, Energies]:
+    if engine is Engine.RTN:
+        return rtn.convert_shards(
+            job.checkpoint, job.plan, staging, threads=job.threads, progress=progress
+        )
+    return engines.run(engine, job, staging)
+
+
+def _notices(options: QuantizeOptions, engine: Engine) -> list[str]:
+    if options.engine is Engine.AUTO_GPTQ:
+        return ["auto-gptq is no longer maintained: using its successor GPTQModel (--engine gptq)."]
+    if options.engine is Engine.AUTO and engine is Engine.RTN and options.scheme is Scheme.INT4:
+        return [
+            "INT4 by rounding to nearest costs small models much (perplexity x1.5 at 135 million "
+            "parameters, where calibrated INT4 costs x1.2). For calibrated INT4 run: "
+            f"{engines.GPTQ_INSTALL}"
+        ]
+    return []
+
+
+def _check_space(out: Path, plan: Plan) -> None:
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < plan.target_bytes:
+        raise NoSpace(
+            f"the result needs {plan.target_bytes} bytes, {parent} has {free} free",
+            hint="Free some space or choose another directory.",
+        )
+
+
+def _fingerprint(
+    checkpoint: Checkpoint, plan: Plan, engine: Engine, calibration: Calibration | None
+) -> str:
+    parts = [output.fingerprint(checkpoint, plan), engine.value]
+    return " ".join([*parts, str(calibration.digest) if calibration else ""])
+
+
+def _recipe(plan: Plan, engine: Engine, calibration: Calibration | None) -> dict[str, Any]:
+    return output.recipe(
+        plan,
+        engine=engine,
+        calibration=str(calibration.digest) if calibration else None,
+        versions=engines.versions(engine, os.environ),
+    )

@@ -1,0 +1,252 @@
+"""Which tensors of a checkpoint are quantized, and why the others are not.
+
+Decided from `config.json` and the safetensors headers alone, so that it can be printed before a byte of
+weights is read. The rules are those that inference servers need: what they fuse into one kernel has one
+precision, and what they never quantize (heads, embeddings, norms, routers, towers) stays as published.
+Pure; knows neither files nor numpy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modelimage.errors import InvalidCheckpoint
+from modelimage.safetensors import TensorInfo
+from quantize.errors import AlreadyQuantized, IncompatibleOptions, UnsupportedArchitecture
+from quantize.experts import Matrix, is_fused_experts, split_experts
+from quantize.schemes import GROUP_SIZES, Format, Numeric
+
+FLOAT_DTYPES: Final = frozenset({"BF16", "F16", "F32"})
+_CONV1D_MODELS: Final = frozenset(
+    {"gpt2", "openai-gpt", "ctrl", "imagegpt", "decision_transformer", "gptsan-japanese"}
+)
+_QUANTIZED_SUFFIXES: Final = (
+    ".weight_packed", ".qweight", ".weight_scale", ".weight_scale_inv", ".qzeros", "_blocks",
+    ".absmax", ".weight.quant_state.bitsandbytes__nf4",
+)  # fmt: skip
+
+# A module name's segments, in the order the reasons are tried.
+_REASONS: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
+    (
+        "output head",
+        re.compile(r"lm_head|embed_out|output_head|score|classifier|v_head|qa_outputs"),
+    ),
+    ("vision or audio tower", re.compile(r"(vision|visual|audio|image|speech|siglip|sam)(_\w+)?")),
+    ("projector", re.compile(r"\w*projector|connector|aligner|merger|modality_projection")),
+    ("embedding", re.compile(r"\w*embed\w*|wte|wpe")),
+    ("norm", re.compile(r"\w*norm\w*|ln_\w+|ln\d*")),
+    ("router", re.compile(r"gate|router|shared_expert_gate|wg")),
+    ("convolution", re.compile(r"\w*conv1d\w*|\w*conv")),
+    ("linear attention", re.compile(r"linear_attn|mamba|ssm")),
+    ("multi-token prediction", re.compile(r"mtp\w*|nextn\w*")),
+)
+
+# What servers load as one matrix, by the last segment of the module names.
+_FUSED: Final[Sequence[frozenset[str]]] = (
+    frozenset({"q_proj", "k_proj", "v_proj"}),
+    frozenset({"gate_proj", "up_proj"}),
+    frozenset({"w1", "w3"}),
+    frozenset({"wq", "wk", "wv"}),
+    frozenset({"query", "key", "value"}),
+    frozenset({"q_a_proj", "kv_a_proj_with_mqa"}),
+)
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\..*")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is quantized and what stays.
+
+    `matrices` maps a source tensor to the matrices made of it (several for fused experts); `kept` maps
+    each module whose weight is a matrix but stays in 16 bits to the reason; `group` is 0 where scales
+    are per row.
+    """
+
+    matrices: Mapping[str, tuple[Matrix, ...]]
+    kept: Mapping[str, str]
+    group: int
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Modules that a loader must be told to leave alone: linear layers that stay in 16 bits."""
+        silent = {"embedding", "norm", "convolution"}
+        names = {name for name, reason in self.kept.items() if reason not in silent}
+        return tuple(sorted(names | {"lm_head"}))
+
+
+def check_config(config: Mapping[str, Any]) -> str:
+    """The architecture's name. Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture."""
+    method = quantization_method(config)
+    if method:
+        raise _already(f"by its own config.json ({method})")
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise InvalidCheckpoint(
+            "config.json names no architecture",
+            hint='Add "architectures", as in the config.json of the model it was trained from.',
+        )
+    model_type = config.get("model_type")
+    if model_type in _CONV1D_MODELS or names[0].startswith("GPT2"):
+        raise UnsupportedArchitecture(
+            f"{names[0]} keeps its weights transposed (Conv1D), which no quantized format holds",
+            hint="Package it as published, without --variant int8 or int4.",
+        )
+    return names[0]
+
+
+def quantization_method(config: Mapping[str, Any]) -> str:
+    """How a checkpoint is quantized by what its config says; empty when it isn't."""
+    for key in ("quantization_config", "compression_config"):
+        stated = config.get(key)
+        if isinstance(stated, Mapping):
+            return str(stated.get("quant_method") or stated.get("format") or "unnamed method")
+    nested = config.get("text_config")
+    return quantization_method(nested) if isinstance(nested, Mapping) else ""
+
+
+def select(
+    config: Mapping[str, Any],
+    tensors: Iterable[TensorInfo],
+    *,
+    numeric: Numeric,
+    format_: Format,
+    group_size: int | None,
+) -> Selection:
+    """Decide for all tensors of all shards at once: fused parts may lie in different shards.
+
+    Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture; IncompatibleOptions when
+    nothing would be quantized.
+    """
+    check_config(config)
+    candidates: dict[str, tuple[Matrix, ...]] = {}
+    kept: dict[str, str] = {}
+    for tensor in tensors:
+        _check_not_quantized(tensor)
+        found, reason = _candidate(config, tensor)
+        if found:
+            candidates[tensor.name] = found
+        elif reason:
+            kept[_module(tensor.name)] = reason
+    everything = [matrix for found in candidates.values() for matrix in found]
+    group = _choose_group(everything, group_size) if numeric.grouped else 0
+    misfits = {m.module: r for m in everything if (r := _misfit(m, numeric, format_, group))}
+    misfits |= _with_siblings(everything, misfits)
+    selected = {
+        name: found
+        for name, found in candidates.items()
+        if not any(matrix.module in misfits for matrix in found)
+    }
+    if not selected:
+        raise _nothing_left(misfits, group_size)
+    return Selection(selected, kept | misfits, group)
+
+
+def _candidate(
+    config: Mapping[str, Any], tensor: TensorInfo
+) -> tuple[tuple[Matrix, ...] | None, str]:
+    """The matrices of a tensor, or the reason to keep it ("" for what is no weight matrix at all)."""
+    segments = tensor.name.split(".")
+    if is_fused_experts(tensor) and tensor.dtype in FLOAT_DTYPES:
+        return split_experts(config, tensor), ""
+    if segments[-1] != "weight" or len(tensor.shape) not in (2, 3, 4):
+        return None, ""
+    for reason, pattern in _REASONS:
+        if any(pattern.fullmatch(segment) for segment in segments[:-1]):
+            return None, reason
+    if len(tensor.shape) != 2:
+        return None, "not a matrix"
+    if tensor.dtype not in FLOAT_DTYPES:
+        return None, f"dtype {tensor.dtype}"
+    rows, columns = tensor.shape
+    return (Matrix(_module(tensor.name), tensor.name, rows, columns, 0, columns, 1),), ""
+
+
+def _check_not_quantized(tensor: TensorInfo) -> None:
+    if tensor.dtype.startswith("F8_") or tensor.dtype in ("F4", "F6_E2M3", "F6_E3M2"):
+        raise _already(f"tensor {tensor.name} is {tensor.dtype}")
+    if tensor.name.endswith(_QUANTIZED_SUFFIXES):
+        raise _already(f"it holds {tensor.name}")
+
+
+def _choose_group(matrices: Sequence[Matrix], asked: int | None) -> int:
+    """One group size for the whole checkpoint: the largest that divides as much as the smallest does.
+
+    A size that was asked for is kept, whatever it leaves in 16 bits.
+    """
+    if asked is not None:
+        return asked
+    fitting = [m.columns for m in matrices if m.columns % GROUP_SIZES[-1] == 0]
+    return next(
+        (size for size in GROUP_SIZES if all(columns % size == 0 for columns in fitting)),
+        GROUP_SIZES[-1],
+    )
+
+
+def _misfit(matrix: Matrix, numeric: Numeric, format_: Format, group: int) -> str:
+    """Why a matrix's shape can't be quantized; empty when it can."""
+    if matrix.rows == 0 or matrix.columns == 0:
+        return "empty"
+    if group and matrix.columns % group:
+        return f"no group of {group} divides its {matrix.columns} columns"
+    if format_ is Format.GPTQ and matrix.rows % 8:
+        return f"its {matrix.rows} rows aren't a multiple of 8"
+    if format_ is Format.INT_QUANTIZED and (matrix.rows % 16 or matrix.columns % 16):
+        return "8-bit kernels need multiples of 16 rows and columns"
+    if numeric.packed and matrix.columns % (32 // numeric.bits):
+        return f"its {matrix.columns} columns don't fill 32-bit words"
+    return ""
+
+
+def _with_siblings(matrices: Iterable[Matrix], misfits: Mapping[str, str]) -> dict[str, str]:
+    """All or none of what is loaded as one: fused projections, and all experts of a layer.
+
+    Repeated until nothing changes, since an expert's projections are in both kinds of family.
+    """
+    families: dict[object, set[str]] = defaultdict(set)
+    for matrix in matrices:
+        for family in _families(matrix):
+            families[family].add(matrix.module)
+    out = dict(misfits)
+    changed = True
+    while changed:
+        changed = False
+        for members in families.values():
+            culprit = next((name for name in sorted(members) if name in out), None)
+            fresh = members - out.keys() if culprit else set()
+            out |= dict.fromkeys(fresh, f"loaded as one with {culprit}")
+            changed |= bool(fresh)
+    return out
+
+
+def _families(matrix: Matrix) -> list[object]:
+    parent, _, last = matrix.module.rpartition(".")
+    families: list[object] = [(parent, fused) for fused in _FUSED if last in fused]
+    expert = _EXPERT.fullmatch(matrix.module)
+    return [*families, expert[1], matrix.tensor] if expert else [*families, matrix.tensor]
+
+
+def _nothing_left(misfits: Mapping[str, str], asked: int | None) -> Exception:
+    if not misfits:
+        return UnsupportedArchitecture(
+            "the checkpoint has no weight matrix that can be quantized",
+            hint="Package it as published.",
+        )
+    name, reason = next(iter(sorted(misfits.items())))
+    more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
+    hint = "Leave --group-size out." if asked else "Package it as published, or try --scheme int8."
+    return IncompatibleOptions(f"nothing can be quantized: {name}: {reason}{more}", hint=hint)
+
+
+def _already(what: str) -> AlreadyQuantized:
+    return AlreadyQuantized(
+        f"the checkpoint is already quantized: {what}",
+        hint="Package it as published, or start from the 16-bit original.",
+    )
+
+
+def _module(tensor: str) -> str:
+    return tensor.removesuffix(".weight")

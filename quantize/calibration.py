@@ -1,0 +1,97 @@
+"""Text for engines that look at activations, and for measuring quality: shipped, or the user's own.
+
+The digest of the text stands in the record: with it and the engine's version a variant can be made again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, NotFound
+
+CALIBRATION: Final = "calibration.txt"
+EVALUATION: Final = "evaluation.txt"
+MAX_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Samples of text, and the digest of the file they came from."""
+
+    samples: tuple[str, ...]
+    digest: Digest
+
+
+def load_calibration(path: Path | None = None) -> Calibration:
+    """The user's samples, or the set that ships with the package. Raises NotFound, InvalidInput."""
+    return parse_samples(_shipped(CALIBRATION) if path is None else _read(path), _suffix(path))
+
+
+def load_evaluation(path: Path | None = None) -> Calibration:
+    """The user's evaluation text, or the shipped one. Raises NotFound, InvalidInput."""
+    return parse_samples(_shipped(EVALUATION) if path is None else _read(path), _suffix(path))
+
+
+def parse_samples(data: bytes, suffix: str) -> Calibration:
+    """Paragraphs of a text, or the `text` (or the `messages`' contents) of each line of JSON.
+
+    Raises InvalidInput when there is none.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput("calibration text is not UTF-8") from error
+    if suffix in (".jsonl", ".ndjson"):
+        samples = [_line_text(line, number) for number, line in _lines(text)]
+    else:
+        samples = [part.strip() for part in text.split("\n\n")]
+    samples = [sample for sample in samples if sample]
+    if not samples:
+        raise InvalidInput(
+            "there is no calibration text", hint="Give paragraphs, or JSON lines with a text each."
+        )
+    return Calibration(tuple(samples), Digest.of(data))
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _line_text(line: str, number: int) -> str:
+    hint = 'Write {"text": "..."} or {"messages": [{"role": "user", "content": "..."}]}.'
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise InvalidInput(
+            f"line {number} of the calibration text is not JSON", hint=hint
+        ) from error
+    if isinstance(document, dict) and isinstance(document.get("text"), str):
+        return str(document["text"])
+    messages = document.get("messages") if isinstance(document, dict) else None
+    if isinstance(messages, list) and all(isinstance(each, dict) for each in messages):
+        return "\n".join(f"{each.get('role')}: {each.get('content')}" for each in messages)
+    raise InvalidInput(f"line {number} of the calibration text holds no text", hint=hint)
+
+
+def _shipped(name: str) -> bytes:
+    return (files("quantize") / "data" / name).read_bytes()
+
+
+def _suffix(path: Path | None) -> str:
+    return path.suffix.lower() if path else ".txt"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidInput(f"{path} is larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no calibration file {path}") from error
+    except OSError as error:
+        raise InvalidInput(f"can't read the calibration file {path}: {error.strerror}") from error

@@ -1,0 +1,88 @@
+"""Engines other than the built-in one. Each runs in a process of its own; `collect` takes what it made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modelimage.errors import EngineFailed
+from quantize.calibration import Calibration
+from quantize.checkpoint import Checkpoint
+from quantize.engines import llm_compressor, process
+from quantize.engines.collect import collect
+from quantize.errors import EngineMissing
+from quantize.plan import Plan
+from quantize.schemes import Engine
+from quantize.sqnr import Energies
+from quantize.staging import Staging
+
+GPTQ_INSTALL: Final = "pip install 'weightyard[gptq]'"
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine works on."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    calibration: Calibration | None
+    threads: int
+
+
+def gptq_installed() -> bool:
+    """Whether GPTQModel can be imported here; doesn't import it."""
+    return importlib.util.find_spec("gptqmodel") is not None
+
+
+def check_installed(engine: Engine, environment: Mapping[str, str]) -> None:
+    """Raises EngineMissing with the command that installs the engine."""
+    if engine is Engine.GPTQ and not gptq_installed():
+        raise EngineMissing("GPTQModel isn't installed", hint=f"Run: {GPTQ_INSTALL}")
+    if engine is Engine.LLM_COMPRESSOR:
+        llm_compressor.interpreter(environment)
+
+
+def versions(engine: Engine, environment: Mapping[str, str]) -> dict[str, str]:
+    """The versions that an engine's bytes depend on; none for the built-in one."""
+    if engine is Engine.GPTQ:
+        return {name: importlib.metadata.version(name) for name in ("gptqmodel", "torch")}
+    if engine is Engine.LLM_COMPRESSOR:
+        return llm_compressor.versions(llm_compressor.interpreter(environment))
+    return {}
+
+
+def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
+    """Run an engine into the staging directory. Raises EngineMissing, EngineFailed."""
+    if job.calibration is None:
+        raise EngineFailed(f"{engine.value} needs calibration text")
+    made = staging.directory / ".engine"
+    if made.exists():
+        shutil.rmtree(made)
+    document = {
+        "source": str(job.checkpoint.root.absolute()),
+        "out": str(made),
+        "scheme": job.plan.scheme.value,
+        "group": job.plan.group,
+        "ignored": list(job.plan.selection.ignored),
+        "samples": list(job.calibration.samples),
+        "threads": job.threads,
+    }
+    environment = dict(os.environ)
+    if engine is Engine.GPTQ:
+        python, worker = sys.executable, _HERE / "gptq_worker.py"
+        environment |= {"GPTQMODEL_CPU_WORKERS": str(job.threads)}
+    else:
+        python = str(llm_compressor.interpreter(environment))
+        worker = _HERE / "llm_compressor_worker.py"
+    process.run_worker([python, str(worker)], document, environment, name=engine.value)
+    energies = collect(job.checkpoint.root, made, job.plan, staging)
+    shutil.rmtree(made)
+    return energies

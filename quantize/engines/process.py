@@ -1,0 +1,44 @@
+"""Runs an engine's worker: a job as JSON on its stdin, its output in a file, its last words in the error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Final
+
+from modelimage.errors import EngineFailed
+
+TAIL_BYTES: Final = 2000
+
+
+def run_worker(
+    command: Sequence[str], job: Mapping[str, Any], environment: Mapping[str, str], *, name: str
+) -> None:
+    """Run to the end. Raises EngineFailed with the end of what the worker wrote."""
+    offline = {**environment, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    offline |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryFile() as log:
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(job).encode(), stdout=log, stderr=subprocess.STDOUT,
+                env=offline, check=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise EngineFailed(f"{name} can't be started: {error}") from error
+        if done.returncode != 0:
+            raise EngineFailed(
+                f"{name} failed ({_how(done.returncode)}): {_tail(log)}",
+                hint="If memory ran out, use a machine with more, or --engine rtn.",
+            )
+
+
+def _how(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _tail(log: IO[bytes]) -> str:
+    size = log.seek(0, 2)
+    log.seek(max(0, size - TAIL_BYTES))
+    return log.read().decode(errors="replace").strip()

@@ -1,0 +1,33 @@
+"""What can go wrong while quantizing, as finer names of the shared errors."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from modelimage.errors import EngineFailed, Fault, InvalidCheckpoint, InvalidInput, WeightyardError
+
+
+class AlreadyQuantized(InvalidCheckpoint):
+    """The checkpoint is quantized as published. It can be packaged as it is."""
+
+
+class UnsupportedArchitecture(InvalidCheckpoint):
+    """The model's layers can't be quantized without changing what they compute."""
+
+
+class BrokenWeights(InvalidCheckpoint):
+    """A weight holds NaN or infinity."""
+
+
+class IncompatibleOptions(InvalidInput):
+    """Scheme, format, engine or group size don't go together, or not with this checkpoint."""
+
+
+class EngineMissing(EngineFailed):
+    """The engine asked for isn't installed. The hint says the exact command that installs it."""
+
+
+class QualityTooLow(WeightyardError):
+    """The quantized weights are worse than a threshold allows."""
+
+    fault: ClassVar[Fault] = Fault.CONTENT

@@ -1,0 +1,68 @@
+"""What stands in a quantized checkpoint beside its weight files, and what the record says of how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from quantize.checkpoint import CONFIG, INDEX, Checkpoint
+from quantize.plan import Plan
+from quantize.schemes import Engine
+from quantize.staging import Staging
+
+
+def write_surroundings(staging: Staging, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Config, index and the unchanged files."""
+    staging.write(CONFIG, to_text(plan.config))
+    if checkpoint.indexed:
+        sizes = sum(tensor.size for shard in plan.shards for tensor in shard.tensors)
+        index = {"metadata": {"total_size": sizes}, "weight_map": plan.weight_map()}
+        staging.write(INDEX, to_text(index))
+    for name in checkpoint.others:
+        staging.copy(checkpoint.root / name)
+
+
+def to_text(document: Mapping[str, Any]) -> bytes:
+    """JSON as checkpoints have it: indented, keys in their order, a newline at the end."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def recipe(
+    plan: Plan, *, engine: Engine, calibration: str | None, versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """How the variant was made, for the record: nothing measured, nothing of the machine, no floats.
+
+    `calibration` is the digest of the calibration text; `versions` are pinned only for engines whose
+    bytes depend on them.
+    """
+    return {
+        "scheme": plan.scheme.value,
+        "format": plan.format.value,
+        "engine": engine.value,
+        "bits": plan.numeric.bits,
+        "groupSize": plan.group or None,
+        "symmetric": True,
+        "quantizedMatrices": plan.quantized,
+        "keptMatrices": dict(sorted(Counter(plan.kept.values()).items())),
+        "ignored": list(plan.selection.ignored),
+        "calibration": calibration,
+        "reproducible": "anywhere"
+        if engine is Engine.RTN
+        else "same engine, threads and CPU class",
+        "engineVersions": dict(sorted(versions.items())),
+    }
+
+
+def fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:
+    """Names a source and what is made of it. A changed header, size or modification time changes it."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([plan.scheme.value, plan.format.value, plan.group]).encode())
+    digest.update(to_text(plan.config))
+    for shard in plan.shards:
+        status = (checkpoint.root / shard.name).stat()
+        digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode())
+        digest.update(shard.header)
+    return digest.hexdigest()

@@ -1,0 +1,195 @@
+"""From a checkpoint's headers to exactly what will be written, byte offset by byte offset.
+
+The plan is computed before any weight is read: it can be printed, it tells the size of the result, and
+carrying it out needs no decision. Output shards mirror input shards. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelimage.errors import InvalidCheckpoint
+from modelimage.safetensors import (
+    DTYPE_BITS,
+    LENGTH_BYTES,
+    Header,
+    TensorInfo,
+    build_header,
+    parse_header,
+)
+from quantize import formats
+from quantize.architecture import Selection, check_config, select
+from quantize.experts import Matrix
+from quantize.schemes import NUMERICS, Format, Numeric, Scheme
+
+# Readers such as transformers refuse a file that doesn't say for which framework it is.
+_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes that go over unchanged. Offsets count from the start of either file."""
+
+    name: str
+    source: int
+    target: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """One matrix to quantize: where its tensor begins in the source file and its parts in the target."""
+
+    matrix: Matrix
+    dtype: str
+    source: int
+    targets: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One output file. `size` and `source_size` in bytes; `parameters` of its header by name."""
+
+    name: str
+    header: bytes
+    size: int
+    source_size: int
+    copies: tuple[Copy, ...]
+    conversions: tuple[Conversion, ...]
+    tensors: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What quantizing a checkpoint writes."""
+
+    scheme: Scheme
+    format: Format
+    group: int
+    architecture: str
+    selection: Selection
+    shards: tuple[ShardPlan, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def numeric(self) -> Numeric:
+        return NUMERICS[self.scheme]
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """Weight matrices left as published, and why."""
+        return self.selection.kept
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(shard.source_size for shard in self.shards)
+
+    @property
+    def target_bytes(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def quantized(self) -> int:
+        """How many matrices are quantized."""
+        return sum(len(shard.conversions) for shard in self.shards)
+
+    def weight_map(self) -> dict[str, str]:
+        """Tensor name -> shard name, sorted, as `model.safetensors.index.json` has it."""
+        pairs = ((tensor.name, shard.name) for shard in self.shards for tensor in shard.tensors)
+        return dict(sorted(pairs))
+
+
+def make_plan(
+    config: Mapping[str, Any],
+    shards: Mapping[str, Header],
+    *,
+    scheme: Scheme,
+    format_: Format,
+    group_size: int | None = None,
+) -> Plan:
+    """Plan the conversion of a checkpoint given as shard name -> checked header.
+
+    Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture, IncompatibleOptions.
+    """
+    architecture = check_config(config)
+    _check_unique(shards)
+    numeric = NUMERICS[scheme]
+    tensors = [tensor for header in shards.values() for tensor in header.tensors]
+    selection = select(config, tensors, numeric=numeric, format_=format_, group_size=group_size)
+    planned = tuple(
+        _plan_shard(name, header, selection, format_, numeric) for name, header in shards.items()
+    )
+    announced = formats.quantization_config(
+        scheme, format_, group=selection.group, ignored=selection.ignored
+    )
+    return Plan(
+        scheme, format_, selection.group, architecture, selection, planned,
+        formats.with_quantization(config, announced),
+    )  # fmt: skip
+
+
+def _plan_shard(
+    name: str, header: Header, selection: Selection, format_: Format, numeric: Numeric
+) -> ShardPlan:
+    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for tensor in header.tensors:
+        matrices = selection.matrices.get(tensor.name)
+        if matrices is None:
+            entries[tensor.name] = (tensor.dtype, tensor.shape)
+        for matrix in matrices or ():
+            for suffix, dtype, shape in formats.parts(format_, numeric, matrix, selection.group):
+                entries[f"{matrix.module}.{suffix}"] = (dtype, shape)
+    written, out = lay_out(entries, header.metadata, name)
+    where = {tensor.name: out.data_offset + tensor.start for tensor in out.tensors}
+    copies, conversions = [], []
+    for tensor in header.tensors:
+        source = header.data_offset + tensor.start
+        matrices = selection.matrices.get(tensor.name)
+        if matrices is None:
+            copies.append(Copy(tensor.name, source, where[tensor.name], tensor.size))
+        for matrix in matrices or ():
+            targets = {
+                suffix: where[f"{matrix.module}.{suffix}"]
+                for suffix, _, _ in formats.parts(format_, numeric, matrix, selection.group)
+            }
+            conversions.append(Conversion(matrix, tensor.dtype, source, targets))
+    size = out.data_offset + out.data_size
+    source_size = header.data_offset + header.data_size
+    return ShardPlan(
+        name, written, size, source_size, tuple(copies), tuple(conversions), out.tensors
+    )
+
+
+def lay_out(
+    entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], name: str
+) -> tuple[bytes, Header]:
+    """Header bytes and header of a file holding these tensors (name -> dtype, shape).
+
+    In the reference writer's order, widest dtype first, which keeps all of them aligned.
+    """
+    order = sorted(entries, key=lambda key: (-DTYPE_BITS[entries[key][0]], key))
+    written = build_header({key: entries[key] for key in order}, {**_METADATA, **metadata})
+    data = sum(_size(*entries[key]) for key in order)
+    parsed = parse_header(written[LENGTH_BYTES:], file_size=len(written) + data, name=name)
+    return written, parsed
+
+
+def _size(dtype: str, shape: Sequence[int]) -> int:
+    elements = 1
+    for length in shape:
+        elements *= length
+    return elements * DTYPE_BITS[dtype] // 8
+
+
+def _check_unique(shards: Mapping[str, Header]) -> None:
+    seen: dict[str, str] = {}
+    for shard, header in shards.items():
+        for tensor in header.tensors:
+            if tensor.name in seen:
+                raise InvalidCheckpoint(
+                    f"tensor {tensor.name} is in both {seen[tensor.name]} and {shard}",
+                    hint="Remove the file that doesn't belong to the checkpoint.",
+                )
+            seen[tensor.name] = shard

@@ -1,0 +1,174 @@
+"""The built-in engine: rounds a whole checkpoint to nearest, several blocks and shards at a time.
+
+Workers draw blocks from one queue over all shards; whoever does the last block of a shard makes it
+durable while the others go on with the next. A finished shard is never done again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from quantize.checkpoint import Checkpoint
+from quantize.plan import Conversion, Plan, ShardPlan
+from quantize.sqnr import Energies
+from quantize.staging import Staging
+from quantize.stream import Block, BlockResult, ShardFiles, blocks
+
+# Called with bytes of the source done and bytes in all, from any thread, one call at a time.
+Progress = Callable[[int, int], None]
+
+# Each worker holds up to 20 MB of buffers.
+MAX_THREADS: Final = 8
+
+
+def default_threads() -> int:
+    """One per core that this process may use, at most MAX_THREADS."""
+    return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS))
+
+
+def convert_shards(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    staging: Staging,
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> dict[str, Energies]:
+    """Write all shards that the staging directory doesn't hold yet; the energies of every matrix.
+
+    Raises BrokenWeights, InvalidCheckpoint, OSError.
+    """
+    run = _Run(checkpoint.root, plan, staging, progress)
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
+            for future in [pool.submit(run.work) for _ in range(threads)]:
+                future.result()
+    finally:
+        run.close()
+    return run.energies
+
+
+class _OpenShard:
+    """One shard under way: its descriptors, how many blocks are left, and what they measured."""
+
+    def __init__(self, shard: ShardPlan, source: Path, temporary: Path, plan: Plan) -> None:
+        self.plan = shard
+        self.temporary = temporary
+        self.left = sum(1 for _ in blocks(shard, plan.format))
+        self.results: list[BlockResult] = []
+        self._source = os.open(source, os.O_RDONLY)
+        try:
+            self._target = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        except OSError:
+            os.close(self._source)
+            raise
+        self.files = ShardFiles(self._source, self._target, shard, plan.numeric)
+
+    def close(self) -> None:
+        os.close(self._source)
+        os.close(self._target)
+
+
+class _Run:
+    """The state that the workers share. Under the lock: memory, and opening the next shard's files."""
+
+    def __init__(self, root: Path, plan: Plan, staging: Staging, progress: Progress | None) -> None:
+        self._root = root
+        self._plan = plan
+        self._staging = staging
+        self._progress = progress
+        self._lock = threading.RLock()
+        self._queue = self._draw()
+        self._open: dict[str, _OpenShard] = {}
+        self._total = sum(b.cost for s in plan.shards for b in blocks(s, plan.format))
+        self._done = 0
+        self._failed = False
+        self.energies: dict[str, Energies] = {}
+
+    def work(self) -> None:
+        """Do blocks until none is left or another worker failed."""
+        try:
+            while (drawn := self._next()) is not None:
+                shard, block = drawn
+                result = shard.files.run(block, self._plan.group)
+                if self._record(shard, result):
+                    self._finish(shard)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def close(self) -> None:
+        """Close what a failure left open."""
+        for shard in self._open.values():
+            shard.close()
+
+    def _draw(self) -> Iterator[tuple[_OpenShard, Block]]:
+        for plan in self._plan.shards:
+            if (self._staging.directory / plan.name).exists():
+                self._skip(plan)
+                continue
+            shard = self._begin(plan)
+            if shard.left == 0:
+                self._finish(shard)
+            for block in blocks(plan, self._plan.format):
+                yield shard, block
+
+    def _begin(self, plan: ShardPlan) -> _OpenShard:
+        temporary = self._staging.directory / f"{plan.name}.tmp"
+        shard = _OpenShard(plan, self._root / plan.name, temporary, self._plan)
+        self._open[plan.name] = shard
+        shard.files.begin(self._plan.format)
+        return shard
+
+    def _skip(self, plan: ShardPlan) -> None:
+        document = json.loads((self._staging.directory / f"{plan.name}.sqnr").read_bytes())
+        self.energies |= {name: Energies(*pair) for name, pair in document.items()}
+        self._advance(sum(block.cost for block in blocks(plan, self._plan.format)))
+
+    def _next(self) -> tuple[_OpenShard, Block] | None:
+        with self._lock:
+            return None if self._failed else next(self._queue, None)
+
+    def _record(self, shard: _OpenShard, result: BlockResult) -> bool:
+        """Count a block; whether it was its shard's last."""
+        with self._lock:
+            shard.results.append(result)
+            shard.left -= 1
+            self._advance(result.block.cost)
+            return shard.left == 0
+
+    def _advance(self, cost: int) -> None:
+        self._done += cost
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _finish(self, shard: _OpenShard) -> None:
+        measured = _energies(shard.results)
+        pairs = {name: (each.signal, each.error) for name, each in measured.items()}
+        self._staging.write(f"{shard.plan.name}.sqnr", json.dumps(pairs).encode())
+        self._staging.finish(shard.temporary, shard.plan.name)
+        with self._lock:
+            self.energies |= measured
+            self._open.pop(shard.plan.name).close()
+
+
+def _energies(results: list[BlockResult]) -> Mapping[str, Energies]:
+    """Sums per matrix, exact, so that the order in which threads finished can't show."""
+    found: dict[str, list[BlockResult]] = defaultdict(list)
+    for result in results:
+        if isinstance(result.block.job, Conversion):
+            found[result.block.job.matrix.module].append(result)
+    return {
+        module: Energies(
+            math.fsum(each.signal for each in every), math.fsum(each.error for each in every)
+        )
+        for module, every in found.items()
+    }

@@ -1,0 +1,120 @@
+"""What can be asked for: schemes, formats, engines, and which of them go together.
+
+Pure tables and parsing; knows nothing of files or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from quantize.errors import IncompatibleOptions
+
+GROUP_SIZES: Final = (128, 64, 32)
+
+
+class Scheme(Enum):
+    """The precision of weights and activations."""
+
+    INT8 = "int8"  # weights and activations in 8 bits (W8A8), activations per token
+    INT4 = "int4"  # weights in 4 bits by groups, activations as published (W4A16)
+    INT8_W8A16 = "int8-w8a16"  # weights in 8 bits per row, activations as published; GPUs only
+
+
+class Format(Enum):
+    """How quantized tensors stand in the files. The values are what their ecosystems call them."""
+
+    PACK_QUANTIZED = "pack-quantized"
+    INT_QUANTIZED = "int-quantized"
+    GPTQ = "gptq"
+
+
+class Engine(Enum):
+    """Who computes the quantized values."""
+
+    AUTO = "auto"
+    RTN = "rtn"
+    GPTQ = "gptq"
+    LLM_COMPRESSOR = "llm-compressor"
+    AUTO_GPTQ = "auto-gptq"
+
+
+@dataclass(frozen=True, slots=True)
+class Numeric:
+    """The arithmetic of a format: `bits` of a value; `grouped` scales, or one per row."""
+
+    bits: int
+    grouped: bool
+    packed: bool
+
+    @property
+    def lowest(self) -> int:
+        return -(1 << (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def divisor(self) -> float:
+        """What absmax is divided by to give the scale: half a step beyond the highest value."""
+        return self.highest + 0.5
+
+
+FORMATS: Final[Mapping[Scheme, tuple[Format, ...]]] = {
+    Scheme.INT8: (Format.INT_QUANTIZED,),
+    Scheme.INT4: (Format.PACK_QUANTIZED, Format.GPTQ),
+    Scheme.INT8_W8A16: (Format.PACK_QUANTIZED,),
+}
+ENGINES: Final[Mapping[Scheme, tuple[Engine, ...]]] = {
+    Scheme.INT8: (Engine.RTN, Engine.LLM_COMPRESSOR),
+    Scheme.INT4: (Engine.RTN, Engine.GPTQ, Engine.LLM_COMPRESSOR),
+    Scheme.INT8_W8A16: (Engine.RTN, Engine.LLM_COMPRESSOR),
+}
+NUMERICS: Final[Mapping[Scheme, Numeric]] = {
+    Scheme.INT8: Numeric(bits=8, grouped=False, packed=False),
+    Scheme.INT4: Numeric(bits=4, grouped=True, packed=True),
+    Scheme.INT8_W8A16: Numeric(bits=8, grouped=False, packed=True),
+}
+
+
+def resolve_format(scheme: Scheme, asked: Format | None, engine: Engine) -> Format:
+    """The format to write: the one asked for, else the first that the engine writes.
+
+    Raises IncompatibleOptions.
+    """
+    written = _written_by(engine, scheme)
+    if asked is None:
+        return written[0]
+    if asked not in written:
+        raise IncompatibleOptions(
+            f"engine {engine.value} doesn't write {scheme.value} as {asked.value}",
+            hint=f"Choose --format {' or '.join(each.value for each in written)}.",
+        )
+    return asked
+
+
+def resolve_engine(scheme: Scheme, asked: Engine, *, gptq_installed: bool) -> Engine:
+    """The engine to use. `auto` takes rtn for 8 bits and, where it is installed, gptq for 4.
+
+    Raises IncompatibleOptions when the engine can't do the scheme.
+    """
+    if asked is Engine.AUTO:
+        return Engine.GPTQ if scheme is Scheme.INT4 and gptq_installed else Engine.RTN
+    engine = Engine.GPTQ if asked is Engine.AUTO_GPTQ else asked
+    if engine not in ENGINES[scheme]:
+        raise IncompatibleOptions(
+            f"engine {asked.value} doesn't do {scheme.value}",
+            hint=f"Choose --engine {' or '.join(each.value for each in ENGINES[scheme])}.",
+        )
+    return engine
+
+
+def _written_by(engine: Engine, scheme: Scheme) -> tuple[Format, ...]:
+    if engine is Engine.GPTQ:
+        return (Format.GPTQ,)
+    if engine is Engine.LLM_COMPRESSOR:
+        return FORMATS[scheme][:1]
+    return FORMATS[scheme]

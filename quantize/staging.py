@@ -1,0 +1,149 @@
+"""A hidden directory beside the result, in which the result is made, and the one rename that shows it.
+
+Law: the result's path either doesn't exist (or is an empty directory) or holds a complete, durable result.
+An interrupted run leaves its finished files in the hidden directory for the next one; they are used again
+only when the fingerprint (source and options) is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from modelimage.errors import Busy, InvalidCheckpoint, InvalidInput, NoSpace, NotWritable
+from quantize.errors import QualityTooLow
+
+_FINGERPRINT: Final = ".fingerprint"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+
+
+class Staging:
+    """Where one result is made. Made by `open_staging`."""
+
+    def __init__(self, directory: Path, result: Path) -> None:
+        self.directory = directory
+        self._result = result
+
+    def write(self, name: str, data: bytes) -> None:
+        """A small file, whole and durable or not there."""
+        temporary = self.directory / f"{name}.tmp"
+        temporary.write_bytes(data)
+        self.finish(temporary, name)
+
+    def copy(self, source: Path) -> None:
+        """A small file of the source, by content: the source may be a link into a cache."""
+        temporary = self.directory / f"{source.name}.tmp"
+        shutil.copyfile(source, temporary)
+        self.finish(temporary, source.name)
+
+    def finish(self, temporary: Path, name: str) -> None:
+        """Make a file durable, then give it its name."""
+        sync(temporary)
+        temporary.rename(self.directory / name)
+        sync(self.directory)
+
+    def publish(self) -> None:
+        """Show the result. Everything in the directory must be finished."""
+        for path in self.directory.iterdir():
+            if path.name.startswith(".") or path.name.endswith((".tmp", ".sqnr")):
+                path.unlink()
+        sync(self.directory)
+        self.directory.rename(self._result)
+        sync(self._result.parent)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.directory)
+
+
+@contextlib.contextmanager
+def open_staging(result: Path, fingerprint: str) -> Iterator[Staging]:
+    """The staging directory of `result`, with what an interrupted run of the same fingerprint left.
+
+    What is wrong with the content (InvalidCheckpoint, QualityTooLow) will be wrong again, so then
+    nothing is kept. Raises Busy, InvalidInput, NoSpace, NotWritable.
+    """
+    result = result.absolute()
+    with mapped_os_errors(result):
+        _check_free(result)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        directory = result.parent / f".{result.name}.partial"
+        directory.mkdir(exist_ok=True)
+        with _locked(directory):
+            _keep_if_same(directory, fingerprint)
+            staging = Staging(directory, result)
+            try:
+                yield staging
+            except (InvalidCheckpoint, QualityTooLow):
+                staging.discard()
+                raise
+
+
+@contextlib.contextmanager
+def mapped_os_errors(path: Path) -> Iterator[None]:
+    """Name what the operating system refused: a full disk, a place that can't be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpace(
+                f"no space left for {path}", hint="Free some space; the next run continues."
+            ) from error
+        if error.errno in _DENIED:
+            raise NotWritable(
+                f"can't write {path}: {error.strerror}", hint="Choose another directory."
+            ) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_free(result: Path) -> None:
+    if result.is_symlink() or result.is_file():
+        raise InvalidInput(f"{result} is a file", hint="Name a directory that doesn't exist yet.")
+    if result.is_dir() and any(result.iterdir()):
+        raise InvalidInput(
+            f"{result} is not empty", hint="Name a directory that doesn't exist yet."
+        )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(
+                f"another process is writing {directory}", hint="Wait until it is done."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _keep_if_same(directory: Path, fingerprint: str) -> None:
+    """Empty the directory unless it was made by the same source and options."""
+    marker = directory / _FINGERPRINT
+    if marker.is_file() and marker.read_text() == fingerprint:
+        return
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    marker.write_text(fingerprint)
+    sync(marker)
