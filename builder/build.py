@@ -134,7 +134,17 @@ def publish_variants(
         for each in variants
         for layer in each.layers
     }
+    if destination.layout is not None:
+        # Its layers were written while they were hashed.
+        publish(planned, sources, destination.writer, advance=lambda _: None)
+        return BuildResult(planned, records, _written(variants))
     total = sum(layer.size for layer in planned.layers)
     with reporter.progress("publishing", total) as bar:
         sent = publish(planned, sources, destination.writer, advance=bar.advance)
     return BuildResult(planned, records, sent)
+
+
+def _written(variants: Sequence[PackedVariant]) -> Sent:
+    layers = {layer.layer.digest: layer for each in variants for layer in each.layers}
+    held = sum(layer.layer.size for layer in layers.values() if layer.remembered)
+    return Sent(sum(layer.layer.size for layer in layers.values()) - held, held)

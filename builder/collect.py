@@ -59,6 +59,8 @@ def fetch_all(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) ->
     def fetch(file: SourceFile, advance: Callable[[int], None]) -> Path:
         return surveyed.source.fetch(file, advance)
 
+    if surveyed.source.is_local:
+        return {file.path: fetch(file, lambda _: None) for file in wanted}
     with reporter.progress("fetching", sum(file.size for file in wanted)) as progress:
         paths = run_all(wanted, fetch, advance=progress.advance, workers=_FETCHES_AT_ONCE)
     return {file.path: path for file, path in zip(wanted, paths, strict=True)}

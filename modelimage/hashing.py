@@ -83,6 +83,46 @@ def hash_layer(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StreamDigests:
+    """What a blob that streams by turned out to be.
+
+    `files` has the digests of the files that its recipe places in it; `follows_recipe` is whether length, tar headers
+    and padding are the recipe's.
+    """
+
+    digest: Digest
+    files: Mapping[str, FileDigests]
+    follows_recipe: bool
+
+
+def hash_stream(
+    recipe: Recipe,
+    read: Callable[[memoryview], int],
+    *,
+    progress: Progress | None = None,
+) -> StreamDigests:
+    """Digest a layer blob from a stream, and the files in it by the recipe.
+
+    `read` fills a part of a buffer and returns the count, 0 at the end. Whatever the stream holds is digested to its
+    end: comparing is the caller's. Raises what `read` raises.
+    """
+    layer, files, chunks = hashlib.sha256(), _FileLane(), _ChunkLane()
+    with _Lanes([lambda block: layer.update(block.data), files, chunks]) as pipeline:
+        stream = _Stream(read, pipeline, progress)
+        for segment in recipe.segments:
+            if isinstance(segment, FileSlice):
+                stream.take_file(segment.file.path, len(segment))
+            else:
+                stream.take_literal(segment.data)
+        stream.take_rest()
+    return StreamDigests(
+        Digest(layer.hexdigest()),
+        {path: FileDigests(digest, chunks.of(path)) for path, digest in files.digests.items()},
+        stream.follows_recipe,
+    )
+
+
 def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
     """Digest one file. Raises as `hash_layer` does."""
     size = regular_file_size(path)
@@ -237,6 +277,48 @@ class _Lanes:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._failure = self._failure or error
+
+
+class _Stream:
+    """Cuts a stream into the segments that a recipe expects and notes where it isn't so."""
+
+    def __init__(
+        self, read: Callable[[memoryview], int], pipeline: _Lanes, progress: Progress | None
+    ) -> None:
+        self._read = read
+        self._pipeline = pipeline
+        self._progress = progress
+        self._ended = False
+        self.follows_recipe = True
+
+    def take_file(self, path: str, size: int) -> None:
+        for offset in range(0, size, BUFFER_SIZE):
+            self._take(min(BUFFER_SIZE, size - offset), path)
+
+    def take_literal(self, expected: bytes) -> None:
+        if bytes(self._take(len(expected), None)) != expected:
+            self.follows_recipe = False
+
+    def take_rest(self) -> None:
+        """What follows the last segment, which should be nothing."""
+        complete = not self._ended
+        while len(self._take(BUFFER_SIZE, None)):
+            complete = False
+        self.follows_recipe = self.follows_recipe and complete
+
+    def _take(self, wanted: int, path: str | None) -> memoryview:
+        """Up to `wanted` bytes, sent down the lanes; fewer only where the stream ends."""
+        if self._ended:
+            return memoryview(b"")
+        buffer = self._pipeline.buffer(wanted)
+        view = memoryview(buffer)[:wanted]
+        count = fill(view, self._read)
+        self._ended = count < wanted
+        if count:
+            self._pipeline.put(view[:count], path=path, buffer=buffer)
+            if self._progress is not None:
+                self._progress(count)
+        return view[:count]
 
 
 def _read_file(path: Path, file: LayerFile, pipeline: _Lanes, progress: Progress | None) -> None:

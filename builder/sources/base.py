@@ -40,6 +40,10 @@ class ModelSource(Protocol):
     def revision(self) -> str:
         """The resolved commit; empty where the source has none."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine already, so that fetching moves nothing."""
+
     def list(self) -> Listing:
         """Raises NotFound, AccessDenied, Unreachable, InvalidCheckpoint."""
 

@@ -111,6 +111,10 @@ class HubSource:
     def revision(self) -> str:
         return self._commit
 
+    @property
+    def is_local(self) -> bool:
+        return False
+
     def list(self) -> Listing:
         with _mapped(self._reference):
             info = HfApi(endpoint=self._endpoint).model_info(

@@ -43,6 +43,10 @@ class LocalSource:
     def revision(self) -> str:
         return self._revision
 
+    @property
+    def is_local(self) -> bool:
+        return True
+
     def list(self) -> Listing:
         if not self._root.exists():
             raise NotFound(

@@ -1,0 +1,217 @@
+"""`weightyard build`: options in, builder called, result shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from builder.build import BuildOptions, BuildPlan, BuildResult, plan_build
+from builder.build import build as build_image
+from builder.destination import open_destination, published_tags
+from builder.records import created_time
+from builder.remembered import RememberedDigests
+from builder.sources.opening import open_source
+from modelimage.access import Access
+from modelimage.errors import InvalidInput
+from modelimage.reference import (
+    DEFAULT_TAG,
+    ImageReference,
+    LayoutReference,
+    RegistryReference,
+    parse_image,
+)
+from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
+from modelimage.resolve import DEFAULT_VARIANT
+from weightyard.console import Console, format_table, pass_console
+from weightyard.options import access_options
+from weightyard.text import format_bytes
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  weightyard build ./SmolLM2-135M-Instruct --to oci:./out:v1
+  weightyard build hf://org/name@main --to registry.example/team/model:v1
+  weightyard build ./checkpoint --to oci:./out:v1 --dry-run
+"""
+)
+@click.argument("source")
+@click.option(
+    "--to",
+    "destination",
+    required=True,
+    metavar="DEST",
+    help="Where to: oci:DIR[:TAG], or REGISTRY/REPOSITORY[:TAG]. The tag is 'latest' where none is given.",
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="NAME",
+    help="bf16 (the weights as published, the default). The first one given is the image's default variant.",
+)
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Also pack files that are left out by default."
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Leave files out; wins over --include."
+)
+@click.option(
+    "--convert-pickle", is_flag=True, help="Convert .bin and .pt weights to safetensors, safely."
+)
+@click.option(
+    "--source-uri", metavar="URI", help="What the record says a local directory came from."
+)
+@click.option(
+    "--revision", metavar="TEXT", help="What the record says a local directory's revision is."
+)
+@click.option(
+    "--username", metavar="NAME", help="User name for the registry; needs --password-stdin."
+)
+@click.option(
+    "--password-stdin", is_flag=True, help="Read the registry's password from standard input."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be packed; write nothing.")
+@access_options
+@pass_console
+def build(
+    console: Console,
+    /,
+    *,
+    source: str,
+    destination: str,
+    access: Access,
+    dry_run: bool,
+    username: str | None,
+    password_stdin: bool,
+    **given: Any,
+) -> None:
+    """Pack a checkpoint into a model image.
+
+    SOURCE is a checkpoint directory, or hf://ORG/NAME[@REVISION] on the Hugging Face Hub. The same source and options
+    give the same digests on any machine. A build that was interrupted goes on where it was when it is run again.
+    """
+    target = parse_image(destination)
+    options = _options(given)
+    opened = open_source(source, os.environ, uri=given["source_uri"], revision=given["revision"])
+    if dry_run:
+        document, text = _shown_plan(plan_build(opened, options), target, options)
+        console.result(document, text)
+        return
+    reach = _with_login(access, target, username, password_stdin=password_stdin)
+    result = build_image(
+        opened,
+        open_destination(target, reach),
+        options,
+        remembered=RememberedDigests(cache_directory() / "digests"),
+        reporter=console,
+    )
+    console.result(*_shown_result(result, target))
+
+
+def cache_directory() -> Path:
+    """Where what may be lost is kept for the next build."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "weightyard"
+
+
+def _options(given: dict[str, Any]) -> BuildOptions:
+    return BuildOptions(
+        variants=given["variants"] or (DEFAULT_VARIANT,),
+        include=given["include"],
+        exclude=given["exclude"],
+        convert_pickle=given["convert_pickle"],
+        created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),
+    )
+
+
+def _with_login(
+    access: Access, target: ImageReference, username: str | None, *, password_stdin: bool
+) -> Access:
+    if username is None and not password_stdin:
+        return access
+    if username is None or not password_stdin:
+        raise InvalidInput(
+            "--username and --password-stdin go together",
+            hint="For example: weightyard build … --username ci --password-stdin < token",
+        )
+    if not isinstance(target, RegistryReference):
+        raise InvalidInput("--username is for a registry", hint="Leave it out for oci:DIR.")
+    password = sys.stdin.read().rstrip("\r\n")
+    explicit = ExplicitCredential(target.registry, BasicCredential(username, password))
+    return replace(access, credentials=FirstOf([explicit, access.credentials]))
+
+
+def _shown_plan(
+    plan: BuildPlan, target: ImageReference, options: BuildOptions
+) -> tuple[dict[str, Any], str]:
+    version = _tag(target)
+    tags = published_tags(version, options.variants)
+    files = [
+        {"path": file.path, "role": file.role.value, "size": file.size, "layer": number}
+        for number, layer in enumerate(plan.layers, start=1)
+        for file in layer.files
+    ]
+    ignored = plan.survey.selection.ignored
+    document = {
+        "destination": str(target), "tags": tags, "files": files, "ignored": ignored,
+        "pickle": list(plan.survey.selection.pickles),
+        "size": sum(layer.size for layer in plan.layers),
+        "source": {"uri": plan.survey.source.uri, "revision": plan.survey.source.revision},
+    }  # fmt: skip
+    rows = [(f["layer"], f["path"], format_bytes(int(str(f["size"]))), f["role"]) for f in files]
+    parts = [format_table(["layer", "file", "size", "role"], rows)]
+    if plan.survey.selection.pickles:
+        converted = "\n".join(f"  {path}" for path in plan.survey.selection.pickles)
+        parts.append(f"Converted to safetensors first:\n{converted}")
+    if ignored:
+        parts.append("Left out:\n" + _indented(ignored.items()))
+    parts.append(
+        f"{len(plan.layers)} layers, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
+        f"\ntags: {', '.join(tags)}"
+    )
+    return document, "\n\n".join(parts)
+
+
+def _shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str, Any], str]:
+    version = _tag(target)
+    digest = result.publication.tags[version]
+    variants = [
+        {
+            "variant": record.variant,
+            "key": str(record.key),
+            "size": record.size,
+            "parameters": record.facts.parameters,
+            "files": len(record.files),
+        }
+        for record in result.records
+    ]
+    document = {
+        "image": str(target), "digest": str(digest),
+        "tags": {tag: str(each) for tag, each in result.publication.tags.items()},
+        "variants": variants, "sent": result.sent.sent, "held": result.sent.held,
+    }  # fmt: skip
+    lines = [
+        (record.variant, format_bytes(record.size), f"model {record.key}")
+        for record in result.records
+    ]
+    rows = [*lines, ("tags", "", ", ".join(result.publication.tags))]
+    text = f"Built {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
+    return document, text
+
+
+def _tag(target: ImageReference) -> str:
+    if isinstance(target, RegistryReference | LayoutReference):
+        return target.tag or DEFAULT_TAG
+    return DEFAULT_TAG
+
+
+def _indented(pairs: Any) -> str:
+    listed = list(pairs)
+    width = max(len(path) for path, _ in listed)
+    return "\n".join(f"  {path.ljust(width)}  {reason}" for path, reason in listed)

@@ -1,0 +1,95 @@
+"""`weightyard inspect`: what an image holds, from its manifests and its record; no weights are read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from modelimage.access import Access, open_reader
+from modelimage.errors import InvalidInput
+from modelimage.record import Record
+from modelimage.reference import EngineReference, parse_image
+from modelimage.resolve import ResolvedModel, resolve_model
+from weightyard.console import Console, format_table, pass_console
+from weightyard.options import access_options
+from weightyard.text import format_bytes
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  weightyard inspect oci:./out:v1
+  weightyard inspect registry.example/team/model:v1 --variant int4 --files
+"""
+)
+@click.argument("image")
+@click.option(
+    "--variant", metavar="NAME", help="Which variant; the image's default where none is given."
+)
+@click.option("--files", is_flag=True, help="List the files with their sha256.")
+@access_options
+@pass_console
+def inspect(
+    console: Console, /, *, image: str, variant: str | None, files: bool, access: Access
+) -> None:
+    """Show what a model image holds: source, licence, size, memory needed, variants.
+
+    Only manifests and the record are fetched.
+    """
+    reference = parse_image(image)
+    if isinstance(reference, EngineReference):
+        raise InvalidInput(
+            f"can't inspect {reference}", hint="Use oci:DIR:TAG or a registry reference."
+        )
+    model = resolve_model(open_reader(reference, access), reference.name, variant)
+    text = _text(image, model)
+    if files:
+        text += "\n\n" + _file_table(model.record)
+    console.result(_document(image, model), text)
+
+
+def _document(image: str, model: ResolvedModel) -> dict[str, Any]:
+    return {
+        "image": image,
+        "digest": str(model.root.digest),
+        "manifest": str(model.manifest.digest),
+        "key": str(model.key),
+        "variants": list(model.variants),
+        "record": json.loads(model.record.to_bytes()),
+    }
+
+
+def _text(image: str, model: ResolvedModel) -> str:
+    record, facts = model.record, model.record.facts
+    others = [name for name in model.variants if name != record.variant]
+    rows: list[tuple[str, str]] = [
+        ("image", image),
+        ("digest", str(model.root.digest)),
+        ("model key", str(model.key)),
+        ("variant", record.variant + (f" (also: {', '.join(others)})" if others else "")),
+        ("source", record.source + (f" at {record.revision}" if record.revision else "")),
+        ("licence", record.license or "not stated"),
+        ("architecture", facts.architecture or "unknown"),
+        ("parameters", f"{facts.parameters:,}"),
+        ("weights", f"{format_bytes(facts.weight_bytes)} of {facts.dtype or 'unknown type'}"),
+        ("context", f"{facts.context_length:,} tokens" if facts.context_length else "unknown"),
+        ("KV cache", f"{format_bytes(facts.kv_cache_bytes_per_token)} a token"),
+        ("GPU memory", f"about {format_bytes(facts.gpu_memory_bytes)} to serve"),
+        ("quantization", _quantization(record)),
+        ("size", f"{format_bytes(record.size)} in {len(record.files)} files, {len(record.layers)} layers"),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def _quantization(record: Record) -> str:
+    if record.quantization is None:
+        return "none: weights as published"
+    return ", ".join(f"{name} {value}" for name, value in sorted(record.quantization.items()))
+
+
+def _file_table(record: Record) -> str:
+    rows = [(f.path, format_bytes(f.size), f.role.value, f.digest.hex) for f in record.files]
+    return format_table(["file", "size", "role", "sha256"], rows)

@@ -1,0 +1,79 @@
+"""`weightyard verify`: reads all of an image or a model directory and says what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from builder.verify import (
+    Verification,
+    image_contents,
+    read_record,
+    verify_directory,
+    verify_image,
+)
+from modelimage.access import Access, open_reader
+from modelimage.errors import InvalidInput
+from modelimage.paths import RECORD_NAME
+from modelimage.reference import EngineReference, parse_image
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options
+from weightyard.text import format_bytes
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  weightyard verify oci:./out:v1
+  weightyard verify registry.example/team/model:v1
+  weightyard verify ~/.cache/weightyard/store/models/<key>
+"""
+)
+@click.argument("target", metavar="IMAGE|DIR")
+@access_options
+@pass_console
+def verify(console: Console, /, *, target: str, access: Access) -> None:
+    """Check every byte of an image, or of an unpacked model directory.
+
+    Every blob is read and compared with its digest, every file in it with the record. All problems are listed;
+    the exit code is 5 when there is one.
+    """
+    directory = Path(target)
+    verification = (
+        _directory(console, directory) if directory.is_dir() else _image(console, target, access)
+    )
+    for problem in verification.problems:
+        console.say(f"{problem.where}: {problem.what}")
+        console.event("problem", where=problem.where, what=problem.what)
+    verification.raise_problems()
+    document = {"target": target, "checked": verification.checked, "size": verification.size}
+    console.result(
+        document,
+        f"{target} is intact: {verification.checked} parts, {format_bytes(verification.size)}",
+    )
+
+
+def _image(console: Console, target: str, access: Access) -> Verification:
+    reference = parse_image(target)
+    if isinstance(reference, EngineReference):
+        raise InvalidInput(
+            f"can't verify {reference}", hint="Use oci:DIR:TAG or a registry reference."
+        )
+    reader = open_reader(reference, access)
+    contents = image_contents(reader, reference.name)
+    if not contents.records:
+        console.say("This image has no weightyard record: only its blobs' digests are checked.")
+    with console.progress("verifying", contents.size) as progress:
+        return verify_image(reader, contents, progress.advance)
+
+
+def _directory(console: Console, directory: Path) -> Verification:
+    if not (directory / RECORD_NAME).exists() and (directory / "oci-layout").exists():
+        raise InvalidInput(
+            f"{directory} is an OCI layout, not a model directory",
+            hint=f"Write oci:{directory}[:TAG].",
+        )
+    record = read_record(directory)
+    with console.progress("verifying", record.size) as progress:
+        return verify_directory(directory, record, progress.advance)
