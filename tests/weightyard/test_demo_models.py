@@ -120,22 +120,23 @@ def test_the_cache_follows_the_environment() -> None:
 @pytest.mark.vllm  # needs the model's package, which comes with vLLM's set-up
 @pytest.mark.slow
 class TestSmolLM2:
-    def test_converting_gives_the_known_bytes(self, tmp_path: Path, smollm2: Path) -> None:
-        fresh = smollm2_checkpoint(tmp_path)
-        assert digests(fresh) == digests(smollm2)
-        assert digests(fresh)["model.safetensors"] == MODEL_SHA256
-        assert [p.name for p in tmp_path.iterdir()] == [fresh.name]
-
-    def test_a_finished_checkpoint_is_reused_and_an_outdated_one_replaced(
+    def test_an_outdated_checkpoint_is_replaced_by_the_known_bytes(
         self, tmp_path: Path, smollm2: Path
     ) -> None:
-        made = smollm2_checkpoint(tmp_path)
-        before = (made / "model.safetensors").stat().st_ino
-        assert smollm2_checkpoint(tmp_path) == made
-        assert (made / "model.safetensors").stat().st_ino == before
-        (made / "README.md").write_text("an older layout")
-        (made / "stray.bin").write_bytes(b"")
-        assert digests(smollm2_checkpoint(tmp_path)) == digests(smollm2)
+        outdated = tmp_path / smollm2.name
+        outdated.mkdir()
+        (outdated / "README.md").write_text("an older layout")
+        (outdated / "stray.bin").write_bytes(b"")
+        fresh = smollm2_checkpoint(tmp_path)
+
+        assert digests(fresh)["model.safetensors"] == MODEL_SHA256
+        assert digests(fresh) == digests(smollm2)
+        assert list(tmp_path.iterdir()) == [outdated]
+
+    def test_a_finished_checkpoint_is_reused(self, smollm2: Path) -> None:
+        before = (smollm2 / "model.safetensors").stat()
+        assert smollm2_checkpoint(smollm2.parent) == smollm2
+        assert (smollm2 / "model.safetensors").stat() == before
 
     def test_the_licence_is_stated(self, smollm2: Path) -> None:
         assert "Apache License" in (smollm2 / "LICENSE").read_text()
