@@ -20,9 +20,10 @@ def to_bytes(document: object) -> bytes:
 
 
 def parse(data: bytes, *, what: str) -> dict[str, Any]:
-    """Parse bytes that must be a JSON object. `what` names it in the InvalidImage raised."""
+    """Parse bytes that must be a JSON object in UTF-8. `what` names it in the InvalidImage raised."""
     try:
-        document = json.loads(data)
+        # Decoded here, since json would guess at UTF-16 and others, which no other reader of images does.
+        document = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidImage(f"{what} is not valid JSON: {error}") from error
     if not isinstance(document, dict):

@@ -63,22 +63,29 @@ class Descriptor:
         try:
             media_type, size = value["mediaType"], value["size"]
             digest = Digest.parse(value["digest"])
-            annotations = dict(value.get("annotations") or {})
+            annotations = value.get("annotations") or {}
             platform = _platform(value.get("platform"))
         except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as error:
             raise InvalidImage(f"malformed descriptor: {error}") from error
-        if not isinstance(media_type, str) or type(size) is not int or size < 0:
-            raise InvalidImage(f"malformed descriptor of {digest}: mediaType or size")
-        if not all(isinstance(text, str) for text in annotations.values()):
+        artifact_type = value.get("artifactType") or None
+        if not isinstance(media_type, str) or not isinstance(artifact_type, str | None):
+            raise InvalidImage(f"malformed descriptor of {digest}: mediaType or artifactType")
+        if type(size) is not int or not 0 <= size < 1 << 62:
+            raise InvalidImage(f"malformed descriptor of {digest}: size")
+        if not isinstance(annotations, Mapping) or not all(map(_is_text, annotations.values())):
             raise InvalidImage(f"malformed descriptor of {digest}: annotations must be strings")
         return cls(
             media_type=media_type,
             digest=digest,
             size=size,
-            annotations=annotations,
+            annotations=dict(annotations),
             platform=platform,
-            artifact_type=value.get("artifactType"),
+            artifact_type=artifact_type,
         )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _platform(value: object) -> Platform | None:

@@ -12,6 +12,8 @@ RECORD_NAME = "weightyard.json"
 # Where KServe's modelcars look for a model: a link to the root of the image.
 MODELS_LINK = "models"
 _MAX_PATH = 1024
+# NAME_MAX of every file system that matters.
+_MAX_NAME = 255
 
 
 def check_path(path: str) -> str:
@@ -19,8 +21,8 @@ def check_path(path: str) -> str:
     parts = path.split("/")
     if (
         not path
-        or len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH
-        or any(part in ("", ".", "..") for part in parts)
+        or _too_long(path, _MAX_PATH)
+        or any(part in ("", ".", "..") or _too_long(part, _MAX_NAME) for part in parts)
         or any(
             ord(letter) < 32 or letter in "\\\x7f" or "\ud800" <= letter <= "\udfff"
             for letter in path
@@ -36,7 +38,7 @@ def check_path(path: str) -> str:
 def check_model_path(path: str) -> str:
     """Like `check_path`, and the names that a model image keeps for itself are refused too."""
     check_path(path)
-    if path == RECORD_NAME or path.split("/", 1)[0] == MODELS_LINK:
+    if path.split("/", 1)[0] in (RECORD_NAME, MODELS_LINK):
         raise InvalidImage(
             f"the path {path!r} is reserved in a model image",
             hint=f"Rename it: {RECORD_NAME} and {MODELS_LINK}/ belong to the image format.",
@@ -48,3 +50,7 @@ def parents(path: str) -> list[str]:
     """The directories above a path, outermost first: a/b/c -> [a, a/b]."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+
+
+def _too_long(text: str, limit: int) -> bool:
+    return len(text.encode("utf-8", "surrogatepass")) > limit

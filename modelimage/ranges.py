@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from modelimage.errors import InvalidInput
 
-_SPEC = re.compile(r"(\d{0,19})-(\d{0,19})")
-_CONTENT = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_SPEC = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")
+_CONTENT = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,4 +61,6 @@ def parse_content_range(header: str) -> tuple[ByteRange, int | None] | None:
     if match is None or int(match[2]) < int(match[1]):
         return None
     total = None if match[3] == "*" else int(match[3])
+    if total is not None and total <= int(match[2]):
+        return None
     return ByteRange(int(match[1]), int(match[2]) + 1), total

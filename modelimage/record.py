@@ -132,7 +132,7 @@ class Record:
             raise InvalidImage(f"malformed record: {error!r}") from error
         except WeightyardError as error:
             raise InvalidImage(f"malformed record: {error}") from error
-        _check(record)
+        _check(record, data)
         return record
 
 
@@ -198,8 +198,8 @@ def _from_json(document: Mapping[str, Any]) -> Record:
             RecordLayer(Digest.parse(value["digest"]), _count(value["size"]), Role(value["role"]))
             for value in document["layers"]
         ),
-        quantization=document["quantization"],
-        extra=dict(document["extra"]),
+        quantization=_mapping(document["quantization"], optional=True),
+        extra=_mapping(document["extra"]) or {},
     )
 
 
@@ -214,8 +214,11 @@ def _file(value: Mapping[str, Any]) -> RecordFile:
     )
 
 
-def _check(record: Record) -> None:
+def _check(record: Record, data: bytes) -> None:
     """What a well-formed record must hold beyond its types."""
+    if not _is_canonical(record, data):
+        # Else the model key would not be the digest of the bytes that the image holds.
+        raise InvalidImage("malformed record: it isn't in canonical form or has unknown members")
     paths = [file.path for file in record.files]
     directories = {parent for path in paths for parent in parents(path)}
     if paths != sorted(set(paths)) or directories & set(paths):
@@ -230,17 +233,33 @@ def _check(record: Record) -> None:
             raise InvalidImage(f"malformed record: chunk digests of {file.path!r}")
         if file.layer not in layers:
             raise InvalidImage(f"malformed record: {file.path!r} is in a layer that isn't listed")
+    files: dict[Digest, list[LayerFile]] = {}
+    for file in record.files:
+        files.setdefault(file.layer, []).append(LayerFile(file.path, file.size, file.digest))
     for layer in record.layers:
-        if record.recipe(layer.digest).size != layer.size:
+        if layer_recipe(files.get(layer.digest, [])).size != layer.size:
             raise InvalidImage(
                 f"malformed record: files of layer {layer.digest} don't add up to its size"
             )
+
+
+def _is_canonical(record: Record, data: bytes) -> bool:
+    try:
+        return record.to_bytes() == data
+    except (ValueError, RecursionError):
+        return False  # numbers that aren't finite, text that isn't Unicode
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r:.80}")
     return value
+
+
+def _mapping(value: object, *, optional: bool = False) -> dict[str, Any] | None:
+    if isinstance(value, dict) or (optional and value is None):
+        return value
+    raise TypeError(f"expected an object, got {value!r:.80}")
 
 
 def _count(value: object) -> int:

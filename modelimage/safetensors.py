@@ -81,8 +81,10 @@ def parse_header(data: bytes, *, file_size: int, name: str) -> Header:
 
     Raises InvalidCheckpoint naming the first thing that is wrong.
     """
+    if not data.startswith(b"{"):
+        raise _invalid(name, "header doesn't begin with '{'")
     try:
-        document = json.loads(data, object_pairs_hook=_no_repeats)
+        document = json.loads(data.decode(), object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
         raise _invalid(name, f"header is not valid JSON: {error}") from error
     if not isinstance(document, dict):
@@ -130,9 +132,9 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise _invalid(file, f"tensor {name!r:.200} has the unknown dtype {dtype!r:.40}")
-    if math.prod(shape) * bits != (stop - start) * 8:
+    if stop < start or _product(shape) * bits != (stop - start) * 8:
         raise _invalid(
-            file, f"tensor {name!r:.200}: shape {shape} of {dtype} isn't {stop - start} bytes"
+            file, f"tensor {name!r:.200}: shape {shape!r:.200} of {dtype} isn't {stop - start} bytes"
         )
     return TensorInfo(name, dtype, tuple(shape), start, stop)
 
@@ -153,12 +155,26 @@ def _check_layout(file: str, tensors: list[TensorInfo], data_size: int) -> None:
         raise _invalid(file, f"{data_size - position} bytes follow the last tensor")
 
 
+def _product(shape: list[int]) -> int:
+    """The number of elements, or one that no file reaches: a hostile shape must not cost time."""
+    if 0 in shape:
+        return 0
+    elements = 1
+    for length in shape:
+        elements *= length
+        if elements >> 62:
+            break
+    return elements
+
+
 def _natural(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
+    # A lone surrogate is no text that could be written again; encode raises ValueError.
+    "".join(document).encode()
     if len(document) != len(pairs):
         raise ValueError("a name is there twice")
     return document
