@@ -7,8 +7,8 @@ point: nothing shows under a tag before everything it names is there, and the ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from builder.collect import Checkpoint, collect
 from builder.destination import Destination, check_space, preflight
@@ -20,6 +20,7 @@ from builder.remembered import RememberedDigests
 from builder.reporter import Reporter
 from builder.sources.base import ModelSource
 from builder.survey import Survey, survey
+from builder.variants import QuantizeChoices, Variant, quantized_variant
 from modelimage.digest import Digest
 from modelimage.publication import Publication, publication
 from modelimage.record import Record
@@ -28,12 +29,16 @@ from modelimage.resolve import DEFAULT_VARIANT
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What of the source is packed, and how. `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only."""
+    """What of the source is packed, and how. `variants` come from `chosen_variants`, so the published one is first.
+
+    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only.
+    """
 
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     convert_pickle: bool = False
+    quantize: QuantizeChoices = field(default_factory=QuantizeChoices)
     created: str | None = None
 
 
@@ -74,49 +79,55 @@ def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
     return BuildPlan(surveyed, plan_layers(surveyed.planned()))
 
 
+@dataclass(frozen=True, slots=True)
+class BuildTools:
+    """What a build works with: caches that may be lost, and where it tells how far it is."""
+
+    remembered: RememberedDigests
+    work_root: Path
+    reporter: Reporter
+
+
 def build(
-    source: ModelSource,
-    destination: Destination,
-    options: BuildOptions,
-    *,
-    remembered: RememberedDigests,
-    reporter: Reporter,
+    source: ModelSource, destination: Destination, options: BuildOptions, tools: BuildTools
 ) -> BuildResult:
     """Build and publish. Raises what each step raises; the destination then has no new tag."""
     plan = plan_build(source, options)
     preflight(destination, options.variants)
-    checkpoint = collect(plan.survey, reporter)
-    origin = Origin(source.uri, source.revision)
-    packed = pack_variant(
-        checkpoint, destination, remembered, reporter, origin=origin, variant=DEFAULT_VARIANT
+    published = collect(plan.survey, tools.work_root, tools.reporter)
+    origin = Origin(
+        source.uri, source.revision, {"convertedFrom": "pickle"} if published.converted else {}
     )
-    return publish_variants([packed], destination, options, reporter)
+    packed = []
+    for name in options.variants:
+        variant = (
+            Variant(name, published)
+            if name == DEFAULT_VARIANT
+            else quantized_variant(published, name, options.quantize, tools.reporter)
+        )
+        packed.append(pack_variant(variant, destination, tools, origin=origin))
+    result = publish_variants(packed, destination, options, tools.reporter)
+    published.workplace.remove()
+    return result
 
 
 def pack_variant(
-    checkpoint: Checkpoint,
-    destination: Destination,
-    remembered: RememberedDigests,
-    reporter: Reporter,
-    *,
-    origin: Origin,
-    variant: str,
-    quantization: dict[str, Any] | None = None,
+    variant: Variant, destination: Destination, tools: BuildTools, *, origin: Origin
 ) -> PackedVariant:
     """Digest one variant's files, store them where the destination allows it, and make its record."""
+    checkpoint = variant.checkpoint
     layers = plan_layers(checkpoint.files)
-    packer = Packer(checkpoint.locations, remembered, destination.layout)
+    packer = Packer(checkpoint.locations, tools.remembered, destination.layout)
     if destination.layout is not None:
         check_space(destination.layout.path, (layer.size for layer in packer.missing(layers)))
-    with reporter.progress(
-        f"packing {variant}", sum(file.size for file in checkpoint.files)
-    ) as bar:
+    size = sum(file.size for file in checkpoint.files)
+    with tools.reporter.progress(f"packing {variant.name}", size) as bar:
         packed = packer.pack(layers, bar.advance)
-    record = make_record(
-        checkpoint, packed, origin=origin, variant=variant, quantization=quantization
-    )
     for layer in packed:
-        reporter.event("layer", digest=str(layer.layer.digest), size=layer.layer.size)
+        tools.reporter.event("layer", digest=str(layer.layer.digest), size=layer.layer.size)
+    record = make_record(
+        checkpoint, packed, origin=origin, variant=variant.name, quantization=variant.quantization
+    )
     return PackedVariant(record, checkpoint, packed)
 
 

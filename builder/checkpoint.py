@@ -30,6 +30,8 @@ _DTYPE_NAMES: Final[Mapping[str, str]] = {
     "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32",
 }  # fmt: skip
+# What quantized integers stand in.
+_PACKED: Final = frozenset({"I32", "U32", "I8", "U8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFa
 
 
 def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
-    """What most bytes of the weights are; packed integers go by their real width."""
+    """What the quantized matrices are where there are any, else what most bytes of the weights are."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.size
@@ -146,6 +148,6 @@ def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
         return ""
     most = min(sizes, key=lambda dtype: (-sizes[dtype], dtype))
     bits = memory.quantized_bits(config)
-    if bits and most in ("I32", "U32", "I8", "U8", "I64"):
+    if bits and not _PACKED.isdisjoint(sizes):
         return f"int{bits}"
     return _DTYPE_NAMES.get(most, most.lower())

@@ -10,13 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from builder.checkpoint import WeightIndex, check_shards, check_unique, model_facts, read_header
+from builder.checkpoint import (
+    INDEX,
+    WeightIndex,
+    check_shards,
+    check_unique,
+    model_facts,
+    read_header,
+    read_json,
+)
+from builder.convert import convert, converted_names, write_index
 from builder.licence import MAX_BYTES, licence, states_licence
 from builder.plan import PlannedFile
 from builder.reporter import Reporter
 from builder.sources.base import SourceFile
 from builder.survey import Survey
 from builder.workers import run_all
+from builder.workplace import Workplace
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
@@ -29,31 +39,47 @@ _FETCHES_AT_ONCE: Final = 4
 class Checkpoint:
     """Files on this machine that belong together and were checked: what to pack and where each one is.
 
-    `claimed` holds what the source says of a file's sha256; it is compared once ours is known.
+    `claimed` holds what the source says of a file's sha256; it is compared once ours is known. `converted` is whether
+    the weights were pickles at the source.
     """
 
     files: tuple[PlannedFile, ...]
     locations: Mapping[str, Path]
     facts: ModelFacts
     licence: str
+    workplace: Workplace
+    converted: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     claimed: Mapping[str, Digest] = field(default_factory=dict)
 
 
-def collect(surveyed: Survey, reporter: Reporter) -> Checkpoint:
-    """Fetch what was selected and check it. Raises InvalidCheckpoint, and what the source raises."""
-    wanted = [surveyed.files[path] for path in surveyed.selection.roles]
-    locations = fetch_all(surveyed, wanted, reporter)
+def collect(surveyed: Survey, work_root: Path, reporter: Reporter) -> Checkpoint:
+    """Fetch what was selected, convert pickles under `work_root`, and check it all.
+
+    Raises InvalidCheckpoint, UnsafePickle, NoSpace, NotWritable, and what the source raises.
+    """
+    selection = surveyed.selection
+    wanted = [surveyed.files[path] for path in (*selection.roles, *selection.pickles)]
+    locations = _fetch(surveyed, wanted, reporter)
+    workplace = Workplace.of(work_root, locations)
+    files, index = surveyed.planned(), surveyed.index
+    if selection.pickles:
+        made = _convert(surveyed, locations, workplace, reporter)
+        files += made.files
+        locations = {**locations, **made.locations}
+        index = made.index
     return checked(
-        surveyed.planned(),
+        files,
         locations,
         config=surveyed.config,
-        index=surveyed.index,
+        index=index,
         claimed={file.path: file.claimed for file in wanted if file.claimed},
+        workplace=workplace,
+        converted=bool(selection.pickles),
     )
 
 
-def fetch_all(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> dict[str, Path]:
+def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> dict[str, Path]:
     """Where each file is on this machine, once all are."""
 
     def fetch(file: SourceFile, advance: Callable[[int], None]) -> Path:
@@ -66,6 +92,40 @@ def fetch_all(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) ->
     return {file.path: path for file, path in zip(wanted, paths, strict=True)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Converted:
+    files: list[PlannedFile]
+    locations: dict[str, Path]
+    index: WeightIndex | None
+
+
+def _convert(
+    surveyed: Survey, locations: Mapping[str, Path], workplace: Workplace, reporter: Reporter
+) -> _Converted:
+    """Pickles as safetensors in the work directory; those that an earlier run finished are kept."""
+    folder = workplace.folder("converted")
+    names = converted_names(surveyed.selection.pickles)
+    tied = surveyed.config.get("tie_word_embeddings") is True
+    total = sum(surveyed.files[path].size for path in names)
+    with reporter.progress("converting", total) as progress:
+        for path, name in names.items():
+            progress.describe(path)
+            if not (folder / name).exists():
+                convert(locations[path], folder / name, name=path, tied=tied)
+            progress.advance(surveyed.files[path].size)
+    made = dict.fromkeys(names.values(), Role.WEIGHT)
+    shards = [name for name in made if "/" not in name]
+    if len(shards) > 1:
+        write_index(folder, shards)
+        made[INDEX] = Role.CONFIG
+    document = read_json(folder / INDEX, name=INDEX) if INDEX in made else None
+    return _Converted(
+        [PlannedFile(name, (folder / name).stat().st_size, role) for name, role in made.items()],
+        {name: folder / name for name in made},
+        WeightIndex.parse(document) if document else None,
+    )
+
+
 def checked(
     files: list[PlannedFile],
     locations: Mapping[str, Path],
@@ -73,6 +133,8 @@ def checked(
     config: Mapping[str, Any],
     index: WeightIndex | None,
     claimed: Mapping[str, Digest],
+    workplace: Workplace,
+    converted: bool = False,
 ) -> Checkpoint:
     """A Checkpoint of files that are here: headers, index and sizes agree, or InvalidCheckpoint is raised."""
     for file in files:
@@ -92,6 +154,8 @@ def checked(
         licence=licence(_texts(files, locations)),
         config=config,
         claimed=claimed,
+        workplace=workplace,
+        converted=converted,
     )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 
-from builder.build import BuildOptions, BuildPlan, BuildResult, plan_build
+from builder.build import BuildOptions, BuildPlan, BuildResult, BuildTools, plan_build
 from builder.build import build as build_image
 from builder.destination import open_destination, published_tags
 from builder.records import created_time
 from builder.remembered import RememberedDigests
 from builder.sources.opening import open_source
+from builder.variants import ENGINES, QuantizeChoices, chosen_variants
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from modelimage.reference import (
@@ -26,7 +27,6 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
-from modelimage.resolve import DEFAULT_VARIANT
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
 from weightyard.text import format_bytes
@@ -37,6 +37,7 @@ from weightyard.text import format_bytes
 Examples:
   weightyard build ./SmolLM2-135M-Instruct --to oci:./out:v1
   weightyard build hf://org/name@main --to registry.example/team/model:v1
+  weightyard build ./checkpoint --to oci:./out:v1 --variant int8 --variant int4
   weightyard build ./checkpoint --to oci:./out:v1 --dry-run
 """
 )
@@ -53,7 +54,22 @@ Examples:
     "variants",
     multiple=True,
     metavar="NAME",
-    help="bf16 (the weights as published, the default). The first one given is the image's default variant.",
+    help="Add a quantized variant beside the published weights (bf16): int8, int4 or int8-w8a16. Repeatable.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="What quantizes: auto takes rtn, and gptq for int4 where it is installed.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text or JSON lines that gptq and llm-compressor look at instead of the shipped text.",
+)
+@click.option(
+    "--group-size", type=click.Choice(["128", "64", "32"]), help="Weights per int4 scale."
 )
 @click.option(
     "--include", multiple=True, metavar="GLOB", help="Also pack files that are left out by default."
@@ -75,6 +91,11 @@ Examples:
 )
 @click.option(
     "--password-stdin", is_flag=True, help="Read the registry's password from standard input."
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where converted and quantized weights are made, removed in the end. [default: ~/.cache/weightyard]",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be packed; write nothing.")
 @access_options
@@ -108,8 +129,11 @@ def build(
         opened,
         open_destination(target, reach),
         options,
-        remembered=RememberedDigests(cache_directory() / "digests"),
-        reporter=console,
+        BuildTools(
+            RememberedDigests(cache_directory() / "digests"),
+            given["work_dir"] or cache_directory() / "work",
+            console,
+        ),
     )
     console.result(*_shown_result(result, target))
 
@@ -122,10 +146,15 @@ def cache_directory() -> Path:
 
 def _options(given: dict[str, Any]) -> BuildOptions:
     return BuildOptions(
-        variants=given["variants"] or (DEFAULT_VARIANT,),
+        variants=chosen_variants(given["variants"]),
         include=given["include"],
         exclude=given["exclude"],
         convert_pickle=given["convert_pickle"],
+        quantize=QuantizeChoices(
+            given["engine"],
+            given["calibration"],
+            int(given["group_size"]) if given["group_size"] else None,
+        ),
         created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),
     )
 

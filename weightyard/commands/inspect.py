@@ -85,9 +85,12 @@ def _text(image: str, model: ResolvedModel) -> str:
 
 
 def _quantization(record: Record) -> str:
-    if record.quantization is None:
+    made = record.quantization
+    if made is None:
         return "none: weights as published"
-    return ", ".join(f"{name} {value}" for name, value in sorted(record.quantization.items()))
+    group = f", groups of {made['groupSize']}" if made.get("groupSize") else ""
+    again = f"; made again by the {made['reproducible']}" if made.get("engine") != "rtn" else ""
+    return f"{made.get('scheme')} as {made.get('format')} by {made.get('engine')}{group}{again}"
 
 
 def _file_table(record: Record) -> str:

@@ -1,0 +1,164 @@
+"""Variants of a checkpoint: names, and how a quantized one is made of the published one.
+
+A variant is another checkpoint directory, made by `quantize` in the build's work directory and packed like any
+other; tokenizer, code and documents are the published ones, so their layer is shared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from builder.checkpoint import CONFIG, INDEX, WeightIndex, read_json
+from builder.classify import select
+from builder.collect import Checkpoint, checked
+from builder.plan import SHARED_ROLES, PlannedFile
+from builder.reporter import Reporter
+from builder.sources.local import LocalSource
+from modelimage.durable import reading, write_file, writing
+from modelimage.errors import UnknownVariant
+from modelimage.record import Role
+from modelimage.resolve import DEFAULT_VARIANT
+
+QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
+ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
+_RECIPE: Final = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeChoices:
+    """How quantized variants are made. None: the engine's default."""
+
+    engine: str = "auto"
+    calibration: Path | None = None
+    group_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A checkpoint of one precision, and how it was made; `quantization` is None for the published weights."""
+
+    name: str
+    checkpoint: Checkpoint
+    quantization: Mapping[str, Any] | None = None
+
+
+def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
+    """The variants of a build: the published weights first, which are the default, then those asked for.
+
+    Raises UnknownVariant.
+    """
+    for name in names:
+        if name not in (DEFAULT_VARIANT, *QUANTIZED):
+            raise UnknownVariant(
+                f"there is no variant {name!r:.80}",
+                hint=f"Choose from {', '.join((DEFAULT_VARIANT, *QUANTIZED))}.",
+            )
+    return tuple(dict.fromkeys([DEFAULT_VARIANT, *names]))
+
+
+def quantized_variant(
+    published: Checkpoint, name: str, choices: QuantizeChoices, reporter: Reporter
+) -> Variant:
+    """Make a quantized variant, or find the one that an earlier run finished in the same work directory.
+
+    Raises what `quantize` raises, and InvalidCheckpoint.
+    """
+    out = published.workplace.folder("variants") / f"{name}-{_choice_key(choices)}"
+    recipe = _finished_recipe(out)
+    if recipe is None:
+        recipe = _quantize(_view(published), out, name, choices, reporter)
+    return Variant(name, _merged(published, out), recipe)
+
+
+def _choice_key(choices: QuantizeChoices) -> str:
+    calibration = "default"
+    if choices.calibration is not None:
+        with reading(choices.calibration):
+            status = choices.calibration.stat()
+        calibration = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+    return f"{choices.engine}-{choices.group_size or 'default'}-{calibration}"
+
+
+def _finished_recipe(out: Path) -> dict[str, Any] | None:
+    """The recipe of a finished result: it is written after the result shows, so both are whole or there is none."""
+    path = out.with_name(out.name + "." + _RECIPE)
+    if not out.is_dir() or not path.is_file():
+        return None
+    return read_json(path, name=str(path))
+
+
+def _quantize(
+    source: Path, out: Path, name: str, choices: QuantizeChoices, reporter: Reporter
+) -> dict[str, Any]:
+    # Only a quantized variant needs numba and numpy.
+    from quantize.api import QuantizeOptions, quantize_checkpoint  # noqa: PLC0415
+    from quantize.schemes import Engine, Scheme  # noqa: PLC0415
+
+    options = QuantizeOptions(
+        scheme=Scheme(name),
+        engine=Engine(choices.engine),
+        group_size=choices.group_size,
+        calibration=choices.calibration,
+    )
+    with reporter.progress(f"quantizing {name}") as progress:
+        steps = _Steps(progress.advance)
+        result = quantize_checkpoint(source, out, options, progress=steps, notify=reporter.say)
+    recipe = dict(result.recipe)
+    path = out.with_name(out.name + "." + _RECIPE)
+    with writing(path):
+        write_file(path, json.dumps(recipe).encode())
+    return recipe
+
+
+class _Steps:
+    """From (done, total) to what is new since the last call."""
+
+    def __init__(self, advance: Any) -> None:
+        self._advance = advance
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._advance(done - self._done)
+        self._done = done
+
+
+def _view(published: Checkpoint) -> Path:
+    """The published files as one directory of links, whatever caches they are in."""
+    folder = published.workplace.folder("published")
+    with writing(folder):
+        for file in published.files:
+            link = folder / file.path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(published.locations[file.path].resolve())
+    return folder
+
+
+def _merged(published: Checkpoint, out: Path) -> Checkpoint:
+    """Weights and config as quantized, everything else as published."""
+    listing = LocalSource(out).list()
+    sizes = {file.path: file.size for file in listing.files}
+    roles = select(sizes).roles
+    made = {path: role for path, role in roles.items() if role in (Role.WEIGHT, Role.CONFIG)}
+    files = [PlannedFile(path, sizes[path], role) for path, role in made.items()]
+    kept = [
+        file
+        for file in published.files
+        if file.role in SHARED_ROLES
+        or (file.role is Role.CONFIG and file.path not in made and file.path != INDEX)
+    ]
+    locations = {path: out / path for path in made}
+    index = read_json(out / INDEX, name=INDEX) if INDEX in made else None
+    return checked(
+        [*files, *kept],
+        {**{file.path: published.locations[file.path] for file in kept}, **locations},
+        config=read_json(out / CONFIG, name=CONFIG),
+        index=WeightIndex.parse(index) if index else None,
+        claimed={},
+        workplace=published.workplace,
+        converted=published.converted,
+    )
