@@ -1,0 +1,1 @@
+"""Wire types of the agent's control API: pydantic only, importable by anyone."""

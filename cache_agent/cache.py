@@ -1,0 +1,80 @@
+"""What a command may ask of a cache, whether an agent holds its store or the command opens it itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from cache_agent.api.wire import (
+    CheckView,
+    GcBody,
+    GcView,
+    LeaseBody,
+    LeaseView,
+    ModelView,
+    PullBody,
+    PullDone,
+    PullProgress,
+    RemovedView,
+    SpaceReport,
+)
+from cache_agent.client import AgentClient
+from cache_agent.store.paths import StorePaths
+from modelimage.access import Access
+
+
+class Cache(Protocol):
+    """A node's cache. Every method raises subclasses of WeightyardError."""
+
+    def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
+        """Progress several times a second, and PullDone last. Closing the iterator cancels the pull."""
+
+    def models(self) -> list[ModelView]:
+        """All models, by key."""
+
+    def find(self, text: str) -> ModelView:
+        """One model by key, beginning of a key, or image. Raises NotFound, InvalidInput."""
+
+    def lease(self, body: LeaseBody) -> LeaseView:
+        """Promise that a model is in use. Raises NotFound."""
+
+    def leases(self) -> list[LeaseView]:
+        """All leases."""
+
+    def release(self, lease_id: str) -> bool:
+        """End a lease; False when there is none."""
+
+    def pin(self, model: str, *, pinned: bool) -> ModelView:
+        """Pin or unpin. Raises NotFound."""
+
+    def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
+        """Remove a model. Raises NotFound, InUse."""
+
+    def gc(self, body: GcBody) -> GcView:
+        """Remove leftovers and evict."""
+
+    def space(self) -> SpaceReport:
+        """The space it uses and may use."""
+
+    def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
+        """Prove the store's invariants."""
+
+
+@contextmanager
+def open_cache(root: Path, access: Access) -> Iterator[Cache]:
+    """The cache at `root`: its agent's if one answers there, else the store itself, opened for this command.
+
+    Raises Busy when another process holds the store without answering.
+    """
+    client = AgentClient.of_socket(StorePaths(root).socket)
+    if client is not None:
+        yield client
+        return
+    # Only a command that opens the store itself pays for importing it.
+    from cache_agent.node import Node, NodeOptions  # noqa: PLC0415
+    from cache_agent.service import Service  # noqa: PLC0415
+
+    with Node(NodeOptions(root), access) as node:
+        yield Service(node)

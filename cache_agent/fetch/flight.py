@@ -1,0 +1,183 @@
+"""One file on its way into the store: its partial, its hash, and who waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from blake3 import blake3
+
+from cache_agent.fetch.following import FollowingHash, Hash
+from cache_agent.sources.source import Piece
+from cache_agent.store.partials import Partial, chunk_range, identity
+from cache_agent.store.store import Store
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch, Unreachable
+from modelimage.record import RecordFile
+from modelimage.repository import BlobStream
+
+# Told of every read: how many bytes came. Raises to end the transfer.
+Tick = Callable[[int], None]
+
+
+class Flight:
+    """Carries one file. `land` is called by whichever thread completes it, exactly once."""
+
+    def __init__(self, file: RecordFile, repository: str, store: Store) -> None:
+        self.file = file
+        self._repository = repository
+        self.landed = threading.Event()
+        self.ended = threading.Event()
+        # How another pull lends it urgency; set when it takes off.
+        self.hurry: Callable[[int], None] = lambda priority: None
+        self._store = store
+        self._partial: Partial | None = None
+        self._hash = FollowingHash(file.chunk_count())
+        self._lock = threading.Lock()
+        self._landing = False
+        self._received = 0
+        self.resumed = 0
+
+    def open(self) -> list[int]:
+        """Open the partial; the chunks still missing. Raises NoSpace, NotWritable, DiskFailed."""
+        self._partial = self._store.partial(self.file)
+        self.resumed = sum(len(chunk_range(self.file.size, i)) for i in self._partial.verified)
+        return self._partial.missing()
+
+    @property
+    def received(self) -> int:
+        """Bytes on disk so far, for progress: those resumed and those received, verified or about to be."""
+        return self.file.size if self.landed.is_set() else self.resumed + self._received
+
+    @property
+    def partial(self) -> Partial:
+        if self._partial is None:
+            raise RuntimeError("a flight's partial is used before it is open")
+        return self._partial
+
+    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+        """Read one piece off the stream, write it, and count it only if its BLAKE3 is the record's.
+
+        Raises DigestMismatch, Unreachable when the stream ends early, and what stream and disk raise.
+        """
+        turn = self._hash.take(piece.index)
+        progress = [0]
+        try:
+            computed = self._copy(piece, stream, buffer, tick, turn, progress)
+            self._check(piece, computed)
+            self.partial.mark(piece.index)
+        except BaseException:
+            self._count(-progress[0])
+            if turn is not None:
+                self._hash.give_up()
+            raise
+        if turn is not None:
+            self._hash.give(turn)
+
+    def advance(self) -> None:
+        """Hash the verified chunks whose turn has come; land the file when that was the last."""
+        while (turn := self._hash.next_turn(self.partial.verified)) is not None:
+            index, hashed = turn
+            try:
+                for view in self.partial.read(chunk_range(self.file.size, index)):
+                    hashed.update(view)
+            except BaseException:
+                self._hash.give_up()
+                raise
+            self._hash.give(hashed)
+        computed = self._hash.digest()
+        if computed is not None and self._may_land():
+            self._store.admit(self.partial, computed, self._repository)
+            self.landed.set()
+
+    def close(self) -> None:
+        if self._partial is not None:
+            self._partial.close()
+
+    def _copy(
+        self,
+        piece: Piece,
+        stream: BlobStream,
+        buffer: memoryview,
+        tick: Tick,
+        turn: Hash | None,
+        progress: list[int],
+    ) -> str:
+        """Move one piece from the stream to the partial, hashing what is in the buffer; its BLAKE3."""
+        checked = blake3()
+        while progress[0] < len(piece.range):
+            count = fill(stream, buffer[: len(piece.range) - progress[0]], tick)
+            if count == 0:
+                raise Unreachable(f"the source ended within {piece.file.path}")
+            view = buffer[:count]
+            checked.update(view)
+            if turn is not None:
+                turn.update(view)
+            self.partial.write(view, piece.range.start + progress[0])
+            progress[0] += count
+            self._count(count)
+        return str(checked.hexdigest())
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._received += size
+
+    def _may_land(self) -> bool:
+        with self._lock:
+            first, self._landing = not self._landing, True
+            return first
+
+    @staticmethod
+    def _check(piece: Piece, computed: str) -> None:
+        promised = piece.file.chunks[piece.index]
+        if computed != promised:
+            raise DigestMismatch(
+                f"{piece.file.path}, chunk {piece.index}: the record promises BLAKE3 {promised[:12]}…, "
+                f"the source sent {computed[:12]}…",
+                hint="The source's copy or the image's record is damaged: push the image again.",
+            )
+
+
+def fill(stream: BlobStream, buffer: memoryview, tick: Tick) -> int:
+    """Read until the buffer is full or the stream ends; bytes read."""
+    filled = 0
+    while filled < len(buffer):
+        count = stream.readinto(buffer[filled:])
+        if count == 0:
+            break
+        tick(count)
+        filled += count
+    return filled
+
+
+class Flights:
+    """Which files are on their way: each by one pull at a time, on the whole node."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._flying: dict[Digest, Flight] = {}
+        self._lock = threading.Lock()
+
+    def claim(
+        self, files: Iterable[RecordFile], repository: str
+    ) -> tuple[list[Flight], list[Flight]]:
+        """(those the caller must now fly, those that another pull is flying)."""
+        mine, theirs = [], []
+        with self._lock:
+            for file in files:
+                name = identity(file)
+                flight = self._flying.get(name)
+                if flight is None:
+                    self._flying[name] = flight = Flight(file, repository, self._store)
+                    mine.append(flight)
+                else:
+                    theirs.append(flight)
+        return mine, theirs
+
+    def release(self, flights: Iterable[Flight]) -> None:
+        """Flights that ended, landed or not."""
+        with self._lock:
+            for flight in flights:
+                self._flying.pop(identity(flight.file), None)
+        for flight in flights:
+            flight.ended.set()

@@ -1,0 +1,181 @@
+"""The fetching part of one pull: which spans are left, what each source did, how it ends. Memory only, one lock.
+
+The engine's threads ask it for work and tell it of results; it never blocks and does no IO.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cache_agent.errors import Cancelled
+from cache_agent.fetch.flight import Flight
+from cache_agent.fetch.planner import SourceView, Span, Track, choose_source, choose_track
+from cache_agent.sources.source import Source
+from modelimage.digest import Digest
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+
+# What may be tried again somewhere else, or later; everything else ends the pull.
+_MOVE_ON: Final = (Unreachable, RemoteRefused, NotFound, AccessDenied, DigestMismatch)
+_FIRST_REST: Final = 0.25
+_LONGEST_REST: Final = 15.0
+_LONGEST_RETRY_AFTER: Final = 120.0
+
+
+@dataclass
+class SpanState:
+    """A span, and how each source failed on it."""
+
+    span: Span
+    failures: dict[int, int] = field(default_factory=dict)
+    excluded: set[int] = field(default_factory=set)
+    last_error: WeightyardError | None = None
+
+
+@dataclass
+class Work:
+    """A span for a worker, and the source to ask."""
+
+    job: Job
+    track: int
+    state: SpanState
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a span may fail at one source before that source is given up for it."""
+
+    attempts: int = 5
+    rate_limited_attempts: int = 40
+
+
+class Job:
+    """Spans of one pull. Finished when every span is done, or at the first error that ends it."""
+
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        sources: Sequence[Source],
+        flights: Mapping[Digest, Flight],
+        *,
+        priority: int,
+        monotonic: Callable[[], float],
+        policy: RetryPolicy,
+    ) -> None:
+        self.sources, self.flights = sources, flights
+        self.priority = priority
+        self.finished = threading.Event()
+        self.stopped = threading.Event()
+        self.error: BaseException | None = None
+        self.bytes_by_source = [0] * len(sources)
+        self._waiting = [deque(SpanState(span) for span in track) for track in tracks]
+        self._workers = [0] * len(tracks)
+        self._left = sum(len(track) for track in tracks)
+        self._rests = [0.0] * len(sources)
+        self._monotonic, self._policy = monotonic, policy
+        self._lock = threading.Lock()
+        self._update_finished()
+
+    def next_work(self, last: int | None) -> Work | float | None:
+        """Work for a free worker; a time to ask again; or None while nothing waits."""
+        with self._lock:
+            if self.stopped.is_set():
+                return None
+            waiting = [len(track) for track in self._waiting]
+            track = choose_track(waiting, self._workers, last)
+            if track is None:
+                return None
+            state = self._waiting[track][0]
+            source = choose_source(self._views(state), self._monotonic())
+            if source is None:
+                self._fail(state.last_error or Unreachable("no source has this model's bytes"))
+                return None
+            if isinstance(source, float):
+                return source
+            self._waiting[track].popleft()
+            self._workers[track] += 1
+            return Work(self, track, state, source)
+
+    def succeeded(self, work: Work) -> None:
+        with self._lock:
+            self._workers[work.track] -= 1
+            self._left -= 1
+            self._update_finished()
+
+    def failed(self, work: Work, error: BaseException, remaining: Span) -> None:
+        """A span failed: it waits again with what is left of it, or the pull ends."""
+        with self._lock:
+            self._workers[work.track] -= 1
+            if self.stopped.is_set():
+                self._update_finished()
+            elif not isinstance(error, _MOVE_ON):
+                self._fail(error)
+            else:
+                self._note_failure(work, error)
+                work.state.span = remaining
+                self._waiting[work.track].appendleft(work.state)
+
+    def abort(self, error: BaseException) -> None:
+        """End the pull now; work under way ends at its next read."""
+        with self._lock:
+            if not self.finished.is_set():
+                self._fail(error)
+
+    def cancel(self) -> None:
+        self.abort(
+            Cancelled("the pull was cancelled", hint="Pull again to continue where it stopped.")
+        )
+
+    def count(self, source: int, size: int) -> None:
+        with self._lock:
+            self.bytes_by_source[source] += size
+
+    def _views(self, state: SpanState) -> list[SourceView]:
+        return [
+            SourceView(rests, index in state.excluded, state.failures.get(index, 0))
+            for index, rests in enumerate(self._rests)
+        ]
+
+    def _note_failure(self, work: Work, error: WeightyardError) -> None:
+        state, source = work.state, work.source
+        state.last_error = error
+        count = state.failures[source] = state.failures.get(source, 0) + 1
+        now = self._monotonic()
+        if isinstance(error, RateLimited):
+            pause = min(error.retry_after or _FIRST_REST * 2**count, _LONGEST_RETRY_AFTER)
+            self._rests[source] = max(self._rests[source], now + pause)
+            limit = self._policy.rate_limited_attempts
+        elif isinstance(error, Unreachable):
+            rest = min(_FIRST_REST * 2 ** (count - 1), _LONGEST_REST)
+            self._rests[source] = max(self._rests[source], now + rest)
+            limit = self._policy.attempts
+        else:
+            # Wrong bytes may be a bad connection once; a refusal stays one.
+            limit = 2 if isinstance(error, DigestMismatch) else 1
+        if count >= limit:
+            state.excluded.add(source)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+        self.stopped.set()
+        for track in self._waiting:
+            track.clear()
+        self._update_finished()
+
+    def _update_finished(self) -> None:
+        """Finished only when no worker is in it any more: its partials can be closed then."""
+        if not any(self._workers) and (self._left == 0 or self.stopped.is_set()):
+            self.finished.set()

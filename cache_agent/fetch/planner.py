@@ -1,0 +1,111 @@
+"""What to fetch in which order, and from where next. Pure: no threads, no clock, no sockets.
+
+Files are cut into spans: one chunk of a large file, or several small files of one layer in one request. The spans
+of a file form a track; a worker stays on its track, since sha256 must see a file's bytes in order and is cheapest
+while they are in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cache_agent.sources.source import Piece
+from cache_agent.store.partials import chunk_range
+from modelimage.digest import Digest
+from modelimage.record import CHUNK_SIZE, RecordFile
+
+# A request for several small files asks for no more than this.
+BUNDLE_BYTES: Final = CHUNK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one request asks for: pieces of one layer in the layer's order."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(piece.range) for piece in self.pieces)
+
+
+Track = tuple[Span, ...]
+
+
+def unique_files(files: Iterable[RecordFile]) -> list[RecordFile]:
+    """One file for each sha256: a file that a model holds under two names is fetched once."""
+    return list({file.digest: file for file in files}.values())
+
+
+def plan_tracks(
+    files: Sequence[RecordFile], missing: Mapping[Digest, Collection[int]]
+) -> list[Track]:
+    """Tracks that together cover exactly the missing chunks (by sha256 of the file), largest first.
+
+    `files` are in the record's order, which is a layer's order.
+    """
+    tracks: list[Track] = []
+    small: dict[Digest, list[Piece]] = {}
+    for file in files:
+        pieces = [
+            Piece(file, index, chunk_range(file.size, index))
+            for index in sorted(missing[file.digest])
+        ]
+        if not pieces:
+            continue
+        if file.chunk_count() > 1:
+            tracks.append(tuple(Span((piece,)) for piece in pieces))
+        else:
+            small.setdefault(file.layer, []).extend(pieces)
+    tracks.extend(bundle for pieces in small.values() for bundle in _bundles(pieces))
+    return sorted(tracks, key=lambda track: -sum(span.size for span in track))
+
+
+def _bundles(pieces: Sequence[Piece]) -> Iterable[Track]:
+    bundle: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if bundle and size + len(piece.range) > BUNDLE_BYTES:
+            yield (Span(tuple(bundle)),)
+            bundle, size = [], 0
+        bundle.append(piece)
+        size += len(piece.range)
+    if bundle:
+        yield (Span(tuple(bundle)),)
+
+
+def choose_track(waiting: Sequence[int], workers: Sequence[int], last: int | None) -> int | None:
+    """The track a free worker takes its next span from; None when nothing waits.
+
+    `waiting[t]` spans of track t wait, `workers[t]` workers are on it, `last` is the worker's own track.
+    It stays on its own; else joins the track with the fewest workers, then the most left to do.
+    """
+    if last is not None and waiting[last] and workers[last] == 0:
+        return last
+    open_tracks = [track for track, count in enumerate(waiting) if count]
+    return min(open_tracks, key=lambda t: (workers[t], -waiting[t], t), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """What choosing needs of one source: until when it rests, and whether this span may ask it again."""
+
+    rests_until: float
+    excluded: bool
+    failures: int
+
+
+def choose_source(views: Sequence[SourceView], now: float) -> int | float | None:
+    """Which source to ask (its index), when to look again (a time, as float), or None when none is left.
+
+    The first that failed least on this span and doesn't rest: order is preference, failure is a step down.
+    """
+    left = [(view.failures, index) for index, view in enumerate(views) if not view.excluded]
+    if not left:
+        return None
+    ready = [(failures, index) for failures, index in left if views[index].rests_until <= now]
+    if not ready:
+        return float(min(views[index].rests_until for _, index in left))
+    return min(ready)[1]

@@ -1,0 +1,315 @@
+"""A pull from beginning to end: resolve, reuse what may be reused, reserve, fetch, publish.
+
+Each pull runs in a thread of its own and is seen through its handle. Two pulls of one model share what is fetched:
+a file is on its way once on the node, and the second pull waits for it, lending its urgency.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from cache_agent.errors import Cancelled
+from cache_agent.fetch.engine import Engine
+from cache_agent.fetch.flight import Flight, Flights
+from cache_agent.fetch.job import Job, RetryPolicy
+from cache_agent.fetch.planner import plan_tracks, unique_files
+from cache_agent.fetch.reuse import Reuse
+from cache_agent.sources.source import Source
+from cache_agent.store.store import Store
+from cache_agent.store.values import Model, Origin, repository_of
+from modelimage.errors import InvalidInput, Unreachable
+from modelimage.record import Record, RecordFile
+from modelimage.reference import EngineReference, ImageReference
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel, resolve_model
+
+# A pod that waits goes before pre-warming.
+PRIORITY_WAITING = 100
+PRIORITY_WARMING = 0
+
+
+class PullState(Enum):
+    """Where a pull is. The value goes over the wire."""
+
+    RESOLVING = "resolving"
+    FETCHING = "fetching"
+    PUBLISHING = "publishing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What to pull; the reader comes with it, since credentials are the caller's."""
+
+    image: ImageReference
+    variant: str | None = None
+    priority: int = PRIORITY_WAITING
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """A model that is in the store. `fetched` counts bytes that came over a network or out of a layout.
+
+    `stale` tells that the registry was away and the image's last known model was taken.
+    """
+
+    model: Model
+    path: Path
+    fetched: int
+    reused: int
+    seconds: float
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PullSnapshot:
+    """One look at a pull; sizes in bytes. `done` of `total` are on the disk."""
+
+    state: PullState
+    total: int = 0
+    done: int = 0
+    resumed: int = 0
+    reused: int = 0
+    by_source: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Puller:
+    """Starts pulls. `sources` names the places to fetch a resolved model from, fastest first."""
+
+    store: Store
+    engine: Engine
+    open_reader: Callable[[ImageReference], ImageReader]
+    sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
+    flights: Flights
+    publishing: threading.Lock = field(default_factory=threading.Lock)
+    running: set[Pull] = field(default_factory=set)
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        engine: Engine,
+        open_reader: Callable[[ImageReference], ImageReader],
+        sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]],
+    ) -> Puller:
+        return cls(store, engine, open_reader, sources, Flights(store))
+
+    def start(self, request: PullRequest) -> Pull:
+        """Begin a pull and return its handle at once."""
+        if isinstance(request.image, EngineReference):
+            raise InvalidInput(
+                f"can't pull from a docker engine: {request.image}",
+                hint="Push the image to a registry, or build it into a directory with --to oci:DIR.",
+            )
+        pull = Pull(self, request, repository_of(request.image))
+        self.running.add(pull)
+        pull.begin()
+        return pull
+
+    @property
+    def busy(self) -> bool:
+        """Whether any pull is running."""
+        return bool(self.running)
+
+    def close(self) -> None:
+        """Cancel every running pull and wait for their threads."""
+        for pull in list(self.running):
+            pull.cancel()
+        for pull in list(self.running):
+            pull.join()
+
+
+class Pull:
+    """A running pull. `watch`, `result` and `cancel` may be called from any thread."""
+
+    def __init__(self, puller: Puller, request: PullRequest, repository: str) -> None:
+        self._puller, self._request, self._repository = puller, request, repository
+        self._thread = threading.Thread(target=self._main, name="pull", daemon=True)
+        self._ended = threading.Event()
+        self._cancelled = threading.Event()
+        self._result: PullResult | None = None
+        self._error: BaseException | None = None
+        self._state = PullState.RESOLVING
+        self._total = self._reused = 0
+        self._flights: list[Flight] = []
+        self._jobs: list[Job] = []
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the end, however it comes."""
+        self._thread.join()
+
+    def cancel(self) -> None:
+        """Stop soon; what was verified stays for the next pull."""
+        self._cancelled.set()
+        for job in list(self._jobs):
+            self._puller.engine.cancel(job)
+
+    def result(self, timeout: float | None = None) -> PullResult | None:
+        """Wait for the end: the result, None when `timeout` seconds pass first. Raises what ended the pull."""
+        if not self._ended.wait(timeout):
+            return None
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def watch(self, interval: float) -> Iterator[PullSnapshot]:
+        """A snapshot every `interval` seconds, the last one after the end."""
+        while not self._ended.wait(interval):
+            yield self.snapshot()
+        yield self.snapshot()
+
+    def snapshot(self) -> PullSnapshot:
+        flights, jobs = list(self._flights), list(self._jobs)
+        return PullSnapshot(
+            state=self._state,
+            total=self._total,
+            done=self._reused + sum(flight.received for flight in flights),
+            resumed=sum(flight.resumed for flight in flights),
+            reused=self._reused,
+            by_source=tuple(_by_source(jobs)),
+        )
+
+    # -- in the pull's own thread ------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._result = self._pull()
+            self._state = PullState.DONE
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+            self._error = error
+            self._state = PullState.FAILED
+        finally:
+            self._puller.running.discard(self)
+            self._ended.set()
+
+    def _pull(self) -> PullResult:
+        request, store = self._request, self._puller.store
+        started = self._puller.engine.monotonic()
+        reader = self._puller.open_reader(request.image)
+        try:
+            resolved = resolve_model(reader, request.image.name, request.variant)
+        except Unreachable:
+            known = store.resolved(str(request.image), request.variant)
+            if known is None:
+                raise
+            return PullResult(known[0], known[0].path, 0, known[0].size, 0.0, stale=True)
+        record = resolved.record
+        self._total = sum(file.size for file in unique_files(record.files))
+        with store.hold(file.digest for file in record.files):
+            self._get_files(resolved, reader)
+            self._state = PullState.PUBLISHING
+            seconds = self._puller.engine.monotonic() - started
+            fetched = sum(sum(job.bytes_by_source) for job in self._jobs)
+            # What getting all of it again would take, judged by what came now.
+            cost = seconds * self._total / fetched if fetched else 0.0
+            with self._puller.publishing:
+                model = store.publish(record, self._origin(resolved), cost)
+        return PullResult(model, model.path, fetched, self._reused, seconds)
+
+    def _get_files(self, resolved: ResolvedModel, reader: ImageReader) -> None:
+        record = resolved.record
+        sources = self._puller.sources(resolved, reader, self._repository)
+        reuse = Reuse(self._puller.store, self._repository, reader, resolved.layers)
+        left = unique_files(record.files)
+        self._state = PullState.FETCHING
+        while left:
+            self._check_cancelled()
+            left = [file for file in left if not self._reuse(reuse, record, file)]
+            mine, theirs = self._puller.flights.claim(left, self._repository)
+            landed = self._flights
+            self._flights = [*landed, *mine, *theirs]
+            if mine:
+                self._fly(mine, record, sources)
+            for flight in theirs:
+                self._wait_for(flight)
+            # What others carried is reused from the store if that is allowed, else flown by this pull.
+            self._flights = [*landed, *mine]
+            left = [flight.file for flight in theirs]
+
+    def _reuse(self, reuse: Reuse, record: Record, file: RecordFile) -> bool:
+        allowed = reuse.allowed(record, file)
+        if allowed:
+            self._reused += file.size
+        return allowed
+
+    def _fly(self, flights: list[Flight], record: Record, sources: Sequence[Source]) -> None:
+        puller = self._puller
+        try:
+            self._fetch(flights, record, sources)
+        finally:
+            for flight in flights:
+                flight.close()
+            puller.flights.release(flights)
+
+    def _fetch(self, flights: list[Flight], record: Record, sources: Sequence[Source]) -> None:
+        puller, store = self._puller, self._puller.store
+        need = sum(flight.file.size - store.partial_bytes(flight.file) for flight in flights)
+        with store.reserve(need) as reservation:
+            store.begin(record)
+            missing = {}
+            for flight in flights:
+                before = store.partial_bytes(flight.file)
+                missing[flight.file.digest] = flight.open()
+                reservation.spend(flight.file.size - before)
+            job = Job(
+                plan_tracks([flight.file for flight in flights], missing),
+                sources,
+                {flight.file.digest: flight for flight in flights},
+                priority=self._request.priority,
+                monotonic=puller.engine.monotonic,
+                policy=puller.policy,
+            )
+            with self._running(job):
+                # What was complete before a crash, and empty files, have no span to land them.
+                for flight in flights:
+                    flight.advance()
+                puller.engine.run(job)
+
+    @contextmanager
+    def _running(self, job: Job) -> Iterator[None]:
+        self._jobs.append(job)
+        for flight in job.flights.values():
+            flight.hurry = lambda priority: self._puller.engine.hurry(job, priority)
+        self._check_cancelled()
+        yield
+
+    def _wait_for(self, flight: Flight) -> None:
+        """Wait for another pull's flight to end, lending it this pull's priority."""
+        while not flight.ended.wait(0.1):
+            flight.hurry(self._request.priority)
+            self._check_cancelled()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled(
+                "the pull was cancelled", hint="Pull again to continue where it stopped."
+            )
+
+    def _origin(self, resolved: ResolvedModel) -> Origin:
+        return Origin(
+            image=str(self._request.image),
+            repository=self._repository,
+            root=resolved.root.digest,
+            manifest=resolved.manifest.digest,
+            variant=resolved.record.variant,
+            requested_variant=self._request.variant,
+        )
+
+
+def _by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
+    """(tier, name, bytes) of every source that gave any."""
+    for job in jobs:
+        for source, size in zip(job.sources, job.bytes_by_source, strict=True):
+            if size:
+                yield source.tier.value, source.name, size

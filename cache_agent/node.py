@@ -1,0 +1,74 @@
+"""The composition root: which concrete parts make up a node's cache, for the agent and for a single command alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_agent.api.wire import CheckView, FindingView
+from cache_agent.fetch.engine import Engine, EngineOptions
+from cache_agent.fetch.pull import Pull, Puller, PullRequest
+from cache_agent.sources.image import ImageSource
+from cache_agent.sources.source import Source
+from cache_agent.store.check import Checker
+from cache_agent.store.space import SpaceLimits
+from cache_agent.store.store import Store, StoreOptions
+from modelimage.access import Access, open_reader
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """What can be set about a node's cache."""
+
+    root: Path
+    limits: SpaceLimits = field(default_factory=SpaceLimits)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+class Node:
+    """A store with an engine that fills it. A context manager; closing cancels what runs."""
+
+    def __init__(self, options: NodeOptions, access: Access) -> None:
+        self.options = options
+        self.store = Store(options.root, StoreOptions(options.limits, time.time))
+        self.engine = Engine(options.engine)
+        self._puller = Puller.of(
+            self.store, self.engine, lambda image: open_reader(image, access), _sources
+        )
+
+    def pull(self, request: PullRequest) -> Pull:
+        """Begin a pull; its handle tells the rest."""
+        return self._puller.start(request)
+
+    def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
+        """Prove the store's invariants; with `repair`, mend what can be mended and say which."""
+        checker = Checker(self.store.paths, self.store.ledger, quick, busy=self._puller.busy)
+        findings = checker.run()
+        return CheckView(
+            root=str(self.store.paths.root),
+            files=checker.files,
+            models=checker.models,
+            bytes_read=checker.bytes_read,
+            findings=[
+                FindingView(kind=f.kind.value, path=str(f.path), detail=f.detail) for f in findings
+            ],
+        )
+
+    def close(self) -> None:
+        self._puller.close()
+        self.engine.close()
+        self.store.close()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _sources(resolved: ResolvedModel, reader: ImageReader, repository: str) -> Sequence[Source]:
+    return [ImageSource(reader, resolved.record, resolved.layers, repository)]

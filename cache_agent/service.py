@@ -1,0 +1,161 @@
+"""The node's cache in the wire's words: what the control API answers, and what a command does without an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cache_agent.api.wire import (
+    CheckView,
+    GcBody,
+    GcView,
+    LeaseBody,
+    LeaseView,
+    ModelView,
+    PullBody,
+    PullDone,
+    PullProgress,
+    RemovedView,
+    SpaceReport,
+    VictimView,
+)
+from cache_agent.fetch.pull import Pull, PullRequest, PullSnapshot
+from cache_agent.node import Node
+from cache_agent.store.policy import Eviction, evictable
+from cache_agent.store.values import Holder, Lease, Model
+from modelimage.reference import parse_image
+
+WATCH_SECONDS = 0.2
+
+
+class Service:
+    """Answers for one node. Safe for use from several threads."""
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._store = node, node.store
+
+    def start_pull(self, body: PullBody) -> Pull:
+        """Begin a pull. Raises InvalidInput."""
+        return self._node.pull(PullRequest(parse_image(body.image), body.variant, body.priority))
+
+    def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
+        """See `Cache.pull`."""
+        handle = self.start_pull(body)
+        try:
+            for snapshot in handle.watch(WATCH_SECONDS):
+                yield progress_view(snapshot)
+            yield done_view(handle, body.image)
+        finally:
+            handle.cancel()
+
+    def models(self) -> list[ModelView]:
+        return [self._model_view(model) for model in self._store.models()]
+
+    def find(self, text: str) -> ModelView:
+        return self._model_view(self._store.find(text))
+
+    def lease(self, body: LeaseBody) -> LeaseView:
+        holder = Holder.parse(body.holder)
+        return lease_view(self._store.lease(self._store.find(body.model).key, holder, body.id))
+
+    def leases(self) -> list[LeaseView]:
+        return [lease_view(lease) for lease in self._store.leases()]
+
+    def release(self, lease_id: str) -> bool:
+        return self._store.release(lease_id)
+
+    def pin(self, model: str, *, pinned: bool) -> ModelView:
+        key = self._store.find(model).key
+        self._store.pin(key, pinned=pinned)
+        return self.find(str(key))
+
+    def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
+        key = self._store.find(model).key
+        return RemovedView(key=str(key), freed=self._store.remove(key, unpin=unpin))
+
+    def gc(self, body: GcBody) -> GcView:
+        if body.dry_run:
+            plan = self._store.plan_gc(body.need)
+            return GcView(freed=plan.freed, victims=_victims(plan))
+        freed, plan = self._store.gc(body.need)
+        return GcView(freed=freed, victims=_victims(plan))
+
+    def space(self) -> SpaceReport:
+        view = self._store.space()
+        return SpaceReport(
+            root=str(self._store.paths.root),
+            own=view.own,
+            promised=view.promised,
+            headroom=max(0, view.headroom),
+            budget=view.budget,
+            floor=view.floor,
+            disk_total=view.disk_total,
+            disk_free=view.disk_free,
+            evictable=evictable(self._store.candidates()),
+            models=len(self._store.models()),
+            files=self._store.file_count(),
+        )
+
+    def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
+        return self._node.check(repair=repair, quick=quick)
+
+    def _model_view(self, model: Model) -> ModelView:
+        return ModelView(
+            key=str(model.key),
+            path=str(model.path),
+            variant=model.variant,
+            images=self._store.images_of(model.key) or [model.image],
+            size=model.size,
+            files=model.files,
+            added=model.added,
+            last_used=model.last_used,
+            pinned=model.pinned,
+            verified=model.verified,
+            leases=[lease_view(lease) for lease in model.leases],
+        )
+
+
+def lease_view(lease: Lease) -> LeaseView:
+    return LeaseView(
+        id=lease.id, model=str(lease.model), holder=str(lease.holder), since=lease.since
+    )
+
+
+def progress_view(snapshot: PullSnapshot) -> PullProgress:
+    return PullProgress(
+        state=snapshot.state.value,
+        total=snapshot.total,
+        done=snapshot.done,
+        resumed=snapshot.resumed,
+        reused=snapshot.reused,
+    )
+
+
+def done_view(handle: Pull, image: str) -> PullDone:
+    """The end of a pull that has ended. Raises what ended it."""
+    result = handle.result()
+    if result is None:
+        raise RuntimeError("a pull without a deadline ended without a result")
+    snapshot = handle.snapshot()
+    tiers: dict[str, int] = {}
+    for tier, _, size in snapshot.by_source:
+        tiers[tier] = tiers.get(tier, 0) + size
+    return PullDone(
+        key=str(result.model.key),
+        path=str(result.path),
+        variant=result.model.variant,
+        image=image,
+        size=result.model.size,
+        fetched=result.fetched,
+        reused=result.reused,
+        resumed=snapshot.resumed,
+        seconds=result.seconds,
+        stale=result.stale,
+        tiers=tiers,
+    )
+
+
+def _victims(plan: Eviction) -> list[VictimView]:
+    return [
+        VictimView(key=str(v.key), image=v.image, freed=v.freed, value=v.value, why=v.why)
+        for v in plan.victims
+    ]

@@ -1,0 +1,50 @@
+"""Unix sockets at paths of any length: the kernel takes 107 bytes, a store's root may be deeper."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelimage.errors import NotWritable
+
+
+@contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A short name for a socket's path, through an open descriptor of its directory."""
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at a path that only this user may use; replaces a dead agent's. Raises NotWritable."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        path.unlink(missing_ok=True)
+        with short_path(path) as name:
+            server.bind(name)
+        path.chmod(0o600)
+        server.listen(64)
+    except OSError as error:
+        server.close()
+        raise NotWritable(f"can't listen on {path}: {error.strerror}") from error
+    server.setblocking(False)
+    return server
+
+
+def connect(path: Path, timeout: float | None) -> socket.socket:
+    """A connected socket. Raises OSError."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    client.settimeout(timeout)
+    try:
+        with short_path(path) as name:
+            client.connect(name)
+    except OSError:
+        client.close()
+        raise
+    return client

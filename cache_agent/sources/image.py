@@ -1,0 +1,96 @@
+"""The registry role: files out of the layers of a model image, in a registry or a layout directory.
+
+Small files that lie near each other in one layer come through one ranged request; the tar headers between them
+are read over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from cache_agent.sources.source import Piece, Tier
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, Unreachable
+from modelimage.ranges import ByteRange
+from modelimage.record import Record
+from modelimage.repository import BlobStream, ImageReader
+
+_SKIP_BUFFER = 64 << 10
+
+
+class _PieceStream:
+    """A stream over a span of a layer that gives only the wanted ranges of it, in order."""
+
+    def __init__(self, stream: BlobStream, wanted: Sequence[ByteRange]) -> None:
+        self._stream = stream
+        self._wanted = list(reversed(wanted))
+        self._position = wanted[0].start
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        while self._wanted and self._position == self._wanted[-1].stop:
+            self._wanted.pop()
+        if not self._wanted:
+            return 0
+        current = self._wanted[-1]
+        self._skip(current.start - self._position)
+        count = self._stream.readinto(buffer[: current.stop - self._position])
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _skip(self, size: int) -> None:
+        waste = memoryview(bytearray(min(size, _SKIP_BUFFER)))
+        while size > 0:
+            count = self._stream.readinto(waste[:size])
+            if count == 0:
+                raise Unreachable("the layer ended before the file that it should hold")
+            size -= count
+            self._position += count
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One model image in one repository. `layers` are the manifest's: what it doesn't list isn't read."""
+
+    reader: ImageReader
+    record: Record
+    layers: Sequence[Descriptor]
+    name: str
+    tier: Tier = Tier.REGISTRY
+    _by_digest: dict[Digest, Descriptor] = field(init=False, default_factory=dict)
+    _places: dict[Digest, dict[str, ByteRange]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._by_digest.update({layer.digest: layer for layer in self.layers})
+        for layer in self.record.layers:
+            if layer.digest not in self._by_digest:
+                raise InvalidImage(
+                    f"the record names a layer {layer.digest} that its manifest doesn't list",
+                    hint="Build and push the image again.",
+                )
+            self._places[layer.digest] = self.record.recipe(layer.digest).files()
+
+    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+        """See `Source.open`."""
+        layer = self._by_digest[pieces[0].file.layer]
+        wanted = [self._in_layer(piece) for piece in pieces]
+        span = ByteRange(wanted[0].start, wanted[-1].stop)
+        if len(wanted) == 1:
+            return self.reader.blob(layer, span)
+        return self._cut(layer, span, wanted)
+
+    @contextmanager
+    def _cut(
+        self, layer: Descriptor, span: ByteRange, wanted: Sequence[ByteRange]
+    ) -> Iterator[BlobStream]:
+        with self.reader.blob(layer, span) as stream:
+            yield _PieceStream(stream, wanted)
+
+    def _in_layer(self, piece: Piece) -> ByteRange:
+        start = self._places[piece.file.layer][piece.file.path].start
+        return ByteRange(start + piece.range.start, start + piece.range.stop)

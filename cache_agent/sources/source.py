@@ -1,0 +1,57 @@
+"""The Source role: a place that weight files can be fetched from. The interface only; one module per kind beside it.
+
+Bytes from a source are never trusted: whoever reads them checks each chunk against the record and each file's
+sha256. So a source owes honesty about errors, not about content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from modelimage.ranges import ByteRange
+from modelimage.record import RecordFile
+from modelimage.repository import BlobStream
+
+
+class Tier(Enum):
+    """What kind of place bytes came from, fastest first. The value labels metrics."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+    PEER = "peer"
+    SHARED = "shared"
+    REGISTRY = "registry"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a file: at most one chunk, `index` its number. `range` is in the file's bytes."""
+
+    file: RecordFile
+    index: int
+    range: ByteRange
+
+
+class Source(Protocol):
+    """One place, bound to one model. Safe for use from several threads at once."""
+
+    @property
+    def tier(self) -> Tier:
+        """What kind of place it is."""
+
+    @property
+    def name(self) -> str:
+        """Which place it is, for people: a host, a bucket, a directory."""
+
+    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+        """The bytes of all pieces back to back: files of one layer, in the layer's order, as one stream.
+
+        `readinto` returns 0 only after the last byte. Raises NotFound when this place hasn't got them (another may),
+        AccessDenied, Unreachable, RateLimited, RemoteRefused. Closing the stream from another thread ends
+        a pending read.
+        """

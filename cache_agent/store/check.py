@@ -1,0 +1,270 @@
+"""The checker: proves every invariant of a store, and is what each test of the store ends with.
+
+    files      each name in files/ is the sha256 of its bytes; a plain file, read-only, right size in the ledger
+    models     each directory holds exactly its record's files, each the store's own inode, and the record itself
+    ledger     says of files and models exactly what is on the disk
+    leases     are on models that exist
+    partials   belong to a journal; each chunk that a bitmap vouches for is right
+    leftovers  none: no trash, no staging, no file that nobody wants
+
+Reads only; `repair` acts on what it finds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from blake3 import blake3
+
+from cache_agent.errors import DiskFailed
+from cache_agent.store.disk import reading
+from cache_agent.store.ledger import Ledger
+from cache_agent.store.partials import Bitmap, chunk_range, identity, read_range
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.publish import read_record
+from cache_agent.store.recovery import listed, parse_hex, same_file
+from cache_agent.store.values import Origin
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage
+from modelimage.paths import RECORD_NAME
+from modelimage.record import CHUNK_SIZE, Record, RecordFile
+
+
+class Kind(Enum):
+    """What is wrong. The value goes over the wire."""
+
+    WRONG_BYTES = "wrong bytes"
+    UNREADABLE = "unreadable"
+    FOREIGN = "foreign file"
+    WRITABLE = "writable"
+    LEDGER = "ledger differs from disk"
+    MODEL = "model differs from its record"
+    LEASE = "lease on no model"
+    PARTIAL = "bad partial"
+    LEFTOVER = "leftover"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One invariant that doesn't hold."""
+
+    kind: Kind
+    path: Path
+    detail: str
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerdict:
+    """What reading a whole file showed: its sha256 and the BLAKE3 of its chunks."""
+
+    sha256: Digest
+    chunks: tuple[str, ...]
+    size: int
+
+
+def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> FileVerdict:
+    """Read a file once for all its digests. `pause` is told of each buffer's bytes. Raises DiskFailed."""
+    whole, chunks = hashlib.sha256(), []
+    with reading(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        with reading(path):
+            size = os.fstat(fd).st_size
+        for index in range(-(-size // CHUNK_SIZE)):
+            chunk = blake3()
+            for view in read_range(fd, path, chunk_range(size, index)):
+                whole.update(view)
+                chunk.update(view)
+                pause(len(view))
+            chunks.append(str(chunk.hexdigest()))
+    finally:
+        os.close(fd)
+    return FileVerdict(Digest(whole.hexdigest()), tuple(chunks), size)
+
+
+@dataclass
+class Checker:
+    """Checks one store. `quick` believes file contents and looks at everything else."""
+
+    paths: StorePaths
+    ledger: Ledger
+    quick: bool = False
+    busy: bool = False
+    bytes_read: int = 0
+    files: int = 0
+    models: int = 0
+
+    def run(self) -> list[Finding]:
+        """Everything that is wrong. Raises DiskFailed only when directories can't be listed."""
+        return [
+            *self._files(),
+            *self._models(),
+            *self._leases(),
+            *self._partials(),
+            *self._leftovers(),
+        ]
+
+    def _files(self) -> Iterator[Finding]:
+        for number in range(256):
+            prefix = f"{number:02x}"
+            known = self.ledger.file_digests(prefix)
+            for path in listed(self.paths.files / prefix):
+                digest = parse_hex(path.name)
+                if digest is None or digest.hex[:2] != prefix or not stat.S_ISREG(_mode(path)):
+                    yield Finding(Kind.FOREIGN, path, "no file of a store has this name or kind")
+                    continue
+                self.files += 1
+                yield from self._file(path, digest, known.pop(digest.hex, None))
+            for name in known:
+                missing = self.paths.files / prefix / name
+                yield Finding(Kind.LEDGER, missing, "in the ledger, not on the disk", Digest(name))
+        for path in listed(self.paths.files):
+            if len(path.name) != 2 or not path.is_dir():
+                yield Finding(Kind.FOREIGN, path, "not a directory of files")
+
+    def _file(self, path: Path, digest: Digest, size: int | None) -> Iterator[Finding]:
+        status = path.lstat()
+        if status.st_mode & 0o222:
+            yield Finding(Kind.WRITABLE, path, f"mode {stat.S_IMODE(status.st_mode):o}", digest)
+        if size is None:
+            yield Finding(Kind.LEDGER, path, "on the disk, not in the ledger", digest)
+        elif size != status.st_size:
+            detail = f"{status.st_size} bytes on the disk, {size} in the ledger"
+            yield Finding(Kind.LEDGER, path, detail, digest)
+        if self.quick:
+            return
+        try:
+            verdict = read_file(path)
+        except DiskFailed as error:
+            yield Finding(Kind.UNREADABLE, path, error.message, digest)
+            return
+        self.bytes_read += verdict.size
+        if verdict.sha256 != digest:
+            yield Finding(Kind.WRONG_BYTES, path, f"its bytes are {verdict.sha256}", digest)
+            return
+        stored = self.ledger.file(digest)
+        if stored is not None and stored.chunks and stored.chunks != verdict.chunks:
+            yield Finding(Kind.LEDGER, path, "chunk digests in the ledger are wrong", digest)
+
+    def _models(self) -> Iterator[Finding]:
+        known = {key.hex for key in self.ledger.model_keys()}
+        for path in listed(self.paths.models):
+            if path.name.startswith("."):
+                continue  # counted among the leftovers
+            if path.name not in known:
+                yield Finding(Kind.LEDGER, path, "on the disk, not in the ledger")
+            known.discard(path.name)
+            self.models += 1
+            yield from self._model(path)
+        for name in known:
+            yield Finding(Kind.LEDGER, self.paths.models / name, "in the ledger, not on the disk")
+
+    def _model(self, path: Path) -> Iterator[Finding]:
+        try:
+            record = read_record(path / RECORD_NAME)
+            with reading(self.paths.origin(record.key)):
+                Origin.parse(self.paths.origin(record.key).read_bytes())
+        except (InvalidImage, DiskFailed) as error:
+            yield Finding(Kind.MODEL, path, error.message)
+            return
+        if record.key.hex != path.name:
+            yield Finding(Kind.MODEL, path, f"holds the record of {record.key}")
+            return
+        expected = {path / file.path: file for file in record.files}
+        for found in _below(path):
+            if found == path / RECORD_NAME:
+                continue
+            if found not in expected:
+                yield Finding(Kind.MODEL, found, "isn't in the record")
+        for name, file in expected.items():
+            if not same_file(name, self.paths.file(file.digest)):
+                yield Finding(Kind.MODEL, name, "isn't the store's own file", file.digest)
+        rows = {file.digest for file in self.ledger.model_files(record.key)}
+        if rows != {file.digest for file in record.files}:
+            yield Finding(Kind.LEDGER, path, "the ledger lists other files for it")
+
+    def _leases(self) -> Iterator[Finding]:
+        for lease in self.ledger.leases():
+            if self.ledger.model(lease.model) is None:
+                yield Finding(Kind.LEASE, self.paths.model(lease.model), f"held by {lease.holder}")
+
+    def _partials(self) -> Iterator[Finding]:
+        claimed: dict[str, RecordFile] = {}
+        for path in listed(self.paths.partial):
+            if path.suffix == ".json":
+                try:
+                    claimed.update({identity(f).hex: f for f in read_record(path).files})
+                except (InvalidImage, DiskFailed) as error:
+                    yield Finding(Kind.PARTIAL, path, error.message)
+        for path in listed(self.paths.partial):
+            if path.suffix == ".json" or self.busy:
+                continue
+            file = claimed.get(path.stem)
+            if file is None:
+                yield Finding(Kind.LEFTOVER, path, "no pull's journal claims it")
+            elif path.suffix == ".bitmap" and not self.quick:
+                yield from self._bitmap(path, file)
+
+    def _bitmap(self, path: Path, file: RecordFile) -> Iterator[Finding]:
+        """A damaged bitmap is no finding, as nobody believes it; one that vouches for wrong bytes is."""
+        with reading(path):
+            decoded = Bitmap.decode(path.read_bytes(), file.chunk_count())
+        data = path.with_suffix(".data")
+        if decoded is None or not data.exists():
+            return
+        with reading(data):
+            fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for index in sorted(decoded[0].chunks()):
+                hashed = blake3()
+                for view in read_range(fd, data, chunk_range(file.size, index)):
+                    hashed.update(view)
+                if hashed.hexdigest() != file.chunks[index]:
+                    yield Finding(Kind.PARTIAL, path, f"vouches for chunk {index}, which is wrong")
+        finally:
+            os.close(fd)
+
+    def _leftovers(self) -> Iterator[Finding]:
+        if self.busy:
+            return
+        wanted = {file.digest for record in self._journals() for file in record.files}
+        for stored in self.ledger.unreferenced_files():
+            if stored.digest not in wanted:
+                path = self.paths.file(stored.digest)
+                yield Finding(Kind.LEFTOVER, path, "no model holds it", stored.digest)
+        models = {key.hex for key in self.ledger.model_keys()}
+        journals = {record.key.hex for record in self._journals()}
+        for path in (*listed(self.paths.records), *listed(self.paths.origins)):
+            if path.stem not in models | journals:
+                yield Finding(Kind.LEFTOVER, path, "of a model that isn't here")
+        staging = [each for each in listed(self.paths.models) if each.name.startswith(".")]
+        for path in (*listed(self.paths.trash), *staging):
+            yield Finding(Kind.LEFTOVER, path, "of a step that never ended")
+
+    def _journals(self) -> Iterator[Record]:
+        for path in listed(self.paths.partial):
+            if path.suffix == ".json":
+                try:
+                    yield read_record(path)
+                except (InvalidImage, DiskFailed):
+                    continue  # reported among the partials
+
+
+def _mode(path: Path) -> int:
+    return path.lstat().st_mode
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """Everything under a directory that isn't a directory itself."""
+    for path in listed(directory):
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+        else:
+            yield path

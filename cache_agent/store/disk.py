@@ -1,0 +1,225 @@
+"""The few ways in which a store changes a filesystem, each mapped to named errors and told to an observer first.
+
+Nothing else in the store writes, links, renames or removes: so a test that counts, refuses, or dies at every
+operation covers every step there is. Knows nothing of models, digests or the ledger.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cache_agent.errors import DiskFailed, LinkRefused
+from modelimage.errors import NoSpace, NotWritable, WeightyardError
+
+READ_ONLY_FILE: Final = 0o444
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP})
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK})
+_NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_SYNC_FILE_RANGE_WRITE: Final = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_off_t = ctypes.c_int64
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, _off_t, _off_t]
+_libc.sync_file_range.argtypes = [ctypes.c_int, _off_t, _off_t, ctypes.c_uint]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One change about to be made: `kind` is the method's name, `target` the second path of rename and link."""
+
+    kind: str
+    path: Path
+    target: Path | None = None
+
+
+Observer = Callable[[Operation], None]
+
+
+def ignore(operation: Operation) -> None:
+    """The observer of a store in production."""
+
+
+class Disk:
+    """Changes to one filesystem. `observe` is called before each; what it raises (an OSError) is that change's failure.
+
+    Every method raises NoSpace, NotWritable, LinkRefused or DiskFailed, never OSError.
+    """
+
+    def __init__(self, observe: Observer = ignore) -> None:
+        self._observe = observe
+
+    def open_partial(self, path: Path, size: int) -> int:
+        """A descriptor for reading and writing a file of `size` bytes whose space is taken now, not later."""
+        with self._change("open_partial", path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with self._change("allocate", path):
+                os.ftruncate(fd, size)
+                _allocate(fd, size)
+        except WeightyardError:
+            os.close(fd)
+            raise
+        return fd
+
+    def pwrite(self, fd: int, path: Path, data: memoryview, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        with self._change("pwrite", path):
+            while data:
+                written = os.pwrite(fd, data, offset)
+                data, offset = data[written:], offset + written
+
+    def start_writeback(self, fd: int, offset: int, size: int) -> None:
+        """Ask the kernel to begin writing pages out, so that the fsync at the end finds little to do."""
+        _libc.sync_file_range(fd, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+    def fsync(self, fd: int, path: Path) -> None:
+        with self._change("fsync", path):
+            os.fsync(fd)
+
+    def seal(self, fd: int, path: Path) -> None:
+        """Make a file read-only for everyone, then durable: content and mode."""
+        with self._change("seal", path):
+            os.fchmod(fd, READ_ONLY_FILE)
+        self.fsync(fd, path)
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        with self._change("sync_directory", path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def mkdir(self, path: Path) -> bool:
+        """Make a directory, durably; False when it was there."""
+        if path.is_dir():
+            return False
+        with self._change("mkdir", path):
+            path.mkdir(mode=0o755, exist_ok=True)
+        self.sync_directory(path.parent)
+        return True
+
+    def make_staging(self, path: Path) -> None:
+        """Make a directory that needs no durability yet."""
+        with self._change("mkdir", path):
+            path.mkdir(mode=0o755)
+
+    def rename(self, path: Path, target: Path) -> None:
+        with self._change("rename", path, target):
+            path.rename(target)
+
+    def link(self, path: Path, target: Path) -> None:
+        """A second name for a file's inode. Raises LinkRefused where the filesystem can't."""
+        try:
+            self._observe(Operation("link", path, target))
+            target.hardlink_to(path)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                raise _link_refused(target, error) from error
+            raise _mapped(target, error) from error
+
+    def write_small(self, path: Path, data: bytes) -> None:
+        """Replace a small file whole; a process that dies leaves the old or the new one. Not yet durable."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        with self._change("write_small", path):
+            temporary.write_bytes(data)
+            temporary.rename(path)
+
+    def write_durable(self, path: Path, data: bytes, mode: int = READ_ONLY_FILE) -> None:
+        """Replace a small file whole and durably: temporary name, write, fsync, rename, fsync of the directory."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        with self._change("write_temporary", temporary):
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self.pwrite(fd, temporary, memoryview(data), 0)
+            with self._change("seal", temporary):
+                os.fchmod(fd, mode)
+            self.fsync(fd, temporary)
+        finally:
+            os.close(fd)
+        self.rename(temporary, path)
+        self.sync_directory(path.parent)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; one that isn't there is removed already."""
+        with self._change("unlink", path), suppress(FileNotFoundError):
+            path.unlink()
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory and all below it, not following links."""
+        if path.is_symlink() or not path.is_dir():
+            self.unlink(path)
+            return
+        for entry in sorted(path.iterdir()):
+            self.remove_tree(entry)
+        with self._change("rmdir", path), suppress(FileNotFoundError):
+            path.rmdir()
+
+    @contextmanager
+    def _change(self, kind: str, path: Path, target: Path | None = None) -> Iterator[None]:
+        try:
+            self._observe(Operation(kind, path, target))
+            yield
+        except OSError as error:
+            raise _mapped(target or path, error) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Map what reading a store's file may raise to DiskFailed or NotWritable."""
+    try:
+        yield
+    except OSError as error:
+        raise _mapped(path, error) from error
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a path is a regular file itself, not through a link."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Take the space now where the filesystem can. Not posix_fallocate: glibc would write every block instead."""
+    if size == 0 or _libc.fallocate(fd, 0, 0, size) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in _NO_FALLOCATE:
+        raise OSError(code, os.strerror(code))
+
+
+def _mapped(path: Path, error: OSError) -> WeightyardError:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return NoSpace(
+            f"no space left for {path}: {reason}",
+            hint="Free space, lower the store's budget, or use --root on a larger disk.",
+        )
+    if error.errno in _DENIED:
+        return NotWritable(
+            f"can't write {path}: {reason}",
+            hint="Choose another --root, or give this user the right to write there.",
+        )
+    return DiskFailed(
+        f"the disk failed at {path}: {reason}",
+        hint="Look at the kernel's log (dmesg) and run `weightyard check`.",
+    )
+
+
+def _link_refused(path: Path, error: OSError) -> LinkRefused:
+    return LinkRefused(
+        f"the filesystem won't make a hard link at {path}: {error.strerror}",
+        hint="Keep the whole store on one filesystem that has hard links (ext4, XFS, btrfs).",
+    )

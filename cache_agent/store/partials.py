@@ -1,0 +1,174 @@
+"""A file on its way: a data file of full size and a bitmap of the chunks verified so far.
+
+A partial is named after all that its record claims of the file (sha256, size and chunk digests), so a forged
+record that claims another's sha256 never shares a partial with it. The bitmap is believed only if its own
+checksum holds and it was written since this boot: after a power loss pages may be missing that it vouches for,
+so chunks are read and checked again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+
+from cache_agent.store.disk import Disk, reading
+from cache_agent.store.paths import StorePaths
+from modelimage import canonical
+from modelimage.digest import Digest
+from modelimage.ranges import ByteRange
+from modelimage.record import CHUNK_SIZE, RecordFile
+
+_MAGIC: Final = b"WYBITS1\n"
+_CHECKSUM_BYTES: Final = 16
+_BOOT_BYTES: Final = 36
+READ_BUFFER: Final = 1 << 20
+
+
+def identity(file: RecordFile) -> Digest:
+    """The name of the partial that holds a file with exactly these claims."""
+    claims = {"sha256": file.digest.hex, "size": file.size, "blake3": list(file.chunks)}
+    return Digest.of(canonical.to_bytes(claims))
+
+
+def chunk_range(size: int, index: int) -> ByteRange:
+    """Which bytes of a file of `size` bytes its chunk `index` is."""
+    return ByteRange(index * CHUNK_SIZE, min(size, (index + 1) * CHUNK_SIZE))
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """Which chunks of a file are verified. Law: `decode(b.encode(boot), count) == (b, boot)`."""
+
+    bits: bytes
+    count: int
+
+    @classmethod
+    def of(cls, verified: set[int], count: int) -> Bitmap:
+        bits = bytearray(-(-count // 8))
+        for index in verified:
+            bits[index // 8] |= 1 << index % 8
+        return cls(bytes(bits), count)
+
+    def chunks(self) -> set[int]:
+        return {index for index in range(self.count) if self.bits[index // 8] >> index % 8 & 1}
+
+    def encode(self, boot: str) -> bytes:
+        """The bitmap file's bytes: magic, boot id, count, bits, checksum."""
+        head = _MAGIC + boot.encode().ljust(_BOOT_BYTES)[:_BOOT_BYTES]
+        body = head + self.count.to_bytes(8, "little") + self.bits
+        return body + blake3(body).digest(length=_CHECKSUM_BYTES)
+
+    @classmethod
+    def decode(cls, data: bytes, count: int) -> tuple[Bitmap, str] | None:
+        """The bitmap and the boot that it was written in; None when it is damaged or of another file."""
+        body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+        head = len(_MAGIC) + _BOOT_BYTES + 8
+        if len(body) != head + -(-count // 8) or not body.startswith(_MAGIC):
+            return None
+        if blake3(body).digest(length=_CHECKSUM_BYTES) != checksum:
+            return None
+        if int.from_bytes(body[head - 8 : head], "little") != count:
+            return None
+        return cls(body[head:], count), body[len(_MAGIC) : head - 8].decode(
+            errors="replace"
+        ).strip()
+
+
+class Partial:
+    """One partial, open. Safe for several threads that write different chunks.
+
+    `verified` grows only through `mark`, after the chunk's bytes were checked.
+    """
+
+    def __init__(self, file: RecordFile, paths: StorePaths, disk: Disk, boot: str) -> None:
+        self.file = file
+        self.identity = identity(file)
+        self.path = paths.partial_data(self.identity)
+        self._bitmap_path = paths.partial_bitmap(self.identity)
+        self._disk, self._boot = disk, boot
+        self._lock = threading.Lock()
+        existed = self.path.exists()
+        self._fd = disk.open_partial(self.path, file.size)
+        self.verified: set[int] = self._recall() if existed else set()
+
+    def write(self, data: memoryview, offset: int) -> None:
+        self._disk.pwrite(self._fd, self.path, data, offset)
+
+    def mark(self, index: int) -> None:
+        """Record that a chunk is written and verified."""
+        wanted = chunk_range(self.file.size, index)
+        self._disk.start_writeback(self._fd, wanted.start, len(wanted))
+        with self._lock:
+            self.verified.add(index)
+            if self.file.chunk_count() > 1:
+                bitmap = Bitmap.of(self.verified, self.file.chunk_count())
+                self._disk.write_small(self._bitmap_path, bitmap.encode(self._boot))
+
+    def missing(self) -> list[int]:
+        return [index for index in range(self.file.chunk_count()) if index not in self.verified]
+
+    def read(self, wanted: ByteRange) -> Iterator[memoryview]:
+        """Bytes as they are in the file now; a buffer is valid until the next one."""
+        yield from read_range(self._fd, self.path, wanted)
+
+    def seal(self) -> None:
+        """Make the data read-only and durable, to be renamed next."""
+        self._disk.seal(self._fd, self.path)
+
+    def forget(self) -> None:
+        """Drop the bitmap: the data has moved to its place, or is worthless."""
+        self._disk.unlink(self._bitmap_path)
+
+    def discard(self) -> None:
+        """Remove everything of this partial."""
+        self._disk.unlink(self.path)
+        self.forget()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _recall(self) -> set[int]:
+        count = self.file.chunk_count()
+        claimed = set(range(count))
+        if self._bitmap_path.exists():
+            with reading(self._bitmap_path):
+                decoded = Bitmap.decode(self._bitmap_path.read_bytes(), count)
+            if decoded is not None:
+                bitmap, boot = decoded
+                if boot == self._boot:
+                    return bitmap.chunks()
+                claimed = bitmap.chunks()
+        elif count > 1:
+            return set()
+        return {index for index in claimed if self._is_right(index)}
+
+    def _is_right(self, index: int) -> bool:
+        hasher = blake3()
+        for buffer in self.read(chunk_range(self.file.size, index)):
+            hasher.update(buffer)
+        return bool(hasher.hexdigest() == self.file.chunks[index])
+
+
+def read_range(fd: int, path: Path, wanted: ByteRange) -> Iterator[memoryview]:
+    """Bytes of a range of an open file, in buffers valid until the next; short when the file is."""
+    buffer = memoryview(bytearray(min(READ_BUFFER, len(wanted))))
+    offset = wanted.start
+    while offset < wanted.stop:
+        with reading(path):
+            count = os.preadv(fd, [buffer[: min(len(buffer), wanted.stop - offset)]], offset)
+        if count == 0:
+            return
+        yield buffer[:count]
+        offset += count
+
+
+def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Names this boot of the machine."""
+    with reading(path):
+        return path.read_text().strip()

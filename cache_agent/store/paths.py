@@ -1,0 +1,100 @@
+"""Names of everything below a store's root. Pure: joins paths, touches nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modelimage.digest import Digest
+
+STAGING_PREFIX: Final = ".new-"
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths:
+    """The layout of one store, complete on one filesystem."""
+
+    root: Path
+
+    @property
+    def files(self) -> Path:
+        return self.root / "files" / "sha256"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "images" / "records"
+
+    @property
+    def origins(self) -> Path:
+        return self.root / "images" / "origins"
+
+    @property
+    def partial(self) -> Path:
+        return self.root / "partial"
+
+    @property
+    def trash(self) -> Path:
+        return self.root / "trash"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "agent.sock"
+
+    def directories(self) -> tuple[Path, ...]:
+        """Every directory that a store always has, parents first."""
+        return (
+            self.root,
+            self.root / "files",
+            self.files,
+            self.models,
+            self.root / "images",
+            self.records,
+            self.origins,
+            self.partial,
+            self.trash,
+            self.quarantine,
+        )
+
+    def file(self, digest: Digest) -> Path:
+        return self.files / digest.hex[:2] / digest.hex
+
+    def model(self, key: Digest) -> Path:
+        return self.models / key.hex
+
+    def staging(self, key: Digest) -> Path:
+        """Where a model directory is put together before it becomes visible."""
+        return self.models / f"{STAGING_PREFIX}{key.hex}"
+
+    def record(self, key: Digest) -> Path:
+        return self.records / f"{key.hex}.json"
+
+    def origin(self, key: Digest) -> Path:
+        """The publish record: where a model came from, kept to rebuild a lost ledger."""
+        return self.origins / f"{key.hex}.json"
+
+    def journal(self, key: Digest) -> Path:
+        """The mark of a pull that began and hasn't ended: the record it works from."""
+        return self.partial / f"{key.hex}.json"
+
+    def partial_data(self, identity: Digest) -> Path:
+        return self.partial / f"{identity.hex}.data"
+
+    def partial_bitmap(self, identity: Digest) -> Path:
+        return self.partial / f"{identity.hex}.bitmap"

@@ -1,0 +1,164 @@
+"""Which models to give up when space is needed. Pure: facts in, an explained plan out; no clock, no disk.
+
+A model's value is what it would cost to get it back times how soon it is likely to be wanted, for each byte it
+frees:
+
+    value = fetch_seconds * uses * 2 ** -(age / HALF_LIFE) / bytes freed
+
+Pinned and leased models aren't candidates at all. Files shared with a model that stays free nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from modelimage.digest import Digest
+
+HALF_LIFE: Final = 7 * 86400.0
+# What an unmeasured fetch is taken to have cost, in seconds for each byte (1 Gbit/s).
+DEFAULT_SECONDS_PER_BYTE: Final = 1 / 125e6
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What the policy knows of one model. `files` maps each file to its size; `held_by` names leases and pins."""
+
+    key: Digest
+    image: str
+    files: Mapping[Digest, int]
+    last_used: float
+    uses: float
+    fetch_seconds: float
+    held_by: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A model to evict, what that frees, and the numbers that chose it."""
+
+    key: Digest
+    image: str
+    freed: int
+    value: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """Victims in the order to evict them. `freed` may be short of what was needed: then nothing should be done."""
+
+    victims: tuple[Victim, ...]
+    freed: int
+    held_by: tuple[str, ...]
+
+
+def expected_use(candidate: Candidate, now: float) -> float:
+    """Decayed number of uses. A clock that jumped back makes nothing younger than new."""
+    age = max(0.0, now - candidate.last_used)
+    return float(max(candidate.uses, 0.01) * 2.0 ** -(age / HALF_LIFE))
+
+
+def value(candidate: Candidate, freed: int, now: float) -> float:
+    """What keeping a model is worth, for each byte that losing it frees."""
+    cost = candidate.fetch_seconds or candidate.size * DEFAULT_SECONDS_PER_BYTE
+    return cost * expected_use(candidate, now) / max(freed, 1)
+
+
+def plan_eviction(candidates: Sequence[Candidate], *, need: int, now: float) -> Eviction:
+    """The least valuable models that together free `need` bytes.
+
+    Laws: no victim is held; without any one victim, too little is freed; equal input gives an equal plan.
+    """
+    free_to_go = [candidate for candidate in candidates if not candidate.held_by]
+    chosen: list[Candidate] = []
+    references = _references(candidates)
+    freed = 0
+    while freed < need:
+        best = _least_valuable(free_to_go, chosen, references, now)
+        if best is None:
+            break
+        freed += _release(best, references)
+        chosen.append(best)
+    chosen = _without_needless(chosen, candidates, need)
+    held = sorted({holder for candidate in candidates for holder in candidate.held_by})
+    return _explained(chosen, candidates, now, tuple(held))
+
+
+def evictable(candidates: Sequence[Candidate]) -> int:
+    """Bytes that evicting everything not held would free."""
+    return _freed_by([c for c in candidates if not c.held_by], candidates)
+
+
+def _least_valuable(
+    free_to_go: Iterable[Candidate],
+    chosen: Sequence[Candidate],
+    references: Counter[Digest],
+    now: float,
+) -> Candidate | None:
+    taken = {candidate.key for candidate in chosen}
+    rest = [candidate for candidate in free_to_go if candidate.key not in taken]
+    return min(
+        rest,
+        key=lambda c: (value(c, _frees(c, references) or c.size, now), c.key),
+        default=None,
+    )
+
+
+def _without_needless(
+    chosen: list[Candidate], candidates: Sequence[Candidate], need: int
+) -> list[Candidate]:
+    """Spare the most valuable of the chosen that turned out not to be needed."""
+    kept = list(chosen)
+    if _freed_by(kept, candidates) < need:
+        return kept
+    for candidate in reversed(chosen):
+        without = [each for each in kept if each.key != candidate.key]
+        if _freed_by(without, candidates) >= need:
+            kept = without
+    return kept
+
+
+def _explained(
+    chosen: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    now: float,
+    held: tuple[str, ...],
+) -> Eviction:
+    references = _references(candidates)
+    victims = []
+    for candidate in chosen:
+        freed = _release(candidate, references)
+        worth = value(candidate, freed or candidate.size, now)
+        days = max(0.0, now - candidate.last_used) / 86400
+        why = (
+            f"used {candidate.uses:.1f} times (decayed), last {days:.1f} days ago; "
+            f"{candidate.fetch_seconds:.0f} s to fetch again; frees {freed} bytes"
+        )
+        victims.append(Victim(candidate.key, candidate.image, freed, worth, why))
+    return Eviction(tuple(victims), sum(victim.freed for victim in victims), held)
+
+
+def _references(candidates: Iterable[Candidate]) -> Counter[Digest]:
+    return Counter(digest for candidate in candidates for digest in candidate.files)
+
+
+def _frees(candidate: Candidate, references: Mapping[Digest, int]) -> int:
+    return sum(size for digest, size in candidate.files.items() if references[digest] == 1)
+
+
+def _release(candidate: Candidate, references: Counter[Digest]) -> int:
+    freed = _frees(candidate, references)
+    references.subtract(candidate.files.keys())
+    return freed
+
+
+def _freed_by(chosen: Iterable[Candidate], candidates: Iterable[Candidate]) -> int:
+    references = _references(candidates)
+    return sum(_release(candidate, references) for candidate in chosen)

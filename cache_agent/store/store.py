@@ -1,0 +1,253 @@
+"""One store, open: the composition of its rooms, and what the rest of the agent may ask of it.
+
+Holds the store's lock from `open` to `close`. Safe for use from several threads. Knows no network.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_agent.store.budget import Reservation, Reservations, StoreSpace
+from cache_agent.store.disk import Disk, Observer, ignore, is_plain_file, reading
+from cache_agent.store.ledger import Ledger, LedgerDamaged
+from cache_agent.store.lock import StoreLock
+from cache_agent.store.partials import Partial, boot_id, identity
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.policy import Candidate, Eviction
+from cache_agent.store.publish import Publisher
+from cache_agent.store.recovery import Recoverer, Recovery, listed
+from cache_agent.store.removal import Holds, Remover
+from cache_agent.store.space import SpaceLimits, SpaceView
+from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
+from modelimage.digest import Digest
+from modelimage.errors import InUse, InvalidInput, NotFound, NotWritable
+from modelimage.record import Record, RecordFile
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How to open a store. `observe` sees every change of the disk; `boot` names this boot of the machine."""
+
+    limits: SpaceLimits
+    clock: Clock
+    observe: Observer = ignore
+    boot: str | None = None
+
+
+class Store:
+    """An open store. Opening raises Busy, NotWritable, NoSpace, DiskFailed."""
+
+    def __init__(self, root: Path, options: StoreOptions) -> None:
+        self.paths = StorePaths(root.absolute())
+        self.disk = Disk(options.observe)
+        self._clock = options.clock
+        self._boot = options.boot or boot_id()
+        make_root(self.paths.root)
+        self._lock = StoreLock(self.paths.lock)
+        try:
+            for directory in self.paths.directories()[1:]:
+                self.disk.mkdir(directory)
+            self.ledger, self.ledger_was_lost = open_ledger(self.paths, self.disk)
+            self.publisher = Publisher(self.paths, self.disk, self.ledger, options.clock)
+            self.recovered: Recovery = Recoverer(
+                self.paths, self.disk, self.ledger, self.publisher, options.clock
+            ).run()
+        except BaseException:
+            self._lock.close()
+            raise
+        self.holds = Holds()
+        self._remover = Remover(self.paths, self.disk, self.ledger, self.holds)
+        self._space = StoreSpace(self.paths, self.ledger, options.limits, Reservations())
+
+    def close(self) -> None:
+        """Give the lock back. Running pulls must have ended."""
+        self.ledger.close()
+        self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- models ------------------------------------------------------------------------------
+
+    def models(self) -> list[Model]:
+        return self.ledger.models()
+
+    def model(self, key: Digest) -> Model | None:
+        return self.ledger.model(key)
+
+    def find(self, text: str) -> Model:
+        """A model by its key, the beginning of its key, or an image. Raises NotFound, InvalidInput."""
+        prefix = text.removeprefix("sha256:")
+        keys: list[Digest] = []
+        if len(prefix) >= 4 and all(letter in "0123456789abcdef" for letter in prefix):
+            keys = self.ledger.model_keys(prefix)
+        keys = keys or [m.key for m in self.models() if text in (m.image, *self.images_of(m.key))]
+        if len(keys) > 1:
+            found = ", ".join(key.short for key in keys[:5])
+            raise InvalidInput(f"{text!r} names several models: {found}", hint="Write the key.")
+        model = self.model(keys[0]) if keys else None
+        if model is None:
+            raise NotFound(f"no model {text!r} in the store", hint="See `weightyard ls`.")
+        return model
+
+    def images_of(self, key: Digest) -> list[str]:
+        return self.ledger.images_of(key)
+
+    def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
+        """The cached model that an image last meant, and when that was asked; for when its registry is away."""
+        found = self.ledger.image(image, variant)
+        model = self.ledger.model(found[0]) if found else None
+        return (model, found[1]) if found and model else None
+
+    def publish(self, record: Record, origin: Origin, fetch_seconds: float) -> Model:
+        """Make a model visible and forget its pull's journal."""
+        model = self.publisher.publish(record, origin, fetch_seconds)
+        self.disk.unlink(self.paths.journal(record.key))
+        return model
+
+    def remove(self, key: Digest, *, unpin: bool = False) -> int:
+        """Remove a model and what only it held; bytes freed. Raises NotFound, InUse."""
+        return self._remover.remove_model(key, unpin=unpin)
+
+    def pin(self, key: Digest, *, pinned: bool) -> None:
+        with self.ledger.transaction():
+            self._require(key)
+            self.ledger.set_pin(key, pinned)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def file(self, digest: Digest) -> StoredFile | None:
+        return self.ledger.file(digest)
+
+    def is_proven(self, repository: str, file: RecordFile) -> bool:
+        """Whether this file came through this layer of this repository before."""
+        return self.ledger.is_proven(repository, file.layer, file.digest)
+
+    def hold(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
+        """While inside, none of these files is removed."""
+        return self.holds.hold(digests)
+
+    def begin(self, record: Record) -> None:
+        """Note that a pull of this record is under way, so that what it fetched survives a restart."""
+        self.disk.write_small(self.paths.journal(record.key), record.to_bytes())
+
+    def partial(self, file: RecordFile) -> Partial:
+        """The file's partial download, new or continued. Raises NoSpace when the disk can't take the whole of it."""
+        return Partial(file, self.paths, self.disk, self._boot)
+
+    def partial_bytes(self, file: RecordFile) -> int:
+        """What an earlier partial download of this file takes on disk."""
+        path = self.paths.partial_data(identity(file))
+        return path.stat().st_size if is_plain_file(path) else 0
+
+    def admit(self, partial: Partial, computed: Digest, repository: str) -> None:
+        """Let a complete, verified file in that came through its layer of `repository`. Raises DigestMismatch."""
+        self.publisher.admit(partial, computed, repository)
+
+    # -- leases ------------------------------------------------------------------------------
+
+    def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
+        """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
+        lease = Lease(lease_id or uuid.uuid4().hex, key, holder, self._clock())
+        with self.ledger.transaction():
+            model = self._require(key)
+            known = next((each for each in model.leases if each.id == lease.id), None)
+            if known is not None:
+                return known
+            self.ledger.put_lease(lease)
+            self.ledger.set_use(key, at=max(model.last_used, lease.since), uses=model.uses + 1)
+        return lease
+
+    def release(self, lease_id: str) -> bool:
+        """End a lease; False when there is none, which is no error."""
+        with self.ledger.transaction():
+            return self.ledger.drop_lease(lease_id)
+
+    def leases(self) -> list[Lease]:
+        return self.ledger.leases()
+
+    # -- space -------------------------------------------------------------------------------
+
+    def space(self) -> SpaceView:
+        return self._space.view()
+
+    def reserve(self, need: int) -> Reservation:
+        """Promise `need` bytes, evicting what is worth least if that makes room. Raises NoSpace with the numbers."""
+        return self._space.reserve(need, self._clock(), self.remove)
+
+    def plan_gc(self, need: int) -> Eviction:
+        """What would be evicted to free `need` bytes, and why."""
+        return self._space.plan(need, self._clock())
+
+    def gc(self, need: int = 0) -> tuple[int, Eviction]:
+        """Remove interrupted downloads and unreferenced files, then evict for `need` bytes: bytes freed, and the plan.
+
+        Nothing that a running pull, a lease or a pin counts on is touched.
+        """
+        freed = self._drop_stale_partials() + self._remover.remove_orphans(keep=())
+        plan = self.plan_gc(max(0, need - freed))
+        for victim in plan.victims:
+            with suppress(InUse, NotFound):  # leased or removed since the plan was made
+                freed += self.remove(victim.key)
+        return freed, plan
+
+    def candidates(self) -> list[Candidate]:
+        """What the eviction policy knows of every model."""
+        return self._space.candidates()
+
+    def file_count(self) -> int:
+        return self.ledger.file_count()
+
+    def _drop_stale_partials(self) -> int:
+        freed = 0
+        if self._space.reservations.active():
+            return 0
+        for path in listed(self.paths.partial):
+            with reading(path):
+                freed += path.stat().st_size
+            self.disk.unlink(path)
+        return freed
+
+    def _require(self, key: Digest) -> Model:
+        model = self.ledger.model(key)
+        if model is None:
+            raise NotFound(f"no model {key} in the store", hint="Pull it first.")
+        return model
+
+
+def make_root(root: Path) -> None:
+    """Make the root directory with its parents. Raises NotWritable."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritable(
+            f"can't make the store's directory {root}: {error.strerror}",
+            hint="Choose another directory with --root.",
+        ) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise NotWritable(
+            f"can't write to the store's directory {root}", hint="Choose another with --root."
+        )
+
+
+def open_ledger(paths: StorePaths, disk: Disk) -> tuple[Ledger, bool]:
+    """The ledger, and whether it had to be made anew though the store holds models."""
+    lost = not paths.ledger.exists() and any(listed(paths.models))
+    try:
+        return Ledger(paths.ledger), lost
+    except LedgerDamaged:
+        for suffix in ("", "-wal", "-shm"):
+            path = paths.ledger.with_name(paths.ledger.name + suffix)
+            if path.exists():
+                disk.rename(path, paths.quarantine / path.name)
+        return Ledger(paths.ledger), True
