@@ -28,6 +28,7 @@ DEFAULT_PORT: Final = 8000
 
 # Names of Deployments and Services are derived from it, so it stays clear of the 63 characters of a DNS label.
 _NAME = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _SCALE: Final = {
@@ -66,6 +67,8 @@ def _as_enum(kind: type[Enum]) -> BeforeValidator:
 
 Quantity = Annotated[str, AfterValidator(_quantity)]
 Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
+Namespace = Annotated[str, StringConstraints(pattern=f"^{_LABEL}$", max_length=63)]
+SecretName = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
 EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$")]
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -106,6 +109,14 @@ class Placement(Enum):
     ANY = "any"
 
 
+class Autoscaler(Enum):
+    """Who changes the number of replicas: Weightyard's own loop, KEDA, or a HorizontalPodAutoscaler."""
+
+    BUILTIN = "builtin"
+    KEDA = "keda"
+    HPA = "hpa"
+
+
 class Strict(BaseModel):
     """Base of all parts: camelCase in documents, frozen, no unknown fields, no conversions."""
 
@@ -129,7 +140,7 @@ class Model(Strict):
     variant: Annotated[Variant, _as_enum(Variant)] = Field(
         default=Variant.AUTO, description="auto is the most accurate variant that fits."
     )
-    pull_secret: Name | None = Field(
+    pull_secret: SecretName | None = Field(
         default=None,
         description="A Secret of type kubernetes.io/dockerconfigjson in the namespace.",
     )
@@ -146,7 +157,7 @@ class Model(Strict):
 class SecretKey(Strict):
     """One key of a Secret in the Workspace's namespace."""
 
-    name: Name
+    name: SecretName
     key: NonEmpty
 
 
@@ -194,6 +205,11 @@ class Runtime(Strict):
     context_length: Annotated[int, Field(ge=16, le=1 << 24)] | None = Field(
         default=None,
         description="Tokens of prompt and answer that must fit; by default what the model and memory allow.",
+    )
+
+    drain_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        default=120,
+        description="How long a server that is to stop may finish its running requests.",
     )
 
     @model_validator(mode="after")
@@ -255,11 +271,24 @@ class Scale(Strict):
     )
     up_window_seconds: Annotated[int, Field(ge=0)] = 15
     down_window_seconds: Annotated[int, Field(ge=0)] = 300
+    by: Annotated[Autoscaler, _as_enum(Autoscaler)] = Autoscaler.BUILTIN
+    prometheus: NonEmpty | None = Field(
+        default=None,
+        description="Where KEDA asks for vLLM's metrics: http://prometheus.monitoring:9090.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min > self.max:
             raise ValueError(f"min is {self.min}, above max, which is {self.max}")
+        if self.by is Autoscaler.HPA and self.min == 0:
+            raise ValueError(
+                "a HorizontalPodAutoscaler can't scale to 0: give min 1, or by: builtin"
+            )
+        if self.by is Autoscaler.KEDA and self.prometheus is None:
+            raise ValueError(
+                "by: keda needs prometheus, the address that KEDA asks for the queue's depth"
+            )
         return self
 
 
@@ -272,8 +301,28 @@ class NetworkPolicy(Strict):
 class Tenancy(Strict):
     """What fences this Workspace off from others in the cluster."""
 
-    quota: dict[str, str] = Field(default_factory=dict)
+    quota: dict[str, str] = Field(
+        default_factory=dict,
+        description="A ResourceQuota of the namespace: requests.nvidia.com/gpu: 4.",
+    )
+    limits: dict[str, str] = Field(
+        default_factory=dict,
+        description="A LimitRange: what a container in the namespace gets when it doesn't say.",
+    )
     network_policy: NetworkPolicy | None = None
+
+
+class Rollout(Strict):
+    """How one version gives way to the next."""
+
+    strategy: Literal["rolling"] = "rolling"
+    history: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=10, description="How many versions `weightyard rollout undo` can go back."
+    )
+    restarted_at: NonEmpty | None = Field(
+        default=None,
+        description="Changed to make a new version of the same spec: tags are resolved again.",
+    )
 
 
 class Spec(Strict):
@@ -286,6 +335,7 @@ class Spec(Strict):
     scale: Scale | None = None
     placement: Annotated[Placement, _as_enum(Placement)] = Placement.PREFERRED
     tenancy: Tenancy = Tenancy()
+    rollout: Rollout = Rollout()
 
     @model_validator(mode="after")
     def _one_count(self) -> Self:
@@ -298,7 +348,7 @@ class Metadata(Strict):
     """The part of Kubernetes' ObjectMeta that a file may give."""
 
     name: Name
-    namespace: Name | None = None
+    namespace: Namespace | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
 
