@@ -82,18 +82,12 @@ class Console:
         return open_progress(self, title, total_bytes, clock=self._clock)
 
     def fail(self, message: str, *, hint: str | None = None, kind: str = "Error") -> None:
-        """Say why the command ends: one line, and what to do about it."""
-        line = " ".join(message.split("\n")) if self.json else message
+        """Say why the command ends, and what to do about it."""
         if self.json:
-            self._write(
-                self.err,
-                json.dumps(
-                    {"event": "error", "kind": kind, "message": line, "hint": hint},
-                    ensure_ascii=False,
-                ),
-            )
+            report = {"event": "error", "kind": kind, "message": message, "hint": hint}
+            self._write(self.err, json.dumps(report, ensure_ascii=False))
             return
-        self._write(self.err, self._red("error:") + f" {line}")
+        self._write(self.err, self._red("error:") + f" {message}")
         if hint:
             self._write(self.err, f"  hint: {hint}")
 

@@ -65,8 +65,20 @@ MEANINGS: Final[Mapping[int, str]] = {
 }
 
 
+class Relayed(errors.WeightyardError):
+    """Another weightyard process ended with an error: its words, and its exit code as `code`."""
+
+    fault = errors.Fault.NODE
+
+    def __init__(self, message: str, *, hint: str | None, code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
 def exit_code(error: errors.WeightyardError) -> int:
     """The code of an error: its own class's, or its nearest listed ancestor's; BUG when none is listed."""
+    if isinstance(error, Relayed):
+        return error.code
     for ancestor in type(error).__mro__:
         if ancestor in EXIT_CODES:
             return EXIT_CODES[ancestor]

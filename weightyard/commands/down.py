@@ -1,0 +1,36 @@
+"""`weightyard down`: stop workspaces of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from weightyard.console import Console, pass_console
+from weightyard.options import root_option
+from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
+from weightyard.up.stopping import check_name, stop_workspace
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that run here.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=40.0, show_default=True,
+    help="Seconds to stop in order, before it is killed.",
+)  # fmt: skip
+@root_option
+@pass_console
+def down(
+    console: Console, /, *, names: tuple[str, ...], everything: bool, timeout: float, root: Path
+) -> None:
+    """Stop the workspaces NAMES and their servers. What doesn't run is left as it is, which is no error."""
+    if everything == bool(names):
+        raise click.UsageError("name the workspaces to stop, or give --all")
+    wanted = [s.name for s in all_workspaces(root) if is_running(s)] if everything else names
+    outcomes = {}
+    for name in wanted:
+        with console.progress(f"stopping {name}"):
+            directory = WorkspaceDirectory(root, check_name(name))
+            outcomes[name] = stop_workspace(directory, timeout=timeout).value
+    console.result(outcomes, "\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))

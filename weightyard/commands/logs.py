@@ -1,0 +1,56 @@
+"""`weightyard logs`: what a workspace's inference server wrote."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+import click
+
+from modelimage.errors import NotFound
+from weightyard.console import Console, pass_console
+from weightyard.options import root_option
+from weightyard.up.state import WorkspaceDirectory, is_running
+from weightyard.up.stopping import check_name
+
+_POLL = 0.2
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the workspace stops or Ctrl-C.")
+@click.option(
+    "-n", "--tail", type=click.IntRange(min=0), help="Only the last lines; all by default."
+)
+@root_option
+@pass_console
+def logs(console: Console, /, *, name: str, follow: bool, tail: int | None, root: Path) -> None:
+    """Show the server log of the workspace NAME."""
+    directory = WorkspaceDirectory(root, check_name(name))
+    try:
+        log = directory.log.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"workspace {name!r} has no server log here",
+            hint="See `weightyard ps --all`; a server writes once its model is pulled.",
+        ) from error
+    with log:
+        for line in log if tail is None else deque(log, maxlen=tail):
+            console.out.write(line)
+        if follow:
+            _follow(log, directory, console.out)
+    console.out.flush()
+
+
+def _follow(log: IO[str], directory: WorkspaceDirectory, out: IO[str]) -> None:
+    while True:
+        # Asked before reading: what was written last is still read after the end.
+        state = directory.read()
+        running = state is not None and is_running(state)
+        out.write(log.read())
+        out.flush()
+        if not running:
+            return
+        time.sleep(_POLL)

@@ -1,0 +1,152 @@
+"""`weightyard up`: cache the model of a workspace and serve it on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from modelimage.access import Access
+from modelimage.errors import InvalidInput, NotFound
+from weightyard.console import Console, pass_console
+from weightyard.exits import INTERRUPTED
+from weightyard.options import access_options, root_option
+from weightyard.up import detach as background
+from weightyard.up.agent_cache import AgentCache
+from weightyard.up.hardware import local_hardware
+from weightyard.up.state import State, WorkspaceDirectory
+from weightyard.up.supervisor import Options, Supervisor
+from workspace.document import parse_workspace
+from workspace.hardware import Hardware
+from workspace.schema import Workspace
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option("--name", help="Which workspace, where the file holds several.")
+@click.option(
+    "-d", "--detach", is_flag=True, help="Return once it is ready; it runs on in the background."
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address the server listens on."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port instead of the file's; 0 takes a free one."
+)
+@click.option("--cpu", is_flag=True, help="Serve on the CPU, even where there is a GPU.")
+@click.option(
+    "--python",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=lambda: Path(sys.executable),
+    show_default="the one that runs weightyard",
+    help="Interpreter that has the inference server.",
+)
+@click.option(
+    "--grace", type=click.FloatRange(min=0), default=30.0, show_default=True,
+    help="Seconds the server gets to stop.",
+)  # fmt: skip
+@root_option
+@access_options
+@click.pass_context
+@pass_console
+def up(
+    console: Console,
+    /,
+    ctx: click.Context,
+    *,
+    file: Path,
+    name: str | None,
+    detach: bool,
+    host: str,
+    port: int | None,
+    cpu: bool,
+    python: Path,
+    grace: float,
+    root: Path,
+    access: Access,
+) -> None:
+    """Cache the model that a workspace FILE names and serve it here with vLLM.
+
+    Runs until Ctrl-C or `weightyard down`, or in the background with --detach. FILE `-` is stdin.
+    """
+    workspace = parse_workspace(_read(file), name=str(file), only=name)
+    directory = WorkspaceDirectory(root, workspace.name)
+    if detach:
+        _detach(console, workspace, directory)
+        return
+    supervisor = Supervisor(
+        workspace,
+        options=Options(
+            root=root, host=host, port=port, python=python, grace=grace,
+            hardware=_hardware(console, workspace, cpu=cpu),
+        ),
+        cache=AgentCache(root, access, tell=console.say),
+        console=console,
+        environ=os.environ,
+    )  # fmt: skip
+    asked = supervisor.run(lambda state: _announce(console, state))
+    ctx.exit(INTERRUPTED if asked is signal.SIGINT else 128 + asked)
+
+
+def _read(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound(f"no file {file}", hint="Start from one in examples/.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"can't read {file}: {error}") from error
+
+
+def _hardware(console: Console, workspace: Workspace, *, cpu: bool) -> Hardware:
+    wanted = workspace.spec.resources.gpus
+    hardware = local_hardware(cpu_only=cpu or wanted == 0)
+    if wanted and hardware.gpu is None:
+        console.say("no GPU here: serving on the CPU")
+    if wanted and hardware.gpu is not None and wanted > hardware.count:
+        raise InvalidInput(
+            f"the workspace wants {wanted} GPUs, this machine has {hardware.count}",
+            hint="Lower spec.resources.gpus, or serve on the CPU with --cpu.",
+        )
+    return hardware
+
+
+def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirectory) -> None:
+    """Run the same command in the background, from a copy of the workspace, and watch until it is ready."""
+    arguments = ["up", str(directory.keep_document(json.dumps(workspace.to_document())))]
+    for parameter, value in click.get_current_context().params.items():
+        arguments += _words(parameter, value)
+    state = background.follow(background.start(arguments, directory), directory, console)
+    _announce(console, state, background=True)
+
+
+def _words(parameter: str, value: object) -> list[str]:
+    """An option as it was given, for the background's command line."""
+    if parameter in ("file", "name", "detach") or value in (None, False, ()):
+        return []
+    option = f"--{parameter.replace('_', '-')}"
+    if value is True:
+        return [option]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for each in values for word in (option, str(each))]
+
+
+def _announce(console: Console, state: State, *, background: bool = False) -> None:
+    body = json.dumps(
+        {"model": state.served_name, "prompt": "The capital of France is", "max_tokens": 16}
+    )
+    stop = f"weightyard down {state.name}" if background else "Ctrl-C"
+    text = (
+        f"{state.name} ({state.variant}) is ready at {state.url}\n\n"
+        f"  curl {state.url}/v1/completions -H 'Content-Type: application/json' \\\n"
+        f"    -d '{body}'\n\n"
+        f"Stop it with {stop}; its log: weightyard logs -f {state.name}"
+    )
+    console.result(
+        {"name": state.name, "url": state.url, "model": state.served_name, "variant": state.variant,
+         "key": state.key, "directory": state.model_dir},
+        text,
+    )  # fmt: skip

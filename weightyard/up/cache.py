@@ -1,0 +1,42 @@
+"""What `up` asks of the cache, and how it is asked: for moments only, so that many workspaces share one root.
+
+The cache belongs to the agent when one runs on the root; else it is opened in this process, used, and closed again. A
+lease in the name of the server's own process outlives a crash of the supervisor and ends with the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from modelimage.record import Record
+from weightyard.up.process import ProcessIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A model on disk, verified: its directory and what it holds."""
+
+    path: Path
+    record: Record
+
+
+class ModelCache(Protocol):
+    """One root's cache."""
+
+    def variants(self, image: str, variant: str | None) -> dict[str, Record]:
+        """The records of an image's variants (or of one), by variant; from the cache when the registry is away.
+
+        Raises NotFound, UnknownVariant, AccessDenied, Unreachable.
+        """
+
+    def pull(self, image: str, variant: str | None, advance: Callable[[int], None]) -> Cached:
+        """Fetch what is missing of a variant (None: the default one); `advance` gets counts of bytes."""
+
+    def hold(self, model: Cached, process: ProcessIdentity) -> str:
+        """Keep the model for as long as the process lives or until `release`; returns the lease's id."""
+
+    def release(self, lease: str) -> None:
+        """End a lease; none there is no error."""

@@ -1,0 +1,130 @@
+"""The supervisor in the background, and the foreground's view of it until the workspace is ready.
+
+The background process is the same command with --json and its events in a file; the foreground follows that file
+and shows the same progress, so there is one way of running and one of telling.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import IO, Any
+
+from weightyard.console import Console
+from weightyard.exits import Relayed
+from weightyard.progress import Progress
+from weightyard.up.phases import Phase
+from weightyard.up.server import POLL
+from weightyard.up.state import State, WorkspaceDirectory
+
+
+def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> subprocess.Popen[bytes]:
+    """Start `weightyard --json ARGUMENTS` in a session of its own, its events in the workspace's directory."""
+    command = [sys.executable, "-m", "weightyard.cli", "--json", *arguments]
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with directory.supervisor_log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
+            start_new_session=True, env=os.environ,
+        )  # fmt: skip
+
+
+def follow(
+    child: subprocess.Popen[bytes], directory: WorkspaceDirectory, console: Console
+) -> State:
+    """Show the background's progress until it is ready. Raises Relayed with its words when it ends.
+
+    Ctrl-C here ends the watching, not the workspace.
+    """
+    with (
+        directory.supervisor_log.open(encoding="utf-8", errors="replace") as log,
+        ExitStack() as open_jobs,
+    ):
+        teller = _Teller(console, open_jobs)
+        for event in _events(child, log):
+            teller.tell(event)
+            if event.get("event") == "phase" and event.get("phase") == Phase.READY.value:
+                state = directory.read()
+                if state is not None:
+                    return state
+        raise teller.failure(child.wait())
+
+
+def _events(child: subprocess.Popen[bytes], log: IO[str]) -> Iterator[dict[str, Any]]:
+    """The events in the file as they come, until the process has ended and all are read."""
+    rest = ""
+    while True:
+        ended = child.poll() is not None
+        rest += log.read()
+        *lines, rest = rest.split("\n")
+        for line in lines:
+            event = _parse(line)
+            if event is not None:
+                yield event
+        if ended:
+            return
+        time.sleep(POLL)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """An event; a line that is none (a warning of some library) counts as an error's text."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {"event": "line", "text": line} if line.strip() else None
+    return event if isinstance(event, dict) else None
+
+
+class _Teller:
+    """Turns events back into progress on the foreground's console."""
+
+    def __init__(self, console: Console, open_jobs: ExitStack) -> None:
+        self._console = console
+        self._open_jobs = open_jobs
+        self._job = ""
+        self._done = 0
+        self._progress: Progress | None = None
+        self._error: dict[str, Any] = {}
+        self._stray: list[str] = []
+
+    def tell(self, event: dict[str, Any]) -> None:
+        match event.get("event"):
+            case "note":
+                self._console.say(str(event.get("text")))
+            case "error":
+                self._error = event
+            case "line":
+                self._stray.append(str(event["text"]))
+            case "progress":
+                self._progressed(event)
+
+    def failure(self, code: int) -> Relayed:
+        message = self._error.get("message") or "; ".join(self._stray[-1:])
+        return Relayed(
+            str(message or f"the background process ended with code {code}"),
+            hint=self._error.get("hint"),
+            code=code,
+        )
+
+    def _progressed(self, event: dict[str, Any]) -> None:
+        job = str(event.get("job"))
+        if job != self._job or self._progress is None:
+            self._open_jobs.close()
+            self._job, self._done = job, 0
+            self._progress = self._open_jobs.enter_context(
+                self._console.progress(job, event.get("total"))
+            )
+        done = int(event.get("done") or 0)
+        self._progress.advance(done - self._done)
+        self._done = done
+        self._progress.describe(str(event.get("text") or ""))
+        # One that failed stays open until the error itself closes it.
+        if event.get("state") == "done":
+            self._open_jobs.close()
+            self._progress = None

@@ -1,0 +1,72 @@
+"""What this machine has to serve with: NVIDIA GPUs as the driver tells, else the CPU and its free memory."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from modelimage.errors import EngineFailed
+from workspace.hardware import Gpu, Hardware
+
+_QUERY: Final = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+_MIB: Final = 1 << 20
+_MEMINFO: Final = Path("/proc/meminfo")
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+
+
+def local_hardware(*, cpu_only: bool) -> Hardware:
+    """This machine's hardware. Raises EngineFailed when the driver is there and doesn't answer."""
+    gpus = [] if cpu_only else _nvidia()
+    if not gpus:
+        return Hardware(memory_bytes=_memory())
+    least = min(gpus, key=lambda gpu: gpu.memory_bytes)
+    return Hardware(least, len(gpus))
+
+
+def parse_nvidia_smi(text: str) -> list[Gpu]:
+    """`NVIDIA L4, 23034, 8.9` a line, memory in MiB. Lines of GPUs that don't tell their memory are left out."""
+    gpus = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 3 and fields[1].isdigit():
+            major, _, minor = fields[2].partition(".")
+            known = major.isdigit() and minor.isdigit()
+            capability = int(major) * 10 + int(minor) if known else 0
+            gpus.append(Gpu(fields[0], int(fields[1]) * _MIB, capability))
+    return gpus
+
+
+def parse_meminfo(text: str) -> int:
+    """Bytes of memory that programs can still have (MemAvailable of /proc/meminfo); 0 when it isn't said."""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
+
+
+def _nvidia() -> list[Gpu]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [program, *_QUERY], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineFailed(
+            f"nvidia-smi doesn't answer: {error}",
+            hint="Repair the driver, or serve on the CPU with --cpu.",
+        ) from error
+    return parse_nvidia_smi(answer.stdout)
+
+
+def _memory() -> int:
+    available = parse_meminfo(_MEMINFO.read_text())
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return available
+    return min(available, int(limit)) if limit.isdigit() else available

@@ -1,0 +1,141 @@
+"""Processes named so that a reused pid is never mistaken for them: pid, start time and boot, from /proc.
+
+A server is started as the leader of a session of its own, so all that it starts can be found and stopped together.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from modelimage.errors import TimedOut
+
+_PROC: Final = Path("/proc")
+# Positions in /proc/PID/stat behind the command's name (proc(5) counts them from 1 and that name is the second).
+_STATE, _SESSION, _START = 0, 3, 19
+_KILL_SECONDS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process of one boot: `start` in clock ticks since that boot. No other process ever equals it."""
+
+    pid: int
+    start: int
+    boot: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pid": self.pid, "start": self.start, "boot": self.boot}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ProcessIdentity:
+        """Raises KeyError, TypeError or ValueError when it isn't one."""
+        return cls(int(value["pid"]), int(value["start"]), str(value["boot"]))
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The identity of a live process; None when there is none, or only its zombie."""
+    fields = _stat(pid)
+    if fields is None or fields[_STATE] in ("Z", "X"):
+        return None
+    return ProcessIdentity(pid, int(fields[_START]), _boot())
+
+
+def is_alive(process: ProcessIdentity) -> bool:
+    return identify(process.pid) == process
+
+
+def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
+    """The live processes of the session that `leader` opened, itself among them.
+
+    Empty once another process has the leader's pid: a session's number is free only when all of it are gone.
+    """
+    holder = identify(leader.pid)
+    if (holder is not None and holder != leader) or leader.boot != _boot():
+        return []
+    found = (identify(pid) for pid in _pids() if _session(pid) == leader.pid)
+    return [each for each in found if each is not None and each.start >= leader.start]
+
+
+def send(process: ProcessIdentity, signal_number: signal.Signals) -> bool:
+    """Signal exactly this process; False when it is gone.
+
+    The descriptor is opened first and the identity checked after, so the pid can't change hands in between.
+    """
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not is_alive(process):
+            return False
+        signal.pidfd_send_signal(descriptor, signal_number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def send_session(leader: ProcessIdentity, signal_number: signal.Signals) -> int:
+    """Signal every process of a session; how many were there."""
+    return sum(send(member, signal_number) for member in session_members(leader))
+
+
+def stop_session(
+    leader: ProcessIdentity,
+    *,
+    grace: float,
+    pause: Callable[[], None],
+    clock: Callable[[], float],
+    hurry: Callable[[], bool] = lambda: False,
+) -> bool:
+    """SIGTERM to the leader, `grace` seconds to go, then SIGKILL to all that is left; True when that was needed.
+
+    Only the leader is asked first: an inference server stops its own workers in order. `pause` waits a
+    moment (and reaps, where the caller is the parent); `hurry` ends the grace early. Raises TimedOut when
+    something can't be killed.
+    """
+    send(leader, signal.SIGTERM)
+    deadline = clock() + grace
+    while session_members(leader):
+        if clock() >= deadline or hurry():
+            break
+        pause()
+    killed = send_session(leader, signal.SIGKILL) > 0
+    deadline = clock() + _KILL_SECONDS
+    while left := session_members(leader):
+        if clock() >= deadline:
+            raise TimedOut(
+                f"processes {', '.join(str(each.pid) for each in left)} don't die",
+                hint="They wait for a device or disk that doesn't answer; see dmesg.",
+            )
+        pause()
+        send_session(leader, signal.SIGKILL)
+    return killed
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name is in parentheses and may hold anything, so fields are counted from its end.
+    return text.rpartition(")")[2].split()
+
+
+def _session(pid: int) -> int | None:
+    fields = _stat(pid)
+    return int(fields[_SESSION]) if fields else None
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+
+
+def _boot() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,187 @@
+"""What is known of a local workspace, in its directory under the root: `state.json`, the server's log, a lock.
+
+The supervisor alone writes; a write is whole or absent. A lock that dies with its holder says who that is, so two
+`up` of one name can't both run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelimage.errors import Busy, InvalidInput, NotWritable
+from weightyard.up.phases import Event, Phase, after
+from weightyard.up.process import ProcessIdentity, is_alive, session_members
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a workspace failed, as the command line would say it."""
+
+    message: str
+    hint: str | None
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One workspace. Times are seconds since the epoch; `server` is the inference server's first process.
+
+    Law: `State.parse(s.to_text()) == s`.
+    """
+
+    name: str
+    phase: Phase
+    supervisor: ProcessIdentity
+    image: str
+    started_at: float
+    host: str
+    port: int
+    engine: str = ""
+    variant: str = ""
+    key: str = ""
+    served_name: str = ""
+    model_dir: str = ""
+    server: ProcessIdentity | None = None
+    ready_at: float | None = None
+    failure: Failure | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def moved(self, event: Event, **changes: Any) -> State:
+        """The state after an event, with what changed besides the phase."""
+        return replace(self, phase=after(self.phase, event), **changes)
+
+    def to_text(self) -> str:
+        document = {name: getattr(self, name) for name in State.__slots__}
+        document["phase"] = self.phase.value
+        document["supervisor"] = self.supervisor.to_json()
+        document["server"] = self.server.to_json() if self.server else None
+        failure = self.failure
+        document["failure"] = (
+            {"message": failure.message, "hint": failure.hint, "code": failure.code}
+            if failure
+            else None
+        )
+        return json.dumps(document, indent=2) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> State:
+        """Raises InvalidInput."""
+        try:
+            document = json.loads(text)
+            document["phase"] = Phase(document["phase"])
+            document["supervisor"] = ProcessIdentity.from_json(document["supervisor"])
+            server, failure = document["server"], document["failure"]
+            document["server"] = ProcessIdentity.from_json(server) if server else None
+            document["failure"] = Failure(**failure) if failure else None
+            return cls(**document)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"not a workspace's state: {error}") from error
+
+
+class Condition:
+    """What `ps` says of a workspace beyond its phase: whether its processes are there."""
+
+    ORPHANED = "orphaned"  # the supervisor is gone, its server runs on
+    DIED = "died"  # both are gone, and nobody said why
+
+
+def condition(state: State) -> str:
+    """The phase, or what became of the processes that should be there."""
+    if state.phase.over or is_alive(state.supervisor):
+        return state.phase.value
+    if state.server is not None and session_members(state.server):
+        return Condition.ORPHANED
+    return Condition.DIED
+
+
+def is_running(state: State) -> bool:
+    return condition(state) not in (Phase.STOPPED.value, Phase.FAILED.value, Condition.DIED)
+
+
+class WorkspaceDirectory:
+    """The directory of one local workspace."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.name = name
+        self.path = root / "up" / name
+
+    @property
+    def log(self) -> Path:
+        """The inference server's output."""
+        return self.path / "server.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """The supervisor's events when it runs in the background: JSON lines."""
+        return self.path / "up.log"
+
+    def read(self) -> State | None:
+        """The state; None when nothing was ever started here."""
+        try:
+            return State.parse((self.path / "state.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def write(self, state: State) -> None:
+        """Replace the state. Raises NotWritable."""
+        temporary = self.path / "state.json.new"
+        try:
+            temporary.write_text(state.to_text())
+            temporary.replace(self.path / "state.json")
+        except OSError as error:
+            raise _not_writable(self.path, error) from error
+
+    def keep_document(self, text: str) -> Path:
+        """Keep the workspace's own document here, for the supervisor in the background. Raises NotWritable."""
+        path = self.path / "workspace.yaml"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError as error:
+            raise _not_writable(self.path, error) from error
+        return path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the one supervisor of this name. Raises Busy, NotWritable."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _not_writable(self.path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise Busy(
+                f"workspace {self.name!r} runs already",
+                hint=f"See `weightyard ps`; stop it with `weightyard down {self.name}`.",
+            ) from error
+        finally:
+            os.close(descriptor)
+
+
+def _not_writable(path: Path, error: OSError) -> NotWritable:
+    return NotWritable(
+        f"can't write {path}: {error.strerror}", hint="Choose a directory with --root."
+    )
+
+
+def all_workspaces(root: Path) -> list[State]:
+    """The states of all workspaces of a root, by name."""
+    try:
+        names = sorted(entry.name for entry in (root / "up").iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    states = (WorkspaceDirectory(root, name).read() for name in names)
+    return [state for state in states if state is not None]

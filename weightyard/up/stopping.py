@@ -1,0 +1,69 @@
+"""`down`: ask a workspace's supervisor to stop; finish what it can't. Stopping what doesn't run is no error."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from modelimage.errors import InvalidInput
+from weightyard.up.process import is_alive, send, session_members, stop_session
+from weightyard.up.state import State, WorkspaceDirectory
+
+_POLL: Final = 0.1
+_CLEANUP_SECONDS: Final = 10.0  # for the supervisor, after its server had its grace
+
+
+class Outcome(Enum):
+    """What became of a workspace that was told to stop."""
+
+    STOPPED = "stopped"
+    KILLED = "killed"
+    NOT_RUNNING = "not running"
+
+
+def stop_workspace(
+    directory: WorkspaceDirectory,
+    *,
+    timeout: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Outcome:
+    """Stop a workspace within about `timeout` seconds, then kill what is left of it. Idempotent.
+
+    Raises InvalidInput when the name holds no readable state, TimedOut when something can't be killed.
+    """
+    state = directory.read()
+    if state is None:
+        return Outcome.NOT_RUNNING
+    asked = send(state.supervisor, signal.SIGTERM)
+    deadline = clock() + timeout
+    while is_alive(state.supervisor) and clock() < deadline:
+        sleep(_POLL)
+    # A second signal says to hurry: the supervisor kills its server and tidies up.
+    if send(state.supervisor, signal.SIGTERM):
+        deadline = clock() + _CLEANUP_SECONDS
+        while is_alive(state.supervisor) and clock() < deadline:
+            sleep(_POLL)
+    killed = send(state.supervisor, signal.SIGKILL)
+    orphans = _stop_server(directory.read() or state, clock, sleep)
+    if killed or (orphans and asked):
+        return Outcome.KILLED
+    return Outcome.STOPPED if asked or orphans else Outcome.NOT_RUNNING
+
+
+def _stop_server(state: State, clock: Callable[[], float], sleep: Callable[[float], None]) -> bool:
+    """Stop a server that its supervisor left behind; whether there was one."""
+    if state.server is None or not session_members(state.server):
+        return False
+    stop_session(state.server, grace=_CLEANUP_SECONDS, pause=lambda: sleep(_POLL), clock=clock)
+    return True
+
+
+def check_name(name: str) -> str:
+    """A workspace's name as it may stand in a path. Raises InvalidInput."""
+    if not name or "/" in name or name.startswith("."):
+        raise InvalidInput(f"not a workspace's name: {name!r}", hint="See `weightyard ps`.")
+    return name

@@ -1,0 +1,248 @@
+"""The supervisor of one workspace: pulls, starts, waits, serves, stops, and keeps the state file true at each step.
+
+Phases move only by the table in `weightyard.up.phases`. Signals are noted and looked at between waits, but while
+bytes are pulled they raise, so that Ctrl-C needn't wait for a chunk. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from types import FrameType
+from typing import Any, Final
+
+from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.record import Record
+from weightyard.console import Console
+from weightyard.exits import BUG, exit_code
+from weightyard.up import server as servers
+from weightyard.up.cache import Cached, ModelCache
+from weightyard.up.phases import Event, Phase
+from weightyard.up.process import identify
+from weightyard.up.server import Server, Stopped
+from weightyard.up.state import Failure, State, WorkspaceDirectory
+from workspace.fit import Fit
+from workspace.hardware import Hardware
+from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
+from workspace.schema import Variant, Workspace
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run: `python` is the server's interpreter, `grace` the seconds it gets to stop."""
+
+    root: Path
+    host: str
+    port: int | None
+    python: Path
+    grace: float
+    hardware: Hardware
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came while bytes were pulled."""
+
+
+class StopSignals:
+    """Notes signals. `asked` after the first, `hurried` after the second; `number` is the first's."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.number = signal.SIGINT
+        self._raise = False
+
+    def asked(self) -> bool:
+        return self.count > 0
+
+    def hurried(self) -> bool:
+        return self.count > 1
+
+    @contextmanager
+    def noted(self) -> Iterator[StopSignals]:
+        """Inside, signals are noted instead of ending the process. For the main thread."""
+        before = {each: signal.signal(each, self._note) for each in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside, a signal raises Interrupted, and so does one that came before."""
+        self._raise = True
+        try:
+            if self.asked():
+                raise Interrupted
+            yield
+        finally:
+            self._raise = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.count:
+            self.number = signal.Signals(number)
+        self.count += 1
+        if self._raise:
+            self._raise = False
+            raise Interrupted
+
+
+class Supervisor:
+    """Runs one workspace from pull to stop."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        options: Options,
+        cache: ModelCache,
+        console: Console,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._workspace = workspace
+        self._options = options
+        self._cache = cache
+        self._console = console
+        self._environ = environ
+        self._clock = clock
+        self._directory = WorkspaceDirectory(options.root, workspace.name)
+        self._leases: list[str] = []
+        self._signals = StopSignals()
+
+    def run(self, on_ready: Callable[[State], None]) -> signal.Signals:
+        """Run until somebody asks to stop; returns the signal that did. Raises what went wrong."""
+        with self._directory.locked(), self._signals.noted() as signals:
+            self._state = self._first_state()
+            self._directory.write(self._state)
+            server: Server | None = None
+            try:
+                server = self._start()
+                self._serve(server, on_ready)
+            except (Stopped, Interrupted):
+                self._stop(server)
+            except BaseException as error:
+                self._fail(error, server)
+                raise
+            return signals.number
+
+    def _first_state(self) -> State:
+        spec, options = self._workspace.spec, self._options
+        wanted = spec.runtime.port if options.port is None else options.port
+        port = wanted or servers.free_port(options.host)
+        servers.check_port(options.host, port)
+        me = identify(os.getpid())
+        if me is None or spec.model.image is None:
+            raise InvalidInput(
+                "`weightyard up` serves model images; this workspace names another source",
+                hint="Build an image from it first: weightyard build SOURCE --to oci:DIR, then spec.model.image.",
+            )
+        return State(
+            name=self._workspace.name, phase=Phase.PULLING, supervisor=me, image=spec.model.image,
+            started_at=self._clock(), host=servers.reachable(options.host), port=port,
+            engine=spec.runtime.engine.value,
+        )  # fmt: skip
+
+    def _start(self) -> Server:
+        fit, cached = self._fetch()
+        plan = self._plan(fit, cached, self._fetch_adapters())
+        program = servers.find_program(plan, self._options.python)
+        self._move(
+            Event.CACHED, variant=plan.variant, key=str(plan.key), served_name=plan.served_name,
+            model_dir=str(cached.path),
+        )  # fmt: skip
+        server = servers.start(
+            plan,
+            program=program,
+            host=self._options.host,
+            log=self._directory.log,
+            environ=self._environ,
+        )
+        self._update(server=server.identity)
+        try:
+            self._leases.append(self._cache.hold(cached, server.identity))
+            with self._console.progress(f"starting {plan.engine.value}") as progress:
+                server.wait_until_healthy(describe=progress.describe, stopped=self._signals.asked)
+        except BaseException:
+            server.stop(grace=self._options.grace, hurry=self._signals.hurried)
+            raise
+        return server
+
+    def _fetch(self) -> tuple[Fit, Cached]:
+        image, wanted = self._state.image, self._workspace.spec.model.variant
+        with self._signals.raising():
+            records = self._cache.variants(image, None if wanted is Variant.AUTO else wanted.value)
+            fit = choose_variant(self._workspace, records, self._options.hardware)
+            for reason in fit.reasons:
+                self._console.say(f"not chosen: {reason}")
+            record = records[fit.variant]
+            with self._console.progress(f"pulling {fit.variant}", record.size) as progress:
+                cached = self._cache.pull(image, fit.variant, progress.advance)
+            self._leases.append(self._cache.hold(cached, self._state.supervisor))
+        return fit, cached
+
+    def _fetch_adapters(self) -> dict[str, PurePosixPath]:
+        found = {}
+        for adapter in self._workspace.spec.runtime.adapters:
+            with self._signals.raising():
+                with self._console.progress(f"pulling adapter {adapter.name}") as progress:
+                    cached = self._cache.pull(adapter.image, None, progress.advance)
+                self._leases.append(self._cache.hold(cached, self._state.supervisor))
+            found[adapter.name] = PurePosixPath(cached.path)
+        return found
+
+    def _plan(self, fit: Fit, cached: Cached, adapters: Mapping[str, PurePosixPath]) -> LaunchPlan:
+        site = Site(
+            PurePosixPath(cached.path), self._options.host, self._state.port, adapter_dirs=adapters
+        )
+        record: Record = cached.record
+        return plan_launch(
+            self._workspace, record=record, fit=fit, hardware=self._options.hardware, site=site
+        )
+
+    def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:
+        self._move(Event.HEALTHY, ready_at=self._clock())
+        on_ready(self._state)
+        while not self._signals.asked():
+            if server.exited(servers.POLL):
+                raise server.death()
+        raise Stopped
+
+    def _stop(self, server: Server | None) -> None:
+        self._move(Event.ASKED_TO_STOP)
+        self._console.say(f"stopping {self._workspace.name}")
+        if server is not None:
+            server.stop(grace=self._options.grace, hurry=self._signals.hurried)
+        self._release()
+        self._move(Event.GONE)
+
+    def _fail(self, error: BaseException, server: Server | None) -> None:
+        if server is not None:
+            server.stop(grace=self._options.grace, hurry=self._signals.hurried)
+        if isinstance(error, WeightyardError):
+            failure = Failure(error.message, error.hint, exit_code(error))
+        else:
+            failure = Failure(f"{type(error).__name__}: {error}", None, BUG)
+        self._move(Event.BROKE, failure=failure)
+        self._release()
+
+    def _release(self) -> None:
+        for lease in self._leases:
+            self._cache.release(lease)
+        self._leases.clear()
+
+    def _move(self, event: Event, **changes: Any) -> None:
+        self._state = self._state.moved(event, **changes)
+        self._directory.write(self._state)
+        self._console.event("phase", workspace=self._state.name, phase=self._state.phase.value)
+
+    def _update(self, **changes: Any) -> None:
+        self._state = replace(self._state, **changes)
+        self._directory.write(self._state)
