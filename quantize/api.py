@@ -92,6 +92,7 @@ def quantize_checkpoint(
     """
     checkpoint, plan, engine = plan_checkpoint(src, options)
     notices = _notices(options, engine)
+    engines.check_installed(engine, os.environ)
     for notice in notices:
         if notify is not None:
             notify(notice)

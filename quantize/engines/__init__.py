@@ -75,7 +75,9 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
         "samples": list(job.calibration.samples),
         "threads": job.threads,
     }
-    environment = dict(os.environ)
+    scratch = staging.directory / ".scratch"
+    scratch.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     if engine is Engine.GPTQ:
         python, worker = sys.executable, _HERE / "gptq_worker.py"
         environment |= {"GPTQMODEL_CPU_WORKERS": str(job.threads)}
@@ -85,4 +87,5 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
     process.run_worker([python, str(worker)], document, environment, name=engine.value)
     energies = collect(job.checkpoint.root, made, job.plan, staging)
     shutil.rmtree(made)
+    shutil.rmtree(scratch)
     return energies

@@ -1,0 +1,153 @@
+"""How good a quantized checkpoint is, as measured: the document that is published beside the image.
+
+Measured numbers vary with processor and library versions, so they stand here and never in the record.
+Pure: values, their JSON, and the gates that fail a build.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, WeightyardError
+from quantize.errors import QualityTooLow
+from quantize.sqnr import SqnrSummary
+
+SCHEMA_VERSION: Final = 1
+MEDIA_TYPE: Final = "application/vnd.weightyard.quality.v1+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Quantized against source on the same text, token by token.
+
+    `perplexity_ratio` is quantized / source; `kl_divergence` the mean of KL(source || quantized) in nats;
+    `top1_agreement` the share of positions where both predict the same token.
+    """
+
+    perplexity_ratio: float
+    kl_divergence: float
+    top1_agreement: float
+    source_perplexity: float
+    tokens: int
+    text: Digest
+    evaluator: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What is published beside a variant. Law: `Quality.parse(q.to_bytes()) == q`, to 6 digits."""
+
+    scheme: str
+    format: str
+    engine: str
+    sqnr: SqnrSummary
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schemaVersion": SCHEMA_VERSION,
+            "scheme": self.scheme,
+            "format": self.format,
+            "engine": self.engine,
+            "sqnr": self.sqnr.to_json(),
+            "comparison": _comparison_json(self.comparison) if self.comparison else None,
+        }
+
+    def to_bytes(self) -> bytes:
+        """The artifact's content."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return text.encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Quality:
+        """Parse an artifact's content. Raises InvalidImage."""
+        try:
+            document = json.loads(data)
+            if document["schemaVersion"] != SCHEMA_VERSION:
+                raise InvalidImage(
+                    f"quality document has schema version {document['schemaVersion']!r}",
+                    hint="Use a newer weightyard.",
+                )
+            compared = document["comparison"]
+            return cls(
+                str(document["scheme"]),
+                str(document["format"]),
+                str(document["engine"]),
+                SqnrSummary.from_json(document["sqnr"]),
+                _parse_comparison(compared) if compared is not None else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise InvalidImage(f"malformed quality document: {error!r}") from error
+        except WeightyardError as error:
+            raise InvalidImage(f"malformed quality document: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Bounds that a build sets; None means no bound."""
+
+    max_kl: float | None = None
+    max_perplexity_ratio: float | None = None
+    min_top1: float | None = None
+
+    @property
+    def any(self) -> bool:
+        return (self.max_kl, self.max_perplexity_ratio, self.min_top1) != (None, None, None)
+
+    def check(self, found: Comparison) -> None:
+        """Raises QualityTooLow that names every bound that isn't met. A NaN meets none."""
+        bounds = [
+            ("KL divergence", found.kl_divergence, "<=", self.max_kl),
+            ("perplexity ratio", found.perplexity_ratio, "<=", self.max_perplexity_ratio),
+            ("top-1 agreement", found.top1_agreement, ">=", self.min_top1),
+        ]
+        missed = [
+            f"{name} is {value:.4g}, not {sign} {bound:g}"
+            for name, value, sign, bound in bounds
+            if bound is not None and not (value <= bound if sign == "<=" else value >= bound)
+        ]
+        if missed:
+            raise QualityTooLow(
+                "; ".join(missed), hint="Use a calibrated engine, another scheme, or other bounds."
+            )
+
+
+def _comparison_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "perplexityRatio": _rounded(found.perplexity_ratio),
+        "klDivergence": _rounded(found.kl_divergence),
+        "top1Agreement": _rounded(found.top1_agreement),
+        "sourcePerplexity": _rounded(found.source_perplexity),
+        "tokens": found.tokens,
+        "text": str(found.text),
+        "evaluator": found.evaluator,
+        "versions": dict(sorted(found.versions.items())),
+    }
+
+
+def _parse_comparison(document: Mapping[str, Any]) -> Comparison:
+    return Comparison(
+        perplexity_ratio=float(document["perplexityRatio"]),
+        kl_divergence=float(document["klDivergence"]),
+        top1_agreement=float(document["top1Agreement"]),
+        source_perplexity=float(document["sourcePerplexity"]),
+        tokens=int(document["tokens"]),
+        text=Digest.parse(document["text"]),
+        evaluator=str(document["evaluator"]),
+        versions={str(k): str(v) for k, v in document["versions"].items()},
+    )
+
+
+def _rounded(value: float) -> float:
+    if not math.isfinite(value):
+        raise QualityTooLow(
+            "the quantized model's predictions are not finite numbers",
+            hint="The quantized weights are broken: choose another engine or scheme.",
+        )
+    return round(value, 6)
