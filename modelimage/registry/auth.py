@@ -47,7 +47,8 @@ def parse_token(data: bytes, now: float) -> Token:
     try:
         document = json.loads(data)
         value = document.get("token") or document["access_token"]
-        lifetime = float(document.get("expires_in") or _DEFAULT_LIFETIME)
+        expires_in = document.get("expires_in")
+        lifetime = _DEFAULT_LIFETIME if expires_in is None else float(expires_in)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise RemoteRefused("the token server answered without a token") from error
     if not isinstance(value, str) or not value.isascii() or not value.isprintable():

@@ -27,6 +27,7 @@ from modelimage.registry.exchange import Body, Origin, Request
 
 _SEND_SLICE: Final = 256 << 10
 _READ_SLICE: Final = 64 << 10
+_DISCARD_LIMIT: Final = 64 << 10
 _CONNECTIONS_PER_HOST: Final = 64
 _AGENT: Final = "weightyard"
 
@@ -136,9 +137,9 @@ class NetworkResponse:
         return SocketStream(self._response, length, self._origin)
 
     def discard(self) -> None:
-        # An unread body would have to be read before the connection is of use again.
-        self._response.close()
-        self._response.release_conn()
+        # A connection is of use again only once the body is read: worth it for a small one, as errors have.
+        with contextlib.suppress(Unreachable, RemoteRefused):
+            self.read(_DISCARD_LIMIT)
 
 
 class SocketStream:
