@@ -21,11 +21,12 @@ test: ## Run every test, with real servers and a real vLLM
 	$(PYTEST)
 
 test-fast: ## Run the tests that need neither servers nor vLLM nor patience
-	@scripts/setup.sh base
+	@scripts/setup.sh base serve
 	$(PYTEST) -m "not servers and not vllm and not slow"
 
+# with `serve`, so that types are checked against torch and the numpy that vLLM pins, on every machine alike
 check: ## Check format, lint, types, imports and docs
-	@scripts/setup.sh base
+	@scripts/setup.sh base serve
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
