@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from modelimage.hashing import EMPTY_FILE
@@ -76,8 +77,5 @@ def _bundle_role(files: Sequence[PlannedFile]) -> Role:
 def _groups(files: Sequence[PlannedFile], limit: int) -> list[tuple[PlannedFile, ...]]:
     """Neighbours together, at most `limit` groups, as even in count as can be."""
     count = min(len(files), limit)
-    bounds = [len(files) * index // count for index in range(count)] if count else []
-    return [
-        tuple(files[start:stop])
-        for start, stop in zip(bounds, [*bounds[1:], len(files)], strict=True)
-    ]
+    bounds = [len(files) * index // count for index in range(count + 1)] if count else []
+    return [tuple(files[start:stop]) for start, stop in pairwise(bounds)]

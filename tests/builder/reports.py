@@ -1,0 +1,41 @@
+"""A Reporter for tests: remembers what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Told:
+    """Adds up the bytes of each stage."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+    def describe(self, text: str) -> None:
+        """Nothing to remember."""
+
+
+class Remembering:
+    """Stages in order with their totals and what was done, events, and notes."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None, Told]] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.notes: list[str] = []
+
+    @contextmanager
+    def progress(self, title: str, total_bytes: int | None = None) -> Iterator[Told]:
+        told = Told()
+        self.stages.append((title, total_bytes, told))
+        yield told
+
+    def event(self, name: str, **fields: Any) -> None:
+        self.events.append((name, fields))
+
+    def say(self, text: str) -> None:
+        self.notes.append(text)
