@@ -1,0 +1,26 @@
+"""Images that others made, resolved to one description: files, sizes, digests, and how to read their bytes.
+
+ModelPack, KitOps, Docker's model artifacts, files pushed with oras, modelcars and any container image. A foreign image
+carries no chunk digests, so it is believed layer by layer: verified by the digests that its manifest names, after which
+`derive` writes the record that it lacks.
+
+    model = describe_foreign(reader, reader.resolve(name))
+    for layer in model.layers:
+        with open_layer(reader, layer) as stream:
+            for piece in stream: ...           # bytes of files, verified when the loop has ended
+        found[layer.digest] = stream.members
+    model = model.listed(found)                # now model.files are known, whatever the packing
+"""
+
+from modelimage.foreign.derived import DerivedRecord, derive
+from modelimage.foreign.describe import describe_foreign, is_ours
+from modelimage.foreign.limits import Limits
+from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind, Packing
+from modelimage.foreign.stream import LayerStream, open_layer
+from modelimage.foreign.tarsplit import Piece
+from modelimage.foreign.tarwalk import MemberKind, TarMember
+
+__all__ = [
+    "DerivedRecord", "ForeignFile", "ForeignLayer", "ForeignModel", "Kind", "LayerStream", "Limits", "MemberKind",
+    "Packing", "Piece", "TarMember", "derive", "describe_foreign", "is_ours", "open_layer",
+]  # fmt: skip

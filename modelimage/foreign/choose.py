@@ -1,0 +1,53 @@
+"""Which manifest of a foreign index is meant: platform choice, nested indexes, attestations passed over.
+
+The deciding is pure; `resolve_manifest` reads the indexes on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor, Platform
+from modelimage.errors import InvalidImage, NotFound
+from modelimage.repository import ImageReader
+
+_MAX_NESTED: Final = 4
+_REFERENCE_TYPE: Final = "vnd.docker.reference.type"
+
+
+def resolve_manifest(reader: ImageReader, root: Descriptor, platform: Platform) -> Descriptor:
+    """The manifest below a root that fits a platform. Raises NotFound, InvalidImage, and what the reader raises."""
+    found = root
+    for _ in range(_MAX_NESTED):
+        if found.media_type not in mediatypes.INDEX_TYPES:
+            return found
+        index = canonical.parse(reader.manifest(found), what=f"index {found.digest}")
+        listed = index.get("manifests")
+        if not isinstance(listed, list):
+            raise InvalidImage(f"malformed index {found.digest}: no list of manifests")
+        found = choose([Descriptor.from_json(each) for each in listed], platform)
+    raise InvalidImage(f"the indexes of {root.digest} nest deeper than {_MAX_NESTED}")
+
+
+def choose(candidates: Sequence[Descriptor], platform: Platform) -> Descriptor:
+    """The first for the platform, else the first for none in particular, else the only one there is.
+
+    A model's bytes run on no processor, so a single image of another platform will do. Raises NotFound.
+    """
+    models = [each for each in candidates if _REFERENCE_TYPE not in each.annotations]
+    exact = [each for each in models if each.platform == platform]
+    unbound = [
+        each for each in models if each.platform in (None, UNKNOWN_PLATFORM, Platform("", ""))
+    ]
+    for found in (exact, unbound):
+        if found:
+            return found[0]
+    if len(models) == 1:
+        return models[0]
+    held = ", ".join(f"{p.os}/{p.architecture}" for each in models if (p := each.platform))
+    raise NotFound(
+        f"the index has no image for {platform.os}/{platform.architecture}",
+        hint=f"It has: {held or 'none at all'}. Name one by its digest.",
+    )

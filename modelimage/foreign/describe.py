@@ -1,0 +1,86 @@
+"""From a reader to the description of a foreign image: the thin part that asks the registry. The rest is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
+from modelimage.errors import InvalidImage
+from modelimage.foreign.artifact import map_artifact
+from modelimage.foreign.choose import resolve_manifest
+from modelimage.foreign.detect import ForeignManifest
+from modelimage.foreign.dockermodel import map_docker_model
+from modelimage.foreign.image import map_image
+from modelimage.foreign.kitops import map_kitops
+from modelimage.foreign.limits import Limits
+from modelimage.foreign.listing import list_layer
+from modelimage.foreign.model import ForeignModel, Kind, Packing
+from modelimage.foreign.modelpack import map_modelpack
+from modelimage.foreign.packing import Mapped
+from modelimage.repository import ImageReader
+from modelimage.resolve import read_blob
+
+MAX_CONFIG_BYTES: Final = 8 << 20
+
+_MAPPINGS: Final[Mapping[Kind, Callable[[ForeignManifest, Mapping[str, Any]], Mapped]]] = {
+    Kind.MODELPACK: map_modelpack,
+    Kind.KITOPS: map_kitops,
+    Kind.DOCKER_MODEL: map_docker_model,
+    Kind.ARTIFACT: map_artifact,
+    Kind.IMAGE: map_image,
+}
+
+
+def describe_foreign(
+    reader: ImageReader,
+    root: Descriptor,
+    *,
+    platform: Platform = LINUX_AMD64,
+    limits: Limits | None = None,
+) -> ForeignModel:
+    """Describe the image below `root`, an index or a manifest, as far as can be done without reading it all.
+
+    Raises NotFound when an index has nothing for the platform, InvalidImage, DigestMismatch, and what the reader
+    raises.
+    """
+    bounds = limits or Limits()
+    descriptor = resolve_manifest(reader, root, platform)
+    document = canonical.parse(reader.manifest(descriptor), what=f"manifest {descriptor.digest}")
+    manifest = ForeignManifest.parse(document)
+    mapped = _MAPPINGS[manifest.kind](manifest, _config(reader, manifest))
+    if not mapped.layers:
+        raise InvalidImage("the image holds no files of a model")
+    layers = tuple(
+        list_layer(reader, layer, bounds) if layer.packing is Packing.TAR else layer
+        for layer in mapped.layers
+    )
+    model = ForeignModel(
+        root=root,
+        manifest=descriptor,
+        kind=manifest.kind,
+        layers=layers,
+        left_out=mapped.left_out,
+        limits=bounds,
+    )
+    return model.listed({})
+
+
+def is_ours(reader: ImageReader, root: Descriptor) -> bool:
+    """Whether an image was published by weightyard, so that `resolve_model` finds a record in it."""
+    document = canonical.parse(reader.manifest(root), what=f"manifest {root.digest}")
+    members = [document, *(document.get("manifests") or [])]
+    return any(
+        mediatypes.ANNOTATION_MODEL_KEY in (member.get("annotations") or {})
+        for member in members
+        if isinstance(member, Mapping)
+    )
+
+
+def _config(reader: ImageReader, manifest: ForeignManifest) -> Mapping[str, Any]:
+    # An artifact's config is anything at all, and says nothing of its layers.
+    if manifest.kind is Kind.ARTIFACT:
+        return {}
+    data = read_blob(reader, manifest.config, limit=MAX_CONFIG_BYTES)
+    return canonical.parse(data, what=f"config {manifest.config.digest}")

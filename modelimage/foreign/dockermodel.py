@@ -1,0 +1,66 @@
+"""Docker's model artifacts (`docker model`, docker/model-runner): a raw file for each layer, some tars. Pure.
+
+Version 0.2 names every file in an annotation; in 0.1 the model runner's own fixed names hold, which are kept here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from modelimage.descriptor import Descriptor
+from modelimage.errors import InvalidImage
+from modelimage.foreign.detect import DOCKER_MODEL_PREFIX, ForeignManifest
+from modelimage.foreign.model import ForeignLayer, Packing
+from modelimage.foreign.packing import Mapped, diff_ids, filepath, raw_layer, tar_layer, unique
+from modelimage.record import Role
+
+_TARS: Final = frozenset({"vllm.config.tar", "dir.tar"})
+# Type -> file name, where one of its type may stand alone, and role.
+_FILES: Final = {
+    "gguf.v3": ("model.gguf", Role.WEIGHT),
+    "gguf.v3.lora": ("adapter.gguf", Role.WEIGHT),
+    "safetensors": ("model.safetensors", Role.WEIGHT),
+    "dduf": ("model.dduf", Role.WEIGHT),
+    "mmproj": ("model.mmproj", Role.WEIGHT),
+    "chat.template.jinja": ("template.jinja", Role.TOKENIZER),
+    "license": ("LICENSE", Role.DOC),
+}
+_FILE: Final = "model.file"
+
+
+def map_docker_model(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
+    """Raises InvalidImage for a layer of a type that isn't known."""
+    known = diff_ids(config.get("rootfs"), ("diff_ids",), len(manifest.layers))
+    totals = Counter(layer.media_type for layer in manifest.layers)
+    seen: Counter[str] = Counter()
+    layers: list[ForeignLayer] = []
+    for descriptor, diff_id in zip(manifest.layers, known, strict=True):
+        seen[descriptor.media_type] += 1
+        content = descriptor.media_type.removeprefix(DOCKER_MODEL_PREFIX)
+        if content in _TARS:
+            layers.append(tar_layer(descriptor, Packing.TAR, diff_id=diff_id))
+            continue
+        name, role = _name(descriptor, content)
+        total = totals[descriptor.media_type]
+        path = filepath(descriptor) or _numbered(name, seen[descriptor.media_type], total)
+        layers.append(raw_layer(descriptor, path, role, diff_id))
+    return Mapped(unique(layers), {})
+
+
+def _name(descriptor: Descriptor, content: str) -> tuple[str, Role | None]:
+    if content == _FILE:
+        if filepath(descriptor) is None:
+            raise InvalidImage(f"layer {descriptor.digest} of a Docker model has no path")
+        return "", None
+    if content not in _FILES:
+        raise InvalidImage(f"not a layer of a Docker model: {descriptor.media_type!r}")
+    return _FILES[content]
+
+
+def _numbered(name: str, number: int, total: int) -> str:
+    if total == 1:
+        return name
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{number:05d}-of-{total:05d}{dot}{suffix}"

@@ -1,0 +1,95 @@
+"""Compressed streams read piece by piece, never more in memory than was asked for, however well they compress.
+
+gzip (RFC 1952, several members one after the other, as eStargz and pigz write them) and zstd (RFC 8878, several frames
+and skippable ones). The libraries' errors become InvalidImage here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import IO, Final, Protocol, cast
+
+import zstandard
+
+from modelimage.errors import InvalidImage
+
+# Gives at most so many bytes; none at the end.
+Read = Callable[[int], bytes]
+
+_INPUT: Final = 256 << 10
+_GZIP_WINDOW: Final = 31
+# What the zstd program itself accepts without being told otherwise.
+_ZSTD_WINDOW: Final = 128 << 20
+
+
+class Inflater(Protocol):
+    """A compressed stream, read uncompressed."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a part of the buffer; 0 at the end only. Raises InvalidImage, and what the source raises."""
+
+
+class GzipInflater:
+    """Reads gzip. What follows the last member may be zeros only."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._input = b""
+        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        self._inside = False
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        while True:
+            if not self._input:
+                self._input = self._read(_INPUT)
+            if not self._inside and not self._begin():
+                return 0
+            try:
+                data = self._member.decompress(self._input, len(buffer))
+            except zlib.error as error:
+                raise InvalidImage(f"a layer is not valid gzip: {error}") from error
+            if not data and not self._input and not self._member.eof:
+                raise InvalidImage("a gzip layer ends in the middle")
+            self._input = self._member.unconsumed_tail
+            if self._member.eof:
+                self._input, self._inside = self._member.unused_data, False
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+    def _begin(self) -> bool:
+        """Start the next member; False when there is none."""
+        while self._input and not self._input.lstrip(b"\0"):
+            self._input = self._read(_INPUT)
+        self._input = self._input.lstrip(b"\0")
+        if not self._input:
+            return False
+        self._member, self._inside = zlib.decompressobj(_GZIP_WINDOW), True
+        return True
+
+
+class ZstdInflater:
+    """Reads zstd."""
+
+    def __init__(self, read: Read) -> None:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        self._stream = decompressor.stream_reader(
+            cast("IO[bytes]", _Source(read)), read_size=_INPUT, read_across_frames=True
+        )
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        try:
+            return self._stream.readinto(buffer)
+        except zstandard.ZstdError as error:
+            raise InvalidImage(f"a layer is not valid zstd: {error}") from error
+
+
+class _Source:
+    """What zstandard reads from: it calls nothing but `read`."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+
+    def read(self, size: int = -1) -> bytes:
+        return self._read(size)

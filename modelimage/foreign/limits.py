@@ -1,0 +1,43 @@
+"""How much of a foreign image is believed before it is refused.
+
+An image of another's making may claim a million files or inflate a megabyte into a terabyte. Each bound is far above
+any model published so far, and a caller with a budget lowers them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelimage.errors import InvalidImage
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds in bytes and counts; `ratio` is bytes out for each byte in of a compressed layer, above `slack` bytes."""
+
+    members: int = 200_000
+    file_bytes: int = 4 << 40
+    total_bytes: int = 16 << 40
+    ratio: int = 200
+    slack: int = 64 << 20
+
+    def check_members(self, count: int) -> None:
+        """Raises InvalidImage above the bound."""
+        if count > self.members:
+            raise InvalidImage(
+                f"the image has more than {self.members} entries",
+                hint="A model image holds a model only: leave the rest out of it.",
+            )
+
+    def check_size(self, path: str, size: int) -> None:
+        """Raises InvalidImage for a file above the bound."""
+        if size > self.file_bytes:
+            raise InvalidImage(f"{path!r} claims {size} bytes, above {self.file_bytes}")
+
+    def check_inflated(self, taken: int, given: int) -> None:
+        """Raises InvalidImage when `taken` compressed bytes gave more than they may."""
+        if given > self.total_bytes or given > self.slack + self.ratio * taken:
+            raise InvalidImage(
+                f"a compressed layer inflates beyond measure: {taken} bytes gave {given} and more",
+                hint="Weights don't compress like this: it is damaged, or made to fill disks.",
+            )

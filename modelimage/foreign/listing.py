@@ -1,0 +1,113 @@
+"""What is in an uncompressed tar layer, found by reading its headers over the network and skipping its files.
+
+A window grows while headers lie close together and shrinks back after a jump, so a layer of one large file costs two
+requests and a layer of many small ones few.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from modelimage.descriptor import Descriptor
+from modelimage.errors import InvalidImage, RemoteRefused
+from modelimage.foreign.limits import Limits
+from modelimage.foreign.model import ForeignLayer
+from modelimage.foreign.tarwalk import TarMember, TarWalk
+from modelimage.ranges import ByteRange
+from modelimage.repository import ImageReader
+
+_WINDOW: Final = 16 << 10
+_MAX_WINDOW: Final = 4 << 20
+_MAX_LITERALS: Final = 16 << 20
+
+
+def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> ForeignLayer:
+    """The layer with its members and, where they aren't too large, its literals.
+
+    Only headers were read, and no digest checked: the layer is verified when its files are. Raises InvalidImage, and
+    what the reader raises.
+    """
+    blob = _Window(reader, layer.descriptor)
+    walk, members, gaps = TarWalk(), list[TarMember](), _Gaps(blob)
+    while (wanted := walk.wanted) is not None and wanted.start != blob.size:
+        if wanted.stop > blob.size:
+            raise InvalidImage(f"layer {layer.digest} ends in the middle of a tar")
+        member = walk.feed(gaps.read(wanted.stop)[-len(wanted) :])
+        if member is None:
+            continue
+        limits.check_members(len(members) + 1)
+        limits.check_size(member.path, member.size)
+        members.append(member)
+        if member.size:
+            gaps.skip(member.stop)
+    walk.finish(blob.size)
+    return replace(layer, members=tuple(members), literals=gaps.finish())
+
+
+class _Window:
+    """Ranges of a blob, through a buffer of its last part read."""
+
+    def __init__(self, reader: ImageReader, descriptor: Descriptor) -> None:
+        self._reader = reader
+        self._descriptor = descriptor
+        self.size = descriptor.size
+        self._start = 0
+        self._data = b""
+        self._length = _WINDOW
+
+    def read(self, wanted: ByteRange) -> bytes:
+        stop = self._start + len(self._data)
+        if not self._start <= wanted.start <= wanted.stop <= stop:
+            near = wanted.start <= stop + self._length and wanted.start >= self._start
+            self._length = min(2 * self._length, _MAX_WINDOW) if near else _WINDOW
+            self._fetch(ByteRange(wanted.start, max(wanted.stop, self._ahead(wanted.start))))
+        return self._data[wanted.start - self._start : wanted.stop - self._start]
+
+    def _ahead(self, start: int) -> int:
+        return min(self.size, start + self._length)
+
+    def _fetch(self, wanted: ByteRange) -> None:
+        data = bytearray(len(wanted))
+        view, filled = memoryview(data), 0
+        with self._reader.blob(self._descriptor, wanted) as stream:
+            while filled < len(data) and (count := stream.readinto(view[filled:])):
+                filled += count
+        if filled != len(data):
+            raise RemoteRefused(f"a range of blob {self._descriptor.digest} came short")
+        self._start, self._data = wanted.start, bytes(data)
+
+
+class _Gaps:
+    """Reads what is before, between and after the files' data, and keeps it unless it is much."""
+
+    def __init__(self, blob: _Window) -> None:
+        self._blob = blob
+        self._literals: list[bytes] = []
+        self._current = bytearray()
+        self._position = 0
+        self._total = 0
+
+    def read(self, stop: int) -> bytes:
+        """The bytes from where the last ones ended."""
+        data = self._blob.read(ByteRange(self._position, stop))
+        self._position = stop
+        self._total += len(data)
+        if self._total <= _MAX_LITERALS:
+            self._current += data
+        return data
+
+    def skip(self, stop: int) -> None:
+        """Pass over a file's data, which ends at `stop`."""
+        self._literals.append(bytes(self._current))
+        self._current.clear()
+        self._position = stop
+
+    def finish(self) -> tuple[bytes, ...] | None:
+        """The literals, the last up to the blob's end; None when they are much."""
+        rest = self._blob.size - self._position
+        if self._total + rest > _MAX_LITERALS:
+            return None
+        if rest:
+            self.read(self._blob.size)
+        return (*self._literals, bytes(self._current))

@@ -1,0 +1,198 @@
+"""What a foreign image turns out to be: the same values whatever made it. Pure.
+
+Its layers are known from the manifest; its files once every layer was listed: a raw layer is one file, an uncompressed
+tar is listed by its headers alone, a compressed one only by reading it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.foreign.limits import Limits
+from modelimage.foreign.overlay import Tree, View
+from modelimage.foreign.roles import role_of
+from modelimage.foreign.tarwalk import MemberKind, TarMember
+from modelimage.paths import MODELS_LINK, RECORD_NAME
+from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
+from modelimage.record import Role
+
+
+class Kind(Enum):
+    """Who made it, by its media types."""
+
+    MODELPACK = "modelpack"
+    KITOPS = "kitops"
+    DOCKER_MODEL = "docker-model"
+    ARTIFACT = "artifact"  # files pushed one by one, as oras does
+    IMAGE = "image"  # a container image: a modelcar, or any other
+
+
+class Packing(Enum):
+    """How files lie in a layer blob."""
+
+    RAW = "raw"
+    TAR = "tar"
+    TAR_GZIP = "tar+gzip"
+    TAR_ZSTD = "tar+zstd"
+
+    @property
+    def is_compressed(self) -> bool:
+        return self in (Packing.TAR_GZIP, Packing.TAR_ZSTD)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLayer:
+    """One layer blob.
+
+    `path`: a raw layer's file, or the directory that a tar's members go under. `role`: what its files are for, None to
+    judge each by its name. `diff_id`: the digest of the uncompressed tar, where the image says. `members`: what is in
+    it, None while not known. `literals`: the bytes of the blob before, between and after its non-empty files, None
+    where the blob can't be made again from its files.
+    """
+
+    descriptor: Descriptor
+    packing: Packing
+    path: str = ""
+    role: Role | None = None
+    diff_id: Digest | None = None
+    members: tuple[TarMember, ...] | None = None
+    literals: tuple[bytes, ...] | None = None
+
+    @property
+    def digest(self) -> Digest:
+        return self.descriptor.digest
+
+    def recipe(self, file: Callable[[int], LayerFile]) -> Recipe | None:
+        """How to make the blob from its files; `file` gives that of a member by number. None when it can't be made."""
+        if self.literals is None or self.members is None:
+            return None
+        segments: list[Segment] = [Literal(self.literals[0])]
+        holders = [n for n, member in enumerate(self.members) if member.size]
+        for number, literal in zip(holders, self.literals[1:], strict=True):
+            segments += [FileSlice(file(number), 0, self.members[number].size), Literal(literal)]
+        return Recipe.of(segments)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignFile:
+    """A file of the model.
+
+    `member` is its number in the layer. `offset` is where its bytes start in the layer blob, None where they are
+    compressed. `digest` is known beforehand for a raw layer only, whose digest is its file's.
+    """
+
+    path: str
+    size: int
+    role: Role
+    layer: Digest
+    member: int
+    offset: int | None = None
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModel:
+    """A foreign image, resolved. `files` is empty until `is_listed`.
+
+    `left_out` holds paths and layers that were passed over, and why.
+    """
+
+    root: Descriptor
+    manifest: Descriptor
+    kind: Kind
+    layers: tuple[ForeignLayer, ...]
+    files: tuple[ForeignFile, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def key(self) -> Digest:
+        """The model key of a foreign image: the digest of its resolved manifest."""
+        return self.manifest.digest
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether its files are known."""
+        return all(layer.members is not None for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files; those that share bytes count each."""
+        return sum(file.size for file in self.files)
+
+    def listed(self, members: Mapping[Digest, Sequence[TarMember]]) -> ForeignModel:
+        """The same with what was found in some layers, by their digests. Raises InvalidImage.
+
+        What a stream found replaces what headers promised before: only the stream's bytes were checked.
+        """
+        layers = tuple(
+            replace(layer, members=tuple(members[layer.digest]))
+            if layer.digest in members and layer.packing is not Packing.RAW
+            else layer
+            for layer in self.layers
+        )
+        known = replace(self, layers=layers)
+        return known._with_files() if known.is_listed else known
+
+    def layer(self, digest: Digest) -> ForeignLayer:
+        """The layer of a digest. Raises InvalidInput."""
+        for layer in self.layers:
+            if layer.digest == digest:
+                return layer
+        raise InvalidInput(f"the image has no layer {digest}")
+
+    def _with_files(self) -> ForeignModel:
+        is_image = self.kind is Kind.IMAGE
+        tree = Tree(overlay=is_image, limits=self.limits)
+        for number, layer in enumerate(self.layers):
+            tree.add(number, _placed(layer))
+        view = tree.view(MODELS_LINK if is_image and tree.holds_files(MODELS_LINK) else "")
+        files = tuple(self._files(view))
+        if not files:
+            raise InvalidImage("the image holds no files")
+        left_out = {**self.left_out, **view.left_out}
+        if any(path == RECORD_NAME for path, _ in view.files):
+            left_out[RECORD_NAME] = "the name of the cache's own record"
+        return replace(self, files=files, left_out=left_out)
+
+    def _files(self, view: View) -> list[ForeignFile]:
+        return [
+            _file(path, self.layers[node.layer], node.member)
+            for path, node in view.files
+            if path != RECORD_NAME
+        ]
+
+
+def _placed(layer: ForeignLayer) -> list[TarMember]:
+    """A layer's members with the paths that they have in the model."""
+    members = layer.members or ()
+    if layer.packing is Packing.RAW or not layer.path:
+        return list(members)
+    return [
+        replace(
+            member,
+            path=f"{layer.path}/{member.path}".rstrip("/"),
+            target=f"{layer.path}/{member.target}"
+            if member.kind is MemberKind.HARDLINK
+            else member.target,
+        )
+        for member in members
+    ]
+
+
+def _file(path: str, layer: ForeignLayer, number: int) -> ForeignFile:
+    member = (layer.members or ())[number]
+    return ForeignFile(
+        path=path,
+        size=member.size,
+        role=layer.role or role_of(path),
+        layer=layer.digest,
+        member=number,
+        offset=None if layer.packing.is_compressed else member.offset,
+        digest=layer.digest if layer.packing is Packing.RAW else None,
+    )

@@ -1,0 +1,244 @@
+"""Layers on top of each other: one tree of files, as a container that runs the image would see it. Pure.
+
+OCI image-spec v1.1, layer.md: later layers win; `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` all that they
+have in a directory. A model artifact isn't an overlay: there, a path named twice is an error.
+
+Links are resolved here, inside the tree, and nothing is ever written through one: what leaves the tree is refused, and
+so is a member whose parent is a link, since runtimes disagree on where it goes. Devices and such are refused
+where the model would hold them and passed over elsewhere, as a base image's are none of our business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from modelimage.errors import InvalidImage
+from modelimage.foreign.limits import Limits
+from modelimage.foreign.tarwalk import MAX_DEPTH, MemberKind, TarMember
+from modelimage.paths import check_path
+
+_WHITEOUT: Final = ".wh."
+_AUFS: Final = ".wh..wh."
+_OPAQUE: Final = ".wh..wh..opq"
+_MAX_LINKS: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class FileNode:
+    """A regular file: its layer and member by number, and its size in bytes."""
+
+    layer: int
+    member: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkNode:
+    """A symbolic link's text."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadNode:
+    """Something that no model may hold, and why."""
+
+    reason: str
+
+
+@dataclass(slots=True, eq=False)
+class DirectoryNode:
+    """Names and what they are."""
+
+    children: dict[str, Node] = field(default_factory=dict)
+
+
+Node = FileNode | LinkNode | BadNode | DirectoryNode
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The files below a root by path, sorted, and what was passed over with the reason."""
+
+    files: tuple[tuple[str, FileNode], ...]
+    left_out: dict[str, str]
+
+
+class Tree:
+    """The merge of layers, lowest first. `overlay`: whether later layers may replace and hide what is below."""
+
+    def __init__(self, *, overlay: bool, limits: Limits) -> None:
+        self._root = DirectoryNode()
+        self._overlay = overlay
+        self._limits = limits
+        self._conflicts: dict[str, str] = {}
+        self._members = 0
+        self._visited = 0
+
+    def add(self, layer: int, members: Sequence[TarMember]) -> None:
+        """Put a layer on top. Raises InvalidImage."""
+        self._members += len(members)
+        self._limits.check_members(self._members)
+        if self._overlay:
+            # Whiteouts hide what is below only, wherever in the layer they stand.
+            for member in members:
+                if _is_whiteout(member.path):
+                    self._hide(member.path)
+        for number, member in enumerate(members):
+            if member.path and not (self._overlay and _is_whiteout(member.path)):
+                self._put(layer, number, member)
+
+    def holds_files(self, path: str) -> bool:
+        """Whether a path leads to a directory with something in it."""
+        found = self._resolve(tuple(path.split("/")))
+        return isinstance(found[1], DirectoryNode) and bool(found[1].children)
+
+    def view(self, root: str = "") -> View:
+        """The files below a directory of the tree, links resolved. Raises InvalidImage for what can't be contained."""
+        where, node = self._resolve(tuple(root.split("/")) if root else ())
+        if not isinstance(node, DirectoryNode):
+            raise InvalidImage(f"{root!r} in the image is not a directory")
+        self._check_conflicts({root, "/".join(where)})
+        left_out: dict[str, str] = {}
+        self._visited = 0
+        files = list(self._walk(where, node, (), (), left_out))
+        return View(tuple(sorted(files, key=lambda each: each[0])), left_out)
+
+    # Building
+
+    def _put(self, layer: int, number: int, member: TarMember) -> None:
+        *parents, name = member.path.split("/")
+        directory = self._make(parents)
+        if directory is None:
+            self._conflicts[member.path] = "lies below a link or a file"
+            return
+        known = directory.children.get(name)
+        if member.kind is MemberKind.DIRECTORY and isinstance(known, DirectoryNode):
+            return
+        if known is not None and not self._overlay:
+            raise InvalidImage(f"{member.path!r} is in the artifact twice")
+        directory.children[name] = self._node(layer, number, member)
+
+    def _node(self, layer: int, number: int, member: TarMember) -> Node:
+        match member.kind:
+            case MemberKind.FILE:
+                return FileNode(layer, number, member.size)
+            case MemberKind.DIRECTORY:
+                return DirectoryNode()
+            case MemberKind.SYMLINK:
+                return LinkNode(member.target)
+            case MemberKind.SPECIAL:
+                return BadNode("is a device or a named pipe")
+            case MemberKind.HARDLINK:
+                target = self._find(member.target.split("/"))
+                if isinstance(target, FileNode | LinkNode | BadNode):
+                    return target
+                return BadNode(f"is a hard link to {member.target!r}, which is no file before it")
+
+    def _hide(self, path: str) -> None:
+        *parents, name = path.split("/")
+        directory = self._find(parents)
+        if not isinstance(directory, DirectoryNode):
+            return
+        if name == _OPAQUE:
+            directory.children.clear()
+        elif not name.startswith(_AUFS):
+            hidden = name.removeprefix(_WHITEOUT)
+            if hidden in ("", ".", ".."):
+                raise InvalidImage(f"malformed whiteout: {path!r}")
+            directory.children.pop(hidden, None)
+
+    def _make(self, parts: Sequence[str]) -> DirectoryNode | None:
+        directory = self._root
+        for part in parts:
+            child = directory.children.setdefault(part, DirectoryNode())
+            if not isinstance(child, DirectoryNode):
+                return None
+            directory = child
+        return directory
+
+    def _find(self, parts: Sequence[str]) -> Node | None:
+        """What a path names, without following links."""
+        node: Node | None = self._root
+        for part in parts:
+            node = node.children.get(part) if isinstance(node, DirectoryNode) else None
+        return node
+
+    # Reading
+
+    def _walk(
+        self,
+        where: tuple[str, ...],
+        directory: DirectoryNode,
+        prefix: tuple[str, ...],
+        above: tuple[DirectoryNode, ...],
+        left_out: dict[str, str],
+    ) -> Iterator[tuple[str, FileNode]]:
+        if len(prefix) > MAX_DEPTH:
+            raise InvalidImage("links in the image nest beyond measure")
+        for name, child in directory.children.items():
+            # Links to directories multiply: what counts is what is seen.
+            self._visited += 1
+            self._limits.check_members(self._visited)
+            parts = (*prefix, name)
+            path = check_path("/".join(parts))
+            place, node = (*where, name), child
+            if isinstance(child, LinkNode):
+                found = self._resolve(place)
+                if found[1] is None:
+                    left_out[path] = "a link to something that isn't in the image"
+                    continue
+                place, node = found[0], found[1]
+            if isinstance(node, BadNode):
+                raise InvalidImage(f"{path!r} in the image {node.reason}")
+            if isinstance(node, FileNode):
+                yield path, node
+            elif isinstance(node, DirectoryNode) and (node is directory or node in above):
+                left_out[path] = "a link to a directory that it lies in"
+            elif isinstance(node, DirectoryNode):
+                yield from self._walk(place, node, parts, (*above, directory), left_out)
+
+    def _resolve(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...], Node | None]:
+        """Where a path leads and what is there, links followed inside the tree; None for nothing."""
+        todo, links = list(reversed(parts)), 0
+        trail: list[tuple[tuple[str, ...], Node]] = [((), self._root)]
+        while todo:
+            part = todo.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if len(trail) == 1:
+                    raise InvalidImage(f"a link in the image leads out of it: {'/'.join(parts)!r}")
+                trail.pop()
+                continue
+            place, node = trail[-1]
+            child = node.children.get(part) if isinstance(node, DirectoryNode) else None
+            if child is None:
+                return (*place, part), None
+            if not isinstance(child, LinkNode):
+                trail.append(((*place, part), child))
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return (*place, part), None
+            if child.target.startswith("/"):
+                if not self._overlay:
+                    raise InvalidImage(
+                        f"an absolute link in a model artifact: {'/'.join((*place, part))!r}"
+                    )
+                # A container's root is the image's.
+                trail = trail[:1]
+            todo += reversed(child.target.split("/"))
+        return trail[-1]
+
+    def _check_conflicts(self, roots: set[str]) -> None:
+        for path, reason in self._conflicts.items():
+            for root in roots:
+                if not root or path.startswith(f"{root}/"):
+                    raise InvalidImage(f"{path!r} in the image {reason}")
+
+
+def _is_whiteout(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(_WHITEOUT)

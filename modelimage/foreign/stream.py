@@ -1,0 +1,154 @@
+"""One pass over a layer blob, whatever its packing: its files' bytes come out, and its digests are checked.
+
+Nothing that comes out may be believed before the pass has ended: until then it's only what a registry sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch
+from modelimage.foreign.inflate import GzipInflater, Inflater, ZstdInflater
+from modelimage.foreign.limits import Limits
+from modelimage.foreign.model import ForeignLayer, Packing
+from modelimage.foreign.tarsplit import Piece, TarSplitter
+from modelimage.foreign.tarwalk import TarMember
+from modelimage.repository import BlobStream, ImageReader
+
+_BUFFER: Final = 1 << 20
+
+
+@contextlib.contextmanager
+def open_layer(
+    reader: ImageReader,
+    layer: ForeignLayer,
+    *,
+    limits: Limits | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[LayerStream]:
+    """A layer to iterate over once. `progress` gets counts of blob bytes. Raises what the reader raises."""
+    with reader.blob(layer.descriptor) as blob:
+        yield LayerStream(layer, blob, limits or Limits(), progress)
+
+
+class LayerStream:
+    """Iterates over the pieces of a layer's files, in the order of the blob.
+
+    Raises InvalidImage for a malformed layer or one beyond the limits, DigestMismatch for other bytes than the
+    manifest names, and what the blob's stream raises. After the last piece, and only then, the layer is verified and
+    `members` says what is in it. `blob.close()` from another thread ends it.
+    """
+
+    def __init__(
+        self,
+        layer: ForeignLayer,
+        blob: BlobStream,
+        limits: Limits,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._layer = layer
+        self._limits = limits
+        self._source = _Checked(layer, blob, progress)
+        self._members: tuple[TarMember, ...] | None = None
+
+    @property
+    def members(self) -> tuple[TarMember, ...]:
+        """What is in the layer, once it was read to its end."""
+        if self._members is None:
+            raise DigestMismatch(f"layer {self._layer.digest} wasn't read to its end")
+        return self._members
+
+    def __iter__(self) -> Iterator[Piece]:
+        if self._layer.packing is Packing.RAW:
+            yield from self._raw()
+        else:
+            yield from self._tar()
+
+    def _raw(self) -> Iterator[Piece]:
+        buffer, offset = memoryview(bytearray(_BUFFER)), 0
+        while count := self._source.readinto(buffer):
+            yield Piece(0, offset, buffer[:count])
+            offset += count
+        self._source.check()
+        if not offset:
+            yield Piece(0, 0, memoryview(b""))
+        self._members = self._layer.members
+
+    def _tar(self) -> Iterator[Piece]:
+        splitter, buffer = TarSplitter(self._limits), memoryview(bytearray(_BUFFER))
+        inflater, plain, given = self._inflater(), hashlib.sha256(), 0
+        while count := inflater.readinto(buffer):
+            given += count
+            if self._layer.packing.is_compressed:
+                self._limits.check_inflated(self._source.count, given)
+                plain.update(buffer[:count])
+            yield from splitter.feed(buffer[:count])
+        self._source.check()
+        splitter.finish()
+        self._check_diff_id(Digest(plain.hexdigest()))
+        self._members = tuple(splitter.members)
+
+    def _inflater(self) -> Inflater:
+        match self._layer.packing:
+            case Packing.TAR_GZIP:
+                return GzipInflater(self._source.read)
+            case Packing.TAR_ZSTD:
+                return ZstdInflater(self._source.read)
+            case _:
+                return self._source
+
+    def _check_diff_id(self, found: Digest) -> None:
+        stated = self._layer.diff_id
+        if self._layer.packing.is_compressed and stated is not None and stated != found:
+            raise DigestMismatch(
+                f"layer {self._layer.digest} inflates to {found}, not to {stated}",
+                hint="The image was made wrongly: build and push it again.",
+            )
+
+
+class _Checked:
+    """A blob's bytes, counted and digested on the way."""
+
+    def __init__(
+        self, layer: ForeignLayer, blob: BlobStream, progress: Callable[[int], None] | None
+    ) -> None:
+        self._layer = layer
+        self._blob = blob
+        self._progress = progress
+        self._hasher = hashlib.sha256()
+        self.count = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = self._blob.readinto(buffer)
+        self._hasher.update(buffer[:count])
+        self.count += count
+        if self.count > self._layer.descriptor.size:
+            raise self._mismatch("more bytes than the manifest says")
+        if self._progress and count:
+            self._progress(count)
+        return count
+
+    def read(self, size: int) -> bytes:
+        buffer = bytearray(size)
+        count = self.readinto(memoryview(buffer))
+        return bytes(memoryview(buffer)[:count])
+
+    def check(self) -> None:
+        """Read what is left, then compare. Raises DigestMismatch."""
+        rest = memoryview(bytearray(64 << 10))
+        while self.readinto(rest):
+            pass
+        if self.count != self._layer.descriptor.size:
+            raise self._mismatch(f"{self.count} bytes")
+        if self._hasher.hexdigest() != self._layer.digest.hex:
+            raise self._mismatch("other bytes")
+
+    def _mismatch(self, what: str) -> DigestMismatch:
+        return DigestMismatch(
+            f"layer {self._layer.digest} arrived with {what}",
+            hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
+        )

@@ -1,0 +1,307 @@
+"""The grammar of tar archives that others wrote: bytes in, members out. No files, no sockets.
+
+POSIX ustar and pax (IEEE 1003.1-2001), GNU long names and base-256 numbers, and the old v7 format. A walker says which
+bytes it needs next, so one grammar serves small ranged reads of a remote blob and a stream that passes by.
+
+Where two tar programs would read an archive differently, it is refused, since what was checked must be what
+is used: a lone zero block in the middle, two names for one member, global names, numbers with odd letters.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from modelimage.errors import InvalidImage
+from modelimage.ranges import ByteRange
+from modelimage.tar import BLOCK, padding
+
+MAX_EXTENSION: Final = 1 << 20
+MAX_PATH: Final = 4096
+MAX_DEPTH: Final = 100
+_MAX_SIZE: Final = 1 << 62
+
+_USTAR: Final = b"ustar\x00"
+_OCTAL = re.compile(rb"[0-7]*")
+_PAX_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
+_SPARSE: Final = b"GNU.sparse."
+
+
+class MemberKind(Enum):
+    """What a member is. SPECIAL: a device or a named pipe, which no model has."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symbolic link"
+    HARDLINK = "hard link"
+    SPECIAL = "device or named pipe"
+
+
+_KINDS: Final = {
+    b"0": MemberKind.FILE,
+    b"\x00": MemberKind.FILE,
+    b"7": MemberKind.FILE,
+    b"1": MemberKind.HARDLINK,
+    b"2": MemberKind.SYMLINK,
+    b"3": MemberKind.SPECIAL,
+    b"4": MemberKind.SPECIAL,
+    b"5": MemberKind.DIRECTORY,
+    b"6": MemberKind.SPECIAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """One member. `path` is relative and normalized, '' for the root directory; `offset` is where its data starts.
+
+    Bytes of names that aren't UTF-8 come as surrogates. `target` is a hard link's path, normalized likewise, or a
+    symbolic link's text as it is.
+    """
+
+    path: str
+    kind: MemberKind
+    size: int = 0
+    offset: int = 0
+    target: str = ""
+
+    @property
+    def stop(self) -> int:
+        """Where its data ends."""
+        return self.offset + self.size
+
+
+@dataclass(slots=True)
+class _Extensions:
+    """What extension headers said of the member that follows them."""
+
+    path: bytes | None = None
+    target: bytes | None = None
+    size: int | None = None
+    seen: bool = False
+
+    def set_path(self, value: bytes) -> None:
+        self.path = _once(self.path, value)
+
+    def set_target(self, value: bytes) -> None:
+        self.target = _once(self.target, value)
+
+
+class _Need(Enum):
+    HEADER = "header"
+    SECOND_ZERO = "second zero block"
+    LONG_NAME = "long name"
+    LONG_TARGET = "long link target"
+    PAX = "pax header"
+    PAX_GLOBAL = "global pax header"
+    NOTHING = "nothing"
+
+
+_EXTENSIONS: Final = {
+    b"L": _Need.LONG_NAME,
+    b"K": _Need.LONG_TARGET,
+    b"x": _Need.PAX,
+    b"X": _Need.PAX,
+    b"g": _Need.PAX_GLOBAL,
+}
+
+
+@dataclass(slots=True)
+class TarWalk:
+    """Walks one archive: give it the bytes of `wanted` until that is None.
+
+    Law: the members don't depend on how their bytes were fetched. Raises InvalidImage, and nothing else, for any bytes.
+    """
+
+    _need: _Need = _Need.HEADER
+    _next: int = 0
+    _length: int = BLOCK
+    _extensions: _Extensions = field(default_factory=_Extensions)
+
+    @property
+    def wanted(self) -> ByteRange | None:
+        """The bytes of the archive that it needs next; None after the end of the archive."""
+        if self._need is _Need.NOTHING:
+            return None
+        return ByteRange(self._next, self._next + self._length)
+
+    def feed(self, data: bytes) -> TarMember | None:
+        """Take exactly the wanted bytes; the member that they complete, if any."""
+        if len(data) != self._length or self._need is _Need.NOTHING:
+            raise InvalidImage(f"the archive ends in the middle, at {self._next + len(data)}")
+        if self._need in (_Need.HEADER, _Need.SECOND_ZERO):
+            return self._block(data)
+        self._extend(data)
+        self._expect(self._next + self._length + padding(self._length))
+        return None
+
+    def finish(self, size: int) -> None:
+        """Say that the archive has no more than `size` bytes. Raises InvalidImage when that is too early."""
+        at_member = self._need in (_Need.HEADER, _Need.SECOND_ZERO) and not self._extensions.seen
+        if self._need is not _Need.NOTHING and not (at_member and size == self._next):
+            raise InvalidImage(f"the archive ends in the middle, at {size}")
+
+    def _block(self, data: bytes) -> TarMember | None:
+        if not any(data):
+            if self._extensions.seen:
+                raise InvalidImage("the archive ends after a header that announces a member")
+            ended = self._need is _Need.SECOND_ZERO
+            self._expect(self._next + BLOCK, _Need.NOTHING if ended else _Need.SECOND_ZERO)
+            return None
+        if self._need is _Need.SECOND_ZERO:
+            raise InvalidImage("the archive goes on after a zero block")
+        _check_sum(data)
+        flag = data[156:157]
+        size = _number(data[124:136], "size")
+        if flag in _EXTENSIONS:
+            if not 0 < size <= MAX_EXTENSION:
+                raise InvalidImage(f"a tar extension header of {size} bytes")
+            self._extensions.seen = True
+            self._expect(self._next + BLOCK, _EXTENSIONS[flag], size)
+            return None
+        return self._member(data, flag, size)
+
+    def _member(self, data: bytes, flag: bytes, size: int) -> TarMember:
+        kind = _KINDS.get(flag)
+        if kind is None:
+            raise InvalidImage(f"a tar member of an unknown or unsupported type {flag!r}")
+        given, self._extensions = self._extensions, _Extensions()
+        name = given.path if given.path is not None else _header_name(data)
+        target = given.target if given.target is not None else _text(data[157:257])
+        if given.size is not None:
+            size = given.size
+        if name.endswith(b"/") and kind is MemberKind.FILE:
+            if flag != b"\x00":
+                raise InvalidImage(f"a tar file with the name of a directory: {name[:200]!r}")
+            kind = MemberKind.DIRECTORY
+        start = self._next + BLOCK
+        # Links and directories carry no data, whatever their size says.
+        size = size if kind is MemberKind.FILE else 0
+        self._expect(start + size + padding(size))
+        return TarMember(_path(name, kind), kind, size, start, _target(target, kind))
+
+    def _extend(self, data: bytes) -> None:
+        match self._need:
+            case _Need.LONG_NAME:
+                self._extensions.set_path(_text(data))
+            case _Need.LONG_TARGET:
+                self._extensions.set_target(_text(data))
+            case _Need.PAX:
+                self._apply(_pax_records(data))
+            case _:
+                _check_global(_pax_records(data))
+                # It announces no member: the archive may end after it.
+                self._extensions.seen = self._extensions != _Extensions(seen=True)
+
+    def _apply(self, records: dict[bytes, bytes]) -> None:
+        if any(key.startswith(_SPARSE) for key in records):
+            raise InvalidImage("sparse files in tar archives are not supported")
+        if b"path" in records:
+            self._extensions.set_path(_no_nul(records[b"path"]))
+        if b"linkpath" in records:
+            self._extensions.set_target(_no_nul(records[b"linkpath"]))
+        if b"size" in records:
+            self._extensions.size = _decimal(records[b"size"])
+
+    def _expect(self, start: int, need: _Need = _Need.HEADER, length: int = BLOCK) -> None:
+        self._next, self._need, self._length = start, need, length
+
+
+def _once(known: bytes | None, value: bytes) -> bytes:
+    if known is not None and known != value:
+        raise InvalidImage(f"a tar member with two names: {known[:80]!r} and {value[:80]!r}")
+    return value
+
+
+def _check_sum(block: bytes) -> None:
+    stated = _number(block[148:156], "checksum")
+    blanked = block[:148] + b" " * 8 + block[156:]
+    # Some old programs summed the bytes as signed.
+    if stated not in (sum(blanked), sum(byte - 256 if byte > 127 else byte for byte in blanked)):
+        raise InvalidImage("not a tar header: its checksum is wrong")
+
+
+def _number(text: bytes, what: str) -> int:
+    """A number in octal, or in GNU's base 256."""
+    if text[0] & 0x80:
+        number = int.from_bytes(text[1:], "big")
+        if text[0] != 0x80 or number >= _MAX_SIZE:
+            raise InvalidImage(f"a tar header with a {what} that is negative or too large")
+        return number
+    digits, _, rest = text.partition(b"\0")
+    digits = digits.strip(b" ")
+    if rest.strip(b"\0 ") or not _OCTAL.fullmatch(digits):
+        raise InvalidImage(f"a tar header with a malformed {what}: {text!r}")
+    return int(digits or b"0", 8)
+
+
+def _decimal(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 19 or int(text) >= _MAX_SIZE:
+        raise InvalidImage(f"a pax header with a malformed size: {text[:40]!r}")
+    return int(text)
+
+
+def _text(data: bytes) -> bytes:
+    return data.partition(b"\0")[0]
+
+
+def _no_nul(value: bytes) -> bytes:
+    if not value or b"\0" in value:
+        raise InvalidImage("a pax header with an empty name, or one with a zero byte")
+    return value
+
+
+def _header_name(block: bytes) -> bytes:
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    # GNU and v7 headers hold other things where ustar has its prefix.
+    return prefix + b"/" + name if prefix and block[257:263] == _USTAR else name
+
+
+def _pax_records(data: bytes) -> dict[bytes, bytes]:
+    """The records `length key=value\\n` of a pax header."""
+    records: dict[bytes, bytes] = {}
+    position = 0
+    while position < len(data):
+        found = _PAX_RECORD.match(data, position)
+        stop = position + int(found[1]) if found else 0
+        if found is None or stop > len(data) or stop <= found.end() or data[stop - 1] != 10:
+            raise InvalidImage("malformed pax header")
+        key, equals, value = data[found.end() : stop - 1].partition(b"=")
+        if not equals or not key:
+            raise InvalidImage("malformed pax header")
+        records[key] = value
+        position = stop
+    return records
+
+
+def _check_global(records: dict[bytes, bytes]) -> None:
+    named = [key for key in records if key in (b"path", b"linkpath", b"size")]
+    if named or any(key.startswith(_SPARSE) for key in records):
+        raise InvalidImage("a global pax header that names members")
+
+
+def _path(name: bytes, kind: MemberKind) -> str:
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if not parts and kind is MemberKind.DIRECTORY:
+        return ""
+    if not parts or name.startswith(b"/") or b".." in parts:
+        raise InvalidImage(
+            f"unsafe path in an archive: {name[:200]!r}",
+            hint="Paths are relative and have no '..'.",
+        )
+    if len(name) > MAX_PATH or len(parts) > MAX_DEPTH:
+        raise InvalidImage(
+            f"a path of {len(name)} bytes and {len(parts)} directories in an archive"
+        )
+    return b"/".join(parts).decode("utf-8", "surrogateescape")
+
+
+def _target(target: bytes, kind: MemberKind) -> str:
+    if kind is MemberKind.HARDLINK:
+        return _path(target, kind)
+    if kind is not MemberKind.SYMLINK:
+        return ""
+    if not target or len(target) > MAX_PATH:
+        raise InvalidImage(f"a symbolic link to {target[:80]!r}")
+    return target.decode("utf-8", "surrogateescape")
