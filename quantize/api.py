@@ -14,16 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from modelimage.errors import NoSpace
-from quantize import engines, output, rtn
-from quantize.calibration import Calibration, load_calibration
+from quantize import engines, evaluate, output, rtn
+from quantize.calibration import load_calibration, load_evaluation
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.plan import Plan, make_plan
+from quantize.quality import Comparison, Gates, Quality
 from quantize.rtn import Progress
 from quantize.schemes import Engine, Format, Scheme, resolve_engine, resolve_format
-from quantize.sqnr import DEFAULT_FLOOR, Energies, SqnrSummary, check_floor, summarize
+from quantize.sqnr import DEFAULT_FLOOR, Energies, check_floor, summarize
 from quantize.staging import Staging, open_staging
 
 Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Compare with the source: on which text (None: the shipped one), and what must be met."""
+
+    gates: Gates = field(default_factory=Gates)
+    text: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +50,22 @@ class QuantizeOptions:
     calibration: Path | None = None
     min_sqnr: float | None = None
     threads: int | None = None
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeResult:
-    """What was made. `recipe` is for the record (canonical JSON, nothing measured in it)."""
+    """What was made.
+
+    `recipe` is for the record (canonical JSON, nothing measured in it); `quality` is the content of the
+    quality artifact. Sizes in bytes.
+    """
 
     out: Path
     plan: Plan
     engine: Engine
     recipe: Mapping[str, Any]
-    sqnr: SqnrSummary
+    quality: Quality
     source_bytes: int
     target_bytes: int
     notices: tuple[str, ...] = field(default=())
@@ -91,32 +105,44 @@ def quantize_checkpoint(
     EngineFailed, NoSpace, NotWritable, Busy.
     """
     checkpoint, plan, engine = plan_checkpoint(src, options)
-    notices = _notices(options, engine)
     engines.check_installed(engine, os.environ)
+    notices = _notices(options, engine)
     for notice in notices:
         if notify is not None:
             notify(notice)
     calibration = load_calibration(options.calibration) if engine is not Engine.RTN else None
     _check_space(out, plan)
     job = engines.Job(checkpoint, plan, calibration, options.threads or rtn.default_threads())
-    with open_staging(out, _fingerprint(checkpoint, plan, engine, calibration)) as staging:
-        energies = _run(engine, job, staging, progress)
-        summary = summarize(energies)
+    with open_staging(out, _fingerprint(job, engine)) as staging:
+        summary = summarize(_run(engine, job, staging, progress))
         floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
         check_floor(summary, floor)
         output.write_surroundings(staging, checkpoint, plan)
+        comparison = _compare(job, staging, options.evaluation)
         written = sum(path.stat().st_size for path in staging.directory.glob("*.safetensors"))
         staging.publish()
+    names = plan.scheme.value, plan.format.value, engine.value
     return QuantizeResult(
         out=out,
         plan=plan,
         engine=engine,
-        recipe=_recipe(plan, engine, calibration),
-        sqnr=summary,
+        recipe=_recipe(job, engine),
+        quality=Quality(*names, summary, comparison),
         source_bytes=plan.source_bytes,
         target_bytes=written,
         notices=tuple(notices),
     )
+
+
+def _compare(
+    job: engines.Job, staging: Staging, evaluation: Evaluation | None
+) -> Comparison | None:
+    if evaluation is None:
+        return None
+    text = load_evaluation(evaluation.text)
+    found = evaluate.compare(job.checkpoint.root, staging.directory, job.plan, text)
+    evaluation.gates.check(found)
+    return found
 
 
 def _run(
@@ -153,17 +179,15 @@ def _check_space(out: Path, plan: Plan) -> None:
         )
 
 
-def _fingerprint(
-    checkpoint: Checkpoint, plan: Plan, engine: Engine, calibration: Calibration | None
-) -> str:
-    parts = [output.fingerprint(checkpoint, plan), engine.value]
-    return " ".join([*parts, str(calibration.digest) if calibration else ""])
+def _fingerprint(job: engines.Job, engine: Engine) -> str:
+    parts = [output.fingerprint(job.checkpoint, job.plan), engine.value]
+    return " ".join([*parts, str(job.calibration.digest) if job.calibration else ""])
 
 
-def _recipe(plan: Plan, engine: Engine, calibration: Calibration | None) -> dict[str, Any]:
+def _recipe(job: engines.Job, engine: Engine) -> dict[str, Any]:
     return output.recipe(
-        plan,
+        job.plan,
         engine=engine,
-        calibration=str(calibration.digest) if calibration else None,
+        calibration=str(job.calibration.digest) if job.calibration else None,
         versions=engines.versions(engine, os.environ),
     )

@@ -91,6 +91,15 @@ class Plan:
         return sum(shard.size for shard in self.shards)
 
     @property
+    def work_bytes(self) -> int:
+        """Bytes of the source that are copied or quantized: what progress counts up to."""
+        return sum(
+            sum(copy.size for copy in shard.copies)
+            + sum(c.matrix.elements * DTYPE_BITS[c.dtype] // 8 for c in shard.conversions)
+            for shard in self.shards
+        )
+
+    @property
     def quantized(self) -> int:
         """How many matrices are quantized."""
         return sum(len(shard.conversions) for shard in self.shards)

@@ -133,7 +133,7 @@ def test_bytes_are_the_same_on_any_number_of_threads(
     for threads in (1, 2, 5):
         options = rtn(scheme, format=format_, threads=threads)
         result = quantize_checkpoint(tmp_path / "src", tmp_path / str(threads), options)
-        assert result.sqnr.mean > 15
+        assert result.quality.sqnr.mean > 15
     assert digests(tmp_path / "1") == digests(tmp_path / "2") == digests(tmp_path / "5")
 
 
@@ -181,7 +181,7 @@ def test_zero_rows_stay_zero(tmp_path: Path) -> None:
     checkpoints.write_file(tmp_path / "src" / "model.safetensors", model.shapes, data)
     result = quantize_checkpoint(tmp_path / "src", tmp_path / "out", rtn())
     assert set(load(tmp_path / "out")[f"{name}_packed"][2]) == {0x88}
-    assert result.sqnr.matrices["model.layers.0.mlp.up_proj"] == 200
+    assert result.quality.sqnr.matrices["model.layers.0.mlp.up_proj"] == 200
 
 
 def test_nan_is_refused_by_name_and_leaves_nothing(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_an_interrupted_run_is_continued_at_the_next_shard(tmp_path: Path) -> No
     result = quantize_checkpoint(tmp_path / "src", tmp_path / "out", rtn())
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert kept.items() <= {p.name: p.stat().st_ino for p in (tmp_path / "out").iterdir()}.items()
-    assert result.sqnr.matrices.keys() == MODELS["llama"].matrices.keys()
+    assert result.quality.sqnr.matrices.keys() == MODELS["llama"].matrices.keys()
     assert not staged.exists()
 
 
