@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_agent.api.wire import CheckView, FindingView
+from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
 from cache_agent.fetch.pull import Pull, Puller, PullRequest
 from cache_agent.sources.image import ImageSource
@@ -32,12 +33,13 @@ class NodeOptions:
 class Node:
     """A store with an engine that fills it. A context manager; closing cancels what runs."""
 
-    def __init__(self, options: NodeOptions, access: Access) -> None:
+    def __init__(self, options: NodeOptions, access: Access, events: Events | None = None) -> None:
+        events = events or Events()
         self.options = options
         self.store = Store(options.root, StoreOptions(options.limits, time.time))
         self.engine = Engine(options.engine)
         self._puller = Puller.of(
-            self.store, self.engine, lambda image: open_reader(image, access), _sources
+            self.store, self.engine, lambda image: open_reader(image, access), _sources, events
         )
 
     def pull(self, request: PullRequest) -> Pull:
@@ -57,6 +59,14 @@ class Node:
                 FindingView(kind=f.kind.value, path=str(f.path), detail=f.detail) for f in findings
             ],
         )
+
+    def health_parts(self) -> Mapping[str, Callable[[], str | None]]:
+        """Readiness checks beyond the store's own."""
+        return {}
+
+    def cancel_pulls(self) -> None:
+        """Cancel what runs; closing waits for it."""
+        self._puller.cancel_all()
 
     def close(self) -> None:
         self._puller.close()

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from cache_agent.errors import Cancelled
+from cache_agent.events import Events, PullEnd
 from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.flight import Flight, Flights
 from cache_agent.fetch.job import Job, RetryPolicy
@@ -90,6 +91,7 @@ class Puller:
     flights: Flights
     publishing: threading.Lock = field(default_factory=threading.Lock)
     running: set[Pull] = field(default_factory=set)
+    events: Events = field(default_factory=Events)
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
     @classmethod
@@ -99,8 +101,9 @@ class Puller:
         engine: Engine,
         open_reader: Callable[[ImageReference], ImageReader],
         sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]],
+        events: Events,
     ) -> Puller:
-        return cls(store, engine, open_reader, sources, Flights(store))
+        return cls(store, engine, open_reader, sources, Flights(store), events=events)
 
     def start(self, request: PullRequest) -> Pull:
         """Begin a pull and return its handle at once."""
@@ -111,6 +114,7 @@ class Puller:
             )
         pull = Pull(self, request, repository_of(request.image))
         self.running.add(pull)
+        self.events.pull_started(str(request.image))
         pull.begin()
         return pull
 
@@ -119,10 +123,14 @@ class Puller:
         """Whether any pull is running."""
         return bool(self.running)
 
-    def close(self) -> None:
-        """Cancel every running pull and wait for their threads."""
+    def cancel_all(self) -> None:
+        """Cancel every running pull."""
         for pull in list(self.running):
             pull.cancel()
+
+    def close(self) -> None:
+        """Cancel every running pull and wait for their threads."""
+        self.cancel_all()
         for pull in list(self.running):
             pull.join()
 
@@ -134,7 +142,10 @@ class Pull:
         self._puller, self._request, self._repository = puller, request, repository
         self._thread = threading.Thread(target=self._main, name="pull", daemon=True)
         self._ended = threading.Event()
+        self._started = puller.engine.monotonic()
         self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._listeners: list[Callable[[], None]] = []
         self._result: PullResult | None = None
         self._error: BaseException | None = None
         self._state = PullState.RESOLVING
@@ -154,6 +165,14 @@ class Pull:
         self._cancelled.set()
         for job in list(self._jobs):
             self._puller.engine.cancel(job)
+
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once at the end, in the pull's thread, or now if it has ended."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._listeners.append(tell)
+                return
+        tell()
 
     def result(self, timeout: float | None = None) -> PullResult | None:
         """Wait for the end: the result, None when `timeout` seconds pass first. Raises what ended the pull."""
@@ -191,11 +210,26 @@ class Pull:
             self._state = PullState.FAILED
         finally:
             self._puller.running.discard(self)
+            self._end()
+
+    def _end(self) -> None:
+        error = self._error
+        end = PullEnd(
+            image=str(self._request.image),
+            outcome="done" if error is None else type(error).__name__,
+            seconds=self._puller.engine.monotonic() - self._started,
+            reused=self._reused,
+            by_source=tuple(_by_source(self._jobs)),
+            message=str(error or ""),
+        )
+        self._puller.events.pull_ended(end)
+        with self._lock:
             self._ended.set()
+        for tell in self._listeners:
+            tell()
 
     def _pull(self) -> PullResult:
         request, store = self._request, self._puller.store
-        started = self._puller.engine.monotonic()
         reader = self._puller.open_reader(request.image)
         try:
             resolved = resolve_model(reader, request.image.name, request.variant)
@@ -209,7 +243,7 @@ class Pull:
         with store.hold(file.digest for file in record.files):
             self._get_files(resolved, reader)
             self._state = PullState.PUBLISHING
-            seconds = self._puller.engine.monotonic() - started
+            seconds = self._puller.engine.monotonic() - self._started
             fetched = sum(sum(job.bytes_by_source) for job in self._jobs)
             # What getting all of it again would take, judged by what came now.
             cost = seconds * self._total / fetched if fetched else 0.0

@@ -1,0 +1,95 @@
+"""The daemon: a node's cache that answers on a socket until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from cache_agent.events import Broadcast
+from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.control import ControlApi
+from cache_agent.health import Health
+from cache_agent.logs import JsonLog
+from cache_agent.metrics import Metrics
+from cache_agent.node import Node, NodeOptions
+from cache_agent.service import Service
+from cache_agent.sockets import listen
+from modelimage.access import Access
+from modelimage.errors import Busy
+
+SHUTDOWN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """How to run the agent. `port` adds the API on loopback; 0 chooses a free one, None leaves it out."""
+
+    node: NodeOptions
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a running agent answers."""
+
+    socket: str
+    port: int | None
+    models: int
+
+
+def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], None]) -> None:
+    """Run until SIGTERM or SIGINT. `ready` is told once it answers. Raises Busy, NotWritable, NoSpace, DiskFailed."""
+    metrics, log = Metrics(), JsonLog()
+    with Node(options.node, access, Broadcast([metrics, log])) as node:
+        metrics.watch(node.store)
+        if node.store.recovered.changed:
+            log.note("recovered", **vars(node.store.recovered))
+        asyncio.run(_serve(node, options, metrics, ready))
+    log.note("stopped")
+
+
+async def _serve(
+    node: Node, options: AgentOptions, metrics: Metrics, ready: Callable[[Ready], None]
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    bridge = Bridge()
+    health = Health(node.store, node.health_parts())
+    api = ControlApi(Service(node), bridge, health, metrics)
+    async with AsyncExitStack() as stack:
+        stack.callback(bridge.close)
+        runner = web.AppRunner(api.application(), handler_cancellation=True, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        path = node.store.paths.socket
+        await web.SockSite(runner, listen(path), shutdown_timeout=SHUTDOWN_SECONDS).start()
+        stack.callback(path.unlink, missing_ok=True)
+        port = await _listen_loopback(runner, options.port)
+        ready(Ready(str(path), port, len(node.store.models())))
+        await stop.wait()
+        node.cancel_pulls()
+
+
+async def _listen_loopback(runner: web.AppRunner, port: int | None) -> int | None:
+    if port is None:
+        return None
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind(("127.0.0.1", port))
+    except OSError as error:
+        server.close()
+        raise Busy(
+            f"can't listen on 127.0.0.1:{port}: {error.strerror}", hint="Choose another --port."
+        ) from error
+    server.setblocking(False)
+    await web.SockSite(runner, server, shutdown_timeout=SHUTDOWN_SECONDS).start()
+    return int(server.getsockname()[1])

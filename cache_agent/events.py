@@ -1,0 +1,88 @@
+"""What happens on a node, for whoever counts or logs it. The base class is told everything and does nothing.
+
+Called in the thread where it happened; implementations are quick and don't raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnd:
+    """How a pull ended: `outcome` is `done` or the error's class; bytes by (tier, source)."""
+
+    image: str
+    outcome: str
+    seconds: float
+    reused: int
+    by_source: Sequence[tuple[str, str, int]]
+    message: str = ""
+
+
+class Events:
+    """Subclasses override what they care about."""
+
+    def pull_started(self, image: str) -> None:
+        """A pull began."""
+
+    def pull_ended(self, end: PullEnd) -> None:
+        """A pull ended, well or not."""
+
+    def evicted(self, image: str, freed: int, why: str) -> None:
+        """A model was evicted for space."""
+
+    def refused(self, need: int) -> None:
+        """A reservation was refused for want of space."""
+
+    def scrubbed(self, size: int) -> None:
+        """So many bytes were read again and compared."""
+
+    def damaged(self, file: str, detail: str) -> None:
+        """A stored file isn't what it was."""
+
+    def repaired(self, file: str, chunks: int) -> None:
+        """A damaged file is whole again; `chunks` were fetched for it."""
+
+    def expired(self, lease: str, holder: str) -> None:
+        """A lease ended because its holder is gone."""
+
+
+class Broadcast(Events):
+    """Tells several listeners."""
+
+    def __init__(self, listeners: Sequence[Events]) -> None:
+        self._listeners = listeners
+
+    def pull_started(self, image: str) -> None:
+        for each in self._listeners:
+            each.pull_started(image)
+
+    def pull_ended(self, end: PullEnd) -> None:
+        for each in self._listeners:
+            each.pull_ended(end)
+
+    def evicted(self, image: str, freed: int, why: str) -> None:
+        for each in self._listeners:
+            each.evicted(image, freed, why)
+
+    def refused(self, need: int) -> None:
+        for each in self._listeners:
+            each.refused(need)
+
+    def scrubbed(self, size: int) -> None:
+        for each in self._listeners:
+            each.scrubbed(size)
+
+    def damaged(self, file: str, detail: str) -> None:
+        for each in self._listeners:
+            each.damaged(file, detail)
+
+    def repaired(self, file: str, chunks: int) -> None:
+        for each in self._listeners:
+            each.repaired(file, chunks)
+
+    def expired(self, lease: str, holder: str) -> None:
+        for each in self._listeners:
+            each.expired(lease, holder)

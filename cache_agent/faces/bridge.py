@@ -1,0 +1,52 @@
+"""The one place where asyncio meets the threads that do the work.
+
+A coroutine that is cancelled (its client went away) cancels the pull it was following; a short call runs to its end in
+a thread, since a store must not be left in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from cache_agent.fetch.pull import Pull, PullSnapshot
+
+T = TypeVar("T")
+
+
+class Bridge:
+    """Runs blocking calls for one event loop in threads of its own."""
+
+    def __init__(self, threads: int = 8) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="control")
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a blocking function in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    async def follow(self, pull: Pull, interval: float) -> AsyncGenerator[PullSnapshot, None]:
+        """Snapshots of a pull until it ends; cancels the pull when the consumer is cancelled or stops early."""
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(ended.set)
+
+        pull.when_ended(tell)
+        try:
+            while not ended.is_set():
+                yield pull.snapshot()
+                try:
+                    await asyncio.wait_for(ended.wait(), interval)
+                except TimeoutError:
+                    continue
+            yield pull.snapshot()
+        finally:
+            if not ended.is_set():
+                pull.cancel()
+
+    def close(self) -> None:
+        """Wait for the calls under way."""
+        self._executor.shutdown(wait=True)
