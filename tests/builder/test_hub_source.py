@@ -1,0 +1,159 @@
+"""The Hub as a source, through huggingface-hub against a real server on loopback."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builder.sources.base import SourceFile
+from builder.sources.hub import HubReference, HubSource, parse_hub
+from modelimage.digest import Digest
+from modelimage.errors import AccessDenied, NotFound, Unreachable, WeightyardError
+from tests.builder.checkpoints import single
+from tests.servers.hub import Hub
+
+pytestmark = pytest.mark.servers
+UniqueName = Callable[[str], str]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return single(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def name(unique_name: UniqueName) -> str:
+    return unique_name("org/tiny")
+
+
+def source(hub: Hub, tmp_path: Path, name: str, revision: str | None = None) -> HubSource:
+    return HubSource(HubReference(name, revision), endpoint=hub.url, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "text", ["hf://org/name", "hf://gpt2", "hf://org/name@v1.0", "hf://o/n@refs/pr/1"]
+)
+def test_a_reference_is_written_as_it_was_read(text: str) -> None:
+    assert str(parse_hub(text)) == text
+
+
+def test_the_commit_is_pinned_and_claims_come_from_lfs(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    commit = hub.add(name, checkpoint)
+    opened = source(hub, tmp_path, name)
+    listing = opened.list()
+    assert (opened.uri, opened.revision) == (f"hf://{name}", commit)
+    files = {file.path: file for file in listing.files}
+    assert set(files) == {path.name for path in checkpoint.iterdir()}
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    assert files["model.safetensors"].claimed == Digest.of(weights)
+    assert files["config.json"].claimed is None
+
+
+def test_files_come_from_the_pinned_commit_after_the_branch_moved(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    hub.add(name, checkpoint)
+    opened = source(hub, tmp_path, name)
+    files = {file.path: file for file in opened.list().files}
+    moved = tmp_path / "moved"
+    shutil.copytree(checkpoint, moved)
+    (moved / "config.json").write_bytes(b'{"moved": true}')
+    hub.add(name, moved)
+    fetched = opened.fetch(files["config.json"], lambda _: None)
+    assert fetched.read_bytes() == (checkpoint / "config.json").read_bytes()
+
+
+def test_progress_adds_up_to_the_file_whether_it_was_cached_or_not(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    hub.add(name, checkpoint)
+    opened = source(hub, tmp_path, name)
+    (weights,) = [file for file in opened.list().files if file.path == "model.safetensors"]
+    for _ in range(2):
+        counts: list[int] = []
+        path = opened.fetch(weights, counts.append)
+        assert sum(counts) == weights.size == path.stat().st_size
+    downloads = [
+        request
+        for request in hub.cdn.requests
+        if weights.claimed and weights.claimed.hex in request.path
+    ]
+    assert sum(request.method == "GET" for request in downloads) == 1
+
+
+def test_a_branch_a_tag_and_a_commit_are_revisions(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    commit = hub.add(name, checkpoint, revision="v1")
+    for revision in ("v1", commit):
+        opened = source(hub, tmp_path, name, revision)
+        opened.list()
+        assert opened.revision == commit
+
+
+def fails(opened: HubSource) -> WeightyardError:
+    with pytest.raises(WeightyardError) as caught:
+        opened.list()
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_missing_repository_and_a_missing_revision_are_not_found(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    assert isinstance(fails(source(hub, tmp_path, name)), NotFound)
+    hub.add(name, checkpoint)
+    assert isinstance(fails(source(hub, tmp_path, name, "nothing")), NotFound)
+
+
+def test_a_gated_repository_needs_a_token_that_has_access(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, stranger = hub.token(), hub.token()
+    hub.add(name, checkpoint, gated=True, readers=(reader,))
+    for token in (None, stranger):
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        opened = source(hub, tmp_path, name)
+        (config,) = [file for file in opened.list().files if file.path == "config.json"]
+        with pytest.raises(AccessDenied, match="gated"):
+            opened.fetch(config, lambda _: None)
+    monkeypatch.setenv("HF_TOKEN", reader)
+    opened = source(hub, tmp_path, name)
+    (config,) = [file for file in opened.list().files if file.path == "config.json"]
+    assert opened.fetch(config, lambda _: None).read_bytes()
+
+
+def test_a_private_repository_looks_like_none_without_its_token(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = hub.token()
+    hub.add(name, checkpoint, private=True, readers=(reader,))
+    assert isinstance(fails(source(hub, tmp_path, name)), NotFound)
+    monkeypatch.setenv("HF_TOKEN", reader)
+    assert source(hub, tmp_path, name).list().files
+
+
+def test_a_hub_that_does_not_answer_is_unreachable(tmp_path: Path, name: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    opened = HubSource(HubReference(name), endpoint=address, cache=tmp_path)
+    assert isinstance(fails(opened), Unreachable)
+
+
+def test_a_file_that_is_not_there_is_not_found(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    hub.add(name, checkpoint)
+    opened = source(hub, tmp_path, name)
+    opened.list()
+    with pytest.raises(NotFound):
+        opened.fetch(SourceFile("nothing.json", 1), lambda _: None)
