@@ -1,0 +1,504 @@
+"""Each kind of foreign image, made by hand: detected, mapped, pulled whole and by ranges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelimage.descriptor import (
+    LINUX_AMD64,
+    LINUX_ARM64,
+    UNKNOWN_PLATFORM,
+    Descriptor,
+    Platform,
+)
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, NotFound
+from modelimage.foreign import ForeignModel, Kind, Packing, describe_foreign
+from modelimage.foreign.detect import ForeignManifest
+from modelimage.mediatypes import DOCKER_MANIFEST, MODELPACK_MANIFEST, OCI_EMPTY
+from modelimage.record import Role
+from tests.modelimage.foreign.images import (
+    DOCKER_CONFIG,
+    DOCKER_TAR,
+    Entry,
+    Maker,
+    compress,
+    directory,
+    files_tar,
+    on,
+    pull,
+    pull_ranges,
+    symlink,
+    tar,
+)
+
+FILES = {"config.json": b"{}", "model.safetensors": b"w" * 1500, "sub/README.md": b""}
+PACKINGS = [Packing.TAR, Packing.TAR_GZIP, Packing.TAR_ZSTD]
+MODELPACK = "application/vnd.cncf.model"
+KITOPS = "application/vnd.kitops.modelkit"
+DOCKER = "application/vnd.docker.ai"
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path / "layout")
+
+
+def described(maker: Maker, name: str = "latest") -> ForeignModel:
+    return describe_foreign(maker.layout, maker.layout.resolve(name))
+
+
+def modelpack(
+    maker: Maker,
+    layers: list[Descriptor],
+    *,
+    diff_ids: str = "diffIds",
+    ids: list[Digest] | None = None,
+) -> Descriptor:
+    known = ids if ids is not None else [layer.digest for layer in layers]
+    config = {
+        "descriptor": {},
+        "config": {},
+        "modelfs": {"type": "layers", diff_ids: [str(each) for each in known]},
+    }
+    return maker.manifest(
+        maker.json(f"{MODELPACK}.config.v1+json", config), layers, artifactType=MODELPACK_MANIFEST
+    )
+
+
+def check_pull(maker: Maker, model: ForeignModel, files: dict[str, bytes]) -> ForeignModel:
+    """Both ways to pull give the files; the model key is the manifest's digest."""
+    listed, pulled = pull(maker.layout, model)
+    assert pulled == files
+    assert [(file.path, file.size) for file in listed.files] == sorted(
+        (path, len(data)) for path, data in files.items()
+    )
+    assert listed.key == model.manifest.digest
+    if model.is_listed:
+        assert pull_ranges(maker.layout, model) == files
+        assert model.files == listed.files
+    return listed
+
+
+# ModelPack
+
+
+@pytest.mark.parametrize("diff_ids", ["diffIds", "diff_ids"])
+@pytest.mark.parametrize("family", ["cncf", "cnai"])
+def test_modelpack_raw(maker: Maker, diff_ids: str, family: str) -> None:
+    layers = [
+        maker.blob(
+            f"application/vnd.{family}.model.{content}.v1.raw",
+            data,
+            {f"org.{family}.model.filepath": path},
+        )
+        for content, path, data in (
+            ("weight", "model.safetensors", b"weights"),
+            ("weight.config", "tokenizer.json", b"{}"),
+            ("weight.config", "config.json", b"{ }"),
+            ("doc", "docs/README.md", b""),
+        )
+    ]
+    modelpack(maker, layers, diff_ids=diff_ids)
+    model = described(maker)
+    assert model.kind is Kind.MODELPACK
+    assert model.is_listed
+    assert {file.path: file.role for file in model.files} == {
+        "model.safetensors": Role.WEIGHT,
+        "tokenizer.json": Role.TOKENIZER,
+        "config.json": Role.CONFIG,
+        "docs/README.md": Role.DOC,
+    }
+    assert [file.digest for file in model.files if file.path == "model.safetensors"] == [
+        Digest.of(b"weights")
+    ]
+    check_pull(
+        maker,
+        model,
+        {
+            "model.safetensors": b"weights",
+            "tokenizer.json": b"{}",
+            "config.json": b"{ }",
+            "docs/README.md": b"",
+        },
+    )
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_modelpack_tar(maker: Maker, packing: Packing) -> None:
+    archive = files_tar(FILES)
+    layer = maker.blob(f"{MODELPACK}.weight.v1.{packing.value}", compress(archive, packing))
+    modelpack(maker, [layer], ids=[Digest.of(archive)])
+    model = described(maker)
+    assert model.is_listed is (packing is Packing.TAR)
+    check_pull(maker, model, FILES)
+
+
+def test_modelpack_data_sets_stay_out(maker: Maker) -> None:
+    path = {"org.cncf.model.filepath": "train.csv"}
+    layers = [
+        maker.blob(f"{MODELPACK}.dataset.v1.raw", b"1,2", path),
+        maker.blob(f"{MODELPACK}.weight.v1.raw", b"w", {"org.cncf.model.filepath": "w.gguf"}),
+    ]
+    modelpack(maker, layers)
+    model = described(maker)
+    assert [file.path for file in model.files] == ["w.gguf"]
+    assert model.left_out == {"train.csv": "a data set"}
+
+
+def test_modelpack_names_no_path_twice(maker: Maker) -> None:
+    path = {"org.cncf.model.filepath": "a.gguf"}
+    layers = [maker.blob(f"{MODELPACK}.weight.v1.raw", data, path) for data in (b"1", b"2")]
+    modelpack(maker, layers)
+    with pytest.raises(InvalidImage, match="twice"):
+        described(maker)
+
+
+def test_modelpack_may_repeat_itself(maker: Maker) -> None:
+    layer = maker.blob(f"{MODELPACK}.weight.v1.raw", b"1", {"org.cncf.model.filepath": "a.gguf"})
+    again = maker.blob(f"{MODELPACK}.weight.v1.raw", b"1", {"org.cncf.model.filepath": "b.gguf"})
+    modelpack(maker, [layer, layer, again])
+    check_pull(maker, described(maker), {"a.gguf": b"1", "b.gguf": b"1"})
+
+
+@pytest.mark.parametrize(
+    ("media_type", "annotations"),
+    [
+        (f"{MODELPACK}.weight.v1.raw", {}),
+        (f"{MODELPACK}.weight.v1.lz4", {"org.cncf.model.filepath": "a"}),
+        ("application/octet-stream", {"org.cncf.model.filepath": "a"}),
+        *(
+            (f"{MODELPACK}.weight.v1.raw", {"org.cncf.model.filepath": path})
+            for path in ("../a", "/etc/passwd", "a/../../b", "a\\b", "a\nb", "..", "a//b")
+        ),
+    ],
+)
+def test_modelpack_that_makes_no_sense(
+    maker: Maker, media_type: str, annotations: dict[str, str]
+) -> None:
+    modelpack(maker, [maker.blob(media_type, b"data", annotations)])
+    with pytest.raises(InvalidImage):
+        described(maker)
+
+
+@pytest.mark.parametrize("ids", [[Digest.of(b"other")], [Digest.of(b"w")] * 2])
+def test_diff_ids_that_contradict_the_layers(maker: Maker, ids: list[Digest]) -> None:
+    layer = maker.blob(f"{MODELPACK}.weight.v1.raw", b"w", {"org.cncf.model.filepath": "a"})
+    modelpack(maker, [layer], ids=ids)
+    with pytest.raises(InvalidImage):
+        described(maker)
+
+
+# KitOps
+
+
+def kit(maker: Maker, kitfile: dict[str, Any], layers: list[Descriptor]) -> ForeignModel:
+    maker.manifest(maker.json(f"{KITOPS}.config.v1+json", kitfile), layers)
+    return described(maker)
+
+
+@pytest.mark.parametrize("packing", [Packing.TAR, Packing.TAR_GZIP])
+def test_a_modelkit_of_today(maker: Maker, packing: Packing) -> None:
+    weights = files_tar({"models/llm.gguf": b"weights"})
+    part = files_tar({"lora/adapter.gguf": b"adapter"})
+    docs = files_tar({"README.md": b"read"})
+    data = files_tar({"train.csv": b"1"})
+    types = {"model": weights, "modelpart": part, "docs": docs, "dataset": data}
+    layers = {
+        name: maker.blob(f"{KITOPS}.{name}.v1.{packing.value}", compress(each, packing))
+        for name, each in types.items()
+    }
+
+    def info(name: str, path: str) -> dict[str, str]:
+        return {
+            "path": path,
+            "digest": str(layers[name].digest),
+            "diffId": str(Digest.of(types[name])),
+        }
+
+    kitfile = {
+        "manifestVersion": "1.0.0",
+        "model": {**info("model", "models"), "parts": [info("modelpart", "lora")]},
+        "docs": [info("docs", "README.md")],
+        "datasets": [info("dataset", "train.csv")],
+    }
+    model = kit(maker, kitfile, list(layers.values()))
+    assert model.kind is Kind.KITOPS
+    assert model.left_out == {"train.csv": "a data set"}
+    files = {
+        "models/llm.gguf": b"weights",
+        "lora/adapter.gguf": b"adapter",
+        "README.md": b"read",
+    }
+    listed = check_pull(maker, model, files)
+    assert {file.path: file.role for file in listed.files} == {
+        "models/llm.gguf": Role.WEIGHT,
+        "lora/adapter.gguf": Role.WEIGHT,
+        "README.md": Role.DOC,
+    }
+
+
+def test_a_modelkit_of_old_holds_paths_below_its_entry(maker: Maker) -> None:
+    weights = tar([directory("llm"), *_entries({"llm/a.gguf": b"1"})])
+    layer = maker.blob(f"{KITOPS}.model.v1.tar+gzip", compress(weights, Packing.TAR_GZIP))
+    model = kit(maker, {"model": {"path": "./models/llm"}}, [layer])
+    check_pull(maker, model, {"models/llm/a.gguf": b"1"})
+
+
+def test_a_modelkit_on_another(maker: Maker) -> None:
+    code = maker.blob(f"{KITOPS}.code.v1.tar", files_tar({"run.py": b"1"}))
+    kitfile = {"model": {"path": "ghcr.io/a/b:1"}, "code": [{"path": "run.py"}]}
+    model = kit(maker, kitfile, [code])
+    assert "ghcr.io/a/b:1" in model.left_out["model"]
+
+
+@pytest.mark.parametrize(
+    "kitfile",
+    [
+        {"model": {"path": "../../etc/x", "name": "escape"}},
+        {"model": {"path": "a", "digest": str(Digest.of(b"other"))}},
+        {"model": {"path": "a", "digest": "rubbish"}},
+        {"model": {"path": "a", "diffId": "rubbish"}},
+    ],
+)
+def test_a_kitfile_that_contradicts_its_layer(maker: Maker, kitfile: dict[str, Any]) -> None:
+    with pytest.raises(InvalidImage):
+        kit(maker, kitfile, [maker.blob(f"{KITOPS}.model.v1.tar", files_tar({"a": b"1"}))])
+
+
+def test_a_kitfile_without_an_entry_for_a_layer(maker: Maker) -> None:
+    with pytest.raises(InvalidImage, match="no entry"):
+        kit(maker, {"code": "x"}, [maker.blob(f"{KITOPS}.code.v1.tar", files_tar({"a": b"1"}))])
+
+
+# Docker's model artifacts
+
+
+def docker_model(maker: Maker, version: str, layers: list[Descriptor]) -> ForeignModel:
+    config = {
+        "config": {"format": "gguf"},
+        "rootfs": {"type": "rootfs", "diff_ids": [str(layer.digest) for layer in layers]},
+    }
+    maker.manifest(maker.json(f"{DOCKER}.model.config.{version}+json", config), layers)
+    return described(maker)
+
+
+def test_a_docker_model_of_version_01(maker: Maker) -> None:
+    layers = [
+        maker.blob(f"{DOCKER}.gguf.v3", b"weights"),
+        maker.blob(f"{DOCKER}.mmproj", b"eyes"),
+        maker.blob(f"{DOCKER}.chat.template.jinja", b"{{ }}"),
+        maker.blob(f"{DOCKER}.license", b"MIT"),
+        maker.blob(f"{DOCKER}.license", b"and BSD"),
+    ]
+    model = docker_model(maker, "v0.1", layers)
+    assert model.kind is Kind.DOCKER_MODEL
+    check_pull(
+        maker,
+        model,
+        {
+            "model.gguf": b"weights",
+            "model.mmproj": b"eyes",
+            "template.jinja": b"{{ }}",
+            "LICENSE-00001-of-00002": b"MIT",
+            "LICENSE-00002-of-00002": b"and BSD",
+        },
+    )
+
+
+def test_a_docker_model_in_shards(maker: Maker) -> None:
+    layers = [maker.blob(f"{DOCKER}.gguf.v3", data) for data in (b"one", b"two")]
+    check_pull(
+        maker,
+        docker_model(maker, "v0.1", layers),
+        {"model-00001-of-00002.gguf": b"one", "model-00002-of-00002.gguf": b"two"},
+    )
+
+
+def test_a_docker_model_of_version_02(maker: Maker) -> None:
+    path = "org.cncf.model.filepath"
+    layers = [
+        maker.blob(f"{DOCKER}.safetensors", b"w", {path: "text_encoder/model.safetensors"}),
+        maker.blob(f"{DOCKER}.model.file", b"{}", {path: "tokenizer.json"}),
+        maker.blob(f"{DOCKER}.dir.tar", files_tar({"scheduler/config.json": b"{}"})),
+    ]
+    check_pull(
+        maker,
+        docker_model(maker, "v0.2", layers),
+        {
+            "text_encoder/model.safetensors": b"w",
+            "tokenizer.json": b"{}",
+            "scheduler/config.json": b"{}",
+        },
+    )
+
+
+@pytest.mark.parametrize("content", ["model.file", "something.new"])
+def test_a_docker_model_with_an_unknown_layer(maker: Maker, content: str) -> None:
+    with pytest.raises(InvalidImage):
+        docker_model(maker, "v0.1", [maker.blob(f"{DOCKER}.{content}", b"x")])
+
+
+# Files pushed one by one
+
+
+def test_an_artifact_of_files(maker: Maker) -> None:
+    title = "org.opencontainers.image.title"
+    folder = compress(files_tar({"extra/a.txt": b"a"}), Packing.TAR_GZIP)
+    layers = [
+        # oras says tar of a file whose type it doesn't know
+        maker.blob("application/vnd.oci.image.layer.v1.tar", b"GGUF", {title: "model.gguf"}),
+        maker.blob(
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            folder,
+            {title: "extra", "io.deis.oras.content.unpack": "true"},
+        ),
+        maker.blob("application/octet-stream", b"?"),
+    ]
+    maker.manifest(maker.blob(OCI_EMPTY, b"{}"), layers, artifactType="application/vnd.example")
+    model = described(maker)
+    assert model.kind is Kind.ARTIFACT
+    check_pull(maker, model, {"model.gguf": b"GGUF", "extra/a.txt": b"a"})
+    assert list(model.left_out) == [str(layers[2].digest)]
+
+
+def test_an_artifact_without_any_file_name(maker: Maker) -> None:
+    maker.manifest(maker.blob(OCI_EMPTY, b"{}"), [maker.blob("application/json", b"{}")])
+    with pytest.raises(InvalidImage, match="no files"):
+        described(maker)
+
+
+# Container images
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_modelcar(maker: Maker, packing: Packing) -> None:
+    base = tar([directory("etc"), *_entries({"etc/passwd": b"root"}), symlink("bin", "usr/bin")])
+    car = tar([directory("models"), *_entries({f"models/{p}": data for p, data in FILES.items()})])
+    maker.image(base, car, packing=packing)
+    model = described(maker)
+    assert model.kind is Kind.IMAGE
+    check_pull(maker, model, FILES)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_image_of_docker_media_types(maker: Maker, packing: Packing) -> None:
+    maker.image(
+        files_tar(FILES),
+        packing=packing,
+        base=DOCKER_TAR,
+        config_type=DOCKER_CONFIG,
+        mediaType=DOCKER_MANIFEST,
+    )
+    check_pull(maker, described(maker), FILES)
+
+
+def test_an_image_whose_models_are_a_link(maker: Maker) -> None:
+    files = _entries({"opt/weights/a.gguf": b"1"})
+    maker.image(tar([*files, symlink("models", "/opt/weights")]))
+    check_pull(maker, described(maker), {"a.gguf": b"1"})
+
+
+def test_an_image_with_the_cache_as_the_hub_lays_it_out(maker: Maker) -> None:
+    maker.image(
+        tar(
+            [
+                *_entries({"models/blobs/abc": b"weights"}),
+                symlink("models/snapshots/1/model.safetensors", "../../blobs/abc"),
+            ]
+        )
+    )
+    check_pull(
+        maker,
+        described(maker),
+        {"blobs/abc": b"weights", "snapshots/1/model.safetensors": b"weights"},
+    )
+
+
+def test_an_image_that_holds_our_own_record(maker: Maker) -> None:
+    maker.image(files_tar({"weightyard.json": b"{}", "a.gguf": b"1"}))
+    model = described(maker)
+    assert [file.path for file in model.files] == ["a.gguf"]
+    assert "weightyard.json" in model.left_out
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"schemaVersion": 1, "fsLayers": []},
+        {"schemaVersion": 2},
+        {"schemaVersion": 2, "config": {}, "layers": []},
+        {"schemaVersion": 2, "config": {}, "layers": "none"},
+    ],
+)
+def test_a_manifest_that_is_none(document: dict[str, Any]) -> None:
+    with pytest.raises(InvalidImage):
+        ForeignManifest.parse(document)
+
+
+def test_an_image_with_a_layer_that_is_no_tar(maker: Maker) -> None:
+    good = maker.image(files_tar({"a": b"1"}))
+    config = maker.json("application/vnd.oci.image.config.v1+json", {})
+    odd = [maker.blob("application/vnd.oci.image.layer.v1.squashfs", b"x")]
+    maker.manifest(config, odd, tag="odd")
+    with pytest.raises(InvalidImage):
+        described(maker, "odd")
+    assert described(maker).manifest == good
+
+
+# Indexes
+
+
+def test_the_platform_decides(maker: Maker) -> None:
+    amd, arm = (maker.image(files_tar({"a": data}), tag=None) for data in (b"amd", b"arm"))
+    root = maker.index([on(arm, LINUX_ARM64), on(amd, LINUX_AMD64)])
+    for platform, manifest in ((LINUX_AMD64, amd), (LINUX_ARM64, arm)):
+        model = describe_foreign(maker.layout, root, platform=platform)
+        assert model.key == manifest.digest
+        assert model.root == root
+
+
+def test_attestations_are_passed_over(maker: Maker) -> None:
+    model = maker.image(files_tar({"a": b"1"}), tag=None)
+    attestation = maker.image(files_tar({"b": b"1"}), tag=None)
+    annotated = Descriptor(
+        attestation.media_type,
+        attestation.digest,
+        attestation.size,
+        annotations={"vnd.docker.reference.type": "attestation-manifest"},
+        platform=UNKNOWN_PLATFORM,
+    )
+    root = maker.index([annotated, on(model, LINUX_ARM64)])
+    assert describe_foreign(maker.layout, root).key == model.digest
+
+
+def test_nested_indexes(maker: Maker) -> None:
+    model = maker.image(files_tar({"a": b"1"}), tag=None)
+    inner = maker.index([on(model, LINUX_AMD64)], tag=None)
+    root = maker.index([inner])
+    assert describe_foreign(maker.layout, root).key == model.digest
+
+
+def test_indexes_nested_without_end(maker: Maker) -> None:
+    found = maker.image(files_tar({"a": b"1"}), tag=None)
+    for _ in range(6):
+        found = maker.index([found])
+    with pytest.raises(InvalidImage, match="nest"):
+        describe_foreign(maker.layout, found)
+
+
+def test_no_platform_fits(maker: Maker) -> None:
+    images = [maker.image(files_tar({"a": data}), tag=None) for data in (b"1", b"2")]
+    windows = Platform("windows", "amd64")
+    root = maker.index([on(images[0], LINUX_ARM64), on(images[1], windows)])
+    with pytest.raises(NotFound, match="linux/amd64") as caught:
+        describe_foreign(maker.layout, root)
+    assert caught.value.hint is not None
+    assert "windows/amd64" in caught.value.hint
+
+
+def _entries(files: dict[str, bytes]) -> list[Entry]:
+    return [Entry(name, data) for name, data in files.items()]
