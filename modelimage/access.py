@@ -83,7 +83,8 @@ def open_repository(reference: RegistryReference, access: Access) -> RegistryRep
         origin,
         lambda: access.credentials.find(reference.registry, reference.repository),
     )
-    return RegistryRepository(sender, origin, reference.repository)
+    backoff = access.connections.backoff
+    return RegistryRepository(sender, origin, reference.repository, backoff)
 
 
 def _open(reference: ImageReference, access: Access) -> Layout | RegistryRepository:

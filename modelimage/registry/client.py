@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -21,6 +22,7 @@ from modelimage.errors import (
 from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
+from modelimage.registry.retry import Backoff
 from modelimage.registry.upload import Uploader
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream
 
@@ -29,16 +31,18 @@ _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 _TAGS_PER_PAGE: Final = 1000
 _MAX_TAG_PAGES: Final = 10_000
 _MAX_PAGE_BYTES: Final = 16 << 20
-_UPLOAD_ATTEMPTS: Final = 5
 
 
 class RegistryRepository:
     """One repository of one registry. Safe for threads; makes no connection before the first call."""
 
-    def __init__(self, sender: Sender, origin: Origin, repository: str) -> None:
+    def __init__(
+        self, sender: Sender, origin: Origin, repository: str, backoff: Backoff | None = None
+    ) -> None:
         self.origin = origin
         self.repository = repository
         self._sender = sender
+        self._backoff = backoff or Backoff()
         self._base = f"{origin}/v2/{repository}/"
         self._place = f"{str(origin).partition('://')[2]}/{repository}"
         self._pull = frozenset({f"repository:{repository}:pull"})
@@ -135,11 +139,11 @@ class RegistryRepository:
         if self.has_blob(content.descriptor):
             return
         session = self._uploader.begin()
-        for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             try:
                 self._uploader.finish(session, content, progress)
             except Unreachable:
-                if attempt == _UPLOAD_ATTEMPTS:
+                if not self._backoff.wait(attempt):
                     raise
             else:
                 return
@@ -151,21 +155,33 @@ class RegistryRepository:
         """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
         if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
             raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
+        for attempt in itertools.count(1):
+            try:
+                self._put_manifest(descriptor, data, tag or str(descriptor.digest))
+            except DigestMismatch:
+                # Our digest is right. docker-registry says so too while another client pushes a blob that the
+                # manifest names: it reads that blob's link file half written.
+                if not self._backoff.wait(attempt):
+                    raise
+            else:
+                return
+
+    # Inside
+
+    def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> None:
         response = self._send(
             "PUT",
-            f"manifests/{tag or descriptor.digest}",
+            f"manifests/{name}",
             {"Content-Type": descriptor.media_type},
             body=Body.of(data),
             scopes=self._push,
         )
         if response.status not in (200, 201):
-            raise answers.refusal(response, f"manifest {tag or descriptor.digest} of {self._place}")
+            raise answers.refusal(response, f"manifest {name} of {self._place}")
         stored = response.header("Docker-Content-Digest")
         response.discard()
         if stored is not None and stored != str(descriptor.digest):
-            raise DigestMismatch(f"{self.origin} stored manifest {descriptor.digest} as {stored}")
-
-    # Inside
+            raise RemoteRefused(f"{self.origin} stored manifest {descriptor.digest} as {stored}")
 
     def _send(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from modelimage.registry.exchange import Origin, Sender
 from modelimage.registry.redirect import FollowingRedirects
-from modelimage.registry.retry import HostPauses, Retrying, RetryPolicy, Surroundings
+from modelimage.registry.retry import Backoff, HostPauses, Retrying, RetryPolicy, Surroundings
 from modelimage.registry.transport import Network, Timeouts, TlsOptions, environment_proxy
 
 
@@ -28,6 +28,7 @@ class Connections:
         self._surroundings = surroundings or Surroundings()
         self._pauses = pauses or HostPauses()
         self._proxy_for = proxy_for
+        self.backoff = Backoff(self._policy, self._surroundings)
         self._senders: dict[TlsOptions, Sender] = {}
         self._lock = threading.Lock()
 

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -84,6 +84,21 @@ class Surroundings:
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Waits between tries of something larger than one exchange."""
+
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    def wait(self, attempt: int) -> bool:
+        """Wait after the `attempt`-th try (from 1) failed; False, at once, when there is to be no other."""
+        delay = self.policy.delay(attempt, None, self.surroundings.jitter())
+        if delay is not None:
+            self.surroundings.sleep(delay)
+        return delay is not None
 
 
 class Retrying:
