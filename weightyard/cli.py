@@ -6,6 +6,7 @@ one line and a hint on stderr and a code of `weightyard.exits`; anything else is
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import traceback
@@ -76,6 +77,10 @@ def entries() -> dict[str, Entry]:
     return {entry.name: entry for _, group in SECTIONS for entry in group}
 
 
+class ReaderGone(Exception):
+    """Whoever read stdout closed it. Click would end the program at once for a bare BrokenPipeError."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by table and imports one only when it is asked for."""
 
@@ -93,6 +98,25 @@ class LazyGroup(click.Group):
         command.short_help = entry.summary
         _accept_output_options(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a guess at what was meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], entries(), n=1)
+            if close:
+                error.message = f"{error.message} Did you mean {close[0]!r}?"
+            raise
+
+    def invoke(self, ctx: click.Context) -> object:
+        """As click does, but for the end of a pipe."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table, section by section, without importing a command."""
@@ -167,7 +191,7 @@ def guarded(call: Callable[[], object], *, console: Console) -> int:
     except (click.Abort, KeyboardInterrupt):
         console.fail("interrupted", kind="Interrupted")
         return exits.INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # Python flushes stdout once more at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.BROKEN_PIPE

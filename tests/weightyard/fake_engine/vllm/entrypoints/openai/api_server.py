@@ -1,0 +1,73 @@
+"""A server that is started like vLLM and behaves as FAKE_ENGINE says: what lifecycle tests run instead of a model.
+
+Found by `python -m vllm.entrypoints.openai.api_server` with this folder first in PYTHONPATH. FAKE_ENGINE is a comma-
+separated list: `slow` is healthy only once the file FAKE_ENGINE_GATE is there; `dies` ends at once as a failing vLLM
+does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+FAILURE = """\
+(EngineCore pid=7) ERROR 11-23 21:38:05 [core.py:906] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-23 21:38:05 [core.py:906] ValueError: No available memory for the cache blocks.
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+
+
+def main() -> None:
+    """Serve until told otherwise."""
+    behaviour = os.environ.get("FAKE_ENGINE", "").split(",")
+    options, _ = arguments().parse_known_args()
+    print("INFO 11-23 21:37:58 [runner.py:68] Starting to load model", flush=True)
+    if "dies" in behaviour:
+        sys.stderr.write(FAILURE)
+        sys.exit(1)
+    if "stubborn" in behaviour:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if "worker" in behaviour:
+        with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE) as worker:
+            assert worker.stdout is not None
+            worker.stdout.readline()
+            serve(options, behaviour)
+    serve(options, behaviour)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The arguments that matter here; the rest is taken and ignored."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    return parser
+
+
+def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
+    """Answer /health, when the gate is open."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            gated = "slow" in behaviour and not Path(os.environ["FAKE_ENGINE_GATE"]).exists()
+            self.send_response(503 if gated else 200)
+            self.end_headers()
+
+    assert Path(options.model, "weightyard.json").is_file()
+    print(
+        "INFO 11-23 21:38:00 [core.py:402] init engine (profile, create kv cache) took 0.56 s",
+        flush=True,
+    )
+    ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The command line as a whole: help without imports, output in two forms, errors as words and codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+import time
+import tomllib
+from io import StringIO
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import modelimage.errors
+from modelimage.errors import InvalidInput, NotFound, RateLimited, Unreachable, WeightyardError
+from weightyard import cli, exits
+from weightyard.console import Console, format_table, pass_console
+from weightyard.extras import MODULE_EXTRAS, missing_extra
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGES = ("modelimage", "quantize", "builder", "cache_agent", "workspace", "weightyard")
+HEAVY = (
+    "pydantic",
+    "rich",
+    "yaml",
+    "urllib3",
+    "numpy",
+    "aiohttp",
+    "blake3",
+    "torch",
+    "huggingface_hub",
+)
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    """Run the command in this process; exit code, stdout, stderr."""
+    out, err = StringIO(), StringIO()
+    console = Console(out=out, err=err)
+    code = cli.guarded(
+        lambda: cli.weightyard.main(
+            args=list(args), prog_name="weightyard", standalone_mode=False, obj=console
+        ),
+        console=console,
+    )
+    return code, out.getvalue(), err.getvalue()
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_help_imports_no_package() -> None:
+    script = (
+        "import sys; from weightyard.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    assert python(script).stderr.strip() == "[]"
+
+
+def test_help_is_fast() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "weightyard.cli", "--help"], capture_output=True, check=True
+        )
+        return time.perf_counter() - start
+
+    bare = min(_bare_python() for _ in range(5))
+    # The interpreter's own start is the machine's; the command may add 150 ms to it.
+    assert min(seconds() for _ in range(5)) - bare < 0.150
+
+
+def _bare_python() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    return time.perf_counter() - start
+
+
+def test_every_command_loads_and_explains_itself() -> None:
+    context = click.Context(cli.weightyard)
+    for name in cli.entries():
+        command = cli.weightyard.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert command.help, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{name}: {parameter.opts}"
+
+
+def test_help_lists_every_command_once() -> None:
+    page = CliRunner().invoke(cli.weightyard, ["--help"]).output
+    for name, entry in cli.entries().items():
+        assert page.count(f"  {name} ") == 1
+        assert entry.summary in page
+
+
+def test_unknown_command_suggests() -> None:
+    code, out, err = run("biuld")
+    assert (code, out) == (exits.USAGE, "")
+    assert "biuld" in err
+    assert "build" in err
+
+
+def test_output_options_stand_before_and_after_the_command() -> None:
+    before = json.loads(run("--json", "version")[1])
+    after = json.loads(run("version", "--json")[1])
+    assert before == after
+    assert before["weightyard"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    code, out, _ = run("completion", shell)
+    assert code == exits.OK
+    assert "_WEIGHTYARD_COMPLETE" in out
+
+
+def test_completion_completes() -> None:
+    """The script of a shell asks the program like this."""
+    answer = subprocess.run(
+        [sys.executable, "-c", "import sys; from weightyard.cli import main; sys.exit(main())"],
+        env={"_WEIGHTYARD_COMPLETE": "bash_complete", "COMP_WORDS": "weightyard do", "COMP_CWORD": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "plain,down" in answer.stdout.splitlines()
+
+
+def raising(error: BaseException) -> click.Command:
+    @click.command("raise")
+    @pass_console
+    def command(console: Console, /) -> None:
+        raise error
+
+    return command
+
+
+def outcome(error: BaseException, *, as_json: bool = False) -> tuple[int, str]:
+    err = StringIO()
+    console = Console(out=StringIO(), err=err)
+    console.configure(json=as_json)
+    code = cli.guarded(
+        lambda: raising(error).main([], standalone_mode=False, obj=console), console=console
+    )
+    return code, err.getvalue()
+
+
+def test_error_is_a_line_and_a_hint() -> None:
+    assert outcome(NotFound("no image x", hint="Build it.")) == (
+        3,
+        "error: no image x\n  hint: Build it.\n",
+    )
+
+
+def test_error_in_json() -> None:
+    code, err = outcome(NotFound("no image x", hint="Build it."), as_json=True)
+    assert code == 3
+    assert json.loads(err) == {
+        "event": "error", "kind": "NotFound", "message": "no image x", "hint": "Build it.",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidInput("x"), 2),
+        (click.UsageError("x"), 2),
+        (RateLimited("x", retry_after=3), 11),
+        (KeyboardInterrupt(), 130),
+        (click.Abort(), 130),
+        (exits.Relayed("x", hint=None, code=13), 13),
+        (ZeroDivisionError("x"), 1),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    assert outcome(error)[0] == code
+
+
+def test_bug_shows_a_traceback_on_request_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, err = outcome(ZeroDivisionError("by zero"))
+    assert "ZeroDivisionError: by zero" in err
+    assert "bug in weightyard" in err
+    assert "Traceback" not in err + capsys.readouterr().err
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    outcome(ZeroDivisionError("by zero"))
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_missing_extra_names_the_command_that_installs_it() -> None:
+    error = ModuleNotFoundError("No module named 'numba'", name="numba.core")
+    code, err = outcome(error)
+    assert code == 19
+    assert "pip install 'weightyard[builder]'" in err
+
+
+def test_missing_module_of_our_own_is_a_bug() -> None:
+    assert missing_extra(ModuleNotFoundError("x", name="weightyard.gone")) is None
+    assert outcome(ModuleNotFoundError("x", name="weightyard.gone"))[0] == exits.BUG
+
+
+def test_extras_are_those_of_the_distribution() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for module, extra in MODULE_EXTRAS.items():
+        names = {
+            requirement.partition(">")[0].replace("-", "_").lower() for requirement in extras[extra]
+        }
+        assert module in names, f"{module} isn't in the extra {extra!r}"
+
+
+def _all_subclasses(kind: type[WeightyardError]) -> set[type[WeightyardError]]:
+    direct = set(kind.__subclasses__())
+    return direct.union(*(_all_subclasses(each) for each in direct))
+
+
+def test_every_error_has_an_exit_code() -> None:
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for info in pkgutil.walk_packages(module.__path__, f"{package}."):
+            if not info.name.endswith("__main__"):
+                importlib.import_module(info.name)
+    ours = [
+        kind for kind in _all_subclasses(WeightyardError) if kind.__module__.startswith(PACKAGES)
+    ]
+    uncovered = [
+        kind.__qualname__
+        for kind in ours
+        if kind is not exits.Relayed and not exits.EXIT_CODES.keys() & set(kind.__mro__)
+    ]
+    assert uncovered == []
+
+
+def test_every_exit_code_is_explained() -> None:
+    assert set(exits.EXIT_CODES.values()) <= set(exits.MEANINGS)
+    table = (REPOSITORY / "docs" / "cli.md").read_text()
+    for code, meaning in exits.MEANINGS.items():
+        assert f"| {code} | {meaning} |" in table
+
+
+def test_listed_errors_are_those_of_the_contract() -> None:
+    """Each class of modelimage.errors has a code of its own in the table, not just an ancestor's."""
+    contract = {
+        kind for kind in vars(modelimage.errors).values()
+        if isinstance(kind, type) and issubclass(kind, WeightyardError) and kind is not WeightyardError
+    }  # fmt: skip
+    assert contract <= set(exits.EXIT_CODES)
+    assert exits.exit_code(Unreachable("x")) == 11
+
+
+def test_broken_pipe_is_quiet() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m weightyard.cli completion bash | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() in {"0", str(exits.BROKEN_PIPE)}
+    assert done.stderr == ""
+
+
+def test_table_aligns() -> None:
+    assert format_table(["name", "state"], [("a", None), ("longer", "ready")]) == (
+        "NAME    STATE\na       -\nlonger  ready"
+    )
+
+
+def test_cli_reference_is_generated() -> None:
+    """docs/cli.md says what the program says; `python -m weightyard.reference > docs/cli.md` writes it anew."""
+    from weightyard.reference import reference  # noqa: PLC0415
+
+    assert (REPOSITORY / "docs" / "cli.md").read_text() == reference()
