@@ -191,7 +191,9 @@ def _entry(value: Mapping[str, Any]) -> Credential | None:
         return RegistryToken(str(token))
     if auth := value.get("auth"):
         try:
-            username, _, password = base64.b64decode(auth).decode().partition(":")
+            username, _, password = (
+                base64.b64decode("".join(auth.split()), validate=True).decode().partition(":")
+            )
         except binascii.Error as error:
             raise ValueError("auth is not base64") from error
         return BasicCredential(username, password.strip("\0"))
