@@ -17,7 +17,7 @@ from cache_agent.faces.control import ControlApi
 from cache_agent.health import Health
 from cache_agent.logs import JsonLog
 from cache_agent.metrics import Metrics
-from cache_agent.node import Node, NodeOptions
+from cache_agent.node import Node, NodeOptions, NodeParts
 from cache_agent.service import Service
 from cache_agent.sockets import listen
 from modelimage.access import Access
@@ -46,7 +46,7 @@ class Ready:
 def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], None]) -> None:
     """Run until SIGTERM or SIGINT. `ready` is told once it answers. Raises Busy, NotWritable, NoSpace, DiskFailed."""
     metrics, log = Metrics(), JsonLog()
-    with Node(options.node, access, Broadcast([metrics, log])) as node:
+    with Node(options.node, NodeParts.real(access, Broadcast([metrics, log]))) as node:
         metrics.watch(node.store)
         if node.store.recovered.changed:
             log.note("recovered", **vars(node.store.recovered))

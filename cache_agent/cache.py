@@ -73,8 +73,8 @@ def open_cache(root: Path, access: Access) -> Iterator[Cache]:
         yield client
         return
     # Only a command that opens the store itself pays for importing it.
-    from cache_agent.node import Node, NodeOptions  # noqa: PLC0415
+    from cache_agent.node import Node, NodeOptions, NodeParts  # noqa: PLC0415
     from cache_agent.service import Service  # noqa: PLC0415
 
-    with Node(NodeOptions(root), access) as node:
+    with Node(NodeOptions(root), NodeParts.real(access)) as node:
         yield Service(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -34,12 +35,21 @@ from cache_agent.api.wire import (
 from cache_agent.faces.errors import from_view
 from cache_agent.sockets import connect
 from modelimage.errors import RemoteRefused, Unreachable
+from modelimage.reference import LayoutReference, parse_image
 
 _TIMEOUT: Final = 30.0
 _LONG_TIMEOUT: Final = 24 * 3600.0
 _EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
 _MODELS: Final = TypeAdapter(list[ModelView])
 _LEASES: Final = TypeAdapter(list[LeaseView])
+
+
+def absolute_image(text: str) -> str:
+    """An image as any process understands it: a layout's directory made absolute. Raises InvalidInput."""
+    reference = parse_image(text)
+    if isinstance(reference, LayoutReference):
+        return str(replace(reference, path=reference.path.absolute()))
+    return str(reference)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -70,7 +80,8 @@ class AgentClient:
 
     def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
         """See `Cache.pull`. Closing the iterator closes the connection, which cancels the pull."""
-        connection, answer = self._send("POST", "/v1/pull", body, timeout=_TIMEOUT)
+        absolute = body.model_copy(update={"image": absolute_image(body.image)})
+        connection, answer = self._send("POST", "/v1/pull", absolute, timeout=_TIMEOUT)
         try:
             while line := self._read_line(answer):
                 event = _EVENTS.validate_json(line)

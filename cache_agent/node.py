@@ -14,9 +14,11 @@ from cache_agent.fetch.pull import Pull, Puller, PullRequest
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.source import Source
 from cache_agent.store.check import Checker
+from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
 from modelimage.access import Access, open_reader
+from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel
 
@@ -30,16 +32,45 @@ class NodeOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
 
 
+SourcesOf = Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
+
+
+def image_sources(
+    resolved: ResolvedModel, reader: ImageReader, repository: str
+) -> Sequence[Source]:
+    """The image itself as the only source."""
+    return [ImageSource(reader, resolved.record, resolved.layers, repository)]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """What a node is made of beside its options. `observe` sees every change of the disk; `clock` is wall time."""
+
+    open_reader: Callable[[ImageReference], ImageReader]
+    sources: SourcesOf = image_sources
+    events: Events = field(default_factory=Events)
+    clock: Callable[[], float] = time.time
+    observe: Observer = ignore
+    boot: str | None = None
+
+    @classmethod
+    def real(cls, access: Access, events: Events | None = None) -> NodeParts:
+        """The parts of a node in production."""
+        return cls(lambda image: open_reader(image, access), events=events or Events())
+
+
 class Node:
     """A store with an engine that fills it. A context manager; closing cancels what runs."""
 
-    def __init__(self, options: NodeOptions, access: Access, events: Events | None = None) -> None:
-        events = events or Events()
+    def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
         self.options = options
-        self.store = Store(options.root, StoreOptions(options.limits, time.time))
+        self.store = Store(
+            options.root,
+            StoreOptions(options.limits, parts.clock, parts.observe, parts.boot, parts.events),
+        )
         self.engine = Engine(options.engine)
         self._puller = Puller.of(
-            self.store, self.engine, lambda image: open_reader(image, access), _sources, events
+            self.store, self.engine, parts.open_reader, parts.sources, parts.events
         )
 
     def pull(self, request: PullRequest) -> Pull:

@@ -18,6 +18,7 @@ from cache_agent.api.wire import (
     SpaceReport,
     VictimView,
 )
+from cache_agent.client import absolute_image
 from cache_agent.fetch.pull import Pull, PullRequest, PullSnapshot
 from cache_agent.node import Node
 from cache_agent.store.policy import Eviction, evictable
@@ -35,7 +36,9 @@ class Service:
 
     def start_pull(self, body: PullBody) -> Pull:
         """Begin a pull. Raises InvalidInput."""
-        return self._node.pull(PullRequest(parse_image(body.image), body.variant, body.priority))
+        return self._node.pull(
+            PullRequest(parse_image(absolute_image(body.image)), body.variant, body.priority)
+        )
 
     def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
         """See `Cache.pull`."""

@@ -35,8 +35,11 @@ Track = tuple[Span, ...]
 
 
 def unique_files(files: Iterable[RecordFile]) -> list[RecordFile]:
-    """One file for each sha256: a file that a model holds under two names is fetched once."""
-    return list({file.digest: file for file in files}.values())
+    """The first file of each sha256, in order: what a model holds under two names is fetched once."""
+    first: dict[Digest, RecordFile] = {}
+    for file in files:
+        first.setdefault(file.digest, file)
+    return list(first.values())
 
 
 def plan_tracks(

@@ -35,7 +35,7 @@ class _PieceStream:
         if not self._wanted:
             return 0
         current = self._wanted[-1]
-        self._skip(current.start - self._position)
+        self._skip(max(0, current.start - self._position))
         count = self._stream.readinto(buffer[: current.stop - self._position])
         self._position += count
         return count

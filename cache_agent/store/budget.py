@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cache_agent.events import Events
 from cache_agent.store.disk import is_plain_file, reading
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.policy import Candidate, Eviction, evictable, plan_eviction
+from cache_agent.store.policy import Candidate, Eviction, Victim, evictable, plan_eviction
 from cache_agent.store.recovery import listed
 from cache_agent.store.space import SpaceLimits, SpaceView, refusal
 from modelimage.digest import Digest
@@ -24,7 +25,6 @@ class Reservations:
     _open: dict[int, int] = field(default_factory=dict)
     _next: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    refused: int = 0
 
     def exclusive(self) -> threading.RLock:
         """Held while room is made, so that two pulls don't count on the same bytes."""
@@ -80,6 +80,7 @@ class StoreSpace:
     ledger: Ledger
     limits: SpaceLimits
     reservations: Reservations
+    events: Events
 
     def view(self) -> SpaceView:
         with reading(self.paths.root):
@@ -109,8 +110,8 @@ class StoreSpace:
                 if plan.freed < short:
                     break
                 for victim in plan.victims:
-                    self._evict(victim.key, evict)
-            self.reservations.refused += 1
+                    self._evict(victim, evict)
+            self.events.refused(need)
             raise self._refused(need)
 
     def candidates(self) -> list[Candidate]:
@@ -130,12 +131,13 @@ class StoreSpace:
             for model in self.ledger.models()
         ]
 
-    def _evict(self, key: Digest, evict: Callable[[Digest], int]) -> None:
+    def _evict(self, victim: Victim, evict: Callable[[Digest], int]) -> None:
         """A model leased or removed since the plan was made is left; the plan is then made again."""
         try:
-            evict(key)
+            freed = evict(victim.key)
         except (InUse, NotFound):
             return
+        self.events.evicted(victim.image, freed, victim.why)
 
     def _refused(self, need: int) -> NoSpace:
         candidates = self.candidates()

@@ -9,9 +9,10 @@ import os
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache_agent.events import Events
 from cache_agent.store.budget import Reservation, Reservations, StoreSpace
 from cache_agent.store.disk import Disk, Observer, ignore, is_plain_file, reading
 from cache_agent.store.ledger import Ledger, LedgerDamaged
@@ -39,6 +40,7 @@ class StoreOptions:
     clock: Clock
     observe: Observer = ignore
     boot: str | None = None
+    events: Events = field(default_factory=Events)
 
 
 class Store:
@@ -64,7 +66,9 @@ class Store:
             raise
         self.holds = Holds()
         self._remover = Remover(self.paths, self.disk, self.ledger, self.holds)
-        self._space = StoreSpace(self.paths, self.ledger, options.limits, Reservations())
+        self._space = StoreSpace(
+            self.paths, self.ledger, options.limits, Reservations(), options.events
+        )
 
     def close(self) -> None:
         """Give the lock back. Running pulls must have ended."""

@@ -1,0 +1,25 @@
+"""Nodes over in-memory images, each ended by the checker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.cache_agent.nodes import NodeFactory
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def open_node(root: Path) -> Iterator[NodeFactory]:
+    """Opens nodes on `root`; at the end all are closed and the store is proven sound."""
+    with ExitStack() as stack:
+        factory = NodeFactory(root, stack)
+        yield factory
+    factory.check()

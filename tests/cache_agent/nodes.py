@@ -1,0 +1,87 @@
+"""Nodes whose images are in memory and whose clock is the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_agent.events import Events
+from cache_agent.fetch.engine import EngineOptions
+from cache_agent.fetch.pull import PullRequest, PullResult
+from cache_agent.node import Node, NodeOptions, NodeParts, SourcesOf, image_sources
+from cache_agent.store.check import Checker, Finding
+from cache_agent.store.disk import Observer, ignore
+from cache_agent.store.ledger import Ledger
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.space import SpaceLimits
+from modelimage.errors import NotFound
+from modelimage.reference import ImageReference, parse_image
+from modelimage.repository import ImageReader
+
+BOOT = "boot-1"
+
+
+@dataclass
+class NodeFactory:
+    """Opens nodes on one root, one after another. `images` maps `registry/repository` to a reader."""
+
+    root: Path
+    stack: ExitStack
+    images: dict[str, ImageReader] = field(default_factory=dict)
+    now: float = 1_800_000_000.0
+
+    def __call__(
+        self,
+        images: Mapping[str, ImageReader] | None = None,
+        *,
+        limits: SpaceLimits | None = None,
+        engine: EngineOptions | None = None,
+        sources: SourcesOf = image_sources,
+        observe: Observer = ignore,
+        events: Events | None = None,
+        boot: str = BOOT,
+    ) -> Node:
+        self.images.update(images or {})
+        options = NodeOptions(
+            self.root, limits or SpaceLimits(), engine or EngineOptions(streams=3)
+        )
+        parts = NodeParts(
+            self._reader,
+            sources=sources,
+            events=events or Events(),
+            clock=lambda: self.now,
+            observe=observe,
+            boot=boot,
+        )
+        return self.stack.enter_context(Node(options, parts))
+
+    def check(self) -> None:
+        """Prove the store on disk sound; no node may be open."""
+        assert findings(self.root) == []
+
+    def _reader(self, image: ImageReference) -> ImageReader:
+        name = str(image).split("@", maxsplit=1)[0].rsplit(":", 1)[0]
+        if name not in self.images:
+            raise NotFound(f"no image {name}")
+        return self.images[name]
+
+
+def findings(root: Path) -> list[Finding]:
+    """What the checker says of a closed store, as it is on disk."""
+    paths = StorePaths(root)
+    if not paths.ledger.exists():
+        return []
+    ledger = Ledger(paths.ledger)
+    try:
+        return Checker(paths, ledger).run()
+    finally:
+        ledger.close()
+
+
+def pull(node: Node, image: str = "reg.test/m:v1", variant: str | None = None) -> PullResult:
+    """Pull and wait, a minute at most."""
+    result = node.pull(PullRequest(parse_image(image), variant)).result(60)
+    assert result is not None, "the pull didn't end"
+    return result
