@@ -20,7 +20,15 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.plan import Plan, make_plan
 from quantize.quality import Comparison, Gates, Quality
 from quantize.rtn import Progress
-from quantize.schemes import Engine, Format, Scheme, resolve_engine, resolve_format
+from quantize.schemes import (
+    Engine,
+    Format,
+    Method,
+    Scheme,
+    resolve_engine,
+    resolve_format,
+    resolve_method,
+)
 from quantize.sqnr import DEFAULT_FLOOR, Energies, check_floor, summarize
 from quantize.staging import Staging, open_staging
 
@@ -46,6 +54,7 @@ class QuantizeOptions:
     scheme: Scheme
     format: Format | None = None
     engine: Engine = Engine.AUTO
+    method: Method | None = None
     group_size: int | None = None
     calibration: Path | None = None
     min_sqnr: float | None = None
@@ -112,7 +121,9 @@ def quantize_checkpoint(
             notify(notice)
     calibration = load_calibration(options.calibration) if engine is not Engine.RTN else None
     _check_space(out, plan)
-    job = engines.Job(checkpoint, plan, calibration, options.threads or rtn.default_threads())
+    method = resolve_method(plan.scheme, options.method, engine)
+    threads = options.threads or rtn.default_threads()
+    job = engines.Job(checkpoint, plan, calibration, method, threads)
     with open_staging(out, _fingerprint(job, engine)) as staging:
         summary = summarize(_run(engine, job, staging, progress))
         floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
@@ -181,6 +192,7 @@ def _check_space(out: Path, plan: Plan) -> None:
 
 def _fingerprint(job: engines.Job, engine: Engine) -> str:
     parts = [output.fingerprint(job.checkpoint, job.plan), engine.value]
+    parts += [job.method.value] if job.method else []
     return " ".join([*parts, str(job.calibration.digest) if job.calibration else ""])
 
 
@@ -188,6 +200,7 @@ def _recipe(job: engines.Job, engine: Engine) -> dict[str, Any]:
     return output.recipe(
         job.plan,
         engine=engine,
+        method=job.method.value if job.method else None,
         calibration=str(job.calibration.digest) if job.calibration else None,
         versions=engines.versions(engine, os.environ),
     )

@@ -24,7 +24,7 @@ from quantize.api import (
 from quantize.plan import Plan
 from quantize.quality import Comparison, Gates
 from quantize.rtn import Progress
-from quantize.schemes import Engine, Format, Scheme
+from quantize.schemes import Engine, Format, Method, Scheme
 
 
 class Bar(Protocol):
@@ -63,7 +63,7 @@ class _NoBar:
         """Nothing moves."""
 
 
-def _choice(kind: type[Scheme] | type[Format] | type[Engine]) -> click.Choice[str]:
+def _choice(kind: type[Scheme] | type[Format] | type[Engine] | type[Method]) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
 
@@ -82,6 +82,7 @@ _FILE = click.Path(path_type=Path)
     help="Who computes the values.",
     show_default=True,
 )
+@click.option("--method", type=_choice(Method), help="What llm-compressor does beside rounding.")
 @click.option("--group-size", type=click.IntRange(32), help="How many INT4 weights share a scale.")
 @click.option("--calibration", metavar="FILE", help="Text or JSON lines for calibrated engines.")
 @click.option("--evaluate", is_flag=True, help="Compare with the source on fixed text.")
@@ -100,7 +101,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be made, from the headers alone.")
 @click.pass_context
-def quantize(ctx: click.Context, source: Path, out: Path, dry_run: bool, **given: Any) -> None:
+def quantize(ctx: click.Context, /, source: Path, out: Path, dry_run: bool, **given: Any) -> None:
     """Make an INT8 or INT4 checkpoint OUT from the 16-bit checkpoint SRC.
 
     OUT appears when it is complete. An interrupted run is continued by the next one.
@@ -135,6 +136,7 @@ def _options(given: dict[str, Any]) -> QuantizeOptions:
         scheme=Scheme(given["scheme"]),
         format=Format(given["format_"]) if given["format_"] else None,
         engine=Engine(given["engine"]),
+        method=Method(given["method"]) if given["method"] else None,
         group_size=given["group_size"],
         calibration=Path(calibration) if calibration else None,
         min_sqnr=given["min_sqnr"],

@@ -31,7 +31,12 @@ def to_text(document: Mapping[str, Any]) -> bytes:
 
 
 def recipe(
-    plan: Plan, *, engine: Engine, calibration: str | None, versions: Mapping[str, str]
+    plan: Plan,
+    *,
+    engine: Engine,
+    method: str | None = None,
+    calibration: str | None,
+    versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """How the variant was made, for the record: nothing measured, nothing of the machine, no floats.
 
@@ -42,6 +47,7 @@ def recipe(
         "scheme": plan.scheme.value,
         "format": plan.format.value,
         "engine": engine.value,
+        "method": method,
         "bits": plan.numeric.bits,
         "groupSize": plan.group or None,
         "symmetric": True,

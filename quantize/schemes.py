@@ -41,6 +41,18 @@ class Engine(Enum):
     AUTO_GPTQ = "auto-gptq"
 
 
+class Method(Enum):
+    """What llm-compressor does beside rounding. Those that rescale change the layers before a matrix too."""
+
+    GPTQ = "gptq"
+    AWQ = "awq"
+    SMOOTHQUANT = "smoothquant"
+
+    @property
+    def rescales(self) -> bool:
+        return self is not Method.GPTQ
+
+
 @dataclass(frozen=True, slots=True)
 class Numeric:
     """The arithmetic of a format: `bits` of a value; `grouped` scales, or one per row."""
@@ -78,6 +90,29 @@ NUMERICS: Final[Mapping[Scheme, Numeric]] = {
     Scheme.INT4: Numeric(bits=4, grouped=True, packed=True),
     Scheme.INT8_W8A16: Numeric(bits=8, grouped=False, packed=True),
 }
+
+
+METHODS: Final[Mapping[Scheme, tuple[Method, ...]]] = {
+    Scheme.INT8: (Method.SMOOTHQUANT, Method.GPTQ),
+    Scheme.INT4: (Method.GPTQ, Method.AWQ),
+    Scheme.INT8_W8A16: (Method.GPTQ,),
+}
+
+
+def resolve_method(scheme: Scheme, asked: Method | None, engine: Engine) -> Method | None:
+    """What llm-compressor is to do; None for the other engines. Raises IncompatibleOptions."""
+    if engine is not Engine.LLM_COMPRESSOR:
+        if asked is not None:
+            raise IncompatibleOptions(
+                "--method is for llm-compressor alone", hint="Add --engine llm-compressor."
+            )
+        return None
+    if asked is not None and asked not in METHODS[scheme]:
+        raise IncompatibleOptions(
+            f"{asked.value} doesn't make {scheme.value}",
+            hint=f"Choose --method {' or '.join(each.value for each in METHODS[scheme])}.",
+        )
+    return asked or METHODS[scheme][0]
 
 
 def resolve_format(scheme: Scheme, asked: Format | None, engine: Engine) -> Format:

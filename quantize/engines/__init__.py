@@ -19,7 +19,7 @@ from quantize.engines import llm_compressor, process
 from quantize.engines.collect import collect
 from quantize.errors import EngineMissing
 from quantize.plan import Plan
-from quantize.schemes import Engine
+from quantize.schemes import Engine, Method
 from quantize.sqnr import Energies
 from quantize.staging import Staging
 
@@ -34,6 +34,7 @@ class Job:
     checkpoint: Checkpoint
     plan: Plan
     calibration: Calibration | None
+    method: Method | None
     threads: int
 
 
@@ -70,6 +71,7 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
         "source": str(job.checkpoint.root.absolute()),
         "out": str(made),
         "scheme": job.plan.scheme.value,
+        "method": job.method.value if job.method else None,
         "group": job.plan.group,
         "ignored": list(job.plan.selection.ignored),
         "samples": list(job.calibration.samples),
@@ -77,15 +79,18 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
     }
     scratch = staging.directory / ".scratch"
     scratch.mkdir(exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(scratch)}
+    environment = dict(os.environ)
     if engine is Engine.GPTQ:
         python, worker = sys.executable, _HERE / "gptq_worker.py"
         environment |= {"GPTQMODEL_CPU_WORKERS": str(job.threads)}
     else:
         python = str(llm_compressor.interpreter(environment))
         worker = _HERE / "llm_compressor_worker.py"
-    process.run_worker([python, str(worker)], document, environment, name=engine.value)
-    energies = collect(job.checkpoint.root, made, job.plan, staging)
+    process.run_worker(
+        [python, str(worker)], document, environment, name=engine.value, scratch=scratch
+    )
+    rescaled = job.method is not None and job.method.rescales
+    energies = collect(job.checkpoint.root, made, job.plan, staging, rescaled=rescaled)
     shutil.rmtree(made)
     shutil.rmtree(scratch)
     return energies

@@ -2,14 +2,15 @@
 
 Engines write temporary paths, dates and versions into their results, rename files and touch tensors that
 should stay as published. So the result is put together anew: shards and names as planned, everything that
-isn't quantized from the source, byte by byte.
+isn't quantized from the source, byte by byte. Only a method that rescales (AWQ, SmoothQuant) has reason to
+touch more, the norms before the matrices; then those are taken from its output too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ class _Piece:
     size: int
 
 
-def collect(source: Path, made: Path, plan: Plan, staging: Staging) -> dict[str, Energies]:
+def collect(
+    source: Path, made: Path, plan: Plan, staging: Staging, *, rescaled: bool
+) -> dict[str, Energies]:
     """Write the planned shards from the source and an engine's output; the energies of every matrix.
 
     Raises EngineFailed when the engine left out a matrix or gave it another shape.
@@ -43,14 +46,16 @@ def collect(source: Path, made: Path, plan: Plan, staging: Staging) -> dict[str,
     energies: dict[str, Energies] = {}
     for shard in plan.shards:
         temporary = staging.directory / f"{shard.name}.tmp"
-        _write(temporary, *_pieces(source / shard.name, shard, plan, found))
+        _write(temporary, *_pieces(source / shard.name, shard, plan, found, rescaled=rescaled))
         staging.finish(temporary, shard.name)
         original, result = (
             TensorFile(source / shard.name),
             TensorFile(staging.directory / shard.name),
         )
         for conversion in shard.conversions:
-            energies[conversion.matrix.module] = _measure(original, result, conversion)
+            energies[conversion.matrix.module] = (_measure_rescaled if rescaled else _measure)(
+                original, result, conversion
+            )
     return energies
 
 
@@ -65,7 +70,12 @@ def _tensors(directory: Path) -> dict[str, tuple[Path, int, TensorInfo]]:
 
 
 def _pieces(
-    source: Path, shard: ShardPlan, plan: Plan, found: Mapping[str, tuple[Path, int, TensorInfo]]
+    source: Path,
+    shard: ShardPlan,
+    plan: Plan,
+    found: Mapping[str, tuple[Path, int, TensorInfo]],
+    *,
+    rescaled: bool,
 ) -> tuple[bytes, list[_Piece]]:
     """A shard's header, with the dtypes the engine chose for scales, and what to copy to where."""
     wanted = _wanted(shard, plan)
@@ -80,10 +90,27 @@ def _pieces(
     written, header = lay_out(entries, {}, shard.name)
     where = {tensor.name: header.data_offset + tensor.start for tensor in header.tensors}
     copied = [_Piece(source, c.source, where[c.name], c.size) for c in shard.copies]
+    if rescaled:
+        copied = [
+            _from_engine(piece, c.name, entries, found)
+            for piece, c in zip(copied, shard.copies, strict=True)
+        ]
     taken = [
         _Piece(found[name][0], found[name][1], where[name], found[name][2].size) for name in wanted
     ]
     return written, [*copied, *taken]
+
+
+def _from_engine(
+    piece: _Piece,
+    name: str,
+    entries: Mapping[str, tuple[str, tuple[int, ...]]],
+    found: Mapping[str, tuple[Path, int, TensorInfo]],
+) -> _Piece:
+    """The engine's version of a tensor that isn't quantized, where it has one of the same kind."""
+    if name not in found or (found[name][2].dtype, found[name][2].shape) != entries[name]:
+        return piece
+    return replace(piece, path=found[name][0], source=found[name][1])
 
 
 def _wanted(shard: ShardPlan, plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -120,3 +147,21 @@ def _measure(original: TensorFile, result: TensorFile, conversion: Conversion) -
         error = exact - quantized.rows(start, stop)
         total += Energies(float((exact * exact).sum()), float((error * error).sum()))
     return total
+
+
+def _measure_rescaled(original: TensorFile, result: TensorFile, conversion: Conversion) -> Energies:
+    """The same up to one factor per column and one per row, fitted by least squares.
+
+    A method that rescales multiplies columns, and divides rows of the matrix before; what remains after
+    the fit is what rounding changed.
+    """
+    matrix = conversion.matrix
+    exact = np.concatenate([rows for _, _, rows in source_rows(original, matrix)])
+    found = read_quantized(result, matrix.module).rows(0, matrix.rows)
+    for axis in (0, 1):
+        energy = (exact * exact).sum(axis=axis, keepdims=True, dtype=np.float64)
+        common = (exact * found).sum(axis=axis, keepdims=True, dtype=np.float64)
+        exact = exact * (common / np.maximum(energy, np.finfo(np.float32).tiny)).astype(np.float32)
+    error = (found - exact).astype(np.float64)
+    wide = exact.astype(np.float64)
+    return Energies(float((wide * wide).sum()), float((error * error).sum()))

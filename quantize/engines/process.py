@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, Final
 
 from modelimage.errors import EngineFailed
@@ -14,16 +15,24 @@ TAIL_BYTES: Final = 2000
 
 
 def run_worker(
-    command: Sequence[str], job: Mapping[str, Any], environment: Mapping[str, str], *, name: str
+    command: Sequence[str],
+    job: Mapping[str, Any],
+    environment: Mapping[str, str],
+    *,
+    name: str,
+    scratch: Path,
 ) -> None:
-    """Run to the end. Raises EngineFailed with the end of what the worker wrote."""
+    """Run to the end in `scratch`, where engines leave logs and temporary files.
+
+    Raises EngineFailed with the end of what the worker wrote.
+    """
     offline = {**environment, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    offline |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    offline |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch)}
     with tempfile.TemporaryFile() as log:
         try:
             done = subprocess.run(
                 command, input=json.dumps(job).encode(), stdout=log, stderr=subprocess.STDOUT,
-                env=offline, check=False,
+                env=offline, cwd=scratch, check=False,
             )  # fmt: skip
         except OSError as error:
             raise EngineFailed(f"{name} can't be started: {error}") from error

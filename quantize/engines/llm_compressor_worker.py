@@ -1,0 +1,73 @@
+"""Runs llm-compressor in the environment it was installed in: `python llm_compressor_worker.py < job.json`.
+
+It stands alone: the environment has neither this distribution nor its libraries' versions.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.awq import AWQModifier
+from llmcompressor.modifiers.quantization import GPTQModifier
+from llmcompressor.modifiers.smoothquant import SmoothQuantModifier
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MAX_TOKENS = 512
+
+
+def main() -> None:
+    """Quantize as the job on stdin says."""
+    job: dict[str, Any] = json.load(sys.stdin)
+    torch.manual_seed(0)
+    torch.set_num_threads(job["threads"])
+    model = AutoModelForCausalLM.from_pretrained(job["source"], dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(job["source"])
+    rows = [tokenizer(text, truncation=True, max_length=MAX_TOKENS) for text in job["samples"]]
+    samples = Dataset.from_list(
+        [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows]
+    )
+    oneshot(
+        model=model,
+        dataset=samples,
+        recipe=_recipe(job),
+        max_seq_length=MAX_TOKENS,
+        num_calibration_samples=len(samples),
+        shuffle_calibration_samples=False,
+    )
+    model.save_pretrained(job["out"], save_compressed=True)
+
+
+def _recipe(job: dict[str, Any]) -> list[Any]:
+    four = job["scheme"] == "int4"
+    weights = {
+        "num_bits": 4 if four else 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group" if four else "channel",
+        "group_size": job["group"] if four else None,
+    }
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+    if job["scheme"] == "int8":
+        group["input_activations"] = {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "token",
+            "dynamic": True,
+        }
+    scheme = {"config_groups": {"group_0": group}, "ignore": job["ignored"]}
+    if job["method"] == "awq":
+        return [AWQModifier(**scheme)]
+    calibrated = GPTQModifier(**scheme, actorder=None)
+    if job["method"] == "smoothquant":
+        return [SmoothQuantModifier(smoothing_strength=0.8), calibrated]
+    return [calibrated]
+
+
+if __name__ == "__main__":
+    main()
