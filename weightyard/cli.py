@@ -60,6 +60,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("ps", "weightyard.commands.ps:ps", "List the workspaces that run here."),
             Entry("logs", "weightyard.commands.logs:logs", "Show a workspace's server log."),
             Entry("down", "weightyard.commands.down:down", "Stop workspaces that run here."),
+            Entry("render", "weightyard.commands.render:render", "Write a workspace as Kubernetes objects, compose or llm-d."),
         ),
     ),
     (
@@ -107,9 +108,8 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             close = difflib.get_close_matches(args[0], entries(), n=1)
-            if close:
-                error.message = f"{error.message} Did you mean {close[0]!r}?"
-            raise
+            guess = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(error.format_message() + guess, ctx) from error
 
     def invoke(self, ctx: click.Context) -> object:
         """As click does, but for the end of a pipe."""

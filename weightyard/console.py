@@ -70,6 +70,11 @@ class Console:
         elif not self.quiet:
             self._write(self.err, text)
 
+    def heading(self, text: str) -> None:
+        """A note that opens a part: bold on a terminal, after an empty line."""
+        colored = self.err.isatty() and not (self.no_color or self.json)
+        self.say(text if self.json else "\n" + (click.style(text, bold=True) if colored else text))
+
     def event(self, name: str, **fields: Any) -> None:
         """One JSON line on stderr with --json; nothing otherwise."""
         if self.json and not self.quiet:

@@ -21,10 +21,13 @@ RATE_WINDOW: Final = 10.0  # seconds the shown rate looks back
 
 
 class Progress(Protocol):
-    """One job's progress. Both methods may be called from any thread."""
+    """One job's progress. Its methods may be called from any thread."""
 
     def advance(self, count: int) -> None:
         """`count` more bytes are done."""
+
+    def resume(self, count: int) -> None:
+        """`count` bytes were there already: they are done, but nobody waited for them."""
 
     def describe(self, text: str) -> None:
         """What is being done now, in a few words."""
@@ -51,6 +54,7 @@ class Meter:
     total: int | None
     started: float
     done: int = 0
+    already: int = 0
     _seen: deque[tuple[float, int]] = field(default_factory=deque)
 
     def advance(self, count: int, now: float) -> None:
@@ -58,6 +62,10 @@ class Meter:
         self._seen.append((now, count))
         while self._seen and self._seen[0][0] < now - RATE_WINDOW:
             self._seen.popleft()
+
+    def resume(self, count: int) -> None:
+        self.done += count
+        self.already += count
 
     def rate(self, now: float) -> float:
         """Bytes a second over the last ten seconds, or since the start; 0 before anything came."""
@@ -86,6 +94,13 @@ class Meter:
             parts.append(f"{format_duration(left)} left")
         return ", ".join(parts)
 
+    def total_line(self, took: float) -> str:
+        """`2.0 GB, 500 MB/s`, or what of it was there already."""
+        fresh = self.done - self.already
+        there = [f"{format_bytes(self.already)} of it there already"] if self.already else []
+        rate = [f"{format_bytes(fresh / max(took, 1e-3))}/s"] if fresh else []
+        return ", ".join([format_bytes(self.done), *there, *rate])
+
 
 def open_progress(
     output: Output, title: str, total: int | None, *, clock: Callable[[], float]
@@ -100,6 +115,9 @@ def open_progress(
 
 class _Silent:
     def advance(self, count: int) -> None:
+        """Nobody asked."""
+
+    def resume(self, count: int) -> None:
         """Nobody asked."""
 
     def describe(self, text: str) -> None:
@@ -131,6 +149,10 @@ class _Reporter:
         if due:
             self._report("progress", now)
 
+    def resume(self, count: int) -> None:
+        with self._lock:
+            self._meter.resume(count)
+
     def describe(self, text: str) -> None:
         with self._lock:
             changed, self._text = text != self._text, text
@@ -146,15 +168,14 @@ class _Reporter:
         if self._output.json:
             self._output.event(
                 "progress", job=self._title, state=state, text=self._text or None, done=meter.done,
-                total=meter.total, seconds=round(took, 3), rate=round(meter.rate(now)),
+                already=meter.already, total=meter.total, seconds=round(took, 3), rate=round(meter.rate(now)),
             )  # fmt: skip
             return
         parts = [self._text] if self._text and state == "progress" else []
         if state != "progress":
             parts = [f"{state} in {format_duration(took)}"]
         if meter.done:
-            average = f"{format_bytes(meter.done)}, {format_bytes(meter.done / max(took, 1e-3))}/s"
-            parts.append(meter.line(now) if state == "progress" else average)
+            parts.append(meter.line(now) if state == "progress" else meter.total_line(took))
         self._output.say(f"{self._title}: {', '.join(parts)}")
 
 
@@ -207,6 +228,11 @@ class _Bar:
 
     def advance(self, count: int) -> None:
         self._bar.advance(self._task, count)
+
+    def resume(self, count: int) -> None:
+        # A reset takes no sample of the speed.
+        shown = self._bar.tasks[0]
+        self._bar.reset(self._task, completed=shown.completed + count, total=shown.total)
 
     def describe(self, text: str) -> None:
         self._bar.update(self._task, text=text)

@@ -47,7 +47,7 @@ def follow(console: Console, image: str, events: Iterable[PullProgress | PullDon
         return _done(first)
     seen = first.done
     with console.progress(f"pull {image}", first.total) as bar:
-        bar.advance(seen)
+        bar.resume(seen)
         for event in stream:
             if isinstance(event, PullDone):
                 return event

@@ -84,7 +84,7 @@ def up(
             root=root, host=host, port=port, python=python, grace=grace,
             hardware=_hardware(console, workspace, cpu=cpu),
         ),
-        cache=AgentCache(root, access, tell=console.say),
+        cache=AgentCache(root, access, console),
         console=console,
         environ=os.environ,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
 
 def _words(parameter: str, value: object) -> list[str]:
     """An option as it was given, for the background's command line."""
-    if parameter in ("file", "name", "detach") or value in (None, False, ()):
+    if parameter in ("file", "name", "detach") or value is None or value is False:
         return []
     option = f"--{parameter.replace('_', '-')}"
     if value is True:

@@ -6,7 +6,7 @@ A store has one owner at a time, so a moment in which another process owns it is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,8 @@ from modelimage.paths import RECORD_NAME
 from modelimage.record import Record
 from modelimage.reference import ImageReference, parse_image
 from modelimage.resolve import resolve_model
+from weightyard.commands.pull import follow
+from weightyard.console import Console
 from weightyard.up.cache import Cached
 from weightyard.up.process import ProcessIdentity
 
@@ -30,10 +32,10 @@ Event = PullProgress | PullDone
 class AgentCache:
     """The cache of one root, through its agent where one runs."""
 
-    def __init__(self, root: Path, access: Access, *, tell: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, access: Access, console: Console) -> None:
         self._root = root
         self._access = access
-        self._tell = tell
+        self._console = console
 
     def variants(self, image: str, variant: str | None) -> dict[str, Record]:
         """See ModelCache."""
@@ -44,22 +46,18 @@ class AgentCache:
             known = self._cached(image, variant)
             if not known:
                 raise
-            self._tell(f"the registry is away: taking what {image} last named")
+            self._console.say(f"the registry is away: taking what {image} last named")
             return known
 
-    def pull(self, image: str, variant: str | None, advance: Callable[[int], None]) -> Cached:
+    def pull(self, image: str, variant: str | None) -> Cached:
         """See ModelCache."""
-        done = 0
         with self._open() as cache:
             events = cache.pull(PullBody(image=image, variant=variant))
             with _closing(events):
-                for event in events:
-                    now = event.size if isinstance(event, PullDone) else event.done
-                    advance(max(0, now - done))
-                    done = now
-                    if isinstance(event, PullDone):
-                        return Cached(Path(event.path), read_record(Path(event.path)))
-        raise Unreachable(f"the pull of {image} ended without a result", hint="Run it again.")
+                done = follow(self._console, image, events)
+        if not done.fetched:
+            self._console.say(f"{image} ({done.variant}) is in the cache")
+        return Cached(Path(done.path), read_record(Path(done.path)))
 
     def hold(self, model: Cached, process: ProcessIdentity) -> str:
         """See ModelCache."""
@@ -92,7 +90,7 @@ class AgentCache:
                 if time.monotonic() > deadline:
                     raise
             if not told:
-                self._tell("waiting for another process that uses the cache")
+                self._console.say("waiting for another process that uses the cache")
                 told = True
             time.sleep(_POLL)
 

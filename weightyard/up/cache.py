@@ -6,7 +6,6 @@ lease in the name of the server's own process outlives a crash of the supervisor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,8 +31,8 @@ class ModelCache(Protocol):
         Raises NotFound, UnknownVariant, AccessDenied, Unreachable.
         """
 
-    def pull(self, image: str, variant: str | None, advance: Callable[[int], None]) -> Cached:
-        """Fetch what is missing of a variant (None: the default one); `advance` gets counts of bytes."""
+    def pull(self, image: str, variant: str | None) -> Cached:
+        """Fetch what is missing of a variant (None: the default one), with progress. Raises what a pull raises."""
 
     def hold(self, model: Cached, process: ProcessIdentity) -> str:
         """Keep the model for as long as the process lives or until `release`; returns the lease's id."""

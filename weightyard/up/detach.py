@@ -89,6 +89,7 @@ class _Teller:
         self._open_jobs = open_jobs
         self._job = ""
         self._done = 0
+        self._already = 0
         self._progress: Progress | None = None
         self._error: dict[str, Any] = {}
         self._stray: list[str] = []
@@ -116,14 +117,19 @@ class _Teller:
         job = str(event.get("job"))
         if job != self._job or self._progress is None:
             self._open_jobs.close()
-            self._job, self._done = job, 0
+            self._job, self._done, self._already = job, 0, 0
             self._progress = self._open_jobs.enter_context(
                 self._console.progress(job, event.get("total"))
             )
-        done = int(event.get("done") or 0)
-        self._progress.advance(done - self._done)
-        self._done = done
         self._progress.describe(str(event.get("text") or ""))
+        done, already = int(event.get("done") or 0), int(event.get("already") or 0)
+        if already > self._already:
+            self._progress.resume(already - self._already)
+            self._done += already - self._already
+            self._already = already
+        if done > self._done:
+            self._progress.advance(done - self._done)
+            self._done = done
         # One that failed stays open until the error itself closes it.
         if event.get("state") == "done":
             self._open_jobs.close()

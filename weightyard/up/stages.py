@@ -17,7 +17,7 @@ _STAGES: Final = tuple(
             r"Loading weights took|Loading model weights took|Model loading took",
             "preparing the KV cache",
         ),
-        (r"torch\.compile|Dynamo bytecode|Compiling a graph", "compiling"),
+        (r"Dynamo bytecode transform|Compiling a graph|torch\.compile takes", "compiling"),
         (r"Initializing a V1 LLM engine|Initializing an LLM engine", "starting the engine"),
         (r"non-default args|vLLM API server version", "reading the model's configuration"),
         (r"init engine .* took", "starting the HTTP server"),

@@ -182,9 +182,7 @@ class Supervisor:
             fit = choose_variant(self._workspace, records, self._options.hardware)
             for reason in fit.reasons:
                 self._console.say(f"not chosen: {reason}")
-            record = records[fit.variant]
-            with self._console.progress(f"pulling {fit.variant}", record.size) as progress:
-                cached = self._cache.pull(image, fit.variant, progress.advance)
+            cached = self._cache.pull(image, fit.variant)
             self._leases.append(self._cache.hold(cached, self._state.supervisor))
         return fit, cached
 
@@ -192,8 +190,7 @@ class Supervisor:
         found = {}
         for adapter in self._workspace.spec.runtime.adapters:
             with self._signals.raising():
-                with self._console.progress(f"pulling adapter {adapter.name}") as progress:
-                    cached = self._cache.pull(adapter.image, None, progress.advance)
+                cached = self._cache.pull(adapter.image, None)
                 self._leases.append(self._cache.hold(cached, self._state.supervisor))
             found[adapter.name] = PurePosixPath(cached.path)
         return found
