@@ -1,0 +1,291 @@
+"""Whole builds into a layout: what is published, what is skipped the second time, what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from builder.build import BuildOptions
+from builder.variants import QuantizeChoices, chosen_variants
+from builder.verify import image_contents, verify_image
+from modelimage.errors import InvalidCheckpoint, NotFound, UnknownVariant, UnsafePickle
+from modelimage.layout import Layout
+from modelimage.record import Record, Role
+from modelimage.resolve import resolve_model
+from tests.builder.building import build_here
+from tests.builder.checkpoints import README, TENSORS, pattern, sharded, single, weights, write
+
+
+def record_of(layout: Path, tag: str = "v1", variant: str | None = None) -> Record:
+    return resolve_model(Layout(layout), tag, variant).record
+
+
+def assert_intact(layout: Path, tag: str = "v1") -> None:
+    reader = Layout(layout)
+    contents = image_contents(reader, tag)
+    assert contents.records
+    verify_image(reader, contents, lambda _: None).raise_problems()
+
+
+def test_a_directory_becomes_an_image(tmp_path: Path) -> None:
+    source = single(tmp_path / "source")
+    result = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    record = record_of(tmp_path / "out")
+    assert record == result.records[0]
+    assert {file.path for file in record.files} == {path.name for path in source.iterdir()}
+    assert (record.source, record.revision, record.license) == ("local", "", "Apache-2.0")
+    assert record.facts.architecture == "LlamaForCausalLM"
+    assert [layer.role for layer in record.layers] == [Role.TOKENIZER, Role.CONFIG, Role.WEIGHT]
+    assert Layout(tmp_path / "out").tags() == ["v1", "v1-modelpack"]
+    assert_intact(tmp_path / "out")
+
+
+def test_shards_become_a_layer_each(tmp_path: Path) -> None:
+    build_here(sharded(tmp_path / "source"), f"oci:{tmp_path}/out:v1", tmp_path)
+    record = record_of(tmp_path / "out")
+    assert [layer.role for layer in record.layers].count(Role.WEIGHT) == 2
+    assert_intact(tmp_path / "out")
+
+
+def test_empty_files_and_folders_are_packed(tmp_path: Path) -> None:
+    source = single(tmp_path / "source")
+    write(
+        source,
+        {
+            "2_Dense/config.json": b"{}",
+            "2_Dense/model.safetensors": weights({"w": (2, 2)}),
+            "empty.txt": b"",
+        },
+    )
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    paths = {file.path for file in record_of(tmp_path / "out").files}
+    assert {"2_Dense/config.json", "2_Dense/model.safetensors", "empty.txt"} <= paths
+    assert_intact(tmp_path / "out")
+
+
+def test_a_second_build_reads_nothing_again(tmp_path: Path) -> None:
+    source = single(tmp_path / "source")
+    first = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    again = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    assert first.sent.sent > 0
+    assert (again.sent.sent, again.sent.held) == (0, first.sent.sent)
+    assert again.publication == first.publication
+
+
+def test_versions_share_what_did_not_change(tmp_path: Path) -> None:
+    source = single(tmp_path / "source")
+    first = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    (source / "config.json").write_text(json.dumps({"hidden_size": 8}))
+    second = build_here(source, f"oci:{tmp_path}/out:v2", tmp_path)
+    shared = set(first.records[0].layers) & set(second.records[0].layers)
+    assert {layer.role for layer in shared} == {Role.TOKENIZER, Role.WEIGHT}
+    assert Layout(tmp_path / "out").tags() == ["v1", "v1-modelpack", "v2", "v2-modelpack"]
+
+
+def test_weights_that_the_index_does_not_name_stay_out(tmp_path: Path) -> None:
+    source = sharded(tmp_path / "source")
+    write(source, {"leftover.safetensors": weights(TENSORS)})
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    assert "leftover.safetensors" not in {file.path for file in record_of(tmp_path / "out").files}
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, at a place of the test's choosing."""
+
+
+def test_an_interrupted_build_shows_nothing_and_the_next_one_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sharded(tmp_path / "source")
+    layout = tmp_path / "out"
+    calls = 0
+    commit = Layout.put_manifest
+
+    def interrupt(self: Layout, *arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Interrupted
+        commit(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Layout, "put_manifest", interrupt)
+    with pytest.raises(Interrupted):
+        build_here(source, f"oci:{layout}:v1", tmp_path)
+    assert Layout(layout).tags() == []
+    monkeypatch.undo()
+    build_here(source, f"oci:{layout}:v1", tmp_path)
+    assert_intact(layout)
+    assert not list(layout.rglob(".pending-*"))
+
+
+@pytest.mark.parametrize("place", ["hash", "publish"])
+def test_an_old_tag_stays_when_a_new_build_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    source = single(tmp_path / "source")
+    layout = tmp_path / "out"
+    before = build_here(source, f"oci:{layout}:v1", tmp_path).publication.tags["v1"]
+    (source / "model.safetensors").write_bytes(weights({"other": (4,)}))
+
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise Interrupted
+
+    target = "builder.pack.hash_layer" if place == "hash" else "builder.build.publish"
+    monkeypatch.setattr(target, interrupt)
+    with pytest.raises(Interrupted):
+        build_here(source, f"oci:{layout}:v1", tmp_path)
+    assert Layout(layout).resolve("v1").digest == before
+    assert_intact(layout)
+
+
+def test_a_pickle_is_refused_until_conversion_is_asked_for(tmp_path: Path) -> None:
+    source = pickled(tmp_path / "source")
+    with pytest.raises(UnsafePickle):
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    assert not (tmp_path / "out").exists()
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, BuildOptions(convert_pickle=True))
+    record = record_of(tmp_path / "out")
+    assert {file.path for file in record.files if file.role is Role.WEIGHT} == {
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
+    assert "model.safetensors.index.json" in {file.path for file in record.files}
+    assert record.extra == {"convertedFrom": "pickle"}
+    assert_intact(tmp_path / "out")
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_a_broken_off_conversion_goes_on_with_the_next_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from builder import collect  # noqa: PLC0415
+
+    source = pickled(tmp_path / "source")
+    real, done = collect.convert, []
+
+    def convert(*arguments: object, **named: object) -> None:
+        if len(done) == 1:
+            raise Interrupted
+        real(*arguments, **named)  # type: ignore[arg-type]
+        done.append(named["name"])
+
+    monkeypatch.setattr(collect, "convert", convert)
+    options = BuildOptions(convert_pickle=True)
+    with pytest.raises(Interrupted):
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    converted: list[object] = []
+    monkeypatch.setattr(
+        collect, "convert", lambda *a, **named: (converted.append(named["name"]), real(*a, **named))
+    )
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    assert converted == ["pytorch_model-00002-of-00002.bin"]
+    assert_intact(tmp_path / "out")
+
+
+def pickled(directory: Path) -> Path:
+    single(directory)
+    (directory / "model.safetensors").unlink()
+    for n in (1, 2):
+        torch.save({f"t{n}": torch.ones(4, n)}, directory / f"pytorch_model-0000{n}-of-00002.bin")
+    write(directory, {"pytorch_model.bin.index.json": b"{}"})
+    return directory
+
+
+QUANTIZABLE = {
+    "model.embed_tokens.weight": (64, 128),
+    **{f"model.layers.0.self_attn.{name}_proj.weight": (128, 128) for name in ("q", "k", "v", "o")},
+    "model.layers.0.mlp.gate_proj.weight": (256, 128),
+    "model.layers.0.mlp.up_proj.weight": (256, 128),
+    "model.layers.0.mlp.down_proj.weight": (128, 256),
+    "model.layers.0.input_layernorm.weight": (128,),
+    "model.norm.weight": (128,),
+    "lm_head.weight": (64, 128),
+}
+
+
+def quantizable(directory: Path) -> Path:
+    """A checkpoint of one real-shaped layer with finite weights."""
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(7)
+    tensors = {
+        name: torch.randn(shape, generator=generator).to(torch.bfloat16)
+        for name, shape in QUANTIZABLE.items()
+    }
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
+        "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 64,
+    }  # fmt: skip
+    return write(
+        directory,
+        {
+            "config.json": json.dumps(config).encode(),
+            "tokenizer.json": b"{}",
+            "README.md": README.encode(),
+            "extra/processor_config.json": pattern(20, "x").hex().encode(),
+        },
+    )
+
+
+def test_variants_share_tokenizer_and_documents(tmp_path: Path) -> None:
+    source = quantizable(tmp_path / "source")
+    variants = chosen_variants(["int8", "int4"])
+    options = BuildOptions(variants=variants, quantize=QuantizeChoices(engine="rtn"))
+    result = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    published, int8, int4 = result.records
+    assert [record.variant for record in result.records] == ["bf16", "int8", "int4"]
+    assert published.layers[0] == int8.layers[0] == int4.layers[0]
+    assert len({record.layers[-1].digest for record in result.records}) == 3
+    paths = {file.path for file in published.files}
+    assert {file.path for file in int8.files} == {file.path for file in int4.files} == paths
+    assert int4.quantization is not None
+    assert int4.quantization["scheme"] == "int4"
+    assert [record.facts.dtype for record in result.records] == ["bfloat16", "int8", "int4"]
+    layout = Layout(tmp_path / "out")
+    assert layout.tags() == sorted(
+        f"{name}{suffix}" for name in ("v1", "v1-int8", "v1-int4") for suffix in ("", "-modelpack")
+    )
+    assert resolve_model(layout, "v1", "int8").record == int8
+    assert resolve_model(layout, "v1-int4").record == int4
+    assert_intact(tmp_path / "out")
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_a_broken_off_variant_is_not_quantized_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = quantizable(tmp_path / "source")
+    options = BuildOptions(("bf16", "int8"), quantize=QuantizeChoices(engine="rtn"))
+
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("builder.build.publish", interrupt)
+    with pytest.raises(Interrupted):
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    monkeypatch.undo()
+    monkeypatch.setattr("quantize.api.quantize_checkpoint", interrupt)
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    assert_intact(tmp_path / "out")
+
+
+def test_an_unknown_variant_is_refused_before_anything() -> None:
+    with pytest.raises(UnknownVariant):
+        chosen_variants(["int3"])
+    assert chosen_variants([]) == ("bf16",)
+    assert chosen_variants(["int4", "bf16", "int4"]) == ("bf16", "int4")
+
+
+def test_the_index_and_its_shards_must_agree(tmp_path: Path) -> None:
+    source = sharded(tmp_path / "source")
+    (source / "model-00002-of-00002.safetensors").write_bytes(weights({"other": (4,)}))
+    with pytest.raises(InvalidCheckpoint):
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    with pytest.raises(NotFound):
+        Layout(tmp_path / "out").resolve("v1")
