@@ -60,7 +60,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("ps", "weightyard.commands.ps:ps", "List the workspaces that run here."),
             Entry("logs", "weightyard.commands.logs:logs", "Show a workspace's server log."),
             Entry("down", "weightyard.commands.down:down", "Stop workspaces that run here."),
-            Entry("render", "weightyard.commands.render:render", "Write a workspace as Kubernetes objects, compose or llm-d."),
+            Entry("render", "weightyard.commands.render:render", "Write a workspace for Kubernetes, compose or llm-d."),
         ),
     ),
     (

@@ -14,6 +14,7 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "numpy": "builder",
     "aiohttp": "agent",
     "structlog": "agent",
+    "kopf": "controller",
     "torch": "convert",
 }
 

@@ -1,0 +1,104 @@
+"""`weightyard render`: show what a workspace becomes elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import click
+import yaml
+
+from modelimage.access import Access, open_reader
+from modelimage.errors import InvalidInput, NotFound
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, default_root
+from workspace.document import parse_workspace
+from workspace.hardware import asked_hardware
+from workspace.images import resolve_workspace
+from workspace.render.cluster import render_kubernetes
+from workspace.render.compose import ROOT, render_compose
+from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
+from workspace.render.llmd import inference_pool, render_llmd
+from workspace.render.local import render_up
+from workspace.render.release import Place, Release, plan_release, pod_place, store_place
+from workspace.schema import Workspace
+
+TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
+
+
+@click.command()
+@click.option(
+    "-f", "--file", required=True,
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="The workspace; - is stdin.",
+)  # fmt: skip
+@click.option("--name", help="Which workspace, where the file holds several.")
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="What to write.")
+@click.option(
+    "--system-namespace",
+    default="weightyard",
+    show_default=True,
+    help="Where Weightyard itself runs.",
+)
+@click.option(
+    "--weightyard-image",
+    default=DEFAULT_IMAGE,
+    show_default=True,
+    help="Image of Weightyard's programs.",
+)
+@access_options
+@pass_console
+def render(
+    console: Console, *, file: Path, name: str | None, target: str,
+    system_namespace: str, weightyard_image: str, access: Access,
+) -> None:  # fmt: skip
+    """Write what a workspace becomes, as YAML on stdout.
+
+    The image is resolved and pinned by its digest, and the variant chosen for the GPU that the workspace names
+    (spec.resources.gpu or gpuMemory). The server's command line is the same for every target.
+    """
+    workspace = parse_workspace(_read(file), name=str(file), only=name)
+    resolved = resolve_workspace(workspace, lambda reference: open_reader(reference, access))
+    hardware = asked_hardware(workspace.spec.resources)
+    release = plan_release(workspace, resolved, hardware=hardware, place=_place(workspace, target))
+    for reason in release.plan.reasons:
+        console.say(f"not chosen: {reason}")
+    surroundings = Surroundings(system_namespace=system_namespace, image=weightyard_image)
+    documents = _documents(workspace, release, target=target, surroundings=surroundings)
+    console.result(
+        documents if len(documents) > 1 else documents[0],
+        yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip("\n"),
+    )
+
+
+def _documents(
+    workspace: Workspace, release: Release, *, target: str, surroundings: Surroundings
+) -> list[dict[str, Any]]:
+    if target == "kubernetes":
+        return render_kubernetes(workspace, release, surroundings)
+    if target == "compose":
+        return [render_compose(workspace, release, surroundings)]
+    if target == "llm-d":
+        return [render_llmd(workspace, release)]
+    if target == "llm-d-pool":
+        return [inference_pool(workspace)]
+    return [render_up(release)]
+
+
+def _place(workspace: Workspace, target: str) -> Place:
+    if target == "compose":
+        return store_place(workspace, ROOT)
+    if target == "up":
+        return store_place(workspace, PurePosixPath(default_root(os.environ)), host="127.0.0.1")
+    return pod_place(workspace)
+
+
+def _read(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound(f"no file {file}", hint="Start from one in examples/.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"can't read {file}: {error}") from error

@@ -1,0 +1,75 @@
+"""What a Workspace's images are now: the digests behind their names, and the records of all variants.
+
+Reads manifests and records through an `ImageReader`, never weights. The caller says how a reference is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from modelimage.errors import InvalidInput
+from modelimage.record import Record
+from modelimage.reference import (
+    EngineReference,
+    ImageReference,
+    LayoutReference,
+    RegistryReference,
+    parse_image,
+)
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel, resolve_model
+from workspace.render.release import PinnedAdapter, PinnedModel, Resolved
+from workspace.schema import Variant, Workspace
+
+Opener = Callable[[ImageReference], ImageReader]
+
+
+def resolve_workspace(workspace: Workspace, opener: Opener) -> Resolved:
+    """Pin the model and the adapters. Raises InvalidInput when the model is no image, and what readers raise."""
+    spec = workspace.spec
+    if spec.model.image is None:
+        source = f"hf://{spec.model.hub}" if spec.model.hub else f"s3://{spec.model.s3}"
+        raise InvalidInput(
+            f"nodes serve model images, and this workspace names {source}",
+            hint=f"Build one: weightyard build {source} --to REGISTRY/NAME:TAG; then set spec.model.image.",
+        )
+    wanted = None if spec.model.variant is Variant.AUTO else spec.model.variant.value
+    adapters = {each.name: _pin_adapter(each.image, opener) for each in spec.runtime.adapters}
+    return Resolved(_pin_model(spec.model.image, wanted, opener), adapters)
+
+
+def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
+    reference = parse_image(image)
+    reader = opener(reference)
+    first = resolve_model(reader, _name(reference), variant)
+    records: dict[str, Record] = {first.record.variant: first.record}
+    if variant is None:
+        # By digest from here on: a tag that moves in between would mix two versions.
+        root = str(first.root.digest)
+        for other in first.variants:
+            if other not in records:
+                records[other] = resolve_model(reader, root, other).record
+    return PinnedModel(_pinned(reference, first), records)
+
+
+def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:
+    reference = parse_image(image)
+    found = resolve_model(opener(reference), _name(reference))
+    return PinnedAdapter(_pinned(reference, found), found.key)
+
+
+def _name(reference: ImageReference) -> str:
+    if isinstance(reference, EngineReference):
+        raise InvalidInput(
+            f"{reference} is in a docker engine, which nodes can't read",
+            hint="Push it to a registry, or build it to one.",
+        )
+    return reference.name
+
+
+def _pinned(reference: ImageReference, found: ResolvedModel) -> str:
+    """The reference with the digest that it means now; the tag stays out, since it may come to mean another."""
+    if isinstance(reference, RegistryReference | LayoutReference):
+        return str(replace(reference, tag=None, digest=found.root.digest))
+    raise TypeError(f"no digest for {reference}")

@@ -1,0 +1,49 @@
+"""A whole Workspace as a list of Kubernetes objects, for `kubectl apply` where no controller runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workspace.render import names
+from workspace.render.kubernetes import (
+    Surroundings,
+    deployment,
+    has_activator,
+    surrounding_objects,
+    wanted_range,
+)
+from workspace.render.pod import pod_template
+from workspace.render.release import Release
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+def render_kubernetes(
+    workspace: Workspace, release: Release, surroundings: Surroundings
+) -> list[Json]:
+    """Every object, in an order that can be applied from top to bottom.
+
+    Without a controller nothing waits for the cache or scales from zero, so at least one replica is asked for.
+    """
+    template = pod_template(workspace, release, revision=release.key.hex[:10])
+    replicas = max(1, wanted_range(workspace)[0])
+    objects = [
+        each
+        for each in surrounding_objects(workspace, surroundings)
+        if not _needs_controller(workspace, each)
+    ]
+    servers = deployment(
+        workspace,
+        template,
+        replicas=replicas,
+        startup_seconds=release.plan.probes.startup_seconds,
+        surroundings=surroundings,
+    )
+    return [*objects, servers]
+
+
+def _needs_controller(workspace: Workspace, each: Json) -> bool:
+    """The activator and the Service behind it: only a controller can switch between them and the servers."""
+    own = (names.activator(workspace.name), names.server_service(workspace.name))
+    return has_activator(workspace) and each["metadata"]["name"] in own

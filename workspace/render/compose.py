@@ -1,0 +1,134 @@
+"""A compose file of the same Workspace: an agent with its cache, a pull through it, then the server on what it left.
+
+The server mounts the cache's volume read-only and serves the directory of the model's key. Docker Compose and
+podman-compose both read it; registries that need a login take the host's docker configuration, which is mounted.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from workspace.render import drain, names
+from workspace.render.kubernetes import Surroundings
+from workspace.render.release import Release, server_port
+from workspace.schema import EnvVar, Vendor, Workspace
+
+Json = dict[str, Any]
+
+ROOT: Final = PurePosixPath("/var/lib/weightyard")
+_AGENT_PORT: Final = 8099
+_VOLUME: Final = "weightyard"
+_AMD_DEVICES: Final = ["/dev/kfd", "/dev/dri"]
+
+
+def render_compose(workspace: Workspace, release: Release, surroundings: Surroundings) -> Json:
+    """The compose document, as plain data."""
+    pulls = {"model": _pull(surroundings, release.model, release.plan.variant)} | {
+        f"adapter-{name}": _pull(surroundings, adapter.image, None)
+        for name, adapter in sorted(release.adapters.items())
+    }
+    return {
+        "name": workspace.name,
+        "services": {
+            "agent": _agent(surroundings),
+            **pulls,
+            names.SERVER: _server(workspace, release, list(pulls)),
+        },
+        "volumes": {_VOLUME: {}},
+    }
+
+
+def _agent(surroundings: Surroundings) -> Json:
+    ready = f"http://127.0.0.1:{_AGENT_PORT}/readyz"
+    check = f"import urllib.request; urllib.request.urlopen({ready!r}, timeout=4)"
+    return {
+        "image": surroundings.image,
+        "command": ["weightyard", "agent", "--root", str(ROOT), "--port", str(_AGENT_PORT)],
+        "volumes": _cache_volumes(),
+        "environment": {"DOCKER_CONFIG": "/docker"},
+        "restart": "unless-stopped",
+        "healthcheck": {
+            "test": ["CMD", "python3", "-c", check],
+            "interval": "5s",
+            "timeout": "5s",
+            "retries": 12,
+        },
+    }
+
+
+def _pull(surroundings: Surroundings, image: str, variant: str | None) -> Json:
+    """Ends well once the model is in the cache, whole and checked; the agent does the work."""
+    chosen = ["--variant", variant] if variant else []
+    return {
+        "image": surroundings.image,
+        "command": ["weightyard", "pull", image, *chosen, "--root", str(ROOT)],
+        "volumes": _cache_volumes(),
+        "environment": {"DOCKER_CONFIG": "/docker"},
+        "restart": "on-failure",
+        "depends_on": {"agent": {"condition": "service_healthy"}},
+    }
+
+
+def _cache_volumes() -> list[str]:
+    return [f"{_VOLUME}:{ROOT}", "${DOCKER_CONFIG:-~/.docker}:/docker:ro"]
+
+
+def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
+    plan, port = release.plan, server_port(workspace)
+    health = f"http://127.0.0.1:{port}{plan.probes.path}"
+    check = f"import urllib.request; urllib.request.urlopen({health!r}, timeout=4)"
+    probe = (
+        ["CMD", "python3", "-c", check] if plan.template.module else ["CMD", "curl", "-fsS", health]
+    )
+    return {
+        "image": release.runtime_image,
+        "entrypoint": list(plan.template.command),
+        "command": [_escaped(word) for word in plan.args],
+        "environment": {each.name: _value(each) for each in plan.env},
+        "volumes": [f"{_VOLUME}:{ROOT}:ro"],
+        "ports": [f"127.0.0.1:{port}:{port}"],
+        "restart": "unless-stopped",
+        "shm_size": f"{max(1, plan.gpus)}gb",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "stop_grace_period": f"{drain.grace_seconds(workspace.spec.runtime.drain_seconds)}s",
+        "depends_on": {each: {"condition": "service_completed_successfully"} for each in pulls},
+        "healthcheck": {
+            "test": probe,
+            "interval": f"{plan.probes.period_seconds}s",
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": f"{plan.probes.startup_seconds}s",
+        },
+        **_devices(workspace, release),
+    }
+
+
+def _devices(workspace: Workspace, release: Release) -> Json:
+    """The GPUs: a reservation where the engine knows the vendor's driver, device files for AMD."""
+    count, vendor = release.plan.gpus, workspace.spec.resources.vendor
+    if not count:
+        return {}
+    if vendor is Vendor.NVIDIA:
+        device = {"driver": "nvidia", "count": count, "capabilities": ["gpu"]}
+        return {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
+    if vendor is Vendor.AMD:
+        return {"devices": [f"{path}:{path}" for path in _AMD_DEVICES], "group_add": ["video"]}
+    return {
+        "devices": ["/dev/dri:/dev/dri"]
+        if vendor is Vendor.INTEL
+        else ["/dev/neuron0:/dev/neuron0"]
+    }
+
+
+def _value(each: EnvVar) -> str:
+    """Secrets of a cluster come from the environment of whoever starts compose, and must be there."""
+    if each.secret is not None:
+        return f"${{{each.name}:?set it: {each.secret.name}/{each.secret.key}}}"
+    return _escaped(each.value or "")
+
+
+def _escaped(text: str) -> str:
+    """Compose reads `$` as the start of a variable."""
+    return text.replace("$", "$$")

@@ -1,0 +1,316 @@
+"""A Workspace's Kubernetes objects beside the pod itself: what runs it, reaches it, fences it in and scales it.
+
+Every object holds only what Weightyard decides; what the server fills in is left to it. The pod template
+comes as data, since a version's template is kept in its ControllerRevision and outlives upgrades of this code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from workspace.render import names
+from workspace.render.pod import container_security, pod_security
+from workspace.render.quantities import canonical_all
+from workspace.render.release import server_port
+from workspace.schema import Autoscaler, Scale, Workspace
+
+Json = dict[str, Any]
+
+DEFAULT_IMAGE: Final = "ghcr.io/weightyard/weightyard:0.1.0"
+_CLIENT_PORT: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the objects must know of the cluster: where Weightyard itself runs, and the image of its programs."""
+
+    system_namespace: str = "weightyard"
+    image: str = DEFAULT_IMAGE
+    quiet_seconds: int = 600  # a rollout's deadline beyond the server's own start
+
+
+def meta(workspace: Workspace, name: str, role: str | None = None) -> Json:
+    """Metadata of an object in the Workspace's namespace."""
+    where = {"namespace": workspace.metadata.namespace} if workspace.metadata.namespace else {}
+    return {"name": name, **where, "labels": names.labels(workspace.name, role)}
+
+
+def wanted_range(workspace: Workspace) -> tuple[int, int]:
+    """The fewest and the most replicas that the spec allows."""
+    spec = workspace.spec
+    if spec.scale is not None:
+        return spec.scale.min, spec.scale.max
+    count = 1 if spec.replicas is None else spec.replicas
+    return count, count
+
+
+def has_activator(workspace: Workspace) -> bool:
+    """Whether requests may arrive while nothing runs: only where our own loop scales from zero."""
+    scale = workspace.spec.scale
+    return scale is not None and scale.min == 0 and scale.by is Autoscaler.BUILTIN
+
+
+def deployment(
+    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
+    surroundings: Surroundings,
+) -> Json:  # fmt: skip
+    """The servers. A new version starts beside the old one, and the old one goes once the new one is ready."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta(workspace, workspace.name),
+        "spec": {
+            "replicas": replicas,
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": startup_seconds + surroundings.quiet_seconds,
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
+            "selector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+            "template": template,
+        },
+    }
+
+
+def service(workspace: Workspace, *, role: str = names.SERVER) -> Json:
+    """The Workspace's address. `role` is the activator's while nothing runs that could answer."""
+    return _service(workspace, workspace.name, role)
+
+
+def server_service(workspace: Workspace) -> Json:
+    """The address of the servers alone, which the activator forwards to."""
+    return _service(workspace, names.server_service(workspace.name), names.SERVER)
+
+
+def service_account(workspace: Workspace) -> Json:
+    """An identity without a token: servers have nothing to ask the API server."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": meta(workspace, workspace.name),
+        "automountServiceAccountToken": False,
+    }
+
+
+def disruption_budget(workspace: Workspace) -> Json:
+    """Node drains take one server at a time."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": meta(workspace, workspace.name),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+        },
+    }
+
+
+def network_policy(workspace: Workspace, surroundings: Surroundings) -> Json:
+    """Who reaches servers: their namespace, those allowed, our scrapes. What they reach: the agent alone."""
+    allowed = workspace.spec.tenancy.network_policy
+    sources: list[Json] = [{"podSelector": {}}, _system_pods(surroundings, "controller")]
+    if allowed is not None and allowed.allow_from_namespaces:
+        sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": meta(workspace, workspace.name),
+        "spec": {
+            "podSelector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {"from": sources, "ports": [{"port": server_port(workspace), "protocol": "TCP"}]}
+            ],
+            "egress": [{"to": [_system_pods(surroundings, "agent")]}],
+        },
+    }
+
+
+def quota(workspace: Workspace) -> list[Json]:
+    """ResourceQuota and LimitRange, where the spec asks for them."""
+    tenancy, objects = workspace.spec.tenancy, []
+    if tenancy.quota:
+        objects.append(
+            {
+                "apiVersion": "v1",
+                "kind": "ResourceQuota",
+                "metadata": meta(workspace, workspace.name),
+                "spec": {"hard": canonical_all(tenancy.quota)},
+            }
+        )
+    if tenancy.limits:
+        defaults = canonical_all(tenancy.limits)
+        item = {"type": "Container", "default": defaults, "defaultRequest": dict(defaults)}
+        objects.append(
+            {
+                "apiVersion": "v1",
+                "kind": "LimitRange",
+                "metadata": meta(workspace, workspace.name),
+                "spec": {"limits": [item]},
+            }
+        )
+    return objects
+
+
+def autoscaler(workspace: Workspace) -> list[Json]:
+    """The object that scales instead of our own loop, where the spec asks for one."""
+    scale = workspace.spec.scale
+    if scale is None or scale.by is Autoscaler.BUILTIN:
+        return []
+    if scale.by is Autoscaler.KEDA:
+        return [_scaled_object(workspace, scale)]
+    return [_horizontal_autoscaler(workspace, scale)]
+
+
+def activator_deployment(workspace: Workspace, surroundings: Surroundings) -> Json:
+    """The small proxy that holds requests while a server starts from zero."""
+    name, limits = names.activator(workspace.name), {"cpu": "100m", "memory": "128Mi"}
+    listen = server_port(workspace)
+    probe = {"httpGet": {"path": "/activator/health", "port": names.PORT_NAME}}
+    container = {
+        "name": names.ACTIVATOR,
+        "image": surroundings.image,
+        "command": ["weightyard", "activator"],
+        "args": [
+            "--listen", f"0.0.0.0:{listen}",
+            "--upstream", f"http://{names.server_service(workspace.name)}:{_CLIENT_PORT}",
+        ],
+        "ports": [{"name": names.PORT_NAME, "containerPort": listen, "protocol": "TCP"}],
+        "resources": {"requests": limits, "limits": {"memory": limits["memory"]}},
+        "readinessProbe": {**probe, "periodSeconds": 5},
+        "livenessProbe": {**probe, "periodSeconds": 10},
+        "securityContext": container_security(),
+    }  # fmt: skip
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta(workspace, name),
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": names.selector(workspace.name, names.ACTIVATOR)},
+            "template": {
+                "metadata": {"labels": names.labels(workspace.name, names.ACTIVATOR)},
+                "spec": {
+                    "serviceAccountName": workspace.name,
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "securityContext": pod_security(),
+                    "containers": [container],
+                },
+            },
+        },
+    }
+
+
+def surrounding_objects(
+    workspace: Workspace, surroundings: Surroundings, *, role: str = names.SERVER
+) -> list[Json]:
+    """Everything but the servers' Deployment. `role` says who answers at the Workspace's address."""
+    objects = [
+        service_account(workspace),
+        service(workspace, role=role),
+        disruption_budget(workspace),
+        network_policy(workspace, surroundings),
+        *quota(workspace),
+        *autoscaler(workspace),
+    ]
+    if has_activator(workspace):
+        objects += [server_service(workspace), activator_deployment(workspace, surroundings)]
+    return objects
+
+
+def _service(workspace: Workspace, name: str, role: str) -> Json:
+    entry = {"name": names.PORT_NAME, "port": _CLIENT_PORT, "protocol": "TCP"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta(workspace, name),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": names.selector(workspace.name, role),
+            "ports": [{**entry, "targetPort": names.PORT_NAME}],
+        },
+    }
+
+
+def _system_pods(surroundings: Surroundings, component: str) -> Json:
+    return {
+        "namespaceSelector": {
+            "matchLabels": {"kubernetes.io/metadata.name": surroundings.system_namespace}
+        },
+        "podSelector": {
+            "matchLabels": {
+                "app.kubernetes.io/part-of": "weightyard",
+                "app.kubernetes.io/component": component,
+            }
+        },
+    }
+
+
+def _behavior(scale: Scale) -> Json:
+    """The same windows and steps as our own loop: doubling up, one at a time down."""
+    minute = {"periodSeconds": 60}
+    return {
+        "scaleUp": {
+            "stabilizationWindowSeconds": scale.up_window_seconds,
+            "policies": [{"type": "Percent", "value": 100, **minute}],
+        },
+        "scaleDown": {
+            "stabilizationWindowSeconds": scale.down_window_seconds,
+            "policies": [{"type": "Pods", "value": 1, **minute}],
+        },
+    }
+
+
+def _horizontal_autoscaler(workspace: Workspace, scale: Scale) -> Json:
+    metric = {
+        "type": "Pods",
+        "pods": {
+            # As an adapter publishes it; the custom metrics API takes no colon.
+            "metric": {"name": "vllm_num_requests_waiting"},
+            "target": {"type": "AverageValue", "averageValue": str(scale.queue_depth)},
+        },
+    }
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": meta(workspace, workspace.name),
+        "spec": {
+            "scaleTargetRef": {
+                "apiVersion": "apps/v1", "kind": "Deployment", "name": workspace.name,
+            },
+            "minReplicas": max(1, scale.min),
+            "maxReplicas": scale.max,
+            "metrics": [metric],
+            "behavior": _behavior(scale),
+        },
+    }  # fmt: skip
+
+
+def _scaled_object(workspace: Workspace, scale: Scale) -> Json:
+    selected = f'namespace="{workspace.metadata.namespace or "default"}",pod=~"{workspace.name}-.*"'
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": meta(workspace, workspace.name),
+        "spec": {
+            "scaleTargetRef": {"name": workspace.name},
+            "minReplicaCount": scale.min,
+            "maxReplicaCount": scale.max,
+            "cooldownPeriod": scale.down_window_seconds,
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scale)}},
+            "triggers": [
+                {
+                    "type": "prometheus",
+                    "metadata": {
+                        "serverAddress": scale.prometheus or "",
+                        "query": f"sum(vllm:num_requests_waiting{{{selected}}})",
+                        "threshold": str(scale.queue_depth),
+                        "activationThreshold": "0",
+                    },
+                }
+            ],
+        },
+    }

@@ -1,0 +1,109 @@
+"""Values for llm-d's modelservice chart (llm-d-modelservice 0.4): the same pod, started and routed to by llm-d.
+
+The chart's own ways to fetch a model aren't used: `mountModelVolume` stays false and the model comes as the same CSI
+volume. The routing sidecar belongs to split prefill and decode, so it is off and the server keeps its port.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from workspace.render import drain, names
+from workspace.render.kubernetes import wanted_range
+from workspace.render.pod import (
+    affinity,
+    container,
+    inference_pool_labels,
+    pod_security,
+    tolerations,
+    volumes,
+)
+from workspace.render.release import Release, server_port
+from workspace.schema import Vendor, Workspace
+
+Json = dict[str, Any]
+
+_ACCELERATORS: Final = {
+    Vendor.NVIDIA: "nvidia", Vendor.AMD: "amd", Vendor.INTEL: "intel-xe", Vendor.NEURON: "neuron",
+}  # fmt: skip
+# Fields of a container that the chart's own template has a place for; it passes the others on.
+_CHART_FIELDS: Final = (
+    "name",
+    "image",
+    "command",
+    "args",
+    "env",
+    "ports",
+    "resources",
+    "volumeMounts",
+)
+
+
+def render_llmd(workspace: Workspace, release: Release) -> Json:
+    """The values document. Its pods carry the labels that `inference_pool` selects."""
+    spec, plan = workspace.spec, release.plan
+    accepted = tolerations(spec.resources, gpus=plan.gpus)
+    found = affinity(spec.placement, names.node_label(release.key))
+    extra = {
+        "automountServiceAccountToken": False,
+        "securityContext": pod_security(),
+        **({"affinity": found} if found else {}),
+    }
+    secret = spec.model.pull_secret
+    return {
+        "fullnameOverride": workspace.name,
+        "modelArtifacts": {
+            "name": plan.served_name,
+            # Only read where the chart fetches the model itself.
+            "uri": f"hf://{plan.served_name}",
+            "labels": _chart_labels(workspace),
+        },
+        "accelerator": {"type": _ACCELERATORS[spec.resources.vendor] if plan.gpus else "cpu"},
+        "routing": {"servicePort": server_port(workspace), "proxy": {"enabled": False}},
+        "decode": {
+            "create": True,
+            "replicas": max(1, wanted_range(workspace)[0]),
+            "parallelism": {"tensor": max(1, plan.gpus)},
+            "terminationGracePeriodSeconds": drain.grace_seconds(spec.runtime.drain_seconds),
+            **(
+                {"nodeSelector": dict(spec.resources.node_selector)}
+                if spec.resources.node_selector
+                else {}
+            ),
+            **({"tolerations": accepted} if accepted else {}),
+            "extraConfig": extra | ({"imagePullSecrets": [{"name": secret}]} if secret else {}),
+            "containers": [_container(workspace, release)],
+            "volumes": volumes(workspace, release),
+        },
+        "prefill": {"create": False},
+    }
+
+
+def inference_pool(workspace: Workspace) -> Json:
+    """The pool that llm-d's gateway routes to (inference.networking.k8s.io/v1)."""
+    metadata: Json = {"name": workspace.name, "labels": names.labels(workspace.name)}
+    if workspace.metadata.namespace:
+        metadata["namespace"] = workspace.metadata.namespace
+    return {
+        "apiVersion": "inference.networking.k8s.io/v1",
+        "kind": "InferencePool",
+        "metadata": metadata,
+        "spec": {
+            "selector": {"matchLabels": _chart_labels(workspace)},
+            "targetPorts": [{"number": server_port(workspace)}],
+            "endpointPickerRef": {"name": f"{workspace.name}-epp", "port": {"number": 9002}},
+        },
+    }
+
+
+def _chart_labels(workspace: Workspace) -> dict[str, str]:
+    """The chart adds `llm-d.ai/role` itself."""
+    labels = inference_pool_labels(workspace.name)
+    return {name: value for name, value in labels.items() if name != "llm-d.ai/role"}
+
+
+def _container(workspace: Workspace, release: Release) -> Json:
+    whole = container(workspace, release)
+    own = {name: value for name, value in whole.items() if name in _CHART_FIELDS}
+    extra = {name: value for name, value in whole.items() if name not in _CHART_FIELDS}
+    return {**own, "modelCommand": "custom", "mountModelVolume": False, "extraConfig": extra}

@@ -1,0 +1,26 @@
+"""What `weightyard up` starts for a Workspace, as data: the command, its environment and the model it serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelimage.errors import InvalidInput
+from workspace.render.release import Release
+
+
+def render_up(release: Release, *, python: str = "python3") -> dict[str, Any]:
+    """The command line of the child. Raises InvalidInput for an engine that runs in containers only."""
+    plan = release.plan
+    if plan.template.module is None:
+        raise InvalidInput(
+            f"`weightyard up` can't start {plan.engine.value}: it has no Python module",
+            hint="Render it for compose or kubernetes instead.",
+        )
+    return {
+        "model": {"image": release.model, "variant": plan.variant, "key": str(release.key)},
+        "command": [python, "-m", plan.template.module, *plan.args],
+        "environment": {
+            each.name: f"${each.name}" if each.secret else each.value for each in plan.env
+        },
+        "startupSeconds": plan.probes.startup_seconds,
+    }

@@ -1,0 +1,65 @@
+"""Names, labels and annotations of what a Workspace becomes. One place, since selectors must agree for ever.
+
+A Deployment's selector can't change once it exists, so the labels of `selector` are part of the interface.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from modelimage.digest import Digest
+
+MANAGER: Final = "weightyard"  # the field manager, and the value of managed-by
+DOMAIN: Final = "weightyard.dev"
+CACHE_DOMAIN: Final = "cache.weightyard.dev"
+CSI_DRIVER: Final = CACHE_DOMAIN
+
+WORKSPACE: Final = f"{DOMAIN}/workspace"
+ROLE: Final = f"{DOMAIN}/role"
+REVISION: Final = f"{DOMAIN}/revision"
+VARIANT: Final = f"{DOMAIN}/variant"
+IMAGE: Final = f"{DOMAIN}/image"  # annotations: an image or a key is too long for a label
+KEY: Final = f"{DOMAIN}/model-key"
+INTENT: Final = f"{DOMAIN}/intent"
+DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+
+SERVER: Final = "server"
+ACTIVATOR: Final = "activator"
+PREWARM: Final = "prewarm"
+
+SERVER_CONTAINER: Final = "server"
+MODEL_DIR: Final = "/model"
+ADAPTERS_DIR: Final = "/adapters"
+READY: Final = "ready"
+PORT_NAME: Final = "http"
+
+
+def server_service(workspace: str) -> str:
+    """The Service that always means the servers, whoever the Workspace's own Service points to."""
+    return f"{workspace}-{SERVER}"
+
+
+def activator(workspace: str) -> str:
+    """The Deployment of the Workspace's activator."""
+    return f"{workspace}-{ACTIVATOR}"
+
+
+def node_label(key: Digest) -> str:
+    """The label that a node carries while it holds a model, with the value `ready`."""
+    return f"{CACHE_DOMAIN}/m.{key.hex[:12]}"
+
+
+def selector(workspace: str, role: str) -> dict[str, str]:
+    """What selects the pods of one role; never changes."""
+    return {WORKSPACE: workspace, ROLE: role}
+
+
+def labels(workspace: str, role: str | None = None) -> dict[str, str]:
+    """Labels of every object; those of a role's pods include its selector."""
+    common = {
+        "app.kubernetes.io/name": workspace,
+        "app.kubernetes.io/part-of": "weightyard",
+        "app.kubernetes.io/managed-by": MANAGER,
+        WORKSPACE: workspace,
+    }
+    return common if role is None else {**common, ROLE: role}

@@ -1,0 +1,239 @@
+"""The pod that serves: one container with the plan's command line and the model as a read-only CSI volume.
+
+Fits the restricted pod security standard: no root, no capabilities, a read-only root, no host paths, no token.
+Only fields that Kubernetes 1.25 knows: an older server would drop others and never match what was asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from workspace.render import drain, names
+from workspace.render.quantities import canonical, total_bytes
+from workspace.render.release import Release
+from workspace.schema import EnvVar, Placement, Resources, Spec, Toleration, Vendor, Workspace
+
+Json = dict[str, Any]
+
+RESOURCE_NAMES: Final = {
+    Vendor.NVIDIA: "nvidia.com/gpu",
+    Vendor.AMD: "amd.com/gpu",
+    Vendor.INTEL: "gpu.intel.com/xe",
+    Vendor.NEURON: "aws.amazon.com/neuron",
+}
+_USER: Final = 65532
+_SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
+_SHARED_MEMORY: Final = 1 << 30  # of each GPU's worker
+
+
+def pod_template(workspace: Workspace, release: Release, *, revision: str) -> Json:
+    """The template of the Deployment's pods. `revision` marks which version a pod is of."""
+    return {
+        "metadata": {
+            "labels": {
+                **names.labels(workspace.name, names.SERVER),
+                names.REVISION: revision,
+                names.VARIANT: release.plan.variant,
+                **inference_pool_labels(workspace.name),
+            },
+            "annotations": {
+                names.IMAGE: release.model,
+                names.KEY: str(release.key),
+                "prometheus.io/scrape": "true",
+                "prometheus.io/path": "/metrics",
+                "prometheus.io/port": str(release.plan.port),
+            },
+        },
+        "spec": _pod_spec(workspace, release),
+    }
+
+
+def inference_pool_labels(workspace: str) -> dict[str, str]:
+    """What an llm-d InferencePool selects the pods of one model by; `both` is prefill and decode in one server."""
+    return {
+        "llm-d.ai/inference-serving": "true",
+        "llm-d.ai/model": workspace,
+        "llm-d.ai/role": "both",
+    }
+
+
+def volumes(workspace: Workspace, release: Release) -> list[Json]:
+    """The model, the adapters, scratch space and shared memory."""
+    secret = workspace.spec.model.pull_secret
+    shared = _SHARED_MEMORY * max(1, release.plan.gpus)
+    return [
+        model_volume("model", release.model, release.plan.variant, secret),
+        *(
+            model_volume(f"adapter-{name}", adapter.image, None, secret)
+            for name, adapter in sorted(release.adapters.items())
+        ),
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": total_bytes(shared)}},
+    ]
+
+
+def volume_mounts(release: Release) -> list[Json]:
+    """Where `volumes` appear in the container."""
+    adapters = [
+        {
+            "name": f"adapter-{name}",
+            "mountPath": f"{names.ADAPTERS_DIR}/{name}",
+            "readOnly": True,
+        }
+        for name in sorted(release.adapters)
+    ]
+    return [
+        {"name": "model", "mountPath": names.MODEL_DIR, "readOnly": True},
+        *adapters,
+        {"name": "scratch", "mountPath": _SCRATCH},
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the pod's own emptyDir
+    ]
+
+
+def model_volume(name: str, image: str, variant: str | None, secret: str | None) -> Json:
+    """An inline CSI volume: the node's agent fetches, checks, mounts, and leases it for the pod's life."""
+    attributes = {"image": image} | ({"variant": variant} if variant else {})
+    csi: Json = {"driver": names.CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}
+    if secret:
+        csi["nodePublishSecretRef"] = {"name": secret}
+    return {"name": name, "csi": csi}
+
+
+def container_security() -> Json:
+    """What the restricted standard asks of a container, and a read-only root."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def pod_security() -> Json:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": _USER,
+        "runAsGroup": _USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def environment(release: Release) -> list[Json]:
+    """The plan's environment, and a home that can be written by a user whom the image doesn't know."""
+    derived = {
+        "HOME": _SCRATCH,
+        "USER": "weightyard",  # torch asks for a user's name, which this uid doesn't have
+        "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
+        "XDG_CACHE_HOME": f"{_SCRATCH}/cache",
+    }
+    taken = {each.name for each in release.plan.env}
+    own = [{"name": n, "value": v} for n, v in derived.items() if n not in taken]
+    return own + [_env(each) for each in release.plan.env]
+
+
+def resources(spec: Spec, release: Release) -> Json:
+    """Requests and limits of the server: its GPUs, and memory from what the model needs when nothing is asked."""
+    asked = spec.resources
+    requests = {
+        "cpu": canonical(asked.cpu or str(max(1, release.plan.gpus) * 2)),
+        "memory": canonical(asked.memory or total_bytes(release.memory_bytes)),
+    }
+    limits = {"memory": canonical(asked.memory)} if asked.memory else {}
+    if release.plan.gpus:
+        count = str(release.plan.gpus)
+        name = gpu_resource(asked)
+        requests, limits = {**requests, name: count}, {**limits, name: count}
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def gpu_resource(asked: Resources) -> str:
+    """The extended resource that stands for the accelerator, or for the slice of it."""
+    if asked.mig_profile:
+        return f"nvidia.com/mig-{asked.mig_profile}"
+    return RESOURCE_NAMES[asked.vendor]
+
+
+def tolerations(asked: Resources, *, gpus: int) -> list[Json]:
+    """The spec's, and the one for nodes that are kept for pods with GPUs."""
+    own = [_toleration(each) for each in asked.tolerations]
+    name = RESOURCE_NAMES[asked.vendor]
+    if gpus and not any(each.get("key") == name for each in own):
+        own.append({"key": name, "operator": "Exists", "effect": "NoSchedule"})
+    return own
+
+
+def affinity(placement: Placement, label: str) -> Json | None:
+    """Towards nodes that hold the model."""
+    term = {"matchExpressions": [{"key": label, "operator": "In", "values": [names.READY]}]}
+    if placement is Placement.REQUIRED:
+        required = {"nodeSelectorTerms": [term]}
+        return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+    if placement is Placement.PREFERRED:
+        preferred = [{"weight": 100, "preference": term}]
+        return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+    return None
+
+
+def container(workspace: Workspace, release: Release) -> Json:
+    """The server's container."""
+    plan = release.plan
+    probe = {"httpGet": {"path": plan.probes.path, "port": names.PORT_NAME}, "timeoutSeconds": 5}
+    stop = drain.pre_stop(plan.engine, port=plan.port, seconds=workspace.spec.runtime.drain_seconds)
+    return {
+        "name": names.SERVER_CONTAINER,
+        "image": release.runtime_image,
+        "command": list(plan.template.command),
+        "args": list(plan.args),
+        "env": environment(release),
+        "ports": [{"name": names.PORT_NAME, "containerPort": plan.port, "protocol": "TCP"}],
+        "resources": resources(workspace.spec, release),
+        "startupProbe": {
+            **probe,
+            "periodSeconds": plan.probes.period_seconds,
+            "failureThreshold": plan.probes.startup_failures,
+        },
+        "readinessProbe": {**probe, "periodSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"exec": {"command": stop}}},
+        "securityContext": container_security(),
+        "volumeMounts": volume_mounts(release),
+    }
+
+
+def _pod_spec(workspace: Workspace, release: Release) -> Json:
+    spec = workspace.spec
+    found = affinity(spec.placement, names.node_label(release.key))
+    accepted = tolerations(spec.resources, gpus=release.plan.gpus)
+    selected = spec.resources.node_selector
+    secret = spec.model.pull_secret
+    return {
+        "serviceAccountName": workspace.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "terminationGracePeriodSeconds": drain.grace_seconds(spec.runtime.drain_seconds),
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+            }
+        ],
+        **({"nodeSelector": dict(selected)} if selected else {}),
+        **({"tolerations": accepted} if accepted else {}),
+        **({"affinity": found} if found else {}),
+        **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
+        "containers": [container(workspace, release)],
+        "volumes": volumes(workspace, release),
+    }
+
+
+def _env(each: EnvVar) -> Json:
+    if each.secret is not None:
+        reference = {"name": each.secret.name, "key": each.secret.key}
+        return {"name": each.name, "valueFrom": {"secretKeyRef": reference}}
+    return {"name": each.name, "value": each.value or ""}
+
+
+def _toleration(each: Toleration) -> Json:
+    return each.model_dump(mode="json", by_alias=True, exclude_none=True)

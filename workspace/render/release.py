@@ -1,0 +1,137 @@
+"""One version of a Workspace, decided and pinned: what every renderer takes.
+
+The image is a digest by now, so that all replicas, today's and those of next month, serve the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Final
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+from modelimage.record import Record
+from workspace.engines import Template
+from workspace.fit import needed_bytes
+from workspace.hardware import Hardware
+from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
+from workspace.render import names
+from workspace.schema import DEFAULT_PORT, Workspace
+
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container, where ports and policies say who gets there
+_RUNTIME_MEMORY: Final = 4 << 30  # the interpreter, CUDA's context and host buffers of one server
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedModel:
+    """What an image's name meant when it was resolved: the image by digest, and its records by variant."""
+
+    image: str
+    records: Mapping[str, Record]
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedAdapter:
+    """A LoRA adapter's image by digest, and its model key."""
+
+    image: str
+    key: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """All that a Workspace's images turned out to be."""
+
+    model: PinnedModel
+    adapters: Mapping[str, PinnedAdapter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A plan and the images it runs on, by digest. `memory_bytes` is what a replica needs of its host."""
+
+    plan: LaunchPlan
+    model: str
+    runtime_image: str
+    memory_bytes: int
+    adapters: Mapping[str, PinnedAdapter] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Digest:
+        return self.plan.key
+
+    @property
+    def template(self) -> Template:
+        return self.plan.template
+
+
+# Says where a server finds its model and adapters, by their keys.
+Place = Callable[[Digest, Mapping[str, Digest]], Site]
+
+
+def pod_place(workspace: Workspace, *, read_rate: float | None = None) -> Place:
+    """In a pod: volumes at fixed directories, every address, the Workspace's port."""
+
+    def place(_: Digest, adapters: Mapping[str, Digest]) -> Site:
+        return Site(
+            model_dir=PurePosixPath(names.MODEL_DIR),
+            host=_EVERYWHERE,
+            port=server_port(workspace),
+            read_rate=read_rate,
+            adapter_dirs={name: PurePosixPath(names.ADAPTERS_DIR, name) for name in adapters},
+        )
+
+    return place
+
+
+def store_place(workspace: Workspace, root: PurePosixPath, *, host: str = _EVERYWHERE) -> Place:
+    """Beside an agent's store at `root`: each model in the directory of its key."""
+
+    def place(model: Digest, adapters: Mapping[str, Digest]) -> Site:
+        return Site(
+            model_dir=root / "models" / model.hex,
+            host=host,
+            port=server_port(workspace),
+            adapter_dirs={name: root / "models" / key.hex for name, key in adapters.items()},
+        )
+
+    return place
+
+
+def server_port(workspace: Workspace) -> int:
+    """Where the server listens; a port left to the system means the usual one where nobody could tell it."""
+    return workspace.spec.runtime.port or DEFAULT_PORT
+
+
+def plan_release(
+    workspace: Workspace, resolved: Resolved, *, hardware: Hardware, place: Place
+) -> Release:
+    """Decide a version: variant, GPUs, context, command line, images. Raises what the planner raises."""
+    fit = choose_variant(workspace, resolved.model.records, hardware)
+    record = resolved.model.records[fit.variant]
+    site = place(record.key, {name: each.key for name, each in resolved.adapters.items()})
+    plan = plan_launch(workspace, record=record, fit=fit, hardware=hardware, site=site)
+    on_host = 0 if fit.gpus else needed_bytes(record.facts, context=fit.context or 0, gpus=0)
+    return Release(
+        plan=plan,
+        model=resolved.model.image,
+        runtime_image=_runtime_image(workspace, plan),
+        memory_bytes=_RUNTIME_MEMORY * max(fit.gpus, 1) + on_host,
+        adapters=resolved.adapters,
+    )
+
+
+def _runtime_image(workspace: Workspace, plan: LaunchPlan) -> str:
+    asked = workspace.spec.runtime.image
+    if asked is not None:
+        return asked
+    if plan.gpus:
+        return plan.template.image
+    if plan.template.cpu_image is None:
+        raise InvalidInput(
+            f"{plan.engine.value} has no image for CPUs",
+            hint="Set spec.runtime.image, or choose another spec.runtime.engine.",
+        )
+    return plan.template.cpu_image
