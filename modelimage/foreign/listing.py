@@ -30,7 +30,7 @@ def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> Fore
     """
     blob = _Window(reader, layer.descriptor)
     walk, members, gaps = TarWalk(), list[TarMember](), _Gaps(blob)
-    while (wanted := walk.wanted) is not None and wanted.start != blob.size:
+    while (wanted := walk.wanted) is not None and wanted.start < blob.size:
         if wanted.stop > blob.size:
             raise InvalidImage(f"layer {layer.digest} ends in the middle of a tar")
         member = walk.feed(gaps.read(wanted.stop)[-len(wanted) :])

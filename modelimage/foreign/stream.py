@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch
+from modelimage.errors import DigestMismatch, InvalidImage
 from modelimage.foreign.inflate import GzipInflater, Inflater, ZstdInflater
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignLayer, Packing
@@ -63,10 +63,12 @@ class LayerStream:
         return self._members
 
     def __iter__(self) -> Iterator[Piece]:
-        if self._layer.packing is Packing.RAW:
-            yield from self._raw()
-        else:
-            yield from self._tar()
+        try:
+            yield from self._raw() if self._layer.packing is Packing.RAW else self._tar()
+        except InvalidImage:
+            # Bytes that make no sense may be the registry's fault: then another source has the right ones.
+            self._source.check()
+            raise
 
     def _raw(self) -> Iterator[Piece]:
         buffer, offset = memoryview(bytearray(_BUFFER)), 0

@@ -117,6 +117,7 @@ class TarWalk:
     _need: _Need = _Need.HEADER
     _next: int = 0
     _length: int = BLOCK
+    _ended: int = 0
     _extensions: _Extensions = field(default_factory=_Extensions)
 
     @property
@@ -137,12 +138,18 @@ class TarWalk:
         return None
 
     def finish(self, size: int) -> None:
-        """Say that the archive has no more than `size` bytes. Raises InvalidImage when that is too early."""
+        """Say that the archive has no more than `size` bytes. Raises InvalidImage when that is too early.
+
+        The trailer may be missing, and the last file's padding: umoci leaves both out.
+        """
         at_member = self._need in (_Need.HEADER, _Need.SECOND_ZERO) and not self._extensions.seen
-        if self._need is not _Need.NOTHING and not (at_member and size == self._next):
+        if self._need is not _Need.NOTHING and not (
+            at_member and self._ended <= size <= self._next
+        ):
             raise InvalidImage(f"the archive ends in the middle, at {size}")
 
     def _block(self, data: bytes) -> TarMember | None:
+        self._ended = self._next + BLOCK
         if not any(data):
             if self._extensions.seen:
                 raise InvalidImage("the archive ends after a header that announces a member")
@@ -179,6 +186,7 @@ class TarWalk:
         # Links and directories carry no data, whatever their size says.
         size = size if kind is MemberKind.FILE else 0
         self._expect(start + size + padding(size))
+        self._ended = start + size
         return TarMember(_path(name, kind), kind, size, start, _target(target, kind))
 
     def _extend(self, data: bytes) -> None:

@@ -347,22 +347,32 @@ def test_a_docker_model_with_an_unknown_layer(maker: Maker, content: str) -> Non
 
 def test_an_artifact_of_files(maker: Maker) -> None:
     title = "org.opencontainers.image.title"
+    gzipped = "application/vnd.oci.image.layer.v1.tar+gzip"
     folder = compress(files_tar({"extra/a.txt": b"a"}), Packing.TAR_GZIP)
+    other = compress(files_tar({"more/b.txt": b"b"}), Packing.TAR_GZIP)
     layers = [
         # oras says tar of a file whose type it doesn't know
         maker.blob("application/vnd.oci.image.layer.v1.tar", b"GGUF", {title: "model.gguf"}),
-        maker.blob(
-            "application/vnd.oci.image.layer.v1.tar+gzip",
-            folder,
-            {title: "extra", "io.deis.oras.content.unpack": "true"},
-        ),
+        maker.blob(gzipped, folder, {title: "extra", "io.deis.oras.content.unpack": "true"}),
+        # the Python client's way with directories
+        maker.blob(gzipped, other, {title: "and/more"}),
+        maker.blob(gzipped, b"kept", {title: "kept.tar.gz"}),
         maker.blob("application/octet-stream", b"?"),
     ]
     maker.manifest(maker.blob(OCI_EMPTY, b"{}"), layers, artifactType="application/vnd.example")
     model = described(maker)
     assert model.kind is Kind.ARTIFACT
-    check_pull(maker, model, {"model.gguf": b"GGUF", "extra/a.txt": b"a"})
-    assert list(model.left_out) == [str(layers[2].digest)]
+    check_pull(
+        maker,
+        model,
+        {
+            "model.gguf": b"GGUF",
+            "extra/a.txt": b"a",
+            "and/more/b.txt": b"b",
+            "kept.tar.gz": b"kept",
+        },
+    )
+    assert list(model.left_out) == [str(layers[-1].digest)]
 
 
 def test_an_artifact_without_any_file_name(maker: Maker) -> None:

@@ -93,13 +93,12 @@ class Counting(Layout):
 
 def layer_of(archive: bytes, packing: Packing, *, diff_id: Digest | None = None) -> ForeignLayer:
     blob = compress(archive, packing)
-    found = ForeignLayer(
+    return ForeignLayer(
         Descriptor("application/x", Digest.of(blob), len(blob)),
         packing,
         path="file" if packing is Packing.RAW else "",
         diff_id=diff_id,
     )
-    return found
 
 
 def read(reader: Sends, layer: ForeignLayer, limits: Limits | None = None) -> dict[int, bytes]:
@@ -132,8 +131,8 @@ def test_wrong_bytes_are_no_layer(packing: Packing) -> None:
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_fewer_bytes_are_no_layer(packing: Packing) -> None:
     blob = compress(ARCHIVE, packing)
-    for cut in (0, 1, 600, len(blob) - 1):
-        with pytest.raises((DigestMismatch, InvalidImage)):
+    for cut in (0, 1, len(blob) // 2, len(blob) - 1):
+        with pytest.raises(DigestMismatch):
             read(Sends(blob[:cut]), layer_of(ARCHIVE, packing))
 
 
@@ -173,16 +172,14 @@ def test_what_is_not_compressed_at_all(packing: Packing) -> None:
 def test_a_bomb_is_refused_long_before_it_has_gone_off(packing: Packing) -> None:
     archive = tar([Entry("zeros", bytes(100 << 20))])
     limits = Limits(slack=1 << 20, ratio=20)
-    given = 0
-    blob = compress(archive, packing)
-    layer = ForeignLayer(Descriptor("application/x", Digest.of(blob), len(blob)), packing)
+    pieces: list[int] = []
+    reader = Sends(compress(archive, packing), step=4096)
     with (
+        open_layer(reader, layer_of(archive, packing), limits=limits) as stream,
         pytest.raises(InvalidImage, match="beyond measure"),
-        open_layer(Sends(blob, step=4096), layer, limits=limits) as stream,
     ):
-        for piece in stream:
-            given += len(piece.data)
-    assert given < 10 << 20
+        pieces.extend(len(piece.data) for piece in stream)
+    assert sum(pieces) < 10 << 20
 
 
 def test_a_total_that_is_too_much() -> None:
@@ -281,7 +278,7 @@ def test_a_listed_layer_can_be_made_again_from_its_files(tmp_path: Path, trailer
     files = {"a": b"1" * 700, "b": b"", "c": b"3" * 512, "d/e": b"4"}
     archive = files_tar(files).rstrip(b"\0")
     archive += b"\0" * (-len(archive) % 512) + b"\0" * trailer
-    reader, model = counted(tmp_path / "image", archive)
+    _, model = counted(tmp_path / "image", archive)
     (layer,) = model.layers
     members = layer.members or ()
     recipe = layer.recipe(lambda n: LayerFile(members[n].path, members[n].size, layer.digest))

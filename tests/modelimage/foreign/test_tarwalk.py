@@ -215,6 +215,8 @@ CONFUSING = {
     "a long path": pax(record(b"path", b"d" * 4097)) + block() + END,
     "half a header": block()[:300],
     "a header without its file": block(size=b"00000000005\0"),
+    "a file without its end": block(size=b"00000000005\0") + b"byte",
+    "half a trailer block": block() + bytes(300),
 }  # fmt: skip
 
 
@@ -228,6 +230,8 @@ def test_what_two_programs_would_read_differently_is_refused(name: str) -> None:
 
 ACCEPTED = {
     "no trailer": (block(), ["file"]),
+    "no padding": (block(size=b"00000000005\0") + b"bytes", ["file"]),
+    "half the padding": (block(size=b"00000000005\0") + b"bytes\0", ["file"]),
     "half a trailer": (block() + bytes(512), ["file"]),
     "junk after the trailer": (block() + END + b"junk" * 200, ["file"]),
     "a v7 directory": (block(name=b"dir/", flag=b"\0", magic=b""), ["dir"]),
