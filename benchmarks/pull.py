@@ -1,0 +1,232 @@
+"""Registry to verified, durable files: `weightyard pull` beside skopeo, containerd and oras, in one run.
+
+Each round runs every program once on the same image in the same registry, in alternating order; what it wrote is
+deleted before the next one starts. Wall time, CPU seconds (of the program, its daemon, and the registry) and peak
+memory of each run are printed, then medians and ratios. A missing program is a failure, not a skip.
+
+    .venv/bin/python -m benchmarks.pull --gigabytes 2 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.servers.containerd import Containerd
+from tests.servers.process import child_environment, program
+from tests.servers.registry import DockerRegistry
+from weightyard.demo.synthetic import synthetic_checkpoint
+
+TICKS = os.sysconf("SC_CLK_TCK")
+ORAS = """
+import sys, oras.client, pathlib
+client = oras.client.OrasClient(insecure=True, tls_verify=False)
+image, out = sys.argv[1:]
+container = client.get_container(image)
+manifest = client.get_manifest(container)
+pathlib.Path(out).mkdir(parents=True)
+for layer in manifest["layers"]:
+    client.download_blob(container, layer["digest"], str(pathlib.Path(out) / layer["digest"][7:]))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one program: seconds, CPU seconds, peak resident megabytes (0: of a daemon, not measured)."""
+
+    program: str
+    wall: float
+    sync: float
+    cpu: float
+    server_cpu: float
+    rss_mb: float
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds that a process and its ended children have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / TICKS
+
+
+class Peak(threading.Thread):
+    """Follows a process' peak resident memory. (wait4's maximum counts what the parent had when it forked.)"""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.megabytes = 0.0
+        self._status = Path(f"/proc/{pid}/status")
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                text = self._status.read_text()
+            except OSError:
+                return
+            if "VmHWM:" not in text:
+                return
+            self.megabytes = int(text.partition("VmHWM:")[2].split()[0]) / 1e3
+            time.sleep(0.02)
+
+
+def measure(
+    name: str, command: Sequence[str], *, servers: Sequence[int], daemon: int | None, home: Path
+) -> Run:
+    """Run a command, then sync its files; raises when it fails."""
+    before, daemon_before = sum(map(cpu_of, servers)), cpu_of(daemon) if daemon else 0.0
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=child_environment(home)
+    )
+    assert process.stderr is not None
+    peak = Peak(process.pid)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    peak.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{name} failed: {errors.decode(errors='replace')[-800:]}")
+    os.sync()
+    sync = time.perf_counter() - started - wall
+    own = usage.ru_utime + usage.ru_stime
+    daemon_cpu = cpu_of(daemon) - daemon_before if daemon else 0.0
+    server = sum(map(cpu_of, servers)) - before
+    return Run(name, wall, sync, own + daemon_cpu, server, 0.0 if daemon else peak.megabytes)
+
+
+def peers(
+    registry: DockerRegistry, containerd: Containerd, image: str, work: Path
+) -> dict[str, Callable[[], Run]]:
+    """What is compared, by name. Raises when one isn't installed."""
+    servers = [registry._process.pid]
+    target = work / "out"
+    policy = work / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+
+    def run(name: str, command: Sequence[str], daemon: int | None = None) -> Callable[[], Run]:
+        return lambda: measure(name, command, servers=servers, daemon=daemon, home=work)
+
+    weightyard = [
+        sys.executable,
+        "-m",
+        "weightyard.cli",
+        "--quiet",
+        "pull",
+        image,
+        "--root",
+        str(target),
+    ]
+    skopeo = [program("skopeo"), "--policy", str(policy), "copy", "--src-tls-verify=false",
+              f"docker://{image}", f"dir:{target}"]  # fmt: skip
+    ctr = [
+        program("ctr"),
+        "--address",
+        str(containerd.address),
+        "images",
+        "pull",
+        "--plain-http",
+        image,
+    ]
+    oras = [sys.executable, "-c", ORAS, f"{image}-modelpack", str(target)]
+    return {
+        "weightyard": run("weightyard", weightyard),
+        "skopeo": run("skopeo", skopeo),
+        "ctr": run("ctr", ctr, containerd._process.pid),
+        "oras": run("oras", oras),
+    }
+
+
+def report(runs: Sequence[Run], size: int) -> dict[str, object]:
+    """Medians by program and the ratios that the targets speak of."""
+    medians = {}
+    print(f"\n{'':12} {'wall s':>8} {'sync s':>8} {'CPU s/GB':>9} {'server':>8} {'RSS MB':>8}")
+    for name in dict.fromkeys(run.program for run in runs):
+        own = [run for run in runs if run.program == name]
+        wall, sync, cpu, server, rss = (
+            statistics.median(getattr(run, field) for run in own)
+            for field in ("wall", "sync", "cpu", "server_cpu", "rss_mb")
+        )
+        medians[name] = wall
+        gigabytes = size / 1e9
+        print(
+            f"{name:12} {wall:8.2f} {sync:8.2f} {cpu / gigabytes:9.2f} {server / gigabytes:8.2f} {rss:8.0f}"
+        )
+    ratios = {name: wall / medians["weightyard"] for name, wall in medians.items()}
+    print("times as long as weightyard: " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()))
+    return {
+        "size": size,
+        "medians": medians,
+        "ratios": ratios,
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shard-gigabytes", type=float, default=0.5)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-")))
+        checkpoint = synthetic_checkpoint(
+            work / "checkpoint",
+            total_bytes=int(options.gigabytes * 1e9),
+            shard_bytes=int(options.shard_gigabytes * 1e9),
+        )
+        size = sum(path.stat().st_size for path in checkpoint.iterdir())
+        registry = stack.enter_context(DockerRegistry())
+        containerd = stack.enter_context(Containerd())
+        image = f"{registry.host}/bench/model:v1"
+        build = [
+            sys.executable,
+            "-m",
+            "weightyard.cli",
+            "--quiet",
+            "build",
+            str(checkpoint),
+            "--to",
+            image,
+        ]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(checkpoint)
+        contenders = peers(registry, containerd, image, work)
+        if options.only:
+            contenders = {name: contenders[name] for name in options.only}
+        runs: list[Run] = []
+        for number in range(options.rounds + 1):
+            order = list(contenders) if number % 2 else list(reversed(contenders))
+            for name in order:
+                os.sync()
+                run = contenders[name]()
+                shutil.rmtree(work / "out", ignore_errors=True)
+                if name == "ctr":
+                    containerd.remove(image)
+                # The first round warms the page cache and the machine's memory.
+                if number:
+                    runs.append(run)
+                    print(json.dumps(asdict(run)), flush=True)
+        document = report(runs, size)
+        if options.json:
+            options.json.write_text(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    main()
