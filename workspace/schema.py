@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -30,7 +31,8 @@ DEFAULT_PORT: Final = 8000
 _NAME = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_QUANTITY_PATTERN: Final = r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?"
+_QUANTITY: Final = re.compile(_QUANTITY_PATTERN)
 _SCALE: Final = {
     None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
@@ -65,7 +67,11 @@ def _as_enum(kind: type[Enum]) -> BeforeValidator:
     return BeforeValidator(convert)
 
 
-Quantity = Annotated[str, AfterValidator(_quantity)]
+Quantity = Annotated[
+    str,
+    AfterValidator(_quantity),
+    WithJsonSchema({"type": "string", "pattern": f"^{_QUANTITY_PATTERN}$", "maxLength": 32}),
+]
 Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
 Namespace = Annotated[str, StringConstraints(pattern=f"^{_LABEL}$", max_length=63)]
 SecretName = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
@@ -192,10 +198,11 @@ class Runtime(Strict):
     args: tuple[str, ...] = Field(
         default=(),
         strict=False,
+        max_length=512,
         description="More arguments for the server; they win over derived ones.",
     )
-    env: tuple[EnvVar, ...] = Field(default=(), strict=False)
-    adapters: tuple[Adapter, ...] = Field(default=(), strict=False)
+    env: tuple[EnvVar, ...] = Field(default=(), strict=False, max_length=256)
+    adapters: tuple[Adapter, ...] = Field(default=(), strict=False, max_length=64)
     port: Port = Field(
         default=DEFAULT_PORT, description="Where the server listens; 0 takes a free port with `up`."
     )
@@ -249,7 +256,7 @@ class Resources(Strict):
         default=None, description="Memory request and limit, such as 16Gi."
     )
     node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = Field(default=(), strict=False)
+    tolerations: tuple[Toleration, ...] = Field(default=(), strict=False, max_length=64)
 
     @model_validator(mode="after")
     def _one_sharing(self) -> Self:

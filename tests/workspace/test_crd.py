@@ -1,0 +1,213 @@
+"""The CRD is structural, says the same as the pydantic schema, and is what the chart ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import celpy
+import pytest
+import yaml
+from celpy.adapter import json_to_cel
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft4Validator
+from pydantic import ValidationError
+
+from tests.workspace import openapi, samples
+from workspace import crd
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+CHART_FILE = Path(__file__).parents[2] / "charts" / "weightyard" / "crds" / "workspaces.yaml"
+SCHEMA = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def subschemas(schema: Json, path: str = "$") -> Iterator[tuple[str, Json]]:
+    yield path, schema
+    for name, each in schema.get("properties", {}).items():
+        yield from subschemas(each, f"{path}.{name}")
+    for member in ("items", "additionalProperties"):
+        if isinstance(schema.get(member), dict):
+            yield from subschemas(schema[member], f"{path}[{member}]")
+
+
+def test_the_chart_ships_what_the_schema_says() -> None:
+    assert CHART_FILE.read_text() == crd.to_yaml(), "run: python -m workspace.crd > " + str(
+        CHART_FILE
+    )
+
+
+@pytest.mark.parametrize("version", [openapi.OLDEST, openapi.NEWEST])
+def test_a_server_accepts_the_definition(version: str) -> None:
+    assert openapi.problems(crd.definition(), version) == []
+
+
+def test_the_schema_is_structural() -> None:
+    """The rules of kubernetes.io: 'Specifying a structural schema'."""
+    forbidden = {
+        "$ref", "$defs", "definitions", "const", "title", "anyOf", "oneOf", "allOf", "not", "dependencies",
+        "patternProperties", "additionalItems", "deprecated", "id", "readOnly", "writeOnly", "xml", "examples",
+    }  # fmt: skip
+    for path, schema in subschemas(SCHEMA):
+        assert schema.get("type") in {
+            "object",
+            "array",
+            "string",
+            "integer",
+            "number",
+            "boolean",
+        }, path
+        assert not forbidden & set(schema), path
+        assert not ("properties" in schema and "additionalProperties" in schema), path
+        assert schema["type"] != "array" or "items" in schema, path
+        for exclusive in ("exclusiveMinimum", "exclusiveMaximum"):
+            assert isinstance(schema.get(exclusive, True), bool), path
+
+
+def test_lists_and_texts_that_rules_run_over_are_bounded() -> None:
+    """A server estimates a rule's cost from the largest value it could meet, and refuses what may cost too much."""
+    for path, schema in subschemas(SCHEMA["properties"]["spec"]):
+        within_list = "[items]" in path
+        if within_list and "x-kubernetes-validations" in schema:
+            holder = path.partition("[items]")[0]
+            assert "maxItems" in dict(subschemas(SCHEMA["properties"]["spec"]))[holder]
+
+
+def test_status_and_scale_are_subresources_with_paths_that_exist() -> None:
+    (version,) = crd.definition()["spec"]["versions"]
+    scale = version["subresources"]["scale"]
+    for path in (
+        scale["specReplicasPath"],
+        scale["statusReplicasPath"],
+        scale["labelSelectorPath"],
+    ):
+        schema = SCHEMA
+        for step in path.strip(".").split("."):
+            schema = schema["properties"][step]
+    conditions = SCHEMA["properties"]["status"]["properties"]["conditions"]
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+    assert "observedGeneration" in conditions["items"]["properties"]
+
+
+def test_printer_columns_read_fields_that_exist() -> None:
+    (version,) = crd.definition()["spec"]["versions"]
+    for column in version["additionalPrinterColumns"]:
+        first, *rest = column["jsonPath"].partition("[")[0].strip(".").split(".")
+        schema = SCHEMA["properties"][first]
+        for step in rest if first != "metadata" else []:
+            schema = schema["properties"][step]
+
+
+ENVIRONMENT = celpy.Environment()
+PROGRAMS: dict[str, celpy.Runner] = {}
+
+
+def holds(rule: str, value: Any) -> bool:
+    if rule not in PROGRAMS:
+        PROGRAMS[rule] = ENVIRONMENT.program(ENVIRONMENT.compile(rule))
+    return bool(PROGRAMS[rule].evaluate({"self": json_to_cel(value)}))
+
+
+def broken_rules(schema: Json, value: Any) -> Iterator[str]:
+    """The CEL rules that a value breaks, as a server walks them."""
+    for each in schema.get("x-kubernetes-validations", ()):
+        if not holds(each["rule"], value):
+            yield each["message"]
+    if isinstance(value, dict):
+        for name, schema_of in schema.get("properties", {}).items():
+            if name in value:
+                yield from broken_rules(schema_of, value[name])
+    if isinstance(value, list):
+        for item in value:
+            yield from broken_rules(schema["items"], item)
+        keys = schema.get("x-kubernetes-list-map-keys", ())
+        seen = [tuple(item.get(key) for key in keys) for item in value if keys]
+        if len(set(seen)) != len(seen):
+            yield "repeated keys"
+
+
+def server_accepts(document: Json) -> bool:
+    if list(Draft4Validator(SCHEMA).iter_errors(document)):
+        return False
+    return not list(broken_rules(SCHEMA, document))
+
+
+def planner_accepts(document: Json) -> bool:
+    try:
+        Workspace.model_validate(document)
+    except ValidationError:
+        return False
+    return True
+
+
+def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+TEXT = st.sampled_from(["", "a", "x/y:z"])
+NAMES = st.sampled_from(["a", "b", "A", "9a", "a" * 52, "a" * 53, ""])
+COUNTS = st.integers(-1, 3)
+SPECS = st.fixed_dictionaries(
+    {"model": optional(image=TEXT, hub=TEXT, s3=TEXT, variant=st.sampled_from(["auto", "fp8", "int4"]),
+                       pullSecret=st.sampled_from(["a.b", "A", "a..b", "9"]))},
+    optional={
+        "runtime": optional(
+            engine=st.sampled_from(["vllm", "llama.cpp", "other"]),
+            env=st.lists(
+                st.fixed_dictionaries(
+                    {"name": NAMES},
+                    optional={"value": TEXT, "secret": optional(name=NAMES, key=TEXT)},
+                ), max_size=3,
+            ),
+            adapters=st.lists(st.fixed_dictionaries({"name": NAMES, "image": TEXT}), max_size=3),
+            args=st.lists(TEXT, max_size=2),
+            port=st.sampled_from([-1, 0, 8000, 65536]),
+            contextLength=st.sampled_from([15, 16, 1 << 25]),
+        ),
+        "resources": optional(
+            gpus=COUNTS, fraction=st.sampled_from([0, 0.0, 0.5, 1.0]), migProfile=TEXT,
+            gpuMemory=st.sampled_from(["24Gi", "24GiB", "", "1"]),
+            nodeSelector=st.dictionaries(TEXT, TEXT, max_size=2),
+            tolerations=st.lists(
+                optional(operator=st.sampled_from(["Exists", "In"]), tolerationSeconds=COUNTS), max_size=2
+            ),
+        ),
+        "replicas": COUNTS,
+        "scale": optional(
+            min=COUNTS, max=COUNTS, by=st.sampled_from(["builtin", "keda", "hpa", "cron"]),
+            prometheus=TEXT, queueDepth=COUNTS,
+        ),
+        "placement": st.sampled_from(["any", "never"]),
+        "tenancy": optional(quota=st.dictionaries(TEXT, TEXT, max_size=2)),
+        "rollout": optional(strategy=st.sampled_from(["rolling", "canary"]), history=COUNTS),
+    },
+)  # fmt: skip
+
+
+@given(st.one_of(st.just("chat"), NAMES), SPECS)
+def test_server_and_planner_accept_the_same_documents(name: str, spec: Json) -> None:
+    document = samples.document(name) | {"spec": spec}
+    assert server_accepts(document) == planner_accepts(document)
+
+
+def test_each_rule_refuses_what_it_is_for() -> None:
+    refused = [
+        {"replicas": 1, "scale": {"max": 2}},
+        {"model": {"image": "a", "hub": "b"}},
+        {"runtime": {"env": [{"name": "A"}]}},
+        {"resources": {"fraction": 0.5, "migProfile": "1g.10gb"}},
+        {"resources": {"fraction": 0.5, "gpus": 2}},
+        {"scale": {"min": 3, "max": 2}},
+        {"scale": {"min": 0, "max": 2, "by": "hpa"}},
+        {"scale": {"max": 2, "by": "keda"}},
+    ]
+    said = [list(broken_rules(SCHEMA, samples.document(**spec))) for spec in refused]
+    assert all(len(messages) == 1 for messages in said), said
+    messages = {message for each in said for message in each}
+    assert messages == {message for rules in crd.RULES.values() for _, message in rules}
+
+
+def test_the_definition_reads_back_as_it_was_written() -> None:
+    assert yaml.safe_load(CHART_FILE.read_text()) == crd.definition()
