@@ -115,6 +115,8 @@ def quantize_checkpoint(
     """
     checkpoint, plan, engine = plan_checkpoint(src, options)
     engines.check_installed(engine, os.environ)
+    if options.evaluation is not None:
+        evaluate.check_installed()
     notices = _notices(options, engine)
     for notice in notices:
         if notify is not None:

@@ -38,6 +38,32 @@ class Comparison:
     evaluator: str
     versions: Mapping[str, str]
 
+    def to_json(self) -> dict[str, Any]:
+        """Raises QualityTooLow when a number isn't finite."""
+        return {
+            "perplexityRatio": _rounded(self.perplexity_ratio),
+            "klDivergence": _rounded(self.kl_divergence),
+            "top1Agreement": _rounded(self.top1_agreement),
+            "sourcePerplexity": _rounded(self.source_perplexity),
+            "tokens": self.tokens,
+            "text": str(self.text),
+            "evaluator": self.evaluator,
+            "versions": dict(sorted(self.versions.items())),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Comparison:
+        return cls(
+            perplexity_ratio=float(document["perplexityRatio"]),
+            kl_divergence=float(document["klDivergence"]),
+            top1_agreement=float(document["top1Agreement"]),
+            source_perplexity=float(document["sourcePerplexity"]),
+            tokens=int(document["tokens"]),
+            text=Digest.parse(document["text"]),
+            evaluator=str(document["evaluator"]),
+            versions={str(k): str(v) for k, v in document["versions"].items()},
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
@@ -56,7 +82,7 @@ class Quality:
             "format": self.format,
             "engine": self.engine,
             "sqnr": self.sqnr.to_json(),
-            "comparison": _comparison_json(self.comparison) if self.comparison else None,
+            "comparison": self.comparison.to_json() if self.comparison else None,
         }
 
     def to_bytes(self) -> bytes:
@@ -80,7 +106,7 @@ class Quality:
                 str(document["format"]),
                 str(document["engine"]),
                 SqnrSummary.from_json(document["sqnr"]),
-                _parse_comparison(compared) if compared is not None else None,
+                Comparison.from_json(compared) if compared is not None else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InvalidImage(f"malformed quality document: {error!r}") from error
@@ -116,32 +142,6 @@ class Gates:
             raise QualityTooLow(
                 "; ".join(missed), hint="Use a calibrated engine, another scheme, or other bounds."
             )
-
-
-def _comparison_json(found: Comparison) -> dict[str, Any]:
-    return {
-        "perplexityRatio": _rounded(found.perplexity_ratio),
-        "klDivergence": _rounded(found.kl_divergence),
-        "top1Agreement": _rounded(found.top1_agreement),
-        "sourcePerplexity": _rounded(found.source_perplexity),
-        "tokens": found.tokens,
-        "text": str(found.text),
-        "evaluator": found.evaluator,
-        "versions": dict(sorted(found.versions.items())),
-    }
-
-
-def _parse_comparison(document: Mapping[str, Any]) -> Comparison:
-    return Comparison(
-        perplexity_ratio=float(document["perplexityRatio"]),
-        kl_divergence=float(document["klDivergence"]),
-        top1_agreement=float(document["top1Agreement"]),
-        source_perplexity=float(document["sourcePerplexity"]),
-        tokens=int(document["tokens"]),
-        text=Digest.parse(document["text"]),
-        evaluator=str(document["evaluator"]),
-        versions={str(k): str(v) for k, v in document["versions"].items()},
-    )
 
 
 def _rounded(value: float) -> float:

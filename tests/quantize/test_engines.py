@@ -1,0 +1,95 @@
+"""Engines in processes of their own: the real ones where they are installed, their failures always."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelimage.errors import EngineFailed
+from quantize.api import Evaluation, QuantizeOptions, quantize_checkpoint
+from quantize.engines import llm_compressor
+from quantize.engines.process import run_worker
+from quantize.errors import EngineMissing, QualityTooLow
+from quantize.quality import Gates
+from quantize.schemes import Engine, Format, Scheme
+
+
+def test_a_worker_that_fails_is_quoted(tmp_path: Path) -> None:
+    code = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(EngineFailed, match=r"exit code 3.*out of luck"):
+        run_worker([sys.executable, "-c", code], {}, {}, name="gptq", scratch=tmp_path)
+
+
+def test_a_worker_that_is_killed_says_so(tmp_path: Path) -> None:
+    code = "import os; os.kill(os.getpid(), 9)"
+    with pytest.raises(EngineFailed, match="killed by signal 9"):
+        run_worker([sys.executable, "-c", code], {}, {}, name="gptq", scratch=tmp_path)
+
+
+def test_a_worker_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineFailed, match="can't be started"):
+        run_worker([str(tmp_path / "none")], {}, {}, name="gptq", scratch=tmp_path)
+
+
+def test_a_worker_reads_its_job(tmp_path: Path) -> None:
+    code = "import json, sys; open('job', 'w').write(json.load(sys.stdin)['a'])"
+    run_worker([sys.executable, "-c", code], {"a": "b"}, {}, name="gptq", scratch=tmp_path)
+    assert (tmp_path / "job").read_text() == "b"
+
+
+def test_an_interpreter_that_is_named_but_missing(tmp_path: Path) -> None:
+    stated = {llm_compressor.VARIABLE: str(tmp_path / "python"), "HOME": str(tmp_path)}
+    with pytest.raises(EngineMissing, match=llm_compressor.VARIABLE):
+        llm_compressor.interpreter(stated)
+
+
+def test_an_environment_without_the_engine() -> None:
+    with pytest.raises(EngineFailed, match="no working llm-compressor"):
+        llm_compressor.versions(Path(sys.executable))
+
+
+BOUNDS = {
+    Scheme.INT8: Gates(max_kl=0.05, max_perplexity_ratio=1.06),
+    Scheme.INT8_W8A16: Gates(max_kl=0.02, max_perplexity_ratio=1.02),
+    Scheme.INT4: Gates(max_perplexity_ratio=1.60),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", BOUNDS, ids=lambda scheme: scheme.value)
+def test_rounding_the_real_model_costs_what_it_should(
+    smollm2: Path, tmp_path: Path, scheme: Scheme
+) -> None:
+    options = QuantizeOptions(scheme, engine=Engine.RTN, evaluation=Evaluation(BOUNDS[scheme]))
+    found = quantize_checkpoint(smollm2, tmp_path / "out", options).quality.comparison
+    assert found is not None
+    assert found.kl_divergence > 0
+    assert found.tokens > 1500
+    assert 10 < found.source_perplexity < 30
+
+
+@pytest.mark.slow
+def test_a_gate_that_is_missed_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions(
+        Scheme.INT4, engine=Engine.RTN, evaluation=Evaluation(Gates(min_top1=0.95))
+    )
+    with pytest.raises(QualityTooLow, match="top-1 agreement"):
+        quantize_checkpoint(smollm2, tmp_path / "out", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_calibrated_int4_of_the_real_model(smollm2: Path, tmp_path: Path) -> None:
+    """GPTQModel: better than rounding, nothing random of its in the result, the rest as published."""
+    gates = Gates(max_perplexity_ratio=1.25)
+    options = QuantizeOptions(Scheme.INT4, engine=Engine.GPTQ, evaluation=Evaluation(gates))
+    result = quantize_checkpoint(smollm2, tmp_path / "out", options)
+    assert result.recipe["engineVersions"]["gptqmodel"]
+    assert result.plan.format is Format.GPTQ
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {path.name for path in smollm2.iterdir()}
+    assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
+    for name in names - {"config.json", "model.safetensors"}:
+        assert (tmp_path / "out" / name).read_bytes() == (smollm2 / name).read_bytes()

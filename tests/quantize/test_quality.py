@@ -1,0 +1,122 @@
+"""The quality document, its gates, the calibration text, and the floors on signal to noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, InvalidInput, NotFound
+from quantize.calibration import load_calibration, load_evaluation, parse_samples
+from quantize.errors import QualityTooLow
+from quantize.quality import Comparison, Gates, Quality
+from quantize.sqnr import Energies, SqnrSummary, check_floor, summarize
+
+finite = st.floats(0, 1000).map(lambda value: round(value, 6))
+decibels = st.floats(0, 200).map(lambda value: round(value, 2))
+comparisons = st.builds(
+    Comparison,
+    perplexity_ratio=finite, kl_divergence=finite, top1_agreement=finite, source_perplexity=finite,
+    tokens=st.integers(1, 1 << 30), text=st.binary(max_size=8).map(Digest.of),
+    evaluator=st.text(max_size=9), versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5)),
+)  # fmt: skip
+summaries = st.builds(
+    SqnrSummary, mean=decibels, worst=decibels, worst_module=st.text(max_size=9),
+    matrices=st.dictionaries(st.text(max_size=5), decibels),
+)  # fmt: skip
+qualities = st.builds(
+    Quality, scheme=st.text(max_size=5), format=st.text(max_size=5), engine=st.text(max_size=5),
+    sqnr=summaries, comparison=st.none() | comparisons,
+)  # fmt: skip
+
+
+@given(quality=qualities)
+def test_the_document_round_trips(quality: Quality) -> None:
+    """Law: `Quality.parse(q.to_bytes()) == q`, to 6 digits."""
+    assert Quality.parse(quality.to_bytes()) == quality
+
+
+@given(data=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_other_bytes_are_an_invalid_image(data: bytes) -> None:
+    with pytest.raises(InvalidImage):
+        Quality.parse(data)
+
+
+def test_a_document_with_a_part_missing_is_invalid() -> None:
+    document = json.loads(_quality(_comparison()).to_bytes())
+    for key in list(document["comparison"]):
+        spoilt = document | {"comparison": document["comparison"].copy()}
+        del spoilt["comparison"][key]
+        with pytest.raises(InvalidImage):
+            Quality.parse(json.dumps(spoilt).encode())
+
+
+def _comparison(kl: float = 0.1, ratio: float = 1.2, top1: float = 0.8) -> Comparison:
+    return Comparison(ratio, kl, top1, 18.0, 100, Digest.of(b"text"), "transformers on cpu", {})
+
+
+def _quality(comparison: Comparison | None) -> Quality:
+    return Quality("int4", "gptq", "gptq", SqnrSummary(19, 17, "a", {"a": 17}), comparison)
+
+
+def test_gates_name_every_bound_that_is_missed() -> None:
+    Gates(0.1, 1.2, 0.8).check(_comparison())
+    Gates().check(_comparison(kl=float("nan")))
+    with pytest.raises(QualityTooLow, match=r"KL divergence is 0\.1, not <= 0\.05; top-1"):
+        Gates(max_kl=0.05, min_top1=0.9).check(_comparison())
+    with pytest.raises(QualityTooLow, match="nan"):
+        Gates(max_kl=0.05).check(_comparison(kl=float("nan")))
+
+
+def test_predictions_that_are_not_finite_are_never_published() -> None:
+    with pytest.raises(QualityTooLow, match="not finite"):
+        _quality(_comparison(kl=float("nan"))).to_bytes()
+
+
+def test_the_summary_weighs_by_energy_and_names_the_worst() -> None:
+    found = summarize({"a": Energies(1000, 1), "b": Energies(10, 1), "zero": Energies()})
+    assert (found.worst, found.worst_module) == (10, "b")
+    assert found.matrices == {"a": 30, "b": 10, "zero": 200}
+    assert found.mean == pytest.approx(27.03, abs=0.01)
+    check_floor(found, 10)
+    with pytest.raises(QualityTooLow, match=r"^b has"):
+        check_floor(found, 10.01)
+
+
+def test_the_shipped_texts_differ() -> None:
+    calibration, evaluation = load_calibration(), load_evaluation()
+    assert len(calibration.samples) > 20
+    assert len(evaluation.samples) > 10
+    assert not set(calibration.samples) & set(evaluation.samples)
+
+
+def test_json_lines_of_text_or_messages(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"text": "one"}\n\n{"messages": [{"role": "user", "content": "two"}]}\n')
+    found = load_calibration(path)
+    assert found.samples == ("one", "user: two")
+    assert found.digest == Digest.of(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [
+        (b"\n \n", ".txt"),
+        (b"\xff\xfe", ".txt"),
+        (b"{", ".jsonl"),
+        (b"[1]", ".jsonl"),
+        (b'{"a": 1}', ".jsonl"),
+    ],
+)
+def test_text_that_cannot_be_used(data: bytes, suffix: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_samples(data, suffix)
+
+
+def test_a_missing_text(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        load_calibration(tmp_path / "none.txt")
