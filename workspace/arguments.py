@@ -6,6 +6,7 @@ a flag's name. Pure: tuples of text in, tuples of text out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -59,7 +60,7 @@ def number_of(user: Iterable[str], flag: str) -> float | None:
         number = float(text[:-1] if factor > 1 else text) * factor
     except ValueError as error:
         raise InvalidInput(f"{flag} needs a number, not {text!r}") from error
-    if number <= 0:
+    if not 0 < number < math.inf:
         raise InvalidInput(f"{flag} needs a number above 0, not {text!r}")
     return number
 

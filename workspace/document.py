@@ -45,7 +45,7 @@ def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspa
 
 def _compose(text: str, name: str) -> list[yaml.Node]:
     try:
-        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if node is not None]
+        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if not _is_empty(node)]
         for node in nodes:
             _check_keys(node, name, seen=set())
     except yaml.MarkedYAMLError as error:
@@ -54,6 +54,11 @@ def _compose(text: str, name: str) -> list[yaml.Node]:
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
     return nodes
+
+
+def _is_empty(node: yaml.Node | None) -> bool:
+    """Whether there is nothing between two `---`."""
+    return node is None or node.tag == "tag:yaml.org,2002:null"
 
 
 def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:

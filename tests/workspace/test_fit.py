@@ -1,0 +1,217 @@
+"""Which variant a GPU gets: never one that doesn't fit or run, always the most accurate on the fewest GPUs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from modelimage.errors import InvalidInput, UnknownVariant
+from modelimage.record import ModelFacts
+from tests.workspace.samples import GB, facts
+from workspace.fit import ACCURACY, Demand, DoesNotFit, choose, needed_bytes, overhead_bytes
+from workspace.hardware import GPUS, Gpu, Hardware, asked_hardware, compute_dtype, find_gpu, refusal
+from workspace.schema import Resources, Variant, Vendor
+
+GIB = 1 << 30
+LLAMA_8B = {
+    "bf16": facts(),
+    "int8": facts(weight_bytes=9 * GB),
+    "int4": facts(weight_bytes=6 * GB),
+}
+
+
+def on(gpu: str, count: int = 1) -> Hardware:
+    return Hardware(GPUS[gpu], count)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "variant", "gpus"),
+    [
+        (on("H100"), "bf16", 1),
+        (on("L4"), "bf16", 1),
+        (on("T4"), "int8", 1),
+        (on("RTX-2080-Ti"), "int4", 1),
+        (on("V100-16GB", 2), "bf16", 2),  # Volta has no INT8 or INT4 kernels
+        (on("B200"), "bf16", 1),
+        (Hardware(Gpu("small Blackwell", 14 * GIB, 120), 1), "int4", 1),  # no W8A8 on SM1xx
+        (
+            Hardware(Gpu("MI50", 16 * GIB, vendor=Vendor.AMD), 2),
+            "bf16",
+            2,
+        ),  # vLLM quantizes on NVIDIA
+        (Hardware(memory_bytes=64 * GIB), "bf16", 0),
+        (Hardware(memory_bytes=14 * GIB), "int8", 0),
+        (Hardware(), "bf16", 0),
+    ],
+)
+def test_choices(hardware: Hardware, variant: str, gpus: int) -> None:
+    fit = choose(LLAMA_8B, hardware, Demand())
+    assert (fit.variant, fit.gpus) == (variant, gpus)
+
+
+def test_reasons_say_what_was_passed_over() -> None:
+    fit = choose(LLAMA_8B, on("T4"), Demand())
+    assert fit.reasons == ("bf16 needs 19.1 GB on 1 GPU, each offering 14.5 GB",)
+
+
+def test_longer_context_takes_a_smaller_variant() -> None:
+    assert choose(LLAMA_8B, on("L4"), Demand(context=8192)).variant == "bf16"
+    assert choose(LLAMA_8B, on("L4"), Demand(context=65536)).variant == "int8"
+
+
+def test_asked_variant_and_gpus_are_kept() -> None:
+    fit = choose(LLAMA_8B, on("H100", 8), Demand(variant=Variant.INT4, gpus=4))
+    assert (fit.variant, fit.gpus) == ("int4", 4)
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        choose(LLAMA_8B, on("T4"), Demand(context=100_000))
+    for variant in ACCURACY:
+        assert f"{variant} needs" in str(caught.value)
+    assert "contextLength" in str(caught.value.hint)
+
+
+def test_context_beyond_the_model() -> None:
+    with pytest.raises(DoesNotFit, match="context is 131072 tokens, 200000 are asked for"):
+        choose(LLAMA_8B, on("H200", 8), Demand(context=200_000))
+
+
+def test_unknown_variant() -> None:
+    with pytest.raises(UnknownVariant, match="it has: bf16"):
+        choose({"bf16": facts()}, on("L4"), Demand(variant=Variant.INT4))
+
+
+def test_unknown_sizes_of_a_token_leave_the_context_open() -> None:
+    bare = ModelFacts(weight_bytes=GB, gpu_memory_bytes=2 * GB)
+    assert choose({"bf16": bare}, on("L4"), Demand()).context is None
+
+
+models = st.builds(
+    facts,
+    weight_bytes=st.integers(GB // 10, 800 * GB),
+    kv_cache_bytes_per_token=st.integers(0, 1 << 20),
+    context_length=st.integers(0, 1 << 20),
+)
+gpus = st.sampled_from(sorted(GPUS)).map(GPUS.__getitem__)
+demands = st.builds(
+    Demand,
+    context=st.none() | st.integers(16, 1 << 18),
+    gpus=st.none() | st.integers(1, 8),
+    utilization=st.floats(0.1, 1.0),
+)
+
+
+@given(
+    candidates=st.dictionaries(st.sampled_from(ACCURACY), models, min_size=1),
+    gpu=gpus, count=st.integers(1, 16), demand=demands,
+)  # fmt: skip
+def test_choice_fits_and_runs(
+    candidates: dict[str, ModelFacts], gpu: Gpu, count: int, demand: Demand
+) -> None:
+    """What is chosen fits with its context, runs on the GPU, and nothing better on as many GPUs would have."""
+    try:
+        fit = choose(candidates, Hardware(gpu, count), demand)
+    except DoesNotFit:
+        return
+    budget = gpu.memory_bytes * demand.utilization
+    chosen = candidates[fit.variant]
+    assert refusal(gpu, fit.variant) is None
+    assert needed_bytes(chosen, context=fit.context or 0, gpus=fit.gpus) <= budget
+    assert fit.gpus == demand.gpus or (demand.gpus is None and fit.gpus in (1, 2, 4, 8, 16))
+    if demand.context:
+        assert fit.context == demand.context
+    elif fit.context:
+        assert fit.context <= chosen.context_length
+    for better in ACCURACY[: ACCURACY.index(fit.variant)]:
+        if better in candidates and refusal(gpu, better) is None:
+            with pytest.raises(DoesNotFit):
+                choose(
+                    {better: candidates[better]},
+                    Hardware(gpu, fit.gpus),
+                    demand_on(demand, fit.gpus),
+                )
+
+
+def demand_on(demand: Demand, count: int) -> Demand:
+    return Demand(context=demand.context, gpus=count, utilization=demand.utilization)
+
+
+@given(model=models, context=st.integers(16, 1 << 18), gpu=gpus)
+def test_more_memory_never_hurts(model: ModelFacts, context: int, gpu: Gpu) -> None:
+    """What fits n GPUs fits 2n."""
+    counts = (1, 2, 4, 8)
+    fits = [needed_bytes(model, context=context, gpus=n) <= gpu.memory_bytes for n in counts]
+    assert all(later or not earlier for earlier, later in pairwise(fits))
+
+
+@given(models)
+def test_overhead_is_what_the_record_adds(model: ModelFacts) -> None:
+    """Needing the default context is needing exactly the record's GPU memory, where that is consistent."""
+    tokens = min(model.context_length or 8192, 8192)
+    assume(model.gpu_memory_bytes >= model.weight_bytes + tokens * model.kv_cache_bytes_per_token)
+    assert needed_bytes(model, context=tokens, gpus=1) == model.gpu_memory_bytes
+    assert overhead_bytes(model) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("NVIDIA L4", "L4"), ("nvidia-l40s", "L40S"), ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA-A100-80GB-PCIe", "A100-80GB"), ("Tesla T4", "T4"), ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"), ("MI300X", "MI300X"),
+    ],
+)  # fmt: skip
+def test_find_gpu(text: str, name: str) -> None:
+    found = find_gpu(text)
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize("text", ["", "L", "NVIDIA", "A1000", "XH100"])
+def test_unknown_gpu(text: str) -> None:
+    assert find_gpu(text) is None
+
+
+@pytest.mark.parametrize(
+    ("resources", "memory", "count"),
+    [
+        ({"gpu": "L4"}, 22.5, 8), ({"gpu": "L4", "gpus": 2}, 22.5, 2), ({"gpu_memory": "48Gi"}, 48, 8),
+        ({"gpu": "L4", "gpu_memory": "10Gi"}, 10, 8), ({"gpu": "A100", "mig_profile": "1g.10gb"}, 10, 1),
+        ({"gpu": "L4", "fraction": 0.5}, 22.5, 1),
+    ],
+)  # fmt: skip
+def test_asked_hardware(resources: dict[str, object], memory: float, count: int) -> None:
+    found = asked_hardware(Resources.model_validate(resources))
+    assert found.gpu is not None
+    assert (found.gpu.memory_bytes / GIB, found.count) == (memory, count)
+
+
+@pytest.mark.parametrize(
+    "resources", [{}, {"gpu": "Voodoo2"}, {"gpu": "A100", "mig_profile": "huge"}]
+)
+def test_hardware_that_is_not_known(resources: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        asked_hardware(Resources.model_validate(resources))
+    assert caught.value.hint
+
+
+def test_cpu_hardware() -> None:
+    assert asked_hardware(Resources(gpus=0, memory="16Gi")) == Hardware(memory_bytes=16 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype"),
+    [
+        (None, "bfloat16"),
+        (GPUS["T4"], "float16"),
+        (GPUS["V100"], "float16"),
+        (GPUS["L4"], None),
+        (GPUS["MI300X"], None),
+    ],
+)
+def test_compute_dtype(gpu: Gpu | None, dtype: str | None) -> None:
+    assert compute_dtype(gpu) == dtype
