@@ -8,8 +8,9 @@ No manifest can be both kinds (containerd refuses either as the other), so the i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from modelimage import canonical, mediatypes
@@ -242,12 +243,25 @@ def _manifest(
 
 
 def _index(manifests: Sequence[Document]) -> Document:
+    """An index, written as Go's image libraries write one.
+
+    skopeo and podman write an index again while they copy it; when their bytes come out as ours, the digest stays
+    and `--preserve-digests` works. So: their order of members, and no artifactType, which older ones would drop.
+    """
     document = {
         "schemaVersion": 2,
         "mediaType": mediatypes.OCI_INDEX,
-        "manifests": [manifest.descriptor.to_json() for manifest in manifests],
+        "manifests": [_index_entry(manifest.descriptor) for manifest in manifests],
     }
-    return Document.of(mediatypes.OCI_INDEX, canonical.to_bytes(document))
+    data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return Document.of(mediatypes.OCI_INDEX, data)
+
+
+def _index_entry(descriptor: Descriptor) -> dict[str, Any]:
+    entry = replace(
+        descriptor, artifact_type=None, annotations=dict(sorted(descriptor.annotations.items()))
+    )
+    return entry.to_json()
 
 
 def _unique(items: Iterable[_Named]) -> tuple[_Named, ...]:

@@ -8,6 +8,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from modelimage.safetensors import DTYPE_BITS, build_header
 
 Shape = tuple[int, ...]
@@ -78,6 +81,43 @@ def sharded(directory: Path) -> Path:
     files["config.json"] = json.dumps(CONFIG).encode()
     files["tokenizer.json"] = b'{"version": "1.0"}'
     return write(directory, files)
+
+
+QUANTIZABLE = {
+    "model.embed_tokens.weight": (64, 128),
+    **{f"model.layers.0.self_attn.{name}_proj.weight": (128, 128) for name in ("q", "k", "v", "o")},
+    "model.layers.0.mlp.gate_proj.weight": (256, 128),
+    "model.layers.0.mlp.up_proj.weight": (256, 128),
+    "model.layers.0.mlp.down_proj.weight": (128, 256),
+    "model.layers.0.input_layernorm.weight": (128,),
+    "model.norm.weight": (128,),
+    "lm_head.weight": (64, 128),
+}
+
+
+def quantizable(directory: Path) -> Path:
+    """A checkpoint of one real-shaped layer with finite weights."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {
+        name: torch.randn(shape, generator=generator).to(torch.bfloat16)
+        for name, shape in QUANTIZABLE.items()
+    }
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
+        "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 64,
+    }  # fmt: skip
+    return write(
+        directory,
+        {
+            "config.json": json.dumps(config).encode(),
+            "tokenizer.json": b"{}",
+            "README.md": README.encode(),
+            "extra/processor_config.json": pattern(20, "x").hex().encode(),
+        },
+    )
 
 
 def write(directory: Path, files: Mapping[str, bytes]) -> Path:

@@ -16,7 +16,7 @@ from modelimage.layout import Layout
 from modelimage.record import Record, Role
 from modelimage.resolve import resolve_model
 from tests.builder.building import build_here
-from tests.builder.checkpoints import README, TENSORS, pattern, sharded, single, weights, write
+from tests.builder.checkpoints import TENSORS, quantizable, sharded, single, weights, write
 
 
 def record_of(layout: Path, tag: str = "v1", variant: str | None = None) -> Record:
@@ -192,45 +192,6 @@ def pickled(directory: Path) -> Path:
         torch.save({f"t{n}": torch.ones(4, n)}, directory / f"pytorch_model-0000{n}-of-00002.bin")
     write(directory, {"pytorch_model.bin.index.json": b"{}"})
     return directory
-
-
-QUANTIZABLE = {
-    "model.embed_tokens.weight": (64, 128),
-    **{f"model.layers.0.self_attn.{name}_proj.weight": (128, 128) for name in ("q", "k", "v", "o")},
-    "model.layers.0.mlp.gate_proj.weight": (256, 128),
-    "model.layers.0.mlp.up_proj.weight": (256, 128),
-    "model.layers.0.mlp.down_proj.weight": (128, 256),
-    "model.layers.0.input_layernorm.weight": (128,),
-    "model.norm.weight": (128,),
-    "lm_head.weight": (64, 128),
-}
-
-
-def quantizable(directory: Path) -> Path:
-    """A checkpoint of one real-shaped layer with finite weights."""
-    from safetensors.torch import save_file  # noqa: PLC0415
-
-    generator = torch.Generator().manual_seed(7)
-    tensors = {
-        name: torch.randn(shape, generator=generator).to(torch.bfloat16)
-        for name, shape in QUANTIZABLE.items()
-    }
-    directory.mkdir(parents=True)
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
-        "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 64,
-    }  # fmt: skip
-    return write(
-        directory,
-        {
-            "config.json": json.dumps(config).encode(),
-            "tokenizer.json": b"{}",
-            "README.md": README.encode(),
-            "extra/processor_config.json": pattern(20, "x").hex().encode(),
-        },
-    )
 
 
 def test_variants_share_tokenizer_and_documents(tmp_path: Path) -> None:
