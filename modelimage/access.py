@@ -6,7 +6,7 @@ a registry on this machine's loopback is the exception, since nobody listens in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from modelimage.reference import (
 )
 from modelimage.registry import credentials
 from modelimage.registry.auth import Authorizing
-from modelimage.registry.client import RegistryRepository
+from modelimage.registry.client import RegistryRepository, RepositoryOptions
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, CredentialSource
 from modelimage.registry.exchange import Origin
+from modelimage.registry.memory import DirectoryMemory, NoMemory, UploadMemory
 from modelimage.registry.transport import TlsOptions, is_loopback
 from modelimage.repository import ImageReader, ImageWriter
 
@@ -40,6 +41,7 @@ class Access:
     plain_http: frozenset[str] = frozenset()
     unverified_tls: frozenset[str] = frozenset()
     ca_file: Path | None = None
+    uploads: UploadMemory = field(default_factory=NoMemory, repr=False)
     connections: Connections = field(default_factory=Connections, compare=False, repr=False)
 
     @classmethod
@@ -50,10 +52,17 @@ class Access:
         plain_http: Iterable[str] = (),
         ca_file: Path | None = None,
     ) -> Access:
-        """With the credentials that docker and podman would use. Raises InvalidInput for a broken config file."""
+        """With the credentials that docker and podman would use, and half-sent uploads noted in the user's cache.
+
+        Raises InvalidInput for a broken config file.
+        """
         home = Path(environment.get("HOME", "/"))
+        cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
         return cls(
-            credentials.from_environment(environment, home), frozenset(plain_http), ca_file=ca_file
+            credentials.from_environment(environment, home),
+            frozenset(plain_http),
+            ca_file=ca_file,
+            uploads=DirectoryMemory(cache / "weightyard" / "uploads"),
         )
 
     def origin(self, reference: RegistryReference) -> Origin:
@@ -74,8 +83,13 @@ def open_writer(reference: ImageReference, access: Access) -> ImageWriter:
     return _open(reference, access)
 
 
-def open_repository(reference: RegistryReference, access: Access) -> RegistryRepository:
-    """A registry's repository, with all that it can do beyond the interfaces."""
+def open_repository(
+    reference: RegistryReference, access: Access, *, mount_from: Sequence[str] = ()
+) -> RegistryRepository:
+    """A registry's repository, with all that it can do beyond the interfaces.
+
+    `mount_from` names repositories of the same registry whose blobs are taken over instead of sent.
+    """
     origin = access.origin(reference)
     tls = TlsOptions(access.ca_file, verify=reference.registry not in access.unverified_tls)
     sender = Authorizing(
@@ -83,8 +97,8 @@ def open_repository(reference: RegistryReference, access: Access) -> RegistryRep
         origin,
         lambda: access.credentials.find(reference.registry, reference.repository),
     )
-    backoff = access.connections.backoff
-    return RegistryRepository(sender, origin, reference.repository, backoff)
+    options = RepositoryOptions(access.connections.backoff, access.uploads, mount_from)
+    return RegistryRepository(sender, origin, reference.repository, options)
 
 
 def _open(reference: ImageReference, access: Access) -> Layout | RegistryRepository:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urljoin
 
@@ -17,12 +18,14 @@ from modelimage.errors import (
     InvalidImage,
     InvalidInput,
     RemoteRefused,
-    Unreachable,
 )
 from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
+from modelimage.registry.memory import NoMemory, UploadMemory
+from modelimage.registry.profiles import RegistryProfile, profile_for
 from modelimage.registry.retry import Backoff
+from modelimage.registry.sending import BlobSender
 from modelimage.registry.upload import Uploader
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream
 
@@ -33,21 +36,45 @@ _MAX_TAG_PAGES: Final = 10_000
 _MAX_PAGE_BYTES: Final = 16 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class RepositoryOptions:
+    """How a repository is written. `mount_from`: repositories of the same registry that may hold the same blobs.
+
+    `profile` None means the one listed for the host.
+    """
+
+    backoff: Backoff = field(default_factory=Backoff)
+    memory: UploadMemory = field(default_factory=NoMemory)
+    mount_from: Sequence[str] = ()
+    profile: RegistryProfile | None = None
+
+
 class RegistryRepository:
     """One repository of one registry. Safe for threads; makes no connection before the first call."""
 
     def __init__(
-        self, sender: Sender, origin: Origin, repository: str, backoff: Backoff | None = None
+        self,
+        sender: Sender,
+        origin: Origin,
+        repository: str,
+        options: RepositoryOptions | None = None,
     ) -> None:
+        chosen = options or RepositoryOptions()
         self.origin = origin
         self.repository = repository
-        self._sender = sender
-        self._backoff = backoff or Backoff()
+        self.sender = sender
+        self._backoff = chosen.backoff
         self._base = f"{origin}/v2/{repository}/"
         self._place = f"{str(origin).partition('://')[2]}/{repository}"
         self._pull = frozenset({f"repository:{repository}:pull"})
         self._push = frozenset({f"repository:{repository}:pull,push"})
-        self._uploader = Uploader(sender, f"{self._base}blobs/uploads/", self._push)
+        self._blobs = BlobSender(
+            Uploader(sender, f"{self._base}blobs/uploads/", self._push),
+            chosen.profile or profile_for(origin.host),
+            backoff=chosen.backoff,
+            memory=chosen.memory,
+            mount_from=[source for source in chosen.mount_from if source != repository],
+        )
 
     def __repr__(self) -> str:
         return f"RegistryRepository({self._base!r})"
@@ -105,7 +132,7 @@ class RegistryRepository:
         found: set[str] = set()
         url = f"{self._base}tags/list?n={_TAGS_PER_PAGE}"
         for _ in range(_MAX_TAG_PAGES):
-            response = self._sender.send(Request("GET", url, scopes=self._pull))
+            response = self.sender.send(Request("GET", url, scopes=self._pull))
             if response.status != 200:
                 raise answers.refusal(response, f"tags of {self._place}")
             link = _NEXT.search(response.header("Link") or "")
@@ -131,25 +158,20 @@ class RegistryRepository:
         return length is None or length == str(descriptor.size)
 
     def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
-        """Send a blob unless it is there; after a failure go on from where the registry says.
+        """Send a blob unless it is there; after a failure, of this process or an earlier one, go on where it ended.
 
-        `progress` gets counts of bytes sent, negative ones for what must be sent again.
+        `progress` gets counts whose sum is the blob's size unless it was there already: bytes sent or mounted,
+        negative ones for what must be sent again.
         Raises DigestMismatch, AccessDenied, Unreachable, RemoteRefused; nothing is visible then.
         """
         if self.has_blob(content.descriptor):
             return
-        session = self._uploader.begin()
-        for attempt in itertools.count(1):
-            try:
-                self._uploader.finish(session, content, progress)
-            except Unreachable:
-                if not self._backoff.wait(attempt):
-                    raise
-            else:
-                return
-            if self.has_blob(content.descriptor):
-                return
-            session = self._uploader.ask(session) or self._uploader.begin()
+        self._blobs.send(
+            content,
+            f"{self._base}blobs/{content.descriptor.digest}",
+            lambda: self.has_blob(content.descriptor),
+            progress,
+        )
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
@@ -192,7 +214,7 @@ class RegistryRepository:
         body: Body | None = None,
         scopes: frozenset[str] | None = None,
     ) -> Response:
-        return self._sender.send(
+        return self.sender.send(
             Request(method, self._base + path, headers or {}, body, scopes or self._pull)
         )
 

@@ -200,14 +200,14 @@ def network_errors(origin: Origin) -> Iterator[None]:
         ) from error
     except (urllib3.exceptions.LocationValueError, urllib3.exceptions.URLSchemeUnknown) as error:
         raise RemoteRefused(f"{origin} led to an unusable URL: {error}") from error
+    except urllib3.exceptions.NewConnectionError as error:  # a TimeoutError by its class
+        raise _no_talk(origin, error) from error
     except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
         raise Unreachable(
             f"{origin} made no progress in time", hint="Check the network and the host."
         ) from error
     except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-        raise Unreachable(
-            f"can't talk to {origin}: {_reason(error)}", hint="Check the host name and the network."
-        ) from error
+        raise _no_talk(origin, error) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -216,6 +216,12 @@ def is_loopback(host: str) -> bool:
         return True
     parts = host.split(".")
     return len(parts) == 4 and parts[0] == "127" and all(part.isdigit() for part in parts)
+
+
+def _no_talk(origin: Origin, error: Exception) -> Unreachable:
+    return Unreachable(
+        f"can't talk to {origin}: {_reason(error)}", hint="Check the host name and the network."
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Blob uploads (distribution-spec, "Pushing blobs"): begin a session, send, ask how far it got, finish.
+"""The steps of a blob upload (distribution-spec, "Pushing blobs"), one request each.
 
 A session's newest Location carries the registry's state, so each answer's Location replaces the one before.
 """
@@ -9,19 +9,23 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urlencode, urljoin
 
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidInput, RemoteRefused
+from modelimage.errors import DigestMismatch, InvalidInput, RemoteRefused, WeightyardError
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
 from modelimage.repository import BlobContent
 
-_RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})")
-# A registry may copy or hash a finished upload before it answers.
-_FINISH_PATIENCE: Final = 300.0
-
-Progress = Callable[[int], None]
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
+_OCTETS: Final = {"Content-Type": "application/octet-stream"}
+# A registry may copy or hash what it got before it answers.
+_PATIENCE: Final = 300.0
+# To a chunk: "not so", as against "not now" or "not you".
+# ECR answers a first chunk with 201, as if it were the whole blob.
+_NO_CHUNKS: Final = frozenset({201, 400, 404, 405, 411, 413, 415, 416, 501})
+# To a question about a session: it is forgotten, or such questions aren't answered.
+_FORGOTTEN: Final = frozenset({400, 404, 405, 410, 416, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,27 @@ class Session:
     location: str
     offset: int = 0
     minimum: int = 0
+
+
+class Tally:
+    """Tells a progress callback how many bytes the registry holds; takes back what must be sent again."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self._progress = progress
+        self._told = 0
+
+    def add(self, count: int) -> None:
+        self._told += count
+        if self._progress and count:
+            self._progress(count)
+
+    def reach(self, position: int) -> None:
+        """Make the sum of what was told `position`."""
+        self.add(position - self._told)
+
+
+class ChunkRefused(RemoteRefused):
+    """The registry won't have this chunk in this session."""
 
 
 def parse_offset(header: str | None) -> int:
@@ -55,54 +80,91 @@ class Uploader:
 
     def begin(self) -> Session:
         """Open a session. Raises AccessDenied, NotFound, Unreachable, RemoteRefused."""
-        response = self._sender.send(
-            Request("POST", self._uploads, body=Body.of(b""), scopes=self._scopes)
-        )
+        response = self._post(self._uploads, self._scopes)
         if response.status != 202:
             raise answers.refusal(response, "the registry opens no upload")
+        return self._session(response, self._uploads, offset=0)
+
+    def mount(self, digest: Digest, source: str) -> Session | None:
+        """Take a blob over from another repository: None when done, else the session opened instead.
+
+        Raises AccessDenied where the source may not be read.
+        """
+        url = f"{self._uploads}?{urlencode({'mount': str(digest), 'from': source})}"
+        response = self._post(url, self._scopes | {f"repository:{source}:pull"})
+        if response.status == 201:
+            response.discard()
+            return None
+        if response.status != 202:
+            raise answers.refusal(response, f"the registry mounts nothing from {source}")
         return self._session(response, self._uploads, offset=0)
 
     def ask(self, session: Session) -> Session | None:
         """The session as the registry sees it; None when it has forgotten it."""
         response = self._sender.send(Request("GET", session.location, scopes=self._scopes))
-        if response.status == 404:
+        if response.status in _FORGOTTEN:
             response.discard()
             return None
-        if response.status != 204:
+        if response.status not in (202, 204):
             raise answers.refusal(response, "the registry tells nothing of an upload")
         offset = parse_offset(response.header("Range"))
         return self._session(response, session.location, offset=offset)
 
-    def finish(self, session: Session, content: BlobContent, progress: Progress | None) -> None:
-        """Send what is missing in one PUT. Raises DigestMismatch, Unreachable, RemoteRefused and so on."""
-        size, start = content.descriptor.size, session.offset
-        headers = {"Content-Type": "application/octet-stream"}
-        if start:
-            headers["Content-Range"] = f"{start}-{size - 1}"
-        body = Body(size - start, lambda: counted(content, start, size, progress))
-        response = self._sender.send(
-            Request(
-                "PUT",
-                with_digest(session.location, content.descriptor.digest),
-                headers,
-                body,
-                self._scopes,
-                repeatable=False,
-                patience=_FINISH_PATIENCE,
-            )
+    def append(self, session: Session, content: BlobContent, stop: int, tally: Tally) -> Session:
+        """Send the bytes from the session's offset to `stop`. Raises ChunkRefused, Unreachable and so on."""
+        start = session.offset
+        headers = {**_OCTETS, "Content-Range": f"{start}-{stop - 1}"}
+        response = self._send_bytes(
+            "PATCH", session.location, headers, content, (start, stop), tally
         )
+        if response.status in _NO_CHUNKS:
+            error = answers.refusal(response, "the registry refuses a chunk")
+            raise ChunkRefused(error.message, hint=error.hint) from error
+        if response.status not in (202, 204):
+            raise answers.refusal(
+                response, f"the registry refuses a part of {content.descriptor.digest}"
+            )
+        held = parse_offset(response.header("Range")) or stop
+        return self._session(response, session.location, offset=held)
+
+    def finish(self, session: Session, content: BlobContent, tally: Tally) -> None:
+        """Send what is missing, if anything, and close. Raises DigestMismatch, Unreachable, RemoteRefused and so on."""
+        size, start = content.descriptor.size, session.offset
+        headers = dict(_OCTETS)
+        if 0 < start < size:
+            headers["Content-Range"] = f"{start}-{size - 1}"
+        url = with_digest(session.location, content.descriptor.digest)
+        response = self._send_bytes("PUT", url, headers, content, (start, size), tally)
         if response.status not in (201, 204):
             raise answers.refusal(
                 response, f"the registry refuses blob {content.descriptor.digest}"
             )
         response.discard()
 
+    def _post(self, url: str, scopes: frozenset[str]) -> Response:
+        return self._sender.send(Request("POST", url, body=Body.of(b""), scopes=scopes))
+
+    def _send_bytes(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        content: BlobContent,
+        part: tuple[int, int],
+        tally: Tally,
+    ) -> Response:
+        start, stop = part
+        body = Body(stop - start, lambda: content_bytes(content, start, stop, tally))
+        return self._sender.send(
+            Request(method, url, headers, body, self._scopes, repeatable=False, patience=_PATIENCE)
+        )
+
     def _session(self, response: Response, base: str, *, offset: int) -> Session:
         location = response.header("Location")
         minimum = response.header("OCI-Chunk-Min-Length") or ""
         response.discard()
         url = upload_url(base, location) if location else base
-        return Session(url, offset, int(minimum) if minimum.isdecimal() else 0)
+        return Session(url, offset, int(minimum) if re.fullmatch("[0-9]{1,15}", minimum) else 0)
 
 
 def upload_url(base: str, location: str) -> str:
@@ -120,35 +182,34 @@ def upload_url(base: str, location: str) -> str:
     return url
 
 
-def counted(
-    content: BlobContent, start: int, stop: int, progress: Progress | None
-) -> Iterator[bytes | memoryview]:
-    """The content's bytes from `start` to `stop`, told to `progress`, which is told a negative count on a rewind.
+def content_bytes(
+    content: BlobContent, start: int, stop: int, tally: Tally
+) -> Iterator[memoryview]:
+    """The content's bytes from `start` to `stop`, told to `tally` once they are taken.
 
-    Raises DigestMismatch when the content is shorter or longer than its descriptor says.
+    Raises DigestMismatch when the content is shorter, or longer than its descriptor says.
     """
-    sent = 0
-    finished = False
-    try:
-        for buffer in content.read(start):
-            view = memoryview(buffer).cast("B")[: stop - start - sent]
-            if len(view) < len(buffer) and stop == content.descriptor.size:
-                raise _changed(content)
-            yield view
-            sent += len(view)
-            if progress:
-                progress(len(view))
-            if start + sent == stop and stop < content.descriptor.size:
-                break
-        if start + sent != stop:
-            raise _changed(content)
-        finished = True
-    finally:
-        if not finished and progress and sent:
-            progress(-sent)
+    position = start
+    # A repetition, as after an expired token, begins again.
+    tally.reach(start)
+    if start == stop:
+        return
+    for buffer in content.read(start):
+        view = memoryview(buffer).cast("B")
+        if position + len(view) > content.descriptor.size:
+            raise content_changed(content)
+        view = view[: stop - position]
+        yield view
+        position += len(view)
+        tally.add(len(view))
+        if position == stop and stop < content.descriptor.size:
+            return
+    if position != stop:
+        raise content_changed(content)
 
 
-def _changed(content: BlobContent) -> DigestMismatch:
+def content_changed(content: BlobContent) -> WeightyardError:
+    """The content isn't as long as its descriptor says."""
     return DigestMismatch(
         f"the content of blob {content.descriptor.digest} isn't {content.descriptor.size} bytes long",
         hint="A file changed while it was sent: build again.",

@@ -1,0 +1,100 @@
+"""What each registry takes: how large, how long, in which pieces. Pure: a host name in, a profile out.
+
+From the registries' own documentation and their issue trackers; docs/registries.md has the sources and what was tried
+against what. A registry that isn't listed is tried with chunks and falls back to one request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Final
+
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+DEFAULT_CHUNK: Final = 128 * MIB
+
+
+class UploadStyle(Enum):
+    """How a blob is sent."""
+
+    MONOLITHIC = "one request"
+    CHUNKED = "chunks"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a registry refuses; None where no limit is known. Sizes in bytes, times in seconds."""
+
+    layer_bytes: int | None = None
+    upload_seconds: int | None = None
+    manifest_bytes: int | None = 4 * MIB
+    layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryProfile:
+    """One kind of registry. `hosts` are patterns with `*`; if CHUNKED, blobs above `chunk_bytes` go in chunks."""
+
+    name: str
+    hosts: tuple[str, ...]
+    style: UploadStyle
+    limits: Limits = field(default_factory=Limits)
+    chunk_bytes: int = DEFAULT_CHUNK
+
+
+UNLISTED: Final = RegistryProfile("unlisted", ("*",), UploadStyle.CHUNKED)
+
+PROFILES: Final = (
+    # Chunks above 4 MiB are answered with 416; an upload ends after ten minutes.
+    RegistryProfile(
+        "GitHub Container Registry",
+        ("ghcr.io",),
+        UploadStyle.MONOLITHIC,
+        Limits(layer_bytes=10 * 10**9, upload_seconds=600),
+    ),
+    # The first chunk is answered as if it were the last (201).
+    RegistryProfile(
+        "Amazon ECR",
+        ("*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.cn", "*.dkr-ecr.*.on.aws"),
+        UploadStyle.MONOLITHIC,
+        Limits(layer_bytes=52_000 * MIB),
+    ),
+    RegistryProfile(
+        "Amazon ECR Public",
+        ("public.ecr.aws",),
+        UploadStyle.MONOLITHIC,
+        Limits(layer_bytes=10_000 * MIB),
+    ),
+    # No chunks at all.
+    RegistryProfile(
+        "Google Artifact Registry",
+        ("*.pkg.dev", "gcr.io", "*.gcr.io"),
+        UploadStyle.MONOLITHIC,
+    ),
+    RegistryProfile(
+        "Azure Container Registry",
+        ("*.azurecr.io", "*.azurecr.cn", "*.azurecr.us"),
+        UploadStyle.MONOLITHIC,
+        Limits(layer_bytes=200 * GIB, manifest_bytes=4 * MIB),
+    ),
+    RegistryProfile("Quay", ("quay.io",), UploadStyle.MONOLITHIC, Limits(layer_bytes=50 * 10**9)),
+    RegistryProfile(
+        "GitLab", ("registry.gitlab.com",), UploadStyle.CHUNKED, Limits(manifest_bytes=4 * MIB)
+    ),
+    RegistryProfile("Docker Hub", ("docker.io", "registry-1.docker.io"), UploadStyle.CHUNKED),
+    # Known by name only: a Harbor has any host. Its users put the word into it often enough.
+    RegistryProfile(
+        "Harbor", ("harbor.*", "*.harbor.*"), UploadStyle.CHUNKED, Limits(layer_bytes=32 * GIB)
+    ),
+)
+
+
+def profile_for(host: str) -> RegistryProfile:
+    """The profile of a registry's `host[:port]`; UNLISTED where none is known."""
+    name = host.partition(":")[0].lower()
+    for profile in PROFILES:
+        if any(fnmatchcase(name, pattern) for pattern in profile.hosts):
+            return profile
+    return UNLISTED

@@ -1,0 +1,360 @@
+"""A proxy in front of a real registry that does, by name, what registries and networks do on bad days.
+
+It passes requests on and streams bodies both ways; each fault may answer itself, spoil a request, or spoil an answer.
+`seen` lists the requests, `uploaded` counts the bytes of upload bodies that arrived here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from tests.servers.httpserver import Handler, LoopbackServer
+
+PIECE = 64 << 10
+HOP_BY_HOP = frozenset({"connection", "transfer-encoding", "keep-alive"})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request that arrived."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def is_blob(self) -> bool:
+        """Whether it reads a blob."""
+        return self.method == "GET" and "/blobs/sha256:" in self.path
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether it sends bytes of a blob."""
+        return self.method in ("PATCH", "PUT") and "/blobs/uploads/" in self.path
+
+    @property
+    def length(self) -> int:
+        return int(self.headers.get("Content-Length", 0))
+
+
+class HungUp(Exception):
+    """The fault cut the connection."""
+
+
+class Fault:
+    """Does nothing; the faults override what they spoil. `times` is how often it strikes, then all is well."""
+
+    def __init__(self, *, times: int = 1) -> None:
+        self._left = times
+        self._lock = threading.Lock()
+
+    def strikes(self) -> bool:
+        """Whether it is time, counted down."""
+        with self._lock:
+            self._left -= 1
+            return self._left >= 0
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        """An answer of its own instead of the registry's."""
+        return None
+
+    def request_headers(self, request: Seen, headers: dict[str, str]) -> dict[str, str]:
+        return headers
+
+    def request_body(self, request: Seen, body: Iterator[bytes]) -> Iterator[bytes]:
+        return body
+
+    def answer_body(
+        self, request: Seen, body: Iterator[bytes], handler: Handler
+    ) -> Iterator[bytes]:
+        return body
+
+
+class ExpiringToken(Fault):
+    """Each bearer token is good for `uses` requests, then the registry gets to see another one."""
+
+    def __init__(self, uses: int) -> None:
+        super().__init__()
+        self._uses = uses
+        self._used: dict[str, int] = {}
+
+    def request_headers(self, request: Seen, headers: dict[str, str]) -> dict[str, str]:
+        token = headers.get("Authorization", "")
+        if not token.startswith("Bearer "):
+            return headers
+        with self._lock:
+            self._used[token] = self._used.get(token, 0) + 1
+            expired = self._used[token] > self._uses
+        return {**headers, "Authorization": "Bearer expired"} if expired else headers
+
+
+class RateLimitSeconds(Fault):
+    """429 with Retry-After in seconds."""
+
+    def __init__(self, seconds: int = 1, *, times: int = 1) -> None:
+        super().__init__(times=times)
+        self._seconds = seconds
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        return (429, {"Retry-After": self.retry_after()}, b"slow down") if self.strikes() else None
+
+    def retry_after(self) -> str:
+        return str(self._seconds)
+
+
+class RateLimitDate(RateLimitSeconds):
+    """429 with Retry-After as a date."""
+
+    def retry_after(self) -> str:
+        when = datetime.now(UTC) + timedelta(seconds=self._seconds)
+        return format_datetime(when, usegmt=True)
+
+
+class TruncatedBody(Fault):
+    """The connection ends after `after` bytes of a blob."""
+
+    def __init__(self, after: int, *, times: int = 1) -> None:
+        super().__init__(times=times)
+        self._after = after
+
+    def answer_body(
+        self, request: Seen, body: Iterator[bytes], handler: Handler
+    ) -> Iterator[bytes]:
+        return self._cut(body) if request.is_blob and self.strikes() else body
+
+    def _cut(self, body: Iterator[bytes]) -> Iterator[bytes]:
+        left = self._after
+        for piece in body:
+            yield piece[:left]
+            left -= len(piece)
+            if left <= 0:
+                raise HungUp
+
+
+class WrongBytes(Fault):
+    """One byte of a blob is another."""
+
+    def answer_body(
+        self, request: Seen, body: Iterator[bytes], handler: Handler
+    ) -> Iterator[bytes]:
+        return self._spoil(body) if request.is_blob and self.strikes() else body
+
+    def _spoil(self, body: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(body, b"")
+        yield bytes([first[0] ^ 1]) + first[1:] if first else first
+        yield from body
+
+
+class IgnoredRange(Fault):
+    """The registry never heard of ranges."""
+
+    def request_headers(self, request: Seen, headers: dict[str, str]) -> dict[str, str]:
+        return {name: value for name, value in headers.items() if name != "Range"}
+
+
+class BrokenUpload(Fault):
+    """The connection ends after `after` bytes of an upload body; the registry has got those."""
+
+    def __init__(self, after: int, *, times: int = 1) -> None:
+        super().__init__(times=times)
+        self._after = after
+
+    def request_body(self, request: Seen, body: Iterator[bytes]) -> Iterator[bytes]:
+        wanted = request.is_upload and request.length > self._after
+        return self._cut(body) if wanted and self.strikes() else body
+
+    def _cut(self, body: Iterator[bytes]) -> Iterator[bytes]:
+        left = self._after
+        for piece in body:
+            yield piece[:left]
+            left -= len(piece)
+            if left <= 0:
+                raise HungUp
+
+
+class BufferedUploads(Fault):
+    """Bodies are passed on once they are whole, as a buffering reverse proxy does: what breaks off never arrives."""
+
+    def request_body(self, request: Seen, body: Iterator[bytes]) -> Iterator[bytes]:
+        return iter([b"".join(body)]) if request.is_upload else body
+
+
+class LostUpload(Fault):
+    """The registry has forgotten the session when it is next used."""
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        if "/blobs/uploads/" not in request.path or request.method == "POST":
+            return None
+        error = b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"upload unknown"}]}'
+        return (404, {}, error) if self.strikes() else None
+
+
+class NoChunks(Fault):
+    """The registry takes no PATCH."""
+
+    def __init__(self, status: int = 416) -> None:
+        super().__init__()
+        self._status = status
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        return (self._status, {}, b"") if request.method == "PATCH" else None
+
+
+class ForeignRedirect(Fault):
+    """Blobs are elsewhere, on a host that rejects whoever brings a registry's credentials along."""
+
+    def __init__(self, storage: RejectingStorage) -> None:
+        super().__init__()
+        self._storage = storage
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        if not request.is_blob:
+            return None
+        return 307, {"Location": f"{self._storage.url}{request.path}?signature=x"}, b""
+
+
+class Stall(Fault):
+    """A blob stops coming after `after` bytes, and nobody hangs up."""
+
+    def __init__(self, after: int, *, times: int = 1) -> None:
+        super().__init__(times=times)
+        self._after = after
+
+    def answer_body(
+        self, request: Seen, body: Iterator[bytes], handler: Handler
+    ) -> Iterator[bytes]:
+        return self._stop(body, handler) if request.is_blob and self.strikes() else body
+
+    def _stop(self, body: Iterator[bytes], handler: Handler) -> Iterator[bytes]:
+        left = self._after
+        for piece in body:
+            yield piece[:left]
+            left -= len(piece)
+            if left <= 0:
+                handler.wfile.flush()
+                # The client's hanging up is what ends it.
+                handler.connection.recv(1)
+                raise HungUp
+
+
+class _ProxyHandler(Handler):
+    @property
+    def _proxy(self) -> FaultyRegistry:
+        return cast("FaultyRegistry", cast("Any", self.server).owner)
+
+    def do_GET(self) -> None:
+        request = Seen(self.command, self.path, dict(self.headers.items()))
+        self._proxy.note(request)
+        try:
+            if not self._answered_by_fault(request):
+                self._forward(request)
+        except (HungUp, ConnectionError, http.client.HTTPException):
+            self.close_connection = True
+
+    def _answered_by_fault(self, request: Seen) -> bool:
+        for fault in self._proxy.faults:
+            answer = fault.answers(request)
+            if answer is not None:
+                status, headers, body = answer
+                for _ in self._incoming(request):
+                    pass
+                self.answer(status, body, headers)
+                return True
+        return False
+
+    def _forward(self, request: Seen) -> None:
+        headers, body = dict(request.headers), self._incoming(request)
+        for fault in self._proxy.faults:
+            headers = fault.request_headers(request, headers)
+            body = fault.request_body(request, body)
+        upstream = http.client.HTTPConnection(self._proxy.upstream)
+        try:
+            sends = request.length > 0
+            upstream.request(request.method, request.path, body if sends else None, headers)
+            self._send_back(request, upstream.getresponse())
+        finally:
+            upstream.close()
+
+    def _incoming(self, request: Seen) -> Iterator[bytes]:
+        left = request.length
+        while left:
+            piece = self.rfile.read1(min(left, PIECE))  # type: ignore[attr-defined]
+            if not piece:
+                raise HungUp
+            left -= len(piece)
+            self._proxy.count(request, len(piece))
+            yield piece
+
+    def _send_back(self, request: Seen, answer: http.client.HTTPResponse) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in HOP_BY_HOP | {"date", "server"}:
+                self.send_header(name, value)
+        self.end_headers()
+        body: Iterator[bytes] = iter(lambda: answer.read(PIECE), b"")
+        for fault in self._proxy.faults:
+            body = fault.answer_body(request, body, self)
+        for piece in body:
+            self.wfile.write(piece)
+
+
+for _method in ("HEAD", "POST", "PUT", "PATCH", "DELETE"):
+    setattr(_ProxyHandler, f"do_{_method}", _ProxyHandler.do_GET)
+
+
+class FaultyRegistry(LoopbackServer):
+    """The proxy, in front of the registry at `upstream` (host:port). `faults` may be changed while it runs."""
+
+    HANDLER = _ProxyHandler
+
+    def __init__(self, upstream: str, *faults: Fault) -> None:
+        self.upstream = upstream
+        self.faults: Sequence[Fault] = faults
+        self.seen: list[Seen] = []
+        self.uploaded = 0
+        self._lock = threading.Lock()
+
+    def note(self, request: Seen) -> None:
+        with self._lock:
+            self.seen.append(request)
+
+    def count(self, request: Seen, size: int) -> None:
+        if request.is_upload:
+            with self._lock:
+                self.uploaded += size
+
+
+class _StorageHandler(Handler):
+    def do_GET(self) -> None:
+        storage = cast("RejectingStorage", cast("Any", self.server).owner)
+        if "Authorization" in self.headers:
+            self.answer(400, b"only one auth mechanism allowed")
+            return
+        upstream = http.client.HTTPConnection(storage.upstream)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name == "Range"}
+            headers |= storage.credentials
+            upstream.request("GET", urlsplit(self.path).path, None, headers)
+            answer = upstream.getresponse()
+            kept = ("Content-Range", "Content-Type")
+            found = {name: value for name, value in answer.getheaders() if name in kept}
+            self.answer(answer.status, answer.read(), found)
+        finally:
+            upstream.close()
+
+
+class RejectingStorage(LoopbackServer):
+    """An object store with signed URLs, on an origin of its own, that fetches from the registry at `upstream`."""
+
+    HANDLER = _StorageHandler
+
+    def __init__(self, upstream: str, credentials: dict[str, str] | None = None) -> None:
+        self.upstream = upstream
+        self.credentials = credentials or {}
