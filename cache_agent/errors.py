@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelimage.errors import Fault, NotWritable, WeightyardError
+from modelimage.errors import Busy, DigestMismatch, Fault, NotWritable
 
 
 class DiskFailed(NotWritable):
@@ -13,13 +13,11 @@ class LinkRefused(NotWritable):
     """The filesystem won't make a hard link (EXDEV, EPERM, EMLINK): never worked around by a silent copy."""
 
 
-class StoreDamaged(WeightyardError):
+class StoreDamaged(DigestMismatch):
     """The checker found invariants of a store broken."""
 
     fault = Fault.NODE
 
 
-class Cancelled(WeightyardError):
-    """The caller took the request back."""
-
-    fault = Fault.CALLER
+class Cancelled(Busy):
+    """The request was taken back, by its caller or because the agent stops. Asking again continues it."""

@@ -50,6 +50,12 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         (
             Entry("pull", "weightyard.commands.pull:pull", "Fetch a model into this machine's cache."),
             Entry("agent", "weightyard.commands.agent:agent", "Run the cache agent of a node."),
+            Entry("ls", "weightyard.commands.ls:ls", "List the cached models."),
+            Entry("df", "weightyard.commands.df:df", "Show the space of the cache."),
+            Entry("rm", "weightyard.commands.rm:rm", "Remove models from the cache."),
+            Entry("pin", "weightyard.commands.pin:pin", "Keep a model whatever else needs its space."),
+            Entry("gc", "weightyard.commands.gc:gc", "Free space in the cache."),
+            Entry("lease", "weightyard.commands.lease:lease", "See, take and end leases on cached models."),
             Entry("check", "weightyard.commands.check:check", "Prove that a cache is sound."),
         ),
     ),

@@ -160,9 +160,11 @@ def simple_image(
     }
     small = {
         "config.json": b'{"seed": %d}' % seed,
-        "copy/of/tokenizer.json": b"tokens",
+        "copy/of/tokenizer.json": noise(90_000, 77),
         "empty.txt": b"",
-        "tokenizer.json": b"tokens",
+        "tokenizer.json": noise(90_000, 77),
+        # Longer than one read of a stream, in the middle of a bundle.
+        "merges.txt": noise(200_000, seed),
     }
     record, blobs = make_record([*({path: data} for path, data in contents.items()), small])
     return MemoryImage.of([record], blobs, tag), record, {**contents, **small}

@@ -1,0 +1,124 @@
+"""Is a lease's holder still there? A lease ends by itself only when its holder is certainly gone.
+
+A pod is there while kubelet keeps its directory or something of it is mounted; a process while the process with its
+pid still has the start time that was noted; a manual lease until it is released. What can't be told counts as there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_agent.store.values import Holder, HolderKind
+
+KUBELET = Path("/var/lib/kubelet")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessName:
+    """The name of a process holder: `pid/start time/boot id`, unique over pid reuse and reboots."""
+
+    pid: int
+    start: str
+    boot: str
+
+    @classmethod
+    def parse(cls, name: str) -> ProcessName | None:
+        parts = name.split("/")
+        if len(parts) != 3 or not parts[0].isdigit():
+            return None
+        return cls(int(parts[0]), parts[1], parts[2])
+
+    def __str__(self) -> str:
+        return f"{self.pid}/{self.start}/{self.boot}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What of this machine tells who is there. Paths are injected for tests."""
+
+    proc: Path = Path("/proc")
+    kubelet: Path = KUBELET
+
+    def boot(self) -> str:
+        return (self.proc / "sys/kernel/random/boot_id").read_text().strip()
+
+    def start_time(self, pid: int) -> str | None:
+        """When a process started, in clock ticks since boot; None when there is no such process."""
+        try:
+            stat = (self.proc / str(pid) / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return stat.rpartition(")")[2].split()[19]
+
+    def mountinfo(self) -> str:
+        return (self.proc / "self/mountinfo").read_text()
+
+    def is_gone(self, holder: Holder) -> bool:
+        """Whether a holder is certainly gone. An unreadable /proc or kubelet directory is no certainty."""
+        try:
+            return self._is_gone(holder)
+        except OSError:
+            return False
+
+    def _is_gone(self, holder: Holder) -> bool:
+        match holder.kind:
+            case HolderKind.MANUAL:
+                return False
+            case HolderKind.PROCESS:
+                name = ProcessName.parse(holder.name)
+                if name is None:
+                    return False
+                return name.boot != self.boot() or self.start_time(name.pid) != name.start
+            case HolderKind.POD:
+                pods = self.kubelet / "pods"
+                # Without kubelet's directory this process can't see pods, so it can't say that one is gone.
+                return pods.is_dir() and not (pods / holder.name).exists()
+
+    def this_process(self) -> Holder:
+        """The holder that this process is."""
+        pid = os.getpid()
+        return Holder(
+            HolderKind.PROCESS, str(ProcessName(pid, self.start_time(pid) or "0", self.boot()))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of mountinfo: what is mounted (`root`, within its filesystem) and where."""
+
+    root: str
+    target: str
+
+
+def parse_mountinfo(text: str) -> Iterable[Mount]:
+    """The mounts in proc(5)'s mountinfo; octal escapes resolved."""
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if len(fields) >= 5:
+            yield Mount(_unescaped(fields[3]), _unescaped(fields[4]))
+
+
+def mounted_models(mounts: Iterable[Mount], models: Path) -> list[tuple[str, str]]:
+    """(model key, pod UID) of every pod volume that is a bind mount of a directory below `models`.
+
+    The mount's root is within its filesystem, so it is compared by its last two parts.
+    """
+    found = []
+    for mount in mounts:
+        root = Path(mount.root)
+        parts = Path(mount.target).parts
+        if root.parent.name != models.name or "pods" not in parts:
+            continue
+        if not str(models).endswith(str(root.parent)) and str(models) != str(root.parent):
+            continue
+        found.append((root.name, parts[parts.index("pods") + 1]))
+    return found
+
+
+def _unescaped(text: str) -> str:
+    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, letter)
+    return text

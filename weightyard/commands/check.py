@@ -1,0 +1,45 @@
+"""`weightyard check`: prove that a cache is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.cache import open_cache
+from cache_agent.errors import StoreDamaged
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes
+
+
+@click.command()
+@click.option(
+    "--repair", is_flag=True, help="Mend what can be mended; damaged files are fetched again."
+)
+@click.option("--quick", is_flag=True, help="Believe the files' contents; look at everything else.")
+@root_option
+@access_options
+@pass_console
+def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Access) -> None:
+    """Read the whole cache and prove every invariant: digests, links, ledger, leases, no leftovers."""
+    with open_cache(root, access) as cache:
+        view = cache.check(repair=repair, quick=quick)
+    lines = [
+        f"{'repaired' if f.repaired else 'WRONG'}: {f.kind}: {f.path}: {f.detail}"
+        for f in view.findings
+    ]
+    lines.append(
+        f"{view.files} files, {view.models} models, {format_bytes(view.bytes_read)} read: "
+        f"{len(view.findings)} findings"
+    )
+    console.result(view.model_dump(), "\n".join(lines))
+    left = [finding for finding in view.findings if not finding.repaired]
+    if left:
+        raise StoreDamaged(
+            f"the cache at {view.root} has {len(left)} findings",
+            hint="Run it with --repair."
+            if not repair
+            else "Look at the disk: see the findings above.",
+        )

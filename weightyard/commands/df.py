@@ -1,0 +1,37 @@
+"""`weightyard df`: the space of the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.cache import open_cache
+from modelimage.access import Access
+from weightyard.console import Console, format_table, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes
+
+
+@click.command()
+@root_option
+@access_options
+@pass_console
+def df(console: Console, *, root: Path, access: Access) -> None:
+    """Show what the cache uses, may use and could free."""
+    with open_cache(root, access) as cache:
+        space = cache.space()
+    rows = [
+        (
+            "used by the cache",
+            format_bytes(space.own),
+            f"{space.models} models, {space.files} files",
+        ),
+        ("promised to pulls", format_bytes(space.promised), ""),
+        ("room for more", format_bytes(space.headroom), "within budget and floor"),
+        ("evictable", format_bytes(space.evictable), "neither leased nor pinned"),
+        ("budget", format_bytes(space.budget), ""),
+        ("free on the disk", format_bytes(space.disk_free), f"of {format_bytes(space.disk_total)}"),
+        ("kept free", format_bytes(space.floor), ""),
+    ]
+    console.result(space.model_dump(), format_table(("space", "bytes", ""), rows))

@@ -1,0 +1,33 @@
+"""`weightyard gc`: free space in the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.api.wire import GcBody
+from cache_agent.cache import open_cache
+from cache_agent.store.space import Amount
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes
+
+
+@click.command()
+@click.option(
+    "--free", default="0", metavar="AMOUNT", help="Evict models until so much was freed: 50GB."
+)
+@click.option("--dry-run", is_flag=True, help="Only say which models would go, and why.")
+@root_option
+@access_options
+@pass_console
+def gc(console: Console, *, free: str, dry_run: bool, root: Path, access: Access) -> None:
+    """Remove leftovers of interrupted downloads; with --free, evict the least valuable models too."""
+    with open_cache(root, access) as cache:
+        view = cache.gc(GcBody(need=Amount.parse(free).bytes, dry_run=dry_run))
+    verb = "would evict" if dry_run else "evicted"
+    lines = [f"{verb} {v.image} ({format_bytes(v.freed)}): {v.why}" for v in view.victims]
+    lines.append(f"{'would free' if dry_run else 'freed'} {format_bytes(view.freed)}")
+    console.result(view.model_dump(), "\n".join(lines))

@@ -1,0 +1,64 @@
+"""`weightyard lease`: see, take and end leases."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from cache_agent.api.wire import LeaseBody
+from cache_agent.cache import open_cache
+from modelimage.access import Access
+from modelimage.errors import NotFound
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_duration
+
+
+@click.group()
+def lease() -> None:
+    """Leases: what is in use can't be evicted."""
+
+
+@lease.command("ls")
+@root_option
+@access_options
+@pass_console
+def list_leases(console: Console, *, root: Path, access: Access) -> None:
+    """List all leases and who holds them."""
+    with open_cache(root, access) as cache:
+        found = cache.leases()
+    now = time.time()
+    rows = [
+        (each.id, each.model.removeprefix("sha256:")[:12], each.holder, format_duration(max(0, now - each.since)))
+        for each in found
+    ]  # fmt: skip
+    console.table(("lease", "model", "holder", "for"), rows)
+
+
+@lease.command()
+@click.argument("model")
+@click.option("--holder", required=True, metavar="KIND:NAME", help="pod:UID, or manual:NAME.")
+@root_option
+@access_options
+@pass_console
+def take(console: Console, *, model: str, holder: str, root: Path, access: Access) -> None:
+    """Take a lease on MODEL and print its id."""
+    with open_cache(root, access) as cache:
+        view = cache.lease(LeaseBody(model=model, holder=holder))
+    console.result(view.model_dump(), view.id)
+
+
+@lease.command()
+@click.argument("lease_id", metavar="LEASE")
+@root_option
+@access_options
+@pass_console
+def release(console: Console, *, lease_id: str, root: Path, access: Access) -> None:
+    """End a lease."""
+    with open_cache(root, access) as cache:
+        released = cache.release(lease_id)
+    if not released:
+        raise NotFound(f"no lease {lease_id}", hint="See `weightyard lease ls`.")
+    console.result({"released": released}, f"released {lease_id}")

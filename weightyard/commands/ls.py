@@ -1,0 +1,53 @@
+"""`weightyard ls`: what is cached."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from cache_agent.api.wire import ModelView
+from cache_agent.cache import open_cache
+from modelimage.access import Access
+from weightyard.console import Console, format_table, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes, format_duration
+
+_COLUMNS = ("model", "variant", "size", "used", "verified", "held", "image")
+
+
+@click.command("ls")
+@click.argument("model", required=False)
+@root_option
+@access_options
+@pass_console
+def ls(console: Console, *, model: str | None, root: Path, access: Access) -> None:
+    """List the cached models, or show one: by key, the beginning of a key, or image."""
+    with open_cache(root, access) as cache:
+        found = [cache.find(model)] if model else cache.models()
+    now = time.time()
+    rows = [_row(each, now) for each in found]
+    console.result(
+        [each.model_dump() for each in found],
+        format_table(_COLUMNS, rows)
+        if rows
+        else "no models; pull one with `weightyard pull IMAGE`",
+    )
+
+
+def _row(model: ModelView, now: float) -> tuple[str, ...]:
+    held = [lease.holder for lease in model.leases] + (["pinned"] if model.pinned else [])
+    return (
+        model.key.removeprefix("sha256:")[:12],
+        model.variant,
+        format_bytes(model.size),
+        _ago(model.last_used, now),
+        _ago(model.verified, now) if model.verified else "not yet",
+        ", ".join(held) or "-",
+        ", ".join(model.images),
+    )
+
+
+def _ago(at: float, now: float) -> str:
+    return f"{format_duration(max(0.0, now - at))} ago"

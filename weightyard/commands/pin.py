@@ -1,0 +1,25 @@
+"""`weightyard pin`: keep a model in the cache whatever else needs its space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.cache import open_cache
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+
+
+@click.command()
+@click.argument("model")
+@click.option("--remove", is_flag=True, help="Unpin it instead.")
+@root_option
+@access_options
+@pass_console
+def pin(console: Console, *, model: str, remove: bool, root: Path, access: Access) -> None:
+    """Pin MODEL (key, beginning of a key, or image): it is never evicted."""
+    with open_cache(root, access) as cache:
+        view = cache.pin(model, pinned=not remove)
+    console.result(view.model_dump(), f"{'pinned' if view.pinned else 'unpinned'} {view.key}")

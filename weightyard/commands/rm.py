@@ -1,0 +1,31 @@
+"""`weightyard rm`: take models out of the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.cache import open_cache
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes
+
+
+@click.command("rm")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--unpin", is_flag=True, help="Remove pinned models too.")
+@root_option
+@access_options
+@pass_console
+def rm(
+    console: Console, *, models: tuple[str, ...], unpin: bool, root: Path, access: Access
+) -> None:
+    """Remove MODELs (key, beginning of a key, or image). Models in use are never removed."""
+    with open_cache(root, access) as cache:
+        removed = [cache.remove(model, unpin=unpin) for model in models]
+    console.result(
+        [each.model_dump() for each in removed],
+        "\n".join(f"removed {each.key}, {format_bytes(each.freed)} freed" for each in removed),
+    )
