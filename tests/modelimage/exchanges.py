@@ -61,7 +61,8 @@ class ScriptedSender:
 class VirtualTime:
     """A clock that only `sleep` moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: datetime = NOON) -> None:
+        self._started = started
         self.now = 0.0
         self.slept: list[float] = []
 
@@ -76,5 +77,5 @@ class VirtualTime:
         return Surroundings(
             sleep=self.sleep,
             jitter=lambda: 0.0,
-            now=lambda: NOON + timedelta(seconds=self.now),
+            now=lambda: self._started + timedelta(seconds=self.now),
         )

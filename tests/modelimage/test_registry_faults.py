@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from modelimage.registry.memory import DirectoryMemory, NoMemory, UploadMemory
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
-from modelimage.registry.retry import Surroundings
+from modelimage.registry.retry import HostPauses
 from modelimage.registry.transport import Timeouts, TlsOptions
 from modelimage.repository import BlobContent
 from modelimage.resolve import read_blob
@@ -29,6 +30,7 @@ from tests.modelimage.conformance import (
     put_image,
     read_all,
 )
+from tests.modelimage.exchanges import VirtualTime
 from tests.servers.faulty_registry import (
     BrokenUpload,
     BufferedUploads,
@@ -56,14 +58,12 @@ SMALL_CHUNKS = RegistryProfile("tests", ("*",), UploadStyle.CHUNKED, chunk_bytes
 IN_ONE = RegistryProfile("tests", ("*",), UploadStyle.MONOLITHIC)
 
 
-class NoWaiting:
-    """Sleeps that only note how long they would have been."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-
-    def surroundings(self) -> Surroundings:
-        return Surroundings(sleep=self.slept.append, jitter=lambda: 0.0)
+def without_waiting(timeouts: Timeouts | None = None) -> Connections:
+    """Connections whose clock only their own waiting moves."""
+    time = VirtualTime(datetime.now(UTC))
+    return Connections(
+        surroundings=time.surroundings(), pauses=HostPauses(time.clock), timeouts=timeouts
+    )
 
 
 Opener = Callable[..., tuple[FaultyRegistry, RegistryRepository]]
@@ -86,7 +86,7 @@ def through(registry: DockerRegistry, unique_name: Callable[[str], str]) -> Iter
         proxy = FaultyRegistry(server.host, *faults)
         proxy.__enter__()
         started.append(proxy)
-        connections = Connections(surroundings=NoWaiting().surroundings(), timeouts=timeouts)
+        connections = without_waiting(timeouts)
         chosen = replace(access or Access(), connections=connections)
         return proxy, repository_at(proxy.host, name, chosen, profile, memory or NoMemory())
 
@@ -213,7 +213,7 @@ def test_a_limited_rate_is_waited_out(through: Opener, limit: type[RateLimitSeco
 def test_a_dead_registry_is_unreachable(registry: DockerRegistry) -> None:
     with FaultyRegistry(registry.host) as proxy:
         host = proxy.host
-    access = Access(connections=Connections(surroundings=NoWaiting().surroundings()))
+    access = Access(connections=without_waiting())
     repository = open_repository(RegistryReference(host, "m"), access)
     with pytest.raises(Unreachable, match="refused"):
         repository.resolve("v1")
@@ -221,7 +221,7 @@ def test_a_dead_registry_is_unreachable(registry: DockerRegistry) -> None:
 
 def test_plain_http_spoken_as_tls_says_what_to_do(registry: DockerRegistry) -> None:
     opened = open_repository(RegistryReference(registry.host, "m"), Access())
-    sender = Connections(surroundings=NoWaiting().surroundings()).sender(TlsOptions())
+    sender = without_waiting().sender(TlsOptions())
     origin = replace(opened.origin, scheme="https")
     with pytest.raises((RemoteRefused, Unreachable)) as caught:
         RegistryRepository(sender, origin, "m").tags()
