@@ -50,6 +50,7 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
         metrics.watch(node.store)
         if node.store.recovered.changed:
             log.note("recovered", **vars(node.store.recovered))
+        node.start_maintenance()
         asyncio.run(_serve(node, options, metrics, ready))
     log.note("stopped")
 

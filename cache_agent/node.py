@@ -11,13 +11,17 @@ from cache_agent.api.wire import CheckView, FindingView
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
 from cache_agent.fetch.pull import Pull, Puller, PullRequest
+from cache_agent.fetch.repair import Repairer
+from cache_agent.holders import Machine, mounted_models, parse_mountinfo
+from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.source import Source
-from cache_agent.store.check import Checker
+from cache_agent.store.check import Checker, Finding, Kind
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
 from modelimage.access import Access, open_reader
+from modelimage.errors import Busy
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel
@@ -30,6 +34,7 @@ class NodeOptions:
     root: Path
     limits: SpaceLimits = field(default_factory=SpaceLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
+    maintenance: MaintenanceOptions = field(default_factory=MaintenanceOptions)
 
 
 SourcesOf = Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
@@ -52,6 +57,7 @@ class NodeParts:
     clock: Callable[[], float] = time.time
     observe: Observer = ignore
     boot: str | None = None
+    machine: Machine = field(default_factory=Machine)
 
     @classmethod
     def real(cls, access: Access, events: Events | None = None) -> NodeParts:
@@ -66,10 +72,25 @@ class Node:
         self.options = options
         self.store = Store(
             options.root,
-            StoreOptions(options.limits, parts.clock, parts.observe, parts.boot, parts.events),
+            StoreOptions(
+                options.limits,
+                parts.clock,
+                observe=parts.observe,
+                boot=parts.boot,
+                events=parts.events,
+                is_gone=parts.machine.is_gone,
+                mounted=lambda models: mounted_models(
+                    parse_mountinfo(parts.machine.mountinfo()), models
+                ),
+            ),
         )
         self.engine = Engine(options.engine)
         self._puller = Puller.of(
+            self.store, self.engine, parts.open_reader, parts.sources, parts.events
+        )
+
+        self._maintenance: Maintenance | None = None
+        self.repairer = Repairer(
             self.store, self.engine, parts.open_reader, parts.sources, parts.events
         )
 
@@ -78,28 +99,63 @@ class Node:
         return self._puller.start(request)
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
-        """Prove the store's invariants; with `repair`, mend what can be mended and say which."""
-        checker = Checker(self.store.paths, self.store.ledger, quick, busy=self._puller.busy)
+        """Prove the store's invariants; with `repair`, mend what can be mended and say which.
+
+        Raises Busy for a repair while pulls run.
+        """
+        if repair and self._puller.busy:
+            raise Busy("pulls are running", hint="Repair when they are done.")
+        checker = self._checker(quick)
         findings = checker.run()
+        left = findings
+        if repair and findings:
+            self._mend(findings)
+            left = self._checker(quick).run()
         return CheckView(
             root=str(self.store.paths.root),
             files=checker.files,
             models=checker.models,
             bytes_read=checker.bytes_read,
             findings=[
-                FindingView(kind=f.kind.value, path=str(f.path), detail=f.detail) for f in findings
+                FindingView(
+                    kind=f.kind.value, path=str(f.path), detail=f.detail, repaired=f not in left
+                )
+                for f in (*findings, *(f for f in left if f not in findings))
             ],
         )
 
+    def _checker(self, quick: bool) -> Checker:
+        return Checker(self.store.paths, self.store.ledger, quick, busy=self._puller.busy)
+
+    def _mend(self, findings: Sequence[Finding]) -> None:
+        """Names first, then bytes, then links: each step leaves less to the next."""
+        self.store.settle()
+        for finding in findings:
+            if finding.kind is Kind.WRITABLE and finding.path.exists():
+                self.store.mender.protect(finding.path)
+        damaged = (Kind.WRONG_BYTES, Kind.UNREADABLE)
+        for digest in {f.digest for f in findings if f.kind in damaged and f.digest}:
+            self.repairer.mend(digest)
+        for digest in {f.digest for f in findings if f.kind is Kind.MODEL and f.digest}:
+            self.store.relink(digest)
+        self.store.mender.drop_broken_models()
+
+    def start_maintenance(self) -> None:
+        """Begin scrubbing and ending dead leases; only a daemon does."""
+        self._maintenance = Maintenance(self.store, self.repairer, self.options.maintenance)
+        self._maintenance.start()
+
     def health_parts(self) -> Mapping[str, Callable[[], str | None]]:
         """Readiness checks beyond the store's own."""
-        return {}
+        return {"maintenance": self._maintenance.problem} if self._maintenance else {}
 
     def cancel_pulls(self) -> None:
         """Cancel what runs; closing waits for it."""
         self._puller.cancel_all()
 
     def close(self) -> None:
+        if self._maintenance:
+            self._maintenance.stop()
         self._puller.close()
         self.engine.close()
         self.store.close()

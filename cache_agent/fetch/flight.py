@@ -23,8 +23,11 @@ Tick = Callable[[int], None]
 class Flight:
     """Carries one file. `land` is called by whichever thread completes it, exactly once."""
 
-    def __init__(self, file: RecordFile, repository: str, store: Store) -> None:
+    def __init__(
+        self, file: RecordFile, repository: str, store: Store, *, replace: bool = False
+    ) -> None:
         self.file = file
+        self._replace = replace
         self._repository = repository
         self.landed = threading.Event()
         self.ended = threading.Event()
@@ -87,7 +90,7 @@ class Flight:
             self._hash.give(hashed)
         computed = self._hash.digest()
         if computed is not None and self._may_land():
-            self._store.admit(self.partial, computed, self._repository)
+            self._store.admit(self.partial, computed, self._repository, replace=self._replace)
             self.landed.set()
 
     def close(self) -> None:

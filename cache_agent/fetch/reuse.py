@@ -9,12 +9,10 @@ digest that the manifest promises, and the caller's own credentials open that la
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cache_agent.store.disk import reading
-from cache_agent.store.partials import read_range
+from cache_agent.store.partials import open_for_reading, read_range
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -72,11 +70,7 @@ class Reuse:
                     hashed.update(data)
                 case FileSlice(file, start, stop):
                     path = self.store.paths.file(file.digest)
-                    with reading(path):
-                        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                    try:
+                    with open_for_reading(path) as fd:
                         for view in read_range(fd, path, ByteRange(start, stop)):
                             hashed.update(view)
-                    finally:
-                        os.close(fd)
         return Digest(hashed.hexdigest())

@@ -25,7 +25,7 @@ from blake3 import blake3
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import reading
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.partials import Bitmap, chunk_range, identity, read_range
+from cache_agent.store.partials import Bitmap, chunk_range, identity, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.publish import read_record
 from cache_agent.store.recovery import listed, parse_hex, same_file
@@ -70,11 +70,9 @@ class FileVerdict:
 
 
 def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> FileVerdict:
-    """Read a file once for all its digests. `pause` is told of each buffer's bytes. Raises DiskFailed."""
+    """Read a file once, off the disk, for all its digests. `pause` is told of bytes read. Raises DiskFailed."""
     whole, chunks = hashlib.sha256(), []
-    with reading(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with open_for_reading(path, direct=True) as fd:
         with reading(path):
             size = os.fstat(fd).st_size
         for index in range(-(-size // CHUNK_SIZE)):
@@ -84,8 +82,6 @@ def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> 
                 chunk.update(view)
                 pause(len(view))
             chunks.append(str(chunk.hexdigest()))
-    finally:
-        os.close(fd)
     return FileVerdict(Digest(whole.hexdigest()), tuple(chunks), size)
 
 
@@ -219,17 +215,13 @@ class Checker:
         data = path.with_suffix(".data")
         if decoded is None or not data.exists():
             return
-        with reading(data):
-            fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with open_for_reading(data) as fd:
             for index in sorted(decoded[0].chunks()):
                 hashed = blake3()
                 for view in read_range(fd, data, chunk_range(file.size, index)):
                     hashed.update(view)
                 if hashed.hexdigest() != file.chunks[index]:
                     yield Finding(Kind.PARTIAL, path, f"vouches for chunk {index}, which is wrong")
-        finally:
-            os.close(fd)
 
     def _leftovers(self) -> Iterator[Finding]:
         if self.busy:

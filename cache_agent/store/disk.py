@@ -91,6 +91,10 @@ class Disk:
             os.fchmod(fd, READ_ONLY_FILE)
         self.fsync(fd, path)
 
+    def chmod(self, path: Path, mode: int) -> None:
+        with self._change("chmod", path):
+            path.chmod(mode)
+
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
         with self._change("sync_directory", path):

@@ -125,10 +125,13 @@ class Ledger:
         )
         return dict(rows)
 
-    def files_verified_before(self, when: float, limit: int) -> list[StoredFile]:
-        """The files longest unverified, oldest first."""
+    def files_due(self, before: float, now: float, limit: int) -> list[StoredFile]:
+        """Files verified before a time, or after now (the clock was set back), oldest first."""
         rows = self._all(
-            "SELECT * FROM files WHERE verified < ? ORDER BY verified, sha256 LIMIT ?", when, limit
+            "SELECT * FROM files WHERE verified < ? OR verified > ? ORDER BY verified, sha256 LIMIT ?",
+            before,
+            now,
+            limit,
         )
         return [_file(row) for row in rows]
 

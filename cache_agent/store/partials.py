@@ -8,9 +8,12 @@ so chunks are read and checked again.
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -157,15 +160,36 @@ class Partial:
 
 def read_range(fd: int, path: Path, wanted: ByteRange) -> Iterator[memoryview]:
     """Bytes of a range of an open file, in buffers valid until the next; short when the file is."""
-    buffer = memoryview(bytearray(min(READ_BUFFER, len(wanted))))
+    # Anonymous memory is aligned to pages, as reads past the page cache ask for.
+    buffer = memoryview(mmap.mmap(-1, READ_BUFFER))
     offset = wanted.start
     while offset < wanted.stop:
         with reading(path):
-            count = os.preadv(fd, [buffer[: min(len(buffer), wanted.stop - offset)]], offset)
+            count = min(os.preadv(fd, [buffer], offset), wanted.stop - offset)
         if count == 0:
             return
         yield buffer[:count]
         offset += count
+
+
+@contextmanager
+def open_for_reading(path: Path, *, direct: bool = False) -> Iterator[int]:
+    """A descriptor of a stored file, not through a link. Raises DiskFailed.
+
+    `direct` reads what the disk holds rather than what the page cache remembers, where the filesystem can.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    with reading(path):
+        try:
+            fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:

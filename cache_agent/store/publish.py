@@ -32,10 +32,13 @@ class Publisher:
     ledger: Ledger
     clock: Callable[[], float]
 
-    def admit(self, partial: Partial, computed: Digest, repository: str) -> None:
+    def admit(
+        self, partial: Partial, computed: Digest, repository: str, *, replace: bool = False
+    ) -> None:
         """Let a complete file into `files/`. `computed` is the sha256 of its bytes, computed on this node.
 
-        Raises DigestMismatch when that isn't what the record claims; the partial is then discarded.
+        `replace` puts it in the place of a damaged one. Raises DigestMismatch when that isn't what the
+        record claims; the partial is then discarded.
         """
         file = partial.file
         if computed != file.digest or partial.missing():
@@ -48,7 +51,7 @@ class Publisher:
         target = self.paths.file(file.digest)
         self.disk.mkdir(target.parent)
         with self.ledger.transaction():
-            if is_plain_file(target):
+            if is_plain_file(target) and not replace:
                 self.disk.unlink(partial.path)
             else:
                 self.disk.rename(partial.path, target)

@@ -17,13 +17,16 @@ from cache_agent.store.budget import Reservation, Reservations, StoreSpace
 from cache_agent.store.disk import Disk, Observer, ignore, is_plain_file, reading
 from cache_agent.store.ledger import Ledger, LedgerDamaged
 from cache_agent.store.lock import StoreLock
+from cache_agent.store.mend import Mender
 from cache_agent.store.partials import Partial, boot_id, identity
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.policy import Candidate, Eviction
 from cache_agent.store.publish import Publisher
 from cache_agent.store.recovery import Recoverer, Recovery, listed
 from cache_agent.store.removal import Holds, Remover
+from cache_agent.store.scrub import Scrubber
 from cache_agent.store.space import SpaceLimits, SpaceView
+from cache_agent.store.upkeep import LeaseKeeper
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InUse, InvalidInput, NotFound, NotWritable
@@ -34,13 +37,19 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to open a store. `observe` sees every change of the disk; `boot` names this boot of the machine."""
+    """How to open a store. `observe` sees every change of the disk; `boot` names this boot of the machine.
+
+    `is_gone` tells that a lease's holder certainly isn't there any more; `mounted` lists the (model key, pod UID) pairs
+    mounted now, from which leases are restored when the ledger was lost.
+    """
 
     limits: SpaceLimits
     clock: Clock
     observe: Observer = ignore
     boot: str | None = None
     events: Events = field(default_factory=Events)
+    is_gone: Callable[[Holder], bool] = lambda holder: False
+    mounted: Callable[[Path], Iterable[tuple[str, str]]] = lambda models: ()
 
 
 class Store:
@@ -49,7 +58,7 @@ class Store:
     def __init__(self, root: Path, options: StoreOptions) -> None:
         self.paths = StorePaths(root.absolute())
         self.disk = Disk(options.observe)
-        self._clock = options.clock
+        self._clock, self._options = options.clock, options
         self._boot = options.boot or boot_id()
         make_root(self.paths.root)
         self._lock = StoreLock(self.paths.lock)
@@ -58,13 +67,18 @@ class Store:
                 self.disk.mkdir(directory)
             self.ledger, self.ledger_was_lost = open_ledger(self.paths, self.disk)
             self.publisher = Publisher(self.paths, self.disk, self.ledger, options.clock)
-            self.recovered: Recovery = Recoverer(
+            self._recoverer = Recoverer(
                 self.paths, self.disk, self.ledger, self.publisher, options.clock
-            ).run()
+            )
+            self.recovered: Recovery = self._recoverer.run()
         except BaseException:
             self._lock.close()
             raise
         self.holds = Holds()
+        self.mender = Mender(self.paths, self.disk, self.ledger)
+        self.keeper = LeaseKeeper(self.ledger, options.events, options.is_gone, options.clock)
+        if self.ledger_was_lost:
+            self.keeper.restore(options.mounted(self.paths.models))
         self._remover = Remover(self.paths, self.disk, self.ledger, self.holds)
         self._space = StoreSpace(
             self.paths, self.ledger, options.limits, Reservations(), options.events
@@ -145,6 +159,10 @@ class Store:
         """Note that a pull of this record is under way, so that what it fetched survives a restart."""
         self.disk.write_small(self.paths.journal(record.key), record.to_bytes())
 
+    def end(self, record: Record) -> None:
+        """Forget the journal: nothing of this record is on its way any more."""
+        self.disk.unlink(self.paths.journal(record.key))
+
     def partial(self, file: RecordFile) -> Partial:
         """The file's partial download, new or continued. Raises NoSpace when the disk can't take the whole of it."""
         return Partial(file, self.paths, self.disk, self._boot)
@@ -154,9 +172,44 @@ class Store:
         path = self.paths.partial_data(identity(file))
         return path.stat().st_size if is_plain_file(path) else 0
 
-    def admit(self, partial: Partial, computed: Digest, repository: str) -> None:
+    def admit(
+        self, partial: Partial, computed: Digest, repository: str, *, replace: bool = False
+    ) -> None:
         """Let a complete, verified file in that came through its layer of `repository`. Raises DigestMismatch."""
-        self.publisher.admit(partial, computed, repository)
+        self.publisher.admit(partial, computed, repository, replace=replace)
+
+    # -- damage ------------------------------------------------------------------------------
+
+    def scrubber(self, period: float, pause: Callable[[int], None]) -> Scrubber:
+        """A scrubber over this store."""
+        return Scrubber(
+            self.paths, self.ledger, self._options.events, self._options.clock, period, pause
+        )
+
+    def models_of(self, digest: Digest) -> list[Digest]:
+        """The models that hold a file."""
+        return self.ledger.models_of(digest)
+
+    def origin(self, key: Digest) -> Origin:
+        """Where a model came from. Raises DiskFailed, InvalidImage."""
+        with reading(self.paths.origin(key)):
+            return Origin.parse(self.paths.origin(key).read_bytes())
+
+    def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
+        """Copy the right chunks of the damaged stored file into its partial; how many were wrong."""
+        return self.mender.salvage(partial, pause)
+
+    def relink(self, digest: Digest) -> int:
+        """Make every model's name for a file the store's own inode again."""
+        return self.mender.relink(digest)
+
+    def set_aside(self, digest: Digest) -> list[Digest]:
+        """Take a file that can't be mended out of use, with the models that nobody leases."""
+        return self.mender.set_aside(digest)
+
+    def settle(self) -> Recovery:
+        """Bring ledger and disk in line while open; no pull may be running."""
+        return self._recoverer.run()
 
     # -- leases ------------------------------------------------------------------------------
 
@@ -187,6 +240,8 @@ class Store:
 
     def reserve(self, need: int) -> Reservation:
         """Promise `need` bytes, evicting what is worth least if that makes room. Raises NoSpace with the numbers."""
+        if need and self.space().shortfall(need):
+            self.keeper.expire()
         return self._space.reserve(need, self._clock(), self.remove)
 
     def plan_gc(self, need: int) -> Eviction:

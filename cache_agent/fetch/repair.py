@@ -1,0 +1,98 @@
+"""Repair of one damaged file: its right chunks are kept, just the wrong ones are fetched again from another tier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cache_agent.events import Events
+from cache_agent.fetch.engine import Engine
+from cache_agent.fetch.flight import Flight
+from cache_agent.fetch.job import Job, RetryPolicy
+from cache_agent.fetch.planner import plan_tracks
+from cache_agent.sources.source import Source
+from cache_agent.store.store import Store
+from cache_agent.store.values import Origin
+from modelimage.digest import Digest
+from modelimage.errors import NotFound, WeightyardError
+from modelimage.record import RecordFile
+from modelimage.reference import ImageReference, LayoutReference, RegistryReference, parse_image
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel, resolve_model
+
+PRIORITY_REPAIR = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Repairer:
+    """Repairs files of one node. `pause` is told of bytes read locally and may wait."""
+
+    store: Store
+    engine: Engine
+    open_reader: Callable[[ImageReference], ImageReader]
+    sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
+    events: Events
+    pause: Callable[[int], None] = lambda count: None
+
+    def mend(self, digest: Digest) -> bool:
+        """Make a damaged file whole again, or set it and its models aside. True when it is whole."""
+        if self._is_lost():
+            return False
+        problem: WeightyardError | None = None
+        for key in self.store.models_of(digest):
+            try:
+                self._repair(key, digest)
+            except WeightyardError as error:
+                problem = error
+            else:
+                return True
+        aside = self.store.set_aside(digest)
+        names = ", ".join(key.short for key in aside) or "none: it is in use"
+        self.events.damaged(digest.hex, f"not repaired ({problem}); models set aside: {names}")
+        return False
+
+    def _is_lost(self) -> bool:
+        return not self.store.paths.root.is_dir()
+
+    def _repair(self, key: Digest, digest: Digest) -> None:
+        origin = self.store.origin(key)
+        reader, resolved = self._resolve(origin)
+        file = next((f for f in resolved.record.files if f.digest == digest), None)
+        if file is None or resolved.key != key:
+            raise NotFound(f"{origin.image} no longer holds {digest.short}")
+        with self.store.hold([digest]), self.store.reserve(file.size) as reservation:
+            self.store.begin(resolved.record)
+            flight = Flight(file, origin.repository, self.store, replace=True)
+            try:
+                flight.open()
+                reservation.spend(file.size)
+                self.store.salvage(flight.partial, self.pause)
+                fetched = self._fetch(flight, self.sources(resolved, reader, origin.repository))
+            finally:
+                flight.close()
+                self.store.end(resolved.record)
+        self.store.relink(digest)
+        self.events.repaired(digest.hex, fetched)
+
+    def _fetch(self, flight: Flight, sources: Sequence[Source]) -> int:
+        file: RecordFile = flight.file
+        missing = flight.partial.missing()
+        job = Job(
+            plan_tracks([file], {file.digest: missing}),
+            sources,
+            {file.digest: flight},
+            priority=PRIORITY_REPAIR,
+            monotonic=self.engine.monotonic,
+            policy=RetryPolicy(),
+        )
+        flight.advance()
+        self.engine.run(job)
+        return len(missing)
+
+    def _resolve(self, origin: Origin) -> tuple[ImageReader, ResolvedModel]:
+        """The image by the very manifest that the model came from: a tag may have moved on."""
+        image = parse_image(origin.image)
+        if not isinstance(image, RegistryReference | LayoutReference):
+            raise NotFound(f"{origin.image} can't be fetched from")
+        reader = self.open_reader(image)
+        return reader, resolve_model(reader, str(origin.manifest))

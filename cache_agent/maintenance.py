@@ -1,0 +1,91 @@
+"""The agent's own thread: ends leases of holders that are gone, and scrubs the store within an IO budget."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cache_agent.errors import Cancelled
+from cache_agent.fetch.repair import Repairer
+from cache_agent.fetch.throttle import Throttle
+from cache_agent.store.store import Store
+from modelimage.errors import WeightyardError
+
+DEFAULT_PERIOD: Final = 7 * 86400.0
+DEFAULT_SCRUB_RATE: Final = 50e6
+DEFAULT_INTERVAL: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceOptions:
+    """`scrub_period` in seconds: each file is read again at least so often; 0 turns scrubbing off.
+
+    `scrub_rate` is the IO budget in bytes per second, `interval` the seconds between two rounds.
+    """
+
+    scrub_period: float = DEFAULT_PERIOD
+    scrub_rate: float = DEFAULT_SCRUB_RATE
+    interval: float = DEFAULT_INTERVAL
+
+
+class Maintenance:
+    """Runs from `start` to `stop`. A round that fails is reported by `problem` and tried again."""
+
+    def __init__(
+        self,
+        store: Store,
+        repairer: Repairer,
+        options: MaintenanceOptions,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._repairer, self._options = store, repairer, options
+        self._throttle = Throttle(options.scrub_rate, monotonic)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="maintenance", daemon=True)
+        self._problem: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End soon, in the middle of a file if need be, and wait for it."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def problem(self) -> str | None:
+        """Why upkeep isn't done, for readiness; None when all is well."""
+        if not self._thread.is_alive():
+            return "the maintenance thread isn't running"
+        return self._problem
+
+    def round(self) -> int:
+        """One round: expire leases, scrub what is due. Files found damaged. Raises Cancelled when told to stop."""
+        self._store.keeper.expire()
+        if self._options.scrub_period <= 0:
+            return 0
+        damaged = 0
+        scrubber = self._store.scrubber(self._options.scrub_period, self._pause)
+        for file in scrubber.due():
+            damage = scrubber.scrub(file)
+            if damage is not None:
+                damaged += 1
+                self._repairer.mend(damage.digest)
+        return damaged
+
+    def _main(self) -> None:
+        while not self._stop.wait(self._options.interval):
+            try:
+                self.round()
+                self._problem = None
+            except Cancelled:
+                return
+            except WeightyardError as error:
+                self._problem = error.message
+
+    def _pause(self, count: int) -> None:
+        if self._stop.wait(self._throttle.take(count)):
+            raise Cancelled("the agent is stopping")
