@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -21,11 +21,8 @@ from typing import Any, Self, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.servers.httpserver import Handler, LoopbackServer
+from tests.servers.hub_files import HubFile, describe, parse_range, tree_entries, walk
 
-LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth"})
-LFS_BYTES = 10_000_000
-LFS_POINTER_BYTES = 135
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 _API = re.compile(
     r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?P<path>/.*)?)?$"
 )
@@ -45,36 +42,9 @@ class HubRequest:
 
 
 @dataclass(frozen=True)
-class _File:
-    path: str
-    source: Path
-    size: int
-    blob_id: str  # git's object id
-    sha256: str | None  # of LFS files only
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 or self.blob_id
-
-    def described(self) -> dict[str, object]:
-        """As the tree and paths-info views have it."""
-        common = {"type": "file", "path": self.path, "size": self.size, "oid": self.blob_id}
-        lfs = {"oid": self.sha256, "size": self.size, "pointerSize": LFS_POINTER_BYTES}
-        return {**common, "lfs": lfs} if self.sha256 else common
-
-    def sibling(self, *, blobs: bool) -> dict[str, object]:
-        """As model_info has it."""
-        if not blobs:
-            return {"rfilename": self.path}
-        lfs = {"sha256": self.sha256, "size": self.size, "pointerSize": LFS_POINTER_BYTES}
-        known = {"rfilename": self.path, "size": self.size, "blobId": self.blob_id}
-        return {**known, "lfs": lfs} if self.sha256 else known
-
-
-@dataclass(frozen=True)
 class _Repository:
     revisions: Mapping[str, str]  # name -> commit
-    commits: Mapping[str, Mapping[str, _File]]
+    commits: Mapping[str, Mapping[str, HubFile]]
     private: bool
     gated: bool
     readers: frozenset[str]  # tokens
@@ -113,9 +83,9 @@ class _HubHandler(Handler):
         body = json.dumps(value).encode()
         self.answer(200, body, {"Content-Type": "application/json", **headers})
 
-    def _file(self, file: _File, headers: dict[str, str]) -> None:
+    def _file(self, file: HubFile, headers: dict[str, str]) -> None:
         """Send a file or the one range of it that was asked for."""
-        wanted = _parse_range(self.headers.get("Range"), file.size)
+        wanted = parse_range(self.headers.get("Range"), file.size)
         if wanted is None:
             self.answer(416, b"", {"Content-Range": f"bytes */{file.size}"})
             return
@@ -182,7 +152,9 @@ class _ApiHandler(_HubHandler):
             return cast("_Repository", repository)
         return None
 
-    def _commit(self, match: re.Match[str]) -> tuple[_Repository, str, Mapping[str, _File]] | None:
+    def _commit(
+        self, match: re.Match[str]
+    ) -> tuple[_Repository, str, Mapping[str, HubFile]] | None:
         repository = self._repository(match["repo"])
         if repository is None:
             return None
@@ -215,9 +187,9 @@ class _ApiHandler(_HubHandler):
             }
         )
 
-    def _tree(self, files: Mapping[str, _File], under: str, query: dict[str, str]) -> None:
+    def _tree(self, files: Mapping[str, HubFile], under: str, query: dict[str, str]) -> None:
         entries = list(
-            _tree_entries(
+            tree_entries(
                 files, under, recursive=query.get("recursive", "").lower() in {"true", "1"}
             )
         )
@@ -285,10 +257,10 @@ class ContentServer(LoopbackServer):
 
     def __init__(self) -> None:
         self.requests: list[HubRequest] = []
-        self.signatures: dict[str, tuple[_File, float]] = {}
+        self.signatures: dict[str, tuple[HubFile, float]] = {}
         self.url_lifetime = 3600.0
 
-    def signed_url(self, file: _File) -> str:
+    def signed_url(self, file: HubFile) -> str:
         """A new URL for `file`."""
         signature = secrets.token_urlsafe(12)
         self.signatures[signature] = (file, time.monotonic() + self.url_lifetime)
@@ -343,7 +315,7 @@ class Hub(LoopbackServer):
 
         The files are served from where they are. Earlier commits stay reachable by their ids.
         """
-        files = {file.path: file for file in map(_describe, *_walk(directory))}
+        files = {file.path: file for file in map(describe, *walk(directory))}
         listing = json.dumps([[path, file.etag] for path, file in files.items()])
         commit = hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest()
         before = self.repositories.get(name)
@@ -355,51 +327,3 @@ class Hub(LoopbackServer):
             readers=frozenset(readers),
         )
         return commit
-
-
-def _walk(directory: Path) -> tuple[list[str], list[Path]]:
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [path.relative_to(directory).as_posix() for path in paths], paths
-
-
-def _describe(path: str, source: Path) -> _File:
-    size = source.stat().st_size
-    is_lfs = source.suffix in LFS_SUFFIXES or size > LFS_BYTES
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest() if is_lfs else None
-    blob = f"sha256:{sha256}".encode() if is_lfs else source.read_bytes()
-    blob_id = hashlib.sha1(b"blob %d\0" % len(blob) + blob, usedforsecurity=False).hexdigest()
-    return _File(path, source, size, blob_id, sha256)
-
-
-def _tree_entries(
-    files: Mapping[str, _File], under: str, *, recursive: bool
-) -> Iterator[dict[str, object]]:
-    prefix = f"{under}/" if under else ""
-    folders: set[str] = set()
-    for path, file in files.items():
-        if not path.startswith(prefix):
-            continue
-        parts = path.removeprefix(prefix).split("/")
-        for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
-            folder = prefix + "/".join(parts[:depth])
-            if folder not in folders:
-                folders.add(folder)
-                oid = hashlib.sha1(folder.encode(), usedforsecurity=False).hexdigest()
-                yield {"type": "directory", "path": folder, "size": 0, "oid": oid}
-        if recursive or len(parts) == 1:
-            yield file.described()
-
-
-def _parse_range(header: str | None, size: int) -> range | None:
-    """The bytes asked for; all of them without a header, None when the range can't be satisfied."""
-    if header is None:
-        return range(size)
-    match = _RANGE.fullmatch(header)
-    if match is None:
-        return range(size)
-    first, last = match.groups()
-    if not first:
-        return range(max(size - int(last), 0), size)
-    stop = min(int(last) + 1, size) if last else size
-    return range(int(first), stop) if int(first) < stop else None
