@@ -18,6 +18,7 @@ from weightyard.text import format_bytes, format_duration
 PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
 EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
 RATE_WINDOW: Final = 10.0  # seconds the shown rate looks back
+_MILLISECOND: Final = 1e-3  # the shortest time a rate is made of
 
 
 class Progress(Protocol):
@@ -69,9 +70,9 @@ class Meter:
 
     def rate(self, now: float) -> float:
         """Bytes a second over the last ten seconds, or since the start; 0 before anything came."""
-        window = min(now - self.started, RATE_WINDOW)
+        window = min(max(now - self.started, _MILLISECOND), RATE_WINDOW)
         recent = sum(count for at, count in self._seen if at >= now - RATE_WINDOW)
-        return recent / window if window > 0 else 0.0
+        return recent / window
 
     def remaining(self, now: float) -> float | None:
         """Seconds left at the present rate; None when that can't be said."""
@@ -98,7 +99,7 @@ class Meter:
         """`2.0 GB, 500 MB/s`, or what of it was there already."""
         fresh = self.done - self.already
         there = [f"{format_bytes(self.already)} of it there already"] if self.already else []
-        rate = [f"{format_bytes(fresh / max(took, 1e-3))}/s"] if fresh else []
+        rate = [f"{format_bytes(fresh / max(took, _MILLISECOND))}/s"] if fresh else []
         return ", ".join([format_bytes(self.done), *there, *rate])
 
 

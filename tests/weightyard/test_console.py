@@ -1,0 +1,194 @@
+"""What commands write, and the arithmetic and pace of progress."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightyard.console import Console
+from weightyard.progress import Meter
+from weightyard.text import format_bytes, format_duration
+
+
+class FakeTerminal(StringIO):
+    """A stream that says a person watches it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class ManualClock:
+    """Time that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def consoles(*, err: StringIO | None = None) -> tuple[Console, StringIO, StringIO, ManualClock]:
+    out, clock = StringIO(), ManualClock()
+    err = err or StringIO()
+    return Console(out=out, err=err, clock=clock), out, err, clock
+
+
+def test_result_goes_to_stdout_and_notes_to_stderr() -> None:
+    console, out, err, _ = consoles()
+    console.say("working")
+    console.event("ignored without --json")
+    console.result({"a": 1}, "a is 1")
+    assert (out.getvalue(), err.getvalue()) == ("a is 1\n", "working\n")
+
+
+def test_json() -> None:
+    console, out, err, _ = consoles()
+    console.configure(json=True)
+    console.say("working")
+    console.event("blob", size=3)
+    console.table(["name", "size"], [("é", None)])
+    assert json.loads(out.getvalue()) == [{"name": "é", "size": None}]
+    assert [json.loads(line) for line in err.getvalue().splitlines()] == [
+        {"event": "note", "text": "working"}, {"event": "blob", "size": 3},
+    ]  # fmt: skip
+
+
+def test_quiet_keeps_results_and_errors() -> None:
+    console, out, err, clock = consoles()
+    console.configure(quiet=True)
+    console.say("working")
+    with console.progress("job", 10) as progress:
+        clock.now += 60
+        progress.advance(10)
+        progress.resume(1)
+        progress.describe("x")
+    console.result({}, "done")
+    console.fail("bad")
+    assert (out.getvalue(), err.getvalue()) == ("done\n", "error: bad\n")
+
+
+def test_plain_progress_speaks_now_and_then() -> None:
+    console, _, err, clock = consoles()
+    with console.progress("pull", 4_000_000) as progress:
+        for _ in range(12):
+            clock.now += 1
+            progress.advance(250_000)
+        progress.describe("checking")
+    assert err.getvalue().splitlines() == [
+        "pull: 1.2 MB of 4.0 MB, 31%, 250 kB/s, 11.0 s left",
+        "pull: 2.5 MB of 4.0 MB, 62%, 250 kB/s, 6.0 s left",
+        "pull: checking, 3.0 MB of 4.0 MB, 75%, 275 kB/s, 3.6 s left",
+        "pull: done in 12.0 s, 3.0 MB, 250 kB/s",
+    ]
+
+
+def test_progress_that_fails_says_so() -> None:
+    console, _, err, clock = consoles()
+
+    def pull() -> None:
+        with console.progress("pull") as progress:
+            clock.now += 2
+            progress.advance(1000)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        pull()
+    assert err.getvalue() == "pull: failed in 2.0 s, 1.0 kB, 500 B/s\n"
+
+
+def test_what_was_there_has_no_rate() -> None:
+    console, _, err, _ = consoles()
+    with console.progress("pull", 1000) as progress:
+        progress.resume(1000)
+    assert err.getvalue() == "pull: done in 0.0 s, 1.0 kB, 1.0 kB of it there already\n"
+
+
+def test_json_progress_is_an_event_a_second() -> None:
+    console, _, err, clock = consoles()
+    console.configure(json=True)
+    with console.progress("pull", 100) as progress:
+        for _ in range(30):
+            clock.now += 0.1
+            progress.advance(1)
+    events = [json.loads(line) for line in err.getvalue().splitlines()]
+    assert [event["state"] for event in events] == ["progress"] * (len(events) - 1) + ["done"]
+    assert 3 <= len(events) <= 4
+    assert events[-1] == {
+        "event": "progress", "job": "pull", "state": "done", "text": None, "done": 30, "already": 0,
+        "total": 100, "seconds": 3.0, "rate": 10,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("total", [None, 1000])
+def test_moving_bar_on_a_terminal(total: int | None) -> None:
+    console, _, err, _ = consoles(err=FakeTerminal())
+    with console.progress("pull", total) as progress:
+        progress.resume(100)
+        progress.advance(500)
+        progress.describe("checking")
+    assert "pull" in err.getvalue()
+    assert "\x1b[" in err.getvalue()
+
+
+def test_no_color_means_plain_lines() -> None:
+    console, _, err, _ = consoles(err=FakeTerminal())
+    console.configure(no_color=True)
+    with console.progress("pull"):
+        pass
+    console.heading("part")
+    console.fail("bad")
+    assert "\x1b[" not in err.getvalue()
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), st.integers(0, 1 << 40)), max_size=20))
+def test_meter_never_claims_more_than_came(steps: list[tuple[float, int]]) -> None:
+    """Done is the sum; the rate is no more than all of it in the window, and never negative."""
+    meter, now = Meter(None, 0.0), 0.0
+    for wait, count in steps:
+        now += wait
+        meter.advance(count, now)
+    assert meter.done == sum(count for _, count in steps)
+    assert meter.remaining(now) is None
+    assert meter.rate(now) >= 0
+    assert meter.rate(now) * min(now, 10.0) <= meter.done * 1.000001
+    assert meter.rate(now) <= meter.done * 1000
+
+
+def test_meter_forgets_a_stall() -> None:
+    meter = Meter(1000, 0.0)
+    meter.advance(500, 1.0)
+    assert meter.rate(1.0) == 500
+    assert meter.rate(30.0) == 0
+    assert meter.remaining(30.0) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (99_949, "99.9 kB"),
+        (99_950, "100 kB"), (999_499, "999 kB"), (999_500, "1.0 MB"), (2.4e9, "2.4 GB"), (10**20, "100000 PB"),
+    ],
+)  # fmt: skip
+def test_bytes(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (75, "1 min 15 s"), (3599.6, "1 h 0 min"),
+        (7300, "2 h 1 min"), (90_000, "25 h 0 min"), (200_000, "2 d 7 h"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9))
+def test_texts_are_short(a: float, b: float) -> None:
+    assert len(format_bytes(a)) <= 9
+    assert len(format_duration(b)) <= 12
