@@ -128,12 +128,12 @@ def _token_ids(source: Path, text: Calibration) -> list[int]:
 
 
 def _dequantized(source: Path, quantized: Path, plan: Plan) -> dict[str, Any]:
-    """The source's tensors, by the source's names, with the quantized ones as the files restore them."""
+    """The tensors of the quantized files by the source's names, matrices restored to bf16."""
     weights: dict[str, Any] = {}
     for shard in plan.shards:
         original, result = TensorFile(source / shard.name), TensorFile(quantized / shard.name)
         for copy in shard.copies:
-            weights[copy.name] = _tensor(original, copy.name)
+            weights[copy.name] = _tensor(result, copy.name)
         for tensor, matrices in _by_tensor(shard).items():
             restored = np.empty(original.tensors[tensor].elements, np.float32)
             for matrix in matrices:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.awq import AWQModifier
-from llmcompressor.modifiers.quantization import GPTQModifier
-from llmcompressor.modifiers.smoothquant import SmoothQuantModifier
+from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MAX_TOKENS = 512
@@ -25,6 +26,9 @@ def main() -> None:
     job: dict[str, Any] = json.load(sys.stdin)
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
+    if not torch.accelerator.is_available():
+        # AWQ pins memory for copies to an accelerator without asking whether there is one.
+        IntermediatesCache.pin_memory = lambda _cache, _index: None
     model = AutoModelForCausalLM.from_pretrained(job["source"], dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(job["source"])
     rows = [tokenizer(text, truncation=True, max_length=MAX_TOKENS) for text in job["samples"]]
@@ -62,7 +66,7 @@ def _recipe(job: dict[str, Any]) -> list[Any]:
         }
     scheme = {"config_groups": {"group_0": group}, "ignore": job["ignored"]}
     if job["method"] == "awq":
-        return [AWQModifier(**scheme)]
+        return [AWQModifier(), QuantizationModifier(**scheme)]
     calibrated = GPTQModifier(**scheme, actorder=None)
     if job["method"] == "smoothquant":
         return [SmoothQuantModifier(smoothing_strength=0.8), calibrated]

@@ -1,0 +1,170 @@
+"""How fast the built-in engine is, against `cp` of the same input and against memcpy; pairs in one run.
+
+    python -m benchmarks.quantize [--gigabytes 1.0] [--pairs 7] [--llm-compressor]
+
+Each number is the median of pairs taken in turn, so that what else the machine does hits both sides alike.
+The checkpoint is random, of a llama's shapes, in the page cache; everything is warmed up first: memory that
+a virtual machine touches for the first time is several times dearer than memory it has used before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.api import QuantizeOptions, quantize_checkpoint
+from quantize.engines import llm_compressor
+from quantize.kernels import kernel
+from quantize.schemes import NUMERICS, Engine, Scheme
+from weightyard.demo.synthetic import synthetic_checkpoint
+
+DATA_FREE = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import QuantizationModifier
+import time
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+began = time.perf_counter()
+oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"]))
+model.save_pretrained(sys.argv[2], save_compressed=True)
+print("SECONDS", time.perf_counter() - began)
+"""
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def pairs(
+    first: Callable[[], object], second: Callable[[], object], count: int
+) -> tuple[float, float]:
+    """Median seconds of both, taken in turn after one round that doesn't count."""
+    taken = [(seconds(first), seconds(second)) for _ in range(count + 1)][1:]
+    return statistics.median(a for a, _ in taken), statistics.median(b for _, b in taken)
+
+
+def measure_kernel(scheme: Scheme, group: int, count: int) -> dict[str, float]:
+    """One core on data larger than its caches, against copying the same data."""
+    rows, columns = 8192, 8192
+    bits = np.random.default_rng(1).integers(0x3C00, 0x3E00, (rows, columns), np.uint16)
+    numeric = NUMERICS[scheme]
+    values = np.zeros((rows, columns * numeric.bits // 8), np.uint8)
+    scales = np.zeros((rows, columns // (group or columns)), np.uint16)
+    sums, copy = np.zeros((rows, 2)), np.zeros_like(bits)
+    run = kernel("BF16", numeric, group)
+    ours, memcpy = pairs(
+        lambda: run(bits, values, scales, sums), lambda: np.copyto(copy, bits), count
+    )
+    size = bits.nbytes / 1e9
+    return {"GB/s": size / ours, "memcpy GB/s": size / memcpy, "of memcpy": memcpy / ours}
+
+
+def measure_checkpoint(source: Path, work: Path, scheme: Scheme, count: int) -> dict[str, float]:
+    """End to end with fsync, against `cp` of the weights without."""
+    size = sum(path.stat().st_size for path in source.glob("*.safetensors")) / 1e9
+    out, copy = work / "out", work / "copy"
+
+    def ours() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        quantize_checkpoint(source, out, QuantizeOptions(scheme, engine=Engine.RTN))
+
+    def cp() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        subprocess.run(["cp", "-r", "--reflink=never", source, copy], check=True)
+
+    mine, theirs = pairs(ours, cp, count)
+    return {"GB/s": size / mine, "cp GB/s": size / theirs, "of cp": theirs / mine}
+
+
+def measure_memory(source: Path, work: Path) -> dict[str, float]:
+    """Peak resident memory of a process that quantizes, in MB, as the kernel counts it."""
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.quantize import peak;"
+        "print(peak(Path(sys.argv[1]), Path(sys.argv[2])))"
+    )
+    target = work / "peak"
+    done = subprocess.run(
+        [sys.executable, "-c", code, source, target], capture_output=True, check=True, text=True
+    )
+    shutil.rmtree(target)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def peak(source: Path, out: Path) -> str:
+    """Quantize to INT4, sampling this process's anonymous memory at every block."""
+    anonymous = 0
+
+    def sample(_done: int, _total: int) -> None:
+        nonlocal anonymous
+        anonymous = max(anonymous, _status("RssAnon"))
+
+    quantize_checkpoint(source, out, QuantizeOptions(Scheme.INT4, engine=Engine.RTN), sample)
+    return json.dumps({"RSS MB": _status("VmHWM") / 1000, "RssAnon MB": anonymous / 1000})
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def measure_llm_compressor(source: Path, work: Path) -> dict[str, float]:
+    """Its data-free INT4 path in its own environment: quantizing and saving, without loading."""
+    python = llm_compressor.interpreter(os.environ)
+    size = sum(path.stat().st_size for path in source.glob("*.safetensors")) / 1e9
+    done = subprocess.run(
+        [python, "-c", DATA_FREE, source, work / "theirs"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    took = next(float(x.split()[1]) for x in done.stdout.splitlines() if x.startswith("SECONDS"))
+    return {"GB/s": size / took}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--llm-compressor", action="store_true")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
+    for scheme, group in ((Scheme.INT4, 128), (Scheme.INT4, 64), (Scheme.INT8, 0)):
+        found[f"kernel {scheme.value} {group or 'row'}"] = measure_kernel(
+            scheme, group, options.pairs
+        )
+    with tempfile.TemporaryDirectory(prefix="bench-quantize-") as name:
+        work = Path(name)
+        source = work / "source"
+        synthetic_checkpoint(source, total_bytes=int(options.gigabytes * 1e9), seed=1)
+        for scheme in (Scheme.INT4, Scheme.INT8):
+            found[f"checkpoint {scheme.value}"] = measure_checkpoint(
+                source, work, scheme, options.pairs
+            )
+        found["memory int4"] = measure_memory(source, work)
+        if options.llm_compressor:
+            found["llm-compressor data-free int4"] = measure_llm_compressor(source, work)
+    for name, numbers in found.items():
+        shown = (
+            numbers if isinstance(numbers, int) else {k: round(v, 2) for k, v in numbers.items()}
+        )
+        print(f"{name}: {shown}")
+
+
+if __name__ == "__main__":
+    main()
