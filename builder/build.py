@@ -14,7 +14,8 @@ from builder.collect import Checkpoint, collect
 from builder.destination import Destination, check_space, preflight
 from builder.pack import PackedLayer, Packer
 from builder.plan import PlannedLayer, plan_layers
-from builder.publish import LayerSource, Sent, publish
+from builder.publish import LayerSource, Sent, attach, send, set_tags
+from builder.quality import modelpack_manifest, quality_artifact
 from builder.records import Origin, make_record
 from builder.remembered import RememberedDigests
 from builder.reporter import Reporter
@@ -61,11 +62,12 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True)
 class PackedVariant:
-    """One variant, ready to be published."""
+    """One variant, ready to be published. `quality` is the document to attach to it, if there is one."""
 
     record: Record
     checkpoint: Checkpoint
     layers: Sequence[PackedLayer]
+    quality: bytes | None = None
 
 
 def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
@@ -128,7 +130,7 @@ def pack_variant(
     record = make_record(
         checkpoint, packed, origin=origin, variant=variant.name, quantization=variant.quantization
     )
-    return PackedVariant(record, checkpoint, packed)
+    return PackedVariant(record, checkpoint, packed, variant.quality)
 
 
 def publish_variants(
@@ -145,14 +147,29 @@ def publish_variants(
         for each in variants
         for layer in each.layers
     }
+    sent = _send(planned, sources, destination, reporter)
+    for each in variants:
+        if each.quality is not None:
+            subject = modelpack_manifest(planned, each.record)
+            artifact = quality_artifact(subject, each.quality, variant=each.record.variant)
+            attach(artifact, destination.writer)
+    set_tags(planned, destination.writer)
+    return BuildResult(planned, records, sent or _written(variants))
+
+
+def _send(
+    planned: Publication,
+    sources: dict[Digest, LayerSource],
+    destination: Destination,
+    reporter: Reporter,
+) -> Sent | None:
+    """Send to a registry; a layout's layers were written while they were hashed, so there it is None."""
     if destination.layout is not None:
-        # Its layers were written while they were hashed.
-        publish(planned, sources, destination.writer, advance=lambda _: None)
-        return BuildResult(planned, records, _written(variants))
+        send(planned, sources, destination.writer, advance=lambda _: None)
+        return None
     total = sum(layer.size for layer in planned.layers)
     with reporter.progress("publishing", total) as bar:
-        sent = publish(planned, sources, destination.writer, advance=bar.advance)
-    return BuildResult(planned, records, sent)
+        return send(planned, sources, destination.writer, advance=bar.advance)
 
 
 def _written(variants: Sequence[PackedVariant]) -> Sent:

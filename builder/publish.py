@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from builder.quality import Artifact
 from builder.workers import run_all
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
@@ -45,33 +46,43 @@ class LayerSource:
     locations: Mapping[str, Path]
 
 
-def publish(
+def send(
     publication: Publication,
     sources: Mapping[Digest, LayerSource],
     writer: ImageWriter,
     *,
     advance: Callable[[int], None],
 ) -> Sent:
-    """Send everything that isn't there yet, then point the tags at it. `advance` gets bytes of layers.
+    """Send all that isn't there yet, so that tags may be set. `advance` gets bytes of layers.
 
     Raises AccessDenied, Unreachable, RemoteRefused, NoSpace, NotWritable, and DigestMismatch when a file
     changed since it was hashed.
     """
 
-    def send(layer: RecordLayer, guarded: Callable[[int], None]) -> int:
+    def job(layer: RecordLayer, guarded: Callable[[int], None]) -> int:
         return _send_layer(layer, sources[layer.digest], writer, guarded)
 
-    sent = run_all(publication.layers, send, advance=advance, workers=SENDS_AT_ONCE)
+    sent = run_all(publication.layers, job, advance=advance, workers=SENDS_AT_ONCE)
     for blob in publication.blobs:
         put_document(writer, blob)
     for manifest in publication.manifests:
         writer.put_manifest(manifest.descriptor, manifest.data)
-    # The version's own tag last: whoever watches it finds the others in place.
+    total = sum(layer.size for layer in publication.layers)
+    return Sent(sum(sent), total - sum(sent))
+
+
+def attach(artifact: Artifact, writer: ImageWriter) -> None:
+    """Store a referrer of something that is there."""
+    for blob in artifact.blobs:
+        put_document(writer, blob)
+    writer.put_manifest(artifact.manifest.descriptor, artifact.manifest.data)
+
+
+def set_tags(publication: Publication, writer: ImageWriter) -> None:
+    """Point the tags at what was sent, the version's own last: whoever watches it finds the others in place."""
     for tag in reversed(list(publication.tags)):
         manifest = publication.manifest(tag)
         writer.put_manifest(manifest.descriptor, manifest.data, tag)
-    total = sum(layer.size for layer in publication.layers)
-    return Sent(sum(sent), total - sum(sent))
 
 
 def put_document(writer: ImageWriter, document: Document) -> None:

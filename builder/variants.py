@@ -6,11 +6,12 @@ other; tokenizer, code and documents are the published ones, so their layer is s
 
 from __future__ import annotations
 
-import json
+import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from builder.checkpoint import CONFIG, INDEX, WeightIndex, read_json
 from builder.classify import select
@@ -18,14 +19,27 @@ from builder.collect import Checkpoint, checked
 from builder.plan import SHARED_ROLES, PlannedFile
 from builder.reporter import Reporter
 from builder.sources.local import LocalSource
+from modelimage import canonical
 from modelimage.durable import reading, write_file, writing
 from modelimage.errors import UnknownVariant
 from modelimage.record import Role
 from modelimage.resolve import DEFAULT_VARIANT
 
+if TYPE_CHECKING:
+    from quantize.quality import Gates
+
 QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
 ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
-_RECIPE: Final = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationChoices:
+    """Compare a variant with the published weights on a text (None: the shipped one), and what must be met."""
+
+    text: Path | None = None
+    max_kl: float | None = None
+    max_perplexity_ratio: float | None = None
+    min_top1: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +49,20 @@ class QuantizeChoices:
     engine: str = "auto"
     calibration: Path | None = None
     group_size: int | None = None
+    evaluation: EvaluationChoices | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A checkpoint of one precision, and how it was made; `quantization` is None for the published weights."""
+    """A checkpoint of one precision, how it was made, and the document that says how good it is.
+
+    `quantization` and `quality` are None for the published weights.
+    """
 
     name: str
     checkpoint: Checkpoint
     quantization: Mapping[str, Any] | None = None
+    quality: bytes | None = None
 
 
 def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
@@ -68,25 +87,45 @@ def quantized_variant(
     Raises what `quantize` raises, and InvalidCheckpoint.
     """
     out = published.workplace.folder("variants") / f"{name}-{_choice_key(choices)}"
-    recipe = _finished_recipe(out)
-    if recipe is None:
-        recipe = _quantize(_view(published), out, name, choices, reporter)
-    return Variant(name, _merged(published, out), recipe)
+    made = _finished(out)
+    if made is None:
+        made = _quantize(_view(published), out, name, choices, reporter)
+    _check_gates(made, choices.evaluation)
+    return Variant(
+        name, _merged(published, out), made["recipe"], canonical.to_bytes(made["quality"])
+    )
 
 
 def _choice_key(choices: QuantizeChoices) -> str:
-    calibration = "default"
-    if choices.calibration is not None:
-        with reading(choices.calibration):
-            status = choices.calibration.stat()
-        calibration = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
-    return f"{choices.engine}-{choices.group_size or 'default'}-{calibration}"
+    """Names what changes the result. Gates aren't among it: they judge a result and don't make another."""
+    evaluation = choices.evaluation
+    parts = [
+        choices.engine,
+        str(choices.group_size),
+        _file_state(choices.calibration),
+        _file_state(evaluation.text) if evaluation else "unmeasured",
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _finished_recipe(out: Path) -> dict[str, Any] | None:
-    """The recipe of a finished result: it is written after the result shows, so both are whole or there is none."""
-    path = out.with_name(out.name + "." + _RECIPE)
-    if not out.is_dir() or not path.is_file():
+def _file_state(path: Path | None) -> str:
+    if path is None:
+        return "default"
+    with reading(path):
+        status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _notes_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.json")
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    """What was noted of a finished result. It is written after the result shows, so both are whole or there is none."""
+    path = _notes_path(out)
+    if not path.is_file():
+        if out.is_dir():
+            shutil.rmtree(out)
         return None
     return read_json(path, name=str(path))
 
@@ -95,23 +134,40 @@ def _quantize(
     source: Path, out: Path, name: str, choices: QuantizeChoices, reporter: Reporter
 ) -> dict[str, Any]:
     # Only a quantized variant needs numba and numpy.
-    from quantize.api import QuantizeOptions, quantize_checkpoint  # noqa: PLC0415
+    from quantize.api import Evaluation, QuantizeOptions, quantize_checkpoint  # noqa: PLC0415
     from quantize.schemes import Engine, Scheme  # noqa: PLC0415
 
+    evaluation = choices.evaluation
     options = QuantizeOptions(
         scheme=Scheme(name),
         engine=Engine(choices.engine),
         group_size=choices.group_size,
         calibration=choices.calibration,
+        evaluation=Evaluation(_gates(evaluation), evaluation.text) if evaluation else None,
     )
     with reporter.progress(f"quantizing {name}") as progress:
         steps = _Steps(progress.advance)
         result = quantize_checkpoint(source, out, options, progress=steps, notify=reporter.say)
-    recipe = dict(result.recipe)
-    path = out.with_name(out.name + "." + _RECIPE)
+    made = {"recipe": dict(result.recipe), "quality": result.quality.to_json()}
+    path = _notes_path(out)
     with writing(path):
-        write_file(path, json.dumps(recipe).encode())
-    return recipe
+        write_file(path, canonical.to_bytes(made))
+    return made
+
+
+def _gates(evaluation: EvaluationChoices) -> Gates:
+    from quantize.quality import Gates  # noqa: PLC0415 - as above
+
+    return Gates(evaluation.max_kl, evaluation.max_perplexity_ratio, evaluation.min_top1)
+
+
+def _check_gates(made: Mapping[str, Any], evaluation: EvaluationChoices | None) -> None:
+    """A finished result of an earlier run may have been measured against other bounds."""
+    from quantize.quality import Quality  # noqa: PLC0415 - as above
+
+    quality = Quality.parse(canonical.to_bytes(made["quality"]))
+    if evaluation is not None and quality.comparison is not None:
+        _gates(evaluation).check(quality.comparison)
 
 
 class _Steps:

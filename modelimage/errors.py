@@ -138,3 +138,9 @@ class TimedOut(WeightyardError):
 
     fault = Fault.NODE
     retry = True
+
+
+class GateFailed(WeightyardError):
+    """What was made is sound but worse than the bounds that were set for it."""
+
+    fault = Fault.CONTENT

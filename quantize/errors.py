@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from modelimage.errors import EngineFailed, Fault, InvalidCheckpoint, InvalidInput, WeightyardError
+from modelimage.errors import EngineFailed, GateFailed, InvalidCheckpoint, InvalidInput
 
 
 class AlreadyQuantized(InvalidCheckpoint):
@@ -27,7 +25,5 @@ class EngineMissing(EngineFailed):
     """The engine asked for isn't installed. The hint says the exact command that installs it."""
 
 
-class QualityTooLow(WeightyardError):
+class QualityTooLow(GateFailed):
     """The quantized weights are worse than a threshold allows."""
-
-    fault: ClassVar[Fault] = Fault.CONTENT

@@ -35,10 +35,10 @@ EXIT_CODES: Final[Mapping[type[errors.WeightyardError], int]] = {
     errors.InvalidImage: 15,
     errors.RemoteRefused: 16,
     errors.InUse: 17,
+    errors.GateFailed: 18,
     MissingExtra: 19,
 }
 
-# 18 is a quality gate that failed: raised by the builder and the quantizer, whose class says so itself.
 MEANINGS: Final[Mapping[int, str]] = {
     OK: "done",
     BUG: "a bug in weightyard; please report it",

@@ -133,7 +133,7 @@ def test_an_old_tag_stays_when_a_new_build_fails(
     def interrupt(*arguments: object, **named: object) -> None:
         raise Interrupted
 
-    target = "builder.pack.hash_layer" if place == "hash" else "builder.build.publish"
+    target = "builder.pack.hash_layer" if place == "hash" else "builder.build.send"
     monkeypatch.setattr(target, interrupt)
     with pytest.raises(Interrupted):
         build_here(source, f"oci:{layout}:v1", tmp_path)
@@ -227,7 +227,7 @@ def test_a_broken_off_variant_is_not_quantized_again(
     def interrupt(*arguments: object, **named: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("builder.build.publish", interrupt)
+    monkeypatch.setattr("builder.build.send", interrupt)
     with pytest.raises(Interrupted):
         build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
     monkeypatch.undo()

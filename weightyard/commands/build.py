@@ -16,7 +16,7 @@ from builder.destination import open_destination, published_tags
 from builder.records import created_time
 from builder.remembered import RememberedDigests
 from builder.sources.opening import open_source
-from builder.variants import ENGINES, QuantizeChoices, chosen_variants
+from builder.variants import ENGINES, EvaluationChoices, QuantizeChoices, chosen_variants
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from modelimage.reference import (
@@ -71,6 +71,21 @@ Examples:
 @click.option(
     "--group-size", type=click.Choice(["128", "64", "32"]), help="Weights per int4 scale."
 )
+@click.option(
+    "--evaluate", is_flag=True, help="Compare variants with the published weights on a text."
+)
+@click.option(
+    "--evaluation-text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The text to compare on, instead of the shipped one.",
+)
+@click.option(
+    "--max-kl", type=float, help="Fail above this KL divergence in nats; implies --evaluate."
+)
+@click.option(
+    "--max-ppl-ratio", type=float, help="Fail above this perplexity ratio; implies --evaluate."
+)
+@click.option("--min-top1", type=float, help="Fail below this top-1 agreement; implies --evaluate.")
 @click.option(
     "--include", multiple=True, metavar="GLOB", help="Also pack files that are left out by default."
 )
@@ -154,9 +169,17 @@ def _options(given: dict[str, Any]) -> BuildOptions:
             given["engine"],
             given["calibration"],
             int(given["group_size"]) if given["group_size"] else None,
+            _evaluation(given),
         ),
         created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),
     )
+
+
+def _evaluation(given: dict[str, Any]) -> EvaluationChoices | None:
+    choices = EvaluationChoices(
+        given["evaluation_text"], given["max_kl"], given["max_ppl_ratio"], given["min_top1"]
+    )
+    return choices if given["evaluate"] or choices != EvaluationChoices() else None
 
 
 def _with_login(
