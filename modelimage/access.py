@@ -75,12 +75,12 @@ class Access:
 
 def open_reader(reference: ImageReference, access: Access) -> ImageReader:
     """The reader of the repository or layout that a reference names. Connects at its first call, not here."""
-    return _open(reference, access)
+    return open_place(reference, access)
 
 
 def open_writer(reference: ImageReference, access: Access) -> ImageWriter:
     """The writer of the repository or layout that a reference names."""
-    return _open(reference, access)
+    return open_place(reference, access)
 
 
 def open_repository(
@@ -101,12 +101,18 @@ def open_repository(
     return RegistryRepository(sender, origin, reference.repository, options)
 
 
-def _open(reference: ImageReference, access: Access) -> Layout | RegistryRepository:
+Place = Layout | RegistryRepository
+
+
+def open_place(
+    reference: ImageReference, access: Access, *, mount_from: Sequence[str] = ()
+) -> Place:
+    """What a reference names, with all that layouts and registries have in common beyond the interfaces."""
     match reference:
         case LayoutReference():
             return Layout(reference.path)
         case RegistryReference():
-            return open_repository(reference, access)
+            return open_repository(reference, access, mount_from=mount_from)
         case EngineReference():
             raise InvalidInput(
                 f"{reference} is in a docker engine, which can't be opened as a registry",

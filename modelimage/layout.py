@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +22,11 @@ from typing import Any, Final
 from modelimage import canonical, durable, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidImage, NotFound, Unreachable
+from modelimage.errors import DigestMismatch, InvalidImage, NotFound
+from modelimage.filestream import FileStream
 from modelimage.ranges import ByteRange
 from modelimage.reference import DEFAULT_TAG
+from modelimage.referrers import described_referrer, fallback_tag, subject_of
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent
 
 _MARKER: Final = "oci-layout"
@@ -109,6 +110,19 @@ class Layout:
         """All tags, sorted."""
         return sorted({tag for entry in self._read_entries() if (tag := _tag(entry)) is not None})
 
+    def referrers(self, subject: Digest) -> list[Descriptor]:
+        """The manifests about a manifest: those that index.json lists, and those under the fallback tag."""
+        found: dict[Digest, Descriptor] = {}
+        for entry in self._read_entries():
+            listed = _without_tag(entry)
+            document = canonical.parse(self.manifest(listed), what=f"manifest {listed.digest}")
+            if subject_of(document) == subject:
+                found[listed.digest] = described_referrer(listed, document)
+            elif _tag(entry) == fallback_tag(subject):
+                held = document.get("manifests") or []
+                found.update({each.digest: each for each in map(Descriptor.from_json, held)})
+        return list(found.values())
+
     def blob_path(self, digest: Digest) -> Path:
         """Where a blob's bytes are, or will be."""
         return self.path / "blobs" / "sha256" / digest.hex
@@ -176,7 +190,8 @@ class Layout:
             self._edit_index(lambda entries: _retagged(entries, descriptor, tag))
         elif "subject" in document:
             # A referrer has no tag and no parent: index.json is the only place that leads to it.
-            self._edit_index(lambda entries: _listed(entries, descriptor))
+            referrer = described_referrer(descriptor, document)
+            self._edit_index(lambda entries: _listed(entries, referrer))
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the blobs stay. Raises NotFound."""
@@ -276,40 +291,6 @@ class Layout:
         if len(data) > MAX_MANIFEST_BYTES:
             raise InvalidImage(f"{digest} in {self.path} is too large for a manifest")
         return data
-
-
-class FileStream:
-    """A BlobStream over bytes of a file."""
-
-    def __init__(
-        self, descriptor: int, path: Path, wanted: ByteRange | None, close: Callable[[], None]
-    ) -> None:
-        self._descriptor = descriptor
-        self._path = path
-        self._position = wanted.start if wanted else 0
-        self._stop = wanted.stop if wanted else os.fstat(descriptor).st_size
-        self._close = close
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill a part of the buffer; 0 only after the last byte promised."""
-        length = min(len(buffer), self._stop - self._position)
-        # The lock keeps the file open while it is read: a closed descriptor's number is soon another file's.
-        with self._lock, durable.reading(self._path):
-            if self._closed:
-                raise Unreachable(f"{self._path} was closed while it was read")
-            count = os.preadv(self._descriptor, [buffer[:length]], self._position) if length else 0
-        if length and not count:
-            raise DigestMismatch(f"{self._path} ends before its last byte")
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._close()
 
 
 def referenced(document: dict[str, Any]) -> list[Descriptor]:

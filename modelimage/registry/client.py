@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,9 +18,17 @@ from modelimage.errors import (
     DigestMismatch,
     InvalidImage,
     InvalidInput,
+    NotFound,
     RemoteRefused,
 )
 from modelimage.ranges import ByteRange, parse_content_range
+from modelimage.referrers import (
+    described_referrer,
+    fallback_tag,
+    listed_referrers,
+    subject_of,
+    with_referrer,
+)
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
 from modelimage.registry.memory import NoMemory, UploadMemory
@@ -32,7 +41,9 @@ from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream
 _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 _TAGS_PER_PAGE: Final = 1000
-_MAX_TAG_PAGES: Final = 10_000
+_MAX_PAGES: Final = 10_000
+# Besides "no such thing" also what registries say that never heard of the API.
+_NO_REFERRERS_API: Final = frozenset({400, 404, 405, 406, 501})
 _MAX_PAGE_BYTES: Final = 16 << 20
 
 
@@ -68,6 +79,8 @@ class RegistryRepository:
         self._place = f"{str(origin).partition('://')[2]}/{repository}"
         self._pull = frozenset({f"repository:{repository}:pull"})
         self._push = frozenset({f"repository:{repository}:pull,push"})
+        self._delete = frozenset({f"repository:{repository}:delete,pull"})
+        self._referrers_lock = threading.Lock()
         self._blobs = BlobSender(
             Uploader(sender, f"{self._base}blobs/uploads/", self._push),
             chosen.profile or profile_for(origin.host),
@@ -131,7 +144,7 @@ class RegistryRepository:
         """All tags, sorted. Raises NotFound when the repository isn't there."""
         found: set[str] = set()
         url = f"{self._base}tags/list?n={_TAGS_PER_PAGE}"
-        for _ in range(_MAX_TAG_PAGES):
+        for _ in range(_MAX_PAGES):
             response = self.sender.send(Request("GET", url, scopes=self._pull))
             if response.status != 200:
                 raise answers.refusal(response, f"tags of {self._place}")
@@ -142,6 +155,24 @@ class RegistryRepository:
                 return sorted(found)
             url = self._same_origin(url, link[1])
         raise RemoteRefused(f"{self.origin} lists tags without end")
+
+    def referrers(self, subject: Digest) -> list[Descriptor]:
+        """The manifests whose subject it is: from the referrers API, else from the fallback tag."""
+        found: list[Descriptor] = []
+        url = f"{self._base}referrers/{subject}"
+        for _ in range(_MAX_PAGES):
+            response = self.sender.send(Request("GET", url, scopes=self._pull))
+            if response.status in _NO_REFERRERS_API:
+                response.discard()
+                return self._tagged_referrers(subject)
+            if response.status != 200:
+                raise answers.refusal(response, f"referrers of {self._named(str(subject))}")
+            link = _NEXT.search(response.header("Link") or "")
+            found += listed_referrers(response.read(_MAX_PAGE_BYTES), what="the list of referrers")
+            if link is None:
+                return found
+            url = self._same_origin(url, link[1])
+        raise RemoteRefused(f"{self.origin} lists referrers without end")
 
     # Writing
 
@@ -177,20 +208,39 @@ class RegistryRepository:
         """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
         if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
             raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
+        document = canonical.parse(data, what=f"manifest {descriptor.digest}")
+        subject = subject_of(document)
         for attempt in itertools.count(1):
             try:
-                self._put_manifest(descriptor, data, tag or str(descriptor.digest))
+                knows_referrers = self._put_manifest(
+                    descriptor, data, tag or str(descriptor.digest)
+                )
+                break
             except DigestMismatch:
                 # Our digest is right. docker-registry says so too while another client pushes a blob that the
                 # manifest names: it reads that blob's link file half written.
                 if not self._backoff.wait(attempt):
                     raise
-            else:
-                return
+        if subject is not None and not knows_referrers:
+            with self._referrers_lock:
+                self._list_referrer(subject, described_referrer(descriptor, document))
+
+    def delete_manifest(self, digest: Digest) -> None:
+        """Delete a manifest and the tags on it; one that is gone is no error. Raises RemoteRefused where disabled."""
+        response = self._send("DELETE", f"manifests/{digest}", scopes=self._delete)
+        if response.status == 405:
+            response.discard()
+            raise RemoteRefused(
+                f"{self.origin} doesn't allow deletion", hint="Have its operator enable it."
+            )
+        if response.status not in (200, 202, 404):
+            raise answers.refusal(response, f"deletion of {self._named(str(digest))}")
+        response.discard()
 
     # Inside
 
-    def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> None:
+    def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> bool:
+        """Whether the registry itself noted the subject, if the manifest has one."""
         response = self._send(
             "PUT",
             f"manifests/{name}",
@@ -201,9 +251,24 @@ class RegistryRepository:
         if response.status not in (200, 201):
             raise answers.refusal(response, f"manifest {name} of {self._place}")
         stored = response.header("Docker-Content-Digest")
+        noted = response.header("OCI-Subject") is not None
         response.discard()
         if stored is not None and stored != str(descriptor.digest):
             raise RemoteRefused(f"{self.origin} stored manifest {descriptor.digest} as {stored}")
+        return noted
+
+    def _tagged_referrers(self, subject: Digest) -> list[Descriptor]:
+        try:
+            index = self.resolve(fallback_tag(subject))
+        except NotFound:
+            return []
+        return listed_referrers(self.manifest(index), what=f"index {index.digest}")
+
+    def _list_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+        listed = self._tagged_referrers(subject)
+        if referrer.digest not in {each.digest for each in listed}:
+            index = with_referrer(listed, referrer)
+            self._put_manifest(index.descriptor, index.data, fallback_tag(subject))
 
     def _send(
         self,

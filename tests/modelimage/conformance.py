@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,16 @@ from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound
+from modelimage.layout import Layout
+from modelimage.push import Reporting, execute, find_present, plan_push, read_tree, relayed
 from modelimage.ranges import ByteRange
+from modelimage.referrers import (
+    ArtifactFile,
+    attach,
+    list_referrers,
+    make_artifact,
+    read_artifact,
+)
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, ImageReader, ImageWriter
 
 BLOB = bytes(range(256)) * 5000
@@ -230,3 +240,48 @@ class RepositoryContract:
         with ThreadPoolExecutor(len(blobs)) as pool:
             assert all(pool.map(put_and_read, range(len(blobs))))
         assert set(reader.tags()) == {f"v{index}" for index in range(len(blobs))}
+
+    def test_an_artifact_is_found_by_its_subject(self, place: Place) -> None:
+        subject = put_image(place.writer(), "v1")
+        other = put_image(place.writer(), "v2", b"other")
+        files = [ArtifactFile("report.json", "application/json", b"[1]")]
+        first = make_artifact(subject, "application/x-report", files, {"a": "b"})
+        second = make_artifact(subject, "application/x-sbom", files)
+        assert list_referrers(place.reader(), subject) == []
+        for artifact in (first, second, first):
+            attach(place.writer(), artifact)
+        found = list_referrers(place.reader(), subject)
+        assert {each.digest for each in found} == {
+            first.manifest.descriptor.digest,
+            second.manifest.descriptor.digest,
+        }
+        assert len(found) == 2
+        (report,) = list_referrers(place.reader(), subject, "application/x-report")
+        assert (report.artifact_type, report.annotations) == ("application/x-report", {"a": "b"})
+        assert [file.data for file in read_artifact(place.reader(), report)] == [b"[1]"]
+        assert list_referrers(place.reader(), other) == []
+
+    def test_an_image_is_copied_with_all_that_it_names(self, place: Place, tmp_path: Path) -> None:
+        writer, reader = place.writer(), place.reader()
+        children = [put_image(writer, None), put_image(writer, None, b"second")]
+        index, data = index_of(*children)
+        writer.put_manifest(index, data, "v1")
+        copies = Layout(tmp_path / "copies")
+        tree = read_tree(reader, reader.resolve("v1"))
+        blobs = {each.digest for each in tree.blobs}
+        assert blobs == {Digest.of(BLOB), Digest.of(b"second"), Digest.of(b"{}")}
+        plan = plan_push(tree.blobs, find_present(copies, tree.blobs))
+        counts: list[int] = []
+        execute(
+            plan,
+            manifests=tree.manifests,
+            tags={"v9": index.digest},
+            content_of=lambda blob: relayed(reader, blob),
+            writer=copies,
+            reporting=Reporting(counts.append),
+        )
+        assert sum(counts) == plan.size
+        assert copies.resolve("v9").digest == index.digest
+        assert read_all(copies, described(BLOB)) == BLOB
+        again = plan_push(tree.blobs, find_present(copies, tree.blobs))
+        assert (again.send, again.size) == ((), 0)

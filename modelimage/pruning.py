@@ -1,0 +1,100 @@
+"""Which tags and blobs may go: the policy and its plan are pure, so a dry run shows exactly what would happen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePolicy:
+    """Keep tags that match one of `keep` (shell patterns), and the `keep_last` highest versions with all their tags.
+
+    A version's tags are itself and those that go on with a hyphen: v1, v1-int8, v1-int8-modelpack.
+    """
+
+    keep: tuple[str, ...] = ()
+    keep_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 0 or not (self.keep or self.keep_last):
+            raise InvalidInput(
+                "nothing says what to keep", hint="Give --keep PATTERN, --keep-last N, or both."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """Tags to remove, and the manifests that only they name."""
+
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    manifests: tuple[Digest, ...]
+
+
+def version_key(tag: str) -> tuple[tuple[int, int, str], ...]:
+    """Orders tags as people do: v2 before v10, numbers before words."""
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", tag)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
+    """What the policy removes. Law: a manifest that a kept tag names is never in the plan.
+
+    Tags that hold referrers or signatures (sha256-<hex>…) follow the manifest that they are about.
+    """
+    ordinary = {tag: digest for tag, digest in tags.items() if _about(tag) is None}
+    versions = _versions(ordinary)
+    last = (
+        sorted(set(versions.values()), key=version_key)[-policy.keep_last :]
+        if policy.keep_last
+        else []
+    )
+    kept = {
+        tag
+        for tag in ordinary
+        if versions[tag] in last or any(fnmatchcase(tag, pattern) for pattern in policy.keep)
+    }
+    alive = {ordinary[tag] for tag in kept}
+    dying = {digest for tag, digest in ordinary.items() if tag not in kept} - alive
+    removed = {
+        tag for tag in tags if (tag in ordinary and tag not in kept) or (_about(tag) in dying)
+    }
+    staying = {digest for tag, digest in tags.items() if tag not in removed}
+    manifests = {tags[tag] for tag in removed} - staying
+    return PrunePlan(
+        kept=_sorted(tags.keys() - removed),
+        removed=_sorted(removed),
+        manifests=tuple(sorted(manifests)),
+    )
+
+
+def _versions(tags: Iterable[str]) -> dict[str, str]:
+    """The version that each tag belongs to: the shortest other tag that it goes on from with a hyphen."""
+    found: dict[str, str] = {}
+    for tag in sorted(tags, key=len):
+        bases = [base for base in found.values() if tag.startswith(f"{base}-")]
+        found[tag] = min(bases, key=len) if bases else tag
+    return found
+
+
+def _about(tag: str) -> Digest | None:
+    match = re.fullmatch(r"sha256-([0-9a-f]{64})(?:\..*)?", tag)
+    return Digest(match[1]) if match else None
+
+
+def _sorted(tags: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(tags, key=version_key))
+
+
+def unreferenced(
+    blobs: Mapping[Digest, int], reachable: Sequence[Iterable[Digest]]
+) -> dict[Digest, int]:
+    """The blobs, with their sizes, that none of the reachable sets holds. Pure."""
+    alive = {digest for each in reachable for digest in each}
+    return {digest: size for digest, size in blobs.items() if digest not in alive}

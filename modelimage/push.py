@@ -1,0 +1,195 @@
+"""Copies an image with all it names from one place to another: a pure plan of what must be sent, and its execution.
+
+Between registries, layouts, or one and the other: what is there already is not sent, blobs go in parallel and each
+continues where it broke off, children come before the manifests that name them, tags come last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Final
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, Unreachable
+from modelimage.layout import referenced
+from modelimage.publication import Document
+from modelimage.ranges import ByteRange
+from modelimage.registry.retry import Backoff
+from modelimage.repository import BlobContent, ImageReader, ImageWriter
+
+WORKERS: Final = 4
+_BUFFER_BYTES: Final = 1 << 20
+_MAX_MANIFESTS: Final = 10_000
+_NESTED: Final = mediatypes.INDEX_TYPES | mediatypes.MANIFEST_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTree:
+    """All that a root names: `manifests` children first, the root last; `blobs` once each, by digest."""
+
+    root: Descriptor
+    manifests: tuple[Document, ...]
+    blobs: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PushPlan:
+    """What to send and what the destination holds already."""
+
+    send: tuple[Descriptor, ...]
+    held: tuple[Descriptor, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes to send."""
+        return sum(blob.size for blob in self.send)
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """What a caller wants to hear, from any thread: bytes (negative: to be sent again) and finished blobs."""
+
+    advance: Callable[[int], None] = lambda _: None
+    finished: Callable[[Descriptor], None] = lambda _: None
+
+
+def read_tree(reader: ImageReader, root: Descriptor) -> ImageTree:
+    """Read all manifests below a root. Raises InvalidImage above 10,000 of them, NotFound, DigestMismatch."""
+    manifests: dict[Digest, Document] = {}
+    blobs: dict[Digest, Descriptor] = {}
+
+    def walk(descriptor: Descriptor, above: frozenset[Digest]) -> None:
+        if descriptor.digest in manifests:
+            return
+        if len(above) + len(manifests) > _MAX_MANIFESTS or len(above) > 16:
+            raise InvalidImage(f"{root.digest} nests too many manifests")
+        data = reader.manifest(descriptor)
+        for child in referenced(canonical.parse(data, what=f"manifest {descriptor.digest}")):
+            if child.media_type in _NESTED:
+                walk(child, above | {descriptor.digest})
+            else:
+                blobs.setdefault(child.digest, child)
+        manifests[descriptor.digest] = Document(descriptor, data)
+
+    walk(root, frozenset())
+    return ImageTree(root, tuple(manifests.values()), tuple(blobs.values()))
+
+
+def merge_trees(trees: Iterable[ImageTree]) -> tuple[tuple[Document, ...], tuple[Descriptor, ...]]:
+    """The manifests and blobs of several trees, once each, in an order that keeps children first. Pure."""
+    manifests: dict[Digest, Document] = {}
+    blobs: dict[Digest, Descriptor] = {}
+    for tree in trees:
+        for document in tree.manifests:
+            manifests.setdefault(document.descriptor.digest, document)
+        for blob in tree.blobs:
+            blobs.setdefault(blob.digest, blob)
+    return tuple(manifests.values()), tuple(blobs.values())
+
+
+def plan_push(blobs: Iterable[Descriptor], present: Collection[Digest]) -> PushPlan:
+    """Split blobs by whether the destination has them; the largest goes first, so that none is left over at the end.
+
+    Pure. Law: `send` and `held` together are the blobs, once each.
+    """
+    unique = {blob.digest: blob for blob in blobs}
+    send = [blob for blob in unique.values() if blob.digest not in present]
+    held = [blob for blob in unique.values() if blob.digest in present]
+    send.sort(key=lambda blob: (-blob.size, blob.digest))
+    return PushPlan(tuple(send), tuple(held))
+
+
+def find_present(writer: ImageWriter, blobs: Sequence[Descriptor]) -> frozenset[Digest]:
+    """Which of the blobs a destination has, asked in parallel."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = pool.map(writer.has_blob, blobs)
+        return frozenset(blob.digest for blob, there in zip(blobs, found, strict=True) if there)
+
+
+def execute(
+    plan: PushPlan,
+    *,
+    manifests: Sequence[Document],
+    tags: Mapping[str, Digest],
+    content_of: Callable[[Descriptor], BlobContent],
+    writer: ImageWriter,
+    reporting: Reporting | None = None,
+) -> None:
+    """Send blobs in parallel, then manifests in order, then tags. After the first error nothing new is begun."""
+    told = reporting or Reporting()
+
+    def send(blob: Descriptor) -> None:
+        writer.put_blob(content_of(blob), told.advance)
+        told.finished(blob)
+
+    run_all(send, plan.send)
+    for document in manifests:
+        writer.put_manifest(document.descriptor, document.data)
+    by_digest = {document.descriptor.digest: document for document in manifests}
+    for tag, digest in tags.items():
+        document = by_digest[digest]
+        writer.put_manifest(document.descriptor, document.data, tag)
+
+
+def run_all(work: Callable[[Descriptor], None], items: Sequence[Descriptor]) -> None:
+    """Do the work for each item in parallel; after the first error skip what hasn't begun, and raise it."""
+    failed = threading.Event()
+
+    def guarded(item: Descriptor) -> None:
+        if failed.is_set():
+            return
+        try:
+            work(item)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(guarded, item) for item in items]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            failed.set()
+            raise
+
+
+def relayed(
+    reader: ImageReader, descriptor: Descriptor, backoff: Backoff | None = None
+) -> BlobContent:
+    """A blob of one place as the content of another: reading goes on where it broke off."""
+    waits = backoff or Backoff()
+
+    def read(offset: int) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        position, failures = offset, 0
+        while position < descriptor.size:
+            try:
+                for count in _counts(reader, descriptor, position, buffer):
+                    position, failures = position + count, 0
+                    yield buffer[:count]
+            except Unreachable:
+                failures += 1
+                if not waits.wait(failures):
+                    raise
+
+    return BlobContent(descriptor, read)
+
+
+def _counts(
+    reader: ImageReader, descriptor: Descriptor, position: int, buffer: memoryview
+) -> Iterator[int]:
+    wanted = ByteRange(position, descriptor.size) if position else None
+    with reader.blob(descriptor, wanted) as stream:
+        while count := stream.readinto(buffer):
+            yield count
+
+
+def bare(descriptor: Descriptor) -> Descriptor:
+    """The descriptor without what only its parent says of it."""
+    return replace(descriptor, annotations={}, platform=None)

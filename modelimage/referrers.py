@@ -1,0 +1,172 @@
+"""Artifacts about an image: SBOM, quality report, signature. Made, stored and found (image-spec v1.1, "subject").
+
+An artifact is a manifest with a subject and a few small files. Registries with the referrers API list it; for the
+others, and in layouts, an index under the tag `sha256-<hex>` does (distribution-spec, "Referrers Tag Schema").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, runtime_checkable
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.publication import Document
+from modelimage.repository import BlobContent, ImageReader, ImageWriter
+from modelimage.resolve import read_blob
+
+MAX_FILE_BYTES: Final = 64 << 20
+EMPTY: Final = Document.of(mediatypes.OCI_EMPTY, b"{}")
+
+
+@runtime_checkable
+class ReferrersReader(Protocol):
+    """A place that can be asked what refers to a manifest."""
+
+    def referrers(self, subject: Digest) -> list[Descriptor]:
+        """The manifests whose subject it is; empty when there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    """A small file of an artifact."""
+
+    name: str
+    media_type: str
+    data: bytes
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A manifest about a subject with the blobs that it names."""
+
+    manifest: Document
+    blobs: tuple[Document, ...]
+
+
+def make_artifact(
+    subject: Descriptor,
+    artifact_type: str,
+    files: Sequence[ArtifactFile],
+    annotations: Mapping[str, str] | None = None,
+    *,
+    config: Document = EMPTY,
+) -> Artifact:
+    """Pure: equal files give an equal digest. Raises InvalidInput for a type that is no media type."""
+    if "/" not in artifact_type:
+        raise InvalidInput(
+            f"not a media type: {artifact_type!r}",
+            hint="For example application/vnd.cyclonedx+json.",
+        )
+    blobs = [
+        Document.of(
+            file.media_type,
+            file.data,
+            annotations={mediatypes.ANNOTATION_TITLE: file.name, **file.annotations},
+        )
+        for file in files
+    ]
+    document: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": mediatypes.OCI_MANIFEST,
+        "artifactType": artifact_type,
+        "config": config.descriptor.to_json(),
+        "layers": [blob.descriptor.to_json() for blob in blobs],
+        "subject": Descriptor(subject.media_type, subject.digest, subject.size).to_json(),
+    }
+    if annotations:
+        document["annotations"] = dict(annotations)
+    manifest = Document.of(
+        mediatypes.OCI_MANIFEST,
+        canonical.to_bytes(document),
+        artifact_type=artifact_type,
+        annotations=dict(annotations or {}),
+    )
+    return Artifact(manifest, (config, *blobs))
+
+
+def attach(writer: ImageWriter, artifact: Artifact, tag: str | None = None) -> None:
+    """Store an artifact so that the place's `referrers` finds it. Idempotent."""
+    for blob in artifact.blobs:
+        writer.put_blob(blob_content(blob))
+    writer.put_manifest(artifact.manifest.descriptor, artifact.manifest.data, tag)
+
+
+def list_referrers(
+    reader: ImageReader, subject: Descriptor, artifact_type: str | None = None
+) -> list[Descriptor]:
+    """What refers to a manifest in a registry or layout, of one type or of all; empty where none can be listed."""
+    if not isinstance(reader, ReferrersReader):
+        return []
+    found = reader.referrers(subject.digest)
+    return [each for each in found if artifact_type in (None, each.artifact_type)]
+
+
+def blob_content(document: Document) -> BlobContent:
+    """A small blob in memory as content to put."""
+    return BlobContent(document.descriptor, lambda offset: iter([document.data[offset:]]))
+
+
+def read_artifact(reader: ImageReader, descriptor: Descriptor) -> list[ArtifactFile]:
+    """The files of an artifact, checked. Raises InvalidImage above 64 MiB a file."""
+    document = canonical.parse(reader.manifest(descriptor), what=f"manifest {descriptor.digest}")
+    layers = document.get("layers")
+    if not isinstance(layers, list):
+        raise InvalidImage(f"artifact {descriptor.digest} has no files")
+    files = []
+    for layer in map(Descriptor.from_json, layers):
+        name = layer.annotations.get(mediatypes.ANNOTATION_TITLE, layer.digest.short)
+        data = read_blob(reader, layer, limit=MAX_FILE_BYTES)
+        files.append(ArtifactFile(name, layer.media_type, data, layer.annotations))
+    return files
+
+
+def fallback_tag(subject: Digest) -> str:
+    """The tag of the index that lists referrers where no API does."""
+    return f"sha256-{subject.hex}"
+
+
+def subject_of(document: Mapping[str, Any]) -> Digest | None:
+    """The digest of what a manifest is about; None when it is about nothing."""
+    value = document.get("subject")
+    return Descriptor.from_json(value).digest if value is not None else None
+
+
+def listed_referrers(index: bytes, *, what: str) -> list[Descriptor]:
+    """The descriptors of an index of referrers. Raises InvalidImage."""
+    manifests = canonical.parse(index, what=what).get("manifests")
+    if not isinstance(manifests, list):
+        raise InvalidImage(f"{what} is no index")
+    return [Descriptor.from_json(each) for each in manifests]
+
+
+def with_referrer(listed: Sequence[Descriptor], referrer: Descriptor) -> Document:
+    """The index that lists one referrer more. Pure; the same index when it is listed already."""
+    known = any(each.digest == referrer.digest for each in listed)
+    document = {
+        "schemaVersion": 2,
+        "mediaType": mediatypes.OCI_INDEX,
+        "manifests": [each.to_json() for each in (listed if known else [*listed, referrer])],
+    }
+    return Document.of(mediatypes.OCI_INDEX, canonical.to_bytes(document))
+
+
+def described_referrer(descriptor: Descriptor, document: Mapping[str, Any]) -> Descriptor:
+    """What an index says of a referrer: type and annotations come from its own manifest."""
+    artifact_type = document.get("artifactType")
+    if not artifact_type and isinstance(document.get("config"), Mapping):
+        artifact_type = document["config"].get("mediaType")
+    annotations = document.get("annotations") or {}
+    return Descriptor.from_json(
+        {
+            "mediaType": descriptor.media_type,
+            "digest": str(descriptor.digest),
+            "size": descriptor.size,
+            "artifactType": artifact_type,
+            "annotations": annotations,
+        }
+    )

@@ -1,0 +1,108 @@
+"""Says before the first byte what a registry would refuse after the last one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from modelimage.descriptor import Descriptor
+from modelimage.errors import RemoteRefused
+from modelimage.publication import Document
+from modelimage.registry.profiles import Limits, RegistryProfile, profile_for
+
+# Below this an upload of the size limit would not end within the time limit anyway.
+_ASSUMED_BYTES_PER_SECOND = 50 << 20
+_MANY_LAYERS = 100
+
+
+class RegistryLimit(RemoteRefused):
+    """An image is beyond a limit of the registry that it is meant for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a registry may not take. `fatal` when it is sure to refuse."""
+
+    message: str
+    hint: str
+    fatal: bool
+
+
+def findings(
+    profile: RegistryProfile,
+    *,
+    layer_sizes: Iterable[int],
+    manifest_sizes: Iterable[int] = (),
+    layer_count: int = 0,
+) -> list[Finding]:
+    """What of an image a registry won't take, the sure things first. Sizes in bytes.
+
+    `layer_count` is that of the manifest with most layers.
+    """
+    limits = profile.limits
+    found = [
+        *_layers(profile, max(layer_sizes, default=0)),
+        *_manifests(profile, max(manifest_sizes, default=0)),
+        *_count(limits, profile.name, layer_count),
+    ]
+    return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def check_image(
+    host: str, manifests: Sequence[Document], blobs: Sequence[Descriptor]
+) -> list[Finding]:
+    """Raise RegistryLimit for what the registry at `host` is sure to refuse; return what it may."""
+    found = findings(
+        profile_for(host),
+        layer_sizes=[blob.size for blob in blobs],
+        manifest_sizes=[len(document.data) for document in manifests],
+    )
+    for finding in found:
+        if finding.fatal:
+            raise RegistryLimit(finding.message, hint=finding.hint)
+    return found
+
+
+def _layers(profile: RegistryProfile, largest: int) -> Iterable[Finding]:
+    limits = profile.limits
+    if limits.layer_bytes is not None and largest > limits.layer_bytes:
+        yield Finding(
+            f"{profile.name} takes layers of at most {limits.layer_bytes} bytes; the largest here has {largest}",
+            f"Build with --max-layer-size {limits.layer_bytes}, which shards the weights losslessly.",
+            fatal=True,
+        )
+    elif (
+        limits.upload_seconds and largest > limits.upload_seconds * _ASSUMED_BYTES_PER_SECOND // 10
+    ):
+        needed = largest / limits.upload_seconds / (1 << 20)
+        yield Finding(
+            f"{profile.name} ends an upload after {limits.upload_seconds} s: the largest layer needs "
+            f"{needed:.0f} MiB/s all the time",
+            "On a slower line build with a smaller --max-layer-size.",
+            fatal=False,
+        )
+
+
+def _manifests(profile: RegistryProfile, largest: int) -> Iterable[Finding]:
+    limit = profile.limits.manifest_bytes
+    if limit is not None and largest > limit:
+        yield Finding(
+            f"{profile.name} takes manifests of at most {limit} bytes; the largest here has {largest}",
+            "Put fewer layers into the image.",
+            fatal=True,
+        )
+
+
+def _count(limits: Limits, name: str, count: int) -> Iterable[Finding]:
+    if limits.layers is not None and count > limits.layers:
+        yield Finding(
+            f"{name} takes at most {limits.layers} layers; here are {count}",
+            "Group the weight files into fewer layers.",
+            fatal=True,
+        )
+    elif count > _MANY_LAYERS:
+        yield Finding(
+            f"{count} layers are more than older container runtimes can stack (127)",
+            "Group the weight files into fewer layers.",
+            fatal=False,
+        )

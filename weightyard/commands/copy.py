@@ -1,0 +1,155 @@
+"""`weightyard copy`: images between registries and layouts, for mirrors and for places without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from modelimage.access import Access, Place, open_place
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, NotFound
+from modelimage.push import (
+    ImageTree,
+    Reporting,
+    execute,
+    find_present,
+    merge_trees,
+    plan_push,
+    read_tree,
+    relayed,
+)
+from modelimage.reference import (
+    EngineReference,
+    LayoutReference,
+    RegistryReference,
+    parse_image,
+)
+from modelimage.registry.preflight import check_image
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options
+from weightyard.text import format_bytes
+
+_Reference = RegistryReference | LayoutReference
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  weightyard copy registry.example/team/model:v1 oci:/media/disk/model:v1
+  weightyard copy oci:/media/disk/model:v1 mirror.example/team/model:v1 --all-tags
+"""
+)
+@click.argument("source")
+@click.argument("destination")
+@click.option(
+    "--all-tags",
+    is_flag=True,
+    help="Also the tags of the same version: v1-int8, v1-modelpack and so on.",
+)
+@click.option("--referrers", is_flag=True, help="Also signatures, SBOMs and reports about it.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent; write nothing.")
+@access_options
+@pass_console
+def copy(
+    console: Console,
+    /,
+    *,
+    source: str,
+    destination: str,
+    all_tags: bool,
+    referrers: bool,
+    dry_run: bool,
+    access: Access,
+) -> None:
+    """Copy an image with everything it names, digests unchanged.
+
+    What the destination holds already is not sent; an interrupted copy goes on where it was when it is run again.
+    """
+    start, end = _reference(source), _reference(destination)
+    if end.digest is not None:
+        raise InvalidInput(f"can't copy to a digest: {end}", hint="Name a tag, or leave it out.")
+    reader = open_place(start, access)
+    writer = open_place(end, access, mount_from=_mount_sources(start, end))
+    tags = _tags(reader, start, end, all_tags=all_tags)
+    trees = [read_tree(reader, root) for root in tags.values()]
+    if referrers:
+        trees += _referrer_trees(reader, trees)
+    manifests, blobs = merge_trees(trees)
+    if isinstance(end, RegistryReference):
+        check_image(end.registry, manifests, blobs)
+    plan = plan_push(blobs, find_present(writer, blobs))
+    if not dry_run:
+        with console.progress(f"copying to {end}", plan.size) as progress:
+            execute(
+                plan,
+                manifests=manifests,
+                tags={tag: root.digest for tag, root in tags.items()},
+                content_of=lambda blob: relayed(reader, blob, access.connections.backoff),
+                writer=writer,
+                reporting=Reporting(progress.advance, _teller(console)),
+            )
+    document: dict[str, Any] = {
+        "source": source, "destination": str(end), "tags": {t: str(r.digest) for t, r in tags.items()},
+        "sent": plan.size, "held": sum(blob.size for blob in plan.held),
+        "blobs": [{"digest": str(blob.digest), "size": blob.size} for blob in plan.send],
+    }  # fmt: skip
+    verb = "To send" if dry_run else "Sent"
+    text = (
+        f"{verb}: {format_bytes(plan.size)} in {len(plan.send)} blobs; {format_bytes(document['held'])} "
+        f"were there already\ntags: {', '.join(tags)}"
+    )
+    console.result(document, text)
+
+
+def _reference(text: str) -> _Reference:
+    reference = parse_image(text)
+    if isinstance(reference, EngineReference):
+        raise InvalidInput(
+            f"can't copy {reference}", hint="Use oci:DIR:TAG or a registry reference."
+        )
+    return reference
+
+
+def _mount_sources(start: _Reference, end: _Reference) -> list[str]:
+    same = isinstance(start, RegistryReference) and isinstance(end, RegistryReference)
+    return [start.repository] if same and start.registry == end.registry else []  # type: ignore[union-attr]
+
+
+def _tags(
+    reader: Place, start: _Reference, end: _Reference, *, all_tags: bool
+) -> dict[str, Descriptor]:
+    """Each tag of the destination with what it is to name."""
+    root = reader.resolve(start.name)
+    version = end.tag or start.tag or "latest"
+    tags = {version: root}
+    if all_tags:
+        if start.tag is None:
+            raise InvalidInput("--all-tags needs a tag of the source", hint="Write SOURCE:TAG.")
+        for tag in reader.tags():
+            if tag.startswith(f"{start.tag}-"):
+                tags[version + tag.removeprefix(start.tag)] = reader.resolve(tag)
+    # The version's own tag last: whoever watches it finds the others in place.
+    return dict(reversed(tags.items()))
+
+
+def _referrer_trees(reader: Place, trees: Iterable[ImageTree]) -> list[ImageTree]:
+    found: dict[Digest, ImageTree] = {}
+    for tree in trees:
+        for document in tree.manifests:
+            for referrer in reader.referrers(document.descriptor.digest):
+                try:
+                    found.setdefault(referrer.digest, read_tree(reader, referrer))
+                except NotFound:
+                    # Listed, but deleted since: an image is whole without it.
+                    continue
+    return list(found.values())
+
+
+def _teller(console: Console) -> Any:
+    def tell(blob: Descriptor) -> None:
+        console.event("blob", digest=str(blob.digest), size=blob.size)
+
+    return tell
