@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import PullBody, PullDone, PullProgress
+from cache_agent.api.wire import PullBody
 from cache_agent.cache import open_cache
 from modelimage.access import Access
-from modelimage.errors import Unreachable
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, root_option
+from weightyard.pulling import follow
 from weightyard.text import format_bytes, format_duration
 
 
@@ -37,27 +36,3 @@ def pull(console: Console, *, image: str, variant: str | None, root: Path, acces
         f"in {format_duration(done.seconds)}"
     )
     console.result(done.model_dump(exclude={"event"}), done.path)
-
-
-def follow(console: Console, image: str, events: Iterable[PullProgress | PullDone]) -> PullDone:
-    """Show a pull's progress until it is done. Raises what ended it."""
-    stream = iter(events)
-    first = next((e for e in stream if isinstance(e, PullDone) or e.total), None)
-    if first is None or isinstance(first, PullDone):
-        return _done(first)
-    seen = first.done
-    with console.progress(f"pull {image}", first.total) as bar:
-        bar.resume(seen)
-        for event in stream:
-            if isinstance(event, PullDone):
-                return event
-            bar.advance(event.done - seen)
-            bar.describe(event.state)
-            seen = event.done
-    return _done(None)
-
-
-def _done(event: PullDone | None) -> PullDone:
-    if event is None:
-        raise Unreachable("the pull ended without a result", hint="Pull again.")
-    return event

@@ -19,8 +19,8 @@ from modelimage.paths import RECORD_NAME
 from modelimage.record import Record
 from modelimage.reference import ImageReference, parse_image
 from modelimage.resolve import resolve_model
-from weightyard.commands.pull import follow
 from weightyard.console import Console
+from weightyard.pulling import follow
 from weightyard.up.cache import Cached
 from weightyard.up.process import ProcessIdentity
 

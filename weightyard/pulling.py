@@ -1,0 +1,33 @@
+"""A pull's events as progress on the console, for every command that pulls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cache_agent.api.wire import PullDone, PullProgress
+from modelimage.errors import Unreachable
+from weightyard.console import Console
+
+
+def follow(console: Console, image: str, events: Iterable[PullProgress | PullDone]) -> PullDone:
+    """Show a pull's progress until it is done. Raises what ended it."""
+    stream = iter(events)
+    first = next((e for e in stream if isinstance(e, PullDone) or e.total), None)
+    if first is None or isinstance(first, PullDone):
+        return _done(first)
+    seen = first.done
+    with console.progress(f"pull {image}", first.total) as bar:
+        bar.resume(seen)
+        for event in stream:
+            if isinstance(event, PullDone):
+                return event
+            bar.advance(event.done - seen)
+            bar.describe(event.state)
+            seen = event.done
+    return _done(None)
+
+
+def _done(event: PullDone | None) -> PullDone:
+    if event is None:
+        raise Unreachable("the pull ended without a result", hint="Pull again.")
+    return event
