@@ -67,7 +67,7 @@ def _recipe(job: dict[str, Any]) -> list[Any]:
     scheme = {"config_groups": {"group_0": group}, "ignore": job["ignored"]}
     if job["method"] == "awq":
         return [AWQModifier(), QuantizationModifier(**scheme)]
-    calibrated = GPTQModifier(**scheme, actorder=None)
+    calibrated = GPTQModifier(**scheme, actorder="static")
     if job["method"] == "smoothquant":
         return [SmoothQuantModifier(smoothing_strength=0.8), calibrated]
     return [calibrated]
