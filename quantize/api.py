@@ -85,8 +85,8 @@ def plan_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Pl
 
     Raises NotFound, InvalidCheckpoint and its kinds, IncompatibleOptions.
     """
-    installed = engines.gptq_installed()
-    engine = resolve_engine(options.scheme, options.engine, gptq_installed=installed)
+    calibrated = engines.gptq_installed() and options.format in (None, Format.GPTQ)
+    engine = resolve_engine(options.scheme, options.engine, gptq_installed=calibrated)
     format_ = resolve_format(options.scheme, options.format, engine)
     checkpoint = open_checkpoint(src)
     plan = make_plan(
@@ -172,10 +172,10 @@ def _notices(options: QuantizeOptions, engine: Engine) -> list[str]:
     if options.engine is Engine.AUTO_GPTQ:
         return ["auto-gptq is no longer maintained: using its successor GPTQModel (--engine gptq)."]
     if options.engine is Engine.AUTO and engine is Engine.RTN and options.scheme is Scheme.INT4:
+        way = "leave --format out" if engines.gptq_installed() else f"run: {engines.GPTQ_INSTALL}"
         return [
-            "INT4 by rounding to nearest costs small models much (perplexity x1.5 at 135 million "
-            "parameters, where calibrated INT4 costs x1.2). For calibrated INT4 run: "
-            f"{engines.GPTQ_INSTALL}"
+            "INT4 by rounding to nearest costs small models much (perplexity x1.4 at 135 million "
+            f"parameters, where calibrated INT4 costs x1.2). For calibrated INT4 {way}"
         ]
     return []
 

@@ -102,7 +102,7 @@ def quantization_method(config: Mapping[str, Any]) -> str:
     """How a checkpoint is quantized by what its config says; empty when it isn't."""
     for key in ("quantization_config", "compression_config"):
         stated = config.get(key)
-        if isinstance(stated, Mapping):
+        if isinstance(stated, Mapping) and stated:
             return str(stated.get("quant_method") or stated.get("format") or "unnamed method")
     nested = config.get("text_config")
     return quantization_method(nested) if isinstance(nested, Mapping) else ""

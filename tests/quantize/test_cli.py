@@ -102,6 +102,16 @@ def test_rounding_to_int4_warns_of_its_cost(
     assert "pip install 'weightyard[gptq]'" in console.notes[0]
 
 
+def test_auto_takes_the_engine_that_writes_the_format(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.engines, "gptq_installed", lambda: True)
+    console = RecordingConsole()
+    for name in ("pack-quantized", "gptq"):
+        run(console, source, tmp_path / "out", "--scheme", "int4", "--format", name, "--dry-run")
+    assert [found["engine"] for found, _ in console.results] == ["rtn", "gptq"]
+
+
 def test_missing_engines_say_the_command_that_installs_them(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,10 @@ def test_the_announcement_is_what_the_loaders_parse() -> None:
     assert parsed.stdout.splitlines() == ["4 64 None", "8 None True", "8 None None"]
 
 
+def test_an_empty_quantization_config_says_nothing() -> None:
+    assert chosen(PLAIN, config=CONFIG | {"quantization_config": {}}).matrices
+
+
 def test_auto_engine() -> None:
     assert resolve_engine(Scheme.INT8, Engine.AUTO, gptq_installed=True) is Engine.RTN
     assert resolve_engine(Scheme.INT4, Engine.AUTO, gptq_installed=True) is Engine.GPTQ
