@@ -199,6 +199,12 @@ class Layout:
             raise NotFound(f"no tag {tag!r} in {self.path}")
         self._edit_index(lambda entries: [each for each in entries if _tag(each) != tag])
 
+    def unlist(self, digest: Digest) -> None:
+        """Take a manifest out of index.json, with its tags; one that isn't listed is no error."""
+        self._edit_index(
+            lambda entries: [each for each in entries if each.get("digest") != str(digest)]
+        )
+
     def entries(self) -> list[Descriptor]:
         """What index.json lists, tags as their ref.name annotations."""
         return [Descriptor.from_json(entry) for entry in self._read_entries()]

@@ -43,6 +43,12 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("inspect", "weightyard.commands.inspect:inspect", "Show what a model image holds."),
             Entry("verify", "weightyard.commands.verify:verify", "Check every byte of an image or a model directory."),
             Entry("quantize", "weightyard.commands.quantize:quantize", "Make an INT8 or INT4 checkpoint."),
+            Entry("copy", "weightyard.commands.copy:copy", "Copy an image between registries and directories."),
+            Entry("diff", "weightyard.commands.diff:diff", "Show what differs between two images."),
+            Entry("attach", "weightyard.commands.attach:attach", "Attach an SBOM or a report to an image."),
+            Entry("discover", "weightyard.commands.discover:discover", "List what is attached to an image."),
+            Entry("sign", "weightyard.commands.sign:sign", "Sign an image with a key."),
+            Entry("prune", "weightyard.commands.prune:prune", "Remove old versions by a policy."),
         ),
     ),
     (

@@ -9,12 +9,15 @@ from modelimage.errors import Fault, WeightyardError
 
 # Importable top-level module -> extra. A test holds this table against pyproject.toml.
 MODULE_EXTRAS: Final[Mapping[str, str]] = {
+    "boto3": "builder",
     "huggingface_hub": "builder",
     "numba": "builder",
     "numpy": "builder",
     "aiohttp": "agent",
     "structlog": "agent",
     "kopf": "controller",
+    "cryptography": "sign",
+    "mlflow": "mlflow",
     "torch": "convert",
 }
 

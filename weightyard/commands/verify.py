@@ -31,15 +31,24 @@ Examples:
 """
 )
 @click.argument("target", metavar="IMAGE|DIR")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Also require a signature by this public key (PEM); one of several is enough. Repeatable.",
+)
 @access_options
 @pass_console
-def verify(console: Console, /, *, target: str, access: Access) -> None:
+def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: Access) -> None:
     """Check every byte of an image, or of an unpacked model directory.
 
     Every blob is read and compared with its digest, every file in it with the record. All problems are listed;
     the exit code is 5 when there is one.
     """
     directory = Path(target)
+    if keys:
+        _check_signature(target, keys, access)
     verification = (
         _directory(console, directory) if directory.is_dir() else _image(console, target, access)
     )
@@ -52,6 +61,21 @@ def verify(console: Console, /, *, target: str, access: Access) -> None:
         document,
         f"{target} is intact: {verification.checked} parts, {format_bytes(verification.size)}",
     )
+
+
+def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> None:
+    # Only who checks signatures needs the extra that brings the cryptography.
+    from modelimage import signing  # noqa: PLC0415
+
+    reference = parse_image(target)
+    if Path(target).is_dir() or isinstance(reference, EngineReference):
+        raise InvalidInput(
+            f"{target} can't hold signatures",
+            hint="Give --key with an image: oci:DIR:TAG or a registry's.",
+        )
+    reader = open_reader(reference, access)
+    accepted = [signing.load_public_key(path.read_bytes()) for path in keys]
+    signing.verify(reader, reader.resolve(reference.name), accepted)
 
 
 def _image(console: Console, target: str, access: Access) -> Verification:

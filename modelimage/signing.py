@@ -1,0 +1,197 @@
+"""Signatures of images with a key pair, offline, as cosign makes and checks them.
+
+The format is cosign's (sigstore/cosign, specs/SIGNATURE_SPEC.md): a "simple signing" payload that names the manifest's
+digest, its signature in an annotation, under the tag `sha256-<hex>.sig`. The manifest has the image as its subject too,
+so that it is found as a referrer. Keys are PEM: ECDSA, Ed25519 or RSA. Needs the extra `sign`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch, InvalidInput, NotFound
+from modelimage.publication import Document
+from modelimage.referrers import Artifact, ArtifactFile, attach, make_artifact, read_artifact
+from modelimage.repository import ImageReader, ImageWriter
+
+ARTIFACT_TYPE: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
+PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
+_CLAIM: Final = "cosign container image signature"
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+
+
+class NotSigned(NotFound):
+    """No signature is there."""
+
+
+class BadSignature(DigestMismatch):
+    """Signatures are there, but none by an accepted key over this image."""
+
+
+def load_private_key(pem: bytes, password: bytes | None = None) -> PrivateKey:
+    """A PEM private key (PKCS 8), perhaps encrypted. Raises InvalidInput."""
+    try:
+        key = serialization.load_pem_private_key(pem, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidInput(
+            "the private key can't be read: it isn't PEM (PKCS 8), or its password is missing or wrong",
+            hint="Make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem",
+        ) from error
+    if not isinstance(key, PrivateKey):
+        raise InvalidInput("the private key is of a kind that isn't supported", hint=_KINDS)
+    return key
+
+
+def load_public_key(pem: bytes) -> PublicKey:
+    """A PEM public key, as cosign.pub. Raises InvalidInput."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidInput(
+            "the public key can't be read: it isn't PEM",
+            hint="Extract it with: openssl pkey -in key.pem -pubout -out key.pub",
+        ) from error
+    if not isinstance(key, PublicKey):
+        raise InvalidInput("the public key is of a kind that isn't supported", hint=_KINDS)
+    return key
+
+
+_KINDS: Final = "Use ECDSA, Ed25519 or RSA."
+
+
+def payload(name: str, digest: Digest) -> bytes:
+    """What is signed. `name` is where the image was when it was signed; only the digest counts."""
+    return canonical.to_bytes(
+        {
+            "critical": {
+                "identity": {"docker-reference": name},
+                "image": {"docker-manifest-digest": str(digest)},
+                "type": _CLAIM,
+            },
+            "optional": None,
+        }
+    )
+
+
+def sign_bytes(key: PrivateKey, data: bytes) -> bytes:
+    """The raw signature of bytes."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key.sign(data, ec.ECDSA(hashes.SHA256()))
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+    return key.sign(data)
+
+
+def is_signed_by(key: PublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether the signature over the bytes is this key's."""
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+        else:
+            key.verify(signature, data)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def signature_tag(subject: Digest) -> str:
+    """The tag under which cosign looks for signatures."""
+    return f"sha256-{subject.hex}.sig"
+
+
+def sign(
+    reader: ImageReader, writer: ImageWriter, subject: Descriptor, key: PrivateKey, *, name: str
+) -> Digest:
+    """Add a signature to those there are; returns the digest of their manifest.
+
+    Nothing is added when the key's signature is there already.
+    """
+    found = _signatures(reader, subject.digest)
+    if _accepted(found, subject.digest, [key.public_key()]):
+        return reader.resolve(signature_tag(subject.digest)).digest
+    data = payload(name, subject.digest)
+    encoded = base64.b64encode(sign_bytes(key, data)).decode()
+    mine = ArtifactFile("payload.json", PAYLOAD_TYPE, data, {SIGNATURE_ANNOTATION: encoded})
+    artifact = _artifact(subject, [*found, mine])
+    attach(writer, artifact, signature_tag(subject.digest))
+    return artifact.manifest.descriptor.digest
+
+
+def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) -> None:
+    """Raise NotSigned when there is no signature, BadSignature when none is by one of the keys over this image."""
+    found = _signatures(reader, subject.digest)
+    if not found:
+        raise NotSigned(
+            f"{subject.digest} isn't signed", hint="Sign it with `weightyard sign --key`."
+        )
+    if not _accepted(found, subject.digest, keys):
+        raise BadSignature(
+            f"no signature of {subject.digest} is by an accepted key",
+            hint="Check which key signed the image; do not use it until one you trust did.",
+        )
+
+
+def _signatures(reader: ImageReader, subject: Digest) -> list[ArtifactFile]:
+    try:
+        manifest = reader.resolve(signature_tag(subject))
+    except NotFound:
+        return []
+    return [file for file in read_artifact(reader, manifest) if file.media_type == PAYLOAD_TYPE]
+
+
+def _accepted(
+    signatures: Sequence[ArtifactFile], subject: Digest, keys: Sequence[PublicKey]
+) -> bool:
+    return any(
+        _names(file.data, subject) and any(is_signed_by(key, _raw(file), file.data) for key in keys)
+        for file in signatures
+    )
+
+
+def _names(data: bytes, subject: Digest) -> bool:
+    """Whether a payload is about this digest. Its bytes are a stranger's until their signature is checked."""
+    critical = canonical.parse(data, what="a signature's payload").get("critical")
+    if not isinstance(critical, dict) or critical.get("type") != _CLAIM:
+        return False
+    image = critical.get("image")
+    return isinstance(image, dict) and image.get("docker-manifest-digest") == str(subject)
+
+
+def _raw(file: ArtifactFile) -> bytes:
+    try:
+        return base64.b64decode(file.annotations.get(SIGNATURE_ANNOTATION, ""), validate=True)
+    except binascii.Error:
+        return b""
+
+
+def _artifact(subject: Descriptor, signatures: Sequence[ArtifactFile]) -> Artifact:
+    # cosign reads the layers alone, but registries and scanners expect an image's config beside them.
+    config = canonical.to_bytes(
+        {
+            "architecture": "",
+            "config": {},
+            "os": "",
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [str(Digest.of(each.data)) for each in signatures],
+            },
+        }
+    )
+    return make_artifact(
+        subject, ARTIFACT_TYPE, signatures, config=Document.of(mediatypes.OCI_CONFIG, config)
+    )

@@ -1,0 +1,149 @@
+"""`weightyard prune`: removes old versions by a policy, and in a layout the blobs that nothing names any more."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import click
+
+from modelimage.access import Access, Place, open_place
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+from modelimage.layout import Layout
+from modelimage.mediatypes import ANNOTATION_REF_NAME
+from modelimage.pruning import PrunePlan, PrunePolicy, plan_prune, unreferenced
+from modelimage.push import read_tree
+from modelimage.reference import LayoutReference, RegistryReference, parse_image
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options
+from weightyard.text import format_bytes
+
+# A build stores blobs before the manifest that names them: what is younger than this may be on its way.
+GRACE_SECONDS: Final = 3600.0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  weightyard prune registry.example/team/model --keep-last 3
+  weightyard prune oci:./out --keep 'v2*' --yes
+"""
+)
+@click.argument("repository")
+@click.option("--keep", multiple=True, metavar="PATTERN", help="Keep tags like this. Repeatable.")
+@click.option(
+    "--keep-last",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Keep the N highest versions, each with its variants' tags.",
+)
+@click.option("--yes", is_flag=True, help="Do it. Without this, only show what would be removed.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=GRACE_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="In a layout, leave blobs alone that are younger: a build may be about to name them.",
+)
+@access_options
+@pass_console
+def prune(
+    console: Console,
+    /,
+    *,
+    repository: str,
+    keep: tuple[str, ...],
+    keep_last: int,
+    yes: bool,
+    grace: float,
+    access: Access,
+) -> None:
+    """Remove versions that a policy doesn't keep.
+
+    Shows what it would do; --yes does it. A manifest that a kept tag names is never removed.
+    """
+    reference = parse_image(repository)
+    if not isinstance(reference, RegistryReference | LayoutReference):
+        raise InvalidInput(f"can't prune {reference}", hint="Use oci:DIR or a registry repository.")
+    place = open_place(reference, access)
+    tags = {tag: place.resolve(tag).digest for tag in place.tags()}
+    plan = plan_prune(tags, PrunePolicy(keep, keep_last))
+    garbage: dict[Digest, int] = {}
+    if yes:
+        _remove(place, plan)
+        console.event("pruned", tags=list(plan.removed))
+    if isinstance(place, Layout):
+        garbage = _garbage(place, plan, younger_than=grace)
+        if yes:
+            for digest in garbage:
+                place.remove_blob(digest)
+    document: dict[str, Any] = {
+        "kept": list(plan.kept), "removed": list(plan.removed),
+        "manifests": [str(digest) for digest in plan.manifests],
+        "blobs": len(garbage), "bytes": sum(garbage.values()), "done": yes,
+    }  # fmt: skip
+    console.result(document, _text(plan, garbage, place, done=yes))
+
+
+def _remove(place: Place, plan: PrunePlan) -> None:
+    if isinstance(place, Layout):
+        for tag in plan.removed:
+            place.untag(tag)
+        for entry in _orphans(place, plan):
+            place.unlist(entry.digest)
+        return
+    for digest in plan.manifests:
+        place.delete_manifest(digest)
+
+
+def _orphans(layout: Layout, plan: PrunePlan) -> list[Descriptor]:
+    """Untagged artifacts about manifests that go."""
+    found = {entry.digest: entry for digest in plan.manifests for entry in layout.referrers(digest)}
+    tagged = {
+        entry.digest for entry in layout.entries() if ANNOTATION_REF_NAME in entry.annotations
+    }
+    return [entry for digest, entry in found.items() if digest not in tagged]
+
+
+def _garbage(layout: Layout, plan: PrunePlan, *, younger_than: float) -> dict[Digest, int]:
+    """The blobs that nothing will name once the plan is carried out, but for young ones."""
+    orphans = {entry.digest for entry in _orphans(layout, plan)}
+    trees = [
+        read_tree(layout, entry)
+        for entry in layout.entries()
+        if entry.annotations.get(ANNOTATION_REF_NAME) not in plan.removed
+        and entry.digest not in orphans
+    ]
+    alive = [
+        [
+            *(each.descriptor.digest for each in tree.manifests),
+            *(blob.digest for blob in tree.blobs),
+        ]
+        for tree in trees
+    ]
+    found = unreferenced(dict(layout.blobs()), alive)
+    newest = time.time() - younger_than
+    return {
+        digest: size
+        for digest, size in found.items()
+        if layout.blob_path(digest).stat().st_mtime <= newest
+    }
+
+
+def _text(plan: PrunePlan, garbage: dict[Digest, int], place: Place, *, done: bool) -> str:
+    verb = "Removed" if done else "Would remove"
+    lines = [
+        f"{verb} tags: {', '.join(plan.removed) or 'none'}",
+        f"Kept tags: {', '.join(plan.kept) or 'none'}",
+    ]
+    if isinstance(place, Layout):
+        lines.append(f"{verb} {len(garbage)} blobs, {format_bytes(sum(garbage.values()))}")
+    elif plan.removed:
+        lines.append("The registry frees the space in its own garbage collection.")
+    if not done:
+        lines.append("Nothing was changed: add --yes to do it.")
+    return "\n".join(lines)

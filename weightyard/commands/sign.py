@@ -1,0 +1,60 @@
+"""`weightyard sign`: signs an image with a private key, offline, as cosign does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from modelimage import durable, signing
+from modelimage.access import Access, open_place
+from modelimage.errors import InvalidInput
+from modelimage.reference import LayoutReference, RegistryReference, parse_image
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options
+
+PASSWORD_VARIABLE = "WEIGHTYARD_KEY_PASSWORD"  # noqa: S105 (the variable's name)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
+  weightyard sign registry.example/team/model:v1 --key key.pem
+  cosign verify --key key.pub --insecure-ignore-tlog registry.example/team/model:v1
+"""
+)
+@click.argument("image")
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help=f"The private key, PEM. The password of an encrypted one comes from {PASSWORD_VARIABLE}.",
+)
+@access_options
+@pass_console
+def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
+    """Sign an image with a private key.
+
+    The signature covers the image's digest, and through it every manifest, layer and file below.
+    """
+    reference = parse_image(image)
+    if not isinstance(reference, RegistryReference | LayoutReference):
+        raise InvalidInput(
+            f"can't sign {reference}", hint="Use oci:DIR:TAG or a registry reference."
+        )
+    with durable.reading(key):
+        pem = key.read_bytes()
+    password = os.environ.get(PASSWORD_VARIABLE)
+    private = signing.load_private_key(pem, password.encode() if password else None)
+    place = open_place(reference, access)
+    subject = place.resolve(reference.name)
+    name = (
+        f"{reference.registry}/{reference.repository}"
+        if isinstance(reference, RegistryReference)
+        else reference.path.name
+    )
+    digest = signing.sign(place, place, subject, private, name=name)
+    document = {"image": image, "digest": str(subject.digest), "signature": str(digest)}
+    console.result(document, f"Signed {subject.digest}")
