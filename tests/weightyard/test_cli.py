@@ -21,6 +21,7 @@ from modelimage.errors import InvalidInput, NotFound, RateLimited, Unreachable, 
 from weightyard import cli, exits
 from weightyard.console import Console, format_table, pass_console
 from weightyard.extras import MODULE_EXTRAS, missing_extra
+from weightyard.options import absolute_image
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("modelimage", "quantize", "builder", "cache_agent", "workspace", "weightyard")
@@ -285,3 +286,12 @@ def test_cli_reference_is_generated() -> None:
     from weightyard.reference import reference  # noqa: PLC0415
 
     assert (REPOSITORY / "docs" / "cli.md").read_text() == reference()
+
+
+def test_layouts_are_named_absolutely(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The agent, in another directory, must find what the user means."""
+    monkeypatch.chdir(tmp_path)
+    assert absolute_image("oci:./out:v1") == f"oci:{tmp_path}/out:v1"
+    assert absolute_image("oci:/a/b:v1") == "oci:/a/b:v1"
+    assert absolute_image("registry.example/a:v1") == "registry.example/a:v1"
+    assert absolute_image("0fb580a292c7") == "0fb580a292c7"

@@ -1,0 +1,261 @@
+"""A model version in an MLflow registry (the extra `mlflow`).
+
+The registry says where the version's files are. A directory or a bucket is read by the source for it, with its ranges
+and its resume; anything else (MLflow's own artifact server, Azure, Google) comes through MLflow, a file at a time.
+All of MLflow's exceptions end here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from builder.sources.base import Advance, Listing, ModelSource, SourceFile
+from builder.sources.local import LocalSource
+from modelimage import canonical
+from modelimage.durable import make_directories, writing
+from modelimage.errors import (
+    AccessDenied,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+
+# MLflow would draw bars over ours, and can be told in no other way.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+SCHEME: Final = "mlflow:models:/"
+_REFERENCE = re.compile(r"([^/@\x00-\x1f]+)(?:/([0-9]{1,18})|@([A-Za-z0-9_.-]{1,255}))")
+_CONFIG: Final = "config.json"
+_TRANSFORMERS: Final = "model"
+_COMPONENTS: Final = "components"
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowReference:
+    """`mlflow:models:/NAME/VERSION` or `mlflow:models:/NAME@ALIAS`. Law: `parse_mlflow(str(r)) == r`."""
+
+    name: str
+    version: str | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.name}" + (f"/{self.version}" if self.version else f"@{self.alias}")
+
+
+def parse_mlflow(text: str) -> MlflowReference:
+    """Parse what a user writes. Raises InvalidInput."""
+    found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
+    if found is None or not text.startswith(SCHEME):
+        raise InvalidInput(
+            f"not a model version of MLflow: {text[:200]!r}",
+            hint="Write mlflow:models:/NAME/VERSION, or mlflow:models:/NAME@ALIAS.",
+        )
+    return MlflowReference(found[1], found[2], found[3])
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowSettings:
+    """Where MLflow is; what isn't given, MLflow finds as it always does. `open_s3` opens an address s3://…"""
+
+    work: Path
+    open_s3: Callable[[str], ModelSource]
+    tracking_uri: str | None = None
+    registry_uri: str | None = None
+
+
+class MlflowSource:
+    """A ModelSource of one model version. Connects at the first call."""
+
+    is_local = False
+
+    def __init__(self, reference: MlflowReference, settings: MlflowSettings) -> None:
+        self._reference = reference
+        self._settings = settings
+        self._version = ""
+        self._inner: ModelSource | None = None
+        self._paths: Mapping[str, SourceFile] = {}
+
+    @property
+    def uri(self) -> str:
+        return f"{SCHEME}{self._reference.name}"
+
+    @property
+    def revision(self) -> str:
+        """The number of the version: an alias may move."""
+        return self._version
+
+    def list(self) -> Listing:
+        if self._inner is None:
+            self._inner = self._locate()
+        listing = self._inner.list()
+        at_source = {file.path: file for file in listing.files}
+        chosen = checkpoint_paths(at_source)
+        self._paths = {path: at_source[place] for path, place in chosen.items()}
+        taken = set(chosen.values())
+        left = {path: "MLflow's own" for path in at_source if path not in taken}
+        files = (replace(file, path=path) for path, file in self._paths.items())
+        return Listing(tuple(sorted(files)), {**listing.ignored, **left})
+
+    def fetch(self, file: SourceFile, advance: Advance) -> Path:
+        if self._inner is None:
+            self.list()
+        place = self._paths.get(file.path)
+        if place is None or self._inner is None:
+            raise NotFound(f"{file.path!r} is not in {self._reference}")
+        return self._inner.fetch(place, advance)
+
+    def _locate(self) -> ModelSource:
+        name, given = self._reference.name, self._settings
+        with _mapped(str(self._reference)):
+            client = MlflowClient(given.tracking_uri, given.registry_uri)
+            version = self._reference.version
+            if version is None:
+                found = client.get_model_version_by_alias(name, str(self._reference.alias))
+                version = str(found.version)
+            address = str(client.get_model_version_download_uri(name, version))
+        self._version = version
+        parts = urlsplit(address)
+        if parts.scheme == "s3":
+            return given.open_s3(address)
+        if parts.scheme in ("", "file"):
+            return LocalSource(Path(unquote(parts.path)))
+        with _mapped(address):
+            repository = get_artifact_repository(
+                address, tracking_uri=given.tracking_uri, registry_uri=given.registry_uri
+            )
+        return _ArtifactSource(address, repository, given.work)
+
+
+class _ArtifactSource:
+    """A ModelSource of whatever MLflow's own client reads."""
+
+    is_local = False
+    revision = ""
+
+    def __init__(self, uri: str, repository: Any, work: Path) -> None:
+        self.uri = uri
+        self._repository = repository
+        self._work = work
+
+    def list(self) -> Listing:
+        with _mapped(self.uri):
+            found = tuple(sorted(self._walk(None)))
+        if not found:
+            raise NotFound(f"there is nothing at {self.uri}", hint="Check the model version.")
+        return Listing(found)
+
+    def fetch(self, file: SourceFile, advance: Advance) -> Path:
+        identity = canonical.to_bytes([self.uri, file.path, file.size])
+        path = self._work / f"{hashlib.sha256(identity).hexdigest()}{Path(file.path).suffix}"
+        if not path.exists():
+            self._download(file, path)
+        advance(file.size)
+        return path
+
+    def _download(self, file: SourceFile, path: Path) -> None:
+        with writing(path):
+            make_directories(path.parent)
+            folder = Path(tempfile.mkdtemp(dir=path.parent))
+        try:
+            with _mapped(f"{file.path!r} at {self.uri}"):
+                got = Path(self._repository.download_artifacts(file.path, dst_path=str(folder)))
+            with writing(path):
+                size = got.stat().st_size
+                if size != file.size:
+                    raise Unreachable(
+                        f"{file.path!r} came with {size} of {file.size} bytes", hint="Try again."
+                    )
+                got.rename(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _walk(self, folder: str | None) -> Iterator[SourceFile]:
+        for entry in self._repository.list_artifacts(folder):
+            if entry.is_dir:
+                yield from self._walk(entry.path)
+            elif entry.file_size is None:
+                raise RemoteRefused(f"MLflow doesn't say how large {entry.path!r} is")
+            else:
+                yield SourceFile(entry.path, int(entry.file_size))
+
+
+def checkpoint_paths(paths: Iterable[str]) -> dict[str, str]:
+    """The checkpoint in the files of a model version: its path -> the path at MLflow. Pure.
+
+    MLflow's transformers flavour keeps the model in `model/` and its tokenizer in `components/tokenizer/`, which belong
+    in one directory; a pyfunc keeps the checkpoint somewhere below `artifacts/`. Other files are as they are.
+    """
+    known = sorted(paths)
+    if _CONFIG in known:
+        return {path: path for path in known}
+    roots = sorted((path for path in known if path.endswith(f"/{_CONFIG}")), key=_depth)
+    if f"{_TRANSFORMERS}/{_CONFIG}" in known:
+        chosen = _below(known, _TRANSFORMERS)
+        for folder in sorted({"/".join(path.split("/")[:2]) for path in known}):
+            if folder.startswith(f"{_COMPONENTS}/"):
+                chosen = {**_below(known, folder), **chosen}
+        return chosen
+    if roots:
+        return _below(known, roots[0].removesuffix(f"/{_CONFIG}"))
+    return {path: path for path in known}
+
+
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path
+
+
+def _below(paths: Iterable[str], folder: str) -> dict[str, str]:
+    return {p.removeprefix(f"{folder}/"): p for p in paths if p.startswith(f"{folder}/")}
+
+
+@contextmanager
+def _mapped(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise _error(what, int(error.get_http_status_code()), error) from error  # type: ignore[no-untyped-call]
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else 500
+        raise _error(what, status, error) from error
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
+        raise _error(what, 500, error) from error
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"MLflow lacks a package to read {what}: {error.name}", hint=f"Install {error.name}."
+        ) from error
+
+
+def _error(what: str, status: int, error: Exception) -> WeightyardError:
+    reason = str(error).split("\n", 1)[0][:200]
+    if status == 404:
+        return NotFound(f"{what}: not in MLflow: {reason}", hint="Check the name and the version.")
+    if status in (401, 403):
+        return AccessDenied(
+            f"MLflow refuses {what}: {reason}",
+            hint="Set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD.",
+        )
+    if status == 429:
+        return RateLimited(f"MLflow asks to slow down at {what}", hint="Try again later.")
+    if status >= 500:
+        return Unreachable(
+            f"MLflow failed at {what}: {reason}", hint="Check the network and MLFLOW_TRACKING_URI."
+        )
+    return InvalidInput(f"MLflow can't be asked for {what}: {reason}", hint="Check the address.")

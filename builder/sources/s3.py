@@ -1,0 +1,289 @@
+"""A checkpoint in an S3 bucket, or in whatever speaks its API at AWS_ENDPOINT_URL.
+
+The listing pins each object by its ETag, and every read asks for that ETag, so an object that is replaced during a
+build is noticed and never mixed. Objects come in parallel ranges into a directory of the builder's own, where each
+finished part is kept through a crash. Credentials are found where boto3 finds them; all of its exceptions end here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+from botocore.config import Config
+
+from builder.sources.base import Advance, Listing, SourceFile
+from builder.sources.parts import PartFile
+from builder.sources.s3errors import mapped
+from modelimage import canonical
+from modelimage.digest import Digest
+from modelimage.durable import reading
+from modelimage.errors import (
+    InvalidCheckpoint,
+    InvalidInput,
+    NotFound,
+    RemoteRefused,
+    Unreachable,
+)
+from modelimage.ranges import ByteRange, parse_content_range
+
+SCHEME: Final = "s3://"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_READERS: Final = 8
+_ATTEMPTS: Final = 5
+_FIRST_PAUSE: Final = 0.5
+_BUFFER: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class S3Reference:
+    """`s3://bucket[/prefix]`. Law: `parse_s3(str(r)) == r`."""
+
+    bucket: str
+    prefix: str = ""
+
+    @property
+    def folder(self) -> str:
+        """What the keys of its objects begin with."""
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+def parse_s3(text: str) -> S3Reference:
+    """Parse what a user writes. Raises InvalidInput."""
+    bucket, _, prefix = text.removeprefix(SCHEME).partition("/")
+    if not _BUCKET.fullmatch(bucket) or any(ord(letter) < 32 for letter in prefix):
+        raise InvalidInput(f"not a place in S3: {text[:200]!r}", hint="Write s3://BUCKET/PREFIX.")
+    return S3Reference(bucket, prefix.strip("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """How to reach S3. `client` holds arguments of `boto3.client`; `attempts` are boto3's own; times are in seconds."""
+
+    client: Mapping[str, Any] = field(default_factory=dict)
+    part_size: int = 32 << 20
+    page_size: int = 1000
+    attempts: int = 3
+    timeout: float = 60.0
+    pause: Callable[[float], None] = time.sleep
+
+
+class S3Source:
+    """A ModelSource of the objects below a prefix. `work` keeps what was fetched. Connects at the first call."""
+
+    is_local = False
+
+    def __init__(
+        self, reference: S3Reference, work: Path, settings: S3Settings | None = None
+    ) -> None:
+        self._reference = reference
+        self._work = work
+        self._settings = settings or S3Settings()
+        self._lock = threading.Lock()
+        self._made: Any = None
+        self._objects: dict[str, _Object] = {}
+        self._revision = ""
+
+    @property
+    def uri(self) -> str:
+        return str(self._reference)
+
+    @property
+    def revision(self) -> str:
+        """A digest over paths, sizes and ETags: S3 has no commits, but this names what was listed."""
+        return self._revision
+
+    def list(self) -> Listing:
+        """As the interface says. NotFound also for a prefix with nothing below it."""
+        files, ignored = [], {}
+        objects: dict[str, _Object] = {}
+        for entry in self._entries():
+            path = str(entry["Key"]).removeprefix(self._reference.folder)
+            found = _Object(str(entry["Key"]), int(entry["Size"]), str(entry["ETag"]))
+            if not path or path.endswith("/"):
+                ignored[path or "/"] = "a folder's marker"
+                continue
+            objects[path] = found
+            files.append(SourceFile(path, found.size, self._claimed(entry, found)))
+        if not files:
+            raise NotFound(
+                f"there is nothing below {self._reference}", hint="Check the prefix and the region."
+            )
+        self._objects = objects
+        self._revision = _revision(objects)
+        return Listing(tuple(sorted(files)), ignored)
+
+    def fetch(self, file: SourceFile, advance: Advance) -> Path:
+        if not self._objects:
+            self.list()
+        wanted = self._objects.get(file.path)
+        if wanted is None:
+            raise NotFound(f"{file.path!r} is not in {self._reference}")
+        path = self._place(wanted, file.path)
+        if path.exists():
+            with reading(path):
+                advance(path.stat().st_size)
+            return path
+        with PartFile.open(path, wanted.size, self._settings.part_size) as parts:
+            advance(parts.done_bytes)
+            self._fill(parts, wanted, advance)
+            parts.publish()
+        return path
+
+    def _fill(self, parts: PartFile, wanted: _Object, advance: Advance) -> None:
+        """Fetch the missing parts, several at once; the first error stops the others."""
+        stopped = threading.Event()
+
+        def part(number: int) -> None:
+            if stopped.is_set():
+                return
+            try:
+                self._part(parts, number, wanted, advance, stopped)
+            except BaseException:
+                stopped.set()
+                raise
+
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="s3") as pool:
+            running = [pool.submit(part, number) for number in parts.missing()]
+            try:
+                for each in running:
+                    each.result()
+            finally:
+                # Also when it is this thread that was interrupted.
+                stopped.set()
+
+    def _part(
+        self,
+        parts: PartFile,
+        number: int,
+        wanted: _Object,
+        advance: Advance,
+        stopped: threading.Event,
+    ) -> None:
+        """One part, continued where a connection broke off."""
+        span, attempt = parts.span(number), 0
+        position = span.start
+        while position < span.stop:
+            try:
+                for data in self._read(wanted, ByteRange(position, span.stop)):
+                    if stopped.is_set():
+                        return
+                    parts.write(data, position)
+                    position += len(data)
+                    advance(len(data))
+                    attempt = 0
+            except Unreachable:
+                attempt += 1
+                if attempt == _ATTEMPTS:
+                    raise
+                self._settings.pause(_FIRST_PAUSE * 2 ** (attempt - 1))
+        parts.mark(number)
+
+    def _read(self, wanted: _Object, span: ByteRange) -> Iterator[bytes]:
+        where = f"{wanted.key!r} of {self._reference.bucket}"
+        with mapped(where):
+            answer = self._client().get_object(
+                Bucket=self._reference.bucket,
+                Key=wanted.key,
+                Range=span.header,
+                IfMatch=wanted.etag,
+            )
+            body = answer["Body"]
+        try:
+            told = parse_content_range(answer.get("ContentRange", ""))
+            if told != (span, wanted.size):
+                raise RemoteRefused(f"S3 sent another range of {where} than {span.header}")
+            left = len(span)
+            while left:
+                with mapped(where):
+                    data = body.read(min(_BUFFER, left))
+                if not data:
+                    raise Unreachable(f"S3 broke off {where}", hint="Try again.")
+                left -= len(data)
+                yield data
+        finally:
+            body.close()
+
+    def _entries(self) -> Iterator[Mapping[str, Any]]:
+        with mapped(str(self._reference)):
+            pages = self._client().get_paginator("list_objects_v2")
+            arguments = {"Bucket": self._reference.bucket, "Prefix": self._reference.folder}
+            sizes = {"PageSize": self._settings.page_size}
+            for page in pages.paginate(**arguments, PaginationConfig=sizes):
+                yield from page.get("Contents", ())
+
+    def _claimed(self, entry: Mapping[str, Any], found: _Object) -> Digest | None:
+        """The sha256 that S3 keeps of an object, where its uploader had it computed over the whole."""
+        if "SHA256" not in entry.get("ChecksumAlgorithm", ()):
+            return None
+        with mapped(f"{found.key!r} of {self._reference.bucket}"):
+            answer = self._client().head_object(
+                Bucket=self._reference.bucket,
+                Key=found.key,
+                IfMatch=found.etag,
+                ChecksumMode="ENABLED",
+            )
+        return _whole_checksum(answer)
+
+    def _place(self, wanted: _Object, path: str) -> Path:
+        """Where an object's bytes are kept: named by all that identifies them, so never another's."""
+        identity = [self._endpoint(), self._reference.bucket, wanted.key, wanted.size, wanted.etag]
+        name = hashlib.sha256(canonical.to_bytes(identity)).hexdigest()
+        suffix = re.search(r"\.[A-Za-z0-9]{1,16}$", path)
+        return self._work / f"{name}{suffix[0] if suffix else ''}"
+
+    def _endpoint(self) -> str:
+        return str(self._client().meta.endpoint_url)
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                with mapped(str(self._reference)):
+                    self._made = _client(self._settings)
+            return self._made
+
+
+def _client(settings: S3Settings) -> Any:
+    config = Config(
+        connect_timeout=settings.timeout,
+        read_timeout=settings.timeout,
+        retries={"mode": "standard", "total_max_attempts": settings.attempts},
+        # Several files are fetched at once, each by all readers.
+        max_pool_connections=4 * _READERS,
+    )
+    return boto3.session.Session().client("s3", config=config, **settings.client)
+
+
+def _revision(objects: Mapping[str, _Object]) -> str:
+    listed = [[path, each.size, each.etag] for path, each in sorted(objects.items())]
+    return hashlib.sha256(canonical.to_bytes(listed)).hexdigest()
+
+
+def _whole_checksum(answer: Mapping[str, Any]) -> Digest | None:
+    text = answer.get("ChecksumSHA256", "")
+    # That of a multipart upload is a checksum of checksums, and ends in the number of parts.
+    if not text or "-" in text or answer.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+        return None
+    try:
+        return Digest(base64.b64decode(text, validate=True).hex())
+    except (ValueError, InvalidInput) as error:
+        raise InvalidCheckpoint(f"S3 keeps a malformed checksum: {text[:80]!r}") from error

@@ -1,0 +1,94 @@
+"""What goes wrong in boto3, in our words: one table, used by everything that talks to S3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from botocore import exceptions as boto
+
+from modelimage.errors import (
+    AccessDenied,
+    InvalidCheckpoint,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+
+_CREDENTIALS_HINT: Final = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+_SLOW: Final = frozenset({"SlowDown", "Throttling", "RequestLimitExceeded", "TooManyRequests"})
+_NETWORK: Final = (
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+)
+_CREDENTIALS: Final = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+    boto.ProfileNotFound,
+)
+_SETTINGS: Final = (
+    boto.ParamValidationError,
+    boto.NoRegionError,
+    boto.InvalidRegionError,
+    boto.InvalidEndpointConfigurationError,
+    boto.ConfigParseError,
+    boto.ConfigNotFound,
+    # A malformed endpoint address.
+    ValueError,
+)
+
+
+@contextmanager
+def mapped(what: str) -> Iterator[None]:
+    """Map boto3's exceptions while `what` is asked for."""
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _answer_error(what, error) from error
+    except _CREDENTIALS as error:
+        raise AccessDenied(f"no credentials for {what}: {error}", hint=_CREDENTIALS_HINT) from error
+    except _NETWORK as error:
+        raise Unreachable(
+            f"S3 can't be reached for {what}: {_first_line(error)}",
+            hint="Check the network and AWS_ENDPOINT_URL.",
+        ) from error
+    except _SETTINGS as error:
+        raise InvalidInput(
+            f"S3 can't be asked for {what}: {_first_line(error)}",
+            hint="Check the address, AWS_REGION and AWS_ENDPOINT_URL.",
+        ) from error
+    except boto.BotoCoreError as error:
+        raise RemoteRefused(f"S3 failed for {what}: {_first_line(error)}") from error
+
+
+def _answer_error(what: str, error: boto.ClientError) -> WeightyardError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if status == 404:
+        return NotFound(
+            f"{what}: not in S3 ({code})", hint="Check the bucket, the prefix and the region."
+        )
+    if status in (401, 403):
+        return AccessDenied(f"S3 refuses {what} ({code})", hint=_CREDENTIALS_HINT)
+    if status in (412, 416):
+        return InvalidCheckpoint(
+            f"{what} changed while it was read", hint="Build again once nobody writes there."
+        )
+    if status == 429 or code in _SLOW:
+        return RateLimited(f"S3 asks to slow down at {what} ({code})", hint="Try again later.")
+    if status >= 500:
+        return Unreachable(f"S3 failed at {what} ({status} {code})", hint="Try again later.")
+    return RemoteRefused(f"S3 answered {status} {code} for {what}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:200] or type(error).__name__

@@ -1,0 +1,476 @@
+"""A bucket as a source: a real server (moto), and a proxy before it that does what networks do at their worst."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import boto3
+import pytest
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.build import BuildOptions, BuildTools, build
+from builder.destination import open_destination
+from builder.remembered import RememberedDigests
+from builder.sources.base import SourceFile
+from builder.sources.local import LocalSource
+from builder.sources.opening import open_source
+from builder.sources.parts import PartFile
+from builder.sources.s3 import S3Reference, S3Settings, S3Source, _whole_checksum, parse_s3
+from modelimage.access import Access
+from modelimage.digest import Digest
+from modelimage.errors import (
+    AccessDenied,
+    Busy,
+    InvalidCheckpoint,
+    InvalidInput,
+    NotFound,
+    NotWritable,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.reference import LayoutReference
+from tests.builder.checkpoints import single
+from tests.builder.reports import Remembering
+from tests.servers.httpserver import Handler, LoopbackServer
+from tests.servers.s3 import S3
+
+PART = 1 << 16
+FILES = {
+    "config.json": b'{"a": 1}',
+    "model.safetensors": bytes(range(256)) * 1200,
+    "sub/empty.txt": b"",
+    "exact.safetensors": b"x" * (2 * PART),
+}
+
+
+class FaultyS3(LoopbackServer):
+    """Passes requests on to a real S3, but for GETs of objects, where `fault` may interfere; it gets their number."""
+
+    def __init__(self, upstream: str, fault: Callable[[int, Answer], Answer]) -> None:
+        self.upstream, self.fault = upstream, fault
+        self.http = urllib3.PoolManager(retries=False)
+        self.gets: list[str] = []
+
+    class HANDLER(Handler):
+        def do_GET(self) -> None:
+            owner = cast("Any", self.server).owner
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            got = owner.http.request(
+                "GET", owner.upstream + self.path, headers=headers, decode_content=False
+            )
+            kept = {n: v for n, v in got.headers.items() if n.lower() not in HOP_BY_HOP}
+            answer = Answer(got.status, got.data, kept)
+            if "Range" in self.headers:
+                owner.gets.append(self.headers["Range"])
+                answer = owner.fault(len(owner.gets), answer)
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body[: answer.cut])
+            if answer.cut is not None:
+                self.close_connection = True
+
+
+HOP_BY_HOP = {"content-length", "transfer-encoding", "connection", "server", "date"}
+
+
+class Answer:
+    """What goes back to the client; with `cut`, the connection ends after so many bytes of the body."""
+
+    def __init__(
+        self, status: int, body: bytes, headers: Mapping[str, str], cut: int | None = None
+    ) -> None:
+        self.status, self.body, self.headers, self.cut = status, body, headers, cut
+
+    def cut_at(self, count: int) -> Answer:
+        return Answer(self.status, self.body, self.headers, count)
+
+
+class Bucket:
+    """A bucket of the test's own on the shared server."""
+
+    def __init__(self, server: S3, name: str) -> None:
+        self.server, self.name = server, name
+        self.client = boto3.session.Session().client("s3", **cast("Any", server.client_options()))
+        self.client.create_bucket(Bucket=name)
+
+    def put(self, files: Mapping[str, bytes], prefix: str = "models/tiny/", **options: Any) -> None:
+        for path, data in files.items():
+            self.client.put_object(Bucket=self.name, Key=prefix + path, Body=data, **options)
+
+    def settings(self, **options: Any) -> S3Settings:
+        return S3Settings(
+            client={**self.server.client_options(), **options},
+            part_size=PART,
+            page_size=3,
+            attempts=1,
+            timeout=5.0,
+            pause=lambda _: None,
+        )
+
+    def source(self, work: Path, prefix: str = "models/tiny", **options: Any) -> S3Source:
+        return S3Source(S3Reference(self.name, prefix), work, self.settings(**options))
+
+
+@pytest.fixture
+def bucket(s3: S3, unique_name: Callable[[str], str]) -> Bucket:
+    return Bucket(s3, unique_name("weights"))
+
+
+def fetched(source: S3Source) -> dict[str, bytes]:
+    return {
+        file.path: source.fetch(file, lambda _: None).read_bytes() for file in source.list().files
+    }
+
+
+def leavings(work: Path) -> list[str]:
+    return sorted(path.suffix for path in work.iterdir() if path.suffix in (".part", ".done"))
+
+
+class Stopped(Exception):
+    """What a progress callback raises to stop a fetch in the middle."""
+
+
+@pytest.mark.parametrize("text", ["s3://bucket", "s3://my-bucket.x/a/b", "s3://bucket/a b/c=d"])
+def test_a_reference_is_written_as_it_was_read(text: str) -> None:
+    assert str(parse_s3(text)) == text
+
+
+def test_slashes_around_a_prefix_mean_nothing() -> None:
+    assert parse_s3("s3://bucket/a/") == parse_s3("s3://bucket//a") == S3Reference("bucket", "a")
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3://B", "s3:///key", "s3://a_b/c", "s3://bucket/a\nb"])
+def test_what_is_no_bucket_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_s3(text)
+
+
+def test_it_is_opened_by_its_scheme(tmp_path: Path) -> None:
+    source = open_source("s3://bucket/a/b", {"XDG_CACHE_HOME": str(tmp_path)})
+    assert isinstance(source, S3Source)
+    assert source.uri == "s3://bucket/a/b"
+    with pytest.raises(InvalidInput, match="label"):
+        open_source("s3://bucket/a/b", {}, revision="1")
+
+
+@pytest.mark.servers
+def test_everything_below_a_prefix(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    bucket.put(
+        {"models/tiny2/other": b"", "models/tiny/folder/": b"", "models/tiny/": b""}, prefix=""
+    )
+    source = bucket.source(tmp_path)
+    listing = source.list()
+    assert [(file.path, file.size) for file in listing.files] == sorted(
+        (path, len(data)) for path, data in FILES.items()
+    )
+    assert set(listing.ignored) == {"folder/", "/"}
+    assert fetched(source) == FILES
+    assert source.uri == f"s3://{bucket.name}/models/tiny"
+    assert leavings(tmp_path) == []
+
+
+@pytest.mark.servers
+def test_a_whole_bucket_of_more_than_a_page(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put({f"{number:04d}": b"" for number in range(10)}, prefix="")
+    assert len(bucket.source(tmp_path, prefix="").list().files) == 10
+
+
+@pytest.mark.servers
+def test_the_revision_names_the_content(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    bucket.put(FILES, prefix="copy/")
+    source, copy = bucket.source(tmp_path), bucket.source(tmp_path, prefix="copy")
+    source.list()
+    copy.list()
+    assert source.revision == copy.revision
+    bucket.put({"config.json": b"{}"})
+    before = source.revision
+    source.list()
+    assert source.revision != before
+
+
+@pytest.mark.servers
+def test_progress_adds_up(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    source = bucket.source(tmp_path)
+    for _ in range(2):
+        for file in source.list().files:
+            counts: list[int] = []
+            source.fetch(file, counts.append)
+            assert sum(counts) == file.size
+
+
+@pytest.mark.servers
+def test_a_checksum_of_the_whole_is_claimed(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put({"a": b"data"}, ChecksumAlgorithm="SHA256")
+    bucket.put({"b": b"data"})
+    claims = {file.path: file.claimed for file in bucket.source(tmp_path).list().files}
+    assert claims == {"a": Digest.of(b"data"), "b": None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (
+            {"ChecksumSHA256": base64.b64encode(hashlib.sha256(b"x").digest()).decode()},
+            Digest.of(b"x"),
+        ),
+        ({"ChecksumSHA256": "AAAA-3", "ChecksumType": "COMPOSITE"}, None),
+        ({"ChecksumSHA256": "AAAA", "ChecksumType": "COMPOSITE"}, None),
+        ({}, None),
+    ],
+)
+def test_a_checksum_of_parts_claims_nothing(
+    answer: dict[str, str], expected: Digest | None
+) -> None:
+    assert _whole_checksum(answer) == expected
+
+
+@pytest.mark.servers
+def test_an_object_that_changes_during_the_build_is_noticed(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    source = bucket.source(tmp_path)
+    files = source.list().files
+    bucket.put({"model.safetensors": b"y" * len(FILES["model.safetensors"])})
+    model = next(file for file in files if file.path == "model.safetensors")
+    with pytest.raises(InvalidCheckpoint, match="changed"):
+        source.fetch(model, lambda _: None)
+
+
+@pytest.mark.servers
+def test_an_object_that_changes_between_parts_is_noticed(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+
+    def overwrite(number: int, answer: Answer) -> Answer:
+        if number == 1:
+            bucket.put({"model.safetensors": b"y" * len(FILES["model.safetensors"])})
+        return answer.cut_at(10) if number == 1 else answer
+
+    with FaultyS3(bucket.server.url, overwrite) as proxy:
+        source = bucket.source(tmp_path, endpoint_url=proxy.url)
+        model = next(file for file in source.list().files if file.path == "model.safetensors")
+        with pytest.raises(InvalidCheckpoint, match="changed"):
+            source.fetch(model, lambda _: None)
+
+
+@pytest.mark.servers
+def test_a_replaced_object_is_never_mixed_with_the_old_one(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    assert fetched(bucket.source(tmp_path)) == FILES
+    changed = {**FILES, "model.safetensors": b"z" * len(FILES["model.safetensors"])}
+    bucket.put(changed)
+    assert fetched(bucket.source(tmp_path)) == changed
+
+
+@pytest.mark.servers
+def test_a_fetch_that_was_stopped_goes_on(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    seen = 0
+
+    def stop_late(count: int) -> None:
+        nonlocal seen
+        seen += count
+        if seen > 3 * PART:
+            raise Stopped
+
+    with FaultyS3(bucket.server.url, lambda _, answer: answer) as proxy:
+        source = bucket.source(tmp_path, endpoint_url=proxy.url)
+        model = next(file for file in source.list().files if file.path == "model.safetensors")
+        with pytest.raises(Stopped):
+            source.fetch(model, stop_late)
+        assert leavings(tmp_path) == [".done", ".part"]
+        before = len(proxy.gets)
+        again: list[int] = []
+        path = bucket.source(tmp_path, endpoint_url=proxy.url).fetch(model, again.append)
+        assert len(proxy.gets) - before < -(-model.size // PART)
+    assert path.read_bytes() == FILES["model.safetensors"]
+    assert sum(again) == model.size
+    assert leavings(tmp_path) == []
+
+
+@pytest.mark.servers
+def test_connections_that_break_off_are_continued(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    with FaultyS3(
+        bucket.server.url, lambda number, answer: answer.cut_at(1000) if number % 2 else answer
+    ) as proxy:
+        assert fetched(bucket.source(tmp_path, endpoint_url=proxy.url)) == FILES
+
+
+@pytest.mark.servers
+def test_a_network_that_only_breaks_off_is_given_up(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put(FILES)
+    with FaultyS3(bucket.server.url, lambda _, answer: answer.cut_at(0)) as proxy:
+        source = bucket.source(tmp_path, endpoint_url=proxy.url)
+        with pytest.raises(Unreachable):
+            fetched(source)
+    assert fetched(bucket.source(tmp_path)) == FILES
+
+
+def _status(status: int, code: str) -> Callable[[int, Answer], Answer]:
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    return lambda _, answer: Answer(status, body, {"Content-Type": "application/xml"})
+
+
+def _whole(number: int, answer: Answer) -> Answer:
+    """A server that knows nothing of ranges."""
+    headers = {
+        name: value for name, value in answer.headers.items() if name.lower() != "content-range"
+    }
+    return Answer(200, answer.body * 2, headers)
+
+
+FAULTS: Mapping[str, tuple[Callable[[int, Answer], Answer], type[WeightyardError]]] = {
+    "throttled": (_status(503, "SlowDown"), RateLimited),
+    "too many requests": (_status(429, "TooManyRequests"), RateLimited),
+    "an internal error": (_status(500, "InternalError"), Unreachable),
+    "access taken away": (_status(403, "AccessDenied"), AccessDenied),
+    "an expired token": (_status(401, "ExpiredToken"), AccessDenied),
+    "an object deleted": (_status(404, "NoSuchKey"), NotFound),
+    "an object cut short": (_status(416, "InvalidRange"), InvalidCheckpoint),
+    "an archived object": (_status(400, "InvalidObjectState"), RemoteRefused),
+    "ranges ignored": (_whole, RemoteRefused),
+}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("name", FAULTS)
+def test_no_error_of_boto_leaks(bucket: Bucket, tmp_path: Path, name: str) -> None:
+    bucket.put({"a": b"data"})
+    fault, expected = FAULTS[name]
+    with FaultyS3(bucket.server.url, fault) as proxy:
+        source = bucket.source(tmp_path, endpoint_url=proxy.url)
+        files = source.list().files
+        with pytest.raises(expected) as caught:
+            source.fetch(files[0], lambda _: None)
+    assert type(caught.value) is expected
+    assert caught.value.__cause__ is not None or name == "ranges ignored"
+
+
+@pytest.mark.servers
+def test_no_such_bucket_or_prefix(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put({"a": b""})
+    with pytest.raises(NotFound, match="nothing below"):
+        bucket.source(tmp_path, prefix="elsewhere").list()
+    missing = S3Source(S3Reference("no-such-bucket"), tmp_path, bucket.settings())
+    with pytest.raises(NotFound):
+        missing.list()
+    source = bucket.source(tmp_path)
+    with pytest.raises(NotFound, match="not in"):
+        source.fetch(SourceFile("b", 0), lambda _: None)
+
+
+@pytest.mark.servers
+def test_nobody_there(tmp_path: Path, s3: S3) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {**s3.client_options(), "endpoint_url": f"http://127.0.0.1:{port}"}
+    source = S3Source(
+        S3Reference("bucket"), tmp_path, S3Settings(client=options, timeout=1.0, attempts=1)
+    )
+    with pytest.raises(Unreachable):
+        source.list()
+
+
+@pytest.mark.servers
+def test_no_credentials(tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    with pytest.raises(AccessDenied, match="no credentials"):
+        S3Source(S3Reference("bucket"), tmp_path).list()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"endpoint_url": "not an address"}, {"region_name": "a b"}, {"endpoint_url": "x://"}],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, s3: S3, options: dict[str, str]) -> None:
+    settings = S3Settings(client={**s3.client_options(), **options}, timeout=1.0)
+    with pytest.raises(InvalidInput):
+        S3Source(S3Reference("bucket"), tmp_path, settings).list()
+
+
+@pytest.mark.servers
+def test_a_build_from_a_bucket_has_the_layers_of_one_from_a_directory(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    checkpoint = single(tmp_path / "checkpoint")
+    bucket.put({path.name: path.read_bytes() for path in checkpoint.iterdir()})
+    tools = BuildTools(RememberedDigests(tmp_path / "d"), tmp_path / "work", Remembering())
+    source, layers = bucket.source(tmp_path / "s3"), []
+    for number, each in enumerate((source, LocalSource(checkpoint))):
+        destination = open_destination(LayoutReference(tmp_path / f"{number}", "1"), Access())
+        (record,) = build(each, destination, BuildOptions(), tools).records
+        layers.append(record.layers)
+        assert record.source == each.uri
+        assert record.revision == each.revision
+    assert layers[0] == layers[1]
+
+
+@pytest.mark.servers
+def test_a_directory_that_cannot_be_written(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.put({"a": b"1"})
+    (tmp_path / "file").write_text("no directory")
+    source = bucket.source(tmp_path / "file" / "work")
+    files = source.list().files
+    with pytest.raises(NotWritable):
+        source.fetch(files[0], lambda _: None)
+
+
+# Parts
+
+
+@given(
+    size=st.integers(min_value=0, max_value=100),
+    part=st.integers(min_value=1, max_value=40),
+    order=st.randoms(use_true_random=False),
+    stops=st.sets(st.integers(min_value=0, max_value=100)),
+)
+def test_parts_make_the_file_in_any_order_through_any_stops(
+    tmp_path_factory: pytest.TempPathFactory, size: int, part: int, order: Any, stops: set[int]
+) -> None:
+    path = tmp_path_factory.mktemp("parts") / "file"
+    data = os.urandom(size)
+    written = 0
+    while not path.exists():
+        with PartFile.open(path, size, part) as parts:
+            missing = parts.missing()
+            assert parts.done_bytes == size - sum(len(parts.span(each)) for each in missing)
+            order.shuffle(missing)
+            for number in missing:
+                span = parts.span(number)
+                parts.write(data[span.start : span.stop], span.start)
+                written += 1
+                if written in stops:
+                    break
+                parts.mark(number)
+            else:
+                parts.publish()
+    assert path.read_bytes() == data
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with PartFile.open(tmp_path / "file", 10, 5), pytest.raises(Busy):
+        PartFile.open(tmp_path / "file", 10, 5).__enter__()
+
+
+def test_a_note_without_its_data_counts_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file.done").write_bytes(b"\1\1")
+    with PartFile.open(tmp_path / "file", 10, 5) as parts:
+        assert parts.missing() == [0, 1]
