@@ -69,7 +69,7 @@ class Node:
     """A store with an engine that fills it. A context manager; closing cancels what runs."""
 
     def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
-        self.options = options
+        self.options, self.machine = options, parts.machine
         self.store = Store(
             options.root,
             StoreOptions(
@@ -118,7 +118,11 @@ class Node:
             bytes_read=checker.bytes_read,
             findings=[
                 FindingView(
-                    kind=f.kind.value, path=str(f.path), detail=f.detail, repaired=f not in left
+                    kind=f.kind.value,
+                    path=str(f.path),
+                    detail=f.detail,
+                    advice=f.kind.advice,
+                    repaired=f not in left,
                 )
                 for f in (*findings, *(f for f in left if f not in findings))
             ],

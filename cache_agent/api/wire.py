@@ -155,6 +155,7 @@ class FindingView(BaseModel):
     kind: str
     path: str
     detail: str
+    advice: str = ""
     repaired: bool = False
 
 

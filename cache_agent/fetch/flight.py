@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from blake3 import blake3
 
+from cache_agent.chunks import chunk_range
 from cache_agent.fetch.following import FollowingHash, Hash
 from cache_agent.sources.source import Piece
-from cache_agent.store.partials import Partial, chunk_range, identity
+from cache_agent.store.partials import Partial, identity
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
@@ -21,13 +22,16 @@ Tick = Callable[[int], None]
 
 
 class Flight:
-    """Carries one file. `land` is called by whichever thread completes it, exactly once."""
+    """Carries one file; whichever thread completes it lands it, exactly once.
+
+    `replace`: the stored file is damaged; its right chunks are kept, and the whole file takes its place everywhere.
+    """
 
     def __init__(
         self, file: RecordFile, repository: str, store: Store, *, replace: bool = False
     ) -> None:
         self.file = file
-        self._replace = replace
+        self.replace = replace
         self._repository = repository
         self.landed = threading.Event()
         self.ended = threading.Event()
@@ -41,9 +45,11 @@ class Flight:
         self._received = 0
         self.resumed = 0
 
-    def open(self) -> list[int]:
+    def open(self, pause: Callable[[int], None] = lambda count: None) -> list[int]:
         """Open the partial; the chunks still missing. Raises NoSpace, NotWritable, DiskFailed."""
         self._partial = self._store.partial(self.file)
+        if self.replace:
+            self._store.salvage(self._partial, pause)
         self.resumed = sum(len(chunk_range(self.file.size, i)) for i in self._partial.verified)
         return self._partial.missing()
 
@@ -90,8 +96,13 @@ class Flight:
             self._hash.give(hashed)
         computed = self._hash.digest()
         if computed is not None and self._may_land():
-            self._store.admit(self.partial, computed, self._repository, replace=self._replace)
-            self.landed.set()
+            self._land(computed)
+
+    def _land(self, computed: Digest) -> None:
+        self._store.admit(self.partial, computed, self._repository, replace=self.replace)
+        if self.replace:
+            self._store.relink(self.file.digest)
+        self.landed.set()
 
     def close(self) -> None:
         if self._partial is not None:
@@ -162,7 +173,7 @@ class Flights:
         self._lock = threading.Lock()
 
     def claim(
-        self, files: Iterable[RecordFile], repository: str
+        self, files: Iterable[RecordFile], repository: str, damaged: Container[Digest] = ()
     ) -> tuple[list[Flight], list[Flight]]:
         """(those the caller must now fly, those that another pull is flying)."""
         mine, theirs = [], []
@@ -171,7 +182,9 @@ class Flights:
                 name = identity(file)
                 flight = self._flying.get(name)
                 if flight is None:
-                    self._flying[name] = flight = Flight(file, repository, self._store)
+                    self._flying[name] = flight = Flight(
+                        file, repository, self._store, replace=file.digest in damaged
+                    )
                     mine.append(flight)
                 else:
                     theirs.append(flight)

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cache_agent.chunks import chunk_range
 from cache_agent.sources.source import Piece
-from cache_agent.store.partials import chunk_range
 from modelimage.digest import Digest
 from modelimage.record import CHUNK_SIZE, RecordFile
 

@@ -260,7 +260,7 @@ class Pull:
         while left:
             self._check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]
-            mine, theirs = self._puller.flights.claim(left, self._repository)
+            mine, theirs = self._puller.flights.claim(left, self._repository, reuse.damaged)
             landed = self._flights
             self._flights = [*landed, *mine, *theirs]
             if mine:

@@ -64,14 +64,12 @@ class Repairer:
             self.store.begin(resolved.record)
             flight = Flight(file, origin.repository, self.store, replace=True)
             try:
-                flight.open()
+                flight.open(self.pause)
                 reservation.spend(file.size)
-                self.store.salvage(flight.partial, self.pause)
                 fetched = self._fetch(flight, self.sources(resolved, reader, origin.repository))
             finally:
                 flight.close()
                 self.store.end(resolved.record)
-        self.store.relink(digest)
         self.events.repaired(digest.hex, fetched)
 
     def _fetch(self, flight: Flight, sources: Sequence[Source]) -> int:

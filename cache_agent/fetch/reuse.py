@@ -25,18 +25,25 @@ from modelimage.repository import ImageReader
 
 @dataclass
 class Reuse:
-    """Answers for one pull; each layer is proven at most once."""
+    """Answers for one pull; each layer is proven at most once.
+
+    `damaged` collects the stored files that aren't what they were: to be fetched in the place of those.
+    """
 
     store: Store
     repository: str
     reader: ImageReader
     layers: Sequence[Descriptor]
+    damaged: set[Digest] = field(default_factory=set)
     _verdicts: dict[Digest, bool] = field(default_factory=dict)
 
     def allowed(self, record: Record, file: RecordFile) -> bool:
         """Whether the stored file with this sha256 may be used; False also when there is none."""
         stored = self.store.file(file.digest)
         if stored is None or stored.size != file.size:
+            return False
+        if not self.store.is_untouched(stored) and not self.store.reverify(stored):
+            self.damaged.add(file.digest)
             return False
         if stored.chunks and stored.chunks != file.chunks:
             return False

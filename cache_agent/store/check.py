@@ -22,10 +22,11 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import reading
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.partials import Bitmap, chunk_range, identity, open_for_reading, read_range
+from cache_agent.store.partials import Bitmap, identity, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.publish import read_record
 from cache_agent.store.recovery import listed, parse_hex, same_file
@@ -39,6 +40,11 @@ from modelimage.record import CHUNK_SIZE, Record, RecordFile
 class Kind(Enum):
     """What is wrong. The value goes over the wire."""
 
+    @property
+    def advice(self) -> str:
+        """What an operator does about it."""
+        return _ADVICE[self]
+
     WRONG_BYTES = "wrong bytes"
     UNREADABLE = "unreadable"
     FOREIGN = "foreign file"
@@ -48,6 +54,19 @@ class Kind(Enum):
     LEASE = "lease on no model"
     PARTIAL = "bad partial"
     LEFTOVER = "leftover"
+
+
+_ADVICE = {
+    Kind.WRONG_BYTES: "--repair fetches the damaged chunks again; if it comes back, replace the disk",
+    Kind.UNREADABLE: "look at the kernel's log; --repair fetches the file again if the disk can be written",
+    Kind.FOREIGN: "--repair moves it to quarantine/",
+    Kind.WRITABLE: "--repair makes it read-only again; find out who changed it",
+    Kind.LEDGER: "--repair brings the ledger in line with the disk",
+    Kind.MODEL: "--repair links the store's files again, or sets the model aside for the next pull",
+    Kind.LEASE: "--repair ends it",
+    Kind.PARTIAL: "--repair removes it; the next pull fetches it again",
+    Kind.LEFTOVER: "--repair removes it; so does the next start",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +86,7 @@ class FileVerdict:
     sha256: Digest
     chunks: tuple[str, ...]
     size: int
+    mtime_ns: int
 
 
 def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> FileVerdict:
@@ -74,7 +94,8 @@ def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> 
     whole, chunks = hashlib.sha256(), []
     with open_for_reading(path, direct=True) as fd:
         with reading(path):
-            size = os.fstat(fd).st_size
+            status = os.fstat(fd)
+        size = status.st_size
         for index in range(-(-size // CHUNK_SIZE)):
             chunk = blake3()
             for view in read_range(fd, path, chunk_range(size, index)):
@@ -82,7 +103,7 @@ def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> 
                 chunk.update(view)
                 pause(len(view))
             chunks.append(str(chunk.hexdigest()))
-    return FileVerdict(Digest(whole.hexdigest()), tuple(chunks), size)
+    return FileVerdict(Digest(whole.hexdigest()), tuple(chunks), size, status.st_mtime_ns)
 
 
 @dataclass

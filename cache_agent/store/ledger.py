@@ -12,10 +12,10 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from cache_agent.errors import DiskFailed
+from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import NoSpace, WeightyardError
@@ -24,10 +24,11 @@ from modelimage.record import Record, RecordFile
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE files (
-    sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, chunks TEXT NOT NULL, verified REAL NOT NULL
+    sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, chunks TEXT NOT NULL, verified REAL NOT NULL,
+    mtime_ns INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE models (
-    key TEXT PRIMARY KEY, path TEXT NOT NULL, variant TEXT NOT NULL, image TEXT NOT NULL, size INTEGER NOT NULL,
+    key TEXT PRIMARY KEY, variant TEXT NOT NULL, image TEXT NOT NULL, size INTEGER NOT NULL,
     files INTEGER NOT NULL, added REAL NOT NULL, last_used REAL NOT NULL, uses REAL NOT NULL,
     fetch_seconds REAL NOT NULL, pinned INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
@@ -49,7 +50,7 @@ CREATE TABLE proofs (
 ) WITHOUT ROWID;
 """
 _MODEL_COLUMNS: Final = (
-    "key, path, variant, image, size, files, added, last_used, uses, fetch_seconds, pinned"
+    "key, variant, image, size, files, added, last_used, uses, fetch_seconds, pinned"
 )
 
 
@@ -60,12 +61,12 @@ class LedgerDamaged(DiskFailed):
 class Ledger:
     """One open ledger. Safe for use from several threads. Raises LedgerDamaged, NoSpace, DiskFailed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, paths: StorePaths) -> None:
+        self._paths, self._path = paths, paths.ledger
         self._lock = threading.RLock()
         self._depth = 0
         with self._mapped():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
             with self._mapped():
                 self._open()
@@ -107,11 +108,12 @@ class Ledger:
 
     def put_file(self, file: StoredFile) -> None:
         self._run(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
             file.digest.hex,
             file.size,
             json.dumps(file.chunks),
             file.verified,
+            file.mtime_ns,
         )
 
     def drop_file(self, digest: Digest) -> None:
@@ -151,8 +153,8 @@ class Ledger:
     def put_model(self, model: Model, record: Record) -> None:
         """Add or replace a model's row; leases and the images that name it stay."""
         self._run(
-            f"INSERT OR REPLACE INTO models ({_MODEL_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
-            model.key.hex, str(model.path), model.variant, model.image, model.size, model.files,
+            f"INSERT OR REPLACE INTO models ({_MODEL_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            model.key.hex, model.variant, model.image, model.size, model.files,
             model.added, model.last_used, model.uses, model.fetch_seconds, int(model.pinned),
         )  # fmt: skip
         self._run("DELETE FROM model_files WHERE key = ?", model.key.hex)
@@ -262,10 +264,10 @@ class Ledger:
             "SELECT MIN(f.verified) FROM model_files m JOIN files f ON f.sha256 = m.sha256 WHERE m.key = ?",
             key.hex,
         )
-        path, variant, image, size, files, added, last_used, uses, fetch_seconds, pinned = row[1:]
+        variant, image, size, files, added, last_used, uses, fetch_seconds, pinned = row[1:]
         return Model(
             key=key,
-            path=Path(path),
+            path=self._paths.model(key),
             variant=variant,
             image=image,
             size=int(size),
@@ -332,5 +334,7 @@ class Ledger:
 
 
 def _file(row: tuple[Any, ...]) -> StoredFile:
-    digest, size, chunks, verified = row
-    return StoredFile(Digest(digest), int(size), tuple(json.loads(chunks)), float(verified))
+    digest, size, chunks, verified, mtime_ns = row
+    return StoredFile(
+        Digest(digest), int(size), tuple(json.loads(chunks)), float(verified), int(mtime_ns)
+    )

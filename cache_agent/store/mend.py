@@ -13,10 +13,11 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.partials import Partial, chunk_range, open_for_reading, read_range
+from cache_agent.store.partials import Partial, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.publish import read_record
 from cache_agent.store.recovery import same_file

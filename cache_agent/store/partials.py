@@ -20,12 +20,13 @@ from typing import Final
 
 from blake3 import blake3
 
+from cache_agent.chunks import chunk_range
 from cache_agent.store.disk import Disk, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
-from modelimage.record import CHUNK_SIZE, RecordFile
+from modelimage.record import RecordFile
 
 _MAGIC: Final = b"WYBITS1\n"
 _CHECKSUM_BYTES: Final = 16
@@ -37,11 +38,6 @@ def identity(file: RecordFile) -> Digest:
     """The name of the partial that holds a file with exactly these claims."""
     claims = {"sha256": file.digest.hex, "size": file.size, "blake3": list(file.chunks)}
     return Digest.of(canonical.to_bytes(claims))
-
-
-def chunk_range(size: int, index: int) -> ByteRange:
-    """Which bytes of a file of `size` bytes its chunk `index` is."""
-    return ByteRange(index * CHUNK_SIZE, min(size, (index + 1) * CHUNK_SIZE))
 
 
 @dataclass(frozen=True, slots=True)

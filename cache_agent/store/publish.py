@@ -55,7 +55,9 @@ class Publisher:
                 self.disk.unlink(partial.path)
             else:
                 self.disk.rename(partial.path, target)
-            self.ledger.put_file(StoredFile(file.digest, file.size, file.chunks, self.clock()))
+            self.ledger.put_file(
+                StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
+            )
             self.ledger.add_proofs(repository, [file])
         self.disk.sync_directory(target.parent)
         partial.forget()
@@ -112,6 +114,12 @@ class Publisher:
     def _directories(record: Record, staging: Path) -> list[Path]:
         below = {parent for file in record.files for parent in parents(file.path)}
         return [staging, *(staging / each for each in sorted(below))]
+
+
+def mtime_ns(path: Path) -> int:
+    """When a file's bytes were last written. Raises DiskFailed."""
+    with reading(path):
+        return path.lstat().st_mtime_ns
 
 
 def read_record(path: Path) -> Record:

@@ -66,7 +66,12 @@ class Scrubber:
         if verdict.sha256 == file.digest:
             with self.ledger.transaction():
                 if self.ledger.file(file.digest) is not None:
-                    sound = replace(file, chunks=verdict.chunks, verified=self.clock())
+                    sound = replace(
+                        file,
+                        chunks=verdict.chunks,
+                        verified=self.clock(),
+                        mtime_ns=verdict.mtime_ns,
+                    )
                     self.ledger.put_file(sound)
             return None
         wrong = [

@@ -82,7 +82,7 @@ class SpaceView:
 
     def shortfall(self, need: int) -> int:
         """How much must be freed before `need` bytes can be promised."""
-        return max(0, need - max(self.headroom, -self.own - self.promised))
+        return max(0, need - self.headroom)
 
 
 def refusal(need: int, view: SpaceView, can_evict: int, held_by: tuple[str, ...]) -> str:

@@ -147,6 +147,28 @@ class Store:
     def file(self, digest: Digest) -> StoredFile | None:
         return self.ledger.file(digest)
 
+    def is_untouched(self, file: StoredFile) -> bool:
+        """Whether a stored file looks as it did when it was verified: size, time of last write, and read-only.
+
+        Costs no read; whoever writes to a cached file by accident is noticed before the file is used again.
+        """
+        try:
+            status = self.paths.file(file.digest).lstat()
+        except OSError:
+            return False
+        return (
+            status.st_size == file.size
+            and status.st_mtime_ns == file.mtime_ns
+            and not status.st_mode & 0o222
+        )
+
+    def reverify(self, file: StoredFile) -> bool:
+        """Read a file that was touched: whether it is right all the same, and is protected again."""
+        if self.scrubber(0.0, lambda count: None).scrub(file) is not None:
+            return False
+        self.mender.protect(self.paths.file(file.digest))
+        return True
+
     def is_proven(self, repository: str, file: RecordFile) -> bool:
         """Whether this file came through this layer of this repository before."""
         return self.ledger.is_proven(repository, file.layer, file.digest)
@@ -303,10 +325,10 @@ def open_ledger(paths: StorePaths, disk: Disk) -> tuple[Ledger, bool]:
     """The ledger, and whether it had to be made anew though the store holds models."""
     lost = not paths.ledger.exists() and any(listed(paths.models))
     try:
-        return Ledger(paths.ledger), lost
+        return Ledger(paths), lost
     except LedgerDamaged:
         for suffix in ("", "-wal", "-shm"):
             path = paths.ledger.with_name(paths.ledger.name + suffix)
             if path.exists():
                 disk.rename(path, paths.quarantine / path.name)
-        return Ledger(paths.ledger), True
+        return Ledger(paths), True

@@ -131,9 +131,14 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A weight file in `files/`: chunk digests are those that were verified here, empty when not known."""
+    """A weight file in `files/`: chunk digests are those that were verified here, empty when not known.
+
+    `mtime_ns` is when its bytes were last written, as the filesystem said when they were verified: another time now
+    means that somebody wrote to it.
+    """
 
     digest: Digest
     size: int
     chunks: tuple[str, ...]
     verified: float
+    mtime_ns: int = 0

@@ -73,7 +73,7 @@ def findings(root: Path) -> list[Finding]:
     paths = StorePaths(root)
     if not paths.ledger.exists():
         return []
-    ledger = Ledger(paths.ledger)
+    ledger = Ledger(paths)
     try:
         return Checker(paths, ledger).run()
     finally:

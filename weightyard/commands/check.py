@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cache_agent.api.wire import FindingView
 from cache_agent.cache import open_cache
 from cache_agent.errors import StoreDamaged
 from modelimage.access import Access
@@ -26,13 +27,10 @@ def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Ac
     """Read the whole cache and prove every invariant: digests, links, ledger, leases, no leftovers."""
     with open_cache(root, access) as cache:
         view = cache.check(repair=repair, quick=quick)
-    lines = [
-        f"{'repaired' if f.repaired else 'WRONG'}: {f.kind}: {f.path}: {f.detail}"
-        for f in view.findings
-    ]
+    lines = [_line(finding) for finding in view.findings]
     lines.append(
-        f"{view.files} files, {view.models} models, {format_bytes(view.bytes_read)} read: "
-        f"{len(view.findings)} findings"
+        f"{plural(view.files, 'file')}, {plural(view.models, 'model')}, "
+        f"{format_bytes(view.bytes_read)} read: {plural(len(view.findings), 'finding')}"
     )
     console.result(view.model_dump(), "\n".join(lines))
     left = [finding for finding in view.findings if not finding.repaired]
@@ -43,3 +41,12 @@ def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Ac
             if not repair
             else "Look at the disk: see the findings above.",
         )
+
+
+def _line(finding: FindingView) -> str:
+    what = f"{finding.kind}: {finding.path}: {finding.detail}"
+    return f"repaired: {what}" if finding.repaired else f"WRONG: {what}\n  {finding.advice}"
+
+
+def plural(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -1,0 +1,118 @@
+"""Ways for a disk and a machine to fail at one exact step, counted by the store's own changes of the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_agent.store.disk import Operation
+
+
+@dataclass
+class CountsSteps:
+    """Counts changes, and keeps what they were."""
+
+    steps: list[Operation] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, operation: Operation) -> None:
+        with self.lock:
+            self.steps.append(operation)
+
+
+@dataclass
+class FailsAtStep(CountsSteps):
+    """A disk whose step number `at` fails with `errno`, once."""
+
+    at: int = -1
+    errno: int = 0
+
+    def __call__(self, operation: Operation) -> None:
+        super().__call__(operation)
+        if len(self.steps) == self.at + 1:
+            raise OSError(self.errno, os.strerror(self.errno))
+
+
+@dataclass
+class KillsAtStep(CountsSteps):
+    """A process that is killed just before its step number `at`."""
+
+    at: int = -1
+
+    def __call__(self, operation: Operation) -> None:
+        super().__call__(operation)
+        if len(self.steps) == self.at + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(body: Callable[[], None]) -> int:
+    """Run `body` in a child process: its exit status, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            body()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@dataclass
+class PowerLoss(CountsSteps):
+    """Keeps, at every step, a copy of the store as a disk would hold it that lost power there.
+
+    What counts as kept: a file's bytes as of its last fsync, a directory's names as of its last sync, and the ledger
+    as it is, since SQLite syncs that itself. Everything else is lost, which is the worst a filesystem may do.
+    """
+
+    root: Path = Path()
+    copies: Path = Path()
+    contents: dict[int, bytes] = field(default_factory=dict)
+    names: dict[int, dict[str, int]] = field(default_factory=dict)
+    directories: set[int] = field(default_factory=set)
+    pending: dict[int, Operation] = field(default_factory=dict)
+
+    def __call__(self, operation: Operation) -> None:
+        with self.lock:
+            thread = threading.get_ident()
+            self._settle(self.pending.pop(thread, None))
+            self.pending[thread] = operation
+            self.steps.append(operation)
+            self._copy(self.copies / f"{len(self.steps) - 1:04d}")
+
+    def _settle(self, done: Operation | None) -> None:
+        """This thread's step before has happened: note what it made durable, by inode, as names change."""
+        if done is None:
+            return
+        if done.kind == "fsync" and done.path.exists():
+            self.contents[done.path.stat().st_ino] = done.path.read_bytes()
+        if done.kind == "sync_directory" and done.path.is_dir():
+            entries = list(done.path.iterdir())
+            self.names[done.path.stat().st_ino] = {e.name: e.lstat().st_ino for e in entries}
+            self.directories |= {e.lstat().st_ino for e in entries if e.is_dir()}
+
+    def _copy(self, target: Path) -> None:
+        self._copy_directory(self.root.stat().st_ino, target, {})
+        for name in ("ledger.db", "ledger.db-wal"):
+            if (self.root / name).exists():
+                shutil.copyfile(self.root / name, target / name)
+
+    def _copy_directory(self, inode: int, target: Path, places: dict[int, Path]) -> None:
+        target.mkdir(parents=True)
+        for name, child in self.names.get(inode, {}).items():
+            if child in self.directories:
+                self._copy_directory(child, target / name, places)
+            elif name.startswith("ledger") or name == "lock":
+                continue
+            elif child in places:
+                (target / name).hardlink_to(places[child])
+            else:
+                (target / name).write_bytes(self.contents.get(child, b""))
+                (target / name).chmod(0o444)
+                places[child] = target / name
