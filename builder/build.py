@@ -14,17 +14,18 @@ from builder.collect import Checkpoint, collect
 from builder.destination import Destination, check_space, preflight
 from builder.pack import PackedLayer, Packer
 from builder.plan import PlannedLayer, plan_layers
-from builder.publish import LayerSource, Sent, attach, send, set_tags
+from builder.publish import LayerSource, Sent, send, set_tags
 from builder.quality import modelpack_manifest, quality_artifact
 from builder.records import Origin, make_record
 from builder.remembered import RememberedDigests
-from builder.reporter import Reporter
+from builder.reporter import Reporter, Silent
 from builder.sources.base import ModelSource
 from builder.survey import Survey, survey
 from builder.variants import QuantizeChoices, Variant, quantized_variant
 from modelimage.digest import Digest
 from modelimage.publication import Publication, publication
 from modelimage.record import Record
+from modelimage.referrers import attach
 from modelimage.resolve import DEFAULT_VARIANT
 
 
@@ -95,7 +96,8 @@ def build(
 ) -> BuildResult:
     """Build and publish. Raises what each step raises; the destination then has no new tag."""
     plan = plan_build(source, options)
-    preflight(destination, options.variants)
+    for doubt in preflight(destination, options.variants, plan.layers):
+        tools.reporter.say(doubt)
     published = collect(plan.survey, tools.work_root, tools.reporter)
     origin = Origin(
         source.uri, source.revision, {"convertedFrom": "pickle"} if published.converted else {}
@@ -120,10 +122,12 @@ def pack_variant(
     checkpoint = variant.checkpoint
     layers = plan_layers(checkpoint.files)
     packer = Packer(checkpoint.locations, tools.remembered, destination.layout)
+    missing = packer.missing(layers)
     if destination.layout is not None:
-        check_space(destination.layout.path, (layer.size for layer in packer.missing(layers)))
+        check_space(destination.layout.path, (layer.size for layer in missing))
     size = sum(file.size for file in checkpoint.files)
     with tools.reporter.progress(f"packing {variant.name}", size) as bar:
+        bar.resume(size - sum(layer.content_size for layer in missing))
         packed = packer.pack(layers, bar.advance)
     for layer in packed:
         tools.reporter.event("layer", digest=str(layer.layer.digest), size=layer.layer.size)
@@ -152,7 +156,7 @@ def publish_variants(
         if each.quality is not None:
             subject = modelpack_manifest(planned, each.record)
             artifact = quality_artifact(subject, each.quality, variant=each.record.variant)
-            attach(artifact, destination.writer)
+            attach(destination.writer, artifact)
     set_tags(planned, destination.writer)
     return BuildResult(planned, records, sent or _written(variants))
 
@@ -165,11 +169,11 @@ def _send(
 ) -> Sent | None:
     """Send to a registry; a layout's layers were written while they were hashed, so there it is None."""
     if destination.layout is not None:
-        send(planned, sources, destination.writer, advance=lambda _: None)
+        send(planned, sources, destination.writer, Silent())
         return None
     total = sum(layer.size for layer in planned.layers)
     with reporter.progress("publishing", total) as bar:
-        return send(planned, sources, destination.writer, advance=bar.advance)
+        return send(planned, sources, destination.writer, bar)
 
 
 def _written(variants: Sequence[PackedVariant]) -> Sent:

@@ -88,8 +88,27 @@ def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> di
     if surveyed.source.is_local:
         return {file.path: fetch(file, lambda _: None) for file in wanted}
     with reporter.progress("fetching", sum(file.size for file in wanted)) as progress:
-        paths = run_all(wanted, fetch, advance=progress.advance, workers=_FETCHES_AT_ONCE)
+
+        def fetch_told(file: SourceFile, advance: Callable[[int], None]) -> Path:
+            counted = _Counted(advance)
+            path = fetch(file, counted)
+            progress.resume(max(0, file.size - counted.total))
+            return path
+
+        paths = run_all(wanted, fetch_told, advance=progress.advance, workers=_FETCHES_AT_ONCE)
     return {file.path: path for file, path in zip(wanted, paths, strict=True)}
+
+
+class _Counted:
+    """Passes byte counts on and adds them up: what is missing in the end was there already."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self.total = 0
+
+    def __call__(self, count: int) -> None:
+        self.total += count
+        self._advance(count)
 
 
 @dataclass(frozen=True, slots=True)

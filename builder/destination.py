@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from builder.plan import PlannedLayer
 from builder.publish import put_document
 from modelimage import mediatypes
-from modelimage.access import Access, open_writer
+from modelimage.access import Access, open_place
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.durable import reading
@@ -24,7 +26,12 @@ from modelimage.reference import (
     RegistryReference,
     check_tag,
 )
+from modelimage.registry.preflight import RegistryLimit, findings
+from modelimage.registry.profiles import profile_for
 from modelimage.repository import ImageWriter
+
+# The record's layer and the link's.
+FIXED_LAYERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,13 @@ class Destination:
         return self.reference.tag or DEFAULT_TAG
 
 
-def open_destination(reference: ImageReference, access: Access) -> Destination:
-    """Raises InvalidInput for what can't be built to. Nothing is touched yet."""
+def open_destination(
+    reference: ImageReference, access: Access, *, mount_from: Sequence[str] = ()
+) -> Destination:
+    """Raises InvalidInput for what can't be built to. Nothing is touched yet.
+
+    `mount_from` names repositories of the same registry whose layers are taken over instead of sent.
+    """
     if not isinstance(reference, RegistryReference | LayoutReference):
         raise InvalidInput(
             f"can't build into {reference}", hint="Use oci:DIR:TAG or a registry reference."
@@ -52,7 +64,7 @@ def open_destination(reference: ImageReference, access: Access) -> Destination:
             f"can't build to a digest: {reference}",
             hint="Name a tag; the digest is what the build gives.",
         )
-    writer = open_writer(reference, access)
+    writer = open_place(reference, access, mount_from=mount_from)
     return Destination(reference, writer, writer if isinstance(writer, Layout) else None)
 
 
@@ -62,16 +74,37 @@ def published_tags(version: str, variants: Sequence[str]) -> list[str]:
     return [*names, *(f"{name}-modelpack" for name in names)]
 
 
-def preflight(destination: Destination, variants: Sequence[str]) -> None:
-    """Prove that the destination can be written to, by storing the one blob that every image has.
+def preflight(
+    destination: Destination, variants: Sequence[str], layers: Sequence[PlannedLayer]
+) -> list[str]:
+    """Refuse what the destination can't take, and prove that it can be written to; what it may not take is returned.
 
-    Raises InvalidInput for tags it can't hold, AccessDenied, Unreachable, RemoteRefused, NotWritable, NoSpace.
+    The proof is to store the one blob that every image has. Raises InvalidInput for tags it can't hold, RemoteRefused
+    for layers beyond a registry's limits, AccessDenied, Unreachable, NotWritable, NoSpace.
     """
     for tag in published_tags(destination.version, variants):
         check_tag(tag)
+    doubts = _check_limits(destination.reference, layers)
     link = models_link_layer()
     descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, Digest.of(link), len(link))
     put_document(destination.writer, Document(descriptor, link))
+    return doubts
+
+
+def _check_limits(
+    reference: RegistryReference | LayoutReference, layers: Sequence[PlannedLayer]
+) -> list[str]:
+    if isinstance(reference, LayoutReference):
+        return []
+    found = findings(
+        profile_for(reference.api_host),
+        layer_sizes=[layer.size for layer in layers],
+        layer_count=len(layers) + FIXED_LAYERS,
+    )
+    for finding in found:
+        if finding.fatal:
+            raise RegistryLimit(finding.message, hint=finding.hint)
+    return [f"{finding.message}. {finding.hint}" for finding in found]
 
 
 def check_space(directory: Path, layer_sizes: Iterable[int]) -> None:

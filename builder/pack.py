@@ -45,7 +45,7 @@ class Packer:
     def pack(
         self, layers: Sequence[PlannedLayer], advance: Callable[[int], None]
     ) -> list[PackedLayer]:
-        """All layers, in order; `advance` gets bytes of files.
+        """All layers, in order; `advance` gets bytes of the files that are read.
 
         Raises InvalidCheckpoint when a file changes meanwhile, NotFound, AccessDenied, NoSpace, NotWritable.
         """
@@ -68,7 +68,6 @@ class Packer:
         key = self._key(layer)
         known = self._known(layer, key)
         if known is not None:
-            advance(sum(file.size for file in layer.files))
             return _packed(layer, known, remembered=True)
         digests = self._read(layer, advance)
         if key:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from modelimage.hashing import EMPTY_FILE
+from modelimage.digest import Digest
 from modelimage.recipe import LayerFile, Recipe, layer_recipe
 from modelimage.record import Role
 
@@ -20,6 +20,9 @@ MAX_LAYERS: Final = 100
 # The record, the link, the two bundles, and room for a base image's.
 _OTHER_LAYERS: Final = 10
 MAX_WEIGHT_LAYERS: Final = MAX_LAYERS - _OTHER_LAYERS
+
+# What a recipe's files have for a digest before they were read: no byte of a blob depends on it.
+_UNREAD: Final = Digest.of(b"")
 
 SHARED_ROLES: Final = (Role.TOKENIZER, Role.CODE, Role.DOC)
 
@@ -42,10 +45,13 @@ class PlannedLayer:
 
     @property
     def recipe(self) -> Recipe:
-        """How the blob is made. The files' digests aren't known yet: no byte of a blob depends on them."""
-        return layer_recipe(
-            LayerFile(file.path, file.size, EMPTY_FILE.digest) for file in self.files
-        )
+        """How the blob is made, but for the files' digests, which aren't known yet."""
+        return layer_recipe(LayerFile(file.path, file.size, _UNREAD) for file in self.files)
+
+    @property
+    def content_size(self) -> int:
+        """Bytes of the files."""
+        return sum(file.size for file in self.files)
 
     @property
     def size(self) -> int:

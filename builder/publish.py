@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from builder.quality import Artifact
+from builder.reporter import Advance
 from builder.workers import run_all
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
@@ -21,9 +21,10 @@ from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
 from modelimage.hashing import fill
 from modelimage.publication import Document, Publication
+from modelimage.push import find_present, plan_push
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
-from modelimage.record import RecordLayer
+from modelimage.referrers import blob_content
 from modelimage.repository import BlobContent, ImageWriter
 
 SENDS_AT_ONCE: Final = 4
@@ -50,32 +51,31 @@ def send(
     publication: Publication,
     sources: Mapping[Digest, LayerSource],
     writer: ImageWriter,
-    *,
-    advance: Callable[[int], None],
+    progress: Advance,
 ) -> Sent:
-    """Send all that isn't there yet, so that tags may be set. `advance` gets bytes of layers.
+    """Send all that isn't there yet, so that tags may be set. `progress` gets bytes of layers.
 
     Raises AccessDenied, Unreachable, RemoteRefused, NoSpace, NotWritable, and DigestMismatch when a file
     changed since it was hashed.
     """
+    layers = [
+        Descriptor(mediatypes.OCI_LAYER_TAR, layer.digest, layer.size)
+        for layer in publication.layers
+    ]
+    plan = plan_push(layers, find_present(writer, layers))
+    held = sum(layer.size for layer in plan.held)
+    progress.resume(held)
 
-    def job(layer: RecordLayer, guarded: Callable[[int], None]) -> int:
-        return _send_layer(layer, sources[layer.digest], writer, guarded)
+    def put(layer: Descriptor, guarded: Callable[[int], None]) -> None:
+        source = sources[layer.digest]
+        writer.put_blob(BlobContent(layer, lambda offset: blob_bytes(source, offset)), guarded)
 
-    sent = run_all(publication.layers, job, advance=advance, workers=SENDS_AT_ONCE)
+    run_all(plan.send, put, advance=progress.advance, workers=SENDS_AT_ONCE)
     for blob in publication.blobs:
         put_document(writer, blob)
     for manifest in publication.manifests:
         writer.put_manifest(manifest.descriptor, manifest.data)
-    total = sum(layer.size for layer in publication.layers)
-    return Sent(sum(sent), total - sum(sent))
-
-
-def attach(artifact: Artifact, writer: ImageWriter) -> None:
-    """Store a referrer of something that is there."""
-    for blob in artifact.blobs:
-        put_document(writer, blob)
-    writer.put_manifest(artifact.manifest.descriptor, artifact.manifest.data)
+    return Sent(plan.size, held)
 
 
 def set_tags(publication: Publication, writer: ImageWriter) -> None:
@@ -88,24 +88,7 @@ def set_tags(publication: Publication, writer: ImageWriter) -> None:
 def put_document(writer: ImageWriter, document: Document) -> None:
     """Store a small blob."""
     if not writer.has_blob(document.descriptor):
-        writer.put_blob(
-            BlobContent(document.descriptor, lambda offset: iter([document.data[offset:]]))
-        )
-
-
-def _send_layer(
-    layer: RecordLayer,
-    source: LayerSource,
-    writer: ImageWriter,
-    advance: Callable[[int], None],
-) -> int:
-    descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, layer.digest, layer.size)
-    if writer.has_blob(descriptor):
-        advance(layer.size)
-        return 0
-    content = BlobContent(descriptor, lambda offset: blob_bytes(source, offset))
-    writer.put_blob(content, advance)
-    return layer.size
+        writer.put_blob(blob_content(document))
 
 
 def blob_bytes(source: LayerSource, offset: int) -> Iterator[memoryview | bytes]:

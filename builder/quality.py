@@ -7,50 +7,25 @@ found without changing it. What is in the document is `quantize.quality`'s busin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from modelimage import canonical, mediatypes
+from modelimage import mediatypes
 from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor
-from modelimage.publication import Document, Publication
+from modelimage.publication import Publication
 from modelimage.record import Record
+from modelimage.referrers import Artifact, ArtifactFile, make_artifact
 
 QUALITY_TYPE: Final = "application/vnd.weightyard.quality.v1+json"
-_TITLE: Final = "quality.json"
-_EMPTY: Final = b"{}"
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A referrer, ready to be stored: its blobs, and the manifest that names its subject."""
-
-    blobs: tuple[Document, ...]
-    manifest: Document
+_NAME: Final = "quality.json"
 
 
 def quality_artifact(subject: Descriptor, document: bytes, *, variant: str) -> Artifact:
     """The artifact that says of `subject` what `document` holds. Equal arguments give equal bytes."""
-    config = Document.of(mediatypes.OCI_EMPTY, _EMPTY)
-    layer = Document.of(QUALITY_TYPE, document, annotations={mediatypes.ANNOTATION_TITLE: _TITLE})
-    bare = Descriptor(subject.media_type, subject.digest, subject.size)
-    annotations = {mediatypes.ANNOTATION_VARIANT: variant}
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": mediatypes.OCI_MANIFEST,
-        "artifactType": QUALITY_TYPE,
-        "config": config.descriptor.to_json(),
-        "layers": [layer.descriptor.to_json()],
-        "subject": bare.to_json(),
-        "annotations": annotations,
-    }
-    return Artifact(
-        (config, layer),
-        Document.of(
-            mediatypes.OCI_MANIFEST,
-            canonical.to_bytes(manifest),
-            artifact_type=QUALITY_TYPE,
-            annotations=annotations,
-        ),
+    return make_artifact(
+        subject,
+        QUALITY_TYPE,
+        [ArtifactFile(_NAME, QUALITY_TYPE, document)],
+        {mediatypes.ANNOTATION_VARIANT: variant},
     )
 
 

@@ -7,13 +7,29 @@ from typing import Any, Protocol
 
 
 class Advance(Protocol):
-    """Progress of one stage; both methods may be called from any thread."""
+    """Progress of one stage; all methods may be called from any thread."""
 
     def advance(self, count: int) -> None:
         """`count` more bytes are done."""
 
+    def resume(self, count: int) -> None:
+        """`count` bytes were there already."""
+
     def describe(self, text: str) -> None:
         """What is being done now, in a few words."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def advance(self, count: int) -> None:
+        """Nobody asked."""
+
+    def resume(self, count: int) -> None:
+        """Nobody asked."""
+
+    def describe(self, text: str) -> None:
+        """Nobody asked."""
 
 
 class Reporter(Protocol):

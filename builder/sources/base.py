@@ -48,7 +48,7 @@ class ModelSource(Protocol):
         """Raises NotFound, AccessDenied, Unreachable, InvalidCheckpoint."""
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
-        """A local path with the file's bytes, which stay there for the build. `advance` gets byte counts.
+        """A local path with the file's bytes, which stay there for the build. `advance` gets what is transferred.
 
         What was fetched before is not fetched again.
         Raises as `list`, and NoSpace and NotWritable.

@@ -127,7 +127,6 @@ class HubSource:
         return Listing(tuple(sorted(_source_file(each) for each in info.siblings or ())))
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
-        count = _Count(advance)
         with _mapped(self._reference, file.path):
             path = hf_hub_download(
                 self._reference.name,
@@ -135,10 +134,8 @@ class HubSource:
                 revision=self._commit,
                 endpoint=self._endpoint,
                 cache_dir=self._cache,
-                tqdm_class=_bar(count),
+                tqdm_class=_bar(advance),
             )
-        # What was in the cache already moved no bar.
-        count(max(0, file.size - count.seen))
         return Path(path)
 
 
@@ -149,19 +146,7 @@ def _source_file(sibling: Any) -> SourceFile:
     return SourceFile(sibling.rfilename, sibling.size, claimed)
 
 
-class _Count:
-    """Passes byte counts on and remembers their sum."""
-
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
-        self.seen = 0
-
-    def __call__(self, count: int) -> None:
-        self.seen += count
-        self._advance(count)
-
-
-def _bar(count: _Count) -> type[tqdm]:
+def _bar(advance: Advance) -> type[tqdm]:
     """huggingface-hub reports progress to a class of bars only: this one draws nothing."""
 
     class Bar(tqdm):
@@ -169,7 +154,7 @@ def _bar(count: _Count) -> type[tqdm]:
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> bool | None:
-            count(int(n or 0))
+            advance(int(n or 0))
             return None
 
     return Bar

@@ -62,7 +62,6 @@ class LocalSource:
         return Listing(tuple(files), ignored)
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
-        advance(file.size)
         return self._root / file.path
 
 

@@ -108,6 +108,12 @@ Examples:
     "--password-stdin", is_flag=True, help="Read the registry's password from standard input."
 )
 @click.option(
+    "--mount-from",
+    multiple=True,
+    metavar="REPOSITORY",
+    help="Take layers over from this repository of the same registry instead of sending them. Repeatable.",
+)
+@click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where converted and quantized weights are made, removed in the end. [default: ~/.cache/weightyard]",
@@ -142,7 +148,7 @@ def build(
     reach = _with_login(access, target, username, password_stdin=password_stdin)
     result = build_image(
         opened,
-        open_destination(target, reach),
+        open_destination(target, reach, mount_from=given["mount_from"]),
         options,
         BuildTools(
             RememberedDigests(cache_directory() / "digests"),
