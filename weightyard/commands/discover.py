@@ -14,9 +14,8 @@ from modelimage.paths import check_path
 from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import list_referrers, read_artifact
-from weightyard.console import Console, pass_console
+from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
-from weightyard.text import format_bytes
 
 
 @click.command(
@@ -53,16 +52,25 @@ def discover(
         )
     place = open_place(reference, access)
     tree = read_tree(place, place.resolve(reference.name))
-    rows = []
-    for document in reversed(tree.manifests):
-        subject = document.descriptor
-        for found in list_referrers(place, subject, artifact_type):
-            rows.append(
-                (found.artifact_type, found.digest, format_bytes(found.size), subject.digest)
-            )
-            if directory is not None:
-                _fetch(place, found, directory / found.digest.hex)
-    console.table(["type", "digest", "size", "about"], rows)
+    found = [
+        (document.descriptor, artifact)
+        for document in reversed(tree.manifests)
+        for artifact in list_referrers(place, document.descriptor, artifact_type)
+    ]
+    if directory is not None:
+        for _, artifact in found:
+            _fetch(place, artifact, directory / artifact.digest.hex)
+    document = [
+        {
+            "type": artifact.artifact_type,
+            "digest": str(artifact.digest),
+            "about": str(subject.digest),
+            "annotations": dict(artifact.annotations),
+        }
+        for subject, artifact in found
+    ]
+    rows = [(each["type"], each["digest"], each["about"]) for each in document]
+    console.result(document, format_table(["type", "digest", "about"], rows))
 
 
 def _fetch(place: Place, artifact: Descriptor, folder: Path) -> None:
