@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import click
+
+from modelimage.reference import LayoutReference, parse_image
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +36,28 @@ def root_option(command: Callable[P, R]) -> Callable[P, R]:
         show_envvar=True,
         help="Directory of the model cache.",
     )(command)
+
+
+class ModelName(click.ParamType[str]):
+    """An image or model key as any process understands it: a layout's directory is made absolute.
+
+    The agent has another working directory than the command that asks it.
+    """
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return absolute_image(str(value))
+
+
+def absolute_image(text: str) -> str:
+    """`oci:out:v1` as `oci:/where/we/are/out:v1`; any other name as it is. Raises InvalidInput."""
+    if not text.startswith("oci:"):
+        return text
+    reference = parse_image(text)
+    if not isinstance(reference, LayoutReference):
+        return text
+    return str(replace(reference, path=reference.path.absolute()))
 
 
 def access_options(command: Callable[..., R]) -> Callable[..., R]:

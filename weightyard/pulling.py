@@ -17,7 +17,9 @@ def follow(console: Console, image: str, events: Iterable[PullProgress | PullDon
         return _done(first)
     seen = first.done
     with console.progress(f"pull {image}", first.total) as bar:
-        bar.resume(seen)
+        there = first.reused + first.resumed
+        bar.resume(there)
+        bar.advance(seen - there)
         for event in stream:
             if isinstance(event, PullDone):
                 return event

@@ -12,7 +12,7 @@ from cache_agent.cache import open_cache
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_duration
 
 
@@ -38,7 +38,7 @@ def list_leases(console: Console, *, root: Path, access: Access) -> None:
 
 
 @lease.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--holder", required=True, metavar="KIND:NAME", help="pod:UID, or manual:NAME.")
 @root_option
 @access_options

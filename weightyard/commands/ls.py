@@ -11,14 +11,14 @@ from cache_agent.api.wire import ModelView
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_bytes, format_duration
 
 _COLUMNS = ("model", "variant", "size", "used", "verified", "held", "image")
 
 
 @click.command("ls")
-@click.argument("model", required=False)
+@click.argument("model", type=ModelName(), required=False)
 @root_option
 @access_options
 @pass_console

@@ -9,11 +9,11 @@ import click
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--remove", is_flag=True, help="Unpin it instead.")
 @root_option
 @access_options

@@ -10,13 +10,13 @@ from cache_agent.api.wire import PullBody
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.pulling import follow
 from weightyard.text import format_bytes, format_duration
 
 
 @click.command()
-@click.argument("image")
+@click.argument("image", type=ModelName())
 @click.option("--variant", metavar="NAME", help="Which precision; by default the image's own.")
 @root_option
 @access_options

@@ -9,12 +9,12 @@ import click
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_bytes
 
 
 @click.command("rm")
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", type=ModelName(), nargs=-1, required=True, metavar="MODEL...")
 @click.option("--unpin", is_flag=True, help="Remove pinned models too.")
 @root_option
 @access_options

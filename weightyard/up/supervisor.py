@@ -20,6 +20,7 @@ from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.record import Record
 from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
+from weightyard.options import absolute_image
 from weightyard.up import server as servers
 from weightyard.up.cache import Cached, ModelCache
 from weightyard.up.phases import Event, Phase
@@ -145,7 +146,7 @@ class Supervisor:
                 hint="Build an image from it first: weightyard build SOURCE --to oci:DIR, then spec.model.image.",
             )
         return State(
-            name=self._workspace.name, phase=Phase.PULLING, supervisor=me, image=spec.model.image,
+            name=self._workspace.name, phase=Phase.PULLING, supervisor=me, image=absolute_image(spec.model.image),
             started_at=self._clock(), host=servers.reachable(options.host), port=port,
             engine=spec.runtime.engine.value,
         )  # fmt: skip
@@ -190,7 +191,7 @@ class Supervisor:
         found = {}
         for adapter in self._workspace.spec.runtime.adapters:
             with self._signals.raising():
-                cached = self._cache.pull(adapter.image, None)
+                cached = self._cache.pull(absolute_image(adapter.image), None)
                 self._leases.append(self._cache.hold(cached, self._state.supervisor))
             found[adapter.name] = PurePosixPath(cached.path)
         return found
