@@ -1,11 +1,14 @@
 """What a node writes down of a foreign image once it has verified every byte: the record that the image lacks.
 
-It has the fields of a file that a weightyard record has, chunk digests derived here included, so that stores and peers
-deal with one kind of file. Its key is the manifest's digest, so it need not be the same bytes everywhere.
+It has what stores and peers ask of a weightyard record, chunk digests derived here included, so that they deal with one
+kind of record. Its key is the manifest's digest, so it need not be the same bytes everywhere. Where a layer is not
+compressed and all its files are kept, it also says how to make the blob again from them.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +18,32 @@ from modelimage import canonical
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, WeightyardError
-from modelimage.foreign.model import ForeignModel, Kind
+from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind
 from modelimage.hashing import FileDigests
 from modelimage.paths import check_path, parents
-from modelimage.record import CHUNK_SIZE, RecordFile, Role
+from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
+from modelimage.record import CHUNK_SIZE, Record, RecordFile, Role
 
 DERIVED_SCHEMA: Final = "weightyard.dev/derived/v1"
 AS_PUBLISHED: Final = "as-published"
+_MAX_LITERALS: Final = 1 << 20
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedLayer:
+    """A layer blob. `parts` make it again: literal bytes, and paths of whole files; None where that can't be done."""
+
+    descriptor: Descriptor
+    parts: tuple[bytes | str, ...] | None = None
+
+    @property
+    def digest(self) -> Digest:
+        return self.descriptor.digest
+
+    @property
+    def size(self) -> int:
+        return self.descriptor.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +53,7 @@ class DerivedRecord:
     manifest: Digest
     kind: Kind
     files: tuple[RecordFile, ...]
-    layers: tuple[Descriptor, ...]
+    layers: tuple[DerivedLayer, ...]
 
     @property
     def key(self) -> Digest:
@@ -49,6 +70,17 @@ class DerivedRecord:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def layer_files(self, layer: Digest) -> list[RecordFile]:
+        return [file for file in self.files if file.layer == layer]
+
+    def recipe(self, layer: Digest) -> Recipe | None:
+        """How the blob of one layer is made from files; None where only the registry has it."""
+        found = next((each for each in self.layers if each.digest == layer), None)
+        if found is None or found.parts is None:
+            return None
+        files = {file.path: file for file in self.files}
+        return Recipe.of(_segment(part, files) for part in found.parts)
+
     def to_bytes(self) -> bytes:
         """Canonical bytes, to be kept beside the model."""
         return canonical.to_bytes(
@@ -57,7 +89,7 @@ class DerivedRecord:
                 "manifest": str(self.manifest),
                 "kind": self.kind.value,
                 "chunkSize": CHUNK_SIZE,
-                "layers": [layer.to_json() for layer in self.layers],
+                "layers": [_layer_json(layer) for layer in self.layers],
                 "files": [_file_json(file) for file in self.files],
             }
         )
@@ -65,7 +97,11 @@ class DerivedRecord:
     @classmethod
     def parse(cls, data: bytes) -> DerivedRecord:
         """Raises InvalidImage."""
-        document = canonical.parse(data, what="a derived record")
+        return cls.from_json(canonical.parse(data, what="a derived record"))
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> DerivedRecord:
+        """Raises InvalidImage."""
         try:
             if document["schema"] != DERIVED_SCHEMA or document["chunkSize"] != CHUNK_SIZE:
                 raise InvalidImage("a derived record of another version")
@@ -73,14 +109,22 @@ class DerivedRecord:
                 manifest=Digest.parse(document["manifest"]),
                 kind=Kind(document["kind"]),
                 files=tuple(_file(each) for each in document["files"]),
-                layers=tuple(Descriptor.from_json(each) for each in document["layers"]),
+                layers=tuple(_layer(each) for each in document["layers"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _check(record)
+        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
             raise InvalidImage(f"malformed derived record: {error!r}") from error
         except WeightyardError as error:
             raise InvalidImage(f"malformed derived record: {error}") from error
-        _check(record)
         return record
+
+
+def parse_record(data: bytes) -> Record | DerivedRecord:
+    """A record of either kind, as a node keeps it. Raises InvalidImage."""
+    document = canonical.parse(data, what="the record")
+    if "schema" in document:
+        return DerivedRecord.from_json(document)
+    return Record.parse(data)
 
 
 def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRecord:
@@ -105,11 +149,63 @@ def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRe
                 chunks=found.chunks,
             )
         )
-    record = DerivedRecord(
-        model.key, model.kind, tuple(files), tuple(layer.descriptor for layer in model.layers)
-    )
+    layers = {
+        layer.digest: DerivedLayer(layer.descriptor, _parts(layer, model.files))
+        for layer in model.layers
+    }
+    record = DerivedRecord(model.key, model.kind, tuple(files), tuple(layers.values()))
     _check(record)
     return record
+
+
+def _parts(layer: ForeignLayer, files: tuple[ForeignFile, ...]) -> tuple[bytes | str, ...] | None:
+    """The parts of a layer, if its literals are known and small and each of its files is in the model."""
+    if (
+        layer.literals is None
+        or layer.members is None
+        or sum(map(len, layer.literals)) > _MAX_LITERALS
+    ):
+        return None
+    paths = {file.member: file.path for file in files if file.layer == layer.digest}
+    held = [number for number, member in enumerate(layer.members) if member.size]
+    if any(number not in paths for number in held):
+        return None
+    parts: list[bytes | str] = [layer.literals[0]]
+    for number, literal in zip(held, layer.literals[1:], strict=True):
+        parts += [paths[number], literal]
+    return tuple(part for part in parts if part)
+
+
+def _segment(part: bytes | str, files: Mapping[str, RecordFile]) -> Segment:
+    if isinstance(part, bytes):
+        return Literal(part)
+    file = files[part]
+    return FileSlice(LayerFile(file.path, file.size, file.digest), 0, file.size)
+
+
+def _layer_json(layer: DerivedLayer) -> dict[str, Any]:
+    parts = None
+    if layer.parts is not None:
+        parts = [
+            {"file": part}
+            if isinstance(part, str)
+            else {"literal": base64.b64encode(part).decode()}
+            for part in layer.parts
+        ]
+    return {"descriptor": layer.descriptor.to_json(), "parts": parts}
+
+
+def _layer(value: Mapping[str, Any]) -> DerivedLayer:
+    descriptor = Descriptor.from_json(value["descriptor"])
+    if value["parts"] is None:
+        return DerivedLayer(descriptor)
+    parts = (
+        check_path(part["file"])
+        if "file" in part
+        else base64.b64decode(part["literal"], validate=True)
+        for part in value["parts"]
+    )
+    return DerivedLayer(descriptor, tuple(parts))
 
 
 def _file_json(file: RecordFile) -> dict[str, Any]:
@@ -144,3 +240,7 @@ def _check(record: DerivedRecord) -> None:
     for file in record.files:
         if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
             raise InvalidImage(f"malformed derived record: chunk digests of {file.path!r}")
+    for layer in record.layers:
+        recipe = record.recipe(layer.digest)
+        if recipe is not None and recipe.size != layer.size:
+            raise InvalidImage(f"malformed derived record: layer {layer.digest} has another size")

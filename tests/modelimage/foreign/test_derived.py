@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, InvalidInput
-from modelimage.foreign import DerivedRecord, ForeignModel, derive, describe_foreign, is_ours
+from modelimage.foreign import (
+    DerivedRecord,
+    ForeignModel,
+    Packing,
+    derive,
+    describe_foreign,
+    is_ours,
+    parse_record,
+)
 from modelimage.foreign.roles import role_of
 from modelimage.hashing import FileDigests, hash_file
-from modelimage.record import Role
+from modelimage.recipe import Literal
+from modelimage.record import ModelFacts, Record, Role
 from tests.modelimage.foreign.images import Maker, files_tar, pull
 
 FILES = {"a.gguf": b"weights", "docs/LICENSE": b"", "models/b.json": b"{}"}
@@ -66,6 +75,52 @@ def test_it_reads_back(tmp_path: Path) -> None:
     assert DerivedRecord.parse(record.to_bytes()) == record
 
 
+def test_it_makes_an_uncompressed_layer_again(tmp_path: Path) -> None:
+    files = {"a": b"1" * 600, "b": b"", "c/d": b"2"}
+    maker = Maker(tmp_path / "image")
+    maker.image(files_tar(files))
+    model = describe_foreign(maker.layout, maker.layout.resolve("latest"))
+    record = derive(model, digests(tmp_path, pull(maker.layout, model)[1]))
+    assert DerivedRecord.parse(record.to_bytes()) == record
+    recipe = record.recipe(model.layers[0].digest)
+    assert recipe is not None
+    content = {file.digest: files[file.path] for file in record.files}
+    blob = b"".join(
+        part.data if isinstance(part, Literal) else content[part.file.digest]
+        for part in recipe.segments
+    )
+    assert Digest.of(blob) == model.layers[0].digest
+
+
+def test_it_makes_raw_layers_again(tmp_path: Path) -> None:
+    record = record_in(tmp_path)
+    for layer in record.layers:
+        recipe = record.recipe(layer.digest)
+        assert recipe is not None
+        assert recipe.size == layer.size
+    assert record.recipe(Digest.of(b"no such layer")) is None
+
+
+@pytest.mark.parametrize("packing", [Packing.TAR, Packing.TAR_GZIP])
+def test_what_it_cannot_make_again_it_does_not_claim(tmp_path: Path, packing: Packing) -> None:
+    """A compressed layer, and one whose files aren't all in the model."""
+    maker = Maker(tmp_path / "image")
+    maker.image(files_tar({"models/a": b"1", "usr/b": b"2"}), packing=packing)
+    model = describe_foreign(maker.layout, maker.layout.resolve("latest"))
+    listed, files = pull(maker.layout, model)
+    record = derive(listed, digests(tmp_path, files))
+    assert record.recipe(record.layers[0].digest) is None
+    assert [file.path for file in record.layer_files(record.layers[0].digest)] == ["a"]
+
+
+def test_records_of_both_kinds_are_read(tmp_path: Path) -> None:
+    derived = record_in(tmp_path)
+    assert parse_record(derived.to_bytes()) == derived
+    facts = ModelFacts()
+    ours = Record("bf16", "local", "", "", facts, files=(), layers=())
+    assert parse_record(ours.to_bytes()) == ours
+
+
 def test_a_raw_layer_has_its_files_digest(tmp_path: Path) -> None:
     _, model = model_in(tmp_path / "image")
     wrong = digests(tmp_path, {**FILES, "a.gguf": b"other"})
@@ -88,6 +143,7 @@ DAMAGES: dict[str, Any] = {
     "files that are none": {"files": [1]},
     "no files": {"files": None},
     "layers that are none": {"layers": ["x"]},
+    "layers without parts": {"layers": [{}]},
 }
 
 
@@ -108,6 +164,16 @@ def test_a_damaged_one_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
     document = json.loads(record_in(tmp_path).to_bytes())
     document["files"][0].update(damage)
+    with pytest.raises(InvalidImage):
+        DerivedRecord.parse(canonical.to_bytes(document))
+
+
+@pytest.mark.parametrize(
+    "parts", [[{"file": "../x"}], [{"file": "unknown"}], [{"literal": "?"}], [{}], [], [{"literal": "AAAA"}], 1]
+)  # fmt: skip
+def test_damaged_parts_are_refused(tmp_path: Path, parts: Any) -> None:
+    document = json.loads(record_in(tmp_path).to_bytes())
+    document["layers"][0]["parts"] = parts
     with pytest.raises(InvalidImage):
         DerivedRecord.parse(canonical.to_bytes(document))
 
