@@ -14,8 +14,8 @@ from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor
 from modelimage.publication import Publication
 from modelimage.record import Record
 from modelimage.referrers import Artifact, ArtifactFile, make_artifact
+from quantize.quality import MEDIA_TYPE
 
-QUALITY_TYPE: Final = "application/vnd.weightyard.quality.v1+json"
 _NAME: Final = "quality.json"
 
 
@@ -23,8 +23,8 @@ def quality_artifact(subject: Descriptor, document: bytes, *, variant: str) -> A
     """The artifact that says of `subject` what `document` holds. Equal arguments give equal bytes."""
     return make_artifact(
         subject,
-        QUALITY_TYPE,
-        [ArtifactFile(_NAME, QUALITY_TYPE, document)],
+        MEDIA_TYPE,
+        [ArtifactFile(_NAME, MEDIA_TYPE, document)],
         {mediatypes.ANNOTATION_VARIANT: variant},
     )
 

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from builder.build import BuildOptions
-from builder.variants import QuantizeChoices, chosen_variants
+from builder.variants import EvaluationChoices, QuantizeChoices, chosen_variants
 from builder.verify import image_contents, verify_image
+from modelimage.digest import Digest
 from modelimage.errors import InvalidCheckpoint, NotFound, UnknownVariant, UnsafePickle
 from modelimage.layout import Layout
 from modelimage.record import Record, Role
+from modelimage.referrers import list_referrers, read_artifact
 from modelimage.resolve import resolve_model
+from quantize.errors import QualityTooLow
+from quantize.quality import MEDIA_TYPE, Comparison, Quality
 from tests.builder.building import build_here
 from tests.builder.checkpoints import TENSORS, quantizable, sharded, single, weights, write
 
@@ -216,6 +220,47 @@ def test_variants_share_tokenizer_and_documents(tmp_path: Path) -> None:
     assert resolve_model(layout, "v1-int4").record == int4
     assert_intact(tmp_path / "out")
     assert not any((tmp_path / "work").iterdir())
+
+
+def test_the_quality_of_a_variant_is_published_beside_it(tmp_path: Path) -> None:
+    source = quantizable(tmp_path / "source")
+    options = BuildOptions(("bf16", "int8"), quantize=QuantizeChoices(engine="rtn"))
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    layout = Layout(tmp_path / "out")
+    (artifact,) = list_referrers(layout, layout.resolve("v1-int8-modelpack"), MEDIA_TYPE)
+    (file,) = read_artifact(layout, artifact)
+    quality = Quality.parse(file.data)
+    assert (quality.scheme, quality.engine, quality.comparison) == ("int8", "rtn", None)
+    assert quality.sqnr.worst > 30
+    assert list_referrers(layout, layout.resolve("v1-modelpack")) == []
+
+
+def test_a_gate_judges_a_variant_that_an_earlier_run_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = quantizable(tmp_path / "source")
+    measured = Comparison(1.02, 0.01, 0.95, 10.0, 100, Digest.of(b"text"), "test", {})
+    monkeypatch.setattr("quantize.evaluate.compare", lambda *_: measured)
+
+    def build(**bounds: float) -> None:
+        choices = QuantizeChoices(engine="rtn", evaluation=EvaluationChoices(**bounds))
+        options = BuildOptions(("bf16", "int8"), quantize=choices)
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+
+    def interrupt(*arguments: object, **named: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builder.build.send", interrupt)
+        with pytest.raises(Interrupted):
+            build(max_kl=0.02)
+    with pytest.raises(QualityTooLow, match="KL divergence"):
+        build(max_kl=0.005)
+    assert Layout(tmp_path / "out").tags() == []
+    build(max_kl=0.02, max_perplexity_ratio=1.05, min_top1=0.9)
+    layout = Layout(tmp_path / "out")
+    (artifact,) = list_referrers(layout, layout.resolve("v1-int8-modelpack"))
+    assert Quality.parse(read_artifact(layout, artifact)[0].data).comparison == measured
 
 
 def test_a_broken_off_variant_is_not_quantized_again(

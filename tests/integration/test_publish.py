@@ -255,3 +255,6 @@ def test_every_variant_has_an_index_of_its_own(
         assert read_record(mounted) == result.records[1]
         problems = verify_directory(mounted, result.records[1], lambda _: None).problems
     assert [each for each in problems if "is not in the record" not in each.what] == []
+    shown = weightyard("inspect", reference, "--variant", "int8", "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["quality"]["scheme"] == "int8"

@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
-from modelimage.access import Access, open_reader
+from modelimage import mediatypes
+from modelimage.access import Access, Place, open_place
 from modelimage.errors import InvalidInput
 from modelimage.record import Record
 from modelimage.reference import EngineReference, parse_image
-from modelimage.resolve import ResolvedModel, resolve_model
+from modelimage.referrers import list_referrers, read_artifact
+from modelimage.resolve import ResolvedModel, list_models, resolve_model
+from quantize.quality import MEDIA_TYPE, Quality
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
 from weightyard.text import format_bytes
@@ -43,14 +46,31 @@ def inspect(
         raise InvalidInput(
             f"can't inspect {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
-    model = resolve_model(open_reader(reference, access), reference.name, variant)
-    text = _text(image, model)
+    reader = open_place(reference, access)
+    model = resolve_model(reader, reference.name, variant)
+    quality = _quality(reader, model)
+    text = _text(image, model, quality)
     if files:
         text += "\n\n" + _file_table(model.record)
-    console.result(_document(image, model), text)
+    console.result(_document(image, model, quality), text)
 
 
-def _document(image: str, model: ResolvedModel) -> dict[str, Any]:
+def _quality(reader: Place, model: ResolvedModel) -> Quality | None:
+    """How good a quantized variant is, where that was published beside it; the latest listed counts."""
+    if model.record.quantization is None:
+        return None
+    found = None
+    for manifest in list_models(reader, model.root):
+        if (
+            manifest.annotations.get(mediatypes.ANNOTATION_VARIANT, model.record.variant)
+            == model.record.variant
+        ):
+            for artifact in list_referrers(reader, manifest, MEDIA_TYPE):
+                found = Quality.parse(read_artifact(reader, artifact)[0].data)
+    return found
+
+
+def _document(image: str, model: ResolvedModel, quality: Quality | None) -> dict[str, Any]:
     return {
         "image": image,
         "digest": str(model.root.digest),
@@ -58,10 +78,11 @@ def _document(image: str, model: ResolvedModel) -> dict[str, Any]:
         "key": str(model.key),
         "variants": list(model.variants),
         "record": json.loads(model.record.to_bytes()),
+        "quality": quality.to_json() if quality else None,
     }
 
 
-def _text(image: str, model: ResolvedModel) -> str:
+def _text(image: str, model: ResolvedModel, quality: Quality | None) -> str:
     record, facts = model.record, model.record.facts
     others = [name for name in model.variants if name != record.variant]
     rows: list[tuple[str, str]] = [
@@ -78,10 +99,22 @@ def _text(image: str, model: ResolvedModel) -> str:
         ("KV cache", f"{format_bytes(facts.kv_cache_bytes_per_token)} a token"),
         ("GPU memory", f"about {format_bytes(facts.gpu_memory_bytes)} to serve"),
         ("quantization", _quantization(record)),
+        *([("quality", _measured(quality))] if quality else []),
         ("size", f"{format_bytes(record.size)} in {len(record.files)} files, {len(record.layers)} layers"),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def _measured(quality: Quality) -> str:
+    noise = f"signal to noise {quality.sqnr.mean:.1f} dB"
+    found = quality.comparison
+    if found is None:
+        return noise
+    return (
+        f"perplexity x{found.perplexity_ratio:.3f}, KL {found.kl_divergence:.3f}, "
+        f"top-1 agreement {100 * found.top1_agreement:.1f}%, {noise}"
+    )
 
 
 def _quantization(record: Record) -> str:
@@ -89,7 +122,8 @@ def _quantization(record: Record) -> str:
     if made is None:
         return "none: weights as published"
     group = f", groups of {made['groupSize']}" if made.get("groupSize") else ""
-    again = f"; made again by the {made['reproducible']}" if made.get("engine") != "rtn" else ""
+    needs = made.get("reproducible", "anywhere")
+    again = f"; reproducible with {needs}" if needs != "anywhere" else ""
     return f"{made.get('scheme')} as {made.get('format')} by {made.get('engine')}{group}{again}"
 
 
