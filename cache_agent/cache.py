@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +28,7 @@ from modelimage.access import Access
 class Cache(Protocol):
     """A node's cache. Every method raises subclasses of WeightyardError."""
 
-    def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
+    def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         """Progress several times a second, and PullDone last. Closing the iterator cancels the pull."""
 
     def models(self) -> list[ModelView]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +78,7 @@ class AgentClient:
             return None
         return cls(path)
 
-    def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
+    def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         """See `Cache.pull`. Closing the iterator closes the connection, which cancels the pull."""
         absolute = body.model_copy(update={"image": absolute_image(body.image)})
         connection, answer = self._send("POST", "/v1/pull", absolute, timeout=_TIMEOUT)
@@ -150,14 +150,16 @@ class AgentClient:
         try:
             connection.request(method, path, data, headers)
             answer = connection.getresponse()
-            if answer.status >= 400:
-                raise from_view(_error(answer.status, answer.read()))
+            refused = _error(answer.status, answer.read()) if answer.status >= 400 else None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise Unreachable(
                 f"the agent at {self._path} doesn't answer: {error}",
                 hint="Look at its log; start it with `weightyard agent`.",
             ) from error
+        if refused is not None:
+            connection.close()
+            raise from_view(refused)
         return connection, answer
 
     @staticmethod

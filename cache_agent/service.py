@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from cache_agent.api.wire import (
     CheckView,
@@ -40,7 +40,7 @@ class Service:
             PullRequest(parse_image(absolute_image(body.image)), body.variant, body.priority)
         )
 
-    def pull(self, body: PullBody) -> Iterator[PullProgress | PullDone]:
+    def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         """See `Cache.pull`."""
         handle = self.start_pull(body)
         try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import Unreachable
+from modelimage.errors import AccessDenied, NotFound, RateLimited, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream, ImageReader
 
@@ -84,3 +84,119 @@ class Away:
 
     def tags(self) -> list[str]:
         raise Unreachable("no route to host")
+
+
+class Lying(Wrapped):
+    """A source whose bytes have the right length and are wrong."""
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield _Flipped(stream) if wanted is not None else stream
+
+
+class _Flipped:
+    def __init__(self, stream: BlobStream) -> None:
+        self.stream = stream
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = self.stream.readinto(buffer)
+        for position in range(0, count, 1000):
+            buffer[position] ^= 1
+        return count
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class Truncating(Wrapped):
+    """A source that ends each range halfway, as if that were all."""
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        if wanted is not None and len(wanted) > 1:
+            wanted = ByteRange(wanted.start, wanted.start + len(wanted) // 2)
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield stream
+
+
+class Stalling(Wrapped):
+    """A source that sends a little of each range and then nothing, until it is closed."""
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield _Stalled(stream) if wanted is not None else stream
+
+
+class _Stalled:
+    def __init__(self, stream: BlobStream) -> None:
+        self.stream, self.closed, self.sent = stream, threading.Event(), False
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if self.sent:
+            if not self.closed.wait(60):
+                raise AssertionError("nobody closed a stalled stream")
+            raise Unreachable("closed")
+        self.sent = True
+        return self.stream.readinto(buffer[:100])
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class RateLimiting(Wrapped):
+    """A source that answers the first requests for ranges with 429."""
+
+    def __init__(self, inner: ImageReader, times: int, retry_after: float | None = 0.01) -> None:
+        super().__init__(inner)
+        self.left, self.retry_after, self.lock = times, retry_after, threading.Lock()
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        with self.lock:
+            self.left -= 1
+            refuse = wanted is not None and self.left >= 0
+        if refuse:
+            raise RateLimited("slow down", retry_after=self.retry_after)
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield stream
+
+
+class Empty(Wrapped):
+    """A mirror that hasn't got the layers."""
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        if wanted is not None:
+            raise NotFound(f"no blob {descriptor.digest}")
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield stream
+
+
+class Refusing(Wrapped):
+    """A source whose credentials don't cover the layers."""
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        if wanted is not None:
+            raise AccessDenied("denied")
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield stream
+
+
+class Gate(Wrapped):
+    """A source that waits at its first range until the test opens it."""
+
+    def __init__(self, inner: ImageReader) -> None:
+        super().__init__(inner)
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        if wanted is not None:
+            self.reached.set()
+            if not self.opened.wait(60):
+                raise AssertionError("the gate was never opened")
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield stream

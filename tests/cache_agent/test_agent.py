@@ -1,0 +1,263 @@
+"""The agent as a real process in front of a real registry: its API, its end by signals, its start after SIGKILL."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cache_agent.api.wire import GcBody, LeaseBody, PullBody, PullDone
+from cache_agent.client import AgentClient
+from cache_agent.sockets import connect
+from cache_agent.store.paths import StorePaths
+from modelimage.access import Access, open_writer
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import Busy, InUse, InvalidInput, NotFound, Unreachable, WeightyardError
+from modelimage.record import CHUNK_SIZE
+from modelimage.reference import RegistryReference, parse_image
+from modelimage.repository import BlobContent
+from tests.cache_agent.images import MemoryImage, simple_image
+from tests.cache_agent.nodes import findings
+from tests.cache_agent.test_pull import files_of
+from tests.servers.process import child_environment, wait_until
+from tests.servers.registry import DockerRegistry
+
+pytestmark = pytest.mark.servers
+
+
+@dataclass
+class RunningAgent:
+    """An agent started by a test."""
+
+    process: subprocess.Popen[bytes]
+    client: AgentClient
+    log: Path
+    root: Path
+
+
+@contextmanager
+def agent(root: Path, *options: str) -> Iterator[RunningAgent]:
+    """Start `weightyard agent` and stop it at the end, if it still runs."""
+    root.mkdir(parents=True, exist_ok=True)
+    log = root.parent / f"agent-{len(list(root.parent.glob('agent-*')))}.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "weightyard.cli",
+                "--json",
+                "agent",
+                "--root",
+                str(root),
+                *options,
+            ],
+            stderr=stream,
+            env=child_environment(root.parent),
+        )
+    try:
+        client = wait_until(
+            lambda: _answering(root, process, log), what="agent that answers", seconds=30
+        )
+        yield RunningAgent(process, client, log, root)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(20) == 0, log.read_text()
+
+
+def _answering(root: Path, process: subprocess.Popen[bytes], log: Path) -> AgentClient | None:
+    assert process.poll() is None, log.read_text()
+    return AgentClient.of_socket(StorePaths(root).socket)
+
+
+def push(image: MemoryImage, reference: RegistryReference) -> None:
+    """Put an in-memory image into a real registry."""
+    writer = open_writer(reference, Access())
+    for descriptor, data in image.manifests.values():
+        document = json.loads(data)
+        for blob in [document.get("config"), *document.get("layers", [])]:
+            if blob:
+                content = image.blobs[Digest.parse(blob["digest"])]
+
+                def read(at: int, content: bytes = content) -> Iterator[bytes]:
+                    return iter([content[at:]])
+
+                writer.put_blob(BlobContent(Descriptor.from_json(blob), read))
+        if "manifests" not in document:
+            writer.put_manifest(descriptor, data)
+    for tag, digest in image.names.items():
+        descriptor, data = image.manifests[digest]
+        writer.put_manifest(descriptor, data, tag)
+
+
+Pushed = tuple[str, dict[str, bytes], Mapping[Digest, int]]
+
+
+@pytest.fixture
+def pushed(registry: DockerRegistry, unique_name: Callable[[str], str]) -> Pushed:
+    """An image in the registry: its reference, its files, its weight layers' sizes."""
+    image, record, contents = simple_image(weights=[3 * CHUNK_SIZE, CHUNK_SIZE, 70_000])
+    reference = parse_image(f"{registry.host}/{unique_name('agent/model')}:v1")
+    assert isinstance(reference, RegistryReference)
+    push(image, reference)
+    return str(reference), contents, {layer.digest: layer.size for layer in record.layers}
+
+
+def finish(client: AgentClient, image: str) -> PullDone:
+    *_, last = client.pull(PullBody(image=image))
+    assert isinstance(last, PullDone)
+    return last
+
+
+def test_the_api_from_pull_to_removal(tmp_root: Path, pushed: Pushed) -> None:
+    image, contents, _ = pushed
+    with agent(tmp_root / "store") as running:
+        client = running.client
+        done = finish(client, image)
+        assert files_of(Path(done.path)) == contents
+        assert set(done.tiers) == {"registry"}
+        assert [model.key for model in client.models()] == [done.key]
+        assert client.find(image).variant == "bf16"
+        lease = client.lease(LeaseBody(model=done.key[7:19], holder="pod:1", id="volume-1"))
+        with pytest.raises(InUse, match="pod:1"):
+            client.remove(done.key)
+        assert client.release(lease.id)
+        assert not client.release(lease.id)
+        assert client.pin(image, pinned=True).pinned
+        with pytest.raises(InUse, match="pinned"):
+            client.remove(image)
+        assert client.gc(GcBody(need=10**6)).freed == 0
+        space = client.space()
+        assert space.models == 1
+        assert space.evictable == 0
+        assert client.check().findings == []
+        assert client.remove(image, unpin=True).freed == space.own
+        with pytest.raises(NotFound):
+            client.find(image)
+        with pytest.raises(NotFound):
+            finish(client, f"{image}-none")
+        with pytest.raises(InvalidInput):
+            client.lease(LeaseBody(model="ffff", holder="nobody"))
+        events = [json.loads(line)["event"] for line in running.log.read_text().splitlines()]
+    assert "pull ended" in events
+    assert findings(tmp_root / "store") == []
+
+
+def test_health_and_metrics_are_served(tmp_root: Path, pushed: Pushed) -> None:
+    image, contents, _ = pushed
+    with agent(tmp_root / "store", "--port", "0") as running:
+        finish(running.client, image)
+        ready = next(
+            json.loads(line) for line in running.log.read_text().splitlines() if '"ready"' in line
+        )
+        connection = http.client.HTTPConnection("127.0.0.1", ready["port"], timeout=10)
+        for path in ("/livez", "/readyz", "/metrics"):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            assert answer.status == 200, text
+        connection.close()
+    size = sum({bytes(data): len(data) for data in contents.values()}.values())
+    fetched = next(line for line in text.splitlines() if "fetched_bytes_total{" in line)
+    assert 'tier="registry"' in fetched
+    assert float(fetched.rpartition(" ")[2]) == size
+
+
+def test_a_second_agent_and_a_command_are_told_who_has_the_store(tmp_root: Path) -> None:
+    root = tmp_root / "store"
+    with agent(root) as running:
+        second = subprocess.run(
+            [sys.executable, "-m", "weightyard.cli", "agent", "--root", str(root)],
+            capture_output=True,
+            check=False,
+            env=child_environment(tmp_root),
+            timeout=30,
+        )
+        assert second.returncode == 12
+        assert f"pid {running.process.pid}" in second.stderr.decode()
+    assert issubclass(Busy, WeightyardError)
+
+
+def test_killed_under_load_it_starts_again_and_fetches_only_what_was_missing(
+    tmp_root: Path, pushed: Pushed, registry: DockerRegistry
+) -> None:
+    image, contents, layers = pushed
+    root = tmp_root / "store"
+    repository = image.split("/", 1)[1].rsplit(":", 1)[0]
+    with agent(root, "--bandwidth", "60MB") as running:
+        threads = [
+            threading.Thread(target=_pull_until_killed, args=(running.client, image))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(
+            lambda: any(p.stat().st_size for p in (root / "partial").glob("*.bitmap")),
+            what="verified chunk", seconds=30,
+        )  # fmt: skip
+        os.kill(running.process.pid, signal.SIGKILL)
+        running.process.wait(10)
+        for thread in threads:
+            thread.join(30)
+    before = sum(a.sent for a in registry.accesses(f"/v2/{repository}/blobs/"))
+    with agent(root) as again:
+        done = finish(again.client, image)
+        assert files_of(Path(done.path)) == contents
+        assert done.resumed >= CHUNK_SIZE
+        assert again.client.check().findings == []
+    total = sum(layers.values())
+    after = sum(a.sent for a in registry.accesses(f"/v2/{repository}/blobs/")) - before
+    assert after <= total - CHUNK_SIZE + 100_000
+    assert findings(root) == []
+
+
+def _pull_until_killed(client: AgentClient, image: str) -> None:
+    try:
+        finish(client, image)
+    except Unreachable:
+        return
+
+
+def test_hanging_up_cancels_the_pull_and_the_next_one_goes_on(
+    tmp_root: Path, pushed: Pushed
+) -> None:
+    image, contents, _ = pushed
+    with agent(tmp_root / "store", "--bandwidth", "60MB") as running:
+        events = running.client.pull(PullBody(image=image))
+        next(e for e in events if not isinstance(e, PullDone) and e.done)
+        events.close()
+        wait_until(
+            lambda: "Cancelled" in running.log.read_text(), what="cancelled pull", seconds=20
+        )
+        assert files_of(Path(finish(running.client, image).path)) == contents
+
+
+def test_a_request_that_makes_no_sense_is_answered_with_words(tmp_root: Path) -> None:
+    with agent(tmp_root / "store") as running:
+        sock = connect(StorePaths(running.root).socket, 10)
+        body = b'{"image": 7}'
+        sock.sendall(
+            b"POST /v1/pull HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        answer = sock.recv(4096)
+        sock.close()
+    assert b"400" in answer.split(b"\r\n")[0]
+    assert b"malformed request: image" in answer
+
+
+def test_a_socket_path_may_be_long(tmp_root: Path) -> None:
+    root = tmp_root / ("x" * 120)
+    with agent(root) as running:
+        assert running.client.models() == []

@@ -1,0 +1,278 @@
+"""Sources that stall, lie, cut short, refuse or slow down; many pulls at once; what one node fetches only once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_agent.fetch.engine import EngineOptions
+from cache_agent.fetch.planner import (
+    BUNDLE_BYTES,
+    SourceView,
+    choose_source,
+    choose_track,
+    plan_tracks,
+    unique_files,
+)
+from cache_agent.fetch.pull import Pull, PullRequest
+from cache_agent.fetch.throttle import Throttle
+from cache_agent.node import Node
+from cache_agent.sources.image import ImageSource
+from cache_agent.sources.source import Source
+from cache_agent.store.values import Holder
+from modelimage.digest import Digest
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    InUse,
+    NotFound,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.record import CHUNK_SIZE, RecordFile, Role
+from modelimage.reference import parse_image
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel
+from tests.cache_agent import faults
+from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
+from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.test_pull import files_of
+
+Fault = Callable[[ImageReader], ImageReader]
+QUICK = EngineOptions(streams=3, stall_seconds=0.2)
+
+
+def both(first: Fault) -> Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]:
+    """A faulty source before a good one."""
+
+    def sources(resolved: ResolvedModel, reader: ImageReader, repository: str) -> Sequence[Source]:
+        return [
+            ImageSource(first(reader), resolved.record, resolved.layers, "faulty"),
+            ImageSource(reader, resolved.record, resolved.layers, "good"),
+        ]
+
+    return sources
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.Lying, faults.Truncating, faults.Stalling, faults.Empty, faults.Refusing,
+     lambda inner: faults.RateLimiting(inner, 1000, retry_after=30)],
+    ids=["lying", "truncating", "stalling", "empty", "refusing", "rate limiting"],
+)  # fmt: skip
+def test_a_faulty_source_costs_time_but_no_byte(open_node: NodeFactory, fault: Fault) -> None:
+    image, _, contents = simple_image(weights=[60_000, 5000])
+    node = open_node({"reg.test/m": image}, engine=QUICK, sources=both(fault))
+    handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
+    result = handle.result(60)
+    assert result is not None
+    assert files_of(result.path) == contents
+    assert "good" in {name for _, name, _ in handle.snapshot().by_source}
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [(faults.Lying, DigestMismatch), (faults.Truncating, Unreachable), (faults.Stalling, Unreachable),
+     (faults.Empty, NotFound), (faults.Refusing, AccessDenied)],
+    ids=["lying", "truncating", "stalling", "empty", "refusing"],
+)  # fmt: skip
+def test_when_the_only_source_is_faulty_the_pull_says_how(
+    open_node: NodeFactory, fault: Fault, error: type[WeightyardError]
+) -> None:
+    image, _, contents = simple_image(weights=[60_000])
+    node = open_node({"reg.test/m": fault(image)}, engine=QUICK)
+    with pytest.raises(error):
+        pull(node)
+    open_node.images["reg.test/m"] = image
+    assert files_of(pull(node).path) == contents
+
+
+def test_a_source_that_asks_to_slow_down_is_waited_for(open_node: NodeFactory) -> None:
+    image, _, contents = simple_image(weights=[60_000])
+    node = open_node({"reg.test/m": faults.RateLimiting(image, 6)})
+    assert files_of(pull(node).path) == contents
+
+
+def test_many_pulls_of_one_model_fetch_each_byte_once(open_node: NodeFactory) -> None:
+    image, record, contents = simple_image(weights=[CHUNK_SIZE + 9, 40_000])
+    gate = faults.Gate(image)
+    node = open_node({"reg.test/m": gate})
+    handles = [node.pull(PullRequest(parse_image("reg.test/m:v1"))) for _ in range(8)]
+    assert gate.reached.wait(30)
+    gate.opened.set()
+    results = [handle.result(60) for handle in handles]
+    assert len({result.path for result in results if result}) == 1
+    assert files_of(results[0].path) == contents if results[0] else False
+    layers = {layer.digest: layer.size for layer in record.layers}
+    assert image.fetched() <= sum(layers.values())
+
+
+def test_models_that_share_a_file_wait_for_the_one_that_fetches_it(open_node: NodeFactory) -> None:
+    shared = {"shared.safetensors": noise(50_000, 5)}
+    one, blobs = make_record([shared, {"a.safetensors": noise(3000, 6)}], source="one")
+    two, more = make_record([shared, {"b.safetensors": noise(3000, 7)}], source="two")
+    image = MemoryImage.of([one], {**blobs, **more}, "one")
+    second = MemoryImage.of([two], image.blobs, "two")
+    image.manifests.update(second.manifests)
+    image.names.update(second.names)
+    image.blobs.update(second.blobs)
+    gate = faults.Gate(image)
+    node = open_node({"reg.test/m": gate})
+    handles = [node.pull(PullRequest(parse_image(f"reg.test/m:{tag}"))) for tag in ("one", "two")]
+    assert gate.reached.wait(30)
+    gate.opened.set()
+    assert all(handle.result(60) for handle in handles)
+    layer = next(f.layer for f in one.files if f.path == "shared.safetensors")
+    asked = [r for digest, r in image.requests if digest == layer]
+    assert sum(map(len, asked)) == 50_000
+
+
+def test_when_the_pull_that_fetches_fails_the_one_that_waits_takes_over(
+    open_node: NodeFactory,
+) -> None:
+    image, _, contents = simple_image(weights=[60_000])
+    gate = faults.Gate(image)
+    node = open_node({"reg.test/m": gate})
+    first = node.pull(PullRequest(parse_image("reg.test/m:v1")))
+    assert gate.reached.wait(30)
+    second = node.pull(PullRequest(parse_image("reg.test/m:v1")))
+    first.cancel()
+    gate.opened.set()
+    result = second.result(60)
+    assert result is not None
+    assert files_of(result.path) == contents
+
+
+def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory) -> None:
+    images = {}
+    keys: list[Digest] = []
+    for number in range(3):
+        image, record, _ = simple_image(weights=[2000], seed=number)
+        images[f"reg.test/m{number}"] = image
+        keys.append(record.key)
+    node = open_node(images)
+    for name in images:
+        pull(node, f"{name}:v1")
+    stop = threading.Event()
+    broken: list[str] = []
+    leased = threading.Semaphore(0)
+
+    def user(number: int) -> None:
+        key, holder = keys[number % 3], Holder.parse(f"pod:{number}")
+        while not stop.is_set():
+            try:
+                lease = node.store.lease(key, holder)
+            except NotFound:
+                continue
+            leased.release()
+            path = node.store.paths.model(key) / "model-00000.safetensors"
+            if not path.exists():
+                broken.append(f"{key} vanished under a lease")
+            node.store.release(lease.id)
+
+    threads = [threading.Thread(target=user, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    try:
+        evicted = 0
+        for round_ in range(60):
+            try:
+                node.store.remove(keys[round_ % 3])
+                evicted += 1
+            except (InUse, NotFound):
+                continue
+            pull(node, f"reg.test/m{round_ % 3}:v1")
+        assert leased.acquire(timeout=30)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert broken == []
+
+
+def test_a_throttle_keeps_its_rate_over_any_reads() -> None:
+    now = [100.0]
+    throttle = Throttle(1000.0, lambda: now[0])
+    total = 0
+    for size in (100, 700, 1, 2500, 50, 1300):
+        total += size
+        now[0] += throttle.take(size)
+    assert total / (now[0] - 100.0) <= 1000.0 * 1.01
+    assert Throttle(0.0, lambda: 0.0).take(10**9) == 0.0
+
+
+digests = st.integers(0, 5).map(lambda n: Digest.of(b"layer %d" % n))
+
+
+@st.composite
+def record_files(draw: st.DrawFn) -> list[RecordFile]:
+    count = draw(st.integers(0, 8))
+    made = []
+    for number in range(count):
+        size = draw(st.sampled_from([0, 1, 5000, CHUNK_SIZE - 1, CHUNK_SIZE, 3 * CHUNK_SIZE + 7]))
+        chunks = tuple("0" * 64 for _ in range(-(-size // CHUNK_SIZE)))
+        name = Digest.of(b"file %d" % draw(st.integers(0, 9)))
+        made.append(RecordFile(f"f{number}", size, name, Role.WEIGHT, draw(digests), chunks))
+    return made
+
+
+@given(files=record_files(), data=st.data())
+def test_tracks_cover_exactly_what_is_missing_in_layer_order(
+    files: list[RecordFile], data: st.DataObject
+) -> None:
+    files = unique_files(files)
+    missing = {
+        f.digest: data.draw(st.sets(st.sampled_from(range(f.chunk_count())))) if f.size else set()
+        for f in files
+    }
+    tracks = plan_tracks(files, missing)
+    pieces = [p for track in tracks for span in track for p in span.pieces]
+    assert sorted((p.file.digest, p.index) for p in pieces) == sorted(
+        (digest, index) for digest, indices in missing.items() for index in indices
+    )
+    order = [f.path for f in files]
+    for track in tracks:
+        for span in track:
+            assert len({p.file.layer for p in span.pieces}) == 1
+            assert [order.index(p.file.path) for p in span.pieces] == sorted(
+                order.index(p.file.path) for p in span.pieces
+            )
+            assert span.size <= BUNDLE_BYTES
+
+
+@given(
+    waiting=st.lists(st.integers(0, 3), max_size=6),
+    last=st.none() | st.integers(0, 5),
+    data=st.data(),
+)
+def test_a_free_worker_gets_a_track_whenever_one_waits(
+    waiting: list[int], last: int | None, data: st.DataObject
+) -> None:
+    workers = [data.draw(st.integers(0, 2)) for _ in waiting]
+    last = last if last is not None and last < len(waiting) else None
+    chosen = choose_track(waiting, workers, last)
+    assert (chosen is None) == (not any(waiting))
+    if chosen is not None:
+        assert waiting[chosen] > 0
+
+
+def test_the_source_that_failed_least_is_asked_and_a_resting_one_is_waited_for() -> None:
+    good, failed = SourceView(0.0, False, 0), SourceView(0.0, False, 2)
+    assert choose_source([failed, good], 5.0) == 1
+    assert choose_source([SourceView(9.0, False, 0), failed], 5.0) == 1
+    assert choose_source([SourceView(9.0, False, 0), SourceView(7.0, False, 1)], 5.0) == 7.0
+    assert choose_source([SourceView(0.0, True, 0)], 5.0) is None
+
+
+def test_a_node_that_closes_ends_its_pulls(open_node: NodeFactory) -> None:
+    image, _, _ = simple_image(weights=[60_000])
+    stalling = faults.Stalling(image)
+    node: Node = open_node({"reg.test/m": stalling}, engine=EngineOptions(streams=2))
+    handle: Pull = node.pull(PullRequest(parse_image("reg.test/m:v1")))
+    node.close()
+    with pytest.raises(WeightyardError):
+        handle.result(10)
