@@ -13,7 +13,7 @@ from typing import Final
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
-DEFAULT_CHUNK: Final = 128 * MIB
+DEFAULT_CHUNK: Final = 64 * MIB
 
 
 class UploadStyle(Enum):
