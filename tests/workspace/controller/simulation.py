@@ -1,0 +1,323 @@
+"""A small cluster around the fake API: a registry, a scheduler with GPUs, kubelets that fetch, a Deployment controller.
+
+Each part does one step when told to, so a test decides how they interleave.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelimage.errors import Unreachable, WeightyardError
+from tests.workspace import samples
+from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
+from workspace.controller.observed import Action, Apply, Decision, Observed
+from workspace.controller.reconcile import OWN_KINDS, reconcile, workspace_of
+from workspace.render import names
+from workspace.render.kubernetes import Surroundings
+from workspace.render.release import Resolved
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+NAMESPACE, NAME = "team-a", "chat"
+GPU = "nvidia.com/gpu"
+
+
+class Crash(Exception):
+    """The controller's process ends between two calls."""
+
+
+@dataclass
+class Cluster:
+    """`held` is what each node's agent has, by image; `registry_up` false makes the registry unreachable."""
+
+    api: FakeApi = field(default_factory=FakeApi)
+    held: dict[str, set[str]] = field(default_factory=dict)
+    registry_up: bool = True
+    tags: dict[str, str] = field(default_factory=dict)
+    wanted: int | None = None
+    labels_nodes: bool = False
+    asked: int = 0
+    _numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    # What people do
+
+    def create_workspace(self, **spec: Any) -> None:
+        document = samples.document(NAME, namespace=NAMESPACE, **spec)
+        self.api.create(document)
+
+    def change_spec(self, **parts: Any) -> None:
+        def change(document: Json) -> None:
+            for name, value in parts.items():
+                document["spec"].pop(name, None)
+                if value is not None:
+                    document["spec"][name] = value
+
+        self.api.update("Workspace", NAMESPACE, NAME, change)
+
+    def add_node(self, name: str, *, gpus: int = 1) -> None:
+        self.held.setdefault(name, set())
+        self.api.create(
+            {
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {}}, "spec": {},
+                "status": {
+                    "allocatable": {GPU: str(gpus)},
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                },
+            }
+        )  # fmt: skip
+
+    def remove_node(self, name: str) -> None:
+        self.api.delete("Node", "", name)
+        self.held.pop(name)
+        for pod in self.api.list("Pod"):
+            if pod["spec"].get("nodeName") == name:
+                self.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
+
+    # The controller
+
+    def observe(self) -> Observed:
+        objects = [
+            each
+            for kind in OWN_KINDS
+            for each in self.api.list(kind, NAMESPACE)
+            if each["metadata"].get("labels", {}).get(names.WORKSPACE) == NAME
+            or each["metadata"]["name"] in (NAME, names.activator(NAME), names.server_service(NAME))
+        ]
+        return Observed(
+            document=self.api.get("Workspace", NAMESPACE, NAME),
+            objects=tuple(objects),
+            nodes=tuple(self.api.list("Node")),
+            now="2026-01-01T00:00:00Z",
+            surroundings=Surroundings(),
+            wanted=self.wanted,
+            groups=frozenset({"keda.sh"}),
+        )
+
+    def decide(self) -> Decision:
+        observed = self.observe()
+        decision = reconcile(observed)
+        if decision.ask_registry:
+            self.asked += 1
+            workspace = workspace_of(observed.document)
+            observed = Observed(**{**_fields(observed), "resolved": self._resolve(workspace)})
+            decision = reconcile(observed)
+        return decision
+
+    def reconcile(
+        self, *, crash_after: int | None = None, conflict_at: int | None = None
+    ) -> Decision:
+        """One pass; with faults, only a part of it gets carried out."""
+        decision = self.decide()
+        steps: list[Action | Json] = [*decision.actions]
+        if decision.status is not None:
+            steps.append(decision.status)
+        for number, step in enumerate(steps):
+            if number == crash_after:
+                raise Crash
+            if number == conflict_at:
+                raise Conflict("try again")
+            self._carry_out(step)
+        return decision
+
+    def _carry_out(self, step: Action | Json) -> None:
+        if isinstance(step, dict):
+            document = {**samples.document(NAME, namespace=NAMESPACE), "status": step}
+            self.api.apply(document, manager=names.MANAGER, status=True)
+        elif isinstance(step, Apply):
+            self.api.apply(step.document, manager=names.MANAGER)
+        else:
+            try:
+                self.api.delete(step.reference.kind, NAMESPACE, step.reference.name, uid=step.uid)
+            except Missing:
+                return  # went by itself
+
+    def _resolve(self, workspace: Workspace) -> Resolved | WeightyardError:
+        if not self.registry_up:
+            return Unreachable("the registry doesn't answer", hint="Wait.")
+        image = workspace.spec.model.image or ""
+        return samples.resolved(workspace, samples.pinned(self.tags.get(image, image)))
+
+    # The rest of the cluster
+
+    def servers(self) -> list[Json]:
+        return self.api.list("Pod", NAMESPACE, names.selector(NAME, names.SERVER))
+
+    def ready_servers(self) -> list[Json]:
+        return [pod for pod in self.servers() if _ready(pod)]
+
+    def step(self) -> None:
+        """One step of everything but the controller."""
+        self.run_deployments()
+        self.schedule()
+        self.run_kubelets()
+        if self.labels_nodes:
+            self.label_nodes()
+
+    def run_deployments(self) -> None:
+        """Rolling updates with one extra pod and none missing, one step a call."""
+        names_left = {each["metadata"]["name"] for each in self.api.list("Deployment", NAMESPACE)}
+        for pod in self.api.list("Pod", NAMESPACE):
+            owner = pod["metadata"].get("annotations", {}).get("deployment")
+            if owner is not None and owner not in names_left:
+                self.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
+        for deployment in self.api.list("Deployment", NAMESPACE):
+            self._run_deployment(deployment)
+
+    def _run_deployment(self, deployment: Json) -> None:
+        name, spec = deployment["metadata"]["name"], deployment["spec"]
+        hashed = str(
+            hash(repr(spec["template"]["spec"]) + repr(spec["template"]["metadata"]["labels"]))
+        )
+        pods = [
+            pod for pod in self.api.list("Pod", NAMESPACE)
+            if pod["metadata"].get("annotations", {}).get("deployment") == name
+        ]  # fmt: skip
+        new = [pod for pod in pods if pod["metadata"]["annotations"]["template"] == hashed]
+        old = [pod for pod in pods if pod not in new]
+        count = spec["replicas"]
+        if len(new) < count and len(pods) < count + (1 if old else 0):
+            self._start_pod(name, spec["template"], hashed)
+        elif len(new) > count:
+            self.api.delete("Pod", NAMESPACE, min(new, key=_ready)["metadata"]["name"])
+        else:
+            ready = sum(map(_ready, pods))
+            for pod in old:
+                if not _ready(pod) or ready > count or count == 0:
+                    self.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
+                    break
+
+    def _start_pod(self, deployment: str, template: Json, hashed: str) -> None:
+        self.api.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{deployment}-{next(self._numbers)}",
+                    "namespace": NAMESPACE,
+                    "labels": template["metadata"]["labels"],
+                    "annotations": {"deployment": deployment, "template": hashed},
+                },
+                "spec": template["spec"],
+            }
+        )
+
+    def schedule(self) -> None:
+        """Give each waiting pod a node with room, warm ones first."""
+        for pod in self.api.list("Pod", NAMESPACE):
+            if pod["spec"].get("nodeName"):
+                continue
+            found = self._place(pod)
+            if found is None:
+                self._status(pod, {"phase": "Pending", "conditions": [
+                    {"type": "PodScheduled", "status": "False", "message": "0 nodes have nvidia.com/gpu"}
+                ]})  # fmt: skip
+            else:
+
+                def bind(document: Json, node: str = found) -> None:
+                    document["spec"]["nodeName"] = node
+                    document["status"] = {"phase": "Pending", "conditions": [
+                        {"type": "PodScheduled", "status": "True"}
+                    ]}  # fmt: skip
+
+                self.api.update(
+                    "Pod", NAMESPACE, pod["metadata"]["name"], bind, manager="scheduler"
+                )
+
+    def _place(self, pod: Json) -> str | None:
+        wanted = _gpus(pod)
+        terms = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+        required = terms.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get(
+            "nodeSelectorTerms", ()
+        )
+        possible = []
+        for node in self.api.list("Node"):
+            name, labels = node["metadata"]["name"], node["metadata"].get("labels") or {}
+            used = sum(_gpus(p) for p in self.api.list("Pod") if p["spec"].get("nodeName") == name)
+            fields = [f["values"] for term in required for f in term.get("matchFields", ())]
+            expressions = [e for term in required for e in term.get("matchExpressions", ())]
+            fits = all(name in values for values in fields)
+            fits = fits and all(labels.get(e["key"]) in e["values"] for e in expressions)
+            if fits and used + wanted <= int(node["status"]["allocatable"][GPU]):
+                possible.append(name)
+        image = _image(pod)
+        return min(possible, key=lambda name: (image not in self.held[name], name), default=None)
+
+    def run_kubelets(self) -> None:
+        """Fetch, then mount and start: a pod's first step on a cold node brings the model, its second starts it."""
+        for pod in self.api.list("Pod", NAMESPACE):
+            node = pod["spec"].get("nodeName")
+            if node is None or node not in self.held:
+                continue
+            image = _image(pod)
+            if image and image not in self.held[node]:
+                self.held[node].add(image)
+            elif not _ready(pod):
+                self._status(pod, {
+                    "phase": "Running",
+                    "conditions": [
+                        {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}
+                    ],
+                    "containerStatuses": [{"name": "any", "ready": True, "state": {"running": {}}}],
+                })  # fmt: skip
+
+    def label_nodes(self) -> None:
+        """What the cache's own controller does: a label for each model that a node holds."""
+        for node in self.api.list("Node"):
+            name = node["metadata"]["name"]
+            known = {
+                each["data"]["image"]: each["data"]["key"].partition(":")[2][:12]
+                for each in self.api.list("ControllerRevision")
+            }
+            labels = {
+                f"cache.weightyard.dev/m.{key}": "ready"
+                for image, key in known.items() if image in self.held[name]
+            }  # fmt: skip
+            self.api.update(
+                "Node", "", name, lambda d, new=labels: d["metadata"].update(labels=new)
+            )
+
+    def _status(self, pod: Json, status: Json) -> None:
+        self.api.update(
+            "Pod",
+            NAMESPACE,
+            pod["metadata"]["name"],
+            lambda d: d.update(status=status),
+            manager="kubelet",
+        )
+
+    def settle(self, *, rounds: int = 80) -> int:
+        """Let everything run until nothing changes any more; returns how many rounds that took."""
+        for number in range(rounds):
+            before = len(self.api.writes)
+            self.reconcile()
+            self.step()
+            if len(self.api.writes) == before:
+                return number
+        raise AssertionError(f"no fixed point in {rounds} rounds; last: {self.api.writes[-6:]}")
+
+
+def _fields(observed: Observed) -> dict[str, Any]:
+    return {name: getattr(observed, name) for name in Observed.__dataclass_fields__}
+
+
+def _ready(pod: Json) -> bool:
+    return any(
+        each["type"] == "Ready" and each["status"] == "True"
+        for each in pod.get("status", {}).get("conditions", ())
+    )
+
+
+def _gpus(pod: Json) -> int:
+    return sum(
+        int(c.get("resources", {}).get("requests", {}).get(GPU, 0))
+        for c in pod["spec"]["containers"]
+    )
+
+
+def _image(pod: Json) -> str | None:
+    volumes = pod["spec"].get("volumes", ())
+    return next(
+        (v["csi"]["volumeAttributes"]["image"] for v in volumes if v["name"] == "model"), None
+    )

@@ -1,0 +1,82 @@
+"""Where a version stands in the cluster: nodes it could run on, nodes that hold it, servers that run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from workspace.controller.nodes import Node, choose_warm, eligible
+from workspace.controller.observed import Observed, has_labels, is_mounted, is_ready, node_of
+from workspace.controller.revisions import Revision
+from workspace.render import names
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A version's state. `chosen` are the nodes that should hold it, `warm` those that do."""
+
+    eligible: tuple[str, ...]
+    chosen: tuple[str, ...]
+    warm: frozenset[str]
+    labelled: frozenset[str]
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether all nodes that should hold the version do; where there is no node, nothing can be waited for."""
+        return set(self.chosen) <= self.warm
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name in self.chosen if name not in self.warm]
+
+
+def standing(
+    workspace: Workspace, revision: Revision, observed: Observed, *, replicas: int
+) -> Standing:
+    """Where a version stands, when so many replicas are wanted of it.
+
+    A node is wanted warm for each replica that isn't ready yet, beside those where servers of it run.
+    """
+    nodes = [Node.of(each) for each in observed.nodes]
+    label = names.node_label(revision.key)
+    possible = eligible(nodes, workspace.spec.resources, gpus=revision.gpus)
+    servers, warming = observed.pods(names.SERVER), observed.pods(names.PREWARM)
+    serving = _nodes_with(servers, revision)
+    _, ready_count = server_count(observed, revision)
+    usable = {node.name for node in possible}
+    labelled = {node.name for node in nodes if node.holds(label)} & usable
+    chosen = choose_warm(
+        possible,
+        max(1, len(serving & usable) + max(0, replicas - ready_count)),
+        label=label,
+        preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
+    )
+    return Standing(
+        eligible=tuple(node.name for node in possible),
+        chosen=tuple(node.name for node in chosen),
+        warm=frozenset(labelled | (serving | _nodes_with(warming, revision)) & usable),
+        labelled=frozenset(labelled),
+    )
+
+
+def _nodes_with(pods: list[Json], revision: Revision) -> set[str]:
+    """Nodes where pods of a version have their volumes."""
+    wanted = {names.REVISION: revision.id}
+    return _nodes_of([pod for pod in pods if has_labels(pod, wanted) and is_mounted(pod)])
+
+
+def _nodes_of(pods: list[Json]) -> set[str]:
+    return {name for pod in pods if (name := node_of(pod)) is not None}
+
+
+def server_count(observed: Observed, revision: Revision | None = None) -> tuple[int, int]:
+    """The Workspace's servers, and how many of them are ready; of one version, if given."""
+    pods = [
+        pod
+        for pod in observed.pods(names.SERVER)
+        if revision is None or has_labels(pod, {names.REVISION: revision.id})
+    ]
+    return len(pods), sum(map(is_ready, pods))

@@ -1,0 +1,69 @@
+"""What is so, in the five conditions of a Workspace, each with a reason and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from modelimage.errors import WeightyardError
+
+Json = dict[str, Any]
+
+MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, READY = (
+    "ModelResolved",
+    "Cached",
+    "Scheduled",
+    "Available",
+    "Ready",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition; `ok` None is Unknown."""
+
+    type: str
+    ok: bool | None
+    reason: str
+    message: str
+
+    @property
+    def status(self) -> str:
+        return "Unknown" if self.ok is None else str(self.ok)
+
+
+def merge(
+    previous: Iterable[Json], current: Iterable[Condition], *, generation: int, now: str
+) -> list[Json]:
+    """Conditions as the status holds them; a time changes only where a status does."""
+    before = {each["type"]: each for each in previous}
+    merged = []
+    for each in current:
+        old = before.get(each.type, {})
+        since = old.get("lastTransitionTime", now) if old.get("status") == each.status else now
+        merged.append(
+            {
+                "type": each.type,
+                "status": each.status,
+                "reason": each.reason,
+                "message": each.message,
+                "observedGeneration": generation,
+                "lastTransitionTime": since,
+            }
+        )
+    return merged
+
+
+def ready(parts: Iterable[Condition], *, done: Condition) -> Condition:
+    """Ready is `done`, unless one of the others says no: then it is that one's reason."""
+    for each in parts:
+        if each.ok is not True:
+            return Condition(READY, each.ok, each.reason, each.message)
+    return done
+
+
+def failed(kind: str, error: WeightyardError) -> Condition:
+    """An error as a condition: its class is the reason, and its hint what to do."""
+    message = f"{error.message}. {error.hint}" if error.hint else error.message
+    return Condition(kind, False, type(error).__name__, message)

@@ -1,0 +1,155 @@
+"""Which nodes a Workspace may use, what accelerators they have, and which of them to warm.
+
+Pure readings of Node objects. GPU models come from the labels that NVIDIA's GPU feature discovery and AMD's node
+labeller write; a Workspace that names its GPU itself needs neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modelimage.errors import InvalidInput
+from workspace.controller.observed import condition
+from workspace.hardware import Gpu, Hardware, asked_hardware, find_gpu
+from workspace.render import names
+from workspace.render.pod import gpu_resource, tolerations
+from workspace.schema import Resources, Vendor, parse_quantity
+
+Json = dict[str, Any]
+
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What is read of a Node."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Json, ...]
+    allocatable: Mapping[str, str]
+    usable: bool
+
+    @classmethod
+    def of(cls, document: Json) -> Node:
+        spec, status = document.get("spec") or {}, document.get("status") or {}
+        ready = condition(document, "Ready").get("status") == "True"
+        return cls(
+            name=document["metadata"]["name"],
+            labels=document["metadata"].get("labels") or {},
+            taints=tuple(spec.get("taints") or ()),
+            allocatable=status.get("allocatable") or {},
+            usable=ready and not spec.get("unschedulable", False),
+        )
+
+    def count(self, resource: str) -> int:
+        """How many of an extended resource pods can have here."""
+        text = str(self.allocatable.get(resource, "0"))
+        return int(text) if text.isdigit() else 0
+
+    def holds(self, label: str) -> bool:
+        return self.labels.get(label) == names.READY
+
+
+def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[Node]:
+    """Nodes that a replica with so many GPUs could run on, by name."""
+    accepted = tolerations(resources, gpus=gpus)
+    return sorted(
+        (
+            node
+            for node in nodes
+            if node.usable
+            and all(node.labels.get(k) == v for k, v in resources.node_selector.items())
+            and all(_tolerated(taint, accepted) for taint in node.taints)
+            and (not gpus or node.count(gpu_resource(resources)) >= gpus)
+        ),
+        key=lambda node: node.name,
+    )
+
+
+def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
+    """What a replica gets: what the spec says, else the weakest GPU among the nodes it could run on.
+
+    Raises InvalidInput when neither tells.
+    """
+    says = resources.gpu or resources.gpu_memory or resources.mig_profile or resources.gpus == 0
+    if says:
+        return asked_hardware(resources)
+    least = resources.gpus or 1
+    found = [
+        (gpu, node.count(gpu_resource(resources)))
+        for node in eligible(nodes, resources, gpus=least)
+        if (gpu := _gpu(node, resources.vendor)) is not None
+    ]
+    if not found:
+        raise InvalidInput(
+            f"no usable node says which {resources.vendor.value} GPU it has",
+            hint="Set spec.resources.gpu (such as L4) or gpuMemory, or install the vendor's feature discovery.",
+        )
+    weakest = min((gpu for gpu, _ in found), key=lambda gpu: (gpu.memory_bytes, gpu.capability))
+    return Hardware(weakest, resources.gpus or min(count for _, count in found))
+
+
+def choose_warm(
+    candidates: Sequence[Node], count: int, *, label: str, preference: Sequence[set[str]]
+) -> list[Node]:
+    """The nodes that should hold a model: those of the first set of names, then of the next; else spread by a hash."""
+
+    def rank(node: Node) -> tuple[int, bytes]:
+        place = next(
+            (i for i, found in enumerate(preference) if node.name in found), len(preference)
+        )
+        return place, hashlib.sha256(f"{label}/{node.name}".encode()).digest()
+
+    return sorted(candidates, key=rank)[:count]
+
+
+def _gpu(node: Node, vendor: Vendor) -> Gpu | None:
+    labels = node.labels
+    if vendor is Vendor.NVIDIA:
+        return _nvidia(labels)
+    if vendor is Vendor.AMD:
+        memory, name = labels.get("amd.com/gpu.vram"), labels.get("amd.com/gpu.product-name", "AMD")
+        known = find_gpu(name)
+        if memory:
+            return Gpu(name, _bytes(f"{memory}i" if memory.endswith("G") else memory), 0, vendor)
+        return known
+    return None
+
+
+def _nvidia(labels: Mapping[str, str]) -> Gpu | None:
+    product = labels.get("nvidia.com/gpu.product", "")
+    memory = labels.get("nvidia.com/gpu.memory", "")
+    known = find_gpu(product) if product else None
+    if not memory.isdigit():
+        return known
+    major, minor = (labels.get(f"nvidia.com/gpu.compute.{part}", "") for part in ("major", "minor"))
+    told = major.isdigit() and minor.isdigit()
+    capability = int(major) * 10 + int(minor) if told else known.capability if known else 0
+    return Gpu(product or "NVIDIA GPU", int(memory) * _MIB, capability)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_quantity(text)
+    except ValueError as error:
+        raise InvalidInput(f"a node's label says its GPU has {text!r} of memory") from error
+
+
+def _tolerated(taint: Json, accepted: Iterable[Json]) -> bool:
+    if taint.get("effect") == "PreferNoSchedule":
+        return True
+    return any(_tolerates(each, taint) for each in accepted)
+
+
+def _tolerates(toleration: Json, taint: Json) -> bool:
+    if toleration.get("effect") not in (None, taint.get("effect")):
+        return False
+    if toleration.get("key") not in (None, taint.get("key")):
+        return False
+    if toleration.get("operator") == "Exists":
+        return True
+    return "key" in toleration and toleration.get("value") == taint.get("value")

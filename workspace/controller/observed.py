@@ -1,0 +1,134 @@
+"""What reconcile looks at, and what it answers: values only.
+
+Objects stay the plain documents that the API server gives; the few facts that are read often have names here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from modelimage.errors import WeightyardError
+from workspace.render import names
+from workspace.render.kubernetes import Surroundings
+from workspace.render.release import Resolved
+
+Json = dict[str, Any]
+
+KEDA_GROUP: Final = "keda.sh"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One object of the Workspace's namespace."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything known at one moment.
+
+    `objects` are those of the namespace that carry the Workspace's label or a name that it needs, pods included.
+    `resolved` is what the registry answered, or its error; None when it wasn't asked. `wanted` is the scaler's number
+    of replicas; None where nothing scales or it doesn't know yet. `now` is RFC 3339.
+    """
+
+    document: Json
+    objects: tuple[Json, ...]
+    nodes: tuple[Json, ...]
+    now: str
+    surroundings: Surroundings
+    resolved: Resolved | WeightyardError | None = None
+    wanted: int | None = None
+    groups: frozenset[str] = frozenset()
+
+    @property
+    def uid(self) -> str:
+        return str(self.document["metadata"]["uid"])
+
+    def find(self, kind: str, name: str) -> Json | None:
+        """One object; None when it isn't there."""
+        for each in self.objects:
+            if each["kind"] == kind and each["metadata"]["name"] == name:
+                return each
+        return None
+
+    def pods(self, role: str) -> list[Json]:
+        """The Workspace's own pods of a role that aren't on their way out, by name."""
+        name = self.document["metadata"]["name"]
+        found = [
+            each
+            for each in self.objects
+            if each["kind"] == "Pod"
+            and has_labels(each, names.selector(name, role))
+            and "deletionTimestamp" not in each["metadata"]
+        ]
+        return sorted(found, key=lambda each: str(each["metadata"]["name"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply of one object, by our field manager."""
+
+    document: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete one object, if it is still the one that was seen."""
+
+    reference: Reference
+    uid: str
+
+
+Action = Apply | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do. `status` None leaves it as it is; `ask_registry` wants `resolved` and another call."""
+
+    actions: tuple[Action, ...] = ()
+    status: Json | None = None
+    ask_registry: bool = False
+
+
+def has_labels(document: Json, wanted: Mapping[str, str]) -> bool:
+    labels = document["metadata"].get("labels") or {}
+    return all(labels.get(name) == value for name, value in wanted.items())
+
+
+def is_owned(document: Json, uid: str) -> bool:
+    """Whether an object says that the Workspace of this uid controls it."""
+    owners: Iterable[Json] = document["metadata"].get("ownerReferences") or ()
+    return any(each.get("uid") == uid and each.get("controller") for each in owners)
+
+
+def reference(document: Json) -> Reference:
+    return Reference(str(document["kind"]), str(document["metadata"]["name"]))
+
+
+def condition(document: Json, kind: str) -> Json:
+    """A condition of any object's status; empty when it has none of that type."""
+    found: Iterable[Json] = (document.get("status") or {}).get("conditions") or ()
+    return next((each for each in found if each.get("type") == kind), {})
+
+
+def is_ready(pod: Json) -> bool:
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def is_mounted(pod: Json) -> bool:
+    """Whether a pod's volumes are there: a container starts, or fails to, only afterwards."""
+    states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()
+    return any(
+        each.get("restartCount") or {"running", "terminated"} & set(each.get("state") or ())
+        for each in states
+    )
+
+
+def node_of(pod: Json) -> str | None:
+    return (pod.get("spec") or {}).get("nodeName")

@@ -1,0 +1,69 @@
+"""Pods that bring a version to a node before any GPU is held: the same volume, the same image, no GPU, no work.
+
+One mechanism for public and private models alike: the pod is in the Workspace's namespace, so its pull secret is too,
+and an owner reference cleans up. Its image is the server's, so that is pulled ahead as well, and its volume is a lease
+on the model until the server has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from workspace.controller.revisions import Revision
+from workspace.render import names
+from workspace.render.kubernetes import meta
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+def pod_name(workspace: Workspace, revision: Revision, node: str) -> str:
+    digest = hashlib.sha256(f"{revision.name}/{node}".encode()).hexdigest()
+    return f"{workspace.name}-warm-{digest[:8]}"
+
+
+def prewarm_pod(workspace: Workspace, revision: Revision, node: str) -> Json:
+    """A pod that makes a node hold a version, for as long as it is there."""
+    spec = revision.template["spec"]
+    server = spec["containers"][0]
+    wanted = [each for each in spec["volumes"] if "csi" in each]
+    held = {each["name"] for each in wanted}
+    metadata = meta(workspace, pod_name(workspace, revision, node), names.PREWARM)
+    metadata["labels"] |= {names.REVISION: revision.id}
+    small = {"cpu": "10m", "memory": "32Mi"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {
+            "serviceAccountName": spec["serviceAccountName"],
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": spec["securityContext"],
+            "terminationGracePeriodSeconds": 1,
+            "restartPolicy": "Never",
+            "affinity": _on(node),
+            "tolerations": spec.get("tolerations", []),
+            "imagePullSecrets": spec.get("imagePullSecrets", []),
+            "containers": [
+                {
+                    "name": names.PREWARM,
+                    "image": server["image"],
+                    # An image without it fails to start, by which time the volume was mounted all the same.
+                    "command": ["sleep", "infinity"],
+                    "resources": {"requests": small, "limits": small},
+                    "securityContext": server["securityContext"],
+                    "volumeMounts": [m for m in server["volumeMounts"] if m["name"] in held],
+                }
+            ],
+            "volumes": wanted,
+        },
+    }
+
+
+def _on(node: str) -> Json:
+    """To this node, through the scheduler: naming it in the spec would skip taints and room."""
+    field = {"key": "metadata.name", "operator": "In", "values": [node]}
+    required = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}

@@ -1,0 +1,358 @@
+"""From what is observed to what to do: pure, the same answer for the same observation, so that it may run at any time.
+
+Every call decides everything anew. Nothing is remembered between calls but what the API server holds, so a crash
+between two writes is just another observation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from modelimage.errors import InvalidInput, WeightyardError
+from workspace.controller import nodes, report, revisions
+from workspace.controller.cluster_state import Standing, server_count, standing
+from workspace.controller.compare import holds, with_intent
+from workspace.controller.observed import (
+    KEDA_GROUP,
+    Action,
+    Apply,
+    Decision,
+    Delete,
+    Observed,
+    Reference,
+    has_labels,
+    is_mounted,
+    is_owned,
+    is_ready,
+    node_of,
+    reference,
+)
+from workspace.controller.prewarm import prewarm_pod
+from workspace.controller.revisions import Revision
+from workspace.hardware import Hardware
+from workspace.render import names
+from workspace.render.kubernetes import (
+    deployment,
+    has_activator,
+    surrounding_objects,
+    wanted_range,
+)
+from workspace.render.release import Resolved, plan_release, pod_place
+from workspace.schema import Autoscaler, Workspace
+
+Json = dict[str, Any]
+
+# What we may have made; nothing of another kind is ever deleted.
+OWN_KINDS: Final = (
+    "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
+    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod",
+)  # fmt: skip
+
+
+def reconcile(observed: Observed) -> Decision:
+    """What to do about one Workspace. Law: carried out, the next call on what is then observed writes nothing."""
+    if observed.document["metadata"].get("deletionTimestamp"):
+        return Decision()  # owner references take everything with it
+    try:
+        workspace = workspace_of(observed.document)
+    except InvalidInput as error:
+        status = report.invalid(observed.document, error, now=observed.now)
+        return Decision(status=_changed(observed, status))
+    return _Reconciliation(workspace, observed).decide()
+
+
+def workspace_of(document: Json) -> Workspace:
+    """The Workspace in a document of the API server, which holds more than a file does. Raises InvalidInput."""
+    metadata = document["metadata"]
+    own = {
+        name: metadata[name]
+        for name in ("name", "namespace", "labels", "annotations")
+        if name in metadata
+    }
+    try:
+        return Workspace.model_validate(
+            {
+                "apiVersion": document["apiVersion"],
+                "kind": document["kind"],
+                "metadata": own,
+                "spec": document.get("spec"),
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"{where}: {first['msg']}", hint="Correct the Workspace.") from error
+
+
+class _Reconciliation:
+    """One call's working: the parts of a decision, each found from the observation."""
+
+    def __init__(self, workspace: Workspace, observed: Observed) -> None:
+        self.workspace = workspace
+        self.observed = observed
+        self.kept = revisions.history(
+            [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
+        )
+        self.current = observed.find("Deployment", workspace.name)
+        self.target = self._target()
+        self.goal = self._goal()
+        self.standing = self._standing(self._target_or_deployed())
+        self.active = self._active()
+        self.allowed = self._allowed()
+
+    def decide(self) -> Decision:
+        wanted, conflicts = self._owned_or_conflicting(self._wanted())
+        actions = [*self._applies(wanted), *self._deletes(wanted)]
+        status = report.report(
+            report.Situation(
+                workspace=self.workspace,
+                observed=self.observed,
+                target=self.target,
+                active=self.active,
+                standing=self.standing,
+                goal=self.goal,
+                allowed=self.allowed,
+                conflicts=conflicts,
+                keda_missing=self._keda_missing(),
+            )
+        )
+        return Decision(
+            actions=tuple(actions),
+            status=_changed(self.observed, status),
+            ask_registry=self.target is None,
+        )
+
+    # Versions
+
+    def _target(self) -> Revision | WeightyardError | None:
+        """The version asked for: kept from before, or planned from what the registry says."""
+        name = revisions.revision_name(self.workspace)
+        newest = max((each.number for each in self.kept if each.name != name), default=0)
+        for each in self.kept:
+            if each.name == name:
+                return replace(each, number=each.number if each.number > newest else newest + 1)
+        resolved = self.observed.resolved
+        if not isinstance(resolved, Resolved):
+            return resolved
+        try:
+            release = plan_release(
+                self.workspace,
+                resolved,
+                hardware=self._hardware(),
+                place=pod_place(self.workspace),
+            )
+        except WeightyardError as error:
+            return error
+        return revisions.new_revision(self.workspace, release, number=newest + 1)
+
+    def _hardware(self) -> Hardware:
+        found = [nodes.Node.of(each) for each in self.observed.nodes]
+        return nodes.hardware(found, self.workspace.spec.resources)
+
+    def _deployed(self) -> Revision | None:
+        """The version that the Deployment runs now."""
+        if self.current is None:
+            return None
+        labels = self.current["spec"]["template"]["metadata"].get("labels") or {}
+        return next((each for each in self.kept if each.id == labels.get(names.REVISION)), None)
+
+    def _target_or_deployed(self) -> Revision | None:
+        return self.target if isinstance(self.target, Revision) else self._deployed()
+
+    def _standing(self, revision: Revision | None) -> Standing | None:
+        if revision is None:
+            return None
+        return standing(self.workspace, revision, self.observed, replicas=self.goal)
+
+    def _active(self) -> Revision | None:
+        """The version to run: the one asked for once it is cached, the one before until then."""
+        deployed = self._deployed()
+        if not isinstance(self.target, Revision):
+            return deployed
+        serves = self._current_replicas() > 0
+        if self.current is None or not serves or (deployed and deployed.name == self.target.name):
+            return self.target
+        ready_to_roll = self.standing is not None and self.standing.is_cached
+        return self.target if ready_to_roll else deployed
+
+    # Replicas
+
+    def _current_replicas(self) -> int:
+        return int(self.current["spec"].get("replicas", 1)) if self.current else 0
+
+    def _goal(self) -> int:
+        """How many replicas are wanted, whatever may be started yet."""
+        least, most = wanted_range(self.workspace)
+        if self._scaled_elsewhere():
+            return max(least, min(most, self._current_replicas()))
+        if self.workspace.spec.scale is None:
+            return least
+        wanted = self._current_replicas() if self.observed.wanted is None else self.observed.wanted
+        return max(least, min(most, wanted))
+
+    def _scaled_elsewhere(self) -> bool:
+        scale = self.workspace.spec.scale
+        return scale is not None and scale.by is not Autoscaler.BUILTIN
+
+    def _allowed(self) -> int:
+        """How many replicas may run now: as many as nodes are warm, and never fewer than run already."""
+        if self.active is None:
+            return 0
+        goal, current = self.goal, self._current_replicas()
+        if goal == 0 and current > 0 and has_activator(self.workspace):
+            # Requests must have somewhere to go before the last server does.
+            return 0 if self._service_role() == names.ACTIVATOR else current
+        where = standing(self.workspace, self.active, self.observed, replicas=goal)
+        if where.is_cached:
+            return goal
+        deployed = self._deployed()
+        running = current if deployed and deployed.name == self.active.name else 0
+        return min(goal, max(len(where.warm), running))
+
+    # Objects
+
+    def _wanted(self) -> list[Json]:
+        """Every object as it should be, but for those that must stay as they are."""
+        wanted = surrounding_objects(
+            self.workspace, self.observed.surroundings, role=self._wanted_role()
+        )
+        if self._keda_missing():
+            wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
+        if isinstance(self.target, Revision):
+            wanted.append(revisions.to_document(self.workspace, self.target))
+            wanted += [
+                prewarm_pod(self.workspace, self.target, node) for node in self._nodes_to_warm()
+            ]
+        if self.active is not None:
+            wanted.append(
+                deployment(
+                    self.workspace,
+                    self.active.template,
+                    replicas=self.allowed,
+                    startup_seconds=self.active.startup_seconds,
+                    surroundings=self.observed.surroundings,
+                )
+            )
+        owner = _owner(self.observed.document)
+        return [with_intent(_owned_by(each, owner)) for each in wanted]
+
+    def _keda_missing(self) -> bool:
+        scale = self.workspace.spec.scale
+        by_keda = scale is not None and scale.by is Autoscaler.KEDA
+        return by_keda and KEDA_GROUP not in self.observed.groups
+
+    def _service_role(self) -> str | None:
+        service = self.observed.find("Service", self.workspace.name)
+        return service["spec"].get("selector", {}).get(names.ROLE) if service else None
+
+    def _wanted_role(self) -> str:
+        """Who answers requests: the activator while no server does, or is about to go."""
+        if not has_activator(self.workspace):
+            return names.SERVER
+        holds_requests = any(map(is_ready, self.observed.pods(names.ACTIVATOR)))
+        _, ready_count = server_count(self.observed)
+        if ready_count == 0 or (self.goal == 0 and holds_requests):
+            return names.ACTIVATOR
+        return names.SERVER
+
+    def _nodes_to_warm(self) -> list[str]:
+        """Nodes that get a pre-warm pod: those that should hold the version asked for, until servers of it do."""
+        if not isinstance(self.target, Revision) or self.standing is None:
+            return []
+        stopped = self.goal == 0 and self.workspace.spec.scale is None
+        _, ready_count = server_count(self.observed, self.target)
+        if stopped or (self.goal > 0 and ready_count >= self.goal):
+            return []
+        serving = {
+            node_of(pod)
+            for pod in self.observed.pods(names.SERVER)
+            if is_mounted(pod) and has_labels(pod, {names.REVISION: self.target.id})
+        }
+        held = self.standing.labelled | serving
+        return [name for name in self.standing.chosen if name not in held]
+
+    # Actions
+
+    def _owned_or_conflicting(self, wanted: list[Json]) -> tuple[list[Json], tuple[str, ...]]:
+        """Leave out what would take over an object that somebody else made."""
+        ours, conflicts = [], []
+        for each in wanted:
+            found = self.observed.find(each["kind"], each["metadata"]["name"])
+            if found is None or is_owned(found, self.observed.uid):
+                ours.append(each)
+            else:
+                conflicts.append(f"{each['kind']} {each['metadata']['name']}")
+        return ours, tuple(conflicts)
+
+    def _applies(self, wanted: list[Json]) -> list[Action]:
+        return [Apply(each) for each in wanted if self._is_due(each)]
+
+    def _is_due(self, each: Json) -> bool:
+        found = self.observed.find(each["kind"], each["metadata"]["name"])
+        if found is None:
+            return True
+        if "deletionTimestamp" in found["metadata"] or each["kind"] == "Pod":
+            return False  # a pod's spec can't change; a changed one has another name
+        return not holds(found, each)
+
+    def _deletes(self, wanted: list[Json]) -> list[Action]:
+        keep = {reference(each) for each in wanted}
+        if self.active is None:
+            keep.add(Reference("Deployment", self.workspace.name))
+        if not isinstance(self.target, Revision):
+            keep |= {reference(each) for each in self.observed.objects if each["kind"] == "Pod"}
+        surplus = self._surplus_versions()
+        return [
+            Delete(reference(each), str(each["metadata"]["uid"]))
+            for each in self.observed.objects
+            if each["kind"] in OWN_KINDS
+            and is_owned(each, self.observed.uid)
+            and "deletionTimestamp" not in each["metadata"]
+            and (
+                each["metadata"]["name"] in surplus
+                if each["kind"] == "ControllerRevision"
+                else reference(each) not in keep or _is_spent(each)
+            )
+        ]
+
+    def _surplus_versions(self) -> set[str]:
+        found = (self.target, self._deployed(), self.active)
+        in_use = {each.name for each in found if isinstance(each, Revision)}
+        limit = self.workspace.spec.rollout.history + len(in_use)
+        return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
+
+
+def _is_spent(document: Json) -> bool:
+    """A pre-warm pod that ended before it had its volume, by eviction or a lost node: another one must try."""
+    if document["kind"] != "Pod":
+        return False
+    phase = (document.get("status") or {}).get("phase")
+    return phase in ("Failed", "Succeeded") and not is_mounted(document)
+
+
+def _owner(document: Json) -> Json:
+    return {
+        "apiVersion": document["apiVersion"],
+        "kind": document["kind"],
+        "name": document["metadata"]["name"],
+        "uid": document["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _owned_by(document: Json, owner: Json) -> Json:
+    return {**document, "metadata": {**document["metadata"], "ownerReferences": [owner]}}
+
+
+def _changed(observed: Observed, status: Json) -> Json | None:
+    """The status, if it says something new; a server keeps conditions in the order in which they came."""
+    return None if _by_type(observed.document.get("status") or {}) == _by_type(status) else status
+
+
+def _by_type(status: Json) -> Json:
+    found = status.get("conditions") or []
+    return {**status, "conditions": {each.get("type"): each for each in found}}

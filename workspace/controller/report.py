@@ -1,0 +1,250 @@
+"""The status of a Workspace: readings of the cluster turned into conditions and counts. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modelimage.errors import WeightyardError
+from workspace.controller import conditions
+from workspace.controller.cluster_state import Standing, server_count
+from workspace.controller.conditions import Condition
+from workspace.controller.observed import Observed, condition
+from workspace.controller.revisions import Revision
+from workspace.render import names
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What reconcile found and decided, for the report.
+
+    `target` is the version asked for, `active` the one that the Deployment is to run, `goal` how many replicas are
+    wanted and `allowed` how many may be started now.
+    """
+
+    workspace: Workspace
+    observed: Observed
+    target: Revision | WeightyardError | None
+    active: Revision | None
+    standing: Standing | None
+    goal: int
+    allowed: int
+    conflicts: tuple[str, ...]
+    keda_missing: bool
+
+
+def report(situation: Situation) -> Json:
+    """The whole status."""
+    document = situation.observed.document
+    total, ready_count = server_count(situation.observed)
+    parts = [
+        _resolved(situation),
+        _cached(situation),
+        _scheduled(situation),
+        _available(situation),
+    ]
+    found = [*parts, conditions.ready(parts, done=_done(situation))]
+    generation = int(document["metadata"].get("generation", 1))
+    before = (document.get("status") or {}).get("conditions") or ()
+    selector = names.selector(situation.workspace.name, names.SERVER)
+    return {
+        "observedGeneration": generation,
+        "conditions": conditions.merge(
+            before, found, generation=generation, now=situation.observed.now
+        ),
+        "replicas": total,
+        "readyReplicas": ready_count,
+        "selector": ",".join(f"{name}={value}" for name, value in selector.items()),
+        **_version(situation),
+    }
+
+
+def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
+    """The status of a document that can't be read: whatever runs runs on, and what was known of it stays."""
+    before: Json = document.get("status") or {}
+    kept = {each["type"]: each for each in before.get("conditions") or ()}
+    problem = conditions.failed(conditions.MODEL_RESOLVED, error)
+    parts = [problem, conditions.ready([problem], done=problem)]
+    parts += [
+        Condition(kind, None, "Unresolved", "The Workspace can't be read.")
+        for kind in (conditions.CACHED, conditions.SCHEDULED, conditions.AVAILABLE)
+        if kind not in kept
+    ]
+    generation = int(document["metadata"].get("generation", 1))
+    merged = conditions.merge(kept.values(), parts, generation=generation, now=now)
+    said = kept | {each["type"]: each for each in merged}
+    return {**before, "observedGeneration": generation, "conditions": list(said.values())}
+
+
+def _version(situation: Situation) -> Json:
+    shown = situation.target if isinstance(situation.target, Revision) else situation.active
+    standing = situation.standing
+    if shown is None or standing is None:
+        return {}
+    workspace = situation.workspace
+    return {
+        "image": shown.image,
+        "modelKey": str(shown.key),
+        "variant": shown.variant,
+        "gpus": shown.gpus,
+        **({"contextLength": shown.context} if shown.context else {}),
+        **({"notChosen": list(shown.reasons)} if shown.reasons else {}),
+        "revision": shown.number,
+        "url": f"http://{workspace.name}.{workspace.metadata.namespace}.svc",
+        "cached": f"{len(set(standing.chosen) & standing.warm)}/{len(standing.chosen)}",
+    }
+
+
+def _resolved(situation: Situation) -> Condition:
+    kind, target = conditions.MODEL_RESOLVED, situation.target
+    if isinstance(target, WeightyardError):
+        found = conditions.failed(kind, target)
+        if situation.active is None:
+            return found
+        serving = f"{found.message}. The version before serves on."
+        return Condition(kind, False, found.reason, serving)
+    if target is None:
+        return Condition(kind, None, "Resolving", "Asking the registry what the image holds.")
+    context = f", {target.context} tokens of context" if target.context else ""
+    where = f"on {target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "on CPUs"
+    return Condition(kind, True, "Pinned", f"{target.variant} {where}{context}: {target.image}")
+
+
+def _cached(situation: Situation) -> Condition:
+    kind, standing = conditions.CACHED, situation.standing
+    if standing is None:
+        return Condition(kind, None, "Unresolved", "No model to cache is known yet.")
+    if not standing.eligible:
+        return Condition(
+            kind, False, "NoNode",
+            "No ready node fits spec.resources. Replicas are asked for all the same, so that an autoscaler can add "
+            "a node; without one, add a node with this GPU or change resources, nodeSelector or tolerations.",
+        )  # fmt: skip
+    held = len(set(standing.chosen) & standing.warm)
+    if standing.is_cached:
+        return Condition(kind, True, "Warm", f"{held} of {len(standing.chosen)} nodes hold it.")
+    waiting = ", ".join(standing.missing[:5])
+    problem = _prewarm_problem(situation)
+    text = f"{held} of {len(standing.chosen)} nodes hold it; fetching on {waiting}."
+    return Condition(kind, False, "FetchFailed" if problem else "Fetching", f"{text}{problem}")
+
+
+def _prewarm_problem(situation: Situation) -> str:
+    """What keeps a pre-warm pod from its volume or image, in the kubelet's words."""
+    for pod in situation.observed.pods(names.PREWARM):
+        unscheduled = condition(pod, "PodScheduled")
+        if unscheduled.get("status") == "False":
+            return (
+                f" {pod['metadata']['name']} can't be scheduled: {unscheduled.get('message', '')}"
+            )
+        for each in (pod.get("status") or {}).get("containerStatuses") or ():
+            waiting = (each.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") in ("ImagePullBackOff", "ErrImagePull", "InvalidImageName"):
+                return f" The server's image can't be pulled: {waiting.get('message', waiting['reason'])}"
+    return ""
+
+
+def _scheduled(situation: Situation) -> Condition:
+    kind, servers = conditions.SCHEDULED, situation.observed.pods(names.SERVER)
+    if not situation.goal:
+        return Condition(kind, True, "NotNeeded", "No replica is wanted.")
+    for pod in servers:
+        if condition(pod, "PodScheduled").get("status") == "False":
+            return _unscheduled(pod, servers)
+    if situation.allowed < situation.goal:
+        return Condition(
+            kind, False, "WaitingForCache",
+            f"{situation.allowed} of {situation.goal} replicas are asked for until more nodes hold the model.",
+        )  # fmt: skip
+    if not servers:
+        return Condition(kind, None, "Starting", "Servers are being created.")
+    return Condition(kind, True, "Placed", "Every replica has a node.")
+
+
+def _unscheduled(pod: Json, servers: list[Json]) -> Condition:
+    """A pod without a node: for want of room, or because the version before it holds the room."""
+    said = condition(pod, "PodScheduled").get("message", "")
+    version = pod["metadata"]["labels"].get(names.REVISION)
+    if any(each["metadata"]["labels"].get(names.REVISION) != version for each in servers):
+        return Condition(
+            conditions.SCHEDULED, False, "NoRoomForNewVersion",
+            f"The new version has no GPU beside the old one, which serves on: {said}. Free or add a GPU; or set "
+            "replicas to 0 and back, which stops serving meanwhile.",
+        )  # fmt: skip
+    name = pod["metadata"]["name"]
+    return Condition(
+        conditions.SCHEDULED, False, "Unschedulable",
+        f"{name} has no node: {said}. Free or add a GPU, or change spec.resources.",
+    )  # fmt: skip
+
+
+def _available(situation: Situation) -> Condition:
+    kind, observed = conditions.AVAILABLE, situation.observed
+    _, ready_count = server_count(observed)
+    if ready_count:
+        return Condition(kind, True, "Serving", f"{ready_count} replicas answer.")
+    if not situation.goal:
+        scaled = situation.workspace.spec.scale is not None
+        reason, text = (
+            ("ScaledToZero", "Nothing runs; the first request starts a replica.")
+            if scaled
+            else ("Stopped", "spec.replicas is 0.")
+        )
+        return Condition(kind, scaled, reason, text)
+    crash = _crash(observed)
+    if crash:
+        return Condition(kind, False, "ServerFails", crash)
+    return Condition(kind, False, "Starting", "No replica is ready yet.")
+
+
+def _crash(observed: Observed) -> str:
+    for pod in observed.pods(names.SERVER):
+        for each in (pod.get("status") or {}).get("containerStatuses") or ():
+            last = (each.get("lastState") or {}).get("terminated")
+            if each.get("restartCount", 0) and last:
+                name = pod["metadata"]["name"]
+                why = last.get("reason", "Error")
+                return (
+                    f"{name} ended with {last.get('exitCode')} ({why}) {each['restartCount']} times; "
+                    f"see: kubectl logs -p {name}"
+                )
+    return ""
+
+
+def _done(situation: Situation) -> Condition:
+    """Whether all that was asked for runs, when no part says no."""
+    kind, target = conditions.READY, situation.target
+    if situation.conflicts:
+        text = ", ".join(situation.conflicts)
+        return Condition(
+            kind, False, "NameConflict",
+            f"These exist and aren't the Workspace's: {text}. Delete or rename them, or rename the Workspace.",
+        )  # fmt: skip
+    if situation.keda_missing:
+        return Condition(
+            kind, False, "KedaMissing",
+            "spec.scale.by is keda and the cluster has no keda.sh API. Install KEDA, or use by: builtin.",
+        )  # fmt: skip
+    revision = target if isinstance(target, Revision) else None
+    total, ready_count = server_count(situation.observed, revision)
+    everything, _ = server_count(situation.observed)
+    if everything > total:
+        return Condition(
+            kind,
+            False,
+            "RollingOut",
+            f"{ready_count} replicas run the new version; the old ones follow.",
+        )
+    if ready_count < situation.goal:
+        return Condition(
+            kind, False, "Starting", f"{ready_count} of {situation.goal} replicas are ready."
+        )
+    return Condition(
+        kind,
+        True,
+        "Ready",
+        f"{ready_count} replicas of version {revision.number if revision else 0}.",
+    )

@@ -1,0 +1,135 @@
+"""Versions of a Workspace, each kept whole in a ControllerRevision: what was asked, what it meant, the pod it became.
+
+A version is identified by what was asked, so going back to an earlier spec finds the earlier version, with the digest
+that its tag meant then, and needs no registry. Its pod template is kept as it was made: an upgrade of Weightyard
+restarts no server. The Deployment's own history can't serve, since the controller would undo an undo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from modelimage.digest import Digest
+from workspace.render import names
+from workspace.render.kubernetes import meta
+from workspace.render.pod import pod_template
+from workspace.render.release import Release
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+# The parts of a spec that make the pod; the others change nothing that runs.
+ASKED = ("model", "runtime", "resources", "placement")
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One version. `number` grows with every roll-out, also when an old version comes back."""
+
+    name: str
+    number: int
+    asked: Json
+    image: str
+    key: Digest
+    variant: str
+    gpus: int
+    context: int | None
+    startup_seconds: int
+    reasons: tuple[str, ...]
+    template: Json
+
+    @property
+    def id(self) -> str:
+        """What pods of this version carry as a label."""
+        return self.name.rpartition("-")[2]
+
+
+def asked(workspace: Workspace) -> Json:
+    """What identifies a version: the parts of the spec that make the pod."""
+    spec = workspace.to_document()["spec"]
+    parts = {name: spec[name] for name in ASKED if name in spec}
+    restarted = workspace.spec.rollout.restarted_at
+    return {**parts, **({"rollout": {"restartedAt": restarted}} if restarted else {})}
+
+
+def revision_name(workspace: Workspace) -> str:
+    text = json.dumps(asked(workspace), sort_keys=True, separators=(",", ":"))
+    return f"{workspace.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def new_revision(workspace: Workspace, release: Release, *, number: int) -> Revision:
+    """The version that a Workspace asks for now, as planned."""
+    name, plan = revision_name(workspace), release.plan
+    return Revision(
+        name=name,
+        number=number,
+        asked=asked(workspace),
+        image=release.model,
+        key=release.key,
+        variant=plan.variant,
+        gpus=plan.gpus,
+        context=plan.context,
+        startup_seconds=plan.probes.startup_seconds,
+        reasons=plan.reasons,
+        template=pod_template(workspace, release, revision=name.rpartition("-")[2]),
+    )
+
+
+def to_document(workspace: Workspace, revision: Revision) -> Json:
+    """The ControllerRevision. Law: `of_document(to_document(w, r)) == r`."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": meta(workspace, revision.name),
+        "revision": revision.number,
+        "data": {
+            "asked": revision.asked,
+            "image": revision.image,
+            "key": str(revision.key),
+            "variant": revision.variant,
+            "gpus": revision.gpus,
+            "context": revision.context or 0,
+            "startupSeconds": revision.startup_seconds,
+            "reasons": list(revision.reasons),
+            "template": revision.template,
+        },
+    }
+
+
+def of_document(document: Json) -> Revision:
+    """A version as it was kept; whoever edits one by hand may be met with KeyError or InvalidInput."""
+    data = document["data"]
+    return Revision(
+        name=document["metadata"]["name"],
+        number=document["revision"],
+        asked=data["asked"],
+        image=data["image"],
+        key=Digest.parse(data["key"]),
+        variant=data["variant"],
+        gpus=data["gpus"],
+        context=data["context"] or None,
+        startup_seconds=data["startupSeconds"],
+        reasons=tuple(data["reasons"]),
+        template=data["template"],
+    )
+
+
+def history(documents: Iterable[Json], workspace: str) -> list[Revision]:
+    """All kept versions of a Workspace, oldest first."""
+    found = [
+        of_document(each)
+        for each in documents
+        if each["kind"] == "ControllerRevision"
+        and (each["metadata"].get("labels") or {}).get(names.WORKSPACE) == workspace
+    ]
+    return sorted(found, key=lambda revision: revision.number)
+
+
+def superfluous(kept: list[Revision], *, limit: int, in_use: set[str]) -> list[Revision]:
+    """The oldest versions beyond the limit, never one in use."""
+    excess = len(kept) - limit
+    return [each for each in kept if each.name not in in_use][: max(0, excess)]
