@@ -13,13 +13,18 @@ from modelimage.errors import InvalidImage
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds in bytes and counts; `ratio` is bytes out for each byte in of a compressed layer, above `slack` bytes."""
+    """Bounds in bytes and counts.
+
+    `ratio` is bytes out for each byte in of a compressed layer, above `slack` bytes. `literal_bytes` refuses nothing:
+    a layer with more than that around its files is not kept in a form that can be made again.
+    """
 
     members: int = 200_000
     file_bytes: int = 4 << 40
     total_bytes: int = 16 << 40
     ratio: int = 200
     slack: int = 64 << 20
+    literal_bytes: int = 16 << 20
 
     def check_members(self, count: int) -> None:
         """Raises InvalidImage above the bound."""

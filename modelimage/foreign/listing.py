@@ -19,7 +19,6 @@ from modelimage.repository import ImageReader
 
 _WINDOW: Final = 16 << 10
 _MAX_WINDOW: Final = 4 << 20
-_MAX_LITERALS: Final = 16 << 20
 
 
 def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> ForeignLayer:
@@ -29,7 +28,7 @@ def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> Fore
     what the reader raises.
     """
     blob = _Window(reader, layer.descriptor)
-    walk, members, gaps = TarWalk(), list[TarMember](), _Gaps(blob)
+    walk, members, gaps = TarWalk(), list[TarMember](), _Gaps(blob, limits.literal_bytes)
     while (wanted := walk.wanted) is not None and wanted.start < blob.size:
         if wanted.stop > blob.size:
             raise InvalidImage(f"layer {layer.digest} ends in the middle of a tar")
@@ -81,8 +80,9 @@ class _Window:
 class _Gaps:
     """Reads what is before, between and after the files' data, and keeps it unless it is much."""
 
-    def __init__(self, blob: _Window) -> None:
+    def __init__(self, blob: _Window, bound: int) -> None:
         self._blob = blob
+        self._bound = bound
         self._literals: list[bytes] = []
         self._current = bytearray()
         self._position = 0
@@ -93,7 +93,7 @@ class _Gaps:
         data = self._blob.read(ByteRange(self._position, stop))
         self._position = stop
         self._total += len(data)
-        if self._total <= _MAX_LITERALS:
+        if self._total <= self._bound:
             self._current += data
         return data
 
@@ -106,7 +106,7 @@ class _Gaps:
     def finish(self) -> tuple[bytes, ...] | None:
         """The literals, the last up to the blob's end; None when they are much."""
         rest = self._blob.size - self._position
-        if self._total + rest > _MAX_LITERALS:
+        if self._total + rest > self._bound:
             return None
         if rest:
             self.read(self._blob.size)

@@ -32,7 +32,7 @@ def open_layer(
 ) -> Iterator[LayerStream]:
     """A layer to iterate over once. `progress` gets counts of blob bytes. Raises what the reader raises."""
     with reader.blob(layer.descriptor) as blob:
-        yield LayerStream(layer, blob, limits or Limits(), progress)
+        yield LayerStream(layer, blob, limits=limits, progress=progress)
 
 
 class LayerStream:
@@ -40,18 +40,20 @@ class LayerStream:
 
     Raises InvalidImage for a malformed layer or one beyond the limits, DigestMismatch for other bytes than the
     manifest names, and what the blob's stream raises. After the last piece, and only then, the layer is verified and
-    `members` says what is in it. `blob.close()` from another thread ends it.
+    `members` says what is in it. The blob may come from a registry, or from a file where it was kept whole.
     """
 
     def __init__(
         self,
         layer: ForeignLayer,
         blob: BlobStream,
-        limits: Limits,
-        progress: Callable[[int], None] | None,
+        *,
+        limits: Limits | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._layer = layer
-        self._limits = limits
+        self._blob = blob
+        self._limits = limits or Limits()
         self._source = _Checked(layer, blob, progress)
         self._members: tuple[TarMember, ...] | None = None
 
@@ -61,6 +63,10 @@ class LayerStream:
         if self._members is None:
             raise DigestMismatch(f"layer {self._layer.digest} wasn't read to its end")
         return self._members
+
+    def close(self) -> None:
+        """Close the blob; from another thread too, which ends the iteration with what the blob's stream raises."""
+        self._blob.close()
 
     def __iter__(self) -> Iterator[Piece]:
         try:

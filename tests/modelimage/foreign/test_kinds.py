@@ -28,6 +28,7 @@ from tests.modelimage.foreign.images import (
     compress,
     directory,
     files_tar,
+    hardlink,
     on,
     pull,
     pull_ranges,
@@ -40,6 +41,7 @@ PACKINGS = [Packing.TAR, Packing.TAR_GZIP, Packing.TAR_ZSTD]
 MODELPACK = "application/vnd.cncf.model"
 KITOPS = "application/vnd.kitops.modelkit"
 DOCKER = "application/vnd.docker.ai"
+SOME = Descriptor("application/json", Digest.of(b"{}"), 2).to_json()
 
 
 @pytest.fixture
@@ -242,10 +244,12 @@ def test_a_modelkit_of_today(maker: Maker, packing: Packing) -> None:
 
 
 def test_a_modelkit_of_old_holds_paths_below_its_entry(maker: Maker) -> None:
-    weights = tar([directory("llm"), *_entries({"llm/a.gguf": b"1"})])
+    weights = tar(
+        [directory("llm"), *_entries({"llm/a.gguf": b"1"}), hardlink("llm/b.gguf", "llm/a.gguf")]
+    )
     layer = maker.blob(f"{KITOPS}.model.v1.tar+gzip", compress(weights, Packing.TAR_GZIP))
     model = kit(maker, {"model": {"path": "./models/llm"}}, [layer])
-    check_pull(maker, model, {"models/llm/a.gguf": b"1"})
+    check_pull(maker, model, {"models/llm/a.gguf": b"1", "models/llm/b.gguf": b"1"})
 
 
 def test_a_modelkit_on_another(maker: Maker) -> None:
@@ -441,6 +445,8 @@ def test_an_image_that_holds_our_own_record(maker: Maker) -> None:
         {"schemaVersion": 1, "fsLayers": []},
         {"schemaVersion": 2},
         {"schemaVersion": 2, "config": {}, "layers": []},
+        {"schemaVersion": 2, "config": SOME, "layers": []},
+        {"schemaVersion": 2, "config": SOME, "layers": [{}]},
         {"schemaVersion": 2, "config": {}, "layers": "none"},
     ],
 )
@@ -457,6 +463,22 @@ def test_an_image_with_a_layer_that_is_no_tar(maker: Maker) -> None:
     with pytest.raises(InvalidImage):
         described(maker, "odd")
     assert described(maker).manifest == good
+
+
+@pytest.mark.parametrize(("titled", "kind"), [(False, Kind.IMAGE), (True, Kind.ARTIFACT)])
+def test_image_layers_below_a_config_nobody_knows(maker: Maker, titled: bool, kind: Kind) -> None:
+    title = {"org.opencontainers.image.title": "a.gguf"} if titled else {}
+    layer = maker.blob("application/vnd.oci.image.layer.v1.tar", files_tar({"a.gguf": b"1"}), title)
+    maker.manifest(maker.json("application/vnd.example.config+json", {}), [layer])
+    model = described(maker)
+    assert model.kind is kind
+    assert [file.size for file in model.files] == [layer.size if titled else 1]
+
+
+def test_an_image_without_files(maker: Maker) -> None:
+    maker.image(tar([directory("empty")]))
+    with pytest.raises(InvalidImage, match="no files"):
+        described(maker)
 
 
 # Indexes
@@ -490,6 +512,13 @@ def test_nested_indexes(maker: Maker) -> None:
     inner = maker.index([on(model, LINUX_AMD64)], tag=None)
     root = maker.index([inner])
     assert describe_foreign(maker.layout, root).key == model.digest
+
+
+def test_an_index_that_lists_nothing_at_all(maker: Maker) -> None:
+    data = b'{"manifests": null}'
+    broken = maker.blob("application/vnd.oci.image.index.v1+json", data)
+    with pytest.raises(InvalidImage, match="no list"):
+        describe_foreign(maker.layout, broken)
 
 
 def test_indexes_nested_without_end(maker: Maker) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidImage, RemoteRefused
+from modelimage.errors import DigestMismatch, InvalidImage, RemoteRefused, Unreachable
 from modelimage.foreign import (
     ForeignLayer,
     ForeignModel,
@@ -308,6 +308,27 @@ def test_a_range_that_comes_short() -> None:
     layer = layer_of(ARCHIVE, Packing.TAR)
     with pytest.raises(RemoteRefused, match="short"):
         list_layer(Sends(ARCHIVE[:300]), layer, Limits())
+
+
+def test_a_stream_ends_when_it_is_closed(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    Maker(tmp_path).image(files_tar({"a": bytes(5 << 20)}))
+    model = describe_foreign(layout, layout.resolve("latest"))
+    with open_layer(layout, model.layers[0]) as stream:
+        pieces = iter(stream)
+        next(pieces)
+        stream.close()
+        with pytest.raises(Unreachable, match="closed"):
+            list(pieces)
+
+
+def test_a_tar_of_very_many_headers_is_not_kept_in_memory(tmp_path: Path) -> None:
+    files = {f"{number}": b"1" for number in range(20)}
+    Maker(tmp_path).image(files_tar(files))
+    reader = Layout(tmp_path)
+    model = describe_foreign(reader, reader.resolve("latest"), limits=Limits(literal_bytes=4096))
+    assert model.layers[0].recipe(_no_file) is None
+    assert pull(reader, model)[1] == files
 
 
 def test_pulling_a_model_of_mixed_layers(tmp_path: Path) -> None:
