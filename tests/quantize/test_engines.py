@@ -58,6 +58,7 @@ BOUNDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("scheme", BOUNDS, ids=lambda scheme: scheme.value)
 def test_rounding_the_real_model_costs_what_it_should(
     smollm2: Path, tmp_path: Path, scheme: Scheme
@@ -81,6 +82,7 @@ def test_a_gate_that_is_missed_leaves_nothing(smollm2: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_calibrated_int4_of_the_real_model(smollm2: Path, tmp_path: Path) -> None:
     """GPTQModel: better than rounding, nothing random of its in the result, the rest as published."""
     gates = Gates(max_perplexity_ratio=1.25)
