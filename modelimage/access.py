@@ -66,11 +66,16 @@ class Access:
         )
 
     def origin(self, reference: RegistryReference) -> Origin:
-        """Where the API of a reference's registry is: HTTP only on loopback or where asked for."""
-        origin = Origin.parse(f"https://{reference.api_host}")
-        if reference.registry not in self.plain_http and not is_loopback(origin.host):
-            return origin
-        return Origin.parse(f"http://{reference.api_host}")
+        """Where the API of a reference's registry is: HTTP where asked for, and on loopback.
+
+        On loopback a CA file, or the wish not to check certificates, tells that the registry speaks TLS.
+        """
+        encrypted = Origin.parse(f"https://{reference.api_host}")
+        asked_for_tls = self.ca_file is not None or reference.registry in self.unverified_tls
+        plain = is_loopback(encrypted.host) and not asked_for_tls
+        if plain or reference.registry in self.plain_http:
+            return Origin.parse(f"http://{reference.api_host}")
+        return encrypted
 
 
 def open_reader(reference: ImageReference, access: Access) -> ImageReader:

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +54,7 @@ class ForgetfulNote:
         pass
 
 
+@dataclass(frozen=True, slots=True)
 class NoMemory:
     """An UploadMemory for those who want none."""
 
@@ -61,18 +63,18 @@ class NoMemory:
         yield ForgetfulNote()
 
 
+@dataclass(frozen=True, slots=True)
 class DirectoryMemory:
     """Notes as small files of a directory, made when first needed. Raises NoSpace, NotWritable."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    directory: Path
 
     @contextlib.contextmanager
     def note(self, target: str) -> Iterator[UploadNote]:
         """Where another process is at the same upload, a note that forgets: two must not write one session."""
-        path = self._directory / f"{hashlib.sha256(target.encode()).hexdigest()[:32]}.json"
+        path = self.directory / f"{hashlib.sha256(target.encode()).hexdigest()[:32]}.json"
         with durable.writing(path):
-            durable.make_directories(self._directory)
+            durable.make_directories(self.directory)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,6 +68,8 @@ class Network:
         self._tls = tls
         self._timeouts = timeouts
         self._proxy_for = proxy_for
+        # A file of authorities that is of no use is told now; the system's are loaded when TLS is first spoken.
+        self._context = _ssl_context(tls) if tls.ca_file is not None else None
         self._managers: dict[str | None, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
@@ -98,7 +100,7 @@ class Network:
             if proxy not in self._managers:
                 options: dict[str, Any] = {
                     "maxsize": _CONNECTIONS_PER_HOST,
-                    "ssl_context": _ssl_context(self._tls),
+                    "ssl_context": self._context or _ssl_context(self._tls),
                 }
                 self._managers[proxy] = (
                     urllib3.ProxyManager(proxy, **options)
