@@ -135,8 +135,9 @@ def build(
 ) -> None:
     """Pack a checkpoint into a model image.
 
-    SOURCE is a checkpoint directory, or hf://ORG/NAME[@REVISION] on the Hugging Face Hub. The same source and options
-    give the same digests on any machine. A build that was interrupted goes on where it was when it is run again.
+    SOURCE is a checkpoint directory, hf://ORG/NAME[@REVISION] on the Hugging Face Hub, s3://BUCKET/PREFIX, or
+    mlflow:models:/NAME/VERSION. The same source and options give the same digests on any machine. A build that was
+    interrupted goes on where it was when it is run again.
     """
     target = parse_image(destination)
     options = _options(given)
