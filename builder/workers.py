@@ -70,4 +70,5 @@ def _results(futures: Sequence[Future[Result]]) -> list[Result]:
 
 def available_cores() -> int:
     """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    # Only Linux tells which of the machine's cores a process may have.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -345,8 +345,9 @@ def _buffers(
     descriptor: int, path: Path, size: int, pipeline: _Lanes
 ) -> Iterator[tuple[bytearray, memoryview]]:
     """Read up to `size` bytes, each buffer filled whole but for the file's last."""
-    with reading(path):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    if hasattr(os, "posix_fadvise"):
+        with reading(path):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     for offset in range(0, size, BUFFER_SIZE):
         wanted = min(BUFFER_SIZE, size - offset)
         buffer = pipeline.buffer(wanted)

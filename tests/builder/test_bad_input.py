@@ -207,6 +207,7 @@ def test_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
         ["build", "ftp://example/model", "--to", "oci:out"],
         ["build", "SOURCE", "--to", "oci:out", "--username", "me"],
         ["build", "SOURCE", "--to", "oci:out", "--username", "me", "--password-stdin"],
+        ["build", "SOURCE", "--to", "oci:SOURCE/out:v1"],
         ["inspect", "docker:name"],
         ["verify", "oci:x:not a tag"],
     ],

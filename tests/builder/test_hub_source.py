@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from huggingface_hub import errors
+from huggingface_hub.errors import HfHubHTTPError
 
 from builder.sources.base import SourceFile
 from builder.sources.hub import HubReference, HubSource, parse_hub
 from modelimage.digest import Digest
-from modelimage.errors import AccessDenied, NotFound, Unreachable, WeightyardError
+from modelimage.errors import (
+    AccessDenied,
+    InvalidInput,
+    NoSpace,
+    NotFound,
+    NotWritable,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
 from tests.builder.checkpoints import single
 from tests.servers.hub import Hub
 
 pytestmark = pytest.mark.servers
+# The HTTP client that this version of huggingface-hub was made with.
+httpx = import_module(errors.HTTPError.__module__.partition(".")[0])
 UniqueName = Callable[[str], str]
 
 
@@ -75,17 +91,17 @@ def test_progress_is_what_was_transferred(
     hub.add(name, checkpoint)
     opened = source(hub, tmp_path, name)
     (weights,) = [file for file in opened.list().files if file.path == "model.safetensors"]
+    before = downloads(hub)
     for transferred in (weights.size, 0):
         counts: list[int] = []
         path = opened.fetch(weights, counts.append)
         assert sum(counts) == transferred
         assert path.stat().st_size == weights.size
-    downloads = [
-        request
-        for request in hub.cdn.requests
-        if weights.claimed and weights.claimed.hex in request.path
-    ]
-    assert sum(request.method == "GET" for request in downloads) == 1
+    assert downloads(hub) == before + 1
+
+
+def downloads(hub: Hub) -> int:
+    return sum(request.method == "GET" for request in hub.cdn.requests)
 
 
 def test_a_branch_a_tag_and_a_commit_are_revisions(
@@ -148,6 +164,53 @@ def test_a_hub_that_does_not_answer_is_unreachable(tmp_path: Path, name: str) ->
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
     opened = HubSource(HubReference(name), endpoint=address, cache=tmp_path)
     assert isinstance(fails(opened), Unreachable)
+
+
+def answered(status: int, **headers: str) -> HfHubHTTPError:
+    request = httpx.Request("GET", "http://127.0.0.1/")
+    response = httpx.Response(status, headers=headers, request=request)
+    return HfHubHTTPError("the whole story\nover lines", response=response)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (answered(401), AccessDenied),
+        (answered(403), AccessDenied),
+        (answered(429), RateLimited),
+        (answered(500), Unreachable),
+        (answered(503), Unreachable),
+        (answered(400), RemoteRefused),
+        (errors.HFValidationError("x"), InvalidInput),
+        (errors.OfflineModeIsEnabled("x"), Unreachable),
+        (errors.LocalEntryNotFoundError("x"), Unreachable),
+        (ConnectionResetError(), Unreachable),
+        (OSError(errno.ENOSPC, "full"), NoSpace),
+        (PermissionError(errno.EACCES, "no"), NotWritable),
+    ],
+    ids=repr,
+)
+def test_no_exception_of_the_library_leaves(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[WeightyardError]
+) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("builder.sources.hub.hf_hub_download", fail)
+    with pytest.raises(expected) as caught:
+        HubSource(HubReference("org/name")).fetch(SourceFile("a", 1), lambda _: None)
+    assert caught.value.__cause__ is raised
+    assert "\n" not in caught.value.message
+
+
+def test_a_hub_that_says_when_to_come_back_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise answered(429, **{"Retry-After": "7"})
+
+    monkeypatch.setattr("builder.sources.hub.hf_hub_download", fail)
+    with pytest.raises(RateLimited) as caught:
+        HubSource(HubReference("org/name")).fetch(SourceFile("a", 1), lambda _: None)
+    assert caught.value.retry_after == 7
 
 
 def test_a_file_that_is_not_there_is_not_found(

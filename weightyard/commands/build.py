@@ -141,6 +141,7 @@ def build(
     """
     target = parse_image(destination)
     options = _options(given)
+    _check_apart(source, target)
     opened = open_source(source, os.environ, uri=given["source_uri"], revision=given["revision"])
     if dry_run:
         document, text = _shown_plan(plan_build(opened, options), target, options)
@@ -164,6 +165,18 @@ def cache_directory() -> Path:
     """Where what may be lost is kept for the next build."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "weightyard"
+
+
+def _check_apart(source: str, target: ImageReference) -> None:
+    """Raise InvalidInput for a layout inside the checkpoint, which the next build would pack."""
+    directory = Path(source).resolve()
+    if isinstance(target, LayoutReference) and directory in (
+        target.path.resolve(),
+        *target.path.resolve().parents,
+    ):
+        raise InvalidInput(
+            f"{target} is inside the checkpoint {source}", hint="Choose a directory beside it."
+        )
 
 
 def _options(given: dict[str, Any]) -> BuildOptions:
