@@ -48,6 +48,9 @@ class Events:
     def expired(self, lease: str, holder: str) -> None:
         """A lease ended because its holder is gone."""
 
+    def unshelved(self, image: str, detail: str) -> None:
+        """A model was pulled, but not all that a container runtime would ask for beside it."""
+
 
 class Broadcast(Events):
     """Tells several listeners."""
@@ -86,3 +89,7 @@ class Broadcast(Events):
     def expired(self, lease: str, holder: str) -> None:
         for each in self._listeners:
             each.expired(lease, holder)
+
+    def unshelved(self, image: str, detail: str) -> None:
+        for each in self._listeners:
+            each.unshelved(image, detail)

@@ -61,6 +61,9 @@ class JsonLog(Events):
     def expired(self, lease: str, holder: str) -> None:
         self._log.info("lease expired", lease=lease, holder=holder)
 
+    def unshelved(self, image: str, detail: str) -> None:
+        self._log.warning("image not kept whole", image=image, detail=detail)
+
 
 def _fixed_time(
     clock: Callable[[], str],

@@ -10,10 +10,12 @@ from pathlib import Path
 from cache_agent.api.wire import CheckView, FindingView
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
-from cache_agent.fetch.pull import Pull, Puller, PullRequest
+from cache_agent.fetch.pull import Published, Pull, Puller, PullRequest
 from cache_agent.fetch.repair import Repairer
 from cache_agent.holders import Machine, mounted_models, parse_mountinfo
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
+from cache_agent.shelf import Shelf
+from cache_agent.shelving import shelve
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.source import Source
 from cache_agent.store.check import Checker, Finding, Kind
@@ -21,7 +23,7 @@ from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
 from modelimage.access import Access, open_reader
-from modelimage.errors import Busy
+from modelimage.errors import Busy, Fault, WeightyardError
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel
@@ -85,10 +87,15 @@ class Node:
             ),
         )
         self.engine = Engine(options.engine)
+        self.shelf = Shelf(self.store.paths, self.store.disk)
         self._puller = Puller.of(
-            self.store, self.engine, parts.open_reader, parts.sources, parts.events
+            self.store,
+            self.engine,
+            parts.open_reader,
+            parts.sources,
+            parts.events,
+            self._shelve(parts.events),
         )
-
         self._maintenance: Maintenance | None = None
         self.repairer = Repairer(
             self.store, self.engine, parts.open_reader, parts.sources, parts.events
@@ -152,6 +159,18 @@ class Node:
     def health_parts(self) -> Mapping[str, Callable[[], str | None]]:
         """Readiness checks beyond the store's own."""
         return {"maintenance": self._maintenance.problem} if self._maintenance else {}
+
+    def _shelve(self, events: Events) -> Published:
+        def keep(image: ImageReference, resolved: ResolvedModel, reader: ImageReader) -> None:
+            try:
+                shelve(self.shelf, image, resolved, reader)
+            except WeightyardError as error:
+                if error.fault is Fault.NODE:
+                    raise
+                # The model is whole; only a runtime that pulls the image has to go to the registry for the rest.
+                events.unshelved(str(image), error.message)
+
+        return keep
 
     def cancel_pulls(self) -> None:
         """Cancel what runs; closing waits for it."""

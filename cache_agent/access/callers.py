@@ -18,7 +18,7 @@ from modelimage.registry.credentials import (
     RegistryToken,
 )
 
-_PULL_SECRET_KEY = ".dockerconfigjson"
+_PULL_SECRET_KEY = ".dockerconfigjson"  # noqa: S105 - a key of the secret, not the secret
 _MAX_HEADER = 16 << 10
 
 
@@ -67,6 +67,7 @@ def caller_of_pull_secret(secrets: Mapping[str, str], registry: str, repository:
 
 def fingerprint(key: bytes, credential: Credential) -> str:
     """Names a credential without telling it: a keyed hash, so that a weak password can't be guessed from it."""
+    parts: tuple[str, ...]
     match credential:
         case BasicCredential(username, password):
             parts = ("basic", username, password)

@@ -86,7 +86,8 @@ def next_step(
         return Step.GRANT
     if said_anyone is None and anyone is not Standing.REFUSED:
         return Step.ASK_ANONYMOUSLY
-    if own is not None and said_own is None and own is not Standing.REFUSED:
+    reachable = said_anyone is not Answer.UNREACHABLE
+    if own is not None and said_own is None and own is not Standing.REFUSED and reachable:
         return Step.ASK_AS_CALLER
     if Answer.UNREACHABLE in (said_anyone, said_own):
         lapsed = (

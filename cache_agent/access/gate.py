@@ -128,7 +128,7 @@ class Gate:
         return answer
 
     def _admission(self, place: str, caller: Caller) -> Admission:
-        public = self._standing(place, ANYONE) in (Standing.ALLOWED, Standing.LAPSED)
+        public = self._standing(place, ANYONE) is Standing.ALLOWED
         return Admission(None if public else caller.credential)
 
     def _standing(self, place: str, name: str) -> Standing:

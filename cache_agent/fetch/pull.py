@@ -46,11 +46,12 @@ class PullState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What to pull; the reader comes with it, since credentials are the caller's."""
+    """What to pull. `reader` reads it with the caller's own credentials; None reads it with the node's."""
 
     image: ImageReference
     variant: str | None = None
     priority: int = PRIORITY_WAITING
+    reader: ImageReader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,14 @@ class PullSnapshot:
     by_source: tuple[tuple[str, str, int], ...] = ()
 
 
+# Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.
+Published = Callable[[ImageReference, ResolvedModel, ImageReader], None]
+
+
+def ignore_published(image: ImageReference, resolved: ResolvedModel, reader: ImageReader) -> None:
+    """For who needs nothing beyond the store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Puller:
     """Starts pulls. `sources` names the places to fetch a resolved model from, fastest first."""
@@ -93,6 +102,7 @@ class Puller:
     running: set[Pull] = field(default_factory=set)
     events: Events = field(default_factory=Events)
     policy: RetryPolicy = field(default_factory=RetryPolicy)
+    published: Published = ignore_published
 
     @classmethod
     def of(
@@ -102,8 +112,10 @@ class Puller:
         open_reader: Callable[[ImageReference], ImageReader],
         sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]],
         events: Events,
+        published: Published = ignore_published,
     ) -> Puller:
-        return cls(store, engine, open_reader, sources, Flights(store), events=events)
+        flights = Flights(store)
+        return cls(store, engine, open_reader, sources, flights, events=events, published=published)
 
     def start(self, request: PullRequest) -> Pull:
         """Begin a pull and return its handle at once."""
@@ -230,7 +242,7 @@ class Pull:
 
     def _pull(self) -> PullResult:
         request, store = self._request, self._puller.store
-        reader = self._puller.open_reader(request.image)
+        reader = request.reader or self._puller.open_reader(request.image)
         try:
             resolved = resolve_model(reader, request.image.name, request.variant)
         except Unreachable:
@@ -249,6 +261,7 @@ class Pull:
             cost = seconds * self._total / fetched if fetched else 0.0
             with self._puller.publishing:
                 model = store.publish(record, self._origin(resolved), cost)
+        self._puller.published(request.image, resolved, reader)
         return PullResult(model, model.path, fetched, self._reused, seconds)
 
     def _get_files(self, resolved: ResolvedModel, reader: ImageReader) -> None:

@@ -1,0 +1,98 @@
+"""Upstream registries as a caller sees them: repositories opened with the caller's own credentials, questions, answers.
+
+Fails fast: whoever waits here is a container runtime that can go to the registry itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cache_agent.access.callers import Caller
+from cache_agent.access.decide import Answer
+from cache_agent.access.registries import AllowedRegistries
+from modelimage.access import Access, open_repository
+from modelimage.digest import Digest
+from modelimage.errors import AccessDenied, NotFound, RemoteRefused, Unreachable
+from modelimage.mediatypes import INDEX_TYPES, MANIFEST_TYPES
+from modelimage.reference import RegistryReference
+from modelimage.registry import answers
+from modelimage.registry.client import RegistryRepository
+from modelimage.registry.connections import Connections
+from modelimage.registry.credentials import Anonymous, Credential, ExplicitCredential
+from modelimage.registry.exchange import Request
+from modelimage.registry.retry import RetryPolicy
+from modelimage.registry.transport import Timeouts, TlsOptions
+
+_ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
+
+
+def impatient(access: Access) -> Access:
+    """The same registries, without repetition and with short waits."""
+    connections = Connections(
+        timeouts=Timeouts(connect=3.0, stall=10.0), policy=RetryPolicy(attempts=1)
+    )
+    return replace(access, connections=connections)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The registries that tenants may name. `access` says how to reach them; its credentials are never used."""
+
+    access: Access
+    allowed: AllowedRegistries
+
+    def repository(self, image: RegistryReference, caller: Caller) -> RegistryRepository:
+        """The repository as this caller sees it. Raises RegistryNotAllowed."""
+        self.allowed.require(image.registry)
+        source = (
+            Anonymous()
+            if caller.credential is None
+            else ExplicitCredential(image.registry, caller.credential)
+        )
+        return open_repository(image, replace(self.access, credentials=source))
+
+    def manifest_question(self, image: RegistryReference) -> Callable[[Credential | None], Answer]:
+        """Asks whether a manifest can be read."""
+        return self._question(image, f"manifests/{image.name}")
+
+    def blob_question(
+        self, image: RegistryReference, digest: Digest
+    ) -> Callable[[Credential | None], Answer]:
+        """Asks whether a blob can be read."""
+        return self._question(image, f"blobs/{digest}")
+
+    def challenge(self, image: RegistryReference, path: str) -> str | None:
+        """The WWW-Authenticate header with which the registry answers who shows nothing. Raises Unreachable."""
+        self.allowed.require(image.registry)
+        verify = image.registry not in self.access.unverified_tls
+        sender = self.access.connections.sender(TlsOptions(self.access.ca_file, verify=verify))
+        url = f"{self.access.origin(image)}/v2/{image.repository}/{path}"
+        response = sender.send(Request("HEAD", url, {"Accept": _ACCEPT}))
+        offered = response.header("WWW-Authenticate") if response.status == 401 else None
+        response.discard()
+        return offered
+
+    def _question(
+        self, image: RegistryReference, path: str
+    ) -> Callable[[Credential | None], Answer]:
+        self.allowed.require(image.registry)
+        return lambda credential: ask(self.repository(image, Caller(credential)), path)
+
+
+def ask(repository: RegistryRepository, path: str) -> Answer:
+    """What a registry says to a HEAD of something in a repository."""
+    url = f"{repository.origin}/v2/{repository.repository}/{path}"
+    scopes = frozenset({f"repository:{repository.repository}:pull"})
+    try:
+        response = repository.sender.send(Request("HEAD", url, {"Accept": _ACCEPT}, scopes=scopes))
+        if response.status == 200:
+            response.discard()
+            return Answer.ALLOWED
+        raise answers.refusal(response, url)
+    except AccessDenied:
+        return Answer.REFUSED
+    except NotFound:
+        return Answer.ABSENT
+    except (Unreachable, RemoteRefused):
+        return Answer.UNREACHABLE

@@ -1,0 +1,60 @@
+"""Fills the shelf: once a model was pulled, what else a container runtime will ask for when it pulls the same image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cache_agent.shelf import Shelf
+from cache_agent.store.values import repository_of
+from modelimage import canonical
+from modelimage.descriptor import Descriptor
+from modelimage.errors import InvalidImage
+from modelimage.mediatypes import ANNOTATION_MODEL_KEY, INDEX_TYPES
+from modelimage.reference import ImageReference, RegistryReference
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel, list_models, read_blob
+
+_MAX_CONFIG = 4 << 20
+
+
+def shelve(
+    shelf: Shelf, image: ImageReference, resolved: ResolvedModel, reader: ImageReader
+) -> None:
+    """Keep the index that names a model, every manifest of that model in it, and their configs.
+
+    Images in layout directories aren't asked for by name through a registry's API, so nothing of them is kept.
+    Raises what the reader and the shelf raise.
+    """
+    if not isinstance(image, RegistryReference):
+        return
+    repository = repository_of(image)
+    if resolved.root.media_type in INDEX_TYPES:
+        shelf.keep(repository, resolved.root, reader.manifest(resolved.root))
+    for manifest in _manifests(resolved, reader):
+        data = reader.manifest(manifest)
+        config = config_of(data, manifest)
+        shelf.keep(repository, config, read_blob(reader, config, limit=_MAX_CONFIG))
+        shelf.keep(repository, manifest, data)
+    if image.digest is None:
+        shelf.tag(repository, image.name, resolved.root.digest)
+
+
+def config_of(manifest: bytes, descriptor: Descriptor) -> Descriptor:
+    """The config that a manifest names. Raises InvalidImage."""
+    document = canonical.parse(manifest, what=f"manifest {descriptor.digest}")
+    return Descriptor.from_json(document.get("config"))
+
+
+def layers_of(manifest: bytes) -> Iterator[Descriptor]:
+    """The layers that a manifest names; none of an index. Raises InvalidImage."""
+    layers = canonical.parse(manifest, what="a manifest").get("layers", [])
+    if not isinstance(layers, list):
+        raise InvalidImage("malformed manifest: layers")
+    yield from map(Descriptor.from_json, layers)
+
+
+def _manifests(resolved: ResolvedModel, reader: ImageReader) -> Iterator[Descriptor]:
+    for manifest in list_models(reader, resolved.root):
+        named = manifest.annotations.get(ANNOTATION_MODEL_KEY)
+        if manifest.digest == resolved.manifest.digest or named == str(resolved.key):
+            yield manifest
