@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from weightyard.cli import SECTIONS, Entry, weightyard
+from weightyard.cli import SECTIONS, weightyard
 from weightyard.exits import MEANINGS
 
 _INTRODUCTION = """\
@@ -37,25 +37,29 @@ def reference() -> str:
         for entry in entries:
             command = weightyard.get_command(context, entry.name)
             if command is not None:
-                parts += _command(command, entry, context)
+                parts += _command(command, entry.name, context)
     return "\n".join([*parts, *_exit_codes()])
 
 
-def _command(command: click.Command, entry: Entry, parent: click.Context) -> Iterator[str]:
-    context = click.Context(command, info_name=entry.name, parent=parent)
+def _command(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
+    """A command's section, and after it those of its own subcommands."""
+    context = click.Context(command, info_name=name, parent=parent)
     context.terminal_width = 100
+    yield f"### {context.command_path}\n"
+    yield f"```text\n{command.get_usage(context)}\n```\n"
+    yield f"{_paragraphs(command.help or '')}\n"
+    # What every command takes stands at the top of the page, once.
     shown = [
         p for p in command.params if not (isinstance(p, click.Option) and p.callback is not None)
     ]
-    rows = [row for parameter in shown if (row := parameter.get_help_record(context))]
-    yield f"### weightyard {entry.name}\n"
-    yield f"{entry.summary}\n"
-    yield f"```text\n{command.get_usage(context)}\n```\n"
-    yield f"{_paragraphs(command.help or '')}\n"
+    rows = [row for parameter in shown if (row := parameter.get_help_record(context)) and row[1]]
     if rows:
         yield "| Option | Meaning |\n|---|---|"
-        yield from (f"| `{name}` | {_cell(text)} |" for name, text in rows)
+        yield from (f"| `{_cell(names)}` | {_cell(text)} |" for names, text in rows)
         yield ""
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            yield from _command(child, str(child.name), context)
 
 
 def _paragraphs(text: str) -> str:

@@ -14,7 +14,7 @@ from modelimage.access import Access
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.exits import INTERRUPTED
-from weightyard.options import access_options, root_option
+from weightyard.options import access_options, default_root, root_option
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
 from weightyard.up.hardware import local_hardware
@@ -88,7 +88,7 @@ def up(
         console=console,
         environ=os.environ,
     )  # fmt: skip
-    asked = supervisor.run(lambda state: _announce(console, state))
+    asked = supervisor.run(lambda state: _announce(console, state, directory))
     ctx.exit(INTERRUPTED if asked is signal.SIGINT else 128 + asked)
 
 
@@ -120,7 +120,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
     for parameter, value in click.get_current_context().params.items():
         arguments += _words(parameter, value)
     state = background.follow(background.start(arguments, directory), directory, console)
-    _announce(console, state, background=True)
+    _announce(console, state, directory, background=True)
 
 
 def _words(parameter: str, value: object) -> list[str]:
@@ -134,16 +134,19 @@ def _words(parameter: str, value: object) -> list[str]:
     return [word for each in values for word in (option, str(each))]
 
 
-def _announce(console: Console, state: State, *, background: bool = False) -> None:
+def _announce(
+    console: Console, state: State, directory: WorkspaceDirectory, *, background: bool = False
+) -> None:
     body = json.dumps(
         {"model": state.served_name, "prompt": "The capital of France is", "max_tokens": 16}
     )
-    stop = f"weightyard down {state.name}" if background else "Ctrl-C"
+    root = "" if directory.root == default_root(os.environ) else f" --root {directory.root}"
+    stop = f"weightyard down {state.name}{root}" if background else "Ctrl-C"
     text = (
         f"{state.name} ({state.variant}) is ready at {state.url}\n\n"
         f"  curl {state.url}/v1/completions -H 'Content-Type: application/json' \\\n"
         f"    -d '{body}'\n\n"
-        f"Stop it with {stop}; its log: weightyard logs -f {state.name}"
+        f"Stop it with {stop}; its log: weightyard logs -f {state.name}{root}"
     )
     console.result(
         {"name": state.name, "url": state.url, "model": state.served_name, "variant": state.variant,

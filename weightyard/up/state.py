@@ -113,6 +113,7 @@ class WorkspaceDirectory:
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
+        self.root = root
         self.path = root / "up" / name
 
     @property

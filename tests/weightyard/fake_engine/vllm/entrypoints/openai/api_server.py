@@ -8,6 +8,7 @@ does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -53,13 +54,20 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
-    """Answer /health, when the gate is open."""
+    """Answer /health when the gate is open, and every question with FAKE_ENGINE_ANSWER."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             gated = "slow" in behaviour and not Path(os.environ["FAKE_ENGINE_GATE"]).exists()
             self.send_response(503 if gated else 200)
             self.end_headers()
+
+        def do_POST(self) -> None:
+            said = {"text": os.environ.get("FAKE_ENGINE_ANSWER", "")}
+            body = json.dumps({"choices": [said], "usage": {"completion_tokens": 1}}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
 
     assert Path(options.model, "weightyard.json").is_file()
     print(
