@@ -32,7 +32,6 @@ class EngineOptions:
     streams: int = DEFAULT_STREAMS
     stall_seconds: float = DEFAULT_STALL_SECONDS
     bandwidth: float = 0.0
-    bandwidth_per_source: float = 0.0
 
 
 class Transfer:
@@ -70,7 +69,6 @@ class Engine:
     ) -> None:
         self._options, self.monotonic = options, monotonic
         self._total = Throttle(options.bandwidth, monotonic)
-        self._per_source: dict[str, Throttle] = {}
         self._jobs: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -186,7 +184,10 @@ class Engine:
                 transfer.stream = stream
                 tick = self._ticker(work, transfer)
                 for piece in pieces:
-                    job.flights[piece.file.digest].receive(piece, stream, buffer, tick)
+                    flight = job.flights[piece.file.digest]
+                    flight.receive(piece, stream, buffer, tick)
+                    if not job.sources[work.source].proves:
+                        flight.proven = False
                     done += 1
         except Exception as error:  # noqa: BLE001 - goes to the pull's caller, whatever it is
             return done, self._reason(error, transfer, work)
@@ -207,12 +208,11 @@ class Engine:
 
     def _ticker(self, work: Work, transfer: Transfer) -> Callable[[int], None]:
         job, source = work.job, work.source
-        throttles = (self._total, self._throttle_of(job.sources[source].name))
 
         def tick(count: int) -> None:
             transfer.progressed()
             job.count(source, count)
-            pause = max(throttle.take(count) for throttle in throttles)
+            pause = self._total.take(count)
             if pause:
                 job.stopped.wait(pause)
                 transfer.progressed()
@@ -220,12 +220,6 @@ class Engine:
                 raise Cancelled("the pull was cancelled")
 
         return tick
-
-    def _throttle_of(self, name: str) -> Throttle:
-        with self._wake:
-            return self._per_source.setdefault(
-                name, Throttle(self._options.bandwidth_per_source, self.monotonic)
-            )
 
     def _watch(self) -> None:
         """Close transfers that stand still. Sleeps while nothing is fetched."""

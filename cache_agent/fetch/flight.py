@@ -44,6 +44,8 @@ class Flight:
         self._landing = False
         self._received = 0
         self.resumed = 0
+        # Whether all bytes came out of the image's own layers; what was resumed may have come from anywhere.
+        self.proven = True
 
     def open(self, pause: Callable[[int], None] = lambda count: None) -> list[int]:
         """Open the partial; the chunks still missing. Raises NoSpace, NotWritable, DiskFailed."""
@@ -99,7 +101,8 @@ class Flight:
             self._land(computed)
 
     def _land(self, computed: Digest) -> None:
-        self._store.admit(self.partial, computed, self._repository, replace=self.replace)
+        repository = self._repository if self.proven else None
+        self._store.admit(self.partial, computed, repository, replace=self.replace)
         if self.replace:
             self._store.relink(self.file.digest)
         self.landed.set()

@@ -278,11 +278,14 @@ class Pull:
             self._flights = [*landed, *mine, *theirs]
             if mine:
                 self._fly(mine, record, sources)
+            sources = [source for source in sources if source.proves]
             for flight in theirs:
                 self._wait_for(flight)
             # What others carried is reused from the store if that is allowed, else flown by this pull.
-            self._flights = [*landed, *mine]
-            left = [flight.file for flight in theirs]
+            # So is what came from a place that proves nothing: the second time only the image itself is asked.
+            proven = [flight for flight in mine if flight.proven]
+            self._flights = [*landed, *proven]
+            left = [flight.file for flight in (*theirs, *mine) if flight not in proven]
 
     def _reuse(self, reuse: Reuse, record: Record, file: RecordFile) -> bool:
         allowed = reuse.allowed(record, file)
@@ -308,6 +311,7 @@ class Pull:
             for flight in flights:
                 before = store.partial_bytes(flight.file)
                 missing[flight.file.digest] = flight.open()
+                flight.proven = not flight.resumed or all(source.proves for source in sources)
                 reservation.spend(flight.file.size - before)
             job = Job(
                 plan_tracks([flight.file for flight in flights], missing),

@@ -62,6 +62,7 @@ class ImageSource:
     layers: Sequence[Descriptor]
     name: str
     tier: Tier = Tier.REGISTRY
+    proves: bool = True
     _by_digest: dict[Digest, Descriptor] = field(init=False, default_factory=dict)
     _places: dict[Digest, dict[str, ByteRange]] = field(init=False, default_factory=dict)
 

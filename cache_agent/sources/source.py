@@ -48,6 +48,10 @@ class Source(Protocol):
     def name(self) -> str:
         """Which place it is, for people: a host, a bucket, a directory."""
 
+    @property
+    def proves(self) -> bool:
+        """Whether its bytes come out of the image's own layers, so that having them shows the caller may have them."""
+
     def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
         """The bytes of all pieces back to back: files of one layer, in the layer's order, as one stream.
 

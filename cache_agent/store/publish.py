@@ -33,7 +33,7 @@ class Publisher:
     clock: Callable[[], float]
 
     def admit(
-        self, partial: Partial, computed: Digest, repository: str, *, replace: bool = False
+        self, partial: Partial, computed: Digest, repository: str | None, *, replace: bool = False
     ) -> None:
         """Let a complete file into `files/`. `computed` is the sha256 of its bytes, computed on this node.
 
@@ -58,7 +58,8 @@ class Publisher:
             self.ledger.put_file(
                 StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
             )
-            self.ledger.add_proofs(repository, [file])
+            if repository is not None:
+                self.ledger.add_proofs(repository, [file])
         self.disk.sync_directory(target.parent)
         partial.forget()
 

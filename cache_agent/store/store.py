@@ -195,9 +195,12 @@ class Store:
         return path.stat().st_size if is_plain_file(path) else 0
 
     def admit(
-        self, partial: Partial, computed: Digest, repository: str, *, replace: bool = False
+        self, partial: Partial, computed: Digest, repository: str | None, *, replace: bool = False
     ) -> None:
-        """Let a complete, verified file in that came through its layer of `repository`. Raises DigestMismatch."""
+        """Let a complete, verified file in that came through its layer of `repository`. Raises DigestMismatch.
+
+        None: it came from elsewhere, and nobody's right to it is proven yet.
+        """
         self.publisher.admit(partial, computed, repository, replace=replace)
 
     # -- damage ------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""An S3 bucket as a shared place. boto3 is imported on first use, since it takes 40 MB that most nodes don't need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cache_agent.sources.shared import missing
+from modelimage.digest import Digest
+from modelimage.errors import (
+    AccessDenied,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.ranges import ByteRange
+from modelimage.repository import BlobStream
+
+CLAIM_SECONDS: Final = 3600.0
+_PART: Final = 64 << 20
+_DENIED: Final = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"})
+_MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
+_SLOW: Final = frozenset({"SlowDown", "503", "TooManyRequests", "429", "ThrottlingException"})
+
+
+class _BodyStream:
+    """boto3's body as a stream."""
+
+    def __init__(self, body: Any, name: str) -> None:
+        self._body, self._name = body, name
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        data = self._body.read(min(len(buffer), 1 << 20))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._body.close()
+
+
+@dataclass
+class S3Bucket:
+    """`s3://bucket/prefix`. `options` go to boto3's client: endpoint, region, keys; by default its own search."""
+
+    bucket: str
+    prefix: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    clock: Callable[[], float] = time.time
+    _client: Any = None
+
+    @property
+    def name(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @contextmanager
+    def open(self, digest: Digest, wanted: ByteRange) -> Iterator[BlobStream]:
+        """See `SharedPlace.open`."""
+        with self._mapped(digest):
+            answer = self._s3().get_object(
+                Bucket=self.bucket, Key=self._key(digest), Range=wanted.header
+            )
+            body = answer["Body"]
+            try:
+                yield _BodyStream(body, self.name)
+            finally:
+                body.close()
+
+    def has(self, digest: Digest, size: int) -> bool:
+        """See `SharedPlace.has`."""
+        try:
+            with self._mapped(digest):
+                head = self._s3().head_object(Bucket=self.bucket, Key=self._key(digest))
+        except NotFound:
+            return False
+        return bool(head["ContentLength"] == size)
+
+    def claim(self, digest: Digest) -> bool:
+        """See `SharedPlace.claim`. Where the server has no conditional writes, two nodes may both write: no harm."""
+        key = self._join("claims", digest.hex)
+        try:
+            with self._mapped(digest):
+                head = self._s3().head_object(Bucket=self.bucket, Key=key)
+            if self.clock() - head["LastModified"].timestamp() < CLAIM_SECONDS:
+                return False
+            with self._mapped(digest):
+                self._s3().delete_object(Bucket=self.bucket, Key=key)
+        except NotFound:
+            pass
+        try:
+            with self._mapped(digest):
+                self._s3().put_object(Bucket=self.bucket, Key=key, Body=b"", IfNoneMatch="*")
+        except RemoteRefused:
+            return False
+        return True
+
+    def put(self, digest: Digest, size: int, data: Iterator[memoryview]) -> None:
+        """See `SharedPlace.put`: a multipart upload, completed only after the last byte was right."""
+        s3, key = self._s3(), self._key(digest)
+        try:
+            with self._mapped(digest):
+                upload = s3.create_multipart_upload(Bucket=self.bucket, Key=key)["UploadId"]
+                where = {"Bucket": self.bucket, "Key": key, "UploadId": upload}
+                try:
+                    parts = [
+                        {
+                            "PartNumber": number,
+                            "ETag": s3.upload_part(**where, PartNumber=number, Body=part)["ETag"],
+                        }
+                        for number, part in enumerate(_parts(data), 1)
+                    ]
+                    s3.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
+                except BaseException:
+                    s3.abort_multipart_upload(**where)
+                    raise
+        finally:
+            with self._mapped(digest):
+                s3.delete_object(Bucket=self.bucket, Key=self._join("claims", digest.hex))
+
+    def _s3(self) -> Any:
+        if self._client is None:
+            import boto3  # noqa: PLC0415
+            from botocore.config import Config  # noqa: PLC0415
+
+            config = Config(
+                connect_timeout=5,
+                read_timeout=30,
+                max_pool_connections=32,
+                retries={"max_attempts": 2, "mode": "standard"},
+            )
+            self._client = boto3.session.Session().client("s3", config=config, **dict(self.options))
+        return self._client
+
+    def _key(self, digest: Digest) -> str:
+        return self._join("files", "sha256", digest.hex[:2], digest.hex)
+
+    def _join(self, *parts: str) -> str:
+        return "/".join(part for part in (self.prefix.strip("/"), *parts) if part)
+
+    @contextmanager
+    def _mapped(self, digest: Digest) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+
+        try:
+            yield
+        except ClientError as error:
+            raise self._of(error, digest) from error
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise Unreachable(f"{self.name} doesn't answer: {error}") from error
+
+    def _of(self, error: Any, digest: Digest) -> WeightyardError:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        if code in _MISSING:
+            return missing(self.name, digest)
+        if code == "NoSuchBucket":
+            return NotFound(f"no bucket {self.bucket}", hint="Check the shared tier's settings.")
+        if code in _DENIED or status == "403":
+            return AccessDenied(f"{self.name} denies access: {code}", hint="Check its credentials.")
+        if code in _SLOW or status in _SLOW:
+            return RateLimited(f"{self.name} asks to slow down")
+        if status.startswith("5"):
+            return Unreachable(f"{self.name} failed: {code}")
+        return RemoteRefused(f"{self.name} refused: {code or status}")
+
+
+def _parts(data: Iterator[memoryview]) -> Iterator[bytes]:
+    """Buffers gathered to parts of 64 MiB; one empty part for an empty file."""
+    part = bytearray()
+    sent = False
+    for buffer in data:
+        part += buffer
+        if len(part) >= _PART:
+            yield bytes(part)
+            part, sent = bytearray(), True
+    if part or not sent:
+        yield bytes(part)
