@@ -44,6 +44,7 @@ from tests.servers.faulty_registry import (
     RateLimitDate,
     RateLimitSeconds,
     RejectingStorage,
+    Seen,
     Stall,
     TruncatedBody,
     WrongBytes,
@@ -273,6 +274,25 @@ def test_a_broken_chunk_that_loses_the_session_starts_the_blob_again(through: Op
     repository.put_blob(blob_content(BLOB), counts.append)
     assert read_all(repository, described(BLOB)) == BLOB
     assert sum(counts) == len(BLOB)
+
+
+def test_a_line_that_never_holds_for_a_blob_gives_up(through: Opener) -> None:
+    """Each try gets further than the first chunk, loses its session, and begins again: that must end."""
+    proxy, repository = through(BreakingSecondChunk())
+    with pytest.raises(Unreachable):
+        repository.put_blob(blob_content(BLOB))
+    assert proxy.uploaded < 6 * 2 * CHUNK
+
+
+class BreakingSecondChunk(BrokenUpload):
+    """Every session breaks in its second chunk, whose beginning the registry keeps."""
+
+    def __init__(self) -> None:
+        super().__init__(after=50_000, times=1_000)
+
+    def request_body(self, request: Seen, body: Iterator[bytes]) -> Iterator[bytes]:
+        first = request.headers.get("Content-Range", "").startswith("0-")
+        return body if first else super().request_body(request, body)
 
 
 def test_a_forgotten_session_starts_again(through: Opener) -> None:

@@ -115,6 +115,12 @@ def test_a_hard_link_to_no_file(target: str) -> None:
         stack([file("a"), folder("d"), hard("b", target)])
 
 
+@pytest.mark.parametrize("target", ["a", "a/b"])
+def test_a_hard_link_does_not_replace_its_own_file(target: str) -> None:
+    with pytest.raises(InvalidImage, match="hard link"):
+        stack([file(target), hard("a", target)])
+
+
 def test_a_hard_link_comes_after_its_file() -> None:
     with pytest.raises(InvalidImage, match="hard link"):
         stack([hard("b", "a"), file("a")])
