@@ -133,7 +133,9 @@ class Tree:
                 return BadNode("is a device or a named pipe")
             case MemberKind.HARDLINK:
                 target = self._find(member.target.split("/"))
-                if isinstance(target, FileNode | LinkNode | BadNode):
+                # What it would replace is gone before it is made.
+                itself = f"{member.target}/".startswith(f"{member.path}/")
+                if isinstance(target, FileNode | LinkNode | BadNode) and not itself:
                     return target
                 return BadNode(f"is a hard link to {member.target!r}, which is no file before it")
 
