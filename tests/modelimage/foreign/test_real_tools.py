@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from oras.client import OrasClient  # type: ignore[import-untyped]
+from oras.client import OrasClient
 
 from modelimage.access import Access, open_reader
 from modelimage.foreign import Kind, Packing, describe_foreign
