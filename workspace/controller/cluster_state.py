@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from workspace.controller.nodes import Node, choose_warm, eligible
-from workspace.controller.observed import Observed, has_labels, is_mounted, is_ready, node_of
+from workspace.controller.nodes import choose_warm, eligible
+from workspace.controller.objects import has_labels, is_mounted, is_ready, node_of
+from workspace.controller.observed import Observed
 from workspace.controller.revisions import Revision
 from workspace.render import names
 from workspace.schema import Workspace
@@ -40,7 +41,7 @@ def standing(
 
     A node is wanted warm for each replica that isn't ready yet, beside those where servers of it run.
     """
-    nodes = [Node.of(each) for each in observed.nodes]
+    nodes = observed.nodes
     label = names.node_label(revision.key)
     possible = eligible(nodes, workspace.spec.resources, gpus=revision.gpus)
     servers, warming = observed.pods(names.SERVER), observed.pods(names.PREWARM)

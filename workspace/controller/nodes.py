@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelimage.errors import InvalidInput
-from workspace.controller.observed import condition
+from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, asked_hardware, find_gpu
 from workspace.render import names
 from workspace.render.pod import gpu_resource, tolerations

@@ -5,11 +5,12 @@ Objects stay the plain documents that the API server gives; the few facts that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from modelimage.errors import WeightyardError
+from workspace.controller.nodes import Node
+from workspace.controller.objects import has_labels
 from workspace.render import names
 from workspace.render.kubernetes import Surroundings
 from workspace.render.release import Resolved
@@ -38,7 +39,7 @@ class Observed:
 
     document: Json
     objects: tuple[Json, ...]
-    nodes: tuple[Json, ...]
+    nodes: tuple[Node, ...]
     now: str
     surroundings: Surroundings
     resolved: Resolved | WeightyardError | None = None
@@ -96,39 +97,5 @@ class Decision:
     ask_registry: bool = False
 
 
-def has_labels(document: Json, wanted: Mapping[str, str]) -> bool:
-    labels = document["metadata"].get("labels") or {}
-    return all(labels.get(name) == value for name, value in wanted.items())
-
-
-def is_owned(document: Json, uid: str) -> bool:
-    """Whether an object says that the Workspace of this uid controls it."""
-    owners: Iterable[Json] = document["metadata"].get("ownerReferences") or ()
-    return any(each.get("uid") == uid and each.get("controller") for each in owners)
-
-
 def reference(document: Json) -> Reference:
     return Reference(str(document["kind"]), str(document["metadata"]["name"]))
-
-
-def condition(document: Json, kind: str) -> Json:
-    """A condition of any object's status; empty when it has none of that type."""
-    found: Iterable[Json] = (document.get("status") or {}).get("conditions") or ()
-    return next((each for each in found if each.get("type") == kind), {})
-
-
-def is_ready(pod: Json) -> bool:
-    return condition(pod, "Ready").get("status") == "True"
-
-
-def is_mounted(pod: Json) -> bool:
-    """Whether a pod's volumes are there: a container starts, or fails to, only afterwards."""
-    states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()
-    return any(
-        each.get("restartCount") or {"running", "terminated"} & set(each.get("state") or ())
-        for each in states
-    )
-
-
-def node_of(pod: Json) -> str | None:
-    return (pod.get("spec") or {}).get("nodeName")

@@ -15,6 +15,7 @@ from modelimage.errors import InvalidInput, WeightyardError
 from workspace.controller import nodes, report, revisions
 from workspace.controller.cluster_state import Standing, server_count, standing
 from workspace.controller.compare import holds, with_intent
+from workspace.controller.objects import has_labels, is_mounted, is_owned, is_ready, node_of
 from workspace.controller.observed import (
     KEDA_GROUP,
     Action,
@@ -23,11 +24,6 @@ from workspace.controller.observed import (
     Delete,
     Observed,
     Reference,
-    has_labels,
-    is_mounted,
-    is_owned,
-    is_ready,
-    node_of,
     reference,
 )
 from workspace.controller.prewarm import prewarm_pod
@@ -149,8 +145,7 @@ class _Reconciliation:
         return revisions.new_revision(self.workspace, release, number=newest + 1)
 
     def _hardware(self) -> Hardware:
-        found = [nodes.Node.of(each) for each in self.observed.nodes]
-        return nodes.hardware(found, self.workspace.spec.resources)
+        return nodes.hardware(self.observed.nodes, self.workspace.spec.resources)
 
     def _deployed(self) -> Revision | None:
         """The version that the Deployment runs now."""

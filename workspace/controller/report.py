@@ -9,7 +9,8 @@ from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.cluster_state import Standing, server_count
 from workspace.controller.conditions import Condition
-from workspace.controller.observed import Observed, condition
+from workspace.controller.objects import condition
+from workspace.controller.observed import Observed
 from workspace.controller.revisions import Revision
 from workspace.render import names
 from workspace.schema import Workspace

@@ -12,6 +12,7 @@ from typing import Any
 from modelimage.errors import Unreachable, WeightyardError
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
+from workspace.controller.nodes import Node
 from workspace.controller.observed import Action, Apply, Decision, Observed
 from workspace.controller.reconcile import OWN_KINDS, reconcile, workspace_of
 from workspace.render import names
@@ -88,7 +89,7 @@ class Cluster:
         return Observed(
             document=self.api.get("Workspace", NAMESPACE, NAME),
             objects=tuple(objects),
-            nodes=tuple(self.api.list("Node")),
+            nodes=tuple(map(Node.of, self.api.list("Node"))),
             now="2026-01-01T00:00:00Z",
             surroundings=Surroundings(),
             wanted=self.wanted,

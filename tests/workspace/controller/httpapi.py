@@ -1,0 +1,211 @@
+"""The fake API server over real HTTP: lists, watches, server-side apply, and the faults that controllers meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from types import TracebackType
+from typing import Any, Self
+
+import kopf
+from aiohttp import web
+
+from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
+from workspace.controller.api import RESOURCES
+
+Json = dict[str, Any]
+
+
+class HttpApi:
+    """Serves a FakeApi on a loopback port. `faults` are statuses for the next writes; `requests` counts by verb."""
+
+    def __init__(self, api: FakeApi, *, groups: tuple[str, ...] = ("keda.sh",)) -> None:
+        self.api = api
+        self.faults: deque[int] = deque()
+        self.requests: dict[str, int] = {}
+        self._groups = groups
+        self._streams: set[tuple[str, asyncio.Queue[Json | None]]] = set()
+        api.watchers.append(self._tell)
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/api", self._core)
+        app.router.add_get("/apis", self._apis)
+        app.router.add_get("/version", self._version)
+        app.router.add_route("*", "/{tail:.*}", self._any)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.2)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        self.break_watches()
+        await self._runner.cleanup()
+
+    def connection(self) -> kopf.ConnectionInfo:
+        return kopf.ConnectionInfo(server=self.url)
+
+    def break_watches(self) -> None:
+        """Every watch ends, as when a server restarts."""
+        for _, queue in self._streams:
+            queue.put_nowait(None)
+
+    def writes(self) -> int:
+        return sum(count for verb, count in self.requests.items() if verb != "GET")
+
+    def _tell(self, kind: str, document: Json) -> None:
+        for resource, queue in self._streams:
+            if resource == document["kind"]:
+                queue.put_nowait({"type": kind, "object": document})
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"major": "1", "minor": "25"})
+
+    async def _core(self, _: web.Request) -> web.Response:
+        return web.json_response({"versions": ["v1"]})
+
+    async def _apis(self, _: web.Request) -> web.Response:
+        groups: dict[str, set[str]] = {}
+        for resource in RESOURCES.values():
+            group, _, version = resource.api.rpartition("/")
+            if group and (group != "keda.sh" or group in self._groups):
+                groups.setdefault(group, set()).add(version)
+        found = [
+            {
+                "name": name,
+                "versions": [
+                    {"version": v, "groupVersion": f"{name}/{v}"} for v in sorted(versions)
+                ],
+                "preferredVersion": {"version": max(versions)},
+            }
+            for name, versions in groups.items()
+        ]
+        return web.json_response({"groups": found})
+
+    async def _any(self, request: web.Request) -> web.StreamResponse:
+        self.requests[request.method] = self.requests.get(request.method, 0) + 1
+        parts = request.path.strip("/").split("/")
+        api, rest = (
+            ("/".join(parts[1:2]), parts[2:])
+            if parts[0] == "api"
+            else ("/".join(parts[1:3]), parts[3:])
+        )
+        if not rest:
+            return self._discovery(api)
+        namespace = None
+        if rest[0] == "namespaces" and len(rest) > 2:
+            namespace, rest = rest[1], rest[2:]
+        kind = next((k for k, r in RESOURCES.items() if (r.api, r.plural) == (api, rest[0])), None)
+        if kind is None:
+            return _failure(404, f"no {rest[0]}")
+        if request.method != "GET" and self.faults:
+            return _failure(self.faults.popleft(), "a fault that the test asked for")
+        try:
+            return await self._object(request, kind, namespace, rest[1:])
+        except Missing as error:
+            return _failure(404, str(error))
+        except Conflict as error:
+            return _failure(409, str(error))
+
+    def _discovery(self, api: str) -> web.Response:
+        verbs = ["get", "list", "watch", "create", "update", "patch", "delete"]
+        found = [
+            {
+                "name": r.plural,
+                "singularName": k.lower(),
+                "kind": k,
+                "namespaced": r.namespaced,
+                "verbs": verbs,
+            }
+            for k, r in RESOURCES.items()
+            if r.api == api
+        ]
+        if api == "v1":  # kopf waits until it has seen that there are namespaces
+            spaces = {"name": "namespaces", "singularName": "namespace", "kind": "Namespace"}
+            found.append({**spaces, "namespaced": False, "verbs": verbs})
+        return web.json_response({"resources": found})
+
+    async def _object(
+        self, request: web.Request, kind: str, namespace: str | None, rest: list[str]
+    ) -> web.StreamResponse:
+        space = namespace or ""
+        if request.method == "GET" and not rest:
+            return await self._list(request, kind, namespace)
+        if request.method == "GET":
+            return web.json_response(self.api.get(kind, space, rest[0]))
+        body = await request.json()
+        if request.method == "PATCH":
+            assert request.content_type == "application/apply-patch+yaml"
+            manager, force = request.query["fieldManager"], request.query.get("force") == "true"
+            return web.json_response(
+                self.api.apply(body, manager=manager, force=force, status=rest[1:] == ["status"])
+            )
+        if request.method == "POST":
+            return web.json_response(self.api.create(body), status=201)
+        if request.method == "PUT":
+            return web.json_response(self._replace(kind, space, rest[0], body))
+        uid = body.get("preconditions", {}).get("uid")
+        self.api.delete(kind, space, rest[0], uid=uid)
+        return web.json_response({"kind": "Status"})
+
+    def _replace(self, kind: str, namespace: str, name: str, body: Json) -> Json:
+        found = self.api.get(kind, namespace, name)
+        version = body["metadata"].get("resourceVersion")
+        if version is not None and version != found["metadata"]["resourceVersion"]:
+            raise Conflict("the object has been modified")
+
+        def change(document: Json) -> None:
+            document.clear()
+            document.update(body)
+
+        return self.api.update(kind, namespace, name, change, manager="replacer")
+
+    async def _list(
+        self, request: web.Request, kind: str, namespace: str | None
+    ) -> web.StreamResponse:
+        if request.query.get("watch") == "true":
+            return await self._watch(request, kind)
+        items = self.api.list(kind, namespace)
+        for each in items:
+            del each["kind"], each["apiVersion"]
+        metadata = {"resourceVersion": "1"}
+        api = RESOURCES[kind].api
+        return web.json_response(
+            {"kind": f"{kind}List", "apiVersion": api, "metadata": metadata, "items": items}
+        )
+
+    async def _watch(self, request: web.Request, kind: str) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        queue: asyncio.Queue[Json | None] = asyncio.Queue()
+        entry = (kind, queue)
+        self._streams.add(entry)
+        # What happened between the list and this watch isn't replayed here, so it is sent again.
+        for each in self.api.list(kind):
+            queue.put_nowait({"type": "MODIFIED", "object": each})
+        try:
+            while (event := await queue.get()) is not None:
+                await stream.write(json.dumps(event).encode() + b"\n")
+        except (ConnectionResetError, asyncio.CancelledError):
+            pass
+        finally:
+            self._streams.discard(entry)
+        with contextlib.suppress(ConnectionResetError):
+            await stream.write_eof()
+        return stream
+
+
+def _failure(status: int, message: str) -> web.Response:
+    headers = {"Retry-After": "0"} if status == 429 else {}
+    return web.json_response(
+        {"kind": "Status", "status": "Failure", "message": message, "code": status},
+        status=status,
+        headers=headers,
+    )

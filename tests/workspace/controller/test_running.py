@@ -1,0 +1,218 @@
+"""The controller as it runs: kopf's watches and real HTTP on one side, a cluster that lives on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, Unreachable
+from tests.workspace import samples
+from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
+from workspace.controller.api import Conflict, KubernetesApi
+from workspace.controller.cache import Cache
+from workspace.controller.handlers import make_registry, watch
+from workspace.controller.observed import Reference
+from workspace.controller.runner import Runner
+from workspace.render import names
+from workspace.render.kubernetes import Surroundings
+from workspace.render.release import Resolved
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+async def resolve(workspace: Workspace) -> Resolved:
+    return samples.resolved(workspace, samples.pinned(workspace.spec.model.image or ""))
+
+
+@contextlib.asynccontextmanager
+async def running(cluster: Cluster) -> AsyncIterator[tuple[HttpApi, Runner]]:
+    """A controller at work on a cluster."""
+    async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
+        api = KubernetesApi(session, http.connection)
+        runner = Runner(api=api, cache=Cache(), resolver=resolve, surroundings=Surroundings())
+        stop = asyncio.Event()
+        registry = make_registry(runner, with_keda=True)
+        watching = asyncio.create_task(watch(registry, stop=stop, connection=http.connection))
+        working = asyncio.create_task(runner.run())
+        try:
+            yield http, runner
+        finally:
+            working.cancel()
+            stop.set()
+            http.break_watches()
+            with contextlib.suppress(asyncio.CancelledError):
+                await working
+            await asyncio.wait_for(watching, 20)
+
+
+async def until(cluster: Cluster, condition: Callable[[], bool], *, seconds: float = 20) -> None:
+    """Let the cluster live until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, cluster.api.writes[-8:]
+        cluster.step()
+        await asyncio.sleep(0.02)
+
+
+def is_ready(cluster: Cluster) -> bool:
+    found = cluster.api.get("Workspace", NAMESPACE, NAME).get("status", {}).get("conditions", ())
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in found)
+
+
+def prepared(**spec: Any) -> Cluster:
+    cluster = Cluster()
+    cluster.add_node("n1")
+    cluster.add_node("n2")
+    cluster.create_workspace(**spec)
+    return cluster
+
+
+def test_a_workspace_gets_ready_rolls_and_then_nothing_more_is_written() -> None:
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        async with running(cluster) as (http, runner):
+            await until(cluster, lambda: is_ready(cluster))
+            cluster.change_spec(model={"image": "registry.example/team/llama:v2"})
+            new = samples.pinned("registry.example/team/llama:v2").image
+            await until(cluster, lambda: new in str(cluster.ready_servers()) and is_ready(cluster))
+            await until(cluster, lambda: len(cluster.servers()) == 1 and not len(runner.queue))
+            before = http.writes()
+            for key in runner.cache.workspaces():
+                await runner.reconcile(key)
+            assert http.writes() == before
+
+    asyncio.run(scenario())
+
+
+def test_conflicts_throttling_and_lost_watches_only_delay_it() -> None:
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        async with running(cluster) as (http, _):
+            http.faults.extend([409, 429, 500])
+            await until(cluster, lambda: not http.faults)
+            http.break_watches()
+            await until(cluster, lambda: is_ready(cluster))
+            http.break_watches()
+            cluster.change_spec(replicas=2)
+            await until(cluster, lambda: len(cluster.ready_servers()) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_what_others_change_or_delete_comes_back() -> None:
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        async with running(cluster):
+            await until(cluster, lambda: is_ready(cluster))
+            cluster.api.delete("Service", NAMESPACE, NAME)
+            cluster.api.update(
+                "Deployment", NAMESPACE, NAME, lambda d: d["spec"].update(replicas=5)
+            )
+            await until(
+                cluster,
+                lambda: (
+                    bool(cluster.api.list("Service", NAMESPACE))
+                    and cluster.api.get("Deployment", NAMESPACE, NAME)["spec"]["replicas"] == 1
+                ),
+            )
+
+    asyncio.run(scenario())
+
+
+def test_no_annotation_or_finalizer_is_left_on_the_workspace() -> None:
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        async with running(cluster):
+            await until(cluster, lambda: is_ready(cluster))
+        metadata = cluster.api.get("Workspace", NAMESPACE, NAME)["metadata"]
+        assert not metadata.get("finalizers")
+        assert not metadata.get("annotations")
+
+    asyncio.run(scenario())
+
+
+def test_strangers_objects_are_found_although_no_watch_shows_them() -> None:
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        theirs = {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME, "namespace": NAMESPACE},
+            "spec": {"selector": {"app": "other"}, "ports": [{"port": 80}]},
+        }  # fmt: skip
+        cluster.api.create(theirs)
+
+        def conflict_is_told() -> bool:
+            return "NameConflict" in str(
+                cluster.api.get("Workspace", NAMESPACE, NAME).get("status")
+            )
+
+        async with running(cluster):
+            await until(cluster, conflict_is_told)
+        assert cluster.api.get("Service", NAMESPACE, NAME)["spec"]["selector"] == {"app": "other"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (409, Conflict), (403, AccessDenied), (401, AccessDenied), (429, RateLimited), (500, Unreachable),
+        (422, InvalidInput), (404, NotFound),
+    ],
+)  # fmt: skip
+def test_the_servers_refusals_are_our_errors(status: int, error: type[Exception]) -> None:
+    async def scenario() -> None:
+        cluster = prepared()
+        async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
+            http.faults.append(status)
+            with pytest.raises(error):
+                await KubernetesApi(session, http.connection).apply(samples.document())
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_away_is_unreachable() -> None:
+    async def scenario() -> None:
+        cluster = prepared()
+        async with HttpApi(cluster.api) as http:
+            connection = http.connection()
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(Unreachable):
+                await KubernetesApi(session, lambda: connection).groups()
+
+    asyncio.run(scenario())
+
+
+def test_only_the_object_that_was_seen_is_deleted() -> None:
+    async def scenario() -> None:
+        cluster = prepared()
+        async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
+            api = KubernetesApi(session, http.connection)
+            with pytest.raises(Conflict):
+                await api.delete(Reference("Workspace", NAME), NAMESPACE, uid="another")
+            await api.delete(Reference("Workspace", "gone"), NAMESPACE, uid="any")
+            assert cluster.api.list("Workspace")
+
+    asyncio.run(scenario())
+
+
+def test_manager_and_force_are_said() -> None:
+    async def scenario() -> None:
+        cluster = prepared()
+        async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
+            await KubernetesApi(session, http.connection).apply(
+                {
+                    "apiVersion": "v1", "kind": "ServiceAccount",
+                    "metadata": {"name": "a", "namespace": NAMESPACE, "labels": {"x": "y"}},
+                }
+            )  # fmt: skip
+        assert set(cluster.api.managers["ServiceAccount", NAMESPACE, "a"]) == {names.MANAGER}
+
+    asyncio.run(scenario())

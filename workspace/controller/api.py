@@ -1,0 +1,172 @@
+"""The few calls to a Kubernetes API server that the controller makes, with its errors as ours.
+
+Server-side apply for objects and statuses, deletes with preconditions, and plain reads. Watching is kopf's. Knows paths
+and status codes, nothing of Workspaces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, NoReturn
+
+import aiohttp
+import kopf
+
+from modelimage.errors import (
+    AccessDenied,
+    Busy,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+)
+from workspace.controller.observed import Reference
+from workspace.render import names
+
+Json = dict[str, Any]
+
+_APPLY: Final = "application/apply-patch+yaml"
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=10)
+
+
+class Conflict(Busy):
+    """The object changed, or is another one, since it was read (409): look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Where the objects of a kind are. `api` is `v1` or `group/version`."""
+
+    api: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str | None, name: str | None = None) -> str:
+        base = f"/api/{self.api}" if "/" not in self.api else f"/apis/{self.api}"
+        where = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return f"{base}{where}/{self.plural}" + (f"/{name}" if name else "")
+
+
+RESOURCES: Final = {
+    "Workspace": Resource("weightyard.dev/v1alpha1", "workspaces"),
+    "Deployment": Resource("apps/v1", "deployments"),
+    "ControllerRevision": Resource("apps/v1", "controllerrevisions"),
+    "Service": Resource("v1", "services"),
+    "ServiceAccount": Resource("v1", "serviceaccounts"),
+    "ResourceQuota": Resource("v1", "resourcequotas"),
+    "LimitRange": Resource("v1", "limitranges"),
+    "Pod": Resource("v1", "pods"),
+    "Secret": Resource("v1", "secrets"),
+    "Node": Resource("v1", "nodes", namespaced=False),
+    "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
+    "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
+    "ScaledObject": Resource("keda.sh/v1alpha1", "scaledobjects"),
+    "Lease": Resource("coordination.k8s.io/v1", "leases"),
+}
+
+
+class KubernetesApi:
+    """One cluster. `connection` is asked at each call, since tokens of service accounts are renewed."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, connection: Callable[[], kopf.ConnectionInfo]
+    ) -> None:
+        self._session = session
+        self._connection = connection
+
+    async def get(self, kind: str, namespace: str | None, name: str) -> Json:
+        """One object. Raises NotFound."""
+        return await self._call("GET", RESOURCES[kind].path(namespace, name))
+
+    async def apply(self, document: Json, *, status: bool = False) -> Json:
+        """Server-side apply as the manager `weightyard`, taking over fields that others set. Returns the result."""
+        metadata = document["metadata"]
+        path = RESOURCES[document["kind"]].path(metadata.get("namespace"), metadata["name"])
+        return await self._call(
+            "PATCH",
+            path + ("/status" if status else ""),
+            document,
+            content_type=_APPLY,
+            params={"fieldManager": names.MANAGER, "force": "true"},
+        )
+
+    async def create(self, document: Json) -> Json:
+        """A new object. Raises Conflict when it is there."""
+        path = RESOURCES[document["kind"]].path(document["metadata"].get("namespace"))
+        return await self._call("POST", path, document)
+
+    async def replace(self, document: Json) -> Json:
+        """Write back what was read. Raises Conflict when it changed in between."""
+        metadata = document["metadata"]
+        path = RESOURCES[document["kind"]].path(metadata.get("namespace"), metadata["name"])
+        return await self._call("PUT", path, document)
+
+    async def delete(self, reference: Reference, namespace: str | None, *, uid: str) -> None:
+        """Delete the object with this uid. One that is gone is fine; Conflict when another has its name."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        path = RESOURCES[reference.kind].path(namespace, reference.name)
+        try:
+            await self._call("DELETE", path, body)
+        except NotFound:
+            return
+
+    async def groups(self) -> frozenset[str]:
+        """The API groups that the server has."""
+        answer = await self._call("GET", "/apis")
+        return frozenset(str(each["name"]) for each in answer.get("groups", ()))
+
+    async def _call(
+        self, method: str, path: str, body: Json | None = None, *,
+        content_type: str = "application/json", params: dict[str, str] | None = None,
+    ) -> Json:  # fmt: skip
+        connection = self._connection()
+        headers = {**connection.as_http_headers(), "Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        try:
+            async with self._session.request(
+                method, connection.server.rstrip("/") + path, params=params, headers=headers,
+                data=None if body is None else json.dumps(body), timeout=_TIMEOUT,
+            ) as answer:  # fmt: skip
+                text = await answer.text()
+                if answer.status >= HTTPStatus.BAD_REQUEST:
+                    _refused(
+                        answer.status, text, f"{method} {path}", answer.headers.get("Retry-After")
+                    )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unreachable(f"the API server doesn't answer {method} {path}: {error}") from error
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+
+
+def _refused(status: int, text: str, call: str, retry_after: str | None) -> NoReturn:
+    try:
+        said = str(json.loads(text).get("message", text))
+    except (ValueError, AttributeError):
+        said = text
+    message = f"{call}: {said[:500]}"
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            raise NotFound(message)
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            raise AccessDenied(message, hint="Check the controller's ClusterRole.")
+        case HTTPStatus.CONFLICT:
+            raise Conflict(message)
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+            raise RateLimited(message, retry_after=seconds)
+        case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
+            raise InvalidInput(message)
+        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise Unreachable(message)
+    raise RemoteRefused(message)

@@ -1,0 +1,86 @@
+"""kopf's side: watches what concerns Workspaces and hands every event on. Nothing is decided here.
+
+Only event handlers are used: they leave no finalizers or annotations on anybody's objects, so deleting one works while
+no controller runs. kopf brings the watching itself: resuming, relisting after 410, backing off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import kopf
+
+from modelimage.errors import InvalidInput
+from workspace.controller.api import RESOURCES
+from workspace.controller.runner import Runner
+from workspace.render import names
+
+# Changes of others that reconcile must see; the rest is compared at each resync only.
+_WATCHED: Final = (
+    "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
+    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler",
+)  # fmt: skip
+_UNLABELLED: Final = ("Workspace", "Node")
+
+
+def make_registry(runner: Runner, *, with_keda: bool) -> kopf.OperatorRegistry:
+    """The handlers of one controller; several controllers may run in one process."""
+    registry = kopf.OperatorRegistry()
+    for kind in (*_WATCHED, *(("ScaledObject",) if with_keda else ())):
+        resource = RESOURCES[kind]
+        group, _, version = resource.api.rpartition("/")
+        labels = None if kind in _UNLABELLED else {names.WORKSPACE: kopf.PRESENT}
+        kopf.on.event(group, version, resource.plural, registry=registry, labels=labels)(
+            _handler(kind, resource.api, runner)
+        )
+    return registry
+
+
+def _handler(kind: str, api: str, runner: Runner) -> Callable[..., Awaitable[None]]:
+    async def seen(event: Mapping[str, Any], **_: Any) -> None:
+        # Items of a list lack the kind that they are of.
+        document = {**event["object"], "kind": kind, "apiVersion": api}
+        runner.seen(document, deleted=event["type"] == "DELETED")
+
+    return seen
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """kopf without what it would write: no Events of its own, no peering."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.process.ultimate_exiting_timeout = None
+    return settings
+
+
+def connect() -> kopf.ConnectionInfo:
+    """How to reach the API server: as a pod's service account, else as KUBECONFIG says. Raises InvalidInput."""
+    found = kopf.login_with_service_account(settings=make_settings()) or kopf.login_with_kubeconfig(
+        settings=make_settings()
+    )
+    if found is None:
+        raise InvalidInput(
+            "this is no pod and there is no kubeconfig",
+            hint="Set KUBECONFIG to a file with a server, a token or a certificate.",
+        )
+    return found
+
+
+async def watch(
+    registry: kopf.OperatorRegistry,
+    *,
+    stop: asyncio.Event,
+    connection: Callable[[], kopf.ConnectionInfo],
+) -> None:
+    """Run kopf's watches until `stop`."""
+    kopf.on.login(registry=registry)(lambda **_: connection())
+    await kopf.operator(
+        registry=registry,
+        settings=make_settings(),
+        clusterwide=True,
+        standalone=True,
+        stop_flag=stop,
+    )

@@ -1,0 +1,42 @@
+"""Readings of Kubernetes objects as the API server gives them: plain documents in, plain facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def has_labels(document: Json, wanted: Mapping[str, str]) -> bool:
+    labels = document["metadata"].get("labels") or {}
+    return all(labels.get(name) == value for name, value in wanted.items())
+
+
+def is_owned(document: Json, uid: str) -> bool:
+    """Whether an object says that the Workspace of this uid controls it."""
+    owners: Iterable[Json] = document["metadata"].get("ownerReferences") or ()
+    return any(each.get("uid") == uid and each.get("controller") for each in owners)
+
+
+def condition(document: Json, kind: str) -> Json:
+    """A condition of any object's status; empty when it has none of that type."""
+    found: Iterable[Json] = (document.get("status") or {}).get("conditions") or ()
+    return next((each for each in found if each.get("type") == kind), {})
+
+
+def is_ready(pod: Json) -> bool:
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def is_mounted(pod: Json) -> bool:
+    """Whether a pod's volumes are there: a container starts, or fails to, only afterwards."""
+    states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()
+    return any(
+        each.get("restartCount") or {"running", "terminated"} & set(each.get("state") or ())
+        for each in states
+    )
+
+
+def node_of(pod: Json) -> str | None:
+    return (pod.get("spec") or {}).get("nodeName")

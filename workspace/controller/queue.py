@@ -1,0 +1,66 @@
+"""Which Workspaces to look at next: each at most once at a time, later again where asked, soonest first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """Keys that wait. A key added while it is worked on comes back when that is done."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[K, None] = {}  # in order of arrival
+        self._working: set[K] = set()
+        self._again: set[K] = set()
+        self._timers: dict[K, asyncio.TimerHandle] = {}
+        self._ready = asyncio.Event()
+
+    def add(self, key: K) -> None:
+        """Look at a key as soon as possible."""
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._waiting[key] = None
+            self._ready.set()
+
+    def add_later(self, key: K, seconds: float) -> None:
+        """Look at a key after a while; of several such wishes the soonest counts."""
+        loop = asyncio.get_running_loop()
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= loop.time() + seconds:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_later(seconds, self.add, key)
+
+    async def take(self) -> K:
+        """The next key; `done` must follow."""
+        while not self._waiting:
+            self._ready.clear()
+            await self._ready.wait()
+        key = next(iter(self._waiting))
+        del self._waiting[key]
+        self._working.add(key)
+        return key
+
+    def done(self, key: K) -> None:
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def close(self) -> None:
+        """Cancel what was to come later."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._working)

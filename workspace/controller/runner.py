@@ -1,0 +1,181 @@
+"""Carries decisions out: takes a Workspace from the queue, observes, decides, writes, keeps what was written.
+
+The deciding is `reconcile`'s and the scaler's; which errors mean trying again, and when, is here. One task owns each
+Workspace at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from modelimage.errors import NotFound, RateLimited, WeightyardError
+from workspace.controller.api import KubernetesApi
+from workspace.controller.cache import Cache, Key
+from workspace.controller.observed import Apply, Decision, Observed, reference
+from workspace.controller.queue import WorkQueue
+from workspace.controller.reconcile import reconcile, workspace_of
+from workspace.render.kubernetes import Surroundings
+from workspace.render.release import Resolved
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+# Seconds.
+RESYNC: Final = 600.0
+REGISTRY_RETRY: Final = 60.0
+_FIRST_RETRY: Final = 0.5
+_LAST_RETRY: Final = 60.0
+
+Resolver = Callable[[Workspace], Awaitable[Resolved]]
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What the scaler wants of each Workspace; it writes here, the runner reads."""
+
+    replicas: dict[Key, int]
+
+
+class Runner:
+    """All Workspaces of a cluster. `run` works for as long as it isn't cancelled."""
+
+    def __init__(
+        self, *, api: KubernetesApi, cache: Cache, resolver: Resolver, surroundings: Surroundings,
+        groups: frozenset[str] = frozenset(), workers: int = 8,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:  # fmt: skip
+        self._api = api
+        self.cache = cache
+        self._resolver = resolver
+        self._surroundings = surroundings
+        self._groups = groups
+        self._workers = workers
+        self._now = now
+        self._failures: dict[Key, int] = {}
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.wanted = Wanted({})
+
+    def seen(self, document: Json, *, deleted: bool = False) -> None:
+        """An event of a watch."""
+        concerned = self.cache.drop(document) if deleted else self.cache.put(document)
+        for key in concerned:
+            self.queue.add(key)
+
+    async def run(self) -> None:
+        """Work until cancelled; every Workspace is looked at now, and again every `RESYNC` seconds."""
+        for key in self.cache.workspaces():
+            self.queue.add(key)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._workers):
+                    group.create_task(self._work())
+        finally:
+            self.queue.close()
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.take()
+            try:
+                await self._handle(key)
+            finally:
+                self.queue.done(key)
+
+    async def _handle(self, key: Key) -> None:
+        try:
+            again = await self.reconcile(key)
+        except WeightyardError as error:
+            failures = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 10))
+            if isinstance(error, RateLimited) and error.retry_after:
+                delay = max(delay, error.retry_after)
+            logger.warning("%s/%s: %s; again in %g s", *key, error.message, delay)
+            self.queue.add_later(key, delay)
+            return
+        self._failures.pop(key, None)
+        if again is not None:
+            self.queue.add_later(key, again)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass over a Workspace; returns when to look again, in seconds. Raises what the API raises."""
+        observed = self._observe(key)
+        if observed is None:
+            self.wanted.replicas.pop(key, None)
+            return None
+        decision = reconcile(observed)
+        if decision.ask_registry:
+            observed = replace(observed, resolved=await self._resolve(observed))
+            decision = reconcile(observed)
+        strangers = await self._strangers(observed, decision)
+        if strangers:
+            observed = replace(observed, objects=(*observed.objects, *strangers))
+            decision = reconcile(observed)
+        await self._carry_out(key, observed, decision)
+        failed = isinstance(observed.resolved, WeightyardError)
+        return REGISTRY_RETRY if failed or decision.ask_registry else RESYNC
+
+    def _observe(self, key: Key) -> Observed | None:
+        document = self.cache.workspace(key)
+        if document is None:
+            return None
+        return Observed(
+            document=document,
+            objects=self.cache.objects(key),
+            nodes=self.cache.nodes(),
+            now=self._now().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            surroundings=self._surroundings,
+            wanted=self.wanted.replicas.get(key),
+            groups=self._groups,
+        )
+
+    async def _resolve(self, observed: Observed) -> Resolved | WeightyardError:
+        try:
+            return await self._resolver(workspace_of(observed.document))
+        except WeightyardError as error:
+            return error
+
+    async def _strangers(self, observed: Observed, decision: Decision) -> list[Json]:
+        """Objects of others under the names that are about to be taken; watches by label don't show them."""
+        found = []
+        for action in decision.actions:
+            if not isinstance(action, Apply):
+                continue
+            kind, name = action.document["kind"], action.document["metadata"]["name"]
+            if observed.find(kind, name) is None:
+                namespace = action.document["metadata"].get("namespace")
+                try:
+                    found.append(await self._api.get(kind, namespace, name))
+                except NotFound:
+                    continue
+        return found
+
+    async def _carry_out(self, key: Key, observed: Observed, decision: Decision) -> None:
+        namespace, _ = key
+        for action in decision.actions:
+            if isinstance(action, Apply):
+                self.cache.put(await self._api.apply(action.document))
+                logger.info("%s/%s: applied %s %s", *key, *_named(action.document))
+            else:
+                await self._api.delete(action.reference, namespace, uid=action.uid)
+                logger.info(
+                    "%s/%s: deleted %s %s", *key, action.reference.kind, action.reference.name
+                )
+        if decision.status is not None:
+            document = {
+                "apiVersion": observed.document["apiVersion"],
+                "kind": observed.document["kind"],
+                "metadata": {"name": key[1], "namespace": namespace},
+                "status": decision.status,
+            }
+            self.cache.put(await self._api.apply(document, status=True))
+
+
+def _named(document: Json) -> tuple[str, str]:
+    found = reference(document)
+    return found.kind, found.name
