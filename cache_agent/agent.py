@@ -8,9 +8,11 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 
+from cache_agent.config import AgentConfig
 from cache_agent.events import Broadcast
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.control import ControlApi
@@ -21,17 +23,17 @@ from cache_agent.node import Node, NodeOptions, NodeParts
 from cache_agent.service import Service
 from cache_agent.sockets import listen
 from modelimage.access import Access
-from modelimage.errors import Busy
+from modelimage.errors import Busy, WeightyardError
 
 SHUTDOWN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """How to run the agent. `port` adds the API on loopback; 0 chooses a free one, None leaves it out."""
+    """How to run the agent. `load` reads the settings; it is called again at SIGHUP."""
 
-    node: NodeOptions
-    port: int | None = None
+    root: Path
+    load: Callable[[], AgentConfig]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +46,46 @@ class Ready:
 
 
 def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], None]) -> None:
-    """Run until SIGTERM or SIGINT. `ready` is told once it answers. Raises Busy, NotWritable, NoSpace, DiskFailed."""
+    """Run until SIGTERM or SIGINT. `ready` is told once it answers.
+
+    Raises InvalidInput for settings that make no sense, Busy, NotWritable, NoSpace, DiskFailed.
+    """
     metrics, log = Metrics(), JsonLog()
-    with Node(options.node, NodeParts.real(access, Broadcast([metrics, log]))) as node:
+    config = options.load()
+    parts = NodeParts.real(access, Broadcast([metrics, log]), config)
+    with Node(NodeOptions.of(options.root, config), parts) as node:
         metrics.watch(node.store)
         if node.store.recovered.changed:
             log.note("recovered", **vars(node.store.recovered))
         node.start_maintenance()
-        asyncio.run(_serve(node, options, metrics, ready))
+        asyncio.run(_serve(node, config, metrics, ready, _reloader(node, options, log)))
     log.note("stopped")
 
 
+def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], None]:
+    def reload() -> None:
+        try:
+            node.reconfigure(options.load())
+        except WeightyardError as error:
+            log.note("settings kept", problem=error.message)
+        else:
+            log.note("settings reloaded")
+
+    return reload
+
+
 async def _serve(
-    node: Node, options: AgentOptions, metrics: Metrics, ready: Callable[[Ready], None]
+    node: Node,
+    config: AgentConfig,
+    metrics: Metrics,
+    ready: Callable[[Ready], None],
+    reload: Callable[[], None],
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     bridge = Bridge()
     health = Health(node.store, node.health_parts())
     api = ControlApi(Service(node), bridge, health, metrics)
@@ -73,7 +97,7 @@ async def _serve(
         path = node.store.paths.socket
         await web.SockSite(runner, listen(path), shutdown_timeout=SHUTDOWN_SECONDS).start()
         stack.callback(path.unlink, missing_ok=True)
-        port = await _listen_loopback(runner, options.port)
+        port = await _listen_loopback(runner, config.port)
         ready(Ready(str(path), port, len(node.store.models())))
         await stop.wait()
         node.cancel_pulls()

@@ -1,17 +1,22 @@
-"""The agent's own thread: ends leases of holders that are gone, and scrubs the store within an IO budget."""
+"""The agent's own thread: ends leases of holders that are gone, writes back to shared places, scrubs the store.
+
+Reading for scrubs and write-backs shares one IO budget.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.repair import Repairer
 from cache_agent.fetch.throttle import Throttle
+from cache_agent.sources.shared import SharedPlace, write_back
 from cache_agent.store.store import Store
+from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
 
 DEFAULT_PERIOD: Final = 7 * 86400.0
@@ -39,9 +44,12 @@ class Maintenance:
         store: Store,
         repairer: Repairer,
         options: MaintenanceOptions,
+        shared: Callable[[], Sequence[SharedPlace]] = lambda: (),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._repairer, self._options = store, repairer, options
+        self._shared = shared
+        self._written: set[tuple[str, Digest]] = set()
         self._throttle = Throttle(options.scrub_rate, monotonic)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="maintenance", daemon=True)
@@ -63,8 +71,12 @@ class Maintenance:
         return self._problem
 
     def round(self) -> int:
-        """One round: expire leases, scrub what is due. Files found damaged. Raises Cancelled when told to stop."""
+        """One round: expire leases, write back, scrub what is due. Files found damaged.
+
+        Raises Cancelled when told to stop.
+        """
         self._store.keeper.expire()
+        self._write_back()
         if self._options.scrub_period <= 0:
             return 0
         damaged = 0
@@ -75,6 +87,18 @@ class Maintenance:
                 damaged += 1
                 self._repairer.mend(damage.digest)
         return damaged
+
+    def _write_back(self) -> None:
+        """Copy files that the cluster's shared places lack; each place is asked once for each file."""
+        places = self._shared()
+        for model in self._store.models() if places else ():
+            for file in self._store.ledger.model_files(model.key):
+                for place in places:
+                    if (place.name, file.digest) not in self._written:
+                        write_back(
+                            place, file.digest, self._store.paths.file(file.digest), self._pause
+                        )
+                        self._written.add((place.name, file.digest))
 
     def _main(self) -> None:
         while not self._stop.wait(self._options.interval):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_agent.api.wire import CheckView, FindingView
+from cache_agent.config import AgentConfig
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
 from cache_agent.fetch.pull import Published, Pull, Puller, PullRequest
@@ -17,11 +19,13 @@ from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.shelf import Shelf
 from cache_agent.shelving import shelve
 from cache_agent.sources.image import ImageSource
+from cache_agent.sources.shared import SharedPlace
 from cache_agent.sources.source import Source
 from cache_agent.store.check import Checker, Finding, Kind
 from cache_agent.store.disk import Observer, ignore
-from cache_agent.store.space import SpaceLimits
+from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
+from cache_agent.tiers import Tiers
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, Fault, WeightyardError
 from modelimage.reference import ImageReference
@@ -37,6 +41,23 @@ class NodeOptions:
     limits: SpaceLimits = field(default_factory=SpaceLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
     maintenance: MaintenanceOptions = field(default_factory=MaintenanceOptions)
+
+    @classmethod
+    def of(cls, root: Path, config: AgentConfig) -> NodeOptions:
+        """What the settings say."""
+        fetch, upkeep = config.fetch, config.maintenance
+        return cls(
+            root,
+            SpaceLimits(Amount.parse(config.budget), Amount.parse(config.floor)),
+            EngineOptions(
+                fetch.streams, fetch.stall_seconds, float(Amount.parse(fetch.bandwidth).bytes)
+            ),
+            MaintenanceOptions(
+                upkeep.scrub_days * 86400.0,
+                float(Amount.parse(upkeep.scrub_rate).bytes),
+                upkeep.interval_seconds,
+            ),
+        )
 
 
 SourcesOf = Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
@@ -55,6 +76,7 @@ class NodeParts:
 
     open_reader: Callable[[ImageReference], ImageReader]
     sources: SourcesOf = image_sources
+    shared: Callable[[], Sequence[SharedPlace]] = lambda: ()
     events: Events = field(default_factory=Events)
     clock: Callable[[], float] = time.time
     observe: Observer = ignore
@@ -62,9 +84,19 @@ class NodeParts:
     machine: Machine = field(default_factory=Machine)
 
     @classmethod
-    def real(cls, access: Access, events: Events | None = None) -> NodeParts:
-        """The parts of a node in production."""
-        return cls(lambda image: open_reader(image, access), events=events or Events())
+    def real(
+        cls, access: Access, events: Events | None = None, config: AgentConfig | None = None
+    ) -> NodeParts:
+        """The parts of a node in production; without `config` the image itself is the only source."""
+
+        def reader(image: ImageReference) -> ImageReader:
+            return open_reader(image, access)
+
+        if config is None:
+            return cls(reader, events=events or Events())
+        rate = Amount.parse(config.fetch.bandwidth_per_source).bytes
+        tiers = Tiers(config.tiers, reader, os.environ, rate)
+        return cls(reader, sources=tiers, shared=tiers.written_back, events=events or Events())
 
 
 class Node:
@@ -97,6 +129,7 @@ class Node:
             self._shelve(parts.events),
         )
         self._maintenance: Maintenance | None = None
+        self._shared, self._sources = parts.shared, parts.sources
         self.repairer = Repairer(
             self.store, self.engine, parts.open_reader, parts.sources, parts.events
         )
@@ -151,9 +184,19 @@ class Node:
             self.store.relink(digest)
         self.store.mender.drop_broken_models()
 
+    def reconfigure(self, config: AgentConfig) -> None:
+        """Take new settings while running: budget, floor, bandwidth and tiers. The rest needs a restart."""
+        options = NodeOptions.of(self.options.root, config)
+        self.store.set_limits(options.limits)
+        self.engine.set_bandwidth(options.engine.bandwidth)
+        if isinstance(self._sources, Tiers):
+            self._sources.reconfigure(config.tiers)
+
     def start_maintenance(self) -> None:
         """Begin scrubbing and ending dead leases; only a daemon does."""
-        self._maintenance = Maintenance(self.store, self.repairer, self.options.maintenance)
+        self._maintenance = Maintenance(
+            self.store, self.repairer, self.options.maintenance, self._shared
+        )
         self._maintenance.start()
 
     def health_parts(self) -> Mapping[str, Callable[[], str | None]]:

@@ -102,6 +102,10 @@ class Engine:
             if transfer.job is job:
                 transfer.close()
 
+    def set_bandwidth(self, rate: float) -> None:
+        """Another cap on all transfers together, in bytes per second; 0 for none."""
+        self._total.set_rate(rate)
+
     def hurry(self, job: Job, priority: int) -> None:
         """Raise a job's priority: someone more urgent waits for its files."""
         with self._wake:

@@ -18,6 +18,11 @@ class Throttle:
         self._lock = threading.Lock()
         self._free_at = monotonic()
 
+    def set_rate(self, rate: float) -> None:
+        """Another cap from now on."""
+        with self._lock:
+            self._rate = rate
+
     def take(self, size: int) -> float:
         """Count `size` bytes; the seconds to pause now to keep the rate."""
         if self._rate <= 0:

@@ -72,7 +72,7 @@ class Reservation:
         self._book.end(self._number)
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoreSpace:
     """The space of one store."""
 

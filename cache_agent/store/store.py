@@ -269,6 +269,10 @@ class Store:
             self.keeper.expire()
         return self._space.reserve(need, self._clock(), self.remove)
 
+    def set_limits(self, limits: SpaceLimits) -> None:
+        """Another budget and floor from now on; nothing is evicted before space is needed."""
+        self._space.limits = limits
+
     def plan_gc(self, need: int) -> Eviction:
         """What would be evicted to free `need` bytes, and why."""
         return self._space.plan(need, self._clock())

@@ -261,3 +261,37 @@ def test_a_socket_path_may_be_long(tmp_root: Path) -> None:
     root = tmp_root / ("x" * 120)
     with agent(root) as running:
         assert running.client.models() == []
+
+
+def test_settings_are_read_again_at_sighup_and_bad_ones_are_refused(tmp_root: Path) -> None:
+    settings = tmp_root / "settings.yaml"
+    settings.write_text("budget: 10GB\n")
+    with agent(tmp_root / "store", "--config", str(settings)) as running:
+        assert running.client.space().budget == 10 * 10**9
+        settings.write_text("budget: 20GB\n")
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: running.client.space().budget == 20 * 10**9, what="new budget")
+        settings.write_text("budget: lots\n")
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "settings kept" in running.log.read_text(), what="refusal in the log")
+        assert running.client.space().budget == 20 * 10**9
+
+
+def test_the_shipped_agent_serves_from_every_tier_as_each_is_turned_off(
+    tmp_root: Path, pushed: Pushed
+) -> None:
+    image, contents, _ = pushed
+    shared = tmp_root / "shared"
+    for digest, data in {Digest.of(data): data for data in contents.values()}.items():
+        path = shared / "files" / "sha256" / digest.hex[:2] / digest.hex
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    settings = tmp_root / "settings.yaml"
+    for order, expected in (("[shared, registry]", "shared"), ("[registry]", "registry")):
+        settings.write_text(f"tiers: {{order: {order}, shared: [{{directory: {shared}}}]}}\n")
+        root = tmp_root / f"store-{expected}"
+        with agent(root, "--config", str(settings)) as running:
+            done = finish(running.client, image)
+            assert set(done.tiers) == {expected}
+            assert files_of(Path(done.path)) == contents
+        assert findings(root) == []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import click
 
 from cache_agent.agent import AgentOptions, Ready, run_agent
-from cache_agent.fetch.engine import EngineOptions
-from cache_agent.node import NodeOptions
-from cache_agent.store.space import Amount, SpaceLimits
+from cache_agent.config import AgentConfig, json_schema, parse_config
 from modelimage.access import Access
+from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, root_option
 
@@ -18,44 +19,28 @@ from weightyard.options import access_options, root_option
 @click.command()
 @root_option
 @click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="WEIGHTYARD_CONFIG",
+    show_envvar=True,
+    help="Settings in YAML; read again at SIGHUP. Each is a WEIGHTYARD_ variable too (WEIGHTYARD_FETCH__STREAMS).",
+)
+@click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    envvar="WEIGHTYARD_PORT",
-    show_envvar=True,
     help="Answer on this loopback port too; 0 takes a free one.",
 )
 @click.option(
-    "--budget",
-    default="100%",
-    show_default=True,
-    envvar="WEIGHTYARD_BUDGET",
-    show_envvar=True,
-    help="What the cache may use: 500GB, or 80% of its filesystem.",
+    "--budget", help="What the cache may use: 500GB, or 80% of its filesystem.  [default: 100%]"
+)
+@click.option("--floor", help="Free space that the cache leaves on its filesystem.  [default: 5%]")
+@click.option("--streams", type=click.IntRange(1, 64), help="Transfers at once.  [default: 4]")
+@click.option(
+    "--bandwidth", help="Cap of all transfers, in bytes a second: 100MB.  [default: no cap]"
 )
 @click.option(
-    "--floor",
-    default="5%",
-    show_default=True,
-    envvar="WEIGHTYARD_FLOOR",
-    show_envvar=True,
-    help="Free space that the cache always leaves on its filesystem.",
-)
-@click.option(
-    "--streams",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    envvar="WEIGHTYARD_STREAMS",
-    show_envvar=True,
-    help="Transfers at once.",
-)
-@click.option(
-    "--bandwidth",
-    default="0",
-    show_default=True,
-    envvar="WEIGHTYARD_BANDWIDTH",
-    show_envvar=True,
-    help="Cap of all transfers together, in bytes a second (100MB); 0 for none.",
+    "--print-schema", is_flag=True, help="Print the JSON schema of the settings and exit."
 )
 @access_options
 @pass_console
@@ -63,23 +48,47 @@ def agent(
     console: Console,
     *,
     root: Path,
-    port: int | None,
-    budget: str,
-    floor: str,
-    streams: int,
-    bandwidth: str,
+    config_file: Path | None,
+    print_schema: bool,
     access: Access,
+    streams: int | None,
+    bandwidth: str | None,
+    port: int | None,
+    budget: str | None,
+    floor: str | None,
 ) -> None:
     """Hold the cache at --root open and answer on its control socket (<root>/agent.sock).
 
     While it runs, `weightyard pull`, `ls`, `rm` and the others on the same --root go through it.
     """
-    limits = SpaceLimits(Amount.parse(budget), Amount.parse(floor))
-    engine = EngineOptions(streams=streams, bandwidth=float(Amount.parse(bandwidth).bytes))
+    if print_schema:
+        console.result(json_schema(), json.dumps(json_schema(), indent=2))
+        return
+    flags = {
+        "port": port,
+        "budget": budget,
+        "floor": floor,
+        "fetch.streams": streams,
+        "fetch.bandwidth": bandwidth,
+    }
+
+    def load() -> AgentConfig:
+        return parse_config(_read(config_file), os.environ, flags)
 
     def ready(where: Ready) -> None:
         console.event("ready", socket=where.socket, port=where.port, models=where.models)
         on_port = f" and http://127.0.0.1:{where.port}" if where.port else ""
         console.say(f"agent ready: {where.models} models, on {where.socket}{on_port}")
 
-    run_agent(AgentOptions(NodeOptions(root, limits, engine), port), access, ready)
+    run_agent(AgentOptions(root, load), access, ready)
+
+
+def _read(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(
+            f"can't read the settings {path}: {error}", hint="Check --config."
+        ) from error

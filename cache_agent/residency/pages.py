@@ -1,0 +1,103 @@
+"""The page cache as the kernel shows it: which pages of a file are in memory, and asking for them to be.
+
+mincore(2) tells a process that neither owns nor may write a file that every page is resident (CVE-2019-5489), so a
+measurement by a stranger is marked as not believable instead of being passed on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cache_agent.store.disk import reading
+from cache_agent.store.partials import open_for_reading
+
+PAGE: Final = mmap.PAGESIZE
+_WINDOW: Final = 256 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+]  # fmt: skip
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FAILED: Final = ctypes.c_void_p(-1).value
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """How much of a file is in memory, in bytes. `believable` is False where the kernel hides the truth."""
+
+    size: int
+    resident: int
+    believable: bool
+
+    def __add__(self, other: Resident) -> Resident:
+        return Resident(
+            self.size + other.size,
+            self.resident + other.resident,
+            self.believable and other.believable,
+        )
+
+
+def resident(path: Path) -> Resident:
+    """Measure one file without touching its pages. Raises DiskFailed."""
+    with open_for_reading(path) as fd:
+        size = os.fstat(fd).st_size
+        pages = 0
+        for start in range(0, size, _WINDOW):
+            pages += _resident_pages(fd, path, start, min(_WINDOW, size - start))
+    believable = os.geteuid() in (0, path.stat().st_uid)
+    return Resident(size, min(size, pages * PAGE), believable)
+
+
+def read_ahead(fd: int, start: int, size: int) -> None:
+    """Ask for pages to be read; returns before they are."""
+    os.posix_fadvise(fd, start, size, os.POSIX_FADV_WILLNEED)
+
+
+class Locked:
+    """Pages of a file that stay in memory until `release` or the end of the process (RLIMIT_MEMLOCK permitting)."""
+
+    def __init__(self, path: Path) -> None:
+        with open_for_reading(path) as fd, reading(path):
+            self._size = os.fstat(fd).st_size
+            self._address = _map(fd, 0, self._size) if self._size else None
+        if self._address is not None and _libc.mlock(self._address, self._size) != 0:
+            code = ctypes.get_errno()
+            self.release()
+            with reading(path):
+                raise OSError(code, os.strerror(code))
+
+    def release(self) -> None:
+        """Let the pages go; again does nothing."""
+        address, self._address = self._address, None
+        if address is not None:
+            _libc.munmap(address, self._size)
+
+
+def _resident_pages(fd: int, path: Path, start: int, size: int) -> int:
+    with reading(path):
+        address = _map(fd, start, size)
+        try:
+            vector = (ctypes.c_ubyte * -(-size // PAGE))()
+            if _libc.mincore(address, size, vector) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+        finally:
+            _libc.munmap(address, size)
+    return sum(page & 1 for page in bytes(vector))
+
+
+def _map(fd: int, start: int, size: int) -> int:
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, start)
+    if address == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(address)

@@ -1,0 +1,102 @@
+"""The memory tier on real pages: measured, warmed, locked, within its budget, giving way under pressure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cache_agent.residency.pages import Locked, resident
+from cache_agent.residency.pressure import MemoryFacts, Pressure
+from cache_agent.residency.warmer import Warmer
+from modelimage.errors import NoSpace
+from tests.cache_agent.images import noise
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A /proc with plenty of memory and no pressure."""
+    path = tmp_path / "proc"
+    (path / "pressure").mkdir(parents=True)
+    (path / "self").mkdir()
+    (path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable:   102400 kB\n")
+    (path / "self/cgroup").write_text("0::/kubepods/agent\n")
+    set_pressure(path, 0.0)
+    return path
+
+
+def set_pressure(proc: Path, some: float) -> None:
+    (proc / "pressure/memory").write_text(
+        f"some avg10={some:.2f} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0 avg300=0 total=0\n"
+    )
+
+
+def cold_file(path: Path, size: int) -> Path:
+    """A file on the disk and not in memory."""
+    with path.open("wb") as file:
+        file.write(noise(size))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+def test_a_cold_file_is_measured_cold_and_a_warmed_one_warm(tmp_path: Path, proc: Path) -> None:
+    path = cold_file(tmp_path / "w", 5 << 20)
+    warmer = Warmer(MemoryFacts(proc))
+    assert resident(path).resident == 0
+    done = warmer.warm([path])
+    assert done.read == 5 << 20
+    assert done.stopped is None
+    assert done.cgroup == "/kubepods/agent"
+    assert resident(path).resident == 5 << 20
+    assert done.now.believable
+
+
+def test_warming_stops_under_pressure_and_says_so(tmp_path: Path, proc: Path) -> None:
+    path = cold_file(tmp_path / "w", 1 << 20)
+    set_pressure(proc, 42.0)
+    done = Warmer(MemoryFacts(proc)).warm([path])
+    assert done.read == 0
+    assert done.stopped is not None
+    assert "42" in done.stopped
+
+
+def test_what_does_not_fit_the_budget_is_refused(tmp_path: Path, proc: Path) -> None:
+    path = cold_file(tmp_path / "w", 2 << 20)
+    with pytest.raises(NoSpace):
+        Warmer(MemoryFacts(proc), budget=1 << 20).warm([path])
+    with pytest.raises(NoSpace):
+        Warmer(MemoryFacts(proc), budget=1 << 20).lock([path])
+
+
+def test_locked_pages_are_in_memory_and_go_under_pressure(tmp_path: Path, proc: Path) -> None:
+    path = cold_file(tmp_path / "w", 1 << 20)
+    warmer = Warmer(MemoryFacts(proc))
+    assert warmer.lock([path]) == 1 << 20
+    assert resident(path).resident == 1 << 20
+    assert not warmer.relieve()
+    set_pressure(proc, 50.0)
+    assert warmer.relieve()
+    assert warmer.lock([]) == 0
+
+
+def test_an_empty_file_can_be_measured_and_locked(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    assert resident(path).size == 0
+    Locked(path).release()
+
+
+@pytest.mark.parametrize(
+    ("text", "some"),
+    [
+        ("some avg10=1.50 avg60=2 avg300=3 total=4", 1.5),
+        ("", 0.0),
+        ("garbage", 0.0),
+        ("some x", 0.0),
+    ],
+)
+def test_pressure_is_read_from_the_kernels_words(text: str, some: float) -> None:
+    assert Pressure.parse(text).some == some
