@@ -352,3 +352,84 @@ def test_stdin(terminal: Terminal, file: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert terminal.state("tiny") == "ready"
+
+
+def test_ctrl_c_while_the_registry_stalls(terminal: Terminal) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        image = f"127.0.0.1:{silent.getsockname()[1]}/team/model:v1"
+        process = terminal.start(
+            "up", str(workspace(terminal.directory, "stuck", image)), "--port", "0"
+        )
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        connection.close()
+    assert process.returncode == 130
+    assert terminal.state("stuck") == "stopped"
+
+
+def test_ctrl_c_while_watching_leaves_it_running(terminal: Terminal, file: Path) -> None:
+    terminal.fake = "slow"
+    watching = terminal.start("up", "-d", str(file), "--port", "0")
+    terminal.wait_for("tiny", "starting")
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=30)
+    assert watching.returncode == 130
+    assert "goes on in the background" in err
+    terminal.gate.touch()
+    terminal.wait_for("tiny", "ready")
+
+
+def test_port_of_a_neighbour_that_does_not_listen_yet(terminal: Terminal, tiny_image: str) -> None:
+    terminal.fake = "slow"
+    terminal.start("up", str(workspace(terminal.directory, "first", tiny_image)), "--port", "0")
+    terminal.wait_for("first", "starting")
+    port = terminal.document("first")["port"]
+    second = workspace(terminal.directory, "second", tiny_image)
+    done = terminal.run("up", str(second), "--port", str(port))
+    assert done.returncode == 12
+    assert f"port {port}" in done.stderr
+
+
+def test_state_of_another_version_hides_nothing_else(terminal: Terminal, file: Path) -> None:
+    terminal.ok("up", "-d", str(file), "--port", "0")
+    old = terminal.root / "up" / "old"
+    old.mkdir()
+    (old / "state.json").write_text("{}")
+    done = terminal.run("ps", "--all")
+    assert done.returncode == 0
+    assert "tiny" in done.stdout
+    assert "old/state.json can't be read" in done.stderr
+    refused = terminal.run("down", "old")
+    assert refused.returncode == 2
+    assert "remove it" in refused.stderr
+
+
+def test_one_of_several_documents(terminal: Terminal, file: Path, tiny_image: str) -> None:
+    other = workspace(terminal.directory, "other", tiny_image)
+    both = terminal.directory / "both.yaml"
+    both.write_text(f"{file.read_text()}\n---\n{other.read_text()}\n")
+    assert terminal.run("up", str(both)).returncode == 2
+    terminal.ok("up", "-d", str(both), "--name", "other", "--port", "0")
+    assert [row["name"] for row in terminal.ps()] == ["other"]
+
+
+def test_full_disk_leaves_no_server_behind(terminal: Terminal, file: Path) -> None:
+    """The state file can't be replaced any more: the server is stopped all the same."""
+    process = terminal.start("up", str(file), "--port", "0")
+    terminal.wait_for("tiny", "ready")
+    server = terminal.document("tiny")["server"]["pid"]
+    # Also root can't write a file where a directory is.
+    (terminal.root / "up" / "tiny" / "state.json.new").mkdir()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 9
+    assert "can't write" in err
+    assert not alive(server)
+
+
+def test_store_is_sound_beside_workspaces(terminal: Terminal, file: Path) -> None:
+    terminal.ok("up", "-d", str(file), "--port", "0")
+    assert "error" not in terminal.ok("check").lower()

@@ -19,7 +19,8 @@ from weightyard.up.state import State, all_workspaces, condition, is_running
 @pass_console
 def ps(console: Console, /, *, everything: bool, root: Path) -> None:
     """List the workspaces that run here: name, model, variant, state, port and how long they run."""
-    shown = [state for state in all_workspaces(root) if everything or is_running(state)]
+    known = all_workspaces(root, lambda error: console.say(error.message))
+    shown = [state for state in known if everything or is_running(state)]
     if console.json:
         console.result([_document(state) for state in shown], "")
         return

@@ -119,7 +119,14 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
     arguments = ["up", str(directory.keep_document(json.dumps(workspace.to_document())))]
     for parameter, value in click.get_current_context().params.items():
         arguments += _words(parameter, value)
-    state = background.follow(background.start(arguments, directory), directory, console)
+    with background.start(arguments, directory) as started:
+        try:
+            state = background.follow(started, directory, console)
+        except KeyboardInterrupt:
+            console.say(
+                f"{workspace.name} goes on in the background; stop it with `weightyard down`"
+            )
+            raise
     _announce(console, state, directory, background=True)
 
 

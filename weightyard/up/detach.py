@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import IO, Any
 
 from weightyard.console import Console
@@ -20,48 +21,62 @@ from weightyard.exits import Relayed
 from weightyard.progress import Progress
 from weightyard.up.phases import Phase
 from weightyard.up.server import POLL
-from weightyard.up.state import State, WorkspaceDirectory
+from weightyard.up.state import State, WorkspaceDirectory, is_running, runs_already
 
 
-def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> subprocess.Popen[bytes]:
-    """Start `weightyard --json ARGUMENTS` in a session of its own, its events in the workspace's directory."""
+@dataclass(frozen=True)
+class Background:
+    """A supervisor in the background, and its events as a stream to read."""
+
+    process: subprocess.Popen[bytes]
+    events: IO[str]
+
+
+@contextmanager
+def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> Iterator[Background]:
+    """Start `weightyard --json ARGUMENTS` in a session of its own; it outlives the context.
+
+    Its events go to a new file in the workspace's directory: an earlier one may still be followed. Raises Busy when
+    the workspace runs.
+    """
+    state = directory.read()
+    if state is not None and is_running(state):
+        raise runs_already(directory.name)
     command = [sys.executable, "-m", "weightyard.cli", "--json", *arguments]
-    directory.path.mkdir(parents=True, exist_ok=True)
+    directory.supervisor_log.unlink(missing_ok=True)
     with directory.supervisor_log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
-            start_new_session=True, env=os.environ,
-        )  # fmt: skip
+        same_file = f"/proc/self/fd/{output.fileno()}"
+        with open(same_file, encoding="utf-8", errors="replace") as events:  # noqa: PTH123 - not a path to anyone else
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
+                start_new_session=True, env=os.environ,
+            )  # fmt: skip
+            yield Background(process, events)
 
 
-def follow(
-    child: subprocess.Popen[bytes], directory: WorkspaceDirectory, console: Console
-) -> State:
+def follow(background: Background, directory: WorkspaceDirectory, console: Console) -> State:
     """Show the background's progress until it is ready. Raises Relayed with its words when it ends.
 
     Ctrl-C here ends the watching, not the workspace.
     """
-    with (
-        directory.supervisor_log.open(encoding="utf-8", errors="replace") as log,
-        ExitStack() as open_jobs,
-    ):
+    with ExitStack() as open_jobs:
         teller = _Teller(console, open_jobs)
-        for event in _events(child, log):
+        for event in _events(background):
             teller.tell(event)
             if event.get("event") == "phase" and event.get("phase") == Phase.READY.value:
                 state = directory.read()
                 if state is not None:
                     return state
-        raise teller.failure(child.wait())
+        raise teller.failure(background.process.wait())
 
 
-def _events(child: subprocess.Popen[bytes], log: IO[str]) -> Iterator[dict[str, Any]]:
+def _events(background: Background) -> Iterator[dict[str, Any]]:
     """The events in the file as they come, until the process has ended and all are read."""
     rest = ""
     while True:
-        ended = child.poll() is not None
-        rest += log.read()
+        ended = background.process.poll() is not None
+        rest += background.events.read()
         *lines, rest = rest.split("\n")
         for line in lines:
             event = _parse(line)

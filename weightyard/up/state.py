@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,11 +127,16 @@ class WorkspaceDirectory:
         return self.path / "up.log"
 
     def read(self) -> State | None:
-        """The state; None when nothing was ever started here."""
+        """The state; None when nothing was ever started here. Raises InvalidInput when the file is no state."""
+        path = self.path / "state.json"
         try:
-            return State.parse((self.path / "state.json").read_text())
+            return State.parse(path.read_text())
         except FileNotFoundError:
             return None
+        except (InvalidInput, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                f"{path} can't be read: {error}", hint="If nothing of it runs any more, remove it."
+            ) from error
 
     def write(self, state: State) -> None:
         """Replace the state. Raises NotWritable."""
@@ -164,12 +169,17 @@ class WorkspaceDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError as error:
-            raise Busy(
-                f"workspace {self.name!r} runs already",
-                hint=f"See `weightyard ps`; stop it with `weightyard down {self.name}`.",
-            ) from error
+            raise runs_already(self.name) from error
         finally:
             os.close(descriptor)
+
+
+def runs_already(name: str) -> Busy:
+    """The refusal to start a workspace twice."""
+    return Busy(
+        f"workspace {name!r} runs already",
+        hint=f"See `weightyard ps`; stop it with `weightyard down {name}`.",
+    )
 
 
 def _not_writable(path: Path, error: OSError) -> NotWritable:
@@ -178,11 +188,19 @@ def _not_writable(path: Path, error: OSError) -> NotWritable:
     )
 
 
-def all_workspaces(root: Path) -> list[State]:
-    """The states of all workspaces of a root, by name."""
+def all_workspaces(
+    root: Path, unreadable: Callable[[InvalidInput], None] | None = None
+) -> list[State]:
+    """The states of all workspaces of a root, by name; those that can't be read are told and left out."""
     try:
         names = sorted(entry.name for entry in (root / "up").iterdir() if entry.is_dir())
     except FileNotFoundError:
         return []
-    states = (WorkspaceDirectory(root, name).read() for name in names)
+    states = []
+    for name in names:
+        try:
+            states.append(WorkspaceDirectory(root, name).read())
+        except InvalidInput as error:
+            if unreadable is not None:
+                unreadable(error)
     return [state for state in states if state is not None]

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any, Final
 
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import Busy, InvalidInput, WeightyardError
 from modelimage.record import Record
 from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
@@ -26,7 +26,13 @@ from weightyard.up.cache import Cached, ModelCache
 from weightyard.up.phases import Event, Phase
 from weightyard.up.process import identify
 from weightyard.up.server import Server, Stopped
-from weightyard.up.state import Failure, State, WorkspaceDirectory
+from weightyard.up.state import (
+    Failure,
+    State,
+    WorkspaceDirectory,
+    all_workspaces,
+    is_running,
+)
 from workspace.fit import Fit
 from workspace.hardware import Hardware
 from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
@@ -125,6 +131,7 @@ class Supervisor:
             self._directory.write(self._state)
             server: Server | None = None
             try:
+                self._check_neighbours()
                 server = self._start()
                 self._serve(server, on_ready)
             except (Stopped, Interrupted):
@@ -132,6 +139,9 @@ class Supervisor:
             except BaseException as error:
                 self._fail(error, server)
                 raise
+            finally:
+                # Even when the state can't be written: a server never outlives its supervisor's end.
+                self._end(server)
             return signals.number
 
     def _first_state(self) -> State:
@@ -150,6 +160,16 @@ class Supervisor:
             started_at=self._clock(), host=servers.reachable(options.host), port=port,
             engine=spec.runtime.engine.value,
         )  # fmt: skip
+
+    def _check_neighbours(self) -> None:
+        """Raise Busy when another workspace of this root has the port: its server may not listen there yet."""
+        mine = self._state
+        for other in all_workspaces(self._options.root):
+            if other.name != mine.name and other.port == mine.port and is_running(other):
+                raise Busy(
+                    f"port {mine.port} is taken by the workspace {other.name!r}",
+                    hint="Choose another port: --port 0 takes a free one.",
+                )
 
     def _start(self) -> Server:
         fit, cached = self._fetch()
@@ -216,20 +236,22 @@ class Supervisor:
     def _stop(self, server: Server | None) -> None:
         self._move(Event.ASKED_TO_STOP)
         self._console.say(f"stopping {self._workspace.name}")
-        if server is not None:
-            server.stop(grace=self._options.grace, hurry=self._signals.hurried)
+        self._end(server)
         self._release()
         self._move(Event.GONE)
 
     def _fail(self, error: BaseException, server: Server | None) -> None:
-        if server is not None:
-            server.stop(grace=self._options.grace, hurry=self._signals.hurried)
+        self._end(server)
         if isinstance(error, WeightyardError):
             failure = Failure(error.message, error.hint, exit_code(error))
         else:
             failure = Failure(f"{type(error).__name__}: {error}", None, BUG)
         self._move(Event.BROKE, failure=failure)
         self._release()
+
+    def _end(self, server: Server | None) -> None:
+        if server is not None:
+            server.stop(grace=self._options.grace, hurry=self._signals.hurried)
 
     def _release(self) -> None:
         for lease in self._leases:

@@ -1,7 +1,7 @@
 """A server that is started like vLLM and behaves as FAKE_ENGINE says: what lifecycle tests run instead of a model.
 
 Found by `python -m vllm.entrypoints.openai.api_server` with this folder first in PYTHONPATH. FAKE_ENGINE is a comma-
-separated list: `slow` is healthy only once the file FAKE_ENGINE_GATE is there; `dies` ends at once as a failing vLLM
+separated list: `slow` opens its port only once the file FAKE_ENGINE_GATE is there; `dies` ends at once as a failing vLLM
 does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM too.
 """
 
@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -54,12 +55,11 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
-    """Answer /health when the gate is open, and every question with FAKE_ENGINE_ANSWER."""
+    """Answer /health, and every question with FAKE_ENGINE_ANSWER."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            gated = "slow" in behaviour and not Path(os.environ["FAKE_ENGINE_GATE"]).exists()
-            self.send_response(503 if gated else 200)
+            self.send_response(200)
             self.end_headers()
 
         def do_POST(self) -> None:
@@ -69,6 +69,8 @@ def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
             self.end_headers()
             self.wfile.write(body)
 
+    while "slow" in behaviour and not Path(os.environ["FAKE_ENGINE_GATE"]).exists():
+        time.sleep(0.02)
     assert Path(options.model, "weightyard.json").is_file()
     print(
         "INFO 11-23 21:38:00 [core.py:402] init engine (profile, create kv cache) took 0.56 s",
