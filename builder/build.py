@@ -7,7 +7,7 @@ point: nothing shows under a tag before everything it names is there, and the ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from builder.collect import Checkpoint, collect
@@ -19,6 +19,7 @@ from builder.quality import modelpack_manifest, quality_artifact
 from builder.records import Origin, make_record
 from builder.remembered import RememberedDigests
 from builder.reporter import Reporter, Silent
+from builder.reshard import bounded_sizes, reshard
 from builder.sources.base import ModelSource
 from builder.survey import Survey, survey
 from builder.variants import QuantizeChoices, Variant, quantized_variant
@@ -33,7 +34,7 @@ from modelimage.resolve import DEFAULT_VARIANT
 class BuildOptions:
     """What of the source is packed, and how. `variants` come from `chosen_variants`, so the published one is first.
 
-    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only.
+    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; `max_layer_size` in bytes splits larger weight files.
     """
 
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
@@ -41,6 +42,7 @@ class BuildOptions:
     exclude: tuple[str, ...] = ()
     convert_pickle: bool = False
     quantize: QuantizeChoices = field(default_factory=QuantizeChoices)
+    max_layer_size: int | None = None
     created: str | None = None
 
 
@@ -96,12 +98,12 @@ def build(
 ) -> BuildResult:
     """Build and publish. Raises what each step raises; the destination then has no new tag."""
     plan = plan_build(source, options)
-    for doubt in preflight(destination, options.variants, plan.layers):
+    expected = plan_layers(bounded_sizes(plan.survey.planned(), options.max_layer_size))
+    for doubt in preflight(destination, options.variants, expected):
         tools.reporter.say(doubt)
     published = collect(plan.survey, tools.work_root, tools.reporter)
-    origin = Origin(
-        source.uri, source.revision, {"convertedFrom": "pickle"} if published.converted else {}
-    )
+    made = {"convertedFrom": "pickle"} if published.converted else {}
+    origin = Origin(source.uri, source.revision, made)
     packed = []
     for name in options.variants:
         variant = (
@@ -109,10 +111,19 @@ def build(
             if name == DEFAULT_VARIANT
             else quantized_variant(published, name, options.quantize, tools.reporter)
         )
-        packed.append(pack_variant(variant, destination, tools, origin=origin))
+        split = _split(variant, options.max_layer_size, tools.reporter)
+        packed.append(pack_variant(split, destination, tools, origin=origin))
     result = publish_variants(packed, destination, options, tools.reporter)
     published.workplace.remove()
     return result
+
+
+def _split(variant: Variant, limit: int | None, reporter: Reporter) -> Variant:
+    """The variant with no weight file above the limit."""
+    if limit is None:
+        return variant
+    folder = f"split-{variant.name}-{limit}"
+    return replace(variant, checkpoint=reshard(variant.checkpoint, limit, folder, reporter))
 
 
 def pack_variant(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Final
 
+from modelimage.errors import InvalidInput
+
+_SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([kKMGTP]?)(i?)B?")
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -17,6 +22,16 @@ def format_bytes(count: float) -> str:
             )
         size /= 1000
     raise AssertionError("the last unit takes any size")
+
+
+def parse_bytes(text: str) -> int:
+    """`10GB` -> 10000000000, `9.5 GiB`, `4096`. Raises InvalidInput."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidInput(f"not a size: {text[:40]!r}", hint="Write for example 10GB or 9.5GiB.")
+    number, prefix, binary = match[1], match[2].upper(), bool(match[3])
+    factor = (1024 if binary else 1000) ** (" KMGTP".index(prefix) if prefix else 0)
+    return int(Decimal(number) * factor)
 
 
 def format_duration(seconds: float) -> str:

@@ -29,7 +29,7 @@ from modelimage.reference import (
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, parse_bytes
 
 
 @click.command(
@@ -70,6 +70,11 @@ Examples:
 )
 @click.option(
     "--group-size", type=click.Choice(["128", "64", "32"]), help="Weights per int4 scale."
+)
+@click.option(
+    "--max-layer-size",
+    metavar="SIZE",
+    help="Split weight files whose layer would be larger, losslessly; for example 10GB.",
 )
 @click.option(
     "--evaluate", is_flag=True, help="Compare variants with the published weights on a text."
@@ -191,6 +196,7 @@ def _options(given: dict[str, Any]) -> BuildOptions:
             int(given["group_size"]) if given["group_size"] else None,
             _evaluation(given),
         ),
+        max_layer_size=parse_bytes(given["max_layer_size"]) if given["max_layer_size"] else None,
         created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),
     )
 

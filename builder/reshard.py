@@ -1,0 +1,224 @@
+"""Splits safetensors files that are above a registry's limit into parts, losslessly.
+
+Every tensor keeps its name, dtype, shape and bytes; only which file it stands in changes, and the index says so. Files
+within the limit stay as they are, and with them their layers. A part is made whole or not at all, so an interrupted
+build keeps the parts it has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from builder.checkpoint import INDEX, WeightIndex, read_header, read_json
+from builder.collect import Checkpoint, checked
+from builder.plan import PlannedFile, plan_layers
+from builder.reporter import Reporter
+from modelimage import canonical, tar
+from modelimage.durable import pending_file, reading, write_file, writing
+from modelimage.errors import DigestMismatch, InvalidCheckpoint, InvalidInput
+from modelimage.hashing import hash_file
+from modelimage.record import Role
+from modelimage.safetensors import Header, TensorInfo, build_header
+
+# The headers of a file and of the folders above it, its padding, and the end of the archive.
+LAYER_OVERHEAD: Final = 8 * tar.BLOCK
+_BUFFER_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the files that a file is split into: its name and its tensors in their old order."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+
+
+def plan_parts(name: str, header: Header, limit: int) -> tuple[Part, ...]:
+    """Split a file's tensors into parts whose layers have at most `limit` bytes. Pure.
+
+    Law: the tensors of all parts, one after the other, are the header's. Raises InvalidInput when one tensor alone is
+    above the limit.
+    """
+    # No part's header is longer than the whole file's, padding aside.
+    room = limit - LAYER_OVERHEAD - header.data_offset - tar.BLOCK
+    groups: list[list[TensorInfo]] = [[]]
+    size = 0
+    for tensor in header.tensors:
+        if tensor.size > room:
+            raise InvalidInput(
+                f"{name}: tensor {tensor.name!r:.200} alone has {tensor.size} bytes, too many for a layer of {limit}",
+                hint=f"Give a --max-layer-size of at least {limit + tensor.size - room}.",
+            )
+        if size + tensor.size > room:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.size
+    stem = name.removesuffix(".safetensors")
+    return tuple(
+        Part(f"{stem}-part-{number:04}-of-{len(groups):04}.safetensors", tuple(group))
+        for number, group in enumerate(groups, start=1)
+    )
+
+
+def bounded_sizes(files: Sequence[PlannedFile], limit: int | None) -> list[PlannedFile]:
+    """The files with the sizes they have at most once they are split: what a preflight may count on."""
+    if limit is None:
+        return list(files)
+    most = max(0, limit - LAYER_OVERHEAD)
+    return [
+        replace(file, size=min(file.size, most)) if file.role is Role.WEIGHT else file
+        for file in files
+    ]
+
+
+def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter) -> Checkpoint:
+    """The checkpoint with every weight file's layer at most `limit` bytes; itself when it is so already.
+
+    Parts go into `folder` of its workplace. Raises InvalidInput when it can't be done, NoSpace, NotWritable.
+    """
+    large = [file for file in checkpoint.files if _is_large(file, limit)]
+    if not large:
+        return checkpoint
+    target = checkpoint.workplace.folder(folder)
+    headers = {
+        file.path: read_header(checkpoint.locations[file.path], name=file.path)
+        for file in checkpoint.files
+        if file.role is Role.WEIGHT
+    }
+    parts = {file.path: plan_parts(file.path, headers[file.path], limit) for file in large}
+    with reporter.progress("splitting", sum(file.size for file in large)) as progress:
+        for file in large:
+            progress.describe(file.path)
+            _check_claim(checkpoint, file.path)
+            for part in parts[file.path]:
+                source = checkpoint.locations[file.path]
+                if not (target / part.name).exists():
+                    _write_part(source, headers[file.path], part, target / part.name)
+            progress.advance(file.size)
+    document = _index(checkpoint, headers, parts)
+    with writing(target / INDEX):
+        write_file(target / INDEX, canonical.to_bytes(document))
+    made = dict.fromkeys((part.name for each in parts.values() for part in each), Role.WEIGHT)
+    made[INDEX] = Role.CONFIG
+    resharded = _with_files(checkpoint, made, target, WeightIndex.parse(document), gone=parts)
+    _check_layers(resharded, limit)
+    return resharded
+
+
+def _check_claim(checkpoint: Checkpoint, path: str) -> None:
+    """What the source says of the whole file can't be compared any more once it is in parts."""
+    claimed = checkpoint.claimed.get(path)
+    if claimed is None:
+        return
+    digest = hash_file(checkpoint.locations[path]).digest
+    if digest != claimed:
+        raise DigestMismatch(
+            f"{path} has sha256 {digest.hex}, but its source says {claimed.hex}",
+            hint="The downloaded copy is damaged: remove it from the cache and build again.",
+        )
+
+
+def _is_large(file: PlannedFile, limit: int) -> bool:
+    if file.role is not Role.WEIGHT or file.size + LAYER_OVERHEAD <= limit:
+        return False
+    if "/" in file.path:
+        raise InvalidInput(
+            f"{file.path} has {file.size} bytes and stands in a folder, where no index could say how it is split",
+            hint="Leave it out with --exclude, or choose a registry that takes larger layers.",
+        )
+    return True
+
+
+def _with_files(
+    checkpoint: Checkpoint,
+    made: Mapping[str, Role],
+    target: Path,
+    index: WeightIndex,
+    *,
+    gone: Mapping[str, object],
+) -> Checkpoint:
+    """The checkpoint with files of `target` in place of those that are gone, checked as a whole once more."""
+    kept = [file for file in checkpoint.files if file.path not in gone and file.path not in made]
+    new = [PlannedFile(name, (target / name).stat().st_size, role) for name, role in made.items()]
+    return checked(
+        kept + new,
+        {**checkpoint.locations, **{name: target / name for name in made}},
+        config=checkpoint.config,
+        index=index,
+        claimed={
+            path: digest
+            for path, digest in checkpoint.claimed.items()
+            if path not in gone and path not in made
+        },
+        workplace=checkpoint.workplace,
+        converted=checkpoint.converted,
+    )
+
+
+def _index(
+    checkpoint: Checkpoint,
+    headers: Mapping[str, Header],
+    parts: Mapping[str, Sequence[Part]],
+) -> dict[str, Any]:
+    """The index: what was in it, with the moved tensors at their new places."""
+    if INDEX in checkpoint.locations and any(file.path == INDEX for file in checkpoint.files):
+        document = read_json(checkpoint.locations[INDEX], name=INDEX)
+    else:
+        root = {path: header for path, header in headers.items() if "/" not in path}
+        document = {
+            "metadata": {"total_size": sum(header.data_size for header in root.values())},
+            "weight_map": {
+                tensor.name: path for path, header in root.items() for tensor in header.tensors
+            },
+        }
+    moved = {
+        tensor.name: part.name
+        for each in parts.values()
+        for part in each
+        for tensor in part.tensors
+    }
+    return {**document, "weight_map": {**document["weight_map"], **moved}}
+
+
+def _write_part(source: Path, header: Header, part: Part, target: Path) -> None:
+    layout = {tensor.name: (tensor.dtype, tensor.shape) for tensor in part.tensors}
+    with writing(target), pending_file(target.parent) as pending:
+        pending.write(build_header(layout, header.metadata))
+        for tensor in part.tensors:
+            for piece in _tensor_bytes(source, header.data_offset + tensor.start, tensor.size):
+                pending.write(piece)
+        pending.publish(target)
+
+
+def _tensor_bytes(source: Path, start: int, size: int) -> Iterator[memoryview]:
+    """Bytes of a file; a buffer is valid until the next one."""
+    buffer = memoryview(bytearray(min(size, _BUFFER_BYTES)))
+    with reading(source), source.open("rb", buffering=0) as file:
+        os.lseek(file.fileno(), start, os.SEEK_SET)
+        left = size
+        while left:
+            count = file.readinto(buffer[: min(left, len(buffer))])
+            if not count:
+                raise InvalidCheckpoint(
+                    f"{source} became shorter while it was read",
+                    hint="Wait until nothing writes to the checkpoint any more, then build again.",
+                )
+            yield buffer[:count]
+            left -= count
+
+
+def _check_layers(checkpoint: Checkpoint, limit: int) -> None:
+    """Past 100 layers files share one: then the limit may be out of reach."""
+    layers = plan_layers(checkpoint.files)
+    largest = max(layer.size for layer in layers if layer.role is Role.WEIGHT)
+    if largest > limit:
+        raise InvalidInput(
+            f"layers of at most {limit} bytes would be more than a container runtime can stack, so some share "
+            f"{largest} bytes",
+            hint="Give a larger --max-layer-size.",
+        )
