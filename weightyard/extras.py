@@ -14,11 +14,15 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "numba": "builder",
     "numpy": "builder",
     "aiohttp": "agent",
+    "prometheus_client": "agent",
     "structlog": "agent",
     "kopf": "controller",
     "cryptography": "sign",
     "mlflow": "mlflow",
     "torch": "convert",
+    "transformers": "evaluate",
+    "gptqmodel": "gptq",
+    "gguf": "demo",
 }
 
 

@@ -1,8 +1,8 @@
 """A server that is started like vLLM and behaves as FAKE_ENGINE says: what lifecycle tests run instead of a model.
 
 Found by `python -m vllm.entrypoints.openai.api_server` with this folder first in PYTHONPATH. FAKE_ENGINE is a comma-
-separated list: `slow` opens its port only once the file FAKE_ENGINE_GATE is there; `dies` ends at once as a failing vLLM
-does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM too.
+separated list: `slow` opens its port only once the file FAKE_ENGINE_GATE is there; `dies` ends at once as a failing
+vLLM does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM too.
 """
 
 from __future__ import annotations
