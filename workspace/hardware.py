@@ -89,7 +89,8 @@ def asked_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
 def refusal(gpu: Gpu | None, variant: str) -> str | None:
     """Why an accelerator (None: a CPU) doesn't run a variant well; None when it does."""
     if gpu is None:
-        return None
+        runs_on_cpu = variant != Variant.INT8_W8A16.value
+        return None if runs_on_cpu else f"vLLM on a CPU doesn't load {variant}"
     if gpu.vendor is Vendor.NVIDIA:
         return _nvidia_refusal(gpu, variant) if gpu.capability else None
     runs = {Variant.BF16.value}
@@ -104,8 +105,8 @@ def _nvidia_refusal(gpu: Gpu, variant: str) -> str | None:
         return f"vLLM needs compute capability 7.0, {has}"
     if variant == Variant.INT8.value and not 75 <= gpu.capability < 100:
         return f"vLLM's INT8 kernels are for compute capability 7.5 to 9.0, {has}"
-    if variant == Variant.INT4.value and gpu.capability < 75:
-        return f"vLLM's INT4 kernels need compute capability 7.5, {has}"
+    if variant in (Variant.INT4.value, Variant.INT8_W8A16.value) and gpu.capability < 75:
+        return f"vLLM's kernels for {variant} need compute capability 7.5, {has}"
     return None
 
 

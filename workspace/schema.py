@@ -86,6 +86,7 @@ class Variant(Enum):
     AUTO = "auto"
     BF16 = "bf16"
     INT8 = "int8"
+    INT8_W8A16 = "int8-w8a16"
     INT4 = "int4"
 
 

@@ -61,7 +61,7 @@ def test_defaults() -> None:
     ("more", "line", "says"),
     [
         ("    varient: int8\n", 8, "unknown field spec.model.varient; did you mean 'variant'?"),
-        ("    variant: int3\n", 8, "spec.model.variant: expected one of auto, bf16, int8, int4"),
+        ("    variant: int3\n", 8, "spec.model.variant: expected one of auto, bf16, int8, int8-w8a16, int4"),
         ("    zzz: 1\n", 8, "unknown field spec.model.zzz; known here: hub, image, pullSecret, s3, variant"),
         ("  replicas: -1\n", 8, "spec.replicas: input should be greater than or equal to 0"),
         ("  replicas: yes\n", 8, "spec.replicas: input should be a valid integer"),

@@ -52,6 +52,14 @@ def test_choices(hardware: Hardware, variant: str, gpus: int) -> None:
     assert (fit.variant, fit.gpus) == (variant, gpus)
 
 
+def test_eight_bit_weights_alone_are_for_gpus() -> None:
+    candidates = {"int8-w8a16": facts(weight_bytes=9 * GB), "int8": facts(weight_bytes=9 * GB)}
+    assert choose(candidates, on("T4"), Demand()).variant == "int8-w8a16"
+    assert choose(candidates, Hardware(), Demand()).variant == "int8"
+    with pytest.raises(DoesNotFit, match="vLLM on a CPU doesn't load int8-w8a16"):
+        choose(candidates, Hardware(), Demand(variant=Variant.INT8_W8A16))
+
+
 def test_reasons_say_what_was_passed_over() -> None:
     fit = choose(LLAMA_8B, on("T4"), Demand())
     assert fit.reasons == ("bf16 needs 19.1 GB on 1 GPU, each offering 14.5 GB",)

@@ -52,7 +52,8 @@ def make_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
-    settings.process.ultimate_exiting_timeout = None
+    # A task for each object that stays for as long as its events might come in bursts.
+    settings.queueing.idle_timeout = 0.5
     return settings
 
 

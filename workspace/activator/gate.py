@@ -1,0 +1,80 @@
+"""A bounded queue in front of servers that may not be there yet: who may wait, for how long, and who has to come back.
+
+Knows nothing of HTTP. When a server answers, all who wait go on at once: its own queue is the better place to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from modelimage.errors import Busy, TimedOut
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`capacity` requests may wait, each for `patience` seconds; the servers are asked every `interval`."""
+
+    capacity: int = 512
+    patience: float = 600.0
+    interval: float = 0.5
+    retry_after: int = 10
+
+
+class Gate:
+    """Opens while `upstream` names a server that answers."""
+
+    def __init__(self, upstream: Callable[[], Awaitable[str | None]], limits: Limits) -> None:
+        self._upstream = upstream
+        self.limits = limits
+        self._found: asyncio.Future[str] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self.waiting = 0
+        self.passed = 0
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[str]:
+        """Wait for a server and yield its address. Raises Busy when too many wait, TimedOut when none came."""
+        if self.waiting >= self.limits.capacity:
+            raise Busy(f"{self.waiting} requests wait already", hint="Try again in a while.")
+        self.waiting += 1
+        try:
+            address = await self._wait()
+        finally:
+            self.waiting -= 1
+        self.passed += 1
+        yield address
+
+    async def _wait(self) -> str:
+        address = await self._upstream()
+        if address is not None:
+            return address
+        if self._asking is None or self._asking.done():
+            self._found = asyncio.get_running_loop().create_future()
+            self._asking = asyncio.create_task(self._ask(self._found))
+        assert self._found is not None  # noqa: S101 - made together with the task
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._found), self.limits.patience)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"no server came up within {self.limits.patience:g} s",
+                hint="Look at the Workspace's conditions: kubectl describe workspace.",
+            ) from error
+
+    async def _ask(self, found: asyncio.Future[str]) -> None:
+        """One question at a time for all who wait, until somebody answers or nobody waits any more."""
+        while self.waiting:
+            await asyncio.sleep(self.limits.interval)
+            address = await self._upstream()
+            if address is not None:
+                found.set_result(address)
+                return
+        found.cancel()
+
+    async def close(self) -> None:
+        """Stop asking; who still waits gets CancelledError."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)

@@ -1,0 +1,201 @@
+"""The activator's HTTP side: streams requests and answers through, byte by byte, once the gate lets them.
+
+A request's body is read before it waits, since a server that starts takes minutes and clients' connections don't; it is
+bounded. A connection that breaks before the server took the request is tried again; after that, never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from modelimage.errors import Busy, TimedOut
+from workspace.activator.gate import Gate, Limits
+from workspace.metrics import HELD
+
+PREFIX: Final = "/activator"
+_HOP_BY_HOP: Final = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+     "transfer-encoding", "upgrade", "host", "content-length"}
+)  # fmt: skip
+_CHUNK: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`upstreams` gives the addresses of servers; `health_path` answers 200 where one is ready."""
+
+    upstreams: Callable[[], Sequence[str]]
+    health_path: str = "/health"
+    limits: Limits = field(default_factory=Limits)
+    max_body: int = 64 << 20
+
+
+class Activator:
+    """One Workspace's activator."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.gate = Gate(self._ready_upstream, options.limits)
+        self._in_flight: dict[str, int] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._metrics = _Metrics(self.gate)
+
+    def app(self) -> web.Application:
+        """The application to serve."""
+        app = web.Application(client_max_size=self._options.max_body)
+        app.router.add_get(f"{PREFIX}/health", self._health)
+        app.router.add_get(f"{PREFIX}/metrics", self._metrics_page)
+        app.router.add_route("*", "/{path:.*}", self._proxy)
+        app.cleanup_ctx.append(self._lifetime)
+        return app
+
+    async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        connector = aiohttp.TCPConnector(limit=0)
+        self._session = aiohttp.ClientSession(
+            timeout=timeout, connector=connector, auto_decompress=False
+        )
+        yield
+        await self.gate.close()
+        await self._session.close()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _metrics_page(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.page(), content_type="text/plain")
+
+    async def _proxy(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        while True:
+            try:
+                async with self.gate.enter() as upstream:
+                    return await self._forward(request, upstream, body)
+            except _NotTaken:
+                continue  # nothing has read the request yet: it may wait for another server
+            except (Busy, TimedOut) as error:
+                return self._come_back(error)
+
+    async def _forward(
+        self, request: web.Request, upstream: str, body: bytes
+    ) -> web.StreamResponse:
+        self._in_flight[upstream] = self._in_flight.get(upstream, 0) + 1
+        try:
+            async with self._open(request, upstream, body) as answer:
+                return await _relay(request, answer)
+        except aiohttp.ClientConnectorError as error:
+            raise _NotTaken from error
+        except aiohttp.ClientError as error:
+            return web.json_response(_problem(f"the server broke off: {error}"), status=502)
+        finally:
+            self._in_flight[upstream] -= 1
+
+    def _open(
+        self, request: web.Request, upstream: str, body: bytes
+    ) -> aiohttp.client._RequestContextManager:
+        if self._session is None:
+            raise RuntimeError("the application isn't started")
+        return self._session.request(
+            request.method,
+            upstream + request.path_qs,
+            headers=_end_to_end(request.headers),
+            data=body or None,
+            skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
+            allow_redirects=False,
+        )
+
+    async def _ready_upstream(self) -> str | None:
+        """The ready server with the fewest requests of ours; None when none answers."""
+        addresses = sorted(self._options.upstreams(), key=lambda a: self._in_flight.get(a, 0))
+        for address in addresses:
+            if await self._answers(address + self._options.health_path):
+                return address
+        return None
+
+    async def _answers(self, url: str) -> bool:
+        if self._session is None:
+            return False
+        try:
+            timeout = aiohttp.ClientTimeout(total=2)
+            async with self._session.get(url, timeout=timeout) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    def _come_back(self, error: Busy | TimedOut) -> web.Response:
+        self._metrics.refused.inc()
+        headers = {"Retry-After": str(self._options.limits.retry_after)}
+        return web.json_response(_problem(error.message), status=503, headers=headers)
+
+
+class _NotTaken(Exception):
+    """The server went away before it took the request."""
+
+
+class _Metrics:
+    """What the scaler and people read of one activator."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._registry = CollectorRegistry()
+        waiting = Gauge(HELD, "Requests that wait for a server.", registry=self._registry)
+        waiting.set_function(lambda: gate.waiting)
+        self.refused = Counter(
+            "weightyard_activator_requests_refused",
+            "Requests told to come back.",
+            registry=self._registry,
+        )
+        passed = Gauge(
+            "weightyard_activator_requests_passed", "Requests handed on.", registry=self._registry
+        )
+        passed.set_function(lambda: gate.passed)
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    """Send an answer on as it comes: tokens of a stream must not wait for each other."""
+    response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+    if "Content-Length" in answer.headers:
+        response.content_length = answer.content_length
+    await response.prepare(request)
+    async for chunk in answer.content.iter_any():
+        await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP
+    )
+
+
+def _problem(message: str) -> dict[str, dict[str, str]]:
+    """An error as OpenAI's clients expect it."""
+    return {"error": {"message": message, "type": "service_unavailable"}}
+
+
+async def serve(
+    activator: Activator, *, host: str, port: int, ready: Callable[[int], None] = lambda _: None
+) -> None:
+    """Serve until cancelled; requests under way get a minute to end. `ready` is told the port."""
+    # A client that went away must not be counted among those who wait.
+    runner = web.AppRunner(
+        activator.app(), access_log=None, shutdown_timeout=60, handler_cancellation=True
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        ready(runner.addresses[0][1])
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()

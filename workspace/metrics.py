@@ -1,0 +1,54 @@
+"""What a server's Prometheus page says of its load. Text in, a reading out.
+
+vLLM 0.6 to 0.32 call the share of KV cache in use `gpu_cache_usage_perc` or `kv_cache_usage_perc`; several engines of
+one server have a line each.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from modelimage.errors import RemoteRefused
+from workspace.scaler import Reading
+
+_RUNNING: Final = ("vllm:num_requests_running", "sglang:num_running_reqs")
+_WAITING: Final = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
+_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
+HELD: Final = "weightyard_activator_requests_waiting"
+
+
+def parse_reading(text: str) -> Reading:
+    """A server's load. Raises RemoteRefused when the page says nothing of it."""
+    totals = _totals(text, {*_RUNNING, *_WAITING, *_USAGE})
+    running, waiting = _first(totals, _RUNNING), _first(totals, _WAITING)
+    if running is None or waiting is None:
+        raise RemoteRefused(
+            "the server's metrics page doesn't tell its queue",
+            hint="SGLang needs --enable-metrics; other engines scale by spec.replicas only.",
+        )
+    return Reading(running, waiting, min(1.0, _first(totals, _USAGE) or 0.0))
+
+
+def parse_held(text: str) -> int:
+    """How many requests an activator holds."""
+    return int(_totals(text, {HELD}).get(HELD, 0))
+
+
+def _totals(text: str, wanted: set[str]) -> dict[str, float]:
+    """The sum of each wanted metric over its lines."""
+    totals: dict[str, float] = defaultdict(float)
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name in wanted:
+                    totals[sample.name] += sample.value
+    except ValueError as error:
+        raise RemoteRefused(f"the metrics page can't be read: {error}") from error
+    return totals
+
+
+def _first(totals: dict[str, float], names: tuple[str, ...]) -> float | None:
+    return next((totals[name] for name in names if name in totals), None)
