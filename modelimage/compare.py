@@ -64,6 +64,6 @@ def _change(path: str, old: RecordFile | None, new: RecordFile | None) -> FileCh
         return FileChange(path, Change.ADDED, None, new.size)
     if new is None and old is not None:
         return FileChange(path, Change.REMOVED, old.size, None)
-    if old is not None and new is not None and old.digest != new.digest:
+    if old and new and (old.digest, old.size) != (new.digest, new.size):
         return FileChange(path, Change.CHANGED, old.size, new.size)
     return None
