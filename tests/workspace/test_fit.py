@@ -78,7 +78,7 @@ def test_asked_variant_and_gpus_are_kept() -> None:
 def test_nothing_fits() -> None:
     with pytest.raises(DoesNotFit) as caught:
         choose(LLAMA_8B, on("T4"), Demand(context=100_000))
-    for variant in ACCURACY:
+    for variant in LLAMA_8B:
         assert f"{variant} needs" in str(caught.value)
     assert "contextLength" in str(caught.value.hint)
 
