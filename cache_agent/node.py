@@ -25,10 +25,11 @@ from cache_agent.store.check import Checker, Finding, Kind
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
+from cache_agent.store.values import repository_of
 from cache_agent.tiers import Tiers
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, Fault, WeightyardError
-from modelimage.reference import ImageReference
+from modelimage.reference import ImageReference, RegistryReference
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel
 
@@ -82,6 +83,8 @@ class NodeParts:
     observe: Observer = ignore
     boot: str | None = None
     machine: Machine = field(default_factory=Machine)
+    # Whether this node itself reads an image without credentials, so that whoever asks may read it too.
+    is_anonymous: Callable[[ImageReference], bool] = lambda image: False
 
     @classmethod
     def real(
@@ -92,18 +95,27 @@ class NodeParts:
         def reader(image: ImageReference) -> ImageReader:
             return open_reader(image, access)
 
+        def is_anonymous(image: ImageReference) -> bool:
+            return isinstance(image, RegistryReference) and access.is_anonymous(image)
+
         if config is None:
-            return cls(reader, events=events or Events())
+            return cls(reader, events=events or Events(), is_anonymous=is_anonymous)
         rate = Amount.parse(config.fetch.bandwidth_per_source).bytes
         tiers = Tiers(config.tiers, reader, os.environ, rate)
-        return cls(reader, sources=tiers, shared=tiers.written_back, events=events or Events())
+        return cls(
+            reader,
+            sources=tiers,
+            shared=tiers.written_back,
+            events=events or Events(),
+            is_anonymous=is_anonymous,
+        )
 
 
 class Node:
     """A store with an engine that fills it. A context manager; closing cancels what runs."""
 
     def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
-        self.options, self.machine = options, parts.machine
+        self.options, self.machine, self.clock = options, parts.machine, parts.clock
         self.store = Store(
             options.root,
             StoreOptions(
@@ -126,7 +138,7 @@ class Node:
             parts.open_reader,
             parts.sources,
             parts.events,
-            self._shelve(parts.events),
+            self._shelve(parts),
         )
         self._maintenance: Maintenance | None = None
         self._shared, self._sources = parts.shared, parts.sources
@@ -180,6 +192,11 @@ class Node:
         damaged = (Kind.WRONG_BYTES, Kind.UNREADABLE)
         for digest in {f.digest for f in findings if f.kind in damaged and f.digest}:
             self.repairer.mend(digest)
+        for digest in {f.digest for f in findings if f.kind is Kind.LEDGER and f.digest}:
+            stored = self.store.file(digest)
+            if stored is not None:
+                self.store.reverify(stored)
+        self.store.mender.relist()
         for digest in {f.digest for f in findings if f.kind is Kind.MODEL and f.digest}:
             self.store.relink(digest)
         self.store.mender.drop_broken_models()
@@ -203,15 +220,21 @@ class Node:
         """Readiness checks beyond the store's own."""
         return {"maintenance": self._maintenance.problem} if self._maintenance else {}
 
-    def _shelve(self, events: Events) -> Published:
-        def keep(image: ImageReference, resolved: ResolvedModel, reader: ImageReader) -> None:
+    def _shelve(self, parts: NodeParts) -> Published:
+        def keep(request: PullRequest, resolved: ResolvedModel, reader: ImageReader) -> None:
+            image = request.image
             try:
                 shelve(self.shelf, image, resolved, reader)
+                if not isinstance(image, RegistryReference) or request.reader is not None:
+                    return
+                if parts.is_anonymous(image):
+                    # What was read without credentials anyone may read.
+                    self.shelf.note_public(repository_of(image), parts.clock())
             except WeightyardError as error:
                 if error.fault is Fault.NODE:
                     raise
                 # The model is whole; only a runtime that pulls the image has to go to the registry for the rest.
-                events.unshelved(str(image), error.message)
+                parts.events.unshelved(str(image), error.message)
 
         return keep
 

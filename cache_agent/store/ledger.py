@@ -18,10 +18,10 @@ from cache_agent.errors import DiskFailed
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
-from modelimage.errors import NoSpace, WeightyardError
+from modelimage.errors import InvalidInput, NoSpace, WeightyardError
 from modelimage.record import Record, RecordFile
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE files (
     sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, chunks TEXT NOT NULL, verified REAL NOT NULL,
@@ -104,7 +104,7 @@ class Ledger:
 
     def file(self, digest: Digest) -> StoredFile | None:
         row = self._one("SELECT * FROM files WHERE sha256 = ?", digest.hex)
-        return _file(row) if row else None
+        return self._files([row])[0] if row else None
 
     def put_file(self, file: StoredFile) -> None:
         self._run(
@@ -125,7 +125,8 @@ class Ledger:
         rows = self._all(
             "SELECT sha256, size FROM files WHERE sha256 >= ? AND sha256 < ?", prefix, prefix + "g"
         )
-        return dict(rows)
+        with self._parsed():
+            return {Digest(name).hex: int(size) for name, size in rows}
 
     def files_due(self, before: float, now: float, limit: int) -> list[StoredFile]:
         """Files verified before a time, or after now (the clock was set back), oldest first."""
@@ -135,14 +136,14 @@ class Ledger:
             now,
             limit,
         )
-        return [_file(row) for row in rows]
+        return self._files(rows)
 
     def unreferenced_files(self) -> list[StoredFile]:
         """Files that no model holds."""
         rows = self._all(
             "SELECT f.* FROM files f LEFT JOIN model_files m ON m.sha256 = f.sha256 WHERE m.sha256 IS NULL"
         )
-        return [_file(row) for row in rows]
+        return self._files(rows)
 
     def stored_bytes(self) -> int:
         return int(self._one("SELECT COALESCE(SUM(size), 0) FROM files")[0])
@@ -180,19 +181,21 @@ class Ledger:
         rows = self._all(
             "SELECT key FROM models WHERE key >= ? AND key < ? ORDER BY key", prefix, prefix + "g"
         )
-        return [Digest(row[0]) for row in rows]
+        with self._parsed():
+            return [Digest(row[0]) for row in rows]
 
     def model_files(self, key: Digest) -> list[StoredFile]:
         rows = self._all(
             "SELECT f.* FROM model_files m JOIN files f ON f.sha256 = m.sha256 WHERE m.key = ? ORDER BY f.sha256",
             key.hex,
         )
-        return [_file(row) for row in rows]
+        return self._files(rows)
 
     def models_of(self, digest: Digest) -> list[Digest]:
         """The models that hold a file."""
         rows = self._all("SELECT key FROM model_files WHERE sha256 = ? ORDER BY key", digest.hex)
-        return [Digest(row[0]) for row in rows]
+        with self._parsed():
+            return [Digest(row[0]) for row in rows]
 
     def set_pin(self, key: Digest, pinned: bool) -> None:
         self._run("UPDATE models SET pinned = ? WHERE key = ?", int(pinned), key.hex)
@@ -215,7 +218,8 @@ class Ledger:
         row = self._one(
             "SELECT key, at FROM images WHERE image = ? AND variant = ?", image, variant or ""
         )
-        return (Digest(row[0]), float(row[1])) if row else None
+        with self._parsed():
+            return (Digest(row[0]), float(row[1])) if row else None
 
     def images_of(self, key: Digest) -> list[str]:
         rows = self._all("SELECT image FROM images WHERE key = ? ORDER BY image", key.hex)
@@ -256,30 +260,35 @@ class Ledger:
             if key is None
             else self._all("SELECT * FROM leases WHERE key = ? ORDER BY id", key.hex)
         )
-        return [Lease(row[0], Digest(row[1]), Holder.parse(row[2]), float(row[3])) for row in rows]
+        with self._parsed():
+            return [
+                Lease(row[0], Digest(row[1]), Holder.parse(row[2]), float(row[3])) for row in rows
+            ]
 
     def _model(self, row: tuple[Any, ...]) -> Model:
-        key = Digest(row[0])
+        with self._parsed():
+            key = Digest(row[0])
         oldest = self._one(
             "SELECT MIN(f.verified) FROM model_files m JOIN files f ON f.sha256 = m.sha256 WHERE m.key = ?",
             key.hex,
         )
         variant, image, size, files, added, last_used, uses, fetch_seconds, pinned = row[1:]
-        return Model(
-            key=key,
-            path=self._paths.model(key),
-            variant=variant,
-            image=image,
-            size=int(size),
-            files=int(files),
-            added=float(added),
-            last_used=float(last_used),
-            uses=float(uses),
-            fetch_seconds=float(fetch_seconds),
-            pinned=bool(pinned),
-            leases=tuple(self.leases(key)),
-            verified=float(oldest[0] or 0.0),
-        )
+        with self._parsed():
+            return Model(
+                key=key,
+                path=self._paths.model(key),
+                variant=variant,
+                image=image,
+                size=int(size),
+                files=int(files),
+                added=float(added),
+                last_used=float(last_used),
+                uses=float(uses),
+                fetch_seconds=float(fetch_seconds),
+                pinned=bool(pinned),
+                leases=tuple(self.leases(key)),
+                verified=float(oldest[0] or 0.0),
+            )
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -290,9 +299,14 @@ class Ledger:
             self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
         elif version != _VERSION:
             raise LedgerDamaged(f"the ledger {self._path} has version {version}, not {_VERSION}")
-        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise LedgerDamaged(f"the ledger {self._path} is damaged: {verdict}")
+        # The pages may be in order and what stands in them not.
+        self.models()
+        with self._parsed():
+            for row in self._db.execute("SELECT * FROM files"):
+                _file(row)
 
     def _commit(self) -> None:
         try:
@@ -318,6 +332,18 @@ class Ledger:
         with self._lock, self._mapped():
             return self._db.execute(statement, values).fetchall()
 
+    def _files(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredFile]:
+        with self._parsed():
+            return [_file(row) for row in rows]
+
+    @contextmanager
+    def _parsed(self) -> Iterator[None]:
+        """What stands in a row isn't what was written there."""
+        try:
+            yield
+        except (ValueError, TypeError, InvalidInput) as error:
+            raise LedgerDamaged(f"the ledger {self._path} holds nonsense: {error}") from error
+
     @contextmanager
     def _mapped(self) -> Iterator[None]:
         try:
@@ -325,6 +351,8 @@ class Ledger:
         except sqlite3.OperationalError as error:
             if "full" in str(error):
                 raise NoSpace(f"no space left for the ledger {self._path}") from error
+            if "malformed" in str(error) or "no such" in str(error):
+                raise LedgerDamaged(f"the ledger {self._path} is damaged: {error}") from error
             raise DiskFailed(f"the ledger {self._path} can't be used: {error}") from error
         except sqlite3.DatabaseError as error:
             raise LedgerDamaged(

@@ -102,6 +102,22 @@ class Mender:
             self._quarantine(self.paths.file(digest))
         return idle
 
+    def relist(self) -> int:
+        """Make the ledger list for every model the files that its record names; for how many it didn't."""
+        mended = 0
+        for key in self.ledger.model_keys():
+            try:
+                record = read_record(self.paths.model(key) / RECORD_NAME)
+            except (InvalidImage, DiskFailed):
+                continue  # set aside by `drop_broken_models`
+            with self.ledger.transaction():
+                model = self.ledger.model(key)
+                listed = {file.digest for file in self.ledger.model_files(key)}
+                if model and listed != {file.digest for file in record.files}:
+                    self.ledger.put_model(model, record)
+                    mended += 1
+        return mended
+
     def drop_broken_models(self) -> list[Digest]:
         """Set aside the models that lack files and that nobody leases, so that the next pull makes them anew."""
         broken = [

@@ -197,7 +197,7 @@ class Recoverer:
 def listed(directory: Path) -> list[Path]:
     """What is in a directory, sorted; nothing when it isn't there."""
     try:
-        return sorted(directory.iterdir())
+        return sorted(directory.iterdir(), key=lambda path: path.name)
     except FileNotFoundError:
         return []
     except OSError as error:

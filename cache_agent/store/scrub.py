@@ -68,6 +68,7 @@ class Scrubber:
                 if self.ledger.file(file.digest) is not None:
                     sound = replace(
                         file,
+                        size=verdict.size,
                         chunks=verdict.chunks,
                         verified=self.clock(),
                         mtime_ns=verdict.mtime_ns,

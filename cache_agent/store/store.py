@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache_agent.events import Events
@@ -70,7 +70,7 @@ class Store:
             self._recoverer = Recoverer(
                 self.paths, self.disk, self.ledger, self.publisher, options.clock
             )
-            self.recovered: Recovery = self._recoverer.run()
+            self.recovered = self._recover()
         except BaseException:
             self._lock.close()
             raise
@@ -83,6 +83,18 @@ class Store:
         self._space = StoreSpace(
             self.paths, self.ledger, options.limits, Reservations(), options.events
         )
+
+    def _recover(self) -> Recovery:
+        """Settle the store; a ledger that turns out damaged on the way is made anew from the files."""
+        try:
+            return self._recoverer.run()
+        except LedgerDamaged:
+            self.ledger.close()
+            set_ledger_aside(self.paths, self.disk)
+            self.ledger, self.ledger_was_lost = Ledger(self.paths), True
+            self.publisher = replace(self.publisher, ledger=self.ledger)
+            self._recoverer = replace(self._recoverer, ledger=self.ledger, publisher=self.publisher)
+            return self._recoverer.run()
 
     def close(self) -> None:
         """Give the lock back. Running pulls must have ended."""
@@ -334,8 +346,13 @@ def open_ledger(paths: StorePaths, disk: Disk) -> tuple[Ledger, bool]:
     try:
         return Ledger(paths), lost
     except LedgerDamaged:
-        for suffix in ("", "-wal", "-shm"):
-            path = paths.ledger.with_name(paths.ledger.name + suffix)
-            if path.exists():
-                disk.rename(path, paths.quarantine / path.name)
+        set_ledger_aside(paths, disk)
         return Ledger(paths), True
+
+
+def set_ledger_aside(paths: StorePaths, disk: Disk) -> None:
+    """Keep a damaged ledger for whoever wants to look at it."""
+    for suffix in ("", "-wal", "-shm"):
+        path = paths.ledger.with_name(paths.ledger.name + suffix)
+        if path.exists():
+            disk.rename(path, paths.quarantine / path.name)
