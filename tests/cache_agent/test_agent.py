@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from cache_agent.api.wire import GcBody, LeaseBody, PullBody, PullDone
+from cache_agent.api.wire import ErrorView, GcBody, LeaseBody, PullBody, PullDone
 from cache_agent.client import AgentClient
+from cache_agent.faces.errors import from_view, status_of, to_view
 from cache_agent.sockets import connect
 from cache_agent.store.paths import StorePaths
+from modelimage import errors
 from modelimage.access import Access, open_writer
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -295,3 +297,17 @@ def test_the_shipped_agent_serves_from_every_tier_as_each_is_turned_off(
             assert set(done.tiers) == {expected}
             assert files_of(Path(done.path)) == contents
         assert findings(root) == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [each for each in vars(errors).values()
+     if isinstance(each, type) and issubclass(each, WeightyardError) and hasattr(each, "fault")],
+    ids=lambda kind: kind.__name__,
+)  # fmt: skip
+def test_every_error_crosses_the_wire_as_itself(kind: type[WeightyardError]) -> None:
+    error = kind("what happened", hint="what to do")
+    back = from_view(ErrorView.model_validate_json(to_view(error).model_dump_json()))
+    assert type(back) is kind
+    assert (back.message, back.hint) == ("what happened", "what to do")
+    assert 400 <= status_of(error) <= 599
