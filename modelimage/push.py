@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from modelimage import canonical, mediatypes
@@ -48,6 +48,11 @@ class PushPlan:
     def size(self) -> int:
         """Bytes to send."""
         return sum(blob.size for blob in self.send)
+
+    @property
+    def held_size(self) -> int:
+        """Bytes that are there already."""
+        return sum(blob.size for blob in self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +193,3 @@ def _counts(
     with reader.blob(descriptor, wanted) as stream:
         while count := stream.readinto(buffer):
             yield count
-
-
-def bare(descriptor: Descriptor) -> Descriptor:
-    """The descriptor without what only its parent says of it."""
-    return replace(descriptor, annotations={}, platform=None)

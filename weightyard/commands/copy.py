@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.push import (
     ImageTree,
+    PushPlan,
     Reporting,
     execute,
     find_present,
@@ -79,7 +80,8 @@ def copy(
         trees += _referrer_trees(reader, trees)
     manifests, blobs = merge_trees(trees)
     if isinstance(end, RegistryReference):
-        check_image(end.registry, manifests, blobs)
+        for doubt in check_image(end.registry, manifests, blobs):
+            console.say(f"{doubt.message}. {doubt.hint}")
     plan = plan_push(blobs, find_present(writer, blobs))
     if not dry_run:
         with console.progress(f"copying to {end}", plan.size) as progress:
@@ -91,17 +93,28 @@ def copy(
                 writer=writer,
                 reporting=Reporting(progress.advance, _teller(console)),
             )
-    document: dict[str, Any] = {
-        "source": source, "destination": str(end), "tags": {t: str(r.digest) for t, r in tags.items()},
-        "sent": plan.size, "held": sum(blob.size for blob in plan.held),
+    console.result(_document(source, end, tags, plan), _text(tags, plan, dry_run=dry_run))
+
+
+def _document(
+    source: str, end: _Reference, tags: dict[str, Descriptor], plan: PushPlan
+) -> dict[str, Any]:
+    return {
+        "source": source,
+        "destination": str(end),
+        "tags": {tag: str(root.digest) for tag, root in tags.items()},
+        "sent": plan.size,
+        "held": plan.held_size,
         "blobs": [{"digest": str(blob.digest), "size": blob.size} for blob in plan.send],
-    }  # fmt: skip
+    }
+
+
+def _text(tags: dict[str, Descriptor], plan: PushPlan, *, dry_run: bool) -> str:
     verb = "To send" if dry_run else "Sent"
-    text = (
-        f"{verb}: {format_bytes(plan.size)} in {len(plan.send)} blobs; {format_bytes(document['held'])} "
-        f"were there already\ntags: {', '.join(tags)}"
+    return (
+        f"{verb}: {format_bytes(plan.size)} in {len(plan.send)} blobs; "
+        f"{format_bytes(plan.held_size)} were there already\ntags: {', '.join(tags)}"
     )
-    console.result(document, text)
 
 
 def _reference(text: str) -> _Reference:
@@ -114,8 +127,10 @@ def _reference(text: str) -> _Reference:
 
 
 def _mount_sources(start: _Reference, end: _Reference) -> list[str]:
-    same = isinstance(start, RegistryReference) and isinstance(end, RegistryReference)
-    return [start.repository] if same and start.registry == end.registry else []  # type: ignore[union-attr]
+    """The source's repository where the same registry holds both: its blobs need not move."""
+    if not isinstance(start, RegistryReference) or not isinstance(end, RegistryReference):
+        return []
+    return [start.repository] if start.registry == end.registry else []
 
 
 def _tags(
@@ -148,7 +163,7 @@ def _referrer_trees(reader: Place, trees: Iterable[ImageTree]) -> list[ImageTree
     return list(found.values())
 
 
-def _teller(console: Console) -> Any:
+def _teller(console: Console) -> Callable[[Descriptor], None]:
     def tell(blob: Descriptor) -> None:
         console.event("blob", digest=str(blob.digest), size=blob.size)
 
