@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from modelimage.access import Access, open_place
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.durable import reading
-from modelimage.errors import InvalidInput, NoSpace
+from modelimage.errors import InvalidInput, NoSpace, NotWritable
 from modelimage.layout import Layout
 from modelimage.publication import Document
 from modelimage.recipe import models_link_layer
@@ -77,13 +78,17 @@ def published_tags(version: str, variants: Sequence[str]) -> list[str]:
 def preflight(
     destination: Destination, variants: Sequence[str], layers: Sequence[PlannedLayer]
 ) -> list[str]:
-    """Refuse what the destination can't take, and prove that it can be written to; what it may not take is returned.
+    """Refuse what the destination can't take, and see that it can be written to; what it may not take is returned.
 
-    The proof is to store the one blob that every image has. Raises InvalidInput for tags it can't hold, RemoteRefused
+    A registry is asked by storing the one blob that every image has; a directory is looked at only, so that a build
+    which fails later leaves no empty layout behind. Raises InvalidInput for tags it can't hold, RemoteRefused
     for layers beyond a registry's limits, AccessDenied, Unreachable, NotWritable, NoSpace.
     """
     for tag in published_tags(destination.version, variants):
         check_tag(tag)
+    if isinstance(destination.reference, LayoutReference):
+        check_writable(destination.reference.path)
+        return []
     doubts = _check_limits(destination.reference, layers)
     link = models_link_layer()
     descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, Digest.of(link), len(link))
@@ -91,11 +96,7 @@ def preflight(
     return doubts
 
 
-def _check_limits(
-    reference: RegistryReference | LayoutReference, layers: Sequence[PlannedLayer]
-) -> list[str]:
-    if isinstance(reference, LayoutReference):
-        return []
+def _check_limits(reference: RegistryReference, layers: Sequence[PlannedLayer]) -> list[str]:
     found = findings(
         profile_for(reference.api_host),
         layer_sizes=[layer.size for layer in layers],
@@ -107,11 +108,32 @@ def _check_limits(
     return [f"{finding.message}. {finding.hint}" for finding in found]
 
 
+def check_writable(directory: Path) -> None:
+    """Raise NotWritable unless a directory, or the one it would be made in, takes new files."""
+    there = _nearest(directory)
+    if not there.is_dir():
+        raise NotWritable(
+            f"can't write {directory}: {there} is not a directory", hint="Choose another directory."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise NotWritable(
+            f"can't write {directory}: {there} takes no new files",
+            hint="Choose a directory that you may write to.",
+        )
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there."""
+    path = path.absolute()
+    return next((each for each in (path, *path.parents) if each.exists()), path)
+
+
 def check_space(directory: Path, layer_sizes: Iterable[int]) -> None:
     """Raise NoSpace when layers of these sizes in bytes can't fit into the filesystem of `directory`."""
     needed = sum(layer_sizes)
-    with reading(directory):
-        free = shutil.disk_usage(directory).free
+    there = _nearest(directory)
+    with reading(there):
+        free = shutil.disk_usage(there).free
     if needed > free:
         raise NoSpace(
             f"{directory} needs {needed} bytes for the layers and has {free} free",

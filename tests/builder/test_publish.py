@@ -10,13 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.destination import Destination, preflight
+from builder.destination import Destination, check_writable, preflight
 from builder.plan import PlannedFile, PlannedLayer, plan_layers
 from builder.publish import LayerSource, Sent, blob_bytes, send, set_tags
 from builder.reporter import Silent
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidCheckpoint, InvalidInput, RemoteRefused
+from modelimage.errors import (
+    DigestMismatch,
+    InvalidCheckpoint,
+    InvalidInput,
+    NotWritable,
+    RemoteRefused,
+)
 from modelimage.hashing import hash_layer
 from modelimage.publication import Publication, publication
 from modelimage.record import ModelFacts, Record, RecordFile, RecordLayer, Role
@@ -142,8 +148,20 @@ def test_a_registrys_limits_are_known_before_anything_is_sent() -> None:
     with pytest.raises(RemoteRefused, match="layers of at most"):
         preflight(Destination(ghcr, Untouched()), ["bf16"], layers)  # type: ignore[arg-type]
     shelf = Shelf()
-    assert preflight(Destination(LayoutReference(Path("x")), shelf), ["bf16"], layers) == []
+    other = RegistryReference("registry.example", "team/model", "v1")
+    assert preflight(Destination(other, shelf), ["bf16"], layers) == []
     assert shelf.log == ["blob"]
+
+
+def test_a_directory_is_looked_at_and_left_as_it_is(tmp_path: Path) -> None:
+    reference = LayoutReference(tmp_path / "new" / "layout", "v1")
+    assert preflight(Destination(reference, Untouched()), ["bf16"], []) == []  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").write_bytes(b"")
+    with pytest.raises(NotWritable, match="not a directory"):
+        preflight(Destination(reference, Untouched()), ["bf16"], [])  # type: ignore[arg-type]
+    with pytest.raises(NotWritable, match="takes no new files"):
+        check_writable(Path("/proc/sys/kernel/layout"))
 
 
 def test_a_tag_that_a_variant_makes_too_long_is_refused() -> None:
