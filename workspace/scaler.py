@@ -87,7 +87,7 @@ def decide(policy: Policy, load: Load, history: Sequence[Wish], now: float) -> A
     what holds the work in flight; unchanged by a second call on the same readings."""
     wish = Wish(now, _clamp(wanted(policy, load), policy))
     oldest = now - max(policy.up_window, policy.down_window)
-    kept = (*(each for each in history if oldest <= each.at < now), wish)
+    kept = (*_since(oldest, [each for each in history if each.at < now]), wish)
     current = load.current
     if current == 0:
         return _from_zero(policy, wish, kept)
@@ -126,6 +126,12 @@ def _from_zero(policy: Policy, wish: Wish, kept: tuple[Wish, ...]) -> Answer:
 
 def _clamp(replicas: int, policy: Policy) -> int:
     return max(policy.least, min(policy.most, replicas))
+
+
+def _since(oldest: float, history: Sequence[Wish]) -> Sequence[Wish]:
+    """The wishes of a window, and the last one before it, which says that the window is known whole."""
+    before = sum(each.at <= oldest for each in history)
+    return history[max(0, before - 1) :]
 
 
 def _recent(history: Sequence[Wish], since: float) -> list[int]:

@@ -7,6 +7,8 @@ bounded. A connection that breaks before the server took the request is tried ag
 from __future__ import annotations
 
 import asyncio
+import io
+import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +17,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
 from workspace.activator.gate import Gate, Limits
@@ -45,6 +48,7 @@ class Activator:
         self._options = options
         self.gate = Gate(self._ready_upstream, options.limits)
         self._in_flight: dict[str, int] = {}
+        self._turn = itertools.count()
         self._session: aiohttp.ClientSession | None = None
         self._metrics = _Metrics(self.gate)
 
@@ -105,17 +109,19 @@ class Activator:
             raise RuntimeError("the application isn't started")
         return self._session.request(
             request.method,
-            upstream + request.path_qs,
+            URL(upstream + request.path_qs, encoded=True),
             headers=_end_to_end(request.headers),
-            data=body or None,
+            data=io.BytesIO(body) if body else None,
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
             allow_redirects=False,
         )
 
     async def _ready_upstream(self) -> str | None:
-        """The ready server with the fewest requests of ours; None when none answers."""
-        addresses = sorted(self._options.upstreams(), key=lambda a: self._in_flight.get(a, 0))
-        for address in addresses:
+        """The ready server with the fewest requests of ours, in turn among equals; None when none answers."""
+        addresses = list(self._options.upstreams())
+        start = next(self._turn) % max(1, len(addresses))
+        in_turn = addresses[start:] + addresses[:start]
+        for address in sorted(in_turn, key=lambda each: self._in_flight.get(each, 0)):
             if await self._answers(address + self._options.health_path):
                 return address
         return None

@@ -73,7 +73,7 @@ def test_asking_again_changes_nothing(
 def test_history_stays_short(policy: Policy, load: Load, history: tuple[Wish, ...]) -> None:
     answer = decide(policy, load, history, 0.0)
     longest = max(policy.up_window, policy.down_window)
-    assert all(-longest <= each.at <= 0 for each in answer.history)
+    assert all(-longest <= each.at <= 0 for each in answer.history[1:])
 
 
 @given(loads, st.integers(1, 20))
@@ -155,6 +155,20 @@ def test_from_zero_to_one_at_the_first_waiting_request_and_back() -> None:
     for _ in range(40 + 10 + 60 + 10):
         fleet.second(arrivals=0)
     assert fleet.counts[-1] == 0
+
+
+@given(st.floats(0.1, 4.9))
+def test_windows_pass_whatever_the_rhythm_of_the_readings(period: float) -> None:
+    policy = replace(POLICY, least=0, down_window=20)
+    idle = Load(current=1, ready=1, readings=(Reading(0, 0, 0),))
+    history: tuple[Wish, ...] = ()
+    now = 0.0
+    while now < 40:
+        answer = decide(policy, idle, history, now)
+        history, now = answer.history, now + period
+        if answer.replicas == 0:
+            break
+    assert 20 <= now <= 20 + 3 * period
 
 
 def test_steady_load_does_not_flap() -> None:

@@ -1,0 +1,144 @@
+"""Replicas as processes: starts and drains them as the scaler says, behind an activator, with a bounded load.
+
+What a Deployment, its pods' preStop hook and a Service do in a cluster is done here for processes of this machine; the
+scraping, the scaler and the activator are the ones that run there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from tests.servers.process import ServerProcess, child_environment, free_port
+from workspace.activator.gate import Limits
+from workspace.activator.proxy import Activator, Options, serve
+from workspace.controller.scaling import Scaler, Targets, read_load
+from workspace.scaler import Policy
+
+Command = Callable[[int], Sequence[str]]  # of a port
+
+
+@dataclass
+class Replica:
+    process: ServerProcess
+    url: str
+    ready: bool = False
+
+
+@dataclass
+class Fleet:
+    """`command` starts one server; `environment` is added to its small one. `counts` are (seconds, replicas)."""
+
+    command: Command
+    policy: Policy
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    period: float = 0.2
+    replicas: list[Replica] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    _started: int = 0
+
+    def serving(self) -> list[str]:
+        """What a Service would name: the ready replicas."""
+        return [each.url for each in self.replicas if each.ready]
+
+    async def scale(self, session: aiohttp.ClientSession, activator: str) -> None:
+        """The scaler's loop, until cancelled."""
+        scaler = Scaler(self.policy)
+        while True:
+            await self._probe(session)
+            targets = Targets(len(self.replicas), tuple(self.serving()), activator)
+            answer = scaler.step(await read_load(session, targets), time.monotonic())
+            while len(self.replicas) < answer.replicas:
+                self._start()
+            while len(self.replicas) > answer.replicas:
+                await self._drain(session)
+            if not self.counts or self.counts[-1] != len(self.replicas):
+                self.counts.append(len(self.replicas))
+            await asyncio.sleep(self.period)
+
+    def _start(self) -> None:
+        port, self._started = free_port(), self._started + 1
+        home = self.home / str(self._started)
+        home.mkdir()
+        environment = child_environment(home, **self.environment)
+        process = ServerProcess(self.command(port), log=home / "log", environment=environment)
+        self.replicas.append(Replica(process, f"http://127.0.0.1:{port}"))
+
+    async def _drain(self, session: aiohttp.ClientSession) -> None:
+        """Take the least busy replica out, let it finish, stop it: what preStop does in a pod."""
+        loads = [await read_load(session, Targets(1, (each.url,), None)) for each in self.replicas]
+        index = min(range(len(loads)), key=lambda i: loads[i].running + loads[i].waiting)
+        replica = self.replicas.pop(index)
+        busy = True
+        while busy:
+            await asyncio.sleep(self.period)  # requests on their way to it arrive first
+            found = await read_load(session, Targets(1, (replica.url,), None))
+            busy = bool(found.running + found.waiting)
+        await asyncio.to_thread(replica.process.stop)
+
+    async def _probe(self, session: aiohttp.ClientSession) -> None:
+        """Readiness of those that aren't ready yet. A dead process is an error of the test."""
+        for replica in self.replicas:
+            if not replica.process.is_running():
+                raise AssertionError(f"a replica died:\n{replica.process.log_text()[-3000:]}")
+            if not replica.ready:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    timeout = aiohttp.ClientTimeout(total=1)
+                    async with session.get(f"{replica.url}/health", timeout=timeout) as answer:
+                        replica.ready = answer.status == 200
+
+    def stop(self) -> None:
+        for replica in self.replicas:
+            replica.process.stop()
+
+
+@contextlib.asynccontextmanager
+async def running(fleet: Fleet) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    """A fleet that scales itself, a session, and the address that clients use."""
+    activator = Activator(Options(fleet.serving, limits=Limits(patience=300, interval=0.1)))
+    port = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(activator, host="127.0.0.1", port=0, ready=port.set_result))
+    base = f"http://127.0.0.1:{await port}"
+    timeout = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(
+        timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+    ) as session:
+        scaling = asyncio.create_task(fleet.scale(session, base))
+        try:
+            yield session, base
+            assert not scaling.done(), scaling.exception()
+        finally:
+            for task in (scaling, serving):
+                task.cancel()
+            await asyncio.gather(scaling, serving, return_exceptions=True)
+            await asyncio.to_thread(fleet.stop)
+
+
+async def load(
+    session: aiohttp.ClientSession,
+    url: str,
+    body: dict[str, object],
+    *,
+    clients: int,
+    requests: int,
+) -> list[int]:
+    """The statuses of so many requests by so many clients at once."""
+    left = iter(range(requests))
+
+    async def client() -> list[int]:
+        statuses = []
+        for _ in left:
+            async with session.post(f"{url}/v1/completions", json=body) as answer:
+                await answer.read()
+                statuses.append(answer.status)
+        return statuses
+
+    found = await asyncio.gather(*(client() for _ in range(clients)))
+    return [status for each in found for status in each]
