@@ -19,6 +19,8 @@ from cache_agent.api.wire import (
     PullProgress,
     RemovedView,
     SpaceReport,
+    WarmBody,
+    WarmView,
 )
 from cache_agent.client import AgentClient
 from cache_agent.store.paths import StorePaths
@@ -54,6 +56,9 @@ class Cache(Protocol):
 
     def gc(self, body: GcBody) -> GcView:
         """Remove leftovers and evict."""
+
+    def warm(self, body: WarmBody) -> WarmView:
+        """Bring a model into memory. Raises NotFound, NoSpace when it doesn't fit the memory budget."""
 
     def space(self) -> SpaceReport:
         """The space it uses and may use."""

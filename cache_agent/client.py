@@ -31,6 +31,8 @@ from cache_agent.api.wire import (
     PullProgress,
     RemovedView,
     SpaceReport,
+    WarmBody,
+    WarmView,
 )
 from cache_agent.faces.errors import from_view
 from cache_agent.sockets import connect
@@ -122,6 +124,10 @@ class AgentClient:
 
     def gc(self, body: GcBody) -> GcView:
         return GcView.model_validate(self._json("POST", "/v1/gc", body, timeout=_LONG_TIMEOUT))
+
+    def warm(self, body: WarmBody) -> WarmView:
+        document = self._json("POST", "/v1/warm", body, timeout=_LONG_TIMEOUT)
+        return WarmView.model_validate(document)
 
     def space(self) -> SpaceReport:
         return SpaceReport.model_validate(self._json("GET", "/v1/space"))

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cache_agent.addresses import Address
 from cache_agent.store.space import Amount
 from modelimage.errors import InvalidInput, WeightyardError
 
@@ -92,11 +93,15 @@ class HubSection(_Section):
 
 
 class TierSection(_Section):
-    """Where files come from, in which order. A tier that `order` leaves out is off."""
+    """Where files come from, in which order. A tier that `order` leaves out is off.
+
+    `memory_budget` caps what is kept in memory on request; 0 means what the machine has available.
+    """
 
     order: tuple[TierName, ...] = ("shared", "registry", "hub")
     shared: tuple[SharedSection, ...] = ()
     write_back: bool = True
+    memory_budget: AmountText = "0"
     mirrors: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     hub: HubSection = Field(default_factory=HubSection)
 
@@ -105,6 +110,27 @@ class TierSection(_Section):
         if len(set(self.order)) != len(self.order):
             raise ValueError("a tier is named twice")
         return self
+
+
+def _address(text: str) -> str:
+    try:
+        Address.parse(text)
+    except WeightyardError as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+AddressText = Annotated[str, AfterValidator(_address)]
+
+
+class FacesSection(_Section):
+    """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT.
+
+    `registries` are the hosts that pods may name; none means the well-known public ones.
+    """
+
+    mirror: AddressText | None = None
+    registries: tuple[str, ...] = ()
 
 
 class AgentConfig(_Section):
@@ -117,6 +143,7 @@ class AgentConfig(_Section):
     fetch: FetchSection = Field(default_factory=FetchSection)
     maintenance: MaintenanceSection = Field(default_factory=MaintenanceSection)
     tiers: TierSection = Field(default_factory=TierSection)
+    faces: FacesSection = Field(default_factory=FacesSection)
 
 
 def json_schema() -> dict[str, Any]:

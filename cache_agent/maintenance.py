@@ -45,10 +45,11 @@ class Maintenance:
         repairer: Repairer,
         options: MaintenanceOptions,
         shared: Callable[[], Sequence[SharedPlace]] = lambda: (),
+        relieve: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._repairer, self._options = store, repairer, options
-        self._shared = shared
+        self._shared, self._relieve = shared, relieve
         self._written: set[tuple[str, Digest]] = set()
         self._throttle = Throttle(options.scrub_rate, monotonic)
         self._stop = threading.Event()
@@ -76,6 +77,7 @@ class Maintenance:
         Raises Cancelled when told to stop.
         """
         self._store.keeper.expire()
+        self._relieve()
         self._write_back()
         if self._options.scrub_period <= 0:
             return 0

@@ -16,6 +16,8 @@ from cache_agent.fetch.pull import Published, Pull, Puller, PullRequest
 from cache_agent.fetch.repair import Repairer
 from cache_agent.holders import Machine, mounted_models, parse_mountinfo
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
+from cache_agent.residency.pressure import MemoryFacts
+from cache_agent.residency.warmer import Warmer
 from cache_agent.shelf import Shelf
 from cache_agent.shelving import shelve
 from cache_agent.sources.image import ImageSource
@@ -42,6 +44,7 @@ class NodeOptions:
     limits: SpaceLimits = field(default_factory=SpaceLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
     maintenance: MaintenanceOptions = field(default_factory=MaintenanceOptions)
+    memory_budget: int = 0
 
     @classmethod
     def of(cls, root: Path, config: AgentConfig) -> NodeOptions:
@@ -58,6 +61,7 @@ class NodeOptions:
                 float(Amount.parse(upkeep.scrub_rate).bytes),
                 upkeep.interval_seconds,
             ),
+            Amount.parse(config.tiers.memory_budget).bytes,
         )
 
 
@@ -140,6 +144,7 @@ class Node:
             parts.events,
             self._shelve(parts),
         )
+        self.warmer = Warmer(MemoryFacts(), options.memory_budget)
         self._maintenance: Maintenance | None = None
         self._shared, self._sources = parts.shared, parts.sources
         self.repairer = Repairer(
@@ -212,7 +217,7 @@ class Node:
     def start_maintenance(self) -> None:
         """Begin scrubbing and ending dead leases; only a daemon does."""
         self._maintenance = Maintenance(
-            self.store, self.repairer, self.options.maintenance, self._shared
+            self.store, self.repairer, self.options.maintenance, self._shared, self.warmer.relieve
         )
         self._maintenance.start()
 

@@ -17,6 +17,8 @@ from cache_agent.api.wire import (
     RemovedView,
     SpaceReport,
     VictimView,
+    WarmBody,
+    WarmView,
 )
 from cache_agent.client import absolute_image
 from cache_agent.fetch.pull import Pull, PullRequest, PullSnapshot
@@ -81,6 +83,29 @@ class Service:
             return GcView(freed=plan.freed, victims=_victims(plan))
         freed, plan = self._store.gc(body.need)
         return GcView(freed=freed, victims=_victims(plan))
+
+    def warm(self, body: WarmBody) -> WarmView:
+        model = self._store.find(body.model)
+        files = [
+            self._store.paths.file(f.digest) for f in self._store.ledger.model_files(model.key)
+        ]
+        warmer = self._node.warmer
+        if body.unlock:
+            warmer.unlock(files)
+        # Held while it is read, so that it isn't evicted under the reader.
+        with self._store.hold(f.digest for f in self._store.ledger.model_files(model.key)):
+            done = warmer.warm(files)
+            locked = warmer.lock(files) if body.lock and not done.stopped else warmer.locked(files)
+        return WarmView(
+            key=str(model.key),
+            size=done.now.size,
+            resident=done.now.resident,
+            believable=done.now.believable,
+            read=done.read,
+            locked=locked,
+            cgroup=done.cgroup,
+            stopped=done.stopped,
+        )
 
     def space(self) -> SpaceReport:
         view = self._store.space()

@@ -56,10 +56,16 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         (
             Entry("pull", "weightyard.commands.pull:pull", "Fetch a model into this machine's cache."),
             Entry("agent", "weightyard.commands.agent:agent", "Run the cache agent of a node."),
+            Entry(
+                "configure-containerd",
+                "weightyard.commands.configure_containerd:configure_containerd",
+                "Make containerd ask this node's mirror first.",
+            ),
             Entry("ls", "weightyard.commands.ls:ls", "List the cached models."),
             Entry("df", "weightyard.commands.df:df", "Show the space of the cache."),
             Entry("rm", "weightyard.commands.rm:rm", "Remove models from the cache."),
             Entry("pin", "weightyard.commands.pin:pin", "Keep a model whatever else needs its space."),
+            Entry("warm", "weightyard.commands.warm:warm", "Bring a cached model into memory."),
             Entry("gc", "weightyard.commands.gc:gc", "Free space in the cache."),
             Entry("lease", "weightyard.commands.lease:lease", "See, take and end leases on cached models."),
             Entry("check", "weightyard.commands.check:check", "Prove that a cache is sound."),
@@ -73,6 +79,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("logs", "weightyard.commands.logs:logs", "Show a workspace's server log."),
             Entry("down", "weightyard.commands.down:down", "Stop workspaces that run here."),
             Entry("render", "weightyard.commands.render:render", "Write a workspace for Kubernetes, compose or llm-d."),
+        ),
+    ),
+    (
+        "Cluster",
+        (
+            Entry("controller", "weightyard.commands.controller:controller", "Run the controller of workspaces."),
+            Entry("rollout", "weightyard.commands.rollout:rollout", "Show a workspace's versions, and go back to one."),
+            Entry("activator", "weightyard.commands.activator:activator", "Hold requests while a workspace wakes up."),
         ),
     ),
     (

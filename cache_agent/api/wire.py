@@ -142,6 +142,30 @@ class SpaceReport(BaseModel):
     files: int
 
 
+class WarmBody(BaseModel):
+    """Bring a model into memory; `lock` keeps it there until it is unlocked or the agent stops."""
+
+    model: str
+    lock: bool = False
+    unlock: bool = False
+
+
+class WarmView(BaseModel):
+    """How much of a model is in memory. `believable` is false where the kernel hides that from this process.
+
+    `cgroup` is charged for the pages read now; `stopped` says why reading ended early, if it did.
+    """
+
+    key: str
+    size: int
+    resident: int
+    believable: bool
+    read: int
+    locked: int
+    cgroup: str
+    stopped: str | None = None
+
+
 class RemovedView(BaseModel):
     """What removing a model freed."""
 

@@ -4,7 +4,8 @@
     GET  /v1/models               GET, DELETE /v1/model?name=
     POST /v1/pull                 progress as JSON lines, then `done` or `error`; hanging up cancels
     GET, POST /v1/leases          DELETE /v1/leases/{id}
-    POST /v1/pin /v1/gc /v1/check GET /v1/space
+    POST /v1/pin /v1/gc /v1/check /v1/warm
+    GET  /v1/space
 
 Parses, asks the service in a thread, writes the answer. Knows no store and no source.
 """
@@ -19,7 +20,7 @@ from typing import Final, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody
+from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.errors import status_of, to_view
 from cache_agent.health import Health
@@ -58,6 +59,7 @@ class ControlApi:
                 web.post("/v1/pin", self._pin),
                 web.post("/v1/gc", self._gc),
                 web.get("/v1/space", self._space),
+                web.post("/v1/warm", self._warm),
                 web.post("/v1/check", self._check),
             ]
         )
@@ -126,6 +128,10 @@ class ControlApi:
     async def _gc(self, request: web.Request) -> web.Response:
         body = await _body(request, GcBody)
         return _one(await self._bridge.call(lambda: self._service.gc(body)))
+
+    async def _warm(self, request: web.Request) -> web.Response:
+        body = await _body(request, WarmBody)
+        return _one(await self._bridge.call(lambda: self._service.warm(body)))
 
     async def _space(self, request: web.Request) -> web.Response:
         return _one(await self._bridge.call(self._service.space))

@@ -67,9 +67,9 @@ class Locked:
 
     def __init__(self, path: Path) -> None:
         with open_for_reading(path) as fd, reading(path):
-            self._size = os.fstat(fd).st_size
-            self._address = _map(fd, 0, self._size) if self._size else None
-        if self._address is not None and _libc.mlock(self._address, self._size) != 0:
+            self.size = os.fstat(fd).st_size
+            self._address = _map(fd, 0, self.size) if self.size else None
+        if self._address is not None and _libc.mlock(self._address, self.size) != 0:
             code = ctypes.get_errno()
             self.release()
             with reading(path):
@@ -79,7 +79,7 @@ class Locked:
         """Let the pages go; again does nothing."""
         address, self._address = self._address, None
         if address is not None:
-            _libc.munmap(address, self._size)
+            _libc.munmap(address, self.size)
 
 
 def _resident_pages(fd: int, path: Path, start: int, size: int) -> int:

@@ -39,7 +39,6 @@ class Warmer:
     pressure_limit: float = DEFAULT_LIMIT
     pause: Callable[[int], None] = lambda count: None
     _locked: dict[Path, Locked] = field(default_factory=dict)
-    _locked_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def measure(self, files: Sequence[Path]) -> Resident:
@@ -72,8 +71,11 @@ class Warmer:
             for path in files:
                 if path not in self._locked:
                     self._locked[path] = Locked(path)
-                    self._locked_bytes += path.stat().st_size
-        return self._locked_bytes
+        return self.locked(files)
+
+    def locked(self, files: Sequence[Path]) -> int:
+        """How many bytes of these files are locked."""
+        return sum(held.size for path, held in self._locked.items() if path in set(files))
 
     def unlock(self, files: Sequence[Path]) -> None:
         """Let files go; those that weren't locked are no error."""
@@ -82,7 +84,6 @@ class Warmer:
                 held = self._locked.pop(path, None)
                 if held is not None:
                     held.release()
-                    self._locked_bytes -= path.stat().st_size if path.exists() else 0
 
     def relieve(self) -> bool:
         """Under pressure, let everything go that is locked. Whether anything was."""
@@ -92,7 +93,9 @@ class Warmer:
         return True
 
     def _admit(self, need: int) -> None:
-        room = (self.budget or self.facts.available()) - self._locked_bytes
+        room = (self.budget or self.facts.available()) - sum(
+            held.size for held in self._locked.values()
+        )
         if need > room:
             raise NoSpace(
                 f"not enough memory: need {need} bytes, the memory tier has {max(0, room)}",

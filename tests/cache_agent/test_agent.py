@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_agent.api.wire import ErrorView, GcBody, LeaseBody, PullBody, PullDone
+from cache_agent.api.wire import ErrorView, GcBody, LeaseBody, PullBody, PullDone, WarmBody
 from cache_agent.client import AgentClient
 from cache_agent.faces.errors import from_view, status_of, to_view
 from cache_agent.sockets import connect
@@ -311,3 +311,14 @@ def test_every_error_crosses_the_wire_as_itself(kind: type[WeightyardError]) -> 
     assert type(back) is kind
     assert (back.message, back.hint) == ("what happened", "what to do")
     assert 400 <= status_of(error) <= 599
+
+
+def test_a_warmed_model_is_in_memory(tmp_root: Path, pushed: Pushed) -> None:
+    image, _, _ = pushed
+    with agent(tmp_root / "store") as running:
+        finish(running.client, image)
+        view = running.client.warm(WarmBody(model=image, lock=True))
+        assert view.resident == view.size
+        assert view.locked == view.size
+        assert view.cgroup
+        assert running.client.warm(WarmBody(model=image, unlock=True)).locked == 0

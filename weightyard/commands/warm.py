@@ -1,0 +1,39 @@
+"""`weightyard warm`: bring a cached model into memory, so that its server starts from the page cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.api.wire import WarmBody
+from cache_agent.cache import open_cache
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--lock", is_flag=True, help="Keep it in memory while the agent runs, or until --unlock."
+)
+@click.option("--unlock", is_flag=True, help="Let locked pages go.")
+@root_option
+@access_options
+@pass_console
+def warm(
+    console: Console, *, model: str, lock: bool, unlock: bool, root: Path, access: Access
+) -> None:
+    """Read MODEL (key, beginning of a key, or image) into the page cache and say how much of it is there."""
+    with open_cache(root, access) as cache:
+        view = cache.warm(WarmBody(model=model, lock=lock, unlock=unlock))
+    if view.stopped:
+        console.say(f"stopped early: {view.stopped}")
+    told = "" if view.believable else " (says the kernel, which hides the truth from this user)"
+    text = (
+        f"{format_bytes(view.resident)} of {format_bytes(view.size)} in memory{told}, "
+        f"{format_bytes(view.locked)} locked, charged to {view.cgroup}"
+    )
+    console.result(view.model_dump(), text)
