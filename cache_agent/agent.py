@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -16,6 +17,7 @@ from cache_agent.config import AgentConfig
 from cache_agent.events import Broadcast
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.control import ControlApi
+from cache_agent.faces.opening import FaceOptions, OpenFaces, open_faces
 from cache_agent.health import Health
 from cache_agent.logs import JsonLog
 from cache_agent.metrics import Metrics
@@ -43,6 +45,7 @@ class Ready:
     socket: str
     port: int | None
     models: int
+    faces: OpenFaces
 
 
 def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], None]) -> None:
@@ -58,7 +61,9 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
         if node.store.recovered.changed:
             log.note("recovered", **vars(node.store.recovered))
         node.start_maintenance()
-        asyncio.run(_serve(node, config, metrics, ready, _reloader(node, options, log)))
+        faces = partial(open_faces, node, access, FaceOptions.of(config.faces))
+        reload = _reloader(node, options, log)
+        asyncio.run(_serve(node, config, metrics, ready, reload=reload, faces=faces))
     log.note("stopped")
 
 
@@ -79,7 +84,9 @@ async def _serve(
     config: AgentConfig,
     metrics: Metrics,
     ready: Callable[[Ready], None],
+    *,
     reload: Callable[[], None],
+    faces: Callable[[AsyncExitStack], Awaitable[OpenFaces]],
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -91,14 +98,20 @@ async def _serve(
     api = ControlApi(Service(node), bridge, health, metrics)
     async with AsyncExitStack() as stack:
         stack.callback(bridge.close)
-        runner = web.AppRunner(api.application(), handler_cancellation=True, access_log=None)
+        runner = web.AppRunner(
+            api.application(),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         path = node.store.paths.socket
-        await web.SockSite(runner, listen(path), shutdown_timeout=SHUTDOWN_SECONDS).start()
+        await web.SockSite(runner, listen(path)).start()
         stack.callback(path.unlink, missing_ok=True)
         port = await _listen_loopback(runner, config.port)
-        ready(Ready(str(path), port, len(node.store.models())))
+        opened = await faces(stack)
+        ready(Ready(str(path), port, len(node.store.models()), opened))
         await stop.wait()
         node.cancel_pulls()
 
@@ -116,5 +129,5 @@ async def _listen_loopback(runner: web.AppRunner, port: int | None) -> int | Non
             f"can't listen on 127.0.0.1:{port}: {error.strerror}", hint="Choose another --port."
         ) from error
     server.setblocking(False)
-    await web.SockSite(runner, server, shutdown_timeout=SHUTDOWN_SECONDS).start()
+    await web.SockSite(runner, server).start()
     return int(server.getsockname()[1])

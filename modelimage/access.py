@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelimage.errors import InvalidInput
+from modelimage.errors import AccessDenied, InvalidInput
 from modelimage.layout import Layout
 from modelimage.reference import (
     EngineReference,
@@ -64,6 +64,13 @@ class Access:
             ca_file=ca_file,
             uploads=DirectoryMemory(cache / "weightyard" / "uploads"),
         )
+
+    def is_anonymous(self, reference: RegistryReference) -> bool:
+        """Whether a repository is read without credentials. A helper that fails is no proof of that."""
+        try:
+            return self.credentials.find(reference.registry, reference.repository) is None
+        except AccessDenied:
+            return False
 
     def origin(self, reference: RegistryReference) -> Origin:
         """Where the API of a reference's registry is: HTTP where asked for, and on loopback.

@@ -39,6 +39,10 @@ class AllowedRegistries:
     def __contains__(self, registry: str) -> bool:
         return any(_matches(pattern, registry) for pattern in self.patterns)
 
+    def hosts(self) -> tuple[str, ...]:
+        """Those that are named in full, for a runtime's configuration."""
+        return tuple(pattern for pattern in self.patterns if "*" not in pattern)
+
     def require(self, registry: str) -> None:
         """Raises RegistryNotAllowed."""
         if registry not in self:

@@ -96,3 +96,17 @@ def ask(repository: RegistryRepository, path: str) -> Answer:
         return Answer.ABSENT
     except (Unreachable, RemoteRefused):
         return Answer.UNREACHABLE
+
+
+def blob_size(repository: RegistryRepository, digest: Digest) -> int:
+    """How many bytes a blob has. Raises NotFound, AccessDenied, Unreachable, RemoteRefused."""
+    url = f"{repository.origin}/v2/{repository.repository}/blobs/{digest}"
+    scopes = frozenset({f"repository:{repository.repository}:pull"})
+    response = repository.sender.send(Request("HEAD", url, scopes=scopes))
+    if response.status != 200:
+        raise answers.refusal(response, f"blob {digest}")
+    length = response.header("Content-Length") or ""
+    response.discard()
+    if not length.isdecimal():
+        raise RemoteRefused(f"{repository.origin} doesn't say how long blob {digest} is")
+    return int(length)

@@ -82,10 +82,10 @@ class PullSnapshot:
 
 
 # Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.
-Published = Callable[[ImageReference, ResolvedModel, ImageReader], None]
+Published = Callable[[PullRequest, ResolvedModel, ImageReader], None]
 
 
-def ignore_published(image: ImageReference, resolved: ResolvedModel, reader: ImageReader) -> None:
+def ignore_published(request: PullRequest, resolved: ResolvedModel, reader: ImageReader) -> None:
     """For who needs nothing beyond the store."""
 
 
@@ -261,7 +261,7 @@ class Pull:
             cost = seconds * self._total / fetched if fetched else 0.0
             with self._puller.publishing:
                 model = store.publish(record, self._origin(resolved), cost)
-        self._puller.published(request.image, resolved, reader)
+        self._puller.published(request, resolved, reader)
         return PullResult(model, model.path, fetched, self._reused, seconds)
 
     def _get_files(self, resolved: ResolvedModel, reader: ImageReader) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from cache_agent.access.registries import AllowedRegistries
 from cache_agent.agent import AgentOptions, Ready, run_agent
 from cache_agent.config import AgentConfig, json_schema, parse_config
+from cache_agent.faces.mirror.containerd import configure
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
@@ -40,6 +42,23 @@ from weightyard.options import access_options, root_option
     "--bandwidth", help="Cap of all transfers, in bytes a second: 100MB.  [default: no cap]"
 )
 @click.option(
+    "--mirror", metavar="[HOST:]PORT", help="Serve a registry mirror for container runtimes."
+)
+@click.option(
+    "--registry",
+    "registries",
+    metavar="HOST",
+    multiple=True,
+    help="A registry that pods may name; may be repeated.  [default: the well-known public ones]",
+)
+@click.option(
+    "--configure-containerd",
+    "containerd_dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Put the mirror into containerd's DIR/<registry>/hosts.toml (see configure-containerd).",
+)
+@click.option(
     "--print-schema", is_flag=True, help="Print the JSON schema of the settings and exit."
 )
 @access_options
@@ -56,6 +75,9 @@ def agent(
     port: int | None,
     budget: str | None,
     floor: str | None,
+    mirror: str | None,
+    registries: tuple[str, ...],
+    containerd_dir: Path | None,
 ) -> None:
     """Hold the cache at --root open and answer on its control socket (<root>/agent.sock).
 
@@ -70,15 +92,25 @@ def agent(
         "floor": floor,
         "fetch.streams": streams,
         "fetch.bandwidth": bandwidth,
+        "faces.mirror": mirror,
+        "faces.registries": registries or None,
     }
 
     def load() -> AgentConfig:
         return parse_config(_read(config_file), os.environ, flags)
 
     def ready(where: Ready) -> None:
-        console.event("ready", socket=where.socket, port=where.port, models=where.models)
+        faces = where.faces.named()
+        console.event(
+            "ready", socket=where.socket, port=where.port, models=where.models, faces=faces
+        )
         on_port = f" and http://127.0.0.1:{where.port}" if where.port else ""
         console.say(f"agent ready: {where.models} models, on {where.socket}{on_port}")
+        for name, at in faces.items():
+            console.say(f"  {name}: {at}")
+        if where.faces.mirror is not None and containerd_dir is not None:
+            url = f"http://{where.faces.mirror}"
+            configure(containerd_dir, AllowedRegistries.of(registries).hosts(), url)
 
     run_agent(AgentOptions(root, load), access, ready)
 

@@ -1,0 +1,59 @@
+"""Which layers can be made from what the store has: an index over the records of its models."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from cache_agent.store.publish import read_record
+from cache_agent.store.store import Store
+from modelimage.digest import Digest
+from modelimage.errors import WeightyardError
+from modelimage.publication import record_layer
+from modelimage.recipe import Literal, Recipe, models_link_layer
+from modelimage.record import Record
+
+_LINK = models_link_layer()
+LINK_LAYER = (Digest.of(_LINK), Recipe.of([Literal(_LINK)]))
+
+
+@dataclass
+class LayerIndex:
+    """Finds records by the layers that they describe. Safe for threads."""
+
+    store: Store
+    _records: dict[Digest, Record | None] = field(default_factory=dict)
+    _by_layer: dict[Digest, set[Digest]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def with_layer(self, layer: Digest) -> list[Record]:
+        """The records of cached models that have this layer of files."""
+        with self._lock:
+            self._refresh()
+            return [r for key in self._by_layer.get(layer, ()) if (r := self._records.get(key))]
+
+    def record_in(self, layer: Digest) -> Record | None:
+        """The record of a cached model whose record layer this is."""
+        with self._lock:
+            self._refresh()
+            records = [record for record in self._records.values() if record is not None]
+        return next((r for r in records if Digest.of(record_layer(r)) == layer), None)
+
+    def _refresh(self) -> None:
+        keys = set(self.store.ledger.model_keys())
+        for key in self._records.keys() - keys:
+            del self._records[key]
+            for holders in self._by_layer.values():
+                holders.discard(key)
+        for key in keys - self._records.keys():
+            self._records[key] = record = self._read(key)
+            for layer in record.layers if record else ():
+                self._by_layer.setdefault(layer.digest, set()).add(key)
+
+    def _read(self, key: Digest) -> Record | None:
+        try:
+            return read_record(self.store.paths.record(key))
+        except WeightyardError:
+            return (
+                None  # a foreign image's, which has no recipes; or damaged, which `check` reports
+            )

@@ -1,0 +1,124 @@
+"""Sends pieces of files and memory as one HTTP answer: the kernel copies from the page cache to the socket (sendfile).
+
+Nothing is buffered whole; a client that reads slowly costs one connection and no memory. Pieces of a few kilobytes are
+read instead, since a system call each would cost more than the copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from modelimage.errors import InvalidInput
+from modelimage.ranges import ByteRange, parse_range
+
+_SMALL: Final = 64 << 10
+_READAHEAD: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """Bytes of a file."""
+
+    path: Path
+    wanted: ByteRange
+
+
+Piece = bytes | FilePiece
+
+
+class ClientGone(ConnectionResetError):
+    """The client hung up in the middle of an answer."""
+
+
+def asked_range(request: web.Request, size: int, etag: str) -> ByteRange | None:
+    """The range that a request asks of `size` bytes; None for all. Raises InvalidInput for a 416."""
+    header = request.headers.get("Range")
+    condition = request.headers.get("If-Range")
+    if header is None or (condition is not None and condition != etag):
+        return None
+    return parse_range(header, size)
+
+
+def answer_of(
+    request: web.Request, size: int, etag: str, headers: dict[str, str]
+) -> tuple[web.StreamResponse, ByteRange | None]:
+    """The answer to a GET or HEAD of something of `size` bytes, not yet begun, and which bytes it has to be given.
+
+    None of them for a HEAD, a 416 and what is empty.
+    """
+    common = {**headers, "Accept-Ranges": "bytes", "ETag": etag}
+    try:
+        wanted = asked_range(request, size, etag)
+    except InvalidInput:
+        return web.Response(
+            status=416, headers={**common, "Content-Range": f"bytes */{size}"}
+        ), None
+    answer = web.StreamResponse(status=206 if wanted else 200, headers=common)
+    if wanted:
+        answer.headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+    answer.content_length = len(wanted) if wanted else size
+    if request.method == "HEAD" or size == 0:
+        return answer, None
+    return answer, wanted or ByteRange(0, size)
+
+
+async def send(
+    request: web.Request, answer: web.StreamResponse, pieces: AsyncIterator[Piece]
+) -> None:
+    """Send the head and the pieces. Raises OSError when a file or the connection fails in the middle."""
+    await answer.prepare(request)
+    pending = bytearray()
+    async for piece in pieces:
+        if isinstance(piece, FilePiece) and len(piece.wanted) > _SMALL:
+            await _flush(answer, pending)
+            await _send_file(request, answer, piece)
+            continue
+        pending += piece if isinstance(piece, bytes) else _read(piece)
+        if len(pending) >= _SMALL:
+            await _flush(answer, pending)
+    await _flush(answer, pending)
+    await answer.write_eof()
+
+
+async def each(pieces: Iterable[Piece]) -> AsyncGenerator[Piece, None]:
+    """Pieces that are all there."""
+    for piece in pieces:
+        yield piece
+
+
+def hang_up(request: web.Request) -> None:
+    """End an answer that can't be completed: the client must see that it is short."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def _flush(answer: web.StreamResponse, pending: bytearray) -> None:
+    if pending:
+        await answer.write(bytes(pending))
+        pending.clear()
+
+
+def _read(piece: FilePiece) -> bytes:
+    with piece.path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), len(piece.wanted), piece.wanted.start)
+    if len(data) != len(piece.wanted):
+        raise OSError(f"{piece.path} is shorter than it was")
+    return data
+
+
+async def _send_file(request: web.Request, answer: web.StreamResponse, piece: FilePiece) -> None:
+    loop = asyncio.get_running_loop()
+    with piece.path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), piece.wanted.start, _READAHEAD, os.POSIX_FADV_WILLNEED)
+        if request.transport is None or request.transport.is_closing():
+            raise ClientGone("the client hung up")
+        sent = await loop.sendfile(request.transport, file, piece.wanted.start, len(piece.wanted))
+    if sent != len(piece.wanted):
+        raise OSError(f"{piece.path} is shorter than it was")

@@ -1,0 +1,76 @@
+"""The gate's decision, as laws over everything that can be known."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_agent.access.decide import (
+    Answer,
+    Proof,
+    Rules,
+    Standing,
+    Step,
+    next_step,
+    standing,
+)
+
+RULES = Rules(lifetime=300, refusal=10, grace=1000)
+standings = st.sampled_from(Standing)
+said = st.none() | st.sampled_from(Answer)
+
+
+@given(standings, st.none() | standings, said, said)
+def test_a_grant_needs_a_permission(
+    anyone: Standing, own: Standing | None, said_anyone: Answer | None, said_own: Answer | None
+) -> None:
+    step = next_step(anyone, own, said_anyone, said_own)
+    if step is Step.GRANT:
+        allowed = Standing.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own)
+        unreachable = Answer.UNREACHABLE in (said_anyone, said_own)
+        lapsed = Standing.LAPSED in (anyone, own)
+        assert allowed or (lapsed and unreachable)
+
+
+@given(standings, st.none() | standings, st.data())
+def test_a_caller_is_asked_for_at_most_twice(
+    anyone: Standing, own: Standing | None, data: st.DataObject
+) -> None:
+    said_anyone: Answer | None = None
+    said_own: Answer | None = None
+    for _ in range(2):
+        match next_step(anyone, own, said_anyone, said_own):
+            case Step.ASK_ANONYMOUSLY:
+                assert said_anyone is None
+                said_anyone = data.draw(st.sampled_from(Answer))
+            case Step.ASK_AS_CALLER:
+                assert own is not None
+                assert said_own is None
+                said_own = data.draw(st.sampled_from(Answer))
+            case _:
+                return
+    final = next_step(anyone, own, said_anyone, said_own)
+    assert final not in (Step.ASK_ANONYMOUSLY, Step.ASK_AS_CALLER)
+
+
+@given(standings, standings)
+def test_a_fresh_refusal_of_the_caller_outweighs_what_was_once_public(
+    anyone: Standing, own: Standing
+) -> None:
+    step = next_step(anyone, Standing.REFUSED, Answer.UNREACHABLE, None)
+    assert step is (Step.GRANT if anyone is Standing.ALLOWED else Step.UNREACHABLE)
+
+
+@given(st.floats(0, 5000), st.booleans())
+def test_what_an_answer_is_worth_as_it_ages(age: float, allowed: bool) -> None:
+    worth = standing(Proof(allowed, 1000.0), 1000.0 + age, RULES)
+    if not allowed:
+        assert worth is (Standing.REFUSED if age < 10 else Standing.UNKNOWN)
+    elif age < 300:
+        assert worth is Standing.ALLOWED
+    else:
+        assert worth is (Standing.LAPSED if age < 1300 else Standing.UNKNOWN)
+
+
+def test_a_clock_set_back_makes_no_proof_last() -> None:
+    assert standing(Proof(allowed=True, at=1000.0), 999.0, RULES) is Standing.UNKNOWN

@@ -1,0 +1,87 @@
+"""A node with its faces open in this process: the faces' event loop runs in a thread, as the agent's does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cache_agent.addresses import Address
+from cache_agent.faces.opening import FaceOptions, OpenFaces, open_faces
+from cache_agent.fetch.pull import PullRequest, PullResult
+from cache_agent.node import Node, NodeOptions, NodeParts
+from modelimage.access import Access
+from modelimage.reference import parse_image
+from modelimage.registry.connections import Connections
+from modelimage.registry.retry import RetryPolicy
+
+ANY = Address("127.0.0.1", 0)
+
+
+def loopback_access() -> Access:
+    """Anonymous, without repetition, so that a stopped registry is found out at once."""
+    return Access(connections=Connections(policy=RetryPolicy(attempts=1)))
+
+
+class FacesInProcess:
+    """Opens a node at `root` and its faces; `faces` says where they answer."""
+
+    def __init__(self, root: Path, options: FaceOptions, access: Access | None = None) -> None:
+        self._root, self._options = root, options
+        self._access = access or loopback_access()
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._failed: BaseException | None = None
+        self.faces = OpenFaces()
+
+    def __enter__(self) -> Self:
+        self.node = Node(NodeOptions(self._root), NodeParts.real(self._access))
+        self._thread = threading.Thread(target=self._main)
+        self._thread.start()
+        self._ready.wait()
+        if self._failed is not None:
+            self.__exit__(None, None, None)
+            raise self._failed
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self.node.close()
+
+    @property
+    def mirror(self) -> str:
+        """HOST:PORT of the mirror."""
+        assert self.faces.mirror is not None
+        return str(self.faces.mirror)
+
+    def pull(self, image: str, variant: str | None = None) -> PullResult:
+        """Pull with the node's own access and wait."""
+        result = self.node.pull(PullRequest(parse_image(image), variant)).result(60)
+        assert result is not None
+        return result
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - raised again where the test waits
+            self._failed = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with AsyncExitStack() as stack:
+            self.faces = await open_faces(self.node, self._access, self._options, stack)
+            self._ready.set()
+            await self._stop.wait()

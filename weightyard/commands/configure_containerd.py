@@ -1,0 +1,46 @@
+"""`weightyard configure-containerd`: make containerd ask this node's mirror first, or stop doing so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.access.registries import PUBLIC_REGISTRIES
+from cache_agent.faces.mirror.containerd import configure, unconfigure
+from modelimage.errors import InvalidInput
+from weightyard.console import Console, pass_console
+
+
+@click.command("configure-containerd")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--mirror", metavar="URL", help="Where the mirror answers: http://127.0.0.1:5080.")
+@click.option(
+    "--registry",
+    "registries",
+    metavar="HOST",
+    multiple=True,
+    help="A registry to ask the mirror for; may be repeated.  [default: the well-known public ones]",
+)
+@click.option("--remove", is_flag=True, help="Take the mirror out again; other hosts stay.")
+@pass_console
+def configure_containerd(
+    console: Console,
+    *,
+    directory: Path,
+    mirror: str | None,
+    registries: tuple[str, ...],
+    remove: bool,
+) -> None:
+    """Write the mirror into DIRECTORY/<registry>/hosts.toml, before what others wrote there.
+
+    DIRECTORY is containerd's `config_path`, usually /etc/containerd/certs.d. Running it twice changes nothing.
+    """
+    if remove:
+        changed = unconfigure(directory)
+    elif mirror is None or not mirror.startswith(("http://", "https://")):
+        raise InvalidInput("no mirror given", hint="Add --mirror http://127.0.0.1:PORT.")
+    else:
+        changed = configure(directory, registries or PUBLIC_REGISTRIES, mirror.rstrip("/"))
+    text = "\n".join(map(str, changed)) or "nothing to change"
+    console.result({"changed": [str(path) for path in changed]}, text)
