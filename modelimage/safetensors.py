@@ -134,7 +134,8 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
         raise _invalid(file, f"tensor {name!r:.200} has the unknown dtype {dtype!r:.40}")
     if stop < start or _product(shape) * bits != (stop - start) * 8:
         raise _invalid(
-            file, f"tensor {name!r:.200}: shape {shape!r:.200} of {dtype} isn't {stop - start} bytes"
+            file,
+            f"tensor {name!r:.200}: shape {shape!r:.200} of {dtype} isn't {stop - start} bytes",
         )
     return TensorInfo(name, dtype, tuple(shape), start, stop)
 
