@@ -1,0 +1,217 @@
+"""The controller's smaller parts: what it remembers, in which order it works, whose credentials it uses."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelimage.access import Access
+from modelimage.errors import AccessDenied, InvalidInput, NotFound
+from modelimage.registry.credentials import BasicCredential
+from tests.workspace import samples
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
+from workspace.controller.api import KubernetesApi
+from workspace.controller.cache import Cache
+from workspace.controller.compare import holds, with_intent
+from workspace.controller.queue import WorkQueue
+from workspace.controller.scaling import Targets, find_targets, policy_of
+from workspace.controller.secrets import NamespacedResolver
+from workspace.render import names
+from workspace.scaler import Policy
+
+Json = dict[str, Any]
+
+
+def pod(name: str, *, workspace: str = "chat", **more: Any) -> Json:
+    labels = names.selector(workspace, names.SERVER)
+    metadata = {
+        "name": name,
+        "namespace": "team-a",
+        "labels": labels,
+        "managedFields": [{"x": "y"}],
+    }
+    return {"kind": "Pod", "apiVersion": "v1", "metadata": metadata} | more
+
+
+def node(name: str, **more: Any) -> Json:
+    status = {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {}}
+    return {"kind": "Node", "metadata": {"name": name}, "spec": {}, "status": status} | more
+
+
+KEY = ("team-a", "chat")
+
+
+def test_the_cache_tells_whom_a_change_concerns() -> None:
+    cache = Cache()
+    assert cache.put(samples.document()) == {KEY}
+    assert cache.put(samples.document()) == set()
+    assert cache.put(pod("a")) == {KEY}
+    assert cache.put(pod("a")) == set()
+    assert cache.put(pod("a", spec={"nodeName": "n"})) == {KEY}
+    assert cache.put({**pod("b"), "metadata": {"name": "b", "namespace": "team-a"}}) == set()
+    assert [each["metadata"]["name"] for each in cache.objects(KEY)] == ["a"]
+    assert "managedFields" not in cache.objects(KEY)[0]["metadata"]
+    assert cache.drop(pod("a")) == {KEY}
+    assert cache.drop(pod("a")) == set()
+    assert cache.drop(samples.document()) == set()
+    assert cache.workspaces() == []
+    assert cache.workspace(KEY) is None
+
+
+def test_a_nodes_heartbeat_concerns_nobody() -> None:
+    cache = Cache()
+    cache.put(samples.document())
+    assert cache.put(node("n")) == {KEY}
+    beat = node("n")
+    beat["status"]["conditions"][0]["lastHeartbeatTime"] = "now"
+    beat["metadata"]["resourceVersion"] = "9"
+    assert cache.put(beat) == set()
+    assert cache.put(node("n", spec={"unschedulable": True})) == {KEY}
+    assert cache.drop(node("n")) == {KEY}
+    assert cache.nodes() == ()
+
+
+def test_the_queue_gives_each_key_once_and_again_when_it_changed_meanwhile() -> None:
+    async def scenario() -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        for key in ("a", "b", "a"):
+            queue.add(key)
+        assert await queue.take() == "a"
+        queue.add("a")
+        assert await queue.take() == "b"
+        queue.done("b")
+        assert len(queue) == 1
+        queue.done("a")
+        assert await queue.take() == "a"
+        queue.done("a")
+        assert len(queue) == 0
+
+    asyncio.run(scenario())
+
+
+def test_of_several_delays_the_soonest_counts() -> None:
+    async def scenario() -> None:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add_later("a", 3600)
+        queue.add_later("a", 0.01)
+        queue.add_later("a", 3600)
+        assert await asyncio.wait_for(queue.take(), 5) == "a"
+        queue.add_later("b", 3600)
+        queue.close()
+
+    asyncio.run(scenario())
+
+
+documents = st.recursive(
+    st.one_of(st.integers(), st.text(max_size=3), st.booleans()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("abcd"), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(documents)
+def test_everything_holds_itself(document: Any) -> None:
+    assert holds(document, document)
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), documents), st.sampled_from("efg"), documents)
+def test_what_others_add_beside_ours_doesnt_matter(ours: Json, name: str, theirs: Any) -> None:
+    assert holds({**ours, name: theirs}, ours)
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(1), min_size=1), st.data())
+def test_what_others_change_of_ours_does(ours: Json, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(ours)))
+    assert not holds({**ours, name: ours[name] + 1}, ours)
+    assert not holds({k: v for k, v in ours.items() if k != name}, ours)
+
+
+def test_the_intent_tells_what_is_no_longer_wanted_but_not_the_count() -> None:
+    base = {"metadata": {"name": "a"}, "spec": {"replicas": 1, "x": 1, "y": 2}}
+    less = {"metadata": {"name": "a"}, "spec": {"replicas": 5, "x": 1}}
+    count = {"metadata": {"name": "a"}, "spec": {"replicas": 5, "x": 1, "y": 2}}
+    marks = [
+        with_intent(each)["metadata"]["annotations"][names.INTENT] for each in (base, less, count)
+    ]
+    assert marks[0] != marks[1]
+    assert marks[0] == marks[2]
+
+
+def test_load_is_read_from_ready_pods_of_either_address_family() -> None:
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    objects = [
+        pod("a", status={**ready, "podIP": "10.0.0.1"}),
+        pod("b", status={**ready, "podIP": "fd00::1"}),
+        pod("c", status={"podIP": "10.0.0.3"}),
+        {"kind": "Deployment", "metadata": {"name": "chat"}, "spec": {"replicas": 3}},
+    ]
+    workspace = samples.workspace(runtime={"port": 9000})
+    assert find_targets(workspace, objects) == Targets(
+        3, ("http://10.0.0.1:9000", "http://[fd00::1]:9000"), None
+    )
+
+
+def test_the_policy_is_the_specs_and_the_batch_is_the_servers() -> None:
+    workspace = samples.workspace(
+        scale={"min": 0, "max": 4, "queueDepth": 2}, runtime={"args": ["--max-num-seqs=32"]}
+    )
+    assert policy_of(workspace) == Policy(0, 4, 2, 15, 300, batch=32)
+    assert policy_of(samples.workspace(replicas=2)) is None
+    assert policy_of(samples.workspace(scale={"max": 2, "by": "hpa"})) is None
+
+
+def secret(data: Json | None) -> Json:
+    text = base64.b64encode(json.dumps(data).encode()).decode()
+    return {
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pull", "namespace": "team-a"},
+        "data": {".dockerconfigjson": text} if data is not None else {},
+    }  # fmt: skip
+
+
+MODEL = {"image": "127.0.0.1:1/team/llama:v1", "pullSecret": "pull"}
+
+
+async def access_with(given_secret: Json | None) -> Access:
+    """How registries would be reached for a Workspace with this pull secret in its namespace."""
+    fake = FakeApi()
+    if given_secret is not None:
+        fake.create(given_secret)
+    async with HttpApi(fake) as http, aiohttp.ClientSession() as session:
+        resolver = NamespacedResolver(KubernetesApi(session, http.connection), Access())
+        return await resolver._access_of(samples.workspace(model=MODEL))
+
+
+@pytest.mark.parametrize(
+    ("given_secret", "error", "says"),
+    [(None, NotFound, "pull"), (secret(None), InvalidInput, "holds no .dockerconfigjson")],
+)
+def test_a_pull_secret_that_cannot_serve_says_so(
+    given_secret: Json | None, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        asyncio.run(access_with(given_secret))
+
+
+def test_a_pull_secrets_credentials_are_used() -> None:
+    auth = base64.b64encode(b"alice:wonderland").decode()
+    access = asyncio.run(access_with(secret({"auths": {"127.0.0.1:1": {"auth": auth}}})))
+    assert access.credentials.find("127.0.0.1:1", "team/llama") == BasicCredential(
+        "alice", "wonderland"
+    )
+    assert access.credentials.find("other.example", "team/llama") is None
+
+
+def test_no_program_that_a_tenant_names_is_run() -> None:
+    access = asyncio.run(access_with(secret({"credHelpers": {"127.0.0.1:1": "evil"}})))
+    with pytest.raises(AccessDenied, match="names the credential helper 'evil'"):
+        access.credentials.find("127.0.0.1:1", "team/llama")

@@ -1,0 +1,79 @@
+"""`weightyard activator`: hold requests of a workspace that is scaled to zero, until a server answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+
+import click
+
+from modelimage.errors import InvalidInput
+from weightyard.console import Console, pass_console
+from workspace.activator.gate import Limits
+from workspace.activator.proxy import Activator, Options, serve
+
+
+@click.command()
+@click.option(
+    "--listen",
+    default="127.0.0.1:8080",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen.",
+)
+@click.option(
+    "--upstream", "upstreams", required=True, multiple=True, metavar="URL",
+    help="A server to hand requests to; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--health-path",
+    default="/health",
+    show_default=True,
+    help="Answers 200 once a server is ready.",
+)
+@click.option(
+    "--capacity",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Requests that may wait.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(1),
+    default=600.0,
+    show_default=True,
+    help="Seconds one may wait.",
+)
+@pass_console
+def activator(
+    console: Console, *, listen: str, upstreams: tuple[str, ...], health_path: str, capacity: int, patience: float
+) -> None:  # fmt: skip
+    """Hand requests on to the servers at --upstream, and hold them while none answers.
+
+    The controller runs one beside each workspace that may scale to zero; it is in the path only while nothing runs.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidInput(
+            f"not an address: {listen!r}", hint="Write HOST:PORT, such as 0.0.0.0:8000."
+        )
+    limits = Limits(capacity=capacity, patience=patience)
+    options = Options(lambda: upstreams, health_path=health_path, limits=limits)
+    asyncio.run(_serve(console, Activator(options), host=host.strip("[]"), port=int(port)))
+
+
+async def _serve(console: Console, running: Activator, *, host: str, port: int) -> None:
+    task = asyncio.create_task(
+        serve(
+            running,
+            host=host,
+            port=port,
+            ready=lambda found: console.say(f"listening on {host}:{found}"),
+        )
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,54 @@
+"""`weightyard controller`: run the controller of Workspaces."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+
+import click
+
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options
+from workspace.controller.handlers import connect
+from workspace.controller.main import Options, run_controller
+from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
+
+
+@click.command()
+@click.option(
+    "--namespace", envvar="WEIGHTYARD_NAMESPACE", show_envvar=True, default="weightyard", show_default=True,
+    help="Where Weightyard itself runs; its Lease is there.",
+)  # fmt: skip
+@click.option(
+    "--image", envvar="WEIGHTYARD_IMAGE", show_envvar=True, default=DEFAULT_IMAGE, show_default=True,
+    help="Image of Weightyard's own programs, for activators.",
+)  # fmt: skip
+@access_options
+@pass_console
+def controller(console: Console, *, namespace: str, image: str, access: Access) -> None:
+    """Keep every Workspace of a cluster as its spec says.
+
+    Connects as the pod's service account, or as KUBECONFIG says. Several may run: one leads, the others stand by.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    options = Options(
+        me=f"{socket.gethostname()}_{os.getpid()}",
+        surroundings=Surroundings(system_namespace=namespace, image=image),
+        access=access,
+        connection=connect,
+    )
+    asyncio.run(_run(console, options))
+
+
+async def _run(console: Console, options: Options) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run_controller(options, stop=stop, leading=lambda: console.say("leading"))

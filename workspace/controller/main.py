@@ -1,0 +1,95 @@
+"""The controller's composition root: connects, watches, waits to lead, then reconciles and scales until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import aiohttp
+import kopf
+
+from modelimage.access import Access
+from workspace.controller.api import KubernetesApi
+from workspace.controller.cache import Cache
+from workspace.controller.handlers import make_registry, watch
+from workspace.controller.leader import Leadership
+from workspace.controller.observed import KEDA_GROUP
+from workspace.controller.runner import Runner
+from workspace.controller.scaling import ScalingLoop
+from workspace.controller.secrets import NamespacedResolver
+from workspace.render.kubernetes import Surroundings
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`me` names this controller among several; `connection` is asked again and again, since tokens are renewed."""
+
+    me: str
+    surroundings: Surroundings
+    access: Access
+    connection: Callable[[], kopf.ConnectionInfo]
+
+
+async def run_controller(
+    options: Options, *, stop: asyncio.Event, leading: Callable[[], None] = lambda: None
+) -> None:
+    """Run until `stop`. Raises Unreachable once leadership is lost: whoever runs this starts it again."""
+    working = asyncio.create_task(_work(options, stop=stop, leading=leading))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (working, stopping):
+        task.cancel()
+    try:
+        await working
+    except asyncio.CancelledError:
+        return
+    except ExceptionGroup as group:
+        raise _first(group) from group
+
+
+async def _work(options: Options, *, stop: asyncio.Event, leading: Callable[[], None]) -> None:
+    async with aiohttp.ClientSession() as session:
+        api = KubernetesApi(session, options.connection)
+        leadership = Leadership(
+            api,
+            namespace=options.surroundings.system_namespace,
+            me=options.me,
+            clock=time.monotonic,
+            stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(leadership.run())
+            group.create_task(
+                _lead(options, api, session, leadership=leadership, stop=stop, leading=leading)
+            )
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The first error of a group; the others are what came of it."""
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+async def _lead(
+    options: Options, api: KubernetesApi, session: aiohttp.ClientSession, *,
+    leadership: Leadership, stop: asyncio.Event, leading: Callable[[], None],
+) -> None:  # fmt: skip
+    """What a leader does. Watches start before, so that whoever takes over knows everything at once."""
+    groups = await api.groups()
+    runner = Runner(
+        api=api,
+        cache=Cache(),
+        resolver=NamespacedResolver(api, options.access),
+        surroundings=options.surroundings,
+        groups=groups,
+    )
+    registry = make_registry(runner, with_keda=KEDA_GROUP in groups)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch(registry, stop=stop, connection=options.connection))
+        await leadership.leads.wait()
+        leading()
+        group.create_task(runner.run())
+        group.create_task(ScalingLoop(runner, session).run())
