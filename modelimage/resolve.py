@@ -43,7 +43,13 @@ def resolve_model(reader: ImageReader, name: str, variant: str | None = None) ->
 
     Raises NotFound, UnknownVariant, InvalidImage, DigestMismatch, and what the reader raises.
     """
-    root = reader.resolve(name)
+    return resolve_root(reader, reader.resolve(name), variant)
+
+
+def resolve_root(
+    reader: ImageReader, root: Descriptor, variant: str | None = None
+) -> ResolvedModel:
+    """The same from what a name was found to mean."""
     candidates = list_models(reader, root)
     manifest = pick_variant(candidates, variant)
     layers = _layers(reader, manifest)

@@ -12,7 +12,15 @@ carries no chunk digests, so it is believed layer by layer: verified by the dige
     model = model.listed(found)                # now model.files are known, whatever the packing
 """
 
-from modelimage.foreign.derived import DerivedLayer, DerivedRecord, derive, parse_record
+from modelimage.foreign.choose import resolve_manifest
+from modelimage.foreign.contents import LayerContents
+from modelimage.foreign.derived import (
+    AnyRecord,
+    DerivedLayer,
+    DerivedRecord,
+    derive,
+    parse_record,
+)
 from modelimage.foreign.describe import describe_foreign, is_ours
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind, Packing
@@ -21,7 +29,7 @@ from modelimage.foreign.tarsplit import Piece
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 
 __all__ = [
-    "DerivedLayer", "DerivedRecord", "ForeignFile", "ForeignLayer", "ForeignModel", "Kind", "LayerStream", "Limits",
-    "MemberKind", "Packing", "Piece", "TarMember", "derive", "describe_foreign", "is_ours", "open_layer",
-    "parse_record",
+    "AnyRecord", "DerivedLayer", "DerivedRecord", "ForeignFile", "ForeignLayer", "ForeignModel", "Kind",
+    "LayerContents", "LayerStream", "Limits", "MemberKind", "Packing", "Piece", "TarMember", "derive",
+    "describe_foreign", "is_ours", "open_layer", "parse_record", "resolve_manifest",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from modelimage import canonical
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, WeightyardError
+from modelimage.foreign.contents import LayerContents
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind
 from modelimage.hashing import FileDigests
 from modelimage.paths import check_path, parents
@@ -27,15 +28,20 @@ from modelimage.record import CHUNK_SIZE, Record, RecordFile, Role
 DERIVED_SCHEMA: Final = "weightyard.dev/derived/v1"
 AS_PUBLISHED: Final = "as-published"
 _MAX_LITERALS: Final = 1 << 20
+_MAX_MEMBERS: Final = 20_000
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class DerivedLayer:
-    """A layer blob. `parts` make it again: literal bytes, and paths of whole files; None where that can't be done."""
+    """A layer blob. `parts` make it again: literal bytes, and paths of whole files; None where that can't be done.
+
+    `contents`: what it holds, so that whoever shares it need not read it again; None where that would be much.
+    """
 
     descriptor: Descriptor
     parts: tuple[bytes | str, ...] | None = None
+    contents: LayerContents | None = None
 
     @property
     def digest(self) -> Digest:
@@ -119,7 +125,11 @@ class DerivedRecord:
         return record
 
 
-def parse_record(data: bytes) -> Record | DerivedRecord:
+# A record of either kind: what a node keeps of a model, and asks of it, is the same.
+AnyRecord = Record | DerivedRecord
+
+
+def parse_record(data: bytes) -> AnyRecord:
     """A record of either kind, as a node keeps it. Raises InvalidImage."""
     document = canonical.parse(data, what="the record")
     if "schema" in document:
@@ -149,8 +159,13 @@ def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRe
                 chunks=found.chunks,
             )
         )
+    keep = sum(len(layer.members or ()) for layer in model.layers) <= _MAX_MEMBERS
     layers = {
-        layer.digest: DerivedLayer(layer.descriptor, _parts(layer, model.files))
+        layer.digest: DerivedLayer(
+            layer.descriptor,
+            _parts(layer, model.files),
+            _contents(layer, model.files, digests) if keep else None,
+        )
         for layer in model.layers
     }
     record = DerivedRecord(model.key, model.kind, tuple(files), tuple(layers.values()))
@@ -176,6 +191,13 @@ def _parts(layer: ForeignLayer, files: tuple[ForeignFile, ...]) -> tuple[bytes |
     return tuple(part for part in parts if part)
 
 
+def _contents(
+    layer: ForeignLayer, files: tuple[ForeignFile, ...], digests: Mapping[str, FileDigests]
+) -> LayerContents:
+    kept = {file.member: digests[file.path] for file in files if file.layer == layer.digest}
+    return LayerContents(layer.members or (), kept)
+
+
 def _segment(part: bytes | str, files: Mapping[str, RecordFile]) -> Segment:
     if isinstance(part, bytes):
         return Literal(part)
@@ -192,20 +214,22 @@ def _layer_json(layer: DerivedLayer) -> dict[str, Any]:
             else {"literal": base64.b64encode(part).decode()}
             for part in layer.parts
         ]
-    return {"descriptor": layer.descriptor.to_json(), "parts": parts}
+    contents = layer.contents.to_json() if layer.contents is not None else None
+    return {"descriptor": layer.descriptor.to_json(), "parts": parts, "contents": contents}
 
 
 def _layer(value: Mapping[str, Any]) -> DerivedLayer:
     descriptor = Descriptor.from_json(value["descriptor"])
+    contents = LayerContents.parse(value["contents"]) if value.get("contents") else None
     if value["parts"] is None:
-        return DerivedLayer(descriptor)
+        return DerivedLayer(descriptor, None, contents)
     parts = (
         check_path(part["file"])
         if "file" in part
         else base64.b64decode(part["literal"], validate=True)
         for part in value["parts"]
     )
-    return DerivedLayer(descriptor, tuple(parts))
+    return DerivedLayer(descriptor, tuple(parts), contents)
 
 
 def _file_json(file: RecordFile) -> dict[str, Any]:

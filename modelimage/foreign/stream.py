@@ -79,11 +79,11 @@ class LayerStream:
     def _raw(self) -> Iterator[Piece]:
         buffer, offset = memoryview(bytearray(_BUFFER)), 0
         while count := self._source.readinto(buffer):
-            yield Piece(0, offset, buffer[:count])
+            yield Piece(0, offset, buffer[:count], self._layer.descriptor.size)
             offset += count
         self._source.check()
         if not offset:
-            yield Piece(0, 0, memoryview(b""))
+            yield Piece(0, 0, memoryview(b""), 0)
         self._members = self._layer.members
 
     def _tar(self) -> Iterator[Piece]:

@@ -11,7 +11,7 @@ from modelimage.foreign.tarwalk import MemberKind, TarMember, TarWalk
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes of one file: the number of its member in the layer, and where in the file they go.
+    """Bytes of one file: the number of its member in the layer, where in the file they go, and the file's size.
 
     `data` is valid until the next piece is asked for. An empty file gives one empty piece.
     """
@@ -19,6 +19,7 @@ class Piece:
     member: int
     offset: int
     data: memoryview
+    size: int
 
 
 class TarSplitter:
@@ -41,7 +42,7 @@ class TarSplitter:
                 self._position += len(piece.data)
                 yield piece
             elif self._collect(rest):
-                yield Piece(len(self.members) - 1, 0, memoryview(b""))
+                yield Piece(len(self.members) - 1, 0, memoryview(b""), 0)
 
     def finish(self) -> None:
         """Say that there are no more bytes. Raises InvalidImage when the archive isn't at its end."""
@@ -56,6 +57,7 @@ class TarSplitter:
             len(self.members) - 1,
             self._position - member.offset,
             rest[: member.stop - self._position],
+            member.size,
         )
 
     def _collect(self, rest: memoryview) -> bool:
