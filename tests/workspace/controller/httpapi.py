@@ -172,7 +172,9 @@ class HttpApi:
     ) -> web.StreamResponse:
         if request.query.get("watch") == "true":
             return await self._watch(request, kind)
-        items = self.api.list(kind, namespace)
+        selector = request.query.get("labelSelector", "")
+        labels = dict(each.split("=", 1) for each in selector.split(",") if each)
+        items = self.api.list(kind, namespace, labels)
         for each in items:
             del each["kind"], each["apiVersion"]
         metadata = {"resourceVersion": "1"}

@@ -1,0 +1,123 @@
+"""`weightyard rollout` against an API server: versions are listed, and going back asks for what was asked for then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workspace import samples
+from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
+from weightyard.cli import main
+from workspace.controller import revisions
+
+V2 = "registry.example/team/llama:v2"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster with two versions behind it, reached through kubectl."""
+    made = Cluster()
+    for name in ("n1", "n2"):
+        made.add_node(name)
+    made.create_workspace(replicas=1, rollout={"history": 5})
+    made.settle()
+    made.change_spec(model={"image": V2}, runtime={"args": ["--seed", "1"]})
+    made.settle()
+    with _served(made) as url:
+        monkeypatch.setenv("KUBE_SERVER", url)
+        monkeypatch.setenv("PATH", f"{Path(__file__).parent}{os.pathsep}{os.environ['PATH']}")
+        yield made
+
+
+class _served:  # noqa: N801 - reads as a verb
+    """The cluster's API over HTTP on a thread of its own, since the command blocks this one."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._up = threading.Event()
+
+    def __enter__(self) -> str:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+        assert self._up.wait(20)
+        return self._url
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with HttpApi(self._cluster.api) as http:
+            self._url = http.url
+            self._up.set()
+            await self._stop.wait()
+
+
+def test_history_lists_the_versions(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "rollout", "history", NAME, "-n", NAMESPACE]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [each["revision"] for each in listed] == [1, 2]
+    assert listed[0]["image"] == samples.pinned(samples.IMAGE).image
+    assert listed[1]["image"] == samples.pinned(V2).image
+
+
+def test_undo_goes_back_and_undo_again_goes_forth(cluster: Cluster) -> None:
+    before = cluster.api.get("Deployment", NAMESPACE, NAME)["spec"]["template"]
+    assert main(["rollout", "undo", NAME, "-n", NAMESPACE]) == 0
+    cluster.registry_up = False
+    cluster.settle()
+    spec = cluster.api.get("Workspace", NAMESPACE, NAME)["spec"]
+    assert spec["model"]["image"] == samples.IMAGE
+    assert "runtime" not in spec
+    assert spec["rollout"] == {"history": 5}
+    assert cluster.api.get("Deployment", NAMESPACE, NAME)["spec"]["template"] != before
+    assert main(["rollout", "undo", NAME, "-n", NAMESPACE, "--to-revision", "2"]) == 0
+    cluster.settle()
+    assert cluster.api.get("Deployment", NAMESPACE, NAME)["spec"]["template"] == before
+    kept = revisions.history(cluster.api.list("ControllerRevision"), NAME)
+    assert [each.number for each in kept] == [3, 4]
+
+
+def test_a_restart_is_undone_like_any_version(cluster: Cluster) -> None:
+    cluster.change_spec(rollout={"history": 5, "restartedAt": "today"})
+    cluster.settle()
+    assert main(["rollout", "undo", NAME, "-n", NAMESPACE]) == 0
+    assert cluster.api.get("Workspace", NAMESPACE, NAME)["spec"]["rollout"] == {"history": 5}
+
+
+def test_status_shows_the_conditions(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollout", "status", NAME, "-n", NAMESPACE]) == 0
+    shown = capsys.readouterr().out
+    assert "Ready" in shown
+    assert "replicas of version 2" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["undo", NAME, "--to-revision", "9"], 3, "kept are: 1, 2"),
+        (["status", "nobody"], 3, "nobody"),
+        (["undo", "nobody"], 2, "no version before"),
+    ],
+)
+def test_what_isnt_there_is_said(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], words: list[str], code: int, says: str
+) -> None:
+    assert main(["rollout", *words, "-n", NAMESPACE]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_without_kubectl_the_hint_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["rollout", "status", NAME]) == 13
+    assert "Install kubectl" in capsys.readouterr().err
