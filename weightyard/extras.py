@@ -18,6 +18,7 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "structlog": "agent",
     "kopf": "controller",
     "cryptography": "sign",
+    "docker": "engine",
     "mlflow": "mlflow",
     "torch": "convert",
     "transformers": "evaluate",

@@ -109,7 +109,7 @@ def test_a_copy_within_a_registry_sends_no_byte(
 
 
 def test_a_copy_that_makes_no_sense_is_refused(run: Run, built: Path, tmp_path: Path) -> None:
-    run("copy", f"oci:{built}:v1", "docker:x", code=2)
+    run("copy", "docker:x", f"oci:{tmp_path}/x:v1", code=2)
     run("copy", f"oci:{built}:v1", f"oci:{tmp_path}/x:v1@sha256:{'0' * 64}", code=2)
     run("copy", f"oci:{built}:absent", f"oci:{tmp_path}/x:v1", code=3)
     run("copy", f"oci:{tmp_path}/nothing:v1", f"oci:{tmp_path}/x:v1", code=3)

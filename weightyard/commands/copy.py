@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,6 +42,7 @@ _Reference = RegistryReference | LayoutReference
 Examples:
   weightyard copy registry.example/team/model:v1 oci:/media/disk/model:v1
   weightyard copy oci:/media/disk/model:v1 mirror.example/team/model:v1 --all-tags
+  weightyard copy oci:./out:v1 docker:model:v1
 """
 )
 @click.argument("source")
@@ -69,7 +71,17 @@ def copy(
 
     What the destination holds already is not sent; an interrupted copy goes on where it was when it is run again.
     """
-    start, end = _reference(source), _reference(destination)
+    start = _reference(source)
+    target = parse_image(destination)
+    if isinstance(target, EngineReference):
+        if all_tags or referrers or dry_run:
+            raise InvalidInput(
+                "an engine takes one image alone",
+                hint="Leave --all-tags, --referrers and --dry-run out.",
+            )
+        _into_engine(console, open_place(start, access), start, target)
+        return
+    end = _reference(destination)
     if end.digest is not None:
         raise InvalidInput(f"can't copy to a digest: {end}", hint="Name a tag, or leave it out.")
     reader = open_place(start, access)
@@ -94,6 +106,28 @@ def copy(
                 reporting=Reporting(progress.advance, _teller(console)),
             )
     console.result(_document(source, end, tags, plan), _text(tags, plan, dry_run=dry_run))
+
+
+def _into_engine(
+    console: Console, reader: Place, start: _Reference, target: EngineReference
+) -> None:
+    # Only who loads into an engine needs the extra that brings the docker SDK.
+    from modelimage.engine import Engine, archive, image_for  # noqa: PLC0415
+
+    engine = Engine(os.environ)
+    try:
+        image = image_for(reader, reader.resolve(start.name), engine.platform())
+        name = target.name if ":" in target.name.rpartition("/")[2] else f"{target.name}:latest"
+        with console.progress(f"loading into {target}", image.size) as progress:
+            engine.load(archive(reader, image, [name], progress.advance))
+    finally:
+        engine.close()
+    document = {
+        "source": str(start),
+        "destination": f"docker:{name}",
+        "digest": str(image.config.digest),
+    }
+    console.result(document, f"Loaded {name}, {format_bytes(image.size)}")
 
 
 def _document(
