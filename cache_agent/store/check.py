@@ -25,8 +25,9 @@ from blake3 import blake3
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import reading
+from cache_agent.store.journal import Claims, read_claims
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.partials import Bitmap, identity, open_for_reading, read_range
+from cache_agent.store.partials import Bitmap, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.publish import read_record
 from cache_agent.store.recovery import listed, parse_hex, same_file
@@ -34,7 +35,7 @@ from cache_agent.store.values import Origin
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.paths import RECORD_NAME
-from modelimage.record import CHUNK_SIZE, Record, RecordFile
+from modelimage.record import CHUNK_SIZE, RecordFile
 
 
 class Kind(Enum):
@@ -213,20 +214,22 @@ class Checker:
                 yield Finding(Kind.LEASE, self.paths.model(lease.model), f"held by {lease.holder}")
 
     def _partials(self) -> Iterator[Finding]:
-        claimed: dict[str, RecordFile] = {}
+        claimed: dict[str, RecordFile | None] = {}
         for path in listed(self.paths.partial):
             if path.suffix == ".json":
                 try:
-                    claimed.update({identity(f).hex: f for f in read_record(path).files})
+                    claimed.update(read_claims(path).partials)
                 except (InvalidImage, DiskFailed) as error:
                     yield Finding(Kind.PARTIAL, path, error.message)
         for path in listed(self.paths.partial):
             if path.suffix == ".json" or self.busy:
                 continue
-            file = claimed.get(path.stem)
-            if file is None:
+            if path.stem not in claimed:
                 yield Finding(Kind.LEFTOVER, path, "no pull's journal claims it")
-            elif path.suffix == ".bitmap" and not self.quick:
+                continue
+            file = claimed[path.stem]
+            # Of a foreign image's chunks nothing is known: nobody believes them before their layer is whole.
+            if file is not None and path.suffix == ".bitmap" and not self.quick:
                 yield from self._bitmap(path, file)
 
     def _bitmap(self, path: Path, file: RecordFile) -> Iterator[Finding]:
@@ -247,13 +250,13 @@ class Checker:
     def _leftovers(self) -> Iterator[Finding]:
         if self.busy:
             return
-        wanted = {file.digest for record in self._journals() for file in record.files}
+        wanted = {digest for journal in self._journals() for digest in journal.files}
         for stored in self.ledger.unreferenced_files():
             if stored.digest not in wanted:
                 path = self.paths.file(stored.digest)
                 yield Finding(Kind.LEFTOVER, path, "no model holds it", stored.digest)
         models = {key.hex for key in self.ledger.model_keys()}
-        journals = {record.key.hex for record in self._journals()}
+        journals = {journal.key.hex for journal in self._journals()}
         for path in (*listed(self.paths.records), *listed(self.paths.origins)):
             if path.stem not in models | journals:
                 yield Finding(Kind.LEFTOVER, path, "of a model that isn't here")
@@ -261,11 +264,11 @@ class Checker:
         for path in (*listed(self.paths.trash), *staging):
             yield Finding(Kind.LEFTOVER, path, "of a step that never ended")
 
-    def _journals(self) -> Iterator[Record]:
+    def _journals(self) -> Iterator[Claims]:
         for path in listed(self.paths.partial):
             if path.suffix == ".json":
                 try:
-                    yield read_record(path)
+                    yield read_claims(path)
                 except (InvalidImage, DiskFailed):
                     continue  # reported among the partials
 

@@ -19,7 +19,8 @@ from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NoSpace, WeightyardError
-from modelimage.record import Record, RecordFile
+from modelimage.foreign import AnyRecord
+from modelimage.record import RecordFile
 
 _VERSION: Final = 2
 _SCHEMA: Final = """
@@ -151,7 +152,7 @@ class Ledger:
     def file_count(self) -> int:
         return int(self._one("SELECT COUNT(*) FROM files")[0])
 
-    def put_model(self, model: Model, record: Record) -> None:
+    def put_model(self, model: Model, record: AnyRecord) -> None:
         """Add or replace a model's row; leases and the images that name it stay."""
         self._run(
             f"INSERT OR REPLACE INTO models ({_MODEL_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608

@@ -17,8 +17,8 @@ from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Model, Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch
+from modelimage.foreign import AnyRecord, parse_record
 from modelimage.paths import RECORD_NAME, parents
-from modelimage.record import Record
 
 _HINT = "The image's record doesn't describe its files: build and push the image again."
 
@@ -63,7 +63,7 @@ class Publisher:
         self.disk.sync_directory(target.parent)
         partial.forget()
 
-    def publish(self, record: Record, origin: Origin, fetch_seconds: float) -> Model:
+    def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
         """Make a model visible; all its files are in `files/`, and stay there while the caller holds them."""
         key = record.key
         if self.ledger.model(key) is None:
@@ -80,7 +80,7 @@ class Publisher:
         self.disk.sync_directory(self.paths.models)
         return model
 
-    def model_row(self, record: Record, image: str, fetch_seconds: float = 0.0) -> Model:
+    def model_row(self, record: AnyRecord, image: str, fetch_seconds: float = 0.0) -> Model:
         """The ledger's row of a model that becomes known now."""
         now = self.clock()
         return Model(
@@ -96,7 +96,7 @@ class Publisher:
             fetch_seconds=fetch_seconds,
         )
 
-    def _stage(self, record: Record) -> None:
+    def _stage(self, record: AnyRecord) -> None:
         """Put the directory of hard links together under a hidden name, durable from the bottom up."""
         staging = self.paths.staging(record.key)
         self.disk.remove_tree(staging)
@@ -112,7 +112,7 @@ class Publisher:
             self.disk.sync_directory(directory)
 
     @staticmethod
-    def _directories(record: Record, staging: Path) -> list[Path]:
+    def _directories(record: AnyRecord, staging: Path) -> list[Path]:
         below = {parent for file in record.files for parent in parents(file.path)}
         return [staging, *(staging / each for each in sorted(below))]
 
@@ -123,8 +123,8 @@ def mtime_ns(path: Path) -> int:
         return path.lstat().st_mtime_ns
 
 
-def read_record(path: Path) -> Record:
-    """A record on disk. Raises InvalidImage, DiskFailed."""
+def read_record(path: Path) -> AnyRecord:
+    """A record on disk, of our own images or derived here of a foreign one. Raises InvalidImage, DiskFailed."""
     with reading(path):
         data = path.read_bytes()
-    return Record.parse(data)
+    return parse_record(data)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.journal import Claims, read_claims
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.partials import identity
 from cache_agent.store.paths import STAGING_PREFIX, StorePaths
 from cache_agent.store.publish import Publisher, read_record
 from cache_agent.store.values import Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.foreign import AnyRecord
 from modelimage.paths import RECORD_NAME
-from modelimage.record import Record
 
 
 @dataclass
@@ -78,22 +78,22 @@ class Recoverer:
             self.disk.remove_tree(path)
             done.leftovers += 1
 
-    def _journals(self, done: Recovery) -> list[Record]:
-        """The pulls that were under way; partials that none of them claims are removed."""
-        records = []
+    def _journals(self, done: Recovery) -> list[Claims]:
+        """What pulls that were under way claim; partials that none of them claims are removed."""
+        journals = []
         for path in listed(self.paths.partial):
             if path.suffix == ".json":
                 try:
-                    records.append(read_record(path))
+                    journals.append(read_claims(path))
                 except InvalidImage as error:
                     done.notes.append(f"dropped an unreadable journal: {error}")
                     self.disk.unlink(path)
-        claimed = {identity(file).hex for record in records for file in record.files}
+        claimed = {name for journal in journals for name in journal.partials}
         for path in listed(self.paths.partial):
             if path.suffix != ".json" and path.stem not in claimed:
                 self.disk.remove_tree(path)
                 done.leftovers += 1
-        return records
+        return journals
 
     def _files(self, done: Recovery) -> None:
         for number in range(256):
@@ -167,7 +167,7 @@ class Recoverer:
         self.ledger.add_proofs(origin.repository, record.files)
         done.models_found += 1
 
-    def _is_whole(self, directory: Path, record: Record) -> bool:
+    def _is_whole(self, directory: Path, record: AnyRecord) -> bool:
         """Whether every file of a model is there and is the store's own inode."""
         return all(
             same_file(directory / file.path, self.paths.file(file.digest)) for file in record.files
@@ -180,8 +180,8 @@ class Recoverer:
                 self.ledger.drop_lease(lease.id)
                 done.leases_dropped += 1
 
-    def _orphans(self, journals: list[Record], done: Recovery) -> None:
-        wanted = {file.digest for record in journals for file in record.files}
+    def _orphans(self, journals: list[Claims], done: Recovery) -> None:
+        wanted = {digest for journal in journals for digest in journal.files}
         for file in self.ledger.unreferenced_files():
             if file.digest not in wanted:
                 self.ledger.drop_file(file.digest)

@@ -26,11 +26,13 @@ from cache_agent.store.recovery import Recoverer, Recovery, listed
 from cache_agent.store.removal import Holds, Remover
 from cache_agent.store.scrub import Scrubber
 from cache_agent.store.space import SpaceLimits, SpaceView
+from cache_agent.store.spools import Spools
 from cache_agent.store.upkeep import LeaseKeeper
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InUse, InvalidInput, NotFound, NotWritable
-from modelimage.record import Record, RecordFile
+from modelimage.foreign import AnyRecord
+from modelimage.record import RecordFile
 
 Clock = Callable[[], float]
 
@@ -75,6 +77,7 @@ class Store:
             self._lock.close()
             raise
         self.holds = Holds()
+        self.spools = Spools(self.paths, self.disk, self._boot)
         self.mender = Mender(self.paths, self.disk, self.ledger)
         self.keeper = LeaseKeeper(self.ledger, options.events, options.is_gone, options.clock)
         if self.ledger_was_lost:
@@ -139,7 +142,7 @@ class Store:
         model = self.ledger.model(found[0]) if found else None
         return (model, found[1]) if found and model else None
 
-    def publish(self, record: Record, origin: Origin, fetch_seconds: float) -> Model:
+    def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
         """Make a model visible and forget its pull's journal."""
         model = self.publisher.publish(record, origin, fetch_seconds)
         self.disk.unlink(self.paths.journal(record.key))
@@ -189,11 +192,11 @@ class Store:
         """While inside, none of these files is removed."""
         return self.holds.hold(digests)
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: AnyRecord) -> None:
         """Note that a pull of this record is under way, so that what it fetched survives a restart."""
         self.disk.write_small(self.paths.journal(record.key), record.to_bytes())
 
-    def end(self, record: Record) -> None:
+    def end(self, record: AnyRecord) -> None:
         """Forget the journal: nothing of this record is on its way any more."""
         self.disk.unlink(self.paths.journal(record.key))
 

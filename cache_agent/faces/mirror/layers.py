@@ -52,8 +52,7 @@ class LayerIndex:
 
     def _read(self, key: Digest) -> Record | None:
         try:
-            return read_record(self.store.paths.record(key))
+            record = read_record(self.store.paths.record(key))
         except WeightyardError:
-            return (
-                None  # a foreign image's, which has no recipes; or damaged, which `check` reports
-            )
+            return None  # damaged, which `check` reports
+        return record if isinstance(record, Record) else None
