@@ -22,7 +22,7 @@ from modelimage.repository import BlobStream
 
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
-BUFFER_BYTES: Final = 512 << 10
+BUFFER_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
