@@ -126,11 +126,15 @@ AddressText = Annotated[str, AfterValidator(_address)]
 class FacesSection(_Section):
     """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT.
 
-    `registries` are the hosts that pods may name; none means the well-known public ones.
+    `registries` are the hosts that pods may name; none means the well-known public ones. `hub_images` are patterns of
+    image repositories (`registry.example/models/*`) that are believed in which Hub repository they came from.
     """
 
     mirror: AddressText | None = None
     registries: tuple[str, ...] = ()
+    hub: AddressText | None = None
+    hub_upstream: str = "https://huggingface.co"
+    hub_images: tuple[str, ...] = ()
 
 
 class AgentConfig(_Section):

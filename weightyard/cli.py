@@ -61,6 +61,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
                 "weightyard.commands.configure_containerd:configure_containerd",
                 "Make containerd ask this node's mirror first.",
             ),
+            Entry("hf-view", "weightyard.commands.hf_view:hf_view", "Show a cached model as an HF cache directory."),
             Entry("ls", "weightyard.commands.ls:ls", "List the cached models."),
             Entry("df", "weightyard.commands.df:df", "Show the space of the cache."),
             Entry("rm", "weightyard.commands.rm:rm", "Remove models from the cache."),

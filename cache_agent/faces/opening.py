@@ -11,17 +11,23 @@ from dataclasses import dataclass, fields
 
 from aiohttp import web
 
+from cache_agent.access.decide import Rules
 from cache_agent.access.gate import Gate
 from cache_agent.access.registries import AllowedRegistries
 from cache_agent.access.upstream import Upstream, impatient
 from cache_agent.addresses import Address
 from cache_agent.config import FacesSection
 from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.hub.api import HubApi
+from cache_agent.faces.hub.service import HubService
+from cache_agent.faces.hub.upstream import HubUpstream
 from cache_agent.faces.mirror.api import MirrorApi
 from cache_agent.faces.mirror.service import MirrorService
 from cache_agent.node import Node
+from cache_agent.sources.hub import DEFAULT_ENDPOINT
 from modelimage.access import Access
 from modelimage.errors import Busy
+from modelimage.registry.transport import TlsOptions
 
 _BACKLOG = 1024
 _THREADS = 16
@@ -30,16 +36,23 @@ SHUTDOWN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class FaceOptions:
-    """Which faces to open. `registries` are those that tenants may name; none means the well-known public ones."""
+    """Which faces to open. `registries` are those that tenants may name; none means the well-known public ones.
+
+    `hub_images` are patterns of image repositories whose word on the Hub repository they came from is believed.
+    """
 
     mirror: Address | None = None
     registries: tuple[str, ...] = ()
+    hub: Address | None = None
+    hub_upstream: str = DEFAULT_ENDPOINT
+    hub_images: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, section: FacesSection) -> FaceOptions:
         """What the settings say."""
         mirror = Address.parse(section.mirror) if section.mirror else None
-        return cls(mirror, section.registries)
+        hub = Address.parse(section.hub) if section.hub else None
+        return cls(mirror, section.registries, hub, section.hub_upstream, section.hub_images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ class OpenFaces:
     """Where the faces answer."""
 
     mirror: Address | None = None
+    hub: Address | None = None
 
     def named(self) -> dict[str, str]:
         """Those that are open, by name."""
@@ -61,13 +75,26 @@ async def open_faces(
     allowed = AllowedRegistries.of(options.registries)
     questions, transfers = Upstream(impatient(access), allowed), Upstream(access, allowed)
     gate = Gate(node.clock, places=node.shelf)
-    mirror = None
+    mirror = hub = None
     if options.mirror is not None:
-        bridge = Bridge(_THREADS)
-        stack.callback(bridge.close)
-        api = MirrorApi(MirrorService(node, gate, questions, transfers), bridge)
+        service = MirrorService(node, gate, questions, transfers)
+        api = MirrorApi(service, _bridge(stack))
         mirror = await _serve(stack, api.application(), options.mirror)
-    return OpenFaces(mirror)
+    if options.hub is not None:
+        sender = questions.access.connections.sender(TlsOptions(access.ca_file))
+        upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
+        # A refusal isn't kept: the Hub says why in its own words, and they are passed on.
+        hub_gate = Gate(node.clock, Rules(refusal=0.0), node.shelf)
+        files = HubService(node, hub_gate, upstream, questions, options.hub_images)
+        hub = await _serve(stack, HubApi(files, _bridge(stack)).application(), options.hub)
+    return OpenFaces(mirror, hub)
+
+
+def _bridge(stack: AsyncExitStack) -> Bridge:
+    """Threads of a face's own, so that one that waits for upstream holds up no other."""
+    bridge = Bridge(_THREADS)
+    stack.callback(bridge.close)
+    return bridge
 
 
 async def _serve(stack: AsyncExitStack, app: web.Application, address: Address) -> Address:

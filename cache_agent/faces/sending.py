@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
+from cache_agent.faces.bridge import Bridge
 from modelimage.errors import InvalidInput
 from modelimage.ranges import ByteRange, parse_range
+from modelimage.repository import BlobStream
 
 _SMALL: Final = 64 << 10
 _READAHEAD: Final = 8 << 20
+_RELAY_BUFFER: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,14 @@ def answer_of(
 async def send(
     request: web.Request, answer: web.StreamResponse, pieces: AsyncIterator[Piece]
 ) -> None:
-    """Send the head and the pieces. Raises OSError when a file or the connection fails in the middle."""
+    """Send the head and the pieces; the head only once the first piece is there.
+
+    Raises what the pieces raise, OSError when a file or the connection fails; `answer.prepared` tells which it was.
+    """
+    first = await anext(pieces)
     await answer.prepare(request)
     pending = bytearray()
-    async for piece in pieces:
+    async for piece in _chain(first, pieces):
         if isinstance(piece, FilePiece) and len(piece.wanted) > _SMALL:
             await _flush(answer, pending)
             await _send_file(request, answer, piece)
@@ -87,10 +95,30 @@ async def send(
     await answer.write_eof()
 
 
+async def _chain(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in pieces:
+        yield piece
+
+
 async def each(pieces: Iterable[Piece]) -> AsyncGenerator[Piece, None]:
     """Pieces that are all there."""
     for piece in pieces:
         yield piece
+
+
+async def relay(
+    bridge: Bridge, opening: AbstractContextManager[BlobStream]
+) -> AsyncGenerator[Piece, None]:
+    """What a stream that is read in threads gives, as it comes."""
+    stream = await bridge.call(opening.__enter__)
+    buffer = memoryview(bytearray(_RELAY_BUFFER))
+    try:
+        while count := await bridge.call(lambda: stream.readinto(buffer)):
+            yield bytes(buffer[:count])
+    finally:
+        stream.close()
+        await bridge.call(lambda: opening.__exit__(None, None, None))
 
 
 def hang_up(request: web.Request) -> None:

@@ -45,6 +45,11 @@ from weightyard.options import access_options, root_option
     "--mirror", metavar="[HOST:]PORT", help="Serve a registry mirror for container runtimes."
 )
 @click.option(
+    "--hub",
+    metavar="[HOST:]PORT",
+    help="Serve the Hugging Face Hub's API from the cache (HF_ENDPOINT).",
+)
+@click.option(
     "--registry",
     "registries",
     metavar="HOST",
@@ -76,6 +81,7 @@ def agent(
     budget: str | None,
     floor: str | None,
     mirror: str | None,
+    hub: str | None,
     registries: tuple[str, ...],
     containerd_dir: Path | None,
 ) -> None:
@@ -93,6 +99,7 @@ def agent(
         "fetch.streams": streams,
         "fetch.bandwidth": bandwidth,
         "faces.mirror": mirror,
+        "faces.hub": hub,
         "faces.registries": registries or None,
     }
 

@@ -23,6 +23,7 @@ from cache_agent.faces.sending import (
     answer_of,
     each,
     hang_up,
+    relay,
     send,
 )
 from modelimage.digest import Digest
@@ -32,7 +33,6 @@ from modelimage.recipe import FileSlice, Literal
 
 _VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}
 _POLL_SECONDS: Final = 0.05
-_RELAY_BUFFER: Final = 256 << 10
 _SLOW_DOWN: Final = "5"
 
 
@@ -69,6 +69,7 @@ class MirrorApi:
     ) -> web.StreamResponse:
         try:
             content = await self._bridge.call(lambda: self._service.content(wanted, caller))
+            return await self._send(request, content)
         except AccessDenied as error:
             return await self._refuse(wanted, caller, error)
         except NotFound as error:
@@ -79,7 +80,6 @@ class MirrorApi:
             if error.retry:
                 answer.headers["Retry-After"] = _SLOW_DOWN
             return answer
-        return await self._send(request, content)
 
     async def _refuse(self, wanted: Wanted, caller: Caller, error: AccessDenied) -> web.Response:
         """To who showed nothing: how upstream wants to be asked. To others a miss, so that they go upstream."""
@@ -114,6 +114,8 @@ class MirrorApi:
                 with self._held(content):
                     await send(request, answer, pieces)
         except (WeightyardError, OSError):
+            if not answer.prepared:
+                raise
             # The head is out, so a short body is the only way left to say it; whoever reads checks the digest.
             hang_up(request)
         return answer
@@ -133,7 +135,7 @@ class MirrorApi:
                     return self._as_they_arrive(content, wanted, arrived)
                 return each(piece for piece, _ in self._with_files(content, wanted))
             case Relayed():
-                return self._relayed(content, wanted)
+                return relay(self._bridge, content.open(wanted))
 
     def _with_files(self, layer: Layer, wanted: ByteRange) -> Iterator[tuple[Piece, Digest | None]]:
         """The pieces of a layer, each with the stored file that it is from."""
@@ -155,17 +157,6 @@ class MirrorApi:
             while file is not None and not await self._bridge.call(partial(arrived, file)):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_SECONDS)
             yield piece
-
-    async def _relayed(self, blob: Relayed, wanted: ByteRange) -> AsyncGenerator[Piece, None]:
-        opening = blob.open(wanted)
-        stream = await self._bridge.call(opening.__enter__)
-        buffer = memoryview(bytearray(_RELAY_BUFFER))
-        try:
-            while count := await self._bridge.call(lambda: stream.readinto(buffer)):
-                yield bytes(buffer[:count])
-        finally:
-            stream.close()
-            await self._bridge.call(lambda: opening.__exit__(None, None, None))
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelimage.access import Access, open_writer
 from modelimage.descriptor import Descriptor
@@ -45,10 +45,14 @@ def model_files(seed: int, size: int = 3_000_000) -> dict[str, bytes]:
     }
 
 
-def records_of(files: Mapping[str, bytes], **about: str) -> tuple[Record, dict[Digest, bytes]]:
+def records_of(
+    files: Mapping[str, bytes], *, source: str = "test", revision: str = ""
+) -> tuple[Record, dict[Digest, bytes]]:
     """A record whose weight file has a layer of its own."""
     small = {path: data for path, data in files.items() if path != "model.safetensors"}
-    return make_record([{"model.safetensors": files["model.safetensors"]}, small], **about)
+    weights = {"model.safetensors": files["model.safetensors"]}
+    record, blobs = make_record([weights, small], source=source)
+    return replace(record, revision=revision), blobs
 
 
 def publish(

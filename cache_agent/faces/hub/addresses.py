@@ -1,0 +1,66 @@
+"""The part of the Hub's addresses that downloading models needs: text in, values out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import unquote
+
+from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.paths import check_path
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REPO = rf"(?P<repo>{_PART}(?:/{_PART})?)"
+_API = re.compile(
+    rf"/api/models/{_REPO}(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
+)
+_RESOLVE = re.compile(rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
+DEFAULT_REVISION = "main"
+
+
+class View(Enum):
+    """What is asked of a repository."""
+
+    INFO = "info"
+    TREE = "tree"
+    PATHS = "paths-info"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """One question about one revision of one repository; `path` is a file, or the directory that a tree is of."""
+
+    view: View
+    repo: str
+    revision: str
+    path: str = ""
+
+
+def parse_hub_address(raw_path: str) -> HubAddress:
+    """What a request's path, as it came, asks for. Raises InvalidInput."""
+    if match := _API.fullmatch(raw_path):
+        view = View.INFO if match["view"] in (None, "revision") else View(match["view"])
+        path = _path(match["path"]) if match["path"] and view is View.TREE else ""
+        return HubAddress(view, match["repo"], _revision(match["revision"]), path)
+    if match := _RESOLVE.fullmatch(raw_path):
+        return HubAddress(
+            View.FILE, match["repo"], _revision(match["revision"]), _path(match["path"])
+        )
+    raise InvalidInput("not an address of this endpoint: it serves models only")
+
+
+def _revision(text: str | None) -> str:
+    revision = unquote(text) if text else DEFAULT_REVISION
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise InvalidInput(f"not a revision: {revision[:200]!r}")
+    return revision
+
+
+def _path(text: str) -> str:
+    try:
+        return check_path(unquote(text).strip("/"))
+    except InvalidImage as error:
+        raise InvalidInput(error.message) from error

@@ -1,0 +1,143 @@
+"""The Hub endpoint's HTTP: the headers and error codes that huggingface_hub reads. Decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, aclosing
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from aiohttp import web
+
+from cache_agent.access.callers import NOBODY, Caller, caller_of_header
+from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.errors import status_of
+from cache_agent.faces.hub.addresses import HubAddress, View, parse_hub_address
+from cache_agent.faces.hub.service import HubContent, HubService
+from cache_agent.faces.hub.upstream import Declined
+from cache_agent.faces.sending import FilePiece, Piece, answer_of, each, hang_up, relay, send
+from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, WeightyardError
+from modelimage.ranges import ByteRange
+
+_MAX_BODY: Final = 1 << 20
+_TRUE: Final = frozenset({"1", "true"})
+
+
+class HubApi:
+    """Serves one node's Hub endpoint. It can't change a thing."""
+
+    def __init__(self, service: HubService, bridge: Bridge) -> None:
+        self._service, self._bridge = service, bridge
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(client_max_size=_MAX_BODY)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            address = parse_hub_address(request.rel_url.raw_path)
+            caller = caller_of_header(request.headers.get("Authorization"))
+        except InvalidInput as error:
+            return _error(404, "", error.message)
+        asks = ("POST",) if address.view is View.PATHS else ("GET", "HEAD")
+        if request.method not in asks:
+            return _error(405, "", "this endpoint is read-only")
+        try:
+            if address.view is View.FILE:
+                content = await self._bridge.call(lambda: self._service.file(address, caller))
+                return await self._send(request, content)
+            return await self._describe(request, address, caller)
+        except WeightyardError as error:
+            return _refusal(error, caller)
+
+    async def _describe(
+        self, request: web.Request, address: HubAddress, caller: Caller
+    ) -> web.Response:
+        listing = await self._bridge.call(lambda: self._service.listing(address, caller))
+        commit = {"X-Repo-Commit": listing.commit}
+        if address.view is View.INFO:
+            return web.json_response(listing.info(blobs=_flag(request, "blobs")), headers=commit)
+        if address.view is View.TREE:
+            entries = listing.tree(address.path, recursive=_flag(request, "recursive"))
+            if entries is None:
+                return _error(404, "EntryNotFound", f"{address.path} is not in {listing.repo}")
+            return web.json_response(entries, headers=commit)
+        paths = await _paths(request)
+        known = [listing.files[path].entry() for path in paths if path in listing.files]
+        return web.json_response(known, headers=commit)
+
+    async def _send(self, request: web.Request, content: HubContent) -> web.StreamResponse:
+        file = content.file
+        headers = {"Content-Type": "application/octet-stream", "X-Repo-Commit": content.commit}
+        if file.sha256:
+            linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256.hex}"'}
+            headers.update(linked)
+        answer, wanted = answer_of(request, file.size, f'"{file.etag}"', headers)
+        if wanted is None:
+            return answer
+        try:
+            async with aclosing(self._pieces(content, wanted)) as pieces:
+                with self._held(content):
+                    await send(request, answer, pieces)
+        except (WeightyardError, OSError):
+            if not answer.prepared:
+                raise
+            # The head is out: a short body is the only way left to say it.
+            hang_up(request)
+        return answer
+
+    def _held(self, content: HubContent) -> AbstractContextManager[None]:
+        return self._service.node.store.hold(content.held)
+
+    def _pieces(self, content: HubContent, wanted: ByteRange) -> AsyncGenerator[Piece, None]:
+        match content.body:
+            case Path() as path:
+                return each([FilePiece(path, wanted)])
+            case bytes() as data:
+                return each([data[wanted.start : wanted.stop]])
+            case stream:
+                return relay(self._bridge, stream(wanted))
+
+
+async def _paths(request: web.Request) -> list[str]:
+    """The paths of a paths-info request, as a form or as JSON."""
+    body = await request.read()
+    try:
+        asked: Any = parse_qs(body.decode())
+        if request.content_type == "application/json":
+            asked = json.loads(body)
+        return [str(path) for path in asked.get("paths", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidInput("malformed request: no paths") from error
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    return request.query.get(name, "").lower() in _TRUE
+
+
+def _refusal(error: WeightyardError, caller: Caller) -> web.Response:
+    match error:
+        case Declined():
+            return _error(error.status, error.code, error.message)
+        case AccessDenied() | NotFound():
+            # As the Hub does: who shows nothing is asked to, who may not read can't tell it from what isn't there.
+            return _error(401 if caller == NOBODY else 404, "RepoNotFound", error.message)
+        case RateLimited():
+            limited = _error(429, "", error.message)
+            limited.headers["Retry-After"] = str(int(error.retry_after or 5))
+            return limited
+        case _:
+            return _error(status_of(error), "", error.message)
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    headers = {
+        "X-Error-Message": " ".join(message.split())[:500].encode("ascii", "replace").decode()
+    }
+    if code:
+        headers["X-Error-Code"] = code
+    return web.json_response({"error": message}, status=status, headers=headers)

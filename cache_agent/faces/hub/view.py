@@ -1,0 +1,75 @@
+"""An HF cache directory made of hard links: what `HF_HUB_OFFLINE=1` programs read, with no second copy of a byte.
+
+The layout is huggingface_hub's: `models--org--name/{refs/main, snapshots/<commit>/<file>}`. Snapshots hold plain files
+there too (on systems without symbolic links), so the links need no `blobs/`. Knows the format and the disk only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelimage import durable
+from modelimage.errors import InvalidInput, NotWritable
+from modelimage.record import Record
+
+SCHEME = "hf://"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A snapshot in an HF cache directory. `linked` counts files that weren't there before."""
+
+    repo: str
+    commit: str
+    path: Path
+    linked: int
+
+
+def make_view(cache: Path, model: Path, record: Record) -> View:
+    """Link a model's files into `cache`, which must be on the model's filesystem; what is there already stays.
+
+    Raises InvalidInput for a model that isn't of the Hub, as published there; NotWritable, NoSpace.
+    """
+    repo, revision = _source(record)
+    home = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = home / "snapshots" / revision
+    linked = 0
+    for file in record.files:
+        target = snapshot / file.path
+        with durable.writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        linked += _link(model / file.path, target)
+    ref = home / "refs" / "main"
+    with durable.writing(ref):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(revision)
+    return View(repo, revision, snapshot, linked)
+
+
+def _source(record: Record) -> tuple[str, str]:
+    if not record.source.startswith(SCHEME) or not record.revision:
+        raise InvalidInput(
+            f"the model comes from {record.source or 'nowhere known'}, not from the Hub at a commit",
+            hint="Use the model's directory itself: `weightyard mount`, or the path that `pull` prints.",
+        )
+    repo = record.source.removeprefix(SCHEME).split("@", maxsplit=1)[0]
+    variant = f"-{record.variant}" if record.quantization else ""
+    return repo, record.revision + variant
+
+
+def _link(source: Path, target: Path) -> int:
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        if target.samefile(source):
+            return 0
+        raise NotWritable(
+            f"{target} is there already and is another file", hint="Choose an empty directory."
+        ) from None
+    except OSError as error:
+        raise NotWritable(
+            f"can't link {target}: {error.strerror}",
+            hint="Choose a directory on the filesystem of the cache; nothing is copied.",
+        ) from error
+    return 1

@@ -1,0 +1,46 @@
+"""`weightyard hf-view`: a cached model as an HF cache directory of hard links."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.cache import open_cache
+from cache_agent.faces.hub.view import make_view
+from modelimage import durable
+from modelimage.access import Access
+from modelimage.paths import RECORD_NAME
+from modelimage.record import Record
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+
+
+@click.command("hf-view")
+@click.argument("model")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@root_option
+@access_options
+@pass_console
+def hf_view(console: Console, *, model: str, directory: Path, root: Path, access: Access) -> None:
+    """Make DIRECTORY an HF cache that holds MODEL, for programs that run with HF_HUB_OFFLINE=1.
+
+    MODEL is a key, the beginning of one, or an image, as `weightyard ls` shows them. Files are hard links to the
+    cache's, so DIRECTORY must be on the same filesystem; removing the model from the cache leaves them readable.
+    """
+    with open_cache(root, access) as cache:
+        path = Path(cache.find(model).path)
+    record_path = path / RECORD_NAME
+    with durable.reading(record_path):
+        data = record_path.read_bytes()
+    view = make_view(directory.absolute(), path, Record.parse(data))
+    console.say(
+        f"{view.linked} files linked; use it with HF_HUB_CACHE={directory} HF_HUB_OFFLINE=1"
+    )
+    document = {
+        "repo": view.repo,
+        "commit": view.commit,
+        "path": str(view.path),
+        "linked": view.linked,
+    }
+    console.result(document, str(view.path))
