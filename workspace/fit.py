@@ -1,9 +1,10 @@
 """Which variant a machine gets, over how many GPUs, with how long a context. Pure arithmetic on records' facts.
 
-    per GPU   (weights + context x KV cache per token) / GPUs + overhead  <=  GPU memory x utilization
+    per GPU   (1.05 x weights + context x KV cache per token) / GPUs + overhead  <=  GPU memory x utilization
     on a CPU   weights + context x KV cache per token  + overhead         <=  memory
 
-`overhead` (activations, runtime) is what the record's GPU memory says above weights and KV cache. Fewest GPUs come
+`overhead` (activations, runtime) is what the record's GPU memory says above weights and KV cache; the 5% are captured
+graphs and workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139). Fewest GPUs come
 first, then accuracy: with `auto` a second GPU is taken only when no variant fits one. The context asked for must fit;
 when none is asked, 8,192 tokens or the model's own length must, and the longest that fits is used.
 """
@@ -28,6 +29,7 @@ ACCURACY: Final = (
     Variant.INT4.value,
 )
 _BLOCK: Final = 16  # tokens; vLLM's KV cache block
+_GRAPHS_DIVISOR: Final = 20  # of the weights: what graphs and workspaces of a GPU take
 
 
 class DoesNotFit(NoSpace):
@@ -80,8 +82,13 @@ def overhead_bytes(facts: ModelFacts) -> int:
 
 def needed_bytes(facts: ModelFacts, *, context: int, gpus: int) -> int:
     """Memory that each of `gpus` GPUs (0: the CPU's machine) must give."""
-    shared = facts.weight_bytes + context * facts.kv_cache_bytes_per_token
+    shared = _held_bytes(facts, gpus) + context * facts.kv_cache_bytes_per_token
     return -(-shared // max(gpus, 1)) + overhead_bytes(facts)
+
+
+def _held_bytes(facts: ModelFacts, gpus: int) -> int:
+    """The weights, and on GPUs what grows with them."""
+    return facts.weight_bytes + (facts.weight_bytes // _GRAPHS_DIVISOR if gpus else 0)
 
 
 def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]:
@@ -144,6 +151,6 @@ def _context(facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int) -
     least = _least_context(facts, demand)
     if hardware.gpu is None or budget is None:
         return least
-    free = (budget - overhead_bytes(facts)) * gpus - facts.weight_bytes
+    free = (budget - overhead_bytes(facts)) * gpus - _held_bytes(facts, gpus)
     fitting = free // facts.kv_cache_bytes_per_token // _BLOCK * _BLOCK
     return max(least, min(facts.context_length, fitting))
