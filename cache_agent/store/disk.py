@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ class Disk:
 
     def write_small(self, path: Path, data: bytes) -> None:
         """Replace a small file whole; a process that dies leaves the old or the new one. Not yet durable."""
-        temporary = path.with_name(f".{path.name}.tmp")
+        # Two threads may note the same thing at once.
+        temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
         with self._change("write_small", path):
             temporary.write_bytes(data)
             temporary.rename(path)
