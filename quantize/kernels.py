@@ -60,9 +60,9 @@ def kernel(dtype: str, numeric: Numeric, group: int) -> Kernel:
     return _build(_FLOATS[dtype], _to_float(dtype), numeric, group)
 
 
-@njit(nogil=True, fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
-def _plus(total: Any, term: Any) -> Any:
-    return total + term
+@njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
+def _plus_square(total: Any, term: Any) -> Any:
+    return total + term * term
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -96,19 +96,17 @@ def _to_float(dtype: str) -> Any:
 
 
 def _build(source: _Float, to_float: Any, numeric: Numeric, group: int) -> Kernel:
-    """Compile with every parameter a constant, which is what lets the inner loops vectorize."""
-    unsigned, magnitude, infinity = (
-        source.storage,
-        source.storage(source.magnitude),
-        source.infinity,
-    )
-    divisor = np.float32(numeric.divisor)
-    lowest, highest = np.float32(numeric.lowest), np.float32(numeric.highest)
-    shift = np.int32(-numeric.lowest)
-    nibbles = numeric.bits == 4
-    # A packed byte holds value + 128; an I8 byte holds the value: they differ in the top bit.
-    flip = np.uint8(0 if numeric.packed else 0x80)
-    min_scale = np.float32(MIN_SCALE)
+    """Compile with every parameter a constant, which is what lets the inner loops vectorize.
+
+    A row is taken in phases (magnitudes, scales, values, packing), each a loop over the whole row in the
+    first-level cache: what is done once per group then costs little even where groups are short.
+    """
+    magnitudes = _magnitudes(source)
+    scaling = _scaling(to_float, np.float32(numeric.divisor))
+    rounding = _rounding(to_float, numeric)
+    packing = _packing(numeric)
+    infinity = source.storage(source.infinity)
+    unsigned = source.storage
 
     @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def convert(
@@ -119,42 +117,97 @@ def _build(source: _Float, to_float: Any, numeric: Numeric, group: int) -> Kerne
     ) -> int:
         rows, columns = bits.shape
         width = group if group else columns
+        groups = columns // width
+        maxima = np.empty(groups, unsigned)
+        steps, inverses = np.empty(groups, np.float32), np.empty(groups, np.float32)
         staged = np.empty(columns, np.uint8)
         broken = -1
         for r in range(rows):
-            row, out = bits[r], values[r]
-            signal = error = 0.0
-            for g in range(columns // width):
-                base = g * width
-                absmax = unsigned(0)
-                for i in range(width):
-                    absmax = max(absmax, unsigned(row[base + i] & magnitude))
-                if absmax >= infinity and broken < 0:
-                    broken = r
-                scale_bits = _to_bf16(max(to_float(absmax) / divisor, min_scale))
-                scale = _from_bf16(scale_bits)
-                inverse = np.float32(1.0) / scale
-                noise = power = np.float32(0.0)
-                for i in range(width):
-                    scaled = to_float(row[base + i]) * inverse
-                    value = min(max(np.rint(scaled), lowest), highest)
-                    off = scaled - value
-                    noise = _plus(noise, off * off)
-                    power = _plus(power, scaled * scaled)
-                    staged[base + i] = np.uint8(np.int32(value) + shift)
-                scales[r, g] = scale_bits
-                step = np.float64(scale) * np.float64(scale)
-                signal += np.float64(power) * step
-                error += np.float64(noise) * step
-            if nibbles:
-                for i in range(columns // 2):
-                    out[i] = staged[2 * i] | np.uint8(staged[2 * i + 1] << np.uint8(4))
-            else:
-                for i in range(columns):
-                    out[i] = staged[i] ^ flip
-            sums[r, 0] = signal
-            sums[r, 1] = error
+            magnitudes(bits[r], width, maxima)
+            if scaling(maxima, scales[r], steps, inverses) >= infinity and broken < 0:
+                broken = r
+            sums[r, 0], sums[r, 1] = rounding(bits[r], width, steps, inverses, staged)
+            packing(staged, values[r])
         return broken
 
     compiled: Kernel = convert
     return compiled
+
+
+def _magnitudes(source: _Float) -> Any:
+    unsigned, mask = source.storage, source.storage(source.magnitude)
+
+    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    def magnitudes(row: Any, width: Any, maxima: Any) -> None:
+        for g in range(len(maxima)):
+            base = g * width
+            absmax = unsigned(0)
+            for i in range(width):
+                absmax = max(absmax, unsigned(row[base + i] & mask))
+            maxima[g] = absmax
+
+    return magnitudes
+
+
+def _scaling(to_float: Any, divisor: np.float32) -> Any:
+    min_scale = np.float32(MIN_SCALE)
+
+    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    def scaling(maxima: Any, scale_bits: Any, steps: Any, inverses: Any) -> Any:
+        """Fill the scales of a row's groups; the largest magnitude of the row."""
+        largest = maxima[0]
+        for g in range(len(maxima)):
+            largest = max(largest, maxima[g])
+            scale_bits[g] = _to_bf16(max(to_float(maxima[g]) / divisor, min_scale))
+            steps[g] = _from_bf16(scale_bits[g])
+            inverses[g] = np.float32(1.0) / steps[g]
+        return largest
+
+    return scaling
+
+
+def _rounding(to_float: Any, numeric: Numeric) -> Any:
+    highest = np.float32(numeric.highest)
+    # Adding 1.5 * 2**23 leaves a float32 no fraction bits, so the sum is rounded to an integer, ties to even,
+    # and its lowest byte is that integer: two cheap operations for a rounding and a conversion. An even
+    # offset makes the byte unsigned. Nothing is below the lowest value: absmax / scale is at most half a
+    # step and the rounding of a bf16 beyond the highest, which rounds to -lowest at most.
+    offset = np.float32(1.5 * 2**23 - numeric.lowest)
+
+    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    def rounding(row: Any, width: Any, steps: Any, inverses: Any, staged: Any) -> Any:
+        """Fill a row's values, counted from the lowest; its signal and error energy."""
+        signal = error = 0.0
+        for g in range(len(steps)):
+            base = g * width
+            inverse = inverses[g]
+            noise = power = np.float32(0.0)
+            for i in range(width):
+                scaled = to_float(row[base + i]) * inverse
+                shifted = np.float32(min(scaled, highest) + offset)
+                noise = _plus_square(noise, scaled - (shifted - offset))
+                power = _plus_square(power, scaled)
+                staged[base + i] = np.uint8(shifted.view(np.uint32))
+            step = np.float64(steps[g]) * np.float64(steps[g])
+            signal += np.float64(power) * step
+            error += np.float64(noise) * step
+        return signal, error
+
+    return rounding
+
+
+def _packing(numeric: Numeric) -> Any:
+    nibbles = numeric.bits == 4
+    # A packed byte holds value + 128; an I8 byte holds the value: they differ in the top bit.
+    flip = np.uint8(0 if numeric.packed else 0x80)
+
+    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    def packing(staged: Any, out: Any) -> None:
+        if nibbles:
+            for i in range(len(out)):
+                out[i] = staged[2 * i] | np.uint8(staged[2 * i + 1] << np.uint8(4))
+        else:
+            for i in range(len(out)):
+                out[i] = staged[i] ^ flip
+
+    return packing
