@@ -285,7 +285,7 @@ class _ProxyHandler(Handler):
     def _incoming(self, request: Seen) -> Iterator[bytes]:
         left = request.length
         while left:
-            piece = self.rfile.read1(min(left, PIECE))  # type: ignore[attr-defined]
+            piece = self.rfile.read1(min(left, PIECE))
             if not piece:
                 raise HungUp
             left -= len(piece)
