@@ -17,6 +17,7 @@ from cache_agent.config import AgentConfig
 from cache_agent.events import Broadcast
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.control import ControlApi
+from cache_agent.faces.observe import ObserveApi
 from cache_agent.faces.opening import FaceOptions, OpenFaces, open_faces
 from cache_agent.health import Health
 from cache_agent.logs import JsonLog
@@ -86,7 +87,7 @@ async def _serve(
     ready: Callable[[Ready], None],
     *,
     reload: Callable[[], None],
-    faces: Callable[[AsyncExitStack], Awaitable[OpenFaces]],
+    faces: Callable[[AsyncExitStack, web.Application], Awaitable[OpenFaces]],
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -95,7 +96,8 @@ async def _serve(
     loop.add_signal_handler(signal.SIGHUP, reload)
     bridge = Bridge()
     health = Health(node.store, node.health_parts())
-    api = ControlApi(Service(node), bridge, health, metrics)
+    observe = ObserveApi(bridge, health, metrics)
+    api = ControlApi(Service(node), bridge, observe)
     async with AsyncExitStack() as stack:
         stack.callback(bridge.close)
         runner = web.AppRunner(
@@ -110,7 +112,7 @@ async def _serve(
         await web.SockSite(runner, listen(path)).start()
         stack.callback(path.unlink, missing_ok=True)
         port = await _listen_loopback(runner, config.port)
-        opened = await faces(stack)
+        opened = await faces(stack, observe.application())
         ready(Ready(str(path), port, len(node.store.models()), opened))
         await stop.wait()
         node.cancel_pulls()

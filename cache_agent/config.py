@@ -127,7 +127,8 @@ class FacesSection(_Section):
     """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT.
 
     `registries` are the hosts that pods may name; none means the well-known public ones. `hub_images` are patterns of
-    image repositories (`registry.example/models/*`) that are believed in which Hub repository they came from.
+    image repositories (`registry.example/models/*`) that are believed in which Hub repository they came from. `observe`
+    answers /livez, /readyz and /metrics, and nothing else.
     """
 
     mirror: AddressText | None = None
@@ -135,6 +136,7 @@ class FacesSection(_Section):
     hub: AddressText | None = None
     hub_upstream: str = "https://huggingface.co"
     hub_images: tuple[str, ...] = ()
+    observe: AddressText | None = None
 
 
 class AgentConfig(_Section):

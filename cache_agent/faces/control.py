@@ -23,8 +23,7 @@ from pydantic import BaseModel, ValidationError
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.errors import status_of, to_view
-from cache_agent.health import Health
-from cache_agent.metrics import Metrics
+from cache_agent.faces.observe import ObserveApi
 from cache_agent.service import Service, done_view, progress_view
 from modelimage.errors import InvalidInput, WeightyardError
 
@@ -37,18 +36,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class ControlApi:
     """Routes for one agent."""
 
-    def __init__(self, service: Service, bridge: Bridge, health: Health, metrics: Metrics) -> None:
-        self._service, self._bridge = service, bridge
-        self._health, self._metrics = health, metrics
+    def __init__(self, service: Service, bridge: Bridge, observe: ObserveApi) -> None:
+        self._service, self._bridge, self._observe = service, bridge, observe
 
     def application(self) -> web.Application:
         """The aiohttp application with every route."""
         app = web.Application(middlewares=[_errors], client_max_size=_MAX_BODY)
         app.add_routes(
             [
-                web.get("/livez", self._livez),
-                web.get("/readyz", self._readyz),
-                web.get("/metrics", self._metrics_text),
+                *self._observe.routes(),
                 web.get("/v1/models", self._models),
                 web.get("/v1/model", self._model),
                 web.delete("/v1/model", self._remove),
@@ -64,19 +60,6 @@ class ControlApi:
             ]
         )
         return app
-
-    async def _livez(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "alive"})
-
-    async def _readyz(self, request: web.Request) -> web.Response:
-        checks = await self._bridge.call(self._health.checks)
-        ready = all(problem is None for problem in checks.values())
-        document = {"ready": ready, "checks": {name: p or "ok" for name, p in checks.items()}}
-        return web.json_response(document, status=200 if ready else 503)
-
-    async def _metrics_text(self, request: web.Request) -> web.Response:
-        data, content_type = await self._bridge.call(self._metrics.exposition)
-        return web.Response(body=data, headers={"Content-Type": content_type})
 
     async def _models(self, request: web.Request) -> web.Response:
         return _many(await self._bridge.call(self._service.models))

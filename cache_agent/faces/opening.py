@@ -46,13 +46,17 @@ class FaceOptions:
     hub: Address | None = None
     hub_upstream: str = DEFAULT_ENDPOINT
     hub_images: tuple[str, ...] = ()
+    observe: Address | None = None
 
     @classmethod
     def of(cls, section: FacesSection) -> FaceOptions:
         """What the settings say."""
         mirror = Address.parse(section.mirror) if section.mirror else None
         hub = Address.parse(section.hub) if section.hub else None
-        return cls(mirror, section.registries, hub, section.hub_upstream, section.hub_images)
+        observe = Address.parse(section.observe) if section.observe else None
+        return cls(
+            mirror, section.registries, hub, section.hub_upstream, section.hub_images, observe
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class OpenFaces:
 
     mirror: Address | None = None
     hub: Address | None = None
+    observe: Address | None = None
 
     def named(self) -> dict[str, str]:
         """Those that are open, by name."""
@@ -69,13 +74,20 @@ class OpenFaces:
 
 
 async def open_faces(
-    node: Node, access: Access, options: FaceOptions, stack: AsyncExitStack
+    node: Node,
+    access: Access,
+    options: FaceOptions,
+    stack: AsyncExitStack,
+    observing: web.Application | None = None,
 ) -> OpenFaces:
-    """Open them until the stack is left. Raises Busy for an address that is taken."""
+    """Open them until the stack is left; `observing` answers at `options.observe`.
+
+    Raises Busy for an address that is taken.
+    """
     allowed = AllowedRegistries.of(options.registries)
     questions, transfers = Upstream(impatient(access), allowed), Upstream(access, allowed)
     gate = Gate(node.clock, places=node.shelf)
-    mirror = hub = None
+    mirror = hub = observe = None
     if options.mirror is not None:
         service = MirrorService(node, gate, questions, transfers)
         api = MirrorApi(service, _bridge(stack))
@@ -87,7 +99,9 @@ async def open_faces(
         hub_gate = Gate(node.clock, Rules(refusal=0.0), node.shelf)
         files = HubService(node, hub_gate, upstream, questions, options.hub_images)
         hub = await _serve(stack, HubApi(files, _bridge(stack)).application(), options.hub)
-    return OpenFaces(mirror, hub)
+    if options.observe is not None and observing is not None:
+        observe = await _serve(stack, observing, options.observe)
+    return OpenFaces(mirror, hub, observe)
 
 
 def _bridge(stack: AsyncExitStack) -> Bridge:

@@ -50,6 +50,11 @@ from weightyard.options import access_options, root_option
     help="Serve the Hugging Face Hub's API from the cache (HF_ENDPOINT).",
 )
 @click.option(
+    "--observe",
+    metavar="[HOST:]PORT",
+    help="Answer /livez, /readyz and /metrics, and nothing else.",
+)
+@click.option(
     "--registry",
     "registries",
     metavar="HOST",
@@ -82,6 +87,7 @@ def agent(
     floor: str | None,
     mirror: str | None,
     hub: str | None,
+    observe: str | None,
     registries: tuple[str, ...],
     containerd_dir: Path | None,
 ) -> None:
@@ -100,6 +106,7 @@ def agent(
         "fetch.bandwidth": bandwidth,
         "faces.mirror": mirror,
         "faces.hub": hub,
+        "faces.observe": observe,
         "faces.registries": registries or None,
     }
 

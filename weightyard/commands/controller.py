@@ -7,13 +7,17 @@ import logging
 import os
 import signal
 import socket
+import time
+from contextlib import AsyncExitStack
 
 import click
 
 from modelimage.access import Access
+from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from workspace.controller.handlers import connect
+from workspace.controller.health import Pulse, answering
 from workspace.controller.main import Options, run_controller
 from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
 
@@ -27,9 +31,14 @@ from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
     "--image", envvar="WEIGHTYARD_IMAGE", show_envvar=True, default=DEFAULT_IMAGE, show_default=True,
     help="Image of Weightyard's own programs, for activators.",
 )  # fmt: skip
+@click.option(
+    "--health", metavar="HOST:PORT", help="Answer /livez and /readyz here.  [default: nowhere]"
+)
 @access_options
 @pass_console
-def controller(console: Console, *, namespace: str, image: str, access: Access) -> None:
+def controller(
+    console: Console, *, namespace: str, image: str, health: str | None, access: Access
+) -> None:
     """Keep every Workspace of a cluster as its spec says.
 
     Connects as the pod's service account, or as KUBECONFIG says. Several may run: one leads, the others stand by.
@@ -38,17 +47,31 @@ def controller(console: Console, *, namespace: str, image: str, access: Access) 
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    host, _, port = (health or ":0").rpartition(":")
+    if health and (not host or not port.isdecimal()):
+        raise InvalidInput(f"not an address: {health!r}", hint="Write HOST:PORT.")
+    pulse = Pulse(time.monotonic)
     options = Options(
         me=f"{socket.gethostname()}_{os.getpid()}",
         surroundings=Surroundings(system_namespace=namespace, image=image),
         access=access,
         connection=connect,
+        pulse=pulse,
     )
-    asyncio.run(_run(console, options))
+    asyncio.run(_run(console, options, pulse, health=(host.strip("[]"), int(port))))
 
 
-async def _run(console: Console, options: Options) -> None:
+async def _run(
+    console: Console, options: Options, pulse: Pulse, *, health: tuple[str, int]
+) -> None:
+    """`health` is a host and a port; no host means to answer nowhere."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await run_controller(options, stop=stop, leading=lambda: console.say("leading"))
+    async with AsyncExitStack() as stack:
+        if health[0]:
+            found = await stack.enter_async_context(
+                answering(pulse, host=health[0], port=health[1])
+            )
+            console.say(f"health on {health[0]}:{found}")
+        await run_controller(options, stop=stop, leading=lambda: console.say("leading"))

@@ -15,6 +15,7 @@ from modelimage.access import Access
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
 from workspace.controller.handlers import make_registry, watch
+from workspace.controller.health import Pulse
 from workspace.controller.leader import Leadership
 from workspace.controller.observed import KEDA_GROUP
 from workspace.controller.runner import Runner
@@ -31,6 +32,7 @@ class Options:
     surroundings: Surroundings
     access: Access
     connection: Callable[[], kopf.ConnectionInfo]
+    pulse: Pulse | None = None
 
 
 async def run_controller(
@@ -59,6 +61,7 @@ async def _work(options: Options, *, stop: asyncio.Event, leading: Callable[[], 
             me=options.me,
             clock=time.monotonic,
             stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            pulse=options.pulse,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(leadership.run())

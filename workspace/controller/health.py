@@ -1,0 +1,73 @@
+"""Whether a controller is alive and ready, over HTTP for the kubelet. It answers from the loop that does the work.
+
+Ready means that the API server was reached within the last while, leader or not: a standby that could not take over
+isn't ready. Knows nothing of Workspaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from modelimage.errors import Busy
+
+SILENCE_SECONDS: Final = 60.0
+
+
+class Pulse:
+    """When the API server last answered; `beat` after each answer."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last: float | None = None
+        self.leads = False
+
+    def beat(self, *, leads: bool) -> None:
+        """The API server answered just now."""
+        self._last, self.leads = self._clock(), leads
+
+    def problem(self) -> str | None:
+        """What keeps the controller from being ready, in words."""
+        if self._last is None:
+            return "the API server has not answered yet"
+        silent = self._clock() - self._last
+        return (
+            f"no answer of the API server for {silent:.0f} s" if silent > SILENCE_SECONDS else None
+        )
+
+
+def application(pulse: Pulse) -> web.Application:
+    """`GET /livez`, and `/readyz`: 503 with what is wrong."""
+
+    async def livez(request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def readyz(request: web.Request) -> web.Response:
+        problem = pulse.problem()
+        document = {"ready": problem is None, "leads": pulse.leads, "problem": problem}
+        return web.json_response(document, status=200 if problem is None else 503)
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz)])
+    return app
+
+
+@asynccontextmanager
+async def answering(pulse: Pulse, *, host: str, port: int) -> AsyncIterator[int]:
+    """Answer while the context lasts; yields the port. Raises Busy for an address that is taken."""
+    runner = web.AppRunner(application(pulse), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Busy(
+                f"can't listen on {host}:{port}: {error.strerror}", hint="Choose another --health."
+            ) from error
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
