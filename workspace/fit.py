@@ -4,9 +4,9 @@
     on a CPU   weights + context x KV cache per token  + overhead         <=  memory
 
 `overhead` (activations, runtime) is what the record's GPU memory says above weights and KV cache; the 5% are captured
-graphs and workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139). Fewest GPUs come
-first, then accuracy: with `auto` a second GPU is taken only when no variant fits one. The context asked for must fit;
-when none is asked, 8,192 tokens or the model's own length must, and the longest that fits is used.
+graphs and workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139).
+Fewest GPUs come first, then accuracy: with `auto` a second GPU is taken only when no variant fits one. The context
+asked for must fit; when none is asked, 8,192 tokens or the model's own length must, and the longest that fits is used.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from workspace.controller.api import RESOURCES
+from workspace.controller.objects import is_ready
 
 Json = dict[str, Any]
 
@@ -139,8 +140,13 @@ class HttpApi:
         if request.method == "GET" and not rest:
             return await self._list(request, kind, namespace)
         if request.method == "GET":
-            return web.json_response(self.api.get(kind, space, rest[0]))
-        body = await request.json()
+            asked = rest[1:2] == ["proxy"]
+            return (
+                self._ask_service(space, rest[0])
+                if asked
+                else web.json_response(self.api.get(kind, space, rest[0]))
+            )
+        body = await request.json() if request.can_read_body else {}
         if request.method == "PATCH":
             assert request.content_type == "application/apply-patch+yaml"
             manager, force = request.query["fieldManager"], request.query.get("force") == "true"
@@ -154,6 +160,18 @@ class HttpApi:
         uid = body.get("preconditions", {}).get("uid")
         self.api.delete(kind, space, rest[0], uid=uid)
         return web.json_response({"kind": "Status"})
+
+    def _ask_service(self, namespace: str, name: str) -> web.Response:
+        """What a vLLM behind a Service says of its models, if a ready one is there."""
+        service = self.api.get("Service", namespace, name.partition(":")[0])
+        selector = service["spec"]["selector"]
+        for pod in self.api.list("Pod", namespace, selector):
+            if is_ready(pod):
+                args = pod["spec"]["containers"][0]["args"]
+                return web.json_response(
+                    {"data": [{"id": args[args.index("--served-model-name") + 1]}]}
+                )
+        return _failure(503, "no endpoints available for service")
 
     def _replace(self, kind: str, namespace: str, name: str, body: Json) -> Json:
         found = self.api.get(kind, namespace, name)

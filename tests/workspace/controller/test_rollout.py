@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.workspace import samples
-from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from weightyard.cli import main
 from workspace.controller import revisions
@@ -30,35 +27,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     made.settle()
     made.change_spec(model={"image": V2}, runtime={"args": ["--seed", "1"]})
     made.settle()
-    with _served(made) as url:
-        monkeypatch.setenv("KUBE_SERVER", url)
-        monkeypatch.setenv("PATH", f"{Path(__file__).parent}{os.pathsep}{os.environ['PATH']}")
+    with ServedCluster(made) as url:
+        point_kubectl_at(url, monkeypatch)
         yield made
-
-
-class _served:  # noqa: N801 - reads as a verb
-    """The cluster's API over HTTP on a thread of its own, since the command blocks this one."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._up = threading.Event()
-
-    def __enter__(self) -> str:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-        self._thread.start()
-        assert self._up.wait(20)
-        return self._url
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-
-    async def _run(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with HttpApi(self._cluster.api) as http:
-            self._url = http.url
-            self._up.set()
-            await self._stop.wait()
 
 
 def test_history_lists_the_versions(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,136 @@
+"""A Workspace in a real cluster, through kubectl's raw calls: made, changed, asked, watched, deleted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+Json = dict[str, Any]
+GROUP = "/apis/weightyard.dev/v1alpha1"
+POLL_SECONDS = 0.5
+
+
+class Refused(Exception):
+    """kubectl's own words."""
+
+
+class Cluster:
+    """One namespace of a cluster. `minutes` bounds every wait."""
+
+    def __init__(self, kubeconfig: str, namespace: str, *, minutes: float) -> None:
+        self._kubeconfig = kubeconfig
+        self._seconds = minutes * 60
+        self.namespace = namespace
+
+    def path(self, kind: str, name: str = "", *, api: str = GROUP) -> str:
+        return f"{api}/namespaces/{self.namespace}/{kind}" + (f"/{name}" if name else "")
+
+    def get(self, path: str) -> Json:
+        return json.loads(self._kubectl("get", path))
+
+    def create(self, path: str, document: Json) -> Json:
+        return json.loads(self._kubectl("create", path, given=document))
+
+    def replace(self, path: str, document: Json) -> Json:
+        return json.loads(self._kubectl("replace", path, given=document))
+
+    def delete(self, path: str) -> None:
+        self._kubectl("delete", path)
+
+    def change(self, name: str, **spec: Any) -> None:
+        """Change parts of a Workspace's spec; None takes one away. A conflict is tried again."""
+        path = self.path("workspaces", name)
+        while True:
+            document = self.get(path)
+            for part, value in spec.items():
+                document["spec"].pop(part, None)
+                if value is not None:
+                    document["spec"][part] = value
+            try:
+                self.replace(path, document)
+            except Refused as refused:
+                if "Conflict" in str(refused):
+                    continue
+                raise
+            return
+
+    def wait(self, condition: Callable[[], object], *, what: str) -> None:
+        """Poll until a condition holds. Raises TimeoutError with what was waited for."""
+        deadline = time.monotonic() + self._seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {what} within {self._seconds:g} s")
+            time.sleep(POLL_SECONDS)
+
+    def _kubectl(self, verb: str, path: str, *, given: Json | None = None) -> str:
+        command = ["kubectl", f"--kubeconfig={self._kubeconfig}", verb, "--raw", path]
+        if given is not None:
+            command += ["-f", "-"]
+        done = subprocess.run(
+            command, input=json.dumps(given) if given is not None else None,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise Refused(done.stderr.strip())
+        return done.stdout
+
+
+class Workspace:
+    """One Workspace of a cluster by its name."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+
+    @property
+    def document(self) -> Json:
+        return self.cluster.get(self.cluster.path("workspaces", self.name))
+
+    @property
+    def status(self) -> Json:
+        return self.document.get("status") or {}
+
+    def condition(self, kind: str) -> Json:
+        """A condition that speaks of the newest spec; empty before there is one."""
+        document = self.document
+        generation = document["metadata"]["generation"]
+        found = (document.get("status") or {}).get("conditions") or ()
+        return next(
+            (c for c in found if c["type"] == kind and c["observedGeneration"] == generation), {}
+        )
+
+    def wait_ready(self) -> None:
+        self.cluster.wait(lambda: self.condition("Ready").get("status") == "True", what="Ready")
+
+    def deployment(self) -> Json:
+        return self.cluster.get(self.cluster.path("deployments", self.name, api="/apis/apps/v1"))
+
+    def pods(self, role: str) -> list[Json]:
+        selector = (
+            f"labelSelector=weightyard.dev/workspace%3D{self.name},weightyard.dev/role%3D{role}"
+        )
+        found = self.cluster.get(self.cluster.path("pods", api="/api/v1") + f"?{selector}")["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def models(self) -> list[str]:
+        """The names that the server answers to, asked through its Service."""
+        service = self.cluster.path("services", f"{self.name}:http", api="/api/v1")
+        return [each["id"] for each in self.cluster.get(f"{service}/proxy/v1/models")["data"]]
+
+    def is_gone(self) -> bool:
+        paths = (
+            self.cluster.path("workspaces", self.name),
+            self.cluster.path("deployments", self.name, api="/apis/apps/v1"),
+            self.cluster.path("services", self.name, api="/api/v1"),
+        )
+        return all(self._is_missing(path) for path in paths)
+
+    def _is_missing(self, path: str) -> bool:
+        try:
+            self.cluster.get(path)
+        except Refused as refused:
+            return "NotFound" in str(refused)
+        return False
