@@ -1,0 +1,95 @@
+"""A real mounter in a mount namespace of its own, and what the kernel says is mounted there."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cache_agent.mounter.client import MounterClient
+from modelimage.digest import Digest
+from tests.servers.process import ServerProcess, child_environment, program
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A line of mountinfo: what is mounted where, and its own options."""
+
+    root: str
+    target: str
+    options: frozenset[str]
+
+
+class NamespacedMounter:
+    """The mounter of a store at `root` with kubelet's directory at `kubelet`. Needs root."""
+
+    def __init__(self, root: Path, kubelet: Path, *, user: int = 0) -> None:
+        self._root, self._kubelet, self._user = root, kubelet, user
+        self.socket = kubelet.parent / "mounter.sock"
+
+    def __enter__(self) -> Self:
+        command = [program("unshare"), "-m", "--propagation", "private", sys.executable]
+        arguments = [
+            "-m",
+            "cache_agent.mounter",
+            "--root",
+            str(self._root),
+            "--kubelet",
+            str(self._kubelet),
+        ]
+        listening = ["--socket", str(self.socket), "--user", str(self._user)]
+        self._process = ServerProcess(
+            [*command, *arguments, *listening],
+            log=self._kubelet.parent / "mounter.log",
+            environment=child_environment(self._kubelet.parent),
+        )
+        self._process.__enter__()
+        self._process.wait_for(lambda: "ready" in self._process.log_text(), what="ready")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.__exit__(kind, error, trace)
+
+    @property
+    def client(self) -> MounterClient:
+        return MounterClient(self.socket)
+
+    @property
+    def proc(self) -> Path:
+        """The mounter's directory in /proc: through its `root` one sees what it has mounted."""
+        return Path(f"/proc/{self._process.pid}")
+
+    def mounts(self) -> list[Mounted]:
+        """What is mounted below kubelet's directory in the mounter's namespace."""
+        found = []
+        for line in (self.proc / "mountinfo").read_text().splitlines():
+            fields = line.split(" ")
+            if fields[4].startswith(str(self._kubelet)):
+                found.append(Mounted(fields[3], fields[4], frozenset(fields[5].split(","))))
+        return found
+
+    def inside(self, path: str | Path) -> Path:
+        """A path as the mounter sees it."""
+        return self.proc / "root" / str(path).lstrip("/")
+
+
+def volume(kubelet: Path, pod: str = "pod-1", name: str = "model") -> str:
+    """A volume's target as kubelet prepares it: all directories but the last."""
+    parent = kubelet / "pods" / pod / "volumes" / "kubernetes.io~csi" / name
+    parent.mkdir(parents=True, exist_ok=True)
+    return str(parent / "mount")
+
+
+def fake_model(root: Path, key: str = "ab" * 32, data: bytes = b"weights") -> Digest:
+    """A directory that looks like a cached model's."""
+    directory = root / "models" / key
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(data)
+    return Digest(key)
