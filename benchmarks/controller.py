@@ -1,0 +1,168 @@
+"""The controller of many Workspaces on many nodes: how long a full resync takes, what it writes, what memory it needs.
+
+The API server is the tests' own, over HTTP from a process of its own; the controller is the one that runs in a cluster:
+kopf's watches, its cache, queue and reconcile.
+
+    python -m benchmarks.controller [--workspaces 1000] [--nodes 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import time
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kopf
+
+from tests.workspace import samples
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
+from workspace.controller.api import KubernetesApi
+from workspace.controller.cache import Cache
+from workspace.controller.handlers import make_registry, watch
+from workspace.controller.runner import Runner
+from workspace.render.kubernetes import Surroundings
+from workspace.render.release import Resolved
+from workspace.schema import Workspace
+
+EDITS = 5
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Start a server process, measure, print one line a number."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspaces", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=1000)
+    given = parser.parse_args()
+    ours, theirs = Pipe()
+    server = Process(target=_serve, args=(theirs, given.workspaces, given.nodes))
+    server.start()
+    try:
+        asyncio.run(_measure(ours, given.workspaces, given.nodes))
+    finally:
+        server.terminate()
+        server.join()
+
+
+def _serve(pipe: Connection, workspaces: int, nodes: int) -> None:
+    asyncio.run(_answer(pipe, _cluster(workspaces, nodes)))
+
+
+def _cluster(workspaces: int, nodes: int) -> FakeApi:
+    api = FakeApi()
+    labels = {f"example.com/label-{number}": "x" * 20 for number in range(20)}
+    for number in range(nodes):
+        status = {
+            "allocatable": {"nvidia.com/gpu": "8"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        metadata = {"name": f"n{number}", "labels": labels}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {}}
+        api.create({**node, "status": status})
+    for number in range(workspaces):
+        api.create(samples.document(f"w{number}", namespace=f"ns{number % 100}", replicas=1))
+    return api
+
+
+async def _answer(pipe: Connection, api: FakeApi) -> None:
+    """Serve HTTP, and do what the measuring process asks through the pipe."""
+    async with HttpApi(api) as http:
+        pipe.send(http.url)
+        while True:
+            asked = await asyncio.to_thread(pipe.recv)
+            if asked == "writes":
+                pipe.send(http.writes())
+            else:
+                change = {"tenancy": {"quota": {"pods": str(asked)}}}
+                api.update("Workspace", "ns0", "w0", lambda d, new=change: d["spec"].update(new))
+                pipe.send(time.time())
+
+
+async def _measure(pipe: Connection, workspaces: int, nodes: int) -> None:
+    url = await asyncio.to_thread(pipe.recv)
+    connection = kopf.ConnectionInfo(server=url)
+    async with aiohttp.ClientSession() as session:
+        api = KubernetesApi(session, lambda: connection)
+        runner = Runner(api=api, cache=Cache(), resolver=_resolve, surroundings=Surroundings())
+        registry, stop = make_registry(runner, with_keda=False), asyncio.Event()
+        tasks = [asyncio.create_task(watch(registry, stop=stop, connection=lambda: connection))]
+        await _until(lambda: len(runner.cache.workspaces()) == workspaces)
+        await _until(lambda: len(runner.cache.nodes()) == nodes)
+        start = time.monotonic()
+        tasks.append(asyncio.create_task(runner.run()))
+        await asyncio.sleep(0)
+        await _at_rest(runner)
+        print(f"first sync, everything made: {time.monotonic() - start:.1f} s")
+        await _resync(runner, pipe)
+        await _edit(runner, pipe)
+        print(f"memory: {_resident_mb():.0f} MB")
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _resync(runner: Runner, pipe: Connection) -> None:
+    before = await _ask(pipe, "writes")
+    start = time.monotonic()
+    for key in runner.cache.workspaces():
+        runner.queue.add(key)
+    await _at_rest(runner)
+    print(f"full resync: {time.monotonic() - start:.1f} s")
+    print(f"writes in it: {await _ask(pipe, 'writes') - before}")
+
+
+async def _edit(runner: Runner, pipe: Connection) -> None:
+    """From an edit of a Workspace to its child as the watch tells it."""
+    seconds = []
+    for number in range(1, EDITS + 1):
+        at = await _ask(pipe, number)
+
+        def applied(wanted: str = str(number)) -> bool:
+            found = runner.cache.objects(("ns0", "w0"))
+            return any(
+                e["kind"] == "ResourceQuota" and e["spec"]["hard"]["pods"] == wanted for e in found
+            )
+
+        await _until(applied)
+        seconds.append(time.time() - at)
+        await _at_rest(runner)
+    print(f"edit to applied child: {min(seconds) * 1000:.0f} to {max(seconds) * 1000:.0f} ms")
+
+
+async def _at_rest(runner: Runner) -> None:
+    """Until nothing waits, and nothing has come for a moment."""
+    while len(runner.queue):
+        await _until(lambda: not len(runner.queue))
+        await asyncio.sleep(0.5)
+
+
+async def _until(condition: Any) -> None:
+    while not condition():  # noqa: ASYNC110 - the condition is of watches, which end in no event
+        await asyncio.sleep(0.005)
+
+
+async def _ask(pipe: Connection, what: object) -> Any:
+    pipe.send(what)
+    return await asyncio.to_thread(pipe.recv)
+
+
+async def _resolve(workspace: Workspace) -> Resolved:
+    return samples.resolved(workspace, samples.pinned(workspace.spec.model.image or ""))
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+if __name__ == "__main__":
+    main()
