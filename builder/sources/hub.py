@@ -63,8 +63,8 @@ _CAUSES: tuple[tuple[type[Exception], type[WeightyardError], str, str], ...] = (
     (
         RepositoryNotFoundError,
         NotFound,
-        ": no such model, or it is private and this token can't see it",
-        f"Check the name. For a private model: {_SIGN_IN}",
+        ": no such repository, or it is private and this token can't see it",
+        f"Check the name. For a private one: {_SIGN_IN}",
     ),
     (EntryNotFoundError, NotFound, ": no such file at this commit", "Check the revision."),
 )
@@ -116,7 +116,7 @@ class HubSource:
         return False
 
     def list(self) -> Listing:
-        with _mapped(self._reference):
+        with mapped_errors(self._reference):
             info = HfApi(endpoint=self._endpoint).model_info(
                 self._reference.name, revision=self._reference.revision, files_metadata=True
             )
@@ -127,7 +127,7 @@ class HubSource:
         return Listing(tuple(sorted(_source_file(each) for each in info.siblings or ())))
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
-        with _mapped(self._reference, file.path):
+        with mapped_errors(self._reference, file.path):
             path = hf_hub_download(
                 self._reference.name,
                 file.path,
@@ -161,12 +161,13 @@ def _bar(advance: Advance) -> type[tqdm]:
 
 
 @contextmanager
-def _mapped(reference: HubReference, path: str = "") -> Iterator[None]:
+def mapped_errors(reference: object, path: str = "") -> Iterator[None]:
+    """The library's exceptions as ours, naming the repository (a reference that tells itself) and the file."""
     what = f"{path!r} of {reference}" if path else str(reference)
     try:
         yield
     except HFValidationError as error:
-        raise InvalidInput(f"not a model on the Hub: {reference}") from error
+        raise InvalidInput(f"no name on the Hub: {reference}") from error
     except HfHubHTTPError as error:
         raise _http_error(what, error) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError) as error:

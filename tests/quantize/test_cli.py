@@ -11,17 +11,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from modelimage.errors import InvalidInput, WeightyardError
-from quantize import api
-from quantize.cli import quantize
+from quantize import engines
 from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.quality import Quality
 from tests.quantize import checkpoints
+from weightyard.commands.quantize import quantize
+from weightyard.console import Console
 
 
-class RecordingConsole:
+class RecordingConsole(Console):
     """Keeps what a command says."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.notes: list[str] = []
         self.results: list[tuple[Any, str]] = []
         self.advanced = 0
@@ -95,7 +97,7 @@ def test_without_a_console_it_prints(source: Path, tmp_path: Path) -> None:
 def test_rounding_to_int4_warns_of_its_cost(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.engines, "gptq_installed", lambda: False)
+    monkeypatch.setattr(engines, "gptq_installed", lambda: False)
     console = RecordingConsole()
     run(console, source, tmp_path / "out", "--scheme", "int4")
     assert len(console.notes) == 1
@@ -105,7 +107,7 @@ def test_rounding_to_int4_warns_of_its_cost(
 def test_auto_takes_the_engine_that_writes_the_format(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.engines, "gptq_installed", lambda: True)
+    monkeypatch.setattr(engines, "gptq_installed", lambda: True)
     console = RecordingConsole()
     for name in ("pack-quantized", "gptq"):
         run(console, source, tmp_path / "out", "--scheme", "int4", "--format", name, "--dry-run")
@@ -115,7 +117,7 @@ def test_auto_takes_the_engine_that_writes_the_format(
 def test_missing_engines_say_the_command_that_installs_them(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.engines, "gptq_installed", lambda: False)
+    monkeypatch.setattr(engines, "gptq_installed", lambda: False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     commands = {
@@ -137,7 +139,7 @@ def test_missing_engines_say_the_command_that_installs_them(
         (["--scheme", "int8", "--max-kl", "0.1"], InvalidInput, "need a measurement"),
         (["--scheme", "int4", "--engine", "rtn", "--format", "int-quantized"], IncompatibleOptions,
          "doesn't write int4 as int-quantized"),
-        (["--scheme", "int4", "--calibration", "hf://some/set"], InvalidInput, "hf://some/set"),
+        (["--scheme", "int4", "--calibration", "s3://some/set"], InvalidInput, "s3://some/set"),
         (["--scheme", "int4", "--engine", "rtn", "--group-size", "96"], IncompatibleOptions, "96"),
     ],
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""A Hugging Face Hub on loopback: the part of its HTTP API that huggingface_hub uses to describe and download models.
+"""A Hugging Face Hub on loopback: what huggingface_hub uses of its HTTP API to describe and download repositories.
 
-Repositories are plain directories. Weight files are LFS files: their resolve address redirects to a content server on
-another port (as the Hub's CDN is another host) with a signed URL that expires. Access rules and error codes follow the
-Hub: `X-Error-Code` RepoNotFound, RevisionNotFound, EntryNotFound, GatedRepo.
+Repositories are plain directories; a dataset's name begins with `datasets/`. Weight files are LFS files: their resolve
+address redirects to a content server on another port (as the Hub's CDN is another host) with a signed URL that expires.
+Access rules and error codes follow the Hub: `X-Error-Code` RepoNotFound, RevisionNotFound, EntryNotFound, GatedRepo.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.hub_files import HubFile, describe, parse_range, tree_entries, walk
 
 _API = re.compile(
-    r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?P<path>/.*)?)?$"
+    r"/api/(?:models/|(?=datasets/))(?P<repo>(?:datasets/)?[^/]+/[^/]+)(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?P<path>/.*)?)?$"
 )
-_RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)$")
+_RESOLVE = re.compile(
+    r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)$"
+)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class _ApiHandler(_HubHandler):
         blobs = query.get("blobs", "").lower() in {"true", "1"}
         self._json(
             {
-                "id": match["repo"],
+                "id": match["repo"].removeprefix("datasets/"),
                 "modelId": match["repo"],
                 "sha": commit,
                 "private": repository.private,

@@ -15,6 +15,7 @@ from builder.build import build as build_image
 from builder.destination import open_destination, published_tags
 from builder.records import created_time
 from builder.remembered import RememberedDigests
+from builder.sources.datasets import calibration_file
 from builder.sources.opening import open_source
 from builder.variants import ENGINES, EvaluationChoices, QuantizeChoices, chosen_variants
 from modelimage.access import Access
@@ -65,7 +66,7 @@ Examples:
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE|hf://ORG/NAME[/PATH]",
     help="Text or JSON lines that gptq and llm-compressor look at instead of the shipped text.",
 )
 @click.option(
@@ -77,7 +78,9 @@ Examples:
     help="Split weight files whose layer would be larger, losslessly; for example 10GB.",
 )
 @click.option(
-    "--evaluate", is_flag=True, help="Compare variants with the published weights on a text."
+    "--evaluate",
+    is_flag=True,
+    help="Compare what each variant predicts with the published weights, on a fixed text, and publish it.",
 )
 @click.option(
     "--evaluation-text",
@@ -192,7 +195,7 @@ def _options(given: dict[str, Any]) -> BuildOptions:
         convert_pickle=given["convert_pickle"],
         quantize=QuantizeChoices(
             given["engine"],
-            given["calibration"],
+            calibration_file(given["calibration"]) if given["calibration"] else None,
             int(given["group_size"]) if given["group_size"] else None,
             _evaluation(given),
         ),

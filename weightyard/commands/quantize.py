@@ -1,7 +1,179 @@
-"""`weightyard quantize`: the command that the quantize package brings."""
+"""`weightyard quantize SRC OUT`: options in, engine called, what was made and measured shown."""
 
 from __future__ import annotations
 
-from quantize.cli import quantize
+from pathlib import Path
+from typing import Any
 
-__all__ = ["quantize"]
+import click
+
+from builder.sources.datasets import calibration_file
+from modelimage.errors import InvalidInput
+from quantize.api import (
+    Evaluation,
+    QuantizeOptions,
+    QuantizeResult,
+    plan_checkpoint,
+    quantize_checkpoint,
+)
+from quantize.plan import Plan
+from quantize.quality import Comparison, Gates
+from quantize.rtn import Progress
+from quantize.schemes import Engine, Format, Method, Scheme
+from weightyard.console import Console, pass_console
+from weightyard.progress import Progress as Bar
+
+
+def _choice(kind: type[Scheme] | type[Format] | type[Engine] | type[Method]) -> click.Choice[str]:
+    return click.Choice([member.value for member in kind])
+
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("source", metavar="SRC", type=_FILE)
+@click.argument("out", metavar="OUT", type=_FILE)
+@click.option("--scheme", type=_choice(Scheme), required=True, help="The precision to make.")
+@click.option("--format", "format_", type=_choice(Format), help="The checkpoint format.")
+@click.option(
+    "--engine",
+    type=_choice(Engine),
+    default="auto",
+    help="Who computes the values.",
+    show_default=True,
+)
+@click.option("--method", type=_choice(Method), help="What llm-compressor does beside rounding.")
+@click.option("--group-size", type=click.IntRange(32), help="How many INT4 weights share a scale.")
+@click.option(
+    "--calibration",
+    metavar="FILE|hf://ORG/NAME[/PATH]",
+    help="Text or JSON lines for calibrated engines, instead of the shipped text.",
+)
+@click.option("--evaluate", is_flag=True, help="Compare with the source on fixed text.")
+@click.option("--evaluation-text", type=_FILE, metavar="FILE", help="The text to compare on.")
+@click.option(
+    "--min-sqnr", type=float, metavar="DB", help="Fail when a matrix has less signal to noise."
+)
+@click.option("--max-kl", type=float, help="Fail above this KL divergence (with --evaluate).")
+@click.option(
+    "--max-ppl-ratio", type=float, help="Fail above this perplexity ratio (with --evaluate)."
+)
+@click.option("--min-top1", type=float, help="Fail below this top-1 agreement (with --evaluate).")
+@click.option("--threads", type=click.IntRange(1), help="Workers; never changes what rtn writes.")
+@click.option(
+    "--quality", "quality_file", type=_FILE, metavar="FILE", help="Write the quality document here."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be made, from the headers alone.")
+@pass_console
+def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **given: Any) -> None:
+    """Make an INT8 or INT4 checkpoint OUT from the 16-bit checkpoint SRC.
+
+    OUT appears when it is complete. An interrupted run is continued by the next one.
+    """
+    options = _options(given)
+    _, plan, engine = plan_checkpoint(source, options)
+    if dry_run:
+        console.result(_plan_document(plan, engine), _plan_text(plan, engine))
+        return
+    with console.progress(f"quantizing {source.name}", plan.work_bytes) as bar:
+        result = quantize_checkpoint(source, out, options, _advancing(bar), console.say)
+    if given["quality_file"] is not None:
+        given["quality_file"].write_bytes(result.quality.to_bytes())
+    console.result(_result_document(result), _result_text(result))
+
+
+def _options(given: dict[str, Any]) -> QuantizeOptions:
+    gates = Gates(given["max_kl"], given["max_ppl_ratio"], given["min_top1"])
+    if (gates.any or given["evaluation_text"]) and not given["evaluate"]:
+        raise InvalidInput(
+            "--max-kl, --max-ppl-ratio, --min-top1 and --evaluation-text need a measurement",
+            hint="Add --evaluate.",
+        )
+    return QuantizeOptions(
+        scheme=Scheme(given["scheme"]),
+        format=Format(given["format_"]) if given["format_"] else None,
+        engine=Engine(given["engine"]),
+        method=Method(given["method"]) if given["method"] else None,
+        group_size=given["group_size"],
+        calibration=calibration_file(given["calibration"]) if given["calibration"] else None,
+        min_sqnr=given["min_sqnr"],
+        threads=given["threads"],
+        evaluation=Evaluation(gates, given["evaluation_text"]) if given["evaluate"] else None,
+    )
+
+
+def _advancing(bar: Bar) -> Progress:
+    """The engine reports how much is done; a bar wants how much more."""
+    before = 0
+
+    def advance(done: int, _total: int) -> None:
+        nonlocal before
+        bar.advance(done - before)
+        before = done
+
+    return advance
+
+
+def _plan_document(plan: Plan, engine: Engine) -> dict[str, Any]:
+    return {
+        "architecture": plan.architecture,
+        "scheme": plan.scheme.value,
+        "format": plan.format.value,
+        "engine": engine.value,
+        "groupSize": plan.group or None,
+        "quantizedMatrices": plan.quantized,
+        "kept": dict(sorted(plan.kept.items())),
+        "sourceBytes": plan.source_bytes,
+        "targetBytes": plan.target_bytes,
+    }
+
+
+def _plan_text(plan: Plan, engine: Engine) -> str:
+    group = f", group {plan.group}" if plan.group else ""
+    lines = [
+        f"{plan.architecture} as {plan.scheme.value} ({plan.format.value}{group}) by {engine.value}",
+        f"{plan.quantized} matrices quantized: "
+        f"{plan.source_bytes / 1e6:,.1f} MB become {plan.target_bytes / 1e6:,.1f} MB",
+    ]
+    return "\n".join([*lines, *_kept_text(plan)])
+
+
+def _kept_text(plan: Plan) -> list[str]:
+    """What stays in 16 bits, by reason; names where few have the same."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in sorted(plan.kept.items()):
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"left in 16 bits, {reason}: {names[0]}"
+        + (f" and {len(names) - 1} more" if names[1:] else "")
+        for reason, names in sorted(by_reason.items())
+    ]
+
+
+def _result_document(result: QuantizeResult) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "recipe": dict(result.recipe),
+        "quality": result.quality.to_json(),
+        "sourceBytes": result.source_bytes,
+        "targetBytes": result.target_bytes,
+    }
+
+
+def _result_text(result: QuantizeResult) -> str:
+    sqnr = result.quality.sqnr
+    lines = [
+        _plan_text(result.plan, result.engine),
+        f"signal to noise {sqnr.mean:.1f} dB, at least {sqnr.worst:.1f} dB ({sqnr.worst_module})",
+    ]
+    if result.quality.comparison is not None:
+        lines.append(_comparison_text(result.quality.comparison))
+    return "\n".join([*lines, f"wrote {result.out}"])
+
+
+def _comparison_text(found: Comparison) -> str:
+    return (
+        f"perplexity ratio {found.perplexity_ratio:.3f}, KL divergence {found.kl_divergence:.4f}, "
+        f"top-1 agreement {found.top1_agreement:.3f} over {found.tokens} tokens"
+    )

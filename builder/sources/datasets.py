@@ -1,0 +1,105 @@
+"""A text of one's own for calibration: a file, or one that stands in a dataset on the Hugging Face Hub.
+
+    hf://ORG/NAME[@REVISION]             the dataset's one text file
+    hf://ORG/NAME[@REVISION]/PATH        a file of it
+    hf://datasets/ORG/NAME...            the same, as huggingface-hub's own file system spells it
+
+Only plain text and JSON lines are taken, as they are: what is downloaded is what its digest in the record names. The
+revision is resolved to a commit first. Reading the text is the business of `quantize`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import HfApi, hf_hub_download
+
+from builder.sources.hub import SCHEME, mapped_errors
+from modelimage.errors import InvalidInput, NotFound
+
+SUFFIXES: Final = (".jsonl", ".ndjson", ".txt")
+_KIND: Final = "dataset"
+_NAMED = re.compile(
+    r"hf://(?:datasets/)?(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w.-]{0,254}))?(?:/(?P<path>.+))?",
+    re.ASCII,
+)
+_HINT: Final = (
+    "Write a file's name, hf://ORG/NAME, hf://ORG/NAME@REVISION, or either with /PATH of a file."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReference:
+    """A dataset on the Hub and a file of it; `path` is None for its only text."""
+
+    name: str
+    revision: str | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{SCHEME}datasets/{self.name}{revision}" + (f"/{self.path}" if self.path else "")
+
+
+def parse_dataset(text: str) -> DatasetReference:
+    """Law: `parse_dataset(str(r)) == r`. Raises InvalidInput."""
+    match = _NAMED.fullmatch(text)
+    if match is None:
+        raise InvalidInput(f"not a dataset on the Hub: {text[:200]!r}", hint=_HINT)
+    return DatasetReference(match["name"], match["revision"], match["path"])
+
+
+def calibration_file(given: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
+    """The file that a user names, downloaded where it is on the Hub.
+
+    Raises InvalidInput, NotFound, AccessDenied, Unreachable, RateLimited, RemoteRefused, and for the
+    cache's disk NoSpace and NotWritable.
+    """
+    if given.startswith(SCHEME):
+        return _fetch(parse_dataset(given), endpoint, cache)
+    if "://" in given:
+        raise InvalidInput(f"calibration text can't be read from {given[:200]}", hint=_HINT)
+    path = Path(given)
+    if not path.is_file():
+        raise NotFound(f"there is no calibration file {path}", hint=_HINT)
+    return path
+
+
+def _fetch(reference: DatasetReference, endpoint: str | None, cache: Path | None) -> Path:
+    with mapped_errors(reference):
+        info = HfApi(endpoint=endpoint).dataset_info(reference.name, revision=reference.revision)
+    files = [each.rfilename for each in info.siblings or ()]
+    path = _chosen(reference, files)
+    with mapped_errors(reference, path):
+        found = hf_hub_download(
+            reference.name, path, repo_type=_KIND, revision=info.sha, endpoint=endpoint,
+            cache_dir=cache,
+        )  # fmt: skip
+    return Path(found)
+
+
+def _chosen(reference: DatasetReference, files: list[str]) -> str:
+    """The file that is meant. Raises InvalidInput when that isn't clear, NotFound when there is none."""
+    texts = [path for path in files if path.lower().endswith(SUFFIXES)]
+    if reference.path is None and len(texts) == 1:
+        return texts[0]
+    listed = f"It has {', '.join(texts[:10])}." if texts else f"Choose one with {_known()} files."
+    if reference.path is None:
+        what = "has several texts" if texts else "has no text that can be used"
+        raise InvalidInput(
+            f"{reference} {what}", hint=f"Name a file. {listed}" if texts else listed
+        )
+    if reference.path not in files:
+        raise NotFound(f"{reference}: no such file in the dataset", hint=listed)
+    if reference.path not in texts:
+        raise InvalidInput(
+            f"{reference} is not {_known()}", hint="Convert it to JSON lines with a text each."
+        )
+    return reference.path
+
+
+def _known() -> str:
+    return ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
