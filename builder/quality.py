@@ -2,7 +2,7 @@
 
 Measured numbers vary with processor and library versions, so they must not be in the image; an artifact whose
 `subject` is the image (image-spec v1.1, manifest.md, "Guidelines for Artifact Usage") can be attached, replaced and
-found without changing it. What is in the document is `quantize.quality`'s business. Pure.
+found without changing it. What is in the document is `quantize.quality`'s business.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from modelimage import mediatypes
 from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor
 from modelimage.publication import Publication
 from modelimage.record import Record
-from modelimage.referrers import Artifact, ArtifactFile, make_artifact
-from quantize.quality import MEDIA_TYPE
+from modelimage.referrers import (
+    Artifact,
+    ArtifactFile,
+    list_referrers,
+    make_artifact,
+    read_artifact,
+)
+from modelimage.repository import ImageReader
+from modelimage.resolve import ResolvedModel, list_models
+from quantize.quality import MEDIA_TYPE, Quality
 
 _NAME: Final = "quality.json"
 
@@ -36,4 +44,34 @@ def modelpack_manifest(published: Publication, record: Record) -> Descriptor:
         for manifest in published.manifests
         if manifest.descriptor.platform == UNKNOWN_PLATFORM
         and manifest.descriptor.annotations.get(mediatypes.ANNOTATION_MODEL_KEY) == str(record.key)
+    )
+
+
+def published_quality(reader: ImageReader, model: ResolvedModel) -> Quality | None:
+    """How good a quantized variant is, where that was published beside it; the latest listed counts.
+
+    Raises InvalidImage for a document that isn't one, and what reading raises.
+    """
+    if model.record.quantization is None:
+        return None
+    found = None
+    for manifest in list_models(reader, model.root):
+        if (
+            manifest.annotations.get(mediatypes.ANNOTATION_VARIANT, model.record.variant)
+            == model.record.variant
+        ):
+            for artifact in list_referrers(reader, manifest, MEDIA_TYPE):
+                found = Quality.parse(read_artifact(reader, artifact)[0].data)
+    return found
+
+
+def quality_text(quality: Quality) -> str:
+    """What was measured, in one line."""
+    noise = f"signal to noise {quality.sqnr.mean:.1f} dB"
+    found = quality.comparison
+    if found is None:
+        return noise
+    return (
+        f"perplexity x{found.perplexity_ratio:.3f}, KL {found.kl_divergence:.3f}, "
+        f"top-1 agreement {100 * found.top1_agreement:.1f}%, {noise}"
     )

@@ -205,4 +205,5 @@ def _recipe(job: engines.Job, engine: Engine) -> dict[str, Any]:
         method=job.method.value if job.method else None,
         calibration=str(job.calibration.digest) if job.calibration else None,
         versions=engines.versions(engine, os.environ),
+        threads=job.threads,
     )

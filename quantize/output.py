@@ -37,12 +37,14 @@ def recipe(
     method: str | None = None,
     calibration: str | None,
     versions: Mapping[str, str],
+    threads: int,
 ) -> dict[str, Any]:
     """How the variant was made, for the record: nothing measured, nothing of the machine, no floats.
 
-    `calibration` is the digest of the calibration text; `versions` are pinned only for engines whose
-    bytes depend on them.
+    `calibration` is the digest of the calibration text; `versions` and `threads` are told only of engines
+    whose bytes depend on them.
     """
+    anywhere = engine is Engine.RTN
     return {
         "scheme": plan.scheme.value,
         "format": plan.format.value,
@@ -55,9 +57,8 @@ def recipe(
         "keptMatrices": dict(sorted(Counter(plan.kept.values()).items())),
         "ignored": list(plan.selection.ignored),
         "calibration": calibration,
-        "reproducible": "anywhere"
-        if engine is Engine.RTN
-        else "same engine, threads and CPU class",
+        "reproducible": "anywhere" if anywhere else "same engine, threads and CPU class",
+        "threads": None if anywhere else threads,
         "engineVersions": dict(sorted(versions.items())),
     }
 

@@ -24,6 +24,8 @@ from quantize.sqnr import Energies
 from quantize.staging import Staging
 
 GPTQ_INSTALL: Final = "pip install 'weightyard[gptq]'"
+# GPTQModel's own pools ask for two workers each, whatever the machine has. Arithmetic keeps to `Job.threads`.
+GPTQ_MIN_WORKERS: Final = 2
 _HERE = Path(__file__).parent
 
 
@@ -82,7 +84,7 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
     environment = dict(os.environ)
     if engine is Engine.GPTQ:
         python, worker = sys.executable, _HERE / "gptq_worker.py"
-        environment |= {"GPTQMODEL_CPU_WORKERS": str(job.threads)}
+        environment |= {"GPTQMODEL_CPU_WORKERS": str(max(job.threads, GPTQ_MIN_WORKERS))}
     else:
         python = str(llm_compressor.interpreter(environment))
         worker = _HERE / "llm_compressor_worker.py"

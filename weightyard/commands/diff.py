@@ -1,14 +1,18 @@
-"""`weightyard diff`: what differs between two images, from their records alone."""
+"""`weightyard diff`: what differs between two images, from their records and what was measured of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from builder.quality import published_quality, quality_text
 from modelimage.access import Access, open_reader
 from modelimage.compare import Difference, compare
 from modelimage.errors import InvalidInput
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.resolve import ResolvedModel, resolve_model
+from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
 from weightyard.text import format_bytes
@@ -37,13 +41,16 @@ def diff(
     variant_b: str | None,
     access: Access,
 ) -> None:
-    """Show which files and layers differ between two images, and how many bytes an update moves."""
-    before = _resolve(first, variant, access)
-    after = _resolve(second, variant_b or variant, access)
+    """Show which files and layers differ between two images, and how many bytes an update moves.
+
+    Of quantized variants also what was measured of either.
+    """
+    before, quality_before = _resolve(first, variant, access)
+    after, quality_after = _resolve(second, variant_b or variant, access)
     found = compare(before.record, after.record)
     document = {
-        "first": {"image": first, "key": str(before.key)},
-        "second": {"image": second, "key": str(after.key)},
+        "first": _side(first, before, quality_before),
+        "second": _side(second, after, quality_after),
         "files": [
             {"path": f.path, "change": f.change.value, "before": f.before, "after": f.after}
             for f in found.files
@@ -52,16 +59,33 @@ def diff(
         "moved": found.moved_bytes,
         "shared": found.shared_bytes,
     }
-    console.result(document, _text(found))
+    text = _text(found)
+    if quality_before or quality_after:
+        text += f"\n\nquality before  {_measured(quality_before)}"
+        text += f"\nquality after   {_measured(quality_after)}"
+    console.result(document, text)
 
 
-def _resolve(image: str, variant: str | None, access: Access) -> ResolvedModel:
+def _resolve(
+    image: str, variant: str | None, access: Access
+) -> tuple[ResolvedModel, Quality | None]:
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference | LayoutReference):
         raise InvalidInput(
             f"can't compare {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
-    return resolve_model(open_reader(reference, access), reference.name, variant)
+    reader = open_reader(reference, access)
+    model = resolve_model(reader, reference.name, variant)
+    return model, published_quality(reader, model)
+
+
+def _side(image: str, model: ResolvedModel, quality: Quality | None) -> dict[str, Any]:
+    measured = quality.to_json() if quality else None
+    return {"image": image, "key": str(model.key), "quality": measured}
+
+
+def _measured(quality: Quality | None) -> str:
+    return quality_text(quality) if quality else "not measured"
 
 
 def _text(found: Difference) -> str:

@@ -7,14 +7,13 @@ from typing import Any
 
 import click
 
-from modelimage import mediatypes
-from modelimage.access import Access, Place, open_place
+from builder.quality import published_quality, quality_text
+from modelimage.access import Access, open_place
 from modelimage.errors import InvalidInput
 from modelimage.record import Record
 from modelimage.reference import EngineReference, parse_image
-from modelimage.referrers import list_referrers, read_artifact
-from modelimage.resolve import ResolvedModel, list_models, resolve_model
-from quantize.quality import MEDIA_TYPE, Quality
+from modelimage.resolve import ResolvedModel, resolve_model
+from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
 from weightyard.text import format_bytes
@@ -48,26 +47,11 @@ def inspect(
         )
     reader = open_place(reference, access)
     model = resolve_model(reader, reference.name, variant)
-    quality = _quality(reader, model)
+    quality = published_quality(reader, model)
     text = _text(image, model, quality)
     if files:
         text += "\n\n" + _file_table(model.record)
     console.result(_document(image, model, quality), text)
-
-
-def _quality(reader: Place, model: ResolvedModel) -> Quality | None:
-    """How good a quantized variant is, where that was published beside it; the latest listed counts."""
-    if model.record.quantization is None:
-        return None
-    found = None
-    for manifest in list_models(reader, model.root):
-        if (
-            manifest.annotations.get(mediatypes.ANNOTATION_VARIANT, model.record.variant)
-            == model.record.variant
-        ):
-            for artifact in list_referrers(reader, manifest, MEDIA_TYPE):
-                found = Quality.parse(read_artifact(reader, artifact)[0].data)
-    return found
 
 
 def _document(image: str, model: ResolvedModel, quality: Quality | None) -> dict[str, Any]:
@@ -99,22 +83,11 @@ def _text(image: str, model: ResolvedModel, quality: Quality | None) -> str:
         ("KV cache", f"{format_bytes(facts.kv_cache_bytes_per_token)} a token"),
         ("GPU memory", f"about {format_bytes(facts.gpu_memory_bytes)} to serve"),
         ("quantization", _quantization(record)),
-        *([("quality", _measured(quality))] if quality else []),
+        *([("quality", quality_text(quality))] if quality else []),
         ("size", f"{format_bytes(record.size)} in {len(record.files)} files, {len(record.layers)} layers"),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
-
-
-def _measured(quality: Quality) -> str:
-    noise = f"signal to noise {quality.sqnr.mean:.1f} dB"
-    found = quality.comparison
-    if found is None:
-        return noise
-    return (
-        f"perplexity x{found.perplexity_ratio:.3f}, KL {found.kl_divergence:.3f}, "
-        f"top-1 agreement {100 * found.top1_agreement:.1f}%, {noise}"
-    )
 
 
 def _quantization(record: Record) -> str:
