@@ -123,6 +123,13 @@ def _address(text: str) -> str:
 AddressText = Annotated[str, AfterValidator(_address)]
 
 
+class CsiSection(_Section):
+    """The CSI driver: kubelet's directory, at the same path as on the host, and the mounter's socket."""
+
+    kubelet: Path = Path("/var/lib/kubelet")
+    mounter: Path
+
+
 class FacesSection(_Section):
     """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT.
 
@@ -137,6 +144,7 @@ class FacesSection(_Section):
     hub_upstream: str = "https://huggingface.co"
     hub_images: tuple[str, ...] = ()
     observe: AddressText | None = None
+    csi: CsiSection | None = None
 
 
 class AgentConfig(_Section):

@@ -5,9 +5,12 @@ They are apart from the control API: other sockets, other threads, and nothing b
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from aiohttp import web
 
@@ -18,11 +21,14 @@ from cache_agent.access.upstream import Upstream, impatient
 from cache_agent.addresses import Address
 from cache_agent.config import FacesSection
 from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.csi.server import CsiOptions, CsiServer, Driver, node_name
+from cache_agent.faces.csi.volumes import Volumes
 from cache_agent.faces.hub.api import HubApi
 from cache_agent.faces.hub.service import HubService
 from cache_agent.faces.hub.upstream import HubUpstream
 from cache_agent.faces.mirror.api import MirrorApi
 from cache_agent.faces.mirror.service import MirrorService
+from cache_agent.mounter.client import MounterClient
 from cache_agent.node import Node
 from cache_agent.sources.hub import DEFAULT_ENDPOINT
 from modelimage.access import Access
@@ -47,6 +53,7 @@ class FaceOptions:
     hub_upstream: str = DEFAULT_ENDPOINT
     hub_images: tuple[str, ...] = ()
     observe: Address | None = None
+    csi: CsiOptions | None = None
 
     @classmethod
     def of(cls, section: FacesSection) -> FaceOptions:
@@ -54,8 +61,17 @@ class FaceOptions:
         mirror = Address.parse(section.mirror) if section.mirror else None
         hub = Address.parse(section.hub) if section.hub else None
         observe = Address.parse(section.observe) if section.observe else None
+        csi = None
+        if section.csi is not None:
+            csi = CsiOptions(section.csi.kubelet, section.csi.mounter, node_name(os.environ))
         return cls(
-            mirror, section.registries, hub, section.hub_upstream, section.hub_images, observe
+            mirror=mirror,
+            registries=section.registries,
+            hub=hub,
+            hub_upstream=section.hub_upstream,
+            hub_images=section.hub_images,
+            observe=observe,
+            csi=csi,
         )
 
 
@@ -66,6 +82,7 @@ class OpenFaces:
     mirror: Address | None = None
     hub: Address | None = None
     observe: Address | None = None
+    csi: Path | None = None
 
     def named(self) -> dict[str, str]:
         """Those that are open, by name."""
@@ -101,7 +118,21 @@ async def open_faces(
         hub = await _serve(stack, HubApi(files, _bridge(stack)).application(), options.hub)
     if options.observe is not None and observing is not None:
         observe = await _serve(stack, observing, options.observe)
-    return OpenFaces(mirror, hub, observe)
+    csi = None
+    if options.csi is not None:
+        volumes = Volumes(node, gate, questions, transfers, MounterClient(options.csi.mounter))
+        server = CsiServer(Driver(volumes, options.csi, _version()))
+        stack.callback(server.stop)
+        server.start()
+        csi = options.csi.endpoint
+    return OpenFaces(mirror, hub, observe, csi)
+
+
+def _version() -> str:
+    try:
+        return version("weightyard")
+    except PackageNotFoundError:
+        return "unknown"  # run from a source tree
 
 
 def _bridge(stack: AsyncExitStack) -> Bridge:

@@ -1,0 +1,1 @@
+"""The CSI node driver `cache.weightyard.dev`: pods get a model as an inline read-only volume."""

@@ -1,0 +1,46 @@
+"""How far a pull is, in the words that `kubectl describe pod` shows. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache_agent.fetch.pull import PullSnapshot, PullState
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A pull as seen twice: `since` seconds ago it had `before` bytes."""
+
+    snapshot: PullSnapshot
+    before: int
+    since: float
+
+
+def describe(watched: Watched) -> str:
+    """`waiting for 38 of 52 GiB, 1.2 GiB/s, 12 s left`."""
+    snapshot = watched.snapshot
+    if snapshot.state is PullState.RESOLVING or not snapshot.total:
+        return "waiting for the registry to say what the image holds"
+    left = max(0, snapshot.total - snapshot.done)
+    unit = _unit(snapshot.total)
+    amounts = f"{_number(left, unit)} of {_number(snapshot.total, unit)} {_UNITS[unit]}"
+    rate = (snapshot.done - watched.before) / watched.since if watched.since > 0 else 0.0
+    if rate < 1:
+        return f"waiting for {amounts}, no bytes for {watched.since:.0f} s"
+    own = _unit(int(rate))
+    speed = f"{_number(rate, own)} {_UNITS[own]}/s"
+    return f"waiting for {amounts}, {speed}, {left / rate:.0f} s left"
+
+
+def _unit(size: int) -> int:
+    unit = 0
+    while unit < len(_UNITS) - 1 and size >= 1024 ** (unit + 1):
+        unit += 1
+    return unit
+
+
+def _number(size: float, unit: int) -> str:
+    value = size / 1024**unit
+    return f"{value:.0f}" if unit == 0 or value >= 10 else f"{value:.1f}"

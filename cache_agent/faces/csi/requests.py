@@ -1,0 +1,95 @@
+"""What kubelet asks, parsed once into values. Pure: text in, values out, everything else refused.
+
+An inline volume's attributes are written by whoever writes the pod, so nothing in them is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Final
+
+from cache_agent.mounter.protocol import Target
+from modelimage.errors import InvalidInput
+from modelimage.reference import RegistryReference, parse_image
+
+_KUBERNETES: Final = "csi.storage.k8s.io/"
+_POD_UID: Final = f"{_KUBERNETES}pod.uid"
+_EPHEMERAL: Final = f"{_KUBERNETES}ephemeral"
+_ATTRIBUTES: Final = frozenset({"image", "variant"})
+_MAX_TEXT: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A model to be shown in a pod. `secrets` never stand in a repr."""
+
+    volume_id: str
+    target: str
+    pod: str
+    image: RegistryReference
+    variant: str | None
+    secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
+
+    @property
+    def what(self) -> tuple[str, str | None]:
+        """The model asked for."""
+        return str(self.image), self.variant
+
+
+def parse_publish(
+    *,
+    volume_id: str,
+    target: str,
+    attributes: Mapping[str, str],
+    secrets: Mapping[str, str],
+    block: bool,
+    kubelet: PurePosixPath,
+) -> Publish:
+    """A NodePublishVolume request. Raises InvalidInput that says which part is wrong."""
+    place = Target.parse(target, kubelet)
+    if block:
+        raise InvalidInput("a model is a directory, not a block device")
+    if attributes.get(_EPHEMERAL) != "true":
+        raise InvalidInput("only inline volumes are served", hint="Use `csi:` in the pod itself.")
+    if attributes.get(_POD_UID) != place.pod:
+        raise InvalidInput("the volume's directory is another pod's, or podInfoOnMount is off")
+    unknown = {n for n in attributes if not n.startswith(_KUBERNETES)} - _ATTRIBUTES
+    if unknown:
+        raise InvalidInput(
+            f"unknown volume attributes: {', '.join(sorted(unknown))[:200]}",
+            hint="There are image and variant.",
+        )
+    return Publish(
+        volume_id=parse_volume_id(volume_id),
+        target=target,
+        pod=place.pod,
+        image=_image(attributes.get("image", "")),
+        variant=_variant(attributes.get("variant", "")),
+        secrets=dict(secrets),
+    )
+
+
+def parse_volume_id(text: str) -> str:
+    """A volume's id, which names its lease. Raises InvalidInput."""
+    if not 0 < len(text) <= 200 or not text.isascii() or not text.isprintable():
+        raise InvalidInput("the volume's id is missing or malformed")
+    return text
+
+
+def _image(text: str) -> RegistryReference:
+    if not text or len(text) > _MAX_TEXT:
+        raise InvalidInput("the volume names no image", hint="Add volumeAttributes.image.")
+    image = parse_image(text)
+    if not isinstance(image, RegistryReference):
+        raise InvalidInput(f"a volume's image is in a registry, not at {text[:200]!r}")
+    return image
+
+
+def _variant(text: str) -> str | None:
+    if not text:
+        return None
+    if len(text) > 64 or not all(letter.isalnum() or letter in "-_." for letter in text):
+        raise InvalidInput(f"not a variant: {text[:80]!r}")
+    return text
