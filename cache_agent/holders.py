@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from cache_agent.store.values import Holder, HolderKind
+from modelimage.descriptor import Platform
 
 KUBELET = Path("/var/lib/kubelet")
+# From the kernel's names to those of images.
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,12 @@ class Machine:
 
     proc: Path = Path("/proc")
     kubelet: Path = KUBELET
+    architecture: str = field(default_factory=lambda: os.uname().machine)
+
+    @property
+    def platform(self) -> Platform:
+        """As images name it."""
+        return Platform("linux", _ARCHITECTURES.get(self.architecture, self.architecture))
 
     def boot(self) -> str:
         return (self.proc / "sys/kernel/random/boot_id").read_text().strip()

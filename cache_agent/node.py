@@ -22,7 +22,7 @@ from cache_agent.shelf import Shelf
 from cache_agent.shelving import shelve
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.shared import SharedPlace
-from cache_agent.sources.source import Source
+from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.check import Checker, Finding, Kind
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.space import Amount, SpaceLimits
@@ -33,7 +33,6 @@ from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, Fault, WeightyardError
 from modelimage.reference import ImageReference, RegistryReference
 from modelimage.repository import ImageReader
-from modelimage.resolve import ResolvedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +64,10 @@ class NodeOptions:
         )
 
 
-SourcesOf = Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
+SourcesOf = Callable[[Resolved, ImageReader, str], Sequence[Source]]
 
 
-def image_sources(
-    resolved: ResolvedModel, reader: ImageReader, repository: str
-) -> Sequence[Source]:
+def image_sources(resolved: Resolved, reader: ImageReader, repository: str) -> Sequence[Source]:
     """The image itself as the only source."""
     return [ImageSource(reader, resolved.record, resolved.layers, repository)]
 
@@ -143,6 +140,7 @@ class Node:
             parts.sources,
             parts.events,
             self._shelve(parts),
+            parts.machine.platform,
         )
         self.warmer = Warmer(MemoryFacts(), options.memory_budget)
         self._maintenance: Maintenance | None = None
@@ -226,7 +224,7 @@ class Node:
         return {"maintenance": self._maintenance.problem} if self._maintenance else {}
 
     def _shelve(self, parts: NodeParts) -> Published:
-        def keep(request: PullRequest, resolved: ResolvedModel, reader: ImageReader) -> None:
+        def keep(request: PullRequest, resolved: Resolved, reader: ImageReader) -> None:
             image = request.image
             try:
                 shelve(self.shelf, image, resolved, reader)
@@ -259,7 +257,3 @@ class Node:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _sources(resolved: ResolvedModel, reader: ImageReader, repository: str) -> Sequence[Source]:
-    return [ImageSource(reader, resolved.record, resolved.layers, repository)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cache_agent.shelf import Shelf
+from cache_agent.sources.source import Resolved
 from cache_agent.store.values import repository_of
 from modelimage import canonical
 from modelimage.descriptor import Descriptor
@@ -12,14 +13,12 @@ from modelimage.errors import InvalidImage
 from modelimage.mediatypes import ANNOTATION_MODEL_KEY, INDEX_TYPES
 from modelimage.reference import ImageReference, RegistryReference
 from modelimage.repository import ImageReader
-from modelimage.resolve import ResolvedModel, list_models, read_blob
+from modelimage.resolve import list_models, read_blob
 
 _MAX_CONFIG = 4 << 20
 
 
-def shelve(
-    shelf: Shelf, image: ImageReference, resolved: ResolvedModel, reader: ImageReader
-) -> None:
+def shelve(shelf: Shelf, image: ImageReference, resolved: Resolved, reader: ImageReader) -> None:
     """Keep the index that names a model, every manifest of that model in it, and their configs.
 
     Images in layout directories aren't asked for by name through a registry's API, so nothing of them is kept.
@@ -53,7 +52,7 @@ def layers_of(manifest: bytes) -> Iterator[Descriptor]:
     yield from map(Descriptor.from_json, layers)
 
 
-def _manifests(resolved: ResolvedModel, reader: ImageReader) -> Iterator[Descriptor]:
+def _manifests(resolved: Resolved, reader: ImageReader) -> Iterator[Descriptor]:
     for manifest in list_models(reader, resolved.root):
         named = manifest.annotations.get(ANNOTATION_MODEL_KEY)
         if manifest.digest == resolved.manifest.digest or named == str(resolved.key):

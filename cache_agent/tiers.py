@@ -17,11 +17,11 @@ from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.s3 import S3Bucket
 from cache_agent.sources.shared import SharedPlace, SharedSource
-from cache_agent.sources.source import Source
+from cache_agent.sources.source import Resolved, Source
 from modelimage.errors import InvalidImage
+from modelimage.record import Record
 from modelimage.reference import ImageReference, RegistryReference, parse_image
 from modelimage.repository import ImageReader
-from modelimage.resolve import ResolvedModel
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Tiers:
     _places: tuple[SharedPlace, ...] | None = None
 
     def __call__(
-        self, resolved: ResolvedModel, reader: ImageReader, repository: str
+        self, resolved: Resolved, reader: ImageReader, repository: str
     ) -> Sequence[Source]:
         """Sources for one model, the configured order kept."""
         found = [
@@ -67,20 +67,20 @@ class Tiers:
         self.config, self._places = config, None
 
     def _of_tier(
-        self, tier: str, resolved: ResolvedModel, reader: ImageReader, repository: str
+        self, tier: str, resolved: Resolved, reader: ImageReader, repository: str
     ) -> Iterator[Source]:
         if tier == "shared":
             yield from (SharedSource(place) for place in self.places())
         elif tier == "registry":
             yield from self._mirrors(resolved, repository)
             yield _image(resolved, reader, repository)
-        else:
+        elif isinstance(resolved.record, Record):
             endpoint = self.environ.get("HF_ENDPOINT", self.config.hub.endpoint)
             hub = HubSource.of(resolved.record, endpoint, self.environ.get("HF_TOKEN"))
             if hub is not None:
                 yield hub
 
-    def _mirrors(self, resolved: ResolvedModel, repository: str) -> Iterator[Source]:
+    def _mirrors(self, resolved: Resolved, repository: str) -> Iterator[Source]:
         """The same repository on each mirror of its registry, nearest first. Layers are named by digest there too."""
         reference = parse_image(repository) if not repository.startswith("oci:") else None
         if not isinstance(reference, RegistryReference):
@@ -99,7 +99,7 @@ class Tiers:
         )
 
 
-def _image(resolved: ResolvedModel, reader: ImageReader, repository: str) -> Source:
+def _image(resolved: Resolved, reader: ImageReader, repository: str) -> Source:
     return ImageSource(reader, resolved.record, resolved.layers, repository)
 
 

@@ -9,12 +9,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.flight import Flight
+from cache_agent.fetch.flight import Tick
 from cache_agent.fetch.planner import SourceView, Span, Track, choose_source, choose_track
-from cache_agent.sources.source import Source
+from cache_agent.sources.source import Piece, Source
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
@@ -25,12 +25,28 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
+from modelimage.repository import BlobStream
 
 # What may be tried again somewhere else, or later; everything else ends the pull.
 _MOVE_ON: Final = (Unreachable, RemoteRefused, NotFound, AccessDenied, DigestMismatch)
 _FIRST_REST: Final = 0.25
 _LONGEST_REST: Final = 15.0
 _LONGEST_RETRY_AFTER: Final = 120.0
+
+
+class Carrier(Protocol):
+    """Takes the pieces of what a job fetches: a file's flight does, and what carries a layer of a foreign image.
+
+    Called by several threads at once.
+    """
+
+    proven: bool
+
+    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+        """Read one piece off the stream and keep it. What it raises is the source's failure."""
+
+    def advance(self) -> None:
+        """Do what has become possible since. What it raises ends the pull."""
 
 
 @dataclass
@@ -68,7 +84,7 @@ class Job:
         self,
         tracks: Sequence[Track],
         sources: Sequence[Source],
-        flights: Mapping[Digest, Flight],
+        flights: Mapping[Digest, Carrier],
         *,
         priority: int,
         monotonic: Callable[[], float],

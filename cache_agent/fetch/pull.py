@@ -7,8 +7,8 @@ a file is on its way once on the node, and the second pull waits for it, lending
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,17 +17,22 @@ from cache_agent.errors import Cancelled
 from cache_agent.events import Events, PullEnd
 from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.flight import Flight, Flights
-from cache_agent.fetch.job import Job, RetryPolicy
-from cache_agent.fetch.planner import plan_tracks, unique_files
+from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
+from cache_agent.fetch.foreign.known import LayerClaims
+from cache_agent.fetch.job import Carrier, Job, RetryPolicy
+from cache_agent.fetch.planner import Track, plan_tracks, unique_files
 from cache_agent.fetch.reuse import Reuse
-from cache_agent.sources.source import Source
+from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.store import Store
 from cache_agent.store.values import Model, Origin, repository_of
-from modelimage.errors import InvalidInput, Unreachable
+from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
+from modelimage.foreign import AS_PUBLISHED, AnyRecord, is_ours
 from modelimage.record import Record, RecordFile
 from modelimage.reference import EngineReference, ImageReference
 from modelimage.repository import ImageReader
-from modelimage.resolve import ResolvedModel, resolve_model
+from modelimage.resolve import ResolvedModel, resolve_root
 
 # A pod that waits goes before pre-warming.
 PRIORITY_WAITING = 100
@@ -82,27 +87,32 @@ class PullSnapshot:
 
 
 # Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.
-Published = Callable[[PullRequest, ResolvedModel, ImageReader], None]
+Published = Callable[[PullRequest, Resolved, ImageReader], None]
 
 
-def ignore_published(request: PullRequest, resolved: ResolvedModel, reader: ImageReader) -> None:
+def ignore_published(request: PullRequest, resolved: Resolved, reader: ImageReader) -> None:
     """For who needs nothing beyond the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """Starts pulls. `sources` names the places to fetch a resolved model from, fastest first."""
+    """Starts pulls. `sources` names the places to fetch a resolved model from, fastest first.
+
+    `platform` chooses among the images of a foreign index.
+    """
 
     store: Store
     engine: Engine
     open_reader: Callable[[ImageReference], ImageReader]
-    sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
+    sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
     flights: Flights
     publishing: threading.Lock = field(default_factory=threading.Lock)
     running: set[Pull] = field(default_factory=set)
     events: Events = field(default_factory=Events)
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     published: Published = ignore_published
+    platform: Platform = LINUX_AMD64
+    claims: LayerClaims = field(default_factory=LayerClaims)
 
     @classmethod
     def of(
@@ -110,12 +120,21 @@ class Puller:
         store: Store,
         engine: Engine,
         open_reader: Callable[[ImageReference], ImageReader],
-        sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]],
+        sources: Callable[[Resolved, ImageReader, str], Sequence[Source]],
         events: Events,
         published: Published = ignore_published,
+        platform: Platform = LINUX_AMD64,
     ) -> Puller:
-        flights = Flights(store)
-        return cls(store, engine, open_reader, sources, flights, events=events, published=published)
+        return cls(
+            store,
+            engine,
+            open_reader,
+            sources,
+            Flights(store),
+            events=events,
+            published=published,
+            platform=platform,
+        )
 
     def start(self, request: PullRequest) -> Pull:
         """Begin a pull and return its handle at once."""
@@ -162,7 +181,7 @@ class Pull:
         self._error: BaseException | None = None
         self._state = PullState.RESOLVING
         self._total = self._reused = 0
-        self._flights: list[Flight] = []
+        self._flights: list[Progressing] = []
         self._jobs: list[Job] = []
 
     def begin(self) -> None:
@@ -244,25 +263,73 @@ class Pull:
         request, store = self._request, self._puller.store
         reader = request.reader or self._puller.open_reader(request.image)
         try:
-            resolved = resolve_model(reader, request.image.name, request.variant)
+            root = reader.resolve(request.image.name)
+            resolved = (
+                resolve_root(reader, root, request.variant) if is_ours(reader, root) else None
+            )
         except Unreachable:
             known = store.resolved(str(request.image), request.variant)
             if known is None:
                 raise
             return PullResult(known[0], known[0].path, 0, known[0].size, 0.0, stale=True)
+        if resolved is None:
+            return self._pull_foreign(reader, root)
         record = resolved.record
         self._total = sum(file.size for file in unique_files(record.files))
         with store.hold(file.digest for file in record.files):
             self._get_files(resolved, reader)
-            self._state = PullState.PUBLISHING
-            seconds = self._puller.engine.monotonic() - self._started
-            fetched = sum(sum(job.bytes_by_source) for job in self._jobs)
-            # What getting all of it again would take, judged by what came now.
-            cost = seconds * self._total / fetched if fetched else 0.0
-            with self._puller.publishing:
-                model = store.publish(record, self._origin(resolved), cost)
+            result = self._publish(record, resolved)
         self._puller.published(request, resolved, reader)
+        return result
+
+    def _publish(self, record: AnyRecord, resolved: Resolved) -> PullResult:
+        self._state = PullState.PUBLISHING
+        seconds = self._puller.engine.monotonic() - self._started
+        fetched = sum(sum(job.bytes_by_source) for job in self._jobs)
+        # What getting all of it again would take, judged by what came now.
+        cost = seconds * self._total / fetched if fetched else 0.0
+        origin = Origin(
+            image=str(self._request.image),
+            repository=self._repository,
+            root=resolved.root.digest,
+            manifest=resolved.manifest.digest,
+            variant=record.variant,
+            requested_variant=self._request.variant,
+        )
+        with self._puller.publishing:
+            model = self._puller.store.publish(record, origin, cost)
         return PullResult(model, model.path, fetched, self._reused, seconds)
+
+    def _pull_foreign(self, reader: ImageReader, root: Descriptor) -> PullResult:
+        """Pull what others made: it has no record, and one precision."""
+        puller, request = self._puller, self._request
+        if request.variant not in (None, AS_PUBLISHED):
+            raise UnknownVariant(
+                f"{request.image} has no variant {request.variant!r}: weightyard didn't build it",
+                hint="Pull it without --variant.",
+            )
+        image = ForeignImage(reader, root, self._repository, puller.platform)
+        self._state = PullState.FETCHING
+        with ExitStack() as hold:
+            fetch = ForeignFetch(puller.store, image, puller.sources, puller.claims, self, hold)
+            record = fetch.get()
+            result = self._publish(record, fetch.resolved())
+            fetch.forget()
+        puller.published(request, fetch.resolved(), reader)
+        return result
+
+    def show(self, *, total: int, reused: int, parts: Sequence[Progressing]) -> None:
+        """See `Host.show`."""
+        self._total, self._reused, self._flights = total, reused, list(parts)
+
+    def run(
+        self, tracks: Sequence[Track], sources: Sequence[Source], carriers: Mapping[Digest, Carrier]
+    ) -> None:
+        """See `Host.run`."""
+        job = self._job(tracks, sources, carriers)
+        self._jobs.append(job)
+        self.check_cancelled()
+        self._puller.engine.run(job)
 
     def _get_files(self, resolved: ResolvedModel, reader: ImageReader) -> None:
         record = resolved.record
@@ -271,7 +338,7 @@ class Pull:
         left = unique_files(record.files)
         self._state = PullState.FETCHING
         while left:
-            self._check_cancelled()
+            self.check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]
             mine, theirs = self._puller.flights.claim(left, self._repository, reuse.damaged)
             landed = self._flights
@@ -313,49 +380,44 @@ class Pull:
                 missing[flight.file.digest] = flight.open()
                 flight.proven = not flight.resumed or all(source.proves for source in sources)
                 reservation.spend(flight.file.size - before)
-            job = Job(
+            job = self._job(
                 plan_tracks([flight.file for flight in flights], missing),
                 sources,
                 {flight.file.digest: flight for flight in flights},
-                priority=self._request.priority,
-                monotonic=puller.engine.monotonic,
-                policy=puller.policy,
             )
-            with self._running(job):
-                # What was complete before a crash, and empty files, have no span to land them.
-                for flight in flights:
-                    flight.advance()
-                puller.engine.run(job)
+            self._jobs.append(job)
+            for flight in flights:
+                flight.hurry = lambda priority: puller.engine.hurry(job, priority)
+            self.check_cancelled()
+            # What was complete before a crash, and empty files, have no span to land them.
+            for flight in flights:
+                flight.advance()
+            puller.engine.run(job)
 
-    @contextmanager
-    def _running(self, job: Job) -> Iterator[None]:
-        self._jobs.append(job)
-        for flight in job.flights.values():
-            flight.hurry = lambda priority: self._puller.engine.hurry(job, priority)
-        self._check_cancelled()
-        yield
+    def _job(
+        self, tracks: Sequence[Track], sources: Sequence[Source], carriers: Mapping[Digest, Carrier]
+    ) -> Job:
+        return Job(
+            tracks,
+            sources,
+            carriers,
+            priority=self._request.priority,
+            monotonic=self._puller.engine.monotonic,
+            policy=self._puller.policy,
+        )
 
     def _wait_for(self, flight: Flight) -> None:
         """Wait for another pull's flight to end, lending it this pull's priority."""
         while not flight.ended.wait(0.1):
             flight.hurry(self._request.priority)
-            self._check_cancelled()
+            self.check_cancelled()
 
-    def _check_cancelled(self) -> None:
+    def check_cancelled(self) -> None:
+        """Raises Cancelled."""
         if self._cancelled.is_set():
             raise Cancelled(
                 "the pull was cancelled", hint="Pull again to continue where it stopped."
             )
-
-    def _origin(self, resolved: ResolvedModel) -> Origin:
-        return Origin(
-            image=str(self._request.image),
-            repository=self._repository,
-            root=resolved.root.digest,
-            manifest=resolved.manifest.digest,
-            variant=resolved.record.variant,
-            requested_variant=self._request.variant,
-        )
 
 
 def _by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:

@@ -61,13 +61,7 @@ class Reuse:
 
     def _can_read(self, layer: Digest) -> bool:
         descriptor = next((each for each in self.layers if each.digest == layer), None)
-        if descriptor is None or descriptor.size == 0:
-            return False
-        try:
-            with self.reader.blob(descriptor, ByteRange(0, 1)) as stream:
-                return stream.readinto(memoryview(bytearray(1))) == 1
-        except (NotFound, AccessDenied, RemoteRefused, Unreachable):
-            return False
+        return descriptor is not None and can_read(self.reader, descriptor)
 
     def _rebuilt(self, record: Record, layer: Digest) -> Digest:
         hashed = hashlib.sha256()
@@ -81,3 +75,14 @@ class Reuse:
                         for view in read_range(fd, path, ByteRange(start, stop)):
                             hashed.update(view)
         return Digest(hashed.hexdigest())
+
+
+def can_read(reader: ImageReader, layer: Descriptor) -> bool:
+    """Whether a layer is there and these credentials open it: its first byte is fetched."""
+    if layer.size == 0:
+        return False
+    try:
+        with reader.blob(layer, ByteRange(0, 1)) as stream:
+            return stream.readinto(memoryview(bytearray(1))) == 1
+    except (NotFound, AccessDenied, RemoteRefused, Unreachable):
+        return False

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from cache_agent.sources.source import Piece, Tier
+from cache_agent.sources.source import Layered, Piece, Tier
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage, Unreachable
+from modelimage.errors import InvalidImage, NotFound, Unreachable
 from modelimage.ranges import ByteRange
-from modelimage.record import Record
 from modelimage.repository import BlobStream, ImageReader
 
 _SKIP_BUFFER = 64 << 10
@@ -58,7 +57,7 @@ class ImageSource:
     """One model image in one repository. `layers` are the manifest's: what it doesn't list isn't read."""
 
     reader: ImageReader
-    record: Record
+    record: Layered
     layers: Sequence[Descriptor]
     name: str
     tier: Tier = Tier.REGISTRY
@@ -74,11 +73,15 @@ class ImageSource:
                     f"the record names a layer {layer.digest} that its manifest doesn't list",
                     hint="Build and push the image again.",
                 )
-            self._places[layer.digest] = self.record.recipe(layer.digest).files()
+            recipe = self.record.recipe(layer.digest)
+            if recipe is not None:
+                self._places[layer.digest] = recipe.files()
 
     def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
         """See `Source.open`."""
         layer = self._by_digest[pieces[0].file.layer]
+        if layer.digest not in self._places:
+            raise NotFound(f"layer {layer.digest} can only be read from its beginning")
         wanted = [self._in_layer(piece) for piece in pieces]
         span = ByteRange(wanted[0].start, wanted[-1].stop)
         if len(wanted) == 1:

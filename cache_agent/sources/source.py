@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
+from modelimage.recipe import Recipe
 from modelimage.record import RecordFile
 from modelimage.repository import BlobStream
 
@@ -35,6 +38,38 @@ class Piece:
     file: RecordFile
     index: int
     range: ByteRange
+
+
+class Identified(Protocol):
+    """What has a digest."""
+
+    @property
+    def digest(self) -> Digest: ...
+
+
+class Layered(Protocol):
+    """What a source must know of a model's layers: a record does, and so does a foreign image that is on its way."""
+
+    @property
+    def layers(self) -> Sequence[Identified]: ...
+
+    def recipe(self, layer: Digest) -> Recipe | None:
+        """Where a layer's files lie; None where that can't be told."""
+
+
+class Resolved(Protocol):
+    """An image of ours or of others, resolved to one model."""
+
+    @property
+    def root(self) -> Descriptor: ...
+    @property
+    def manifest(self) -> Descriptor: ...
+    @property
+    def record(self) -> Layered: ...
+    @property
+    def layers(self) -> Sequence[Descriptor]: ...
+    @property
+    def key(self) -> Digest: ...
 
 
 class Source(Protocol):

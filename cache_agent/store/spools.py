@@ -35,7 +35,7 @@ class Spools:
     def reopen(self, layer: Digest, member: int, file: RecordFile) -> Partial:
         """A finished spool as the file that it turned out to be. Raises DiskFailed when it is gone."""
         path = self.path(layer, member)
-        if self.size(layer, member) != file.size:
+        if file.size and self.size(layer, member) != file.size:
             raise DiskFailed(f"{path} was changed while a pull counted on it", hint="Pull again.")
         spool = self.open(layer, member, file.size)
         spool.vouch(file)

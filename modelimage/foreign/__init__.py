@@ -15,6 +15,7 @@ carries no chunk digests, so it is believed layer by layer: verified by the dige
 from modelimage.foreign.choose import resolve_manifest
 from modelimage.foreign.contents import LayerContents
 from modelimage.foreign.derived import (
+    AS_PUBLISHED,
     AnyRecord,
     DerivedLayer,
     DerivedRecord,
@@ -29,7 +30,7 @@ from modelimage.foreign.tarsplit import Piece
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 
 __all__ = [
-    "AnyRecord", "DerivedLayer", "DerivedRecord", "ForeignFile", "ForeignLayer", "ForeignModel", "Kind",
+    "AS_PUBLISHED", "AnyRecord", "DerivedLayer", "DerivedRecord", "ForeignFile", "ForeignLayer", "ForeignModel", "Kind",
     "LayerContents", "LayerStream", "Limits", "MemberKind", "Packing", "Piece", "TarMember", "derive",
     "describe_foreign", "is_ours", "open_layer", "parse_record", "resolve_manifest",
 ]  # fmt: skip

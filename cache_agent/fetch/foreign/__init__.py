@@ -1,0 +1,1 @@
+"""Gets images that others made into the store, layer by layer: each is verified whole before anything is believed."""

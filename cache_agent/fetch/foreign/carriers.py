@@ -1,0 +1,215 @@
+"""Who carries a layer of a foreign image: in one pass, or in ranges. The engine's threads hand them what they read.
+
+Both end the same way: `found` has the layer's contents once its digest was computed here and is the manifest's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cache_agent.chunks import chunk_range
+from cache_agent.fetch.flight import Tick, fill
+from cache_agent.fetch.foreign.plan import Found, LayerPlan, empty_files
+from cache_agent.fetch.foreign.spooling import LayerSpooler, Room
+from cache_agent.sources.source import Piece
+from cache_agent.store.partials import Partial
+from cache_agent.store.store import Store
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch, Unreachable
+from modelimage.foreign import LayerContents, LayerStream, Limits
+from modelimage.hashing import EMPTY_FILE, hash_layer
+from modelimage.recipe import LayerFile, Recipe
+from modelimage.repository import BlobStream
+
+# Told of every layer that turned out right.
+Verified = Callable[[Digest, Found], None]
+
+
+class StreamedLayer:
+    """Carries a layer in one pass. A pass that breaks off leaves nothing, and the next begins at the beginning."""
+
+    def __init__(
+        self, plan: LayerPlan, store: Store, room: Room, limits: Limits, verified: Verified
+    ) -> None:
+        self.plan = plan
+        self.proven = True
+        self.received = self.resumed = 0
+        self._store, self._room, self._limits = store, room, limits
+        self._verified = verified
+
+    def open(self, room: Room) -> dict[Digest, list[int]]:
+        """What is missing, by name: all of it, whatever an earlier pass got."""
+        return {self.plan.layer.digest: [0]}
+
+    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+        """Read the whole layer off the stream. Raises DigestMismatch, InvalidImage, and what stream and disk do."""
+        self.read(_Ticking(stream, tick))
+
+    def read(self, blob: BlobStream) -> None:
+        """See `receive`."""
+        layer = self.plan.layer
+        passing = LayerStream(layer, blob, limits=self._limits, progress=self._count)
+        spooler = LayerSpooler(layer.digest, self.plan.wanted, self._store, self._room)
+        try:
+            for piece in passing:
+                spooler.take(piece)
+            spooler.finish()
+        except BaseException:
+            self.received = 0
+            spooler.discard()
+            raise
+        self._verified(layer.digest, Found(LayerContents(passing.members, spooler.files)))
+
+    def advance(self) -> None:
+        """An empty blob is read without asking anybody for it."""
+        if not self.plan.whole.size:
+            self.read(_Nothing())
+
+    def _count(self, size: int) -> None:
+        self.received += size
+
+
+class RangedLayer:
+    """Carries a layer whose files come in ranges, in any order; whichever thread brings the last byte verifies it.
+
+    What came stays for the next pull, until the layer turns out wrong: then nobody can tell which bytes are.
+    """
+
+    def __init__(
+        self, plan: LayerPlan, store: Store, watch: Callable[[int], None], verified: Verified
+    ) -> None:
+        self.plan = plan
+        self.proven = True
+        self.resumed = 0
+        self.failure: DigestMismatch | None = None
+        self._store, self._watch, self._verified = store, watch, verified
+        self._spools: dict[Digest, Partial] = {}
+        self._lock = threading.Lock()
+        self._received = 0
+        self._ended = False
+
+    def open(self, room: Room) -> dict[Digest, list[int]]:
+        """Open the spools: the missing chunks of each, by its name. Raises NoSpace, NotWritable, DiskFailed."""
+        layer = self.plan.layer.digest
+        for member, file in self.plan.ranged.items():
+            there = self._store.spools.size(layer, member) or 0
+            with room.taking(file.size - there):
+                self._spools[file.digest] = self._store.spools.open(layer, member, file.size)
+        missing = {name: spool.missing() for name, spool in self._spools.items()}
+        self.resumed = sum(
+            len(chunk_range(spool.file.size, index))
+            for spool in self._spools.values()
+            for index in spool.verified
+        )
+        return missing
+
+    @property
+    def received(self) -> int:
+        return self.resumed + self._received
+
+    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+        """Read one chunk off the stream. Raises Unreachable when it ends early, and what stream and disk raise."""
+        spool, done = self._spools[piece.file.digest], 0
+        try:
+            while done < len(piece.range):
+                count = fill(stream, buffer[: len(piece.range) - done], tick)
+                _check_more(count, piece)
+                spool.write(buffer[:count], piece.range.start + done)
+                done += count
+                self._count(count)
+        except BaseException:
+            self._count(-done)
+            raise
+        spool.mark(piece.index)
+
+    def advance(self) -> None:
+        """Verify the layer once all of it is there; `failure` says that it wasn't the manifest's."""
+        if any(spool.missing() for spool in self._spools.values()) or not self._is_first():
+            return
+        layer = self.plan.layer
+        found = verify_files(self.plan, self._store, self._watch)
+        if found is not None:
+            self._received = layer.descriptor.size - self.resumed
+            self._verified(layer.digest, found)
+            return
+        self.failure = DigestMismatch(
+            f"layer {layer.digest} arrived with other bytes",
+            hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
+        )
+        self._received = self.resumed = 0
+        for member in self.plan.ranged:
+            self._store.spools.drop(layer.digest, member)
+
+    def check(self) -> None:
+        """Raises DigestMismatch when the layer turned out wrong."""
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        for spool in self._spools.values():
+            spool.close()
+
+    def _is_first(self) -> bool:
+        with self._lock:
+            first, self._ended = not self._ended, True
+            return first
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._received += size
+
+
+class Finished:
+    """A layer that an earlier pull brought."""
+
+    def __init__(self, size: int) -> None:
+        self.received = self.resumed = size
+
+
+def verify_files(plan: LayerPlan, store: Store, watch: Callable[[int], None]) -> Found | None:
+    """The contents of a layer all of whose files are in spools, if those and its literals make up its digest."""
+    layer = plan.layer
+    recipe = layer.recipe(
+        lambda number: LayerFile(str(number), plan.ranged[number].size, layer.digest)
+    )
+    found = hash_layer(
+        recipe or Recipe.of(()),
+        lambda name: store.spools.path(layer.digest, int(name)),
+        progress=watch,
+    )
+    if found.digest != layer.digest:
+        return None
+    files = {int(name): digests for name, digests in found.files.items()}
+    files |= dict.fromkeys(empty_files(layer), EMPTY_FILE)
+    return Found(LayerContents(layer.members or (), files), layer.literals)
+
+
+def _check_more(count: int, piece: Piece) -> None:
+    if count == 0:
+        raise Unreachable(f"the source ended within {piece.file.path}")
+
+
+class _Nothing:
+    """The stream of an empty blob."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Ticking:
+    """A stream that tells of every read."""
+
+    def __init__(self, stream: BlobStream, tick: Tick) -> None:
+        self._stream, self._tick = stream, tick
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = self._stream.readinto(buffer)
+        self._tick(count)
+        return count
+
+    def close(self) -> None:
+        self._stream.close()

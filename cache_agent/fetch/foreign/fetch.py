@@ -1,0 +1,320 @@
+"""A foreign image's way into the store: describe, reuse what may be reused, fetch layers, verify each, let files in.
+
+Nothing is visible before every layer of the image is verified, those too that give no file. What is done by then
+survives a crash: the journal says what each finished layer held, and its files wait in spools.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from cache_agent.fetch.foreign.carriers import Finished, RangedLayer, StreamedLayer
+from cache_agent.fetch.foreign.known import KnownLayers, LayerClaims, is_sound, recall_layer
+from cache_agent.fetch.foreign.plan import (
+    FetchPlan,
+    Found,
+    LayerPlan,
+    ResolvedForeign,
+    assemble,
+    distinct_layers,
+    lacking,
+    plan_layer,
+)
+from cache_agent.fetch.foreign.spooling import Room
+from cache_agent.fetch.job import Carrier
+from cache_agent.fetch.planner import Track, unique_files
+from cache_agent.sources.source import Resolved, Source
+from cache_agent.store.journal import Harvest
+from cache_agent.store.store import Store
+from modelimage.descriptor import Descriptor, Platform
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage
+from modelimage.foreign import (
+    DerivedRecord,
+    ForeignLayer,
+    ForeignModel,
+    LayerContents,
+    Limits,
+    derive,
+    describe_foreign,
+    resolve_manifest,
+)
+from modelimage.record import RecordFile
+from modelimage.repository import ImageReader
+
+_POLL_SECONDS: Final = 0.2
+
+
+class Progressing(Protocol):
+    """What a pull's progress is summed up from, in bytes of layers."""
+
+    @property
+    def received(self) -> int: ...
+    @property
+    def resumed(self) -> int: ...
+
+
+class Host(Protocol):
+    """What the pull around it does for a fetch."""
+
+    def check_cancelled(self) -> None:
+        """Raises Cancelled."""
+
+    def show(self, *, total: int, reused: int, parts: Sequence[Progressing]) -> None:
+        """Sum the progress up from these from now on."""
+
+    def run(
+        self,
+        tracks: Sequence[Track],
+        sources: Sequence[Source],
+        carriers: Mapping[Digest, Carrier],
+    ) -> None:
+        """Carry spans out. Raises what ended it early."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignImage:
+    """A foreign image in one repository, as one caller reads it."""
+
+    reader: ImageReader
+    root: Descriptor
+    repository: str
+    platform: Platform
+
+
+@dataclass
+class ForeignFetch:
+    """Fetches one foreign image. `hold` keeps what it counts on, claims included, until its owner leaves it."""
+
+    store: Store
+    image: ForeignImage
+    sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
+    claims: LayerClaims
+    host: Host
+    hold: ExitStack
+    manifest: Descriptor = field(init=False)
+    _found: dict[Digest, Found] = field(default_factory=dict)
+    _done: dict[Digest, LayerContents] = field(default_factory=dict)
+    _arriving: dict[Digest, int] = field(default_factory=dict)
+    _reused: set[Digest] = field(default_factory=set)
+    _unkept: set[Digest] = field(default_factory=set)
+    _parts: list[Progressing] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self) -> DerivedRecord:
+        """The record of the image; all its files are in the store, held. Raises what a pull raises."""
+        image = self.image
+        self.manifest = resolve_manifest(image.reader, image.root, image.platform)
+        known = KnownLayers(self.store, image.reader, image.repository)
+        record = self._cached(known)
+        if record is not None:
+            return record
+        limits = Limits(total_bytes=min(Limits().total_bytes, self.store.space().budget))
+        described = describe_foreign(image.reader, self.manifest, limits=limits)
+        try:
+            return self._get(replace(described, root=image.root), known)
+        except InvalidImage:
+            # It never will be a model.
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """Remove what the journal kept: the model is published, or refused."""
+        self.store.spools.forget(self._harvest())
+
+    def _get(self, model: ForeignModel, known: KnownLayers) -> DerivedRecord:
+        layers = distinct_layers(model)
+        while True:
+            self._look(layers, known)
+            with ExitStack() as stack:
+                self._claim(self._missing(layers), stack)
+                # Another pull may have brought some of them while this one waited.
+                self._look(self._missing(layers), known)
+                listed = self._gather(model, stack)
+                unkept = lacking(listed, self._found)
+                if not unkept:
+                    record = self._let_in(listed)
+                    self.hold.enter_context(stack.pop_all())
+                    return record
+            # A known layer gives a file that was hidden in the models that had it: it has to be read again.
+            self._unkept |= unkept
+            for digest in unkept:
+                del self._found[digest]
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def _cached(self, known: KnownLayers) -> DerivedRecord | None:
+        """The record of the model, if it is in the store and may be used as it is."""
+        key = self.manifest.digest
+        self._hold(file.digest for file in self.store.ledger.model_files(key))
+        record = known.record(key)
+        if record is not None:
+            size = sum(layer.size for layer in record.layers)
+            self.host.show(total=size, reused=size, parts=())
+        return record
+
+    def _look(self, layers: Mapping[Digest, ForeignLayer], known: KnownLayers) -> None:
+        """Use the layers that cached models share with this one."""
+        for digest, layer in layers.items():
+            found = None if digest in self._unkept else known.find(layer.descriptor)
+            if found is None:
+                continue
+            files = {each.digest for each in found.contents.files.values()}
+            self._hold(files)
+            if all(self.store.file(each) is not None for each in files):
+                self._found[digest] = found
+                self._reused.add(digest)
+
+    def _missing(self, layers: Mapping[Digest, ForeignLayer]) -> dict[Digest, ForeignLayer]:
+        return {digest: layer for digest, layer in layers.items() if digest not in self._found}
+
+    def _claim(self, layers: Collection[Digest], stack: ExitStack) -> None:
+        while not self.claims.take(layers, _POLL_SECONDS):
+            self.host.check_cancelled()
+        stack.callback(self.claims.give, layers)
+
+    def _hold(self, digests: Iterable[Digest]) -> None:
+        self.hold.enter_context(self.store.hold(list(digests)))
+
+    # -- fetching ----------------------------------------------------------------------------
+
+    def _gather(self, model: ForeignModel, stack: ExitStack) -> ForeignModel:
+        """Bring what is missing: the model with all its layers known."""
+        # While space is promised, nobody takes spools for leftovers.
+        stack.enter_context(self.store.reserve(0))
+        self._recall(model)
+        partly = assemble(model, self._found)
+        missing = self._missing(distinct_layers(model)).values()
+        plans = [plan_layer(partly, layer) for layer in missing]
+        self._show(model)
+        if plans:
+            room = self._reserve(plans, stack)
+            failed = self._fetch(partly, plans, room)
+            if failed:
+                # Other bytes than the manifest's may be a bad connection once.
+                for again in self._fetch(partly, [each.plan for each in failed], room):
+                    again.check()
+        return assemble(model, self._found)
+
+    def _recall(self, model: ForeignModel) -> None:
+        """Take over what an earlier pull of this image finished."""
+        noted = self.store.spools.recall(model.key)
+        known = KnownLayers(self.store, self.image.reader, self.image.repository)
+        self._arriving |= noted.arriving
+        self._arriving |= {digest: len(each.members) for digest, each in noted.done.items()}
+        for digest, layer in self._missing(distinct_layers(model)).items():
+            earlier = None if digest in self._unkept else noted.done.get(digest)
+            if earlier is None or not known.is_readable(layer.descriptor):
+                continue
+            self._hold(each.digest for each in earlier.files.values())
+            plan = plan_layer(assemble(model, self._found), layer)
+            found = recall_layer(self.store, plan, earlier, self._watch)
+            if found is not None:
+                self._verified(digest, found)
+                self._parts.append(Finished(layer.descriptor.size))
+
+    def _reserve(self, plans: Sequence[LayerPlan], stack: ExitStack) -> Room:
+        """Ask for the space of all of them before the first byte. Raises NoSpace."""
+        need = sum(max(0, plan.need - self._spooled(plan)) for plan in plans)
+        return Room(self.store, need, stack.enter_context(self.store.reserve(need)))
+
+    def _spooled(self, plan: LayerPlan) -> int:
+        spools = self.store.spools
+        return sum(spools.size(plan.layer.digest, number) or 0 for number in plan.ranged)
+
+    def _fetch(
+        self, model: ForeignModel, plans: Sequence[LayerPlan], room: Room
+    ) -> list[RangedLayer]:
+        """Fetch layers; those that came whole and turned out wrong."""
+        self._arriving |= {
+            plan.layer.digest: len(plan.layer.members or ()) for plan in plans if plan.ranged
+        }
+        self._note()
+        ranged = [
+            RangedLayer(plan, self.store, self._watch, self._verified)
+            for plan in plans
+            if plan.ranged
+        ]
+        passes = [
+            StreamedLayer(plan, self.store, room, model.limits, self._verified)
+            for plan in plans
+            if not plan.ranged
+        ]
+        self._parts += [*ranged, *passes]
+        self._show(model)
+        try:
+            self._run([*ranged, *passes], room)
+        finally:
+            for each in ranged:
+                each.close()
+        return [each for each in ranged if each.failure is not None]
+
+    def _run(self, carriers: Sequence[RangedLayer | StreamedLayer], room: Room) -> None:
+        image, plan = self.image, FetchPlan.of([each.plan for each in carriers])
+        resolved = ResolvedForeign(image.root, self.manifest, plan, plan.layers)
+        sources = [s for s in self.sources(resolved, image.reader, image.repository) if s.proves]
+        by_name: dict[Digest, Carrier] = {}
+        tracks: list[Track] = []
+        for each in carriers:
+            missing = each.open(room)
+            by_name |= dict.fromkeys(missing, each)
+            tracks += each.plan.tracks(missing)
+            # What was complete before a crash, and what is empty, nobody needs to be asked for.
+            each.advance()
+        self.host.run(tracks, sources, by_name)
+
+    def _watch(self, count: int) -> None:
+        self.host.check_cancelled()
+
+    def _verified(self, layer: Digest, found: Found) -> None:
+        """Called by whichever thread finished a layer."""
+        with self._lock:
+            self._found[layer] = found
+            self._done[layer] = found.contents
+            self._note()
+
+    def _note(self) -> None:
+        self.store.spools.note(self._harvest())
+
+    def _harvest(self) -> Harvest:
+        return Harvest(self.manifest.digest, dict(self._done), dict(self._arriving))
+
+    def _show(self, model: ForeignModel) -> None:
+        sizes = {each.digest: each.descriptor.size for each in model.layers}
+        reused = sum(sizes[digest] for digest in self._reused & sizes.keys())
+        self.host.show(total=sum(sizes.values()), reused=reused, parts=list(self._parts))
+
+    def resolved(self) -> ResolvedForeign:
+        """What was resolved, for whoever keeps its documents."""
+        return ResolvedForeign(self.image.root, self.manifest, FetchPlan.of([]), ())
+
+    # -- letting in --------------------------------------------------------------------------
+
+    def _let_in(self, model: ForeignModel) -> DerivedRecord:
+        """Every layer is verified: the model's files become the store's."""
+        found = {
+            file.path: self._found[file.layer].contents.files[file.member] for file in model.files
+        }
+        record = derive(model, found)
+        members = {file.path: file.member for file in model.files}
+        self._hold(file.digest for file in record.files)
+        for file in unique_files(record.files):
+            self.host.check_cancelled()
+            self._admit(file, members[file.path])
+        return record
+
+    def _admit(self, file: RecordFile, member: int) -> None:
+        if is_sound(self.store, file.digest):
+            return
+        damaged = self.store.file(file.digest) is not None
+        spool = self.store.spools.reopen(file.layer, member, file)
+        try:
+            self.store.admit(spool, file.digest, self.image.repository, replace=damaged)
+        finally:
+            spool.close()
+        if damaged:
+            self.store.relink(file.digest)

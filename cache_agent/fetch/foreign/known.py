@@ -1,0 +1,158 @@
+"""What a node knows of a foreign image's layers already: from models that it holds, and from pulls that ended early.
+
+Bytes that came through another repository are used only if the caller's own credentials open the layer that they came
+in; that they make up that layer was computed on this node.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from cache_agent.errors import DiskFailed
+from cache_agent.fetch.foreign.carriers import verify_files
+from cache_agent.fetch.foreign.plan import Found, LayerPlan
+from cache_agent.fetch.reuse import can_read
+from cache_agent.store.publish import read_record
+from cache_agent.store.store import Store
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage
+from modelimage.foreign import DerivedLayer, DerivedRecord, LayerContents
+from modelimage.hashing import FileDigests, hash_file
+from modelimage.repository import ImageReader
+
+
+class LayerClaims:
+    """Which layers of foreign images are on their way: each by one pull at a time, on the whole node."""
+
+    def __init__(self) -> None:
+        self._taken: set[Digest] = set()
+        self._changed = threading.Condition()
+
+    def take(self, layers: Collection[Digest], timeout: float) -> bool:
+        """Claim all of them, or none when another pull has one of them for longer than `timeout` seconds.
+
+        All or none, so that no two pulls wait for each other.
+        """
+        with self._changed:
+            if self._taken.intersection(layers):
+                self._changed.wait(timeout)
+            if self._taken.intersection(layers):
+                return False
+            self._taken.update(layers)
+            return True
+
+    def give(self, layers: Collection[Digest]) -> None:
+        """End a claim."""
+        with self._changed:
+            self._taken.difference_update(layers)
+            self._changed.notify_all()
+
+
+@dataclass
+class KnownLayers:
+    """The layers of cached foreign models, as far as one caller may use them."""
+
+    store: Store
+    reader: ImageReader
+    repository: str
+    _readable: dict[Digest, bool] = field(default_factory=dict)
+
+    def record(self, key: Digest) -> DerivedRecord | None:
+        """The record of a cached model, if all its files may be used."""
+        record = self._record(key)
+        if record is None:
+            return None
+        usable = all(
+            self._may_use(
+                layer.descriptor, [file.digest for file in record.layer_files(layer.digest)]
+            )
+            for layer in record.layers
+        )
+        return record if usable else None
+
+    def find(self, layer: Descriptor) -> Found | None:
+        """What a layer holds, if that is known and its files may be used."""
+        for model in self.store.models():
+            record = self._record(model.key)
+            known = (
+                next((e for e in record.layers if e.digest == layer.digest), None)
+                if record
+                else None
+            )
+            if known is None or known.contents is None:
+                continue
+            digests = [found.digest for found in known.contents.files.values()]
+            if self._may_use(layer, digests):
+                return Found(known.contents, _literals(known))
+        return None
+
+    def is_readable(self, layer: Descriptor) -> bool:
+        """Whether the caller's credentials open a layer; asked once."""
+        if layer.digest not in self._readable:
+            self._readable[layer.digest] = can_read(self.reader, layer)
+        return self._readable[layer.digest]
+
+    def _record(self, key: Digest) -> DerivedRecord | None:
+        if self.store.model(key) is None:
+            return None
+        with suppress(InvalidImage, DiskFailed):
+            record = read_record(self.store.paths.record(key))
+            return record if isinstance(record, DerivedRecord) else None
+        return None
+
+    def _may_use(self, layer: Descriptor, files: Iterable[Digest]) -> bool:
+        digests = set(files)
+        if not all(is_sound(self.store, digest) for digest in digests):
+            return False
+        proven = digests and all(
+            self.store.ledger.is_proven(self.repository, layer.digest, digest) for digest in digests
+        )
+        return bool(proven) or self.is_readable(layer)
+
+
+def is_sound(store: Store, digest: Digest) -> bool:
+    """Whether a file is in the store and is what it was when it was verified."""
+    stored = store.file(digest)
+    return stored is not None and (store.is_untouched(stored) or store.reverify(stored))
+
+
+def recall_layer(
+    store: Store, plan: LayerPlan, noted: LayerContents, watch: Callable[[int], None]
+) -> Found | None:
+    """What an earlier pull noted of a layer, if its files are all there still; its spools are read again."""
+    numbers = [number for number, found in noted.files.items() if noted.members[number].size]
+    if plan.ranged.keys() == set(numbers) and all(
+        store.spools.size(plan.layer.digest, number) == file.size
+        for number, file in plan.ranged.items()
+    ):
+        return verify_files(plan, store, watch)
+    if all(_is_there(store, plan.layer.digest, n, noted.files[n], watch) for n in numbers):
+        return Found(noted)
+    return None
+
+
+def _is_there(
+    store: Store, layer: Digest, number: int, file: FileDigests, watch: Callable[[int], None]
+) -> bool:
+    if is_sound(store, file.digest):
+        return True
+    if store.spools.size(layer, number) is None:
+        return False
+    return hash_file(store.spools.path(layer, number), progress=watch) == file
+
+
+def _literals(layer: DerivedLayer) -> tuple[bytes, ...] | None:
+    """The bytes before, between and after a layer's files, from the parts that its record lists."""
+    if layer.parts is None:
+        return None
+    literals = [b""]
+    for part in layer.parts:
+        if isinstance(part, str):
+            literals.append(b"")
+        else:
+            literals[-1] += part
+    return tuple(literals)
