@@ -98,13 +98,18 @@ def choose_warm(
 ) -> list[Node]:
     """The nodes that should hold a model: those of the first set of names, then of the next; else spread by a hash."""
 
-    def rank(node: Node) -> tuple[int, bytes]:
-        place = next(
-            (i for i, found in enumerate(preference) if node.name in found), len(preference)
-        )
-        return place, hashlib.sha256(f"{label}/{node.name}".encode()).digest()
+    def spread(node: Node) -> bytes:
+        return hashlib.sha256(f"{label}/{node.name}".encode()).digest()
 
-    return sorted(candidates, key=rank)[:count]
+    chosen: list[Node] = []
+    left = list(candidates)
+    for wanted in (*preference, {node.name for node in candidates}):
+        if len(chosen) >= count:
+            break
+        found = [node for node in left if node.name in wanted]
+        chosen += sorted(found, key=spread)[: count - len(chosen)]
+        left = [node for node in left if node.name not in wanted]
+    return chosen
 
 
 def _gpu(node: Node, vendor: Vendor) -> Gpu | None:

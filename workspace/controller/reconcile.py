@@ -200,12 +200,19 @@ class _Reconciliation:
         if goal == 0 and current > 0 and has_activator(self.workspace):
             # Requests must have somewhere to go before the last server does.
             return 0 if self._service_role() == names.ACTIVATOR else current
-        where = standing(self.workspace, self.active, self.observed, replicas=goal)
+        where = self._standing_of(self.active)
         if where.is_cached:
             return goal
         deployed = self._deployed()
         running = current if deployed and deployed.name == self.active.name else 0
         return min(goal, max(len(where.warm), running))
+
+    def _standing_of(self, active: Revision) -> Standing:
+        """The standing of the version that runs: mostly the one asked for, whose standing is known."""
+        shown = self._target_or_deployed()
+        if self.standing is not None and shown is not None and shown.name == active.name:
+            return self.standing
+        return standing(self.workspace, active, self.observed, replicas=self.goal)
 
     # Objects
 

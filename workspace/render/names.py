@@ -21,7 +21,6 @@ VARIANT: Final = f"{DOMAIN}/variant"
 IMAGE: Final = f"{DOMAIN}/image"  # annotations: an image or a key is too long for a label
 KEY: Final = f"{DOMAIN}/model-key"
 INTENT: Final = f"{DOMAIN}/intent"
-DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 
 SERVER: Final = "server"
 ACTIVATOR: Final = "activator"

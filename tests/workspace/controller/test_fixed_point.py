@@ -160,6 +160,11 @@ class Controller(RuleBasedStateMachine):
         assert self.cluster.api.writes == before
         self.check_what_was_asked_for()
 
+    def teardown(self) -> None:
+        """Every run ends at the fixed point, wherever it was."""
+        if hasattr(self, "cluster"):
+            self.comes_to_rest()
+
     def check_what_was_asked_for(self) -> None:
         api = self.cluster.api
         document = api.get("Workspace", NAMESPACE, NAME)
