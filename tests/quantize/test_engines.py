@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from modelimage.errors import EngineFailed
+from modelimage.safetensors import build_header
 from quantize.api import Evaluation, QuantizeOptions, quantize_checkpoint
+from quantize.checkpoint import read_header
 from quantize.engines import llm_compressor
 from quantize.engines.process import run_worker
 from quantize.errors import EngineMissing, QualityTooLow
@@ -95,3 +100,52 @@ def test_calibrated_int4_of_the_real_model(smollm2: Path, tmp_path: Path) -> Non
     assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
     for name in names - {"config.json", "model.safetensors"}:
         assert (tmp_path / "out" / name).read_bytes() == (smollm2 / name).read_bytes()
+
+
+# Of the real model, this much is enough to see whether an engine gives the same bytes twice.
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def shallow_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model's first layers, as a checkpoint of their own."""
+    root = tmp_path_factory.mktemp("shallow") / "model"
+    shutil.copytree(smollm2, root, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    config = json.loads((smollm2 / "config.json").read_text())
+    (root / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}))
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    data = []
+    for path in sorted(smollm2.glob("*.safetensors")):
+        header = read_header(path)
+        with path.open("rb") as file:
+            for tensor in header.tensors:
+                if ".layers." in tensor.name and int(tensor.name.split(".")[2]) >= LAYERS:
+                    continue
+                file.seek(header.data_offset + tensor.start)
+                data.append(file.read(tensor.size))
+                wanted[tensor.name] = (tensor.dtype, tensor.shape)
+    whole = build_header(wanted, {"format": "pt"}) + b"".join(data)
+    (root / "model.safetensors").write_bytes(whole)
+    return root
+
+
+def _digests(root: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_calibrating_twice_gives_the_same_bytes(
+    shallow_model: Path, tmp_path: Path, threads: int
+) -> None:
+    """With engine, threads and processor pinned; on one core too, where GPTQModel wants two workers."""
+    options = QuantizeOptions(Scheme.INT4, engine=Engine.GPTQ, threads=threads)
+    first = quantize_checkpoint(shallow_model, tmp_path / "first", options)
+    second = quantize_checkpoint(shallow_model, tmp_path / "elsewhere" / "second", options)
+    assert _digests(first.out) == _digests(second.out)
+    assert first.recipe == second.recipe
+    assert first.recipe["threads"] == threads
+    assert first.recipe["reproducible"] == "same engine, threads and CPU class"
+    others = {path.name for path in tmp_path.iterdir()}
+    assert others == {"first", "elsewhere"}
