@@ -1,0 +1,54 @@
+{{/* How objects are called: the release's name, and the chart's unless the release has it in its name. */}}
+{{- define "weightyard.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* What selects a component's pods. Never changes: a selector can't. Call with (dict "root" $ "component" NAME). */}}
+{{- define "weightyard.selector" -}}
+app.kubernetes.io/name: weightyard
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{/* Labels of an object. The controller's NetworkPolicies for workspaces select part-of and component. */}}
+{{- define "weightyard.labels" -}}
+{{ include "weightyard.selector" . }}
+app.kubernetes.io/part-of: weightyard
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "weightyard.image" -}}
+{{- with .image -}}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ default $.root.Chart.AppVersion .tag }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* A quantity in Mi or Gi (the schema allows no other) as a number of Mi. */}}
+{{- define "weightyard.mebibytes" -}}
+{{- if hasSuffix "Gi" . }}{{ mul (trimSuffix "Gi" . | int) 1024 }}{{ else }}{{ trimSuffix "Mi" . | int }}{{ end }}
+{{- end }}
+
+{{- define "weightyard.memoryLimit" -}}
+{{- add (include "weightyard.mebibytes" .Values.agent.memory.base | int) (include "weightyard.mebibytes" .Values.agent.memory.tier | int) }}Mi
+{{- end }}
+
+{{- define "weightyard.priorityClass" -}}
+{{- default (printf "%s-agent" (include "weightyard.fullname" .)) .Values.agent.priorityClass.name }}
+{{- end }}
+
+{{/* What the restricted standard asks of a container, and a read-only root. */}}
+{{- define "weightyard.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}

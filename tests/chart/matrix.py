@@ -1,0 +1,58 @@
+"""Values that a real installation might have, by name: what is rendered, checked and kept as snapshots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+MATRIX: dict[str, Json] = {
+    "defaults": {},
+    "agent-only": {"controller": {"enabled": False}},
+    "controller-only": {"agent": {"enabled": False}},
+    "every-node": {
+        "agent": {"nodeSelector": {"nvidia.com/gpu.present": None}, "tolerations": [{"operator": "Exists"}]}
+    },
+    "private-registry": {
+        "imagePullSecrets": ["pull"],
+        "agent": {
+            "image": {"repository": "registry.corp.example:5000/weightyard/agent", "digest": "sha256:" + "a" * 64},
+            "registries": ["registry.corp.example:5000", "*.mirror.example"],
+            "plainHttp": ["registry.corp.example:5000"],
+            "registryCredentialsSecret": "registry",
+            "caConfigMap": "corp-ca",
+        },
+        "controller": {
+            "image": {"repository": "registry.corp.example:5000/weightyard/controller", "tag": "0.1.0"},
+            "pullSecrets": [{"namespace": "team-a", "names": ["pull"]}, {"namespace": "team-b"}],
+        },
+    },
+    "containerd": {"agent": {"mirror": {"containerd": "install"}}},
+    "containerd-remove": {"agent": {"mirror": {"containerd": "remove"}}},
+    "hub-and-memory": {
+        "agent": {
+            "hub": {"enabled": True},
+            "memory": {"base": "512Mi", "tier": "64Gi"},
+            "config": {"tiers": {"order": ["shared", "registry"], "shared": [{"s3": {"bucket": "models"}}]}},
+            "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
+        }
+    },
+    "monitored": {
+        "monitoring": {
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": True},
+            "dashboard": {"enabled": True},
+        },
+        "networkPolicy": {"metricsFrom": {"kubernetes.io/metadata.name": "monitoring"}},
+    },
+    "unfenced": {"networkPolicy": {"enabled": False}, "agent": {"mirror": {"enabled": False}}},
+    "selinux-and-labels": {
+        "commonLabels": {"team": "platform"},
+        "agent": {
+            "seLinuxOptions": {"type": "spc_t"},
+            "updateStrategy": {"type": "OnDelete"},
+            "priorityClass": {"create": False, "name": "system-node-critical"},
+            "podAnnotations": {"example.com/note": "1"},
+        },
+    },
+}  # fmt: skip

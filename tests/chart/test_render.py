@@ -1,0 +1,219 @@
+"""What the chart renders: accepted by old and new API servers, as the snapshots say, and sound by a linter's rules."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
+from tests.chart.matrix import MATRIX
+from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name
+
+Json = dict[str, Any]
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+UPDATE = os.environ.get("UPDATE_SNAPSHOTS") == "1"
+# The containers that must be root, with the reason in docs/security.md; nothing else may be.
+ROOT = {"prepare", "containerd"}
+
+cases = pytest.mark.parametrize("case", MATRIX)
+
+
+def test_lint_finds_nothing() -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
+
+
+@cases
+def test_objects_are_as_the_snapshot_says(case: str) -> None:
+    """UPDATE_SNAPSHOTS=1 writes them anew; what changed is then seen in the diff."""
+    text = yaml.safe_dump_all(render(MATRIX[case]), sort_keys=True, width=120)
+    path = SNAPSHOTS / f"{case}.yaml"
+    if UPDATE:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+@cases
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_api_servers_accept_and_keep_every_field(case: str, version: str) -> None:
+    for each in render(MATRIX[case], kube=version):
+        if each["apiVersion"].startswith("monitoring.coreos.com/"):
+            continue  # a CRD of somebody else
+        assert schema_name(each, version) is not None
+        assert problems(each, version) == [], f"{each['kind']}/{each['metadata']['name']}"
+
+
+@cases
+def test_names_are_unique_and_namespaces_set(case: str) -> None:
+    objects = render(MATRIX[case])
+    keys = [(e["kind"], e["metadata"].get("namespace"), e["metadata"]["name"]) for e in objects]
+    assert len(keys) == len(set(keys))
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "PriorityClass"}
+    for each in objects:
+        assert ("namespace" in each["metadata"]) == (each["kind"] not in cluster_wide)
+
+
+@cases
+def test_selectors_select_their_own_pods(case: str) -> None:
+    objects = render(MATRIX[case])
+    labels = [
+        e["spec"]["template"]["metadata"]["labels"]
+        for e in objects
+        if e["kind"] in ("DaemonSet", "Deployment")
+    ]
+    for each in objects:
+        spec = each.get("spec", {})
+        wanted = spec.get("selector") if each["kind"] == "Service" else None
+        if each["kind"] in ("PodDisruptionBudget", "DaemonSet", "Deployment"):
+            wanted = spec["selector"]["matchLabels"]
+        if each["kind"] == "NetworkPolicy":
+            wanted = spec["podSelector"]["matchLabels"]
+        if wanted is not None:
+            assert sum(wanted.items() <= found.items() for found in labels) == 1
+
+
+@cases
+def test_ports_that_services_and_policies_name_exist(case: str) -> None:
+    objects = render(MATRIX[case])
+    named = {port["name"] for _, each in containers(objects) for port in each.get("ports", [])}
+    for each in objects:
+        if each["kind"] == "Service":
+            assert {port["targetPort"] for port in each["spec"]["ports"]} <= named
+        if each["kind"] == "NetworkPolicy":
+            rules = each["spec"]["ingress"]
+            assert {p["port"] for rule in rules for p in rule["ports"]} <= named
+
+
+# A linter's rules
+
+
+@cases
+def test_containers_are_confined(case: str) -> None:
+    for name, each in containers(render(MATRIX[case])):
+        security = each["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False, name
+        assert security["readOnlyRootFilesystem"] is True, name
+        assert security["capabilities"]["drop"] == ["ALL"], name
+        assert not security.get("privileged"), name
+        if each["name"] in ROOT:
+            assert set(security["capabilities"].get("add", [])) <= {"CHOWN"}, name
+        else:
+            assert security["runAsNonRoot"] is True, name
+            assert security["runAsUser"] > 0, name
+            assert "add" not in security["capabilities"], name
+
+
+@cases
+def test_pods_share_nothing_of_the_node_but_named_directories(case: str) -> None:
+    for name, spec in pod_specs(render(MATRIX[case])):
+        for field in ("hostNetwork", "hostPID", "hostIPC"):
+            assert not spec.get(field), name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec.get("automountServiceAccountToken", "controller" in name) == (
+            "controller" in name
+        )
+        paths = {v["hostPath"]["path"] for v in spec.get("volumes", []) if "hostPath" in v}
+        assert paths <= {"/var/lib/weightyard", "/etc/containerd/certs.d"}, name
+
+
+@cases
+def test_resources_are_requested_and_limited(case: str) -> None:
+    for name, each in containers(render(MATRIX[case])):
+        resources = each["resources"]
+        assert {"cpu", "memory"} <= set(resources["requests"]), name
+        assert "memory" in resources["limits"], name
+
+
+@cases
+def test_long_running_containers_have_probes(case: str) -> None:
+    for name, spec in pod_specs(render(MATRIX[case])):
+        if name.startswith("Pod/"):
+            continue  # helm's test pod runs once
+        for each in spec["containers"]:
+            assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(each), name
+
+
+@cases
+def test_images_are_named_exactly(case: str) -> None:
+    for name, each in containers(render(MATRIX[case])):
+        assert re.search(r"(@sha256:[0-9a-f]{64}|:(?!latest$)[^/:]+)$", each["image"]), name
+
+
+# What particular values mean
+
+
+def test_the_memory_tier_raises_the_limit_and_reaches_the_settings() -> None:
+    objects = render(MATRIX["hub-and-memory"])
+    (agent,) = find(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    assert agent["resources"]["requests"]["memory"] == "512Mi"
+    assert agent["resources"]["limits"]["memory"] == f"{512 + 64 * 1024}Mi"
+    settings = yaml.safe_load(find(objects, "ConfigMap", "-agent")["data"]["agent.yaml"])
+    assert settings["tiers"]["memory_budget"] == "64Gi"
+    assert settings["tiers"]["order"] == ["shared", "registry"]
+
+
+def test_a_change_of_settings_restarts_agents() -> None:
+    def annotation(budget: str) -> str:
+        values = {"agent": {"config": {"budget": budget}}}
+        template = find(render(values), "DaemonSet")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["weightyard.dev/config"])
+
+    assert annotation("70%") != annotation("60%")
+    assert annotation("70%") == annotation("70%")
+
+
+def test_the_mirror_is_on_the_nodes_loopback_address_alone() -> None:
+    (agent,) = find(render(), "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    exposed = [port for port in agent["ports"] if "hostPort" in port]
+    assert [(p["hostIP"], p["hostPort"], p["name"]) for p in exposed] == [
+        ("127.0.0.1", 5080, "mirror")
+    ]
+
+
+def test_the_agent_has_no_rights_in_the_cluster() -> None:
+    for each in render():
+        if each["kind"].endswith("RoleBinding"):
+            assert all(s["name"].endswith("-controller") for s in each["subjects"])
+
+
+def test_the_controller_reads_no_secret_unless_a_namespace_is_named() -> None:
+    def rules(objects: list[Json]) -> list[tuple[str | None, Json]]:
+        roles = [each for each in objects if each["kind"] in ("Role", "ClusterRole")]
+        found = [
+            (role["metadata"].get("namespace"), rule) for role in roles for rule in role["rules"]
+        ]
+        return [(where, rule) for where, rule in found if {"secrets", "*"} & set(rule["resources"])]
+
+    assert rules(render()) == []
+    found = rules(render(MATRIX["private-registry"]))
+    assert [(where, rule.get("resourceNames"), rule["verbs"]) for where, rule in found] == [
+        ("team-a", ["pull"], ["get"]),
+        ("team-b", None, ["get"]),
+    ]
+
+
+def test_network_policies_of_workspaces_find_agent_and_controller() -> None:
+    """Workspaces' policies name pods by these labels."""
+    for kind, component in (("DaemonSet", "agent"), ("Deployment", "controller")):
+        labels = find(render(), kind)["spec"]["template"]["metadata"]["labels"]
+        assert labels["app.kubernetes.io/part-of"] == "weightyard"
+        assert labels["app.kubernetes.io/component"] == component
+
+
+def test_activators_run_the_controllers_image() -> None:
+    (controller,) = find(render(MATRIX["private-registry"]), "Deployment")["spec"]["template"][
+        "spec"
+    ]["containers"]
+    assert f"--image={controller['image']}" in controller["args"]
+
+
+def test_defaults_render_within_a_second() -> None:
+    started = time.monotonic()
+    helm("template", "weightyard", str(CHART))
+    assert time.monotonic() - started < 1.0
