@@ -19,7 +19,7 @@ from workspace.hardware import asked_hardware
 from workspace.images import resolve_workspace
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
-from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
+from workspace.render.kubernetes import AGENT_IMAGE, Surroundings
 from workspace.render.llmd import inference_pool, render_llmd
 from workspace.render.local import render_up
 from workspace.render.release import Place, Release, plan_release, pod_place, store_place
@@ -43,16 +43,16 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
     help="Where Weightyard itself runs.",
 )
 @click.option(
-    "--weightyard-image",
-    default=DEFAULT_IMAGE,
+    "--agent-image",
+    default=AGENT_IMAGE,
     show_default=True,
-    help="Image of Weightyard's programs.",
+    help="Image of the agent, for compose.",
 )
 @access_options
 @pass_console
 def render(
     console: Console, *, file: Path, name: str | None, target: str,
-    system_namespace: str, weightyard_image: str, access: Access,
+    system_namespace: str, agent_image: str, access: Access,
 ) -> None:  # fmt: skip
     """Write what a workspace becomes, as YAML on stdout.
 
@@ -65,7 +65,7 @@ def render(
     release = plan_release(workspace, resolved, hardware=hardware, place=_place(workspace, target))
     for reason in release.plan.reasons:
         console.say(f"not chosen: {reason}")
-    surroundings = Surroundings(system_namespace=system_namespace, image=weightyard_image)
+    surroundings = Surroundings(system_namespace=system_namespace, agent_image=agent_image)
     documents = _documents(workspace, release, target=target, surroundings=surroundings)
     console.result(
         documents if len(documents) > 1 else documents[0],

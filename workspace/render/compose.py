@@ -43,8 +43,9 @@ def _agent(surroundings: Surroundings) -> Json:
     ready = f"http://127.0.0.1:{_AGENT_PORT}/readyz"
     check = f"import urllib.request; urllib.request.urlopen({ready!r}, timeout=4)"
     return {
-        "image": surroundings.image,
-        "command": ["weightyard", "agent", "--root", str(ROOT), "--port", str(_AGENT_PORT)],
+        "image": surroundings.agent_image,
+        "entrypoint": ["weightyard"],
+        "command": ["agent", "--root", str(ROOT), "--port", str(_AGENT_PORT)],
         "volumes": _cache_volumes(),
         "environment": {"DOCKER_CONFIG": "/docker"},
         "restart": "unless-stopped",
@@ -61,8 +62,9 @@ def _pull(surroundings: Surroundings, image: str, variant: str | None) -> Json:
     """Ends well once the model is in the cache, whole and checked; the agent does the work."""
     chosen = ["--variant", variant] if variant else []
     return {
-        "image": surroundings.image,
-        "command": ["weightyard", "pull", image, *chosen, "--root", str(ROOT)],
+        "image": surroundings.agent_image,
+        "entrypoint": ["weightyard"],
+        "command": ["pull", image, *chosen, "--root", str(ROOT)],
         "volumes": _cache_volumes(),
         "environment": {"DOCKER_CONFIG": "/docker"},
         "restart": "on-failure",

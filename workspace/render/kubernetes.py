@@ -17,16 +17,21 @@ from workspace.schema import Autoscaler, Scale, Workspace
 
 Json = dict[str, Any]
 
-DEFAULT_IMAGE: Final = "ghcr.io/weightyard/weightyard:0.1.0"
+DEFAULT_IMAGE: Final = "ghcr.io/weightyard/weightyard-controller:0.1.0"
+AGENT_IMAGE: Final = "ghcr.io/weightyard/weightyard-agent:0.1.0"
 _CLIENT_PORT: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the objects must know of the cluster: where Weightyard itself runs, and the image of its programs."""
+    """What the objects must know of the cluster: where Weightyard itself runs, and the images of its programs.
+
+    `image` is the controller's, which runs activators too.
+    """
 
     system_namespace: str = "weightyard"
     image: str = DEFAULT_IMAGE
+    agent_image: str = AGENT_IMAGE
     quiet_seconds: int = 600  # a rollout's deadline beyond the server's own start
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from modelimage.errors import InvalidInput
 from tests.workspace import openapi, samples
+from weightyard.cli import entries
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
 from workspace.render.kubernetes import Surroundings
@@ -106,6 +108,18 @@ def test_compose_starts_the_server_once_every_image_is_cached() -> None:
     }
     assert services["model"]["depends_on"] == {"agent": {"condition": "service_healthy"}}
     assert services["server"]["volumes"] == [f"weightyard:{ROOT}:ro"]
+
+
+def test_compose_runs_our_programs_with_options_that_they_have() -> None:
+    services = compose(samples.workspace())["services"]
+    for name in ("agent", "model"):
+        assert services[name]["entrypoint"] == ["weightyard"]
+        subcommand, *words = services[name]["command"]
+        entry = entries()[subcommand]
+        module, _, attribute = entry.path.partition(":")
+        command = getattr(import_module(module), attribute)
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_compose_reserves_the_gpus() -> None:
