@@ -27,3 +27,11 @@ class EngineMissing(EngineFailed):
 
 class QualityTooLow(GateFailed):
     """The quantized weights are worse than a threshold allows."""
+
+
+def broken_weights(shard: str, module: str, row: int) -> BrokenWeights:
+    """The error for a row of a matrix that isn't all finite numbers."""
+    return BrokenWeights(
+        f"{shard}: {module} holds NaN or infinity in row {row}",
+        hint="The checkpoint is damaged or its training diverged: get another one.",
+    )

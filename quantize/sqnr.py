@@ -37,7 +37,9 @@ class Energies:
 
     @property
     def decibels(self) -> float:
-        """10 log10(signal / error), at most EXACT."""
+        """10 log10(signal / error), at most EXACT; minus infinity where either is no finite number."""
+        if not math.isfinite(self.signal + self.error):
+            return -math.inf
         if self.error <= 0 or self.signal <= 0:
             return EXACT
         return min(EXACT, 10 * math.log10(self.signal / self.error))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelimage.errors import InvalidCheckpoint
-from quantize.errors import BrokenWeights
+from quantize.errors import broken_weights
 from quantize.formats import GPTQ_ZEROS
 from quantize.kernels import kernel, storage
 from quantize.plan import Conversion, Copy, ShardPlan
@@ -102,11 +102,7 @@ class ShardFiles:
         sums = self._buffer("sums", np.float64, (rows, 2))
         broken = kernel(job.dtype, numeric, group)(bits, values, scales, sums)
         if broken >= 0:
-            raise BrokenWeights(
-                f"{self._shard.name}: {matrix.module} holds NaN or infinity in row "
-                f"{block.start + broken}",
-                hint="The checkpoint is damaged or its training diverged: get another one.",
-            )
+            raise broken_weights(self._shard.name, matrix.module, block.start + broken)
         if "qweight" in job.targets:
             self._write_columns(job.targets["qweight"], values.view(np.uint32), block, matrix.rows)
             self._write_columns(job.targets["scales"], scales, block, matrix.rows)

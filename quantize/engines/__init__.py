@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from modelimage.errors import EngineFailed
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
+from quantize.dequantize import TensorFile, source_rows
 from quantize.engines import llm_compressor, process
 from quantize.engines.collect import collect
-from quantize.errors import EngineMissing
+from quantize.errors import EngineMissing, broken_weights
 from quantize.plan import Plan
 from quantize.schemes import Engine, Method
 from quantize.sqnr import Energies
@@ -63,9 +66,10 @@ def versions(engine: Engine, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
-    """Run an engine into the staging directory. Raises EngineMissing, EngineFailed."""
+    """Run an engine into the staging directory. Raises BrokenWeights, EngineMissing, EngineFailed."""
     if job.calibration is None:
         raise EngineFailed(f"{engine.value} needs calibration text")
+    _check_finite(job.checkpoint.root, job.plan)
     made = staging.directory / ".engine"
     if made.exists():
         shutil.rmtree(made)
@@ -96,3 +100,14 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
     shutil.rmtree(made)
     shutil.rmtree(scratch)
     return energies
+
+
+def _check_finite(source: Path, plan: Plan) -> None:
+    """Engines take minutes and then fail obscurely, or not at all, so this is looked for before."""
+    for shard in plan.shards:
+        file = TensorFile(source / shard.name)
+        for conversion in shard.conversions:
+            for start, _, rows in source_rows(file, conversion.matrix):
+                broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+                if broken.size:
+                    raise broken_weights(shard.name, conversion.matrix.module, start + broken[0])

@@ -87,6 +87,14 @@ def test_the_summary_weighs_by_energy_and_names_the_worst() -> None:
         check_floor(found, 10.01)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_energies_that_are_not_finite_pass_no_floor(bad: float) -> None:
+    """An engine that wrote a scale of NaN must not look exact."""
+    for broken in (Energies(1000, bad), Energies(bad, 1)):
+        with pytest.raises(QualityTooLow, match=r"^a has"):
+            check_floor(summarize({"a": broken, "b": Energies(10, 1)}), 0)
+
+
 def test_the_shipped_texts_differ() -> None:
     calibration, evaluation = load_calibration(), load_evaluation()
     assert len(calibration.samples) > 20

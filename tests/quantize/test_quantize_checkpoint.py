@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import safe_open
 
 from modelimage.errors import Busy, InvalidCheckpoint, InvalidInput, NotFound, UnsafePickle
 from quantize.api import QuantizeOptions, quantize_checkpoint
+from quantize.engines import llm_compressor
 from quantize.errors import (
     AlreadyQuantized,
     BrokenWeights,
@@ -184,16 +186,27 @@ def test_zero_rows_stay_zero(tmp_path: Path) -> None:
     assert result.quality.sqnr.matrices["model.layers.0.mlp.up_proj"] == 200
 
 
-def test_nan_is_refused_by_name_and_leaves_nothing(tmp_path: Path) -> None:
+NOT_FINITE = {"NaN": 0x7FC0, "infinity": 0x7F80, "minus infinity": 0xFF80}
+
+
+@pytest.mark.parametrize("bits", NOT_FINITE.values(), ids=NOT_FINITE)
+@pytest.mark.parametrize("engine", [Engine.RTN, Engine.LLM_COMPRESSOR], ids=lambda e: e.value)
+def test_what_is_not_finite_is_refused_by_name_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, engine: Engine
+) -> None:
+    """Whatever engine is asked for, and before another process is started."""
+    monkeypatch.setenv(llm_compressor.VARIABLE, sys.executable)
     model = MODELS["llama"]
     data = checkpoints.write(tmp_path / "src", model)
     name = "model.layers.1.self_attn.k_proj.weight"
-    bits = np.frombuffer(data[name][1], np.uint16).copy()
-    bits[5 * checkpoints.HIDDEN + 9] = 0x7FC0
-    data[name] = ("BF16", bits.tobytes())
+    spoilt = np.frombuffer(data[name][1], np.uint16).copy()
+    spoilt[5 * checkpoints.HIDDEN + 9] = bits
+    data[name] = ("BF16", spoilt.tobytes())
     checkpoints.write_file(tmp_path / "src" / "model.safetensors", model.shapes, data)
     with pytest.raises(BrokenWeights, match=r"layers\.1\.self_attn\.k_proj .* row 5"):
-        quantize_checkpoint(tmp_path / "src", tmp_path / "out", rtn())
+        quantize_checkpoint(
+            tmp_path / "src", tmp_path / "out", QuantizeOptions(Scheme.INT4, engine=engine)
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
