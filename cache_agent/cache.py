@@ -9,6 +9,7 @@ from typing import Protocol
 
 from cache_agent.api.wire import (
     CheckView,
+    ExplainView,
     GcBody,
     GcView,
     LeaseBody,
@@ -38,6 +39,9 @@ class Cache(Protocol):
 
     def find(self, text: str) -> ModelView:
         """One model by key, beginning of a key, or image. Raises NotFound, InvalidInput."""
+
+    def explain(self, text: str) -> list[ExplainView]:
+        """Why a pod waits, or how an image is. Raises NotFound."""
 
     def lease(self, body: LeaseBody) -> LeaseView:
         """Promise that a model is in use. Raises NotFound."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cache_agent.api.wire import (
     CheckView,
     ErrorView,
+    ExplainView,
     GcBody,
     GcView,
     LeaseBody,
@@ -42,6 +43,7 @@ from modelimage.reference import LayoutReference, parse_image
 _TIMEOUT: Final = 30.0
 _LONG_TIMEOUT: Final = 24 * 3600.0
 _EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
+_EXPLAINED: Final = TypeAdapter(list[ExplainView])
 _MODELS: Final = TypeAdapter(list[ModelView])
 _LEASES: Final = TypeAdapter(list[LeaseView])
 
@@ -103,6 +105,10 @@ class AgentClient:
 
     def find(self, text: str) -> ModelView:
         return ModelView.model_validate(self._json("GET", f"/v1/model?name={quote(text, safe='')}"))
+
+    def explain(self, text: str) -> list[ExplainView]:
+        found = self._json("GET", f"/v1/explain?name={quote(text, safe='')}")
+        return _EXPLAINED.validate_python(found)
 
     def lease(self, body: LeaseBody) -> LeaseView:
         return LeaseView.model_validate(self._json("POST", "/v1/leases", body))

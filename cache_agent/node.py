@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache_agent.activity import Activity
 from cache_agent.api.wire import CheckView, FindingView
 from cache_agent.config import AgentConfig
 from cache_agent.events import Events
@@ -133,6 +134,7 @@ class Node:
         )
         self.engine = Engine(options.engine)
         self.shelf = Shelf(self.store.paths, self.store.disk)
+        self.activity = Activity(parts.clock)
         self._puller = Puller.of(
             self.store,
             self.engine,
@@ -151,7 +153,9 @@ class Node:
 
     def pull(self, request: PullRequest) -> Pull:
         """Begin a pull; its handle tells the rest."""
-        return self._puller.start(request)
+        pull = self._puller.start(request)
+        self.activity.began(str(request.image), request.variant, pull)
+        return pull
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
         """Prove the store's invariants; with `repair`, mend what can be mended and say which.

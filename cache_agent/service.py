@@ -6,6 +6,7 @@ from collections.abc import Generator
 
 from cache_agent.api.wire import (
     CheckView,
+    ExplainView,
     GcBody,
     GcView,
     LeaseBody,
@@ -21,6 +22,7 @@ from cache_agent.api.wire import (
     WarmView,
 )
 from cache_agent.client import absolute_image
+from cache_agent.explaining import explain
 from cache_agent.fetch.pull import Pull, PullRequest, PullSnapshot
 from cache_agent.node import Node
 from cache_agent.store.policy import Eviction, evictable
@@ -54,6 +56,9 @@ class Service:
 
     def models(self) -> list[ModelView]:
         return [self._model_view(model) for model in self._store.models()]
+
+    def explain(self, text: str) -> list[ExplainView]:
+        return explain(text, self._node.activity, self._store)
 
     def find(self, text: str) -> ModelView:
         return self._model_view(self._store.find(text))

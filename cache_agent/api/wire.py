@@ -102,6 +102,21 @@ class PinBody(BaseModel):
     pinned: bool = True
 
 
+class ExplainView(BaseModel):
+    """Why a pod waits, or how an image is. `state`: ready, waiting or failed; `sources`: bytes by tier and place."""
+
+    subject: str
+    state: str
+    image: str
+    text: str
+    since: float
+    total: int = 0
+    done: int = 0
+    bytes_per_second: float = 0.0
+    seconds_left: float | None = None
+    sources: dict[str, int] = Field(default_factory=dict)
+
+
 class GcBody(BaseModel):
     """Remove leftovers; then evict the least valuable models until `need` bytes were freed."""
 

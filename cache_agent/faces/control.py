@@ -5,7 +5,7 @@
     POST /v1/pull                 progress as JSON lines, then `done` or `error`; hanging up cancels
     GET, POST /v1/leases          DELETE /v1/leases/{id}
     POST /v1/pin /v1/gc /v1/check /v1/warm
-    GET  /v1/space
+    GET  /v1/space                /v1/explain?name=
 
 Parses, asks the service in a thread, writes the answer. Knows no store and no source.
 """
@@ -55,6 +55,7 @@ class ControlApi:
                 web.post("/v1/pin", self._pin),
                 web.post("/v1/gc", self._gc),
                 web.get("/v1/space", self._space),
+                web.get("/v1/explain", self._explain),
                 web.post("/v1/warm", self._warm),
                 web.post("/v1/check", self._check),
             ]
@@ -115,6 +116,10 @@ class ControlApi:
     async def _warm(self, request: web.Request) -> web.Response:
         body = await _body(request, WarmBody)
         return _one(await self._bridge.call(lambda: self._service.warm(body)))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        name = _name(request)
+        return _many(await self._bridge.call(lambda: self._service.explain(name)))
 
     async def _space(self, request: web.Request) -> web.Response:
         return _one(await self._bridge.call(self._service.space))

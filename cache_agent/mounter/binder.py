@@ -40,7 +40,7 @@ class Binder:
             with _opened(parent) as place:
                 if os.path.sameopenfile(model, place):
                     return self._lock_down(parent, place, target)
-                if _is_mount(parent, place):
+                if is_mount(parent, place):
                     raise Busy(f"something else is mounted at the volume of pod {target.pod}")
                 try:
                     with _mapped(target):
@@ -94,7 +94,7 @@ class Binder:
     def _bound(self, parent: int, target: Target) -> Digest | None:
         """The model mounted on top at a volume. Raises InvalidInput when it is something else."""
         with _opened(parent) as place:
-            if not _is_mount(parent, place):
+            if not is_mount(parent, place):
                 return None
             seen = os.fstat(place)
             for entry in os.scandir(self.models):
@@ -102,14 +102,14 @@ class Binder:
                     with self._model(Digest(entry.name)) as model:
                         if os.path.sameopenfile(model, place):
                             return Digest(entry.name)
-            name = Path(_root_of(place)).name
-        if _is_key(name):
+            name = Path(root_of(place)).name
+        if is_key(name):
             return Digest(name)  # removed from the store by hand while it was mounted
         raise InvalidInput(f"what is mounted at the volume of pod {target.pod} is no model")
 
     @contextmanager
     def _model(self, key: Digest) -> Iterator[int]:
-        with _directory(self.models) as models:
+        with opened_directory(self.models) as models:
             try:
                 fd = kernel.open_beneath(models, key.hex)
             except OSError as error:
@@ -122,7 +122,7 @@ class Binder:
     @contextmanager
     def _volume(self, target: Target) -> Iterator[int]:
         """The directory that kubelet made for a volume."""
-        with _directory(self.kubelet) as kubelet, _mapped(target):
+        with opened_directory(self.kubelet) as kubelet, _mapped(target):
             fd = kernel.open_beneath(kubelet, target.parent)
         try:
             yield fd
@@ -154,7 +154,8 @@ def _opened(parent: int) -> Iterator[int]:
 
 
 @contextmanager
-def _directory(path: Path) -> Iterator[int]:
+def opened_directory(path: Path) -> Iterator[int]:
+    """A handle (O_PATH) of a directory. Raises NotFound."""
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -183,7 +184,7 @@ def _mapped(target: Target) -> Iterator[None]:
         ) from error
 
 
-def _is_mount(parent: int, place: int) -> bool:
+def is_mount(parent: int, place: int) -> bool:
     """Whether a handle is of another mount than its parent (the mount's number is in fdinfo)."""
     return _mount_id(parent) != _mount_id(place)
 
@@ -196,7 +197,7 @@ def _mount_id(fd: int) -> str:
     )
 
 
-def _root_of(place: int) -> str:
+def root_of(place: int) -> str:
     """What of its filesystem a mount shows, from mountinfo; empty when it isn't listed."""
     number = _mount_id(place)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -206,5 +207,6 @@ def _root_of(place: int) -> str:
     return ""
 
 
-def _is_key(name: str) -> bool:
+def is_key(name: str) -> bool:
+    """Whether a directory's name is a model key."""
     return len(name) == 64 and all(letter in "0123456789abcdef" for letter in name)

@@ -31,6 +31,7 @@ class Publish:
     image: RegistryReference
     variant: str | None
     secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
+    pod_name: str = ""
 
     @property
     def what(self) -> tuple[str, str | None]:
@@ -68,6 +69,7 @@ def parse_publish(
         image=_image(attributes.get("image", "")),
         variant=_variant(attributes.get("variant", "")),
         secrets=dict(secrets),
+        pod_name=_pod_name(attributes),
     )
 
 
@@ -76,6 +78,13 @@ def parse_volume_id(text: str) -> str:
     if not 0 < len(text) <= 200 or not text.isascii() or not text.isprintable():
         raise InvalidInput("the volume's id is missing or malformed")
     return text
+
+
+def _pod_name(attributes: Mapping[str, str]) -> str:
+    """namespace/name, for people; empty when kubelet doesn't say."""
+    names = (attributes.get(f"{_KUBERNETES}pod.{part}", "") for part in ("namespace", "name"))
+    namespace, name = names
+    return f"{namespace}/{name}"[:300] if namespace and name else ""
 
 
 def _image(text: str) -> RegistryReference:

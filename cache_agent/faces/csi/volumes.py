@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from cache_agent.access.callers import Caller, caller_of_pull_secret
 from cache_agent.access.gate import Admission, Gate
 from cache_agent.access.upstream import Upstream
-from cache_agent.faces.csi.progress import Watched, describe
 from cache_agent.faces.csi.requests import Publish
+from cache_agent.faces.progress import Watched, describe
 from cache_agent.fetch.pull import Pull, PullRequest, PullState
 from cache_agent.mounter.client import MounterClient
 from cache_agent.node import Node
 from cache_agent.store.values import Holder, HolderKind, Model, repository_of
 from modelimage.digest import Digest
-from modelimage.errors import InUse, NotFound, TimedOut, Unreachable
+from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
 
 
 class StillPulling(TimedOut):
@@ -58,6 +58,16 @@ class Volumes:
 
         Raises StillPulling, OtherVolume, Refused, RegistryNotAllowed, and what pulls and the mounter raise.
         """
+        activity, volume = self.node.activity, wanted.volume_id
+        activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
+        try:
+            self._publish(wanted, seconds)
+        except WeightyardError as error:
+            activity.answered(volume, error.message)
+            raise
+        activity.answered(volume, "")
+
+    def _publish(self, wanted: Publish, seconds: float) -> None:
         image = wanted.image
         caller = caller_of_pull_secret(wanted.secrets, image.registry, image.repository)
         question = self.questions.manifest_question(image)
@@ -78,6 +88,7 @@ class Volumes:
         """Take a volume away; one that isn't there is no error. Raises Busy while it is in use."""
         self.mounter.unbind(target)
         self.node.store.release(volume_id)
+        self.node.activity.gone(volume_id)
 
     def usage(self, target: str) -> Usage:
         """What is shown at a target. Raises NotFound when no model is."""
@@ -86,16 +97,6 @@ class Volumes:
         if model is None:
             raise NotFound("no model is mounted there")
         return Usage(model.size, model.files)
-
-    def progress(self, image: str) -> str | None:
-        """How far the pull for an image is; None when none is running."""
-        with self._lock:
-            running = [pull for key, pull in self._pulls.items() if key[1] == image]
-        for pull in running:
-            snapshot = pull.snapshot()
-            if snapshot.state not in (PullState.DONE, PullState.FAILED):
-                return describe(Watched(snapshot, 0, 0.0))
-        return None
 
     def _cached(self, wanted: Publish, admission: Admission) -> Model | None:
         """The model, when it is here and is what the image means now."""

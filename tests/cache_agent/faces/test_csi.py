@@ -16,8 +16,10 @@ import pytest
 
 from cache_agent.faces.csi.server import DRIVER, CsiOptions
 from cache_agent.faces.opening import FaceOptions
+from cache_agent.service import Service
 from cache_agent.store.values import Holder
 from modelimage.access import Access
+from modelimage.errors import NotFound
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from tests.cache_agent.faces.agents import FacesInProcess
 from tests.cache_agent.faces.kubelet import PREFIX, Kubelet
@@ -181,10 +183,37 @@ def test_a_slow_pull_says_how_far_it_is_and_goes_on(machine: Machine, image: str
     waiting = refused(lambda: machine.kubelet.publish("pod-1", image, seconds=4))
     assert waiting.code() is Code.ABORTED
     assert "waiting for" in waiting.details()
+    for subject in ("pod-1", "a", "b/a", image):
+        (view,) = Service(machine.agent.node).explain(subject)
+        assert (view.state, view.total) == ("waiting", model.record.size)
+        assert "MiB" in view.text
+        assert view.seconds_left
+        assert list(view.sources) == [f"registry {image.rpartition(':')[0]}"]
     assert (machine.mounter.mounts(), machine.leases()) == ([], [])
     machine.agent.node.engine.set_bandwidth(0)
     target = machine.kubelet.publish("pod-1", image)
     assert machine.files(target) == model.files
+    assert [each.state for each in Service(machine.agent.node).explain("b/a")] == ["ready"]
+
+
+def test_explain_knows_why_a_pod_was_refused_and_what_is_cached(
+    machine: Machine, image: str
+) -> None:
+    model = publish_model(image, seed=54)
+    service = Service(machine.agent.node)
+    with pytest.raises(NotFound):
+        service.explain(image)
+    refused(lambda: machine.kubelet.publish("pod-1", f"{image}x"))
+    (view,) = service.explain("pod-1")
+    assert (view.state, view.image) == ("failed", f"{image}x")
+    assert "no such thing" in view.text
+    machine.kubelet.publish("pod-2", image)
+    assert "held by pod:pod-2" in service.explain(image)[0].text
+    machine.restart()
+    (view,) = Service(machine.agent.node).explain("pod-2")
+    assert (view.state, view.image) == ("ready", image)
+    machine.kubelet.unpublish("pod-2")
+    assert "nobody holds it" in Service(machine.agent.node).explain(str(model.record.key))[0].text
 
 
 def test_a_moved_tag_is_noticed(machine: Machine, image: str) -> None:

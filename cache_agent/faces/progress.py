@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from cache_agent.fetch.pull import PullSnapshot, PullState
 
+# Over less a rate means nothing.
+_SHORTEST_SECONDS = 0.01
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -26,7 +28,9 @@ def describe(watched: Watched) -> str:
     left = max(0, snapshot.total - snapshot.done)
     unit = _unit(snapshot.total)
     amounts = f"{_number(left, unit)} of {_number(snapshot.total, unit)} {_UNITS[unit]}"
-    rate = (snapshot.done - watched.before) / watched.since if watched.since > 0 else 0.0
+    if watched.since < _SHORTEST_SECONDS:
+        return f"waiting for {amounts}"
+    rate = (snapshot.done - watched.before) / watched.since
     if rate < 1:
         return f"waiting for {amounts}, no bytes for {watched.since:.0f} s"
     own = _unit(int(rate))

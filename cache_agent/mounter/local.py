@@ -1,0 +1,100 @@
+"""Mounts without Kubernetes: a model at a directory of the user's choice, by the user's own right to mount."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache_agent.mounter import kernel
+from cache_agent.mounter.binder import is_key, is_mount, opened_directory, root_of
+from modelimage.digest import Digest
+from modelimage.errors import Busy, InvalidInput, NotFound, NotWritable
+
+
+def lease_id(target: Path) -> str:
+    """The lease of what is mounted at a directory: the same name for mounting and taking away."""
+    return f"mount-{hashlib.sha256(os.fsencode(target)).hexdigest()[:24]}"
+
+
+def mount_model(model: Path, target: Path) -> bool:
+    """Show a model at an empty directory, read-only; makes the directory. False when it is there already.
+
+    Raises Busy when something else is mounted there, InvalidInput when files are in the way, NotWritable without the
+    right to mount.
+    """
+    with _mapped(target):
+        target.mkdir(parents=True, exist_ok=True)
+    with opened_directory(model) as source, opened_directory(target) as place:
+        mounted = _is_mounted(target, place)
+        same = os.path.sameopenfile(source, place)
+        if mounted and not same:
+            raise Busy(f"something else is mounted at {target}", hint="Choose another directory.")
+        if not mounted and any(target.iterdir()):
+            raise InvalidInput(f"{target} isn't empty", hint="Choose an empty directory.")
+        if same and kernel.is_locked_down(place):
+            return False
+        with _mapped(target):
+            if not mounted:
+                kernel.bind(source, place)
+            _lock_down(target)
+    return True
+
+
+def shown_at(target: Path) -> Digest | None:
+    """The model that a directory shows; None for none. Raises InvalidInput when something else is mounted there."""
+    try:
+        with opened_directory(target) as place:
+            mounted = _is_mounted(target, place)
+            name = Path(root_of(place)).name
+    except NotFound:
+        return None
+    if not mounted:
+        return None
+    if not is_key(name):
+        raise InvalidInput(f"what is mounted at {target} is no model", hint="Use umount(8).")
+    return Digest(name)
+
+
+def unmount_model(target: Path) -> Digest | None:
+    """Take a model away from a directory, which stays; its key, None when nothing is mounted there.
+
+    Raises Busy while a process uses it, InvalidInput when it is no model.
+    """
+    key = shown_at(target)
+    if key is not None:
+        with _mapped(target):
+            kernel.unmount(str(target))
+    return key
+
+
+def _lock_down(target: Path) -> None:
+    try:
+        kernel.lock_down(str(target))
+    except BaseException:
+        # Better nothing than something that can be written to.
+        kernel.unmount(str(target))
+        raise
+
+
+def _is_mounted(target: Path, place: int) -> bool:
+    with opened_directory(target.parent) as parent:
+        return is_mount(parent, place)
+
+
+@contextmanager
+def _mapped(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Busy(f"{target} is in use", hint="Stop what reads from it first.") from error
+        if error.errno == errno.ENOENT:
+            raise NotFound(f"{target}: {error.strerror}") from error
+        raise NotWritable(
+            f"can't mount at {target}: {error.strerror}",
+            hint="Mounting needs root; the directory that `weightyard pull` prints can be read without.",
+        ) from error

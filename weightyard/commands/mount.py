@@ -1,0 +1,59 @@
+"""`weightyard mount`: show a model at a directory without Kubernetes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.api.wire import LeaseBody, PullBody
+from cache_agent.cache import open_cache
+from cache_agent.mounter.local import lease_id, mount_model, shown_at
+from modelimage.access import Access
+from modelimage.errors import Busy
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+from weightyard.pulling import follow
+
+
+@click.command()
+@click.argument("image")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@click.option("--variant", metavar="NAME", help="Which precision; by default the image's own.")
+@root_option
+@access_options
+@pass_console
+def mount(
+    console: Console,
+    *,
+    image: str,
+    directory: Path,
+    variant: str | None,
+    root: Path,
+    access: Access,
+) -> None:
+    """Fetch IMAGE into the cache and show it at DIRECTORY, read-only; it isn't evicted until `weightyard umount`.
+
+    Needs root. Nothing is copied: DIRECTORY shows the cache's own files.
+    """
+    with open_cache(root, access) as cache:
+        done = follow(console, image, cache.pull(PullBody(image=image, variant=variant)))
+        name = lease_id(directory)
+        shown = shown_at(directory)
+        if shown is not None and str(shown) != done.key:
+            raise Busy(
+                f"{directory} shows model {shown.short}",
+                hint="Run `weightyard umount` there first.",
+            )
+        held = {lease.id: lease.model for lease in cache.leases()}
+        if held.get(name, done.key) != done.key:
+            cache.release(name)  # of a mount that a reboot took away
+        cache.lease(LeaseBody(model=done.key, holder=f"manual:mount {directory}", id=name))
+        try:
+            changed = mount_model(Path(done.path), directory)
+        except BaseException:
+            if name not in held:
+                cache.release(name)
+            raise
+    console.say(f"{image} is at {directory}" + ("" if changed else ", as before"))
+    console.result({"path": str(directory), "key": done.key, "changed": changed}, str(directory))

@@ -1,0 +1,33 @@
+"""`weightyard umount`: take away what `weightyard mount` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cache_agent.cache import open_cache
+from cache_agent.mounter.local import lease_id, unmount_model
+from modelimage.access import Access
+from modelimage.errors import NotFound
+from weightyard.console import Console, pass_console
+from weightyard.options import access_options, root_option
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@root_option
+@access_options
+@pass_console
+def umount(console: Console, *, directory: Path, root: Path, access: Access) -> None:
+    """Take the model at DIRECTORY away and end its lease. The directory stays, and so does the model in the cache."""
+    try:
+        key = unmount_model(directory)
+    except NotFound:
+        key = None  # a directory that is gone may have left its lease
+    with open_cache(root, access) as cache:
+        released = cache.release(lease_id(directory))
+    if key is None and not released:
+        raise NotFound(f"no model is mounted at {directory}", hint="See `weightyard lease ls`.")
+    text = f"{directory}: taken away" if key else f"{directory}: nothing was mounted; lease ended"
+    console.result({"path": str(directory), "key": str(key) if key else None}, text)
