@@ -74,7 +74,7 @@ class Recipe:
     def of(cls, segments: Iterable[Segment]) -> Recipe:
         kept = tuple(segment for segment in segments if len(segment))
         ends = tuple(accumulate(len(segment) for segment in kept))
-        return cls(kept, (0, *ends[:-1]), ends[-1] if ends else 0)
+        return cls(kept, (0, *ends[:-1])[: len(ends)], ends[-1] if ends else 0)
 
     def cut(self, wanted: ByteRange) -> Iterator[Segment]:
         """The segments that make up a range of the blob. Raises InvalidInput outside of it."""

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.flight import Flight
+from cache_agent.fetch.foreign.repairing import resolve_derived
 from cache_agent.fetch.job import Job, RetryPolicy
 from cache_agent.fetch.planner import plan_tracks
-from cache_agent.sources.source import Source
+from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin
 from modelimage.digest import Digest
 from modelimage.errors import NotFound, WeightyardError
+from modelimage.foreign import AnyRecord, DerivedRecord
 from modelimage.record import RecordFile
 from modelimage.reference import ImageReference, LayoutReference, RegistryReference, parse_image
 from modelimage.repository import ImageReader
-from modelimage.resolve import ResolvedModel, resolve_model
+from modelimage.resolve import resolve_model
 
 PRIORITY_REPAIR = 50
 
@@ -30,7 +32,7 @@ class Repairer:
     store: Store
     engine: Engine
     open_reader: Callable[[ImageReference], ImageReader]
-    sources: Callable[[ResolvedModel, ImageReader, str], Sequence[Source]]
+    sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
     events: Events
     pause: Callable[[int], None] = lambda count: None
 
@@ -56,20 +58,20 @@ class Repairer:
 
     def _repair(self, key: Digest, digest: Digest) -> None:
         origin = self.store.origin(key)
-        reader, resolved = self._resolve(origin)
-        file = next((f for f in resolved.record.files if f.digest == digest), None)
-        if file is None or resolved.key != key:
+        record, sources = self._resolve(key, origin)
+        file = next((f for f in record.files if f.digest == digest), None)
+        if file is None or record.key != key:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
         with self.store.hold([digest]), self.store.reserve(file.size) as reservation:
-            self.store.begin(resolved.record)
+            self.store.begin(record)
             flight = Flight(file, origin.repository, self.store, replace=True)
             try:
                 flight.open(self.pause)
                 reservation.spend(file.size)
-                fetched = self._fetch(flight, self.sources(resolved, reader, origin.repository))
+                fetched = self._fetch(flight, sources)
             finally:
                 flight.close()
-                self.store.end(resolved.record)
+                self.store.end(record)
         self.events.repaired(digest.hex, fetched)
 
     def _fetch(self, flight: Flight, sources: Sequence[Source]) -> int:
@@ -87,10 +89,14 @@ class Repairer:
         self.engine.run(job)
         return len(missing)
 
-    def _resolve(self, origin: Origin) -> tuple[ImageReader, ResolvedModel]:
+    def _resolve(self, key: Digest, origin: Origin) -> tuple[AnyRecord, Sequence[Source]]:
         """The image by the very manifest that the model came from: a tag may have moved on."""
         image = parse_image(origin.image)
         if not isinstance(image, RegistryReference | LayoutReference):
             raise NotFound(f"{origin.image} can't be fetched from")
-        reader = self.open_reader(image)
-        return reader, resolve_model(reader, str(origin.manifest))
+        reader, record = self.open_reader(image), self.store.record(key)
+        if isinstance(record, DerivedRecord):
+            resolved, whole = resolve_derived(reader, record, origin)
+            return record, [*self.sources(resolved, reader, origin.repository), whole]
+        found = resolve_model(reader, str(origin.manifest))
+        return found.record, self.sources(found, reader, origin.repository)

@@ -21,7 +21,7 @@ from cache_agent.store.mend import Mender
 from cache_agent.store.partials import Partial, boot_id, identity
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.policy import Candidate, Eviction
-from cache_agent.store.publish import Publisher
+from cache_agent.store.publish import Publisher, read_record
 from cache_agent.store.recovery import Recoverer, Recovery, listed
 from cache_agent.store.removal import Holds, Remover
 from cache_agent.store.scrub import Scrubber
@@ -234,6 +234,10 @@ class Store:
         """Where a model came from. Raises DiskFailed, InvalidImage."""
         with reading(self.paths.origin(key)):
             return Origin.parse(self.paths.origin(key).read_bytes())
+
+    def record(self, key: Digest) -> AnyRecord:
+        """What a cached model holds. Raises DiskFailed, InvalidImage."""
+        return read_record(self.paths.record(key))
 
     def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
         """Copy the right chunks of the damaged stored file into its partial; how many were wrong."""

@@ -97,6 +97,7 @@ class ForeignFetch:
     host: Host
     hold: ExitStack
     manifest: Descriptor = field(init=False)
+    _noted: Harvest = field(init=False)
     _found: dict[Digest, Found] = field(default_factory=dict)
     _done: dict[Digest, LayerContents] = field(default_factory=dict)
     _arriving: dict[Digest, int] = field(default_factory=dict)
@@ -109,6 +110,7 @@ class ForeignFetch:
         """The record of the image; all its files are in the store, held. Raises what a pull raises."""
         image = self.image
         self.manifest = resolve_manifest(image.reader, image.root, image.platform)
+        self._noted = self.store.spools.recall(self.manifest.digest)
         known = KnownLayers(self.store, image.reader, image.repository)
         record = self._cached(known)
         if record is not None:
@@ -123,7 +125,8 @@ class ForeignFetch:
             raise
 
     def forget(self) -> None:
-        """Remove what the journal kept: the model is published, or refused."""
+        """Remove what the journal kept, an earlier pull's too: the model is published, or refused."""
+        self.store.spools.forget(self._noted)
         self.store.spools.forget(self._harvest())
 
     def _get(self, model: ForeignModel, known: KnownLayers) -> DerivedRecord:
@@ -202,7 +205,8 @@ class ForeignFetch:
 
     def _recall(self, model: ForeignModel) -> None:
         """Take over what an earlier pull of this image finished."""
-        noted = self.store.spools.recall(model.key)
+        # Read again: another pull of this image may have ended while this one waited.
+        self._noted = noted = self.store.spools.recall(model.key)
         known = KnownLayers(self.store, self.image.reader, self.image.repository)
         self._arriving |= noted.arriving
         self._arriving |= {digest: len(each.members) for digest, each in noted.done.items()}
