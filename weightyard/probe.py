@@ -1,11 +1,13 @@
-"""`python -m weightyard.probe URL`: exits with 0 when URL answers 200. What a container's health check runs.
+"""`python -m weightyard.probe URL`: exits with 0 when URL answers 200, or something listens at `unix:PATH`.
 
-Only the standard library, and little of it: it runs every few seconds in images that have no curl.
+What a container's health check runs. Only the standard library, and little of it: it runs every few seconds, in images
+that have no curl.
 """
 
 from __future__ import annotations
 
 import http.client
+import socket
 import sys
 from urllib.parse import urlsplit
 
@@ -13,16 +15,30 @@ SECONDS = 2.0
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with 200 in time."""
+    """Whether `url` is answered in time."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=SECONDS)
     try:
-        connection.request("GET", parts.path or "/")
-        return connection.getresponse().status == 200
+        if parts.scheme == "unix":
+            return _listens(parts.path)
+        return _status(parts.netloc, parts.path or "/") == 200
     except (OSError, http.client.HTTPException):
         return False
+
+
+def _status(host: str, path: str) -> int:
+    connection = http.client.HTTPConnection(host, timeout=SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
     finally:
         connection.close()
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(SECONDS)
+        client.connect(path)
+    return True
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ MATRIX: dict[str, Json] = {
             "pullSecrets": [{"namespace": "team-a", "names": ["pull"]}, {"namespace": "team-b"}],
         },
     },
+    "kubelet-elsewhere": {"agent": {"csi": {"kubeletPath": "/var/lib/k0s/kubelet"}}},
     "containerd": {"agent": {"mirror": {"containerd": "install"}}},
     "containerd-remove": {"agent": {"mirror": {"containerd": "remove"}}},
     "hub-and-memory": {
@@ -45,7 +46,10 @@ MATRIX: dict[str, Json] = {
         },
         "networkPolicy": {"metricsFrom": {"kubernetes.io/metadata.name": "monitoring"}},
     },
-    "unfenced": {"networkPolicy": {"enabled": False}, "agent": {"mirror": {"enabled": False}}},
+    "unfenced": {
+        "networkPolicy": {"enabled": False},
+        "agent": {"mirror": {"enabled": False}, "csi": {"enabled": False}},
+    },
     "selinux-and-labels": {
         "commonLabels": {"team": "platform"},
         "agent": {

@@ -11,15 +11,26 @@ from typing import Any
 import pytest
 import yaml
 
+from cache_agent.config import parse_config
+from cache_agent.faces.csi.server import DRIVER
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
 from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name
+from weightyard.commands.agent import agent
+from weightyard.commands.controller import controller
 
 Json = dict[str, Any]
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = os.environ.get("UPDATE_SNAPSHOTS") == "1"
 # The containers that must be root, with the reason in docs/security.md; nothing else may be.
-ROOT = {"prepare", "containerd"}
+ROOT = {"prepare", "containerd", "mounter"}
+PRIVILEGED = "mounter"
+
+KUBELET = {
+    kubelet + below
+    for kubelet in ("/var/lib/kubelet", "/var/lib/k0s/kubelet")
+    for below in ("", "/plugins/cache.weightyard.dev", "/plugins_registry", "/pods")
+}
 
 cases = pytest.mark.parametrize("case", MATRIX)
 
@@ -54,7 +65,7 @@ def test_names_are_unique_and_namespaces_set(case: str) -> None:
     objects = render(MATRIX[case])
     keys = [(e["kind"], e["metadata"].get("namespace"), e["metadata"]["name"]) for e in objects]
     assert len(keys) == len(set(keys))
-    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "PriorityClass"}
+    cluster_wide = {"CSIDriver", "ClusterRole", "ClusterRoleBinding", "PriorityClass"}
     for each in objects:
         assert ("namespace" in each["metadata"]) == (each["kind"] not in cluster_wide)
 
@@ -97,8 +108,10 @@ def test_ports_that_services_and_policies_name_exist(case: str) -> None:
 def test_containers_are_confined(case: str) -> None:
     for name, each in containers(render(MATRIX[case])):
         security = each["securityContext"]
-        assert security["allowPrivilegeEscalation"] is False, name
         assert security["readOnlyRootFilesystem"] is True, name
+        if each["name"] == PRIVILEGED:
+            continue
+        assert security["allowPrivilegeEscalation"] is False, name
         assert security["capabilities"]["drop"] == ["ALL"], name
         assert not security.get("privileged"), name
         if each["name"] in ROOT:
@@ -119,7 +132,7 @@ def test_pods_share_nothing_of_the_node_but_named_directories(case: str) -> None
             "controller" in name
         )
         paths = {v["hostPath"]["path"] for v in spec.get("volumes", []) if "hostPath" in v}
-        assert paths <= {"/var/lib/weightyard", "/etc/containerd/certs.d"}, name
+        assert paths <= {"/var/lib/weightyard", "/etc/containerd/certs.d"} | KUBELET, name
 
 
 @cases
@@ -150,9 +163,9 @@ def test_images_are_named_exactly(case: str) -> None:
 
 def test_the_memory_tier_raises_the_limit_and_reaches_the_settings() -> None:
     objects = render(MATRIX["hub-and-memory"])
-    (agent,) = find(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"]
-    assert agent["resources"]["requests"]["memory"] == "512Mi"
-    assert agent["resources"]["limits"]["memory"] == f"{512 + 64 * 1024}Mi"
+    first = find(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]
+    assert first["resources"]["requests"]["memory"] == "512Mi"
+    assert first["resources"]["limits"]["memory"] == f"{512 + 64 * 1024}Mi"
     settings = yaml.safe_load(find(objects, "ConfigMap", "-agent")["data"]["agent.yaml"])
     assert settings["tiers"]["memory_budget"] == "64Gi"
     assert settings["tiers"]["order"] == ["shared", "registry"]
@@ -169,8 +182,8 @@ def test_a_change_of_settings_restarts_agents() -> None:
 
 
 def test_the_mirror_is_on_the_nodes_loopback_address_alone() -> None:
-    (agent,) = find(render(), "DaemonSet")["spec"]["template"]["spec"]["containers"]
-    exposed = [port for port in agent["ports"] if "hostPort" in port]
+    first = find(render(), "DaemonSet")["spec"]["template"]["spec"]["containers"][0]
+    exposed = [port for port in first["ports"] if "hostPort" in port]
     assert [(p["hostIP"], p["hostPort"], p["name"]) for p in exposed] == [
         ("127.0.0.1", 5080, "mirror")
     ]
@@ -217,3 +230,46 @@ def test_defaults_render_within_a_second() -> None:
     started = time.monotonic()
     helm("template", "weightyard", str(CHART))
     assert time.monotonic() - started < 1.0
+
+
+def test_only_the_mounter_sees_all_of_kubelets_directory() -> None:
+    template = find(render(), "DaemonSet")["spec"]["template"]["spec"]
+    for each in [*template["initContainers"], *template["containers"]]:
+        mounts = {mount["name"]: mount for mount in each["volumeMounts"]}
+        assert ("kubelet" in mounts) == (each["name"] == PRIVILEGED)
+        propagation = {mount.get("mountPropagation") for mount in mounts.values()}
+        assert ("Bidirectional" in propagation) == (each["name"] == PRIVILEGED)
+
+
+def test_the_driver_is_what_kubelet_expects_of_inline_volumes() -> None:
+    driver = find(render(), "CSIDriver")
+    assert driver["metadata"]["name"] == DRIVER
+    assert driver["spec"] == {
+        "attachRequired": False,
+        "podInfoOnMount": True,
+        "volumeLifecycleModes": ["Ephemeral"],
+        "fsGroupPolicy": "None",
+        "requiresRepublish": False,
+    }
+    label = "security.openshift.io/csi-ephemeral-volume-profile"
+    assert driver["metadata"]["labels"][label] == "restricted"
+
+
+@cases
+def test_programs_take_the_options_and_settings_that_the_chart_gives_them(case: str) -> None:
+    for _, each in containers(render(MATRIX[case])):
+        arguments = [a for a in each.get("args", []) if a.startswith("--") and a != "--json"]
+        if each["name"] in ("agent", "controller"):
+            known = {
+                o
+                for p in {"agent": agent, "controller": controller}[each["name"]].params
+                for o in p.opts
+            }
+            assert {a.partition("=")[0] for a in arguments} <= known
+    for each in render(MATRIX[case]):
+        if each["kind"] == "ConfigMap" and "agent.yaml" in each["data"]:
+            config = parse_config(each["data"]["agent.yaml"], {}, {})
+            kubelet = (
+                MATRIX[case].get("agent", {}).get("csi", {}).get("kubeletPath", "/var/lib/kubelet")
+            )
+            assert config.faces.csi is None or str(config.faces.csi.kubelet) == kubelet

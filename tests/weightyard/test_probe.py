@@ -1,0 +1,70 @@
+"""The health check of containers, as they run it."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from weightyard.probe import answers
+
+
+@contextmanager
+def server(status: int) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{running.server_port}/livez"
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (503, False), (404, False)])
+def test_only_200_is_healthy(status: int, expected: bool) -> None:
+    with server(status) as url:
+        assert answers(url) is expected
+
+
+def test_nobody_there_is_unhealthy(tmp_root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert not answers(f"http://127.0.0.1:{port}/livez")
+    assert not answers(f"unix:{tmp_root}/nothing")
+
+
+def test_a_unix_socket_that_listens_is_healthy_until_its_server_is_gone(tmp_root: Path) -> None:
+    path = tmp_root / "s"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        assert not answers(f"unix:{path}")
+        listening.listen()
+        assert answers(f"unix:{path}")
+    assert not answers(f"unix:{path}")
+
+
+def test_the_exit_code_says_it() -> None:
+    with server(200) as url:
+        assert (
+            subprocess.run([sys.executable, "-m", "weightyard.probe", url], check=False).returncode
+            == 0
+        )
+    assert (
+        subprocess.run([sys.executable, "-m", "weightyard.probe", url], check=False).returncode == 1
+    )
