@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,17 @@ def test_missing_engines_say_the_command_that_installs_them(
         assert isinstance(error, EngineMissing)
         assert command in (error.hint or "")
     assert {path.name for path in tmp_path.iterdir()} == {"src"}
+
+
+def test_measuring_without_its_libraries_says_the_command_that_installs_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    options = ["--scheme", "int8-w8a16", "--evaluate"]
+    error = failure(source, tmp_path / "out", *options)
+    assert isinstance(error, EngineMissing)
+    assert error.hint == "Run: pip install 'weightyard[evaluate]'"
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
 @pytest.mark.parametrize(
