@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Container
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,14 +132,14 @@ class Shelf:
             else:
                 self._known.pop(place, None)
 
-    def prune(self, wanted: Container[str]) -> int:
-        """Forget the repositories that aren't wanted, and documents that no repository holds; how many went."""
+    def prune(self, wanted: Callable[[str], bool]) -> int:
+        """Forget the places that aren't wanted, and documents that no place holds; how many went."""
         with self._lock:
             kept: set[str] = set()
             gone = 0
             for path in listed(self._repositories):
                 known = self._read(path)
-                if known is None or known.repository not in wanted:
+                if known is None or not wanted(known.repository):
                     self._disk.unlink(path)
                     self._known.pop(known.repository if known else "", None)
                     gone += 1

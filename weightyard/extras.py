@@ -14,6 +14,8 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "numba": "builder",
     "numpy": "builder",
     "aiohttp": "agent",
+    "google": "agent",
+    "grpc": "agent",
     "prometheus_client": "agent",
     "structlog": "agent",
     "kopf": "controller",

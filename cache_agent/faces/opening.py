@@ -31,8 +31,10 @@ from cache_agent.faces.mirror.service import MirrorService
 from cache_agent.mounter.client import MounterClient
 from cache_agent.node import Node
 from cache_agent.sources.hub import DEFAULT_ENDPOINT
+from cache_agent.store.values import repository_of
 from modelimage.access import Access
 from modelimage.errors import Busy
+from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.transport import TlsOptions
 
 _BACKLOG = 1024
@@ -101,6 +103,7 @@ async def open_faces(
 
     Raises Busy for an address that is taken.
     """
+    prune_shelf(node)
     allowed = AllowedRegistries.of(options.registries)
     questions, transfers = Upstream(impatient(access), allowed), Upstream(access, allowed)
     gate = Gate(node.clock, places=node.shelf)
@@ -126,6 +129,14 @@ async def open_faces(
         server.start()
         csi = options.csi.endpoint
     return OpenFaces(mirror, hub, observe, csi)
+
+
+def prune_shelf(node: Node) -> int:
+    """Forget what was kept of images whose models have gone; how many entries went. The Hub's listings stay."""
+    images = [image for model in node.store.models() for image in node.store.images_of(model.key)]
+    parsed = map(parse_image, images)
+    cached = {repository_of(each) for each in parsed if isinstance(each, RegistryReference)}
+    return node.shelf.prune(lambda place: place in cached or place.startswith("hub:"))
 
 
 def _version() -> str:
