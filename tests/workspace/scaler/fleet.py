@@ -29,6 +29,7 @@ class Replica:
     process: ServerProcess
     url: str
     ready: bool = False
+    leaving: bool = False
 
 
 @dataclass
@@ -75,20 +76,22 @@ class Fleet:
         """Take the least busy replica out, let it finish, stop it: what preStop does in a pod."""
         loads = [await read_load(session, Targets(1, (each.url,), None)) for each in self.replicas]
         index = min(range(len(loads)), key=lambda i: loads[i].running + loads[i].waiting)
-        replica = self.replicas.pop(index)
+        replica = self.replicas[index]
+        replica.ready, replica.leaving = False, True
         busy = True
         while busy:
             await asyncio.sleep(self.period)  # requests on their way to it arrive first
             found = await read_load(session, Targets(1, (replica.url,), None))
             busy = bool(found.running + found.waiting)
         await asyncio.to_thread(replica.process.stop)
+        self.replicas.remove(replica)
 
     async def _probe(self, session: aiohttp.ClientSession) -> None:
         """Readiness of those that aren't ready yet. A dead process is an error of the test."""
         for replica in self.replicas:
             if not replica.process.is_running():
                 raise AssertionError(f"a replica died:\n{replica.process.log_text()[-3000:]}")
-            if not replica.ready:
+            if not replica.ready and not replica.leaving:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                     timeout = aiohttp.ClientTimeout(total=1)
                     async with session.get(f"{replica.url}/health", timeout=timeout) as answer:
