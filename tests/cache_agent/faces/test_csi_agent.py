@@ -1,0 +1,131 @@
+"""A real agent that is killed: in the middle of a publish, and under a server that reads from a published volume."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.builder.building import build_here
+from tests.cache_agent.faces.kubelet import Kubelet
+from tests.cache_agent.faces.published import publish_model
+from tests.cache_agent.mounter.mounters import NamespacedMounter
+from tests.cache_agent.nodes import findings
+from tests.servers.process import ServerProcess, child_environment, program, wait_until
+from tests.servers.registry import DockerRegistry
+from tests.servers.vllm import VllmServer
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+
+class AgentProcess:
+    """`weightyard agent` with the CSI driver, started and killed as a test likes."""
+
+    def __init__(self, root: Path, kubelet: Kubelet, mounter: NamespacedMounter) -> None:
+        self._root = root
+        csi = {"kubelet": str(kubelet.directory), "mounter": str(mounter.socket)}
+        self._settings = {
+            "WEIGHTYARD_FACES__CSI": json.dumps(csi),
+            "WEIGHTYARD_FACES__REGISTRIES": '["127.0.0.1:*", "*.0.0.1:*"]',
+        }
+        self._process: ServerProcess | None = None
+
+    def start(self, **settings: str) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "weightyard.cli",
+            "agent",
+            "--json",
+            "--root",
+            str(self._root),
+        ]
+        environment = child_environment(self._root.parent, **self._settings, **settings)
+        process = ServerProcess(
+            command, log=self._root.parent / "agent.log", environment=environment
+        )
+        self._process = process
+        process.wait_for(lambda: '"ready"' in process.log_text(), what="ready")
+
+    def kill(self) -> None:
+        """As a power cut or the kernel's memory killer would."""
+        assert self._process is not None
+        self._process.kill()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+
+@pytest.fixture
+def kubelet(tmp_root: Path) -> Iterator[Kubelet]:
+    with Kubelet(tmp_root / "kubelet") as running:
+        yield running
+
+
+@pytest.fixture
+def mounter(tmp_root: Path, kubelet: Kubelet) -> Iterator[NamespacedMounter]:
+    with NamespacedMounter(tmp_root / "store", kubelet.directory) as running:
+        yield running
+
+
+@pytest.fixture
+def agent(tmp_root: Path, kubelet: Kubelet, mounter: NamespacedMounter) -> Iterator[AgentProcess]:
+    process = AgentProcess(tmp_root / "store", kubelet, mounter)
+    yield process
+    process.stop()
+    assert findings(tmp_root / "store") == []
+
+
+def test_an_agent_killed_in_the_middle_of_a_publish_goes_on_where_it_was(
+    agent: AgentProcess, kubelet: Kubelet, mounter: NamespacedMounter, registry: DockerRegistry,
+    unique_name: Callable[[str], str],
+) -> None:  # fmt: skip
+    image = f"{registry.host}/{unique_name('killed')}:v1"
+    model = publish_model(image, seed=71)
+    agent.start(WEIGHTYARD_FETCH__BANDWIDTH="500kB")
+    with pytest.raises(grpc.RpcError, match="waiting for"):
+        kubelet.publish("pod-1", image, seconds=4)
+    agent.kill()
+    assert mounter.mounts() == []
+    agent.start()
+    target = kubelet.publish("pod-1", image)
+    assert (mounter.inside(target) / "config.json").read_bytes() == model.files["config.json"]
+    kubelet.unpublish("pod-1", target)
+    assert mounter.mounts() == []
+
+
+class VllmInNamespace(VllmServer):
+    """vLLM in the mounter's mount namespace, as a pod sees what was published for it."""
+
+    def __init__(self, model: str, mounter: NamespacedMounter) -> None:
+        super().__init__(Path(model))
+        self._enter = [program("nsenter"), f"--mount={mounter.proc}/ns/mnt"]
+
+    def _command(self) -> list[str]:
+        return [*self._enter, *super()._command()]
+
+
+@pytest.mark.vllm
+def test_a_server_reads_on_while_the_agent_is_killed_and_replaced(
+    agent: AgentProcess, kubelet: Kubelet, mounter: NamespacedMounter, registry: DockerRegistry,
+    unique_name: Callable[[str], str], smollm2: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    image = f"{registry.host}/{unique_name('served')}:v1"
+    build_here(smollm2, image, tmp_path / "scratch")
+    agent.start()
+    target = kubelet.publish("pod-1", image, seconds=120)
+    with VllmInNamespace(target, mounter) as server:
+        assert "Paris" in server.complete("The capital of France is")
+        agent.kill()
+        assert "Paris" in server.complete("The capital of France is")
+        agent.start()
+        wait_until(lambda: kubelet.call("Identity", "Probe").ready.value, what="driver")
+        kubelet.publish("pod-1", image)
+        assert "Paris" in server.complete("The capital of France is")
+    kubelet.unpublish("pod-1", target)
+    assert mounter.mounts() == []
