@@ -27,6 +27,8 @@ Progress = Callable[[int, int], None]
 
 # Each worker holds up to 20 MB of buffers.
 MAX_THREADS: Final = 8
+# How much of the source is done between two calls to the disk to begin writing.
+WRITE_BACK_BYTES: Final = 64 << 20
 
 
 def default_threads() -> int:
@@ -64,6 +66,7 @@ class _OpenShard:
         self.temporary = temporary
         self.left = sum(1 for _ in blocks(shard, plan.format))
         self.results: list[BlockResult] = []
+        self._unwritten = 0
         self._source = os.open(source, os.O_RDONLY)
         try:
             self._target = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -71,6 +74,14 @@ class _OpenShard:
             os.close(self._source)
             raise
         self.files = ShardFiles(self._source, self._target, shard, plan.numeric)
+
+    def is_due(self, cost: int) -> bool:
+        """Whether enough was done for the disk to begin. Threads may lose a count: nothing depends on it."""
+        self._unwritten += cost
+        if self._unwritten < WRITE_BACK_BYTES:
+            return False
+        self._unwritten = 0
+        return True
 
     def close(self) -> None:
         os.close(self._source)
@@ -99,6 +110,9 @@ class _Run:
             while (drawn := self._next()) is not None:
                 shard, block = drawn
                 result = shard.files.run(block, self._plan.group)
+                # Before the block counts: until then nobody can finish the shard and close its files.
+                if shard.is_due(block.cost):
+                    shard.files.write_back()
                 if self._record(shard, result):
                     self._finish(shard)
         except BaseException:
