@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -102,6 +103,23 @@ def test_noise_on_the_socket_leaves_the_mirror_well(
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(noise)
     assert fetch(mirror, "/v2/").status == 200
+
+
+def test_clients_that_never_finish_their_requests_hold_up_nobody(
+    served: tuple[str, PublishedModel],
+) -> None:
+    mirror, model = served
+    host, _, port = mirror.rpartition(":")
+    registry = model.image.partition("/")[0]
+    slow = f"GET /v2/team/model/blobs/{model.weight_layer}?ns={registry} HTTP/1.1\r\nHost: x\r\n"
+    with ExitStack() as stack:
+        for number in range(200):
+            connection = socket.create_connection((host, int(port)), timeout=10)
+            stack.enter_context(connection)
+            # Half of them ask and never read the answer, the others never finish asking.
+            connection.sendall(f"{slow}{chr(13) + chr(10) if number % 2 else ''}".encode())
+        path = f"/v2/team/model/blobs/{model.weight_layer}?ns={registry}"
+        assert fetch(mirror, path).body == model.blobs[model.weight_layer]
 
 
 def _small_layer(model: PublishedModel) -> Digest:
