@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,8 +32,14 @@ def loopback_access() -> Access:
 class FacesInProcess:
     """Opens a node at `root` and its faces; `faces` says where they answer."""
 
-    def __init__(self, root: Path, options: FaceOptions, access: Access | None = None) -> None:
-        self._root, self._options = root, options
+    def __init__(
+        self,
+        root: Path,
+        options: FaceOptions,
+        access: Access | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._root, self._options, self._clock = root, options, clock
         self._access = access or loopback_access()
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -39,7 +48,8 @@ class FacesInProcess:
         self.faces = OpenFaces()
 
     def __enter__(self) -> Self:
-        self.node = Node(NodeOptions(self._root), NodeParts.real(self._access))
+        parts = replace(NodeParts.real(self._access), clock=self._clock)
+        self.node = Node(NodeOptions(self._root), parts)
         self._thread = threading.Thread(target=self._main)
         self._thread.start()
         self._ready.wait()

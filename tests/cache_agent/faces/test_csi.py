@@ -26,7 +26,7 @@ from tests.cache_agent.faces.kubelet import PREFIX, Kubelet
 from tests.cache_agent.faces.published import publish_model
 from tests.cache_agent.mounter.mounters import NamespacedMounter
 from tests.cache_agent.nodes import findings
-from tests.servers.registry import DockerRegistry
+from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 
 pytestmark = pytest.mark.servers
 ALLOWED = ("127.0.0.1:*", "*.0.0.1:*")
@@ -283,6 +283,31 @@ def test_a_mounter_away_leaves_nothing_half_done(machine: Machine, image: str) -
     assert refused(lambda: machine.kubelet.publish("pod-1", image)).code() is Code.UNAVAILABLE
     machine.mounter.__enter__()
     assert machine.files(machine.kubelet.publish("pod-1", image)) == model.files
+
+
+def test_credentials_that_were_revoked_open_no_further_pod(tmp_root: Path) -> None:
+    """What one pod was given stays; the next pod's secret is asked again once the proof is old."""
+    now = [1_800_000_000.0]
+    with (
+        TokenAuthRegistry(users={"alice": "wonderland"}) as registry,
+        Kubelet(tmp_root / "kubelet") as kubelet,
+        NamespacedMounter(tmp_root / "store", kubelet.directory) as mounter,
+        FacesInProcess(
+            tmp_root / "store",
+            FaceOptions(registries=ALLOWED, csi=CsiOptions(kubelet.directory, mounter.socket, "n")),
+            clock=lambda: now[0],
+        ),
+    ):
+        image = f"{registry.host}/team/model:v1"
+        access = Access(ExplicitCredential(registry.host, BasicCredential("alice", "wonderland")))
+        publish_model(image, seed=55, access=access)
+        secret = docker_config(registry.host, "alice", "wonderland")
+        kubelet.publish("pod-1", image, secrets=secret)
+        del registry.tokens.users["alice"]
+        now[0] += 301
+        error = refused(lambda: kubelet.publish("pod-2", image, secrets=secret))
+        assert error.code() is Code.PERMISSION_DENIED
+        assert len(mounter.mounts()) == 1
 
 
 def docker_config(registry: str, user: str, password: str) -> dict[str, str]:

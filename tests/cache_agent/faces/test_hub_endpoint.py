@@ -33,6 +33,7 @@ from tests.cache_agent.faces.published import (
 from tests.cache_agent.nodes import findings
 from tests.servers.hub import Hub
 from tests.servers.registry import DockerRegistry
+from weightyard.cli import main
 
 pytestmark = pytest.mark.servers
 LOOPBACK = ("127.0.0.1:*", "*.0.0.1:*")
@@ -294,6 +295,19 @@ def test_a_view_is_an_hf_cache_of_the_same_inodes(
     assert (Path(offline), contents(offline)) == (view.path, dict(model.files))
     for name in model.files:
         assert (view.path / name).samefile(path / name)
+
+
+def test_the_command_makes_a_view_of_a_cached_model(
+    registry: DockerRegistry, tmp_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = published_from("org/model", "ab" * 20, f"{registry.host}/hub/command:v1", 32)
+    where = ["--root", str(tmp_root / "store")]
+    assert main(["pull", model.image, *where]) == 0
+    capsys.readouterr()
+    assert main(["hf-view", model.image, str(tmp_root / "hf"), *where]) == 0
+    said = capsys.readouterr()
+    assert contents(said.out.strip()) == dict(model.files)
+    assert "HF_HUB_OFFLINE=1" in said.err
 
 
 def test_a_view_needs_a_model_of_the_hub_and_leaves_other_files_alone(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cache_agent.faces.mirror.paths import BadAddress, Kind, parse_address
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference
+from weightyard.cli import main
 
 DIGEST = Digest("ab" * 32)
 
@@ -124,6 +125,20 @@ def test_configuring_is_idempotent_and_leaves_nothing_when_undone(tmp_path: Path
     assert len(unconfigure(tmp_path)) == 2
     assert other.read_text() == OTHERS
     assert [each.name for each in tmp_path.iterdir()] == ["reg.test"]
+
+
+def test_the_command_configures_and_takes_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["configure-containerd", str(tmp_path / "certs.d")]
+    assert main([*command, "--mirror", f"{URL}/", "--registry", "reg.test"]) == 0
+    path = tmp_path / "certs.d/reg.test/hosts.toml"
+    assert list(tomllib.loads(path.read_text())["host"]) == [URL]
+    assert capsys.readouterr().out == f"{path}\n"
+    assert main([*command, "--remove"]) == 0
+    assert not path.exists()
+    assert main(command) == 2
+    assert "--mirror" in capsys.readouterr().err
 
 
 def test_a_broken_hosts_file_is_left_alone(tmp_path: Path) -> None:
