@@ -7,7 +7,7 @@ author's claim until then. All of it is checked, also past the first problem, so
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,14 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, WeightyardError
+from modelimage.foreign import (
+    AnyRecord,
+    ForeignLayer,
+    ForeignModel,
+    TarMember,
+    open_layer,
+    parse_record,
+)
 from modelimage.hashing import EMPTY_FILE, FileDigests, hash_file, hash_stream
 from modelimage.paths import RECORD_NAME
 from modelimage.recipe import Recipe
@@ -101,17 +109,43 @@ def verify_image(reader: ImageReader, contents: ImageContents, advance: Advance)
     return Verification(len(contents.blobs), contents.size, problems)
 
 
-def read_record(directory: Path) -> Record:
+def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -> Verification:
+    """Read every layer of an image that others made: its digest, what it inflates to, and what paths it would write."""
+
+    def check(layer: ForeignLayer, guarded: Advance) -> list[Problem]:
+        try:
+            with open_layer(reader, layer, limits=model.limits, progress=guarded) as stream:
+                for _ in stream:
+                    pass
+        except (NotFound, DigestMismatch, InvalidImage) as error:
+            return [Problem(str(layer.digest), error.message)]
+        found[layer.digest] = stream.members
+        return []
+
+    found: dict[Digest, Sequence[TarMember]] = {}
+    layers = {layer.digest: layer for layer in model.layers}
+    results = run_all(layers.values(), check, advance=advance, workers=_READS_AT_ONCE)
+    problems = [problem for each in results for problem in each]
+    if not problems:
+        try:
+            model.listed(found)
+        except InvalidImage as error:
+            problems.append(Problem(str(model.key), error.message))
+    size = sum(layer.descriptor.size for layer in layers.values())
+    return Verification(len(layers), size, tuple(problems))
+
+
+def read_record(directory: Path) -> AnyRecord:
     """The record of an unpacked model directory. Raises NotFound, InvalidImage."""
     path = directory / RECORD_NAME
     with reading(path), path.open("rb") as file:
         data = file.read(MAX_RECORD_BYTES + 1)
     if len(data) > MAX_RECORD_BYTES:
         raise InvalidImage(f"{path} is larger than {MAX_RECORD_BYTES} bytes")
-    return Record.parse(data)
+    return parse_record(data)
 
 
-def verify_directory(directory: Path, record: Record, advance: Advance) -> Verification:
+def verify_directory(directory: Path, record: AnyRecord, advance: Advance) -> Verification:
     """Read every file of an unpacked model and compare it with the record; files beside those are problems too."""
 
     def check(file: RecordFile, guarded: Advance) -> list[Problem]:

@@ -10,11 +10,13 @@ import click
 from builder.quality import published_quality, quality_text
 from modelimage.access import Access, open_place
 from modelimage.errors import InvalidInput
+from modelimage.foreign import describe_foreign, is_ours
 from modelimage.record import Record
 from modelimage.reference import EngineReference, parse_image
-from modelimage.resolve import ResolvedModel, resolve_model
+from modelimage.resolve import ResolvedModel, resolve_root
 from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
+from weightyard.foreign import foreign_document, foreign_text
 from weightyard.options import access_options
 from weightyard.text import format_bytes
 
@@ -38,7 +40,7 @@ def inspect(
 ) -> None:
     """Show what a model image holds: source, licence, size, memory needed, variants.
 
-    Only manifests and the record are fetched.
+    Only manifests and the record are fetched; of an image that others made, the headers of its layers.
     """
     reference = parse_image(image)
     if isinstance(reference, EngineReference):
@@ -46,7 +48,12 @@ def inspect(
             f"can't inspect {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
     reader = open_place(reference, access)
-    model = resolve_model(reader, reference.name, variant)
+    root = reader.resolve(reference.name)
+    if variant is None and not is_ours(reader, root):
+        foreign = describe_foreign(reader, root)
+        console.result(foreign_document(image, foreign), foreign_text(image, foreign, files=files))
+        return
+    model = resolve_root(reader, root, variant)
     quality = published_quality(reader, model)
     text = _text(image, model, quality)
     if files:

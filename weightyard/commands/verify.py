@@ -11,10 +11,12 @@ from builder.verify import (
     image_contents,
     read_record,
     verify_directory,
+    verify_foreign,
     verify_image,
 )
 from modelimage.access import Access, open_reader
 from modelimage.errors import InvalidInput
+from modelimage.foreign import describe_foreign, is_ours
 from modelimage.paths import RECORD_NAME
 from modelimage.reference import EngineReference, parse_image
 from weightyard.console import Console, pass_console
@@ -43,8 +45,8 @@ Examples:
 def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: Access) -> None:
     """Check every byte of an image, or of an unpacked model directory.
 
-    Every blob is read and compared with its digest, every file in it with the record. All problems are listed;
-    the exit code is 5 when there is one.
+    Every blob is read and compared with its digest, every file in it with the record; of an image that others made,
+    what each layer inflates to and the paths in it. All problems are listed; the exit code is 5 when there is one.
     """
     directory = Path(target)
     if keys:
@@ -85,6 +87,13 @@ def _image(console: Console, target: str, access: Access) -> Verification:
             f"can't verify {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
     reader = open_reader(reference, access)
+    root = reader.resolve(reference.name)
+    if not is_ours(reader, root):
+        model = describe_foreign(reader, root)
+        size = sum(layer.descriptor.size for layer in model.layers)
+        console.say(f"This is another's image ({model.kind.value}): its layers are checked.")
+        with console.progress("verifying", size) as progress:
+            return verify_foreign(reader, model, progress.advance)
     contents = image_contents(reader, reference.name)
     if not contents.records:
         console.say("This image has no weightyard record: only its blobs' digests are checked.")
