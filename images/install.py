@@ -24,7 +24,8 @@ def main(directory: Path, extra: str, options: list[str]) -> None:
     python = str(directory / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
-        [*pip, "install", *options, "--no-cache-dir", "--no-compile", f"{wheel}[{extra}]"], check=True
+        [*pip, "install", *options, "--no-cache-dir", "--no-compile", f"{wheel}[{extra}]"],
+        check=True,
     )
     subprocess.run([*pip, "uninstall", "--yes", "pip"], check=True)
     # Only what is unchecked stays valid when a layer's times are rewritten.

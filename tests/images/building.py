@@ -1,0 +1,63 @@
+"""Building the images of Dockerfile.agent with buildah and running them with podman, in storage of the tests' own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.images.base import make_base, make_root
+from tests.servers.podman import Podman
+from tests.servers.process import program, run
+
+ROOT = Path(__file__).parents[2]
+BASE = "localhost/python-base:test"
+# What a restricted pod has; ulimits, since podman's own defaults may be above what this machine allows.
+CONFINED = (
+    "--network=host", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--no-healthcheck",
+    "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024",
+)  # fmt: skip
+
+
+class Workshop:
+    """A place to build and run images. `podman` has the storage that `build` fills."""
+
+    def __init__(self, podman: Podman, folder: Path) -> None:
+        self._podman, self._folder = podman, folder
+        self._wheels = folder / "wheels"
+
+    def prepare(self, *extras: str) -> None:
+        """Make the base image, and gather the wheels that the images install: builds reach no network for them."""
+        root = self._folder / "root"
+        root.mkdir()
+        make_root(root)
+        make_base(self._buildah, root, name=BASE)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(self._wheels)]
+        wanted = [f".[{','.join(extras)}]", "hatchling", "setuptools", "wheel"]
+        subprocess.run([*command, *wanted], cwd=ROOT, check=True, timeout=300)
+
+    def build(self, target: str) -> str:
+        """Build a target of Dockerfile.agent and return the image's name."""
+        name = f"localhost/weightyard-{target}:test"
+        self._buildah(
+            "bud", "--quiet", "--layers", "--isolation=chroot", "--pull-never", "--format=docker",
+            "--build-arg", f"PYTHON_IMAGE={BASE}",
+            "--build-arg", "PIP_OPTIONS=--no-index --find-links=/wheels",
+            "--build-arg", "REVISION=0123abcd",
+            "--volume", f"{self._wheels}:/wheels:ro",
+            "--target", target, "--tag", name, "--file", str(ROOT / "Dockerfile.agent"), str(ROOT),
+        )  # fmt: skip
+        return name
+
+    def podman(self, *arguments: str) -> str:
+        """Run podman. Raises ServerFailed."""
+        return self._podman.podman(*arguments)
+
+    def run(self, image: str, *command: str, options: tuple[str, ...] = ()) -> str:
+        """Run a command in a confined container and return what it says."""
+        return self.podman("run", "--rm", *CONFINED, *options, image, *command)
+
+    def _buildah(self, *arguments: str) -> str:
+        environment = self._podman._environment()
+        command = [program("buildah"), *arguments]
+        return run(command, environment=environment, seconds=280)
