@@ -24,6 +24,7 @@ class LayerIndex:
     store: Store
     _records: dict[Digest, Record | None] = field(default_factory=dict)
     _by_layer: dict[Digest, set[Digest]] = field(default_factory=dict)
+    _by_record_layer: dict[Digest, Digest] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def with_layer(self, layer: Digest) -> list[Record]:
@@ -36,19 +37,22 @@ class LayerIndex:
         """The record of a cached model whose record layer this is."""
         with self._lock:
             self._refresh()
-            records = [record for record in self._records.values() if record is not None]
-        return next((r for r in records if Digest.of(record_layer(r)) == layer), None)
+            key = self._by_record_layer.get(layer)
+            return self._records.get(key) if key else None
 
     def _refresh(self) -> None:
         keys = set(self.store.ledger.model_keys())
         for key in self._records.keys() - keys:
             del self._records[key]
+            self._by_record_layer = {d: k for d, k in self._by_record_layer.items() if k != key}
             for holders in self._by_layer.values():
                 holders.discard(key)
         for key in keys - self._records.keys():
             self._records[key] = record = self._read(key)
-            for layer in record.layers if record else ():
-                self._by_layer.setdefault(layer.digest, set()).add(key)
+            if record is not None:
+                self._by_record_layer[Digest.of(record_layer(record))] = key
+                for layer in record.layers:
+                    self._by_layer.setdefault(layer.digest, set()).add(key)
 
     def _read(self, key: Digest) -> Record | None:
         try:
