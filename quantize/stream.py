@@ -9,7 +9,6 @@ copied inside the kernel.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from modelimage.durable import start_writeback
 from modelimage.errors import InvalidCheckpoint
 from quantize.errors import broken_weights
 from quantize.formats import GPTQ_ZEROS
@@ -33,10 +33,6 @@ COPY_BYTES: Final = 64 << 20
 # pieces it is read or written in is worth a system call.
 WIDE_ROWS: Final = 2048
 WIDE_BYTES: Final = 8 << 20
-
-_SYNC_FILE_RANGE_WRITE: Final = 2
-# Linux alone has it; elsewhere the disk waits until a shard is finished.
-_sync_file_range: Any = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 _CANT_COPY_IN_KERNEL = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
@@ -91,13 +87,8 @@ class ShardFiles:
             self._write_constants(conversion, format_)
 
     def write_back(self) -> None:
-        """Have the disk begin with what was written so far, so that it needn't when the shard is finished.
-
-        Waits for nothing and promises nothing: durable is what is synced in the end, which tells errors.
-        """
-        if _sync_file_range is not None:
-            whole_file = ctypes.c_int64(0)
-            _sync_file_range(self._target, whole_file, whole_file, _SYNC_FILE_RANGE_WRITE)
+        """Have the disk begin with what was written so far, so that it needn't when the shard is finished."""
+        start_writeback(self._target)
 
     def run(self, block: Block, group: int) -> BlockResult:
         """Do one block. Raises BrokenWeights, InvalidCheckpoint when the source shrank, OSError."""

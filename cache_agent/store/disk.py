@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cache_agent.errors import DiskFailed, LinkRefused
+from modelimage.durable import start_writeback
 from modelimage.errors import NoSpace, NotWritable, WeightyardError
 
 READ_ONLY_FILE: Final = 0o444
@@ -25,12 +26,10 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP})
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK})
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-_SYNC_FILE_RANGE_WRITE: Final = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _off_t = ctypes.c_int64
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, _off_t, _off_t]
-_libc.sync_file_range.argtypes = [ctypes.c_int, _off_t, _off_t, ctypes.c_uint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Disk:
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
         """Ask the kernel to begin writing pages out, so that the fsync at the end finds little to do."""
-        _libc.sync_file_range(fd, offset, size, _SYNC_FILE_RANGE_WRITE)
+        start_writeback(fd, offset, size)
 
     def fsync(self, fd: int, path: Path) -> None:
         with self._change("fsync", path):
