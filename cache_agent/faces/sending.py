@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from aiohttp import web
 
 from cache_agent.faces.bridge import Bridge
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.ranges import ByteRange, parse_range
 from modelimage.repository import BlobStream
 
@@ -93,6 +93,26 @@ async def send(
             await _flush(answer, pending)
     await _flush(answer, pending)
     await answer.write_eof()
+
+
+async def deliver(
+    request: web.Request,
+    answer: web.StreamResponse,
+    pieces: AsyncGenerator[Piece, None],
+    held: AbstractContextManager[object],
+) -> None:
+    """Send the pieces while what they come from is held. Before the head is out, raises as `send` does.
+
+    After that a short body is the only way left to say that something failed: the connection ends.
+    """
+    try:
+        async with aclosing(pieces):
+            with held:
+                await send(request, answer, pieces)
+    except (WeightyardError, OSError):
+        if not answer.prepared:
+            raise
+        hang_up(request)
 
 
 async def _chain(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager, aclosing
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -17,7 +17,7 @@ from cache_agent.faces.errors import status_of
 from cache_agent.faces.hub.addresses import HubAddress, View, parse_hub_address
 from cache_agent.faces.hub.service import HubContent, HubService
 from cache_agent.faces.hub.upstream import Declined
-from cache_agent.faces.sending import FilePiece, Piece, answer_of, each, hang_up, relay, send
+from cache_agent.faces.sending import FilePiece, Piece, answer_of, deliver, each, relay
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, WeightyardError
 from modelimage.ranges import ByteRange
 
@@ -77,17 +77,8 @@ class HubApi:
             linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256.hex}"'}
             headers.update(linked)
         answer, wanted = answer_of(request, file.size, f'"{file.etag}"', headers)
-        if wanted is None:
-            return answer
-        try:
-            async with aclosing(self._pieces(content, wanted)) as pieces:
-                with self._held(content):
-                    await send(request, answer, pieces)
-        except (WeightyardError, OSError):
-            if not answer.prepared:
-                raise
-            # The head is out: a short body is the only way left to say it.
-            hang_up(request)
+        if wanted is not None:
+            await deliver(request, answer, self._pieces(content, wanted), self._held(content))
         return answer
 
     def _held(self, content: HubContent) -> AbstractContextManager[None]:

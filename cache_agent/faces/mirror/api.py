@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Final
 
@@ -21,10 +21,9 @@ from cache_agent.faces.sending import (
     FilePiece,
     Piece,
     answer_of,
+    deliver,
     each,
-    hang_up,
     relay,
-    send,
 )
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, WeightyardError
@@ -107,17 +106,8 @@ class MirrorApi:
             "Docker-Content-Digest": str(content.digest),
         }
         answer, wanted = answer_of(request, content.size, f'"{content.digest}"', headers)
-        if wanted is None:
-            return answer
-        try:
-            async with aclosing(self._pieces(content, wanted)) as pieces:
-                with self._held(content):
-                    await send(request, answer, pieces)
-        except (WeightyardError, OSError):
-            if not answer.prepared:
-                raise
-            # The head is out, so a short body is the only way left to say it; whoever reads checks the digest.
-            hang_up(request)
+        if wanted is not None:
+            await deliver(request, answer, self._pieces(content, wanted), self._held(content))
         return answer
 
     def _held(self, content: Content) -> AbstractContextManager[None]:
