@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cache_agent.fetch.pull import Pull, PullState
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.values import PullState
 
 _MAX_PODS: Final = 1000
 _ENDED: Final = (PullState.DONE, PullState.FAILED)

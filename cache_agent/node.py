@@ -13,8 +13,9 @@ from cache_agent.api.wire import CheckView, FindingView
 from cache_agent.config import AgentConfig
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
-from cache_agent.fetch.pull import Published, Pull, Puller, PullRequest
+from cache_agent.fetch.pull import Published, Pull, Puller
 from cache_agent.fetch.repair import Repairer
+from cache_agent.fetch.values import PullRequest
 from cache_agent.holders import Machine, mounted_models, parse_mountinfo
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.residency.pressure import MemoryFacts

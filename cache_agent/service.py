@@ -23,7 +23,8 @@ from cache_agent.api.wire import (
 )
 from cache_agent.client import absolute_image
 from cache_agent.explaining import explain
-from cache_agent.fetch.pull import Pull, PullRequest, PullSnapshot
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node import Node
 from cache_agent.store.policy import Eviction, evictable
 from cache_agent.store.values import Holder, Lease, Model

@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from cache_agent.fetch.pull import Pull, PullSnapshot
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.values import PullSnapshot
 
 T = TypeVar("T")
 

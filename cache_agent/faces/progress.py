@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache_agent.fetch.pull import PullSnapshot, PullState
+from cache_agent.fetch.values import PullSnapshot, PullState
 
 # Over less a rate means nothing.
 _SHORTEST_SECONDS = 0.01

@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path
 
 from cache_agent.errors import Cancelled
 from cache_agent.events import Events, PullEnd
@@ -22,9 +20,10 @@ from cache_agent.fetch.foreign.known import LayerClaims
 from cache_agent.fetch.job import Carrier, Job, RetryPolicy
 from cache_agent.fetch.planner import Track, plan_tracks, unique_files
 from cache_agent.fetch.reuse import Reuse
+from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot, PullState
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.store import Store
-from cache_agent.store.values import Model, Origin, repository_of
+from cache_agent.store.values import Origin, repository_of
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
@@ -33,58 +32,6 @@ from modelimage.record import Record, RecordFile
 from modelimage.reference import EngineReference, ImageReference
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel, resolve_root
-
-# A pod that waits goes before pre-warming.
-PRIORITY_WAITING = 100
-PRIORITY_WARMING = 0
-
-
-class PullState(Enum):
-    """Where a pull is. The value goes over the wire."""
-
-    RESOLVING = "resolving"
-    FETCHING = "fetching"
-    PUBLISHING = "publishing"
-    DONE = "done"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class PullRequest:
-    """What to pull. `reader` reads it with the caller's own credentials; None reads it with the node's."""
-
-    image: ImageReference
-    variant: str | None = None
-    priority: int = PRIORITY_WAITING
-    reader: ImageReader | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PullResult:
-    """A model that is in the store. `fetched` counts bytes that came over a network or out of a layout.
-
-    `stale` tells that the registry was away and the image's last known model was taken.
-    """
-
-    model: Model
-    path: Path
-    fetched: int
-    reused: int
-    seconds: float
-    stale: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PullSnapshot:
-    """One look at a pull; sizes in bytes. `done` of `total` are on the disk."""
-
-    state: PullState
-    total: int = 0
-    done: int = 0
-    resumed: int = 0
-    reused: int = 0
-    by_source: tuple[tuple[str, str, int], ...] = ()
-
 
 # Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.
 Published = Callable[[PullRequest, Resolved, ImageReader], None]

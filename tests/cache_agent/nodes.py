@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cache_agent.events import Events
 from cache_agent.fetch.engine import EngineOptions
-from cache_agent.fetch.pull import PullRequest, PullResult
+from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.node import Node, NodeOptions, NodeParts, SourcesOf, image_sources
 from cache_agent.store.check import Checker, Finding
 from cache_agent.store.disk import Observer, ignore

@@ -18,8 +18,9 @@ from cache_agent.fetch.planner import (
     plan_tracks,
     unique_files,
 )
-from cache_agent.fetch.pull import Pull, PullRequest
+from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.throttle import Throttle
+from cache_agent.fetch.values import PullRequest
 from cache_agent.node import Node
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.source import Source

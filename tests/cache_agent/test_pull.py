@@ -10,7 +10,7 @@ import pytest
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.engine import EngineOptions
-from cache_agent.fetch.pull import PullRequest
+from cache_agent.fetch.values import PullRequest
 from modelimage.digest import Digest
 from modelimage.errors import (
     Busy,

@@ -12,8 +12,8 @@ import pytest
 
 from cache_agent.config import AgentConfig, SharedSection, TierSection, json_schema, parse_config
 from cache_agent.fetch.engine import EngineOptions
-from cache_agent.fetch.pull import PullRequest
 from cache_agent.fetch.throttle import Throttle
+from cache_agent.fetch.values import PullRequest
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.sources.decorators import Breaker, Breaking, Limited, Measured, Rate
 from cache_agent.sources.directory import CLAIM_SECONDS, SharedDirectory

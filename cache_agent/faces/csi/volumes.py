@@ -16,7 +16,8 @@ from cache_agent.access.gate import Admission, Gate
 from cache_agent.access.upstream import Upstream
 from cache_agent.faces.csi.requests import Publish
 from cache_agent.faces.progress import Watched, describe
-from cache_agent.fetch.pull import Pull, PullRequest, PullState
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.mounter.client import MounterClient
 from cache_agent.node import Node
 from cache_agent.store.values import Holder, HolderKind, Model, repository_of

@@ -17,8 +17,9 @@ from cache_agent.access.upstream import Upstream, blob_size
 from cache_agent.faces.mirror.content import Content, Document, Layer, Relayed
 from cache_agent.faces.mirror.layers import LINK_LAYER, LayerIndex
 from cache_agent.faces.mirror.paths import Kind, Wanted
-from cache_agent.fetch.pull import Pull, PullRequest, PullState
+from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.reuse import Reuse
+from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node import Node
 from cache_agent.shelving import layers_of
 from cache_agent.store.values import repository_of

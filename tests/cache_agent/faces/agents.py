@@ -14,7 +14,7 @@ from typing import Self
 
 from cache_agent.addresses import Address
 from cache_agent.faces.opening import FaceOptions, OpenFaces, open_faces
-from cache_agent.fetch.pull import PullRequest, PullResult
+from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.node import Node, NodeOptions, NodeParts
 from modelimage.access import Access
 from modelimage.reference import parse_image

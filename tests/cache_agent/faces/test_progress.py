@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.faces.progress import Watched, describe
-from cache_agent.fetch.pull import PullSnapshot, PullState
+from cache_agent.fetch.values import PullSnapshot, PullState
 
 GIB = 1 << 30
 

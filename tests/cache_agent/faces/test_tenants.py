@@ -19,7 +19,7 @@ from cache_agent.access.callers import Caller
 from cache_agent.access.registries import AllowedRegistries
 from cache_agent.access.upstream import Upstream
 from cache_agent.faces.opening import FaceOptions
-from cache_agent.fetch.pull import PullRequest
+from cache_agent.fetch.values import PullRequest
 from modelimage.access import Access
 from modelimage.digest import Digest
 from modelimage.record import Record, RecordFile

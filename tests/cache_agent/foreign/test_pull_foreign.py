@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cache_agent.fetch.engine import EngineOptions
-from cache_agent.fetch.pull import PullRequest, PullState
+from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.store.space import Amount, SpaceLimits
 from modelimage.descriptor import LINUX_AMD64, LINUX_ARM64, Descriptor, Platform
 from modelimage.digest import Digest
