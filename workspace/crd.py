@@ -6,26 +6,25 @@ checks in code stand here as CEL, held against it by a test. Run `python -m work
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import yaml
 
-from workspace.schema import API_VERSION, KIND, Spec
+from cache_agent.api import crd
+from cache_agent.api.crd import Resource, Rules, keyed, model_schema
+from workspace.schema import KIND, Spec
 
 Json = dict[str, Any]
 
-GROUP, _, VERSION = API_VERSION.partition("/")
 PLURAL: Final = "workspaces"
 CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Ready")
 
-_NAME_RULE: Final = {
-    "rule": "self.metadata.name.matches('^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$')",
-    "message": "a Workspace's name is at most 52 lower-case letters, digits and '-', and starts with a letter",
-}
+_NAME_RULE: Final = (
+    "self.metadata.name.matches('^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$')",
+    "a Workspace's name is at most 52 lower-case letters, digits and '-', and starts with a letter",
+)
 
-# Path of properties (`[]` enters a list's items) -> the rules there.
-RULES: Final[Mapping[tuple[str, ...], tuple[tuple[str, str], ...]]] = {
+RULES: Final[Rules] = {
     (): (
         ("!(has(self.replicas) && has(self.scale))", "give replicas or scale, not both"),
     ),
@@ -75,113 +74,35 @@ _COLUMNS: Final = (
 
 def definition() -> Json:
     """The CustomResourceDefinition."""
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {
-                "kind": KIND, "listKind": f"{KIND}List", "plural": PLURAL, "singular": "workspace",
-                "shortNames": ["ws"], "categories": ["weightyard"],
+    return crd.definition(
+        Resource(
+            kind=KIND,
+            plural=PLURAL,
+            singular="workspace",
+            short_names=("ws",),
+            scope="Namespaced",
+            description="A model to serve: which one, with what, on what, how many times.",
+            spec=spec_schema(),
+            status=status_schema(),
+            columns=_COLUMNS,
+            rules=(_NAME_RULE,),
+            subresources={
+                "scale": {
+                    "specReplicasPath": ".spec.replicas",
+                    "statusReplicasPath": ".status.replicas",
+                    "labelSelectorPath": ".status.selector",
+                }
             },
-            "versions": [_version()],
-        },
-    }  # fmt: skip
+        )
+    )
 
 
 def spec_schema() -> Json:
     """The structural schema of a Workspace's spec, with its rules."""
-    whole = Spec.model_json_schema(by_alias=True)
-    schema = structural(whole, whole.get("$defs", {}))
-    for path, rules in RULES.items():
-        found = [{"rule": rule, "message": message} for rule, message in rules]
-        _at(schema, path)["x-kubernetes-validations"] = found
+    schema = model_schema(Spec, RULES)
     for path in _KEYED:
-        _at(schema, path).update(
-            {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-        )
+        keyed(schema, path, "name")
     return schema
-
-
-def structural(schema: Json, definitions: Mapping[str, Json]) -> Json:
-    """A JSON schema as Kubernetes takes it: no references, no null, bounds as OpenAPI 3.0 writes them."""
-    if "$ref" in schema:
-        target = definitions[schema["$ref"].rpartition("/")[2]]
-        own = {name: value for name, value in schema.items() if name != "$ref"}
-        return structural({**target, **own}, definitions)
-    if "anyOf" in schema:
-        (kind,) = [each for each in schema["anyOf"] if each.get("type") != "null"]
-        own = {name: value for name, value in schema.items() if name != "anyOf"}
-        return structural({**kind, **own}, definitions)
-    plain = {name: value for name, value in schema.items() if name in _KEPT}
-    if "const" in schema:
-        plain["enum"] = [schema["const"]]
-    if "properties" in schema:
-        plain["properties"] = {
-            name: structural(each, definitions) for name, each in schema["properties"].items()
-        }
-    elif isinstance(schema.get("additionalProperties"), dict):
-        plain["additionalProperties"] = structural(schema["additionalProperties"], definitions)
-    if "items" in schema:
-        plain["items"] = structural(schema["items"], definitions)
-    return plain | _bounds(schema)
-
-
-_KEPT: Final = (
-    "type", "description", "enum", "pattern", "required", "minLength", "maxLength", "minimum", "maximum",
-    "minItems", "maxItems",
-)  # fmt: skip
-
-
-def _bounds(schema: Json) -> Json:
-    bounds: Json = {}
-    for exclusive, plain in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if exclusive in schema:
-            bounds |= {plain: schema[exclusive], exclusive: True}
-    return bounds
-
-
-def _at(schema: Json, path: tuple[str, ...]) -> Json:
-    for step in path:
-        schema = schema["items"] if step == "[]" else schema["properties"][step]
-    return schema
-
-
-def _version() -> Json:
-    return {
-        "name": VERSION,
-        "served": True,
-        "storage": True,
-        "schema": {
-            "openAPIV3Schema": {
-                "type": "object",
-                "description": "A model to serve: which one, with what, on what, how many times.",
-                "required": ["spec"],
-                "properties": {
-                    "apiVersion": {"type": "string"},
-                    "kind": {"type": "string"},
-                    "metadata": {"type": "object"},
-                    "spec": spec_schema(),
-                    "status": status_schema(),
-                },
-                "x-kubernetes-validations": [_NAME_RULE],
-            }
-        },
-        "subresources": {
-            "status": {},
-            "scale": {
-                "specReplicasPath": ".spec.replicas",
-                "statusReplicasPath": ".status.replicas",
-                "labelSelectorPath": ".status.selector",
-            },
-        },
-        "additionalPrinterColumns": [
-            {"name": name, "type": kind, "jsonPath": path, "priority": priority}
-            for name, kind, path, priority in _COLUMNS
-        ],
-    }
 
 
 def status_schema() -> Json:

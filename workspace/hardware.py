@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cache_agent.api.document import parse_quantity
 from modelimage.errors import InvalidInput
-from workspace.schema import Resources, Variant, Vendor, parse_quantity
+from workspace.schema import Resources, Variant, Vendor
 
 _GIB: Final = 1 << 30
 # Of a GPU's memory, what the server takes. Always passed on, so that plan and server agree.

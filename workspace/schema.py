@@ -7,49 +7,19 @@ rules live here; what a spec means for a given model and machine is the planner'
 
 from __future__ import annotations
 
-import re
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-API_VERSION: Final = "weightyard.dev/v1alpha1"
+from cache_agent.api.document import Namespace, NonEmpty, Quantity, SecretName, Strict
+
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
 
 # Names of Deployments and Services are derived from it, so it stays clear of the 63 characters of a DNS label.
 _NAME = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_QUANTITY_PATTERN: Final = r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?"
-_QUANTITY: Final = re.compile(_QUANTITY_PATTERN)
-_SCALE: Final = {
-    None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
-}  # fmt: skip
-
-
-def parse_quantity(text: str) -> int:
-    """Bytes of a Kubernetes quantity such as `24Gi` or `80G`. Raises ValueError."""
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        raise ValueError("expected a size such as 24Gi, 500Mi or 80G")
-    return int(match[1]) * _SCALE[match[2]]
-
-
-def _quantity(text: str) -> str:
-    parse_quantity(text)
-    return text
 
 
 def _refuse_repeats(field: str, names: list[str]) -> None:
@@ -67,16 +37,8 @@ def _as_enum(kind: type[Enum]) -> BeforeValidator:
     return BeforeValidator(convert)
 
 
-Quantity = Annotated[
-    str,
-    AfterValidator(_quantity),
-    WithJsonSchema({"type": "string", "pattern": f"^{_QUANTITY_PATTERN}$", "maxLength": 32}),
-]
 Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
-Namespace = Annotated[str, StringConstraints(pattern=f"^{_LABEL}$", max_length=63)]
-SecretName = Annotated[str, StringConstraints(pattern=rf"^{_LABEL}(\.{_LABEL})*$", max_length=253)]
 EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$")]
-NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -122,15 +84,6 @@ class Autoscaler(Enum):
     BUILTIN = "builtin"
     KEDA = "keda"
     HPA = "hpa"
-
-
-class Strict(BaseModel):
-    """Base of all parts: camelCase in documents, frozen, no unknown fields, no conversions."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True,
-        hide_input_in_errors=True,
-    )  # fmt: skip
 
 
 class Model(Strict):

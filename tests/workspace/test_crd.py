@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import celpy
 import pytest
 import yaml
-from celpy.adapter import json_to_cel
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft4Validator
 from pydantic import ValidationError
 
 from tests.workspace import openapi, samples
+from tests.workspace.served import (
+    assert_columns_read_fields,
+    assert_structural,
+    broken_rules,
+    server_accepts,
+    subschemas,
+)
 from workspace import crd
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
 CHART_FILE = Path(__file__).parents[2] / "charts" / "weightyard" / "crds" / "workspaces.yaml"
 SCHEMA = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-
-
-def subschemas(schema: Json, path: str = "$") -> Iterator[tuple[str, Json]]:
-    yield path, schema
-    for name, each in schema.get("properties", {}).items():
-        yield from subschemas(each, f"{path}.{name}")
-    for member in ("items", "additionalProperties"):
-        if isinstance(schema.get(member), dict):
-            yield from subschemas(schema[member], f"{path}[{member}]")
 
 
 def test_the_chart_ships_what_the_schema_says() -> None:
@@ -45,25 +39,7 @@ def test_a_server_accepts_the_definition(version: str) -> None:
 
 
 def test_the_schema_is_structural() -> None:
-    """The rules of kubernetes.io: 'Specifying a structural schema'."""
-    forbidden = {
-        "$ref", "$defs", "definitions", "const", "title", "anyOf", "oneOf", "allOf", "not", "dependencies",
-        "patternProperties", "additionalItems", "deprecated", "id", "readOnly", "writeOnly", "xml", "examples",
-    }  # fmt: skip
-    for path, schema in subschemas(SCHEMA):
-        assert schema.get("type") in {
-            "object",
-            "array",
-            "string",
-            "integer",
-            "number",
-            "boolean",
-        }, path
-        assert not forbidden & set(schema), path
-        assert not ("properties" in schema and "additionalProperties" in schema), path
-        assert schema["type"] != "array" or "items" in schema, path
-        for exclusive in ("exclusiveMinimum", "exclusiveMaximum"):
-            assert isinstance(schema.get(exclusive, True), bool), path
+    assert_structural(SCHEMA)
 
 
 def test_lists_and_texts_that_rules_run_over_are_bounded() -> None:
@@ -92,46 +68,7 @@ def test_status_and_scale_are_subresources_with_paths_that_exist() -> None:
 
 
 def test_printer_columns_read_fields_that_exist() -> None:
-    (version,) = crd.definition()["spec"]["versions"]
-    for column in version["additionalPrinterColumns"]:
-        first, *rest = column["jsonPath"].partition("[")[0].strip(".").split(".")
-        schema = SCHEMA["properties"][first]
-        for step in rest if first != "metadata" else []:
-            schema = schema["properties"][step]
-
-
-ENVIRONMENT = celpy.Environment()
-PROGRAMS: dict[str, celpy.Runner] = {}
-
-
-def holds(rule: str, value: Any) -> bool:
-    if rule not in PROGRAMS:
-        PROGRAMS[rule] = ENVIRONMENT.program(ENVIRONMENT.compile(rule))
-    return bool(PROGRAMS[rule].evaluate({"self": json_to_cel(value)}))
-
-
-def broken_rules(schema: Json, value: Any) -> Iterator[str]:
-    """The CEL rules that a value breaks, as a server walks them."""
-    for each in schema.get("x-kubernetes-validations", ()):
-        if not holds(each["rule"], value):
-            yield each["message"]
-    if isinstance(value, dict):
-        for name, schema_of in schema.get("properties", {}).items():
-            if name in value:
-                yield from broken_rules(schema_of, value[name])
-    if isinstance(value, list):
-        for item in value:
-            yield from broken_rules(schema["items"], item)
-        keys = schema.get("x-kubernetes-list-map-keys", ())
-        seen = [tuple(item.get(key) for key in keys) for item in value if keys]
-        if len(set(seen)) != len(seen):
-            yield "repeated keys"
-
-
-def server_accepts(document: Json) -> bool:
-    if list(Draft4Validator(SCHEMA).iter_errors(document)):
-        return False
-    return not list(broken_rules(SCHEMA, document))
+    assert_columns_read_fields(crd.definition())
 
 
 def planner_accepts(document: Json) -> bool:
@@ -189,7 +126,7 @@ SPECS = st.fixed_dictionaries(
 @given(st.one_of(st.just("chat"), NAMES), SPECS)
 def test_server_and_planner_accept_the_same_documents(name: str, spec: Json) -> None:
     document = samples.document(name) | {"spec": spec}
-    assert server_accepts(document) == planner_accepts(document)
+    assert server_accepts(SCHEMA, document) == planner_accepts(document)
 
 
 def test_each_rule_refuses_what_it_is_for() -> None:

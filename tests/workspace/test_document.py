@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_agent.api.document import parse_quantity
 from modelimage.errors import InvalidInput
 from tests.workspace.samples import document
 from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_workspaces
@@ -26,7 +27,6 @@ from workspace.schema import (
     Variant,
     Vendor,
     Workspace,
-    parse_quantity,
 )  # fmt: skip
 
 GOOD = """\

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cache_agent.api.document import parse_quantity
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, asked_hardware, find_gpu
 from workspace.render import names
 from workspace.render.pod import gpu_resource, tolerations
-from workspace.schema import Resources, Vendor, parse_quantity
+from workspace.schema import Resources, Vendor
 
 Json = dict[str, Any]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from modelimage.digest import Digest
+from cache_agent.api.names import CACHE_DOMAIN, DOMAIN
+from cache_agent.api.names import READY as READY  # noqa: PLC0414 - one of these names too
+from cache_agent.api.names import node_label as node_label  # noqa: PLC0414 - one of these names too
 
 MANAGER: Final = "weightyard"  # the field manager, and the value of managed-by
-DOMAIN: Final = "weightyard.dev"
-CACHE_DOMAIN: Final = "cache.weightyard.dev"
 CSI_DRIVER: Final = CACHE_DOMAIN
 
 WORKSPACE: Final = f"{DOMAIN}/workspace"
@@ -29,7 +29,6 @@ PREWARM: Final = "prewarm"
 SERVER_CONTAINER: Final = "server"
 MODEL_DIR: Final = "/model"
 ADAPTERS_DIR: Final = "/adapters"
-READY: Final = "ready"
 PORT_NAME: Final = "http"
 
 
@@ -41,11 +40,6 @@ def server_service(workspace: str) -> str:
 def activator(workspace: str) -> str:
     """The Deployment of the Workspace's activator."""
     return f"{workspace}-{ACTIVATOR}"
-
-
-def node_label(key: Digest) -> str:
-    """The label that a node carries while it holds a model, with the value `ready`."""
-    return f"{CACHE_DOMAIN}/m.{key.hex[:12]}"
 
 
 def selector(workspace: str, role: str) -> dict[str, str]:

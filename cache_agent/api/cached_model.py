@@ -1,0 +1,178 @@
+"""The CachedModel document: which model should be on which nodes, and how far that has come.
+
+People write the spec. In a cluster the controller writes the status, from what the agents report in their NodeCaches.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from cache_agent.api.document import (
+    Condition,
+    Count,
+    Metadata,
+    NonEmpty,
+    Quantity,
+    Reported,
+    SecretName,
+    Strict,
+    Timestamp,
+)
+
+KIND: Final = "CachedModel"
+PLURAL: Final = "cachedmodels"
+# Ready: every selected node holds the model, verified. Progressing: some node works on it. Degraded: some node failed.
+CONDITIONS: Final = ("Ready", "Progressing", "Degraded")
+
+Tier = Literal["disk", "memory"]
+Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+DAYS: Final[tuple[Day, ...]] = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+TimeOfDay = Annotated[str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+VariantName = Annotated[
+    str, StringConstraints(pattern="^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)
+]
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
+LabelValue = Annotated[
+    str, StringConstraints(pattern="^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$", max_length=63)
+]
+
+
+class Window(Strict):
+    """When it may be fetched: from `start` to `end` on each of `days`. An end before the start is on the next day."""
+
+    start: TimeOfDay = Field(description="HH:MM.")
+    end: TimeOfDay = Field(description="HH:MM; before the start, it is on the next day.")
+    days: tuple[Day, ...] = Field(
+        default=DAYS,
+        strict=False,
+        min_length=1,
+        max_length=7,
+        description="The days on which the window starts; by default all.",
+    )
+    time_zone: Annotated[
+        str, StringConstraints(pattern="^[A-Za-z0-9_+/-]+$", min_length=1, max_length=64)
+    ] = Field(
+        default="UTC", description="A zone of the IANA time zone database, such as Europe/Berlin."
+    )
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.start == self.end:
+            raise ValueError("start and end are the same")
+        if len(set(self.days)) != len(self.days):
+            raise ValueError("days has a day twice")
+        return self
+
+
+class Spec(Strict):
+    """Which model, where, and how much it matters."""
+
+    image: NonEmpty = Field(
+        description="A model image: registry.example/team/model:tag, or with a digest."
+    )
+    variant: VariantName | None = Field(
+        default=None, description="bf16, int8 or int4; by default the image's own."
+    )
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Labels of the nodes that should hold it; by default all that run an agent.",
+    )
+    tier: Tier = Field(
+        default="disk", description="memory keeps it in the page cache as well, as far as it fits."
+    )
+    pin: bool = Field(
+        default=False,
+        description="Never evict it. Without, it gives way to what is wanted more, and comes back when there is room.",
+    )
+    priority: Annotated[int, Field(ge=0, le=99)] = Field(
+        default=50,
+        description="Higher is fetched first and gives way last. What a pod waits for goes before all of them.",
+    )
+    pull_secret: SecretName | None = Field(
+        default=None,
+        description="A Secret of type kubernetes.io/dockerconfigjson in Weightyard's own namespace.",
+    )
+    runtime_image: NonEmpty | None = Field(
+        default=None,
+        description="A container image, such as the inference server's, to pull through the node's container runtime.",
+    )
+    window: Window | None = Field(
+        default=None, description="When it may be fetched; by default at any time."
+    )
+    bandwidth: Quantity | None = Field(
+        default=None,
+        description="Bytes per second that each node may fetch it with, such as 100M; by default the agent's own cap.",
+    )
+
+    @model_validator(mode="after")
+    def _pullable(self) -> Self:
+        if self.image.startswith("docker:"):
+            raise ValueError("a docker engine's image can't be cached: push it to a registry")
+        if self.pull_secret is not None and self.image.startswith("oci:"):
+            raise ValueError("a layout on the node needs no pullSecret")
+        return self
+
+
+class NodeFailure(Reported):
+    """A node that couldn't do what is wanted, and why."""
+
+    node: str
+    reason: str
+    message: str
+
+
+class Status(Reported):
+    """The sum over the selected nodes. Sizes in bytes; `percent` is of all nodes' bytes."""
+
+    observed_generation: Count = 0
+    conditions: tuple[Condition, ...] = ()
+    image: str | None = Field(default=None, description="The image by digest.")
+    model_key: str | None = Field(
+        default=None, description="The digest by which stores, labels and leases name the model."
+    )
+    variant: str | None = None
+    bytes_total: Count | None = Field(default=None, description="The model's size on one node.")
+    nodes_wanted: Count = Field(default=0, description="Nodes that should hold it.")
+    nodes_ready: Count = Field(default=0, description="Nodes that hold it, verified.")
+    nodes_working: Count = Field(default=0, description="Nodes that are fetching it.")
+    nodes_failed: Count = Field(default=0, description="Nodes that couldn't.")
+    held: str | None = Field(
+        default=None, description="Nodes that hold it, of those that should: 3/5."
+    )
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    bytes_per_second: Count = 0
+    seconds_left: Count | None = Field(
+        default=None, description="Until the last node is done, at the present rates."
+    )
+    verified_at: Timestamp | None = Field(
+        default=None, description="The longest ago that a node verified it."
+    )
+    failures: tuple[NodeFailure, ...] = Field(
+        default=(), description="The first nodes that failed.", max_length=16
+    )
+
+
+class CachedModel(Reported):
+    """One document. Laws: `parse(m.to_document()) == m`; what the CRD's schema and rules accept, `parse` accepts."""
+
+    api_version: Literal["weightyard.dev/v1alpha1"]
+    kind: Literal["CachedModel"]
+    metadata: Metadata
+    spec: Spec
+    status: Status = Status()
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @classmethod
+    def parse(cls, document: Any) -> CachedModel:
+        """Read a file's or an API server's document. Raises pydantic's ValidationError."""
+        return cls.model_validate(document)
+
+    def selects(self, labels: dict[str, str]) -> bool:
+        """Whether a node with these labels should hold the model."""
+        return all(labels.get(name) == value for name, value in self.spec.node_selector.items())

@@ -1,0 +1,128 @@
+"""CachedModel and NodeCache as CustomResourceDefinitions, made of their models.
+
+Run `python -m cache_agent.api.definitions cachedmodels` (or `nodecaches`) to print one.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import yaml
+
+from cache_agent.api import cached_model, node_cache
+from cache_agent.api.crd import Resource, Rules, at, definition, keyed, model_schema
+
+Json = dict[str, Any]
+
+CACHED_MODEL_RULES: Final[Rules] = {
+    (): (
+        (
+            "!self.image.startsWith('docker:')",
+            "a docker engine's image can't be cached: push it to a registry",
+        ),
+        (
+            "!(has(self.pullSecret) && self.image.startsWith('oci:'))",
+            "a layout on the node needs no pullSecret",
+        ),
+    ),
+    ("nodeSelector",): (
+        (
+            "self.all(key, key.size() > 0 && key.size() <= 317)",
+            "a label's name has 1 to 317 characters",
+        ),
+    ),
+    ("window",): (("self.start != self.end", "start and end are the same"),),
+}
+
+_CACHED_MODEL_COLUMNS: Final = (
+    ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+    ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 0),
+    ("Nodes", "string", ".status.held", 0),
+    ("Percent", "integer", ".status.percent", 0),
+    ("Seconds Left", "integer", ".status.secondsLeft", 0),
+    ("Tier", "string", ".spec.tier", 1),
+    ("Pinned", "boolean", ".spec.pin", 1),
+    ("Priority", "integer", ".spec.priority", 1),
+    ("Verified", "date", ".status.verifiedAt", 1),
+    ("Image", "string", ".spec.image", 1),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+)
+_NODE_CACHE_COLUMNS: Final = (
+    ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+    ("Wanted", "string", ".status.held", 0),
+    ("Pinned", "string", '.status.conditions[?(@.type=="PinnedReady")].status', 0),
+    ("Used", "integer", ".status.space.used", 0),
+    ("Free", "integer", ".status.space.free", 0),
+    ("Agent", "string", ".status.node.agentVersion", 1),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+)
+
+
+def cached_model_definition() -> Json:
+    """The CustomResourceDefinition of CachedModel."""
+    spec = model_schema(cached_model.Spec, CACHED_MODEL_RULES)
+    at(spec, ("window", "days"))["x-kubernetes-list-type"] = "set"
+    status = model_schema(cached_model.Status)
+    _type_conditions(status, cached_model.CONDITIONS)
+    keyed(status, ("failures",), "node")
+    return definition(
+        Resource(
+            kind=cached_model.KIND,
+            plural=cached_model.PLURAL,
+            singular="cachedmodel",
+            short_names=("cmodel",),
+            scope="Cluster",
+            description="A model that should be held by nodes: which one, by which, in which tier.",
+            spec=spec,
+            status=status,
+            columns=_CACHED_MODEL_COLUMNS,
+        )
+    )
+
+
+def node_cache_definition() -> Json:
+    """The CustomResourceDefinition of NodeCache."""
+    spec = model_schema(
+        node_cache.NodeCacheSpec, {(): (("self == oldSelf", "a NodeCache stays its node's"),)}
+    )
+    status = model_schema(node_cache.NodeCacheStatus)
+    _type_conditions(status, node_cache.CONDITIONS)
+    keyed(status, ("wanted",), "name")
+    keyed(status, ("models",), "key")
+    return definition(
+        Resource(
+            kind=node_cache.KIND,
+            plural=node_cache.PLURAL,
+            singular="nodecache",
+            short_names=("ncache",),
+            scope="Cluster",
+            description="What one node's cache holds of what is wanted; written by that node's agent alone.",
+            spec=spec,
+            status=status,
+            columns=_NODE_CACHE_COLUMNS,
+            rules=(
+                ("self.metadata.name == self.spec.node", "a NodeCache is named after its node"),
+            ),
+        )
+    )
+
+
+DEFINITIONS: Final = {
+    cached_model.PLURAL: cached_model_definition,
+    node_cache.PLURAL: node_cache_definition,
+}
+
+
+def to_yaml(plural: str) -> str:
+    """The file in the chart."""
+    return yaml.safe_dump(DEFINITIONS[plural](), sort_keys=False, width=120)
+
+
+def _type_conditions(status: Json, types: tuple[str, ...]) -> None:
+    keyed(status, ("conditions",), "type")
+    at(status, ("conditions", "[]", "type"))["enum"] = list(types)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_yaml(sys.argv[1]))

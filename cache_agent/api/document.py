@@ -1,0 +1,111 @@
+"""What all Kubernetes documents of Weightyard are made of: strict values, names, sizes, times, conditions.
+
+Documents are the same in a file, in a cluster and between programs. Only shape lives here.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+GROUP: Final = "weightyard.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+LABEL_PATTERN: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_SUBDOMAIN: Final = rf"^{LABEL_PATTERN}(\.{LABEL_PATTERN})*$"
+_QUANTITY_PATTERN: Final = r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?"
+_QUANTITY: Final = re.compile(_QUANTITY_PATTERN)
+_SCALE: Final = {
+    None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
+}  # fmt: skip
+
+
+def parse_quantity(text: str) -> int:
+    """Bytes of a Kubernetes quantity such as `24Gi` or `80G`. Raises ValueError."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError("expected a size such as 24Gi, 500Mi or 80G")
+    return int(match[1]) * _SCALE[match[2]]
+
+
+def _quantity(text: str) -> str:
+    parse_quantity(text)
+    return text
+
+
+Quantity = Annotated[
+    str,
+    AfterValidator(_quantity),
+    WithJsonSchema({"type": "string", "pattern": f"^{_QUANTITY_PATTERN}$", "maxLength": 32}),
+]
+Namespace = Annotated[str, StringConstraints(pattern=f"^{LABEL_PATTERN}$", max_length=63)]
+ObjectName = Annotated[str, StringConstraints(pattern=_SUBDOMAIN, max_length=253)]
+SecretName = ObjectName
+NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Count = Annotated[int, Field(ge=0)]
+# RFC 3339 in UTC, to the second: 2026-01-31T22:00:00Z.
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as a document's time. Law: `parse_timestamp(timestamp(n)) == n` for whole n."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_timestamp(text: str) -> float:
+    """Seconds since the epoch. Raises ValueError."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+class Strict(BaseModel):
+    """Base of what people write: camelCase in documents, frozen, no unknown fields, no conversions."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True,
+        hide_input_in_errors=True,
+    )  # fmt: skip
+
+
+class Reported(BaseModel):
+    """Base of what programs report: as `Strict`, but a field of a later version is passed over."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
+    )
+
+    def to_document(self) -> dict[str, Any]:
+        """The value as JSON, absent fields left out. Law: `model_validate(x.to_document()) == x`."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class Metadata(BaseModel):
+    """What is read of Kubernetes' ObjectMeta, which a file gives in part and an API server whole."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
+    )
+
+    name: ObjectName
+    uid: str = ""
+    generation: Count = 0
+    resource_version: str = ""
+    deletion_timestamp: Timestamp | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Condition(Reported):
+    """One thing that is so, or isn't, or isn't known. `message` says what to do about it."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[str, StringConstraints(max_length=1024)]
+    message: Annotated[str, StringConstraints(max_length=32768)]
+    observed_generation: Count = 0
+    last_transition_time: Timestamp

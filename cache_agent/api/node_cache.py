@@ -1,0 +1,130 @@
+"""The NodeCache document: what one node holds of what is wanted, written by that node's agent alone.
+
+The controller reads it: for the node's labels and startup taint, and to sum up each CachedModel.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from cache_agent.api.cached_model import Tier
+from cache_agent.api.document import (
+    Condition,
+    Count,
+    Metadata,
+    ObjectName,
+    Reported,
+    Strict,
+    Timestamp,
+)
+
+KIND: Final = "NodeCache"
+PLURAL: Final = "nodecaches"
+# Ready: the agent runs, its store is sound. Synced: it knows what is wanted. PinnedReady: every pinned model that
+# selects this node is held, verified. SpaceSufficient: all that is wanted fits.
+CONDITIONS: Final = ("Ready", "Synced", "PinnedReady", "SpaceSufficient")
+
+# Pending: not begun yet. Waiting: for its window, for space, or for a turn. Failed: tried and couldn't; tried again.
+WantedState = Literal["Pending", "Waiting", "Fetching", "Warming", "Ready", "Failed"]
+# Ready: whole and verified. Releasing: about to be deleted, once its label is gone.
+ModelState = Literal["Ready", "Releasing"]
+
+
+class Wanted(Reported):
+    """How far this node is with one CachedModel. Sizes in bytes."""
+
+    name: ObjectName = Field(description="The CachedModel's name.")
+    uid: str = Field(default="", description="The CachedModel's UID, empty without a cluster.")
+    observed_generation: Count = Field(
+        default=0, description="The generation of the CachedModel that this is about."
+    )
+    state: WantedState
+    reason: str = Field(default="", description="Why it is in this state, as one word.")
+    message: str = Field(default="", description="The same in a sentence, and what to do about it.")
+    model_key: str | None = None
+    image: str | None = Field(default=None, description="The image by digest, once known.")
+    variant: str | None = None
+    bytes_done: Count = 0
+    bytes_total: Count | None = Field(default=None, description="Absent until it is known.")
+    bytes_per_second: Count = 0
+    seconds_left: Count | None = None
+    tier: Tier | None = Field(default=None, description="Where it is now; absent until it is held.")
+    pinned: bool = False
+    verified_at: Timestamp | None = Field(
+        default=None, description="When the longest unchecked of its files was last checked."
+    )
+    runtime_image: Literal["Pulling", "Present", "Failed", "Unsupported"] | None = Field(
+        default=None, description="The container image that goes with it, if one is asked for."
+    )
+
+
+class Held(Reported):
+    """A model that is whole on this node, wanted or not. Sizes in bytes."""
+
+    key: str = Field(description="The model's key, sha256:…")
+    state: ModelState = "Ready"
+    image: str
+    variant: str
+    size: Count
+    tier: Tier = "disk"
+    pinned: bool = False
+    leases: Count = Field(default=0, description="Pods and processes that use it.")
+    verified_at: Timestamp | None = None
+
+
+class Space(Reported):
+    """The store's space, in bytes."""
+
+    total: Count = Field(default=0, description="What the store may use.")
+    used: Count = 0
+    free: Count = Field(default=0, description="What it may still take without evicting.")
+    evictable: Count = 0
+
+
+class NodeFacts(Reported):
+    """What the node is."""
+
+    architecture: str = ""
+    kernel: str = ""
+    agent_version: str = ""
+    memory: Count = Field(default=0, description="Bytes of memory that the node has.")
+
+
+class NodeCacheSpec(Strict):
+    """Whose cache it is. Never changes."""
+
+    node: ObjectName = Field(description="The node's name, which is the object's too.")
+
+
+class NodeCacheStatus(Reported):
+    """What the agent reports."""
+
+    observed_generation: Count = 0
+    conditions: tuple[Condition, ...] = ()
+    node: NodeFacts = NodeFacts()
+    space: Space = Space()
+    held: Annotated[str | None, Field(description="Wanted models held, of those wanted: 3/5.")] = (
+        None
+    )
+    wanted: tuple[Wanted, ...] = Field(
+        default=(), max_length=4096, description="The CachedModels that select this node."
+    )
+    models: tuple[Held, ...] = Field(
+        default=(), max_length=4096, description="The models that this node holds."
+    )
+
+
+class NodeCache(Reported):
+    """One document. Law: `model_validate(n.to_document()) == n`."""
+
+    api_version: Literal["weightyard.dev/v1alpha1"]
+    kind: Literal["NodeCache"]
+    metadata: Metadata
+    spec: NodeCacheSpec
+    status: NodeCacheStatus = NodeCacheStatus()
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
