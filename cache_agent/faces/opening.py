@@ -21,6 +21,7 @@ from cache_agent.access.upstream import Upstream, impatient
 from cache_agent.addresses import Address
 from cache_agent.config import FacesSection
 from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.csi.mounting import MounterClient
 from cache_agent.faces.csi.server import CsiOptions, CsiServer, Driver, node_name
 from cache_agent.faces.csi.volumes import Volumes
 from cache_agent.faces.hub.api import HubApi
@@ -28,7 +29,6 @@ from cache_agent.faces.hub.service import HubService
 from cache_agent.faces.hub.upstream import HubUpstream
 from cache_agent.faces.mirror.api import MirrorApi
 from cache_agent.faces.mirror.service import MirrorService
-from cache_agent.mounter.client import MounterClient
 from cache_agent.node import Node
 from cache_agent.sources.hub import DEFAULT_ENDPOINT
 from cache_agent.store.values import repository_of

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from cache_agent.mounter import isolation
 from cache_agent.mounter.binder import Binder
-from cache_agent.mounter.server import Mounter, run_mounter
-from cache_agent.store.paths import StorePaths
+from cache_agent.mounter.server import Mounter
+from cache_agent.sockets import listen
 from modelimage.errors import WeightyardError
 
 
@@ -20,14 +22,17 @@ def main() -> int:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--user", type=int, required=True, help="uid of the agent")
     options = parser.parse_args()
-    mounter = Mounter(
-        Binder(StorePaths(options.root).models, options.kubelet), frozenset({options.user})
-    )
+    mounter = Mounter(Binder(options.root / "models", options.kubelet), options.user)
     try:
-        run_mounter(mounter, options.socket, options.user, lambda: print("ready", flush=True))
-    except WeightyardError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        isolation.leave_network()
+        server = listen(options.socket)
+        server.setblocking(True)
+        os.chown(options.socket, options.user, -1)
+        isolation.keep_only(isolation.CAP_SYS_ADMIN, isolation.CAP_DAC_READ_SEARCH)
+    except (OSError, WeightyardError) as error:
+        print(f"error: the mounter can't start: {error}", file=sys.stderr)
         return 1
+    mounter.serve(server, lambda: print("ready", flush=True))
     return 0
 
 

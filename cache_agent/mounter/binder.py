@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cache_agent.mounter import kernel
-from cache_agent.mounter.protocol import Target
+from cache_agent.mounter.orders import Target
 from modelimage.digest import Digest
 from modelimage.errors import Busy, InvalidInput, NotFound, NotWritable
 
@@ -34,23 +35,22 @@ class Binder:
         Raises NotFound without the model or kubelet's directory, Busy when something else is mounted there,
         NotWritable when this process may not mount.
         """
-        with self._model(key) as model, self._volume(target) as parent:
-            with _mapped(target):
-                made = _make(parent)
-            with _opened(parent) as place:
-                if os.path.sameopenfile(model, place):
-                    return self._lock_down(parent, place, target)
-                if is_mount(parent, place):
+        with _mapped(target), self._model(key) as model, self._volume(target) as parent:
+            made = _make(parent)
+            with kernel.opened("mount", parent) as place:
+                shown = os.path.sameopenfile(model, place)
+                if shown and kernel.is_locked_down(place):
+                    return False
+                if not shown and kernel.is_mount(parent, place):
                     raise Busy(f"something else is mounted at the volume of pod {target.pod}")
                 try:
-                    with _mapped(target):
+                    if not shown:
                         kernel.bind(model, place)
                 except BaseException:
                     if made:
                         os.rmdir("mount", dir_fd=parent)
                     raise
-            with _opened(parent) as place:
-                self._lock_down(parent, place, target)
+            lock_down(_mounted(parent))
         return True
 
     def unbind(self, target: Target) -> bool:
@@ -60,74 +60,68 @@ class Binder:
         """
         changed = False
         try:
-            with self._volume(target) as parent:
-                while self._bound(parent, target) is not None:
-                    with _mapped(target):
-                        kernel.unmount(f"/proc/self/fd/{parent}/mount")
+            with _mapped(target), self._volume(target) as parent:
+                while _shown(parent, target) is not None:
+                    kernel.unmount(_mounted(parent))
                     changed = True
-                with _mapped(target):
-                    os.rmdir("mount", dir_fd=parent)
+                os.rmdir("mount", dir_fd=parent)
         except NotFound:
             return changed
         return True
 
     def look(self, target: Target) -> Digest | None:
-        """The model that a pod's volume shows, locked down; None when it shows none."""
+        """The model that a pod's volume shows; None when it shows none. Raises InvalidInput when it is no model."""
         try:
-            with self._volume(target) as parent:
-                return self._bound(parent, target)
+            with _mapped(target), self._volume(target) as parent:
+                return _shown(parent, target)
         except NotFound:
             return None
 
-    def _lock_down(self, parent: int, place: int, target: Target) -> bool:
-        if kernel.is_locked_down(place):
-            return False
-        try:
-            with _mapped(target):
-                kernel.lock_down(f"/proc/self/fd/{parent}/mount")
-        except BaseException:
-            # Better nothing than something that a pod could write to.
-            kernel.unmount(f"/proc/self/fd/{parent}/mount")
-            raise
-        return True
-
-    def _bound(self, parent: int, target: Target) -> Digest | None:
-        """The model mounted on top at a volume. Raises InvalidInput when it is something else."""
-        with _opened(parent) as place:
-            if not is_mount(parent, place):
-                return None
-            seen = os.fstat(place)
-            for entry in os.scandir(self.models):
-                if len(entry.name) == 64 and entry.inode() == seen.st_ino:
-                    with self._model(Digest(entry.name)) as model:
-                        if os.path.sameopenfile(model, place):
-                            return Digest(entry.name)
-            name = Path(root_of(place)).name
-        if is_key(name):
-            return Digest(name)  # removed from the store by hand while it was mounted
-        raise InvalidInput(f"what is mounted at the volume of pod {target.pod} is no model")
-
     @contextmanager
     def _model(self, key: Digest) -> Iterator[int]:
-        with opened_directory(self.models) as models:
+        with ExitStack() as stack:
             try:
-                fd = kernel.open_beneath(models, key.hex)
+                models = stack.enter_context(kernel.opened(self.models))
+                model = stack.enter_context(kernel.opened(key.hex, models))
             except OSError as error:
                 raise NotFound(f"no model {key.short} in the store: {error.strerror}") from error
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+            yield model
 
     @contextmanager
     def _volume(self, target: Target) -> Iterator[int]:
         """The directory that kubelet made for a volume."""
-        with opened_directory(self.kubelet) as kubelet, _mapped(target):
-            fd = kernel.open_beneath(kubelet, target.parent)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        with kernel.opened(self.kubelet) as home, kernel.opened(target.parent, home) as parent:
+            yield parent
+
+
+def lock_down(path: str) -> None:
+    """Lock a bind mount down; better nothing there than something that a pod could write to. Raises OSError."""
+    try:
+        kernel.lock_down(path)
+    except BaseException:
+        kernel.unmount(path)
+        raise
+
+
+def shown_key(place: int) -> Digest | None:
+    """The model that a mount shows, by its directory's name: it may have been removed by hand since."""
+    name = PurePath(kernel.root_of(place)).name
+    return Digest(name) if re.fullmatch("[0-9a-f]{64}", name) else None
+
+
+def _shown(parent: int, target: Target) -> Digest | None:
+    """The model mounted on top at a volume. Raises InvalidInput when it is something else."""
+    with kernel.opened("mount", parent) as place:
+        if not kernel.is_mount(parent, place):
+            return None
+        key = shown_key(place)
+    if key is None:
+        raise InvalidInput(f"what is mounted at the volume of pod {target.pod} is no model")
+    return key
+
+
+def _mounted(parent: int) -> str:
+    return f"/proc/self/fd/{parent}/mount"
 
 
 def _make(parent: int) -> bool:
@@ -136,34 +130,6 @@ def _make(parent: int) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-@contextmanager
-def _opened(parent: int) -> Iterator[int]:
-    """A handle of a volume's mount point: of what is mounted there, if anything is."""
-    try:
-        fd = kernel.open_beneath(parent, "mount")
-    except FileNotFoundError as error:
-        raise NotFound("the volume's directory isn't there") from error
-    except OSError as error:
-        raise InvalidInput(f"the volume's mount point is no directory: {error.strerror}") from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def opened_directory(path: Path) -> Iterator[int]:
-    """A handle (O_PATH) of a directory. Raises NotFound."""
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror}") from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextmanager
@@ -182,31 +148,3 @@ def _mapped(target: Target) -> Iterator[None]:
             f"{where} can't be mounted: {error.strerror}",
             hint="The mounter needs CAP_SYS_ADMIN and kubelet's directory with mount propagation.",
         ) from error
-
-
-def is_mount(parent: int, place: int) -> bool:
-    """Whether a handle is of another mount than its parent (the mount's number is in fdinfo)."""
-    return _mount_id(parent) != _mount_id(place)
-
-
-def _mount_id(fd: int) -> str:
-    return next(
-        line.split()[1]
-        for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-        if line.startswith("mnt_id:")
-    )
-
-
-def root_of(place: int) -> str:
-    """What of its filesystem a mount shows, from mountinfo; empty when it isn't listed."""
-    number = _mount_id(place)
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split(" ")
-        if fields[0] == number:
-            return fields[3].removesuffix("//deleted")
-    return ""
-
-
-def is_key(name: str) -> bool:
-    """Whether a directory's name is a model key."""
-    return len(name) == 64 and all(letter in "0123456789abcdef" for letter in name)

@@ -1,4 +1,4 @@
-"""mount(2), umount2(2) and openat2(2), called directly: no fork, no parsing of options. Linux only.
+"""The system calls of mounting that Python has no names for, made directly: no fork, no parsing of options. Linux only.
 
 Errors are OSError with the kernel's number; what they mean is the caller's to say.
 """
@@ -7,85 +7,98 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
 
-MS_RDONLY: Final = 1
-MS_NOSUID: Final = 2
-MS_NODEV: Final = 4
-MS_NOEXEC: Final = 8
-MS_REMOUNT: Final = 32
-MS_BIND: Final = 4096
-UMOUNT_NOFOLLOW: Final = 8
-LOCKED_DOWN: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
-_RESOLVE_NO_MAGICLINKS: Final = 0x02
-_RESOLVE_NO_SYMLINKS: Final = 0x04
-_RESOLVE_BENEATH: Final = 0x08
-_SYS_OPENAT2: Final = 437  # the same on every architecture
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
+_LOCKED_DOWN: Final = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+_UMOUNT_NOFOLLOW: Final = 8
+_OPENAT2: Final = 437  # the same on every architecture
+# Below the directory, and through no link: RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS.
+_INSIDE: Final = 0x08 | 0x04 | 0x02
+_HANDLE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [
-    ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p
-]  # fmt: skip
-_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_libc.syscall.restype = ctypes.c_long
+
+def function(name: str, *types: Any) -> Callable[..., int]:
+    """A function of the C library that answers below zero when it fails; then OSError is raised."""
+    found = ctypes.CDLL(None, use_errno=True)[name]
+    found.argtypes, found.errcheck = types, _check
+    return found
+
+
+def _check(result: Any, *_: object) -> Any:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+_text = ctypes.c_char_p
+_mount = function("mount", _text, _text, _text, ctypes.c_ulong, _text)
+_umount2 = function("umount2", _text, ctypes.c_int)
+_syscall = function("syscall", ctypes.c_long, ctypes.c_int, _text, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_beneath(directory: int, path: str) -> int:
-    """A handle (O_PATH) of a directory below an open one: no symbolic link and no `..` on the way."""
-    how = _OpenHow(
-        os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC,
-        0,
-        _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS,
-    )
-    fd = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(directory),
-        ctypes.c_char_p(os.fsencode(path)),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-    if fd < 0:
-        raise _failure(path)
-    return int(fd)
+@contextmanager
+def opened(path: str | Path, inside: int | None = None) -> Iterator[int]:
+    """A handle (O_PATH) of a directory; `inside` an open one, no link and no `..` leads out of it."""
+    if inside is None:
+        fd = os.open(path, _HANDLE)
+    else:
+        how = _OpenHow(_HANDLE, 0, _INSIDE)
+        name, size = os.fsencode(path), ctypes.sizeof(how)
+        fd = _syscall(_OPENAT2, inside, name, ctypes.byref(how), size)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def bind(source: int, target: int) -> None:
     """Bind one open directory onto another."""
-    _mount(_name(source), _name(target), MS_BIND)
+    _mount(_name(source), _name(target), None, _MS_BIND, None)
 
 
 def lock_down(path: str) -> None:
     """Make a bind mount read-only, without devices, programs and set-user-id."""
-    _mount(None, path, MS_BIND | MS_REMOUNT | LOCKED_DOWN)
-
-
-def unmount(path: str) -> None:
-    """Take away what is mounted at a path."""
-    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW) != 0:
-        raise _failure(path)
+    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _mount(None, os.fsencode(path), None, flags, None)
 
 
 def is_locked_down(fd: int) -> bool:
     """Whether what is seen through a handle is mounted as `lock_down` does."""
-    flags = os.fstatvfs(fd).f_flag
-    wanted = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
-    return flags & wanted == wanted
+    return os.fstatvfs(fd).f_flag & _LOCKED_DOWN == _LOCKED_DOWN
 
 
-def _mount(source: str | None, target: str, flags: int) -> None:
-    given = None if source is None else os.fsencode(source)
-    if _libc.mount(given, os.fsencode(target), None, flags, None) != 0:
-        raise _failure(target)
+def unmount(path: str) -> None:
+    """Take away what is mounted at a path."""
+    _umount2(os.fsencode(path), _UMOUNT_NOFOLLOW)
 
 
-def _name(fd: int) -> str:
-    return f"/proc/self/fd/{fd}"
+def is_mount(parent: int, place: int) -> bool:
+    """Whether a handle is of another mount than its parent."""
+    return _mount_id(parent) != _mount_id(place)
 
 
-def _failure(path: str) -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code), path)
+def root_of(place: int) -> str:
+    """What of its filesystem a mount shows, from mountinfo; empty when it isn't listed."""
+    number = _mount_id(place)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        if fields[0] == number:
+            return fields[3].removesuffix("//deleted")
+    return ""
+
+
+def _mount_id(fd: int) -> str:
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+
+
+def _name(fd: int) -> bytes:
+    return b"/proc/self/fd/%d" % fd

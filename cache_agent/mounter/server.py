@@ -1,21 +1,20 @@
-"""The mounter's socket: one order a connection, from one user only, in threads that never wait for a slow peer."""
+"""The mounter's socket: one order a connection, from one user only, in threads that never wait long for a peer."""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import struct
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
 from cache_agent.mounter.binder import Binder
-from cache_agent.mounter.protocol import MAX_LINE, Operation, Order, Report, Target
-from cache_agent.sockets import listen
+from cache_agent.mounter.orders import MAX_LINE, Operation, Order, Report, Target
 from modelimage.errors import AccessDenied, InvalidInput, WeightyardError
 
 _PEER_SECONDS: Final = 5.0
@@ -25,26 +24,34 @@ _CREDENTIALS: Final = struct.Struct("3i")
 
 @dataclass
 class Mounter:
-    """Carries out orders of the users in `allowed` (uids), one at a time for each volume."""
+    """Carries out the orders of one user, one at a time."""
 
     binder: Binder
-    allowed: frozenset[int]
+    user: int
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def serve(self, server: socket.socket, ready: Callable[[], None]) -> None:
+        """Answer until SIGTERM or SIGINT, and finish what was begun."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
+        with server, ThreadPoolExecutor(_THREADS, thread_name_prefix="mounter") as pool:
+            ready()
+            while True:
+                pool.submit(self.answer, server.accept()[0])
 
     def answer(self, peer: socket.socket) -> None:
         """Read one order, carry it out, and report."""
         with peer:
             peer.settimeout(_PEER_SECONDS)
             try:
-                report = self._report(peer)
-                peer.sendall(report.to_bytes())
+                peer.sendall(self._report(peer).to_bytes())
             except OSError:
                 return  # the peer went away or was too slow; what was done is done, and can be asked again
 
     def _report(self, peer: socket.socket) -> Report:
         try:
-            uid = uid_of(peer)
-            if uid not in self.allowed:
+            uid = _uid_of(peer)
+            if uid != self.user:
                 raise AccessDenied(f"user {uid} may not give orders to the mounter")
             return self.carry_out(Order.parse(read_line(peer)))
         except WeightyardError as error:
@@ -62,31 +69,10 @@ class Mounter:
             return Report(self.binder.look(target))
 
 
-def run_mounter(mounter: Mounter, path: Path, owner: int, ready: Callable[[], None]) -> None:
-    """Listen at `path`, which `owner` may use, until SIGTERM or SIGINT."""
-    server = listen(path)
-    os.chown(path, owner, -1)
-    server.setblocking(True)
-    stopping = threading.Event()
-
-    def stop(*_: object) -> None:
-        stopping.set()
-        server.shutdown(socket.SHUT_RDWR)  # wakes accept
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    ready()
-    with server, ThreadPoolExecutor(_THREADS, thread_name_prefix="mounter") as pool:
-        for peer in _peers(server, stopping):
-            pool.submit(mounter.answer, peer)
-    path.unlink(missing_ok=True)
-
-
-def uid_of(peer: socket.socket) -> int:
+def _uid_of(peer: socket.socket) -> int:
     """The user at the other end, as the kernel knows it."""
     data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(data)
-    return int(uid)
+    return int(_CREDENTIALS.unpack(data)[1])
 
 
 def read_line(peer: socket.socket) -> bytes:
@@ -98,12 +84,3 @@ def read_line(peer: socket.socket) -> bytes:
         if not piece or len(data) > MAX_LINE:
             raise InvalidInput("malformed order: no line")
     return bytes(data)
-
-
-def _peers(server: socket.socket, stopping: threading.Event) -> Iterable[socket.socket]:
-    while not stopping.is_set():
-        try:
-            yield server.accept()[0]
-        except OSError:
-            if not stopping.is_set():
-                raise

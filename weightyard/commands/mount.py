@@ -8,7 +8,7 @@ import click
 
 from cache_agent.api.wire import LeaseBody, PullBody
 from cache_agent.cache import open_cache
-from cache_agent.mounter.local import lease_id, mount_model, shown_at
+from cache_agent.mounting import lease_id, mount_model, shown_at
 from modelimage.access import Access
 from modelimage.errors import Busy
 from weightyard.console import Console, pass_console

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
-from cache_agent.mounter.protocol import Target
+from cache_agent.mounter.orders import Target
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, parse_image
 

@@ -18,7 +18,7 @@ from cache_agent import errors as ours
 from cache_agent.faces.csi import wire
 from cache_agent.faces.csi.requests import parse_publish, parse_volume_id
 from cache_agent.faces.csi.volumes import OtherVolume, StillPulling, Volumes
-from cache_agent.mounter.protocol import Target
+from cache_agent.mounter.orders import Target
 from modelimage import errors
 from modelimage.errors import NotWritable, WeightyardError
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from cache_agent.access.callers import Caller, caller_of_pull_secret
 from cache_agent.access.gate import Admission, Gate
 from cache_agent.access.upstream import Upstream
+from cache_agent.faces.csi.mounting import MounterClient
 from cache_agent.faces.csi.requests import Publish
 from cache_agent.faces.progress import Watched, describe
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest, PullState
-from cache_agent.mounter.client import MounterClient
 from cache_agent.node import Node
 from cache_agent.store.values import Holder, HolderKind, Model, repository_of
 from modelimage.digest import Digest

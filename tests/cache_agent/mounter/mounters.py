@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cache_agent.mounter.client import MounterClient
+from cache_agent.faces.csi.mounting import MounterClient
 from modelimage.digest import Digest
 from tests.servers.process import ServerProcess, child_environment, program
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.mounter.protocol import Operation, Order, Report, Target
+from cache_agent.mounter.orders import Operation, Order, Report, Target
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, Busy, InvalidInput, NotFound, Unreachable
 from tests.cache_agent.mounter.mounters import NamespacedMounter, fake_model, volume

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_agent.mounter.protocol import Operation, Order, Report
+from cache_agent.mounter.orders import Operation, Order, Report
 from cache_agent.mounter.server import read_line
 from cache_agent.sockets import connect
 from modelimage import errors

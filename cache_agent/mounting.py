@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache_agent.mounter import kernel
-from cache_agent.mounter.binder import is_key, is_mount, opened_directory, root_of
+from cache_agent.mounter.binder import lock_down, shown_key
+from cache_agent.mounter.kernel import opened
 from modelimage.digest import Digest
 from modelimage.errors import Busy, InvalidInput, NotFound, NotWritable
 
@@ -28,35 +29,35 @@ def mount_model(model: Path, target: Path) -> bool:
     """
     with _mapped(target):
         target.mkdir(parents=True, exist_ok=True)
-    with opened_directory(model) as source, opened_directory(target) as place:
-        mounted = _is_mounted(target, place)
-        same = os.path.sameopenfile(source, place)
-        if mounted and not same:
-            raise Busy(f"something else is mounted at {target}", hint="Choose another directory.")
-        if not mounted and any(target.iterdir()):
-            raise InvalidInput(f"{target} isn't empty", hint="Choose an empty directory.")
-        if same and kernel.is_locked_down(place):
-            return False
-        with _mapped(target):
+        with opened(model) as source, opened(target) as place:
+            mounted = _is_mounted(target, place)
+            same = os.path.sameopenfile(source, place)
+            if mounted and not same:
+                raise Busy(
+                    f"something else is mounted at {target}", hint="Choose another directory."
+                )
+            if not mounted and any(target.iterdir()):
+                raise InvalidInput(f"{target} isn't empty", hint="Choose an empty directory.")
+            if same and kernel.is_locked_down(place):
+                return False
             if not mounted:
                 kernel.bind(source, place)
-            _lock_down(target)
+        lock_down(str(target))
     return True
 
 
 def shown_at(target: Path) -> Digest | None:
     """The model that a directory shows; None for none. Raises InvalidInput when something else is mounted there."""
     try:
-        with opened_directory(target) as place:
-            mounted = _is_mounted(target, place)
-            name = Path(root_of(place)).name
+        with _mapped(target), opened(target) as place:
+            if not _is_mounted(target, place):
+                return None
+            key = shown_key(place)
     except NotFound:
         return None
-    if not mounted:
-        return None
-    if not is_key(name):
+    if key is None:
         raise InvalidInput(f"what is mounted at {target} is no model", hint="Use umount(8).")
-    return Digest(name)
+    return key
 
 
 def unmount_model(target: Path) -> Digest | None:
@@ -71,18 +72,9 @@ def unmount_model(target: Path) -> Digest | None:
     return key
 
 
-def _lock_down(target: Path) -> None:
-    try:
-        kernel.lock_down(str(target))
-    except BaseException:
-        # Better nothing than something that can be written to.
-        kernel.unmount(str(target))
-        raise
-
-
 def _is_mounted(target: Path, place: int) -> bool:
-    with opened_directory(target.parent) as parent:
-        return is_mount(parent, place)
+    with opened(target.parent) as parent:
+        return kernel.is_mount(parent, place)
 
 
 @contextmanager

@@ -1,0 +1,119 @@
+"""What goes over the mounter's socket: one JSON object a line, an order and its report. Pure; parsed once, here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, WeightyardError
+
+MAX_LINE: Final = 8 << 10
+_KIND: Final = "kubernetes.io~csi"
+
+
+class Operation(Enum):
+    """What can be asked. The value goes over the wire."""
+
+    BIND = "bind"
+    UNBIND = "unbind"
+    LOOK = "look"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A pod's volume directory: `pods/<uid>/volumes/kubernetes.io~csi/<name>/mount` below kubelet's directory."""
+
+    pod: str
+    volume: str
+
+    @classmethod
+    def parse(cls, text: str, kubelet: PurePosixPath) -> Target:
+        """From the absolute path that kubelet gives. Raises InvalidInput for any other place."""
+        match text.removeprefix(f"{kubelet}/").split("/"):
+            case ["pods", pod, "volumes", kind, volume, "mount"] if kind == _KIND:
+                target = cls(pod, volume)
+                if (
+                    f"{kubelet}/{target.parent}/mount" == text
+                    and _is_name(pod)
+                    and _is_name(volume)
+                ):
+                    return target
+        raise InvalidInput(
+            f"not the directory of a pod's CSI volume below {kubelet}: {text[:300]!r}"
+        )
+
+    @property
+    def parent(self) -> str:
+        """The directory that kubelet makes for the volume, below its own."""
+        return f"pods/{self.pod}/volumes/{_KIND}/{self.volume}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request: `key` is of BIND only. Law: `Order.parse(o.to_bytes()) == o`."""
+
+    operation: Operation
+    target: str
+    key: Digest | None = None
+
+    def to_bytes(self) -> bytes:
+        return _line(op=self.operation.value, target=self.target, key=self.key)
+
+    @classmethod
+    def parse(cls, line: bytes) -> Order:
+        """Raises InvalidInput."""
+        with _well_formed("order"):
+            known = json.loads(line)
+            order = cls(Operation(known["op"]), known["target"], _key(known["key"]))
+            if not isinstance(order.target, str):
+                raise TypeError("target")
+            if (order.key is None) == (order.operation is Operation.BIND):
+                raise ValueError("key")
+        return order
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An answer: what is bound at the target now, and whether the order changed that; or why it failed."""
+
+    key: Digest | None = None
+    changed: bool = False
+    error: str = ""
+    message: str = ""
+
+    def to_bytes(self) -> bytes:
+        return _line(key=self.key, changed=self.changed, error=self.error, message=self.message)
+
+    @classmethod
+    def parse(cls, line: bytes) -> Report:
+        """Raises InvalidInput."""
+        with _well_formed("report"):
+            known = json.loads(line)
+            error, message = str(known["error"]), str(known["message"])
+            return cls(_key(known["key"]), bool(known["changed"]), error, message)
+
+
+def _line(*, key: Digest | None, **members: object) -> bytes:
+    return json.dumps({**members, "key": key.hex if key else None}).encode() + b"\n"
+
+
+def _key(value: Any) -> Digest | None:
+    return None if value is None else Digest(value)
+
+
+@contextmanager
+def _well_formed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError, WeightyardError) as error:
+        raise InvalidInput(f"malformed {what}: {error!r:.200}") from error
+
+
+def _is_name(text: str) -> bool:
+    return text not in ("", ".", "..") and len(text) <= 255 and text.isprintable()
