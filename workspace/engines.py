@@ -16,7 +16,10 @@ from workspace.schema import Engine
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a template needs to know. `gpus` 0 is a CPU; None leaves the engine's own default."""
+    """What a template needs to know. `gpus` 0 is a CPU; None leaves the engine's own default.
+
+    `sequences` is how many requests run at once, `kv_dtype` the KV cache's format as vLLM spells it.
+    """
 
     model_dir: PurePosixPath
     gguf_file: str | None
@@ -27,6 +30,9 @@ class Launch:
     context: int | None
     dtype: str | None
     utilization: float
+    sequences: int | None = None
+    kv_dtype: str | None = None
+    prefix_caching: bool = False
     adapters: tuple[tuple[str, PurePosixPath], ...] = ()
 
 
@@ -55,6 +61,12 @@ def _vllm(launch: Launch) -> list[Argument]:
         arguments.append(("--dtype", launch.dtype))
     if launch.context:
         arguments.append(("--max-model-len", str(launch.context)))
+    if launch.sequences:
+        arguments.append(("--max-num-seqs", str(launch.sequences)))
+    if launch.kv_dtype:
+        arguments.append(("--kv-cache-dtype", launch.kv_dtype))
+    if launch.prefix_caching:
+        arguments.append(("--enable-prefix-caching",))
     if launch.gpus:
         arguments.append(("--gpu-memory-utilization", f"{launch.utilization:.2f}"))
         if launch.gpus > 1:
@@ -79,6 +91,8 @@ def _sglang(launch: Launch) -> list[Argument]:
         arguments.append(("--dtype", launch.dtype))
     if launch.context:
         arguments.append(("--context-length", str(launch.context)))
+    if launch.sequences:
+        arguments.append(("--max-running-requests", str(launch.sequences)))
     if launch.gpus > 1:
         arguments.append(("--tensor-parallel-size", str(launch.gpus)))
     if not launch.gpus:

@@ -7,12 +7,15 @@
 graphs and workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139).
 Fewest GPUs come first, then accuracy: with `auto` a second GPU is taken only when no variant fits one. The context
 asked for must fit; when none is asked, 8,192 tokens or the model's own length must, and the longest that fits is used.
+The KV cache is kept in 16 bits; where nothing fits with that, and before another GPU is taken, in 8 bits (FP8) on GPUs
+that compute in it. How many tokens the cache then holds bounds how many requests run at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Final
 
 from modelimage.errors import NoSpace, UnknownVariant
@@ -28,6 +31,9 @@ ACCURACY: Final = (
     Variant.INT8.value,
     Variant.INT4.value,
 )
+KV_NATIVE: Final = "auto"  # 16 bits; the record's bytes of a token are for these
+KV_FP8: Final = "fp8"
+_FP8_CAPABILITY: Final = 89  # Ada and Hopper on: FP8 attention without conversions in between
 _BLOCK: Final = 16  # tokens; vLLM's KV cache block
 _GRAPHS_DIVISOR: Final = 20  # of the weights: what graphs and workspaces of a GPU take
 
@@ -38,35 +44,43 @@ class DoesNotFit(NoSpace):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked of a fit; None where the planner may choose."""
+    """What is asked of a fit; None where the planner may choose. `kv_dtype` is as vLLM spells it."""
 
     variant: Variant = Variant.AUTO
     context: int | None = None
     gpus: int | None = None
     utilization: float = DEFAULT_UTILIZATION
+    kv_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A choice: `gpus` 0 on a CPU; `context` None when the model doesn't say how much a token takes."""
+    """A choice: `gpus` 0 on a CPU; `context` None when the model doesn't say how much a token takes.
+
+    `kv_tokens` is how many tokens of all requests together the KV cache holds; None where nothing tells.
+    """
 
     variant: str
     gpus: int
     context: int | None
     reasons: tuple[str, ...] = ()
+    kv_dtype: str = KV_NATIVE
+    kv_tokens: int | None = None
 
 
 def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Demand) -> Fit:
     """The best fit. Raises UnknownVariant, or DoesNotFit with what each variant lacks."""
     variants = _wanted(candidates, demand.variant)
     reasons: list[str] = []
-    for gpus in _gpu_counts(hardware, demand.gpus):
-        for variant in variants:
-            why_not = _obstacle(variant, candidates[variant], hardware, demand, gpus)
-            if why_not is None:
-                context = _context(candidates[variant], hardware, demand, gpus)
-                return Fit(variant, gpus, context, tuple(dict.fromkeys(reasons)))
-            reasons.append(why_not)
+    tries = product(_gpu_counts(hardware, demand.gpus), _kv_dtypes(hardware, demand), variants)
+    for gpus, kv_dtype, variant in tries:
+        facts = _with_cache(candidates[variant], kv_dtype)
+        why_not = _obstacle(variant, facts, hardware, demand, gpus)
+        if why_not is None:
+            tokens = _tokens_that_fit(facts, hardware, demand, gpus)
+            context = _context(facts, hardware, demand, tokens)
+            return Fit(variant, gpus, context, tuple(dict.fromkeys(reasons)), kv_dtype, tokens)
+        reasons.append(f"{why_not} with an {kv_dtype} cache" if kv_dtype == KV_FP8 else why_not)
     raise DoesNotFit(
         f"the model doesn't fit: {'; '.join(dict.fromkeys(reasons))}",
         hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
@@ -142,15 +156,47 @@ def _least_context(facts: ModelFacts, demand: Demand) -> int:
     return demand.context or min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
-def _context(facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int) -> int | None:
+def _kv_dtypes(hardware: Hardware, demand: Demand) -> tuple[str, ...]:
+    """The formats of the KV cache to try, most accurate first."""
+    if demand.kv_dtype is not None:
+        return (demand.kv_dtype,)
+    runs_fp8 = hardware.gpu is not None and hardware.gpu.capability >= _FP8_CAPABILITY
+    return (KV_NATIVE, KV_FP8) if runs_fp8 else (KV_NATIVE,)
+
+
+def _with_cache(facts: ModelFacts, kv_dtype: str) -> ModelFacts:
+    """The facts with a token's bytes in this format; what else the GPU holds stays as it was."""
+    if not kv_dtype.startswith(KV_FP8):
+        return facts
+    tokens = min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    halved = -(-facts.kv_cache_bytes_per_token // 2)
+    saved = tokens * (facts.kv_cache_bytes_per_token - halved)
+    return replace(
+        facts,
+        kv_cache_bytes_per_token=halved,
+        gpu_memory_bytes=max(0, facts.gpu_memory_bytes - saved),
+    )
+
+
+def _tokens_that_fit(
+    facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int
+) -> int | None:
+    """Tokens of KV cache in what the weights leave free on the GPUs, in whole blocks."""
+    budget = _budget(hardware, demand)
+    if hardware.gpu is None or budget is None or not facts.kv_cache_bytes_per_token:
+        return None
+    free = (budget - overhead_bytes(facts)) * gpus - _held_bytes(facts, gpus)
+    return max(0, free // facts.kv_cache_bytes_per_token // _BLOCK * _BLOCK)
+
+
+def _context(
+    facts: ModelFacts, hardware: Hardware, demand: Demand, fitting: int | None
+) -> int | None:
     if demand.context is not None:
         return demand.context
-    budget = _budget(hardware, demand)
     if not facts.kv_cache_bytes_per_token or not facts.context_length:
         return None
     least = _least_context(facts, demand)
-    if hardware.gpu is None or budget is None:
+    if hardware.gpu is None or fitting is None:
         return least
-    free = (budget - overhead_bytes(facts)) * gpus - _held_bytes(facts, gpus)
-    fitting = free // facts.kv_cache_bytes_per_token // _BLOCK * _BLOCK
     return max(least, min(facts.context_length, fitting))

@@ -15,9 +15,9 @@ from typing import Final
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.record import Record
-from workspace import arguments
+from workspace import arguments, tuning
 from workspace.engines import TEMPLATES, Launch, Template
-from workspace.fit import Demand, Fit, choose
+from workspace.fit import KV_NATIVE, Demand, Fit, choose
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype
 from workspace.schema import Engine, EnvVar, Spec, Workspace
 
@@ -31,6 +31,7 @@ _PATIENCE: Final = 3
 _SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
 PROBE_PERIOD: Final = 5
 
+_CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _CPU_SEQUENCES: Final = 4  # requests of full length whose KV cache a CPU server holds at once
 
 
@@ -98,6 +99,7 @@ def choose_variant(workspace: Workspace, records: Mapping[str, Record], hardware
         context=int(longest) if longest else spec.runtime.context_length,
         gpus=int(tensor_parallel) if tensor_parallel else spec.resources.gpus or None,
         utilization=_utilization(spec),
+        kv_dtype=tuning.kv_dtype(spec.runtime.engine, user),
     )
     return choose({variant: record.facts for variant, record in records.items()}, hardware, demand)
 
@@ -123,6 +125,9 @@ def plan_launch(
         context=fit.context,
         dtype=compute_dtype(hardware.gpu),
         utilization=_utilization(spec),
+        sequences=tuning.sequences(_kv_tokens(spec, record=record, fit=fit, hardware=hardware)),
+        kv_dtype=None if fit.kv_dtype == KV_NATIVE else fit.kv_dtype,
+        prefix_caching=tuning.caches_prefixes(record.facts),
         adapters=tuple((each.name, site.adapter_dirs[each.name]) for each in spec.runtime.adapters),
     )
     return LaunchPlan(
@@ -185,10 +190,22 @@ def _gguf_file(record: Record) -> str | None:
 def _environment(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) -> tuple[EnvVar, ...]:
     derived = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if hardware.gpu is None and spec.runtime.engine is Engine.VLLM:
-        derived["VLLM_CPU_KVCACHE_SPACE"] = str(_cpu_cache_gib(record, fit, hardware))
+        derived[_CPU_CACHE] = str(_cpu_cache_gib(record, fit, hardware))
     taken = {each.name for each in spec.runtime.env}
     kept = tuple(EnvVar(name=n, value=v) for n, v in sorted(derived.items()) if n not in taken)
     return kept + spec.runtime.env
+
+
+def _kv_tokens(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) -> int | None:
+    """Tokens that the KV cache holds: what GPUs have left, or what vLLM on a CPU is given; None when unknown."""
+    if hardware.gpu is not None:
+        return fit.kv_tokens
+    given_by_user = any(each.name == _CPU_CACHE for each in spec.runtime.env)
+    is_given = spec.runtime.engine is Engine.VLLM and not given_by_user
+    if not is_given or not record.facts.kv_cache_bytes_per_token:
+        return None
+    given = _cpu_cache_gib(record, fit, hardware) * _GIB
+    return given // record.facts.kv_cache_bytes_per_token
 
 
 def _cpu_cache_gib(record: Record, fit: Fit, hardware: Hardware) -> int:

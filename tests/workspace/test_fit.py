@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from modelimage.errors import InvalidInput, UnknownVariant
 from modelimage.record import ModelFacts
 from tests.workspace.samples import GB, facts
-from workspace.fit import ACCURACY, Demand, DoesNotFit, choose, needed_bytes, overhead_bytes
+from workspace.fit import (
+    ACCURACY,
+    KV_FP8,
+    KV_NATIVE,
+    Demand,
+    DoesNotFit,
+    choose,
+    needed_bytes,
+    overhead_bytes,
+)
 from workspace.hardware import GPUS, Gpu, Hardware, asked_hardware, compute_dtype, find_gpu, refusal
 from workspace.schema import Resources, Variant, Vendor
 
@@ -128,7 +138,10 @@ def test_choice_fits_and_runs(
     budget = gpu.memory_bytes * demand.utilization
     chosen = candidates[fit.variant]
     assert refusal(gpu, fit.variant) is None
-    assert needed_bytes(chosen, context=fit.context or 0, gpus=fit.gpus) <= budget
+    held = with_cache(chosen, fit.kv_dtype)
+    assert needed_bytes(held, context=fit.context or 0, gpus=fit.gpus) <= budget
+    if fit.kv_tokens is not None:
+        assert fit.kv_tokens >= (fit.context or 0) // 16 * 16
     assert fit.gpus == demand.gpus or (demand.gpus is None and fit.gpus in (1, 2, 4, 8, 16))
     if demand.context:
         assert fit.context == demand.context
@@ -140,12 +153,24 @@ def test_choice_fits_and_runs(
                 choose(
                     {better: candidates[better]},
                     Hardware(gpu, fit.gpus),
-                    demand_on(demand, fit.gpus),
+                    replace(demand, gpus=fit.gpus, kv_dtype=fit.kv_dtype),
                 )
+    if fit.kv_dtype == KV_FP8:
+        assert gpu.capability >= 89
+        with pytest.raises(DoesNotFit):
+            choose(candidates, Hardware(gpu, fit.gpus), replace(demand, kv_dtype=KV_NATIVE))
 
 
-def demand_on(demand: Demand, count: int) -> Demand:
-    return Demand(context=demand.context, gpus=count, utilization=demand.utilization)
+def with_cache(model: ModelFacts, kv_dtype: str) -> ModelFacts:
+    """The model with a token's bytes as a format keeps them."""
+    if kv_dtype == KV_NATIVE:
+        return model
+    tokens, token = min(model.context_length or 8192, 8192), model.kv_cache_bytes_per_token
+    saved = tokens * (token // 2)
+    return replace(
+        model, kv_cache_bytes_per_token=token - token // 2,
+        gpu_memory_bytes=max(0, model.gpu_memory_bytes - saved),
+    )  # fmt: skip
 
 
 @given(model=models, context=st.integers(16, 1 << 18), gpu=gpus)

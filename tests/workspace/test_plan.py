@@ -18,6 +18,7 @@ from workspace.hardware import GPUS, Hardware
 from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch, startup_seconds
 from workspace.schema import Engine
 
+GIB = 1 << 30
 SITE = Site(PurePosixPath("/models/m"), "127.0.0.1", 8123)
 CPU = Hardware(memory_bytes=64 << 30)
 SMALL: dict[str, Any] = {
@@ -37,7 +38,8 @@ def test_cpu_command_line() -> None:
     found = plan(CPU)
     assert found.args == (
         "--model", "/models/m", "--served-model-name", "chat", "--host", "127.0.0.1", "--port", "8123",
-        "--dtype", "bfloat16", "--max-model-len", "8192", "--enforce-eager",
+        "--dtype", "bfloat16", "--max-model-len", "8192", "--max-num-seqs", "104", "--enable-prefix-caching",
+        "--enforce-eager",
     )  # fmt: skip
     assert {each.name: each.value for each in found.env} == {
         "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
@@ -61,6 +63,65 @@ def test_tensor_parallel() -> None:
 def test_shared_gpu_takes_its_share() -> None:
     found = plan(Hardware(GPUS["L4"], 1), resources={"gpu": "L4", "fraction": 0.5})
     assert value_of(found.args, "--gpu-memory-utilization") == "0.45"
+
+
+def test_as_many_requests_run_at_once_as_the_cache_holds() -> None:
+    roomy = plan(Hardware(GPUS["H100"], 1))
+    assert (
+        value_of(roomy.args, "--max-num-seqs") == "256"
+    )  # what the record's memory was counted for
+    tight = plan(Hardware(GPUS["L4"], 1), facts={"weight_bytes": 16 * GB})
+    tokens = int(value_of(tight.args, "--max-num-seqs") or 0) * 512
+    assert 0 < tokens * 131_072 < 22.5 * GIB * 0.9 - 16 * GB
+    asked = plan(Hardware(GPUS["L4"], 1), runtime={"args": ["--max-num-seqs=7"]})
+    assert asked.args.count("--max-num-seqs") == 0
+    assert value_of(asked.args, "--max-num-seqs") == "7"
+    given_by_user = plan(CPU, runtime={"env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "9"}]})
+    assert value_of(given_by_user.args, "--max-num-seqs") is None
+
+
+LONG: dict[str, Any] = {
+    "weight_bytes": 9 * GB
+}  # and 131,072 tokens of 131,072 bytes: 17 GB in 16 bits
+
+
+def test_an_8_bit_cache_comes_before_a_second_gpu_and_only_where_gpus_compute_in_it() -> None:
+    spec = {"runtime": {"contextLength": 131_072}}
+    ada = plan(Hardware(GPUS["L4"], 2), facts=LONG, **spec)
+    assert (ada.gpus, value_of(ada.args, "--kv-cache-dtype")) == (1, "fp8")
+    assert any("bf16 needs" in reason for reason in ada.reasons)
+    ampere = plan(Hardware(GPUS["A10"], 2), facts=LONG, **spec)
+    assert (ampere.gpus, value_of(ampere.args, "--kv-cache-dtype")) == (2, None)
+    short = plan(Hardware(GPUS["L4"], 2), facts=LONG)
+    assert value_of(short.args, "--kv-cache-dtype") is None
+
+
+def test_a_cache_format_that_the_user_gives_enters_the_arithmetic() -> None:
+    context = {"contextLength": 131_072}
+    with pytest.raises(DoesNotFit):
+        plan(
+            Hardware(GPUS["L4"], 1), facts=LONG,
+            runtime={**context, "args": ["--kv-cache-dtype", "auto"]},
+        )  # fmt: skip
+    found = plan(
+        Hardware(GPUS["A10"], 1), facts=LONG,
+        runtime={**context, "args": ["--kv_cache_dtype=fp8_e5m2"]},
+    )  # fmt: skip
+    assert found.gpus == 1
+    assert value_of(found.args, "--kv-cache-dtype") == "fp8_e5m2"
+
+
+def test_beginnings_are_shared_but_for_models_that_keep_a_state() -> None:
+    assert "--enable-prefix-caching" in plan(CPU).args
+    state = plan(CPU, facts=SMALL | {"architecture": "JambaForCausalLM"})
+    assert "--enable-prefix-caching" not in state.args
+    off = plan(CPU, runtime={"args": ["--no-enable-prefix-caching"]})
+    assert "--enable-prefix-caching" not in off.args
+
+
+def test_sglang_is_told_as_much() -> None:
+    found = plan(Hardware(GPUS["H100"], 1), runtime={"engine": "sglang"})
+    assert value_of(found.args, "--max-running-requests") == "256"
 
 
 def test_user_args_enter_the_arithmetic() -> None:

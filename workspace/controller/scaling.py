@@ -57,12 +57,15 @@ class Scaler:
         return answer
 
 
-def policy_of(workspace: Workspace) -> Policy | None:
-    """The built-in scaler's policy for a Workspace; None where it has nothing to scale."""
+def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
+    """The built-in scaler's policy for a Workspace; None where it has nothing to scale.
+
+    `args` are those that its servers run with; they tell how many requests one takes at once.
+    """
     scale = workspace.spec.scale
     if scale is None or scale.by is not Autoscaler.BUILTIN:
         return None
-    batch = arguments.number_of(workspace.spec.runtime.args, "--max-num-seqs")
+    batch = arguments.number_of(args or workspace.spec.runtime.args, "--max-num-seqs")
     return Policy(
         least=scale.min,
         most=scale.max,
@@ -127,9 +130,10 @@ class ScalingLoop:
         document = self._runner.cache.workspace(key)
         if document is None:
             return None
+        objects = self._runner.cache.objects(key)
         try:
             workspace = workspace_of(document)
-            policy = policy_of(workspace)
+            policy = policy_of(workspace, server_args(workspace, objects))
         except InvalidInput:
             return None  # its condition says why
         if policy is None:
@@ -137,7 +141,17 @@ class ScalingLoop:
         scaler = self._scalers.get(key)
         if scaler is None or scaler.policy != policy:
             scaler = self._scalers[key] = Scaler(policy)
-        return scaler, find_targets(workspace, self._runner.cache.objects(key))
+        return scaler, find_targets(workspace, objects)
+
+
+def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
+    """The arguments of a Workspace's servers, as its Deployment has them; none before there is one."""
+    deployment = _deployment(workspace, objects)
+    if deployment is None:
+        return ()
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    found = [each for each in containers if each["name"] == names.SERVER_CONTAINER]
+    return tuple(found[0].get("args") or ()) if found else ()
 
 
 def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
@@ -153,11 +167,18 @@ def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
         )
         for role in (names.SERVER, names.ACTIVATOR)
     }
-    deployment = next(
-        (e for e in objects if e["kind"] == "Deployment" and e["metadata"]["name"] == name), None
-    )
+    deployment = _deployment(workspace, objects)
     current = int(deployment["spec"].get("replicas", 1)) if deployment else 0
     return Targets(current, addresses[names.SERVER], next(iter(addresses[names.ACTIVATOR]), None))
+
+
+def _deployment(workspace: Workspace, objects: Sequence[Json]) -> Json | None:
+    found = (
+        each
+        for each in objects
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == workspace.name
+    )
+    return next(found, None)
 
 
 def _host(address: str) -> str:

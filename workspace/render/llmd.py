@@ -13,6 +13,7 @@ from workspace.render.kubernetes import wanted_range
 from workspace.render.pod import (
     affinity,
     container,
+    gpu_resource,
     inference_pool_labels,
     pod_security,
     tolerations,
@@ -23,8 +24,9 @@ from workspace.schema import Vendor, Workspace
 
 Json = dict[str, Any]
 
+# The chart's kinds. It has none for Neuron, whose resource goes under the kind that adds nothing else.
 _ACCELERATORS: Final = {
-    Vendor.NVIDIA: "nvidia", Vendor.AMD: "amd", Vendor.INTEL: "intel-xe", Vendor.NEURON: "neuron",
+    Vendor.NVIDIA: "nvidia", Vendor.AMD: "amd", Vendor.INTEL: "intel-xe", Vendor.NEURON: "nvidia",
 }  # fmt: skip
 # Fields of a container that the chart's own template has a place for; it passes the others on.
 _CHART_FIELDS: Final = (
@@ -58,7 +60,7 @@ def render_llmd(workspace: Workspace, release: Release) -> Json:
             "uri": f"hf://{plan.served_name}",
             "labels": _chart_labels(workspace),
         },
-        "accelerator": {"type": _ACCELERATORS[spec.resources.vendor] if plan.gpus else "cpu"},
+        "accelerator": _accelerator(workspace, release),
         "routing": {"servicePort": server_port(workspace), "proxy": {"enabled": False}},
         "decode": {
             "create": True,
@@ -77,6 +79,15 @@ def render_llmd(workspace: Workspace, release: Release) -> Json:
         },
         "prefill": {"create": False},
     }
+
+
+def _accelerator(workspace: Workspace, release: Release) -> Json:
+    """The kind, and the resource that the chart asks for: its own list has no MIG slices and no Neuron."""
+    if not release.plan.gpus:
+        return {"type": "cpu"}
+    asked = workspace.spec.resources
+    kind = _ACCELERATORS[asked.vendor]
+    return {"type": kind, "resources": {kind: gpu_resource(asked)}}
 
 
 def inference_pool(workspace: Workspace) -> Json:

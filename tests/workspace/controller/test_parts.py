@@ -166,6 +166,9 @@ def test_the_policy_is_the_specs_and_the_batch_is_the_servers() -> None:
         scale={"min": 0, "max": 4, "queueDepth": 2}, runtime={"args": ["--max-num-seqs=32"]}
     )
     assert policy_of(workspace) == Policy(0, 4, 2, 15, 300, batch=32)
+    derived = policy_of(workspace, ("--max-num-seqs", "64"))
+    assert derived is not None
+    assert derived.batch == 64
     assert policy_of(samples.workspace(replicas=2)) is None
     assert policy_of(samples.workspace(scale={"max": 2, "by": "hpa"})) is None
 

@@ -12,15 +12,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 
 from modelimage.errors import InvalidInput
-from tests.workspace import openapi, samples
+from tests.workspace import samples
 from weightyard.cli import entries
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
 from workspace.render.kubernetes import Surroundings
-from workspace.render.llmd import inference_pool, render_llmd
+from workspace.render.llmd import render_llmd
 from workspace.render.local import render_up
 from workspace.render.release import pod_place, store_place
 from workspace.schema import Workspace
@@ -147,90 +146,6 @@ def test_podman_compose_reads_the_file_and_keeps_every_word(tmp_path: Path) -> N
     assert "{{$HOME}} ${X}" in read["server"]["command"]
     assert read["server"]["environment"]["TOKEN"] == "t0ken"
     assert set(read) == {"agent", "model", "server"}
-
-
-# Members that llm-d-modelservice 0.4's values.schema.json names where it allows no others.
-LLMD = {
-    "type": "object",
-    "properties": {
-        "fullnameOverride": {"type": "string"},
-        "modelArtifacts": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "authSecretName": {"type": "string"}, "labels": {"type": "object"},
-                "mountPath": {"type": "string"}, "name": {}, "readOnly": {"type": "boolean"},
-                "size": {"type": "string"}, "uri": {},
-            },
-        },
-        "accelerator": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "type": {"type": "string"}, "dra": {"type": "boolean"}, "env": {"type": "object"},
-                "resources": {"type": "object"}, "resourceClaimTemplates": {"type": "object"},
-            },
-        },
-        "routing": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "servicePort": {"type": "integer"},
-                "proxy": {"type": "object", "properties": {"enabled": {"type": "boolean"}}},
-            },
-        },
-        "decode": {
-            "type": "object",
-            "properties": {
-                "create": {"type": "boolean"}, "replicas": {"type": "integer"},
-                "parallelism": {
-                    "additionalProperties": False,
-                    "properties": {
-                        name: {"type": "integer"} for name in ("data", "dataLocal", "tensor", "workers")
-                    },
-                },
-                "containers": {"type": "array", "items": {"type": "object"}},
-                "volumes": {"type": "array", "items": {"type": "object"}},
-            },
-        },
-        "prefill": {"type": "object", "properties": {"create": {"type": "boolean"}}},
-    },
-    "additionalProperties": False,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("resources", RESOURCES)
-def test_llmd_values_have_the_charts_members(resources: Json) -> None:
-    workspace = samples.workspace(resources=resources)
-    values = render_llmd(workspace, samples.release(workspace))
-    assert list(Draft202012Validator(LLMD).iter_errors(values)) == []
-
-
-def test_the_pod_that_llmd_makes_of_the_values_is_a_valid_pod() -> None:
-    """The chart's template joins a container's own members with `extraConfig`, and the pod's likewise."""
-    workspace = samples.workspace(model={"image": samples.IMAGE, "pullSecret": "pull"})
-    decode = render_llmd(workspace, samples.release(workspace))["decode"]
-    (given_container,) = decode["containers"]
-    chart_only = {"modelCommand", "mountModelVolume", "extraConfig"}
-    container = {k: v for k, v in given_container.items() if k not in chart_only}
-    spec = {
-        **decode["extraConfig"],
-        "containers": [{**container, **given_container["extraConfig"]}],
-        **{k: decode[k] for k in ("volumes", "tolerations", "terminationGracePeriodSeconds")},
-    }
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
-    assert openapi.problems(pod, openapi.OLDEST) == []
-    assert not set(container) & set(given_container["extraConfig"])
-
-
-def test_the_inference_pool_selects_the_pods_of_both_renderings() -> None:
-    workspace = samples.workspace()
-    selector = inference_pool(workspace)["spec"]["selector"]["matchLabels"].items()
-    objects = render_kubernetes(workspace, samples.release(workspace), SURROUNDINGS)
-    template = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]
-    assert selector <= template["metadata"]["labels"].items()
-    values = render_llmd(workspace, samples.release(workspace))
-    assert selector <= values["modelArtifacts"]["labels"].items()
 
 
 def test_up_refuses_engines_that_live_in_containers_only() -> None:

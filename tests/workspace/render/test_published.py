@@ -1,0 +1,114 @@
+"""What is written for KEDA and llm-d is what their published schemas take, and names the resources that it should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from tests.workspace import openapi, samples
+from workspace.render.cluster import render_kubernetes
+from workspace.render.kubernetes import Surroundings, autoscaler
+from workspace.render.llmd import inference_pool, render_llmd
+
+Json = dict[str, Any]
+PUBLISHED = Path(__file__).parent / "published"
+RESOURCES: list[Json] = [
+    {"gpu": "L4"}, {"gpu": "H100", "gpus": 4}, {"gpus": 0, "memory": "64Gi"},
+    {"gpu": "A100", "migProfile": "3g.20gb"}, {"gpuMemory": "64Gi", "vendor": "amd"},
+    {"gpuMemory": "64Gi", "vendor": "intel"}, {"gpuMemory": "64Gi", "vendor": "neuron"},
+    {"gpu": "L4", "nodeSelector": {"pool": "gpus"}, "tolerations": [{"key": "spot", "operator": "Exists"}]},
+]  # fmt: skip
+
+
+def problems(document: Json, schema: str) -> list[str]:
+    """What a published schema finds wrong."""
+    validator = Draft202012Validator(json.loads((PUBLISHED / schema).read_text()))
+    return [f"{each.json_path}: {each.message}" for each in validator.iter_errors(document)]
+
+
+@given(
+    least=st.integers(0, 3), more=st.integers(0, 5), depth=st.integers(1, 99), window=st.integers(0, 3600)
+)  # fmt: skip
+def test_keda_takes_the_scaled_object(least: int, more: int, depth: int, window: int) -> None:
+    scale = {
+        "min": least, "max": max(1, least + more), "queueDepth": depth, "downWindowSeconds": window,
+        "by": "keda", "prometheus": "http://prometheus.monitoring:9090",
+    }  # fmt: skip
+    (document,) = autoscaler(samples.workspace(scale=scale))
+    assert problems(document, "keda-scaledobject.json") == []
+    # The CRD leaves a trigger's metadata open; these are what KEDA's Prometheus scaler requires.
+    (trigger,) = document["spec"]["triggers"]
+    assert {"serverAddress", "query", "threshold"} <= set(trigger["metadata"])
+
+
+def test_the_schema_for_keda_tells_wrong_from_right() -> None:
+    scale = {"max": 2, "by": "keda", "prometheus": "http://p:9090"}
+    (document,) = autoscaler(samples.workspace(scale=scale))
+    document["spec"]["triggers"][0]["metadata"]["threshold"] = 4
+    assert problems(document, "keda-scaledobject.json") != []
+
+
+@pytest.mark.parametrize("port", [1, 8000, 65535])
+def test_the_gateway_takes_the_pool(port: int) -> None:
+    document = inference_pool(samples.workspace(runtime={"port": port}))
+    assert problems(document, "inferencepool.json") == []
+    assert problems({**document, "spec": {}}, "inferencepool.json") != []
+
+
+@pytest.mark.parametrize("resources", RESOURCES)
+def test_the_chart_takes_the_values(resources: Json) -> None:
+    workspace = samples.workspace(
+        resources=resources, model={"image": samples.IMAGE, "pullSecret": "pull"}
+    )
+    values = render_llmd(workspace, samples.release(workspace))
+    assert problems(values, "llm-d-modelservice-values.json") == []
+    assert (
+        problems({**values, "accelerator": {"kind": "x"}}, "llm-d-modelservice-values.json") != []
+    )
+
+
+@pytest.mark.parametrize("resources", RESOURCES)
+def test_the_chart_asks_for_no_resource_that_the_pod_doesnt(resources: Json) -> None:
+    """The chart adds `accelerator.resources[type]`, nvidia.com/gpu for a type that it doesn't know."""
+    workspace = samples.workspace(resources=resources)
+    values = render_llmd(workspace, samples.release(workspace))
+    (container,) = values["decode"]["containers"]
+    asked = set(container["resources"]["requests"]) - {"cpu", "memory"}
+    accelerator = values["accelerator"]
+    added = (
+        {accelerator["resources"][accelerator["type"]]} if accelerator["type"] != "cpu" else set()
+    )
+    assert added == asked
+
+
+def test_the_pod_that_llmd_makes_of_the_values_is_a_valid_pod() -> None:
+    """The chart's template joins a container's own members with `extraConfig`, and the pod's likewise."""
+    workspace = samples.workspace(model={"image": samples.IMAGE, "pullSecret": "pull"})
+    decode = render_llmd(workspace, samples.release(workspace))["decode"]
+    (given_container,) = decode["containers"]
+    chart_only = {"modelCommand", "mountModelVolume", "extraConfig"}
+    container = {k: v for k, v in given_container.items() if k not in chart_only}
+    spec = {
+        **decode["extraConfig"],
+        "containers": [{**container, **given_container["extraConfig"]}],
+        **{k: decode[k] for k in ("volumes", "tolerations", "terminationGracePeriodSeconds")},
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
+    assert openapi.problems(pod, openapi.OLDEST) == []
+    assert not set(container) & set(given_container["extraConfig"])
+
+
+def test_the_inference_pool_selects_the_pods_of_both_renderings() -> None:
+    workspace = samples.workspace()
+    selector = inference_pool(workspace)["spec"]["selector"]["matchLabels"].items()
+    objects = render_kubernetes(workspace, samples.release(workspace), Surroundings())
+    template = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]
+    assert selector <= template["metadata"]["labels"].items()
+    values = render_llmd(workspace, samples.release(workspace))
+    assert selector <= values["modelArtifacts"]["labels"].items()
