@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from builder.base import Base
 from builder.collect import Checkpoint, collect
 from builder.destination import Destination, check_space, preflight
 from builder.pack import PackedLayer, Packer
@@ -34,7 +35,8 @@ from modelimage.resolve import DEFAULT_VARIANT
 class BuildOptions:
     """What of the source is packed, and how. `variants` come from `chosen_variants`, so the published one is first.
 
-    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; `max_layer_size` in bytes splits larger weight files.
+    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; `max_layer_size` in bytes splits larger weight files;
+    `base` goes below the model in image manifests.
     """
 
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
@@ -44,6 +46,7 @@ class BuildOptions:
     quantize: QuantizeChoices = field(default_factory=QuantizeChoices)
     max_layer_size: int | None = None
     created: str | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ def build(
     """Build and publish. Raises what each step raises; the destination then has no new tag."""
     plan = plan_build(source, options)
     expected = plan_layers(bounded_sizes(plan.survey.planned(), options.max_layer_size))
-    for doubt in preflight(destination, options.variants, expected):
+    below = options.base.layer_count if options.base else 0
+    for doubt in preflight(destination, options.variants, expected, base_layers=below):
         tools.reporter.say(doubt)
     published = collect(plan.survey, tools.work_root, tools.reporter)
     made = {"convertedFrom": "pickle"} if published.converted else {}
@@ -156,13 +160,18 @@ def publish_variants(
 ) -> BuildResult:
     """Send what isn't there yet and set the tags."""
     records = tuple(each.record for each in variants)
-    planned = publication(records, version=destination.version, created=options.created)
+    planned = publication(
+        records,
+        version=destination.version,
+        created=options.created,
+        bases=options.base.images if options.base else None,
+    )
     sources: dict[Digest, LayerSource] = {
         layer.layer.digest: LayerSource(layer.plan.recipe, each.checkpoint.locations)
         for each in variants
         for layer in each.layers
     }
-    sent = _send(planned, sources, destination, reporter)
+    sent = _send(planned, sources, destination, options.base, reporter)
     for each in variants:
         if each.quality is not None:
             subject = modelpack_manifest(planned, each.record)
@@ -176,15 +185,18 @@ def _send(
     planned: Publication,
     sources: dict[Digest, LayerSource],
     destination: Destination,
+    base: Base | None,
     reporter: Reporter,
 ) -> Sent | None:
     """Send to a registry; a layout's layers were written while they were hashed, so there it is None."""
+    below = base.reader if base else None
     if destination.layout is not None:
-        send(planned, sources, destination.writer, Silent())
+        send(planned, sources, destination.writer, Silent(), base=below)
         return None
     total = sum(layer.size for layer in planned.layers)
+    total += sum(layer.size for layer in planned.bases)
     with reporter.progress("publishing", total) as bar:
-        return send(planned, sources, destination.writer, bar)
+        return send(planned, sources, destination.writer, bar, base=below)
 
 
 def _written(variants: Sequence[PackedVariant]) -> Sent:

@@ -76,7 +76,11 @@ def published_tags(version: str, variants: Sequence[str]) -> list[str]:
 
 
 def preflight(
-    destination: Destination, variants: Sequence[str], layers: Sequence[PlannedLayer]
+    destination: Destination,
+    variants: Sequence[str],
+    layers: Sequence[PlannedLayer],
+    *,
+    base_layers: int = 0,
 ) -> list[str]:
     """Refuse what the destination can't take, and see that it can be written to; what it may not take is returned.
 
@@ -89,18 +93,20 @@ def preflight(
     if isinstance(destination.reference, LayoutReference):
         check_writable(destination.reference.path)
         return []
-    doubts = _check_limits(destination.reference, layers)
+    doubts = _check_limits(destination.reference, layers, base_layers)
     link = models_link_layer()
     descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, Digest.of(link), len(link))
     put_document(destination.writer, Document(descriptor, link))
     return doubts
 
 
-def _check_limits(reference: RegistryReference, layers: Sequence[PlannedLayer]) -> list[str]:
+def _check_limits(
+    reference: RegistryReference, layers: Sequence[PlannedLayer], base_layers: int
+) -> list[str]:
     found = findings(
         profile_for(reference.api_host),
         layer_sizes=[layer.size for layer in layers],
-        layer_count=len(layers) + FIXED_LAYERS,
+        layer_count=len(layers) + FIXED_LAYERS + base_layers,
     )
     for finding in found:
         if finding.fatal:

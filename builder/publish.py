@@ -18,14 +18,14 @@ from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.durable import reading
-from modelimage.errors import InvalidCheckpoint
+from modelimage.errors import InvalidCheckpoint, NotFound
 from modelimage.hashing import fill
 from modelimage.publication import Document, Publication
-from modelimage.push import find_present, plan_push
+from modelimage.push import find_present, plan_push, relayed
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
 from modelimage.referrers import blob_content
-from modelimage.repository import BlobContent, ImageWriter
+from modelimage.repository import BlobContent, ImageReader, ImageWriter
 
 SENDS_AT_ONCE: Final = 4
 _BUFFER_SIZE: Final = 1 << 20
@@ -52,9 +52,12 @@ def send(
     sources: Mapping[Digest, LayerSource],
     writer: ImageWriter,
     progress: Advance,
+    *,
+    base: ImageReader | None = None,
 ) -> Sent:
     """Send all that isn't there yet, so that tags may be set. `progress` gets bytes of layers.
 
+    `base` is where the layers of the publication's base images are read.
     Raises AccessDenied, Unreachable, RemoteRefused, NoSpace, NotWritable, and DigestMismatch when a file
     changed since it was hashed.
     """
@@ -62,13 +65,13 @@ def send(
         Descriptor(mediatypes.OCI_LAYER_TAR, layer.digest, layer.size)
         for layer in publication.layers
     ]
+    layers += publication.bases
     plan = plan_push(layers, find_present(writer, layers))
     held = sum(layer.size for layer in plan.held)
     progress.resume(held)
 
     def put(layer: Descriptor, guarded: Callable[[int], None]) -> None:
-        source = sources[layer.digest]
-        writer.put_blob(BlobContent(layer, lambda offset: blob_bytes(source, offset)), guarded)
+        writer.put_blob(_content(layer, sources, base), guarded)
 
     run_all(plan.send, put, advance=progress.advance, workers=SENDS_AT_ONCE)
     for blob in publication.blobs:
@@ -76,6 +79,17 @@ def send(
     for manifest in publication.manifests:
         writer.put_manifest(manifest.descriptor, manifest.data)
     return Sent(plan.size, held)
+
+
+def _content(
+    layer: Descriptor, sources: Mapping[Digest, LayerSource], base: ImageReader | None
+) -> BlobContent:
+    source = sources.get(layer.digest)
+    if source is not None:
+        return BlobContent(layer, lambda offset: blob_bytes(source, offset))
+    if base is None:
+        raise NotFound(f"nobody knows where layer {layer.digest} is")
+    return relayed(base, layer)
 
 
 def set_tags(publication: Publication, writer: ImageWriter) -> None:

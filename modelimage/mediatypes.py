@@ -12,10 +12,15 @@ OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER_TAR: Final = "application/vnd.oci.image.layer.v1.tar"
+OCI_LAYER_GZIP: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_LAYER_ZSTD: Final = "application/vnd.oci.image.layer.v1.tar+zstd"
 OCI_EMPTY: Final = "application/vnd.oci.empty.v1+json"
 
 DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER_TAR: Final = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_LAYER_GZIP: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -32,6 +37,7 @@ ANNOTATION_CREATED: Final = "org.opencontainers.image.created"
 ANNOTATION_TITLE: Final = "org.opencontainers.image.title"
 ANNOTATION_SOURCE: Final = "org.opencontainers.image.source"
 ANNOTATION_REVISION: Final = "org.opencontainers.image.revision"
+ANNOTATION_BASE_DIGEST: Final = "org.opencontainers.image.base.digest"
 ANNOTATION_LICENSES: Final = "org.opencontainers.image.licenses"
 ANNOTATION_FILEPATH: Final = "org.cncf.model.filepath"
 

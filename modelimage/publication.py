@@ -4,6 +4,7 @@ For version T: `T` an index of the default variant (image manifests for two plat
 and the ModelPack manifests of every other variant), `T-<variant>` an index for each other variant, and
 `T-modelpack`, `T-<variant>-modelpack` the bare ModelPack manifests, since ModelPack tools don't resolve an index.
 No manifest can be both kinds (containerd refuses either as the other), so the index names both over the same layers.
+With a base, each image manifest has that platform's base layers below the model's, and the ModelPack manifest doesn't.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from modelimage import canonical, mediatypes
+from modelimage.base import BaseImage
 from modelimage.descriptor import (
     LINUX_AMD64,
     LINUX_ARM64,
@@ -52,12 +54,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """Everything to push, in push order: `layers` (large, from recipes), `blobs`, `manifests`, then `tags`."""
+    """Everything to push, in push order: `layers` (large, from recipes), `bases`, `blobs`, `manifests`, then `tags`.
+
+    `bases` are the layers of base images, which are copied from where those are.
+    """
 
     layers: tuple[RecordLayer, ...]
     blobs: tuple[Document, ...]
     manifests: tuple[Document, ...]
     tags: Mapping[str, Digest]
+    bases: tuple[Descriptor, ...] = ()
 
     def manifest(self, tag: str) -> Document:
         """The manifest that a tag names."""
@@ -65,7 +71,7 @@ class Publication:
         return next(each for each in self.manifests if each.descriptor.digest == wanted)
 
 
-_Named = TypeVar("_Named", RecordLayer, Document)
+_Named = TypeVar("_Named", RecordLayer, Document, Descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,19 @@ class _VariantManifests:
 
 
 def publication(
-    records: Sequence[Record], *, version: str, created: str | None = None
+    records: Sequence[Record],
+    *,
+    version: str,
+    created: str | None = None,
+    bases: Mapping[Platform, BaseImage] | None = None,
 ) -> Publication:
     """Plan what is published for the variants of one build; the first record is the default.
 
-    `created` is an RFC 3339 time, only from SOURCE_DATE_EPOCH; None leaves every clock out.
-    Equal records give equal bytes, hence equal digests, on any machine.
+    `created` is an RFC 3339 time, only from SOURCE_DATE_EPOCH; None leaves every clock out. With `bases` there are
+    image manifests for their platforms only. Equal arguments give equal bytes, hence equal digests, on any machine.
     """
-    variants = [_variant(record, created) for record in records]
+    below: Mapping[Platform, BaseImage | None] = bases or dict.fromkeys(PLATFORMS)
+    variants = [_variant(record, created, below) for record in records]
     default, *others = variants
     indexes = {
         version: _index([*default.images, default.modelpack, *(o.modelpack for o in others)])
@@ -101,6 +112,7 @@ def publication(
         blobs=_unique(blob for each in variants for blob in each.blobs),
         manifests=_unique([*manifests, *indexes.values()]),
         tags=tags,
+        bases=_unique(layer for base in (bases or {}).values() for layer in base.layers),
     )
 
 
@@ -109,24 +121,30 @@ def record_layer(record: Record) -> bytes:
     return single_file_layer(RECORD_NAME, record.to_bytes())
 
 
-def _variant(record: Record, created: str | None) -> _VariantManifests:
+def _variant(
+    record: Record, created: str | None, bases: Mapping[Platform, BaseImage | None]
+) -> _VariantManifests:
     annotations = _annotations(record, created)
     record_blob = _layer_document(record_layer(record), Role.RECORD)
     link_blob = _layer_document(models_link_layer(), Role.LINK)
     layers = [record_blob.descriptor, *(_layer_descriptor(each) for each in record.layers)]
     image_layers = [layers[0], link_blob.descriptor, *layers[1:]]
-    configs = [
-        Document.of(
+    configs, images = [], []
+    for platform, base in bases.items():
+        config = Document.of(
             mediatypes.OCI_CONFIG,
-            canonical.to_bytes(_image_config(platform, image_layers, created)),
+            canonical.to_bytes(_image_config(platform, base, image_layers, created)),
             platform=platform,
         )
-        for platform in PLATFORMS
-    ]
-    images = tuple(
-        _manifest(config.descriptor, image_layers, annotations, platform=config.descriptor.platform)
-        for config in configs
-    )
+        configs.append(config)
+        images.append(
+            _manifest(
+                config.descriptor,
+                [*_base_layers(base), *image_layers],
+                {**annotations, **_base_annotations(base)},
+                platform=platform,
+            )
+        )
     modelpack_config = Document.of(
         mediatypes.MODELPACK_CONFIG, canonical.to_bytes(_modelpack_config(record, layers, created))
     )
@@ -138,7 +156,7 @@ def _variant(record: Record, created: str | None) -> _VariantManifests:
         artifact_type=mediatypes.MODELPACK_MANIFEST,
     )
     return _VariantManifests(
-        record, images, modelpack, (record_blob, link_blob, *configs, modelpack_config)
+        record, tuple(images), modelpack, (record_blob, link_blob, *configs, modelpack_config)
     )
 
 
@@ -176,14 +194,30 @@ def _modelpack_layer(layer: Descriptor) -> Descriptor:
     )
 
 
+def _base_layers(base: BaseImage | None) -> list[Descriptor]:
+    role = {mediatypes.ANNOTATION_ROLE: Role.BASE.value}
+    return [replace(layer, annotations=role) for layer in base.layers] if base else []
+
+
+def _base_annotations(base: BaseImage | None) -> dict[str, str]:
+    return {mediatypes.ANNOTATION_BASE_DIGEST: str(base.manifest)} if base else {}
+
+
 def _image_config(
-    platform: Platform, layers: Sequence[Descriptor], created: str | None
+    platform: Platform,
+    base: BaseImage | None,
+    layers: Sequence[Descriptor],
+    created: str | None,
 ) -> dict[str, Any]:
+    # For uncompressed layers the diff_id is the layer's digest; a base's may be compressed.
+    below = base.diff_ids if base else ()
     config: dict[str, Any] = {
         **platform.to_json(),
-        "config": {},
-        # For uncompressed layers the diff_id is the layer's digest.
-        "rootfs": {"type": "layers", "diff_ids": [str(layer.digest) for layer in layers]},
+        "config": dict(base.run) if base else {},
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": [*below, *(str(layer.digest) for layer in layers)],
+        },
     }
     if created:
         config["created"] = created
@@ -268,6 +302,6 @@ def _unique(items: Iterable[_Named]) -> tuple[_Named, ...]:
     """The items in order, one per digest: variants share layers, blobs and sometimes manifests."""
     by_digest: dict[Digest, _Named] = {}
     for item in items:
-        digest = item.digest if isinstance(item, RecordLayer) else item.descriptor.digest
+        digest = item.descriptor.digest if isinstance(item, Document) else item.digest
         by_digest.setdefault(digest, item)
     return tuple(by_digest.values())

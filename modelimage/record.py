@@ -35,6 +35,7 @@ class Role(Enum):
     CODE = "code"
     RECORD = "record"
     LINK = "link"
+    BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ disabled_plugins = [
 
 class Containerd:
     """A containerd without CRI. Images are pulled and unpacked with its overlayfs snapshotter."""
+
+    def __init__(self) -> None:
+        self._runs = itertools.count()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -87,6 +91,11 @@ class Containerd:
                 yield Path(target)
             finally:
                 self.ctr("images", "unmount", "--rm", target)
+
+    def run_once(self, reference: str, *command: str) -> str:
+        """What a command prints in a container of a pulled image."""
+        name = f"once-{next(self._runs)}"
+        return self.ctr("run", "--rm", reference, name, *command)
 
     def log_text(self) -> str:
         """containerd's whole log."""

@@ -74,6 +74,12 @@ class Podman:
         finally:
             self.podman("image", "umount", reference)
 
+    def run_once(self, reference: str, *arguments: str) -> str:
+        """What a container of an image prints; `arguments` follow the image's entrypoint."""
+        # podman's own choice is above what some machines allow.
+        limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+        return self.podman("run", "--rm", "--network=none", *limits, reference, *arguments)
+
     @contextlib.contextmanager
     def docker_api(self) -> Iterator[str]:
         """Docker's API over this storage while the context lasts, as a base URL for the docker SDK."""

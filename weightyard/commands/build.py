@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from builder.base import mount_source, open_base
 from builder.build import BuildOptions, BuildPlan, BuildResult, BuildTools, plan_build
 from builder.build import build as build_image
 from builder.destination import open_destination, published_tags
@@ -22,6 +23,7 @@ from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from modelimage.reference import (
     DEFAULT_TAG,
+    EngineReference,
     ImageReference,
     LayoutReference,
     RegistryReference,
@@ -39,6 +41,7 @@ Examples:
   weightyard build ./SmolLM2-135M-Instruct --to oci:./out:v1
   weightyard build hf://org/name@main --to registry.example/team/model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --variant int8 --variant int4
+  weightyard build ./checkpoint --to registry.example/team/model:v1 --base docker.io/library/busybox:stable
   weightyard build ./checkpoint --to oci:./out:v1 --dry-run
 """
 )
@@ -122,6 +125,12 @@ Examples:
     help="Take layers over from this repository of the same registry instead of sending them. Repeatable.",
 )
 @click.option(
+    "--base",
+    metavar="IMAGE",
+    help="Put the model on top of this image (oci:DIR:TAG or of a registry), so that it can be run: "
+    "KServe's sidecar modelcars need a shell.",
+)
+@click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where converted and quantized weights are made, removed in the end. [default: ~/.cache/weightyard]",
@@ -156,9 +165,13 @@ def build(
         console.result(document, text)
         return
     reach = _with_login(access, target, username, password_stdin=password_stdin)
+    below = _base(given["base"])
+    if below is not None:
+        options = replace(options, base=open_base(below, reach))
+    mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
     result = build_image(
         opened,
-        open_destination(target, reach, mount_from=given["mount_from"]),
+        open_destination(target, reach, mount_from=mount_from),
         options,
         BuildTools(
             RememberedDigests(cache_directory() / "digests"),
@@ -209,6 +222,16 @@ def _evaluation(given: dict[str, Any]) -> EvaluationChoices | None:
         given["evaluation_text"], given["max_kl"], given["max_ppl_ratio"], given["min_top1"]
     )
     return choices if given["evaluate"] or choices != EvaluationChoices() else None
+
+
+def _base(text: str | None) -> RegistryReference | LayoutReference | None:
+    reference = parse_image(text) if text else None
+    if isinstance(reference, EngineReference):
+        raise InvalidInput(
+            f"can't take a base from an engine: {reference}",
+            hint="Use oci:DIR:TAG or a registry reference.",
+        )
+    return reference
 
 
 def _with_login(
