@@ -20,7 +20,15 @@ from cache_agent.fetch.foreign.known import LayerClaims
 from cache_agent.fetch.job import Carrier, Job, RetryPolicy
 from cache_agent.fetch.planner import Track, plan_tracks, unique_files
 from cache_agent.fetch.reuse import Reuse
-from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot, PullState
+from cache_agent.fetch.throttle import Caps
+from cache_agent.fetch.values import (
+    PRIORITY_WAITING,
+    PullRequest,
+    PullResult,
+    PullSnapshot,
+    PullState,
+)
+from cache_agent.sources.decorators import Limited
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin, repository_of
@@ -130,6 +138,7 @@ class Pull:
         self._total = self._reused = 0
         self._flights: list[Progressing] = []
         self._jobs: list[Job] = []
+        self._caps = Caps(request.caps)
 
     def begin(self) -> None:
         self._thread.start()
@@ -141,6 +150,7 @@ class Pull:
     def cancel(self) -> None:
         """Stop soon; what was verified stays for the next pull."""
         self._cancelled.set()
+        self._caps.lift()
         for job in list(self._jobs):
             self._puller.engine.cancel(job)
 
@@ -258,7 +268,7 @@ class Pull:
         image = ForeignImage(reader, root, self._repository, puller.platform)
         self._state = PullState.FETCHING
         with ExitStack() as hold:
-            fetch = ForeignFetch(puller.store, image, puller.sources, puller.claims, self, hold)
+            fetch = ForeignFetch(puller.store, image, self._sources, puller.claims, self, hold)
             record = fetch.get()
             result = self._publish(record, fetch.resolved())
             fetch.forget()
@@ -280,7 +290,7 @@ class Pull:
 
     def _get_files(self, resolved: ResolvedModel, reader: ImageReader) -> None:
         record = resolved.record
-        sources = self._puller.sources(resolved, reader, self._repository)
+        sources = self._sources(resolved, reader, self._repository)
         reuse = Reuse(self._puller.store, self._repository, reader, resolved.layers)
         left = unique_files(record.files)
         self._state = PullState.FETCHING
@@ -301,6 +311,20 @@ class Pull:
             self._flights = [*landed, *proven]
             left = [flight.file for flight in (*theirs, *mine) if flight not in proven]
 
+    def _sources(
+        self, resolved: Resolved, reader: ImageReader, repository: str
+    ) -> Sequence[Source]:
+        found = self._puller.sources(resolved, reader, repository)
+        if not self._request.caps:
+            return found
+        return [Limited(source, self._caps, self._caps.pause) for source in found]
+
+    def _hurry(self, job: Job, priority: int) -> None:
+        """Another pull needs what this one fetches. One that somebody waits for isn't held to this one's caps."""
+        if priority >= PRIORITY_WAITING:
+            self._caps.lift()
+        self._puller.engine.hurry(job, priority)
+
     def _reuse(self, reuse: Reuse, record: Record, file: RecordFile) -> bool:
         allowed = reuse.allowed(record, file)
         if allowed:
@@ -319,7 +343,7 @@ class Pull:
     def _fetch(self, flights: list[Flight], record: Record, sources: Sequence[Source]) -> None:
         puller, store = self._puller, self._puller.store
         need = sum(flight.file.size - store.partial_bytes(flight.file) for flight in flights)
-        with store.reserve(need) as reservation:
+        with store.reserve(need, evicting=self._request.evicting) as reservation:
             store.begin(record)
             missing = {}
             for flight in flights:
@@ -334,7 +358,7 @@ class Pull:
             )
             self._jobs.append(job)
             for flight in flights:
-                flight.hurry = lambda priority: puller.engine.hurry(job, priority)
+                flight.hurry = lambda priority: self._hurry(job, priority)
             self.check_cancelled()
             # What was complete before a crash, and empty files, have no span to land them.
             for flight in flights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 # How much may come at once after a pause, in seconds of the rate.
@@ -31,3 +31,25 @@ class Throttle:
             now = self._monotonic()
             self._free_at = max(self._free_at, now - _BURST_SECONDS) + size / self._rate
             return max(0.0, self._free_at - now)
+
+
+class Caps:
+    """Several caps at once, until they are lifted: for a transfer that nobody waits for yet. Safe for threads."""
+
+    def __init__(self, caps: Sequence[Throttle]) -> None:
+        self._caps = tuple(caps)
+        self._lifted = threading.Event()
+
+    def lift(self) -> None:
+        """No cap from now on; who pauses goes on at once."""
+        self._lifted.set()
+
+    def take(self, size: int) -> float:
+        """See `Throttle.take`."""
+        if self._lifted.is_set():
+            return 0.0
+        return max((cap.take(size) for cap in self._caps), default=0.0)
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until the caps are lifted."""
+        self._lifted.wait(seconds)

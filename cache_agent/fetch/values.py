@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from cache_agent.fetch.throttle import Throttle
 from cache_agent.store.values import Model
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
@@ -26,12 +27,17 @@ class PullState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What to pull. `reader` reads it with the caller's own credentials; None reads it with the node's."""
+    """What to pull. `reader` reads it with the caller's own credentials; None reads it with the node's.
+
+    `caps` hold its transfers back until somebody waits for its files; without `evicting` it takes free space only.
+    """
 
     image: ImageReference
     variant: str | None = None
     priority: int = PRIORITY_WAITING
     reader: ImageReader | None = None
+    caps: tuple[Throttle, ...] = ()
+    evicting: bool = True
 
 
 @dataclass(frozen=True, slots=True)

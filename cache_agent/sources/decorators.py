@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cache_agent.fetch.throttle import Throttle
+from cache_agent.fetch.throttle import Caps, Throttle
 from cache_agent.sources.source import Piece, Source, Tier
 from modelimage.errors import NotFound, Unreachable
 from modelimage.repository import BlobStream
@@ -60,7 +60,7 @@ class _ToldStream:
 class Limited(Wrapped):
     """At most so many bytes per second from this source. `sleep` waits."""
 
-    throttle: Throttle
+    throttle: Throttle | Caps
     sleep: Callable[[float], object]
 
     @contextmanager

@@ -98,8 +98,11 @@ class StoreSpace:
     def plan(self, need: int, now: float) -> Eviction:
         return plan_eviction(self.candidates(), need=need, now=now)
 
-    def reserve(self, need: int, now: float, evict: Callable[[Digest], int]) -> Reservation:
-        """Promise `need` bytes; evicts first when there is too little. Raises NoSpace and evicts nothing in vain."""
+    def reserve(self, need: int, now: float, evict: Callable[[Digest], int] | None) -> Reservation:
+        """Promise `need` bytes; evicts first when there is too little. Raises NoSpace and evicts nothing in vain.
+
+        Without `evict` only free space is promised.
+        """
         with self.reservations.exclusive():
             for _ in range(3):
                 view = self.view()
@@ -107,7 +110,7 @@ class StoreSpace:
                 if short == 0:
                     return self.reservations.add(need)
                 plan = self.plan(short, now)
-                if plan.freed < short:
+                if evict is None or plan.freed < short:
                     break
                 for victim in plan.victims:
                     self._evict(victim, evict)

@@ -282,11 +282,11 @@ class Store:
     def space(self) -> SpaceView:
         return self._space.view()
 
-    def reserve(self, need: int) -> Reservation:
+    def reserve(self, need: int, *, evicting: bool = True) -> Reservation:
         """Promise `need` bytes, evicting what is worth least if that makes room. Raises NoSpace with the numbers."""
         if need and self.space().shortfall(need):
             self.keeper.expire()
-        return self._space.reserve(need, self._clock(), self.remove)
+        return self._space.reserve(need, self._clock(), self.remove if evicting else None)
 
     def set_limits(self, limits: SpaceLimits) -> None:
         """Another budget and floor from now on; nothing is evicted before space is needed."""
