@@ -96,6 +96,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
     (
         "Other",
         (
+            Entry("doctor", "weightyard.commands.doctor:doctor", "Say whether this machine or a cluster is fit."),
             Entry("completion", "weightyard.commands.completion:completion", "Print a shell completion script."),
             Entry("version", "weightyard.commands.version:version", "Show the versions of weightyard and its parts."),
         ),

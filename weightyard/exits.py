@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from modelimage import errors
+from weightyard.doctor.finding import PreflightFailed
 from weightyard.extras import MissingExtra
 
 OK: Final = 0
@@ -37,6 +38,7 @@ EXIT_CODES: Final[Mapping[type[errors.WeightyardError], int]] = {
     errors.InUse: 17,
     errors.GateFailed: 18,
     MissingExtra: 19,
+    PreflightFailed: 20,
 }
 
 MEANINGS: Final[Mapping[int, str]] = {
@@ -60,6 +62,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     17: "something that is in use and can't be removed",
     18: "a quality gate that failed",
     19: "a Python package that this command needs isn't installed",
+    20: "a check of `weightyard doctor` that failed",
     INTERRUPTED: "interrupted with Ctrl-C",
     BROKEN_PIPE: "the reader of the output went away",
 }

@@ -1,84 +1,49 @@
-"""`weightyard rollout`: which versions of a workspace there were, and back to one of them.
-
-Talks to the cluster through kubectl, so contexts, plugins and permissions are those that its user has already.
-"""
+"""`weightyard rollout`: which versions of a workspace there were, and back to one of them."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
-from modelimage.errors import EngineFailed, InvalidInput, NotFound
+from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
+from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from workspace.controller.revisions import ASKED, Revision, history
 
 Json = dict[str, Any]
 _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
-_SECONDS: Final = 60.0
 
 
-class Kubectl:
-    """The few calls made, all raw: no discovery, and the server's own words in errors."""
+class Cluster:
+    """The workspaces of one namespace and their versions, as kubectl reaches them."""
 
-    def __init__(self, namespace: str, *options: str) -> None:
+    def __init__(self, cluster: Kubectl, namespace: str) -> None:
+        self._cluster = cluster
         self._namespace = namespace
-        self._options = options
 
     def workspace(self, name: str) -> Json:
-        return self._run("get", f"{_GROUP}/namespaces/{self._namespace}/workspaces/{name}")
+        return self._cluster.get(self._path(name))
 
     def revisions(self, name: str) -> list[Revision]:
         path = f"/apis/apps/v1/namespaces/{self._namespace}/controllerrevisions"
-        found = self._run("get", f"{path}?labelSelector=weightyard.dev/workspace%3D{name}")
+        found = self._cluster.get(f"{path}?labelSelector=weightyard.dev/workspace%3D{name}")
         return history([{"kind": "ControllerRevision", **each} for each in found["items"]], name)
 
     def replace(self, document: Json) -> None:
-        name = document["metadata"]["name"]
-        path = f"{_GROUP}/namespaces/{self._namespace}/workspaces/{name}"
-        self._run("replace", path, "-f", "-", given=json.dumps(document))
+        self._cluster.replace(self._path(document["metadata"]["name"]), document)
 
-    def _run(self, verb: str, path: str, *arguments: str, given: str | None = None) -> Json:
-        command = ["kubectl", *self._options, verb, "--raw", path, *arguments]
-        try:
-            done = subprocess.run(
-                command, input=given, capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
-        except FileNotFoundError as error:
-            raise EngineFailed(
-                "kubectl isn't installed", hint="Install kubectl, or add it to PATH."
-            ) from error
-        except subprocess.TimeoutExpired as error:
-            raise EngineFailed(f"kubectl didn't answer within {_SECONDS:g} s") from error
-        if done.returncode:
-            said = done.stderr.strip()
-            raise (NotFound if "NotFound" in said else EngineFailed)(f"kubectl: {said}")
-        found: Json = json.loads(done.stdout)
-        return found
+    def _path(self, name: str) -> str:
+        return f"{_GROUP}/namespaces/{self._namespace}/workspaces/{name}"
 
 
-def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option(
-            "-n",
-            "--namespace",
-            default="default",
-            show_default=True,
-            help="The workspace's namespace.",
-        ),
-        click.option("--context", help="The kubeconfig context to use."),
-        click.option("--kubeconfig", help="The kubeconfig file to use."),
-    ):
-        command = option(command)
-    return command
+_in_namespace = click.option(
+    "-n", "--namespace", default="default", show_default=True, help="The workspace's namespace."
+)
 
 
-def _kubectl(namespace: str, context: str | None, kubeconfig: str | None) -> Kubectl:
-    given = {"--context": context, "--kubeconfig": kubeconfig}
-    return Kubectl(namespace, *(f"{name}={value}" for name, value in given.items() if value))
+def _reach(namespace: str, context: str | None, kubeconfig: str | None) -> Cluster:
+    return Cluster(kubectl(context, kubeconfig), namespace)
 
 
 @click.group()
@@ -88,13 +53,14 @@ def rollout() -> None:
 
 @rollout.command("history")
 @click.argument("name")
-@_cluster_options
+@_in_namespace
+@cluster_options
 @pass_console
 def show_history(
     console: Console, *, name: str, namespace: str, context: str | None, kubeconfig: str | None
 ) -> None:
     """List the versions of a workspace, oldest first."""
-    kept = _kubectl(namespace, context, kubeconfig).revisions(name)
+    kept = _reach(namespace, context, kubeconfig).revisions(name)
     console.table(
         ["revision", "variant", "image", "id"],
         [[each.number, each.variant, each.image, each.id] for each in kept],
@@ -103,13 +69,14 @@ def show_history(
 
 @rollout.command()
 @click.argument("name")
-@_cluster_options
+@_in_namespace
+@cluster_options
 @pass_console
 def status(
     console: Console, *, name: str, namespace: str, context: str | None, kubeconfig: str | None
 ) -> None:
     """Show where a workspace's roll-out stands."""
-    found = _kubectl(namespace, context, kubeconfig).workspace(name).get("status") or {}
+    found = _reach(namespace, context, kubeconfig).workspace(name).get("status") or {}
     rows = [
         [each["type"], each["status"], each["reason"], each["message"]]
         for each in found.get("conditions", ())
@@ -122,13 +89,14 @@ def status(
 @click.option(
     "--to-revision", type=click.IntRange(1), help="Which version; by default the one before."
 )
-@_cluster_options
+@_in_namespace
+@cluster_options
 @pass_console
 def undo(
     console: Console, *, name: str, to_revision: int | None, namespace: str, context: str | None, kubeconfig: str | None
 ) -> None:  # fmt: skip
     """Go back to an earlier version: the same spec, and the same bytes, even where a tag has moved since."""
-    cluster = _kubectl(namespace, context, kubeconfig)
+    cluster = _reach(namespace, context, kubeconfig)
     target = pick(cluster.revisions(name), to_revision)
     cluster.replace(with_version(cluster.workspace(name), target))
     console.result(

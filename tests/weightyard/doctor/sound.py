@@ -1,0 +1,60 @@
+"""A node and a cluster where all is well, to be spoiled one thing at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Expected
+from weightyard.doctor.facts import Clock, Containerd, Disk, Gpus, Kubelet, Nic, NodeFacts
+from workspace import crd
+
+Json = dict[str, Any]
+TB = 10**12
+
+NODE = NodeFacts(
+    node="gpu-1",
+    kernel="6.8.0-45-generic",
+    disk=Disk(
+        path="/var/lib/weightyard", filesystem="xfs", total=4 * TB, free=3 * TB, write_rate=2e9, read_rate=5e9,
+        hard_links=True, nodefs=True, imagefs=True,
+    ),
+    kubelet=Kubelet(
+        path="/var/lib/kubelet", found=True, registration=True, pods=True, shared=True,
+        configuration="/var/lib/kubelet/config.yaml",
+        eviction_hard={"nodefs.available": "10%", "imagefs.available": "15%", "memory.available": "100Mi"},
+    ),
+    clock=Clock(synchronized=True, error=0.002, offset=0.1),
+    nics=(Nic(name="eth0", rate=100_000_000_000),),
+    containerd=Containerd(configuration="/etc/containerd/config.toml", config_path="/etc/containerd/certs.d"),
+    apparmor=True,
+    gpus=Gpus(driver="570.124.06", count=8, engine="vllm 0.32.0"),
+)  # fmt: skip
+
+
+def node(name: str = "gpu-1", **allocatable: str) -> Json:
+    """A node as the API server has it."""
+    return {
+        "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux", "nvidia.com/gpu.present": "true"}},
+        "status": {
+            "nodeInfo": {"containerRuntimeVersion": "containerd://1.7.20"},
+            "allocatable": {"nvidia.com/gpu": "8"} | allocatable,
+            "conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": "True"}],
+        },
+    }  # fmt: skip
+
+
+DEFINITION = crd.definition()
+CRD_NAME = DEFINITION["metadata"]["name"]
+EXPECTED = Expected({CRD_NAME: DEFINITION}, "nvidia.com/gpu.present=true")
+CLUSTER = ClusterFacts(
+    version="v1.31.2",
+    groups=frozenset({"apps", "keda.sh", "nvidia.com"}),
+    nodes=(node("gpu-1"), node("gpu-2")),
+    namespace="weightyard",
+    namespace_labels={"pod-security.kubernetes.io/enforce": "privileged"},
+    denied=(),
+    driver={"spec": dict(DRIVER_SPEC)},
+    driver_nodes=frozenset({"gpu-1", "gpu-2"}),
+    crds={CRD_NAME: DEFINITION},
+    admission_policies=True,
+)

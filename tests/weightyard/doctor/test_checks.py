@@ -1,0 +1,165 @@
+"""The checks: a sound node and cluster pass; each thing that is wrong is found, by the check that it concerns."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_agent.store.space import Amount
+from tests.weightyard.doctor.sound import CLUSTER, CRD_NAME, DEFINITION, EXPECTED, NODE, TB, node
+from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Permission, check_cluster
+from weightyard.doctor.facts import NodeFacts
+from weightyard.doctor.finding import Finding, Level
+from weightyard.doctor.node_checks import Wanted, check_node, free_space
+
+WANTED = Wanted(in_cluster=True, floor=Amount.parse("20%"))
+CHANGED = deepcopy(DEFINITION)
+CHANGED["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": {"type": "object"}}
+
+
+def spoiled(path: str, value: object) -> NodeFacts:
+    """The sound node, but for one fact."""
+    section, _, name = path.partition(".")
+    if not name:
+        return NODE.model_copy(update={section: value})
+    return NODE.model_copy(
+        update={section: getattr(NODE, section).model_copy(update={name: value})}
+    )
+
+
+def found(findings: list[Finding]) -> list[tuple[str, str]]:
+    """What isn't well; whatever isn't, has advice."""
+    assert all(bool(each.advice) == (each.level is not Level.OK) for each in findings)
+    return [(each.check, each.level.value) for each in findings if each.level is not Level.OK]
+
+
+def test_a_sound_node_passes_every_check() -> None:
+    assert found(check_node(NODE, WANTED)) == []
+    assert found(check_node(NODE, Wanted(in_cluster=False, floor=Amount.parse("5%")))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "finding"),
+    [
+        ("kernel", "5.4.0-generic", ("kernel", "fail")),
+        ("kernel", "strange", ("kernel", "warn")),
+        ("kubelet.pods", False, ("kubelet directory", "fail")),
+        ("kubelet.found", False, ("kubelet directory", "fail")),
+        ("kubelet.shared", False, ("kubelet directory", "fail")),
+        ("kubelet.registration", False, ("CSI registration", "fail")),
+        ("disk.read_only", True, ("filesystem", "fail")),
+        ("disk.filesystem", "nfs4", ("filesystem", "fail")),
+        ("disk.filesystem", "tmpfs", ("filesystem", "warn")),
+        ("disk.hard_links", False, ("hard links", "fail")),
+        ("disk.hard_links", None, ("hard links", "warn")),
+        ("disk.read_rate", 0.2e9, ("disk speed", "warn")),
+        ("disk.write_rate", 0.1e9, ("disk speed", "warn")),
+        ("disk.problem", "the disk is full", ("disk speed", "warn")),
+        ("disk.free", TB // 2, ("free space", "fail")),
+        ("kubelet.eviction_hard", {"nodefs.available": "25%"}, ("free space", "fail")),
+        ("kubelet.eviction_hard", {"imagefs.available": "2Ti"}, ("free space", "fail")),
+        ("kubelet.eviction_hard", {"nodefs.available": "20%"}, ("free space", "warn")),
+        ("clock.offset", -7.0, ("clock", "fail")),
+        ("clock.synchronized", False, ("clock", "warn")),
+        ("clock.synchronized", None, ("clock", "warn")),
+        ("nics", (NODE.nics[0].model_copy(update={"rate": 10**9}),), ("network", "warn")),
+        ("containerd.config_path", None, ("containerd", "warn")),
+        ("containerd.configuration", None, ("containerd", "warn")),
+        ("containerd.inline_mirrors", ("docker.io",), ("containerd", "warn")),
+        ("containerd.problem", "not TOML", ("containerd", "warn")),
+        ("selinux", "enforcing", ("access control", "warn")),
+        ("gpus.count", 0, ("GPUs", "warn")),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_found(path: str, value: object, finding: Any) -> None:
+    assert found(check_node(spoiled(path, value), WANTED)) == [finding]
+
+
+def test_cards_that_tell_no_rate_are_no_problem() -> None:
+    assert found(check_node(spoiled("nics", ()), WANTED)) == []
+
+
+def test_thresholds_count_only_on_the_cache_s_own_disk() -> None:
+    other = spoiled("kubelet.eviction_hard", {"nodefs.available": "90%"})
+    apart = other.model_copy(update={"disk": other.disk.model_copy(update={"nodefs": False})})
+    assert free_space(other, WANTED).level is Level.FAIL
+    assert free_space(apart, WANTED).level is Level.OK
+
+
+@given(
+    total=st.integers(1, 10**15), free=st.integers(0, 10**15), floor=st.integers(0, 100),
+    threshold=st.integers(0, 100),
+)  # fmt: skip
+def test_space_is_well_only_where_kubelet_evicts_nobody(
+    total: int, free: int, floor: int, threshold: int
+) -> None:
+    """A cache that fills its disk down to the floor stays above the threshold."""
+    disk = NODE.disk.model_copy(update={"total": total, "free": free})
+    kubelet = NODE.kubelet.model_copy(
+        update={"eviction_hard": {"nodefs.available": f"{threshold}%"}}
+    )
+    facts = NODE.model_copy(update={"disk": disk, "kubelet": kubelet})
+    amount = Amount(percent=float(floor))
+    level = free_space(facts, Wanted(in_cluster=True, floor=amount)).level
+    if level is Level.OK:
+        assert free > amount.of(total) > Amount(percent=float(threshold)).of(total)
+
+
+def test_a_sound_cluster_passes_every_check() -> None:
+    assert found(check_cluster(CLUSTER, EXPECTED)) == []
+
+
+def test_a_cluster_without_weightyard_passes() -> None:
+    bare = replace(CLUSTER, driver=None, driver_nodes=frozenset(), crds={CRD_NAME: None})
+    assert found(check_cluster(bare, EXPECTED)) == []
+
+
+def unready(name: str, kind: str, status: str) -> dict[str, Any]:
+    made = node(name)
+    made["status"]["conditions"] = [
+        each if each["type"] != kind else {"type": kind, "status": status}
+        for each in made["status"]["conditions"]
+    ]
+    return made
+
+
+WINDOWS = node("gpu-1")
+WINDOWS["metadata"]["labels"]["kubernetes.io/os"] = "windows"
+CRIO = node("gpu-1")
+CRIO["status"]["nodeInfo"]["containerRuntimeVersion"] = "cri-o://1.30.1"
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"version": "v1.24.9"}, ("Kubernetes", "fail")),
+        ({"version": ""}, ("Kubernetes", "fail")),
+        ({"denied": (Permission("create", "clusterroles", "rbac.authorization.k8s.io"),)}, ("permissions", "fail")),
+        ({"namespace_labels": None}, ("namespace", "warn")),
+        ({"namespace_labels": {}}, ("namespace", "warn")),
+        ({"namespace_labels": {"pod-security.kubernetes.io/enforce": "restricted"}}, ("namespace", "fail")),
+        ({"nodes": ()}, ("nodes", "fail")),
+        ({"nodes": (WINDOWS,)}, ("nodes", "fail")),
+        ({"nodes": (unready("gpu-1", "DiskPressure", "True"),)}, ("nodes", "warn")),
+        ({"nodes": (unready("gpu-1", "Ready", "Unknown"),)}, ("nodes", "warn")),
+        ({"nodes": (CRIO,)}, ("runtimes", "warn")),
+        ({"nodes": (node("gpu-1", **{"nvidia.com/gpu": "0"}),)}, ("GPUs", "warn")),
+        ({"driver": {"spec": {**DRIVER_SPEC, "fsGroupPolicy": "File"}}}, ("CSI driver", "fail")),
+        ({"driver_nodes": frozenset({"gpu-1"})}, ("CSI driver", "warn")),
+        ({"crds": {CRD_NAME: CHANGED}}, ("CRDs", "warn")),
+        ({"admission_policies": False}, ("admission policies", "warn")),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_cluster_is_found(change: dict[str, Any], finding: Any) -> None:
+    spoiled_cluster: ClusterFacts = replace(CLUSTER, **change)
+    assert found(check_cluster(spoiled_cluster, EXPECTED)) == [finding]
+
+
+def test_slices_of_gpus_count_as_gpus() -> None:
+    sliced = node("gpu-1", **{"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "7"})
+    assert found(check_cluster(replace(CLUSTER, nodes=(sliced,)), EXPECTED)) == []

@@ -1,0 +1,246 @@
+"""`weightyard doctor`: is this machine, or a cluster, fit for Weightyard?"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import click
+
+from cache_agent.store.space import Amount
+from weightyard import __version__
+from weightyard.console import Console, format_table, pass_console
+from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
+from weightyard.doctor.clusters import Questions, ask
+from weightyard.doctor.finding import Finding, Level, PreflightFailed, fail
+from weightyard.doctor.gathering import Places, gather
+from weightyard.doctor.node_checks import Wanted, check_node
+from weightyard.doctor.pods import Probe, Probing
+from weightyard.kubectl import Kubectl, cluster_options, kubectl
+from weightyard.options import default_root
+from workspace import crd
+
+_RBAC: Final = "rbac.authorization.k8s.io"
+# what `helm install` makes
+NEEDED: Final = (
+    Permission("create", "customresourcedefinitions", "apiextensions.k8s.io"),
+    Permission("create", "clusterroles", _RBAC),
+    Permission("create", "clusterrolebindings", _RBAC),
+    Permission("create", "csidrivers", "storage.k8s.io"),
+    Permission("create", "priorityclasses", "scheduling.k8s.io"),
+    Permission("create", "roles", _RBAC, namespaced=True),
+    Permission("create", "rolebindings", _RBAC, namespaced=True),
+    Permission("create", "daemonsets", "apps", namespaced=True),
+    Permission("create", "deployments", "apps", namespaced=True),
+    Permission("create", "networkpolicies", "networking.k8s.io", namespaced=True),
+    Permission("create", "secrets", namespaced=True),
+    Permission("create", "pods", namespaced=True),
+)
+_NODE_ROOT: Final = Path("/var/lib/weightyard")
+
+
+class Size(click.ParamType[Amount]):
+    """`200GB`, `150Gi` or `80%`."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Amount:
+        return value if isinstance(value, Amount) else Amount.parse(str(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """How a cluster is looked at. `probe` None starts no pods."""
+
+    selector: str
+    namespace: str
+    floor: Amount
+    probe: Probe | None
+
+
+@click.command()
+@click.option(
+    "--cluster",
+    "in_cluster",
+    is_flag=True,
+    help="Look at a cluster and its nodes instead of this machine.",
+)
+@click.option(
+    "-n",
+    "--namespace",
+    default="weightyard",
+    show_default=True,
+    help="Where Weightyard is, or will be.",
+)
+@click.option(
+    "--selector",
+    default="nvidia.com/gpu.present=true",
+    show_default=True,
+    help="Labels of the nodes that get a cache, as in agent.nodeSelector; '' for all.",
+)
+@click.option(
+    "--pods/--no-pods",
+    default=True,
+    show_default=True,
+    help="Start a short-lived pod on each node for what the API server doesn't know.",
+)
+@click.option(
+    "--image",
+    default=f"ghcr.io/weightyard/weightyard-agent:{__version__}",
+    show_default=True,
+    help="What these pods run.",
+)
+@click.option(
+    "--timeout",
+    type=click.IntRange(5, 3600),
+    default=120,
+    show_default=True,
+    help="Seconds that these pods may take.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="WEIGHTYARD_ROOT",
+    show_envvar=True,
+    help="Directory of the model cache.  [default: ~/.cache/weightyard/store; of nodes: /var/lib/weightyard]",
+)
+@click.option(
+    "--kubelet",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/kubelet"),
+    show_default=True,
+    help="kubelet's directory.",
+)
+@click.option(
+    "--floor", type=Size(), help="Free space that the cache leaves.  [default: 5%; of nodes: 20%]"
+)
+@click.option(
+    "--disk-trial",
+    type=Size(),
+    default="256MB",
+    show_default=True,
+    help="Size of the file that the disk is tried with; 0 measures no speed.",
+)
+@click.option(
+    "--facts",
+    "facts_only",
+    is_flag=True,
+    help="Print what was gathered here instead of judging it.",
+)
+@click.option(
+    "--host",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/"),
+    help="Where the node's root is seen, in a pod.",
+)
+@click.option("--api", metavar="URL", help="A server whose clock to compare this one's with.")
+@click.option(
+    "--api-ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="PEM file of the authorities that it has.",
+)
+@cluster_options
+@pass_console
+def doctor(
+    console: Console,
+    *,
+    in_cluster: bool,
+    namespace: str,
+    selector: str,
+    pods: bool,
+    image: str,
+    timeout: int,
+    root: Path | None,
+    kubelet: Path,
+    floor: Amount | None,
+    disk_trial: Amount,
+    host: Path,
+    api: str | None,
+    api_ca: Path | None,
+    facts_only: bool,
+    context: str | None,
+    kubeconfig: str | None,
+) -> None:
+    """Check what Weightyard needs, before it is installed or when it doesn't work.
+
+    Each check is ok, warn or fail, with what was seen and what to do. The exit code is 20 when one fails.
+    With --cluster, kubectl is used as it is set up here.
+    """
+    if in_cluster:
+        probe = Probe(
+            namespace, image, str(root or _NODE_ROOT), str(kubelet), disk_trial.bytes, timeout
+        )
+        preflight = Preflight(
+            selector, namespace, floor or Amount(percent=20.0), probe if pods else None
+        )
+        _report(console, list(look_at(console, kubectl(context, kubeconfig), preflight)))
+        return
+    store = root or default_root(os.environ)
+    facts = gather(
+        Places(store.absolute(), kubelet, host, trial=disk_trial.bytes, api=api, api_ca=api_ca)
+    )
+    if facts_only:
+        console.result(facts.model_dump(mode="json"), facts.model_dump_json(indent=2))
+        return
+    wanted = Wanted(in_cluster=facts.kubelet.found, floor=floor or Amount(percent=5.0))
+    _report(console, check_node(facts, wanted))
+
+
+def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterator[Finding]:
+    """Every finding of a cluster: what its API server says, then what is found on its nodes."""
+    expected = Expected(
+        {each["metadata"]["name"]: each for each in (crd.definition(),)}, preflight.selector
+    )
+    questions = Questions(preflight.selector, preflight.namespace, NEEDED, tuple(expected.crds))
+    facts = ask(cluster, questions)
+    yield from check_cluster(facts, expected)
+    if preflight.probe is None or not facts.nodes:
+        return
+    if facts.namespace_labels is None:
+        yield fail(
+            "node pods",
+            f"no namespace {preflight.namespace} to start them in",
+            "Create it, or use --no-pods.",
+        )
+        return
+    names = sorted(each["metadata"]["name"] for each in facts.nodes)
+    console.say(f"looking at {len(names)} nodes with a pod on each in {preflight.namespace}")
+    yield from _on_nodes(cluster, preflight.probe, names, preflight.floor)
+
+
+def _on_nodes(cluster: Kubectl, probe: Probe, names: list[str], floor: Amount) -> Iterator[Finding]:
+    wanted = Wanted(in_cluster=True, floor=floor)
+    found = Probing(cluster, probe, secrets.token_hex(3)).gather(names)
+    for node, told in sorted(found.items()):
+        if isinstance(told, str):
+            finding = fail("node pod", told, "Look at the node, or use --no-pods.")
+            yield replace(finding, where=node)
+            continue
+        yield from (replace(each, where=node) for each in check_node(told, wanted))
+
+
+def _report(console: Console, findings: list[Finding]) -> None:
+    """The table, or the findings as JSON. Raises PreflightFailed when a check failed."""
+    on_nodes = any(each.where for each in findings)
+    rows = [
+        ([each.where or "-"] if on_nodes else []) + [each.level.value, each.check, each.seen]
+        for each in findings
+    ]
+    columns = (["node"] if on_nodes else []) + ["", "check", "seen"]
+    lines = format_table(columns, rows).splitlines()
+    told = [lines[0]]
+    for line, each in zip(lines[1:], findings, strict=True):
+        told += [line, f"    do: {each.advice}"] if each.advice else [line]
+    console.result({"findings": [asdict(each) for each in findings]}, "\n".join(told))
+    failed = sum(each.level is Level.FAIL for each in findings)
+    if failed:
+        checks = f"{failed} check" if failed == 1 else f"{failed} checks"
+        raise PreflightFailed(
+            f"{checks} failed", hint="Do what the lines above say, then run it again."
+        )

@@ -1,0 +1,258 @@
+"""The checks of a cluster by what its API server tells: facts in, findings out. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from weightyard.doctor.finding import Finding, fail, ok, warn
+
+Json = dict[str, Any]
+OLDEST: Final = (1, 25)
+_ENFORCE: Final = "pod-security.kubernetes.io/enforce"
+_GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915")
+_OPTIONAL: Final = {
+    "monitoring.coreos.com": "Prometheus operator", "keda.sh": "KEDA", "karpenter.sh": "Karpenter",
+    "nvidia.com": "NVIDIA GPU Operator",
+}  # fmt: skip
+# what the chart's CSIDriver says; kubelet works otherwise with others
+DRIVER_SPEC: Final[Mapping[str, object]] = {
+    "attachRequired": False, "podInfoOnMount": True, "volumeLifecycleModes": ["Ephemeral"],
+    "fsGroupPolicy": "None", "requiresRepublish": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A right that somebody needs: `create` of `clusterroles` in a group; in the namespace or everywhere."""
+
+    verb: str
+    resource: str
+    group: str = ""
+    namespaced: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource}" + (f".{self.group}" if self.group else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What the API server says. `nodes` are those selected; `crds` and `driver` as they are there, None where not."""
+
+    version: str
+    groups: frozenset[str]
+    nodes: tuple[Json, ...]
+    namespace: str
+    namespace_labels: Mapping[str, str] | None
+    denied: tuple[Permission, ...]
+    driver: Json | None
+    driver_nodes: frozenset[str]
+    crds: Mapping[str, Json | None]
+    admission_policies: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What this version brings: its CRDs by name, and the labels by which nodes were selected."""
+
+    crds: Mapping[str, Json]
+    selector: str
+
+
+def check_cluster(facts: ClusterFacts, expected: Expected) -> list[Finding]:
+    """Every check, in the order in which an installation would stumble."""
+    return [check(facts, expected) for check in CHECKS]
+
+
+def version(facts: ClusterFacts, expected: Expected) -> Finding:
+    numbers = re.match(r"v?(\d+)\.(\d+)", facts.version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
+        return fail(
+            "Kubernetes",
+            facts.version or "unknown version",
+            "Upgrade the cluster to 1.25 or newer.",
+        )
+    return ok("Kubernetes", facts.version)
+
+
+def permissions(facts: ClusterFacts, expected: Expected) -> Finding:
+    if facts.denied:
+        return fail(
+            "permissions",
+            "you may not " + ", ".join(map(str, facts.denied)),
+            "Install with an account that may.",
+        )
+    return ok("permissions", "all that an installation needs")
+
+
+def namespace(facts: ClusterFacts, expected: Expected) -> Finding:
+    label = f"kubectl label namespace {facts.namespace} {_ENFORCE}=privileged"
+    if facts.namespace_labels is None:
+        return warn(
+            "namespace",
+            f"{facts.namespace} isn't there",
+            f"kubectl create namespace {facts.namespace} && {label}",
+        )
+    level = facts.namespace_labels.get(_ENFORCE)
+    if level in ("baseline", "restricted"):
+        return fail(
+            "namespace",
+            f"{facts.namespace} enforces {level}",
+            f"Let the agents use host directories: {label} --overwrite",
+        )
+    if level is None:
+        return warn(
+            "namespace",
+            f"{facts.namespace} has no pod security label",
+            f"Where the cluster's default isn't privileged: {label}",
+        )
+    return ok("namespace", f"{facts.namespace} allows {level}")
+
+
+def nodes(facts: ClusterFacts, expected: Expected) -> Finding:
+    if not facts.nodes:
+        return fail(
+            "nodes",
+            f"none has {expected.selector}",
+            "Label the nodes (GPU feature discovery does), or set agent.nodeSelector and --selector.",
+        )
+    wrong = [_name(e) for e in facts.nodes if _label(e, "kubernetes.io/os") not in ("linux", None)]
+    if wrong:
+        return fail(
+            "nodes",
+            f"not Linux: {_few(wrong)}",
+            "Select Linux nodes: agent.nodeSelector and --selector.",
+        )
+    troubled = [_name(e) for e in facts.nodes if _condition(e, "DiskPressure") == "True"]
+    if troubled:
+        return warn(
+            "nodes",
+            f"DiskPressure on {_few(troubled)}",
+            "Free space there, or give the cache a disk of its own.",
+        )
+    unready = [_name(e) for e in facts.nodes if _condition(e, "Ready") != "True"]
+    if unready:
+        return warn("nodes", f"not ready: {_few(unready)}", "Look at kubectl describe node.")
+    return ok("nodes", f"{len(facts.nodes)} selected, all ready")
+
+
+def runtimes(facts: ClusterFacts, expected: Expected) -> Finding:
+    """The mirror is configured for containerd; volumes work with every runtime."""
+    found = Counter(e["status"]["nodeInfo"]["containerRuntimeVersion"] for e in facts.nodes)
+    seen = ", ".join(f"{name} on {count}" for name, count in sorted(found.items())) or "no nodes"
+    if any(not name.startswith("containerd://") for name in found):
+        return warn(
+            "runtimes",
+            seen,
+            "Use CSI volumes there: the registry mirror is set up for containerd alone.",
+        )
+    return ok("runtimes", seen)
+
+
+def gpus(facts: ClusterFacts, expected: Expected) -> Finding:
+    """A device plugin makes GPUs allocatable; feature discovery only labels."""
+    counts = {_name(each): _gpus_of(each) for each in facts.nodes}
+    without = [name for name, count in counts.items() if not count]
+    total = f"{sum(counts.values())} on {len(counts) - len(without)} nodes"
+    if without:
+        return warn(
+            "GPUs",
+            f"{total}; none allocatable on {_few(without)}",
+            "Install NVIDIA GPU Operator or the device plugin; without GPUs, models are served on the CPU.",
+        )
+    return ok("GPUs", total)
+
+
+def driver(facts: ClusterFacts, expected: Expected) -> Finding:
+    if facts.driver is None:
+        return ok("CSI driver", "not installed yet")
+    spec = facts.driver.get("spec", {})
+    other = [k for k, v in DRIVER_SPEC.items() if spec.get(k) != v]
+    if other:
+        return fail(
+            "CSI driver",
+            f"the CSIDriver has other values of {', '.join(other)}",
+            "kubectl delete csidriver cache.weightyard.dev, then install again.",
+        )
+    missing = [_name(e) for e in facts.nodes if _name(e) not in facts.driver_nodes]
+    if missing:
+        return warn(
+            "CSI driver",
+            f"not registered on {_few(missing)}",
+            "Look at the agents there: kubectl logs, container `agent`.",
+        )
+    return ok("CSI driver", f"registered on {len(facts.driver_nodes)} nodes")
+
+
+def crds(facts: ClusterFacts, expected: Expected) -> Finding:
+    present = {name: found for name, found in facts.crds.items() if found is not None}
+    if not present:
+        return ok("CRDs", "not installed yet")
+    old = [name for name in expected.crds if not _same(present.get(name), expected.crds[name])]
+    if old:
+        return warn(
+            "CRDs",
+            f"not as this version has them: {_few(old)}",
+            "Upgrade the chart; with crds.upgrade off: helm show crds CHART | kubectl apply --server-side -f -",
+        )
+    return ok("CRDs", f"{len(present)} as this version has them")
+
+
+def admission(facts: ClusterFacts, expected: Expected) -> Finding:
+    if not facts.admission_policies:
+        return warn(
+            "admission policies",
+            "no ValidatingAdmissionPolicy (Kubernetes 1.30)",
+            "Know that an agent could then write other nodes' NodeCache objects.",
+        )
+    return ok("admission policies", "an agent can be tied to its own node")
+
+
+def extensions(facts: ClusterFacts, expected: Expected) -> Finding:
+    found = [name for group, name in _OPTIONAL.items() if group in facts.groups]
+    return ok("extensions", ", ".join(found) or "none; all are optional")
+
+
+CHECKS: Final[tuple[Callable[[ClusterFacts, Expected], Finding], ...]] = (
+    version, permissions, namespace, nodes, runtimes, gpus, driver, crds, admission, extensions,
+)  # fmt: skip
+
+
+def _name(document: Json) -> str:
+    return str(document["metadata"]["name"])
+
+
+def _label(document: Json, name: str) -> str | None:
+    found: str | None = (document["metadata"].get("labels") or {}).get(name)
+    return found
+
+
+def _condition(node: Json, kind: str) -> str | None:
+    conditions = node.get("status", {}).get("conditions") or ()
+    return next((each["status"] for each in conditions if each["type"] == kind), None)
+
+
+def _gpus_of(node: Json) -> int:
+    allocatable = node.get("status", {}).get("allocatable") or {}
+    return sum(
+        int(v) for k, v in allocatable.items() if k in _GPUS or k.startswith("nvidia.com/mig-")
+    )
+
+
+def _same(found: Json | None, expected: Json) -> bool:
+    """Whether a CRD has our versions' schemas; the server adds to the rest."""
+    if found is None:
+        return False
+    return _schemas(found) == _schemas(expected)
+
+
+def _schemas(definition: Json) -> dict[str, Json]:
+    return {each["name"]: each.get("schema") for each in definition["spec"]["versions"]}
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + more

@@ -1,0 +1,85 @@
+"""What the API server tells of a cluster, asked through kubectl. Gathers, decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from modelimage.errors import AccessDenied, NotFound
+from weightyard.doctor.cluster_checks import ClusterFacts, Permission
+from weightyard.kubectl import Kubectl
+
+Json = dict[str, Any]
+DRIVER: Final = "cache.weightyard.dev"
+_STORAGE: Final = "/apis/storage.k8s.io/v1"
+_CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What to ask about: the nodes with these labels, the namespace to install into, the rights and CRDs needed."""
+
+    selector: str
+    namespace: str
+    permissions: tuple[Permission, ...]
+    crds: tuple[str, ...]
+
+
+def ask(cluster: Kubectl, questions: Questions) -> ClusterFacts:
+    """The cluster's facts. Raises what Kubectl raises when the API server can't be reached or refuses to list nodes."""
+    version = cluster.get("/version")
+    groups = [str(each["name"]) for each in cluster.get("/apis").get("groups", ())]
+    csi_nodes = _allowed(lambda: cluster.get(f"{_STORAGE}/csinodes")) or {}
+    space = _allowed(lambda: cluster.get(f"/api/v1/namespaces/{questions.namespace}"))
+    return ClusterFacts(
+        version=str(version.get("gitVersion", "")),
+        groups=frozenset(groups),
+        nodes=tuple(cluster.get(f"/api/v1/nodes?labelSelector={quote(questions.selector)}")["items"]),
+        namespace=questions.namespace,
+        namespace_labels=None if space is None else space["metadata"].get("labels") or {},
+        denied=tuple(_denied(cluster, questions.permissions, questions.namespace)),
+        driver=_allowed(lambda: cluster.get(f"{_STORAGE}/csidrivers/{DRIVER}")),
+        driver_nodes=frozenset(_with_driver(csi_nodes.get("items", ()))),
+        crds={name: _allowed(lambda name=name: cluster.get(f"{_CRDS}/{name}")) for name in questions.crds},  # type: ignore[misc]
+        admission_policies=_has_policies(cluster),
+    )  # fmt: skip
+
+
+def _denied(
+    cluster: Kubectl, permissions: Iterable[Permission], namespace: str
+) -> Iterable[Permission]:
+    """Those of the permissions that the caller lacks (SelfSubjectAccessReview, which everyone may ask)."""
+    for each in permissions:
+        attributes = {"group": each.group, "resource": each.resource, "verb": each.verb}
+        if each.namespaced:
+            attributes["namespace"] = namespace
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        answer = cluster.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        if not answer.get("status", {}).get("allowed"):
+            yield each
+
+
+def _has_policies(cluster: Kubectl) -> bool:
+    found = _allowed(lambda: cluster.get("/apis/admissionregistration.k8s.io/v1")) or {}
+    return "validatingadmissionpolicies" in {e["name"] for e in found.get("resources", ())}
+
+
+def _with_driver(csi_nodes: Iterable[Json]) -> Iterable[str]:
+    for each in csi_nodes:
+        drivers = each.get("spec", {}).get("drivers") or ()
+        if DRIVER in {driver["name"] for driver in drivers}:
+            yield each["metadata"]["name"]
+
+
+def _allowed(call: Callable[[], Json]) -> Json | None:
+    """What a call answers; None when there is no such thing, or it isn't ours to see."""
+    try:
+        return call()
+    except (NotFound, AccessDenied):
+        return None

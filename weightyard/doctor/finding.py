@@ -1,0 +1,57 @@
+"""What a check says: how it is, what was seen, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from modelimage.errors import Fault, WeightyardError
+
+_ORDER: Final = ("ok", "warn", "fail")
+
+
+class Level(StrEnum):
+    """`warn` works, but not as well or not for everyone; `fail` doesn't work."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's answer. `advice` is an imperative sentence; empty where all is well. `where` is a node's name."""
+
+    check: str
+    level: Level
+    seen: str
+    advice: str = ""
+    where: str = ""
+
+
+class PreflightFailed(WeightyardError):
+    """A check of `weightyard doctor` found what keeps Weightyard from working."""
+
+    fault = Fault.NODE
+
+
+def ok(check: str, seen: str) -> Finding:
+    """All is well."""
+    return Finding(check, Level.OK, seen)
+
+
+def warn(check: str, seen: str, advice: str) -> Finding:
+    """It works, but."""
+    return Finding(check, Level.WARN, seen, advice)
+
+
+def fail(check: str, seen: str, advice: str) -> Finding:
+    """It doesn't work."""
+    return Finding(check, Level.FAIL, seen, advice)
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """The worst level among them; OK when there are none."""
+    return max((each.level for each in findings), key=_ORDER.index, default=Level.OK)

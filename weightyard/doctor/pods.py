@@ -1,0 +1,182 @@
+"""Gathers facts on the nodes of a cluster: a short-lived pod on each prints what its doctor gathers.
+
+Pods are named and labelled so that a run which was killed is cleaned up after by the next one. `manifest` is pure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from modelimage.errors import NotFound
+from weightyard.doctor.facts import NodeFacts
+from weightyard.kubectl import Kubectl
+
+Json = dict[str, Any]
+LABEL: Final = "app.kubernetes.io/component"
+COMPONENT: Final = "weightyard-doctor"
+_ENDED: Final = ("Succeeded", "Failed")
+_POLL_SECONDS: Final = 1.0
+_API: Final = "https://kubernetes.default.svc/livez"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How a pod looks at its node: `store` and `kubelet` are directories of the node, `trial` bytes to try the disk."""
+
+    namespace: str
+    image: str
+    store: str
+    kubelet: str
+    trial: int
+    seconds: int
+
+
+def manifest(probe: Probe, node: str, name: str) -> Json:
+    """The pod of one node. It reads the node's root, and writes below the cache's directory alone."""
+    arguments = [
+        "--json", "doctor", "--facts", f"--root={probe.store}", f"--kubelet={probe.kubelet}", "--host=/host",
+        f"--disk-trial={probe.trial}", f"--api={_API}", "--api-ca=/etc/weightyard-api/ca.crt",
+    ]  # fmt: skip
+    container = {
+        "name": "doctor",
+        "image": probe.image,
+        "args": arguments,
+        "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}
+        },
+        # root: kubelet's and containerd's settings are root's, and so is a new cache directory
+        "securityContext": {
+            "runAsUser": 0, "runAsNonRoot": False, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]},
+        },
+        "volumeMounts": [
+            {"name": "host", "mountPath": "/host", "readOnly": True},
+            {"name": "kubelet", "mountPath": probe.kubelet, "readOnly": True, "mountPropagation": "HostToContainer"},
+            {"name": "store", "mountPath": probe.store},
+            {"name": "api", "mountPath": "/etc/weightyard-api", "readOnly": True},
+        ],
+    }  # fmt: skip
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": probe.namespace,
+            "labels": {LABEL: COMPONENT, "app.kubernetes.io/part-of": "weightyard"},
+        },
+        "spec": {
+            "nodeName": node,
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": probe.seconds,
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "tolerations": [{"operator": "Exists"}],
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+            "volumes": [
+                {"name": "host", "hostPath": {"path": "/", "type": "Directory"}},
+                {"name": "kubelet", "hostPath": {"path": probe.kubelet, "type": "Directory"}},
+                {"name": "store", "hostPath": {"path": probe.store, "type": "DirectoryOrCreate"}},
+                {"name": "api", "configMap": {"name": "kube-root-ca.crt", "optional": True}},
+            ],
+        },
+    }  # fmt: skip
+
+
+@dataclass
+class Probing:
+    """One run over some nodes. `run` tells runs apart; clock and sleep are injected."""
+
+    cluster: Kubectl
+    probe: Probe
+    run: str
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _made: dict[str, str] = field(default_factory=dict)
+
+    def gather(self, nodes: Iterable[str]) -> Mapping[str, NodeFacts | str]:
+        """Each node's facts, or why there are none, in words. Every pod is gone afterwards, whatever happened."""
+        found: dict[str, NodeFacts | str] = {}
+        self._sweep()
+        try:
+            for number, node in enumerate(nodes):
+                name = f"weightyard-doctor-{self.run}-{number}"
+                self.cluster.create(self._path(), manifest(self.probe, node, name))
+                self._made[name] = node
+            for name, pod in self._ended():
+                found[self._made[name]] = self._told(name, pod)
+            for name, node in self._made.items():
+                if node not in found:
+                    found[node] = self._silent(name)
+        finally:
+            for name in self._made:
+                self.cluster.delete(self._path(name))
+        return found
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left."""
+        for pod in self._list():
+            if pod.get("status", {}).get("phase") in _ENDED:
+                self.cluster.delete(self._path(pod["metadata"]["name"]))
+
+    def _ended(self) -> Iterator[tuple[str, Json]]:
+        """Our pods as they end, until all have or the time is up."""
+        waiting, until = set(self._made), self.clock() + self.probe.seconds
+        while waiting:
+            for pod in self._list():
+                name = pod["metadata"]["name"]
+                if name in waiting and pod.get("status", {}).get("phase") in _ENDED:
+                    waiting.discard(name)
+                    yield name, pod
+            if waiting and self.clock() > until:
+                return
+            if waiting:
+                self.sleep(_POLL_SECONDS)
+
+    def _told(self, name: str, pod: Json) -> NodeFacts | str:
+        """The facts that a pod printed, or what it said instead."""
+        try:
+            lines = self.cluster.text(self._path(name) + "/log?container=doctor").splitlines()
+            return NodeFacts.model_validate_json(lines[-1] if lines else "")
+        except NotFound as error:
+            return error.message
+        except ValidationError:
+            status = pod.get("status", {})
+            said = status.get("message") or (lines[-1] if lines else status.get("reason"))
+            return f"the pod ended as {status.get('phase')}: {said or 'it printed nothing'}"
+
+    def _silent(self, name: str) -> str:
+        """Why a pod hasn't ended, by its container's state and its last event."""
+        try:
+            pod = self.cluster.get(self._path(name))
+        except NotFound:
+            return "the pod was removed"
+        states = pod.get("status", {}).get("containerStatuses") or ()
+        reason = next(
+            (
+                s["state"]["waiting"].get("reason")
+                for s in states
+                if "waiting" in s.get("state", {})
+            ),
+            None,
+        )
+        events = f"/api/v1/namespaces/{self.probe.namespace}/events?fieldSelector=involvedObject.name%3D{name}"
+        told = [str(each.get("message", "")) for each in self.cluster.get(events).get("items", ())]
+        seen = (
+            ": ".join(filter(None, [reason, told[-1] if told else None])) or "no state was reported"
+        )
+        return f"the pod didn't end within {self.probe.seconds} s: {seen}"  # fmt: skip
+
+    def _list(self) -> list[Json]:
+        found = self.cluster.get(f"{self._path()}?labelSelector={LABEL}%3D{COMPONENT}")
+        return list(found.get("items", ()))
+
+    def _path(self, name: str = "") -> str:
+        base = f"/api/v1/namespaces/{self.probe.namespace}/pods"
+        return f"{base}/{name}" if name else base

@@ -1,0 +1,116 @@
+"""The cluster through kubectl, so contexts, plugins and permissions are those that its user has already.
+
+All calls are raw: no discovery, and the server's own words in errors.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec, TypeVar
+
+import click
+
+from modelimage.errors import (
+    AccessDenied,
+    Busy,
+    EngineFailed,
+    InvalidInput,
+    NotFound,
+    Unreachable,
+    WeightyardError,
+)
+
+Json = dict[str, Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+_SECONDS: Final = 60.0
+# kubectl says `Error from server (NotFound): …`; what isn't from the server is about reaching it
+_ANSWERS: Final[tuple[tuple[str, type[WeightyardError]], ...]] = (
+    ("(NotFound)", NotFound), ("(Forbidden)", AccessDenied), ("(Unauthorized)", AccessDenied),
+    ("must be logged in", AccessDenied), ("(AlreadyExists)", Busy), ("(Conflict)", Busy),
+    ("(Invalid)", InvalidInput), ("(BadRequest)", InvalidInput), ("connection refused", Unreachable),
+    ("was refused", Unreachable),
+    ("Unable to connect", Unreachable), ("no such host", Unreachable), ("timed out", Unreachable),
+)  # fmt: skip
+
+
+class Kubectl:
+    """Raw calls by path. `options` are kubectl's own, such as `--context=NAME`."""
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+
+    def get(self, path: str) -> Json:
+        """The document at a path. Raises NotFound, AccessDenied, Unreachable, EngineFailed."""
+        return _document(self._run("get", path))
+
+    def text(self, path: str) -> str:
+        """What is at a path, as it is: a log. Raises as `get` does."""
+        return self._run("get", path)
+
+    def create(self, path: str, document: Json) -> Json:
+        """Send a new object. Raises as `get` does, and Busy, InvalidInput."""
+        return _document(self._run("create", path, document))
+
+    def replace(self, path: str, document: Json) -> Json:
+        """Write an object back. Raises as `create` does."""
+        return _document(self._run("replace", path, document))
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is gone is fine. Raises as `get` does."""
+        try:
+            self._run("delete", path)
+        except NotFound:
+            return
+
+    def _run(self, verb: str, path: str, document: Json | None = None) -> str:
+        command = ["kubectl", *self._options, verb, "--raw", path]
+        if document is not None:
+            command += ["-f", "-"]
+        given = None if document is None else json.dumps(document)
+        try:
+            done = subprocess.run(
+                command, input=given, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+        except FileNotFoundError as error:
+            raise EngineFailed(
+                "kubectl isn't installed", hint="Install kubectl, or add it to PATH."
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise EngineFailed(f"kubectl didn't answer within {_SECONDS:g} s") from error
+        if done.returncode:
+            raise refused(done.stderr.strip())
+        return done.stdout
+
+
+def refused(said: str) -> WeightyardError:
+    """What kubectl's words on stderr mean."""
+    kind = next((kind for mark, kind in _ANSWERS if mark in said), EngineFailed)
+    hint = "Check the context: kubectl config current-context." if kind is Unreachable else None
+    return kind(f"kubectl: {said}", hint=hint)
+
+
+def cluster_options(command: Callable[P, R]) -> Callable[P, R]:
+    """`--context` and `--kubeconfig`, passed as keywords of these names."""
+    for option in (
+        click.option("--context", help="The kubeconfig context to use."),
+        click.option("--kubeconfig", help="The kubeconfig file to use."),
+    ):
+        command = option(command)
+    return command
+
+
+def kubectl(context: str | None, kubeconfig: str | None) -> Kubectl:
+    """kubectl with the options that were given."""
+    given = {"--context": context, "--kubeconfig": kubeconfig}
+    return Kubectl(*(f"{name}={value}" for name, value in given.items() if value))
+
+
+def _document(text: str) -> Json:
+    try:
+        found: Json = json.loads(text)
+    except ValueError as error:
+        raise EngineFailed(f"kubectl answered with something that isn't JSON: {text[:200]}") from error  # fmt: skip
+    return found
