@@ -59,8 +59,11 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
     parts = NodeParts.real(access, Broadcast([metrics, log]), config)
     with Node(NodeOptions.of(options.root, config), parts) as node:
         metrics.watch(node.store)
-        if node.store.recovered.changed:
-            log.note("recovered", **vars(node.store.recovered))
+        for store in node.store.stores:
+            if store.recovered.changed:
+                log.note("recovered", root=str(store.paths.root), **vars(store.recovered))
+        for root, problem in node.store.left_out.items():
+            log.note("root left out", root=str(root), problem=problem)
         node.start_maintenance()
         faces = partial(open_faces, node, access, FaceOptions.of(config.faces))
         reload = _reloader(node, options, log)
@@ -108,12 +111,14 @@ async def _serve(
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        path = node.store.paths.socket
-        await web.SockSite(runner, listen(path)).start()
-        stack.callback(path.unlink, missing_ok=True)
+        for store in node.store.stores:  # whichever root a command names, it finds the agent
+            path = store.paths.socket
+            await web.SockSite(runner, listen(path)).start()
+            stack.callback(path.unlink, missing_ok=True)
         port = await _listen_loopback(runner, config.port)
         opened = await faces(stack, observe.application())
-        ready(Ready(str(path), port, len(node.store.models()), opened))
+        socket_path = str(node.store.first.paths.socket)
+        ready(Ready(socket_path, port, len(node.store.models()), opened))
         await stop.wait()
         node.cancel_pulls()
 

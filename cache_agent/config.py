@@ -148,9 +148,10 @@ class FacesSection(_Section):
 
 
 class AgentConfig(_Section):
-    """Everything that can be set."""
+    """Everything that can be set. `budget` and `floor` hold for `root` and for each of `more_roots`."""
 
     root: Path | None = None
+    more_roots: tuple[Path, ...] = ()
     port: int | None = Field(default=None, ge=0, le=65535)
     budget: AmountText = "100%"
     floor: AmountText = "5%"

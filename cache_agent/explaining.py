@@ -5,11 +5,11 @@ from __future__ import annotations
 from cache_agent.activity import Activity, PodVolume, Running
 from cache_agent.api.wire import ExplainView
 from cache_agent.faces.progress import Watched, describe
-from cache_agent.store.store import Store
+from cache_agent.store.roots import Roots
 from modelimage.errors import NotFound, WeightyardError
 
 
-def explain(text: str, activity: Activity, store: Store) -> list[ExplainView]:
+def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
     """What there is to say of a pod (UID, name, namespace/name) or an image. Raises NotFound."""
     pods = activity.pods(text)
     if pods:
@@ -78,7 +78,7 @@ def _of_pull(subject: str, running: Running, now: float) -> ExplainView:
     )
 
 
-def _image_of(store: Store, key: str) -> str:
+def _image_of(store: Roots, key: str) -> str:
     try:
         return store.find(key).image
     except WeightyardError:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cache_agent.store.store import Store
+from cache_agent.store.roots import Roots
 from modelimage.errors import WeightyardError
 
 
@@ -14,24 +14,28 @@ from modelimage.errors import WeightyardError
 class Health:
     """Readiness of one agent. `parts` are further checks by name."""
 
-    store: Store
+    roots: Roots
     parts: Mapping[str, Callable[[], str | None]]
 
     def checks(self) -> dict[str, str | None]:
         """Every check by name: None when all is well, else what is wrong."""
         return {
-            "store": self._store_writable(),
-            "ledger": self._ledger_readable(),
+            "store": self._stores_writable(),
+            "ledger": self._ledgers_readable(),
             **{name: check() for name, check in self.parts.items()},
         }
 
-    def _store_writable(self) -> str | None:
-        root = self.store.paths.root
-        return None if os.access(root, os.W_OK | os.X_OK) else f"{root} can't be written"
+    def _stores_writable(self) -> str | None:
+        for problem in self.roots.left_out.values():
+            return problem
+        for store in self.roots.stores:
+            if not os.access(store.paths.root, os.W_OK | os.X_OK):
+                return f"{store.paths.root} can't be written"
+        return None
 
-    def _ledger_readable(self) -> str | None:
+    def _ledgers_readable(self) -> str | None:
         try:
-            self.store.file_count()
+            self.roots.file_count()
         except WeightyardError as error:
             return error.message
         return None

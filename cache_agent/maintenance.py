@@ -15,6 +15,7 @@ from cache_agent.errors import Cancelled
 from cache_agent.fetch.repair import Repairer
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.sources.shared import SharedPlace, write_back
+from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
@@ -41,14 +42,14 @@ class Maintenance:
 
     def __init__(
         self,
-        store: Store,
+        roots: Roots,
         repairer: Repairer,
         options: MaintenanceOptions,
         shared: Callable[[], Sequence[SharedPlace]] = lambda: (),
         relieve: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._repairer, self._options = store, repairer, options
+        self._roots, self._repairer, self._options = roots, repairer, options
         self._shared, self._relieve = shared, relieve
         self._written: set[tuple[str, Digest]] = set()
         self._throttle = Throttle(options.scrub_rate, monotonic)
@@ -76,30 +77,32 @@ class Maintenance:
 
         Raises Cancelled when told to stop.
         """
-        self._store.keeper.expire()
         self._relieve()
-        self._write_back()
+        for store in self._roots.stores:
+            store.keeper.expire()
+            self._write_back(store)
         if self._options.scrub_period <= 0:
             return 0
+        return sum(map(self._scrub, self._roots.stores))
+
+    def _scrub(self, store: Store) -> int:
         damaged = 0
-        scrubber = self._store.scrubber(self._options.scrub_period, self._pause)
+        scrubber = store.scrubber(self._options.scrub_period, self._pause)
         for file in scrubber.due():
             damage = scrubber.scrub(file)
             if damage is not None:
                 damaged += 1
-                self._repairer.mend(damage.digest)
+                self._repairer.mend(store, damage.digest)
         return damaged
 
-    def _write_back(self) -> None:
+    def _write_back(self, store: Store) -> None:
         """Copy files that the cluster's shared places lack; each place is asked once for each file."""
         places = self._shared()
-        for model in self._store.models() if places else ():
-            for file in self._store.ledger.model_files(model.key):
+        for model in store.models() if places else ():
+            for file in store.ledger.model_files(model.key):
                 for place in places:
                     if (place.name, file.digest) not in self._written:
-                        write_back(
-                            place, file.digest, self._store.paths.file(file.digest), self._pause
-                        )
+                        write_back(place, file.digest, store.paths.file(file.digest), self._pause)
                         self._written.add((place.name, file.digest))
 
     def _main(self) -> None:

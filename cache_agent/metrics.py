@@ -13,8 +13,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cache_agent.events import Events, PullEnd
+from cache_agent.store.roots import Roots
 from cache_agent.store.space import SpaceView
-from cache_agent.store.store import Store
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,9 +46,9 @@ class Metrics(Events):
             buckets=(0.1, 0.5, 1, 5, 15, 60, 180, 600, 1800, 3600),
         )
 
-    def watch(self, store: Store) -> None:
-        """Export the gauges of an open store."""
-        self.registry.register(_StoreGauges(store))
+    def watch(self, roots: Roots) -> None:
+        """Export the gauges of a node's open roots."""
+        self.registry.register(_StoreGauges(roots))
 
     def pull_started(self, image: str) -> None:
         self.pulls_started.inc()
@@ -92,21 +92,25 @@ class Metrics(Events):
 class _StoreGauges(Collector):
     """Gauges read from the store at each scrape."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: reading the store only to learn names would be waste."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        space = self._store.space()
-        yield from (_gauge(name, text, read(space)) for name, text, read in _SPACE)
-        models = self._store.models()
+        spaces = [(str(store.paths.root), store.space()) for store in self._roots.stores]
+        for name, text, read in _SPACE:
+            family = GaugeMetricFamily(f"weightyard_{name}", text, labels=["root"])
+            for root, space in spaces:
+                family.add_metric([root], read(space))
+            yield family
+        models = self._roots.models()
         yield _gauge("models", "Models cached.", len(models))
         yield _gauge("models_pinned", "Models pinned.", sum(model.pinned for model in models))
         yield _gauge("leases", "Leases held.", sum(len(model.leases) for model in models))
-        yield _gauge("files", "Weight files cached.", self._store.file_count())
+        yield _gauge("files", "Weight files cached.", self._roots.file_count())
 
 
 _SPACE: tuple[tuple[str, str, Callable[[SpaceView], int]], ...] = (

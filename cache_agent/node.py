@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_agent.activity import Activity
-from cache_agent.api.wire import CheckView, FindingView
+from cache_agent.api.wire import CheckView
 from cache_agent.config import AgentConfig
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
@@ -18,6 +18,7 @@ from cache_agent.fetch.repair import Repairer
 from cache_agent.fetch.values import PullRequest
 from cache_agent.holders import Machine, mounted_models, parse_mountinfo
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
+from cache_agent.proving import Prover
 from cache_agent.residency.pressure import MemoryFacts
 from cache_agent.residency.warmer import Warmer
 from cache_agent.shelf import Shelf
@@ -25,10 +26,10 @@ from cache_agent.shelving import shelve
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.shared import SharedPlace
 from cache_agent.sources.source import Resolved, Source
-from cache_agent.store.check import Checker, Finding, Kind
 from cache_agent.store.disk import Observer, ignore
+from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount, SpaceLimits
-from cache_agent.store.store import Store, StoreOptions
+from cache_agent.store.store import StoreOptions
 from cache_agent.store.values import repository_of
 from cache_agent.tiers import Tiers
 from modelimage.access import Access, open_reader
@@ -39,13 +40,14 @@ from modelimage.repository import ImageReader
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What can be set about a node's cache."""
+    """What can be set about a node's cache. `more_roots`: further complete stores, on filesystems of their own."""
 
     root: Path
     limits: SpaceLimits = field(default_factory=SpaceLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
     maintenance: MaintenanceOptions = field(default_factory=MaintenanceOptions)
     memory_budget: int = 0
+    more_roots: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, root: Path, config: AgentConfig) -> NodeOptions:
@@ -63,6 +65,7 @@ class NodeOptions:
                 upkeep.interval_seconds,
             ),
             Amount.parse(config.tiers.memory_budget).bytes,
+            tuple(path.absolute() for path in config.more_roots),
         )
 
 
@@ -115,12 +118,13 @@ class NodeParts:
 
 
 class Node:
-    """A store with an engine that fills it. A context manager; closing cancels what runs."""
+    """The node's roots with an engine that fills them. A context manager; closing cancels what runs."""
 
     def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
         self.options, self.machine, self.clock = options, parts.machine, parts.clock
-        self.store = Store(
+        self.store = Roots.open(
             options.root,
+            options.more_roots,
             StoreOptions(
                 options.limits,
                 parts.clock,
@@ -134,7 +138,7 @@ class Node:
             ),
         )
         self.engine = Engine(options.engine)
-        self.shelf = Shelf(self.store.paths, self.store.disk)
+        self.shelf = Shelf(self.store.first.paths, self.store.first.disk)
         self.activity = Activity(parts.clock)
         self._puller = Puller.of(
             self.store,
@@ -148,9 +152,7 @@ class Node:
         self.warmer = Warmer(MemoryFacts(), options.memory_budget)
         self._maintenance: Maintenance | None = None
         self._shared, self._sources = parts.shared, parts.sources
-        self.repairer = Repairer(
-            self.store, self.engine, parts.open_reader, parts.sources, parts.events
-        )
+        self.repairer = Repairer(self.engine, parts.open_reader, parts.sources, parts.events)
 
     def pull(self, request: PullRequest) -> Pull:
         """Begin a pull; its handle tells the rest."""
@@ -165,49 +167,7 @@ class Node:
         """
         if repair and self._puller.busy:
             raise Busy("pulls are running", hint="Repair when they are done.")
-        checker = self._checker(quick)
-        findings = checker.run()
-        left = findings
-        if repair and findings:
-            self._mend(findings)
-            left = self._checker(quick).run()
-        return CheckView(
-            root=str(self.store.paths.root),
-            files=checker.files,
-            models=checker.models,
-            bytes_read=checker.bytes_read,
-            findings=[
-                FindingView(
-                    kind=f.kind.value,
-                    path=str(f.path),
-                    detail=f.detail,
-                    advice=f.kind.advice,
-                    repaired=f not in left,
-                )
-                for f in (*findings, *(f for f in left if f not in findings))
-            ],
-        )
-
-    def _checker(self, quick: bool) -> Checker:
-        return Checker(self.store.paths, self.store.ledger, quick, busy=self._puller.busy)
-
-    def _mend(self, findings: Sequence[Finding]) -> None:
-        """Names first, then bytes, then links: each step leaves less to the next."""
-        self.store.settle()
-        for finding in findings:
-            if finding.kind is Kind.WRITABLE and finding.path.exists():
-                self.store.mender.protect(finding.path)
-        damaged = (Kind.WRONG_BYTES, Kind.UNREADABLE)
-        for digest in {f.digest for f in findings if f.kind in damaged and f.digest}:
-            self.repairer.mend(digest)
-        for digest in {f.digest for f in findings if f.kind is Kind.LEDGER and f.digest}:
-            stored = self.store.file(digest)
-            if stored is not None:
-                self.store.reverify(stored)
-        self.store.mender.relist()
-        for digest in {f.digest for f in findings if f.kind is Kind.MODEL and f.digest}:
-            self.store.relink(digest)
-        self.store.mender.drop_broken_models()
+        return Prover(self.store, self.repairer, quick, self._puller.busy).run(repair=repair)
 
     def reconfigure(self, config: AgentConfig) -> None:
         """Take new settings while running: budget, floor, bandwidth and tiers. The rest needs a restart."""

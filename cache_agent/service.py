@@ -16,6 +16,7 @@ from cache_agent.api.wire import (
     PullDone,
     PullProgress,
     RemovedView,
+    RootSpace,
     SpaceReport,
     VictimView,
     WarmBody,
@@ -27,10 +28,12 @@ from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node import Node
 from cache_agent.store.policy import Eviction, evictable
+from cache_agent.store.store import Store
 from cache_agent.store.values import Holder, Lease, Model
 from modelimage.reference import parse_image
 
 WATCH_SECONDS = 0.2
+_SUMMED = RootSpace.model_fields.keys() - {"root"}
 
 
 class Service:
@@ -84,22 +87,29 @@ class Service:
         return RemovedView(key=str(key), freed=self._store.remove(key, unpin=unpin))
 
     def gc(self, body: GcBody) -> GcView:
-        if body.dry_run:
-            plan = self._store.plan_gc(body.need)
-            return GcView(freed=plan.freed, victims=_victims(plan))
-        freed, plan = self._store.gc(body.need)
-        return GcView(freed=freed, victims=_victims(plan))
+        freed, victims = 0, []
+        # The fullest root first: there room is wanted most.
+        for store in sorted(self._store.stores, key=lambda each: each.space().headroom):
+            need = max(0, body.need - freed)
+            if body.dry_run:
+                plan = store.plan_gc(need)
+                gained = plan.freed
+            else:
+                gained, plan = store.gc(need)
+            freed += gained
+            victims += _victims(plan)
+        return GcView(freed=freed, victims=victims)
 
     def warm(self, body: WarmBody) -> WarmView:
         model = self._store.find(body.model)
-        files = [
-            self._store.paths.file(f.digest) for f in self._store.ledger.model_files(model.key)
-        ]
+        store = self._store.require(model.key)
+        digests = [file.digest for file in store.ledger.model_files(model.key)]
+        files = [store.paths.file(digest) for digest in digests]
         warmer = self._node.warmer
         if body.unlock:
             warmer.unlock(files)
         # Held while it is read, so that it isn't evicted under the reader.
-        with self._store.hold(f.digest for f in self._store.ledger.model_files(model.key)):
+        with store.hold(digests):
             done = warmer.warm(files)
             locked = warmer.lock(files) if body.lock and not done.stopped else warmer.locked(files)
         return WarmView(
@@ -114,20 +124,9 @@ class Service:
         )
 
     def space(self) -> SpaceReport:
-        view = self._store.space()
-        return SpaceReport(
-            root=str(self._store.paths.root),
-            own=view.own,
-            promised=view.promised,
-            headroom=max(0, view.headroom),
-            budget=view.budget,
-            floor=view.floor,
-            disk_total=view.disk_total,
-            disk_free=view.disk_free,
-            evictable=evictable(self._store.candidates()),
-            models=len(self._store.models()),
-            files=self._store.file_count(),
-        )
+        roots = [_root_space(store) for store in self._store.stores]
+        total = {name: sum(getattr(root, name) for root in roots) for name in _SUMMED}
+        return SpaceReport(root=str(self._store.first.paths.root), **total, roots=roots)
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
         return self._node.check(repair=repair, quick=quick)
@@ -146,6 +145,23 @@ class Service:
             verified=model.verified,
             leases=[lease_view(lease) for lease in model.leases],
         )
+
+
+def _root_space(store: Store) -> RootSpace:
+    view = store.space()
+    return RootSpace(
+        root=str(store.paths.root),
+        own=view.own,
+        promised=view.promised,
+        headroom=max(0, view.headroom),
+        budget=view.budget,
+        floor=view.floor,
+        disk_total=view.disk_total,
+        disk_free=view.disk_free,
+        evictable=evictable(store.candidates()),
+        models=len(store.models()),
+        files=store.file_count(),
+    )
 
 
 def lease_view(lease: Lease) -> LeaseView:

@@ -141,8 +141,8 @@ class GcView(BaseModel):
     victims: list[VictimView]
 
 
-class SpaceReport(BaseModel):
-    """The space of a store."""
+class RootSpace(BaseModel):
+    """The space of one root, in bytes; `models` and `files` are counts."""
 
     root: str
     own: int
@@ -155,6 +155,12 @@ class SpaceReport(BaseModel):
     evictable: int
     models: int
     files: int
+
+
+class SpaceReport(RootSpace):
+    """The space of a node's cache: sums over its roots, and each root's own."""
+
+    roots: list[RootSpace] = Field(default_factory=list)
 
 
 class WarmBody(BaseModel):

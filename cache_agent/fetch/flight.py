@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container, Iterable
+from pathlib import Path
 
 from blake3 import blake3
 
@@ -168,35 +169,38 @@ def fill(stream: BlobStream, buffer: memoryview, tick: Tick) -> int:
 
 
 class Flights:
-    """Which files are on their way: each by one pull at a time, on the whole node."""
+    """Which files are on their way to which store: each by one pull at a time."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._flying: dict[Digest, Flight] = {}
+    def __init__(self) -> None:
+        self._flying: dict[tuple[Path, Digest], Flight] = {}
         self._lock = threading.Lock()
 
     def claim(
-        self, files: Iterable[RecordFile], repository: str, damaged: Container[Digest] = ()
+        self,
+        store: Store,
+        files: Iterable[RecordFile],
+        repository: str,
+        damaged: Container[Digest] = (),
     ) -> tuple[list[Flight], list[Flight]]:
         """(those the caller must now fly, those that another pull is flying)."""
         mine, theirs = [], []
         with self._lock:
             for file in files:
-                name = identity(file)
+                name = (store.paths.root, identity(file))
                 flight = self._flying.get(name)
                 if flight is None:
                     self._flying[name] = flight = Flight(
-                        file, repository, self._store, replace=file.digest in damaged
+                        file, repository, store, replace=file.digest in damaged
                     )
                     mine.append(flight)
                 else:
                     theirs.append(flight)
         return mine, theirs
 
-    def release(self, flights: Iterable[Flight]) -> None:
+    def release(self, store: Store, flights: Iterable[Flight]) -> None:
         """Flights that ended, landed or not."""
         with self._lock:
             for flight in flights:
-                self._flying.pop(identity(flight.file), None)
+                self._flying.pop((store.paths.root, identity(flight.file)), None)
         for flight in flights:
             flight.ended.set()

@@ -28,14 +28,17 @@ from cache_agent.fetch.values import (
     PullSnapshot,
     PullState,
 )
+from cache_agent.shelving import layers_of
 from cache_agent.sources.decorators import Limited
+from cache_agent.sources.sibling import SiblingRoot
 from cache_agent.sources.source import Resolved, Source
+from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin, repository_of
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
-from modelimage.foreign import AS_PUBLISHED, AnyRecord, is_ours
+from modelimage.foreign import AS_PUBLISHED, AnyRecord, is_ours, resolve_manifest
 from modelimage.record import Record, RecordFile
 from modelimage.reference import EngineReference, ImageReference
 from modelimage.repository import ImageReader
@@ -56,11 +59,11 @@ class Puller:
     `platform` chooses among the images of a foreign index.
     """
 
-    store: Store
+    roots: Roots
     engine: Engine
     open_reader: Callable[[ImageReference], ImageReader]
     sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
-    flights: Flights
+    flights: Flights = field(default_factory=Flights)
     publishing: threading.Lock = field(default_factory=threading.Lock)
     running: set[Pull] = field(default_factory=set)
     events: Events = field(default_factory=Events)
@@ -72,7 +75,7 @@ class Puller:
     @classmethod
     def of(
         cls,
-        store: Store,
+        roots: Roots,
         engine: Engine,
         open_reader: Callable[[ImageReference], ImageReader],
         sources: Callable[[Resolved, ImageReader, str], Sequence[Source]],
@@ -81,11 +84,10 @@ class Puller:
         platform: Platform = LINUX_AMD64,
     ) -> Puller:
         return cls(
-            store,
+            roots,
             engine,
             open_reader,
             sources,
-            Flights(store),
             events=events,
             published=published,
             platform=platform,
@@ -217,7 +219,7 @@ class Pull:
             tell()
 
     def _pull(self) -> PullResult:
-        request, store = self._request, self._puller.store
+        request, roots = self._request, self._puller.roots
         reader = request.reader or self._puller.open_reader(request.image)
         try:
             root = reader.resolve(request.image.name)
@@ -225,7 +227,7 @@ class Pull:
                 resolve_root(reader, root, request.variant) if is_ours(reader, root) else None
             )
         except Unreachable:
-            known = store.resolved(str(request.image), request.variant)
+            known = roots.resolved(str(request.image), request.variant)
             if known is None:
                 raise
             return PullResult(known[0], known[0].path, 0, known[0].size, 0.0, stale=True)
@@ -233,13 +235,14 @@ class Pull:
             return self._pull_foreign(reader, root)
         record = resolved.record
         self._total = sum(file.size for file in unique_files(record.files))
-        with store.hold(file.digest for file in record.files):
-            self._get_files(resolved, reader)
-            result = self._publish(record, resolved)
+        sizes = {file.digest: file.size for file in record.files}
+        with roots.placed(record.key, lambda: sizes) as store, store.hold(sizes):
+            self._get_files(store, resolved, reader)
+            result = self._publish(store, record, resolved)
         self._puller.published(request, resolved, reader)
         return result
 
-    def _publish(self, record: AnyRecord, resolved: Resolved) -> PullResult:
+    def _publish(self, store: Store, record: AnyRecord, resolved: Resolved) -> PullResult:
         self._state = PullState.PUBLISHING
         seconds = self._puller.engine.monotonic() - self._started
         fetched = sum(sum(job.bytes_by_source) for job in self._jobs)
@@ -254,7 +257,7 @@ class Pull:
             requested_variant=self._request.variant,
         )
         with self._puller.publishing:
-            model = self._puller.store.publish(record, origin, cost)
+            model = store.publish(record, origin, cost)
         return PullResult(model, model.path, fetched, self._reused, seconds)
 
     def _pull_foreign(self, reader: ImageReader, root: Descriptor) -> PullResult:
@@ -265,12 +268,15 @@ class Pull:
                 f"{request.image} has no variant {request.variant!r}: weightyard didn't build it",
                 hint="Pull it without --variant.",
             )
-        image = ForeignImage(reader, root, self._repository, puller.platform)
+        manifest = resolve_manifest(reader, root, puller.platform)
+        image = ForeignImage(reader, root, self._repository, manifest)
         self._state = PullState.FETCHING
         with ExitStack() as hold:
-            fetch = ForeignFetch(puller.store, image, self._sources, puller.claims, self, hold)
+            placed = puller.roots.placed(manifest.digest, lambda: _layer_sizes(reader, manifest))
+            store = hold.enter_context(placed)
+            fetch = ForeignFetch(store, image, self._sources, puller.claims, self, hold)
             record = fetch.get()
-            result = self._publish(record, fetch.resolved())
+            result = self._publish(store, record, fetch.resolved())
             fetch.forget()
         puller.published(request, fetch.resolved(), reader)
         return result
@@ -288,20 +294,23 @@ class Pull:
         self.check_cancelled()
         self._puller.engine.run(job)
 
-    def _get_files(self, resolved: ResolvedModel, reader: ImageReader) -> None:
+    def _get_files(self, store: Store, resolved: ResolvedModel, reader: ImageReader) -> None:
         record = resolved.record
-        sources = self._sources(resolved, reader, self._repository)
-        reuse = Reuse(self._puller.store, self._repository, reader, resolved.layers)
+        sources = [
+            *map(SiblingRoot, self._puller.roots.others(store)),
+            *self._sources(resolved, reader, self._repository),
+        ]
+        reuse = Reuse(store, self._repository, reader, resolved.layers)
         left = unique_files(record.files)
         self._state = PullState.FETCHING
         while left:
             self.check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]
-            mine, theirs = self._puller.flights.claim(left, self._repository, reuse.damaged)
+            mine, theirs = self._puller.flights.claim(store, left, self._repository, reuse.damaged)
             landed = self._flights
             self._flights = [*landed, *mine, *theirs]
             if mine:
-                self._fly(mine, record, sources)
+                self._fly(store, mine, record, sources)
             sources = [source for source in sources if source.proves]
             for flight in theirs:
                 self._wait_for(flight)
@@ -331,17 +340,20 @@ class Pull:
             self._reused += file.size
         return allowed
 
-    def _fly(self, flights: list[Flight], record: Record, sources: Sequence[Source]) -> None:
-        puller = self._puller
+    def _fly(
+        self, store: Store, flights: list[Flight], record: Record, sources: Sequence[Source]
+    ) -> None:
         try:
-            self._fetch(flights, record, sources)
+            self._fetch(store, flights, record, sources)
         finally:
             for flight in flights:
                 flight.close()
-            puller.flights.release(flights)
+            self._puller.flights.release(store, flights)
 
-    def _fetch(self, flights: list[Flight], record: Record, sources: Sequence[Source]) -> None:
-        puller, store = self._puller, self._puller.store
+    def _fetch(
+        self, store: Store, flights: list[Flight], record: Record, sources: Sequence[Source]
+    ) -> None:
+        puller = self._puller
         need = sum(flight.file.size - store.partial_bytes(flight.file) for flight in flights)
         with store.reserve(need, evicting=self._request.evicting) as reservation:
             store.begin(record)
@@ -397,3 +409,8 @@ def _by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
         for source, size in zip(job.sources, job.bytes_by_source, strict=True):
             if size:
                 yield source.tier.value, source.name, size
+
+
+def _layer_sizes(reader: ImageReader, manifest: Descriptor) -> dict[Digest, int]:
+    """Bytes of a foreign image's layers: what its files take is known only once they were read."""
+    return {layer.digest: layer.size for layer in layers_of(reader.manifest(manifest))}

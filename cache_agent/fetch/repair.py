@@ -29,49 +29,45 @@ PRIORITY_REPAIR = 50
 class Repairer:
     """Repairs files of one node. `pause` is told of bytes read locally and may wait."""
 
-    store: Store
     engine: Engine
     open_reader: Callable[[ImageReference], ImageReader]
     sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
     events: Events
     pause: Callable[[int], None] = lambda count: None
 
-    def mend(self, digest: Digest) -> bool:
+    def mend(self, store: Store, digest: Digest) -> bool:
         """Make a damaged file whole again, or set it and its models aside. True when it is whole."""
-        if self._is_lost():
+        if not store.paths.root.is_dir():
             return False
         problem: WeightyardError | None = None
-        for key in self.store.models_of(digest):
+        for key in store.models_of(digest):
             try:
-                self._repair(key, digest)
+                self._repair(store, key, digest)
             except WeightyardError as error:
                 problem = error
             else:
                 return True
-        aside = self.store.set_aside(digest)
+        aside = store.set_aside(digest)
         names = ", ".join(key.short for key in aside) or "none: it is in use"
         self.events.damaged(digest.hex, f"not repaired ({problem}); models set aside: {names}")
         return False
 
-    def _is_lost(self) -> bool:
-        return not self.store.paths.root.is_dir()
-
-    def _repair(self, key: Digest, digest: Digest) -> None:
-        origin = self.store.origin(key)
-        record, sources = self._resolve(key, origin)
+    def _repair(self, store: Store, key: Digest, digest: Digest) -> None:
+        origin = store.origin(key)
+        record, sources = self._resolve(store.record(key), origin)
         file = next((f for f in record.files if f.digest == digest), None)
         if file is None or record.key != key:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
-        with self.store.hold([digest]), self.store.reserve(file.size) as reservation:
-            self.store.begin(record)
-            flight = Flight(file, origin.repository, self.store, replace=True)
+        with store.hold([digest]), store.reserve(file.size) as reservation:
+            store.begin(record)
+            flight = Flight(file, origin.repository, store, replace=True)
             try:
                 flight.open(self.pause)
                 reservation.spend(file.size)
                 fetched = self._fetch(flight, sources)
             finally:
                 flight.close()
-                self.store.end(record)
+                store.end(record)
         self.events.repaired(digest.hex, fetched)
 
     def _fetch(self, flight: Flight, sources: Sequence[Source]) -> int:
@@ -89,12 +85,12 @@ class Repairer:
         self.engine.run(job)
         return len(missing)
 
-    def _resolve(self, key: Digest, origin: Origin) -> tuple[AnyRecord, Sequence[Source]]:
+    def _resolve(self, record: AnyRecord, origin: Origin) -> tuple[AnyRecord, Sequence[Source]]:
         """The image by the very manifest that the model came from: a tag may have moved on."""
         image = parse_image(origin.image)
         if not isinstance(image, RegistryReference | LayoutReference):
             raise NotFound(f"{origin.image} can't be fetched from")
-        reader, record = self.open_reader(image), self.store.record(key)
+        reader = self.open_reader(image)
         if isinstance(record, DerivedRecord):
             resolved, whole = resolve_derived(reader, record, origin)
             return record, [*self.sources(resolved, reader, origin.repository), whole]

@@ -30,7 +30,7 @@ from cache_agent.store.spools import Spools
 from cache_agent.store.upkeep import LeaseKeeper
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
-from modelimage.errors import InUse, InvalidInput, NotFound, NotWritable
+from modelimage.errors import InUse, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
 from modelimage.record import RecordFile
 
@@ -117,21 +117,6 @@ class Store:
 
     def model(self, key: Digest) -> Model | None:
         return self.ledger.model(key)
-
-    def find(self, text: str) -> Model:
-        """A model by its key, the beginning of its key, or an image. Raises NotFound, InvalidInput."""
-        prefix = text.removeprefix("sha256:")
-        keys: list[Digest] = []
-        if len(prefix) >= 4 and all(letter in "0123456789abcdef" for letter in prefix):
-            keys = self.ledger.model_keys(prefix)
-        keys = keys or [m.key for m in self.models() if text in (m.image, *self.images_of(m.key))]
-        if len(keys) > 1:
-            found = ", ".join(key.short for key in keys[:5])
-            raise InvalidInput(f"{text!r} names several models: {found}", hint="Write the key.")
-        model = self.model(keys[0]) if keys else None
-        if model is None:
-            raise NotFound(f"no model {text!r} in the store", hint="See `weightyard ls`.")
-        return model
 
     def images_of(self, key: Digest) -> list[str]:
         return self.ledger.images_of(key)

@@ -42,10 +42,14 @@ class NodeFactory:
         observe: Observer = ignore,
         events: Events | None = None,
         boot: str = BOOT,
+        more_roots: tuple[Path, ...] = (),
     ) -> Node:
         self.images.update(images or {})
         options = NodeOptions(
-            self.root, limits or SpaceLimits(), engine or EngineOptions(streams=3)
+            self.root,
+            limits or SpaceLimits(),
+            engine or EngineOptions(streams=3),
+            more_roots=more_roots,
         )
         parts = NodeParts(
             self._reader,

@@ -51,8 +51,8 @@ def pulls_and_removes(node: Node) -> None:
 
 def pulls_and_repairs(node: Node) -> None:
     model = pull(node).model
-    record_file = max(node.store.ledger.model_files(model.key), key=lambda f: f.size)
-    path = node.store.paths.file(record_file.digest)
+    record_file = max(node.store.first.ledger.model_files(model.key), key=lambda f: f.size)
+    path = node.store.first.paths.file(record_file.digest)
     damage(path, 100)
     node.check(repair=True)
 

@@ -170,7 +170,7 @@ def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory)
             except NotFound:
                 continue
             leased.release()
-            path = node.store.paths.model(key) / "model-00000.safetensors"
+            path = node.store.first.paths.model(key) / "model-00000.safetensors"
             if not path.exists():
                 broken.append(f"{key} vanished under a lease")
             node.store.release(lease.id)

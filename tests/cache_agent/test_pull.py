@@ -44,12 +44,12 @@ def test_a_pulled_model_is_a_directory_of_read_only_links_to_verified_files(
     result = pull(node)
     assert files_of(result.path) == contents
     assert (result.path / "weightyard.json").read_bytes() == record.to_bytes()
-    assert result.path == node.store.paths.models / record.key.hex
+    assert result.path == node.store.first.paths.models / record.key.hex
     for file in record.files:
-        stored = node.store.paths.file(file.digest)
+        stored = node.store.first.paths.file(file.digest)
         assert stored.stat().st_ino == (result.path / file.path).stat().st_ino
         assert stored.stat().st_mode & 0o777 == 0o444
-    assert not list(node.store.paths.partial.iterdir())
+    assert not list(node.store.first.paths.partial.iterdir())
 
 
 def test_small_files_of_a_layer_come_in_one_request_and_equal_ones_once(
@@ -123,7 +123,7 @@ def test_after_a_reboot_chunks_are_read_again_before_they_are_believed(
     with pytest.raises(Unreachable):
         pull(node)
     node.close()
-    data = next(node.store.paths.partial.glob("*.data"))
+    data = next(node.store.first.paths.partial.glob("*.data"))
     with data.open("r+b") as file:  # a page that never reached the disk
         file.seek(5)
         file.write(bytes(4096))
@@ -146,7 +146,7 @@ def test_wrong_bytes_from_the_only_source_end_the_pull_and_publish_nothing(
     with pytest.raises(DigestMismatch):
         pull(node)
     assert node.store.models() == []
-    assert not list(node.store.paths.models.iterdir())
+    assert not list(node.store.first.paths.models.iterdir())
 
 
 def test_a_record_that_claims_anothers_sha256_is_given_nothing(open_node: NodeFactory) -> None:

@@ -61,7 +61,7 @@ def test_just_the_damaged_chunk_is_fetched_again(open_node: NodeFactory) -> None
     big = max(record.files, key=lambda f: f.size)
     served = result.path / big.path
     before = served.stat().st_ino
-    damage(node.store.paths.file(big.digest), CHUNK_SIZE + 5)
+    damage(node.store.first.paths.file(big.digest), CHUNK_SIZE + 5)
     image.requests.clear()
     assert scrub(node) == 0, "nothing is due yet"
     open_node.now += 8 * DAY
@@ -82,7 +82,7 @@ def test_what_cannot_be_repaired_is_taken_out_of_use_and_fetched_anew(
     node = open_node({"reg.test/m": image}, events=seen)
     pull(node)
     big = max(record.files, key=lambda f: f.size)
-    damage(node.store.paths.file(big.digest), 1)
+    damage(node.store.first.paths.file(big.digest), 1)
     open_node.images["reg.test/m"] = Away()
     open_node.now += 8 * DAY
     assert scrub(node) == 1
@@ -102,7 +102,7 @@ def test_a_leased_model_is_left_to_its_server_and_repaired_when_that_is_possible
     node = open_node({"reg.test/m": image})
     result = pull(node)
     node.store.lease(result.model.key, Holder.parse("pod:a"))
-    damage(node.store.paths.file(max(record.files, key=lambda f: f.size).digest), 1)
+    damage(node.store.first.paths.file(max(record.files, key=lambda f: f.size).digest), 1)
     open_node.images["reg.test/m"] = Away()
     open_node.now += 8 * DAY
     assert scrub(node) == 1
@@ -174,7 +174,7 @@ def test_check_says_what_is_wrong_and_repair_mends_it(open_node: NodeFactory, ro
     image, record, contents = simple_image(weights=[90_000, 5000])
     node = open_node({"reg.test/m": image})
     result = pull(node)
-    paths = node.store.paths
+    paths = node.store.first.paths
     first, second = sorted(record.files, key=lambda f: -f.size)[:2]
     damage(paths.file(first.digest), 7)
     paths.file(second.digest).chmod(0o644)
@@ -203,7 +203,7 @@ def test_a_lease_ends_when_its_process_is_gone_and_not_before(open_node: NodeFac
     node.store.lease(key, gone)
     node.store.lease(key, Holder.parse("manual:me"))
     open_node.now += 10_000 * DAY
-    node.store.keeper.expire()
+    node.store.first.keeper.expire()
     assert seen.expirations == [str(gone)]
     assert {str(lease.holder) for lease in node.store.leases()} == {str(alive), "manual:me"}
 
@@ -215,7 +215,7 @@ def test_a_file_that_vanished_comes_back_from_the_model_that_holds_its_inode(
     node = open_node({"reg.test/m": image})
     pull(node)
     node.close()
-    node.store.paths.file(record.files[0].digest).unlink()
+    node.store.first.paths.file(record.files[0].digest).unlink()
     again = open_node({})
     assert files_of(pull(again).path) == contents
     again.close()
@@ -236,7 +236,7 @@ def test_a_cached_file_that_somebody_wrote_to_is_noticed_before_it_is_used_again
     node = open_node({"reg.test/m": image})
     result = pull(node)
     big = max(record.files, key=lambda f: f.size)
-    path = node.store.paths.file(big.digest)
+    path = node.store.first.paths.file(big.digest)
     path.chmod(0o644)
     match way:
         case "appended":

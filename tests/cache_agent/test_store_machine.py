@@ -149,10 +149,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(need=st.integers(0, 2 * BUDGET))
     def collect(self, need: int) -> None:
-        plan = self.node.store.plan_gc(need)
+        plan = self.node.store.first.plan_gc(need)
         planned = {victim.key for victim in plan.victims}
         assert not planned & {LIBRARY[name][1] for name in self.expected.held()}
-        self.node.store.gc(need)
+        self.node.store.first.gc(need)
         self.expected.present -= {name for name in NAMES if LIBRARY[name][1] in planned}
 
     @rule(days=st.floats(-400, 400))
@@ -172,11 +172,11 @@ class StoreMachine(RuleBasedStateMachine):
         for name in there:
             _, key, contents = LIBRARY[name]
             for path, data in contents.items():
-                assert (self.node.store.paths.model(key) / path).read_bytes() == data
+                assert (self.node.store.first.paths.model(key) / path).read_bytes() == data
 
     @invariant()
     def the_budget_holds(self) -> None:
-        space = self.node.store.space()
+        space = self.node.store.first.space()
         assert space.own <= BUDGET
         assert space.promised == 0
 

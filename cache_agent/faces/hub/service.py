@@ -29,7 +29,6 @@ from cache_agent.faces.hub.listing import (
 )
 from cache_agent.faces.hub.upstream import Declined, HubUpstream, answer_of
 from cache_agent.node import Node
-from cache_agent.store.publish import read_record
 from cache_agent.store.values import Origin, repository_of
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -165,7 +164,7 @@ class HubService:
         stored = self.node.store.file(file.sha256) if file.sha256 else None
         if stored is None or file.sha256 is None or stored.size != file.size:
             return None
-        return self.node.store.paths.file(file.sha256)
+        return self.node.store.path(file.sha256)
 
     def _stored_small(self, repo: str, file: HubFile) -> bytes | None:
         """A file that only git's object id names, found among those of images that say they are of this repository."""
@@ -174,12 +173,12 @@ class HubService:
                 continue
             for each in record.files:
                 if each.size == file.size <= _SMALL and self._oid(each.digest) == file.oid:
-                    return self.node.store.paths.file(each.digest).read_bytes()
+                    return self.node.store.path(each.digest).read_bytes()
         return None
 
     def _oid(self, digest: Digest) -> str:
         if digest not in self._oids:
-            self._oids[digest] = git_oid(self.node.store.paths.file(digest).read_bytes())
+            self._oids[digest] = git_oid(self.node.store.path(digest).read_bytes())
         return self._oids[digest]
 
     def _kept(self, repo: str, file: HubFile) -> bytes | None:
@@ -233,7 +232,7 @@ class HubService:
 
     def _record(self, key: Digest) -> Record | None:
         try:
-            record = read_record(self.node.store.paths.record(key))
+            record = self.node.store.record(key)
         except WeightyardError:
             return None  # damaged, which `check` reports
         # A foreign image names no source.

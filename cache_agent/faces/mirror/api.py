@@ -129,13 +129,13 @@ class MirrorApi:
 
     def _with_files(self, layer: Layer, wanted: ByteRange) -> Iterator[tuple[Piece, Digest | None]]:
         """The pieces of a layer, each with the stored file that it is from."""
-        paths = self._service.node.store.paths
+        store = self._service.node.store
         for segment in layer.recipe.cut(wanted):
             match segment:
                 case Literal(data):
                     yield data, None
                 case FileSlice(file, start, stop):
-                    piece = FilePiece(paths.file(file.digest), ByteRange(start, stop))
+                    piece = FilePiece(store.path(file.digest), ByteRange(start, stop))
                     yield piece, file.digest
 
     async def _as_they_arrive(

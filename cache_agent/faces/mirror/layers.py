@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-from cache_agent.store.publish import read_record
-from cache_agent.store.store import Store
+from cache_agent.store.roots import Roots
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
 from modelimage.publication import record_layer
@@ -21,7 +20,7 @@ LINK_LAYER = (Digest.of(_LINK), Recipe.of([Literal(_LINK)]))
 class LayerIndex:
     """Finds records by the layers that they describe. Safe for threads."""
 
-    store: Store
+    store: Roots
     _records: dict[Digest, Record | None] = field(default_factory=dict)
     _by_layer: dict[Digest, set[Digest]] = field(default_factory=dict)
     _by_record_layer: dict[Digest, Digest] = field(default_factory=dict)
@@ -41,7 +40,7 @@ class LayerIndex:
             return self._records.get(key) if key else None
 
     def _refresh(self) -> None:
-        keys = set(self.store.ledger.model_keys())
+        keys = self.store.model_keys()
         for key in self._records.keys() - keys:
             del self._records[key]
             self._by_record_layer = {d: k for d, k in self._by_record_layer.items() if k != key}
@@ -56,7 +55,7 @@ class LayerIndex:
 
     def _read(self, key: Digest) -> Record | None:
         try:
-            record = read_record(self.store.paths.record(key))
+            record = self.store.record(key)
         except WeightyardError:
             return None  # damaged, which `check` reports
         return record if isinstance(record, Record) else None

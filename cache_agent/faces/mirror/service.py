@@ -154,10 +154,13 @@ class MirrorService:
             size = record.recipe(wanted.digest).size
             layer = Descriptor(OCI_LAYER_TAR, wanted.digest, size)
             reader = self.questions.repository(wanted.image, admission.caller)
-            reuse = Reuse(self.node.store, place, reader, [layer])
+            store = self.node.store.holding(record.key)
+            if store is None:
+                continue
+            reuse = Reuse(store, place, reader, [layer])
             files = record.layer_files(wanted.digest)
             if files and all(reuse.allowed(record, file) for file in files):
-                self.node.store.ledger.add_proofs(place, files)
+                store.ledger.add_proofs(place, files)
                 return Layer(wanted.digest, record.recipe(wanted.digest))
         return None
 

@@ -30,7 +30,7 @@ from cache_agent.fetch.planner import Track, unique_files
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.journal import Harvest
 from cache_agent.store.store import Store
-from modelimage.descriptor import Descriptor, Platform
+from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.foreign import (
@@ -41,7 +41,6 @@ from modelimage.foreign import (
     Limits,
     derive,
     describe_foreign,
-    resolve_manifest,
 )
 from modelimage.record import RecordFile
 from modelimage.repository import ImageReader
@@ -83,7 +82,7 @@ class ForeignImage:
     reader: ImageReader
     root: Descriptor
     repository: str
-    platform: Platform
+    manifest: Descriptor
 
 
 @dataclass
@@ -96,7 +95,6 @@ class ForeignFetch:
     claims: LayerClaims
     host: Host
     hold: ExitStack
-    manifest: Descriptor = field(init=False)
     _noted: Harvest = field(init=False)
     _found: dict[Digest, Found] = field(default_factory=dict)
     _done: dict[Digest, LayerContents] = field(default_factory=dict)
@@ -106,10 +104,13 @@ class ForeignFetch:
     _parts: list[Progressing] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def manifest(self) -> Descriptor:
+        return self.image.manifest
+
     def get(self) -> DerivedRecord:
         """The record of the image; all its files are in the store, held. Raises what a pull raises."""
         image = self.image
-        self.manifest = resolve_manifest(image.reader, image.root, image.platform)
         self._noted = self.store.spools.recall(self.manifest.digest)
         known = KnownLayers(self.store, image.reader, image.repository)
         record = self._cached(known)

@@ -145,7 +145,7 @@ def test_fifty_pods_share_one_copy(machine: Machine, image: str) -> None:
         thread.join()
     assert len(machine.mounter.mounts()) == 50
     assert sorted(machine.leases()) == sorted(f"pod:{pod}" for pod in pods)
-    assert machine.agent.node.store.space().own < 2 * model.record.size
+    assert machine.agent.node.store.first.space().own < 2 * model.record.size
 
 
 def test_a_mount_outlives_its_agent_and_the_next_one_knows_it(machine: Machine, image: str) -> None:

@@ -117,8 +117,8 @@ def test_a_modelcar_gives_what_is_below_models(
     record = DerivedRecord.parse((result.path / "weightyard.json").read_bytes())
     assert record.manifest == root.digest
     for file in record.files:
-        assert node.store.paths.file(file.digest).stat().st_mode & 0o777 == 0o444
-    assert not list(node.store.paths.partial.iterdir())
+        assert node.store.first.paths.file(file.digest).stat().st_mode & 0o777 == 0o444
+    assert not list(node.store.first.paths.partial.iterdir())
 
 
 @pytest.mark.parametrize("packing", [None, *PACKINGS])
@@ -257,12 +257,13 @@ def test_it_is_pinned_listed_checked_scrubbed_and_removed_like_any_model(
     node = open_node({"reg.test/m": maker.layout})
     model = pull(node, IMAGE).model
     store = node.store
+    home = store.require(model.key)
     assert store.find(IMAGE).key == model.key
     store.pin(model.key, pinned=True)
     assert store.find(IMAGE).pinned
     assert node.check().findings == []
-    scrubber = store.scrubber(0.0, lambda count: None)
-    assert all(scrubber.scrub(file) is None for file in store.ledger.model_files(model.key))
+    scrubber = home.scrubber(0.0, lambda count: None)
+    assert all(scrubber.scrub(file) is None for file in home.ledger.model_files(model.key))
     store.remove(model.key, unpin=True)
     assert store.models() == []
     assert store.file_count() == 0
@@ -275,7 +276,7 @@ def test_damage_is_repaired_from_the_layer(
     maker.image(files_tar({"models/a": b"1", "models/w.safetensors": LARGE}), packing=packing)
     node = open_node({"reg.test/m": maker.layout})
     result = pull(node, IMAGE)
-    damage(node.store.paths.file(Digest.of(LARGE)), CHUNK_SIZE + 10)
+    damage(node.store.first.paths.file(Digest.of(LARGE)), CHUNK_SIZE + 10)
     assert [finding.kind for finding in node.check().findings] == ["wrong bytes"]
     assert all(finding.repaired for finding in node.check(repair=True).findings)
     assert node.check().findings == []
@@ -322,7 +323,7 @@ def test_a_bomb_is_refused_and_leaves_nothing(open_node: NodeFactory, maker: Mak
     node = open_node({"reg.test/m": maker.layout})
     with pytest.raises(InvalidImage, match="inflates beyond measure"):
         pull(node, IMAGE)
-    assert not list(node.store.paths.partial.iterdir())
+    assert not list(node.store.first.paths.partial.iterdir())
 
 
 def test_what_a_layer_inflates_to_is_bounded_by_the_budget(
@@ -333,7 +334,7 @@ def test_what_a_layer_inflates_to_is_bounded_by_the_budget(
     node = open_node({"reg.test/m": maker.layout}, limits=limits)
     with pytest.raises((NoSpace, InvalidImage)):
         pull(node, IMAGE)
-    assert node.store.space().own == 0
+    assert node.store.first.space().own == 0
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_paths_that_escape_are_refused(
         result = pull(node, IMAGE)
         # A link out of the image may also be left out, as long as nothing comes of it.
         assert files_of(result.path) == {"config.json": b"{}"}
-    assert not (node.store.paths.root.parent / "outside").exists()
+    assert not (node.store.first.paths.root.parent / "outside").exists()
 
 
 def test_a_truncated_stream_is_refused(open_node: NodeFactory, maker: Maker) -> None:

@@ -1,0 +1,255 @@
+"""A node's store: one or several roots, each a complete store on a filesystem of its own, seen as one.
+
+Models and leases are found wherever they are; a new model is placed on one root (`placement`) and lives there. A root
+whose disk fails is left out: the others go on. Safe for use from several threads. Knows no network.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_agent.errors import DiskFailed
+from cache_agent.store.disk import is_plain_file
+from cache_agent.store.placement import RootFacts, choose_root
+from cache_agent.store.policy import evictable
+from cache_agent.store.space import SpaceLimits
+from cache_agent.store.store import Store, StoreOptions
+from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, NotFound, NotWritable
+from modelimage.foreign import AnyRecord
+from modelimage.record import RecordFile
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A model that a running pull brings to a store, and the files it expects there."""
+
+    key: Digest
+    store: Store
+    files: Mapping[Digest, int]
+
+
+class Roots:
+    """The open stores of one node, the main one first. `left_out`: roots that couldn't be opened, and why."""
+
+    def __init__(self, stores: Sequence[Store], left_out: Mapping[Path, str] | None = None) -> None:
+        self.stores, self.left_out = tuple(stores), dict(left_out or {})
+        self._placed: list[Placed] = []
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, main: Path, more: Sequence[Path], options: StoreOptions) -> Roots:
+        """Open them all. The main one must open; another whose disk fails is left out.
+
+        Raises Busy, InvalidInput for one root named twice or inside another; NotWritable, NoSpace, DiskFailed.
+        """
+        refuse_overlap([main, *more])
+        left_out: dict[Path, str] = {}
+        with ExitStack() as opened:
+            stores = [opened.enter_context(Store(main, options))]
+            for root in more:
+                try:
+                    stores.append(opened.enter_context(Store(root, options)))
+                except (DiskFailed, NotWritable) as error:
+                    left_out[root] = error.message
+            opened.pop_all()
+        return cls(stores, left_out)
+
+    @property
+    def first(self) -> Store:
+        """The main store: its root is the node's address."""
+        return self.stores[0]
+
+    def close(self) -> None:
+        """Give the locks back. Running pulls must have ended."""
+        for store in self.stores:
+            store.close()
+
+    def set_limits(self, limits: SpaceLimits) -> None:
+        """Another budget and floor for each root; nothing is evicted before space is needed."""
+        for store in self.stores:
+            store.set_limits(limits)
+
+    # -- placing -----------------------------------------------------------------------------
+
+    @contextmanager
+    def placed(self, key: Digest, files: Callable[[], Mapping[Digest, int]]) -> Iterator[Store]:
+        """The store that a model is pulled to. `files` are its files' sizes; asked only when there is a choice.
+
+        While inside, other pulls of the model go there too, and models that share files with it gladly.
+        """
+        with self._lock:
+            placed = Placed(key, *self._choose(key, files))
+            self._placed.append(placed)
+        try:
+            yield placed.store
+        finally:
+            with self._lock:
+                self._placed.remove(placed)
+
+    def _choose(
+        self, key: Digest, files: Callable[[], Mapping[Digest, int]]
+    ) -> tuple[Store, Mapping[Digest, int]]:
+        if len(self.stores) == 1:
+            return self.first, {}
+        wanted = files()
+        usable: list[tuple[Store, RootFacts]] = []
+        for store in self.stores:
+            with suppress(DiskFailed):  # a disk that died takes no new model
+                usable.append((store, self._facts(store, key, wanted)))
+        if not usable:
+            return self.first, wanted
+        return usable[choose_root([facts for _, facts in usable], sum(wanted.values()))][0], wanted
+
+    def _facts(self, store: Store, key: Digest, wanted: Mapping[Digest, int]) -> RootFacts:
+        coming = [placed for placed in self._placed if placed.store is store]
+        expected = {digest for placed in coming for digest in placed.files}
+        return RootFacts(
+            headroom=store.space().headroom,
+            evictable=evictable(store.candidates()),
+            held=sum(
+                size
+                for digest, size in wanted.items()
+                if digest in expected or store.file(digest) is not None
+            ),
+            home=any(placed.key == key for placed in coming)
+            or store.model(key) is not None
+            or is_plain_file(store.paths.journal(key)),
+        )
+
+    def others(self, store: Store) -> list[Store]:
+        """The stores beside one."""
+        return [each for each in self.stores if each is not store]
+
+    # -- models ------------------------------------------------------------------------------
+
+    def holding(self, key: Digest) -> Store | None:
+        """The store that has a model."""
+        return next((store for store in self.stores if store.model(key) is not None), None)
+
+    def require(self, key: Digest) -> Store:
+        """The store that has a model. Raises NotFound."""
+        store = self.holding(key)
+        if store is None:
+            raise NotFound(f"no model {key} in the store", hint="Pull it first.")
+        return store
+
+    def models(self) -> list[Model]:
+        """All models, by key."""
+        return sorted(
+            (model for store in self.stores for model in store.models()), key=lambda m: m.key
+        )
+
+    def model_keys(self) -> set[Digest]:
+        return {key for store in self.stores for key in store.ledger.model_keys()}
+
+    def model(self, key: Digest) -> Model | None:
+        store = self.holding(key)
+        return store.model(key) if store else None
+
+    def find(self, text: str) -> Model:
+        """A model by its key, the beginning of its key, or an image. Raises NotFound, InvalidInput."""
+        prefix = text.removeprefix("sha256:")
+        keys: set[Digest] = set()
+        if len(prefix) >= 4 and all(letter in "0123456789abcdef" for letter in prefix):
+            keys = {key for store in self.stores for key in store.ledger.model_keys(prefix)}
+        keys = keys or {m.key for m in self.models() if text in (m.image, *self.images_of(m.key))}
+        if len(keys) > 1:
+            found = ", ".join(key.short for key in sorted(keys)[:5])
+            raise InvalidInput(f"{text!r} names several models: {found}", hint="Write the key.")
+        model = self.model(keys.pop()) if keys else None
+        if model is None:
+            raise NotFound(f"no model {text!r} in the store", hint="See `weightyard ls`.")
+        return model
+
+    def images_of(self, key: Digest) -> list[str]:
+        """The images that mean a model."""
+        images = (image for store in self.stores for image in store.images_of(key))
+        return list(dict.fromkeys(images))
+
+    def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
+        """The cached model that an image last meant, and when that was asked; for when its registry is away."""
+        found = (store.resolved(image, variant) for store in self.stores)
+        return max((each for each in found if each), key=lambda each: each[1], default=None)
+
+    def origin(self, key: Digest) -> Origin:
+        """Where a model came from. Raises NotFound, DiskFailed, InvalidImage."""
+        return self.require(key).origin(key)
+
+    def record(self, key: Digest) -> AnyRecord:
+        """What a cached model holds. Raises NotFound, DiskFailed, InvalidImage."""
+        return self.require(key).record(key)
+
+    def remove(self, key: Digest, *, unpin: bool = False) -> int:
+        """Remove a model and what only it held; bytes freed. Raises NotFound, InUse."""
+        return self.require(key).remove(key, unpin=unpin)
+
+    def pin(self, key: Digest, *, pinned: bool) -> None:
+        """Keep a model, or stop keeping it. Raises NotFound."""
+        self.require(key).pin(key, pinned=pinned)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def having(self, digest: Digest) -> Store | None:
+        """A store that has a file."""
+        return next((store for store in self.stores if store.file(digest) is not None), None)
+
+    def file(self, digest: Digest) -> StoredFile | None:
+        store = self.having(digest)
+        return store.file(digest) if store else None
+
+    def path(self, digest: Digest) -> Path:
+        """Where a file is, or would be."""
+        return (self.having(digest) or self.first).paths.file(digest)
+
+    def file_count(self) -> int:
+        return sum(store.file_count() for store in self.stores)
+
+    def is_proven(self, repository: str, file: RecordFile) -> bool:
+        """Whether this file came through this layer of this repository before."""
+        return any(store.is_proven(repository, file) for store in self.stores)
+
+    @contextmanager
+    def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
+        """While inside, none of these files is removed."""
+        held = list(digests)
+        with ExitStack() as stack:
+            for store in self.stores:
+                stack.enter_context(store.hold(held))
+            yield
+
+    # -- leases ------------------------------------------------------------------------------
+
+    def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
+        """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
+        store = self.require(key)
+        lease = store.lease(key, holder, lease_id)
+        for other in self.others(store):  # an id names one lease on the whole node
+            other.release(lease.id)
+        return lease
+
+    def release(self, lease_id: str) -> bool:
+        """End a lease; False when there is none, which is no error."""
+        return sum(store.release(lease_id) for store in self.stores) > 0
+
+    def leases(self) -> list[Lease]:
+        """All leases, by id."""
+        return sorted(
+            (lease for store in self.stores for lease in store.leases()), key=lambda each: each.id
+        )
+
+
+def refuse_overlap(roots: Sequence[Path]) -> None:
+    """Raises InvalidInput when one root is another, or lies within it."""
+    resolved = [root.resolve() for root in roots]
+    for number, one in enumerate(resolved):
+        for other in resolved[:number]:
+            if one == other or one.is_relative_to(other) or other.is_relative_to(one):
+                raise InvalidInput(
+                    f"the roots {other} and {one} overlap", hint="Give each a directory of its own."
+                )
