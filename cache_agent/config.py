@@ -22,13 +22,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from cache_agent.addresses import Address
 from cache_agent.store.space import Amount
 from modelimage.errors import InvalidInput, WeightyardError
 
 PREFIX = "WEIGHTYARD_"
+
+
+def _text(value: Any) -> Any:
+    """YAML reads 0 and 5000 as numbers; they are as good as text here."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _amount(text: str) -> str:
@@ -39,7 +52,7 @@ def _amount(text: str) -> str:
     return text
 
 
-AmountText = Annotated[str, AfterValidator(_amount)]
+AmountText = Annotated[str, BeforeValidator(_text), AfterValidator(_amount)]
 TierName = Literal["shared", "registry", "hub"]
 
 
@@ -50,18 +63,30 @@ class _Section(BaseModel):
 class FetchSection(_Section):
     """How files are fetched. Rates are bytes per second (100MB), 0 for no cap."""
 
-    streams: int = Field(default=4, ge=1, le=64)
-    stall_seconds: float = Field(default=10.0, gt=0)
-    bandwidth: AmountText = "0"
-    bandwidth_per_source: AmountText = "0"
+    streams: int = Field(default=4, ge=1, le=64, description="Transfers at once.")
+    stall_seconds: float = Field(
+        default=10.0, gt=0, description="Without a byte for so long, a source is left for the next."
+    )
+    bandwidth: AmountText = Field(
+        default="0", description="Cap of all transfers, in bytes a second: 100MB. 0: none."
+    )
+    bandwidth_per_source: AmountText = Field(
+        default="0", description="Cap of the transfers from one source, in bytes a second. 0: none."
+    )
 
 
 class MaintenanceSection(_Section):
-    """How the store is kept sound. `scrub_days` 0 turns scrubbing off."""
+    """How the store is kept sound."""
 
-    scrub_days: float = Field(default=7.0, ge=0)
-    scrub_rate: AmountText = "50MB"
-    interval_seconds: float = Field(default=30.0, gt=0)
+    scrub_days: float = Field(
+        default=7.0, ge=0, description="Each file is read again so often. 0: never."
+    )
+    scrub_rate: AmountText = Field(
+        default="50MB", description="What scrubs and write-backs may read, in bytes a second."
+    )
+    interval_seconds: float = Field(
+        default=30.0, gt=0, description="Between two rounds of upkeep: leases, write-backs, scrubs."
+    )
 
 
 class S3Section(_Section):
@@ -89,20 +114,37 @@ class SharedSection(_Section):
 class HubSection(_Section):
     """The Hub as the last resort, for files as they were published."""
 
-    endpoint: str = "https://huggingface.co"
+    endpoint: str = Field(
+        default="https://huggingface.co", description="The Hub's address; HF_ENDPOINT beats it."
+    )
 
 
 class TierSection(_Section):
-    """Where files come from, in which order. A tier that `order` leaves out is off.
+    """Where files come from, in which order."""
 
-    `memory_budget` caps what is kept in memory on request; 0 means what the machine has available.
-    """
-
-    order: tuple[TierName, ...] = ("shared", "registry", "hub")
-    shared: tuple[SharedSection, ...] = ()
-    write_back: bool = True
-    memory_budget: AmountText = "0"
-    mirrors: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    order: tuple[TierName, ...] = Field(
+        default=("shared", "registry", "hub"),
+        description="Which tiers are asked, in which order; one that is left out is off.",
+    )
+    shared: tuple[SharedSection, ...] = Field(
+        default=(), description="A shared place: {directory: DIR} or {s3: {bucket: NAME, ...}}."
+    )
+    write_back: bool = Field(
+        default=True, description="Copy what the shared places lack to them, once per cluster."
+    )
+    memory_budget: AmountText = Field(
+        default="0", description="What may be kept in memory. 0: what the machine has available."
+    )
+    memory_pressure: float = Field(
+        default=5.0,
+        gt=0,
+        le=100,
+        description="Percent of the last ten seconds in which tasks waited for memory, above which warming stops.",
+    )
+    mirrors: Mapping[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Mirrors of registries, nearest first: {docker.io: [mirror.example]}.",
+    )
     hub: HubSection = Field(default_factory=HubSection)
 
     @model_validator(mode="after")
@@ -120,41 +162,65 @@ def _address(text: str) -> str:
     return text
 
 
-AddressText = Annotated[str, AfterValidator(_address)]
+AddressText = Annotated[str, BeforeValidator(_text), AfterValidator(_address)]
 
 
 class CsiSection(_Section):
     """The CSI driver: kubelet's directory, at the same path as on the host, and the mounter's socket."""
 
-    kubelet: Path = Path("/var/lib/kubelet")
-    mounter: Path
+    kubelet: Path = Field(default=Path("/var/lib/kubelet"), description="kubelet's directory.")
+    mounter: Path = Field(description="The mounter's socket.")
 
 
 class FacesSection(_Section):
-    """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT.
+    """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT."""
 
-    `registries` are the hosts that pods may name; none means the well-known public ones. `hub_images` are patterns of
-    image repositories (`registry.example/models/*`) that are believed in which Hub repository they came from. `observe`
-    answers /livez, /readyz and /metrics, and nothing else.
-    """
-
-    mirror: AddressText | None = None
-    registries: tuple[str, ...] = ()
-    hub: AddressText | None = None
-    hub_upstream: str = "https://huggingface.co"
-    hub_images: tuple[str, ...] = ()
-    observe: AddressText | None = None
+    mirror: AddressText | None = Field(
+        default=None, description="Serve a registry mirror for container runtimes at [HOST:]PORT."
+    )
+    registries: tuple[str, ...] = Field(
+        default=(),
+        description="A registry that pods may name; by default the well-known public ones.",
+    )
+    hub: AddressText | None = Field(
+        default=None,
+        description="Serve the Hugging Face Hub's API from the cache (HF_ENDPOINT) at [HOST:]PORT.",
+    )
+    hub_upstream: str = Field(
+        default="https://huggingface.co", description="The Hub behind the Hub endpoint."
+    )
+    hub_images: tuple[str, ...] = Field(
+        default=(),
+        description="Repositories (registry.example/models/*) believed in which Hub repository they came from.",
+    )
+    observe: AddressText | None = Field(
+        default=None,
+        description="Answer /livez, /readyz and /metrics, and nothing else, at [HOST:]PORT.",
+    )
     csi: CsiSection | None = None
 
 
 class AgentConfig(_Section):
     """Everything that can be set. `budget` and `floor` hold for `root` and for each of `more_roots`."""
 
-    root: Path | None = None
-    more_roots: tuple[Path, ...] = ()
-    port: int | None = Field(default=None, ge=0, le=65535)
-    budget: AmountText = "100%"
-    floor: AmountText = "5%"
+    root: Path | None = Field(default=None, description="Directory of the model cache.")
+    more_roots: tuple[Path, ...] = Field(
+        default=(),
+        description="A further complete cache directory, on a disk of its own.",
+    )
+    port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Answer on this loopback port too; 0 takes a free one.",
+    )
+    budget: AmountText = Field(
+        default="100%",
+        description="What the cache may use of each root's filesystem: 500GB, or 80%.",
+    )
+    floor: AmountText = Field(
+        default="5%", description="Free space that the cache leaves on each root's filesystem."
+    )
     fetch: FetchSection = Field(default_factory=FetchSection)
     maintenance: MaintenanceSection = Field(default_factory=MaintenanceSection)
     tiers: TierSection = Field(default_factory=TierSection)

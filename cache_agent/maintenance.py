@@ -66,6 +66,11 @@ class Maintenance:
         if self._thread.is_alive():
             self._thread.join()
 
+    def reconfigure(self, options: MaintenanceOptions) -> None:
+        """Other periods and another IO budget from now on."""
+        self._options = options
+        self._throttle.set_rate(options.scrub_rate)
+
     def problem(self) -> str | None:
         """Why upkeep isn't done, for readiness; None when all is well."""
         if not self._thread.is_alive():

@@ -19,7 +19,7 @@ from cache_agent.fetch.values import PullRequest
 from cache_agent.holders import Machine, mounted_models, parse_mountinfo
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.proving import Prover
-from cache_agent.residency.pressure import MemoryFacts
+from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.residency.warmer import Warmer
 from cache_agent.shelf import Shelf
 from cache_agent.shelving import shelve
@@ -47,6 +47,7 @@ class NodeOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     maintenance: MaintenanceOptions = field(default_factory=MaintenanceOptions)
     memory_budget: int = 0
+    memory_pressure: float = DEFAULT_LIMIT
     more_roots: tuple[Path, ...] = ()
 
     @classmethod
@@ -65,6 +66,7 @@ class NodeOptions:
                 upkeep.interval_seconds,
             ),
             Amount.parse(config.tiers.memory_budget).bytes,
+            config.tiers.memory_pressure,
             tuple(path.absolute() for path in config.more_roots),
         )
 
@@ -149,7 +151,7 @@ class Node:
             self._shelve(parts),
             parts.machine.platform,
         )
-        self.warmer = Warmer(MemoryFacts(), options.memory_budget)
+        self.warmer = Warmer(MemoryFacts(), options.memory_budget, options.memory_pressure)
         self._maintenance: Maintenance | None = None
         self._shared, self._sources = parts.shared, parts.sources
         self.repairer = Repairer(self.engine, parts.open_reader, parts.sources, parts.events)
@@ -170,12 +172,19 @@ class Node:
         return Prover(self.store, self.repairer, quick, self._puller.busy).run(repair=repair)
 
     def reconfigure(self, config: AgentConfig) -> None:
-        """Take new settings while running: budget, floor, bandwidth and tiers. The rest needs a restart."""
+        """Take new settings while running: space, bandwidth, upkeep and tiers. The rest needs a restart."""
         options = NodeOptions.of(self.options.root, config)
         self.store.set_limits(options.limits)
         self.engine.set_bandwidth(options.engine.bandwidth)
         if isinstance(self._sources, Tiers):
-            self._sources.reconfigure(config.tiers)
+            rate = Amount.parse(config.fetch.bandwidth_per_source).bytes
+            self._sources.reconfigure(config.tiers, rate)
+        self.warmer.budget, self.warmer.pressure_limit = (
+            options.memory_budget,
+            options.memory_pressure,
+        )
+        if self._maintenance is not None:
+            self._maintenance.reconfigure(options.maintenance)
 
     def start_maintenance(self) -> None:
         """Begin scrubbing and ending dead leases; only a daemon does."""

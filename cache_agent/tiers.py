@@ -62,9 +62,11 @@ class Tiers:
         """The shared places that this node fills."""
         return self.places() if self.config.write_back and "shared" in self.config.order else ()
 
-    def reconfigure(self, config: TierSection) -> None:
-        """Use other tiers from the next pull on."""
-        self.config, self._places = config, None
+    def reconfigure(self, config: TierSection, rate_per_source: float) -> None:
+        """Use other tiers from the next pull on, and another cap of each source at once."""
+        self.config, self._places, self.rate_per_source = config, None, rate_per_source
+        for throttle in self._throttles.values():
+            throttle.set_rate(rate_per_source)
 
     def _of_tier(
         self, tier: str, resolved: Resolved, reader: ImageReader, repository: str

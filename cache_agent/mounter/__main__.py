@@ -17,12 +17,13 @@ from modelimage.errors import WeightyardError
 def main() -> int:
     """Run until told to stop; 1 when it can't start."""
     parser = argparse.ArgumentParser(prog="cache_agent.mounter", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="the store's directory")
+    parser.add_argument("--root", type=Path, required=True, action="append", help="a store's root")
     parser.add_argument("--kubelet", type=Path, default=Path("/var/lib/kubelet"))
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--user", type=int, required=True, help="uid of the agent")
     options = parser.parse_args()
-    mounter = Mounter(Binder(options.root / "models", options.kubelet), options.user)
+    models = [root / "models" for root in options.root]
+    mounter = Mounter(Binder(models, options.kubelet), options.user)
     try:
         isolation.leave_network()
         server = listen(options.socket)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,9 +24,9 @@ _MODE = 0o750
 
 @dataclass(frozen=True, slots=True)
 class Binder:
-    """`models` is the store's directory of models; `kubelet` its own, the same path as on the host."""
+    """`models`: each root's directory of models; `kubelet`: its own, the same path as on the host."""
 
-    models: Path
+    models: Sequence[Path]
     kubelet: Path
 
     def bind(self, key: Digest, target: Target) -> bool:
@@ -79,13 +79,19 @@ class Binder:
 
     @contextmanager
     def _model(self, key: Digest) -> Iterator[int]:
-        with ExitStack() as stack:
-            try:
-                models = stack.enter_context(kernel.opened(self.models))
-                model = stack.enter_context(kernel.opened(key.hex, models))
-            except OSError as error:
-                raise NotFound(f"no model {key.short} in the store: {error.strerror}") from error
-            yield model
+        problem: OSError | None = None
+        for root in self.models:
+            with ExitStack() as stack:
+                try:
+                    models = stack.enter_context(kernel.opened(root))
+                    model = stack.enter_context(kernel.opened(key.hex, models))
+                except OSError as error:
+                    problem = error
+                else:
+                    yield model
+                    return
+        why = problem.strerror if problem else "it has no root"
+        raise NotFound(f"no model {key.short} in the store: {why}") from problem
 
     @contextmanager
     def _volume(self, target: Target) -> Iterator[int]:

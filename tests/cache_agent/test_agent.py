@@ -268,15 +268,23 @@ def test_a_socket_path_may_be_long(tmp_root: Path) -> None:
 def test_settings_are_read_again_at_sighup_and_bad_ones_are_refused(tmp_root: Path) -> None:
     settings = tmp_root / "settings.yaml"
     settings.write_text("budget: 10GB\n")
-    with agent(tmp_root / "store", "--config", str(settings)) as running:
-        assert running.client.space().budget == 10 * 10**9
+    second = tmp_root / "second"
+    with agent(
+        tmp_root / "store", "--config", str(settings), "--more-root", str(second)
+    ) as running:
+        assert running.client.space().budget == 2 * 10 * 10**9
+        roots = [each.root for each in running.client.space().roots]
+        assert roots == [str(tmp_root / "store"), str(second)]
+        by_second = AgentClient.of_socket(StorePaths(second).socket)
+        assert by_second is not None, "the agent is found by any of its roots"
+        assert by_second.models() == []
         settings.write_text("budget: 20GB\n")
         running.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: running.client.space().budget == 20 * 10**9, what="new budget")
+        wait_until(lambda: running.client.space().budget == 40 * 10**9, what="new budget")
         settings.write_text("budget: lots\n")
         running.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "settings kept" in running.log.read_text(), what="refusal in the log")
-        assert running.client.space().budget == 20 * 10**9
+        assert running.client.space().budget == 40 * 10**9
 
 
 def test_the_shipped_agent_serves_from_every_tier_as_each_is_turned_off(

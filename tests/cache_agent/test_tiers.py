@@ -290,7 +290,7 @@ def test_each_tier_serves_when_those_before_it_are_off(
     assert files_of(result.path) == contents
     assert {tier for tier, _, _ in handle.snapshot().by_source} == {"shared"}
     node.store.remove(result.model.key)
-    tiers.reconfigure(TierSection(order=("registry",)))
+    tiers.reconfigure(TierSection(order=("registry",)), 0.0)
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
     handle.result(60)
     assert {tier for tier, _, _ in handle.snapshot().by_source} == {"registry"}
@@ -365,6 +365,10 @@ def test_flags_beat_variables_beat_the_file() -> None:
     assert (config.budget, config.floor) == ("10GB", "2GB")
     assert (config.fetch.streams, config.fetch.bandwidth) == (5, "5MB")
     assert parse_config("", {}, {}) == AgentConfig()
+    assert (
+        parse_config("fetch: {bandwidth: 0}\nfaces: {mirror: 5080}\n", {}, {}).faces.mirror
+        == "5080"
+    )
 
 
 @pytest.mark.parametrize(

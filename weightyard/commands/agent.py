@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,11 +17,19 @@ from cache_agent.faces.mirror.containerd import configure
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ROOT_VARIABLE, access_options, default_root
+from weightyard.settings import setting_options
 
 
 @click.command()
-@root_option
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    envvar=ROOT_VARIABLE,
+    show_envvar=True,
+    show_default="~/.cache/weightyard/store",
+    help="Directory of the model cache.",
+)
 @click.option(
     "--config",
     "config_file",
@@ -27,39 +37,6 @@ from weightyard.options import access_options, root_option
     envvar="WEIGHTYARD_CONFIG",
     show_envvar=True,
     help="Settings in YAML; read again at SIGHUP. Each is a WEIGHTYARD_ variable too (WEIGHTYARD_FETCH__STREAMS).",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    help="Answer on this loopback port too; 0 takes a free one.",
-)
-@click.option(
-    "--budget", help="What the cache may use: 500GB, or 80% of its filesystem.  [default: 100%]"
-)
-@click.option("--floor", help="Free space that the cache leaves on its filesystem.  [default: 5%]")
-@click.option("--streams", type=click.IntRange(1, 64), help="Transfers at once.  [default: 4]")
-@click.option(
-    "--bandwidth", help="Cap of all transfers, in bytes a second: 100MB.  [default: no cap]"
-)
-@click.option(
-    "--mirror", metavar="[HOST:]PORT", help="Serve a registry mirror for container runtimes."
-)
-@click.option(
-    "--hub",
-    metavar="[HOST:]PORT",
-    help="Serve the Hugging Face Hub's API from the cache (HF_ENDPOINT).",
-)
-@click.option(
-    "--observe",
-    metavar="[HOST:]PORT",
-    help="Answer /livez, /readyz and /metrics, and nothing else.",
-)
-@click.option(
-    "--registry",
-    "registries",
-    metavar="HOST",
-    multiple=True,
-    help="A registry that pods may name; may be repeated.  [default: the well-known public ones]",
 )
 @click.option(
     "--configure-containerd",
@@ -71,47 +48,34 @@ from weightyard.options import access_options, root_option
 @click.option(
     "--print-schema", is_flag=True, help="Print the JSON schema of the settings and exit."
 )
+@setting_options
 @access_options
 @pass_console
 def agent(
     console: Console,
     *,
-    root: Path,
+    root: Path | None,
     config_file: Path | None,
     print_schema: bool,
     access: Access,
-    streams: int | None,
-    bandwidth: str | None,
-    port: int | None,
-    budget: str | None,
-    floor: str | None,
-    mirror: str | None,
-    hub: str | None,
-    observe: str | None,
-    registries: tuple[str, ...],
     containerd_dir: Path | None,
+    given: Mapping[str, Any],
 ) -> None:
     """Hold the cache at --root open and answer on its control socket (<root>/agent.sock).
+
+    Every setting of the --config file is an option here and an environment variable too: fetch.streams is
+    --fetch-streams and WEIGHTYARD_FETCH__STREAMS. Options beat variables, variables beat the file.
 
     While it runs, `weightyard pull`, `ls`, `rm` and the others on the same --root go through it.
     """
     if print_schema:
         console.result(json_schema(), json.dumps(json_schema(), indent=2))
         return
-    flags = {
-        "port": port,
-        "budget": budget,
-        "floor": floor,
-        "fetch.streams": streams,
-        "fetch.bandwidth": bandwidth,
-        "faces.mirror": mirror,
-        "faces.hub": hub,
-        "faces.observe": observe,
-        "faces.registries": registries or None,
-    }
 
     def load() -> AgentConfig:
-        return parse_config(_read(config_file), os.environ, flags)
+        return parse_config(_read(config_file), os.environ, {**given, "root": root})
+
+    config = load()
 
     def ready(where: Ready) -> None:
         faces = where.faces.named()
@@ -124,9 +88,11 @@ def agent(
             console.say(f"  {name}: {at}")
         if where.faces.mirror is not None and containerd_dir is not None:
             url = f"http://{where.faces.mirror}"
-            configure(containerd_dir, AllowedRegistries.of(registries).hosts(), url)
+            allowed = AllowedRegistries.of(config.faces.registries)
+            configure(containerd_dir, allowed.hosts(), url)
 
-    run_agent(AgentOptions(root, load), access, ready)
+    home = config.root or default_root(os.environ)
+    run_agent(AgentOptions(home.absolute(), load), access, ready)
 
 
 def _read(path: Path | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cache_agent.api.wire import SpaceReport
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
@@ -34,4 +35,22 @@ def df(console: Console, *, root: Path, access: Access) -> None:
         ("free on the disk", format_bytes(space.disk_free), f"of {format_bytes(space.disk_total)}"),
         ("kept free", format_bytes(space.floor), ""),
     ]
-    console.result(space.model_dump(), format_table(("space", "bytes", ""), rows))
+    text = format_table(("space", "bytes", ""), rows)
+    if len(space.roots) > 1:
+        text += "\n\n" + format_table(
+            ("root", "used", "room", "evictable", "models"), _roots(space)
+        )
+    console.result(space.model_dump(), text)
+
+
+def _roots(space: SpaceReport) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (
+            each.root,
+            format_bytes(each.own),
+            format_bytes(each.headroom),
+            format_bytes(each.evictable),
+            str(each.models),
+        )
+        for each in space.roots
+    ]

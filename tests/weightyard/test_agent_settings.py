@@ -1,0 +1,81 @@
+"""Every setting of the agent is an option and a variable: none can be set in the file only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cache_agent.config import AgentConfig, parse_config
+from modelimage.errors import InvalidInput
+from weightyard.commands.agent import agent
+from weightyard.settings import Setting, setting_options, settings
+
+# A value that is no default, as it is written on a command line, and as the settings hold it.
+EXAMPLES: Mapping[str, tuple[str, object]] = {
+    "more_roots": ("/mnt/b", "/mnt/b"),
+    "port": ("0", 0),
+    "budget": ("500000000", "500000000"),
+    "fetch.streams": ("7", 7),
+    "tiers.order": ("hub", "hub"),
+    "tiers.shared": ("{directory: /mnt/shared}", "/mnt/shared"),
+    "tiers.mirrors": ("{docker.io: [a.example]}", "a.example"),
+    "faces.mirror": ("0:5080", "0:5080"),
+    "faces.csi.mounter": ("/run/mounter.sock", "/run/mounter.sock"),
+}
+
+
+@click.command()
+@setting_options
+@click.pass_context
+def command(ctx: click.Context, given: dict[str, Any]) -> None:
+    """A command that takes settings."""
+    ctx.obj.update(given)
+
+
+def given(*arguments: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    result = CliRunner().invoke(command, arguments, obj=values, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def test_the_agent_has_an_option_for_every_setting() -> None:
+    flags = {flag for each in agent.params for flag in each.opts}
+    for setting in settings():
+        assert setting.flags[0] in flags
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_option_sets_its_setting(name: str) -> None:
+    text, expected = EXAMPLES[name]
+    setting = next(each for each in settings() if each.name == name)
+    config = parse_config("", {}, given(setting.flags[-1], text))
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert value == expected or str(expected) in str(value)
+    assert config != AgentConfig()
+
+
+def test_a_switch_turns_off_and_what_is_not_given_is_unset() -> None:
+    assert given("--no-tiers-write-back") == {"tiers.write_back": False}
+    assert given() == {}
+
+
+def test_a_list_is_given_by_repeating() -> None:
+    assert given("--registry", "a", "--registry", "b") == {"faces.registries": ["a", "b"]}
+
+
+def test_every_setting_is_explained() -> None:
+    assert [each.name for each in settings() if not each.field.description] == []
+
+
+def test_what_is_no_yaml_is_named() -> None:
+    shared = next(each for each in settings() if each.name == "tiers.shared")
+    assert isinstance(shared, Setting)
+    with pytest.raises(InvalidInput, match=r"tiers\.shared"):
+        shared.value(("{a",))

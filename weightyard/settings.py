@@ -1,0 +1,137 @@
+"""The agent's settings as options: one for each, made from the settings themselves, so that none can be forgotten.
+
+`fetch.streams` is `--fetch-streams`; some have a short name too. Lists are given by repeating the option; what has a
+structure of its own is written as in YAML: `--tiers-shared '{directory: /mnt/models}'`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Final, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from cache_agent.config import AgentConfig
+from modelimage.errors import InvalidInput
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SHORT: Final = {
+    "fetch.streams": "--streams",
+    "fetch.bandwidth": "--bandwidth",
+    "faces.mirror": "--mirror",
+    "faces.hub": "--hub",
+    "faces.observe": "--observe",
+    "faces.registries": "--registry",
+    "more_roots": "--more-root",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its dotted name, its type without None, and what pydantic knows of it."""
+
+    name: str
+    kind: Any
+    field: FieldInfo
+
+    @property
+    def parameter(self) -> str:
+        """Its name among a command's arguments."""
+        return "setting_" + self.name.replace(".", "_")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        long = "--" + self.name.replace(".", "-").replace("_", "-")
+        return tuple(dict.fromkeys((long, _SHORT.get(self.name, long))))
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.kind) is tuple
+
+    def option(self) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """The option of this setting; unset is None."""
+        text = self.field.description or "See --print-schema."
+        default = self.field.get_default(call_default_factory=True)
+        shown = (
+            ""
+            if default in (None, PydanticUndefined, (), {})
+            else f"  [default: {_shown(default)}]"
+        )
+        if self.kind is bool:
+            both = f"{self.flags[0]}/--no-{self.flags[0][2:]}"
+            return click.option(both, self.parameter, default=None, help=text + shown)
+        return click.option(
+            *self.flags,
+            self.parameter,
+            multiple=self.is_list,
+            metavar=self.name.rsplit(".", maxsplit=1)[-1].upper(),
+            help=text + shown,
+        )
+
+    def value(self, given: Any) -> Any:
+        """What was given, as the settings file would hold it; None for unset. Raises InvalidInput."""
+        if given is None or given == ():
+            return None
+        if self.is_list:
+            structured = _has_structure(get_args(self.kind)[0])
+            return [_parse(each, self.name) if structured else each for each in given]
+        return _parse(given, self.name) if _has_structure(self.kind) else given
+
+
+def settings(model: type[BaseModel] = AgentConfig, above: str = "") -> Iterator[Setting]:
+    """Every setting there is, in the file's order; sections are walked into."""
+    for name, field in model.model_fields.items():
+        kind = _without_none(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from settings(kind, f"{above}{name}.")
+        else:
+            yield Setting(above + name, kind, field)
+
+
+def setting_options(command: Callable[..., R]) -> Callable[..., R]:
+    """An option for every setting but the root, gathered in the argument `given`: dotted names to values."""
+    every = [setting for setting in settings() if setting.name != "root"]
+
+    def gathered(*args: Any, **kwargs: Any) -> R:
+        given = {each.name: each.value(kwargs.pop(each.parameter)) for each in every}
+        return command(*args, given=given, **kwargs)
+
+    gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
+    gathered.__dict__.update(command.__dict__)  # the options that click has noted there
+    return reduce(lambda inner, each: each.option()(inner), reversed(every), gathered)
+
+
+def _has_structure(kind: Any) -> bool:
+    """Whether values are written as in YAML; numbers and text are read by the settings themselves."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return True
+    return get_origin(kind) is Mapping
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{name}: not a value: {text[:60]!r}") from error
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [each for each in get_args(annotation) if each is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else f"{default}"
