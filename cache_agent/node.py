@@ -142,14 +142,14 @@ class Node:
         self.engine = Engine(options.engine)
         self.shelf = Shelf(self.store.first.paths, self.store.first.disk)
         self.activity = Activity(parts.clock)
-        self._puller = Puller.of(
+        self._puller = Puller(
             self.store,
             self.engine,
             parts.open_reader,
             parts.sources,
-            parts.events,
-            self._shelve(parts),
-            parts.machine.platform,
+            events=parts.events,
+            published=self._shelve(parts),
+            platform=parts.machine.platform,
         )
         self.warmer = Warmer(MemoryFacts(), options.memory_budget, options.memory_pressure)
         self._maintenance: Maintenance | None = None

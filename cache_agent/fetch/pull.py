@@ -72,27 +72,6 @@ class Puller:
     platform: Platform = LINUX_AMD64
     claims: LayerClaims = field(default_factory=LayerClaims)
 
-    @classmethod
-    def of(
-        cls,
-        roots: Roots,
-        engine: Engine,
-        open_reader: Callable[[ImageReference], ImageReader],
-        sources: Callable[[Resolved, ImageReader, str], Sequence[Source]],
-        events: Events,
-        published: Published = ignore_published,
-        platform: Platform = LINUX_AMD64,
-    ) -> Puller:
-        return cls(
-            roots,
-            engine,
-            open_reader,
-            sources,
-            events=events,
-            published=published,
-            platform=platform,
-        )
-
     def start(self, request: PullRequest) -> Pull:
         """Begin a pull and return its handle at once."""
         if isinstance(request.image, EngineReference):
