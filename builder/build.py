@@ -188,11 +188,11 @@ def _send(
     base: Base | None,
     reporter: Reporter,
 ) -> Sent | None:
-    """Send to a registry; a layout's layers were written while they were hashed, so there it is None."""
+    """Send what isn't there; a layout's layers were written while they were hashed, so there it is None."""
     below = base.reader if base else None
-    if destination.layout is not None:
-        send(planned, sources, destination.writer, Silent(), base=below)
-        return None
+    if not destination.tells_progress:
+        sent = send(planned, sources, destination.writer, Silent(), base=below)
+        return None if destination.layout is not None else sent
     total = sum(layer.size for layer in planned.layers)
     total += sum(layer.size for layer in planned.bases)
     with reporter.progress("publishing", total) as bar:

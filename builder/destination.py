@@ -22,6 +22,7 @@ from modelimage.publication import Document
 from modelimage.recipe import models_link_layer
 from modelimage.reference import (
     DEFAULT_TAG,
+    EngineReference,
     ImageReference,
     LayoutReference,
     RegistryReference,
@@ -39,7 +40,7 @@ FIXED_LAYERS: Final = 2
 class Destination:
     """An open destination. `layout` is set when layers can be written while they are hashed."""
 
-    reference: RegistryReference | LayoutReference
+    reference: ImageReference
     writer: ImageWriter
     layout: Layout | None = None
 
@@ -48,18 +49,22 @@ class Destination:
         """The tag that the build is published under."""
         return self.reference.tag or DEFAULT_TAG
 
+    @property
+    def tells_progress(self) -> bool:
+        """Whether bytes move while layers are sent: a layout has them by then, an engine takes them later."""
+        return isinstance(self.reference, RegistryReference)
+
 
 def open_destination(
-    reference: ImageReference, access: Access, *, mount_from: Sequence[str] = ()
+    reference: RegistryReference | LayoutReference,
+    access: Access,
+    *,
+    mount_from: Sequence[str] = (),
 ) -> Destination:
     """Raises InvalidInput for what can't be built to. Nothing is touched yet.
 
     `mount_from` names repositories of the same registry whose layers are taken over instead of sent.
     """
-    if not isinstance(reference, RegistryReference | LayoutReference):
-        raise InvalidInput(
-            f"can't build into {reference}", hint="Use oci:DIR:TAG or a registry reference."
-        )
     if reference.digest is not None:
         raise InvalidInput(
             f"can't build to a digest: {reference}",
@@ -92,6 +97,8 @@ def preflight(
         check_tag(tag)
     if isinstance(destination.reference, LayoutReference):
         check_writable(destination.reference.path)
+        return []
+    if isinstance(destination.reference, EngineReference):
         return []
     doubts = _check_limits(destination.reference, layers, base_layers)
     link = models_link_layer()

@@ -78,6 +78,16 @@ class EngineReference:
 
     name: str
 
+    @property
+    def repository(self) -> str:
+        """The name without its tag."""
+        return self.name.removesuffix(f":{self.tag}") if self.tag else self.name
+
+    @property
+    def tag(self) -> str | None:
+        head, colon, tag = self.name.rpartition(":")
+        return tag if head and colon and "/" not in tag else None
+
     def __str__(self) -> str:
         return f"docker:{self.name}"
 

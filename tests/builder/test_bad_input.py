@@ -201,7 +201,7 @@ def test_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
     [
         ["build", "SOURCE", "--to", "UPPER/case"],
         ["build", "SOURCE", "--to", "oci:"],
-        ["build", "SOURCE", "--to", "docker:name"],
+        ["build", "SOURCE", "--to", "docker:"],
         ["build", "SOURCE", "--to", f"oci:out:{'x' * 128}"],
         ["build", "SOURCE", "--to", f"oci:out@sha256:{'0' * 64}"],
         ["build", "ftp://example/model", "--to", "oci:out"],

@@ -14,7 +14,8 @@ from modelimage.errors import DigestMismatch, InvalidImage, NotFound, Unreachabl
 from modelimage.layout import Layout
 from modelimage.resolve import resolve_model
 from tests.builder.building import build_here, weightyard_here
-from tests.builder.checkpoints import single
+from tests.builder.checkpoints import quantizable, single
+from tests.servers.base_image import base_layout
 from tests.servers.podman import Podman
 
 AMD64 = Platform("linux", "amd64")
@@ -93,3 +94,49 @@ def test_an_engine_that_is_not_there_says_how_to_name_one(
     assert (failed.code, "DOCKER_HOST" in failed.err) == (11, True)
     refused = weightyard_here(capsys, "copy", f"oci:{built}:v1", "docker:m", "--all-tags")
     assert refused.code == 2
+
+
+@pytest.mark.servers
+def test_a_build_loads_each_variant_into_an_engine(
+    tmp_path: Path,
+    podman: Podman,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+) -> None:
+    """No layout, no registry: the same image under the same digests, the base's layers among it."""
+    base = base_layout(tmp_path / "base")
+    source = quantizable(tmp_path / "source")
+    options = ("--variant", "int8", "--engine", "rtn", "--base", f"oci:{base}:v1")
+    with podman.docker_api() as host:
+        monkeypatch.setenv("DOCKER_HOST", host)
+        built = weightyard_here(
+            capsys, "--json", "build", source, "--to", "docker:built-here:v1", *options
+        )
+    assert built.code == 0, built.err
+    same = weightyard_here(
+        capsys, "--json", "build", source, "--to", f"oci:{tmp_path}/out:v1", *options
+    )
+    assert built.json["digest"] == same.json["digest"]
+    assert built.json["sent"] > 0
+    loaded = [name for name in podman.images() if "built-here" in name]
+    assert sorted(name.rpartition(":")[2] for name in loaded) == ["v1", "v1-int8"]
+    layout = Layout(tmp_path / "out")
+    for name in loaded:
+        tag = name.rpartition(":")[2]
+        with podman.mounted(name) as root:
+            assert (root / "bin/sh").exists()
+            for file in resolve_model(layout, tag).record.files:
+                assert Digest.of((root / "models" / file.path).read_bytes()) == file.digest
+
+
+def test_a_build_asks_for_the_engine_before_it_reads(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/absent.sock")
+    failed = weightyard_here(capsys, "build", single(tmp_path / "source"), "--to", "docker:m")
+    assert (failed.code, "DOCKER_HOST" in failed.err) == (11, True)
+    assert not (home / ".cache/weightyard/digests").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 from builder.base import mount_source, open_base
 from builder.build import BuildOptions, BuildPlan, BuildResult, BuildTools, plan_build
 from builder.build import build as build_image
-from builder.destination import open_destination, published_tags
+from builder.destination import Destination, open_destination, published_tags
 from builder.records import created_time
 from builder.remembered import RememberedDigests
 from builder.sources.datasets import calibration_file
@@ -42,6 +43,7 @@ Examples:
   weightyard build hf://org/name@main --to registry.example/team/model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --variant int8 --variant int4
   weightyard build ./checkpoint --to registry.example/team/model:v1 --base docker.io/library/busybox:stable
+  weightyard build ./checkpoint --to docker:model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --dry-run
 """
 )
@@ -51,7 +53,8 @@ Examples:
     "destination",
     required=True,
     metavar="DEST",
-    help="Where to: oci:DIR[:TAG], or REGISTRY/REPOSITORY[:TAG]. The tag is 'latest' where none is given.",
+    help="Where to: oci:DIR[:TAG], REGISTRY/REPOSITORY[:TAG], or docker:NAME[:TAG] for docker or podman. "
+    "The tag is 'latest' where none is given.",
 )
 @click.option(
     "--variant",
@@ -171,7 +174,7 @@ def build(
     mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
     result = build_image(
         opened,
-        open_destination(target, reach, mount_from=mount_from),
+        _destination(console, target, reach, mount_from),
         options,
         BuildTools(
             RememberedDigests(cache_directory() / "digests"),
@@ -222,6 +225,19 @@ def _evaluation(given: dict[str, Any]) -> EvaluationChoices | None:
         given["evaluation_text"], given["max_kl"], given["max_ppl_ratio"], given["min_top1"]
     )
     return choices if given["evaluate"] or choices != EvaluationChoices() else None
+
+
+def _destination(
+    console: Console, target: ImageReference, reach: Access, mount_from: Sequence[str]
+) -> Destination:
+    if not isinstance(target, EngineReference):
+        return open_destination(target, reach, mount_from=mount_from)
+    # Only who builds into an engine needs the extra that brings the docker SDK.
+    from builder.engine import EngineWriter  # noqa: PLC0415
+
+    writer = EngineWriter(target.repository, os.environ, console)
+    writer.check()
+    return Destination(target, writer)
 
 
 def _base(text: str | None) -> RegistryReference | LayoutReference | None:
@@ -310,9 +326,7 @@ def _shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str
 
 
 def _tag(target: ImageReference) -> str:
-    if isinstance(target, RegistryReference | LayoutReference):
-        return target.tag or DEFAULT_TAG
-    return DEFAULT_TAG
+    return target.tag or DEFAULT_TAG
 
 
 def _indented(pairs: Any) -> str:

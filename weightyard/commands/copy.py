@@ -24,6 +24,7 @@ from modelimage.push import (
     relayed,
 )
 from modelimage.reference import (
+    DEFAULT_TAG,
     EngineReference,
     LayoutReference,
     RegistryReference,
@@ -117,7 +118,7 @@ def _into_engine(
     engine = Engine(os.environ)
     try:
         image = image_for(reader, reader.resolve(start.name), engine.platform())
-        name = target.name if ":" in target.name.rpartition("/")[2] else f"{target.name}:latest"
+        name = target.name if target.tag else f"{target.name}:{DEFAULT_TAG}"
         with console.progress(f"loading into {target}", image.size) as progress:
             engine.load(archive(reader, image, [name], progress.advance))
     finally:
