@@ -1,7 +1,8 @@
 """The built-in engine: rounds a whole checkpoint to nearest, several blocks and shards at a time.
 
-Workers draw blocks from one queue over all shards; whoever does the last block of a shard makes it
-durable while the others go on with the next. A finished shard is never done again.
+Workers draw blocks from one queue over all shards. What waits for the disk is done by a thread of its own, in the
+order in which it was asked for, while the workers go on with the next block or shard. A finished shard is never done
+again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,9 @@ Progress = Callable[[int, int], None]
 
 # Each worker holds up to 20 MB of buffers.
 MAX_THREADS: Final = 8
+# How many shards may wait for the disk beside those under way. Each worker holds one up at most, so workers that
+# wait for the disk have something to wait for.
+AHEAD: Final = 4
 # How much of the source is done between two calls to the disk to begin writing.
 WRITE_BACK_BYTES: Final = 64 << 20
 
@@ -48,14 +52,17 @@ def convert_shards(
 
     Raises BrokenWeights, InvalidCheckpoint, OSError.
     """
-    run = _Run(checkpoint.root, plan, staging, progress)
-    try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
-            for future in [pool.submit(run.work) for _ in range(threads)]:
-                future.result()
-    finally:
-        run.close()
-    return run.energies
+    with ThreadPoolExecutor(1, thread_name_prefix="quantize-disk") as disk:
+        unfinished = threading.Semaphore(threads + AHEAD)
+        run = _Run(checkpoint.root, plan, staging, progress, disk=disk, unfinished=unfinished)
+        try:
+            with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
+                for future in [pool.submit(run.work) for _ in range(threads)]:
+                    future.result()
+            return run.result()
+        finally:
+            disk.shutdown(cancel_futures=True)
+            run.close()
 
 
 class _OpenShard:
@@ -91,18 +98,30 @@ class _OpenShard:
 class _Run:
     """The state that the workers share. Under the lock: memory, and opening the next shard's files."""
 
-    def __init__(self, root: Path, plan: Plan, staging: Staging, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        plan: Plan,
+        staging: Staging,
+        progress: Progress | None,
+        *,
+        disk: ThreadPoolExecutor,
+        unfinished: threading.Semaphore,
+    ) -> None:
         self._root = root
         self._plan = plan
         self._staging = staging
         self._progress = progress
+        self._disk = disk
+        self._unfinished = unfinished
+        self._asked: list[Future[Mapping[str, Energies]]] = []
         self._lock = threading.RLock()
         self._queue = self._draw()
         self._open: dict[str, _OpenShard] = {}
         self._total = sum(b.cost for s in plan.shards for b in blocks(s, plan.format))
         self._done = 0
         self._failed = False
-        self.energies: dict[str, Energies] = {}
+        self._energies: dict[str, Energies] = {}
 
     def work(self) -> None:
         """Do blocks until none is left or another worker failed."""
@@ -110,14 +129,20 @@ class _Run:
             while (drawn := self._next()) is not None:
                 shard, block = drawn
                 result = shard.files.run(block, self._plan.group)
-                # Before the block counts: until then nobody can finish the shard and close its files.
+                # Before the block counts: the disk takes its turns in order, so the shard is still open then.
                 if shard.is_due(block.cost):
-                    shard.files.write_back()
+                    self._ask(self._write_back, shard)
                 if self._record(shard, result):
-                    self._finish(shard)
+                    self._ask(self._finish, shard)
         except BaseException:
             self._failed = True
             raise
+
+    def result(self) -> dict[str, Energies]:
+        """The energies of every matrix, when the disk is done. Raises OSError for what it met."""
+        for asked in self._asked:
+            self._energies |= asked.result()
+        return self._energies
 
     def close(self) -> None:
         """Close what a failure left open."""
@@ -131,11 +156,12 @@ class _Run:
                 continue
             shard = self._begin(plan)
             if shard.left == 0:
-                self._finish(shard)
+                self._ask(self._finish, shard)
             for block in blocks(plan, self._plan.format):
                 yield shard, block
 
     def _begin(self, plan: ShardPlan) -> _OpenShard:
+        self._unfinished.acquire()
         temporary = self._staging.directory / f"{plan.name}.tmp"
         shard = _OpenShard(plan, self._root / plan.name, temporary, self._plan)
         self._open[plan.name] = shard
@@ -144,7 +170,7 @@ class _Run:
 
     def _skip(self, plan: ShardPlan) -> None:
         document = json.loads((self._staging.directory / f"{plan.name}.sqnr").read_bytes())
-        self.energies |= {name: Energies(*pair) for name, pair in document.items()}
+        self._energies |= {name: Energies(*pair) for name, pair in document.items()}
         self._advance(sum(block.cost for block in blocks(plan, self._plan.format)))
 
     def _next(self) -> tuple[_OpenShard, Block] | None:
@@ -164,14 +190,28 @@ class _Run:
         if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def _finish(self, shard: _OpenShard) -> None:
-        measured = _energies(shard.results)
-        pairs = {name: (each.signal, each.error) for name, each in measured.items()}
-        self._staging.write(f"{shard.plan.name}.sqnr", json.dumps(pairs).encode())
-        self._staging.finish(shard.temporary, shard.plan.name)
-        with self._lock:
-            self.energies |= measured
+    def _ask(self, turn: Callable[[_OpenShard], Mapping[str, Energies]], shard: _OpenShard) -> None:
+        """Have the disk's thread take a turn, after those asked for before."""
+        self._asked.append(self._disk.submit(turn, shard))
+
+    def _write_back(self, shard: _OpenShard) -> Mapping[str, Energies]:
+        shard.files.write_back()
+        return {}
+
+    def _finish(self, shard: _OpenShard) -> Mapping[str, Energies]:
+        """Make a shard durable; what it measured. Takes no lock: workers wait for this one under theirs."""
+        try:
+            measured = _energies(shard.results)
+            pairs = {name: (each.signal, each.error) for name, each in measured.items()}
+            self._staging.write(f"{shard.plan.name}.sqnr", json.dumps(pairs).encode())
+            self._staging.finish(shard.temporary, shard.plan.name)
             self._open.pop(shard.plan.name).close()
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            self._unfinished.release()
+        return measured
 
 
 def _energies(results: list[BlockResult]) -> Mapping[str, Energies]:

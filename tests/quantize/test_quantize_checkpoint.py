@@ -26,6 +26,7 @@ from quantize.schemes import NUMERICS, Engine, Format, Scheme
 from quantize.staging import open_staging
 from tests.quantize import checkpoints, reference
 from tests.quantize.checkpoints import Model
+from tests.servers.process import wait_until
 
 MODELS = {
     "llama": checkpoints.llama(),
@@ -219,15 +220,18 @@ def test_an_interrupted_run_is_continued_at_the_next_shard(tmp_path: Path) -> No
     quantize_checkpoint(tmp_path / "src", tmp_path / "whole", rtn())
     staged = tmp_path / ".out.partial"
 
-    def stop_after_a_shard(done: int, total: int) -> None:
-        if len(list(staged.glob("*.safetensors"))) >= 2:
+    def stop_before_the_last(done: int, total: int) -> None:
+        if done == total:  # the disk has been asked to finish all shards but the last
+            wait_until(lambda: len(list(staged.glob("*.safetensors"))) >= 2, what="second shard")
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        quantize_checkpoint(tmp_path / "src", tmp_path / "out", rtn(threads=1), stop_after_a_shard)
+        quantize_checkpoint(
+            tmp_path / "src", tmp_path / "out", rtn(threads=1), stop_before_the_last
+        )
     assert not (tmp_path / "out").exists()
     kept = {p.name: p.stat().st_ino for p in staged.glob("*.safetensors")}
-    assert len(kept) == 2
+    assert 2 <= len(kept) < 4
     result = quantize_checkpoint(tmp_path / "src", tmp_path / "out", rtn())
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert kept.items() <= {p.name: p.stat().st_ino for p in (tmp_path / "out").iterdir()}.items()
