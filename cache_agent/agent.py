@@ -65,7 +65,7 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
         for root, problem in node.store.left_out.items():
             log.note("root left out", root=str(root), problem=problem)
         node.start_maintenance()
-        faces = partial(open_faces, node, access, FaceOptions.of(config.faces))
+        faces = partial(open_faces, node, access, FaceOptions.of(config.faces, config.peers))
         reload = _reloader(node, options, log)
         asyncio.run(_serve(node, config, metrics, ready, reload=reload, faces=faces))
     log.note("stopped")

@@ -4,7 +4,7 @@
     budget: 80%
     floor: 10%
     tiers:
-      order: [shared, registry, hub]
+      order: [peer, shared, registry, hub]
       shared:
         - s3: {bucket: models, prefix: cache, endpoint: "http://minio:9000"}
         - directory: /mnt/shared/weightyard
@@ -53,7 +53,7 @@ def _amount(text: str) -> str:
 
 
 AmountText = Annotated[str, BeforeValidator(_text), AfterValidator(_amount)]
-TierName = Literal["shared", "registry", "hub"]
+TierName = Literal["peer", "shared", "registry", "hub"]
 
 
 class _Section(BaseModel):
@@ -123,7 +123,7 @@ class TierSection(_Section):
     """Where files come from, in which order."""
 
     order: tuple[TierName, ...] = Field(
-        default=("shared", "registry", "hub"),
+        default=("peer", "shared", "registry", "hub"),
         description="Which tiers are asked, in which order; one that is left out is off.",
     )
     shared: tuple[SharedSection, ...] = Field(
@@ -200,6 +200,69 @@ class FacesSection(_Section):
     csi: CsiSection | None = None
 
 
+class PeerSection(_Section):
+    """A member by its address, HOST:PORT, which is its name too, and its zone."""
+
+    address: AddressText
+    zone: str = ""
+
+
+class PeerTlsSection(_Section):
+    """PEM files for mutual TLS between peers: with them, private models are shared too."""
+
+    ca: Path = Field(description="PEM file of the authority that made the peers' certificates.")
+    certificate: Path = Field(description="PEM file of this node's certificate.")
+    key: Path = Field(description="PEM file of its key.")
+    name: str | None = Field(
+        default=None, description="What each peer's certificate must be made out to."
+    )
+
+
+class PeersSection(_Section):
+    """Nodes that serve each other. Members are listed, found by DNS, or both."""
+
+    listen: AddressText = Field(description="Answer other nodes here: HOST:PORT.")
+    advertise: AddressText | None = Field(
+        default=None,
+        description="HOST:PORT that the others reach this node at, if not what it listens on.",
+    )
+    members: tuple[PeerSection, ...] = Field(
+        default=(), description='A member: {address: "HOST:PORT", zone: ZONE}; may be itself.'
+    )
+    dns: AddressText | None = Field(
+        default=None, description="NAME:PORT; each address that DNS has for the name is a member."
+    )
+    key_file: Path = Field(description="The shared keys, one a line; the first signs.")
+    tls: PeerTlsSection | None = None
+    zone: str = Field(default="", description="The zone of this node.")
+    zones: Literal["share", "apart"] = Field(
+        default="share",
+        description="share: one copy for all zones. apart: each zone fetches its own.",
+    )
+    upload: AmountText = Field(
+        default="0", description="Cap on what is sent to other nodes, bytes per second. 0: none."
+    )
+    uploads: int = Field(default=32, ge=1, le=4096, description="Chunks sent at once.")
+    stall_seconds: float = Field(
+        default=10.0, gt=0, description="Without progress for so long, a peer isn't waited for."
+    )
+    clock_skew_seconds: float = Field(
+        default=30.0, gt=0, le=600, description="How far the nodes' clocks may be apart."
+    )
+
+    def name(self) -> str:
+        """What this node goes by among its peers."""
+        return str(Address.parse(self.advertise or self.listen))
+
+    @model_validator(mode="after")
+    def _reachable(self) -> PeersSection:
+        if not self.members and self.dns is None:
+            raise ValueError("give members or dns")
+        if Address.parse(self.name()).host in ("0.0.0.0", "::"):  # noqa: S104 - refused
+            raise ValueError("give advertise: the address that other nodes reach this one at")
+        return self
+
+
 class AgentConfig(_Section):
     """Everything that can be set. `budget` and `floor` hold for `root` and for each of `more_roots`."""
 
@@ -225,6 +288,7 @@ class AgentConfig(_Section):
     maintenance: MaintenanceSection = Field(default_factory=MaintenanceSection)
     tiers: TierSection = Field(default_factory=TierSection)
     faces: FacesSection = Field(default_factory=FacesSection)
+    peers: PeersSection | None = None
 
 
 def json_schema() -> dict[str, Any]:

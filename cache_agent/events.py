@@ -51,6 +51,15 @@ class Events:
     def unshelved(self, image: str, detail: str) -> None:
         """A model was pulled, but not all that a container runtime would ask for beside it."""
 
+    def peer_sent(self, peer: str, size: int) -> None:
+        """So many bytes were sent to another node."""
+
+    def peer_ejected(self, peer: str, why: str) -> None:
+        """A node is left alone for a while."""
+
+    def peer_refused(self, why: str) -> None:
+        """A request at the peers' port was refused: its signature, its clock, or its coming twice."""
+
 
 class Broadcast(Events):
     """Tells several listeners."""
@@ -93,3 +102,15 @@ class Broadcast(Events):
     def unshelved(self, image: str, detail: str) -> None:
         for each in self._listeners:
             each.unshelved(image, detail)
+
+    def peer_sent(self, peer: str, size: int) -> None:
+        for each in self._listeners:
+            each.peer_sent(peer, size)
+
+    def peer_ejected(self, peer: str, why: str) -> None:
+        for each in self._listeners:
+            each.peer_ejected(peer, why)
+
+    def peer_refused(self, why: str) -> None:
+        for each in self._listeners:
+            each.peer_refused(why)

@@ -64,6 +64,12 @@ class JsonLog(Events):
     def unshelved(self, image: str, detail: str) -> None:
         self._log.warning("image not kept whole", image=image, detail=detail)
 
+    def peer_ejected(self, peer: str, why: str) -> None:
+        self._log.warning("peer left alone", peer=peer, why=why)
+
+    def peer_refused(self, why: str) -> None:
+        self._log.warning("peer request refused", why=why)
+
 
 def _fixed_time(
     clock: Callable[[], str],

@@ -39,6 +39,13 @@ class Metrics(Events):
         self.scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes read again by the scrubber.")
         self.damaged_files = self._counter("damaged_files", "Files found damaged at rest.")
         self.repaired_chunks = self._counter("repaired_chunks", "Chunks fetched again to repair.")
+        self.peer_sent_bytes = self._counter("peer_sent_bytes", "Bytes sent to other nodes.")
+        self.peers_ejected = self._counter(
+            "peers_ejected", "Times that a peer was left alone for a while, by reason.", "reason"
+        )
+        self.peer_requests_refused = self._counter(
+            "peer_requests_refused", "Requests at the peers' port that were refused.", "reason"
+        )
         self.pull_seconds = Histogram(
             "weightyard_pull_seconds",
             "From asking for a model to having it verified on the disk.",
@@ -79,6 +86,15 @@ class Metrics(Events):
 
     def expired(self, lease: str, holder: str) -> None:
         self.leases_expired.inc()
+
+    def peer_sent(self, peer: str, size: int) -> None:
+        self.peer_sent_bytes.inc(size)
+
+    def peer_ejected(self, peer: str, why: str) -> None:
+        self.peers_ejected.labels(why).inc()
+
+    def peer_refused(self, why: str) -> None:
+        self.peer_requests_refused.labels(why).inc()
 
     def exposition(self) -> tuple[bytes, str]:
         """The text format and its content type."""

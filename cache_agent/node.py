@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache_agent.activity import Activity
@@ -13,11 +13,13 @@ from cache_agent.api.wire import CheckView
 from cache_agent.config import AgentConfig
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
+from cache_agent.fetch.flight import Flights
 from cache_agent.fetch.pull import Published, Pull, Puller
 from cache_agent.fetch.repair import Repairer
 from cache_agent.fetch.values import PullRequest
 from cache_agent.holders import Machine, mounted_models, parse_mountinfo
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
+from cache_agent.peers.tier import Peers
 from cache_agent.proving import Prover
 from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.residency.warmer import Warmer
@@ -35,6 +37,7 @@ from cache_agent.tiers import Tiers
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, Fault, WeightyardError
 from modelimage.reference import ImageReference, RegistryReference
+from modelimage.registry.credentials import Anonymous
 from modelimage.repository import ImageReader
 
 
@@ -93,6 +96,7 @@ class NodeParts:
     machine: Machine = field(default_factory=Machine)
     # Whether this node itself reads an image without credentials, so that whoever asks may read it too.
     is_anonymous: Callable[[ImageReference], bool] = lambda image: False
+    peers: Peers | None = None
 
     @classmethod
     def real(
@@ -109,13 +113,24 @@ class NodeParts:
         if config is None:
             return cls(reader, events=events or Events(), is_anonymous=is_anonymous)
         rate = Amount.parse(config.fetch.bandwidth_per_source).bytes
-        tiers = Tiers(config.tiers, reader, os.environ, rate)
+        told = events or Events()
+        peers = None
+        if config.peers is not None:
+            nobody = replace(access, credentials=Anonymous())
+            peers = Peers.of(
+                config.peers,
+                streams=config.fetch.streams,
+                events=told,
+                anonymous=lambda image: open_reader(image, nobody),
+            )
+        tiers = Tiers(config.tiers, reader, os.environ, rate, peers=peers)
         return cls(
             reader,
             sources=tiers,
             shared=tiers.written_back,
-            events=events or Events(),
+            events=told,
             is_anonymous=is_anonymous,
+            peers=peers,
         )
 
 
@@ -124,6 +139,7 @@ class Node:
 
     def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
         self.options, self.machine, self.clock = options, parts.machine, parts.clock
+        self.peers, self.events = parts.peers, parts.events
         self.store = Roots.open(
             options.root,
             options.more_roots,
@@ -161,6 +177,11 @@ class Node:
         pull = self._puller.start(request)
         self.activity.began(str(request.image), request.variant, pull)
         return pull
+
+    @property
+    def flights(self) -> Flights:
+        """The files on their way."""
+        return self._puller.flights
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
         """Prove the store's invariants; with `repair`, mend what can be mended and say which.
@@ -224,6 +245,8 @@ class Node:
             self._maintenance.stop()
         self._puller.close()
         self.engine.close()
+        if self.peers is not None:
+            self.peers.close()
         self.store.close()
 
     def __enter__(self) -> Node:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from cache_agent.config import SharedSection, TierSection
 from cache_agent.fetch.throttle import Throttle
+from cache_agent.peers.tier import Peers
 from cache_agent.sources.decorators import Breaker, Breaking, Limited, Measured, Rate
 from cache_agent.sources.directory import SharedDirectory
 from cache_agent.sources.hub import HubSource
@@ -33,6 +34,7 @@ class Tiers:
     environ: Mapping[str, str] = field(default_factory=dict)
     rate_per_source: float = 0.0
     monotonic: Callable[[], float] = time.monotonic
+    peers: Peers | None = None
     rates: dict[str, Rate] = field(default_factory=dict)
     _breakers: dict[str, Breaker] = field(default_factory=dict)
     _throttles: dict[str, Throttle] = field(default_factory=dict)
@@ -50,6 +52,9 @@ class Tiers:
         if not any(source.proves for source in found):
             # What other tiers gave may have to be fetched once more from the image itself.
             found.append(self._wrapped(_image(resolved, reader, repository)))
+        if self.peers is not None and "peer" in self.config.order:
+            # They are first whatever the order says: a chunk that a node has needn't be asked for anywhere else.
+            return self.peers.wrap(found, resolved, repository)
         return found
 
     def places(self) -> tuple[SharedPlace, ...]:
@@ -76,7 +81,7 @@ class Tiers:
         elif tier == "registry":
             yield from self._mirrors(resolved, repository)
             yield _image(resolved, reader, repository)
-        elif isinstance(resolved.record, Record):
+        elif tier == "hub" and isinstance(resolved.record, Record):
             endpoint = self.environ.get("HF_ENDPOINT", self.config.hub.endpoint)
             hub = HubSource.of(resolved.record, endpoint, self.environ.get("HF_TOKEN"))
             if hub is not None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +21,7 @@ from cache_agent.access.gate import Gate
 from cache_agent.access.registries import AllowedRegistries
 from cache_agent.access.upstream import Upstream, impatient
 from cache_agent.addresses import Address
-from cache_agent.config import FacesSection
+from cache_agent.config import FacesSection, PeersSection
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.csi.mounting import MounterClient
 from cache_agent.faces.csi.server import CsiOptions, CsiServer, Driver, node_name
@@ -29,17 +31,39 @@ from cache_agent.faces.hub.service import HubService
 from cache_agent.faces.hub.upstream import HubUpstream
 from cache_agent.faces.mirror.api import MirrorApi
 from cache_agent.faces.mirror.service import MirrorService
+from cache_agent.faces.peers.api import PeersApi
+from cache_agent.faces.peers.offers import Offers
+from cache_agent.fetch.throttle import Throttle
 from cache_agent.node import Node
+from cache_agent.peers.client import TlsFiles
+from cache_agent.peers.tier import tls_files
 from cache_agent.sources.hub import DEFAULT_ENDPOINT
+from cache_agent.store.space import Amount
 from cache_agent.store.values import repository_of
 from modelimage.access import Access
-from modelimage.errors import Busy
+from modelimage.errors import Busy, InvalidInput
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.transport import TlsOptions
 
 _BACKLOG = 1024
 _THREADS = 16
 SHUTDOWN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFace:
+    """Where peers are answered: `upload` in bytes per second in all (0: no cap), so many `uploads` at once."""
+
+    listen: Address
+    upload: float = 0.0
+    uploads: int = 32
+    tls: TlsFiles | None = None
+
+    @classmethod
+    def of(cls, section: PeersSection) -> PeerFace:
+        """What the settings say."""
+        upload = float(Amount.parse(section.upload).bytes)
+        return cls(Address.parse(section.listen), upload, section.uploads, tls_files(section))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +80,10 @@ class FaceOptions:
     hub_images: tuple[str, ...] = ()
     observe: Address | None = None
     csi: CsiOptions | None = None
+    peers: PeerFace | None = None
 
     @classmethod
-    def of(cls, section: FacesSection) -> FaceOptions:
+    def of(cls, section: FacesSection, peers: PeersSection | None = None) -> FaceOptions:
         """What the settings say."""
         mirror = Address.parse(section.mirror) if section.mirror else None
         hub = Address.parse(section.hub) if section.hub else None
@@ -74,6 +99,7 @@ class FaceOptions:
             hub_images=section.hub_images,
             observe=observe,
             csi=csi,
+            peers=PeerFace.of(peers) if peers else None,
         )
 
 
@@ -85,6 +111,7 @@ class OpenFaces:
     hub: Address | None = None
     observe: Address | None = None
     csi: Path | None = None
+    peers: Address | None = None
 
     def named(self) -> dict[str, str]:
         """Those that are open, by name."""
@@ -121,6 +148,7 @@ async def open_faces(
         hub = await _serve(stack, HubApi(files, _bridge(stack)).application(), options.hub)
     if options.observe is not None and observing is not None:
         observe = await _serve(stack, observing, options.observe)
+    peers = await _open_peers(node, options.peers, stack) if options.peers else None
     csi = None
     if options.csi is not None:
         volumes = Volumes(node, gate, questions, transfers, MounterClient(options.csi.mounter))
@@ -128,7 +156,26 @@ async def open_faces(
         stack.callback(server.stop)
         server.start()
         csi = options.csi.endpoint
-    return OpenFaces(mirror, hub, observe, csi)
+    return OpenFaces(mirror, hub, observe, csi, peers)
+
+
+async def _open_peers(node: Node, options: PeerFace, stack: AsyncExitStack) -> Address:
+    peers = node.peers
+    if peers is None:
+        raise InvalidInput("peers are to be answered, but the node has none")
+    offers = Offers(
+        node.store,
+        node.flights,
+        peers.board,
+        peers.encrypted,
+        lambda repository: node.shelf.public_since(repository) is not None,
+        peers.own.zone,
+    )
+    throttle = Throttle(options.upload, time.monotonic)
+    bridge = _bridge(stack)
+    api = PeersApi(offers, peers.verifier, bridge, node.events, throttle, options.uploads)
+    context = options.tls.server_context() if options.tls else None
+    return await _serve(stack, api.application(), options.listen, context)
 
 
 def prune_shelf(node: Node) -> int:
@@ -153,14 +200,19 @@ def _bridge(stack: AsyncExitStack) -> Bridge:
     return bridge
 
 
-async def _serve(stack: AsyncExitStack, app: web.Application, address: Address) -> Address:
+async def _serve(
+    stack: AsyncExitStack,
+    app: web.Application,
+    address: Address,
+    tls: ssl.SSLContext | None = None,
+) -> Address:
     runner = web.AppRunner(
         app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     server = _listen(address)
-    await web.SockSite(runner, server, backlog=_BACKLOG).start()
+    await web.SockSite(runner, server, backlog=_BACKLOG, ssl_context=tls).start()
     return Address(address.host, int(server.getsockname()[1]))
 
 

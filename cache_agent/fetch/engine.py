@@ -17,6 +17,7 @@ from cache_agent.errors import Cancelled
 from cache_agent.fetch.job import Job, Work
 from cache_agent.fetch.planner import Span
 from cache_agent.fetch.throttle import Throttle
+from cache_agent.sources.source import NotYet
 from modelimage.errors import Unreachable
 from modelimage.repository import BlobStream
 
@@ -200,7 +201,7 @@ class Engine:
         return done, None
 
     def _reason(self, error: Exception, transfer: Transfer, work: Work) -> Exception:
-        if not transfer.stalled:
+        if not transfer.stalled or isinstance(error, NotYet):
             return error
         name = work.job.sources[work.source].name
         stalled = Unreachable(

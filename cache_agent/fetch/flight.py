@@ -62,6 +62,11 @@ class Flight:
         return self.file.size if self.landed.is_set() else self.resumed + self._received
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has a partial, so that `partial` may be asked for."""
+        return self._partial is not None
+
+    @property
     def partial(self) -> Partial:
         if self._partial is None:
             raise RuntimeError("a flight's partial is used before it is open")
@@ -196,6 +201,11 @@ class Flights:
                 else:
                     theirs.append(flight)
         return mine, theirs
+
+    def flying(self, name: Digest) -> Flight | None:
+        """The flight of a file by the identity of its record's claims, to whichever store."""
+        with self._lock:
+            return next((each for (_, key), each in self._flying.items() if key == name), None)
 
     def release(self, store: Store, flights: Iterable[Flight]) -> None:
         """Flights that ended, landed or not."""

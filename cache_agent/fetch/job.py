@@ -5,6 +5,8 @@ The engine's threads ask it for work and tell it of results; it never blocks and
 
 from __future__ import annotations
 
+import bisect
+import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from typing import Final, Protocol
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.flight import Tick
 from cache_agent.fetch.planner import SourceView, Span, Track, choose_source, choose_track
-from cache_agent.sources.source import Piece, Source
+from cache_agent.sources.source import NotYet, Piece, Source, YourTurn
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
@@ -51,12 +53,24 @@ class Carrier(Protocol):
 
 @dataclass
 class SpanState:
-    """A span, and how each source failed on it."""
+    """A span, its place in its track, how each source failed on it, and until when it isn't to be asked for it."""
 
     span: Span
+    order: int = 0
+    rests: dict[int, float] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
     excluded: set[int] = field(default_factory=set)
     last_error: WeightyardError | None = None
+
+
+@dataclass(order=True)
+class PutOff:
+    """A span that comes back at `due`, when its source is likely to have it."""
+
+    due: float
+    track: int
+    order: int
+    state: SpanState = field(compare=False)
 
 
 @dataclass
@@ -96,7 +110,10 @@ class Job:
         self.stopped = threading.Event()
         self.error: BaseException | None = None
         self.bytes_by_source = [0] * len(sources)
-        self._waiting = [deque(SpanState(span) for span in track) for track in tracks]
+        self._waiting = [
+            deque(SpanState(span, order) for order, span in enumerate(track)) for track in tracks
+        ]
+        self._put_off: list[PutOff] = []
         self._workers = [0] * len(tracks)
         self._left = sum(len(track) for track in tracks)
         self._rests = [0.0] * len(sources)
@@ -109,12 +126,14 @@ class Job:
         with self._lock:
             if self.stopped.is_set():
                 return None
+            now = self._monotonic()
+            self._recall(now)
             waiting = [len(track) for track in self._waiting]
             track = choose_track(waiting, self._workers, last)
             if track is None:
-                return None
+                return self._put_off[0].due if self._put_off else None
             state = self._waiting[track][0]
-            source = choose_source(self._views(state), self._monotonic())
+            source = choose_source(self._views(state), now)
             if source is None:
                 self._fail(state.last_error or Unreachable("no source has this model's bytes"))
                 return None
@@ -139,9 +158,20 @@ class Job:
             elif not isinstance(error, _MOVE_ON):
                 self._fail(error)
             else:
-                self._note_failure(work, error)
                 work.state.span = remaining
-                self._waiting[work.track].appendleft(work.state)
+                if isinstance(error, NotYet):
+                    due = self._monotonic() + error.after
+                    put_off = PutOff(due, work.track, work.state.order, work.state)
+                    heapq.heappush(self._put_off, put_off)
+                else:
+                    self._note_failure(work, error)
+                    self._waiting[work.track].appendleft(work.state)
+
+    def _recall(self, now: float) -> None:
+        """What was put off until now waits again, at its place in its track."""
+        while self._put_off and self._put_off[0].due <= now:
+            back = heapq.heappop(self._put_off)
+            bisect.insort(self._waiting[back.track], back.state, key=lambda state: state.order)
 
     def abort(self, error: BaseException) -> None:
         """End the pull now; work under way ends at its next read."""
@@ -160,13 +190,18 @@ class Job:
 
     def _views(self, state: SpanState) -> list[SourceView]:
         return [
-            SourceView(rests, index in state.excluded, state.failures.get(index, 0))
+            SourceView(
+                max(rests, state.rests.get(index, 0.0)),
+                index in state.excluded,
+                state.failures.get(index, 0),
+            )
             for index, rests in enumerate(self._rests)
         ]
 
     def _note_failure(self, work: Work, error: WeightyardError) -> None:
         state, source = work.state, work.source
-        state.last_error = error
+        if not isinstance(error, YourTurn):
+            state.last_error = error
         count = state.failures[source] = state.failures.get(source, 0) + 1
         now = self._monotonic()
         if isinstance(error, RateLimited):
@@ -176,6 +211,9 @@ class Job:
         elif isinstance(error, Unreachable):
             rest = min(_FIRST_REST * 2 ** (count - 1), _LONGEST_REST)
             self._rests[source] = max(self._rests[source], now + rest)
+            limit = self._policy.attempts
+        elif isinstance(error, YourTurn):
+            state.rests[source] = now + min(2.0**count, _LONGEST_REST)
             limit = self._policy.attempts
         else:
             # Wrong bytes may be a bad connection once; a refusal stays one.
@@ -187,6 +225,7 @@ class Job:
         if self.error is None:
             self.error = error
         self.stopped.set()
+        self._put_off.clear()
         for track in self._waiting:
             track.clear()
         self._update_finished()

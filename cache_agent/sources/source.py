@@ -14,10 +14,23 @@ from typing import Protocol
 
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
+from modelimage.errors import NotFound
 from modelimage.ranges import ByteRange
 from modelimage.recipe import Recipe
 from modelimage.record import RecordFile
 from modelimage.repository import BlobStream
+
+
+class NotYet(NotFound):
+    """This place will have it soon: the span waits `after` seconds, others come first, no other place is asked."""
+
+    def __init__(self, message: str, *, after: float) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class YourTurn(NotFound):
+    """This place leaves it to the next. Should that one fail, it is of use to ask here again."""
 
 
 class Tier(Enum):
@@ -91,6 +104,6 @@ class Source(Protocol):
         """The bytes of all pieces back to back: files of one layer, in the layer's order, as one stream.
 
         `readinto` returns 0 only after the last byte. Raises NotFound when this place hasn't got them (another may),
-        AccessDenied, Unreachable, RateLimited, RemoteRefused. Closing the stream from another thread ends
-        a pending read.
+        NotYet, YourTurn, AccessDenied, Unreachable, RateLimited, RemoteRefused. Closing the stream from another thread
+        ends a pending read.
         """

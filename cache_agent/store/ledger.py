@@ -233,6 +233,11 @@ class Ledger:
             [(file.digest.hex, repository, file.layer.hex) for file in files],
         )
 
+    def proven_by(self, digest: Digest) -> set[str]:
+        """The repositories that a file is known to have come through."""
+        rows = self._all("SELECT DISTINCT repository FROM proofs WHERE sha256 = ?", digest.hex)
+        return {row[0] for row in rows}
+
     def is_proven(self, repository: str, layer: Digest, digest: Digest) -> bool:
         return bool(
             self._one(

@@ -117,6 +117,11 @@ class Partial:
         self.file = file
         self.verified = set(range(file.chunk_count()))
 
+    def arrived(self) -> set[int]:
+        """The chunks verified by now; a copy, for who isn't writing."""
+        with self._lock:
+            return set(self.verified)
+
     def missing(self) -> list[int]:
         return [index for index in range(self.file.chunk_count()) if index not in self.verified]
 

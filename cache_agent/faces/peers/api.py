@@ -1,0 +1,121 @@
+"""The HTTP that peers speak: see docs/peers.md. Reads only; every request is checked before anything is looked up.
+
+GET /v1/files/{sha256}/{identity}            -> what is here of a file, JSON
+GET /v1/files/{sha256}/{identity}/chunks/{n} -> a chunk, or a range of it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from cache_agent.events import Events
+from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.peers.offers import Offer, Offers
+from cache_agent.faces.sending import FilePiece, Piece, answer_of, deliver
+from cache_agent.fetch.throttle import Throttle
+from cache_agent.peers.signing import Asked, Replayed, Verifier, WrongClock
+from modelimage.digest import Digest
+from modelimage.errors import AccessDenied, NotFound, WeightyardError
+from modelimage.ranges import ByteRange
+
+_ADDRESS: Final = re.compile(
+    r"/v1/files/([0-9a-f]{64})/([0-9a-f]{64})(?:/chunks/(0|[1-9][0-9]{0,9}))?"
+)
+_SLICE: Final = 4 << 20
+# How soon a peer that found all places taken may ask again, in seconds; a fraction is understood.
+_BUSY: Final = {"Retry-After": "0.25"}
+
+
+@dataclass
+class PeersApi:
+    """Answers peers. `uploads` chunks at once, at the throttle's rate in all."""
+
+    offers: Offers
+    verifier: Verifier
+    bridge: Bridge
+    events: Events
+    throttle: Throttle
+    uploads: int
+    _uploading: int = field(default=0, init=False)
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        asked = Asked(request.method, request.raw_path, request.headers.get("Range", ""))
+        try:
+            sender = self.verifier.verify(request.headers.get("Authorization"), asked)
+        except AccessDenied as error:
+            self.events.peer_refused(_why(error))
+            return web.Response(status=401, text=error.message)
+        if request.method != "GET":
+            return web.Response(status=405, text="only GET", headers={"Allow": "GET"})
+        return await self._answer(request, sender)
+
+    async def _answer(self, request: web.Request, sender: str) -> web.StreamResponse:
+        address = _ADDRESS.fullmatch(request.raw_path)
+        if address is None:
+            return web.Response(status=404, text="no such address")
+        try:
+            names = Digest(address[1]), Digest(address[2])
+            offer = await self.bridge.call(lambda: self.offers.find(*names))
+            if address[3] is None:
+                return web.Response(body=offer.have.to_bytes(), content_type="application/json")
+            return await self._chunk(request, sender, names[0], offer, int(address[3]))
+        except NotFound as error:
+            return web.Response(status=404, text=error.message)
+        except WeightyardError as error:
+            return web.Response(status=500, text=error.message)
+        except OSError:
+            # It was moved or removed since it was found: next time it is found where it is now.
+            return web.Response(status=503, headers=_BUSY)
+
+    async def _chunk(
+        self, request: web.Request, sender: str, digest: Digest, offer: Offer, index: int
+    ) -> web.StreamResponse:
+        chunk = offer.chunk(index)
+        if self._uploading >= self.uploads:
+            return web.Response(status=503, text="all places are taken", headers=_BUSY)
+        headers = {"Content-Type": "application/octet-stream"}
+        answer, wanted = answer_of(request, len(chunk), f'"{digest.hex}-{index}"', headers)
+        if wanted is None:
+            return answer
+        self._uploading += 1
+        try:
+            pieces = self._pieces(offer, chunk.start + wanted.start, chunk.start + wanted.stop)
+            await deliver(request, answer, pieces, self.offers.store.hold([digest]))
+        finally:
+            self._uploading -= 1
+        self.events.peer_sent(sender, len(wanted))
+        return answer
+
+    async def _pieces(self, offer: Offer, start: int, stop: int) -> AsyncGenerator[Piece, None]:
+        """The range in slices, so that a rate can be kept. A file that lands in the store meanwhile stays open."""
+        with offer.path.open("rb", buffering=0) as file:
+            opened = Path(f"/proc/self/fd/{file.fileno()}")
+            for at in range(start, stop, _SLICE):
+                piece = ByteRange(at, min(stop, at + _SLICE))
+                pause = self.throttle.take(len(piece))
+                if pause:
+                    await asyncio.sleep(pause)
+                yield FilePiece(opened, piece)
+
+
+def _why(error: AccessDenied) -> str:
+    match error:
+        case Replayed():
+            return "replayed"
+        case WrongClock():
+            return "clock"
+        case _:
+            return "signature"

@@ -1,0 +1,267 @@
+"""The peer role: chunks from the nodes that have them, and word to them of what this node fetches itself.
+
+`PeerSource` stands before all other sources of a pull. Asked for a chunk it never waits: it takes it from a peer, or
+says NotYet (another node is at it: do something else meanwhile), or YourTurn (this node is to fetch it from upstream).
+`Announced` wraps the sources upstream, so that peers see what is on its way.
+
+What comes from a peer proves nothing about who may read it, as with every place that knows files by digest only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from cache_agent.chunks import chunk_range
+from cache_agent.peers.board import Board, ChunkId
+from cache_agent.peers.client import PeerLink
+from cache_agent.peers.pacing import Pace, PacedStream, TooSlow
+from cache_agent.peers.planner import Here, Peer, Rules, Step, Take, Upstream, Wait, decide, ranked
+from cache_agent.peers.reputation import Offence, Reputation
+from cache_agent.peers.watching import FileName, Watching
+from cache_agent.sources.decorators import Wrapped
+from cache_agent.sources.source import NotYet, Piece, Tier, YourTurn
+from cache_agent.sources.streams import chained
+from cache_agent.store.partials import identity
+from modelimage.digest import Digest
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+)
+from modelimage.ranges import ByteRange
+from modelimage.record import RecordFile
+from modelimage.repository import BlobStream
+
+# With many chunks waiting, each is looked at less often: looking costs the processor, and none is urgent.
+_PENDING_PER_SECOND: Final = 1000.0
+_MOST_WAIT: Final = 2.0
+_BUSY_SECONDS: Final = 0.25
+# A stream that was closed from outside while bytes were coming was cancelled: not its sender's fault.
+_CANCELLED_SECONDS: Final = 1.0
+_IDLE_LOOK_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """This node among its peers. `slots`: how many chunks it fetches from upstream at once while others take part.
+
+    `apart`: each zone fetches a copy of its own, and nothing crosses zones.
+    """
+
+    id: str
+    zone: str = ""
+    slots: int = 2
+    apart: bool = False
+    rules: Rules = field(default_factory=Rules)
+
+
+@dataclass
+class _Waiting:
+    """A chunk that this pull wants: since when, and since when it is known who has it."""
+
+    since: float
+    held: float | None = None
+
+
+@dataclass
+class PeerSource:
+    """The peers, for one pull."""
+
+    own: Self
+    board: Board
+    watching: Watching
+    link: PeerLink
+    reputation: Reputation
+    pace: Pace
+    monotonic: Callable[[], float]
+    name: str = "peers"
+    tier: Tier = Tier.PEER
+    proves: bool = False
+    _names: dict[Digest, FileName] = field(default_factory=dict)
+    _waiting: dict[ChunkId, _Waiting] = field(default_factory=dict)
+    _busy: dict[str, float] = field(default_factory=dict)
+    _idle: tuple[float, bool] = (float("-inf"), False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+        """See `Source.open`. Several small files go together: what holds of the first is taken to hold of all."""
+        name, chunk = self._chunk(pieces[0])
+        self._want(chunk)
+        match self._step(name, chunk):
+            case Take(peer):
+                with self._from(peer, name, pieces) as stream:
+                    yield stream
+                self.done(pieces)
+            case Upstream():
+                raise YourTurn("this node is the one to fetch it")
+            case Wait(seconds):
+                raise self._not_yet(seconds)
+
+    def done(self, pieces: Sequence[Piece]) -> None:
+        """These have come, from wherever."""
+        for piece in pieces:
+            chunk = self._chunk(piece)[1]
+            with self._lock:
+                self._waiting.pop(chunk, None)
+
+    def announce(self, pieces: Sequence[Piece], *, ended: bool = False) -> None:
+        """Tell peers that this node fetches these from upstream, or no longer does: the first stands for all."""
+        chunk = self._chunk(pieces[0])[1]
+        (self.board.end if ended else self.board.begin)(chunk)
+
+    # -- deciding ----------------------------------------------------------------------------
+
+    def _step(self, name: FileName, chunk: ChunkId) -> Step:
+        self.watching.refresh(name)
+        step = self._decide(name, chunk)
+        if not isinstance(step, Upstream):
+            self.board.end(chunk)
+            return step
+        # First say so, then look again: of two nodes that decide at once, one sees the other.
+        self.board.intend(chunk)
+        self.watching.refresh(name, since=self.monotonic())
+        rivals = [peer.id for peer in self._peers(name, chunk) if peer.coming and peer.moving]
+        again = self._decide(name, chunk)
+        if isinstance(again, Upstream):
+            return again
+        first = ranked(chunk.text, [self.own.id, *rivals])[0] == self.own.id
+        if isinstance(again, Take) or not first:
+            self.board.end(chunk)
+        return again
+
+    def _decide(self, name: FileName, chunk: ChunkId) -> Step:
+        peers = self._peers(name, chunk)
+        now = self.monotonic()
+        waiting = self._want(chunk)
+        if waiting.held is None and any(peer.has for peer in peers):
+            waiting.held = now
+        free = self.own.slots - self.board.busy() if peers else 1
+        here = Here(
+            self.own.id,
+            self.own.zone,
+            waited=now - waiting.since,
+            held=now - waiting.held if waiting.held is not None else 0.0,
+            idle=self._is_idle(name),
+            slots=free + self.board.is_up(chunk),
+        )
+        return decide(chunk.text, here, peers, now, self.own.rules)
+
+    def _peers(self, name: FileName, chunk: ChunkId) -> list[Peer]:
+        return [
+            Peer(
+                member.id,
+                member.zone,
+                has=bool(have.have >> chunk.index & 1),
+                coming=bool(have.coming >> chunk.index & 1),
+                moving=moving,
+                free_at=self._busy.get(member.id, 0.0),
+            )
+            for member, have, moving in self.watching.views(name)
+            if not self.own.apart or member.zone == self.own.zone
+        ]
+
+    def _is_idle(self, name: FileName) -> bool:
+        """Whether nothing of this node's own share waits. Looked up now and then: it takes a look at every chunk."""
+        now = self.monotonic()
+        if now - self._idle[0] < _IDLE_LOOK_SECONDS:
+            return self._idle[1]
+        with self._lock:
+            waiting = list(self._waiting)
+        members = [
+            self.own.id,
+            *(peer.id for peer, _, moving in self.watching.views(name) if moving),
+        ]
+        idle = not any(
+            ranked(chunk.text, members)[0] == self.own.id and not self.board.is_up(chunk)
+            for chunk in waiting
+            if chunk.file == name.identity
+        )
+        self._idle = (now, idle)
+        return idle
+
+    def _want(self, chunk: ChunkId) -> _Waiting:
+        with self._lock:
+            return self._waiting.setdefault(chunk, _Waiting(self.monotonic()))
+
+    def _chunk(self, piece: Piece) -> tuple[FileName, ChunkId]:
+        name = self._names.get(piece.file.digest)
+        if name is None:
+            name = self._names[piece.file.digest] = _name(piece.file)
+        return name, ChunkId(name.identity, piece.index)
+
+    def _not_yet(self, seconds: float) -> NotYet:
+        crowd = len(self._waiting) / _PENDING_PER_SECOND
+        return NotYet("another node is at it", after=min(_MOST_WAIT, seconds + crowd))
+
+    # -- taking ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _from(self, peer: str, name: FileName, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+        """A stream from one peer. What goes wrong is that peer's, and the chunk waits for another."""
+        stream: PacedStream | None = None
+        try:
+            with chained(pieces, lambda piece: self._open(peer, piece)) as raw:
+                stream = PacedStream(raw, self.pace, self.monotonic)
+                yield stream
+            self.pace.note(stream.received, stream.seconds)
+        except RateLimited as error:
+            pause = _BUSY_SECONDS if error.retry_after is None else error.retry_after
+            self._busy[peer] = self.monotonic() + pause
+            raise self._not_yet(0.0) from error
+        except NotFound as error:
+            self.watching.doubt(peer, name)
+            raise self._not_yet(0.0) from error
+        except (DigestMismatch, AccessDenied, RemoteRefused, Unreachable) as error:
+            if stream is None or not stream.closed or stream.quiet >= _CANCELLED_SECONDS:
+                self.reputation.note(peer, _offence(error))
+            raise NotYet(f"peer {peer}: {error.message}", after=0.0) from error
+
+    @contextmanager
+    def _open(self, peer: str, piece: Piece) -> Iterator[BlobStream]:
+        name, chunk = self._chunk(piece)
+        start = chunk_range(piece.file.size, piece.index).start
+        wanted = ByteRange(piece.range.start - start, piece.range.stop - start)
+        with self.link.chunk(peer, name.sha256, chunk, wanted) as stream:
+            yield stream
+
+
+def _offence(error: Exception) -> Offence:
+    match error:
+        case DigestMismatch():
+            return Offence.LIED
+        case TooSlow():
+            return Offence.SLOW
+        case AccessDenied():
+            return Offence.REFUSED
+        case _:
+            return Offence.STALLED
+
+
+def _name(file: RecordFile) -> FileName:
+    return FileName(file.digest, identity(file), file.chunk_count())
+
+
+@dataclass(frozen=True)
+class Announced(Wrapped):
+    """A source upstream whose transfers peers are told of."""
+
+    peers: PeerSource
+
+    @contextmanager
+    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+        """See `Source.open`."""
+        self.peers.announce(pieces)
+        try:
+            with self.inner.open(pieces) as stream:
+                yield stream
+        finally:
+            self.peers.announce(pieces, ended=True)
+        self.peers.done(pieces)

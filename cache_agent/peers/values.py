@@ -1,0 +1,75 @@
+"""What peers say to each other of a file. Values and their text; no sockets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from modelimage.errors import RemoteRefused
+
+MAX_HAVE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node of the cluster: the `host:port` that it answers peers at, which is its name too, and its zone if known."""
+
+    id: str
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What a node has of one file. Bit n of `have`: chunk n is verified; of `coming`: it comes from upstream now.
+
+    `received` counts bytes, so that progress shows within a chunk too. Law: `Have.parse(h.to_bytes()) == h`.
+    """
+
+    count: int
+    have: int
+    coming: int = 0
+    received: int = 0
+    zone: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.have == (1 << self.count) - 1
+
+    def to_bytes(self) -> bytes:
+        document = {
+            "chunks": self.count,
+            "have": f"{self.have:x}",
+            "coming": f"{self.coming:x}",
+            "received": self.received,
+            "zone": self.zone,
+        }
+        return json.dumps(document, sort_keys=True).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Have:
+        """Raises RemoteRefused for what no honest node says."""
+        try:
+            document = json.loads(data)
+            found = cls(
+                int(document["chunks"]),
+                int(document["have"], 16),
+                int(document["coming"], 16),
+                int(document["received"]),
+                str(document["zone"]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RemoteRefused(f"a peer's answer makes no sense: {error!r}") from error
+        if min(found.count, found.have, found.coming, found.received) < 0:
+            raise RemoteRefused("a peer's answer makes no sense: a negative number")
+        if (found.have | found.coming) >> found.count:
+            raise RemoteRefused("a peer's answer makes no sense: more chunks than the file has")
+        return found
+
+
+def bits(indices: Iterable[int]) -> int:
+    """A number whose bits are these."""
+    number = 0
+    for index in indices:
+        number |= 1 << index
+    return number
