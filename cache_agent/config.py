@@ -67,6 +67,10 @@ class FetchSection(_Section):
     stall_seconds: float = Field(
         default=10.0, gt=0, description="Without a byte for so long, a source is left for the next."
     )
+    slow_rate: AmountText = Field(
+        default="1MB",
+        description="A transfer slower than that, in bytes a second, has another source tried. 0: never.",
+    )
     bandwidth: AmountText = Field(
         default="0", description="Cap of all transfers, in bytes a second: 100MB. 0: none."
     )

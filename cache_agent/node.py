@@ -10,10 +10,11 @@ from pathlib import Path
 
 from cache_agent.activity import Activity
 from cache_agent.api.wire import CheckView
-from cache_agent.config import AgentConfig
+from cache_agent.config import AgentConfig, FetchSection
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
 from cache_agent.fetch.flight import Flights
+from cache_agent.fetch.job import RetryPolicy
 from cache_agent.fetch.pull import Published, Pull, Puller
 from cache_agent.fetch.repair import Repairer
 from cache_agent.fetch.values import PullRequest
@@ -61,7 +62,10 @@ class NodeOptions:
             root,
             SpaceLimits(Amount.parse(config.budget), Amount.parse(config.floor)),
             EngineOptions(
-                fetch.streams, fetch.stall_seconds, float(Amount.parse(fetch.bandwidth).bytes)
+                fetch.streams,
+                fetch.stall_seconds,
+                float(Amount.parse(fetch.bandwidth).bytes),
+                _crawl(fetch),
             ),
             MaintenanceOptions(
                 upkeep.scrub_days * 86400.0,
@@ -72,6 +76,12 @@ class NodeOptions:
             config.tiers.memory_pressure,
             tuple(path.absolute() for path in config.more_roots),
         )
+
+
+def _crawl(fetch: FetchSection) -> float:
+    """What counts as slow: never what a cap of our own makes slow."""
+    slow, cap = (Amount.parse(each).bytes for each in (fetch.slow_rate, fetch.bandwidth_per_source))
+    return min(slow, cap / fetch.streams / 2) if cap else float(slow)
 
 
 SourcesOf = Callable[[Resolved, ImageReader, str], Sequence[Source]]
@@ -164,6 +174,7 @@ class Node:
             parts.open_reader,
             parts.sources,
             events=parts.events,
+            policy=RetryPolicy(crawl=options.engine.crawl),
             published=self._shelve(parts),
             platform=parts.machine.platform,
         )

@@ -14,46 +14,68 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.job import Job, Work
-from cache_agent.fetch.planner import Span
+from cache_agent.fetch.job import Job, TooSlow, Work
+from cache_agent.fetch.planner import BUNDLE_BYTES, Span
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.sources.source import NotYet
-from modelimage.errors import Unreachable
+from modelimage.errors import Unreachable, WeightyardError
 from modelimage.repository import BlobStream
 
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
 BUFFER_BYTES: Final = 256 << 10
+# What is shorter says more of the latency than of the rate.
+TELLING_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`streams` transfers at once; `bandwidth` caps their sum in bytes per second (0: no cap)."""
+    """`streams` transfers at once; `bandwidth` caps their sum in bytes per second (0: no cap).
+
+    `crawl`: a transfer slower than that, in bytes per second, has its job try another source (0: never).
+    """
 
     streams: int = DEFAULT_STREAMS
     stall_seconds: float = DEFAULT_STALL_SECONDS
     bandwidth: float = 0.0
+    crawl: float = 0.0
 
 
 class Transfer:
-    """One read under way, as the watchdog sees it."""
+    """One read under way, as the watchdog sees it. `left`: why the watchdog closed it."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self.last_progress = monotonic()
-        self.stalled = False
+        self.left: WeightyardError | None = None
         self.stream: BlobStream | None = None
-        self.job: Job | None = None
+        self.work: Work | None = None
+        self._began = self._paused = 0.0
+        self._received = 0
 
-    def begin(self, job: Job) -> None:
-        self.job, self.stalled, self.stream = job, False, None
-        self.progressed()
+    def begin(self, work: Work) -> None:
+        self.work, self.left, self.stream = work, None, None
+        self._began, self._paused, self._received = self._monotonic(), 0.0, 0
+        self.progressed(0)
 
-    def progressed(self) -> None:
+    def progressed(self, count: int) -> None:
         self.last_progress = self._monotonic()
+        self._received += count
+
+    def paused(self, seconds: float) -> None:
+        """The transfer waited for a cap of ours: no fault of the source."""
+        self._paused += seconds
+        self.progressed(0)
+
+    def rate(self, after: float) -> float | None:
+        """Bytes a second so far; None before it says something: `after` seconds, or so many bytes."""
+        seconds = self._monotonic() - self._began - self._paused
+        if seconds <= 0 or (seconds < after and self._received < TELLING_BYTES):
+            return None
+        return self._received / seconds
 
     def end(self) -> None:
-        self.job, self.stream = None, None
+        self.work, self.stream = None, None
 
     def close(self) -> None:
         """End the pending read."""
@@ -100,7 +122,8 @@ class Engine:
         """End a job early; `run` raises Cancelled in its thread."""
         job.cancel()
         for transfer in self._transfers:
-            if transfer.job is job:
+            work = transfer.work
+            if work is not None and work.job is job:
                 transfer.close()
 
     def set_bandwidth(self, rate: float) -> None:
@@ -183,7 +206,7 @@ class Engine:
         """Read a span's pieces off its source: how many came whole, and what ended it early."""
         job, pieces = work.job, work.state.span.pieces
         done = 0
-        transfer.begin(job)
+        transfer.begin(work)
         try:
             with job.sources[work.source].open(pieces) as stream:
                 transfer.stream = stream
@@ -195,47 +218,65 @@ class Engine:
                         flight.proven = False
                     done += 1
         except Exception as error:  # noqa: BLE001 - goes to the pull's caller, whatever it is
-            return done, self._reason(error, transfer, work)
+            return done, self._reason(error, transfer)
         finally:
+            self._note_rate(work, transfer)
             transfer.end()
         return done, None
 
-    def _reason(self, error: Exception, transfer: Transfer, work: Work) -> Exception:
-        if not transfer.stalled or isinstance(error, NotYet):
+    @staticmethod
+    def _reason(error: Exception, transfer: Transfer) -> Exception:
+        if transfer.left is None or isinstance(error, NotYet):
             return error
-        name = work.job.sources[work.source].name
-        stalled = Unreachable(
-            f"{name} made no progress for {self._options.stall_seconds:g} s",
-            hint="Check the network and the server; the pull continues where it stopped.",
-        )
-        stalled.__cause__ = error
-        return stalled
+        transfer.left.__cause__ = error
+        return transfer.left
+
+    def _note_rate(self, work: Work, transfer: Transfer) -> None:
+        rate = transfer.rate(self._options.stall_seconds)
+        if rate is not None:
+            work.job.note_rate(work.source, rate)
 
     def _ticker(self, work: Work, transfer: Transfer) -> Callable[[int], None]:
         job, source = work.job, work.source
 
         def tick(count: int) -> None:
-            transfer.progressed()
+            transfer.progressed(count)
             job.count(source, count)
             pause = self._total.take(count)
             if pause:
                 job.stopped.wait(pause)
-                transfer.progressed()
+                transfer.paused(pause)
             if job.stopped.is_set():
                 raise Cancelled("the pull was cancelled")
 
         return tick
 
     def _watch(self) -> None:
-        """Close transfers that stand still. Sleeps while nothing is fetched."""
+        """Close transfers that stand still, and slow ones where that helps. Sleeps while nothing is fetched."""
         period = self._options.stall_seconds / 4
         while True:
             with self._wake:
                 if self._closing:
                     return
                 self._wake.wait(period if self._jobs else None)
-            limit = self.monotonic() - self._options.stall_seconds
             for transfer in self._transfers:
-                if transfer.stream is not None and transfer.last_progress < limit:
-                    transfer.stalled = True
-                    transfer.close()
+                work = transfer.work
+                if work is not None and transfer.stream is not None:
+                    self._look_at(work, transfer)
+
+    def _look_at(self, work: Work, transfer: Transfer) -> None:
+        patience, name = self._options.stall_seconds, work.job.sources[work.source].name
+        if transfer.last_progress < self.monotonic() - patience:
+            transfer.left = Unreachable(
+                f"{name} made no progress for {patience:g} s",
+                hint="Check the network and the server; the pull continues where it stopped.",
+            )
+            transfer.close()
+            return
+        rate = transfer.rate(patience)
+        if rate is not None:
+            work.job.note_rate(work.source, rate)
+            # A compressed layer comes in one piece, all of which would be lost.
+            if work.state.span.size <= BUNDLE_BYTES and work.job.is_too_slow(work):
+                transfer.left = TooSlow(f"{name} is slow: {rate:.0f} bytes a second")
+                transfer.close()

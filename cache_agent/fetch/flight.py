@@ -112,6 +112,7 @@ class Flight:
         if self.replace:
             self._store.relink(self.file.digest)
         self.landed.set()
+        self.ended.set()  # who waits for this file need not wait for the rest of its model
 
     def close(self) -> None:
         if self._partial is not None:
@@ -193,7 +194,7 @@ class Flights:
             for file in files:
                 name = (store.paths.root, identity(file))
                 flight = self._flying.get(name)
-                if flight is None:
+                if flight is None or flight.ended.is_set():
                     self._flying[name] = flight = Flight(
                         file, repository, store, replace=file.digest in damaged
                     )
@@ -211,6 +212,8 @@ class Flights:
         """Flights that ended, landed or not."""
         with self._lock:
             for flight in flights:
-                self._flying.pop((store.paths.root, identity(flight.file)), None)
+                name = (store.paths.root, identity(flight.file))
+                if self._flying.get(name) is flight:
+                    del self._flying[name]
         for flight in flights:
             flight.ended.set()

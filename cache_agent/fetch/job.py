@@ -15,8 +15,15 @@ from typing import Final, Protocol
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.flight import Tick
-from cache_agent.fetch.planner import SourceView, Span, Track, choose_source, choose_track
-from cache_agent.sources.source import NotYet, Piece, Source, YourTurn
+from cache_agent.fetch.planner import (
+    SourceView,
+    Span,
+    Track,
+    choose_source,
+    choose_track,
+    is_too_slow,
+)
+from cache_agent.sources.source import NotYet, Piece, Source, Tier, YourTurn
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
@@ -34,6 +41,10 @@ _MOVE_ON: Final = (Unreachable, RemoteRefused, NotFound, AccessDenied, DigestMis
 _FIRST_REST: Final = 0.25
 _LONGEST_REST: Final = 15.0
 _LONGEST_RETRY_AFTER: Final = 120.0
+
+
+class TooSlow(Unreachable):
+    """Another source is faster, or untried: the span moves on, and this source has done nothing wrong."""
 
 
 class Carrier(Protocol):
@@ -85,10 +96,14 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a span may fail at one source before that source is given up for it."""
+    """How often a span may fail at one source before that source is given up for it.
+
+    `crawl`: bytes a second of one transfer below which another source is tried; 0 for never.
+    """
 
     attempts: int = 5
     rate_limited_attempts: int = 40
+    crawl: float = 0.0
 
 
 class Job:
@@ -117,6 +132,7 @@ class Job:
         self._workers = [0] * len(tracks)
         self._left = sum(len(track) for track in tracks)
         self._rests = [0.0] * len(sources)
+        self._rates: list[float | None] = [None] * len(sources)
         self._monotonic, self._policy = monotonic, policy
         self._lock = threading.Lock()
         self._update_finished()
@@ -133,7 +149,7 @@ class Job:
             if track is None:
                 return self._put_off[0].due if self._put_off else None
             state = self._waiting[track][0]
-            source = choose_source(self._views(state), now)
+            source = choose_source(self._views(state), now, self._policy.crawl)
             if source is None:
                 self._fail(state.last_error or Unreachable("no source has this model's bytes"))
                 return None
@@ -188,18 +204,34 @@ class Job:
         with self._lock:
             self.bytes_by_source[source] += size
 
+    def note_rate(self, source: int, rate: float) -> None:
+        """How fast a transfer from a source was, or is so far, in bytes a second."""
+        with self._lock:
+            before = self._rates[source]
+            self._rates[source] = rate if before is None else (before + rate) / 2
+
+    def is_too_slow(self, work: Work) -> bool:
+        """Whether a span had better be fetched from another source."""
+        with self._lock:
+            views = self._views(work.state)
+            return is_too_slow(views, work.source, self._monotonic(), self._policy.crawl)
+
     def _views(self, state: SpanState) -> list[SourceView]:
         return [
             SourceView(
-                max(rests, state.rests.get(index, 0.0)),
+                max(self._rests[index], state.rests.get(index, 0.0)),
                 index in state.excluded,
                 state.failures.get(index, 0),
+                self._rates[index],
+                swarm=source.tier is Tier.PEER,
             )
-            for index, rests in enumerate(self._rests)
+            for index, source in enumerate(self.sources)
         ]
 
     def _note_failure(self, work: Work, error: WeightyardError) -> None:
         state, source = work.state, work.source
+        if isinstance(error, TooSlow):
+            return
         if not isinstance(error, YourTurn):
             state.last_error = error
         count = state.failures[source] = state.failures.get(source, 0) + 1

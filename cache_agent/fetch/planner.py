@@ -16,6 +16,8 @@ from cache_agent.sources.source import Piece
 from modelimage.digest import Digest
 from modelimage.record import CHUNK_SIZE, RecordFile
 
+# How many times faster another source must be to lose what has come of a chunk for it.
+MUCH_FASTER: Final = 4.0
 # A request for several small files asks for no more than this.
 BUNDLE_BYTES: Final = CHUNK_SIZE
 
@@ -93,22 +95,50 @@ def choose_track(waiting: Sequence[int], workers: Sequence[int], last: int | Non
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """What choosing needs of one source: until when it rests, and whether this span may ask it again."""
+    """What choosing needs of one source: until when it rests, and whether this span may ask it again.
+
+    `rate`: bytes a second of one transfer, as this pull has seen it; None while it hasn't. `swarm`: it gives what other
+    nodes get, at their pace; it is compared with no other source, else a busy swarm would run to the origin.
+    """
 
     rests_until: float
     excluded: bool
     failures: int
+    rate: float | None = None
+    swarm: bool = False
 
 
-def choose_source(views: Sequence[SourceView], now: float) -> int | float | None:
+def choose_source(
+    views: Sequence[SourceView], now: float, crawl: float = 0.0
+) -> int | float | None:
     """Which source to ask (its index), when to look again (a time, as float), or None when none is left.
 
-    The first that failed least on this span and doesn't rest: order is preference, failure is a step down.
+    The first that failed least on this span, isn't too slow and doesn't rest: order is preference, failure and
+    slowness are steps down.
     """
-    left = [(view.failures, index) for index, view in enumerate(views) if not view.excluded]
+    left = [index for index, view in enumerate(views) if not view.excluded]
     if not left:
         return None
-    ready = [(failures, index) for failures, index in left if views[index].rests_until <= now]
+    ready = [index for index in left if views[index].rests_until <= now]
     if not ready:
-        return float(min(views[index].rests_until for _, index in left))
-    return min(ready)[1]
+        return min(views[index].rests_until for index in left)
+    return min(ready, key=lambda i: (views[i].failures, is_too_slow(views, i, now, crawl), i))
+
+
+def is_too_slow(views: Sequence[SourceView], index: int, now: float, crawl: float) -> bool:
+    """Whether another source is to be asked instead: one known to be much faster, or any untried one when this crawls.
+
+    `crawl`: bytes a second of one transfer below which it is worth trying another; 0 for never. Law: the only source
+    left to ask isn't too slow, however slow it is.
+    """
+    own = views[index].rate
+    if own is None or views[index].swarm:
+        return False
+    others = [
+        view
+        for other, view in enumerate(views)
+        if other != index and not (view.excluded or view.swarm) and view.rests_until <= now
+    ]
+    return any(
+        own < crawl if view.rate is None else own * MUCH_FASTER < view.rate for view in others
+    )

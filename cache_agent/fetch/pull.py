@@ -297,7 +297,9 @@ class Pull:
             # So is what came from a place that proves nothing: the second time only the image itself is asked.
             proven = [flight for flight in mine if flight.proven]
             self._flights = [*landed, *proven]
-            left = [flight.file for flight in (*theirs, *mine) if flight not in proven]
+            # Another pull's flight names the layer of its own image; this pull goes on with what its record says.
+            named = {file.digest: file for file in left}
+            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in proven]
 
     def _sources(
         self, resolved: Resolved, reader: ImageReader, repository: str

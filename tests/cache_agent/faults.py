@@ -145,6 +145,32 @@ class _Stalled:
         self.closed.set()
 
 
+class Slow(Wrapped):
+    """A source that sends a little at a time, `pause` seconds apart, and never stops."""
+
+    def __init__(self, inner: ImageReader, pause: float) -> None:
+        super().__init__(inner)
+        self.pause, self.waiting = pause, threading.Event()
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        with self.inner.blob(descriptor, wanted) as stream:
+            yield _Trickling(self, stream) if wanted is not None else stream
+
+
+class _Trickling:
+    def __init__(self, fault: Slow, stream: BlobStream) -> None:
+        self.fault, self.stream, self.closed = fault, stream, threading.Event()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if self.closed.wait(self.fault.pause):
+            raise Unreachable("closed")
+        return self.stream.readinto(buffer[:1000])
+
+    def close(self) -> None:
+        self.closed.set()
+
+
 class RateLimiting(Wrapped):
     """A source that answers the first requests for ranges with 429."""
 

@@ -15,6 +15,7 @@ from cache_agent.fetch.planner import (
     SourceView,
     choose_source,
     choose_track,
+    is_too_slow,
     plan_tracks,
     unique_files,
 )
@@ -34,7 +35,7 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
-from modelimage.record import CHUNK_SIZE, RecordFile, Role
+from modelimage.record import CHUNK_SIZE, Record, RecordFile, Role
 from modelimage.reference import parse_image
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel
@@ -96,6 +97,108 @@ def test_a_source_that_asks_to_slow_down_is_waited_for(open_node: NodeFactory) -
     image, _, contents = simple_image(weights=[60_000])
     node = open_node({"reg.test/m": faults.RateLimiting(image, 6)})
     assert files_of(pull(node).path) == contents
+
+
+def test_a_slow_source_is_left_for_one_that_was_not_tried(open_node: NodeFactory) -> None:
+    image, _, contents = simple_image(weights=[600_000, 500_000])
+    slow = EngineOptions(streams=2, stall_seconds=0.2, crawl=1e6)
+    node = open_node(
+        {"reg.test/m": image}, engine=slow, sources=both(lambda i: faults.Slow(i, 0.02))
+    )
+    handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
+    result = handle.result(60)
+    assert result is not None
+    assert files_of(result.path) == contents
+    came = {name: size for _, name, size in handle.snapshot().by_source}
+    assert came["good"] > 1_000_000
+
+
+def test_the_only_source_is_never_too_slow(open_node: NodeFactory) -> None:
+    image, record, contents = simple_image(weights=[60_000])
+    slow = EngineOptions(streams=2, stall_seconds=0.05, crawl=1e9)
+    node = open_node({"reg.test/m": faults.Slow(image, 0.002)}, engine=slow)
+    assert files_of(pull(node).path) == contents
+    assert image.fetched() <= sum(layer.size for layer in record.layers)
+
+
+VIEWS = st.lists(
+    st.builds(
+        SourceView,
+        rests_until=st.sampled_from([0.0, 5.0]),
+        excluded=st.booleans(),
+        failures=st.integers(0, 2),
+        rate=st.none() | st.floats(1, 1e9),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(views=VIEWS, crawl=st.sampled_from([0.0, 1e6]))
+def test_a_source_is_left_for_a_better_one_only_and_never_back_and_forth(
+    views: list[SourceView], crawl: float
+) -> None:
+    chosen = choose_source(views, 1.0, crawl)
+    if not isinstance(chosen, int):
+        return
+    assert not views[chosen].excluded
+    usable = [v for v in views if not v.excluded and v.rests_until <= 1.0]
+    if len(usable) == 1:
+        assert not is_too_slow(views, chosen, 1.0, crawl)
+    fewest = min(view.failures for view in usable)
+    equals = [view for view in usable if view.failures == fewest]
+    if len(equals) == len(usable) and is_too_slow(views, chosen, 1.0, crawl):
+        # Then all are: it would not be left for one that is too slow itself.
+        assert all(is_too_slow(views, i, 1.0, crawl) for i, v in enumerate(views) if v in usable)
+
+
+def test_a_file_that_another_image_brought_is_fetched_from_ones_own_layer(
+    open_node: NodeFactory,
+) -> None:
+    """Both bundles hold the same tokenizer, in other layers; having it from one doesn't show that the other has it."""
+    one, _, _ = simple_image(weights=[5000], seed=1)
+    two, _, contents = simple_image(weights=[7000], seed=2)
+    gate = faults.Gate(one)
+    node = open_node({"reg.test/one": gate, "reg.test/two": two})
+    handles = [node.pull(PullRequest(parse_image("reg.test/one:v1")))]
+    assert gate.reached.wait(30)
+    handles.append(node.pull(PullRequest(parse_image("reg.test/two:v1"))))
+    while not any(job.sources[0].name == "reg.test/two" for job in node.engine._jobs):
+        assert not handles[1].result(0.01)
+    gate.opened.set()
+    results = [handle.result(60) for handle in handles]
+    assert results[1] is not None
+    assert files_of(results[1].path) == contents
+
+
+def test_who_waits_goes_before_what_is_only_warmed_ahead(open_node: NodeFactory) -> None:
+    early, urgent = (
+        MemoryImage.of(
+            *_each_alone({f"w{n}.safetensors": noise(5000 + seed, seed + n) for n in range(6)})
+        )
+        for seed in (100, 200)
+    )
+    gate = faults.Gate(early)
+    node = open_node(
+        {"reg.test/early": gate, "reg.test/urgent": urgent}, engine=EngineOptions(streams=1)
+    )
+    warming = node.pull(PullRequest(parse_image("reg.test/early:v1"), priority=10))
+    assert gate.reached.wait(30)
+    urgent.requests = early.requests  # one list, for the order of both
+    waiting = node.pull(PullRequest(parse_image("reg.test/urgent:v1"), priority=100))
+    while not any(job.priority == 100 for job in node.engine._jobs):
+        assert not waiting.result(0.01)
+    gate.opened.set()
+    assert waiting.result(60)
+    assert warming.result(60)
+    asked = [digest in urgent.blobs for digest, _ in early.requests]
+    assert asked.index(True) <= 1, "before it came only what was under way"
+    assert asked == sorted(asked[:1]) + [True] * 6 + [False] * 5
+
+
+def _each_alone(files: dict[str, bytes]) -> tuple[list[Record], dict[Digest, bytes]]:
+    record, blobs = make_record([{path: data} for path, data in files.items()])
+    return [record], blobs
 
 
 def test_many_pulls_of_one_model_fetch_each_byte_once(open_node: NodeFactory) -> None:
