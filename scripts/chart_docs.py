@@ -1,4 +1,4 @@
-"""Writes what the chart says of itself: its README from values.yaml, its schema's part from the agent's settings.
+"""Writes what the chart says of itself: its README from values.yaml, parts of its schema from what they stand for.
 
     python scripts/chart_docs.py          write both
     python scripts/chart_docs.py --check  exit with 1 when one is out of date
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from cache_agent.api.definitions import cached_model_definition
 from cache_agent.config import json_schema
 
 CHART = Path(__file__).parent.parent / "charts" / "weightyard"
@@ -89,8 +90,19 @@ def schema() -> str:
     """The chart's schema, with the agent's settings as the agent itself describes them."""
     document = json.loads((CHART / "values.schema.json").read_text())
     agent = json_schema()
-    document["$defs"] = {**agent.pop("$defs"), "AgentConfig": agent}
+    document["$defs"] = {
+        **agent.pop("$defs"),
+        "AgentConfig": agent,
+        "CachedModelSpec": _cached_model_spec(),
+    }
     return json.dumps(document, indent=2) + "\n"
+
+
+def _cached_model_spec() -> dict[str, Any]:
+    """As the CRD has it, and closed: helm refuses a misspelled field, which an API server would drop."""
+    version = cached_model_definition()["spec"]["versions"][0]
+    spec: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return {**spec, "additionalProperties": False}
 
 
 def main(check: bool) -> int:

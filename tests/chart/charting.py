@@ -15,6 +15,7 @@ import yaml
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "weightyard"
+ADMISSION = "admissionregistration.k8s.io/v1"
 HELM = Path(sys.prefix) / "bin" / "helm"
 
 
@@ -47,6 +48,9 @@ def render(values: Json | None = None, *, kube: str = "1.36.0") -> list[Json]:
 @cache
 def _rendered(values: str, kube: str) -> str:
     command = ["template", "weightyard", str(CHART), "--namespace", "weightyard-system"]
+    if tuple(map(int, kube.split(".")[:2])) >= (1, 30):
+        # what a server of such a version has; `helm template` asks none
+        command += ["--api-versions", f"{ADMISSION}/ValidatingAdmissionPolicy"]
     return helm(*command, "--kube-version", kube, values=json.loads(values))
 
 

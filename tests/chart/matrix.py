@@ -38,6 +38,15 @@ MATRIX: dict[str, Json] = {
             "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
         }
     },
+    "wanted": {
+        "cachedModels": {
+            "llama": {"image": "registry.example/team/llama:v1", "variant": "int4", "pin": True, "tier": "memory"},
+            "small": {"image": "registry.example/team/small:v1", "pullSecret": "team", "nodeSelector": {"pool": "a"}},
+        },
+        "agent": {"pullSecrets": ["team"]},
+        "crds": {"upgrade": False},
+    },
+    "pod-monitored": {"monitoring": {"podMonitor": {"enabled": True, "interval": "1m"}}},
     "monitored": {
         "monitoring": {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},

@@ -14,6 +14,7 @@ import click
 from cache_agent.store.space import Amount
 from weightyard import __version__
 from weightyard.console import Console, format_table, pass_console
+from weightyard.definitions import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
 from weightyard.doctor.clusters import Questions, ask
 from weightyard.doctor.finding import Finding, Level, PreflightFailed, fail
@@ -22,7 +23,6 @@ from weightyard.doctor.node_checks import Wanted, check_node
 from weightyard.doctor.pods import Probe, Probing
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import default_root
-from workspace import crd
 
 _RBAC: Final = "rbac.authorization.k8s.io"
 # what `helm install` makes
@@ -194,9 +194,7 @@ def doctor(
 
 def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterator[Finding]:
     """Every finding of a cluster: what its API server says, then what is found on its nodes."""
-    expected = Expected(
-        {each["metadata"]["name"]: each for each in (crd.definition(),)}, preflight.selector
-    )
+    expected = Expected(definitions(), preflight.selector)
     questions = Questions(preflight.selector, preflight.namespace, NEEDED, tuple(expected.crds))
     facts = ask(cluster, questions)
     yield from check_cluster(facts, expected)

@@ -66,6 +66,9 @@ RESOURCES: Final = {
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
     "ScaledObject": Resource("keda.sh/v1alpha1", "scaledobjects"),
+    "CustomResourceDefinition": Resource(
+        "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
+    ),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
 }
 

@@ -52,3 +52,52 @@ runAsGroup: 65532
 capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
+
+{{/* Where Prometheus finds an agent's metrics; called with the interval. */}}
+{{- define "weightyard.scrapes" -}}
+- port: observe
+  path: /metrics
+  interval: {{ . }}
+  relabelings:
+    - {sourceLabels: [__meta_kubernetes_pod_node_name], targetLabel: node}
+{{- end }}
+
+{{/* The controller's image, which the hooks run too. */}}
+{{- define "weightyard.controllerImage" -}}
+{{ include "weightyard.image" (dict "root" . "image" .Values.controller.image) }}
+{{- end }}
+
+{{/* A pod that runs once with an identity of its own. Call with (dict "root" $ "name" NAME "arguments" LIST). */}}
+{{- define "weightyard.hookPod" -}}
+restartPolicy: Never
+serviceAccountName: {{ .name }}
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  seccompProfile: {type: RuntimeDefault}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- with .root.Values.controller.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.controller.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - name: hook
+    image: {{ include "weightyard.controllerImage" .root }}
+    imagePullPolicy: {{ .root.Values.controller.image.pullPolicy }}
+    args: {{- toYaml .arguments | nindent 6 }}
+    resources:
+      requests: {cpu: 50m, memory: 128Mi, ephemeral-storage: 16Mi}
+      limits: {memory: 256Mi, ephemeral-storage: 64Mi}
+    securityContext: {{- include "weightyard.containerSecurity" .root | nindent 6 }}
+    volumeMounts:
+      - {name: scratch, mountPath: /tmp}
+volumes:
+  - name: scratch
+    emptyDir: {sizeLimit: 16Mi}
+{{- end }}

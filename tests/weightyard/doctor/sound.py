@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from weightyard.definitions import definitions
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Expected
 from weightyard.doctor.facts import Clock, Containerd, Disk, Gpus, Kubelet, Nic, NodeFacts
-from workspace import crd
 
 Json = dict[str, Any]
 TB = 10**12
@@ -43,9 +43,9 @@ def node(name: str = "gpu-1", **allocatable: str) -> Json:
     }  # fmt: skip
 
 
-DEFINITION = crd.definition()
-CRD_NAME = DEFINITION["metadata"]["name"]
-EXPECTED = Expected({CRD_NAME: DEFINITION}, "nvidia.com/gpu.present=true")
+CRD_NAME = "workspaces.weightyard.dev"
+DEFINITION = definitions()[CRD_NAME]
+EXPECTED = Expected(definitions(), "nvidia.com/gpu.present=true")
 CLUSTER = ClusterFacts(
     version="v1.31.2",
     groups=frozenset({"apps", "keda.sh", "nvidia.com"}),
@@ -55,6 +55,6 @@ CLUSTER = ClusterFacts(
     denied=(),
     driver={"spec": dict(DRIVER_SPEC)},
     driver_nodes=frozenset({"gpu-1", "gpu-2"}),
-    crds={CRD_NAME: DEFINITION},
+    crds=definitions(),
     admission_policies=True,
 )

@@ -151,7 +151,7 @@ CRIO["status"]["nodeInfo"]["containerRuntimeVersion"] = "cri-o://1.30.1"
         ({"nodes": (node("gpu-1", **{"nvidia.com/gpu": "0"}),)}, ("GPUs", "warn")),
         ({"driver": {"spec": {**DRIVER_SPEC, "fsGroupPolicy": "File"}}}, ("CSI driver", "fail")),
         ({"driver_nodes": frozenset({"gpu-1"})}, ("CSI driver", "warn")),
-        ({"crds": {CRD_NAME: CHANGED}}, ("CRDs", "warn")),
+        ({"crds": {**CLUSTER.crds, CRD_NAME: CHANGED}}, ("CRDs", "warn")),
         ({"admission_policies": False}, ("admission policies", "warn")),
     ],
 )  # fmt: skip

@@ -1,0 +1,49 @@
+"""`weightyard crds`: print this version's CustomResourceDefinitions, or bring a cluster's to this version."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+import yaml
+
+from weightyard.console import Console, pass_console
+from weightyard.definitions import definitions
+
+Json = dict[str, Any]
+
+
+@click.command()
+@click.option(
+    "--apply", "apply_them", is_flag=True,
+    help="Apply them, as this pod's service account or as KUBECONFIG says, instead of printing them.",
+)  # fmt: skip
+@pass_console
+def crds(console: Console, *, apply_them: bool) -> None:
+    """Print the definitions of Workspace, CachedModel and NodeCache as YAML, for kubectl apply --server-side.
+
+    helm never changes the definitions of an installed chart: the chart runs this with --apply before each upgrade.
+    Objects and fields that are there stay; applying twice changes nothing.
+    """
+    if not apply_them:
+        text = yaml.safe_dump_all(definitions().values(), sort_keys=False)
+        console.result(list(definitions().values()), text.rstrip())
+        return
+    applied = asyncio.run(_apply())
+    lines = [
+        f"{each['metadata']['name']}: generation {each['metadata']['generation']}"
+        for each in applied
+    ]
+    console.result([each["metadata"] for each in applied], "\n".join(lines))
+
+
+async def _apply() -> list[Json]:
+    import aiohttp  # noqa: PLC0415 - printing needs no client
+
+    from workspace.controller.api import KubernetesApi  # noqa: PLC0415
+    from workspace.controller.handlers import connect  # noqa: PLC0415
+
+    async with aiohttp.ClientSession() as session:
+        api = KubernetesApi(session, connect)
+        return [await api.apply(each) for each in definitions().values()]
