@@ -46,6 +46,11 @@ MATRIX: dict[str, Json] = {
         "agent": {"pullSecrets": ["team"]},
         "crds": {"upgrade": False},
     },
+    "peers-given": {
+        "agent": {
+            "peers": {"existingSecret": "our-peers", "ipv6": True, "upload": "500MB", "zones": "apart", "tls": False}
+        }
+    },
     "pod-monitored": {"monitoring": {"podMonitor": {"enabled": True, "interval": "1m"}}},
     "monitored": {
         "monitoring": {
@@ -57,7 +62,7 @@ MATRIX: dict[str, Json] = {
     },
     "unfenced": {
         "networkPolicy": {"enabled": False},
-        "agent": {"mirror": {"enabled": False}, "csi": {"enabled": False}},
+        "agent": {"mirror": {"enabled": False}, "csi": {"enabled": False}, "peers": {"enabled": False}},
     },
     "selinux-and-labels": {
         "commonLabels": {"team": "platform"},

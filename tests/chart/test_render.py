@@ -39,10 +39,17 @@ def test_lint_finds_nothing() -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
 
 
+def masked(document: Json) -> Json:
+    """A document without what is made anew each time."""
+    if document["kind"] != "Secret":
+        return document
+    return {**document, "data": dict.fromkeys(document["data"], "made anew")}
+
+
 @cases
 def test_objects_are_as_the_snapshot_says(case: str) -> None:
     """UPDATE_SNAPSHOTS=1 writes them anew; what changed is then seen in the diff."""
-    text = yaml.safe_dump_all(render(MATRIX[case]), sort_keys=True, width=120)
+    text = yaml.safe_dump_all(map(masked, render(MATRIX[case])), sort_keys=True, width=120)
     path = SNAPSHOTS / f"{case}.yaml"
     if UPDATE:
         path.parent.mkdir(exist_ok=True)
@@ -248,7 +255,9 @@ def test_programs_take_the_options_and_settings_that_the_chart_gives_them(case: 
             assert {a.partition("=")[0] for a in arguments} <= known
     for each in render(MATRIX[case]):
         if each["kind"] == "ConfigMap" and "agent.yaml" in each["data"]:
-            config = parse_config(each["data"]["agent.yaml"], {}, {})
+            text = each["data"]["agent.yaml"]
+            advertise = {"WEIGHTYARD_PEERS__ADVERTISE": "10.0.0.1:7946"}
+            config = parse_config(text, advertise if "peers:" in text else {}, {})
             kubelet = (
                 MATRIX[case].get("agent", {}).get("csi", {}).get("kubeletPath", "/var/lib/kubelet")
             )
