@@ -12,7 +12,8 @@ import yaml
 
 from cache_agent.config import PeersSection, parse_config
 from cache_agent.peers.signing import parse_keys
-from tests.chart.charting import CHART, find, pod_specs, render
+from tests.chart.charting import find, pod_specs, render
+from tests.chart.helmserver import HelmServer
 from tests.chart.matrix import MATRIX
 
 Json = dict[str, Any]
@@ -111,11 +112,29 @@ def test_only_agents_reach_the_peers_port(objects: list[Json]) -> None:
     assert "app.kubernetes.io/component" in source["podSelector"]["matchLabels"]
 
 
-def test_what_is_made_once_is_kept(objects: list[Json]) -> None:
-    """`lookup` asks a cluster, which `helm template` has none of: what is looked for is what is made."""
-    template = (CHART / "templates/agent/peers.yaml").read_text()
-    assert template.count("lookup") == 2
-    for suffix in ("-peers", "-peers-ca"):
-        annotations = find(objects, "Secret", suffix)["metadata"]["annotations"]
-        assert annotations["helm.sh/resource-policy"] == "keep"
-    assert not [each for each in render(MATRIX["peers-given"]) if each["kind"] == "Secret"]
+def test_what_is_made_once_is_kept(tmp_path: Path) -> None:
+    """By each upgrade; a Secret that was deleted is made anew, by the authority that is there."""
+
+    def secrets(objects: list[Json]) -> tuple[Json, Json]:
+        return find(objects, "Secret", "-peers"), find(objects, "Secret", "-peers-ca")
+
+    with HelmServer() as cluster:
+        peers, authority = secrets(cluster.upgrade(tmp_path))
+        for each in (peers, authority):
+            assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+            cluster.keep(each)
+        again = secrets(cluster.upgrade(tmp_path))
+        assert [each["data"] for each in again] == [peers["data"], authority["data"]]
+        cluster.forget("weightyard-peers")
+        renewed, kept = secrets(cluster.upgrade(tmp_path))
+        assert kept["data"] == authority["data"]
+        assert renewed["data"]["ca.crt"] == authority["data"]["tls.crt"] == peers["data"]["ca.crt"]
+        assert renewed["data"]["key"] != peers["data"]["key"]
+        assert renewed["data"]["tls.crt"] != peers["data"]["tls.crt"]
+
+
+def test_a_secret_of_ones_own_is_not_made() -> None:
+    objects = render(MATRIX["peers-given"])
+    assert not [each for each in objects if each["kind"] == "Secret"]
+    volumes = find(objects, "DaemonSet")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "peers", "secret": {"secretName": "our-peers"}} in volumes
