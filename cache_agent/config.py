@@ -267,6 +267,17 @@ class PeersSection(_Section):
         return self
 
 
+class SignatureSection(_Section):
+    """Images that must be signed."""
+
+    images: str = Field(
+        description="Pattern of repositories, `registry.example/team/*`; `*` means all."
+    )
+    keys: tuple[Path, ...] = Field(
+        min_length=1, description="PEM files of public keys, of which any counts."
+    )
+
+
 class AgentConfig(_Section):
     """Everything that can be set. `budget` and `floor` hold for `root` and for each of `more_roots`."""
 
@@ -293,6 +304,10 @@ class AgentConfig(_Section):
     tiers: TierSection = Field(default_factory=TierSection)
     faces: FacesSection = Field(default_factory=FacesSection)
     peers: PeersSection | None = None
+    signatures: tuple[SignatureSection, ...] = Field(
+        default=(),
+        description="A rule: {images: PATTERN, keys: [FILE]}; the first that fits decides.",
+    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cache_agent.activity import Activity
 from cache_agent.api.wire import CheckView
-from cache_agent.config import AgentConfig, FetchSection
+from cache_agent.config import AgentConfig, FetchSection, SignatureSection
 from cache_agent.events import Events
 from cache_agent.fetch.engine import Engine, EngineOptions
 from cache_agent.fetch.flight import Flights
@@ -35,6 +35,7 @@ from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.store import StoreOptions
 from cache_agent.store.values import repository_of
 from cache_agent.tiers import Tiers
+from cache_agent.trust import Trust
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, Fault, WeightyardError
 from modelimage.reference import ImageReference, RegistryReference
@@ -53,6 +54,7 @@ class NodeOptions:
     memory_budget: int = 0
     memory_pressure: float = DEFAULT_LIMIT
     more_roots: tuple[Path, ...] = ()
+    signatures: tuple[SignatureSection, ...] = ()
 
     @classmethod
     def of(cls, root: Path, config: AgentConfig) -> NodeOptions:
@@ -75,6 +77,7 @@ class NodeOptions:
             Amount.parse(config.tiers.memory_budget).bytes,
             config.tiers.memory_pressure,
             tuple(path.absolute() for path in config.more_roots),
+            config.signatures,
         )
 
 
@@ -150,6 +153,7 @@ class Node:
     def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
         self.options, self.machine, self.clock = options, parts.machine, parts.clock
         self.peers, self.events = parts.peers, parts.events
+        self.trust = Trust.of(options.signatures, options.root / "images" / "trusted")
         self.store = Roots.open(
             options.root,
             options.more_roots,
@@ -177,6 +181,7 @@ class Node:
             policy=RetryPolicy(crawl=options.engine.crawl),
             published=self._shelve(parts),
             platform=parts.machine.platform,
+            trust=self.trust,
         )
         self.warmer = Warmer(MemoryFacts(), options.memory_budget, options.memory_pressure)
         self._maintenance: Maintenance | None = None
@@ -204,8 +209,10 @@ class Node:
         return Prover(self.store, self.repairer, quick, self._puller.busy).run(repair=repair)
 
     def reconfigure(self, config: AgentConfig) -> None:
-        """Take new settings while running: space, bandwidth, upkeep and tiers. The rest needs a restart."""
+        """Take new settings while running: signatures, space, bandwidth, upkeep and tiers. The rest needs a restart."""
         options = NodeOptions.of(self.options.root, config)
+        # First, since it may refuse: then nothing has changed.
+        self.trust.reconfigure(options.signatures)
         self.store.set_limits(options.limits)
         self.engine.set_bandwidth(options.engine.bandwidth)
         if isinstance(self._sources, Tiers):

@@ -35,6 +35,7 @@ from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin, repository_of
+from cache_agent.trust import Trust
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
@@ -71,6 +72,7 @@ class Puller:
     published: Published = ignore_published
     platform: Platform = LINUX_AMD64
     claims: LayerClaims = field(default_factory=LayerClaims)
+    trust: Trust = field(default_factory=Trust)
 
     def start(self, request: PullRequest) -> Pull:
         """Begin a pull and return its handle at once."""
@@ -106,7 +108,7 @@ class Pull:
     """A running pull. `watch`, `result` and `cancel` may be called from any thread."""
 
     def __init__(self, puller: Puller, request: PullRequest, repository: str) -> None:
-        self._puller, self._request, self.repository = puller, request, repository
+        self._puller, self._request, self._repository = puller, request, repository
         self._thread = threading.Thread(target=self._main, name="pull", daemon=True)
         self._ended = threading.Event()
         self._started = puller.engine.monotonic()
@@ -117,7 +119,7 @@ class Pull:
         self._error: BaseException | None = None
         self._state = PullState.RESOLVING
         self._total = self._reused = 0
-        self.parts: list[Progressing] = []  # what is on its way, and what landed
+        self._flights: list[Progressing] = []
         self._jobs: list[Job] = []
         self._caps = Caps(request.caps)
 
@@ -158,7 +160,7 @@ class Pull:
         yield self.snapshot()
 
     def snapshot(self) -> PullSnapshot:
-        flights, jobs = list(self.parts), list(self._jobs)
+        flights, jobs = list(self._flights), list(self._jobs)
         return PullSnapshot(
             state=self._state,
             total=self._total,
@@ -198,16 +200,16 @@ class Pull:
             tell()
 
     def _pull(self) -> PullResult:
-        request, roots = self._request, self._puller.roots
+        request, roots, trust = self._request, self._puller.roots, self._puller.trust
         reader = request.reader or self._puller.open_reader(request.image)
         try:
             root = reader.resolve(request.image.name)
-            resolved = (
-                resolve_root(reader, root, request.variant) if is_ours(reader, root) else None
-            )
+            trust.check(request.image, reader, root)
+            ours = is_ours(reader, root)
+            resolved = resolve_root(reader, root, request.variant) if ours else None
         except Unreachable:
             known = roots.resolved(str(request.image), request.variant)
-            if known is None:
+            if known is None or not trust.knows(request.image, roots.origin(known[0].key).root):
                 raise
             return PullResult(known[0], known[0].path, 0, known[0].size, 0.0, stale=True)
         if resolved is None:
@@ -229,7 +231,7 @@ class Pull:
         cost = seconds * self._total / fetched if fetched else 0.0
         origin = Origin(
             image=str(self._request.image),
-            repository=self.repository,
+            repository=self._repository,
             root=resolved.root.digest,
             manifest=resolved.manifest.digest,
             variant=record.variant,
@@ -248,7 +250,7 @@ class Pull:
                 hint="Pull it without --variant.",
             )
         manifest = resolve_manifest(reader, root, puller.platform)
-        image = ForeignImage(reader, root, self.repository, manifest)
+        image = ForeignImage(reader, root, self._repository, manifest)
         self._state = PullState.FETCHING
         with ExitStack() as hold:
             placed = puller.roots.placed(manifest.digest, lambda: _layer_sizes(reader, manifest))
@@ -262,7 +264,7 @@ class Pull:
 
     def show(self, *, total: int, reused: int, parts: Sequence[Progressing]) -> None:
         """See `Host.show`."""
-        self._total, self._reused, self.parts = total, reused, list(parts)
+        self._total, self._reused, self._flights = total, reused, list(parts)
 
     def run(
         self, tracks: Sequence[Track], sources: Sequence[Source], carriers: Mapping[Digest, Carrier]
@@ -277,29 +279,29 @@ class Pull:
         record = resolved.record
         sources = [
             *map(SiblingRoot, self._puller.roots.others(store)),
-            *self._sources(resolved, reader, self.repository),
+            *self._sources(resolved, reader, self._repository),
         ]
-        reuse = Reuse(store, self.repository, reader, resolved.layers)
+        reuse = Reuse(store, self._repository, reader, resolved.layers)
         left = unique_files(record.files)
         self._state = PullState.FETCHING
         while left:
             self.check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]
-            mine, theirs = self._puller.flights.claim(store, left, self.repository, reuse.damaged)
-            landed = self.parts
-            self.parts = [*landed, *mine, *theirs]
+            mine, theirs = self._puller.flights.claim(store, left, self._repository, reuse.damaged)
+            landed = self._flights
+            self._flights = [*landed, *mine, *theirs]
             if mine:
                 self._fly(store, mine, record, sources)
             sources = [source for source in sources if source.proves]
             for flight in theirs:
                 self._wait_for(flight)
             # What others carried is reused from the store if that is allowed, else flown by this pull.
-            # What came from a place that proves nothing has to be allowed too, or the image itself is asked for it.
-            settled = [f for f in mine if f.proven or reuse.allowed(record, f.file)]
-            self.parts = [*landed, *settled]
+            # So is what came from a place that proves nothing: the second time only the image itself is asked.
+            proven = [flight for flight in mine if flight.proven]
+            self._flights = [*landed, *proven]
             # Another pull's flight names the layer of its own image; this pull goes on with what its record says.
             named = {file.digest: file for file in left}
-            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in settled]
+            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in proven]
 
     def _sources(
         self, resolved: Resolved, reader: ImageReader, repository: str
@@ -342,8 +344,7 @@ class Pull:
             for flight in flights:
                 before = store.partial_bytes(flight.file)
                 missing[flight.file.digest] = flight.open()
-                # A partial goes by its file alone: another repository's pull may have begun it.
-                flight.proven = not flight.resumed
+                flight.proven = not flight.resumed or all(source.proves for source in sources)
                 reservation.spend(flight.file.size - before)
             job = self._job(
                 plan_tracks([flight.file for flight in flights], missing),

@@ -106,6 +106,8 @@ class Volumes:
             return None
         model = found[0]
         origin = self.node.store.origin(model.key)
+        if not self.node.trust.knows(wanted.image, origin.root):
+            return None
         if (origin.image, origin.requested_variant) != wanted.what:
             return None
         if wanted.image.digest is not None:

@@ -13,7 +13,10 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from cache_agent.config import SignatureSection
 from cache_agent.faces.csi.server import DRIVER, CsiOptions
 from cache_agent.faces.opening import FaceOptions
 from cache_agent.service import Service
@@ -133,6 +136,22 @@ def test_publishing_and_unpublishing_again_change_nothing(machine: Machine, imag
     for _ in range(3):
         machine.kubelet.unpublish("pod-1", target)
     assert (machine.mounter.mounts(), machine.leases()) == ([], [])
+
+
+def test_a_cached_model_without_the_signature_that_is_asked_for_is_shown_to_no_pod(
+    machine: Machine, image: str, tmp_path: Path
+) -> None:
+    publish_model(image, seed=48)
+    machine.kubelet.publish("pod-1", image)
+    key = tmp_path / "team.pub"
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    key.write_bytes(public.public_bytes(serialization.Encoding.PEM, form))
+    machine.agent.node.trust.reconfigure((SignatureSection(images="127.0.0.1:*", keys=(key,)),))
+    error = refused(lambda: machine.kubelet.publish("pod-2", image))
+    assert error.code() is Code.PERMISSION_DENIED
+    assert "only when it is signed" in str(error.details())
+    assert machine.leases() == ["pod:pod-1"]
 
 
 def test_fifty_pods_share_one_copy(machine: Machine, image: str) -> None:
