@@ -20,7 +20,7 @@ from builder.quality import modelpack_manifest, quality_artifact
 from builder.records import Origin, make_record
 from builder.remembered import RememberedDigests
 from builder.reporter import Reporter, Silent
-from builder.reshard import bounded_sizes, reshard
+from builder.reshard import bounded_sizes, is_large, reshard
 from builder.sources.base import ModelSource
 from builder.survey import Survey, survey
 from builder.variants import QuantizeChoices, Variant, quantized_variant
@@ -36,7 +36,7 @@ class BuildOptions:
     """What of the source is packed, and how. `variants` come from `chosen_variants`, so the published one is first.
 
     `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; `max_layer_size` in bytes splits larger weight files;
-    `base` goes below the model in image manifests.
+    `base` goes below the model in image manifests. `staged` fetches weights first that could pass through.
     """
 
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
@@ -47,6 +47,7 @@ class BuildOptions:
     max_layer_size: int | None = None
     created: str | None = None
     base: Base | None = None
+    staged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def build(
     below = options.base.layer_count if options.base else 0
     for doubt in preflight(destination, options.variants, expected, base_layers=below):
         tools.reporter.say(doubt)
-    published = collect(plan.survey, tools.work_root, tools.reporter)
+    staged = not may_pass(plan.survey, destination, options)
+    published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
     made = {"convertedFrom": "pickle"} if published.converted else {}
     origin = Origin(source.uri, source.revision, made)
     packed = []
@@ -122,6 +124,14 @@ def build(
     return result
 
 
+def may_pass(surveyed: Survey, destination: Destination, options: BuildOptions) -> bool:
+    """Whether weights may go from the source to the destination without lying here: nothing is made of them. Pure."""
+    limit = options.max_layer_size
+    split = limit is not None and any(is_large(file, limit) for file in surveyed.planned())
+    made = surveyed.selection.pickles or options.variants != (DEFAULT_VARIANT,) or split
+    return destination.passing is not None and not options.staged and not made
+
+
 def _split(variant: Variant, limit: int | None, reporter: Reporter) -> Variant:
     """The variant with no weight file above the limit."""
     if limit is None:
@@ -136,12 +146,13 @@ def pack_variant(
     """Digest one variant's files, store them where the destination allows it, and make its record."""
     checkpoint = variant.checkpoint
     layers = plan_layers(checkpoint.files)
-    packer = Packer(checkpoint.locations, tools.remembered, destination.layout)
+    packer = Packer(checkpoint, tools.remembered, destination.layout, destination.passing)
     missing = packer.missing(layers)
     if destination.layout is not None:
         check_space(destination.layout.path, (layer.size for layer in missing))
     size = sum(file.size for file in checkpoint.files)
-    with tools.reporter.progress(f"packing {variant.name}", size) as bar:
+    verb = "passing on" if checkpoint.remote else "packing"
+    with tools.reporter.progress(f"{verb} {variant.name}", size) as bar:
         bar.resume(size - sum(layer.content_size for layer in missing))
         packed = packer.pack(layers, bar.advance)
     for layer in packed:
@@ -167,7 +178,9 @@ def publish_variants(
         bases=options.base.images if options.base else None,
     )
     sources: dict[Digest, LayerSource] = {
-        layer.layer.digest: LayerSource(layer.plan.recipe, each.checkpoint.locations)
+        layer.layer.digest: LayerSource(
+            layer.plan.recipe, each.checkpoint.locations, each.checkpoint.remote
+        )
         for each in variants
         for layer in each.layers
     }
@@ -178,7 +191,7 @@ def publish_variants(
             artifact = quality_artifact(subject, each.quality, variant=each.record.variant)
             attach(destination.writer, artifact)
     set_tags(planned, destination.writer)
-    return BuildResult(planned, records, sent or _written(variants))
+    return BuildResult(planned, records, _with_passed(sent, variants) or _written(variants))
 
 
 def _send(
@@ -197,6 +210,14 @@ def _send(
     total += sum(layer.size for layer in planned.bases)
     with reporter.progress("publishing", total) as bar:
         return send(planned, sources, destination.writer, bar, base=below)
+
+
+def _with_passed(sent: Sent | None, variants: Sequence[PackedVariant]) -> Sent | None:
+    """What passed through while it was packed counts as sent, though it was there when the rest was sent."""
+    if sent is None:
+        return None
+    passed = sum(layer.layer.size for each in variants for layer in each.layers if layer.passed)
+    return Sent(sent.sent + passed, sent.held - passed)
 
 
 def _written(variants: Sequence[PackedVariant]) -> Sent:

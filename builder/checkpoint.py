@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,6 +105,23 @@ def read_header(location: Path, *, name: str) -> Header:
         prefix = file.read(safetensors.LENGTH_BYTES)
         length = safetensors.header_length(prefix, file_size=size, name=name)
         return safetensors.parse_header(file.read(length), file_size=size, name=name)
+
+
+def take_header(pieces: Iterator[bytes], *, size: int, name: str) -> Header:
+    """The checked header of a safetensors file of `size` bytes, taken from its beginning. Raises InvalidCheckpoint."""
+    data = _take(pieces, b"", min(size, safetensors.LENGTH_BYTES))
+    length = safetensors.header_length(data[: safetensors.LENGTH_BYTES], file_size=size, name=name)
+    stop = safetensors.LENGTH_BYTES + length
+    data = _take(pieces, data, stop)[safetensors.LENGTH_BYTES : stop]
+    return safetensors.parse_header(data, file_size=size, name=name)
+
+
+def _take(pieces: Iterator[bytes], data: bytes, count: int) -> bytes:
+    """`data` with what comes next, until there are at least `count` bytes or nothing more comes."""
+    held = bytearray(data)
+    while len(held) < count and (piece := next(pieces, None)) is not None:
+        held += piece
+    return bytes(held)
 
 
 def read_json(location: Path, *, name: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ The result is what every later step works on, wherever the files came from: a so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +19,13 @@ from builder.checkpoint import (
     model_facts,
     read_header,
     read_json,
+    take_header,
 )
 from builder.convert import convert, converted_names, write_index
 from builder.licence import MAX_BYTES, licence, states_licence
 from builder.plan import PlannedFile
 from builder.reporter import Reporter
-from builder.sources.base import SourceFile
+from builder.sources.base import RemoteFile, SourceFile
 from builder.survey import Survey
 from builder.workers import run_all
 from builder.workplace import Workplace
@@ -31,6 +33,7 @@ from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
 from modelimage.record import ModelFacts, Role
+from modelimage.safetensors import Header
 
 _FETCHES_AT_ONCE: Final = 4
 
@@ -39,8 +42,8 @@ _FETCHES_AT_ONCE: Final = 4
 class Checkpoint:
     """Files on this machine that belong together and were checked: what to pack and where each one is.
 
-    `claimed` holds what the source says of a file's sha256; it is compared once ours is known. `converted` is whether
-    the weights were pickles at the source.
+    Files in `remote` stayed at their source; `locations` has all the others. `claimed` holds what the source says of a
+    file's sha256; it is compared once ours is known. `converted` is whether the weights were pickles at the source.
     """
 
     files: tuple[PlannedFile, ...]
@@ -51,16 +54,22 @@ class Checkpoint:
     converted: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     claimed: Mapping[str, Digest] = field(default_factory=dict)
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict)
 
 
-def collect(surveyed: Survey, work_root: Path, reporter: Reporter) -> Checkpoint:
+def collect(
+    surveyed: Survey, work_root: Path, reporter: Reporter, *, staged: bool = True
+) -> Checkpoint:
     """Fetch what was selected, convert pickles under `work_root`, and check it all.
 
+    Unless `staged`, weight files stay at a source that can be read without keeping them: only headers are read.
     Raises InvalidCheckpoint, UnsafePickle, NoSpace, NotWritable, and what the source raises.
     """
     selection = surveyed.selection
     wanted = [surveyed.files[path] for path in (*selection.roles, *selection.pickles)]
-    locations = _fetch(surveyed, wanted, reporter)
+    remote = {} if staged else _remote(surveyed)
+    here = [file for file in wanted if file.path not in remote]
+    locations = _fetch(surveyed, here, reporter)
     workplace = Workplace.of(work_root, locations)
     files, index = surveyed.planned(), surveyed.index
     if selection.pickles:
@@ -76,7 +85,15 @@ def collect(surveyed: Survey, work_root: Path, reporter: Reporter) -> Checkpoint
         claimed={file.path: file.claimed for file in wanted if file.claimed},
         workplace=workplace,
         converted=bool(selection.pickles),
+        remote=remote,
     )
+
+
+def _remote(surveyed: Survey) -> dict[str, RemoteFile]:
+    found = {
+        path: surveyed.source.remote(surveyed.files[path]) for path in surveyed.selection.weights
+    }
+    return {path: file for path, file in found.items() if file is not None}
 
 
 def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> dict[str, Path]:
@@ -154,15 +171,14 @@ def checked(
     claimed: Mapping[str, Digest],
     workplace: Workplace,
     converted: bool = False,
+    remote: Mapping[str, RemoteFile] | None = None,
 ) -> Checkpoint:
-    """A Checkpoint of files that are here: headers, index and sizes agree, or InvalidCheckpoint is raised."""
+    """A Checkpoint whose headers, index and sizes agree; otherwise InvalidCheckpoint is raised."""
+    away = remote or {}
     for file in files:
-        _check_size(file, locations[file.path])
-    headers = {
-        file.path: read_header(locations[file.path], name=file.path)
-        for file in files
-        if file.role is Role.WEIGHT
-    }
+        if file.path not in away:
+            _check_size(file, locations[file.path])
+    headers = _headers([file for file in files if file.role is Role.WEIGHT], locations, away)
     if index is not None:
         check_shards(index, headers)
     check_unique(headers)
@@ -175,7 +191,26 @@ def checked(
         claimed=claimed,
         workplace=workplace,
         converted=converted,
+        remote=away,
     )
+
+
+def _headers(
+    weights: Sequence[PlannedFile], locations: Mapping[str, Path], remote: Mapping[str, RemoteFile]
+) -> dict[str, Header]:
+    def read(file: PlannedFile, advance: Callable[[int], None]) -> Header:
+        if file.path not in remote:
+            return read_header(locations[file.path], name=file.path)
+        with contextlib.closing(_generator(remote[file.path].read(0))) as pieces:
+            return take_header(pieces, size=file.size, name=file.path)
+
+    headers = run_all(weights, read, advance=lambda _: None, workers=_FETCHES_AT_ONCE)
+    return {file.path: header for file, header in zip(weights, headers, strict=True)}
+
+
+def _generator(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """What can be closed before its end."""
+    yield from pieces
 
 
 def _check_size(file: PlannedFile, location: Path) -> None:
@@ -191,7 +226,7 @@ def _check_size(file: PlannedFile, location: Path) -> None:
 def _texts(files: list[PlannedFile], locations: Mapping[str, Path]) -> dict[str, str]:
     texts = {}
     for file in files:
-        if states_licence(file.path):
+        if states_licence(file.path) and file.path in locations:
             location = locations[file.path]
             with reading(location), location.open("rb") as opened:
                 texts[file.path] = opened.read(MAX_BYTES).decode(errors="replace")

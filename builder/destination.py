@@ -30,7 +30,7 @@ from modelimage.reference import (
 )
 from modelimage.registry.preflight import RegistryLimit, findings
 from modelimage.registry.profiles import profile_for
-from modelimage.repository import ImageWriter
+from modelimage.repository import ImageWriter, PassingWriter
 
 # The record's layer and the link's.
 FIXED_LAYERS: Final = 2
@@ -38,11 +38,15 @@ FIXED_LAYERS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An open destination. `layout` is set when layers can be written while they are hashed."""
+    """An open destination. `layout` is set when layers can be written while they are hashed.
+
+    `passing` is where layers can go whose files stayed at their source; None where they can't.
+    """
 
     reference: ImageReference
     writer: ImageWriter
     layout: Layout | None = None
+    passing: PassingWriter | None = None
 
     @property
     def version(self) -> str:
@@ -71,7 +75,8 @@ def open_destination(
             hint="Name a tag; the digest is what the build gives.",
         )
     writer = open_place(reference, access, mount_from=mount_from)
-    return Destination(reference, writer, writer if isinstance(writer, Layout) else None)
+    layout = writer if isinstance(writer, Layout) else None
+    return Destination(reference, writer, layout, writer)
 
 
 def published_tags(version: str, variants: Sequence[str]) -> list[str]:

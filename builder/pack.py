@@ -1,46 +1,61 @@
-"""From planned layers to digests: each file is read once, and a layer for a local layout is written on the way."""
+"""From planned layers to digests: each file is read once, and a layer for a local layout is written on the way.
+
+Files that stayed at their source pass through: their layers are digested while they are sent, and lie nowhere here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from builder.claims import check_claims
+from builder.collect import Checkpoint
 from builder.plan import PlannedLayer
+from builder.publish import LayerSource
 from builder.remembered import RememberedDigests
 from builder.workers import available_cores, run_all
-from modelimage import mediatypes
+from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
 from modelimage.hashing import EMPTY_FILE, LayerDigests, hash_layer
 from modelimage.layout import Layout
+from modelimage.passing import PassingLayer
 from modelimage.record import RecordFile, RecordLayer
+from modelimage.repository import PassingContent, PassingWriter
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, the reading and the writing.
 _CORES_PER_LAYER = 3
 _MOST_AT_ONCE = 8
+_PASSES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLayer:
-    """A layer whose digests are known, its files as the record lists them, and whether its bytes were read for it."""
+    """A layer whose digests are known, its files as the record lists them, and whether its bytes were read for it.
+
+    `passed` when the destination got it in the same pass.
+    """
 
     plan: PlannedLayer
     layer: RecordLayer
     files: tuple[RecordFile, ...]
     remembered: bool
+    passed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Packer:
-    """Makes layers known, and where `layout` is given, stored in the same pass.
+    """Makes a checkpoint's layers known, and stored in the same pass where that can be.
 
-    `locations` says where each path's file is.
+    `layout` takes every layer; `passing` takes those with files that stayed at their source.
     """
 
-    locations: Mapping[str, Path]
+    checkpoint: Checkpoint
     remembered: RememberedDigests
     layout: Layout | None = None
+    passing: PassingWriter | None = None
 
     def pack(
         self, layers: Sequence[PlannedLayer], advance: Callable[[int], None]
@@ -50,6 +65,9 @@ class Packer:
         Raises InvalidCheckpoint when a file changes meanwhile, NotFound, AccessDenied, NoSpace, NotWritable.
         """
         workers = max(1, min(_MOST_AT_ONCE, available_cores() // _CORES_PER_LAYER))
+        if self.checkpoint.remote:
+            # The network is what they wait for.
+            workers = max(workers, _PASSES_AT_ONCE)
         return run_all(layers, self._pack, advance=advance, workers=workers)
 
     def missing(self, layers: Sequence[PlannedLayer]) -> list[PlannedLayer]:
@@ -57,7 +75,7 @@ class Packer:
         return [layer for layer in layers if self._known(layer, self._key(layer)) is None]
 
     def _key(self, layer: PlannedLayer) -> str | None:
-        return self.remembered.key(layer, self.locations)
+        return self.remembered.key(layer, self.checkpoint.locations, self.checkpoint.remote)
 
     def _known(self, layer: PlannedLayer, key: str | None) -> LayerDigests | None:
         """The digests of a layer that need not be read again: known, and stored where it has to be."""
@@ -69,17 +87,19 @@ class Packer:
         known = self._known(layer, key)
         if known is not None:
             return _packed(layer, known, remembered=True)
-        digests = self._read(layer, advance)
+        passes = any(file.path in self.checkpoint.remote for file in layer.files)
+        read = self._pass if passes else self._read
+        digests = read(layer, advance)
         if key:
             self.remembered.remember(key, digests)
-        return _packed(layer, digests, remembered=False)
+        return _packed(layer, digests, remembered=False, passed=passes)
 
     def _is_stored(self, layer: PlannedLayer, digest: Digest) -> bool:
         descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, digest, layer.size)
         return self.layout is None or self.layout.has_blob(descriptor)
 
     def _read(self, layer: PlannedLayer, advance: Callable[[int], None]) -> LayerDigests:
-        locate = self.locations.__getitem__
+        locate = self.checkpoint.locations.__getitem__
         if self.layout is None:
             return hash_layer(layer.recipe, locate, progress=advance)
         with self.layout.ingest() as ingest:
@@ -87,8 +107,36 @@ class Packer:
             ingest.commit(digests.digest)
         return digests
 
+    def _pass(self, layer: PlannedLayer, advance: Callable[[int], None]) -> LayerDigests:
+        """Send a layer while it is digested. What the source claims of its files is compared before it is closed."""
+        checkpoint, recipe = self.checkpoint, layer.recipe
+        source = LayerSource(recipe, checkpoint.locations, checkpoint.remote)
+        passing = PassingLayer(recipe, source.read_slice)
 
-def _packed(layer: PlannedLayer, digests: LayerDigests, *, remembered: bool) -> PackedLayer:
+        def digest() -> Digest:
+            found = passing.digests()
+            check_claims(_packed(layer, found).files, checkpoint.claimed)
+            return found.digest
+
+        if self.passing is None:
+            raise InvalidInput("the destination takes no layers that pass", hint="Add --stage.")
+        content = PassingContent(self._name(layer), recipe.size, passing.read, digest)
+        with contextlib.closing(passing):
+            self.passing.put_passing(content, advance)
+        return passing.digests()
+
+    def _name(self, layer: PlannedLayer) -> str:
+        """What stands for the layer's bytes in other processes."""
+        remote, files = self.checkpoint.remote, layer.files
+        parts = [
+            [f.path, f.size, remote[f.path].identity if f.path in remote else ""] for f in files
+        ]
+        return f"passing-{Digest.of(canonical.to_bytes(parts)).hex}"
+
+
+def _packed(
+    layer: PlannedLayer, digests: LayerDigests, *, remembered: bool = False, passed: bool = False
+) -> PackedLayer:
     files = []
     for file in layer.files:
         known = digests.files[file.path] if file.size else EMPTY_FILE
@@ -103,4 +151,4 @@ def _packed(layer: PlannedLayer, digests: LayerDigests, *, remembered: bool) -> 
             )
         )
     record_layer = RecordLayer(digests.digest, layer.size, layer.role)
-    return PackedLayer(layer, record_layer, tuple(files), remembered)
+    return PackedLayer(layer, record_layer, tuple(files), remembered, passed)

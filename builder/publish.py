@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from builder.reporter import Advance
+from builder.sources.base import RemoteFile
 from builder.workers import run_all
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
@@ -41,10 +42,18 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """How a layer's blob is made again: its recipe, and where the files are."""
+    """How a layer's blob is made again: its recipe, and where the files are, here or at their source."""
 
     recipe: Recipe
     locations: Mapping[str, Path]
+    remote: Mapping[str, RemoteFile] = field(default_factory=dict)
+
+    def read_slice(self, piece: FileSlice) -> Iterator[memoryview | bytes]:
+        """The bytes of a part of a file. A buffer is valid until the next one."""
+        away = self.remote.get(piece.file.path)
+        if away is None:
+            return _slice_bytes(piece, self.locations[piece.file.path])
+        return _remote_bytes(piece, away)
 
 
 def send(
@@ -109,15 +118,25 @@ def blob_bytes(source: LayerSource, offset: int) -> Iterator[memoryview | bytes]
     """The bytes of a layer blob from `offset` on, made from files. A buffer is valid until the next one."""
     if offset >= source.recipe.size:
         return
-    buffer = memoryview(bytearray(_BUFFER_SIZE))
     for segment in source.recipe.cut(ByteRange(offset, source.recipe.size)):
         if isinstance(segment, FileSlice):
-            yield from _slice_bytes(segment, source.locations[segment.file.path], buffer)
+            yield from source.read_slice(segment)
         else:
             yield segment.data
 
 
-def _slice_bytes(piece: FileSlice, location: Path, buffer: memoryview) -> Iterator[memoryview]:
+def _remote_bytes(piece: FileSlice, file: RemoteFile) -> Iterator[memoryview]:
+    left = len(piece)
+    for data in file.read(piece.start):
+        view = memoryview(data)[:left]
+        left -= len(view)
+        yield view
+        if not left:
+            return
+
+
+def _slice_bytes(piece: FileSlice, location: Path) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(_BUFFER_SIZE, len(piece))))
     with reading(location):
         descriptor = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from builder.claims import check_claims
 from builder.collect import Checkpoint
 from builder.pack import PackedLayer
-from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidInput
-from modelimage.record import Record, RecordFile
+from modelimage.errors import InvalidInput
+from modelimage.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,6 @@ def make_record(
         quantization=quantization,
         extra=origin.extra,
     )
-
-
-def check_claims(files: Sequence[RecordFile], claimed: Mapping[str, Digest]) -> None:
-    """Raise DigestMismatch for the first file that isn't what its source says."""
-    for file in files:
-        promised = claimed.get(file.path)
-        if promised is not None and promised != file.digest:
-            raise DigestMismatch(
-                f"{file.path} has sha256 {file.digest.hex}, but its source says {promised.hex}",
-                hint="The downloaded copy is damaged: remove it from the cache and build again.",
-            )
 
 
 def created_time(epoch: str | None) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from builder.plan import PlannedLayer
+from builder.sources.base import RemoteFile
 from modelimage import canonical, durable
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
@@ -32,7 +33,12 @@ class RememberedDigests:
         self._directory = directory
         self._clock = clock
 
-    def key(self, layer: PlannedLayer, locations: Mapping[str, Path]) -> str | None:
+    def key(
+        self,
+        layer: PlannedLayer,
+        locations: Mapping[str, Path],
+        remote: Mapping[str, RemoteFile] | None = None,
+    ) -> str | None:
         """What identifies the layer's present bytes; None when its files changed too lately to tell.
 
         Take it before the files are read. Raises NotFound, AccessDenied.
@@ -40,6 +46,9 @@ class RememberedDigests:
         state: list[list[Any]] = []
         newest = 0.0
         for file in layer.files:
+            if remote and file.path in remote:
+                state.append([file.path, file.size, remote[file.path].identity])
+                continue
             location = locations[file.path]
             with durable.reading(location):
                 status = location.stat()

@@ -81,7 +81,7 @@ def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter)
 
     Parts go into `folder` of its workplace. Raises InvalidInput when it can't be done, NoSpace, NotWritable.
     """
-    large = [file for file in checkpoint.files if _is_large(file, limit)]
+    large = [file for file in checkpoint.files if is_large(file, limit)]
     if not large:
         return checkpoint
     target = checkpoint.workplace.folder(folder)
@@ -123,7 +123,8 @@ def _check_claim(checkpoint: Checkpoint, path: str) -> None:
         )
 
 
-def _is_large(file: PlannedFile, limit: int) -> bool:
+def is_large(file: PlannedFile, limit: int) -> bool:
+    """Whether a file has to be split for layers of at most `limit` bytes. Raises InvalidInput where it can't be."""
     if file.role is not Role.WEIGHT or file.size + LAYER_OVERHEAD <= limit:
         return False
     if "/" in file.path:

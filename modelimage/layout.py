@@ -27,7 +27,7 @@ from modelimage.filestream import FileStream
 from modelimage.ranges import ByteRange
 from modelimage.reference import DEFAULT_TAG
 from modelimage.referrers import described_referrer, fallback_tag, subject_of
-from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent
+from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, PassingContent
 
 _MARKER: Final = "oci-layout"
 _INDEX: Final = "index.json"
@@ -171,6 +171,19 @@ class Layout:
                     hint="The source changed or is damaged: try again from an intact one.",
                 )
             ingest.commit(digest)
+
+    def put_passing(
+        self, content: PassingContent, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Store a blob under the digest that it turns out to have. Raises as `put_blob`."""
+        with self.ingest() as ingest:
+            for buffer in content.read(0):
+                ingest.write(buffer)
+                if progress:
+                    progress(len(buffer))
+            if ingest.size != content.size:
+                raise DigestMismatch(f"a blob came as {ingest.size} bytes, not {content.size}")
+            ingest.commit(content.digest())
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""

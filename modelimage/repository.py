@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -54,6 +55,29 @@ class BlobContent:
 
     descriptor: Descriptor
     read: Callable[[int], Iterator[memoryview | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class PassingContent:
+    """A blob whose digest is known only once its bytes have passed: `size` of them, from `read`, as a BlobContent's.
+
+    `name` stands for these very bytes, in other processes too. `digest` is asked for after the last byte, and may raise
+    to have the blob dropped.
+    """
+
+    name: str
+    size: int
+    read: Callable[[int], Iterator[memoryview | bytes]]
+    digest: Callable[[], Digest]
+
+
+class PassingWriter(Protocol):
+    """A place that takes blobs before their digest is known. Safe for use from several threads at once."""
+
+    def put_passing(
+        self, content: PassingContent, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Store a blob under the digest that it turns out to have; nothing is visible before. As `put_blob` else."""
 
 
 class ImageWriter(Protocol):

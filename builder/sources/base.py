@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,8 +29,19 @@ class Listing:
     ignored: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that can stay where it is: `identity` pins its bytes, `read(start)` gives them from there to the end.
+
+    A reading goes on by itself where a connection broke off, and ends its connection when it is closed.
+    """
+
+    identity: str
+    read: Callable[[int], Iterator[bytes]]
+
+
 class ModelSource(Protocol):
-    """One revision of one checkpoint. `fetch` is safe for use from several threads at once."""
+    """One revision of one checkpoint. `fetch` and `remote` are safe for use from several threads at once."""
 
     @property
     def uri(self) -> str:
@@ -53,3 +64,6 @@ class ModelSource(Protocol):
         What was fetched before is not fetched again.
         Raises as `list`, and NoSpace and NotWritable.
         """
+
+    def remote(self, file: SourceFile) -> RemoteFile | None:
+        """How to read a file without keeping it here; None where that can't be, or where it is here already."""

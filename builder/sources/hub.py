@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import (
+    HfApi,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its client's base, whichever that is
     EntryNotFoundError,
     GatedRepoError,
@@ -28,7 +34,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from builder.sources.base import Advance, Listing, SourceFile
+from builder.sources.base import Advance, Listing, RemoteFile, SourceFile
+from builder.sources.httpfile import HttpFile
 from modelimage.digest import Digest
 from modelimage.durable import write_error
 from modelimage.errors import (
@@ -40,6 +47,7 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
+from modelimage.registry.connections import Connections
 
 SCHEME = "hf://"
 _NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
@@ -102,6 +110,7 @@ class HubSource:
         self._endpoint = endpoint
         self._cache = cache
         self._commit = ""
+        self._connections = Connections()
 
     @property
     def uri(self) -> str:
@@ -137,6 +146,20 @@ class HubSource:
                 tqdm_class=_bar(advance),
             )
         return Path(path)
+
+    def remote(self, file: SourceFile) -> RemoteFile | None:
+        """Through the Hub's resolve address, at the pinned commit; None for what the Hugging Face cache holds."""
+        name, commit = self._reference.name, self._commit
+        with mapped_errors(self._reference, file.path):
+            cached = try_to_load_from_cache(name, file.path, self._cache, commit)
+            url = hf_hub_url(name, file.path, revision=commit, endpoint=self._endpoint)
+        if isinstance(cached, str):
+            return None
+        token = get_token()
+        reading = HttpFile(
+            url, file.size, self._connections, {"Authorization": f"Bearer {token}"} if token else {}
+        )
+        return RemoteFile(f"{self.uri}@{commit}/{file.path}", reading.read)
 
 
 def _source_file(sibling: Any) -> SourceFile:

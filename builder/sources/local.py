@@ -64,6 +64,9 @@ class LocalSource:
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
         return self._root / file.path
 
+    def remote(self, file: SourceFile) -> None:
+        """What is here isn't remote."""
+
 
 def _walk(directory: Path, prefix: str, ignored: dict[str, str]) -> Iterator[SourceFile]:
     with reading(directory), os.scandir(directory) as scan:

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from builder.sources.base import Advance, Listing, ModelSource, SourceFile
+from builder.sources.base import Advance, Listing, ModelSource, RemoteFile, SourceFile
 from builder.sources.local import LocalSource
 from modelimage import canonical
 from modelimage.durable import make_directories, writing
@@ -122,6 +122,11 @@ class MlflowSource:
             raise NotFound(f"{file.path!r} is not in {self._reference}")
         return self._inner.fetch(place, advance)
 
+    def remote(self, file: SourceFile) -> RemoteFile | None:
+        """As where the version lies says: only a bucket is read without staging."""
+        place = self._paths.get(file.path)
+        return self._inner.remote(place) if self._inner is not None and place is not None else None
+
     def _locate(self) -> ModelSource:
         name, given = self._reference.name, self._settings
         with _mapped(str(self._reference)):
@@ -169,6 +174,9 @@ class _ArtifactSource:
             self._download(file, path)
         advance(file.size)
         return path
+
+    def remote(self, file: SourceFile) -> None:
+        """MLflow's client gives whole files only."""
 
     def _download(self, file: SourceFile, path: Path) -> None:
         with writing(path):

@@ -12,8 +12,9 @@ import hashlib
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from typing import Any, Final
 import boto3
 from botocore.config import Config
 
-from builder.sources.base import Advance, Listing, SourceFile
+from builder.sources.base import Advance, Listing, RemoteFile, SourceFile
 from builder.sources.parts import PartFile
 from builder.sources.s3errors import mapped
 from modelimage import canonical
@@ -39,6 +40,7 @@ from modelimage.ranges import ByteRange, parse_content_range
 SCHEME: Final = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _READERS: Final = 8
+_AHEAD: Final = 2
 _ATTEMPTS: Final = 5
 _FIRST_PAUSE: Final = 0.5
 _BUFFER: Final = 1 << 20
@@ -81,6 +83,7 @@ class S3Settings:
 
     client: Mapping[str, Any] = field(default_factory=dict)
     part_size: int = 32 << 20
+    ahead_size: int = 8 << 20
     page_size: int = 1000
     attempts: int = 3
     timeout: float = 60.0
@@ -149,6 +152,36 @@ class S3Source:
             parts.publish()
         return path
 
+    def remote(self, file: SourceFile) -> RemoteFile | None:
+        """In ranges that are read ahead; None for what an earlier build left here."""
+        wanted = self._objects.get(file.path)
+        if wanted is None or self._place(wanted, file.path).exists():
+            return None
+        identity = f"{self._endpoint()} {self._reference.bucket}/{wanted.key} {wanted.etag}"
+        return RemoteFile(identity, lambda start: self._read_ahead(wanted, start))
+
+    def _read_ahead(self, wanted: _Object, start: int) -> Iterator[bytes]:
+        """The object from `start` on, a few ranges at once and in order; they are all that is in memory."""
+        step = self._settings.ahead_size
+        spans = (
+            ByteRange(at, min(wanted.size, at + step)) for at in range(start, wanted.size, step)
+        )
+        waiting: deque[Future[bytes]] = deque()
+        with ThreadPoolExecutor(_AHEAD, thread_name_prefix="s3-ahead") as pool:
+            try:
+                for span in spans:
+                    waiting.append(pool.submit(self._range, wanted, span))
+                    if len(waiting) > _AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for each in waiting:
+                    each.cancel()
+
+    def _range(self, wanted: _Object, span: ByteRange) -> bytes:
+        return b"".join(self._continued(wanted, span))
+
     def _fill(self, parts: PartFile, wanted: _Object, advance: Advance) -> None:
         """Fetch the missing parts, several at once; the first error stops the others."""
         stopped = threading.Event()
@@ -179,24 +212,31 @@ class S3Source:
         advance: Advance,
         stopped: threading.Event,
     ) -> None:
-        """One part, continued where a connection broke off."""
-        span, attempt = parts.span(number), 0
+        """One part of a file."""
+        span = parts.span(number)
         position = span.start
+        for data in self._continued(wanted, span):
+            if stopped.is_set():
+                return
+            parts.write(data, position)
+            position += len(data)
+            advance(len(data))
+        parts.mark(number)
+
+    def _continued(self, wanted: _Object, span: ByteRange) -> Iterator[bytes]:
+        """The bytes of a range, continued where a connection broke off."""
+        position, attempt = span.start, 0
         while position < span.stop:
             try:
                 for data in self._read(wanted, ByteRange(position, span.stop)):
-                    if stopped.is_set():
-                        return
-                    parts.write(data, position)
                     position += len(data)
-                    advance(len(data))
                     attempt = 0
+                    yield data
             except Unreachable:
                 attempt += 1
                 if attempt == _ATTEMPTS:
                     raise
                 self._settings.pause(_FIRST_PAUSE * 2 ** (attempt - 1))
-        parts.mark(number)
 
     def _read(self, wanted: _Object, span: ByteRange) -> Iterator[bytes]:
         where = f"{wanted.key!r} of {self._reference.bucket}"

@@ -36,7 +36,7 @@ from modelimage.registry.profiles import RegistryProfile, profile_for
 from modelimage.registry.retry import Backoff
 from modelimage.registry.sending import BlobSender
 from modelimage.registry.upload import Uploader
-from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream
+from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream, PassingContent
 
 _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
@@ -203,6 +203,12 @@ class RegistryRepository:
             lambda: self.has_blob(content.descriptor),
             progress,
         )
+
+    def put_passing(
+        self, content: PassingContent, progress: Callable[[int], None] | None = None
+    ) -> None:
+        """Send a blob whose digest is known once all of it was sent; else as `put_blob`."""
+        self._blobs.send_passing(content, f"{self._base}blobs/{content.name}", progress)
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""

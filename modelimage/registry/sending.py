@@ -14,8 +14,8 @@ from modelimage.errors import AccessDenied, DigestMismatch, NotFound, RemoteRefu
 from modelimage.registry.memory import UploadMemory, UploadNote
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
 from modelimage.registry.retry import Backoff
-from modelimage.registry.upload import ChunkRefused, Session, Tally, Uploader
-from modelimage.repository import BlobContent
+from modelimage.registry.upload import ChunkRefused, Outgoing, Session, Tally, Uploader
+from modelimage.repository import BlobContent, PassingContent
 
 _MAX_RESTARTS: Final = 3
 
@@ -58,36 +58,60 @@ class BlobSender:
         progress: Callable[[int], None] | None,
     ) -> None:
         """Send a blob that isn't there. `target` is its URL; `is_there` asks for it again after a failure."""
-        tally = Tally(progress)
+        digest = content.descriptor.digest
         with self._memory.note(target) as note:
-            session = self._resumed(note) or self._opened(content.descriptor.digest)
-            failures = restarts = 0
-            while session is not None:
-                transfer = Transfer(self._uploader, session, note, tally)
-                try:
-                    transfer.run(content, self._chunk_bytes(content))
+            session = self._resumed(note) or self._opened(digest)
+            self._send(Outgoing.of(content), session, note, is_there, Tally(progress))
+
+    def send_passing(
+        self, content: PassingContent, target: str, progress: Callable[[int], None] | None
+    ) -> None:
+        """Send a blob whose digest is known only in the end. `target` stands for these bytes in this repository."""
+        with self._memory.note(target) as note:
+            session = self._resumed(note) or self._uploader.begin()
+            self._send(Outgoing.passing(content), session, note, lambda: False, Tally(progress))
+
+    def _send(
+        self,
+        content: Outgoing,
+        session: Session | None,
+        note: UploadNote,
+        is_there: Callable[[], bool],
+        tally: Tally,
+    ) -> None:
+        failures = restarts = 0
+        while session is not None:
+            transfer = Transfer(self._uploader, session, note, tally)
+            chunk = self._chunk_bytes(content)
+            try:
+                transfer.run(content, chunk)
+                break
+            except (ChunkRefused, DigestMismatch) as error:
+                restarts += 1
+                hopeless = chunk is None and isinstance(error, ChunkRefused) and not error.lost
+                if (
+                    hopeless
+                    or restarts > _MAX_RESTARTS
+                    or not self._may_restart(error, session, transfer)
+                ):
+                    note.forget()
+                    raise
+                session = self._uploader.begin()
+            except Unreachable:
+                failures = 1 if transfer.session.offset > session.offset else failures + 1
+                if not self._backoff.wait(failures):
+                    raise
+                if is_there():
                     break
-                except (ChunkRefused, DigestMismatch) as error:
+                session = self._uploader.ask(transfer.session)
+                if session is None:
+                    # Lost: a line that breaks before each end must not send the same bytes for ever.
                     restarts += 1
-                    if restarts > _MAX_RESTARTS or not self._may_restart(error, session, transfer):
-                        note.forget()
+                    if restarts > _MAX_RESTARTS:
                         raise
                     session = self._uploader.begin()
-                except Unreachable:
-                    failures = 1 if transfer.session.offset > session.offset else failures + 1
-                    if not self._backoff.wait(failures):
-                        raise
-                    if is_there():
-                        break
-                    session = self._uploader.ask(transfer.session)
-                    if session is None:
-                        # Lost: a line that breaks before each end must not send the same bytes for ever.
-                        restarts += 1
-                        if restarts > _MAX_RESTARTS:
-                            raise
-                        session = self._uploader.begin()
-            tally.reach(content.descriptor.size)
-            note.forget()
+        tally.reach(content.size)
+        note.forget()
 
     def _may_restart(
         self, error: ChunkRefused | DigestMismatch, began: Session, transfer: Transfer
@@ -100,11 +124,11 @@ class BlobSender:
             self._chunks_refused = True
         return True
 
-    def _chunk_bytes(self, content: BlobContent) -> int | None:
+    def _chunk_bytes(self, content: Outgoing) -> int | None:
         """The size of chunks; None to send all in one request."""
         chunk = self._profile.chunk_bytes
         chunked = self._profile.style is UploadStyle.CHUNKED and not self._chunks_refused
-        return chunk if chunked and content.descriptor.size > chunk else None
+        return chunk if chunked and content.size > chunk else None
 
     def _resumed(self, note: UploadNote) -> Session | None:
         noted = note.recall()
@@ -140,12 +164,14 @@ class Transfer:
         self._tally = tally
         self.session = session
 
-    def run(self, content: BlobContent, chunk: int | None) -> None:
+    def run(self, content: Outgoing, chunk: int | None) -> None:
         """Send all that is missing, in chunks or, for None, in one request."""
-        size = content.descriptor.size
+        size = content.size
         self._note.keep(self.session)
-        while chunk is not None and self.session.offset < size:
-            stop = chunk_stop(self.session, size, chunk)
-            self.session = self._uploader.append(self.session, content, stop, self._tally)
+        while (chunk is not None or content.passes) and self.session.offset < size:
+            stop = size if chunk is None else chunk_stop(self.session, size, chunk)
+            self.session = self._uploader.append(
+                self.session, content, stop, self._tally, ranged=chunk is not None
+            )
             self._note.keep(self.session)
         self._uploader.finish(self.session, content, self._tally)

@@ -15,7 +15,7 @@ from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidInput, RemoteRefused, WeightyardError
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
-from modelimage.repository import BlobContent
+from modelimage.repository import BlobContent, PassingContent
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
@@ -37,6 +37,26 @@ class Session:
     minimum: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A blob to send. `passes` when its digest is known only once all of it was read; `label` names it in errors."""
+
+    label: str
+    size: int
+    read: Callable[[int], Iterator[memoryview | bytes]]
+    digest: Callable[[], Digest]
+    passes: bool = False
+
+    @classmethod
+    def of(cls, content: BlobContent) -> Outgoing:
+        known = content.descriptor
+        return cls(str(known.digest), known.size, content.read, lambda: known.digest)
+
+    @classmethod
+    def passing(cls, content: PassingContent) -> Outgoing:
+        return cls("on its way", content.size, content.read, content.digest, passes=True)
+
+
 class Tally:
     """Tells a progress callback how many bytes the registry holds; takes back what must be sent again."""
 
@@ -55,7 +75,9 @@ class Tally:
 
 
 class ChunkRefused(RemoteRefused):
-    """The registry won't have this chunk in this session."""
+    """The registry won't have this chunk in this session. `lost` when it may only have forgotten the session."""
+
+    lost = False
 
 
 def parse_offset(header: str | None) -> int:
@@ -110,35 +132,41 @@ class Uploader:
         offset = parse_offset(response.header("Range"))
         return self._session(response, session.location, offset=offset)
 
-    def append(self, session: Session, content: BlobContent, stop: int, tally: Tally) -> Session:
-        """Send the bytes from the session's offset to `stop`. Raises ChunkRefused, Unreachable and so on."""
+    def append(
+        self, session: Session, content: Outgoing, stop: int, tally: Tally, *, ranged: bool = True
+    ) -> Session:
+        """Send the bytes from the session's offset to `stop`. Raises ChunkRefused, Unreachable and so on.
+
+        Without `ranged` it is the one request that `docker push` makes, which registries without chunks take as well.
+        """
         start = session.offset
-        headers = {**_OCTETS, "Content-Range": f"{start}-{stop - 1}"}
+        headers = dict(_OCTETS)
+        if ranged or start:
+            headers["Content-Range"] = f"{start}-{stop - 1}"
         response = self._send_bytes(
             "PATCH", session.location, headers, content, (start, stop), tally
         )
-        if response.status in _NO_CHUNKS:
+        accepted = {202, 204} if ranged else {201, 202, 204}
+        if response.status in _NO_CHUNKS - accepted:
             error = answers.refusal(response, "the registry refuses a chunk")
-            raise ChunkRefused(error.message, hint=error.hint) from error
-        if response.status not in (202, 204):
-            raise answers.refusal(
-                response, f"the registry refuses a part of {content.descriptor.digest}"
-            )
+            refused = ChunkRefused(error.message, hint=error.hint)
+            refused.lost = response.status == 404
+            raise refused from error
+        if response.status not in accepted:
+            raise answers.refusal(response, f"the registry refuses a part of blob {content.label}")
         held = parse_offset(response.header("Range")) or stop
         return self._session(response, session.location, offset=held)
 
-    def finish(self, session: Session, content: BlobContent, tally: Tally) -> None:
+    def finish(self, session: Session, content: Outgoing, tally: Tally) -> None:
         """Send what is missing, if anything, and close. Raises DigestMismatch, Unreachable, RemoteRefused and so on."""
-        size, start = content.descriptor.size, session.offset
+        size, start = content.size, session.offset
         headers = dict(_OCTETS)
         if 0 < start < size:
             headers["Content-Range"] = f"{start}-{size - 1}"
-        url = with_digest(session.location, content.descriptor.digest)
+        url = with_digest(session.location, content.digest())
         response = self._send_bytes("PUT", url, headers, content, (start, size), tally)
         if response.status not in (201, 204):
-            raise answers.refusal(
-                response, f"the registry refuses blob {content.descriptor.digest}"
-            )
+            raise answers.refusal(response, f"the registry refuses blob {content.label}")
         response.discard()
 
     def _post(self, url: str, scopes: frozenset[str]) -> Response:
@@ -149,7 +177,7 @@ class Uploader:
         method: str,
         url: str,
         headers: dict[str, str],
-        content: BlobContent,
+        content: Outgoing,
         part: tuple[int, int],
         tally: Tally,
     ) -> Response:
@@ -182,12 +210,10 @@ def upload_url(base: str, location: str) -> str:
     return url
 
 
-def content_bytes(
-    content: BlobContent, start: int, stop: int, tally: Tally
-) -> Iterator[memoryview]:
+def content_bytes(content: Outgoing, start: int, stop: int, tally: Tally) -> Iterator[memoryview]:
     """The content's bytes from `start` to `stop`, told to `tally` once they are taken.
 
-    Raises DigestMismatch when the content is shorter, or longer than its descriptor says.
+    Raises DigestMismatch when the content is shorter, or longer than it says.
     """
     position = start
     # A repetition, as after an expired token, begins again.
@@ -196,21 +222,21 @@ def content_bytes(
         return
     for buffer in content.read(start):
         view = memoryview(buffer).cast("B")
-        if position + len(view) > content.descriptor.size:
+        if position + len(view) > content.size:
             raise content_changed(content)
         view = view[: stop - position]
         yield view
         position += len(view)
         tally.add(len(view))
-        if position == stop and stop < content.descriptor.size:
+        if position == stop and stop < content.size:
             return
     if position != stop:
         raise content_changed(content)
 
 
-def content_changed(content: BlobContent) -> WeightyardError:
+def content_changed(content: Outgoing) -> WeightyardError:
     """The content isn't as long as its descriptor says."""
     return DigestMismatch(
-        f"the content of blob {content.descriptor.digest} isn't {content.descriptor.size} bytes long",
+        f"the content of blob {content.label} isn't {content.size} bytes long",
         hint="A file changed while it was sent: build again.",
     )

@@ -197,14 +197,18 @@ class LostUpload(Fault):
 
 
 class NoChunks(Fault):
-    """The registry takes no PATCH."""
+    """The registry takes no PATCH; with `unranged`, it takes the one of `docker push`, which has no Content-Range."""
 
-    def __init__(self, status: int = 416) -> None:
+    def __init__(self, status: int = 416, *, unranged: bool = False) -> None:
         super().__init__()
         self._status = status
+        self._unranged = unranged
 
     def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
-        return (self._status, {}, b"") if request.method == "PATCH" else None
+        if request.method != "PATCH":
+            return None
+        taken = self._unranged and "Content-Range" not in request.headers
+        return None if taken else (self._status, {}, b"")
 
 
 class ForeignRedirect(Fault):
@@ -242,22 +246,6 @@ class Stall(Fault):
                 # The client's hanging up is what ends it.
                 handler.connection.recv(1)
                 raise HungUp
-
-
-class HeldBack(Fault):
-    """What lies at `start` of a blob and after isn't sent until it is let go; the rest comes at once."""
-
-    def __init__(self, start: int) -> None:
-        super().__init__()
-        self._start, self.let_go = start, threading.Event()
-
-    def answer_body(
-        self, request: Seen, body: Iterator[bytes], handler: Handler
-    ) -> Iterator[bytes]:
-        first = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if request.is_blob and first >= self._start:
-            self.let_go.wait()
-        return body
 
 
 class _ProxyHandler(Handler):

@@ -134,6 +134,11 @@ Examples:
     "KServe's sidecar modelcars need a shell.",
 )
 @click.option(
+    "--stage",
+    is_flag=True,
+    help="Fetch weights to this disk first, even where they could pass from the source to the destination.",
+)
+@click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where converted and quantized weights are made, removed in the end. [default: ~/.cache/weightyard]",
@@ -217,6 +222,7 @@ def _options(given: dict[str, Any]) -> BuildOptions:
         ),
         max_layer_size=parse_bytes(given["max_layer_size"]) if given["max_layer_size"] else None,
         created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),
+        staged=given["stage"],
     )
 
 

@@ -1,0 +1,70 @@
+"""A file behind a URL, read from any position, continued where the connection breaks off. Nothing is kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from modelimage.errors import AccessDenied, NotFound, RemoteRefused, Unreachable
+from modelimage.ranges import ByteRange, parse_content_range
+from modelimage.registry.connections import Connections
+from modelimage.registry.exchange import Request, Response
+from modelimage.registry.transport import TlsOptions
+
+_BUFFER_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HttpFile:
+    """`size` bytes at `url`. `headers` go to its own origin only, not to where it redirects."""
+
+    url: str
+    size: int
+    connections: Connections
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, start: int) -> Iterator[bytes]:
+        """The bytes from `start` on. Raises NotFound, AccessDenied, RateLimited, RemoteRefused, Unreachable."""
+        position, failures = start, 0
+        while position < self.size:
+            try:
+                for piece in self._pieces(ByteRange(position, self.size)):
+                    position, failures = position + len(piece), 0
+                    yield piece
+            except Unreachable:
+                failures += 1
+                if not self.connections.backoff.wait(failures):
+                    raise
+
+    def _pieces(self, wanted: ByteRange) -> Iterator[bytes]:
+        headers = {**self.headers, "Range": wanted.header, "Accept-Encoding": "identity"}
+        response = self.connections.sender(TlsOptions()).send(Request("GET", self.url, headers))
+        self._check(response, wanted)
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        with contextlib.closing(response.stream(len(wanted))) as stream:
+            while count := stream.readinto(buffer):
+                yield bytes(buffer[:count])
+
+    def _check(self, response: Response, wanted: ByteRange) -> None:
+        """Raise unless the answer is the range that was asked for."""
+        whole = wanted == ByteRange(0, self.size)
+        found = parse_content_range(response.header("Content-Range") or "")
+        if (response.status == 200 and whole) or (
+            response.status == 206 and found == (wanted, self.size)
+        ):
+            return
+        response.discard()
+        match response.status:
+            case 401 | 403:
+                raise AccessDenied(
+                    f"{self.url} is refused ({response.status})", hint="Check the token."
+                )
+            case 404:
+                raise NotFound(f"{self.url} isn't there", hint="Check the name and the revision.")
+            case status if status >= 500:
+                raise Unreachable(f"{self.url} failed ({status})", hint="Try again later.")
+            case 200 | 206:
+                raise RemoteRefused(f"{self.url} gives another range than was asked for")
+        raise RemoteRefused(f"{self.url} answered {response.status}")
