@@ -26,6 +26,7 @@ from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
+from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.runner import Runner
 from workspace.render.kubernetes import Surroundings
@@ -92,7 +93,7 @@ async def _measure(pipe: Connection, workspaces: int, nodes: int) -> None:
     async with aiohttp.ClientSession() as session:
         api = KubernetesApi(session, lambda: connection)
         runner = Runner(api=api, cache=Cache(), resolver=_resolve, surroundings=Surroundings())
-        registry, stop = make_registry(runner, with_keda=False), asyncio.Event()
+        registry, stop = make_registry(runner, CacheRunner(api), with_keda=False), asyncio.Event()
         tasks = [asyncio.create_task(watch(registry, stop=stop, connection=lambda: connection))]
         await _until(lambda: len(runner.cache.workspaces()) == workspaces)
         await _until(lambda: len(runner.cache.nodes()) == nodes)

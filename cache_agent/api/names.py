@@ -14,6 +14,9 @@ READY: Final = "ready"  # the value of a model's label
 STARTUP_TAINT: Final = f"{CACHE_DOMAIN}/starting"
 
 
+MODEL_LABELS: Final = f"{CACHE_DOMAIN}/m."  # what the labels of models begin with
+
+
 def node_label(key: Digest) -> str:
     """The label that a node carries while it holds a model, with the value `ready`."""
-    return f"{CACHE_DOMAIN}/m.{key.hex[:12]}"
+    return f"{MODEL_LABELS}{key.hex[:12]}"

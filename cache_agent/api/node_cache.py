@@ -90,6 +90,10 @@ class NodeFacts(Reported):
     kernel: str = ""
     agent_version: str = ""
     memory: Count = Field(default=0, description="Bytes of memory that the node has.")
+    read_bytes_per_second: Count | None = Field(
+        default=None,
+        description="The rate at which models were last read from its store; absent until measured.",
+    )
 
 
 class NodeCacheSpec(Strict):

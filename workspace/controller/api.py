@@ -7,7 +7,7 @@ and status codes, nothing of Workspaces.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
@@ -30,6 +30,8 @@ from workspace.render import names
 Json = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
+_PAGE: Final = 500  # objects of one answer to a list
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=10)
 
 
@@ -69,6 +71,9 @@ RESOURCES: Final = {
     "CustomResourceDefinition": Resource(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
     ),
+    "CachedModel": Resource("weightyard.dev/v1alpha1", "cachedmodels", namespaced=False),
+    "NodeCache": Resource("weightyard.dev/v1alpha1", "nodecaches", namespaced=False),
+    "Event": Resource("v1", "events"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
 }
 
@@ -85,6 +90,24 @@ class KubernetesApi:
     async def get(self, kind: str, namespace: str | None, name: str) -> Json:
         """One object. Raises NotFound."""
         return await self._call("GET", RESOURCES[kind].path(namespace, name))
+
+    async def list(self, kind: str) -> AsyncIterator[Json]:
+        """All objects of a kind, in the whole cluster, page by page. Raises NotFound where the kind isn't known."""
+        resource, params = RESOURCES[kind], {"limit": str(_PAGE)}
+        while True:
+            page = await self._call("GET", resource.path(None), params=params)
+            for each in page.get("items") or ():
+                yield {**each, "kind": kind, "apiVersion": resource.api}
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return
+            params = {**params, "continue": token}
+
+    async def merge(self, kind: str, name: str, patch: Json) -> Json:
+        """Change fields of a cluster's object, null taking one away. With a resourceVersion, raises Conflict when the
+        object changed since. Returns the result."""
+        path = RESOURCES[kind].path(None, name)
+        return await self._call("PATCH", path, patch, content_type=_MERGE)
 
     async def apply(self, document: Json, *, status: bool = False) -> Json:
         """Server-side apply as the manager `weightyard`, taking over fields that others set. Returns the result."""

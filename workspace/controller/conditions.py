@@ -67,3 +67,13 @@ def failed(kind: str, error: WeightyardError) -> Condition:
     """An error as a condition: its class is the reason, and its hint what to do."""
     message = f"{error.message}. {error.hint}" if error.hint else error.message
     return Condition(kind, False, type(error).__name__, message)
+
+
+def same(one: Json, other: Json) -> bool:
+    """Whether two statuses say the same; a server keeps conditions in the order in which they came."""
+    return _by_type(one) == _by_type(other)
+
+
+def _by_type(status: Json) -> Json:
+    found = status.get("conditions") or []
+    return {**status, "conditions": {each.get("type"): each for each in found}}

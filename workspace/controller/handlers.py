@@ -1,4 +1,4 @@
-"""kopf's side: watches what concerns Workspaces and hands every event on. Nothing is decided here.
+"""kopf's side: watches what concerns Workspaces and the cache, and hands every event on. Nothing is decided here.
 
 Only event handlers are used: they leave no finalizers or annotations on anybody's objects, so deleting one works while
 no controller runs. kopf brings the watching itself: resuming, relisting after 410, backing off.
@@ -7,42 +7,51 @@ no controller runs. kopf brings the watching itself: resuming, relisting after 4
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import kopf
 
 from modelimage.errors import InvalidInput
 from workspace.controller.api import RESOURCES
+from workspace.controller.caching import CacheRunner
 from workspace.controller.runner import Runner
 from workspace.render import names
 
 # Changes of others that reconcile must see; the rest is compared at each resync only.
 _WATCHED: Final = (
     "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
-    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler",
+    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "NodeCache",
 )  # fmt: skip
-_UNLABELLED: Final = ("Workspace", "Node")
+_CACHE_WATCHED: Final = ("CachedModel", "NodeCache", "Node")
+_UNLABELLED: Final = ("Workspace", *_CACHE_WATCHED)
+Seen = Callable[..., None]  # of a document, and whether it was `deleted`
 
 
-def make_registry(runner: Runner, *, with_keda: bool) -> kopf.OperatorRegistry:
+def make_registry(
+    runner: Runner, caching: CacheRunner, *, with_keda: bool
+) -> kopf.OperatorRegistry:
     """The handlers of one controller; several controllers may run in one process."""
     registry = kopf.OperatorRegistry()
-    for kind in (*_WATCHED, *(("ScaledObject",) if with_keda else ())):
+    workspaces = (*_WATCHED, *(("ScaledObject",) if with_keda else ()))
+    for kind in dict.fromkeys((*workspaces, *_CACHE_WATCHED)):
+        told: list[Seen] = [runner.seen] if kind in workspaces else []
+        told += [caching.seen] if kind in _CACHE_WATCHED else []
         resource = RESOURCES[kind]
         group, _, version = resource.api.rpartition("/")
         labels = None if kind in _UNLABELLED else {names.WORKSPACE: kopf.PRESENT}
         kopf.on.event(group, version, resource.plural, registry=registry, labels=labels)(
-            _handler(kind, resource.api, runner)
+            _handler(kind, resource.api, told)
         )
     return registry
 
 
-def _handler(kind: str, api: str, runner: Runner) -> Callable[..., Awaitable[None]]:
+def _handler(kind: str, api: str, told: Sequence[Seen]) -> Callable[..., Awaitable[None]]:
     async def seen(event: Mapping[str, Any], **_: Any) -> None:
         # Items of a list lack the kind that they are of.
         document = {**event["object"], "kind": kind, "apiVersion": api}
-        runner.seen(document, deleted=event["type"] == "DELETED")
+        for each in told:
+            each(document, deleted=event["type"] == "DELETED")
 
     return seen
 

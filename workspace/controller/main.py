@@ -14,6 +14,7 @@ import kopf
 from modelimage.access import Access
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
+from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.health import Pulse
 from workspace.controller.leader import Leadership
@@ -89,10 +90,12 @@ async def _lead(
         surroundings=options.surroundings,
         groups=groups,
     )
-    registry = make_registry(runner, with_keda=KEDA_GROUP in groups)
+    caching = CacheRunner(api)
+    registry = make_registry(runner, caching, with_keda=KEDA_GROUP in groups)
     async with asyncio.TaskGroup() as group:
         group.create_task(watch(registry, stop=stop, connection=options.connection))
         await leadership.leads.wait()
         leading()
         group.create_task(runner.run())
+        group.create_task(caching.run())
         group.create_task(ScalingLoop(runner, session).run())

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cache_agent.api.document import parse_quantity
+from cache_agent.api.names import MODEL_LABELS
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, asked_hardware, find_gpu
@@ -26,24 +27,33 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What is read of a Node."""
+    """What is read of a Node. `held` are the labels of the models that it holds, by its NodeCache where it has one.
+
+    `read_rate` is the rate at which it reads weights, in bytes a second, where its agent measured one.
+    """
 
     name: str
     labels: Mapping[str, str]
     taints: tuple[Json, ...]
     allocatable: Mapping[str, str]
     usable: bool
+    held: frozenset[str] = frozenset()
+    read_rate: float | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, document: Json) -> Node:
         spec, status = document.get("spec") or {}, document.get("status") or {}
         ready = condition(document, "Ready").get("status") == "True"
+        labels = document["metadata"].get("labels") or {}
         return cls(
             name=document["metadata"]["name"],
-            labels=document["metadata"].get("labels") or {},
+            labels={k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)},
             taints=tuple(spec.get("taints") or ()),
             allocatable=status.get("allocatable") or {},
             usable=ready and not spec.get("unschedulable", False),
+            held=frozenset(
+                k for k, v in labels.items() if k.startswith(MODEL_LABELS) and v == names.READY
+            ),
         )
 
     def count(self, resource: str) -> int:
@@ -52,7 +62,11 @@ class Node:
         return int(text) if text.isdigit() else 0
 
     def holds(self, label: str) -> bool:
-        return self.labels.get(label) == names.READY
+        return label in self.held
+
+    def has(self, label: str, value: str) -> bool:
+        """Whether the node has a label, a model's included."""
+        return self.labels.get(label) == value or (value == names.READY and self.holds(label))
 
 
 def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[Node]:
@@ -63,7 +77,7 @@ def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[
             node
             for node in nodes
             if node.usable
-            and all(node.labels.get(k) == v for k, v in resources.node_selector.items())
+            and all(node.has(k, v) for k, v in resources.node_selector.items())
             and all(_tolerated(taint, accepted) for taint in node.taints)
             and (not gpus or node.count(gpu_resource(resources)) >= gpus)
         ),
@@ -92,6 +106,13 @@ def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
         )
     weakest = min((gpu for gpu, _ in found), key=lambda gpu: (gpu.memory_bytes, gpu.capability))
     return Hardware(weakest, resources.gpus or min(count for _, count in found))
+
+
+def read_rate(nodes: Iterable[Node], resources: Resources) -> float | None:
+    """The slowest rate at which a node that a replica could run on reads weights; None where none measured one."""
+    least = 1 if resources.gpus is None else resources.gpus
+    rates = (node.read_rate for node in eligible(nodes, resources, gpus=least))
+    return min((rate for rate in rates if rate), default=None)
 
 
 def choose_warm(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from modelimage.errors import InvalidInput, WeightyardError
-from workspace.controller import nodes, report, revisions
+from workspace.controller import conditions, nodes, report, revisions
 from workspace.controller.cluster_state import Standing, server_count, standing
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.objects import has_labels, is_mounted, is_owned, is_ready, node_of
@@ -138,7 +138,7 @@ class _Reconciliation:
                 self.workspace,
                 resolved,
                 hardware=self._hardware(),
-                place=pod_place(self.workspace),
+                place=pod_place(self.workspace, read_rate=self._read_rate()),
             )
         except WeightyardError as error:
             return error
@@ -146,6 +146,9 @@ class _Reconciliation:
 
     def _hardware(self) -> Hardware:
         return nodes.hardware(self.observed.nodes, self.workspace.spec.resources)
+
+    def _read_rate(self) -> float | None:
+        return nodes.read_rate(self.observed.nodes, self.workspace.spec.resources)
 
     def _deployed(self) -> Revision | None:
         """The version that the Deployment runs now."""
@@ -351,10 +354,5 @@ def _owned_by(document: Json, owner: Json) -> Json:
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:
-    """The status, if it says something new; a server keeps conditions in the order in which they came."""
-    return None if _by_type(observed.document.get("status") or {}) == _by_type(status) else status
-
-
-def _by_type(status: Json) -> Json:
-    found = status.get("conditions") or []
-    return {**status, "conditions": {each.get("type"): each for each in found}}
+    """The status, if it says something new."""
+    return None if conditions.same(observed.document.get("status") or {}, status) else status

@@ -1,24 +1,24 @@
 """Carries decisions out: takes a Workspace from the queue, observes, decides, writes, keeps what was written.
 
-The deciding is `reconcile`'s and the scaler's; which errors mean trying again, and when, is here. One task owns each
+The deciding is `reconcile`'s and the scaler's; which errors mean trying again is said in `workers`. One task owns each
 Workspace at a time.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from modelimage.errors import NotFound, RateLimited, WeightyardError
+from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache, Key
 from workspace.controller.observed import Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
+from workspace.controller.workers import work
 from workspace.render.kubernetes import Surroundings
 from workspace.render.release import Resolved
 from workspace.schema import Workspace
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 # Seconds.
 RESYNC: Final = 600.0
 REGISTRY_RETRY: Final = 60.0
-_FIRST_RETRY: Final = 0.5
-_LAST_RETRY: Final = 60.0
 
 Resolver = Callable[[Workspace], Awaitable[Resolved]]
 
@@ -58,7 +56,6 @@ class Runner:
         self._groups = groups
         self._workers = workers
         self._now = now
-        self._failures: dict[Key, int] = {}
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = Wanted({})
 
@@ -72,35 +69,7 @@ class Runner:
         """Work until cancelled; every Workspace is looked at now, and again every `RESYNC` seconds."""
         for key in self.cache.workspaces():
             self.queue.add(key)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._workers):
-                    group.create_task(self._work())
-        finally:
-            self.queue.close()
-
-    async def _work(self) -> None:
-        while True:
-            key = await self.queue.take()
-            try:
-                await self._handle(key)
-            finally:
-                self.queue.done(key)
-
-    async def _handle(self, key: Key) -> None:
-        try:
-            again = await self.reconcile(key)
-        except WeightyardError as error:
-            failures = self._failures[key] = self._failures.get(key, 0) + 1
-            delay = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 10))
-            if isinstance(error, RateLimited) and error.retry_after:
-                delay = max(delay, error.retry_after)
-            logger.warning("%s/%s: %s; again in %g s", *key, error.message, delay)
-            self.queue.add_later(key, delay)
-            return
-        self._failures.pop(key, None)
-        if again is not None:
-            self.queue.add_later(key, again)
+        await work(self.queue, self.reconcile, workers=self._workers)
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace; returns when to look again, in seconds. Raises what the API raises."""

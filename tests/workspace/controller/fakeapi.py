@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from cache_agent.api import definitions
 from tests.workspace import openapi
 from tests.workspace.controller.defaults import fill_defaults
 from workspace import crd
@@ -21,7 +22,12 @@ Json = dict[str, Any]
 Path = tuple[Any, ...]
 
 VERSION = openapi.OLDEST
-WORKSPACE_SCHEMA = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+OWN_SCHEMAS = {
+    each["spec"]["names"]["kind"]: each["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for each in (
+        crd.definition(), definitions.cached_model_definition(), definitions.node_cache_definition(),
+    )
+}  # fmt: skip
 # Field -> keys of its items, as the built-in types declare them; other lists are atomic.
 KEYS = {
     "containers": ("name",), "env": ("name",), "volumes": ("name",), "volumeMounts": ("mountPath",),
@@ -73,6 +79,19 @@ def merge(live: Any, wanted: Any, field: str = "") -> Any:
     return copy.deepcopy(wanted)
 
 
+def merge_json(live: Any, patch: Any) -> Any:
+    """RFC 7386: null takes a member away, an object goes on inside, anything else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    out = dict(live) if isinstance(live, dict) else {}
+    for name, each in patch.items():
+        if each is None:
+            out.pop(name, None)
+        else:
+            out[name] = merge_json(out.get(name), each)
+    return out
+
+
 def without(value: Any, path: Path, field: str = "") -> Any:
     """A value less one leaf, and less what it leaves empty."""
     step, rest = path[0], path[1:]
@@ -98,8 +117,8 @@ def normalized(document: Json) -> Json:
     name = openapi.schema_name(document, VERSION)
     if name is not None:
         document = openapi.without_unknown(document, {"$ref": f"#/$defs/{name}"}, VERSION)
-    elif document["kind"] == "Workspace":
-        known = openapi.without_unknown(document, WORKSPACE_SCHEMA, VERSION)
+    elif document["kind"] in OWN_SCHEMAS:
+        known = openapi.without_unknown(document, OWN_SCHEMAS[document["kind"]], VERSION)
         return {**known, "metadata": document["metadata"]}
     if document["kind"] == "ControllerRevision":
         return document  # its data is opaque
@@ -193,6 +212,22 @@ class FakeApi:
             fields.difference_update(changed | (set(old) - set(new)))
         self.managers[key].setdefault(manager, set()).update(changed)
         return self._store(key, after)
+
+    def merge_patch(
+        self, kind: str, name: str, patch: Json, *, namespace: str = "", manager: str = "someone"
+    ) -> Json:
+        """RFC 7386; with a resourceVersion, only if the object is still that one."""
+        found = self.get(kind, namespace, name)
+        version = patch.get("metadata", {}).get("resourceVersion")
+        if version is not None and version != found["metadata"]["resourceVersion"]:
+            raise Conflict("the object has been modified")
+
+        def change(document: Json) -> None:
+            patched = merge_json(document, patch)
+            document.clear()
+            document.update(patched)
+
+        return self.update(kind, namespace, name, change, manager=manager)
 
     def create(self, document: Json, *, manager: str = "someone") -> Json:
         if self.key(document) in self.objects:

@@ -148,11 +148,7 @@ class HttpApi:
             )
         body = await request.json() if request.can_read_body else {}
         if request.method == "PATCH":
-            assert request.content_type == "application/apply-patch+yaml"
-            manager, force = request.query["fieldManager"], request.query.get("force") == "true"
-            return web.json_response(
-                self.api.apply(body, manager=manager, force=force, status=rest[1:] == ["status"])
-            )
+            return web.json_response(self._patch(request, kind, rest, namespace=space, body=body))
         if request.method == "POST":
             return web.json_response(self.api.create(body), status=201)
         if request.method == "PUT":
@@ -160,6 +156,15 @@ class HttpApi:
         uid = body.get("preconditions", {}).get("uid")
         self.api.delete(kind, space, rest[0], uid=uid)
         return web.json_response({"kind": "Status"})
+
+    def _patch(
+        self, request: web.Request, kind: str, rest: list[str], *, namespace: str, body: Json
+    ) -> Json:
+        if request.content_type == "application/merge-patch+json":
+            return self.api.merge_patch(kind, rest[0], body, namespace=namespace)
+        assert request.content_type == "application/apply-patch+yaml"
+        manager, force = request.query["fieldManager"], request.query.get("force") == "true"
+        return self.api.apply(body, manager=manager, force=force, status=rest[1:] == ["status"])
 
     def _ask_service(self, namespace: str, name: str) -> web.Response:
         """What a vLLM behind a Service says of its models, if a ready one is there."""

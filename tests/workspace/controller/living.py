@@ -17,6 +17,7 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
+from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.runner import Runner
 from workspace.render.kubernetes import Surroundings
@@ -68,7 +69,7 @@ class ServedCluster:
         async with aiohttp.ClientSession() as session:
             api = KubernetesApi(session, http.connection)
             runner = Runner(api=api, cache=Cache(), resolver=resolve, surroundings=Surroundings())
-            registry = make_registry(runner, with_keda=False)
+            registry = make_registry(runner, CacheRunner(api), with_keda=False)
             watching = asyncio.create_task(
                 watch(registry, stop=self._stop, connection=http.connection)
             )
@@ -79,4 +80,6 @@ class ServedCluster:
                     await asyncio.wait_for(self._stop.wait(), 0.02)
             working.cancel()
             http.break_watches()
+            # kopf would wait 5 s for all tasks of its loop, the server's among them.
+            watching.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)

@@ -17,6 +17,7 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from workspace.controller.api import Conflict, KubernetesApi
 from workspace.controller.cache import Cache
+from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.observed import Reference
 from workspace.controller.runner import Runner
@@ -39,18 +40,19 @@ async def running(cluster: Cluster) -> AsyncIterator[tuple[HttpApi, Runner]]:
         api = KubernetesApi(session, http.connection)
         runner = Runner(api=api, cache=Cache(), resolver=resolve, surroundings=Surroundings())
         stop = asyncio.Event()
-        registry = make_registry(runner, with_keda=True)
+        registry = make_registry(runner, CacheRunner(api), with_keda=True)
         watching = asyncio.create_task(watch(registry, stop=stop, connection=http.connection))
         working = asyncio.create_task(runner.run())
         try:
             yield http, runner
         finally:
             working.cancel()
-            stop.set()
             http.break_watches()
             with contextlib.suppress(asyncio.CancelledError):
                 await working
-            await asyncio.wait_for(watching, 20)
+            # Cancelled, not stopped: kopf would wait 5 s for all tasks of its loop, the server's among them.
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 async def until(cluster: Cluster, condition: Callable[[], bool], *, seconds: float = 20) -> None:

@@ -1,0 +1,55 @@
+"""The fake API without HTTP between: what `KubernetesApi` offers, step by step, with faults where a test wants them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from modelimage.errors import NotFound
+from tests.workspace.controller import fakeapi
+from tests.workspace.controller.fakeapi import FakeApi
+from workspace.controller import api
+from workspace.render import names
+
+Json = dict[str, Any]
+
+
+class DirectApi:
+    """`faults` are raised by the next writes, before (or, where `late`, after) they are done."""
+
+    def __init__(self, fake: FakeApi) -> None:
+        self.fake = fake
+        self.faults: deque[tuple[Exception, bool]] = deque()
+
+    async def list(self, kind: str) -> AsyncIterator[Json]:
+        for each in self.fake.list(kind):
+            yield each
+
+    async def get(self, kind: str, namespace: str | None, name: str) -> Json:
+        return self._do(lambda: self.fake.get(kind, namespace or "", name), write=False)
+
+    async def apply(self, document: Json, *, status: bool = False) -> Json:
+        return self._do(
+            lambda: self.fake.apply(document, manager=names.MANAGER, force=True, status=status)
+        )
+
+    async def merge(self, kind: str, name: str, patch: Json) -> Json:
+        return self._do(lambda: self.fake.merge_patch(kind, name, patch, manager=names.MANAGER))
+
+    async def create(self, document: Json) -> Json:
+        return self._do(lambda: self.fake.create(document, manager=names.MANAGER))
+
+    def _do(self, call: Any, *, write: bool = True) -> Json:
+        fault, late = self.faults.popleft() if write and self.faults else (None, False)
+        if fault is not None and not late:
+            raise fault
+        try:
+            found: Json = call()
+        except fakeapi.Missing as error:
+            raise NotFound(str(error)) from error
+        except fakeapi.Conflict as error:
+            raise api.Conflict(str(error)) from error
+        if fault is not None:
+            raise fault
+        return found

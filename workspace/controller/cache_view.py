@@ -1,0 +1,176 @@
+"""What the watches told of CachedModels, NodeCaches and nodes, and whom a change of one concerns. Pure values.
+
+Of a node's report, what it is worth a write of its own (a state, a failure) is told apart from how far it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.names import MODEL_LABELS
+from cache_agent.api.node_cache import NodeCache, Wanted
+from modelimage.errors import InvalidInput
+from workspace.controller import node_marks
+from workspace.controller.node_marks import Marks
+
+Json = dict[str, Any]
+Key = tuple[str, str]  # a kind and a name
+MODEL, CACHE, NODE = "CachedModel", "NodeCache", "Node"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A CachedModel: as it was parsed, or why it can't be; its generation and its status as it stands."""
+
+    model: CachedModel | InvalidInput
+    uid: str
+    generation: int
+    status: Json
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What is read of a Node."""
+
+    labels: dict[str, str]
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """A NodeCache, and its reports by CachedModel."""
+
+    cache: NodeCache
+    reports: dict[str, Wanted]
+
+
+@dataclass
+class View:
+    """Everything the watches told. `put` and `drop` say whom a change concerns: at once, and after a while."""
+
+    models: dict[str, Known] = field(default_factory=dict)
+    caches: dict[str, CacheView] = field(default_factory=dict)
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+
+    def put(self, document: Json) -> tuple[set[Key], set[Key]]:
+        """Take in the newest state of an object."""
+        kind, name = document["kind"], document["metadata"]["name"]
+        if kind == MODEL:
+            return self._put_model(name, _known(document)), set()
+        if kind == NODE:
+            return self._put_node(name, _node(document)), set()
+        return self._put_cache(name, document)
+
+    def drop(self, document: Json) -> set[Key]:
+        """Forget an object that was deleted."""
+        kind, name = document["kind"], document["metadata"]["name"]
+        if kind == MODEL:
+            return self._starting_nodes() if self.models.pop(name, None) else set()
+        if kind == NODE:
+            self.nodes.pop(name, None)
+            return self._all_models()
+        self.caches.pop(name, None)
+        return {(NODE, name), *self._all_models()}
+
+    def entries(self, model: CachedModel) -> dict[str, Wanted | None]:
+        """What each node that should hold a model reports of it."""
+        return {
+            name: view.reports.get(model.name)
+            for name, view in self.caches.items()
+            if name in self.nodes and model.selects(self.nodes[name].labels)
+        }
+
+    def readable_models(self) -> list[CachedModel]:
+        return [k.model for k in self.models.values() if isinstance(k.model, CachedModel)]
+
+    def _put_model(self, name: str, known: Known) -> set[Key]:
+        before = self.models.get(name)
+        self.models[name] = known
+        if before == known:
+            return set()
+        is_same_spec = before is not None and before.generation == known.generation
+        return {(MODEL, name)} | (set() if is_same_spec else self._starting_nodes())
+
+    def _put_node(self, name: str, view: NodeView) -> set[Key]:
+        before = self.nodes.get(name)
+        self.nodes[name] = view
+        if before == view:
+            return set()
+        relabelled = before is None or _own(before.labels) != _own(view.labels)
+        return {(NODE, name)} | (self._all_models() if relabelled else set())
+
+    def _put_cache(self, name: str, document: Json) -> tuple[set[Key], set[Key]]:
+        cache = node_marks.parse_node_cache(document)
+        if cache is None:
+            return set(), set()
+        view = CacheView(cache, {each.name: each for each in cache.status.wanted})
+        before = self.caches.get(name)
+        self.caches[name] = view
+        if before is None:
+            return {(NODE, name), *self._all_models()}, set()
+        now: set[Key] = set() if _marks_agree(before.cache, cache) else {(NODE, name)}
+        later: set[Key] = set()
+        for each in {*before.reports, *view.reports}:
+            old, new = before.reports.get(each), view.reports.get(each)
+            if old != new:
+                (now if _state(old) != _state(new) else later).add((MODEL, each))
+        return now, later
+
+    def _all_models(self) -> set[Key]:
+        return {(MODEL, name) for name in self.models}
+
+    def _starting_nodes(self) -> set[Key]:
+        return {(NODE, name) for name, view in self.nodes.items() if view.marks.starting}
+
+
+def _known(document: Json) -> Known:
+    metadata = document["metadata"]
+    model: CachedModel | InvalidInput
+    try:
+        model = CachedModel.parse({**document, "status": {}})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        model = InvalidInput(f"{where}: {first['msg']}", hint="Correct the CachedModel.")
+    return Known(
+        model=model,
+        uid=str(metadata.get("uid", "")),
+        generation=int(metadata.get("generation", 1)),
+        status=document.get("status") or {},
+    )
+
+
+def _node(document: Json) -> NodeView:
+    return NodeView(dict(document["metadata"].get("labels") or {}), Marks.of(document))
+
+
+def _own(labels: dict[str, str]) -> dict[str, str]:
+    """A node's labels without those that are written here."""
+    return {k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)}
+
+
+def _marks_agree(before: NodeCache, after: NodeCache) -> bool:
+    def told(cache: NodeCache) -> object:
+        states = [(c.type, c.status) for c in cache.status.conditions]
+        reports = [(w.name, w.state, w.observed_generation) for w in cache.status.wanted]
+        return states, reports, node_marks.held_labels(cache)
+
+    return told(before) == told(after)
+
+
+def _state(entry: Wanted | None) -> object:
+    """What of a report is passed on at once."""
+    if entry is None:
+        return None
+    return (
+        entry.uid,
+        entry.observed_generation,
+        entry.state,
+        entry.reason,
+        entry.runtime_image,
+        entry.model_key,
+    )

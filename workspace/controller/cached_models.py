@@ -1,0 +1,208 @@
+"""How far a CachedModel is, summed up over the nodes that should hold it. Pure: what agents report in, a status out.
+
+Nodes that should hold it are those that its selector names and that run an agent, which a NodeCache says. What an agent
+reports of an older generation counts as nothing yet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal
+
+from cache_agent.api.cached_model import CachedModel, NodeFailure, Status
+from cache_agent.api.node_cache import Wanted
+from modelimage.errors import WeightyardError
+from workspace.controller import conditions
+from workspace.controller.conditions import Condition
+
+Json = dict[str, Any]
+
+READY, PROGRESSING, DEGRADED = "Ready", "Progressing", "Degraded"
+_NAMED: Final = 5  # nodes that a message names
+_FAILURES: Final = 16  # nodes that a status names
+
+
+class Phase(Enum):
+    """Where one node stands."""
+
+    READY = "ready"
+    WORKING = "working"
+    WAITING = "waiting"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Something that happened to a model, as an Event tells it."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def status_of(
+    model: CachedModel, entries: Mapping[str, Wanted | None], *, before: Json, now: str
+) -> Json:
+    """The whole status. `entries` are the selected nodes' reports of this model, `before` the status as it stands."""
+    phases = {node: phase_of(model, entry) for node, entry in sorted(entries.items())}
+    count = Counter(phases.values())
+    known = {n: e for n, e in entries.items() if e is not None and _is_fresh(model, e)}
+    failures = [_failure(node, known[node]) for node, p in phases.items() if p is Phase.FAILED]
+    status = Status(
+        observed_generation=model.metadata.generation,
+        nodes_wanted=len(phases),
+        nodes_ready=count[Phase.READY],
+        nodes_working=count[Phase.WORKING],
+        nodes_failed=count[Phase.FAILED],
+        held=f"{count[Phase.READY]}/{len(phases)}",
+        failures=tuple(failures[:_FAILURES]),
+        **_identity(known),
+        **_progress(phases, known),
+    )
+    found = _conditions(phases, failures)
+    merged = conditions.merge(
+        before.get("conditions") or (), found, generation=model.metadata.generation, now=now
+    )
+    return {**status.to_document(), "conditions": merged}
+
+
+def invalid(generation: int, error: WeightyardError, *, before: Json, now: str) -> Json:
+    """The status of a document that can't be read; what was known of it stays."""
+    found = [conditions.failed(READY, error)]
+    merged = conditions.merge(before.get("conditions") or (), found, generation=generation, now=now)
+    return {**before, "observedGeneration": generation, "conditions": merged}
+
+
+def phase_of(model: CachedModel, entry: Wanted | None) -> Phase:
+    """Where a node stands by its report; the server's image is part of it, where one is asked for."""
+    if entry is None or not _is_fresh(model, entry):
+        return Phase.WAITING
+    if entry.state == "Failed":
+        return Phase.FAILED
+    if entry.state != "Ready":
+        return Phase.WORKING if entry.state in ("Fetching", "Warming") else Phase.WAITING
+    if model.spec.runtime_image is None or entry.runtime_image in ("Present", "Unsupported"):
+        return Phase.READY
+    return Phase.FAILED if entry.runtime_image == "Failed" else Phase.WORKING
+
+
+def news(before: Json, after: Json) -> list[News]:
+    """What a new status tells that the one before didn't."""
+    found = []
+    if _turned(before, after, READY, "True"):
+        found.append(News("Normal", "Cached", _message(after, READY)))
+    if _turned(before, after, DEGRADED, "True"):
+        reason = str(_condition(after, DEGRADED)["reason"])
+        found.append(News("Warning", reason, _message(after, DEGRADED)))
+    return found
+
+
+def _is_fresh(model: CachedModel, entry: Wanted) -> bool:
+    another = entry.uid and model.metadata.uid and entry.uid != model.metadata.uid
+    return not another and entry.observed_generation >= model.metadata.generation
+
+
+def _failure(node: str, entry: Wanted) -> NodeFailure:
+    image = entry.state == "Ready"
+    return NodeFailure(
+        node=node,
+        reason=entry.reason or ("RuntimeImageFailed" if image else "Failed"),
+        message=entry.message
+        or ("the runtime image can't be pulled" if image else "see the agent's log"),
+    )
+
+
+def _identity(known: Mapping[str, Wanted]) -> dict[str, Any]:
+    """What the image means to most nodes: a tag that moves may mean different things for a while."""
+    named = Counter(
+        (e.model_key, e.image, e.variant) for e in known.values() if e.model_key is not None
+    )
+    if not named:
+        return {}
+    (key, image, variant), _ = max(named.items(), key=lambda each: (each[1], str(each[0])))
+    return {"model_key": key, "image": image, "variant": variant}
+
+
+def _progress(phases: Mapping[str, Phase], known: Mapping[str, Wanted]) -> dict[str, Any]:
+    """Bytes of all nodes together, and the time until the slowest is done."""
+    total = max((entry.bytes_total or 0 for entry in known.values()), default=0)
+    ready = {node for node, phase in phases.items() if phase is Phase.READY}
+    others = [entry for node, entry in known.items() if node not in ready]
+    done = len(ready) * total + sum(min(entry.bytes_done, total) for entry in others)
+    share = done / (total * len(phases)) if total else len(ready) / max(1, len(phases))
+    complete = bool(phases) and len(ready) == len(phases)
+    left = [entry.seconds_left for entry in others]
+    is_told = len(others) == len(phases) - len(ready) and None not in left
+    verified = [known[node].verified_at for node in ready]
+    return {
+        "bytes_total": total or None,
+        "percent": 100 if complete else min(99, int(share * 100)),
+        "bytes_per_second": sum(entry.bytes_per_second for entry in others),
+        "seconds_left": 0
+        if complete
+        else max(map(int, filter(None, left)), default=None)
+        if is_told
+        else None,
+        "verified_at": min(filter(None, verified), default=None),
+    }
+
+
+def _conditions(phases: Mapping[str, Phase], failures: Sequence[NodeFailure]) -> list[Condition]:
+    busy = [node for node, p in phases.items() if p in (Phase.WORKING, Phase.WAITING)]
+    if busy:
+        text = f"{len(busy)} nodes have yet to hold it: {_some(busy)}."
+        progressing = Condition(PROGRESSING, True, "Fetching", text)
+    else:
+        progressing = Condition(PROGRESSING, False, "AtRest", "No node works on it.")
+    return [_ready(phases, failures), progressing, _degraded(failures)]
+
+
+def _ready(phases: Mapping[str, Phase], failures: Sequence[NodeFailure]) -> Condition:
+    if not phases:
+        return Condition(
+            READY, False, "NoNode",
+            "No node with an agent has the labels of spec.nodeSelector. Correct it, or start agents there.",
+        )  # fmt: skip
+    held = sum(phase is Phase.READY for phase in phases.values())
+    if held == len(phases):
+        return Condition(READY, True, "Cached", f"All {held} nodes hold it, verified.")
+    if failures:
+        first = failures[0]
+        return Condition(
+            READY, False, first.reason, f"{held} of {len(phases)} nodes hold it. {_told(first)}"
+        )
+    working = any(phase is Phase.WORKING for phase in phases.values())
+    reason = "Fetching" if working else "Waiting"
+    return Condition(READY, False, reason, f"{held} of {len(phases)} nodes hold it.")
+
+
+def _degraded(failures: Sequence[NodeFailure]) -> Condition:
+    if not failures:
+        return Condition(DEGRADED, False, "NoFailure", "No node failed.")
+    text = f"{_told(failures[0])} Nodes that failed: {_some([each.node for each in failures])}."
+    return Condition(DEGRADED, True, failures[0].reason, text)
+
+
+def _told(failure: NodeFailure) -> str:
+    return f"{failure.node}: {failure.message.rstrip('.')}."
+
+
+def _some(nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+    return ", ".join(nodes[:_NAMED]) + more
+
+
+def _condition(status: Json, kind: str) -> Json:
+    return next((c for c in status.get("conditions") or () if c["type"] == kind), {})
+
+
+def _message(status: Json, kind: str) -> str:
+    return str(_condition(status, kind)["message"])
+
+
+def _turned(before: Json, after: Json, kind: str, to: str) -> bool:
+    was, now = _condition(before, kind).get("status"), _condition(after, kind).get("status")
+    return now == to and was != to

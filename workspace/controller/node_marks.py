@@ -1,0 +1,132 @@
+"""What a node carries for all to see: a label for each model that it holds, and at first a taint that keeps pods away.
+
+Pure. Labels follow the NodeCache: a model that the agent is about to release loses its label first, and the agent
+waits for that before it deletes. An annotation of the label's name says which model it is, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.names import MODEL_LABELS, READY, STARTUP_TAINT, node_label
+from cache_agent.api.node_cache import NodeCache
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+
+Json = dict[str, Any]
+
+_ALL_TRUE: Final = ("Ready", "Synced", "PinnedReady")
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """A node's labels and annotations of models, by name, and whether it has the startup taint."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    starting: bool = False
+
+    @classmethod
+    def of(cls, node: Json) -> Marks:
+        """What a Node carries."""
+        metadata, spec = node["metadata"], node.get("spec") or {}
+        return cls(
+            labels=_models(metadata.get("labels")),
+            annotations=_models(metadata.get("annotations")),
+            starting=any(each.get("key") == STARTUP_TAINT for each in spec.get("taints") or ()),
+        )
+
+
+def parse_node_cache(document: Json) -> NodeCache | None:
+    """A NodeCache as its agent wrote it; None for one that can't be read, of an agent from another time: what was
+    known of its node stays."""
+    try:
+        return NodeCache.model_validate(document)
+    except ValidationError:
+        return None
+
+
+def held_labels(cache: NodeCache) -> dict[str, str]:
+    """The labels that a NodeCache stands for, each with the model's whole name; none while its store isn't sound."""
+    if _condition(cache, "Ready") == "False":
+        return {}
+    found = {}
+    for model in cache.status.models:
+        key = _digest(model.key)
+        if model.state == "Ready" and key is not None:
+            found[node_label(key)] = f"{key} {model.variant} {model.image}"
+    return found
+
+
+def wanted_marks(
+    cache: NodeCache | None, models: Iterable[CachedModel], labels: Mapping[str, str]
+) -> Marks:
+    """What a node with these labels should carry; without a NodeCache it holds nothing, and has yet to start."""
+    if cache is None:
+        return Marks(starting=True)
+    named = held_labels(cache)
+    return Marks(dict.fromkeys(named, READY), named, not has_started(cache, models, labels))
+
+
+def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping[str, str]) -> bool:
+    """Whether every pinned model that selects the node is held and verified, by the newest word of what is wanted."""
+    if any(_condition(cache, each) != "True" for each in _ALL_TRUE):
+        return False
+    reports = {each.name: each for each in cache.status.wanted}
+    pinned = [each for each in models if each.spec.pin and each.selects(dict(labels))]
+    return all(
+        (report := reports.get(each.name)) is not None
+        and report.state == "Ready"
+        and report.observed_generation >= each.metadata.generation
+        for each in pinned
+    )
+
+
+def patch(there: Marks, wanted: Marks) -> Json | None:
+    """A merge patch of a node's metadata; None where nothing differs. The taint isn't part of it."""
+    parts = {
+        name: changed
+        for name, old, new in (
+            ("labels", there.labels, wanted.labels),
+            ("annotations", there.annotations, wanted.annotations),
+        )
+        if (changed := _difference(old, new))
+    }
+    return {"metadata": parts} if parts else None
+
+
+def without_taint(node: Json) -> Json | None:
+    """A merge patch that takes the startup taint away, if the node is still as it was read; None without one."""
+    taints = (node.get("spec") or {}).get("taints") or []
+    kept = [each for each in taints if each.get("key") != STARTUP_TAINT]
+    if len(kept) == len(taints):
+        return None
+    version = node["metadata"]["resourceVersion"]
+    return {"metadata": {"resourceVersion": version}, "spec": {"taints": kept or None}}
+
+
+def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str | None]:
+    gone: dict[str, str | None] = {name: None for name in old if name not in new}
+    return gone | {name: value for name, value in new.items() if old.get(name) != value}
+
+
+def _models(named: Mapping[str, str] | None) -> dict[str, str]:
+    return {k: v for k, v in (named or {}).items() if k.startswith(MODEL_LABELS)}
+
+
+def _condition(cache: NodeCache, kind: str) -> str:
+    found = (each.status for each in cache.status.conditions if each.type == kind)
+    return next(found, "Unknown")
+
+
+def _digest(text: str) -> Digest | None:
+    """An agent of another version may name models otherwise: such a model gets no label."""
+    try:
+        return Digest.parse(text)
+    except InvalidInput:
+        return None
