@@ -30,6 +30,7 @@ from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
 from weightyard.demo.synthetic import synthetic_checkpoint
 
+_WEIGHTYARD = (sys.executable, "-m", "weightyard.cli", "--quiet")
 TICKS = os.sysconf("SC_CLK_TCK")
 ORAS = """
 import sys, oras.client, pathlib
@@ -150,6 +151,23 @@ def peers(
     }
 
 
+def published(
+    registry: DockerRegistry, work: Path, gigabytes: float, *, shard_gigabytes: float
+) -> tuple[str, int]:
+    """A made-up model in the registry: its image, and its bytes."""
+    checkpoint = synthetic_checkpoint(
+        work / "checkpoint",
+        total_bytes=int(gigabytes * 1e9),
+        shard_bytes=int(shard_gigabytes * 1e9),
+    )
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    image = f"{registry.host}/bench/model:v1"
+    build = [*_WEIGHTYARD, "build", str(checkpoint), "--to", image]
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(checkpoint)
+    return image, size
+
+
 def report(runs: Sequence[Run], size: int) -> dict[str, object]:
     """Medians by program and the ratios that the targets speak of."""
     medians = {}
@@ -186,27 +204,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-")))
-        checkpoint = synthetic_checkpoint(
-            work / "checkpoint",
-            total_bytes=int(options.gigabytes * 1e9),
-            shard_bytes=int(options.shard_gigabytes * 1e9),
-        )
-        size = sum(path.stat().st_size for path in checkpoint.iterdir())
         registry = stack.enter_context(DockerRegistry())
         containerd = stack.enter_context(Containerd())
-        image = f"{registry.host}/bench/model:v1"
-        build = [
-            sys.executable,
-            "-m",
-            "weightyard.cli",
-            "--quiet",
-            "build",
-            str(checkpoint),
-            "--to",
-            image,
-        ]
-        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-        shutil.rmtree(checkpoint)
+        image, size = published(
+            registry, work, options.gigabytes, shard_gigabytes=options.shard_gigabytes
+        )
         contenders = peers(registry, containerd, image, work)
         if options.only:
             contenders = {name: contenders[name] for name in options.only}

@@ -24,7 +24,7 @@ from cache_agent.addresses import Address
 from cache_agent.config import FacesSection, PeersSection
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.csi.mounting import MounterClient
-from cache_agent.faces.csi.server import CsiOptions, CsiServer, Driver, node_name
+from cache_agent.faces.csi.options import CsiOptions, node_name
 from cache_agent.faces.csi.volumes import Volumes
 from cache_agent.faces.hub.api import HubApi
 from cache_agent.faces.hub.service import HubService
@@ -151,6 +151,9 @@ async def open_faces(
     peers = await _open_peers(node, options.peers, stack) if options.peers else None
     csi = None
     if options.csi is not None:
+        # gRPC takes 11 MB, which an agent without a driver shouldn't pay for.
+        from cache_agent.faces.csi.server import CsiServer, Driver  # noqa: PLC0415
+
         volumes = Volumes(node, gate, questions, transfers, MounterClient(options.csi.mounter))
         server = CsiServer(Driver(volumes, options.csi, _version()))
         stack.callback(server.stop)

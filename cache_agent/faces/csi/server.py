@@ -5,7 +5,6 @@ Translates messages to calls and errors to codes; decides nothing. kubelet shows
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ import grpc
 
 from cache_agent import errors as ours
 from cache_agent.faces.csi import wire
+from cache_agent.faces.csi.options import DRIVER, CsiOptions
 from cache_agent.faces.csi.requests import parse_publish, parse_volume_id
 from cache_agent.faces.csi.volumes import OtherVolume, StillPulling, Volumes
 from cache_agent.mounter.orders import Target
 from modelimage import errors
 from modelimage.errors import NotWritable, WeightyardError
 
-DRIVER: Final = "cache.weightyard.dev"
 _THREADS: Final = 128
 _LONGEST_SECONDS: Final = 110.0
 # What is left of the caller's deadline for the answer to reach it.
@@ -54,25 +53,6 @@ def code_of(error: WeightyardError) -> grpc.StatusCode:
     return next(
         (code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL
     )
-
-
-@dataclass(frozen=True, slots=True)
-class CsiOptions:
-    """`kubelet` is its directory, the same path here as on the host; `node` what Kubernetes calls this node."""
-
-    kubelet: Path
-    mounter: Path
-    node: str
-
-    @property
-    def endpoint(self) -> Path:
-        """The driver's socket."""
-        return self.kubelet / "plugins" / DRIVER / "csi.sock"
-
-    @property
-    def registration(self) -> Path:
-        """The socket that kubelet watches for."""
-        return self.kubelet / "plugins_registry" / f"{DRIVER}-reg.sock"
 
 
 @dataclass
@@ -227,8 +207,3 @@ def _handler(name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
 
 
 _REQUESTS: Final = {"GetInfo": "InfoRequest", "NotifyRegistrationStatus": "RegistrationStatus"}
-
-
-def node_name(environ: Mapping[str, str]) -> str:
-    """What this node is called: NODE_NAME, which the chart sets, else the host's name."""
-    return environ.get("NODE_NAME") or os.uname().nodename

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cache_agent.config import SignatureSection
-from cache_agent.faces.csi.server import DRIVER, CsiOptions
+from cache_agent.faces.csi.options import DRIVER, CsiOptions
 from cache_agent.faces.opening import FaceOptions
 from cache_agent.service import Service
 from cache_agent.store.values import Holder

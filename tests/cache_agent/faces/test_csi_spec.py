@@ -10,7 +10,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.faces.csi.server import CsiOptions, Driver
+from cache_agent.faces.csi.options import CsiOptions
+from cache_agent.faces.csi.server import Driver
 from cache_agent.faces.csi.wire import CSI, MESSAGES
 from tests.cache_agent.faces.csi_spec import message, specification
 

@@ -1,0 +1,197 @@
+"""What an agent costs a node: opening a large store, memory and CPU while idle, memory that a pull adds.
+
+    .venv/bin/python -m benchmarks.agent --files 100000 --gigabytes 2 --idle 60
+
+The store is opened side by side with `find` counting the same names. An idle agent is measured standalone, and with every
+face and the CSI driver. Prints what missed its target and fails then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks.pull import cpu_of, published
+from cache_agent.api.wire import PullBody
+from cache_agent.client import AgentClient
+from cache_agent.store.ledger import Ledger
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.space import SpaceLimits
+from cache_agent.store.store import Store, StoreOptions
+from cache_agent.store.values import Model, StoredFile
+from modelimage.digest import Digest
+from tests.servers.process import child_environment, program
+from tests.servers.registry import DockerRegistry
+
+MOST_OPEN_SECONDS: Final = 2.0
+MOST_IDLE_MB: Final = {"standalone": 80.0, "all faces": 120.0}
+MOST_IDLE_CPU: Final = 0.005
+MOST_PULL_MB: Final = 150.0
+_FILES_PER_MODEL: Final = 100
+
+
+def fill(root: Path, count: int) -> None:
+    """A store of `count` tiny files in models of a hundred, as it is on disk after their pulls."""
+    options = StoreOptions(SpaceLimits(), time.time)
+    Store(root, options).close()
+    paths, ledger = StorePaths(root), Ledger(StorePaths(root))
+    with ledger.transaction():
+        for number in range(0, count, _FILES_PER_MODEL):
+            files = [_put_file(paths, ledger, n) for n in range(number, number + _FILES_PER_MODEL)]
+            _put_model(paths, ledger, files, number)
+    ledger.close()
+
+
+def _put_file(paths: StorePaths, ledger: Ledger, number: int) -> Digest:
+    data = b"%d" % number
+    digest = Digest.of(data)
+    path = paths.file(digest)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(0o444)
+    chunk = hashlib.sha256(data).hexdigest()  # as long as a BLAKE3
+    ledger.put_file(StoredFile(digest, len(data), (chunk,), 1.0, path.stat().st_mtime_ns))
+    return digest
+
+
+def _put_model(paths: StorePaths, ledger: Ledger, files: Sequence[Digest], number: int) -> None:
+    key = Digest.of(b"model %d" % number)
+    directory = paths.model(key)
+    directory.mkdir()
+    for index, digest in enumerate(files):
+        (directory / f"{index}").hardlink_to(paths.file(digest))
+    row = Model(key, directory, "bf16", f"reg.test/m:{number}", 1, len(files), 1.0, 1.0, 1.0, 1.0)
+    ledger.put_model(row, _Listed(files))  # type: ignore[arg-type]
+
+
+class _Listed:
+    """What the ledger needs of a record: its files' digests."""
+
+    def __init__(self, digests: Sequence[Digest]) -> None:
+        self.files = [self._File(digest) for digest in digests]
+
+    class _File:
+        def __init__(self, digest: Digest) -> None:
+            self.digest = digest
+
+
+def open_seconds(root: Path, rounds: int) -> tuple[float, float]:
+    """Medians: opening the store, and `find` listing its files."""
+    ours, peers = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        Store(root, StoreOptions(SpaceLimits(), time.time)).close()
+        ours.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        find = [program("find"), str(root / "files"), str(root / "models"), "-type", "f"]
+        subprocess.run(find, check=True, stdout=subprocess.DEVNULL)
+        peers.append(time.perf_counter() - started)
+    return statistics.median(ours), statistics.median(peers)
+
+
+@contextmanager
+def agent(root: Path, *options: str) -> Iterator[tuple[int, AgentClient]]:
+    """A running agent: its pid and its client."""
+    command = [sys.executable, "-m", "weightyard.cli", "--json", "agent", "--root", str(root)]
+    with (root.parent / f"{root.name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *options], stderr=log, env=child_environment(root.parent)
+        )
+        try:
+            client = None
+            while client is None:
+                if process.poll() is not None:
+                    raise SystemExit(Path(log.name).read_text())
+                time.sleep(0.05)
+                client = AgentClient.of_socket(StorePaths(root).socket)
+            yield process.pid, client
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def megabytes(pid: int, field: str) -> float:
+    """VmRSS or VmHWM of a process, in 10^6 bytes."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition(f"{field}:")[2].split()[0]) * 1024 / 1e6
+
+
+def idle(root: Path, seconds: float, *options: str) -> tuple[float, float]:
+    """Resident megabytes, and the share of a core, of an agent that has nothing to do."""
+    with agent(root, *options) as (pid, client):
+        client.models()
+        time.sleep(1)
+        before = cpu_of(pid)
+        time.sleep(seconds)
+        return megabytes(pid, "VmRSS"), (cpu_of(pid) - before) / seconds
+
+
+def pull_adds(root: Path, image: str) -> float:
+    """Megabytes that the peak of a pull is above the idle agent."""
+    with agent(root) as (pid, client):
+        client.models()
+        before = megabytes(pid, "VmRSS")
+        for _ in client.pull(PullBody(image=image)):
+            pass
+        return megabytes(pid, "VmHWM") - before
+
+
+def every_face(work: Path) -> list[str]:
+    """Options that turn everything on."""
+    kubelet = work / "kubelet"
+    kubelet.mkdir()
+    return [
+        *("--mirror", "0", "--hub", "0", "--observe", "0", "--registry", "127.0.0.1"),
+        *("--faces-csi-kubelet", str(kubelet), "--faces-csi-mounter", str(work / "mounter.sock")),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--idle", type=float, default=60.0, help="seconds to watch an idle agent")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    options = parser.parse_args()
+    missed: list[str] = []
+    numbers: dict[str, float] = {}
+
+    def note(name: str, value: float, most: float, unit: str) -> None:
+        numbers[name] = value
+        print(f"{name:34} {value:9.3f} {unit:9} (at most {most:g})", flush=True)
+        if value > most:
+            missed.append(f"{name}: {value:.3f} {unit}, above {most:g}")
+
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-agent-")))
+        fill(work / "large", options.files)
+        ours, peer = open_seconds(work / "large", options.rounds)
+        note(f"open a store of {options.files} files", ours, MOST_OPEN_SECONDS, "s")
+        print(f"{'find over the same names':34} {peer:9.3f} s")
+        for name, extra in (("standalone", []), ("all faces", every_face(work))):
+            resident, cpu = idle(work / name.replace(" ", "-"), options.idle, *extra)
+            note(f"idle, {name}: resident", resident, MOST_IDLE_MB[name], "MB")
+            note(f"idle, {name}: share of a core", cpu, MOST_IDLE_CPU, "")
+        registry = stack.enter_context(DockerRegistry())
+        image, _ = published(registry, work, options.gigabytes, shard_gigabytes=0.5)
+        added = pull_adds(work / "pulling", image)
+        note(f"a pull of {options.gigabytes:g} GB adds", added, MOST_PULL_MB, "MB")
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=2))
+    if missed:
+        sys.exit("missed: " + "; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()
