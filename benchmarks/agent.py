@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.agent --files 100000 --gigabytes 2 --idle 60
 
-The store is opened side by side with `find` counting the same names. An idle agent is measured standalone, and with every
-face and the CSI driver. Prints what missed its target and fails then.
+The store is opened side by side with `find` listing the same names. An idle agent is measured standalone, and with
+every face and the CSI driver. Fails when a target is missed.
 """
 
 from __future__ import annotations

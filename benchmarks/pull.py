@@ -1,8 +1,10 @@
-"""Registry to verified, durable files: `weightyard pull` beside skopeo, containerd and oras, in one run.
+"""Registry to verified, durable files: `weightyard pull` beside skopeo, containerd, oras and hf, in one run.
 
-Each round runs every program once on the same image in the same registry, in alternating order; what it wrote is
-deleted before the next one starts. Wall time, CPU seconds (of the program, its daemon, and the registry) and peak
-memory of each run are printed, then medians and ratios. A missing program is a failure, not a skip.
+Each round runs every program once on the same bytes, in alternating order; what it wrote is deleted before the next one
+starts. `hf download` gets them from a Hub on loopback, the others from one registry. Wall time, CPU seconds (of the
+program, its daemon, and the server) and peak memory of each run are printed, then medians and ratios, and what the
+parts of a pull cost alone in the same run: no pull can beat their sum over the cores, nor the disk. A missing program
+is a failure, not a skip. Fails when a target is missed.
 
     .venv/bin/python -m benchmarks.pull --gigabytes 2 --rounds 5
 """
@@ -20,16 +22,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Final
 
+from benchmarks._parts import Parts, cores_here, measure_parts, room_for
+from modelimage.access import Access, open_reader
+from modelimage.reference import RegistryReference, parse_image
+from modelimage.resolve import resolve_model
 from tests.servers.containerd import Containerd
+from tests.servers.hub import Hub
 from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
 from weightyard.demo.synthetic import synthetic_checkpoint
 
+REPOSITORY: Final = "bench/model"
+LEAST_OF_BOUND: Final = 0.85
+Summary = dict[str, Any]
 _WEIGHTYARD = (sys.executable, "-m", "weightyard.cli", "--quiet")
 TICKS = os.sysconf("SC_CLK_TCK")
 ORAS = """
@@ -62,6 +73,11 @@ def cpu_of(pid: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS
 
 
+def serving(servers: Sequence[int]) -> float:
+    """CPU seconds of the servers; without any it is this process that serves."""
+    return sum(map(cpu_of, servers)) if servers else time.process_time()
+
+
 class Peak(threading.Thread):
     """Follows a process' peak resident memory. (wait4's maximum counts what the parent had when it forked.)"""
 
@@ -84,13 +100,22 @@ class Peak(threading.Thread):
 
 
 def measure(
-    name: str, command: Sequence[str], *, servers: Sequence[int], daemon: int | None, home: Path
+    name: str,
+    command: Sequence[str],
+    *,
+    servers: Sequence[int],
+    daemon: int | None,
+    home: Path,
+    environment: Mapping[str, str] | None = None,
 ) -> Run:
     """Run a command, then sync its files; raises when it fails."""
-    before, daemon_before = sum(map(cpu_of, servers)), cpu_of(daemon) if daemon else 0.0
+    before, daemon_before = serving(servers), cpu_of(daemon) if daemon else 0.0
     started = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=child_environment(home)
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**child_environment(home), **(environment or {})},
     )
     assert process.stderr is not None
     peak = Peak(process.pid)
@@ -105,12 +130,12 @@ def measure(
     sync = time.perf_counter() - started - wall
     own = usage.ru_utime + usage.ru_stime
     daemon_cpu = cpu_of(daemon) - daemon_before if daemon else 0.0
-    server = sum(map(cpu_of, servers)) - before
+    server = serving(servers) - before
     return Run(name, wall, sync, own + daemon_cpu, server, 0.0 if daemon else peak.megabytes)
 
 
 def peers(
-    registry: DockerRegistry, containerd: Containerd, image: str, work: Path
+    registry: DockerRegistry, containerd: Containerd, hub: Hub, image: str, work: Path
 ) -> dict[str, Callable[[], Run]]:
     """What is compared, by name. Raises when one isn't installed."""
     servers = [registry._process.pid]
@@ -121,16 +146,7 @@ def peers(
     def run(name: str, command: Sequence[str], daemon: int | None = None) -> Callable[[], Run]:
         return lambda: measure(name, command, servers=servers, daemon=daemon, home=work)
 
-    weightyard = [
-        sys.executable,
-        "-m",
-        "weightyard.cli",
-        "--quiet",
-        "pull",
-        image,
-        "--root",
-        str(target),
-    ]
+    weightyard = [*_WEIGHTYARD, "pull", image, "--root", str(target)]
     skopeo = [program("skopeo"), "--policy", str(policy), "copy", "--src-tls-verify=false",
               f"docker://{image}", f"dir:{target}"]  # fmt: skip
     ctr = [
@@ -143,34 +159,67 @@ def peers(
         image,
     ]
     oras = [sys.executable, "-c", ORAS, f"{image}-modelpack", str(target)]
+    hf = [
+        str(Path(sys.executable).with_name("hf")),
+        "download",
+        REPOSITORY,
+        "--local-dir",
+        str(target),
+    ]
+    from_hub = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "hf"), "HF_HUB_DISABLE_XET": "1"}
     return {
         "weightyard": run("weightyard", weightyard),
         "skopeo": run("skopeo", skopeo),
         "ctr": run("ctr", ctr, containerd._process.pid),
         "oras": run("oras", oras),
+        "hf": lambda: measure("hf", hf, servers=[], daemon=None, home=work, environment=from_hub),
     }
 
 
 def published(
-    registry: DockerRegistry, work: Path, gigabytes: float, *, shard_gigabytes: float
+    registry: DockerRegistry,
+    work: Path,
+    gigabytes: float,
+    *,
+    shard_gigabytes: float,
+    hub: Hub | None = None,
 ) -> tuple[str, int]:
-    """A made-up model in the registry: its image, and its bytes."""
+    """A made-up model in the registry, and on the Hub if there is one: its image, and its bytes.
+
+    The Hub serves the files in place, so they stay; else they go.
+    """
     checkpoint = synthetic_checkpoint(
         work / "checkpoint",
         total_bytes=int(gigabytes * 1e9),
         shard_bytes=int(shard_gigabytes * 1e9),
     )
     size = sum(path.stat().st_size for path in checkpoint.iterdir())
-    image = f"{registry.host}/bench/model:v1"
+    image = f"{registry.host}/{REPOSITORY}:v1"
     build = [*_WEIGHTYARD, "build", str(checkpoint), "--to", image]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    shutil.rmtree(checkpoint)
+    if hub is None:
+        shutil.rmtree(checkpoint)
+    else:
+        hub.add(REPOSITORY, checkpoint)
     return image, size
 
 
-def report(runs: Sequence[Run], size: int) -> dict[str, object]:
-    """Medians by program and the ratios that the targets speak of."""
-    medians = {}
+def largest_layer(registry: DockerRegistry, image: str) -> tuple[str, int]:
+    """Where the image's largest layer is, and its bytes."""
+    reference = parse_image(image)
+    if not isinstance(reference, RegistryReference):
+        raise SystemExit(f"{image} is in no registry")
+    reader = open_reader(reference, Access())
+    layers = resolve_model(reader, reference.name).layers
+    largest = max(layers, key=lambda layer: layer.size)
+    return f"{registry.url}/v2/{reference.repository}/blobs/{largest.digest}", largest.size
+
+
+def report(runs: Sequence[Run], parts: Sequence[Parts], size: int) -> tuple[Summary, list[str]]:
+    """Medians by program, the ratios that the targets speak of, and what missed its target."""
+    gigabytes = size / 1e9
+    walls: dict[str, float] = {}
+    costs: dict[str, float] = {}
     print(f"\n{'':12} {'wall s':>8} {'sync s':>8} {'CPU s/GB':>9} {'server':>8} {'RSS MB':>8}")
     for name in dict.fromkeys(run.program for run in runs):
         own = [run for run in runs if run.program == name]
@@ -178,19 +227,29 @@ def report(runs: Sequence[Run], size: int) -> dict[str, object]:
             statistics.median(getattr(run, field) for run in own)
             for field in ("wall", "sync", "cpu", "server_cpu", "rss_mb")
         )
-        medians[name] = wall
-        gigabytes = size / 1e9
+        walls[name], costs[name] = wall, cpu / gigabytes
         print(
-            f"{name:12} {wall:8.2f} {sync:8.2f} {cpu / gigabytes:9.2f} {server / gigabytes:8.2f} {rss:8.0f}"
+            f"{name:12} {wall:8.2f} {sync:8.2f} {costs[name]:9.2f} {server / gigabytes:8.2f} {rss:8.0f}"
         )
-    ratios = {name: wall / medians["weightyard"] for name, wall in medians.items()}
+    ratios = {name: wall / walls["weightyard"] for name, wall in walls.items()}
     print("times as long as weightyard: " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()))
-    return {
-        "size": size,
-        "medians": medians,
-        "ratios": ratios,
-        "runs": [asdict(run) for run in runs],
-    }
+    own = walls["weightyard"] / gigabytes
+    bound = statistics.median(each.bound(cores_here()) for each in parts)
+    reached = statistics.median(each.bound(cores_here()) / own for each in parts)
+    for field in fields(Parts):
+        middle = statistics.median(getattr(each, field.name) for each in parts)
+        print(f"  {field.name:10} {middle:6.2f} {'' if field.name == 'disk' else 'CPU '}s/GB")
+    print(
+        f"bound {bound:.2f} s/GB on {cores_here()} cores; weightyard {own:.2f}: {reached:.2f} of it"
+    )
+    missed = []
+    if reached < LEAST_OF_BOUND:
+        missed.append(f"{reached:.2f} of the bound, below {LEAST_OF_BOUND}")
+    for name in ("skopeo", "ctr", "hf"):
+        if costs.get(name, costs["weightyard"]) < costs["weightyard"]:
+            missed.append(f"{name} takes {costs[name]:.2f} CPU s/GB, less than weightyard")
+    summary: Summary = {"size": size, "walls": walls, "cpu": costs, "ratios": ratios}
+    return {**summary, "bound": bound, "reached": reached}, missed
 
 
 def main() -> None:
@@ -198,21 +257,25 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shard-gigabytes", type=float, default=0.5)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=[], help="these programs beside weightyard")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-")))
+        room_for(work, int(options.gigabytes * 6e9))
         registry = stack.enter_context(DockerRegistry())
         containerd = stack.enter_context(Containerd())
+        hub = stack.enter_context(Hub())
         image, size = published(
-            registry, work, options.gigabytes, shard_gigabytes=options.shard_gigabytes
+            registry, work, options.gigabytes, shard_gigabytes=options.shard_gigabytes, hub=hub
         )
-        contenders = peers(registry, containerd, image, work)
+        layer, layer_size = largest_layer(registry, image)
+        contenders = peers(registry, containerd, hub, image, work)
         if options.only:
-            contenders = {name: contenders[name] for name in options.only}
+            contenders = {name: contenders[name] for name in ("weightyard", *options.only)}
         runs: list[Run] = []
+        parts: list[Parts] = []
         for number in range(options.rounds + 1):
             order = list(contenders) if number % 2 else list(reversed(contenders))
             for name in order:
@@ -225,9 +288,20 @@ def main() -> None:
                 if number:
                     runs.append(run)
                     print(json.dumps(asdict(run)), flush=True)
-        document = report(runs, size)
+            measured = measure_parts(
+                layer, layer_size, work, lambda: serving([registry._process.pid])
+            )
+            parts += [measured] if number else []
+        summary, missed = report(runs, parts, size)
         if options.json:
+            document = {
+                **summary,
+                "runs": [asdict(run) for run in runs],
+                "parts": [asdict(each) for each in parts],
+            }
             options.json.write_text(json.dumps(document, indent=2))
+    if missed:
+        sys.exit("missed: " + "; ".join(missed))
 
 
 if __name__ == "__main__":
