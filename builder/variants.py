@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantize.quality import Gates
 
 QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
+EVALUATORS: Final = ("transformers", "vllm")
 ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
 
 
@@ -40,6 +41,7 @@ class EvaluationChoices:
     max_kl: float | None = None
     max_perplexity_ratio: float | None = None
     min_top1: float | None = None
+    evaluator: str = EVALUATORS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def _choice_key(choices: QuantizeChoices) -> str:
         choices.engine,
         str(choices.group_size),
         _file_state(choices.calibration),
-        _file_state(evaluation.text) if evaluation else "unmeasured",
+        f"{evaluation.evaluator} {_file_state(evaluation.text)}" if evaluation else "unmeasured",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -135,6 +137,7 @@ def _quantize(
 ) -> dict[str, Any]:
     # Only a quantized variant needs numba and numpy.
     from quantize.api import Evaluation, QuantizeOptions, quantize_checkpoint  # noqa: PLC0415
+    from quantize.evaluate import Evaluator  # noqa: PLC0415
     from quantize.schemes import Engine, Scheme  # noqa: PLC0415
 
     evaluation = choices.evaluation
@@ -143,7 +146,9 @@ def _quantize(
         engine=Engine(choices.engine),
         group_size=choices.group_size,
         calibration=choices.calibration,
-        evaluation=Evaluation(_gates(evaluation), evaluation.text) if evaluation else None,
+        evaluation=Evaluation(_gates(evaluation), evaluation.text, Evaluator(evaluation.evaluator))
+        if evaluation
+        else None,
     )
     with reporter.progress(f"quantizing {name}") as progress:
         steps = _Steps(progress.advance)

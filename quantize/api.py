@@ -17,6 +17,7 @@ from modelimage.errors import NoSpace
 from quantize import engines, evaluate, output, rtn
 from quantize.calibration import load_calibration, load_evaluation
 from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.evaluate import Evaluator
 from quantize.plan import Plan, make_plan
 from quantize.quality import Comparison, Gates, Quality
 from quantize.rtn import Progress
@@ -37,10 +38,11 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Compare with the source: on which text (None: the shipped one), and what must be met."""
+    """Compare with the source: on which text (None: the shipped one), by what, and what must be met."""
 
     gates: Gates = field(default_factory=Gates)
     text: Path | None = None
+    evaluator: Evaluator = Evaluator.TRANSFORMERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def quantize_checkpoint(
     checkpoint, plan, engine = plan_checkpoint(src, options)
     engines.check_installed(engine, os.environ)
     if options.evaluation is not None:
-        evaluate.check_installed()
+        evaluate.check_possible(options.evaluation.evaluator, plan)
     notices = _notices(options, engine)
     for notice in notices:
         if notify is not None:
@@ -153,7 +155,8 @@ def _compare(
     if evaluation is None:
         return None
     text = load_evaluation(evaluation.text)
-    found = evaluate.compare(job.checkpoint.root, staging.directory, job.plan, text)
+    pair = job.checkpoint.root, staging.directory
+    found = evaluate.compare(*pair, job.plan, text, evaluation.evaluator)
     evaluation.gates.check(found)
     return found
 

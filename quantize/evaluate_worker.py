@@ -8,20 +8,17 @@ inputs per token as the kernels do. Takes memory for both models at once.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from modelimage.digest import Digest
-from modelimage.errors import InvalidInput
+from quantize.agreement import Totals, comparison, measure, windows
 from quantize.calibration import Calibration
 from quantize.checkpoint import open_checkpoint
 from quantize.dequantize import ROWS, Floats, Quantized, TensorFile, read_quantized
@@ -29,9 +26,6 @@ from quantize.experts import Matrix
 from quantize.plan import Plan, ShardPlan, make_plan
 from quantize.quality import Comparison
 from quantize.schemes import Format, Scheme
-
-WINDOW: Final = 512  # tokens
-MIN_TOKENS: Final = 64
 
 
 def main() -> None:
@@ -53,7 +47,6 @@ def main() -> None:
 
 def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Comparison:
     """Measure. Raises InvalidInput for a text that is too short, and what the libraries raise."""
-    ids = _token_ids(source, text)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     weights = _dequantized(source, quantized, plan)
@@ -63,68 +56,13 @@ def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Com
     reference, subject = reference.to(device).eval(), subject.to(device).eval()
     if plan.scheme is Scheme.INT8:
         _round_activations(subject, plan)
-    totals = np.zeros(len(_Totals._fields))
+    totals = Totals()
     with torch.inference_mode():
-        for window in _windows(ids):
+        for window in windows(source, text):
             inputs = torch.tensor([window], device=device)
-            found = _measure(reference(inputs).logits, subject(inputs).logits, inputs)
-            totals += np.array(found, dtype=np.float64)
-    return _comparison(_Totals(*totals.tolist()), text, device)
-
-
-class _Totals(NamedTuple):
-    """Sums over positions: negative log-likelihoods, divergence, agreements, and how many."""
-
-    source_nll: float
-    quantized_nll: float
-    divergence: float
-    agreed: float
-    positions: float
-
-
-def _comparison(totals: _Totals, text: Calibration, device: str) -> Comparison:
-    count = totals.positions
-    return Comparison(
-        perplexity_ratio=math.exp((totals.quantized_nll - totals.source_nll) / count),
-        kl_divergence=totals.divergence / count,
-        top1_agreement=totals.agreed / count,
-        source_perplexity=math.exp(totals.source_nll / count),
-        tokens=int(count),
-        text=text.digest,
-        evaluator=f"transformers on {device}",
-        versions={name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-    )
-
-
-def _measure(reference: Any, subject: Any, inputs: Any) -> _Totals:
-    """One window: predictions at every position but the last, against the token that follows."""
-    expected = torch.log_softmax(reference[0, :-1].float(), dim=-1)
-    found = torch.log_softmax(subject[0, :-1].float(), dim=-1)
-    following = inputs[0, 1:, None]
-    divergence = (expected.exp() * (expected - found)).sum()
-    agreed = (expected.argmax(-1) == found.argmax(-1)).sum()
-    return _Totals(
-        -float(expected.gather(1, following).sum()),
-        -float(found.gather(1, following).sum()),
-        float(divergence),
-        float(agreed),
-        float(len(following)),
-    )
-
-
-def _windows(ids: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(ids) - 1, WINDOW):
-        window = ids[start : start + WINDOW]
-        if len(window) > 1:
-            yield window
-
-
-def _token_ids(source: Path, text: Calibration) -> list[int]:
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    ids: list[int] = tokenizer("\n\n".join(text.samples), add_special_tokens=False)["input_ids"]
-    if len(ids) < MIN_TOKENS:
-        raise InvalidInput(f"the evaluation text has {len(ids)} tokens, below {MIN_TOKENS}")
-    return ids
+            pair = reference(inputs).logits[0, :-1], subject(inputs).logits[0, :-1]
+            totals = totals.plus(measure(*pair, inputs[0, 1:]))
+    return comparison(totals, text, f"transformers on {device}", ("torch", "transformers"))
 
 
 def _dequantized(source: Path, quantized: Path, plan: Plan) -> dict[str, Any]:

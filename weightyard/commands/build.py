@@ -19,7 +19,13 @@ from builder.records import created_time
 from builder.remembered import RememberedDigests
 from builder.sources.datasets import calibration_file
 from builder.sources.opening import open_source
-from builder.variants import ENGINES, EvaluationChoices, QuantizeChoices, chosen_variants
+from builder.variants import (
+    ENGINES,
+    EVALUATORS,
+    EvaluationChoices,
+    QuantizeChoices,
+    chosen_variants,
+)
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from modelimage.reference import (
@@ -87,6 +93,13 @@ Examples:
     "--evaluate",
     is_flag=True,
     help="Compare what each variant predicts with the published weights, on a fixed text, and publish it.",
+)
+@click.option(
+    "--evaluator",
+    type=click.Choice(EVALUATORS),
+    default=EVALUATORS[0],
+    show_default=True,
+    help="What runs the models that are compared: vllm takes what it serves on this machine.",
 )
 @click.option(
     "--evaluation-text",
@@ -227,9 +240,8 @@ def _options(given: dict[str, Any]) -> BuildOptions:
 
 
 def _evaluation(given: dict[str, Any]) -> EvaluationChoices | None:
-    choices = EvaluationChoices(
-        given["evaluation_text"], given["max_kl"], given["max_ppl_ratio"], given["min_top1"]
-    )
+    bounds = given["max_kl"], given["max_ppl_ratio"], given["min_top1"]
+    choices = EvaluationChoices(given["evaluation_text"], *bounds, given["evaluator"])
     return choices if given["evaluate"] or choices != EvaluationChoices() else None
 
 

@@ -16,6 +16,7 @@ from quantize.api import (
     plan_checkpoint,
     quantize_checkpoint,
 )
+from quantize.evaluate import Evaluator
 from quantize.plan import Plan
 from quantize.quality import Comparison, Gates
 from quantize.rtn import Progress
@@ -24,7 +25,9 @@ from weightyard.console import Console, pass_console
 from weightyard.progress import Progress as Bar
 
 
-def _choice(kind: type[Scheme] | type[Format] | type[Engine] | type[Method]) -> click.Choice[str]:
+def _choice(
+    kind: type[Scheme] | type[Format] | type[Engine] | type[Method] | type[Evaluator],
+) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
 
@@ -51,6 +54,13 @@ _FILE = click.Path(path_type=Path)
     help="Text or JSON lines for calibrated engines, instead of the shipped text.",
 )
 @click.option("--evaluate", is_flag=True, help="Compare with the source on fixed text.")
+@click.option(
+    "--evaluator",
+    type=_choice(Evaluator),
+    default="transformers",
+    show_default=True,
+    help="What runs the models that are compared: vllm takes what it serves on this machine.",
+)
 @click.option("--evaluation-text", type=_FILE, metavar="FILE", help="The text to compare on.")
 @click.option(
     "--min-sqnr", type=float, metavar="DB", help="Fail when a matrix has less signal to noise."
@@ -99,8 +109,12 @@ def _options(given: dict[str, Any]) -> QuantizeOptions:
         calibration=calibration_file(given["calibration"]) if given["calibration"] else None,
         min_sqnr=given["min_sqnr"],
         threads=given["threads"],
-        evaluation=Evaluation(gates, given["evaluation_text"]) if given["evaluate"] else None,
+        evaluation=_evaluation(gates, given) if given["evaluate"] else None,
     )
+
+
+def _evaluation(gates: Gates, given: dict[str, Any]) -> Evaluation:
+    return Evaluation(gates, given["evaluation_text"], Evaluator(given["evaluator"]))
 
 
 def _advancing(bar: Bar) -> Progress:
