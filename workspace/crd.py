@@ -33,6 +33,16 @@ RULES: Final[Rules] = {
             "[has(self.image), has(self.hub), has(self.s3)].filter(given, given).size() == 1",
             "give exactly one of image, hub and s3",
         ),
+        (
+            "!(has(self.image) && has(self.build))",
+            "an image is built already: give build with hub or s3 only",
+        ),
+    ),
+    ("model", "build"): (
+        (
+            "!has(self.variants) || !self.variants.exists(each, each == 'auto')",
+            "variants names what to build; auto is for model.variant",
+        ),
     ),
     ("runtime", "env", "[]"): (
         ("has(self.value) != has(self.secret)", "give exactly one of value and secret"),

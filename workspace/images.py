@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, NotFound
 from modelimage.record import Record
 from modelimage.reference import (
     EngineReference,
@@ -21,22 +21,22 @@ from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel, resolve_model
 from workspace.render.release import PinnedAdapter, PinnedModel, Resolved
 from workspace.schema import Variant, Workspace
+from workspace.sources import image_of, not_built
 
 Opener = Callable[[ImageReference], ImageReader]
 
 
 def resolve_workspace(workspace: Workspace, opener: Opener) -> Resolved:
-    """Pin the model and the adapters. Raises InvalidInput when the model is no image, and what readers raise."""
-    spec = workspace.spec
-    if spec.model.image is None:
-        source = f"hf://{spec.model.hub}" if spec.model.hub else f"s3://{spec.model.s3}"
-        raise InvalidInput(
-            f"nodes serve model images, and this workspace names {source}",
-            hint=f"Build one: weightyard build {source} --to REGISTRY/NAME:TAG; then set spec.model.image.",
-        )
+    """Pin the model and the adapters. Raises NotBuilt for a source whose image isn't there, and what readers raise."""
+    spec, image = workspace.spec, image_of(workspace)
     wanted = None if spec.model.variant is Variant.AUTO else spec.model.variant.value
     adapters = {each.name: _pin_adapter(each.image, opener) for each in spec.runtime.adapters}
-    return Resolved(_pin_model(spec.model.image, wanted, opener), adapters)
+    try:
+        return Resolved(_pin_model(image, wanted, opener), adapters)
+    except NotFound as error:
+        if spec.model.image is not None:
+            raise
+        raise not_built(workspace, image) from error
 
 
 def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:

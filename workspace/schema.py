@@ -86,6 +86,27 @@ class Autoscaler(Enum):
     HPA = "hpa"
 
 
+class Build(Strict):
+    """How a source that is no image becomes one: where the controller publishes it, and with whose credentials."""
+
+    to: NonEmpty = Field(
+        description="A repository without a tag, registry.example/team/model; pullSecret must allow pushing there."
+    )
+    variants: tuple[Annotated[Variant, _as_enum(Variant)], ...] = Field(
+        default=(), strict=False, max_length=8, description="Quantized variants to build as well."
+    )
+    secret: SecretName | None = Field(
+        default=None,
+        description="A Secret whose keys become the build's environment: HF_TOKEN, AWS_ACCESS_KEY_ID, and so on.",
+    )
+
+    @model_validator(mode="after")
+    def _quantized(self) -> Self:
+        if Variant.AUTO in self.variants:
+            raise ValueError("variants names what to build; auto is for model.variant")
+        return self
+
+
 class Model(Strict):
     """Where the weights come from: exactly one of `image`, `hub` and `s3`."""
 
@@ -97,6 +118,9 @@ class Model(Strict):
         default=None, description="A Hugging Face model: org/name or org/name@revision."
     )
     s3: NonEmpty | None = Field(default=None, description="A checkpoint in S3: bucket/prefix.")
+    build: Build | None = Field(
+        default=None, description="How hub or s3 becomes an image, which nodes can cache."
+    )
     variant: Annotated[Variant, _as_enum(Variant)] = Field(
         default=Variant.AUTO, description="auto is the most accurate variant that fits."
     )
@@ -111,6 +135,8 @@ class Model(Strict):
         if len(given) != 1:
             found = f"found {' and '.join(given)}" if given else "found none"
             raise ValueError(f"give exactly one of image, hub and s3; {found}")
+        if self.image is not None and self.build is not None:
+            raise ValueError("an image is built already: give build with hub or s3 only")
         return self
 
 

@@ -25,6 +25,7 @@ class Terminal:
     directory: Path
     fake: str | None = ""
     running: list[subprocess.Popen[str]] = field(default_factory=list)
+    extra: dict[str, str] = field(default_factory=dict)  # environment beside the usual
 
     @property
     def root(self) -> Path:
@@ -35,7 +36,7 @@ class Terminal:
         return self.directory / "gate"
 
     def environment(self) -> dict[str, str]:
-        extra = {"WEIGHTYARD_ROOT": str(self.root)}
+        extra = {"WEIGHTYARD_ROOT": str(self.root), **self.extra}
         if self.fake is not None:
             extra |= {
                 "FAKE_ENGINE": self.fake,

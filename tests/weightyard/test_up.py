@@ -16,6 +16,7 @@ import pytest
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from modelimage.errors import InUse
+from tests.servers.hub import Hub
 from tests.servers.process import wait_until
 from tests.weightyard.local import Terminal, alive, gone, kill, workspace
 from weightyard.demo.synthetic import synthetic_checkpoint
@@ -433,3 +434,19 @@ def test_full_disk_leaves_no_server_behind(terminal: Terminal, file: Path) -> No
 def test_store_is_sound_beside_workspaces(terminal: Terminal, file: Path) -> None:
     terminal.ok("up", "-d", str(file), "--port", "0")
     assert "error" not in terminal.ok("check").lower()
+
+
+@pytest.mark.servers
+def test_a_model_on_the_hub_is_built_here_once(terminal: Terminal, hub: Hub) -> None:
+    checkpoint = synthetic_checkpoint(terminal.directory / "model", total_bytes=2_000_000)
+    hub.add("org/served-by-up", checkpoint)
+    file = workspace(terminal.directory, "tiny", "", model={"hub": "org/served-by-up"})
+    terminal.extra["HF_ENDPOINT"] = hub.url
+    ready = json.loads(terminal.ok("up", "-d", str(file), "--port", "0", "--json"))
+    assert healthy(ready["url"])
+    terminal.ok("down", "tiny")
+    asked = len(hub.requests)
+    again = terminal.run("up", "-d", str(file), "--port", "0")
+    assert again.returncode == 0, again.stderr
+    assert "building" not in again.stderr
+    assert len(hub.requests) == asked

@@ -88,7 +88,10 @@ NAMES = st.sampled_from(["a", "b", "A", "9a", "a" * 52, "a" * 53, ""])
 COUNTS = st.integers(-1, 3)
 SPECS = st.fixed_dictionaries(
     {"model": optional(image=TEXT, hub=TEXT, s3=TEXT, variant=st.sampled_from(["auto", "fp8", "int4"]),
-                       pullSecret=st.sampled_from(["a.b", "A", "a..b", "9"]))},
+                       pullSecret=st.sampled_from(["a.b", "A", "a..b", "9"]),
+                       build=st.fixed_dictionaries({}, optional={
+                           "to": TEXT, "secret": st.sampled_from(["a", "A"]),
+                           "variants": st.lists(st.sampled_from(["auto", "int4", "x"]), max_size=2)}))},
     optional={
         "runtime": optional(
             engine=st.sampled_from(["vllm", "llama.cpp", "other"]),
@@ -133,6 +136,8 @@ def test_each_rule_refuses_what_it_is_for() -> None:
     refused = [
         {"replicas": 1, "scale": {"max": 2}},
         {"model": {"image": "a", "hub": "b"}},
+        {"model": {"image": "a", "build": {"to": "b"}}},
+        {"model": {"hub": "a", "build": {"to": "b", "variants": ["int8", "auto"]}}},
         {"runtime": {"env": [{"name": "A"}]}},
         {"resources": {"fraction": 0.5, "migProfile": "1g.10gb"}},
         {"resources": {"fraction": 0.5, "gpus": 2}},

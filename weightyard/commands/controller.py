@@ -19,7 +19,7 @@ from weightyard.options import access_options
 from workspace.controller.handlers import connect
 from workspace.controller.health import Pulse, answering
 from workspace.controller.main import Options, run_controller
-from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
+from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, Surroundings
 
 
 @click.command()
@@ -32,13 +32,17 @@ from workspace.render.kubernetes import DEFAULT_IMAGE, Surroundings
     help="Image of Weightyard's own programs, for activators.",
 )  # fmt: skip
 @click.option(
+    "--builder-image", envvar="WEIGHTYARD_BUILDER_IMAGE", show_envvar=True, default=BUILDER_IMAGE,
+    show_default=True, help="Image of the builder, for models that come from the Hub or S3.",
+)  # fmt: skip
+@click.option(
     "--health", metavar="HOST:PORT", help="Answer /livez and /readyz here.  [default: nowhere]"
 )
 @access_options
 @pass_console
 def controller(
-    console: Console, *, namespace: str, image: str, health: str | None, access: Access
-) -> None:
+    console: Console, *, namespace: str, image: str, builder_image: str, health: str | None, access: Access,
+) -> None:  # fmt: skip
     """Keep every Workspace of a cluster as its spec says.
 
     Connects as the pod's service account, or as KUBECONFIG says. Several may run: one leads, the others stand by.
@@ -53,7 +57,9 @@ def controller(
     pulse = Pulse(time.monotonic)
     options = Options(
         me=f"{socket.gethostname()}_{os.getpid()}",
-        surroundings=Surroundings(system_namespace=namespace, image=image),
+        surroundings=Surroundings(
+            system_namespace=namespace, image=image, builder_image=builder_image
+        ),
         access=access,
         connection=connect,
         pulse=pulse,

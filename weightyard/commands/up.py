@@ -23,6 +23,7 @@ from weightyard.up.supervisor import Options, Supervisor
 from workspace.document import parse_workspace
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
+from workspace.sources import source_uri
 
 
 @click.command()
@@ -71,9 +72,12 @@ def up(
 ) -> None:
     """Cache the model that a workspace FILE names and serve it here with vLLM.
 
+    A model on the Hub (model.hub) or in S3 (model.s3) is built into an image of this machine first, once.
+
     Runs until Ctrl-C or `weightyard down`, or in the background with --detach. FILE `-` is stdin.
     """
     workspace = parse_workspace(_read(file), name=str(file), only=name)
+    workspace = _with_image(workspace, root=root, access=access, console=console)
     directory = WorkspaceDirectory(root, workspace.name)
     if detach:
         _detach(console, workspace, directory)
@@ -99,6 +103,17 @@ def _read(file: Path) -> str:
         raise NotFound(f"no file {file}", hint="Start from one in examples/.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"can't read {file}: {error}") from error
+
+
+def _with_image(
+    workspace: Workspace, *, root: Path, access: Access, console: Console
+) -> Workspace:  # fmt: skip
+    """The workspace with an image as its model. The builder is imported for a source only: it is an extra."""
+    if source_uri(workspace.spec.model) is None:
+        return workspace
+    from weightyard.up.building import with_image  # noqa: PLC0415
+
+    return with_image(workspace, root=root, access=access, console=console)
 
 
 def _hardware(console: Console, workspace: Workspace, *, cpu: bool) -> Hardware:

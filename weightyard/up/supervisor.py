@@ -37,6 +37,7 @@ from workspace.fit import Fit
 from workspace.hardware import Hardware
 from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.schema import Variant, Workspace
+from workspace.sources import image_of
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -150,13 +151,11 @@ class Supervisor:
         port = wanted or servers.free_port(options.host)
         servers.check_port(options.host, port)
         me = identify(os.getpid())
-        if me is None or spec.model.image is None:
-            raise InvalidInput(
-                "`weightyard up` serves model images; this workspace names another source",
-                hint="Build an image from it first: weightyard build SOURCE --to oci:DIR, then spec.model.image.",
-            )
+        if me is None:
+            raise InvalidInput("this process can't be found in /proc", hint="Mount /proc.")
         return State(
-            name=self._workspace.name, phase=Phase.PULLING, supervisor=me, image=absolute_image(spec.model.image),
+            name=self._workspace.name, phase=Phase.PULLING, supervisor=me,
+            image=absolute_image(image_of(self._workspace)),
             started_at=self._clock(), host=servers.reachable(options.host), port=port,
             engine=spec.runtime.engine.value,
         )  # fmt: skip

@@ -56,6 +56,7 @@ class Resource:
 RESOURCES: Final = {
     "Workspace": Resource("weightyard.dev/v1alpha1", "workspaces"),
     "Deployment": Resource("apps/v1", "deployments"),
+    "Job": Resource("batch/v1", "jobs"),
     "ControllerRevision": Resource("apps/v1", "controllerrevisions"),
     "Service": Resource("v1", "services"),
     "ServiceAccount": Resource("v1", "serviceaccounts"),

@@ -21,7 +21,7 @@ from workspace.render import names
 # Changes of others that reconcile must see; the rest is compared at each resync only.
 _WATCHED: Final = (
     "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
-    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "NodeCache",
+    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
 )  # fmt: skip
 _CACHE_WATCHED: Final = ("CachedModel", "NodeCache", "Node")
 _UNLABELLED: Final = ("Workspace", *_CACHE_WATCHED)

@@ -30,6 +30,7 @@ from workspace.controller.prewarm import prewarm_pod
 from workspace.controller.revisions import Revision
 from workspace.hardware import Hardware
 from workspace.render import names
+from workspace.render.building import build_job
 from workspace.render.kubernetes import (
     deployment,
     has_activator,
@@ -38,13 +39,14 @@ from workspace.render.kubernetes import (
 )
 from workspace.render.release import Resolved, plan_release, pod_place
 from workspace.schema import Autoscaler, Workspace
+from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
 
 # What we may have made; nothing of another kind is ever deleted.
 OWN_KINDS: Final = (
     "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
-    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod",
+    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod", "Job",
 )  # fmt: skip
 
 
@@ -231,6 +233,8 @@ class _Reconciliation:
             wanted += [
                 prewarm_pod(self.workspace, self.target, node) for node in self._nodes_to_warm()
             ]
+        if isinstance(self.target, NotBuilt):
+            wanted.append(build_job(self.workspace, self.observed.surroundings))
         if self.active is not None:
             wanted.append(
                 deployment(
@@ -299,8 +303,8 @@ class _Reconciliation:
         found = self.observed.find(each["kind"], each["metadata"]["name"])
         if found is None:
             return True
-        if "deletionTimestamp" in found["metadata"] or each["kind"] == "Pod":
-            return False  # a pod's spec can't change; a changed one has another name
+        if "deletionTimestamp" in found["metadata"] or each["kind"] in ("Pod", "Job"):
+            return False  # its spec can't change; a changed one has another name
         return not holds(found, each)
 
     def _deletes(self, wanted: list[Json]) -> list[Action]:
@@ -308,7 +312,9 @@ class _Reconciliation:
         if self.active is None:
             keep.add(Reference("Deployment", self.workspace.name))
         if not isinstance(self.target, Revision):
-            keep |= {reference(each) for each in self.observed.objects if each["kind"] == "Pod"}
+            # What is on its way to a version goes on while the registry can't say what that is.
+            unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
+            keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
         surplus = self._surplus_versions()
         return [
             Delete(reference(each), str(each["metadata"]["uid"]))

@@ -13,7 +13,9 @@ from workspace.controller.objects import condition
 from workspace.controller.observed import Observed
 from workspace.controller.revisions import Revision
 from workspace.render import names
+from workspace.render.building import build_job
 from workspace.schema import Workspace
+from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
 
@@ -103,6 +105,8 @@ def _resolved(situation: Situation) -> Condition:
     kind, target = conditions.MODEL_RESOLVED, situation.target
     if isinstance(target, WeightyardError):
         found = conditions.failed(kind, target)
+        if isinstance(target, NotBuilt):
+            found = _building(situation, target)
         if situation.active is None:
             return found
         serving = f"{found.message}. The version before serves on."
@@ -112,6 +116,24 @@ def _resolved(situation: Situation) -> Condition:
     context = f", {target.context} tokens of context" if target.context else ""
     where = f"on {target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "on CPUs"
     return Condition(kind, True, "Pinned", f"{target.variant} {where}{context}: {target.image}")
+
+
+def _building(situation: Situation, target: NotBuilt) -> Condition:
+    """How the build stands that makes the image out of its source."""
+    kind = conditions.MODEL_RESOLVED
+    jobs = [each for each in situation.observed.objects if each["kind"] == "Job"]
+    job = build_job(situation.workspace, situation.observed.surroundings)["metadata"]["name"]
+    found = next((each for each in jobs if each["metadata"]["name"] == job), {})
+    if condition(found, "Failed").get("status") == "True":
+        why = condition(found, "Failed").get("message", "it failed")
+        return Condition(
+            kind, False, "BuildFailed",
+            f"{target.message}: {why}. See: kubectl logs -l job-name={job}; to try again: kubectl delete job {job}",
+        )  # fmt: skip
+    if condition(found, "Complete").get("status") == "True":
+        text = f"{target.message}, although the job {job} ended well. See its log: kubectl logs -l job-name={job}"
+        return Condition(kind, False, "NotBuilt", text)
+    return Condition(kind, False, "Building", f"{target.message}: the job {job} is at it")
 
 
 def _cached(situation: Situation) -> Condition:

@@ -18,6 +18,7 @@ from workspace.schema import Autoscaler, Scale, Workspace
 Json = dict[str, Any]
 
 DEFAULT_IMAGE: Final = "ghcr.io/weightyard/weightyard-controller:0.1.0"
+BUILDER_IMAGE: Final = "ghcr.io/weightyard/weightyard-builder:0.1.0"
 AGENT_IMAGE: Final = "ghcr.io/weightyard/weightyard-agent:0.1.0"
 _CLIENT_PORT: Final = 80
 
@@ -32,6 +33,7 @@ class Surroundings:
     system_namespace: str = "weightyard"
     image: str = DEFAULT_IMAGE
     agent_image: str = AGENT_IMAGE
+    builder_image: str = BUILDER_IMAGE
     quiet_seconds: int = 600  # a rollout's deadline beyond the server's own start
 
 

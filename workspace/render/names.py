@@ -25,6 +25,7 @@ INTENT: Final = f"{DOMAIN}/intent"
 SERVER: Final = "server"
 ACTIVATOR: Final = "activator"
 PREWARM: Final = "prewarm"
+BUILD: Final = "build"
 
 SERVER_CONTAINER: Final = "server"
 MODEL_DIR: Final = "/model"

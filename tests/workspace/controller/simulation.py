@@ -19,6 +19,7 @@ from workspace.render import names
 from workspace.render.kubernetes import Surroundings
 from workspace.render.release import Resolved
 from workspace.schema import Workspace
+from workspace.sources import image_of, not_built
 
 Json = dict[str, Any]
 NAMESPACE, NAME = "team-a", "chat"
@@ -39,6 +40,8 @@ class Cluster:
     tags: dict[str, str] = field(default_factory=dict)
     wanted: int | None = None
     labels_nodes: bool = False
+    built: set[str] = field(default_factory=set)
+    builds_fail: bool = False
     asked: int = 0
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -137,7 +140,12 @@ class Cluster:
     def _resolve(self, workspace: Workspace) -> Resolved | WeightyardError:
         if not self.registry_up:
             return Unreachable("the registry doesn't answer", hint="Wait.")
-        image = workspace.spec.model.image or ""
+        try:
+            image = image_of(workspace)
+        except WeightyardError as error:
+            return error
+        if workspace.spec.model.image is None and image not in self.built:
+            return not_built(workspace, image)
         return samples.resolved(workspace, samples.pinned(self.tags.get(image, image)))
 
     # The rest of the cluster
@@ -150,11 +158,26 @@ class Cluster:
 
     def step(self) -> None:
         """One step of everything but the controller."""
+        self.run_jobs()
         self.run_deployments()
         self.schedule()
         self.run_kubelets()
         if self.labels_nodes:
             self.label_nodes()
+
+    def run_jobs(self) -> None:
+        """Each build ends in one step: well, and then the registry has its image, or not."""
+        for job in self.api.list("Job", NAMESPACE):
+            if job.get("status"):
+                continue
+            words = job["spec"]["template"]["spec"]["containers"][0]["args"]
+            if not self.builds_fail:
+                self.built.add(words[words.index("--to") + 1])
+            kind = "Failed" if self.builds_fail else "Complete"
+            status = {"conditions": [{"type": kind, "status": "True", "message": "as told"}]}
+            self.api.update(
+                "Job", NAMESPACE, job["metadata"]["name"], lambda d, s=status: d.update(status=s)
+            )
 
     def run_deployments(self) -> None:
         """Rolling updates with one extra pod and none missing, one step a call."""

@@ -30,6 +30,7 @@ MODELS = [
     for n in (1, 2)
     for v in ("auto", "int4")
 ]
+MODELS.append({"hub": "org/llama", "build": {"to": "registry.example/team/llama"}})
 SCALES = [{"min": 0, "max": 2}, {"min": 1, "max": 3}, {"min": 1, "max": 2, "by": "hpa"}, None]
 TENANCIES = [
     None,
@@ -136,7 +137,7 @@ class Controller(RuleBasedStateMachine):
     def step(self) -> None:
         self.cluster.step()
 
-    @rule(part=st.sampled_from(["run_deployments", "schedule", "run_kubelets"]))
+    @rule(part=st.sampled_from(["run_jobs", "run_deployments", "schedule", "run_kubelets"]))
     def step_of_one_part(self, part: str) -> None:
         getattr(self.cluster, part)()
 

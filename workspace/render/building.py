@@ -1,0 +1,86 @@
+"""The Job that builds a Workspace's image out of the Hub or S3, in the Workspace's namespace, with its secrets.
+
+The pull secret opens the registry, and must allow pushing; `model.build.secret` becomes the environment that opens the
+source (HF_TOKEN, AWS_ACCESS_KEY_ID, …). A build that was interrupted goes on where the registry has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final
+
+from workspace.render import names
+from workspace.render.kubernetes import Surroundings, meta
+from workspace.render.pod import container_security, pod_security
+from workspace.schema import Workspace
+from workspace.sources import build_arguments, image_of
+
+Json = dict[str, Any]
+
+_SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
+_DOCKER: Final = "/docker"
+_RETRIES: Final = 3
+_REQUESTS: Final = {"cpu": "1", "memory": "1Gi"}
+
+
+def build_job(workspace: Workspace, surroundings: Surroundings) -> Json:
+    """The Job. Its name tells what it does, since a Job can't be changed."""
+    template = _template(workspace, surroundings)
+    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
+    # With 52 characters of a Workspace's name it is a label's 63 long, which `job-name` is.
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": meta(workspace, f"{workspace.name}-b-{digest}", names.BUILD),
+        "spec": {"backoffLimit": _RETRIES, "template": template},
+    }
+
+
+def _template(workspace: Workspace, surroundings: Surroundings) -> Json:
+    volumes = [{"name": "scratch", "emptyDir": {}}, *_login_volumes(workspace)]
+    return {
+        "metadata": {"labels": names.labels(workspace.name, names.BUILD)},
+        "spec": {
+            "serviceAccountName": workspace.name,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": pod_security(),
+            "restartPolicy": "Never",
+            "containers": [_container(workspace, surroundings)],
+            "volumes": volumes,
+        },
+    }
+
+
+def _container(workspace: Workspace, surroundings: Surroundings) -> Json:
+    build = workspace.spec.model.build
+    secret = build.secret if build is not None else None
+    login = [{"name": "login", "mountPath": _DOCKER, "readOnly": True}]
+    words = build_arguments(workspace, image_of(workspace))
+    return {
+        "name": names.BUILD,
+        "image": surroundings.builder_image,
+        "command": ["weightyard"],
+        "args": [*words, "--work-dir", f"{_SCRATCH}/work"],
+        "env": [
+            {"name": "HOME", "value": _SCRATCH},
+            {"name": "DOCKER_CONFIG", "value": _DOCKER},
+        ],
+        **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
+        "resources": {"requests": dict(_REQUESTS)},
+        "securityContext": container_security(),
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": _SCRATCH},
+            *(login if _login_volumes(workspace) else []),
+        ],
+    }
+
+
+def _login_volumes(workspace: Workspace) -> list[Json]:
+    """The pull secret as docker's configuration file."""
+    name = workspace.spec.model.pull_secret
+    if name is None:
+        return []
+    item = {"key": ".dockerconfigjson", "path": "config.json"}
+    return [{"name": "login", "secret": {"secretName": name, "items": [item]}}]

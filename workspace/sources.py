@@ -1,0 +1,84 @@
+"""The image that stands for a Workspace's model. Nodes serve images: what is on the Hub or in S3 is built first.
+
+Where it goes is the user's to say (`model.build.to`); its tag is made of what is built, so another revision is another
+image and nothing is built twice. Pure: names and command lines, no registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+
+from modelimage.errors import InvalidInput, NotFound
+from modelimage.reference import RegistryReference, parse_image
+from workspace.schema import Model, Variant, Workspace
+
+_PUBLISHED = Variant.BF16
+
+
+class NotBuilt(NotFound):
+    """The image that stands for a source isn't there yet; the hint says how to build it."""
+
+
+def source_uri(model: Model) -> str | None:
+    """Where the weights come from when that is no image: `hf://…` or `s3://…`."""
+    if model.hub is not None:
+        return f"hf://{model.hub}"
+    return f"s3://{model.s3}" if model.s3 is not None else None
+
+
+def image_of(workspace: Workspace) -> str:
+    """The model's image: the one given, or the one that is built. Raises InvalidInput where nothing says whereto."""
+    model = workspace.spec.model
+    if model.image is not None:
+        return model.image
+    if model.build is None:
+        raise InvalidInput(
+            f"nodes serve model images, and this workspace names {source_uri(model)}",
+            hint="Set spec.model.build.to to a repository, such as registry.example/team/model: the controller "
+            "builds the image there. Or build it yourself and set spec.model.image: "
+            f"weightyard build {source_uri(model)} --to REGISTRY/NAME:TAG",
+        )  # fmt: skip
+    return str(_repository(model.build.to).with_tag(build_tag(workspace)))
+
+
+def build_tag(workspace: Workspace) -> str:
+    """The tag of what is built; `rollout.restartedAt` makes another one, for a branch that moved."""
+    said = [
+        source_uri(workspace.spec.model), *variants(workspace), workspace.spec.rollout.restarted_at,
+    ]  # fmt: skip
+    return f"src-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]}"
+
+
+def variants(workspace: Workspace) -> tuple[str, ...]:
+    """The quantized variants to build: those asked for, and the one to serve."""
+    model = workspace.spec.model
+    asked = model.build.variants if model.build is not None else ()
+    served = () if model.variant in (Variant.AUTO, _PUBLISHED) else (model.variant,)
+    return tuple(dict.fromkeys(each.value for each in (*asked, *served) if each is not _PUBLISHED))
+
+
+def build_arguments(workspace: Workspace, destination: str) -> tuple[str, ...]:
+    """The words after `weightyard` that build the image."""
+    chosen = [word for each in variants(workspace) for word in ("--variant", each)]
+    return ("build", source_uri(workspace.spec.model) or "", "--to", destination, *chosen)
+
+
+def not_built(workspace: Workspace, image: str) -> NotBuilt:
+    """What to raise when a registry doesn't have the image of a source."""
+    words = shlex.join(("weightyard", *build_arguments(workspace, image)))
+    return NotBuilt(
+        f"{source_uri(workspace.spec.model)} isn't built into {image} yet", hint=f"Run: {words}"
+    )
+
+
+def _repository(text: str) -> RegistryReference:
+    found = parse_image(text)
+    last = text.rpartition("/")[2]
+    if not isinstance(found, RegistryReference) or found.digest is not None or ":" in last:
+        raise InvalidInput(
+            f"spec.model.build.to is a repository in a registry, without a tag, not {text!r}",
+            hint="Write it as registry.example/team/model; the tag is made of what is built.",
+        )
+    return found
