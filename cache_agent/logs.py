@@ -67,9 +67,6 @@ class JsonLog(Events):
     def peer_ejected(self, peer: str, why: str) -> None:
         self._log.warning("peer left alone", peer=peer, why=why)
 
-    def peer_refused(self, why: str) -> None:
-        self._log.warning("peer request refused", why=why)
-
 
 def _fixed_time(
     clock: Callable[[], str],

@@ -42,6 +42,11 @@ class Membership:
     _until: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def may_have_others(self) -> bool:
+        """Whether there is anybody to expect, now or later."""
+        return self.dns is not None or bool(self.others())
+
     def others(self) -> list[Member]:
         """All members but this node, each once, those listed first."""
         every = {member.id: member for member in (*self._from_dns(), *self.listed)}

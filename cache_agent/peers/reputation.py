@@ -21,6 +21,7 @@ _MOST: Final = 32.0
 class Offence(Enum):
     """What a peer did; the value is its penalty."""
 
+    MISSED = 0.3
     UNREACHABLE = 1.2
     SLOW = 1.5
     REFUSED = 1.8

@@ -217,7 +217,7 @@ class PeerSource:
             self._busy[peer] = self.monotonic() + pause
             raise self._not_yet(0.0) from error
         except NotFound as error:
-            self.watching.doubt(peer, name)
+            self.watching.doubt(peer, name, pieces[0].index)
             raise self._not_yet(0.0) from error
         except (DigestMismatch, AccessDenied, RemoteRefused, Unreachable) as error:
             if stream is None or not stream.closed or stream.quiet >= _CANCELLED_SECONDS:

@@ -69,7 +69,7 @@ class Peers:
         keys()
         tls = tls_files(section)
         rules = Rules(patience=section.stall_seconds, steal_after=section.stall_seconds / 4)
-        listed = [Member(each.address, each.zone) for each in section.members]
+        listed = [Member(str(Address.parse(each.address)), each.zone) for each in section.members]
         dns = Address.parse(section.dns) if section.dns else None
         return cls(
             Self(own, section.zone, max(1, streams // 2), section.zones == "apart", rules),
@@ -89,7 +89,7 @@ class Peers:
         aren't encrypted only what the registry gives to anyone.
         """
         record = resolved.record
-        if not isinstance(record, Record) or not self.membership.others():
+        if not isinstance(record, Record) or not self.membership.may_have_others:
             return list(sources)
         if self._is_public(resolved, repository):
             self.board.publish(identity(file) for file in record.files)

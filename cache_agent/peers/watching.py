@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cache_agent.peers.client import PeerLink
@@ -105,12 +105,14 @@ class Watching:
                 if view is not None and view.have is not None
             ]
 
-    def doubt(self, peer: str, file: FileName) -> None:
-        """What it said turned out wrong: ask it again."""
+    def doubt(self, peer: str, file: FileName, index: int) -> None:
+        """It hadn't got a chunk that it said it had: ask it again. It may be late by a moment; not again and again."""
         with self._lock:
             view = self._views.get((peer, file.identity))
-            if view is not None:
-                view.again, view.have, view.interval = self.monotonic() + _SOON, None, _SOON
+            if view is not None and view.have is not None:
+                view.have = replace(view.have, have=view.have.have & ~(1 << index))
+                view.again, view.interval = self.monotonic() + _SOON, _SOON
+        self.reputation.note(peer, Offence.MISSED)
 
     def _due(self, file: FileName, since: float | None) -> Iterator[str]:
         now = self.monotonic()

@@ -18,8 +18,9 @@ from aiohttp import web
 from cache_agent.events import Events
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.peers.offers import Offer, Offers
-from cache_agent.faces.sending import FilePiece, Piece, answer_of, deliver
+from cache_agent.faces.sending import FilePiece, Piece, answer_of, deliver, hang_up
 from cache_agent.fetch.throttle import Throttle
+from cache_agent.peers.pacing import GRACE_SECONDS, MIN_RATE
 from cache_agent.peers.signing import Asked, Replayed, Verifier, WrongClock
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound, WeightyardError
@@ -93,7 +94,12 @@ class PeersApi:
         self._uploading += 1
         try:
             pieces = self._pieces(offer, chunk.start + wanted.start, chunk.start + wanted.stop)
-            await deliver(request, answer, pieces, self.offers.store.hold([digest]))
+            # Whoever reads more slowly than this gives up on this node too: its place is for others.
+            async with asyncio.timeout(GRACE_SECONDS + len(wanted) / MIN_RATE):
+                await deliver(request, answer, pieces, self.offers.store.hold([digest]))
+        except TimeoutError:
+            hang_up(request)
+            return answer
         finally:
             self._uploading -= 1
         self.events.peer_sent(sender, len(wanted))

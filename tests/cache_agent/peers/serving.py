@@ -1,0 +1,125 @@
+"""A node in this process that answers peers over real HTTP, and a client of it with a key of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from cache_agent.events import Events
+from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.peers.api import PeersApi
+from cache_agent.faces.peers.offers import Offers
+from cache_agent.fetch.throttle import Throttle
+from cache_agent.node import Node
+from cache_agent.peers.board import Board
+from cache_agent.peers.client import PeerClient, TlsFiles
+from cache_agent.peers.signing import Key, Verifier
+
+T = TypeVar("T")
+KEY = Key(b"a key that the nodes of a test share")
+
+
+@dataclass
+class Told(Events):
+    """What the face reported."""
+
+    refused_for: list[str] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+
+    def peer_refused(self, why: str) -> None:
+        self.refused_for.append(why)
+
+    def peer_sent(self, peer: str, size: int) -> None:
+        self.sent.append(size)
+
+
+@dataclass
+class Serving:
+    """The peers' face of `node`. `name` is its address; `now` is the clock that signatures are checked by."""
+
+    node: Node
+    public: set[str]
+    everything: bool = False
+    tls: TlsFiles | None = None
+    uploads: int = 4
+    now: float = 1_800_000_000.0
+    name: str = ""
+    board: Board = field(default_factory=lambda: Board(lambda: 0.0))
+    told: Told = field(default_factory=Told)
+    api: PeersApi = field(init=False)
+
+    def client(self, key: Key = KEY, **options: object) -> PeerClient:
+        """A peer that asks it."""
+        given = {"tls": self.tls, "stall": 5.0, **options}
+        return PeerClient("asker:1", lambda: (key,), lambda: self.now, **given)  # type: ignore[arg-type]
+
+    async def _start(self, context: ssl.SSLContext | None, bridge: Bridge) -> web.AppRunner:
+        verifier = Verifier(lambda: (KEY,), _Names(self), lambda: self.now)
+        offers = Offers(
+            self.node.store,
+            self.node.flights,
+            self.board,
+            self.everything,
+            self.public.__contains__,
+            "zone-a",
+        )
+        throttle = Throttle(0.0, lambda: 0.0)
+        self.api = PeersApi(offers, verifier, bridge, self.told, throttle, self.uploads)
+        runner = web.AppRunner(
+            self.api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
+        )
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        self.name = f"127.0.0.1:{runner.addresses[0][1]}"
+        return runner
+
+
+class _Names(frozenset[str]):
+    """The name of a node whose port is chosen when it starts."""
+
+    serving: Serving
+
+    def __new__(cls, serving: Serving) -> _Names:
+        made = super().__new__(cls)
+        made.serving = serving
+        return made
+
+    def __contains__(self, name: object) -> bool:
+        return name == self.serving.name
+
+
+async def _end(runner: web.AppRunner) -> None:
+    await runner.cleanup()
+    for _ in range(5):  # connections that were closed end in the loop's next rounds
+        await asyncio.sleep(0)
+
+
+@contextmanager
+def serving(node: Node, **options: object) -> Iterator[Serving]:
+    """Serve until the context is left."""
+    served = Serving(node, **options)  # type: ignore[arg-type]
+    context = served.tls.server_context() if served.tls else None
+    bridge = Bridge(4)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="serving")
+    thread.start()
+
+    def call(task: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(task, loop).result(20)
+
+    runner = call(served._start(context, bridge))
+    try:
+        yield served
+    finally:
+        call(_end(runner))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+        bridge.close()

@@ -1,0 +1,231 @@
+"""What a node gives its peers over real HTTP: to whom, of which files, and what it refuses."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cache_agent.faces.peers.offers import Offer
+from cache_agent.fetch.engine import EngineOptions
+from cache_agent.node import Node
+from cache_agent.peers.board import ChunkId
+from cache_agent.peers.client import PeerClient, have_path
+from cache_agent.peers.signing import Asked, Key, Stamp, sign
+from cache_agent.peers.values import Have
+from cache_agent.store.partials import identity
+from modelimage.errors import (
+    AccessDenied,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.ranges import ByteRange
+from modelimage.record import CHUNK_SIZE, RecordFile
+from tests.cache_agent.faults import BreaksAfter
+from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
+from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.peers.certificates import Authority
+from tests.cache_agent.peers.serving import KEY, Serving, serving
+
+DATA = noise(CHUNK_SIZE + 5000, 1)
+PLACE = "reg.test/m"
+
+
+@pytest.fixture
+def file() -> RecordFile:
+    return make_record([{"model.safetensors": DATA}])[0].files[0]
+
+
+@pytest.fixture
+def warm(open_node: NodeFactory) -> Node:
+    """A node that has pulled the model."""
+    record, blobs = make_record([{"model.safetensors": DATA}])
+    node = open_node({PLACE: MemoryImage.of([record], blobs)})
+    pull(node)
+    return node
+
+
+@pytest.fixture
+def face(warm: Node) -> Iterator[Serving]:
+    with serving(warm, public={PLACE}) as served:
+        yield served
+
+
+def chunk_of(
+    client: PeerClient, peer: str, file: RecordFile, index: int, wanted: ByteRange
+) -> bytes:
+    out = bytearray()
+    with client.chunk(peer, file.digest, ChunkId(identity(file), index), wanted) as stream:
+        buffer = memoryview(bytearray(100_000))
+        while count := stream.readinto(buffer):
+            out += buffer[:count]
+    return bytes(out)
+
+
+def test_a_stored_file_is_given_by_chunk_and_range(face: Serving, file: RecordFile) -> None:
+    client = face.client()
+    have = client.have(face.name, file.digest, identity(file))
+    assert have == Have(2, 3, 0, len(DATA), "zone-a")
+    assert have.complete
+    whole = ByteRange(0, 5000)
+    assert chunk_of(client, face.name, file, 1, whole) == DATA[CHUNK_SIZE:]
+    part = ByteRange(10, 200_000)
+    assert chunk_of(client, face.name, file, 0, part) == DATA[10:200_000]
+    assert face.told.sent == [5000, 199_990]
+
+
+def test_a_file_that_is_on_its_way_is_given_as_far_as_it_is_verified(
+    open_node: NodeFactory,
+) -> None:
+    image, record, contents = simple_image(weights=[CHUNK_SIZE + 1000])
+    file = next(each for each in record.files if each.chunk_count() == 2)
+    fault = BreaksAfter(image, file.layer, CHUNK_SIZE + 600, hang=True)
+    node = open_node({PLACE: fault}, engine=EngineOptions(streams=1))
+    thread = threading.Thread(target=lambda: _until_cancelled(node))
+    thread.start()
+    assert fault.hanging.wait(60)
+    with serving(node, public={PLACE}) as face:
+        face.board.begin(ChunkId(identity(file), 1))
+        client = face.client()
+        with pytest.raises(NotFound):
+            client.have(face.name, file.digest, identity(file))  # nobody said that it is public
+        face.board.publish([identity(file)])
+        have = client.have(face.name, file.digest, identity(file))
+        assert (have.count, have.have, have.coming) == (2, 1, 2)
+        assert CHUNK_SIZE <= have.received < file.size
+        wanted = ByteRange(0, 1000)
+        assert chunk_of(client, face.name, file, 0, wanted) == contents[file.path][:1000]
+        with pytest.raises(NotFound):
+            chunk_of(client, face.name, file, 1, ByteRange(0, 1))
+    node.cancel_pulls()
+    thread.join()
+
+
+def _until_cancelled(node: Node) -> None:
+    with pytest.raises(WeightyardError):
+        pull(node)
+
+
+def test_a_forged_records_claims_are_another_file(face: Serving, file: RecordFile) -> None:
+    claims = RecordFile(file.path, file.size, file.digest, file.role, file.layer, ("0" * 64,) * 2)
+    with pytest.raises(NotFound):
+        face.client().have(face.name, file.digest, identity(claims))
+    with pytest.raises(NotFound):
+        face.client().have(face.name, file.layer, identity(file))
+
+
+def test_forged_signature(face: Serving, file: RecordFile) -> None:
+    stranger = face.client(Key(b"a key that only a stranger has...."))
+    with pytest.raises(AccessDenied, match="isn't right"):
+        stranger.have(face.name, file.digest, identity(file))
+    assert face.told.refused_for == ["signature"]
+
+
+def test_replayed_request(face: Serving, file: RecordFile) -> None:
+    again = face.client(nonce=lambda: "always the same".replace(" ", "-"))
+    again.have(face.name, file.digest, identity(file))
+    with pytest.raises(AccessDenied, match="came before"):
+        again.have(face.name, file.digest, identity(file))
+    assert face.told.refused_for == ["replayed"]
+
+
+def test_skewed_clock(face: Serving, file: RecordFile) -> None:
+    late = PeerClient("asker:1", lambda: (KEY,), lambda: face.now - 31)
+    with pytest.raises(AccessDenied, match="30 s are allowed"):
+        late.have(face.name, file.digest, identity(file))
+    assert face.told.refused_for == ["clock"]
+
+
+def test_nothing_is_said_or_changed_without_a_signature(face: Serving, file: RecordFile) -> None:
+    path = have_path(file.digest, identity(file))
+    for method, address in (("GET", path), ("GET", "/"), ("DELETE", path), ("POST", "/v1/pull")):
+        assert answer(face, method, address).startswith(b"HTTP/1.1 401 ")
+    signed = sign(KEY, Asked("DELETE", path), Stamp("a:1", face.name, int(face.now), "n"))
+    assert answer(face, "DELETE", path, signed).startswith(b"HTTP/1.1 405 ")
+    signed = sign(KEY, Asked("GET", "/v1/pull"), Stamp("a:1", face.name, int(face.now), "m"))
+    assert answer(face, "GET", "/v1/pull", signed).startswith(b"HTTP/1.1 404 ")
+
+
+def answer(face: Serving, method: str, path: str, authorization: str = "") -> bytes:
+    host, _, port = face.name.rpartition(":")
+    with closing(socket.create_connection((host, int(port)), 10)) as raw:
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        raw.sendall(f"{head}Authorization: {authorization}\r\n\r\n".encode())
+        data = b""
+        while more := raw.recv(65536):
+            data += more
+    return data
+
+
+# asyncio of Python 3.11 leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_private_files_are_given_over_mutual_tls_only(
+    warm: Node, file: RecordFile, tmp_path: Path
+) -> None:
+    with serving(warm, public=set()) as face, pytest.raises(NotFound):
+        face.client().have(face.name, file.digest, identity(file))
+    authority = Authority(tmp_path / "ca")
+    files = authority.issue("node-a")
+    with serving(warm, public=set(), everything=True, tls=files) as face:
+        client = face.client()
+        assert client.have(face.name, file.digest, identity(file)).complete
+        assert chunk_of(client, face.name, file, 1, ByteRange(0, 5000)) == DATA[CHUNK_SIZE:]
+        for wrong in (
+            Authority(tmp_path / "other").issue("node-b", trusts=authority),
+            authority.issue("node-c", name="node-x"),
+        ):
+            with pytest.raises((RemoteRefused, Unreachable)):
+                face.client(tls=wrong).have(face.name, file.digest, identity(file))
+        with pytest.raises((RemoteRefused, Unreachable)):
+            face.client(tls=None).have(face.name, file.digest, identity(file))
+        named = authority.issue("node-d", name="node-a")
+        assert face.client(tls=named).have(face.name, file.digest, identity(file)).complete
+    gc.collect()
+
+
+def test_tls_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    files = Authority(tmp_path / "ca").issue("node")
+    files.key.write_text("nothing")
+    with pytest.raises(InvalidInput, match="peers"):
+        files.server_context()
+
+
+def test_who_finds_all_places_taken_is_told_when_to_come_again(
+    warm: Node, file: RecordFile
+) -> None:
+    with serving(warm, public={PLACE}, uploads=1) as face:
+        client = face.client()
+        wanted = ByteRange(0, CHUNK_SIZE)
+        with client.chunk(face.name, file.digest, ChunkId(identity(file), 0), wanted):
+            with pytest.raises(RateLimited) as caught:
+                chunk_of(client, face.name, file, 1, ByteRange(0, 10))
+            assert caught.value.retry_after == 0.25
+
+
+def test_a_file_that_moves_while_it_is_sent_is_sent_to_its_end(
+    face: Serving, file: RecordFile, tmp_path: Path
+) -> None:
+    """A partial that lands in the store has another name then."""
+    path = tmp_path / "partial"
+    path.write_bytes(DATA[:CHUNK_SIZE])
+    found = Offer(path, CHUNK_SIZE, Have(1, 1))
+    face.api.offers.find = lambda sha256, name: found  # type: ignore[method-assign]
+    chunk = ChunkId(identity(file), 0)
+    with face.client().chunk(face.name, file.digest, chunk, ByteRange(0, CHUNK_SIZE)) as stream:
+        buffer = memoryview(bytearray(1 << 20))
+        got = bytearray(buffer[: stream.readinto(buffer)])
+        path.rename(tmp_path / "landed")
+        while count := stream.readinto(buffer):
+            got += buffer[:count]
+    assert bytes(got) == DATA[:CHUNK_SIZE]
+    with pytest.raises(RateLimited):
+        chunk_of(face.client(), face.name, file, 0, ByteRange(0, 1))
