@@ -120,7 +120,7 @@ class Watching:
         with self._lock:
             for member in live:
                 view = self._views.setdefault((member.id, file.identity), View())
-                wanted = view.again <= now if since is None else view.asked < since
+                wanted = view.again <= now if since is None else view.asked <= since
                 complete = view.have is not None and view.have.complete
                 if wanted and not complete and (not view.asking or since is not None):
                     view.asking = True

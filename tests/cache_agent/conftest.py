@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from cache_agent.peers.source import PeerSource
 from tests.cache_agent.nodes import NodeFactory
+from tests.cache_agent.peers.serving import peer_source, serving
 
 
 @pytest.fixture
@@ -31,3 +33,10 @@ def open_node(root: Path) -> Iterator[NodeFactory]:
         factory = NodeFactory(root, stack)
         yield factory
     factory.check()
+
+
+@pytest.fixture
+def peer_of() -> Iterator[Callable[..., PeerSource]]:
+    """Makes a source of a node in this process, which answers peers until the test ends."""
+    with ExitStack() as stack:
+        yield lambda node, **options: peer_source(stack.enter_context(serving(node, **options)))

@@ -176,7 +176,7 @@ def test_s3_errors_are_the_projects_own(s3: S3, bucket: S3Bucket) -> None:
 
 @pytest.fixture(
     params=["image", "directory", pytest.param("bucket", marks=pytest.mark.servers),
-            pytest.param("hub", marks=pytest.mark.servers), "decorated"]
+            pytest.param("hub", marks=pytest.mark.servers), "decorated", "peer"]
 )  # fmt: skip
 def source(
     request: pytest.FixtureRequest,
@@ -198,6 +198,11 @@ def source(
             throttle = Throttle(1e12, lambda: 0.0)
             limited = Limited(from_image, throttle, lambda seconds: None)
             return Measured(Breaking(limited, Breaker(lambda: 0.0)), Rate(), lambda: 0.0)
+        case "peer":
+            node = request.getfixturevalue("open_node")({"reg.test/m": image})
+            pull(node)
+            warm: Source = request.getfixturevalue("peer_of")(node, public={"reg.test/m"})
+            return warm
         case "hub":
             hub: Hub = request.getfixturevalue("hub")
             name = unique_name("org/model")

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,7 +21,12 @@ from cache_agent.fetch.throttle import Throttle
 from cache_agent.node import Node
 from cache_agent.peers.board import Board
 from cache_agent.peers.client import PeerClient, TlsFiles
+from cache_agent.peers.pacing import Pace
+from cache_agent.peers.reputation import Reputation
 from cache_agent.peers.signing import Key, Verifier
+from cache_agent.peers.source import PeerSource, Self
+from cache_agent.peers.values import Member
+from cache_agent.peers.watching import Watching
 
 T = TypeVar("T")
 KEY = Key(b"a key that the nodes of a test share")
@@ -123,3 +129,22 @@ def serving(node: Node, **options: object) -> Iterator[Serving]:
         thread.join()
         loop.close()
         bridge.close()
+
+
+def peer_source(served: Serving) -> PeerSource:
+    """That node as a source of another one's pulls."""
+    client, reputation = served.client(), Reputation(lambda: 0.0)
+    watching = Watching(
+        lambda: [Member(served.name)], client, reputation, Inline(), lambda: 0.0, 10.0
+    )
+    own = Self("asker:1")
+    return PeerSource(own, Board(lambda: 0.0), watching, client, reputation, Pace(), lambda: 0.0)
+
+
+class Inline(Executor):
+    """Runs what it is given at once."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
