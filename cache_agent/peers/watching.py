@@ -25,7 +25,7 @@ _LATEST_ABSENT: Final = 2.0
 _SLOWER: Final = 1.5
 # A peer that used to show progress every so often is given up for slow after so many times that.
 _GAPS: Final = 8.0
-_LEAST_PATIENCE: Final = 0.2
+_LEAST_PATIENCE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
