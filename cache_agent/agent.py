@@ -6,13 +6,14 @@ import asyncio
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
+from cache_agent.api.node_cache import NodeCache
 from cache_agent.config import AgentConfig
 from cache_agent.events import Broadcast
 from cache_agent.faces.bridge import Bridge
@@ -25,6 +26,7 @@ from cache_agent.metrics import Metrics
 from cache_agent.node import Node, NodeOptions, NodeParts
 from cache_agent.service import Service
 from cache_agent.sockets import listen
+from cache_agent.wanted.opening import Waker, WantedParts, open_wanted
 from modelimage.access import Access
 from modelimage.errors import Busy, WeightyardError
 
@@ -54,9 +56,9 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
 
     Raises InvalidInput for settings that make no sense, Busy, NotWritable, NoSpace, DiskFailed.
     """
-    metrics, log = Metrics(), JsonLog()
+    metrics, log, waker = Metrics(), JsonLog(), Waker()
     config = options.load()
-    parts = NodeParts.real(access, Broadcast([metrics, log]), config)
+    parts = NodeParts.real(access, Broadcast([metrics, log, waker]), config)
     with Node(NodeOptions.of(options.root, config), parts) as node:
         metrics.watch(node.store)
         for store in node.store.stores:
@@ -67,7 +69,9 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
         node.start_maintenance()
         faces = partial(open_faces, node, access, FaceOptions.of(config.faces, config.peers))
         reload = _reloader(node, options, log)
-        asyncio.run(_serve(node, config, metrics, ready, reload=reload, faces=faces))
+        wanted = partial(open_wanted, WantedParts(node, access, waker, log.note), config.wanted)
+        opening = Opening(reload, faces, wanted)
+        asyncio.run(_serve(node, config, metrics, ready, opening))
     log.note("stopped")
 
 
@@ -83,26 +87,34 @@ def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], N
     return reload
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is opened in the event loop: `faces` for others, `wanted` to follow what should be here."""
+
+    reload: Callable[[], None]
+    faces: Callable[[AsyncExitStack, web.Application], Awaitable[OpenFaces]]
+    wanted: Callable[[], AbstractAsyncContextManager[Callable[[], NodeCache]]]
+
+
 async def _serve(
     node: Node,
     config: AgentConfig,
     metrics: Metrics,
     ready: Callable[[Ready], None],
-    *,
-    reload: Callable[[], None],
-    faces: Callable[[AsyncExitStack, web.Application], Awaitable[OpenFaces]],
+    opening: Opening,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, opening.reload)
     bridge = Bridge()
     health = Health(node.store, node.health_parts())
     observe = ObserveApi(bridge, health, metrics)
-    api = ControlApi(Service(node), bridge, observe)
     async with AsyncExitStack() as stack:
         stack.callback(bridge.close)
+        status = await stack.enter_async_context(opening.wanted())
+        api = ControlApi(Service(node, status), bridge, observe)
         runner = web.AppRunner(
             api.application(),
             handler_cancellation=True,
@@ -116,7 +128,7 @@ async def _serve(
             await web.SockSite(runner, listen(path)).start()
             stack.callback(path.unlink, missing_ok=True)
         port = await _listen_loopback(runner, config.port)
-        opened = await faces(stack, observe.application())
+        opened = await opening.faces(stack, observe.application())
         socket_path = str(node.store.first.paths.socket)
         ready(Ready(socket_path, port, len(node.store.models()), opened))
         await stop.wait()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
     ExplainView,
@@ -63,6 +64,9 @@ class Cache(Protocol):
 
     def warm(self, body: WarmBody) -> WarmView:
         """Bring a model into memory. Raises NotFound, NoSpace when it doesn't fit the memory budget."""
+
+    def status(self) -> NodeCache:
+        """How this node stands with what is wanted, as its NodeCache."""
 
     def space(self) -> SpaceReport:
         """The space it uses and may use."""

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
     ErrorView,
@@ -134,6 +135,9 @@ class AgentClient:
     def warm(self, body: WarmBody) -> WarmView:
         document = self._json("POST", "/v1/warm", body, timeout=_LONG_TIMEOUT)
         return WarmView.model_validate(document)
+
+    def status(self) -> NodeCache:
+        return NodeCache.model_validate(self._json("GET", "/v1/status"))
 
     def space(self) -> SpaceReport:
         return SpaceReport.model_validate(self._json("GET", "/v1/space"))

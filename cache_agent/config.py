@@ -278,6 +278,42 @@ class SignatureSection(_Section):
     )
 
 
+class WantedSection(_Section):
+    """What should be on this node, and how it is brought here ahead of its use."""
+
+    path: Path | None = Field(
+        default=None,
+        description="Directory or file of CachedModels and Workspaces; by default wanted/ in the root.",
+    )
+    kubernetes: bool = Field(
+        default=False,
+        description="Take what is wanted from the cluster's API server, and report to it.",
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="How to reach the API server from outside of the cluster."
+    )
+    node: str | None = Field(
+        default=None, description="This node's name; by default NODE_NAME, else the host's."
+    )
+    labels: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="This node's labels, for node selectors, where no cluster tells them.",
+    )
+    secrets: Path | None = Field(
+        default=None,
+        description="Directory of pull secrets (NAME/.dockerconfigjson), where no cluster has them.",
+    )
+    fetches: int = Field(default=2, ge=1, le=64, description="Models fetched ahead at once.")
+    bandwidth: AmountText = Field(
+        default="0",
+        description="Cap of all fetching ahead, in bytes a second: 100MB. 0: none. What a pod waits for has none.",
+    )
+    runtime: Path | None = Field(
+        default=None,
+        description="The container runtime's CRI socket, for runtimeImage: /run/containerd/containerd.sock.",
+    )
+
+
 class AgentConfig(_Section):
     """Everything that can be set. `budget` and `floor` hold for `root` and for each of `more_roots`."""
 
@@ -303,6 +339,7 @@ class AgentConfig(_Section):
     maintenance: MaintenanceSection = Field(default_factory=MaintenanceSection)
     tiers: TierSection = Field(default_factory=TierSection)
     faces: FacesSection = Field(default_factory=FacesSection)
+    wanted: WantedSection = Field(default_factory=WantedSection)
     peers: PeersSection | None = None
     signatures: tuple[SignatureSection, ...] = Field(
         default=(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
+from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
     ExplainView,
@@ -30,6 +31,7 @@ from cache_agent.node import Node
 from cache_agent.store.policy import Eviction, evictable
 from cache_agent.store.store import Store
 from cache_agent.store.values import Holder, Lease, Model
+from cache_agent.wanted.standing import status_without_agent
 from modelimage.reference import parse_image
 
 WATCH_SECONDS = 0.2
@@ -39,8 +41,9 @@ _SUMMED = RootSpace.model_fields.keys() - {"root"}
 class Service:
     """Answers for one node. Safe for use from several threads."""
 
-    def __init__(self, node: Node) -> None:
-        self._node, self._store = node, node.store
+    def __init__(self, node: Node, status: Callable[[], NodeCache] | None = None) -> None:
+        """`status` tells how an agent stands with what is wanted."""
+        self._node, self._store, self._status = node, node.store, status
 
     def start_pull(self, body: PullBody) -> Pull:
         """Begin a pull. Raises InvalidInput."""
@@ -122,6 +125,11 @@ class Service:
             cgroup=done.cgroup,
             stopped=done.stopped,
         )
+
+    def status(self) -> NodeCache:
+        if self._status is not None:
+            return self._status()
+        return status_without_agent(self._node)
 
     def space(self) -> SpaceReport:
         roots = [_root_space(store) for store in self._store.stores]

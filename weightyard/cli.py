@@ -62,6 +62,8 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
                 "Make containerd ask this node's mirror first.",
             ),
             Entry("hf-view", "weightyard.commands.hf_view:hf_view", "Show a cached model as an HF cache directory."),
+            Entry("prewarm", "weightyard.commands.prewarm:prewarm", "Have nodes fetch a model before it is asked for."),
+            Entry("status", "weightyard.commands.status:status", "Show which nodes hold which models."),
             Entry("ls", "weightyard.commands.ls:ls", "List the cached models."),
             Entry("explain", "weightyard.commands.explain:explain", "Say why a pod waits, or how an image is."),
             Entry("mount", "weightyard.commands.mount:mount", "Show a model at a directory, read-only."),

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 GROUP: Final = "weightyard.dev"
 VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
+API_VERSION: Final = "weightyard.dev/v1alpha1"
 
 LABEL_PATTERN: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _SUBDOMAIN: Final = rf"^{LABEL_PATTERN}(\.{LABEL_PATTERN})*$"

@@ -5,7 +5,7 @@
     POST /v1/pull                 progress as JSON lines, then `done` or `error`; hanging up cancels
     GET, POST /v1/leases          DELETE /v1/leases/{id}
     POST /v1/pin /v1/gc /v1/check /v1/warm
-    GET  /v1/space                /v1/explain?name=
+    GET  /v1/space /v1/status     /v1/explain?name=
 
 Parses, asks the service in a thread, writes the answer. Knows no store and no source.
 """
@@ -54,6 +54,7 @@ class ControlApi:
                 web.delete("/v1/leases/{id}", self._release),
                 web.post("/v1/pin", self._pin),
                 web.post("/v1/gc", self._gc),
+                web.get("/v1/status", self._status),
                 web.get("/v1/space", self._space),
                 web.get("/v1/explain", self._explain),
                 web.post("/v1/warm", self._warm),
@@ -120,6 +121,10 @@ class ControlApi:
     async def _explain(self, request: web.Request) -> web.Response:
         name = _name(request)
         return _many(await self._bridge.call(lambda: self._service.explain(name)))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        # Made in the event loop, where what is wanted lives.
+        return web.json_response(self._service.status().to_document())
 
     async def _space(self, request: web.Request) -> web.Response:
         return _one(await self._bridge.call(self._service.space))

@@ -6,24 +6,14 @@ import, so there is no generated code that would have to match the installed pro
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from cache_agent.protobuf import Table, message_classes
 
 CSI: Final = "csi.v1"
 REGISTRATION: Final = "pluginregistration"
-_TEXT_MAP: Final = "map"
-_SCALARS: Final = {
-    "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-    "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-    "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
-    # Enumerations travel as the same varints.
-    "enum": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
-}
 
-# message -> ((number, name, type), ...); a type in brackets is repeated.
-_Table = dict[str, tuple[tuple[int, str, str], ...]]
-_CSI_MESSAGES: Final[_Table] = {
+_CSI_MESSAGES: Final[Table] = {
     "GetPluginInfoRequest": (),
     "GetPluginInfoResponse": ((1, "name", "string"), (2, "vendor_version", "string")),
     "GetPluginCapabilitiesRequest": (),
@@ -45,8 +35,8 @@ _CSI_MESSAGES: Final[_Table] = {
         (4, "target_path", "string"),
         (5, "volume_capability", "VolumeCapability"),
         (6, "readonly", "bool"),
-        (7, "secrets", _TEXT_MAP),
-        (8, "volume_context", _TEXT_MAP),
+        (7, "secrets", "map"),
+        (8, "volume_context", "map"),
     ),
     "NodePublishVolumeResponse": (),
     "NodeUnpublishVolumeRequest": ((1, "volume_id", "string"), (2, "target_path", "string")),
@@ -66,7 +56,7 @@ _CSI_MESSAGES: Final[_Table] = {
     "NodeGetInfoRequest": (),
     "NodeGetInfoResponse": ((1, "node_id", "string"), (2, "max_volumes_per_node", "int64")),
 }
-_REGISTRATION_MESSAGES: Final[_Table] = {
+_REGISTRATION_MESSAGES: Final[Table] = {
     "InfoRequest": (),
     "PluginInfo": (
         (1, "type", "string"),
@@ -83,47 +73,4 @@ UNIT_INODES: Final = 2
 GET_VOLUME_STATS: Final = 2
 
 
-def _file(package: str, messages: _Table) -> descriptor_pb2.FileDescriptorProto:
-    file = descriptor_pb2.FileDescriptorProto(
-        name=f"weightyard/{package}.proto", package=package, syntax="proto3"
-    )
-    for name, fields in messages.items():
-        message = file.message_type.add(name=name)
-        for number, field, kind in fields:
-            _add_field(package, message, number, field, kind)
-    return file
-
-
-def _add_field(
-    package: str, message: descriptor_pb2.DescriptorProto, number: int, name: str, kind: str
-) -> None:
-    field = message.field.add(name=name, number=number)
-    field.label = field.LABEL_OPTIONAL
-    if kind == _TEXT_MAP:
-        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
-        entry.options.map_entry = True
-        for index, part in enumerate(("key", "value"), 1):
-            entry.field.add(
-                name=part, number=index, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL
-            )
-        kind = f"[{message.name}.{entry.name}]"
-    if kind.startswith("["):
-        field.label, kind = field.LABEL_REPEATED, kind[1:-1]
-    if kind in _SCALARS:
-        field.type = _SCALARS[kind]
-    else:
-        field.type, field.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
-
-
-def _classes() -> dict[str, Any]:
-    pool = descriptor_pool.DescriptorPool()
-    made: dict[str, Any] = {}
-    for package, messages in ((CSI, _CSI_MESSAGES), (REGISTRATION, _REGISTRATION_MESSAGES)):
-        pool.Add(_file(package, messages))
-        for name in messages:
-            descriptor = pool.FindMessageTypeByName(f"{package}.{name}")
-            made[name] = message_factory.GetMessageClass(descriptor)
-    return made
-
-
-MESSAGES: Final = _classes()
+MESSAGES: Final = message_classes({CSI: _CSI_MESSAGES, REGISTRATION: _REGISTRATION_MESSAGES})

@@ -1,0 +1,1 @@
+"""Wanted state from a Kubernetes API server, and this node's report to it."""

@@ -1,0 +1,111 @@
+"""From text to CachedModels: what a file of the wanted directory asks for, and what is wrong with it.
+
+A Workspace in the directory counts too: what it serves is wanted. Pure: text in, documents and problems out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from cache_agent.api.cached_model import KIND, CachedModel
+from cache_agent.api.document import API_VERSION
+from modelimage.errors import WeightyardError
+from modelimage.reference import LayoutReference, parse_image
+
+Json = dict[str, Any]
+
+# What a Workspace serves is wanted more than what is only warmed ahead.
+WORKSPACE_PRIORITY: Final = 90
+_WORKSPACE: Final = "Workspace"
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The documents of one text, and its problems in words."""
+
+    models: tuple[CachedModel, ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+
+def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
+    """Read a text's documents; one that is wrong leaves the others be. `base` is what `oci:` paths are relative to."""
+    models: list[CachedModel] = []
+    problems: list[str] = []
+    try:
+        documents = list(_documents(text))
+    except yaml.YAMLError as error:
+        return Parsed(problems=(f"{where}: not valid YAML: {error}",))
+    for document in documents:
+        try:
+            models.append(_absolute(_model(document), base))
+        except ValidationError as error:
+            problems.append(f"{where}: {explain(error)}")
+        except (WeightyardError, ValueError) as error:
+            problems.append(f"{where}: {error}")
+    return Parsed(tuple(models), tuple(problems))
+
+
+def explain(error: ValidationError) -> str:
+    """A document's first problem, with where it is."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def _documents(text: str) -> Iterator[Any]:
+    for document in yaml.safe_load_all(text):
+        if document is None:
+            continue
+        if isinstance(document, dict) and isinstance(document.get("items"), list):
+            yield from document["items"]
+        else:
+            yield document
+
+
+def _model(document: Any) -> CachedModel:
+    kind = document.get("kind") if isinstance(document, dict) else None
+    if kind == _WORKSPACE:
+        document = _of_workspace(document)
+    elif kind != KIND:
+        raise ValueError(f"expected a {KIND} or a {_WORKSPACE}, found {kind or 'something else'}")
+    return CachedModel.parse(document)
+
+
+def _of_workspace(document: Json) -> Json:
+    """What a Workspace serves, as something wanted. Whether it is a good Workspace is for others to say."""
+    spec = document.get("spec")
+    spec = spec if isinstance(spec, dict) else {}
+    model, resources = spec.get("model"), spec.get("resources")
+    model = model if isinstance(model, dict) else {}
+    resources = resources if isinstance(resources, dict) else {}
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if "image" not in model:
+        raise ValueError(f"Workspace {name} names no image: only images can be cached ahead")
+    wanted = {
+        "image": model["image"],
+        "variant": None if model.get("variant", "auto") == "auto" else model["variant"],
+        "nodeSelector": resources.get("nodeSelector", {}),
+        "priority": WORKSPACE_PRIORITY,
+    }
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": f"workspace.{name}"},
+        "spec": wanted,
+    }
+
+
+def _absolute(model: CachedModel, base: Path) -> CachedModel:
+    """With an image that any directory's process understands, spelled in one way. Raises InvalidInput."""
+    reference = parse_image(model.spec.image)
+    if isinstance(reference, LayoutReference):
+        reference = replace(reference, path=base / reference.path)
+    spec = model.spec.model_copy(update={"image": str(reference)})
+    return model.model_copy(update={"spec": spec})

@@ -1,0 +1,118 @@
+"""A keeper over a node whose images are in memory, run beside a test that wants things and looks on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cache_agent.api.node_cache import NodeCacheStatus, Wanted
+from cache_agent.faces.bridge import Bridge
+from cache_agent.node import Node
+from cache_agent.wanted.keeper import Keeper, KeeperOptions
+from cache_agent.wanted.runtime import ImageService, RuntimeImages
+from cache_agent.wanted.values import Target, Wish
+from modelimage.reference import ImageReference
+from modelimage.repository import ImageReader
+
+SECONDS = 20.0
+
+
+class AsTheNode:
+    """Every image is read as the node reads it; `asked` notes which secrets were named."""
+
+    def __init__(self) -> None:
+        self.asked: list[str | None] = []
+
+    async def reader(self, image: ImageReference, secret: str | None) -> ImageReader | None:
+        self.asked.append(secret)
+        return None
+
+
+@dataclass
+class Runtime:
+    """A container runtime in memory. `refusals` are what the next pulls end with."""
+
+    images: set[str] = field(default_factory=set)
+    refusals: list[Exception] = field(default_factory=list)
+
+    async def has(self, image: str) -> bool:
+        return image in self.images
+
+    async def pull(self, image: str, auth: Mapping[str, str]) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.images.add(image)
+
+
+def wish(name: str, image: str = "reg.test/m:v1", **options: Any) -> Wish:
+    return replace(Wish(name, Target(image, None)), **options)
+
+
+async def until(condition: Callable[[], object], what: str = "") -> None:
+    """Wait for a condition, long at most. Raises AssertionError."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what or "it didn't come to pass"
+        await asyncio.sleep(0.005)
+
+
+@dataclass
+class Keeping:
+    """A keeper that runs. `log` holds what it noted."""
+
+    keeper: Keeper
+    node: Node
+    log: list[tuple[str, dict[str, object]]]
+
+    def status(self) -> NodeCacheStatus:
+        return self.keeper.status(NodeCacheStatus())
+
+    def wanted(self, name: str) -> Wanted:
+        return next(each for each in self.status().wanted if each.name == name)
+
+    async def reaches(self, name: str, state: str, reason: str | None = None) -> Wanted:
+        """Wait until a wish stands so."""
+        await until(
+            lambda: (w := self.wanted(name)).state == state and reason in (None, w.reason),
+            f"{name} isn't {state} {reason or ''} but {self.wanted(name)}",
+        )
+        return self.wanted(name)
+
+
+@asynccontextmanager
+async def keeping(
+    node: Node,
+    open_reader: Callable[[ImageReference], ImageReader],
+    *,
+    options: KeeperOptions | None = None,
+    runtime: ImageService | None = None,
+) -> AsyncIterator[Keeping]:
+    """Run a keeper until left."""
+    log: list[tuple[str, dict[str, object]]] = []
+    bridge = Bridge()
+
+    async def authorize(image: str, secret: str) -> Mapping[str, str]:
+        return {}
+
+    keeper = Keeper(
+        node=node,
+        bridge=bridge,
+        credentials=AsTheNode(),
+        open_reader=open_reader,
+        runtime=RuntimeImages(runtime, authorize, node.clock, lambda: 0.0),
+        note=lambda event, **fields: log.append((event, fields)),
+        options=options or KeeperOptions(look_seconds=0.2),
+        random=lambda: 0.0,
+    )
+    task = asyncio.create_task(keeper.run())
+    try:
+        yield Keeping(keeper, node, log)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        bridge.close()

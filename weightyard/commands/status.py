@@ -1,0 +1,115 @@
+"""`weightyard status`: which nodes hold which models, how far the others are, and what keeps them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_agent.api.node_cache import Held, NodeCache, Wanted
+from modelimage.access import Access
+from weightyard.console import Console, pass_console
+from weightyard.kubectl import cluster_options, kubectl
+from weightyard.options import access_options, root_option
+from weightyard.text import format_bytes, format_duration
+from weightyard.wanting import ClusterPlace, LocalPlace, Place, percent
+
+_COLUMNS = (
+    "model",
+    "node",
+    "state",
+    "percent",
+    "size",
+    "tier",
+    "pinned",
+    "verified",
+    "left",
+    "note",
+)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--cluster", is_flag=True, help="All nodes of the cluster, not this machine's agent.")
+@cluster_options
+@root_option
+@access_options
+@pass_console
+def status(
+    console: Console,
+    *,
+    name: str | None,
+    cluster: bool,
+    context: str | None,
+    kubeconfig: str | None,
+    root: Path,
+    access: Access,
+) -> None:
+    """Show what is wanted and what is held, model by model and node by node: one NAME, or all.
+
+    Of this machine's agent; of the whole cluster with --cluster, --context or --kubeconfig.
+    """
+    in_cluster = cluster or bool(context or kubeconfig)
+    place: Place = (
+        ClusterPlace(kubectl(context, kubeconfig)) if in_cluster else LocalPlace(root, access)
+    )
+    now = time.time()
+    nodes = place.nodes()
+    rows = sorted(
+        (row for node in nodes for row in _rows(node, now) if name in (None, row[0])),
+        key=lambda row: (str(row[0]), str(row[1])),
+    )
+    for node in nodes:
+        for problem in _problems(node):
+            console.say(f"{node.name}: {problem}")
+    console.table(_COLUMNS, rows)
+
+
+def _rows(node: NodeCache, now: float) -> Iterator[list[Any]]:
+    keys = {each.model_key for each in node.status.wanted}
+    for wanted in node.status.wanted:
+        yield _wanted(node.name, wanted, now)
+    for model in node.status.models:
+        if model.key not in keys:
+            yield _held(node.name, model, now)
+
+
+def _wanted(node: str, wanted: Wanted, now: float) -> list[Any]:
+    left = None if wanted.seconds_left is None else format_duration(wanted.seconds_left)
+    size = format_bytes(wanted.bytes_total) if wanted.bytes_total else None
+    return [
+        wanted.name, node, wanted.state.lower(), f"{percent(wanted)}%", size, wanted.tier,
+        _yes(wanted.pinned), _ago(wanted.verified_at, now), left, wanted.message or wanted.reason or None,
+    ]  # fmt: skip
+
+
+def _held(node: str, model: Held, now: float) -> list[Any]:
+    """A model that came by itself: somebody used it, or used to want it."""
+    used = f"used by {model.leases}" if model.leases else None
+    state = "held" if model.state == "Ready" else "leaving"
+    return [
+        model.image, node, state, "100%", format_bytes(model.size), model.tier,
+        _yes(model.pinned), _ago(model.verified_at, now), None, used,
+    ]  # fmt: skip
+
+
+def _problems(node: NodeCache) -> Iterator[str]:
+    for each in node.status.conditions:
+        if each.type == "Synced" and (each.status != "True" or each.reason == "WithProblems"):
+            yield each.message
+        elif each.type == "SpaceSufficient" and each.status == "False":
+            yield f"no room for {each.message}"
+
+
+def _yes(value: bool) -> str | None:
+    return "yes" if value else None
+
+
+def _ago(stamp: str | None, now: float) -> str | None:
+    if stamp is None:
+        return None
+    return f"{format_duration(max(0.0, now - datetime.fromisoformat(stamp).timestamp()))} ago"
