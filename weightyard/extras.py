@@ -18,6 +18,7 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "grpc": "agent",
     "prometheus_client": "agent",
     "structlog": "agent",
+    "tzdata": "agent",
     "kopf": "controller",
     "cryptography": "sign",
     "docker": "engine",
