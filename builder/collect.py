@@ -27,13 +27,13 @@ from builder.plan import PlannedFile
 from builder.reporter import Reporter
 from builder.sources.base import RemoteFile, SourceFile
 from builder.survey import Survey
-from builder.workers import run_all
 from builder.workplace import Workplace
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
 from modelimage.record import ModelFacts, Role
 from modelimage.safetensors import Header
+from modelimage.workers import run_all
 
 _FETCHES_AT_ONCE: Final = 4
 

@@ -14,7 +14,6 @@ from builder.collect import Checkpoint
 from builder.plan import PlannedLayer
 from builder.publish import LayerSource
 from builder.remembered import RememberedDigests
-from builder.workers import available_cores, run_all
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -24,6 +23,7 @@ from modelimage.layout import Layout
 from modelimage.passing import PassingLayer
 from modelimage.record import RecordFile, RecordLayer
 from modelimage.repository import PassingContent, PassingWriter
+from modelimage.workers import available_cores, run_all
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, the reading and the writing.
 _CORES_PER_LAYER = 3

@@ -14,7 +14,6 @@ from typing import Final
 
 from builder.reporter import Advance
 from builder.sources.base import RemoteFile
-from builder.workers import run_all
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -27,6 +26,7 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
 from modelimage.referrers import blob_content
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
+from modelimage.workers import run_all
 
 SENDS_AT_ONCE: Final = 4
 _BUFFER_SIZE: Final = 1 << 20

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from builder.workers import run_all
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -32,6 +31,7 @@ from modelimage.recipe import Recipe
 from modelimage.record import MAX_RECORD_BYTES, Record, RecordFile, Role
 from modelimage.repository import ImageReader
 from modelimage.resolve import list_models, resolve_model
+from modelimage.workers import run_all
 
 _READS_AT_ONCE: Final = 2
 _NO_RECIPE: Final = Recipe.of(())

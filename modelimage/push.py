@@ -6,7 +6,6 @@ continues where it broke off, children come before the manifests that name them,
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from modelimage.publication import Document
 from modelimage.ranges import ByteRange
 from modelimage.registry.retry import Backoff
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
+from modelimage.workers import run_all
 
 WORKERS: Final = 4
 _BUFFER_BYTES: Final = 1 << 20
@@ -128,40 +128,17 @@ def execute(
     """Send blobs in parallel, then manifests in order, then tags. After the first error nothing new is begun."""
     told = reporting or Reporting()
 
-    def send(blob: Descriptor) -> None:
-        writer.put_blob(content_of(blob), told.advance)
+    def send(blob: Descriptor, guarded: Callable[[int], None]) -> None:
+        writer.put_blob(content_of(blob), guarded)
         told.finished(blob)
 
-    run_all(send, plan.send)
+    run_all(plan.send, send, advance=told.advance, workers=WORKERS)
     for document in manifests:
         writer.put_manifest(document.descriptor, document.data)
     by_digest = {document.descriptor.digest: document for document in manifests}
     for tag, digest in tags.items():
         document = by_digest[digest]
         writer.put_manifest(document.descriptor, document.data, tag)
-
-
-def run_all(work: Callable[[Descriptor], None], items: Sequence[Descriptor]) -> None:
-    """Do the work for each item in parallel; after the first error skip what hasn't begun, and raise it."""
-    failed = threading.Event()
-
-    def guarded(item: Descriptor) -> None:
-        if failed.is_set():
-            return
-        try:
-            work(item)
-        except BaseException:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(guarded, item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            failed.set()
-            raise
 
 
 def relayed(

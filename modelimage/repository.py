@@ -46,6 +46,13 @@ class ImageReader(Protocol):
         """All tags, sorted."""
 
 
+class StopRequested(Exception):
+    """Raised by a progress callback to end a transfer.
+
+    It ends at once, or where it goes to a registry in chunks, after the chunk under way: another process goes on there.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class BlobContent:
     """Where a blob's bytes come from: `read(offset)` iterates over buffers from there to the end.

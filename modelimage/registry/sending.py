@@ -6,6 +6,7 @@ asked how far it got. A registry that refuses the first chunk gets the blob in o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +19,9 @@ from modelimage.registry.upload import ChunkRefused, Outgoing, Session, Tally, U
 from modelimage.repository import BlobContent, PassingContent
 
 _MAX_RESTARTS: Final = 3
+_CHUNK_SECONDS: Final = 2.0
+_LEAST_CHUNK: Final = 4 << 20
+_FIRST_CHUNK: Final = 16 << 20
 
 
 def chunk_stop(session: Session, size: int, chunk: int) -> int:
@@ -28,6 +32,23 @@ def chunk_stop(session: Session, size: int, chunk: int) -> int:
     length = max(chunk, session.minimum)
     stop = session.offset + length
     return size if size - stop < session.minimum or stop >= size else stop
+
+
+def most_chunk(size: int, allowed: int, *, killed: bool) -> int:
+    """The most that a chunk of a blob may have, so that what kills cost stays a few percent of the blob. Pure.
+
+    Small chunks cost the registry time, so the smallest are for who goes on after a process that was `killed`.
+    """
+    return min(allowed, max(size // (128 if killed else 64), _LEAST_CHUNK))
+
+
+def chunk_bytes(sent: int, seconds: float, most: int) -> int:
+    """How large the next chunk is to be after one of `sent` bytes that took so long: about two seconds' worth. Pure.
+
+    What a killed process loses is the chunk under way, so a slow line has small ones; `most` is what a fast one has.
+    """
+    fitting = int(sent * _CHUNK_SECONDS / max(seconds, 1e-6))
+    return max(min(most, _LEAST_CHUNK), min(most, fitting))
 
 
 class BlobSender:
@@ -41,12 +62,14 @@ class BlobSender:
         backoff: Backoff,
         memory: UploadMemory,
         mount_from: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uploader = uploader
         self._profile = profile
         self._backoff = backoff
         self._memory = memory
         self._mount_from = tuple(mount_from)
+        self._clock = clock
         # Set by any thread once the registry showed that it takes no chunks; never taken back.
         self._chunks_refused = False
 
@@ -80,9 +103,10 @@ class BlobSender:
         tally: Tally,
     ) -> None:
         failures = restarts = 0
+        killed = session is not None and session.offset > 0
         while session is not None:
-            transfer = Transfer(self._uploader, session, note, tally)
-            chunk = self._chunk_bytes(content)
+            transfer = Transfer(self._uploader, session, note, tally, self._clock)
+            chunk = self._chunk_bytes(content, killed=killed)
             try:
                 transfer.run(content, chunk)
                 break
@@ -124,11 +148,11 @@ class BlobSender:
             self._chunks_refused = True
         return True
 
-    def _chunk_bytes(self, content: Outgoing) -> int | None:
-        """The size of chunks; None to send all in one request."""
-        chunk = self._profile.chunk_bytes
+    def _chunk_bytes(self, content: Outgoing, *, killed: bool) -> int | None:
+        """The most that a chunk may have; None to send all in one request."""
+        most = most_chunk(content.size, self._profile.chunk_bytes, killed=killed)
         chunked = self._profile.style is UploadStyle.CHUNKED and not self._chunks_refused
-        return chunk if chunked and content.size > chunk else None
+        return most if chunked and content.size > min(most, _FIRST_CHUNK) else None
 
     def _resumed(self, note: UploadNote) -> Session | None:
         noted = note.recall()
@@ -157,21 +181,43 @@ class Transfer:
     """One run at the rest of a blob; `session` is the newest known, whatever happened."""
 
     def __init__(
-        self, uploader: Uploader, session: Session, note: UploadNote, tally: Tally
+        self,
+        uploader: Uploader,
+        session: Session,
+        note: UploadNote,
+        tally: Tally,
+        clock: Callable[[], float],
     ) -> None:
         self._uploader = uploader
         self._note = note
         self._tally = tally
+        self._clock = clock
         self.session = session
 
-    def run(self, content: Outgoing, chunk: int | None) -> None:
-        """Send all that is missing, in chunks or, for None, in one request."""
-        size = content.size
+    def run(self, content: Outgoing, most: int | None) -> None:
+        """Send all that is missing: in chunks of at most `most` bytes or, for None, in one request.
+
+        Raises StopRequested, where the callback asked for it, between two chunks.
+        """
         self._note.keep(self.session)
-        while (chunk is not None or content.passes) and self.session.offset < size:
-            stop = size if chunk is None else chunk_stop(self.session, size, chunk)
-            self.session = self._uploader.append(
-                self.session, content, stop, self._tally, ranged=chunk is not None
-            )
-            self._note.keep(self.session)
+        # A small blob is no more than a chunk.
+        self._tally.patient = most is not None or content.size <= _FIRST_CHUNK
+        if most is not None:
+            self._send_chunks(content, most)
+        elif content.passes and self.session.offset < content.size:
+            self._append(content, content.size, ranged=False)
         self._uploader.finish(self.session, content, self._tally)
+
+    def _send_chunks(self, content: Outgoing, most: int) -> None:
+        size = min(most, _FIRST_CHUNK)
+        while (start := self.session.offset) < content.size:
+            began = self._clock()
+            self._append(content, chunk_stop(self.session, content.size, size), ranged=True)
+            size = chunk_bytes(self.session.offset - start, self._clock() - began, most)
+            self._tally.check()
+
+    def _append(self, content: Outgoing, stop: int, *, ranged: bool) -> None:
+        self.session = self._uploader.append(
+            self.session, content, stop, self._tally, ranged=ranged
+        )
+        self._note.keep(self.session)

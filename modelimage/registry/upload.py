@@ -15,7 +15,7 @@ from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidInput, RemoteRefused, WeightyardError
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
-from modelimage.repository import BlobContent, PassingContent
+from modelimage.repository import BlobContent, PassingContent, StopRequested
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
@@ -58,20 +58,36 @@ class Outgoing:
 
 
 class Tally:
-    """Tells a progress callback how many bytes the registry holds; takes back what must be sent again."""
+    """Tells a progress callback how many bytes the registry holds; takes back what must be sent again.
+
+    While `patient`, a callback's StopRequested is kept until `check`: a chunk that is sent to its end isn't lost.
+    """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self._progress = progress
         self._told = 0
+        self._stop: StopRequested | None = None
+        self.patient = False
 
     def add(self, count: int) -> None:
         self._told += count
-        if self._progress and count:
+        if self._progress is None or not count:
+            return
+        try:
             self._progress(count)
+        except StopRequested as stop:
+            if not self.patient:
+                raise
+            self._stop = stop
 
     def reach(self, position: int) -> None:
         """Make the sum of what was told `position`."""
         self.add(position - self._told)
+
+    def check(self) -> None:
+        """Raise the StopRequested that was kept."""
+        if self._stop is not None:
+            raise self._stop
 
 
 class ChunkRefused(RemoteRefused):
@@ -130,7 +146,7 @@ class Uploader:
         if response.status not in (202, 204):
             raise answers.refusal(response, "the registry tells nothing of an upload")
         offset = parse_offset(response.header("Range"))
-        return self._session(response, session.location, offset=offset)
+        return self._session(response, session.location, offset=offset, minimum=session.minimum)
 
     def append(
         self, session: Session, content: Outgoing, stop: int, tally: Tally, *, ranged: bool = True
@@ -155,7 +171,7 @@ class Uploader:
         if response.status not in accepted:
             raise answers.refusal(response, f"the registry refuses a part of blob {content.label}")
         held = parse_offset(response.header("Range")) or stop
-        return self._session(response, session.location, offset=held)
+        return self._session(response, session.location, offset=held, minimum=session.minimum)
 
     def finish(self, session: Session, content: Outgoing, tally: Tally) -> None:
         """Send what is missing, if anything, and close. Raises DigestMismatch, Unreachable, RemoteRefused and so on."""
@@ -187,12 +203,13 @@ class Uploader:
             Request(method, url, headers, body, self._scopes, repeatable=False, patience=_PATIENCE)
         )
 
-    def _session(self, response: Response, base: str, *, offset: int) -> Session:
+    def _session(self, response: Response, base: str, *, offset: int, minimum: int = 0) -> Session:
+        """What the answer says; a registry tells the least size of a chunk once, when the upload is opened."""
         location = response.header("Location")
-        minimum = response.header("OCI-Chunk-Min-Length") or ""
+        said = response.header("OCI-Chunk-Min-Length") or ""
         response.discard()
         url = upload_url(base, location) if location else base
-        return Session(url, offset, int(minimum) if re.fullmatch("[0-9]{1,15}", minimum) else 0)
+        return Session(url, offset, int(said) if re.fullmatch("[0-9]{1,15}", said) else minimum)
 
 
 def upload_url(base: str, location: str) -> str:

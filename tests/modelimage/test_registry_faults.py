@@ -21,7 +21,7 @@ from modelimage.registry.memory import DirectoryMemory, NoMemory, UploadMemory
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
 from modelimage.registry.retry import HostPauses
 from modelimage.registry.transport import Timeouts, TlsOptions
-from modelimage.repository import BlobContent
+from modelimage.repository import BlobContent, StopRequested
 from modelimage.resolve import read_blob
 from tests.modelimage.conformance import (
     BLOB,
@@ -375,6 +375,27 @@ def test_ten_deaths_cost_five_percent(through: Opener, tmp_path: Path) -> None:
     last.put_blob(blob_content(BLOB))
     assert read_all(last, described(BLOB)) == BLOB
     assert proxy.uploaded <= 1.05 * len(BLOB)
+
+
+def test_who_is_asked_to_stop_ends_with_the_chunk_and_nothing_is_sent_twice(
+    through: Opener, tmp_path: Path
+) -> None:
+    """Also to a registry that can't go on in the middle of a chunk, as docker-registry."""
+    memory = DirectoryMemory(tmp_path / "uploads")
+    proxy, first = through(memory=memory)
+
+    def stop(count: int) -> None:
+        if proxy.uploaded > 2 * CHUNK:
+            raise StopRequested
+
+    with pytest.raises(StopRequested):
+        first.put_blob(blob_content(BLOB), stop)
+    assert 2 * CHUNK < proxy.uploaded < len(BLOB)
+    second = repository_at(proxy.host, first.repository, Access(), SMALL_CHUNKS, memory)
+    counts: list[int] = []
+    second.put_blob(blob_content(BLOB), counts.append)
+    assert read_all(second, described(BLOB)) == BLOB
+    assert (proxy.uploaded, sum(counts)) == (len(BLOB), len(BLOB))
 
 
 def test_a_note_of_other_bytes_is_forgotten(through: Opener, tmp_path: Path) -> None:

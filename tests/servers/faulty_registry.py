@@ -71,6 +71,19 @@ class Fault:
     def request_body(self, request: Seen, body: Iterator[bytes]) -> Iterator[bytes]:
         return body
 
+    def request_path(self, request: Seen) -> str:
+        return request.path
+
+    def answered(self, request: Seen, location: str) -> None:
+        """The registry's answer named a Location."""
+
+    def answer_status(self, request: Seen, status: int) -> int:
+        return status
+
+    def answer_headers(self, request: Seen) -> dict[str, str]:
+        """Headers beside the registry's own."""
+        return {}
+
     def answer_body(
         self, request: Seen, body: Iterator[bytes], handler: Handler
     ) -> Iterator[bytes]:
@@ -274,14 +287,15 @@ class _ProxyHandler(Handler):
         return False
 
     def _forward(self, request: Seen) -> None:
-        headers, body = dict(request.headers), self._incoming(request)
+        headers, body, path = dict(request.headers), self._incoming(request), request.path
         for fault in self._proxy.faults:
+            path = fault.request_path(request)
             headers = fault.request_headers(request, headers)
             body = fault.request_body(request, body)
         upstream = http.client.HTTPConnection(self._proxy.upstream)
         try:
             sends = request.length > 0
-            upstream.request(request.method, request.path, body if sends else None, headers)
+            upstream.request(request.method, path, body if sends else None, headers)
             self._send_back(request, upstream.getresponse())
         finally:
             upstream.close()
@@ -297,7 +311,15 @@ class _ProxyHandler(Handler):
             yield piece
 
     def _send_back(self, request: Seen, answer: http.client.HTTPResponse) -> None:
-        self.send_response(answer.status)
+        status = answer.status
+        more: dict[str, str] = {}
+        for fault in self._proxy.faults:
+            fault.answered(request, answer.getheader("Location", ""))
+            status = fault.answer_status(request, status)
+            more |= fault.answer_headers(request)
+        self.send_response(status)
+        for name, value in more.items():
+            self.send_header(name, value)
         for name, value in answer.getheaders():
             if name.lower() not in HOP_BY_HOP | {"date", "server"}:
                 self.send_header(name, value)

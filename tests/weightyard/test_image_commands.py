@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import oras.client
+import oras.oci
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -21,7 +22,9 @@ from tests.builder.building import Outcome, build_here, weightyard_here
 from tests.builder.checkpoints import single
 from tests.modelimage.test_signing import pem, public_pem
 from tests.servers import skopeo
+from tests.servers.faulty_registry import FaultyRegistry
 from tests.servers.registry import DockerRegistry
+from tests.servers.registry_kinds import KnowsReferrers
 
 Run = Callable[..., Outcome]
 
@@ -203,6 +206,42 @@ def test_another_client_finds_and_fetches_an_attachment(
         f"{registry.host}/{remote.repository}@{listed['digest']}", outdir=str(tmp_path / "pulled")
     )
     assert Path(path).read_text() == "good"
+
+
+@pytest.mark.servers
+def test_what_another_client_attached_is_found_and_fetched(
+    run: Run,
+    built: Path,
+    tmp_path: Path,
+    registry: DockerRegistry,
+    unique_name: Callable[[str], str],
+) -> None:
+    """oras writes no fallback tag, so a registry with the referrers API is what its attachments are found in."""
+    report = tmp_path / "report.md"
+    report.write_text("from oras")
+    with FaultyRegistry(registry.host, KnowsReferrers()) as proxy:
+        name = f"{proxy.host}/{unique_name('team/model')}"
+        run("copy", f"oci:{built}:v1", f"{name}:v1")
+        subject = Layout(built).resolve("v1")
+        oras.client.OrasClient(hostname=proxy.host, insecure=True).push(
+            target=f"{name}:attached",
+            files=[f"{report}:text/markdown"],
+            subject=oras.oci.Subject(subject.media_type, str(subject.digest), subject.size),
+            manifest_annotations={"by": "oras"},
+            disable_path_validation=True,
+        )
+        run("attach", f"{name}:v1", report, "--type", "application/x-ours")
+        rows = run("--json", "discover", f"{name}:v1", "--to", tmp_path / "found").json
+        tags = run("--json", "inspect", f"{name}:v1").code, oras_tags(proxy.host, name)
+    by_type = {row["type"]: row for row in rows}
+    assert set(by_type) == {"application/vnd.unknown.config.v1+json", "application/x-ours"}
+    found = [path.read_text() for path in (tmp_path / "found").rglob("report.md")]
+    assert found == ["from oras", "from oras"]
+    assert fallback_tag(subject.digest) not in tags[1], "the registry itself knows"
+
+
+def oras_tags(host: str, name: str) -> list[str]:
+    return list(oras.client.OrasClient(hostname=host, insecure=True).get_tags(name))
 
 
 def test_an_attachment_with_an_evil_name_stays_in_its_folder(

@@ -39,6 +39,7 @@ from modelimage.reference import (
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
+from weightyard.stopping import stops_gently
 from weightyard.text import format_bytes, parse_bytes
 
 
@@ -159,6 +160,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Show what would be packed; write nothing.")
 @access_options
 @pass_console
+@stops_gently
 def build(
     console: Console,
     /,

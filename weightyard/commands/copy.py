@@ -33,6 +33,7 @@ from modelimage.reference import (
 from modelimage.registry.preflight import check_image
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
+from weightyard.stopping import stops_gently
 from weightyard.text import format_bytes
 
 _Reference = RegistryReference | LayoutReference
@@ -57,6 +58,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; write nothing.")
 @access_options
 @pass_console
+@stops_gently
 def copy(
     console: Console,
     /,

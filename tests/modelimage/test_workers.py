@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from builder.workers import run_all
+from modelimage.workers import run_all
 
 Advance = Callable[[int], None]
 

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from modelimage.repository import StopRequested
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Stopped(Exception):
-    """Raised in a worker's progress callback once another one failed."""
 
 
 class StopSwitch:
@@ -26,11 +24,11 @@ class StopSwitch:
         self._event.set()
 
     def guard(self, advance: Callable[[int], None]) -> Callable[[int], None]:
-        """`advance`, but raising Stopped once the switch is set."""
+        """`advance`, but raising StopRequested once the switch is set."""
 
         def guarded(count: int) -> None:
             if self._event.is_set():
-                raise Stopped
+                raise StopRequested
             advance(count)
 
         return guarded
