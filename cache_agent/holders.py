@@ -7,7 +7,6 @@ pid still has the start time that was noted; a manual lease until it is released
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -93,42 +92,3 @@ class Machine:
         return Holder(
             HolderKind.PROCESS, str(ProcessName(pid, self.start_time(pid) or "0", self.boot()))
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of mountinfo: what is mounted (`root`, within its filesystem) and where."""
-
-    root: str
-    target: str
-
-
-def parse_mountinfo(text: str) -> Iterable[Mount]:
-    """The mounts in proc(5)'s mountinfo; octal escapes resolved."""
-    for line in text.splitlines():
-        fields = line.split(" ")
-        if len(fields) >= 5:
-            yield Mount(_unescaped(fields[3]), _unescaped(fields[4]))
-
-
-def mounted_models(mounts: Iterable[Mount], models: Path) -> list[tuple[str, str]]:
-    """(model key, pod UID) of every pod volume that is a bind mount of a directory below `models`.
-
-    The mount's root is within its filesystem, so it is compared by its last two parts.
-    """
-    found = []
-    for mount in mounts:
-        root = Path(mount.root)
-        parts = Path(mount.target).parts
-        if root.parent.name != models.name or "pods" not in parts:
-            continue
-        if not str(models).endswith(str(root.parent)) and str(models) != str(root.parent):
-            continue
-        found.append((root.name, parts[parts.index("pods") + 1]))
-    return found
-
-
-def _unescaped(text: str) -> str:
-    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, letter)
-    return text

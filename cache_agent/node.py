@@ -18,7 +18,7 @@ from cache_agent.fetch.job import RetryPolicy
 from cache_agent.fetch.pull import Published, Pull, Puller
 from cache_agent.fetch.repair import Repairer
 from cache_agent.fetch.values import PullRequest
-from cache_agent.holders import Machine, mounted_models, parse_mountinfo
+from cache_agent.holders import Machine
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.peers.tier import Peers
 from cache_agent.proving import Prover
@@ -36,6 +36,7 @@ from cache_agent.store.store import StoreOptions
 from cache_agent.store.values import repository_of
 from cache_agent.tiers import Tiers
 from cache_agent.trust import Trust
+from cache_agent.usage import users_of
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, Fault, WeightyardError
 from modelimage.reference import ImageReference, RegistryReference
@@ -164,9 +165,7 @@ class Node:
                 boot=parts.boot,
                 events=parts.events,
                 is_gone=parts.machine.is_gone,
-                mounted=lambda models: mounted_models(
-                    parse_mountinfo(parts.machine.mountinfo()), models
-                ),
+                users=lambda models: users_of(models, parts.machine),
             ),
         )
         self.engine = Engine(options.engine)

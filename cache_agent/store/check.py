@@ -260,9 +260,17 @@ class Checker:
         for path in (*listed(self.paths.records), *listed(self.paths.origins)):
             if path.stem not in models | journals:
                 yield Finding(Kind.LEFTOVER, path, "of a model that isn't here")
+        yield from self._pins()
         staging = [each for each in listed(self.paths.models) if each.name.startswith(".")]
         for path in (*listed(self.paths.trash), *staging):
             yield Finding(Kind.LEFTOVER, path, "of a step that never ended")
+
+    def _pins(self) -> Iterator[Finding]:
+        noted = {path.name for path in listed(self.paths.pins)}
+        pinned = {model.key.hex for model in self.ledger.models() if model.pinned}
+        for name in sorted(noted ^ pinned):
+            where = "on the disk, not in the ledger" if name in noted else "in the ledger only"
+            yield Finding(Kind.LEDGER, self.paths.pins / name, f"a pin {where}")
 
     def _journals(self) -> Iterator[Claims]:
         for path in listed(self.paths.partial):

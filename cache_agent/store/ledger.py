@@ -103,6 +103,20 @@ class Ledger:
             if self._depth == 0:
                 self._commit()
 
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Inside a transaction: what is inside this happens whole or not at all, whatever becomes of the rest."""
+        with self._lock, self._mapped():
+            self._db.execute("SAVEPOINT one")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK TO one")
+                    self._db.execute("RELEASE one")
+                raise
+            self._db.execute("RELEASE one")
+
     def file(self, digest: Digest) -> StoredFile | None:
         row = self._one("SELECT * FROM files WHERE sha256 = ?", digest.hex)
         return self._files([row])[0] if row else None

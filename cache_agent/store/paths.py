@@ -34,6 +34,10 @@ class StorePaths:
         return self.root / "images" / "origins"
 
     @property
+    def pins(self) -> Path:
+        return self.root / "images" / "pins"
+
+    @property
     def partial(self) -> Path:
         return self.root / "partial"
 
@@ -67,6 +71,7 @@ class StorePaths:
             self.root / "images",
             self.records,
             self.origins,
+            self.pins,
             self.partial,
             self.trash,
             self.quarantine,
@@ -88,6 +93,10 @@ class StorePaths:
     def origin(self, key: Digest) -> Path:
         """The publish record: where a model came from, kept to rebuild a lost ledger."""
         return self.origins / f"{key.hex}.json"
+
+    def pin(self, key: Digest) -> Path:
+        """The mark that a model is pinned, kept for the day when the ledger is lost."""
+        return self.pins / key.hex
 
     def journal(self, key: Digest) -> Path:
         """The mark of a pull that began and hasn't ended: the record it works from."""

@@ -74,6 +74,7 @@ class Remover:
             trashed = self._to_trash([self.paths.model(key), *map(self._path, orphans)])
         self.disk.unlink(self.paths.origin(key))
         self.disk.unlink(self.paths.record(key))
+        self.disk.unlink(self.paths.pin(key))
         self._empty(trashed, {self.paths.models})
         return sum(file.size for file in orphans)
 

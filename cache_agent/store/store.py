@@ -15,11 +15,13 @@ from pathlib import Path
 from cache_agent.events import Events
 from cache_agent.store.budget import Reservation, Reservations, StoreSpace
 from cache_agent.store.disk import Disk, Observer, ignore, is_plain_file, reading
+from cache_agent.store.grouping import GroupCommit
 from cache_agent.store.ledger import Ledger, LedgerDamaged
 from cache_agent.store.lock import StoreLock
 from cache_agent.store.mend import Mender
 from cache_agent.store.partials import Partial, boot_id, identity
 from cache_agent.store.paths import StorePaths
+from cache_agent.store.pins import Pins
 from cache_agent.store.policy import Candidate, Eviction
 from cache_agent.store.publish import Publisher, read_record
 from cache_agent.store.recovery import Recoverer, Recovery, listed
@@ -28,7 +30,7 @@ from cache_agent.store.scrub import Scrubber
 from cache_agent.store.space import SpaceLimits, SpaceView
 from cache_agent.store.spools import Spools
 from cache_agent.store.upkeep import LeaseKeeper
-from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
+from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile, Use
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
@@ -41,8 +43,8 @@ Clock = Callable[[], float]
 class StoreOptions:
     """How to open a store. `observe` sees every change of the disk; `boot` names this boot of the machine.
 
-    `is_gone` tells that a lease's holder certainly isn't there any more; `mounted` lists the (model key, pod UID) pairs
-    mounted now, from which leases are restored when the ledger was lost.
+    `is_gone` tells that a lease's holder certainly isn't there any more; `users` tells who uses the models of a
+    directory now, from which leases are restored when the ledger was lost.
     """
 
     limits: SpaceLimits
@@ -51,7 +53,7 @@ class StoreOptions:
     boot: str | None = None
     events: Events = field(default_factory=Events)
     is_gone: Callable[[Holder], bool] = lambda holder: False
-    mounted: Callable[[Path], Iterable[tuple[str, str]]] = lambda models: ()
+    users: Callable[[Path], Iterable[Use]] = lambda models: ()
 
 
 class Store:
@@ -80,8 +82,11 @@ class Store:
         self.spools = Spools(self.paths, self.disk, self._boot)
         self.mender = Mender(self.paths, self.disk, self.ledger)
         self.keeper = LeaseKeeper(self.ledger, options.events, options.is_gone, options.clock)
+        self._commits = GroupCommit(self.ledger)
+        self.pins = Pins(self.paths, self.disk, self.ledger)
+        self.pins.settle(ledger_was_lost=self.ledger_was_lost)
         if self.ledger_was_lost:
-            self.keeper.restore(options.mounted(self.paths.models))
+            self.keeper.restore(options.users(self.paths.models))
         self._remover = Remover(self.paths, self.disk, self.ledger, self.holds)
         self._space = StoreSpace(
             self.paths, self.ledger, options.limits, Reservations(), options.events
@@ -140,7 +145,7 @@ class Store:
     def pin(self, key: Digest, *, pinned: bool) -> None:
         with self.ledger.transaction():
             self._require(key)
-            self.ledger.set_pin(key, pinned)
+            self.pins.set(key, pinned=pinned)
 
     # -- files -------------------------------------------------------------------------------
 
@@ -238,26 +243,30 @@ class Store:
 
     def settle(self) -> Recovery:
         """Bring ledger and disk in line while open; no pull may be running."""
-        return self._recoverer.run()
+        done = self._recoverer.run()
+        self.pins.settle(ledger_was_lost=False)
+        return done
 
     # -- leases ------------------------------------------------------------------------------
 
     def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
         """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
         lease = Lease(lease_id or uuid.uuid4().hex, key, holder, self._clock())
-        with self.ledger.transaction():
+
+        def take() -> Lease:
             model = self._require(key)
             known = next((each for each in model.leases if each.id == lease.id), None)
             if known is not None:
                 return known
             self.ledger.put_lease(lease)
             self.ledger.set_use(key, at=max(model.last_used, lease.since), uses=model.uses + 1)
-        return lease
+            return lease
+
+        return self._commits.run(take)
 
     def release(self, lease_id: str) -> bool:
         """End a lease; False when there is none, which is no error."""
-        with self.ledger.transaction():
-            return self.ledger.drop_lease(lease_id)
+        return self._commits.run(lambda: self.ledger.drop_lease(lease_id))
 
     def leases(self) -> list[Lease]:
         return self.ledger.leases()

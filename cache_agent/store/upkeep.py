@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from cache_agent.events import Events
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.values import Holder, HolderKind, Lease
-from modelimage.digest import Digest
+from cache_agent.store.values import Holder, Lease, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +27,17 @@ class LeaseKeeper:
                 self.events.expired(lease.id, str(lease.holder))
         return gone
 
-    def restore(self, mounted: Iterable[tuple[str, str]]) -> list[Lease]:
-        """Leases for the (model key, pod UID) pairs that are mounted and have none, after a ledger was lost."""
+    def restore(self, users: Iterable[Use]) -> list[Lease]:
+        """Leases for who uses a model and has none, after a ledger was lost."""
         restored = []
         with self.ledger.transaction():
-            known = {(lease.model.hex, lease.holder.name) for lease in self.ledger.leases()}
-            for key, pod in mounted:
-                if (key, pod) in known or self.ledger.model(Digest(key)) is None:
+            known = {(lease.model, lease.holder) for lease in self.ledger.leases()}
+            for use in users:
+                if (use.model, use.holder) in known or self.ledger.model(use.model) is None:
                     continue
-                holder = Holder(HolderKind.POD, pod)
-                lease = Lease(f"restored-{key[:12]}-{pod}", Digest(key), holder, self.clock())
+                known.add((use.model, use.holder))
+                name = use.lease or f"restored-{use.model.hex[:12]}-{use.holder.name}"
+                lease = Lease(name, use.model, use.holder, self.clock())
                 self.ledger.put_lease(lease)
                 restored.append(lease)
         return restored

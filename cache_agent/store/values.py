@@ -57,6 +57,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """That a holder uses a model now, as the machine shows it. `lease`: the id its lease has, where that is known."""
+
+    model: Digest
+    holder: Holder
+    lease: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where a model came from: the image as asked for, its repository, and the manifests that named it.
 
