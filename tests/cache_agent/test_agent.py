@@ -49,7 +49,9 @@ class RunningAgent:
 
 
 @contextmanager
-def agent(root: Path, *options: str) -> Iterator[RunningAgent]:
+def agent(
+    root: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningAgent]:
     """Start `weightyard agent` and stop it at the end, if it still runs."""
     root.mkdir(parents=True, exist_ok=True)
     log = root.parent / f"agent-{len(list(root.parent.glob('agent-*')))}.log"
@@ -66,7 +68,7 @@ def agent(root: Path, *options: str) -> Iterator[RunningAgent]:
                 *options,
             ],
             stderr=stream,
-            env=child_environment(root.parent),
+            env={**child_environment(root.parent), **(environment or {})},
         )
     try:
         client = wait_until(
@@ -285,26 +287,6 @@ def test_settings_are_read_again_at_sighup_and_bad_ones_are_refused(tmp_root: Pa
         running.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "settings kept" in running.log.read_text(), what="refusal in the log")
         assert running.client.space().budget == 40 * 10**9
-
-
-def test_the_shipped_agent_serves_from_every_tier_as_each_is_turned_off(
-    tmp_root: Path, pushed: Pushed
-) -> None:
-    image, contents, _ = pushed
-    shared = tmp_root / "shared"
-    for digest, data in {Digest.of(data): data for data in contents.values()}.items():
-        path = shared / "files" / "sha256" / digest.hex[:2] / digest.hex
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    settings = tmp_root / "settings.yaml"
-    for order, expected in (("[shared, registry]", "shared"), ("[registry]", "registry")):
-        settings.write_text(f"tiers: {{order: {order}, shared: [{{directory: {shared}}}]}}\n")
-        root = tmp_root / f"store-{expected}"
-        with agent(root, "--config", str(settings)) as running:
-            done = finish(running.client, image)
-            assert set(done.tiers) == {expected}
-            assert files_of(Path(done.path)) == contents
-        assert findings(root) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""The shipped agent with every tier: as each is turned off, its metrics say that the next one served.
+
+And S3 on a network that loses connections."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from cache_agent.api.wire import WarmBody
+from cache_agent.config import S3Section, SharedSection, TierSection
+from cache_agent.fetch.values import PullRequest
+from cache_agent.sockets import connect
+from cache_agent.sources.s3 import S3Bucket
+from cache_agent.store.paths import StorePaths
+from cache_agent.tiers import Tiers
+from modelimage.digest import Digest
+from modelimage.record import CHUNK_SIZE
+from modelimage.reference import RegistryReference, parse_image
+from tests.cache_agent.images import MemoryImage, make_record, noise
+from tests.cache_agent.nodes import NodeFactory, findings
+from tests.cache_agent.test_agent import agent, finish, push
+from tests.cache_agent.test_pull import files_of
+from tests.servers.hub import Hub
+from tests.servers.losing import LosingConnections
+from tests.servers.registry import DockerRegistry
+from tests.servers.s3 import S3
+
+pytestmark = pytest.mark.servers
+
+CONTENTS = {"model.safetensors": noise(CHUNK_SIZE + 5000, 3), "config.json": b"{}"}
+
+
+@pytest.fixture
+def keys(s3: S3, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Credentials where boto3 looks for them, in this process' environment and for others'."""
+    variables = {
+        "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": s3.SECRET_KEY,
+        "AWS_DEFAULT_REGION": s3.REGION,
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables
+
+
+@pytest.fixture
+def bucket(s3: S3, unique_name: Callable[[str], str], keys: dict[str, str]) -> str:
+    """A bucket that has the files."""
+    name = unique_name("tiers")
+    boto3.client("s3", **s3.client_options()).create_bucket(Bucket=name)
+    place = S3Bucket(name, "cache", s3.client_options())
+    for data in CONTENTS.values():
+        place.put(Digest.of(data), len(data), iter([memoryview(data)]))
+    return name
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """One model in every tier: its image, and the settings that name them all."""
+
+    image: str
+    settings: Mapping[str, Any]
+
+    def without(self, *, order: list[str], shared: int = 0, mirrors: bool = True) -> str:
+        """The settings with some tiers off."""
+        document = {**self.settings, "order": order, "shared": self.settings["shared"][shared:]}
+        if not mirrors:
+            document["mirrors"] = {}
+        return yaml.safe_dump({"tiers": document})
+
+
+@pytest.fixture
+def everywhere(
+    tmp_root: Path,
+    registry: DockerRegistry,
+    s3: S3,
+    bucket: str,
+    hub: Hub,
+    unique_name: Callable[[str], str],
+) -> Everywhere:
+    shared, published = tmp_root / "shared", tmp_root / "published"
+    published.mkdir()
+    for name, data in CONTENTS.items():
+        digest = Digest.of(data)
+        path = shared / "files" / "sha256" / digest.hex[:2] / digest.hex
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+        (published / name).write_bytes(data)
+    name = unique_name("org/model")
+    commit = hub.add(name, published)
+    record, blobs = make_record([{path: data} for path, data in CONTENTS.items()])
+    record = replace(record, source=f"hf://{name}", revision=commit)
+    image = parse_image(f"{registry.host}/{unique_name('agent/tiers')}:v1")
+    assert isinstance(image, RegistryReference)
+    push(MemoryImage.of([record], blobs), image)
+    port = registry.host.rpartition(":")[2]
+    settings = {
+        "shared": [
+            {"s3": {"bucket": bucket, "prefix": "cache", "endpoint": s3.url}},
+            {"directory": str(shared)},
+        ],
+        "mirrors": {registry.host: [f"localhost:{port}"]},
+        "hub": {"endpoint": hub.url},
+    }
+    return Everywhere(str(image), settings)
+
+
+def fetched(socket_path: Path) -> dict[tuple[str, str], float]:
+    """Bytes by tier and source, as the agent's metrics say."""
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = connect(socket_path, 10.0)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {
+        (sample.labels["tier"], sample.labels["source"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "weightyard_fetched_bytes_total"
+    }
+
+
+def test_as_each_tier_is_turned_off_the_next_one_serves(
+    tmp_root: Path,
+    everywhere: Everywhere,
+    bucket: str,
+    registry: DockerRegistry,
+    hub: Hub,
+    keys: dict[str, str],
+) -> None:
+    """Disk and memory are the first two: what is on the disk is not fetched, what is warmed is resident."""
+    steps = [
+        (everywhere.without(order=["shared", "registry", "hub"]), "shared", f"s3://{bucket}"),
+        (
+            everywhere.without(order=["shared", "registry", "hub"], shared=1),
+            "shared",
+            str(tmp_root),
+        ),
+        (everywhere.without(order=["registry", "hub"]), "registry", "localhost:"),
+        (everywhere.without(order=["registry"], mirrors=False), "registry", registry.host),
+        (everywhere.without(order=["hub"]), "hub", hub.url.removeprefix("http://")),
+    ]
+    settings = tmp_root / "settings.yaml"
+    total = sum(map(len, CONTENTS.values()))
+    for number, (text, tier, place) in enumerate(steps):
+        settings.write_text(text)
+        root = tmp_root / f"store-{number}"
+        options = ("--config", str(settings), "--no-tiers-write-back")
+        with agent(root, *options, environment=keys) as running:
+            done = finish(running.client, everywhere.image)
+            assert files_of(Path(done.path)) == CONTENTS
+            came = fetched(StorePaths(root).socket)
+            assert {(t, source.startswith(place)) for t, source in came} == {(tier, True)}, came
+            assert sum(came.values()) == total
+            again = finish(running.client, everywhere.image)
+            assert (again.fetched, again.reused) == (0, total), "the disk served"
+            assert fetched(StorePaths(root).socket) == came
+            warmth = running.client.warm(WarmBody(model=everywhere.image))
+            assert warmth.resident == warmth.size == total
+        assert findings(root) == []
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_s3_that_loses_connections_midway_costs_time_but_no_byte(
+    open_node: NodeFactory, s3: S3, bucket: str, times: int
+) -> None:
+    """What a lost connection broke off another tier gives; lost once, S3 is asked again for the rest."""
+    record, blobs = make_record([{path: data} for path, data in CONTENTS.items()])
+    image = MemoryImage.of([record], blobs)
+    with LosingConnections(s3.url, after=200_000, times=times) as network:
+        place = S3Section(bucket=bucket, prefix="cache", endpoint=network.url)
+        config = TierSection(shared=(SharedSection(s3=place),))
+        node = open_node({"reg.test/m": image}, sources=Tiers(config, open_node._reader))
+        handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
+        result = handle.result(60)
+        node.close()
+    assert result is not None
+    assert files_of(result.path) == CONTENTS
+    assert network.lost >= 1
+    came = {tier: size for tier, _, size in handle.snapshot().by_source}
+    assert came["shared"] >= 200_000, "what came before the connection was lost"
+    assert sum(came.values()) >= sum(map(len, CONTENTS.values()))
