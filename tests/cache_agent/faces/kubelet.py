@@ -73,27 +73,7 @@ class Kubelet:
     ) -> str:
         """Publish an image for a pod; the target. `changed` replaces fields of the request."""
         target = volume(self.directory, pod)
-        context = {
-            "image": image,
-            f"{PREFIX}ephemeral": "true",
-            f"{PREFIX}pod.uid": pod,
-            f"{PREFIX}pod.name": "a",
-            f"{PREFIX}pod.namespace": "b",
-            f"{PREFIX}serviceAccount.name": "default",
-            **({"variant": variant} if variant else {}),
-        }
-        request = {
-            "volume_id": f"csi-{pod}",
-            "target_path": target,
-            "volume_capability": message("VolumeCapability")(
-                mount=message("VolumeCapability.MountVolume")(),
-                access_mode=message("VolumeCapability.AccessMode")(mode=1),
-            ),
-            "readonly": True,
-            "secrets": dict(secrets or {}),
-            "volume_context": context,
-            **changed,
-        }
+        request = publish_request(pod, target, image, variant, secrets) | changed
         self.call("Node", "NodePublishVolume", seconds, **request)
         return target
 
@@ -126,6 +106,36 @@ class Kubelet:
             response_deserializer=_message(answer).FromString,
         )
         return call(_message(request)(**fields), timeout=seconds, wait_for_ready=True)
+
+
+def publish_request(
+    pod: str,
+    target: str,
+    image: str,
+    variant: str | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What kubelet asks for an inline volume with podInfoOnMount: the fields of a NodePublishVolumeRequest."""
+    context = {
+        "image": image,
+        f"{PREFIX}ephemeral": "true",
+        f"{PREFIX}pod.uid": pod,
+        f"{PREFIX}pod.name": "a",
+        f"{PREFIX}pod.namespace": "b",
+        f"{PREFIX}serviceAccount.name": "default",
+        **({"variant": variant} if variant else {}),
+    }
+    return {
+        "volume_id": f"csi-{pod}",
+        "target_path": target,
+        "volume_capability": message("VolumeCapability")(
+            mount=message("VolumeCapability.MountVolume")(),
+            access_mode=message("VolumeCapability.AccessMode")(mode=1),
+        ),
+        "readonly": True,
+        "secrets": dict(secrets or {}),
+        "volume_context": context,
+    }
 
 
 def _message(name: str) -> Any:

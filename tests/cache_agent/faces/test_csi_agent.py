@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,54 +9,16 @@ import grpc
 import pytest
 
 from tests.builder.building import build_here
+from tests.cache_agent.faces.agent_process import AgentProcess, csi_settings
 from tests.cache_agent.faces.kubelet import Kubelet
 from tests.cache_agent.faces.published import publish_model
 from tests.cache_agent.mounter.mounters import NamespacedMounter
 from tests.cache_agent.nodes import findings
-from tests.servers.process import ServerProcess, child_environment, program, wait_until
+from tests.servers.process import program, wait_until
 from tests.servers.registry import DockerRegistry
 from tests.servers.vllm import VllmServer
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
-
-
-class AgentProcess:
-    """`weightyard agent` with the CSI driver, started and killed as a test likes."""
-
-    def __init__(self, root: Path, kubelet: Kubelet, mounter: NamespacedMounter) -> None:
-        self._root = root
-        csi = {"kubelet": str(kubelet.directory), "mounter": str(mounter.socket)}
-        self._settings = {
-            "WEIGHTYARD_FACES__CSI": json.dumps(csi),
-            "WEIGHTYARD_FACES__REGISTRIES": '["127.0.0.1:*", "*.0.0.1:*"]',
-        }
-        self._process: ServerProcess | None = None
-
-    def start(self, **settings: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "weightyard.cli",
-            "agent",
-            "--json",
-            "--root",
-            str(self._root),
-        ]
-        environment = child_environment(self._root.parent, **self._settings, **settings)
-        process = ServerProcess(
-            command, log=self._root.parent / "agent.log", environment=environment
-        )
-        self._process = process
-        process.wait_for(lambda: '"ready"' in process.log_text(), what="ready")
-
-    def kill(self) -> None:
-        """As a power cut or the kernel's memory killer would."""
-        assert self._process is not None
-        self._process.kill()
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
 
 
 @pytest.fixture
@@ -75,7 +35,7 @@ def mounter(tmp_root: Path, kubelet: Kubelet) -> Iterator[NamespacedMounter]:
 
 @pytest.fixture
 def agent(tmp_root: Path, kubelet: Kubelet, mounter: NamespacedMounter) -> Iterator[AgentProcess]:
-    process = AgentProcess(tmp_root / "store", kubelet, mounter)
+    process = AgentProcess(tmp_root / "store", **csi_settings(kubelet.directory, mounter.socket))
     yield process
     process.stop()
     assert findings(tmp_root / "store") == []
