@@ -19,16 +19,19 @@ from modelimage.errors import AccessDenied, InvalidInput, WeightyardError
 
 _PEER_SECONDS: Final = 5.0
 _THREADS: Final = 32
+_LOCKS: Final = 64
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
 @dataclass
 class Mounter:
-    """Carries out the orders of one user, one at a time."""
+    """Carries out the orders of one user, those for one volume one at a time."""
 
     binder: Binder
     user: int
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _locks: list[threading.Lock] = field(
+        default_factory=lambda: [threading.Lock() for _ in range(_LOCKS)]
+    )
 
     def serve(self, server: socket.socket, ready: Callable[[], None]) -> None:
         """Answer until SIGTERM or SIGINT, and finish what was begun."""
@@ -60,8 +63,7 @@ class Mounter:
     def carry_out(self, order: Order) -> Report:
         """Do what is asked. Raises what `Binder` raises."""
         target = Target.parse(order.target, PurePosixPath(self.binder.kubelet))
-        # A mount takes microseconds; two orders for one volume at once would not.
-        with self._lock:
+        with self._locks[hash(target) % _LOCKS]:
             if order.operation is Operation.BIND and order.key is not None:
                 return Report(order.key, self.binder.bind(order.key, target))
             if order.operation is Operation.UNBIND:

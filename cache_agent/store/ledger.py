@@ -187,6 +187,9 @@ class Ledger:
         row = self._one(f"SELECT {_MODEL_COLUMNS} FROM models WHERE key = ?", key.hex)  # noqa: S608
         return self._model(row) if row else None
 
+    def has_model(self, key: Digest) -> bool:
+        return bool(self._one("SELECT 1 FROM models WHERE key = ?", key.hex))
+
     def models(self) -> list[Model]:
         """All models, by key."""
         rows = self._all(f"SELECT {_MODEL_COLUMNS} FROM models ORDER BY key")  # noqa: S608
@@ -215,8 +218,10 @@ class Ledger:
     def set_pin(self, key: Digest, pinned: bool) -> None:
         self._run("UPDATE models SET pinned = ? WHERE key = ?", int(pinned), key.hex)
 
-    def set_use(self, key: Digest, *, at: float, uses: float) -> None:
-        self._run("UPDATE models SET last_used = ?, uses = ? WHERE key = ?", at, uses, key.hex)
+    def note_use(self, key: Digest, at: float) -> bool:
+        """Count one more use; False when there is no such model."""
+        counted = "UPDATE models SET last_used = MAX(last_used, ?), uses = uses + 1 WHERE key = ?"
+        return self._run(counted, at, key.hex) > 0
 
     def put_image(self, origin: Origin, key: Digest, at: float) -> None:
         self._run(
@@ -274,12 +279,16 @@ class Ledger:
     def drop_lease(self, lease_id: str) -> bool:
         return self._run("DELETE FROM leases WHERE id = ?", lease_id) > 0
 
+    def lease(self, lease_id: str) -> Lease | None:
+        found = self._leases(self._all("SELECT * FROM leases WHERE id = ?", lease_id))
+        return found[0] if found else None
+
     def leases(self, key: Digest | None = None) -> list[Lease]:
-        rows = (
-            self._all("SELECT * FROM leases ORDER BY id")
-            if key is None
-            else self._all("SELECT * FROM leases WHERE key = ? ORDER BY id", key.hex)
-        )
+        if key is None:
+            return self._leases(self._all("SELECT * FROM leases ORDER BY id"))
+        return self._leases(self._all("SELECT * FROM leases WHERE key = ? ORDER BY id", key.hex))
+
+    def _leases(self, rows: list[tuple[Any, ...]]) -> list[Lease]:
         with self._parsed():
             return [
                 Lease(row[0], Digest(row[1]), Holder.parse(row[2]), float(row[3])) for row in rows

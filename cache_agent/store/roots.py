@@ -130,7 +130,7 @@ class Roots:
 
     def holding(self, key: Digest) -> Store | None:
         """The store that has a model."""
-        return next((store for store in self.stores if store.model(key) is not None), None)
+        return next((store for store in self.stores if store.ledger.has_model(key)), None)
 
     def require(self, key: Digest) -> Store:
         """The store that has a model. Raises NotFound."""
@@ -236,6 +236,11 @@ class Roots:
     def release(self, lease_id: str) -> bool:
         """End a lease; False when there is none, which is no error."""
         return sum(store.release(lease_id) for store in self.stores) > 0
+
+    def lease_named(self, lease_id: str) -> Lease | None:
+        """The lease of an id."""
+        found = (store.lease_named(lease_id) for store in self.stores)
+        return next((lease for lease in found if lease is not None), None)
 
     def leases(self) -> list[Lease]:
         """All leases, by id."""

@@ -254,12 +254,12 @@ class Store:
         lease = Lease(lease_id or uuid.uuid4().hex, key, holder, self._clock())
 
         def take() -> Lease:
-            model = self._require(key)
-            known = next((each for each in model.leases if each.id == lease.id), None)
-            if known is not None:
+            known = self.ledger.lease(lease.id)
+            if known is not None and known.model == key:
                 return known
+            if not self.ledger.note_use(key, lease.since):
+                raise NotFound(f"no model {key} in the store", hint="Pull it first.")
             self.ledger.put_lease(lease)
-            self.ledger.set_use(key, at=max(model.last_used, lease.since), uses=model.uses + 1)
             return lease
 
         return self._commits.run(take)
@@ -267,6 +267,9 @@ class Store:
     def release(self, lease_id: str) -> bool:
         """End a lease; False when there is none, which is no error."""
         return self._commits.run(lambda: self.ledger.drop_lease(lease_id))
+
+    def lease_named(self, lease_id: str) -> Lease | None:
+        return self.ledger.lease(lease_id)
 
     def leases(self) -> list[Lease]:
         return self.ledger.leases()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from cache_agent.access.callers import Caller, caller_of_pull_secret
 from cache_agent.access.gate import Admission, Gate
+from cache_agent.access.together import Together
 from cache_agent.access.upstream import Upstream
 from cache_agent.faces.csi.mounting import MounterClient
 from cache_agent.faces.csi.requests import Publish
@@ -21,6 +22,7 @@ from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node import Node
 from cache_agent.store.values import Holder, HolderKind, Model, repository_of
+from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
 
@@ -52,6 +54,7 @@ class Volumes:
     mounter: MounterClient
     monotonic: Callable[[], float] = time.monotonic
     _pulls: dict[tuple[object, ...], Pull] = field(default_factory=dict)
+    _tags: Together[Descriptor] = field(default_factory=Together)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def publish(self, wanted: Publish, seconds: float) -> None:
@@ -112,10 +115,10 @@ class Volumes:
             return None
         if wanted.image.digest is not None:
             return model
+        reader = self.questions.repository(wanted.image, admission.caller)
+        asked = (admission.caller, str(wanted.image))
         try:
-            now = self.questions.repository(wanted.image, admission.caller).resolve(
-                wanted.image.name
-            )
+            now = self._tags.ask(asked, lambda: reader.resolve(wanted.image.name))
         except Unreachable:
             return model
         return model if now.digest == origin.root else None
@@ -144,7 +147,7 @@ class Volumes:
         return running
 
     def _check_same(self, wanted: Publish, key: Digest) -> None:
-        held = {lease.id: lease for lease in self.node.store.leases()}.get(wanted.volume_id)
+        held = self.node.store.lease_named(wanted.volume_id)
         if held is None or held.model == key:
             return
         if self.mounter.look(wanted.target) is not None:
