@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -58,6 +59,9 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
     """
     metrics, log, waker = Metrics(), JsonLog(), Waker()
     config = options.load()
+    # A connection is a descriptor, and so is each file being sent.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     parts = NodeParts.real(access, Broadcast([metrics, log, waker]), config)
     with Node(NodeOptions.of(options.root, config), parts) as node:
         metrics.watch(node.store)

@@ -6,8 +6,6 @@ They are apart from the control API: other sockets, other threads, and nothing b
 from __future__ import annotations
 
 import os
-import socket
-import ssl
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
@@ -29,6 +27,7 @@ from cache_agent.faces.csi.volumes import Volumes
 from cache_agent.faces.hub.api import HubApi
 from cache_agent.faces.hub.service import HubService
 from cache_agent.faces.hub.upstream import HubUpstream
+from cache_agent.faces.listening import serve
 from cache_agent.faces.mirror.api import MirrorApi
 from cache_agent.faces.mirror.service import MirrorService
 from cache_agent.faces.peers.api import PeersApi
@@ -41,13 +40,11 @@ from cache_agent.sources.hub import DEFAULT_ENDPOINT
 from cache_agent.store.space import Amount
 from cache_agent.store.values import repository_of
 from modelimage.access import Access
-from modelimage.errors import Busy, InvalidInput
+from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.transport import TlsOptions
 
-_BACKLOG = 1024
 _THREADS = 16
-SHUTDOWN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +135,16 @@ async def open_faces(
     if options.mirror is not None:
         service = MirrorService(node, gate, questions, transfers)
         api = MirrorApi(service, _bridge(stack))
-        mirror = await _serve(stack, api.application(), options.mirror)
+        mirror = await serve(stack, api.application(), options.mirror)
     if options.hub is not None:
         sender = questions.access.connections.sender(TlsOptions(access.ca_file))
         upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
         # A refusal isn't kept: the Hub says why in its own words, and they are passed on.
         hub_gate = Gate(node.clock, Rules(refusal=0.0), node.shelf)
         files = HubService(node, hub_gate, upstream, questions, options.hub_images)
-        hub = await _serve(stack, HubApi(files, _bridge(stack)).application(), options.hub)
+        hub = await serve(stack, HubApi(files, _bridge(stack)).application(), options.hub)
     if options.observe is not None and observing is not None:
-        observe = await _serve(stack, observing, options.observe)
+        observe = await serve(stack, observing, options.observe)
     peers = await _open_peers(node, options.peers, stack) if options.peers else None
     csi = None
     if options.csi is not None:
@@ -178,7 +175,7 @@ async def _open_peers(node: Node, options: PeerFace, stack: AsyncExitStack) -> A
     bridge = _bridge(stack)
     api = PeersApi(offers, peers.verifier, bridge, node.events, throttle, options.uploads)
     context = options.tls.server_context() if options.tls else None
-    return await _serve(stack, api.application(), options.listen, context)
+    return await serve(stack, api.application(), options.listen, context)
 
 
 def prune_shelf(node: Node) -> int:
@@ -201,34 +198,3 @@ def _bridge(stack: AsyncExitStack) -> Bridge:
     bridge = Bridge(_THREADS)
     stack.callback(bridge.close)
     return bridge
-
-
-async def _serve(
-    stack: AsyncExitStack,
-    app: web.Application,
-    address: Address,
-    tls: ssl.SSLContext | None = None,
-) -> Address:
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    server = _listen(address)
-    await web.SockSite(runner, server, backlog=_BACKLOG, ssl_context=tls).start()
-    return Address(address.host, int(server.getsockname()[1]))
-
-
-def _listen(address: Address) -> socket.socket:
-    try:
-        server = socket.create_server(
-            (address.host, address.port),
-            family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
-            backlog=_BACKLOG,
-        )
-    except OSError as error:
-        raise Busy(
-            f"can't listen on {address}: {error.strerror or error}", hint="Choose another port."
-        ) from error
-    server.setblocking(False)
-    return server

@@ -1,0 +1,43 @@
+"""How long a face puts up with who says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from cache_agent.addresses import Address
+from cache_agent.faces.listening import Patience, serve
+
+PATIENCE = 0.2
+
+
+def test_the_silent_are_sent_away_and_the_slow_answer_is_not_cut() -> None:
+    async def main() -> tuple[bytes, bytes, bytes]:
+        async def slow(request: web.Request) -> web.Response:
+            await asyncio.sleep(4 * PATIENCE)
+            return web.Response(text="done")
+
+        app = web.Application()
+        app.router.add_get("/", slow)
+        async with AsyncExitStack() as stack:
+            at = await serve(stack, app, Address("127.0.0.1", 0), patience=Patience(PATIENCE))
+            said = (b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.0\r\n\r\n")
+            return tuple(await asyncio.gather(*(_all(at, each) for each in said)))  # type: ignore[return-value]
+
+    silent, unfinished, answered = asyncio.run(main())
+    assert silent == unfinished == b""
+    assert answered.endswith(b"done")
+
+
+async def _all(at: Address, said: bytes) -> bytes:
+    """Everything that is answered until the connection ends."""
+    reader, writer = await asyncio.open_connection(at.host, at.port)
+    writer.write(said)
+    try:
+        return await asyncio.wait_for(reader.read(), 30)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
