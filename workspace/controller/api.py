@@ -92,13 +92,19 @@ class KubernetesApi:
         """One object. Raises NotFound."""
         return await self._call("GET", RESOURCES[kind].path(namespace, name))
 
-    async def list(self, kind: str) -> AsyncIterator[Json]:
-        """All objects of a kind, in the whole cluster, page by page. Raises NotFound where the kind isn't known."""
+    async def pages(self, kind: str, *, label: str | None = None) -> AsyncIterator[list[Json]]:
+        """All objects of a kind (that have a label), in the whole cluster, a page at a time. Raises NotFound where the
+        cluster has no such kind."""
         resource, params = RESOURCES[kind], {"limit": str(_PAGE)}
+        if label is not None:
+            params["labelSelector"] = label
         while True:
             page = await self._call("GET", resource.path(None), params=params)
-            for each in page.get("items") or ():
-                yield {**each, "kind": kind, "apiVersion": resource.api}
+            # Items of a list lack the kind that they are of.
+            yield [
+                {**each, "kind": kind, "apiVersion": resource.api}
+                for each in page.get("items") or ()
+            ]
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +77,30 @@ class Cache:
         if not self._objects[found]:
             del self._objects[found]
         return {found}
+
+    def known(self, kind: str) -> dict[tuple[str, str], Json]:
+        """The objects of a kind that are kept, by namespace and name: as much of each as `drop` needs."""
+        if kind in ("Node", "NodeCache"):
+            held: Iterable[str] = self._nodes if kind == "Node" else self._told
+            return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held}
+        if kind == "Workspace":
+            found = {key: ("", key[1]) for key in self._documents}
+        else:
+            found = {
+                (key[0], name): (key[1], name)
+                for key, objects in self._objects.items()
+                for (each, name) in objects
+                if each == kind
+            }
+        return {
+            (space, name): {
+                "kind": kind,
+                "metadata": {
+                    "namespace": space, "name": name, "labels": {names.WORKSPACE: workspace},
+                },
+            }
+            for (space, name), (workspace, _) in found.items()
+        }  # fmt: skip
 
     def workspaces(self) -> list[Key]:
         return sorted(self._documents)

@@ -5,6 +5,7 @@ Of a node's report, what it is worth a write of its own (a state, a failure) is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,13 @@ class View:
             return self._all_models()
         self.caches.pop(name, None)
         return {(NODE, name), *self._all_models()}
+
+    def known(self, kind: str) -> dict[Key, Json]:
+        """The objects of a kind that are kept: as much of each as `drop` needs."""
+        held: dict[str, Iterable[str]] = {
+            MODEL: self.models, CACHE: self.caches, NODE: self.nodes,
+        }  # fmt: skip
+        return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held[kind]}
 
     def entries(self, model: CachedModel) -> dict[str, Wanted | None]:
         """What each node that should hold a model reports of it."""

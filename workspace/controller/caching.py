@@ -6,6 +6,7 @@ progress alone is passed on after a while only, so a thousand nodes that fetch c
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from cache_agent.api.cached_model import CachedModel
 from modelimage.errors import NotFound
 from workspace.controller import cached_models, conditions, node_marks
 from workspace.controller.api import RESOURCES, Conflict, KubernetesApi
-from workspace.controller.cache_view import CACHE, MODEL, NODE, Key, Known, NodeView, View
+from workspace.controller.cache_view import MODEL, NODE, Key, Known, NodeView, View
 from workspace.controller.cached_models import News
 from workspace.controller.queue import WorkQueue
+from workspace.controller.watched import CACHES, Name, fill, sweep
 from workspace.controller.workers import work
 
 Json = dict[str, Any]
@@ -52,14 +54,18 @@ class CacheRunner:
         for key in later:
             self.queue.add_later(key, PROGRESS_SECONDS)
 
+    def known(self, kind: str) -> dict[Name, Json]:
+        """See `Knows`."""
+        return self.view.known(kind)
+
     async def run(self) -> None:
         """Work until cancelled. Everything is listed first: what a watch hasn't told yet must not look like gone."""
-        for kind in (MODEL, CACHE, NODE):
-            async for document in self._api.list(kind):
-                self.seen(document)
+        await fill(self._api, CACHES, self)
         for key in [*((MODEL, m) for m in self.view.models), *((NODE, n) for n in self.view.nodes)]:
             self.queue.add(key)
-        await work(self.queue, self.reconcile, workers=self._workers)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sweep(self._api, CACHES, self))
+            group.create_task(work(self.queue, self.reconcile, workers=self._workers))
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a CachedModel or a node; returns when to look again, in seconds. Raises what the API raises."""

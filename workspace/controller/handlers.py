@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import kopf
 
@@ -16,15 +16,8 @@ from modelimage.errors import InvalidInput
 from workspace.controller.api import RESOURCES
 from workspace.controller.caching import CacheRunner
 from workspace.controller.runner import Runner
-from workspace.render import names
+from workspace.controller.watched import CACHES, WORKSPACES, label_of
 
-# Changes of others that reconcile must see; the rest is compared at each resync only.
-_WATCHED: Final = (
-    "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
-    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
-)  # fmt: skip
-_CACHE_WATCHED: Final = ("CachedModel", "NodeCache", "Node")
-_UNLABELLED: Final = ("Workspace", *_CACHE_WATCHED)
 Seen = Callable[..., None]  # of a document, and whether it was `deleted`
 
 
@@ -33,13 +26,14 @@ def make_registry(
 ) -> kopf.OperatorRegistry:
     """The handlers of one controller; several controllers may run in one process."""
     registry = kopf.OperatorRegistry()
-    workspaces = (*_WATCHED, *(("ScaledObject",) if with_keda else ()))
-    for kind in dict.fromkeys((*workspaces, *_CACHE_WATCHED)):
+    workspaces = (*WORKSPACES, *(("ScaledObject",) if with_keda else ()))
+    for kind in dict.fromkeys((*workspaces, *CACHES)):
         told: list[Seen] = [runner.seen] if kind in workspaces else []
-        told += [caching.seen] if kind in _CACHE_WATCHED else []
+        told += [caching.seen] if kind in CACHES else []
         resource = RESOURCES[kind]
         group, _, version = resource.api.rpartition("/")
-        labels = None if kind in _UNLABELLED else {names.WORKSPACE: kopf.PRESENT}
+        label = label_of(kind)
+        labels = None if label is None else {label: kopf.PRESENT}
         kopf.on.event(group, version, resource.plural, registry=registry, labels=labels)(
             _handler(kind, resource.api, told)
         )

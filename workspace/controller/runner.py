@@ -6,6 +6,7 @@ Workspace at a time.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -15,9 +16,10 @@ from typing import Any, Final
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache, Key
-from workspace.controller.observed import Apply, Decision, Observed, reference
+from workspace.controller.observed import KEDA_GROUP, Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
+from workspace.controller.watched import WORKSPACES, Name, fill, sweep
 from workspace.controller.workers import work
 from workspace.render.kubernetes import Surroundings
 from workspace.render.release import Resolved
@@ -49,7 +51,7 @@ class Runner:
         groups: frozenset[str] = frozenset(), workers: int = 8,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
-        self._api = api
+        self.api = api
         self.cache = cache
         self._resolver = resolver
         self._surroundings = surroundings
@@ -65,11 +67,22 @@ class Runner:
         for key in concerned:
             self.queue.add(key)
 
+    def known(self, kind: str) -> dict[Name, Json]:
+        """See `Knows`."""
+        return self.cache.known(kind)
+
     async def run(self) -> None:
-        """Work until cancelled; every Workspace is looked at now, and again every `RESYNC` seconds."""
+        """Work until cancelled; every Workspace is looked at now, and again every `RESYNC` seconds.
+
+        Everything is listed first: what a watch hasn't told yet must not look like gone.
+        """
+        kinds = (*WORKSPACES, *(("ScaledObject",) if KEDA_GROUP in self._groups else ()))
+        await fill(self.api, kinds, self)
         for key in self.cache.workspaces():
             self.queue.add(key)
-        await work(self.queue, self.reconcile, workers=self._workers)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sweep(self.api, kinds, self))
+            group.create_task(work(self.queue, self.reconcile, workers=self._workers))
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace; returns when to look again, in seconds. Raises what the API raises."""
@@ -119,7 +132,7 @@ class Runner:
             if observed.find(kind, name) is None:
                 namespace = action.document["metadata"].get("namespace")
                 try:
-                    found.append(await self._api.get(kind, namespace, name))
+                    found.append(await self.api.get(kind, namespace, name))
                 except NotFound:
                     continue
         return found
@@ -128,10 +141,10 @@ class Runner:
         namespace, _ = key
         for action in decision.actions:
             if isinstance(action, Apply):
-                self.cache.put(await self._api.apply(action.document))
+                self.cache.put(await self.api.apply(action.document))
                 logger.info("%s/%s: applied %s %s", *key, *_named(action.document))
             else:
-                await self._api.delete(action.reference, namespace, uid=action.uid)
+                await self.api.delete(action.reference, namespace, uid=action.uid)
                 logger.info(
                     "%s/%s: deleted %s %s", *key, action.reference.kind, action.reference.name
                 )
@@ -142,7 +155,7 @@ class Runner:
                 "metadata": {"name": key[1], "namespace": namespace},
                 "status": decision.status,
             }
-            self.cache.put(await self._api.apply(document, status=True))
+            self.cache.put(await self.api.apply(document, status=True))
 
 
 def _named(document: Json) -> tuple[str, str]:

@@ -22,9 +22,9 @@ class DirectApi:
         self.fake = fake
         self.faults: deque[tuple[Exception, bool]] = deque()
 
-    async def list(self, kind: str) -> AsyncIterator[Json]:
-        for each in self.fake.list(kind):
-            yield each
+    async def pages(self, kind: str, *, label: str | None = None) -> AsyncIterator[list[Json]]:
+        assert label is None, "the cache's kinds are watched whole"
+        yield self.fake.list(kind)
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Json:
         return self._do(lambda: self.fake.get(kind, namespace or "", name), write=False)

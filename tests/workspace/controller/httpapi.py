@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ class HttpApi:
         self.faults: deque[int] = deque()
         self.requests: dict[str, int] = {}
         self._groups = groups
+        self._deaf = False
         self._streams: set[tuple[str, asyncio.Queue[Json | None]]] = set()
         api.watchers.append(self._tell)
 
@@ -58,10 +60,34 @@ class HttpApi:
         for _, queue in self._streams:
             queue.put_nowait(None)
 
+    @contextlib.contextmanager
+    def deaf_watches(self) -> Iterator[None]:
+        """What happens in this context no watch tells."""
+        self._deaf = True
+        try:
+            yield
+        finally:
+            self._deaf = False
+
+    def expire_watches(self) -> None:
+        """Every watch is told that what it asks for is too old (410), as after a compaction: it must list again."""
+        gone = {
+            "kind": "Status",
+            "status": "Failure",
+            "reason": "Expired",
+            "code": 410,
+            "message": "too old",
+        }
+        for _, queue in self._streams:
+            queue.put_nowait({"type": "ERROR", "object": gone})
+            queue.put_nowait(None)
+
     def writes(self) -> int:
         return sum(count for verb, count in self.requests.items() if verb != "GET")
 
     def _tell(self, kind: str, document: Json) -> None:
+        if self._deaf:
+            return
         for resource, queue in self._streams:
             if resource == document["kind"]:
                 queue.put_nowait({"type": kind, "object": document})
@@ -196,8 +222,13 @@ class HttpApi:
         if request.query.get("watch") == "true":
             return await self._watch(request, kind)
         selector = request.query.get("labelSelector", "")
-        labels = dict(each.split("=", 1) for each in selector.split(",") if each)
-        items = self.api.list(kind, namespace, labels)
+        labels = dict(each.split("=", 1) for each in selector.split(",") if "=" in each)
+        there = [each for each in selector.split(",") if each and "=" not in each]
+        items = [
+            each
+            for each in self.api.list(kind, namespace, labels)
+            if all(name in (each["metadata"].get("labels") or {}) for name in there)
+        ]
         for each in items:
             del each["kind"], each["apiVersion"]
         metadata = {"resourceVersion": "1"}

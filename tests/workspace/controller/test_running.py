@@ -21,6 +21,7 @@ from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.observed import Reference
 from workspace.controller.runner import Runner
+from workspace.controller.watched import WORKSPACES, fill
 from workspace.render import names
 from workspace.render.kubernetes import Surroundings
 from workspace.render.release import Resolved
@@ -105,6 +106,47 @@ def test_conflicts_throttling_and_lost_watches_only_delay_it() -> None:
             http.break_watches()
             cluster.change_spec(replicas=2)
             await until(cluster, lambda: len(cluster.ready_servers()) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_what_is_deleted_while_a_watch_is_too_old_is_noticed() -> None:
+    """After 410 a watch lists anew, and a list doesn't say what went meanwhile."""
+
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        async with running(cluster) as (http, runner):
+            await until(cluster, lambda: is_ready(cluster) and not len(runner.queue))
+            with http.deaf_watches():
+                cluster.api.delete("NetworkPolicy", NAMESPACE, NAME)
+                cluster.add_node("n3")
+            http.expire_watches()
+            await until(cluster, lambda: len(runner.cache.nodes()) == 3)
+            assert not cluster.api.list("NetworkPolicy", NAMESPACE)
+            await fill(runner.api, WORKSPACES, runner)
+            await until(cluster, lambda: bool(cluster.api.list("NetworkPolicy", NAMESPACE)))
+
+    asyncio.run(scenario())
+
+
+def test_a_list_drops_tells_and_leaves_what_the_watches_know() -> None:
+    async def scenario() -> None:
+        cluster = prepared(replicas=1)
+        async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
+            api, cache = KubernetesApi(session, http.connection), Cache()
+            runner = Runner(api=api, cache=cache, resolver=resolve, surroundings=Surroundings())
+            await fill(api, WORKSPACES, runner)
+            assert [node.name for node in cache.nodes()] == ["n1", "n2"]
+            newer = {**cluster.api.get("Node", "", "n1"), "spec": {"unschedulable": True}}
+            runner.seen(newer)
+            cluster.remove_node("n2")
+            cluster.add_node("n3")
+            await fill(api, WORKSPACES, runner)
+            assert {node.name: node.usable for node in cache.nodes()} == {"n1": False, "n3": True}
+            cluster.api.delete("Workspace", NAMESPACE, NAME)
+            await fill(api, WORKSPACES, runner)
+            assert cache.workspaces() == []
+            await fill(api, ["NodeCache", "ScaledObject"], runner)
 
     asyncio.run(scenario())
 
