@@ -3,7 +3,9 @@
 The API server is the tests' own, over HTTP from a process of its own; the controller is the one that runs in a cluster:
 kopf's watches, its cache, queue and reconcile.
 
-    python -m benchmarks.controller [--workspaces 1000] [--nodes 1000]
+Beside them every node's agent reports on some CachedModels: the controller labels the nodes and sums up the models.
+
+    python -m benchmarks.controller [--workspaces 1000] [--nodes 1000] [--models 20]
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import aiohttp
 import kopf
 
 from tests.workspace import samples
+from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
+from workspace.controller.cache_view import MODEL, NODE
 from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.runner import Runner
@@ -42,22 +46,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspaces", type=int, default=1000)
     parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--models", type=int, default=20)
     given = parser.parse_args()
     ours, theirs = Pipe()
-    server = Process(target=_serve, args=(theirs, given.workspaces, given.nodes))
+    server = Process(target=_serve, args=(theirs, given.workspaces, given.nodes, given.models))
     server.start()
     try:
-        asyncio.run(_measure(ours, given.workspaces, given.nodes))
+        asyncio.run(_measure(ours, given.workspaces, given.nodes, given.models))
     finally:
         server.terminate()
         server.join()
 
 
-def _serve(pipe: Connection, workspaces: int, nodes: int) -> None:
-    asyncio.run(_answer(pipe, _cluster(workspaces, nodes)))
+def _serve(pipe: Connection, workspaces: int, nodes: int, models: int) -> None:
+    asyncio.run(_answer(pipe, _cluster(workspaces, nodes, models)))
 
 
-def _cluster(workspaces: int, nodes: int) -> FakeApi:
+def _cluster(workspaces: int, nodes: int, models: int) -> FakeApi:
     api = FakeApi()
     labels = {f"example.com/label-{number}": "x" * 20 for number in range(20)}
     for number in range(nodes):
@@ -68,6 +73,12 @@ def _cluster(workspaces: int, nodes: int) -> FakeApi:
         metadata = {"name": f"n{number}", "labels": labels}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {}}
         api.create({**node, "status": status})
+    images = {f"m{number}": f"registry.example/m:{number}" for number in range(models)}
+    for name, image in images.items():
+        api.create(caches.cached_model(name, image))
+    reports, held = tuple(map(caches.report, images)), tuple(map(caches.held, images.values()))
+    for number in range(nodes):
+        api.create(caches.node_cache(f"n{number}", wanted=reports, models=held))
     for number in range(workspaces):
         api.create(samples.document(f"w{number}", namespace=f"ns{number % 100}", replicas=1))
     return api
@@ -87,16 +98,21 @@ async def _answer(pipe: Connection, api: FakeApi) -> None:
                 pipe.send(time.time())
 
 
-async def _measure(pipe: Connection, workspaces: int, nodes: int) -> None:
+async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -> None:
     url = await asyncio.to_thread(pipe.recv)
     connection = kopf.ConnectionInfo(server=url)
     async with aiohttp.ClientSession() as session:
         api = KubernetesApi(session, lambda: connection)
         runner = Runner(api=api, cache=Cache(), resolver=_resolve, surroundings=Surroundings())
-        registry, stop = make_registry(runner, CacheRunner(api), with_keda=False), asyncio.Event()
+        caching, stop = CacheRunner(api), asyncio.Event()
+        registry = make_registry(runner, caching, with_keda=False)
         tasks = [asyncio.create_task(watch(registry, stop=stop, connection=lambda: connection))]
         await _until(lambda: len(runner.cache.workspaces()) == workspaces)
         await _until(lambda: len(runner.cache.nodes()) == nodes)
+        await _until(lambda: len(caching.view.models) == models)
+        await _until(lambda: len(caching.view.caches) == nodes)
+        tasks.append(asyncio.create_task(caching.run()))
+        await _cache(caching, pipe)
         start = time.monotonic()
         tasks.append(asyncio.create_task(runner.run()))
         await asyncio.sleep(0)
@@ -109,6 +125,19 @@ async def _measure(pipe: Connection, workspaces: int, nodes: int) -> None:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _cache(caching: CacheRunner, pipe: Connection) -> None:
+    """Every node labelled and every model summed up, and the same again."""
+    for again in ("first", "again"):
+        before, start = await _ask(pipe, "writes"), time.monotonic()
+        for key in [(MODEL, m) for m in caching.view.models] + [
+            (NODE, n) for n in caching.view.nodes
+        ]:
+            caching.queue.add(key)
+        await _at_rest(caching)
+        written = await _ask(pipe, "writes") - before
+        print(f"cache, {again}: {time.monotonic() - start:.1f} s, {written} writes")
 
 
 async def _resync(runner: Runner, pipe: Connection) -> None:
@@ -139,7 +168,7 @@ async def _edit(runner: Runner, pipe: Connection) -> None:
     print(f"edit to applied child: {min(seconds) * 1000:.0f} to {max(seconds) * 1000:.0f} ms")
 
 
-async def _at_rest(runner: Runner) -> None:
+async def _at_rest(runner: Runner | CacheRunner) -> None:
     """Until nothing waits, and nothing has come for a moment."""
     while len(runner.queue):
         await _until(lambda: not len(runner.queue))
