@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cache_agent.store.roots import Roots
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
+from modelimage.foreign import AnyRecord
 from modelimage.publication import record_layer
 from modelimage.recipe import Literal, Recipe, models_link_layer
 from modelimage.record import Record
@@ -21,13 +22,13 @@ class LayerIndex:
     """Finds records by the layers that they describe. Safe for threads."""
 
     store: Roots
-    _records: dict[Digest, Record | None] = field(default_factory=dict)
+    _records: dict[Digest, AnyRecord | None] = field(default_factory=dict)
     _by_layer: dict[Digest, set[Digest]] = field(default_factory=dict)
     _by_record_layer: dict[Digest, Digest] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def with_layer(self, layer: Digest) -> list[Record]:
-        """The records of cached models that have this layer of files."""
+    def with_layer(self, layer: Digest) -> list[AnyRecord]:
+        """The records of cached models, others' images too, that say how this layer is made of files."""
         with self._lock:
             self._refresh()
             return [r for key in self._by_layer.get(layer, ()) if (r := self._records.get(key))]
@@ -37,7 +38,8 @@ class LayerIndex:
         with self._lock:
             self._refresh()
             key = self._by_record_layer.get(layer)
-            return self._records.get(key) if key else None
+            record = self._records.get(key) if key else None
+        return record if isinstance(record, Record) else None
 
     def _refresh(self) -> None:
         keys = self.store.model_keys()
@@ -48,14 +50,15 @@ class LayerIndex:
                 holders.discard(key)
         for key in keys - self._records.keys():
             self._records[key] = record = self._read(key)
-            if record is not None:
+            if isinstance(record, Record):
                 self._by_record_layer[Digest.of(record_layer(record))] = key
-                for layer in record.layers:
+            for layer in record.layers if record else ():
+                # A compressed layer can't be made again; nor is one without files given out by what files prove.
+                if record and record.layer_files(layer.digest) and record.recipe(layer.digest):
                     self._by_layer.setdefault(layer.digest, set()).add(key)
 
-    def _read(self, key: Digest) -> Record | None:
+    def _read(self, key: Digest) -> AnyRecord | None:
         try:
-            record = self.store.record(key)
+            return self.store.record(key)
         except WeightyardError:
             return None  # damaged, which `check` reports
-        return record if isinstance(record, Record) else None

@@ -143,25 +143,25 @@ class MirrorService:
         """A layer all of whose files came through it, from this repository."""
         store = self.node.store
         for record in self._layers.with_layer(digest):
-            files = record.layer_files(digest)
-            if all(store.is_proven(place, file) for file in files):
-                return Layer(digest, record.recipe(digest))
+            files, recipe = record.layer_files(digest), record.recipe(digest)
+            if recipe and all(store.is_proven(place, file) for file in files):
+                return Layer(digest, recipe)
         return None
 
     def _borrowed(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:
         """A layer whose files came from elsewhere: only if it is rebuilt here, and the caller can read it there."""
         for record in self._layers.with_layer(wanted.digest):
-            size = record.recipe(wanted.digest).size
-            layer = Descriptor(OCI_LAYER_TAR, wanted.digest, size)
-            reader = self.questions.repository(wanted.image, admission.caller)
-            store = self.node.store.holding(record.key)
-            if store is None:
+            recipe, store = record.recipe(wanted.digest), self.node.store.holding(record.key)
+            # What others made is shared by layers, and only by a pull: see `fetch.foreign.known`.
+            if recipe is None or store is None or not isinstance(record, Record):
                 continue
+            layer = Descriptor(OCI_LAYER_TAR, wanted.digest, recipe.size)
+            reader = self.questions.repository(wanted.image, admission.caller)
             reuse = Reuse(store, place, reader, [layer])
             files = record.layer_files(wanted.digest)
             if files and all(reuse.allowed(record, file) for file in files):
                 store.ledger.add_proofs(place, files)
-                return Layer(wanted.digest, record.recipe(wanted.digest))
+                return Layer(wanted.digest, recipe)
         return None
 
     def _arriving(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:

@@ -20,9 +20,10 @@ from cache_agent.config import SignatureSection
 from cache_agent.faces.csi.options import DRIVER, CsiOptions
 from cache_agent.faces.opening import FaceOptions
 from cache_agent.service import Service
-from cache_agent.store.values import Holder
+from cache_agent.store.space import Amount, SpaceLimits
+from cache_agent.store.values import Holder, Lease
 from modelimage.access import Access
-from modelimage.errors import NotFound
+from modelimage.errors import NoSpace, NotFound
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from tests.cache_agent.faces.agents import FacesInProcess
 from tests.cache_agent.faces.kubelet import PREFIX, Kubelet
@@ -286,6 +287,38 @@ def test_images_and_variants_that_are_not_there(machine: Machine, image: str) ->
         is Code.NOT_FOUND
     )
     assert refused(lambda: machine.kubelet.publish("pod-1", f"{image}x")).code() is Code.NOT_FOUND
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_done(machine: Machine, image: str) -> None:
+    model, store = publish_model(image, seed=59), machine.agent.node.store
+    store.set_limits(SpaceLimits(Amount.parse("1MB"), Amount.parse("0")))
+    error = refused(lambda: machine.kubelet.publish("pod-1", image))
+    assert error.code() is Code.RESOURCE_EXHAUSTED
+    assert "need" in error.details()
+    assert (machine.mounter.mounts(), machine.leases()) == ([], [])
+    store.set_limits(SpaceLimits())
+    target = machine.kubelet.publish("pod-1", image)
+    assert machine.files(target) == dict(model.files)
+
+
+def test_a_lease_that_cannot_be_written_is_no_mount(
+    machine: Machine, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the model is here and only the ledger has to be written."""
+    publish_model(image, seed=60)
+    machine.agent.pull(image)
+    (store,) = machine.agent.node.store.stores
+
+    def full(lease: Lease) -> None:
+        raise NoSpace("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.ledger, "put_lease", full)
+        error = refused(lambda: machine.kubelet.publish("pod-1", image))
+    assert error.code() is Code.RESOURCE_EXHAUSTED
+    assert machine.mounter.mounts() == []
+    machine.kubelet.publish("pod-1", image)
+    assert len(machine.mounter.mounts()) == 1
 
 
 def test_a_volume_whose_directory_is_gone(machine: Machine, image: str) -> None:

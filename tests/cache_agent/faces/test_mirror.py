@@ -121,6 +121,26 @@ def test_what_is_no_model_is_passed_through_and_not_kept(
     assert not mirrored.node.shelf.documents(f"{registry.host}/{name}")
 
 
+def test_what_others_made_is_given_from_the_cache_once_it_was_pulled(
+    mirrored: FacesInProcess, own_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    files = {"models/config.json": b"{}", "models/model.safetensors": os.urandom(700_000)}
+    tiny_layout(tmp_path / "layout", files)
+    name = "team/modelcar"
+    skopeo.copy(f"oci:{tmp_path / 'layout'}:latest", f"docker://{own_registry.host}/{name}:v1")
+    ns = f"?ns={own_registry.host}"
+    manifest = json.loads(fetch(mirrored.mirror, f"/v2/{name}/manifests/v1{ns}").body)
+    described = [manifest["config"], *manifest["layers"]]
+    paths = {each["digest"]: own_registry.blob_path(each["digest"]) for each in described}
+    expected = {digest: path.read_bytes() for digest, path in paths.items()}
+    mirrored.pull(f"{own_registry.host}/{name}:v1")
+    own_registry.__exit__(None, None, None)
+    assert json.loads(fetch(mirrored.mirror, f"/v2/{name}/manifests/v1{ns}").body) == manifest
+    for digest, data in expected.items():
+        assert fetch(mirrored.mirror, f"/v2/{name}/blobs/{digest}{ns}").body == data
+    own_registry.__enter__()
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_nothing_can_be_changed(mirrored: FacesInProcess, method: str) -> None:
     for path in ("/v2/", "/v2/a/b/blobs/uploads/", "/v2/reg.test/m/manifests/v1", "/x"):
