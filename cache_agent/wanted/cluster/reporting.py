@@ -122,13 +122,14 @@ class Reporter:
         if self._version is None:
             self._version = await self._existing()
         document = _fields(status, self.written)
-        body = {"metadata": {"resourceVersion": self._version}, "status": document}
+        known = {"resourceVersion": self._version} if self._version else {}
+        body = {"metadata": known, "status": document}
         try:
             answer = await self.api.patch(f"{PATH}/{self.node}/status", body)
         except NotFound:
             self._version, self.written = None, None  # deleted: the next report makes it anew
             raise
-        self._version = str(answer["metadata"]["resourceVersion"])
+        self._version = _version_of(answer)
 
     async def _existing(self) -> str:
         """The object's version; made if it isn't there, owned by the Node, with which it goes."""
@@ -137,7 +138,7 @@ class Reporter:
             found = await self.api.get(f"{PATH}/{self.node}")
         except NotFound:
             found = await self.api.create(PATH, await self._document())
-        return str(found["metadata"]["resourceVersion"])
+        return _version_of(found)
 
     async def _document(self) -> Json:
         metadata: Json = {"name": self.node}
@@ -151,6 +152,10 @@ class Reporter:
             "metadata": metadata,
             "spec": {"node": self.node},
         }
+
+
+def _version_of(document: Json) -> str:
+    return str((document.get("metadata") or {}).get("resourceVersion", ""))
 
 
 def _fields(status: NodeCacheStatus, written: NodeCacheStatus | None) -> Json:
