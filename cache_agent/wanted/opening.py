@@ -24,7 +24,7 @@ from cache_agent.wanted.cluster.watching import Follower
 from cache_agent.wanted.credentials import ClusterSecrets, PullCredentials, SecretFiles
 from cache_agent.wanted.folder import Wanted
 from cache_agent.wanted.keeper import Keeper, KeeperOptions
-from cache_agent.wanted.runtime import Cri, RuntimeImages
+from cache_agent.wanted.runtime import ImageService, RuntimeImages
 from cache_agent.wanted.standing import folder_of, node_cache, node_facts, node_name
 from cache_agent.wanted.values import Wish
 from modelimage.access import Access, open_reader
@@ -88,17 +88,25 @@ async def open_wanted(
 def _keeper(
     parts: WantedParts, section: WantedSection, bridge: Bridge, credentials: PullCredentials
 ) -> Keeper:
-    service = Cri(section.runtime) if section.runtime else None
     return Keeper(
         node=parts.node,
         bridge=bridge,
         credentials=credentials,
         open_reader=partial(open_reader, access=parts.access),
-        runtime=RuntimeImages(service, credentials.authorize, parts.node.clock),
+        runtime=RuntimeImages(_service(section), credentials.authorize, parts.node.clock),
         note=parts.note,
         facts=node_facts(),
         options=KeeperOptions(section.fetches, Amount.parse(section.bandwidth).bytes),
     )
+
+
+def _service(section: WantedSection) -> ImageService | None:
+    if section.runtime is None:
+        return None
+    # An agent that asks no runtime is spared the memory of gRPC.
+    from cache_agent.wanted.cri import Cri  # noqa: PLC0415
+
+    return Cri(section.runtime)
 
 
 Tasks = list[Coroutine[Any, Any, None]]
