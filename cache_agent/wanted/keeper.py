@@ -146,7 +146,7 @@ class Keeper:
     def view(self) -> View:
         """What a report is made from."""
         return View(
-            facts=self.facts,
+            facts=self.facts.model_copy(update={"read_bytes_per_second": self._memory.read_rate}),
             stock=self._stock,
             now=self._clock(),
             synced=self._wishes is not None,

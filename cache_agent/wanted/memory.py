@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
+from cache_agent.residency.pages import Resident
 from cache_agent.residency.warmer import Warmer
 from cache_agent.store.roots import Roots
 from modelimage.digest import Digest
@@ -13,17 +15,25 @@ from modelimage.errors import WeightyardError
 
 # Of a model's bytes, in memory: then it counts as being there.
 _ENOUGH: Final = 0.95
+# A read tells how fast the store is when so little of it was in memory before, and so much was read.
+_COLD: Final = 0.1
+_TELLING: Final = 64 << 20
 # One that the kernel threw out isn't fought for: it is tried again after so many seconds.
 REST_SECONDS: Final = 600.0
 
 
 @dataclass
 class Memory:
-    """One node's memory tier, for wishes. Its methods read files: call them in a thread."""
+    """One node's memory tier, for wishes. Its methods read files: call them in a thread.
+
+    `read_rate` is how fast models were last read from the disk, in bytes a second; None until one was.
+    """
 
     roots: Roots
     warmer: Warmer
     clock: Callable[[], float]
+    monotonic: Callable[[], float] = time.monotonic
+    read_rate: int | None = None
     warm: frozenset[Digest] = frozenset()
     _resting: dict[Digest, float] = field(default_factory=dict)
 
@@ -32,8 +42,12 @@ class Memory:
         try:
             store = self.roots.require(key)
             digests = [file.digest for file in store.ledger.model_files(key)]
+            files = [store.paths.file(digest) for digest in digests]
+            before, start = self.warmer.measure(files), self.monotonic()
             with store.hold(digests):
-                done = self.warmer.warm([store.paths.file(digest) for digest in digests])
+                done = self.warmer.warm(files)
+            seconds = self.monotonic() - start
+            self.read_rate = read_rate(before, done.read, seconds) or self.read_rate
         except WeightyardError:
             self._rest(key)
             return
@@ -71,6 +85,14 @@ class Memory:
     def _rest(self, key: Digest) -> None:
         self.warm -= {key}
         self._resting[key] = self.clock() + REST_SECONDS
+
+
+def read_rate(before: Resident, read: int, seconds: float) -> int | None:
+    """Bytes a second of the disk, to two digits; None for a read that came from memory, or was short."""
+    cold = before.believable and before.resident <= before.size * _COLD
+    if not cold or read < _TELLING or seconds <= 0:
+        return None
+    return int(float(f"{read / seconds:.2g}"))
 
 
 def _stays(resident: int, size: int, believable: bool) -> bool:

@@ -16,16 +16,19 @@ from modelimage.access import Access
 from modelimage.errors import AccessDenied, InvalidInput, NotFound
 from modelimage.registry.credentials import BasicCredential
 from tests.workspace import samples
+from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
 from workspace.controller.compare import holds, with_intent
+from workspace.controller.nodes import Node, read_rate
 from workspace.controller.queue import WorkQueue
 from workspace.controller.scaling import Targets, find_targets, policy_of
 from workspace.controller.secrets import NamespacedResolver
 from workspace.render import names
 from workspace.scaler import Policy
+from workspace.schema import Resources
 
 Json = dict[str, Any]
 
@@ -77,6 +80,57 @@ def test_a_nodes_heartbeat_concerns_nobody() -> None:
     assert cache.put(node("n", spec={"unschedulable": True})) == {KEY}
     assert cache.drop(node("n")) == {KEY}
     assert cache.nodes() == ()
+
+
+IMAGE = "registry.example/m:1"
+LABEL = names.node_label(caches.key_of(IMAGE))
+
+
+def serving(workspace: str) -> Json:
+    """A version of a Workspace that serves `IMAGE`."""
+    metadata = {
+        "name": f"{workspace}-1",
+        "namespace": "team-a",
+        "labels": {names.WORKSPACE: workspace},
+    }
+    return {
+        "kind": "ControllerRevision", "metadata": metadata, "data": {"key": str(caches.key_of(IMAGE))},
+    }  # fmt: skip
+
+
+def test_what_a_node_holds_is_what_its_agent_says_and_concerns_those_that_serve_it() -> None:
+    cache = Cache()
+    for name in ("chat", "other"):
+        cache.put(samples.document(name))
+    cache.put(serving("chat"))
+    labelled = node("n")
+    labelled["metadata"]["labels"] = {LABEL: "ready"}
+    cache.put(labelled)
+    assert cache.nodes()[0].holds(LABEL)  # without an agent's word the label counts
+    assert cache.put(caches.node_cache("n")) == {KEY}
+    assert not cache.nodes()[0].holds(LABEL)
+    told = caches.node_cache("n", models=(caches.held(IMAGE),))
+    told["status"]["node"] = {"readBytesPerSecond": 1000}
+    assert cache.put(told) == {KEY}
+    assert cache.put(labelled) == set()  # the label only follows
+    (found,) = cache.nodes()
+    assert found.holds(LABEL)
+    assert found.read_rate == 1000
+    assert cache.put({**told, "status": {"wanted": "no list"}}) == set()
+    assert cache.drop(told) == {KEY}
+    assert not cache.nodes()[0].holds(LABEL)
+
+
+def test_the_startup_probe_waits_for_the_slowest_node_that_a_replica_could_get() -> None:
+    def at(rate: float | None, name: str) -> Node:
+        return Node(
+            name, {"pool": name[0]}, (), {"nvidia.com/gpu": "1"}, usable=True, read_rate=rate
+        )
+
+    found = [at(2e9, "a1"), at(5e8, "a2"), at(None, "a3"), at(1e6, "b1")]
+    assert read_rate(found, Resources(node_selector={"pool": "a"})) == 5e8
+    assert read_rate(found, Resources(gpus=2)) is None
+    assert read_rate([at(None, "a1")], Resources()) is None
 
 
 def test_the_queue_gives_each_key_once_and_again_when_it_changed_meanwhile() -> None:
