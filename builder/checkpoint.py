@@ -8,30 +8,20 @@ headers and small JSON documents, never tensors.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelimage import memory, safetensors
+from modelimage import safetensors
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
-from modelimage.record import ModelFacts
-from modelimage.safetensors import Header, TensorInfo
+from modelimage.safetensors import Header
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 MAX_JSON_BYTES: Final = 256 << 20
 _AGAIN: Final = "Download the checkpoint again; if it stays, ask its publisher."
-
-# What torch, transformers and ModelPack call the dtypes that safetensors abbreviates.
-_DTYPE_NAMES: Final[Mapping[str, str]] = {
-    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32",
-}  # fmt: skip
-# What quantized integers stand in.
-_PACKED: Final = frozenset({"I32", "U32", "I8", "U8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,34 +127,3 @@ def read_json(location: Path, *, name: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidCheckpoint(f"{name} is not a JSON object", hint=_AGAIN)
     return document
-
-
-def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFacts:
-    """What the record says of the model: from `config.json` ({} where there is none) and all headers."""
-    tensors = [tensor for header in headers for tensor in header.tensors]
-    estimate = memory.estimate(config, tensors)
-    architectures = config.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else ""
-    return ModelFacts(
-        architecture=named if isinstance(named, str) else "",
-        parameters=estimate.parameters,
-        weight_bytes=estimate.weight_bytes,
-        kv_cache_bytes_per_token=estimate.kv_cache_bytes_per_token,
-        gpu_memory_bytes=estimate.gpu_memory_bytes(),
-        context_length=estimate.context_length,
-        dtype=_dtype(config, tensors),
-    )
-
-
-def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
-    """What the quantized matrices are where there are any, else what most bytes of the weights are."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        sizes[tensor.dtype] += tensor.size
-    if not sizes:
-        return ""
-    most = min(sizes, key=lambda dtype: (-sizes[dtype], dtype))
-    bits = memory.quantized_bits(config)
-    if bits and not _PACKED.isdisjoint(sizes):
-        return f"int{bits}"
-    return _DTYPE_NAMES.get(most, most.lower())

@@ -16,7 +16,6 @@ from builder.checkpoint import (
     WeightIndex,
     check_shards,
     check_unique,
-    model_facts,
     read_header,
     read_json,
     take_header,
@@ -31,6 +30,7 @@ from builder.workplace import Workplace
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
+from modelimage.facts import model_facts
 from modelimage.record import ModelFacts, Role
 from modelimage.safetensors import Header
 from modelimage.workers import run_all

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from modelimage.descriptor import LINUX_AMD64
+from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
-from modelimage.record import Record
+from modelimage.foreign import is_ours, served_from_image
 from modelimage.reference import (
     EngineReference,
     ImageReference,
@@ -18,9 +20,10 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.repository import ImageReader
-from modelimage.resolve import ResolvedModel, resolve_model
+from modelimage.resolve import resolve_model, resolve_root
 from workspace.render.release import PinnedAdapter, PinnedModel, Resolved
 from workspace.schema import Variant, Workspace
+from workspace.servable import Servable
 from workspace.sources import image_of, not_built
 
 Opener = Callable[[ImageReference], ImageReader]
@@ -42,21 +45,25 @@ def resolve_workspace(workspace: Workspace, opener: Opener) -> Resolved:
 def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
     reference = parse_image(image)
     reader = opener(reference)
-    first = resolve_model(reader, _name(reference), variant)
-    records: dict[str, Record] = {first.record.variant: first.record}
+    root = reader.resolve(_name(reference))
+    if not is_ours(reader, root):
+        # Files are no processor's: any platform's image will do.
+        served = served_from_image(reader, root, LINUX_AMD64)
+        return PinnedModel(_pinned(reference, root.digest), {served.variant: served})
+    # By digest from here on: a tag that moves in between would mix two versions.
+    first = resolve_root(reader, root, variant)
+    records: dict[str, Servable] = {first.record.variant: first.record}
     if variant is None:
-        # By digest from here on: a tag that moves in between would mix two versions.
-        root = str(first.root.digest)
         for other in first.variants:
             if other not in records:
-                records[other] = resolve_model(reader, root, other).record
-    return PinnedModel(_pinned(reference, first), records)
+                records[other] = resolve_root(reader, root, other).record
+    return PinnedModel(_pinned(reference, root.digest), records)
 
 
 def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:
     reference = parse_image(image)
     found = resolve_model(opener(reference), _name(reference))
-    return PinnedAdapter(_pinned(reference, found), found.key)
+    return PinnedAdapter(_pinned(reference, found.root.digest), found.key)
 
 
 def _name(reference: ImageReference) -> str:
@@ -68,8 +75,8 @@ def _name(reference: ImageReference) -> str:
     return reference.name
 
 
-def _pinned(reference: ImageReference, found: ResolvedModel) -> str:
+def _pinned(reference: ImageReference, digest: Digest) -> str:
     """The reference with the digest that it means now; the tag stays out, since it may come to mean another."""
     if isinstance(reference, RegistryReference | LayoutReference):
-        return str(replace(reference, tag=None, digest=found.root.digest))
+        return str(replace(reference, tag=None, digest=digest))
     raise TypeError(f"no digest for {reference}")

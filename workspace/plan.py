@@ -14,12 +14,12 @@ from typing import Final
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.record import Record
 from workspace import arguments, tuning
 from workspace.engines import TEMPLATES, Launch, Template
 from workspace.fit import KV_NATIVE, Demand, Fit, choose
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype
 from workspace.schema import Engine, EnvVar, Spec, Workspace
+from workspace.servable import Servable
 
 _GIB: Final = 1 << 30
 
@@ -85,7 +85,9 @@ class LaunchPlan:
         return TEMPLATES[self.engine]
 
 
-def choose_variant(workspace: Workspace, records: Mapping[str, Record], hardware: Hardware) -> Fit:
+def choose_variant(
+    workspace: Workspace, records: Mapping[str, Servable], hardware: Hardware
+) -> Fit:
     """The variant, GPUs and context for a Workspace; needs no site. Raises DoesNotFit, UnknownVariant, InvalidInput.
 
     `records` are those of the image's variants, by variant.
@@ -105,7 +107,7 @@ def choose_variant(workspace: Workspace, records: Mapping[str, Record], hardware
 
 
 def plan_launch(
-    workspace: Workspace, *, record: Record, fit: Fit, hardware: Hardware, site: Site
+    workspace: Workspace, *, record: Servable, fit: Fit, hardware: Hardware, site: Site
 ) -> LaunchPlan:
     """The plan for a variant that was chosen. Raises InvalidInput when engine and model, or args and spec, disagree.
 
@@ -146,7 +148,7 @@ def plan_launch(
     )
 
 
-def startup_seconds(record: Record, site: Site, *, gpus: int) -> int:
+def startup_seconds(record: Servable, site: Site, *, gpus: int) -> int:
     """How long a start may take, from the size of the weights and the rate at which they are read."""
     rate = max(site.read_rate or _SLOWEST_READ, 1.0)
     reading = record.facts.weight_bytes / rate
@@ -164,7 +166,7 @@ def _served_name(spec: Spec, launch: Launch) -> str:
     return arguments.value_of(spec.runtime.args, "--served-model-name") or launch.served_name
 
 
-def _check_format(engine: Engine, template: Template, record: Record) -> None:
+def _check_format(engine: Engine, template: Template, record: Servable) -> None:
     if record.facts.format not in template.formats:
         raise InvalidInput(
             f"{engine.value} serves {' or '.join(sorted(template.formats))}, the model is {record.facts.format}",
@@ -182,12 +184,14 @@ def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
         )
 
 
-def _gguf_file(record: Record) -> str | None:
+def _gguf_file(record: Servable) -> str | None:
     """The file to open: the only one, or the first part of several, which names the rest."""
     return next((file.path for file in record.files if file.path.endswith(".gguf")), None)
 
 
-def _environment(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) -> tuple[EnvVar, ...]:
+def _environment(
+    spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware
+) -> tuple[EnvVar, ...]:
     derived = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if hardware.gpu is None and spec.runtime.engine is Engine.VLLM:
         derived[_CPU_CACHE] = str(_cpu_cache_gib(record, fit, hardware))
@@ -196,7 +200,7 @@ def _environment(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) ->
     return kept + spec.runtime.env
 
 
-def _kv_tokens(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) -> int | None:
+def _kv_tokens(spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware) -> int | None:
     """Tokens that the KV cache holds: what GPUs have left, or what vLLM on a CPU is given; None when unknown."""
     if hardware.gpu is not None:
         return fit.kv_tokens
@@ -208,7 +212,7 @@ def _kv_tokens(spec: Spec, *, record: Record, fit: Fit, hardware: Hardware) -> i
     return given // record.facts.kv_cache_bytes_per_token
 
 
-def _cpu_cache_gib(record: Record, fit: Fit, hardware: Hardware) -> int:
+def _cpu_cache_gib(record: Servable, fit: Fit, hardware: Hardware) -> int:
     """GiB of KV cache: a few requests of full length, within half of what the weights leave free."""
     tokens = _CPU_SEQUENCES * (fit.context or 0)
     wanted = -(-tokens * record.facts.kv_cache_bytes_per_token // _GIB)

@@ -10,12 +10,12 @@ from builder.checkpoint import (
     WeightIndex,
     check_shards,
     check_unique,
-    model_facts,
     read_header,
     read_json,
     unlisted_weights,
 )
 from modelimage.errors import InvalidCheckpoint
+from modelimage.facts import model_facts
 from modelimage.safetensors import Header
 from tests.builder.checkpoints import CONFIG, TENSORS, sharded, single, weights, write
 

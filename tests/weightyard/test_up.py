@@ -16,6 +16,8 @@ import pytest
 from cache_agent.cache import open_cache
 from modelimage.access import Access
 from modelimage.errors import InUse
+from modelimage.foreign import Packing
+from tests.modelimage.foreign.images import Maker, files_tar
 from tests.servers.hub import Hub
 from tests.servers.process import wait_until
 from tests.weightyard.local import Terminal, alive, gone, kill, workspace
@@ -81,6 +83,23 @@ def test_detached_serves_until_down(terminal: Terminal, file: Path) -> None:
     assert "tiny: stopped" in terminal.ok("down", "tiny")
     assert not healthy(ready["url"])
     assert "tiny: not running" in terminal.ok("down", "tiny")
+
+
+def test_an_image_that_others_made_is_served(terminal: Terminal, tmp_path: Path) -> None:
+    """Compressed, so that nothing is known of its weights before it is pulled."""
+    checkpoint = synthetic_checkpoint(tmp_path / "checkpoint", total_bytes=2_000_000)
+    names = [path for path in checkpoint.iterdir() if path.is_file()]
+    maker = Maker(tmp_path / "car")
+    maker.image(
+        files_tar({f"models/{path.name}": path.read_bytes() for path in names}),
+        packing=Packing.TAR_GZIP,
+    )
+    file = workspace(terminal.directory, "car", f"oci:{tmp_path}/car")
+    ready = json.loads(terminal.ok("up", "-d", str(file), "--port", "0", "--json"))
+    assert healthy(ready["url"])
+    assert terminal.document("car")["variant"] == "as-published"
+    served = {path.name: path.read_bytes() for path in Path(ready["directory"]).iterdir()}
+    assert served == {**served, **{path.name: path.read_bytes() for path in names}}
 
 
 def test_down_of_an_unknown_name_is_no_error(terminal: Terminal) -> None:

@@ -14,15 +14,16 @@ from typing import Final
 from cache_agent.api.wire import LeaseBody, PullBody, PullDone, PullProgress
 from cache_agent.cache import Cache, open_cache
 from modelimage.access import Access, open_reader
-from modelimage.errors import Busy, NotFound, Unreachable
+from modelimage.errors import Busy, InvalidInput, NotFound, Unreachable
+from modelimage.foreign import DerivedRecord, is_ours, parse_record, served_from_directory
 from modelimage.paths import RECORD_NAME
-from modelimage.record import Record
-from modelimage.reference import ImageReference, parse_image
-from modelimage.resolve import resolve_model
+from modelimage.reference import EngineReference, ImageReference, parse_image
+from modelimage.resolve import resolve_root
 from weightyard.console import Console
 from weightyard.pulling import follow
 from weightyard.up.cache import Cached
 from weightyard.up.process import ProcessIdentity
+from workspace.servable import Servable
 
 _POLL: Final = 0.2
 PATIENCE: Final = 600.0  # seconds; another workspace may be pulling a large model
@@ -37,17 +38,21 @@ class AgentCache:
         self._access = access
         self._console = console
 
-    def variants(self, image: str, variant: str | None) -> dict[str, Record]:
-        """See ModelCache."""
+    def variants(self, image: str, variant: str | None) -> dict[str, Servable]:
+        """See ModelCache. A foreign image says nothing of its weights, so it is pulled for that."""
         reference = parse_image(image)
         try:
-            return _resolve(reference, self._access, variant)
+            found = _resolve(reference, self._access, variant)
         except Unreachable:
             known = self._cached(image, variant)
             if not known:
                 raise
             self._console.say(f"the registry is away: taking what {image} last named")
             return known
+        if found is None:
+            model = self.pull(image, variant).record
+            return {model.variant: model}
+        return found
 
     def pull(self, image: str, variant: str | None) -> Cached:
         """See ModelCache."""
@@ -70,7 +75,7 @@ class AgentCache:
         with self._open() as cache:
             cache.release(lease)
 
-    def _cached(self, image: str, variant: str | None) -> dict[str, Record]:
+    def _cached(self, image: str, variant: str | None) -> dict[str, Servable]:
         with self._open() as cache:
             found = [model for model in cache.models() if image in model.images]
         records = {model.variant: read_record(Path(model.path)) for model in found}
@@ -95,27 +100,35 @@ class AgentCache:
             time.sleep(_POLL)
 
 
-def read_record(model_dir: Path) -> Record:
-    """The record that a model directory carries. Raises NotFound, InvalidImage."""
+def read_record(model_dir: Path) -> Servable:
+    """What a model directory says that it holds. Raises NotFound, InvalidImage."""
     path = model_dir / RECORD_NAME
     try:
-        return Record.parse(path.read_bytes())
+        record = parse_record(path.read_bytes())
     except FileNotFoundError as error:
         raise NotFound(
             f"the model directory {model_dir} has no {RECORD_NAME}",
             hint="Run `weightyard check --repair`.",
         ) from error
+    return served_from_directory(model_dir, record) if isinstance(record, DerivedRecord) else record
 
 
-def _resolve(reference: ImageReference, access: Access, variant: str | None) -> dict[str, Record]:
-    """The records of an image's variants: the default first, then the others that it names."""
+def _resolve(
+    reference: ImageReference, access: Access, variant: str | None
+) -> dict[str, Servable] | None:
+    """The records of an image's variants: the default first, then the others that it names. None if it isn't ours."""
     reader = open_reader(reference, access)
-    first = resolve_model(reader, reference.name, variant)
-    records = {first.record.variant: first.record}
+    if isinstance(reference, EngineReference):
+        raise InvalidInput(f"{reference} is in a docker engine", hint="Push it to a registry.")
+    root = reader.resolve(reference.name)
+    if not is_ours(reader, root):
+        return None
+    first = resolve_root(reader, root, variant)
+    records: dict[str, Servable] = {first.record.variant: first.record}
     if variant is None:
         for other in first.variants:
             if other not in records:
-                records[other] = resolve_model(reader, reference.name, other).record
+                records[other] = resolve_root(reader, root, other).record
     return records
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from modelimage.record import Record
 from weightyard.up.process import ProcessIdentity
+from workspace.servable import Servable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +19,14 @@ class Cached:
     """A model on disk, verified: its directory and what it holds."""
 
     path: Path
-    record: Record
+    record: Servable
 
 
 class ModelCache(Protocol):
     """One root's cache."""
 
-    def variants(self, image: str, variant: str | None) -> dict[str, Record]:
-        """The records of an image's variants (or of one), by variant; from the cache when the registry is away.
+    def variants(self, image: str, variant: str | None) -> dict[str, Servable]:
+        """What an image's variants (or one) are, by variant; from the cache when the registry is away.
 
         Raises NotFound, UnknownVariant, AccessDenied, Unreachable.
         """

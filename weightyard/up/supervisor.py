@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any, Final
 
 from modelimage.errors import Busy, InvalidInput, WeightyardError
-from modelimage.record import Record
 from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
 from weightyard.options import absolute_image
@@ -219,9 +218,12 @@ class Supervisor:
         site = Site(
             PurePosixPath(cached.path), self._options.host, self._state.port, adapter_dirs=adapters
         )
-        record: Record = cached.record
         return plan_launch(
-            self._workspace, record=record, fit=fit, hardware=self._options.hardware, site=site
+            self._workspace,
+            record=cached.record,
+            fit=fit,
+            hardware=self._options.hardware,
+            site=site,
         )
 
     def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:

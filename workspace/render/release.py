@@ -12,13 +12,13 @@ from typing import Final
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.record import Record
 from workspace.engines import Template
 from workspace.fit import needed_bytes
 from workspace.hardware import Hardware
 from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.render import names
 from workspace.schema import DEFAULT_PORT, Workspace
+from workspace.servable import Servable
 
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container, where ports and policies say who gets there
 _RUNTIME_MEMORY: Final = 4 << 30  # the interpreter, CUDA's context and host buffers of one server
@@ -29,7 +29,7 @@ class PinnedModel:
     """What an image's name meant when it was resolved: the image by digest, and its records by variant."""
 
     image: str
-    records: Mapping[str, Record]
+    records: Mapping[str, Servable]
 
 
 @dataclass(frozen=True, slots=True)

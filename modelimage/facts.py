@@ -1,0 +1,100 @@
+"""What weight files say of a model as a whole: from its configuration and the headers of its tensors. Pure.
+
+Whoever made an image, and wherever its files are: `file_facts` asks for the few bytes that it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from modelimage import memory, safetensors
+from modelimage.errors import InvalidImage
+from modelimage.ranges import ByteRange
+from modelimage.record import ModelFacts
+from modelimage.safetensors import Header, TensorInfo
+
+CONFIG: Final = "config.json"
+_MAX_CONFIG_BYTES: Final = 64 << 20
+
+# What torch, transformers and ModelPack call the dtypes that safetensors abbreviates.
+_DTYPE_NAMES: Final[Mapping[str, str]] = {
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32",
+}  # fmt: skip
+# What quantized integers stand in.
+_PACKED: Final = frozenset({"I32", "U32", "I8", "U8"})
+
+# The bytes of a range of a file, by its path.
+ReadRange = Callable[[str, ByteRange], bytes]
+
+
+def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFacts:
+    """What the record says of the model: from `config.json` ({} where there is none) and all headers."""
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    estimate = memory.estimate(config, tensors)
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    return ModelFacts(
+        architecture=named if isinstance(named, str) else "",
+        parameters=estimate.parameters,
+        weight_bytes=estimate.weight_bytes,
+        kv_cache_bytes_per_token=estimate.kv_cache_bytes_per_token,
+        gpu_memory_bytes=estimate.gpu_memory_bytes(),
+        context_length=estimate.context_length,
+        dtype=_dtype(config, tensors),
+    )
+
+
+def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
+    """The facts of a model by its files' sizes in bytes: safetensors at its root, else GGUF.
+
+    Raises InvalidImage where there is neither, or where what is there is malformed, and what `read` raises.
+    """
+    weights = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
+    if weights:
+        headers = [_header(path, sizes[path], read) for path in sorted(weights)]
+        return model_facts(_config(sizes, read), headers)
+    gguf = sum(size for path, size in sizes.items() if path.endswith(".gguf"))
+    if not gguf:
+        raise InvalidImage(
+            "the image holds no weights that an engine serves: neither safetensors nor GGUF",
+            hint="Name an image of a model.",
+        )
+    return ModelFacts(weight_bytes=gguf, gpu_memory_bytes=gguf, format="gguf")
+
+
+def _header(path: str, size: int, read: ReadRange) -> Header:
+    start = safetensors.LENGTH_BYTES
+    prefix = read(path, ByteRange(0, min(size, start)))
+    length = safetensors.header_length(prefix, file_size=size, name=path)
+    return safetensors.parse_header(
+        read(path, ByteRange(start, start + length)), file_size=size, name=path
+    )
+
+
+def _config(sizes: Mapping[str, int], read: ReadRange) -> dict[str, Any]:
+    size = sizes.get(CONFIG, 0)
+    if not 0 < size <= _MAX_CONFIG_BYTES:
+        return {}
+    try:
+        document = json.loads(read(CONFIG, ByteRange(0, size)))
+    except (ValueError, RecursionError) as error:
+        raise InvalidImage(f"{CONFIG} is not valid JSON: {error}") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
+    """What the quantized matrices are where there are any, else what most bytes of the weights are."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.size
+    if not sizes:
+        return ""
+    most = min(sizes, key=lambda dtype: (-sizes[dtype], dtype))
+    bits = memory.quantized_bits(config)
+    if bits and not _PACKED.isdisjoint(sizes):
+        return f"int{bits}"
+    return _DTYPE_NAMES.get(most, most.lower())

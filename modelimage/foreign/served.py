@@ -1,0 +1,83 @@
+"""What planners ask of a foreign image: its files and what they say of the model, before or after it is pulled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from modelimage.descriptor import Descriptor, Platform
+from modelimage.digest import Digest
+from modelimage.durable import reading
+from modelimage.errors import InvalidImage
+from modelimage.facts import file_facts
+from modelimage.foreign.derived import AS_PUBLISHED, DerivedRecord
+from modelimage.foreign.describe import describe_foreign
+from modelimage.ranges import ByteRange
+from modelimage.record import ModelFacts
+from modelimage.repository import ImageReader
+
+
+class NamedFile(Protocol):
+    """A file of a model."""
+
+    @property
+    def path(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A foreign model as a planner sees it: what a record would say of ours. `key` is the model key."""
+
+    key: Digest
+    facts: ModelFacts
+    files: Sequence[NamedFile]
+
+    @property
+    def variant(self) -> str:
+        """The one precision that it has."""
+        return AS_PUBLISHED
+
+
+def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform) -> ServedModel:
+    """From a registry or layout, by a few small ranged reads. Raises InvalidImage for compressed layers."""
+    model = describe_foreign(reader, root, platform=platform)
+    if not model.is_listed or any(file.offset is None for file in model.files):
+        raise InvalidImage(
+            "the image's layers are compressed, so nothing is known of its weights before it is pulled",
+            hint="Build the model with `weightyard build`, or publish it with uncompressed layers.",
+        )
+    found = {file.path: file for file in model.files}
+
+    def read(path: str, wanted: ByteRange) -> bytes:
+        file = found[path]
+        start = file.offset or 0
+        span = ByteRange(start + wanted.start, start + wanted.stop)
+        return _read(reader, model.layer(file.layer).descriptor, span)
+
+    facts = file_facts({path: file.size for path, file in found.items()}, read)
+    return ServedModel(model.key, facts, model.files)
+
+
+def served_from_directory(directory: Path, record: DerivedRecord) -> ServedModel:
+    """From where a pull put it. Raises InvalidImage, NotFound, AccessDenied."""
+
+    def read(path: str, wanted: ByteRange) -> bytes:
+        place = directory / path
+        with reading(place), place.open("rb") as file:
+            file.seek(wanted.start)
+            return file.read(len(wanted))
+
+    facts = file_facts({file.path: file.size for file in record.files}, read)
+    return ServedModel(record.key, facts, record.files)
+
+
+def _read(reader: ImageReader, layer: Descriptor, wanted: ByteRange) -> bytes:
+    held, buffer = bytearray(), memoryview(bytearray(min(len(wanted), 1 << 20)))
+    if not len(wanted):
+        return b""
+    with reader.blob(layer, wanted) as stream:
+        while len(held) < len(wanted) and (count := stream.readinto(buffer)):
+            held += buffer[:count]
+    return bytes(held)

@@ -1,0 +1,33 @@
+"""What a planner asks of a model: a record of ours says it, and so does what is known of a foreign image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from modelimage.digest import Digest
+from modelimage.record import ModelFacts
+
+
+class ServableFile(Protocol):
+    """A file of a model, by its path in the model's directory."""
+
+    @property
+    def path(self) -> str: ...
+
+
+class Servable(Protocol):
+    """One precision of a model."""
+
+    @property
+    def key(self) -> Digest:
+        """The model key."""
+
+    @property
+    def variant(self) -> str: ...
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def files(self) -> Sequence[ServableFile]: ...
