@@ -6,7 +6,7 @@ Only an unquantized variant's files are there; the rest are NotFound, and anothe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, urljoin, urlsplit
@@ -40,7 +40,8 @@ class _HubStream:
 
     def close(self) -> None:
         # Shutting the connection down ends a read that is pending in another thread.
-        self._response.shutdown()
+        with suppress(RuntimeError, ValueError, OSError):  # it has ended
+            self._response.shutdown()
 
 
 @dataclass(frozen=True)

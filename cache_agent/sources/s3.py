@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,16 +31,16 @@ _SLOW: Final = frozenset({"SlowDown", "503", "TooManyRequests", "429", "Throttli
 class _BodyStream:
     """boto3's body as a stream."""
 
-    def __init__(self, body: Any, name: str) -> None:
-        self._body, self._name = body, name
+    def __init__(self, body: Any) -> None:
+        self._body = body
 
     def readinto(self, buffer: memoryview, /) -> int:
-        data = self._body.read(min(len(buffer), 1 << 20))
-        buffer[: len(data)] = data
-        return len(data)
+        return int(self._body.readinto(buffer))
 
     def close(self) -> None:
-        self._body.close()
+        # Closing a body waits for a read that is pending in another thread; shutting its connection down ends it.
+        with suppress(AttributeError, RuntimeError, ValueError, OSError):  # it has ended
+            self._body._raw_stream.shutdown()
 
 
 @dataclass
@@ -66,7 +66,7 @@ class S3Bucket:
             )
             body = answer["Body"]
             try:
-                yield _BodyStream(body, self.name)
+                yield _BodyStream(body)
             finally:
                 body.close()
 

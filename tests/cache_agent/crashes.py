@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,45 @@ class KillsAtStep(CountsSteps):
         super().__call__(operation)
         if len(self.steps) == self.at + 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class BadSectors:
+    """A disk that can't read some bytes of a file: each read of them fails with EIO, until the file is another one.
+
+    Stands in for `os.preadv`. `failed` counts.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    failed: int = 0
+    real: Callable[..., int] = os.preadv
+
+    def __post_init__(self) -> None:
+        self.inode = self.path.stat().st_ino
+
+    def __call__(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        stop = offset + sum(map(len, buffers))
+        if os.fstat(fd).st_ino == self.inode and offset < self.stop and self.start < stop:
+            self.failed += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.real(fd, buffers, offset)
+
+
+@dataclass
+class FailingRead:
+    """A disk whose read number `at` fails with EIO, once. Stands in for `os.preadv`."""
+
+    at: int = -1
+    reads: int = 0
+    real: Callable[..., int] = os.preadv
+
+    def __call__(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        self.reads += 1
+        if self.reads == self.at + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.real(fd, buffers, offset)
 
 
 def in_child(body: Callable[[], None]) -> int:

@@ -5,7 +5,9 @@ And S3 on a network that loses connections."""
 from __future__ import annotations
 
 import http.client
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,24 @@ from cache_agent.api.wire import WarmBody
 from cache_agent.config import S3Section, SharedSection, TierSection
 from cache_agent.fetch.values import PullRequest
 from cache_agent.sockets import connect
+from cache_agent.sources.hub import HubSource
 from cache_agent.sources.s3 import S3Bucket
+from cache_agent.sources.source import Piece
 from cache_agent.store.paths import StorePaths
 from cache_agent.tiers import Tiers
 from modelimage.digest import Digest
+from modelimage.errors import Unreachable
+from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import RegistryReference, parse_image
+from modelimage.repository import BlobStream
 from tests.cache_agent.images import MemoryImage, make_record, noise
 from tests.cache_agent.nodes import NodeFactory, findings
 from tests.cache_agent.test_agent import agent, finish, push
 from tests.cache_agent.test_pull import files_of
 from tests.servers.hub import Hub
-from tests.servers.losing import LosingConnections
+from tests.servers.losing import LosingConnections, StallingConnections
+from tests.servers.process import wait_until
 from tests.servers.registry import DockerRegistry
 from tests.servers.s3 import S3
 
@@ -189,3 +197,38 @@ def test_s3_that_loses_connections_midway_costs_time_but_no_byte(
     came = {tier: size for tier, _, size in handle.snapshot().by_source}
     assert came["shared"] >= 200_000, "what came before the connection was lost"
     assert sum(came.values()) >= sum(map(len, CONTENTS.values()))
+
+
+def test_closing_a_stream_ends_a_read_that_a_network_holds_up(s3: S3, bucket: str) -> None:
+    """Else a transfer that stands still would keep its worker until the socket's own patience ends."""
+    digest = Digest.of(CONTENTS["model.safetensors"])
+
+    def read(stream: BlobStream) -> None:
+        with suppress(Exception):  # whatever ends it
+            while stream.readinto(memoryview(bytearray(1 << 20))):
+                pass
+
+    with StallingConnections(s3.url, after=200_000, times=1) as network:
+        options = {**s3.client_options(), "endpoint_url": network.url}
+        place = S3Bucket(bucket, "cache", options)
+        with suppress(Unreachable), place.open(digest, ByteRange(0, CHUNK_SIZE)) as stream:
+            reader = threading.Thread(target=read, args=(stream,))
+            reader.start()
+            wait_until(lambda: network.lost, what="a connection that stands still")
+            stream.close()
+            reader.join(10)
+            assert not reader.is_alive(), "closing didn't end the read"
+            stream.close()  # again does nothing
+
+
+def test_a_hub_stream_that_has_ended_can_be_closed(hub: Hub, tmp_root: Path) -> None:
+    (tmp_root / "m").mkdir()
+    (tmp_root / "m" / "config.json").write_bytes(CONTENTS["config.json"])
+    commit = hub.add("org/ended", tmp_root / "m")
+    record, _ = make_record([{"config.json": CONTENTS["config.json"]}])
+    source = HubSource.of(replace(record, source="hf://org/ended", revision=commit), hub.url, None)
+    assert source is not None
+    with source.open([Piece(record.files[0], 0, ByteRange(0, 2))]) as stream:
+        assert stream.readinto(memoryview(bytearray(10))) == 2
+        assert stream.readinto(memoryview(bytearray(10))) == 0
+        stream.close()

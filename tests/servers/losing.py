@@ -1,4 +1,4 @@
-"""A network between a client and a server that loses connections midway."""
+"""A network between a client and a server that loses connections midway, or has them stand still."""
 
 from __future__ import annotations
 
@@ -71,7 +71,31 @@ class LosingConnections:
         if _pass_on(server, client, limit):
             with self._lock:
                 self._left, self.lost = self._left - 1, self.lost + 1
+            self._fail(client)
         _hang_up(client)
+
+    def _fail(self, client: socket.socket) -> None:
+        """What happens to a connection that fails, before it is closed."""
+
+
+class StallingConnections(LosingConnections):
+    """Has connections stand still, open, until the network is taken down."""
+
+    def __enter__(self) -> Self:
+        self._over = threading.Event()
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        super().__exit__(kind, error, trace)
+
+    def _fail(self, client: socket.socket) -> None:
+        self._over.wait()
 
 
 def _pass_on(source: socket.socket, target: socket.socket, limit: int | None) -> bool:

@@ -1,0 +1,74 @@
+"""A disk that fails to read (EIO): what can't be read is fetched again, and nothing goes wrong by it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cache_agent.errors import DiskFailed
+from cache_agent.maintenance import Maintenance, MaintenanceOptions
+from cache_agent.node import Node
+from modelimage.record import CHUNK_SIZE
+from tests.cache_agent.crashes import BadSectors, FailingRead
+from tests.cache_agent.images import simple_image
+from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.test_pull import files_of
+
+
+def scrub(node: Node) -> int:
+    options = MaintenanceOptions(scrub_period=1.0, scrub_rate=0)
+    return Maintenance(node.store, node.repairer, options).round()
+
+
+def test_a_chunk_that_cannot_be_read_is_fetched_again_into_a_new_file(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, record, contents = simple_image(weights=[2 * CHUNK_SIZE + 1000])
+    node = open_node({"reg.test/m": image})
+    model = pull(node).model
+    large = max(record.files, key=lambda file: file.size)
+    path = node.store.path(large.digest)
+    disk = BadSectors(path, CHUNK_SIZE + 5000, CHUNK_SIZE + 5001)
+    monkeypatch.setattr(os, "preadv", disk)
+    view = node.check()
+    assert [finding.kind for finding in view.findings] == ["unreadable"]
+    image.requests.clear()
+    open_node.now += 100
+    assert scrub(node) == 1
+    assert [len(wanted) for _, wanted in image.requests] == [CHUNK_SIZE]
+    assert disk.failed >= 2
+    assert path.stat().st_ino != disk.inode
+    assert files_of(model.path) == contents
+    assert node.check().findings == []
+
+
+def test_each_read_of_a_pull_that_resumes_may_fail_once(
+    open_node: NodeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads what it had, since that isn't believed without a bitmap, and reads back for sha256."""
+    image, record, contents = simple_image(weights=[60_000])
+    large = next(file for file in record.files if file.size == 60_000)
+
+    def pulls_that_fail(root: Path, disk: FailingRead) -> int:
+        node = NodeFactory(root, open_node.stack)({"reg.test/m": image})
+        node.store.first.begin(record)
+        node.store.first.partial(large).close()
+        failed = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "preadv", disk)
+            try:
+                pull(node)
+            except DiskFailed:
+                failed = 1
+        assert files_of(pull(node).path) == contents
+        assert node.check().findings == []
+        node.close()
+        return failed
+
+    counting = FailingRead()
+    assert pulls_that_fail(tmp_path / "count", counting) == 0
+    failed = [pulls_that_fail(tmp_path / f"{at}", FailingRead(at)) for at in range(counting.reads)]
+    assert failed == [1] * counting.reads
+    assert counting.reads >= 1
