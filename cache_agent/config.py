@@ -373,7 +373,8 @@ def parse_config(
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise InvalidInput(
-            f"settings: {where}: {first['msg']}", hint="See `weightyard agent --print-schema`."
+            f"settings: {where}: {first['msg'].removeprefix('Value error, ')}",
+            hint="See `weightyard agent --print-schema`.",
         ) from error
 
 

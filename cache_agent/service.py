@@ -90,7 +90,7 @@ class Service:
         return RemovedView(key=str(key), freed=self._store.remove(key, unpin=unpin))
 
     def gc(self, body: GcBody) -> GcView:
-        freed, victims = 0, []
+        freed, victims, held = 0, [], set()
         # The fullest root first: there room is wanted most.
         for store in sorted(self._store.stores, key=lambda each: each.space().headroom):
             need = max(0, body.need - freed)
@@ -101,7 +101,9 @@ class Service:
                 gained, plan = store.gc(need)
             freed += gained
             victims += _victims(plan)
-        return GcView(freed=freed, victims=victims)
+            held |= {*plan.held_by}
+        short = sorted(held) if freed < body.need else []
+        return GcView(freed=freed, victims=victims, held_by=short)
 
     def warm(self, body: WarmBody) -> WarmView:
         model = self._store.find(body.model)

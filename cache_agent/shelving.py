@@ -9,6 +9,7 @@ from cache_agent.sources.source import Resolved
 from cache_agent.store.values import repository_of
 from modelimage import canonical
 from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.mediatypes import ANNOTATION_MODEL_KEY, INDEX_TYPES
 from modelimage.reference import ImageReference, RegistryReference
@@ -50,6 +51,11 @@ def layers_of(manifest: bytes) -> Iterator[Descriptor]:
     if not isinstance(layers, list):
         raise InvalidImage("malformed manifest: layers")
     yield from map(Descriptor.from_json, layers)
+
+
+def layer_sizes(reader: ImageReader, manifest: Descriptor) -> dict[Digest, int]:
+    """Bytes of an image's layers. Of a foreign image that is all that is known before they were read."""
+    return {layer.digest: layer.size for layer in layers_of(reader.manifest(manifest))}
 
 
 def _manifests(resolved: Resolved, reader: ImageReader) -> Iterator[Descriptor]:

@@ -135,10 +135,11 @@ class VictimView(BaseModel):
 
 
 class GcView(BaseModel):
-    """What a collection freed, or would free."""
+    """What a collection freed, or would free. `held_by` names who keeps the rest, when that is less than was asked."""
 
     freed: int
     victims: list[VictimView]
+    held_by: list[str] = Field(default_factory=list)
 
 
 class RootSpace(BaseModel):

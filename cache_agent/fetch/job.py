@@ -9,7 +9,7 @@ import bisect
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -266,3 +266,11 @@ class Job:
         """Finished only when no worker is in it any more: its partials can be closed then."""
         if not any(self._workers) and (self._left == 0 or self.stopped.is_set()):
             self.finished.set()
+
+
+def by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
+    """(tier, name, bytes) of every source that gave any."""
+    for job in jobs:
+        for source, size in zip(job.sources, job.bytes_by_source, strict=True):
+            if size:
+                yield source.tier.value, source.name, size

@@ -17,7 +17,7 @@ from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.flight import Flight, Flights
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerClaims
-from cache_agent.fetch.job import Carrier, Job, RetryPolicy
+from cache_agent.fetch.job import Carrier, Job, RetryPolicy, by_source
 from cache_agent.fetch.planner import Track, plan_tracks, unique_files
 from cache_agent.fetch.reuse import Reuse
 from cache_agent.fetch.throttle import Caps
@@ -28,10 +28,10 @@ from cache_agent.fetch.values import (
     PullSnapshot,
     PullState,
 )
-from cache_agent.shelving import layers_of
+from cache_agent.shelving import layer_sizes
 from cache_agent.sources.decorators import Limited
 from cache_agent.sources.sibling import SiblingRoot
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.source import Resolved, Source, Tier
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin, repository_of
@@ -167,7 +167,7 @@ class Pull:
             done=self._reused + sum(flight.received for flight in flights),
             resumed=sum(flight.resumed for flight in flights),
             reused=self._reused,
-            by_source=tuple(_by_source(jobs)),
+            by_source=tuple(by_source(jobs)),
         )
 
     # -- in the pull's own thread ------------------------------------------------------------
@@ -190,7 +190,7 @@ class Pull:
             outcome="done" if error is None else type(error).__name__,
             seconds=self._puller.engine.monotonic() - self._started,
             reused=self._reused,
-            by_source=tuple(_by_source(self._jobs)),
+            by_source=tuple(by_source(self._jobs)),
             message=str(error or ""),
         )
         self._puller.events.pull_ended(end)
@@ -226,7 +226,8 @@ class Pull:
     def _publish(self, store: Store, record: AnyRecord, resolved: Resolved) -> PullResult:
         self._state = PullState.PUBLISHING
         seconds = self._puller.engine.monotonic() - self._started
-        fetched = sum(sum(job.bytes_by_source) for job in self._jobs)
+        # What another root of this node gave was in the cache already.
+        fetched = sum(n for tier, _, n in by_source(self._jobs) if tier != Tier.DISK.value)
         # What getting all of it again would take, judged by what came now.
         cost = seconds * self._total / fetched if fetched else 0.0
         origin = Origin(
@@ -253,7 +254,7 @@ class Pull:
         image = ForeignImage(reader, root, self._repository, manifest)
         self._state = PullState.FETCHING
         with ExitStack() as hold:
-            placed = puller.roots.placed(manifest.digest, lambda: _layer_sizes(reader, manifest))
+            placed = puller.roots.placed(manifest.digest, lambda: layer_sizes(reader, manifest))
             store = hold.enter_context(placed)
             fetch = ForeignFetch(store, image, self._sources, puller.claims, self, hold)
             record = fetch.get()
@@ -384,16 +385,3 @@ class Pull:
             raise Cancelled(
                 "the pull was cancelled", hint="Pull again to continue where it stopped."
             )
-
-
-def _by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
-    """(tier, name, bytes) of every source that gave any."""
-    for job in jobs:
-        for source, size in zip(job.sources, job.bytes_by_source, strict=True):
-            if size:
-                yield source.tier.value, source.name, size
-
-
-def _layer_sizes(reader: ImageReader, manifest: Descriptor) -> dict[Digest, int]:
-    """Bytes of a foreign image's layers: what its files take is known only once they were read."""
-    return {layer.digest: layer.size for layer in layers_of(reader.manifest(manifest))}

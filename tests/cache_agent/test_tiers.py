@@ -21,6 +21,7 @@ from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.s3 import S3Bucket
 from cache_agent.sources.shared import SharedPlace, SharedSource, write_back
+from cache_agent.sources.sibling import SiblingRoot
 from cache_agent.sources.source import Piece, Source
 from cache_agent.tiers import Tiers
 from modelimage.descriptor import Descriptor
@@ -176,7 +177,7 @@ def test_s3_errors_are_the_projects_own(s3: S3, bucket: S3Bucket) -> None:
 
 @pytest.fixture(
     params=["image", "directory", pytest.param("bucket", marks=pytest.mark.servers),
-            pytest.param("hub", marks=pytest.mark.servers), "decorated", "peer"]
+            pytest.param("hub", marks=pytest.mark.servers), "decorated", "another root", "peer"]
 )  # fmt: skip
 def source(
     request: pytest.FixtureRequest,
@@ -203,6 +204,11 @@ def source(
             pull(node)
             warm: Source = request.getfixturevalue("peer_of")(node, public={"reg.test/m"})
             return warm
+        case "another root":
+            open_node: NodeFactory = request.getfixturevalue("open_node")
+            node = open_node({"reg.test/m": image})
+            pull(node)
+            return SiblingRoot(node.store.first)
         case "hub":
             hub: Hub = request.getfixturevalue("hub")
             name = unique_name("org/model")

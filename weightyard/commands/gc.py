@@ -26,8 +26,12 @@ from weightyard.text import format_bytes
 def gc(console: Console, *, free: str, dry_run: bool, root: Path, access: Access) -> None:
     """Remove leftovers of interrupted downloads; with --free, evict the least valuable models too."""
     with open_cache(root, access) as cache:
-        view = cache.gc(GcBody(need=Amount.parse(free).bytes, dry_run=dry_run))
+        need = Amount.parse(free).bytes
+        view = cache.gc(GcBody(need=need, dry_run=dry_run))
     verb = "would evict" if dry_run else "evicted"
     lines = [f"{verb} {v.image} ({format_bytes(v.freed)}): {v.why}" for v in view.victims]
     lines.append(f"{'would free' if dry_run else 'freed'} {format_bytes(view.freed)}")
+    if view.freed < need:
+        holders = f"; the rest is held by {', '.join(view.held_by[:5])}" if view.held_by else ""
+        lines[-1] += f" of the {format_bytes(need)} asked for{holders}"
     console.result(view.model_dump(), "\n".join(lines))
