@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# Two processes: much of the suite waits for servers. tests/conftest.py says which tests stay together.
+IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast check format bench clean
@@ -18,11 +20,11 @@ demo: ## Build a real model's image, pull it through the agent, serve it with vL
 
 test: ## Run every test, with real servers and a real vLLM
 	@scripts/setup.sh base serve system
-	$(PYTEST)
+	$(PYTEST) $(IN_PARALLEL)
 
 test-fast: ## Run the tests that need neither servers nor vLLM nor patience
 	@scripts/setup.sh base serve
-	$(PYTEST) -m "not servers and not vllm and not slow"
+	$(PYTEST) $(IN_PARALLEL) -m "not servers and not vllm and not slow"
 
 # with `serve`, so that types are checked against torch and the numpy that vLLM pins, on every machine alike
 check: ## Check format, lint, types, imports and docs

@@ -41,6 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HOME"] = str(config.stash[_home])
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out for `pytest -n`: a file's tests stay together, and those with a vLLM, which takes every core.
+
+    What takes longest begins first, so that no process is left with it at the end.
+    """
+    for item in items:
+        group = "vllm" if item.get_closest_marker("vllm") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.get_closest_marker("vllm"), item.path not in slow_files))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the home directory that the tests had."""
     shutil.rmtree(config.stash[_home], ignore_errors=True)
