@@ -163,7 +163,7 @@ def test_a_file_that_another_image_brought_is_fetched_from_ones_own_layer(
     handles = [node.pull(PullRequest(parse_image("reg.test/one:v1")))]
     assert gate.reached.wait(30)
     handles.append(node.pull(PullRequest(parse_image("reg.test/two:v1"))))
-    while not any(job.sources[0].name == "reg.test/two" for job in node.engine._jobs):
+    while not any(job.sources[0].name == "reg.test/two" for job in handles[1]._jobs):
         assert not handles[1].result(0.01)
     gate.opened.set()
     results = [handle.result(60) for handle in handles]
@@ -186,7 +186,7 @@ def test_who_waits_goes_before_what_is_only_warmed_ahead(open_node: NodeFactory)
     assert gate.reached.wait(30)
     urgent.requests = early.requests  # one list, for the order of both
     waiting = node.pull(PullRequest(parse_image("reg.test/urgent:v1"), priority=100))
-    while not any(job.priority == 100 for job in node.engine._jobs):
+    while not any(job.priority == 100 for job in waiting._jobs):
         assert not waiting.result(0.01)
     gate.opened.set()
     assert waiting.result(60)
