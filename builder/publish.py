@@ -26,7 +26,7 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
 from modelimage.referrers import blob_content
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
-from modelimage.workers import run_all
+from modelimage.workers import both, run_all
 
 SENDS_AT_ONCE: Final = 4
 _BUFFER_SIZE: Final = 1 << 20
@@ -80,9 +80,10 @@ def send(
     progress.resume(held)
 
     def put(layer: Descriptor, guarded: Callable[[int], None]) -> None:
-        writer.put_blob(_content(layer, sources, base), guarded)
+        with progress.part(layer.digest.short, layer.size) as advance:
+            writer.put_blob(_content(layer, sources, base), both(guarded, advance))
 
-    run_all(plan.send, put, advance=progress.advance, workers=SENDS_AT_ONCE)
+    run_all(plan.send, put, advance=lambda _: None, workers=SENDS_AT_ONCE)
     for blob in publication.blobs:
         put_document(writer, blob)
     for manifest in publication.manifests:

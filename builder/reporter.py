@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 
@@ -18,6 +19,9 @@ class Advance(Protocol):
     def describe(self, text: str) -> None:
         """What is being done now, in a few words."""
 
+    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A blob under way: what it gives takes byte counts, which count for the stage too."""
+
 
 class Silent:
     """Progress that nobody watches."""
@@ -30,6 +34,9 @@ class Silent:
 
     def describe(self, text: str) -> None:
         """Nobody asked."""
+
+    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(self.advance)
 
 
 class Reporter(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ from modelimage.publication import Document
 from modelimage.ranges import ByteRange
 from modelimage.registry.retry import Backoff
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
-from modelimage.workers import run_all
+from modelimage.workers import both, run_all
 
 WORKERS: Final = 4
 _BUFFER_BYTES: Final = 1 << 20
@@ -57,9 +58,13 @@ class PushPlan:
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """What a caller wants to hear, from any thread: bytes (negative: to be sent again) and finished blobs."""
+    """What a caller wants to hear, from any thread: of each blob under way its bytes (negative: to be sent again), and
+    that it is finished.
+    """
 
-    advance: Callable[[int], None] = lambda _: None
+    part: Callable[[Descriptor], AbstractContextManager[Callable[[int], None]]] = lambda _: (
+        nullcontext(lambda _: None)
+    )
     finished: Callable[[Descriptor], None] = lambda _: None
 
 
@@ -129,10 +134,11 @@ def execute(
     told = reporting or Reporting()
 
     def send(blob: Descriptor, guarded: Callable[[int], None]) -> None:
-        writer.put_blob(content_of(blob), guarded)
+        with told.part(blob) as advance:
+            writer.put_blob(content_of(blob), both(guarded, advance))
         told.finished(blob)
 
-    run_all(plan.send, send, advance=told.advance, workers=WORKERS)
+    run_all(plan.send, send, advance=lambda _: None, workers=WORKERS)
     for document in manifests:
         writer.put_manifest(document.descriptor, document.data)
     by_digest = {document.descriptor.digest: document for document in manifests}

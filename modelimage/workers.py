@@ -34,6 +34,16 @@ class StopSwitch:
         return guarded
 
 
+def both(first: Callable[[int], None], second: Callable[[int], None]) -> Callable[[int], None]:
+    """Tells two progress callbacks; what the first raises, the second doesn't hear of."""
+
+    def tell(count: int) -> None:
+        first(count)
+        second(count)
+
+    return tell
+
+
 def run_all(
     items: Iterable[Item],
     job: Callable[[Item, Callable[[int], None]], Result],

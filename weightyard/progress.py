@@ -33,6 +33,12 @@ class Progress(Protocol):
     def describe(self, text: str) -> None:
         """What is being done now, in a few words."""
 
+    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A blob of `size` bytes while it is under way, shown beside the whole.
+
+        What it gives takes byte counts, which count for the whole too.
+        """
+
 
 class Output(Protocol):
     """What a console offers to progress."""
@@ -124,14 +130,24 @@ class _Silent:
     def describe(self, text: str) -> None:
         """Nobody asked."""
 
+    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(self.advance)
+
 
 class _Reporter:
     """Writes a line or an event when the interval has passed, and at the start, at a change of text and at the end."""
 
     def __init__(
-        self, output: Output, title: str, total: int | None, *, clock: Callable[[], float]
+        self,
+        output: Output,
+        title: str,
+        total: int | None,
+        *,
+        clock: Callable[[], float],
+        blob: str | None = None,
     ) -> None:
         self._output = output
+        self._blob = blob
         self._title = title
         self._text = ""
         self._clock = clock
@@ -160,6 +176,22 @@ class _Reporter:
         if changed:
             self._report("progress", self._clock())
 
+    @contextmanager
+    def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:
+        """For machines an event a second of its own; people have lines of the whole enough."""
+        if not self._output.json:
+            yield self.advance
+            return
+        with _reported(
+            _Reporter(self._output, self._title, size, clock=self._clock, blob=name)
+        ) as own:
+
+            def advance(count: int) -> None:
+                self.advance(count)
+                own.advance(count)
+
+            yield advance
+
     def end(self, state: str) -> None:
         """`state` is `done` or `failed`."""
         self._report(state, self._clock())
@@ -167,9 +199,11 @@ class _Reporter:
     def _report(self, state: str, now: float) -> None:
         meter, took = self._meter, now - self._meter.started
         if self._output.json:
+            left = meter.remaining(now)
             self._output.event(
-                "progress", job=self._title, state=state, text=self._text or None, done=meter.done,
-                already=meter.already, total=meter.total, seconds=round(took, 3), rate=round(meter.rate(now)),
+                "progress", job=self._title, blob=self._blob, state=state, text=self._text or None,
+                done=meter.done, already=meter.already, total=meter.total, seconds=round(took, 3),
+                rate=round(meter.rate(now)), left=None if left is None else round(left, 1),
             )  # fmt: skip
             return
         parts = [self._text] if self._text and state == "progress" else []
@@ -237,3 +271,17 @@ class _Bar:
 
     def describe(self, text: str) -> None:
         self._bar.update(self._task, text=text)
+
+    @contextmanager
+    def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:
+        """A bar of its own below the whole's, gone at its end."""
+        own = self._bar.add_task(f"  {name}", total=size, text="")
+
+        def advance(count: int) -> None:
+            self._bar.advance(self._task, count)
+            self._bar.advance(own, count)
+
+        try:
+            yield advance
+        finally:
+            self._bar.remove_task(own)

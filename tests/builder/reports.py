@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 
@@ -21,6 +21,9 @@ class Told:
 
     def describe(self, text: str) -> None:
         """Nothing to remember."""
+
+    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(self.advance)
 
 
 class Remembering:

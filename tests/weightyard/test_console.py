@@ -118,9 +118,37 @@ def test_json_progress_is_an_event_a_second() -> None:
     assert [event["state"] for event in events] == ["progress"] * (len(events) - 1) + ["done"]
     assert 3 <= len(events) <= 4
     assert events[-1] == {
-        "event": "progress", "job": "pull", "state": "done", "text": None, "done": 30, "already": 0,
-        "total": 100, "seconds": 3.0, "rate": 10,
+        "event": "progress", "job": "pull", "blob": None, "state": "done", "text": None, "done": 30,
+        "already": 0, "total": 100, "seconds": 3.0, "rate": 10, "left": 7.0,
     }  # fmt: skip
+
+
+def test_json_progress_tells_of_each_blob_and_of_the_whole() -> None:
+    console, _, err, clock = consoles()
+    console.configure(json=True)
+    with console.progress("push", 200) as progress:
+        for name in ("aaa", "bbb"):
+            with progress.part(name, 100) as advance:
+                for _ in range(10):
+                    clock.now += 0.2
+                    advance(10)
+    events = [json.loads(line) for line in err.getvalue().splitlines()]
+    ends = {event["blob"]: event["done"] for event in events if event["state"] == "done"}
+    assert ends == {"aaa": 100, "bbb": 100, None: 200}
+    under_way = [event for event in events if event["state"] == "progress"]
+    assert {event["blob"] for event in under_way} == {"aaa", "bbb", None}
+    assert all(event["left"] is not None for event in under_way)
+
+
+def test_people_see_a_bar_for_each_blob_only_while_it_is_under_way() -> None:
+    console, _, err, _ = consoles(err=FakeTerminal())
+    with console.progress("push", 100) as progress, progress.part("a1b2c3", 100) as advance:
+        advance(100)
+    assert "a1b2c3" in err.getvalue()
+    console, _, err, _ = consoles()
+    with console.progress("push", 100) as progress, progress.part("a1b2c3", 100) as advance:
+        advance(100)
+    assert err.getvalue() == "push: done in 0.0 s, 100 B, 100 kB/s\n"
 
 
 @pytest.mark.parametrize("total", [None, 1000])

@@ -106,7 +106,9 @@ def copy(
                 tags={tag: root.digest for tag, root in tags.items()},
                 content_of=lambda blob: relayed(reader, blob, access.connections.backoff),
                 writer=writer,
-                reporting=Reporting(progress.advance, _teller(console)),
+                reporting=Reporting(
+                    lambda blob: progress.part(blob.digest.short, blob.size), _teller(console)
+                ),
             )
     console.result(_document(source, end, tags, plan), _text(tags, plan, dry_run=dry_run))
 
