@@ -69,11 +69,12 @@ class ServedCluster:
         async with aiohttp.ClientSession() as session:
             api = KubernetesApi(session, http.connection)
             runner = Runner(api=api, cache=Cache(), resolver=resolve, surroundings=Surroundings())
-            registry = make_registry(runner, CacheRunner(api), with_keda=False)
+            caching = CacheRunner(api)
+            registry = make_registry(runner, caching, with_keda=False)
             watching = asyncio.create_task(
                 watch(registry, stop=self._stop, connection=http.connection)
             )
-            working = asyncio.create_task(runner.run())
+            working = asyncio.gather(runner.run(), caching.run())
             while not self._stop.is_set():
                 self._cluster.step()
                 with contextlib.suppress(TimeoutError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from modelimage.errors import Unreachable, WeightyardError
 from tests.workspace import samples
+from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from workspace.controller.nodes import Node
 from workspace.controller.observed import Action, Apply, Decision, Observed
@@ -164,6 +165,7 @@ class Cluster:
         self.run_kubelets()
         if self.labels_nodes:
             self.label_nodes()
+        self.run_agents()
 
     def run_jobs(self) -> None:
         """Each build ends in one step: well, and then the registry has its image, or not."""
@@ -285,6 +287,29 @@ class Cluster:
                     ],
                     "containerStatuses": [{"name": "any", "ready": True, "state": {"running": {}}}],
                 })  # fmt: skip
+
+    def run_agents(self) -> None:
+        """Where something is wanted, agents fetch it, report, and hold what was wanted before."""
+        models = self.api.list("CachedModel")
+        for node in self.api.list("Node") if models else ():
+            name = node["metadata"]["name"]
+            wanted = {each["metadata"]["name"]: each for each in models}
+            document = caches.node_cache(
+                name,
+                wanted=tuple(
+                    caches.report(
+                        each, generation=model["metadata"]["generation"],
+                        bytesDone=1, bytesTotal=1, modelKey=str(caches.key_of(model["spec"]["image"])),
+                    )
+                    for each, model in wanted.items()
+                ),
+                models=tuple(caches.held(each["spec"]["image"]) for each in models),
+            )  # fmt: skip
+            if ("NodeCache", "", name) not in self.api.objects:
+                self.api.create(document)
+            self.api.update(
+                "NodeCache", "", name, lambda d, s=document["status"]: d.update(status=s)
+            )
 
     def label_nodes(self) -> None:
         """What the cache's own controller does: a label for each model that a node holds."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e.cluster import Cluster as E2eCluster
 from tests.e2e.journey import Settings, travel
+from tests.e2e.prewarming import warm
 from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 
@@ -26,3 +28,15 @@ def test_the_journey_of_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
         point_kubectl_at(url, monkeypatch)
         travel(settings, NAME)
     assert {kind for kind, _, _ in cluster.api.objects} <= {"Node", "Pod"}
+
+
+@pytest.mark.slow
+def test_the_journey_of_a_cached_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    for name in ("n1", "n2"):
+        cluster.add_node(name)
+    with ServedCluster(cluster, alive=True) as url:
+        point_kubectl_at(url, monkeypatch)
+        warm(
+            E2eCluster("ignored", NAMESPACE, minutes=1), "tiny", "registry.example/team/tiny:v1", {}
+        )
