@@ -145,6 +145,8 @@ class NodeParts:
             events=told,
             is_anonymous=is_anonymous,
             peers=peers,
+            # Pods are there as long as kubelet has their directories, wherever those are.
+            machine=Machine(kubelet=config.faces.csi.kubelet) if config.faces.csi else Machine(),
         )
 
 

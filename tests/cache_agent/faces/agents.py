@@ -15,6 +15,7 @@ from typing import Self
 from cache_agent.addresses import Address
 from cache_agent.faces.opening import FaceOptions, OpenFaces, open_faces
 from cache_agent.fetch.values import PullRequest, PullResult
+from cache_agent.holders import Machine
 from cache_agent.node import Node, NodeOptions, NodeParts
 from modelimage.access import Access
 from modelimage.reference import parse_image
@@ -48,7 +49,9 @@ class FacesInProcess:
         self.faces = OpenFaces()
 
     def __enter__(self) -> Self:
-        parts = replace(NodeParts.real(self._access), clock=self._clock)
+        csi = self._options.csi
+        machine = Machine(kubelet=csi.kubelet) if csi else Machine()
+        parts = replace(NodeParts.real(self._access), clock=self._clock, machine=machine)
         self.node = Node(NodeOptions(self._root), parts)
         self._thread = threading.Thread(target=self._main)
         self._thread.start()
