@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
 from cache_agent.faces.bridge import Bridge
+from cache_agent.fetch.ready import Ready
 from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.ranges import ByteRange, parse_range
 from modelimage.repository import BlobStream
@@ -24,6 +27,7 @@ from modelimage.repository import BlobStream
 _SMALL: Final = 64 << 10
 _READAHEAD: Final = 8 << 20
 _RELAY_BUFFER: Final = 256 << 10
+_POLL_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class FilePiece:
     wanted: ByteRange
 
 
+# No bytes at all: what is next isn't there yet, and what was given before should leave.
 Piece = bytes | FilePiece
 
 
@@ -89,7 +94,7 @@ async def send(
             await _send_file(request, answer, piece)
             continue
         pending += piece if isinstance(piece, bytes) else _read(piece)
-        if len(pending) >= _SMALL:
+        if len(pending) >= _SMALL or piece == b"":
             await _flush(answer, pending)
     await _flush(answer, pending)
     await answer.write_eof()
@@ -125,6 +130,32 @@ async def each(pieces: Iterable[Piece]) -> AsyncGenerator[Piece, None]:
     """Pieces that are all there."""
     for piece in pieces:
         yield piece
+
+
+async def following(
+    bridge: Bridge, ready: Callable[[int], Ready | None], start: int, stop: int
+) -> AsyncGenerator[Piece, None]:
+    """A range of a file that is still on its way, as far as it may be read and further as it comes."""
+    position = start
+    while position < stop:
+        found = await bridge.call(partial(ready, position))
+        # Renamed since it was asked for: it is whole, and somewhere else.
+        opened = None if found is None else _opened(found.path)
+        if found is None or opened is None:
+            yield b""
+            await asyncio.sleep(_POLL_SECONDS)
+            continue
+        with opened as file:
+            until = min(found.stop, stop)
+            yield FilePiece(Path(f"/proc/self/fd/{file.fileno()}"), ByteRange(position, until))
+        position = until
+
+
+def _opened(path: Path) -> FileIO | None:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return None
 
 
 async def relay(

@@ -213,9 +213,9 @@ class Engine:
                 tick = self._ticker(work, transfer)
                 for piece in pieces:
                     flight = job.flights[piece.file.digest]
-                    flight.receive(piece, stream, buffer, tick)
                     if not job.sources[work.source].proves:
                         flight.proven = False
+                    flight.receive(piece, stream, buffer, tick)
                     done += 1
         except Exception as error:  # noqa: BLE001 - goes to the pull's caller, whatever it is
             return done, self._reason(error, transfer)

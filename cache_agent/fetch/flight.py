@@ -10,12 +10,13 @@ from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
 from cache_agent.fetch.following import FollowingHash, Hash
+from cache_agent.fetch.ready import Ready
 from cache_agent.sources.source import Piece
 from cache_agent.store.partials import Partial, identity
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
-from modelimage.record import RecordFile
+from modelimage.record import CHUNK_SIZE, RecordFile
 from modelimage.repository import BlobStream
 
 # Told of every read: how many bytes came. Raises to end the transfer.
@@ -33,7 +34,7 @@ class Flight:
     ) -> None:
         self.file = file
         self.replace = replace
-        self._repository = repository
+        self.repository = repository
         self.landed = threading.Event()
         self.ended = threading.Event()
         # How another pull lends it urgency; set when it takes off.
@@ -44,8 +45,10 @@ class Flight:
         self._lock = threading.Lock()
         self._landing = False
         self._received = 0
+        self._given: set[int] = set()
         self.resumed = 0
         # Whether all bytes came out of the image's own layers; what was resumed may have come from anywhere.
+        # Set before the first byte that didn't.
         self.proven = True
 
     def open(self, pause: Callable[[int], None] = lambda count: None) -> list[int]:
@@ -60,6 +63,18 @@ class Flight:
     def received(self) -> int:
         """Bytes on disk so far, for progress: those resumed and those received, verified or about to be."""
         return self.file.size if self.landed.is_set() else self.resumed + self._received
+
+    def ready(self, position: int) -> Ready | None:
+        """How far the file can be given out from `position` on, before it is whole; None for not at all.
+
+        Only chunks that this flight saw come out of the image's layers, and right: others prove no right to them.
+        """
+        index = position // CHUNK_SIZE
+        with self._lock:
+            while index in self._given:
+                index += 1
+        stop = min(self.file.size, index * CHUNK_SIZE)
+        return Ready(self.partial.path, stop) if stop > position else None
 
     @property
     def is_open(self) -> bool:
@@ -83,6 +98,7 @@ class Flight:
             computed = self._copy(piece, stream, buffer, tick, turn, progress)
             self._check(piece, computed)
             self.partial.mark(piece.index)
+            self._note_given(piece.index)
         except BaseException:
             self._count(-progress[0])
             if turn is not None:
@@ -107,7 +123,7 @@ class Flight:
             self._land(computed)
 
     def _land(self, computed: Digest) -> None:
-        repository = self._repository if self.proven else None
+        repository = self.repository if self.proven else None
         self._store.admit(self.partial, computed, repository, replace=self.replace)
         if self.replace:
             self._store.relink(self.file.digest)
@@ -145,6 +161,11 @@ class Flight:
     def _count(self, size: int) -> None:
         with self._lock:
             self._received += size
+
+    def _note_given(self, index: int) -> None:
+        with self._lock:
+            if self.proven:
+                self._given.add(index)
 
     def _may_land(self) -> bool:
         with self._lock:

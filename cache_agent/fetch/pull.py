@@ -15,10 +15,12 @@ from cache_agent.errors import Cancelled
 from cache_agent.events import Events, PullEnd
 from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.flight import Flight, Flights
+from cache_agent.fetch.foreign.carriers import RangedLayer
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerClaims
 from cache_agent.fetch.job import Carrier, Job, RetryPolicy, by_source
 from cache_agent.fetch.planner import Track, plan_tracks, unique_files
+from cache_agent.fetch.ready import Ready
 from cache_agent.fetch.reuse import Reuse
 from cache_agent.fetch.throttle import Caps
 from cache_agent.fetch.values import (
@@ -169,6 +171,22 @@ class Pull:
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
         )
+
+    def ready(self, file: Digest, position: int) -> Ready | None:
+        """How far a file that this pull's own repository gives can be read from `position` on; None for not yet."""
+        for flight in list(self._flights):
+            if isinstance(flight, Flight) and flight.file.digest == file:
+                ours = flight.repository == self._repository
+                return flight.ready(position) if ours else None
+        return None
+
+    def ready_layer(self, layer: Digest, position: int) -> Ready | None:
+        """How far a layer that is one file as it is can be read from `position` on: as it came, its end not before it
+        was verified. For callers who know from elsewhere that they may have it."""
+        for part in list(self._flights):
+            if isinstance(part, RangedLayer) and part.plan.layer.digest == layer:
+                return part.ready(position)
+        return None
 
     # -- in the pull's own thread ------------------------------------------------------------
 
@@ -345,7 +363,8 @@ class Pull:
             for flight in flights:
                 before = store.partial_bytes(flight.file)
                 missing[flight.file.digest] = flight.open()
-                flight.proven = not flight.resumed or all(source.proves for source in sources)
+                # A partial goes by its file alone: another repository's pull may have begun it.
+                flight.proven = not flight.resumed
                 reservation.spend(flight.file.size - before)
             job = self._job(
                 plan_tracks([flight.file for flight in flights], missing),

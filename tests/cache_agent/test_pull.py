@@ -130,7 +130,9 @@ def test_after_a_reboot_chunks_are_read_again_before_they_are_believed(
     image.requests.clear()
     result = pull(open_node({"reg.test/m": image}, boot="boot-2"))
     assert files_of(result.path) == contents
-    starts = sorted(r.start // CHUNK_SIZE for digest, r in image.requests if digest == big.layer)
+    # Beside the chunks one byte: what was there before this pull proves no right to the layer.
+    asked = [r for digest, r in image.requests if digest == big.layer and len(r) > 1]
+    starts = sorted(r.start // CHUNK_SIZE for r in asked)
     assert starts == [0, 2]
 
 
@@ -176,6 +178,26 @@ def test_a_file_claimed_inside_a_layer_that_does_not_hold_it_is_not_linked(
     open_node.images["reg.test/evil"] = MemoryImage.of([lying], blobs)
     with pytest.raises(DigestMismatch):
         pull(node, "reg.test/evil:v1")
+
+
+def test_what_another_s_pull_left_half_done_proves_nothing_to_who_claims_it(
+    open_node: NodeFactory,
+) -> None:
+    """All chunks are there, verified; only the landing is left. The thief's own image must give them all the same."""
+    _, record, contents = simple_image(weights=[4000], seed=8)
+    target = "model-00000.safetensors"
+    real = next(file for file in record.files if file.path == target)
+    node = open_node()
+    left = node.store.partial(real)
+    left.write(memoryview(contents[target]), 0)
+    left.mark(0)
+    left.close()
+    fake, blobs = make_record([{target: bytes(real.size)}])
+    lying = replace_file(fake, digest=real.digest, chunks=real.chunks)
+    open_node.images["reg.test/evil"] = MemoryImage.of([lying], blobs)
+    with pytest.raises(DigestMismatch):
+        pull(node, "reg.test/evil:v1")
+    assert node.store.models() == []
 
 
 def test_the_same_model_from_another_repository_is_linked_once_its_layer_is_proven(
@@ -224,7 +246,9 @@ def test_a_cancelled_pull_ends_soon_and_keeps_what_was_verified(open_node: NodeF
     image.requests.clear()
     open_node.images["reg.test/m"] = image
     assert files_of(pull(node).path) == contents
-    assert sum(len(r) for digest, r in image.requests if digest == big.layer) == 5
+    # The last five bytes, and one that shows that the caller may read the layer.
+    asked = [len(r) for digest, r in image.requests if digest == big.layer]
+    assert sorted(asked) == [1, 5]
 
 
 def replace_file(record: Record, *, digest: Digest, chunks: tuple[str, ...]) -> Record:

@@ -261,6 +261,22 @@ class Stall(Fault):
                 raise HungUp
 
 
+class HeldBack(Fault):
+    """What lies at `start` of a blob and after isn't sent until it is let go; the rest comes at once."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self._start, self.let_go = start, threading.Event()
+
+    def answer_body(
+        self, request: Seen, body: Iterator[bytes], handler: Handler
+    ) -> Iterator[bytes]:
+        first = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if request.is_blob and first >= self._start:
+            self.let_go.wait()
+        return body
+
+
 class _ProxyHandler(Handler):
     @property
     def _proxy(self) -> FaultyRegistry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -15,13 +15,29 @@ from cache_agent.access.callers import NOBODY, Caller, caller_of_header
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.errors import status_of
 from cache_agent.faces.hub.addresses import HubAddress, View, parse_hub_address
-from cache_agent.faces.hub.service import HubContent, HubService
+from cache_agent.faces.hub.service import Fill, HubContent, HubService
 from cache_agent.faces.hub.upstream import Declined
-from cache_agent.faces.sending import FilePiece, Piece, answer_of, deliver, each, relay
-from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, WeightyardError
+from cache_agent.faces.sending import (
+    FilePiece,
+    Piece,
+    answer_of,
+    deliver,
+    each,
+    following,
+    relay,
+)
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    WeightyardError,
+)
 from modelimage.ranges import ByteRange
 
 _MAX_BODY: Final = 1 << 20
+_WORTH_KEEPING: Final = 8 << 20
 _TRUE: Final = frozenset({"1", "true"})
 
 
@@ -90,8 +106,34 @@ class HubApi:
                 return each([FilePiece(path, wanted)])
             case bytes() as data:
                 return each([data[wanted.start : wanted.stop]])
+            case Fill() as fill:
+                # A look at a header is no reason to fetch gigabytes.
+                if len(wanted) < min(content.file.size, _WORTH_KEEPING):
+                    return relay(self._bridge, fill.stream(wanted))
+                return self._through_the_cache(fill, wanted)
             case stream:
                 return relay(self._bridge, stream(wanted))
+
+    async def _through_the_cache(
+        self, fill: Fill, wanted: ByteRange
+    ) -> AsyncGenerator[Piece, None]:
+        """A file as it comes into the cache; from the Hub alone where the node can't keep it."""
+        position = wanted.start
+        try:
+            follow = await self._bridge.call(fill.begin)
+            pieces = following(self._bridge, follow, wanted.start, wanted.stop)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+                    position = piece.wanted.stop if isinstance(piece, FilePiece) else position
+        except DigestMismatch:
+            raise
+        except WeightyardError:
+            # No space, for one; the log has the pull's end. The client needn't suffer from it.
+            rest = relay(self._bridge, fill.stream(ByteRange(position, wanted.stop)))
+            async with aclosing(rest):
+                async for piece in rest:
+                    yield piece
 
 
 async def _paths(request: web.Request) -> list[str]:

@@ -20,6 +20,7 @@ from cache_agent.access.decide import Answer
 from cache_agent.access.gate import Gate, Refused
 from cache_agent.access.upstream import Upstream
 from cache_agent.faces.hub.addresses import HubAddress
+from cache_agent.faces.hub.filling import Fills, Follow, HubImage
 from cache_agent.faces.hub.listing import (
     LISTING_TYPE,
     HubFile,
@@ -45,17 +46,26 @@ Stream = Callable[[ByteRange], AbstractContextManager[BlobStream]]
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """A file to be brought into the cache while it is given out; `stream` is for when the node can't keep it."""
+
+    begin: Callable[[], Follow]
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
 class HubContent:
-    """A file to be given out: at `path` of the store, in memory, or streamed from the Hub."""
+    """A file to be given out: at a path of the store, in memory, through the cache, or streamed from the Hub."""
 
     commit: str
     file: HubFile
-    body: Path | bytes | Stream
+    body: Path | bytes | Fill | Stream
 
     @property
     def held(self) -> list[Digest]:
         """What must not be evicted while it is sent."""
-        return [self.file.sha256] if isinstance(self.body, Path) and self.file.sha256 else []
+        stored = isinstance(self.body, Path | Fill)
+        return [self.file.sha256] if stored and self.file.sha256 else []
 
 
 @dataclass
@@ -68,6 +78,10 @@ class HubService:
     registries: Upstream
     vouched: tuple[str, ...] = ()
     _oids: dict[Digest, str] = field(default_factory=dict)
+    _fills: Fills = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fills = Fills(self.node)
 
     def listing(self, address: HubAddress, caller: Caller) -> Listing:
         """What a revision holds. Raises Declined, NotFound, Unreachable, Refused."""
@@ -104,13 +118,20 @@ class HubService:
         self._admit(f"hub:{repo}", caller, ask)
         listing = self._from_hub(repo, address.revision, caller)
         file = _entry(listing, address)
-        body: Path | bytes | Stream | None
+        body: Path | bytes | Fill | Stream | None
         body = self._stored(file) or self._stored_small(repo, file) or self._kept(repo, file)
         if body is None and file.sha256 is None and file.size <= _SMALL:
             body = self._fetch_small(listing, file, caller)
         if body is None:
-            body = partial(self.upstream.stream, repo, listing.commit, file.path, caller)
+            body = self._from_upstream(listing, file, caller)
         return HubContent(listing.commit, file, body)
+
+    def _from_upstream(self, listing: Listing, file: HubFile, caller: Caller) -> Fill | Stream:
+        stream = partial(self.upstream.stream, listing.repo, listing.commit, file.path, caller)
+        if file.sha256 is None:
+            return stream
+        image = HubImage(self.upstream, listing, file, file.sha256, caller)
+        return Fill(partial(self._fills.begin, image), stream)
 
     def _admit(
         self, place: str, caller: Caller, ask: Callable[[Credential | None], object]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Final
 
@@ -23,15 +22,16 @@ from cache_agent.faces.sending import (
     answer_of,
     deliver,
     each,
+    following,
     relay,
 )
+from cache_agent.fetch.ready import Ready
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, WeightyardError
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Literal
 
 _VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}
-_POLL_SECONDS: Final = 0.05
 _SLOW_DOWN: Final = "5"
 
 
@@ -120,33 +120,36 @@ class MirrorApi:
         match content:
             case Document():
                 return each([content.data[wanted.start : wanted.stop]])
-            case Layer(arrived=arrived):
-                if arrived is not None:
-                    return self._as_they_arrive(content, wanted, arrived)
-                return each(piece for piece, _ in self._with_files(content, wanted))
+            case Layer(ready=ready):
+                if ready is not None:
+                    return self._as_they_arrive(content, wanted, ready)
+                return each(self._stored(content, wanted))
             case Relayed():
                 return relay(self._bridge, content.open(wanted))
 
-    def _with_files(self, layer: Layer, wanted: ByteRange) -> Iterator[tuple[Piece, Digest | None]]:
-        """The pieces of a layer, each with the stored file that it is from."""
+    def _stored(self, layer: Layer, wanted: ByteRange) -> Iterator[Piece]:
+        """The pieces of a layer whose files are all in the store."""
         store = self._service.node.store
         for segment in layer.recipe.cut(wanted):
             match segment:
                 case Literal(data):
-                    yield data, None
+                    yield data
                 case FileSlice(file, start, stop):
-                    piece = FilePiece(store.path(file.digest), ByteRange(start, stop))
-                    yield piece, file.digest
+                    yield FilePiece(store.path(file.digest), ByteRange(start, stop))
 
     async def _as_they_arrive(
-        self, layer: Layer, wanted: ByteRange, arrived: Callable[[Digest], bool]
+        self, layer: Layer, wanted: ByteRange, ready: Callable[[Digest, int], Ready | None]
     ) -> AsyncGenerator[Piece, None]:
-        """Each file as soon as it may be read, so that the runtime sees progress while others are on their way."""
-        for piece, file in self._with_files(layer, wanted):
-            # Asked again and again: a file lands in the thread of whichever pull carries it, which knows no faces.
-            while file is not None and not await self._bridge.call(partial(arrived, file)):  # noqa: ASYNC110
-                await asyncio.sleep(_POLL_SECONDS)
-            yield piece
+        """Each chunk as soon as it may be read, so that the runtime sees progress while others are on their way."""
+        for segment in layer.recipe.cut(wanted):
+            match segment:
+                case Literal(data):
+                    yield data
+                case FileSlice(file, start, stop):
+                    follow = partial(ready, file.digest)
+                    async with aclosing(following(self._bridge, follow, start, stop)) as pieces:
+                        async for piece in pieces:
+                            yield piece
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from cache_agent.fetch.ready import Ready
 from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
@@ -31,12 +32,13 @@ class Document:
 class Layer:
     """A layer made from files of the store.
 
-    While a pull still brings them, `arrived` tells whether a file may be read; it raises what ended the pull.
+    While a pull still brings them, `ready` tells how far a file may be read from a position on; it raises what ended
+    the pull.
     """
 
     digest: Digest
     recipe: Recipe
-    arrived: Callable[[Digest], bool] | None = None
+    ready: Callable[[Digest, int], Ready | None] | None = None
     media_type: str = BLOB_TYPE
 
     @property

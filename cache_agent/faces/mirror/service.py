@@ -18,6 +18,7 @@ from cache_agent.faces.mirror.content import Content, Document, Layer, Relayed
 from cache_agent.faces.mirror.layers import LINK_LAYER, LayerIndex
 from cache_agent.faces.mirror.paths import Kind, Wanted
 from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.ready import Ready
 from cache_agent.fetch.reuse import Reuse
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node import Node
@@ -165,7 +166,7 @@ class MirrorService:
         return None
 
     def _arriving(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:
-        """A layer of a model that isn't here yet: the whole model is pulled, once, and given on as files arrive."""
+        """A layer of a model that isn't here yet: the whole model is pulled, once, given on as its chunks come."""
         manifest = self._model_with(place, wanted.digest)
         if manifest is None:
             return None
@@ -180,12 +181,14 @@ class MirrorService:
         pull = self._pull(place, record, PullRequest(image, reader=reader))
         files = {file.digest: file for file in record.layer_files(wanted.digest)}
 
-        def arrived(digest: Digest) -> bool:
-            store = self.node.store
-            here = store.file(digest) is not None and store.is_proven(place, files[digest])
-            return here or pull.result(0) is not None
+        def ready(digest: Digest, position: int) -> Ready | None:
+            store, file = self.node.store, files[digest]
+            here = store.file(digest) is not None and store.is_proven(place, file)
+            if here or pull.result(0) is not None:
+                return Ready(store.paths.file(digest), file.size)
+            return pull.ready(digest, position)
 
-        return Layer(wanted.digest, record.recipe(wanted.digest), arrived=arrived)
+        return Layer(wanted.digest, record.recipe(wanted.digest), ready=ready)
 
     def _pull(self, place: str, record: Record, request: PullRequest) -> Pull:
         with self._lock:

@@ -12,14 +12,16 @@ from cache_agent.chunks import chunk_range
 from cache_agent.fetch.flight import Tick, fill
 from cache_agent.fetch.foreign.plan import Found, LayerPlan, empty_files
 from cache_agent.fetch.foreign.spooling import LayerSpooler, Room
+from cache_agent.fetch.ready import Ready
 from cache_agent.sources.source import Piece
 from cache_agent.store.partials import Partial
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
-from modelimage.foreign import LayerContents, LayerStream, Limits
+from modelimage.foreign import LayerContents, LayerStream, Limits, Packing
 from modelimage.hashing import EMPTY_FILE, hash_layer
 from modelimage.recipe import LayerFile, Recipe
+from modelimage.record import CHUNK_SIZE
 from modelimage.repository import BlobStream
 
 # Told of every layer that turned out right.
@@ -88,6 +90,7 @@ class RangedLayer:
         self._lock = threading.Lock()
         self._received = 0
         self._ended = False
+        self.verified = False
 
     def open(self, room: Room) -> dict[Digest, list[int]]:
         """Open the spools: the missing chunks of each, by its name. Raises NoSpace, NotWritable, DiskFailed."""
@@ -131,6 +134,7 @@ class RangedLayer:
         found = verify_files(self.plan, self._store, self._watch)
         if found is not None:
             self._received = layer.descriptor.size - self.resumed
+            self.verified = True
             self._verified(layer.digest, found)
             return
         self.failure = DigestMismatch(
@@ -140,6 +144,18 @@ class RangedLayer:
         self._received = self.resumed = 0
         for member in self.plan.ranged:
             self._store.spools.drop(layer.digest, member)
+
+    def ready(self, position: int) -> Ready | None:
+        """How far a raw layer's file can be read from `position` on; its last chunk only once the layer is verified."""
+        if self.plan.layer.packing is not Packing.RAW or not self._spools:
+            return None
+        (spool,) = self._spools.values()
+        index, last = position // CHUNK_SIZE, spool.file.chunk_count() - 1
+        arrived = spool.verified
+        while index in arrived and (index < last or self.verified):
+            index += 1
+        stop = min(spool.file.size, index * CHUNK_SIZE)
+        return Ready(spool.path, stop) if stop > position else None
 
     def check(self) -> None:
         """Raises DigestMismatch when the layer turned out wrong."""
