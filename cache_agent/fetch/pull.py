@@ -15,12 +15,10 @@ from cache_agent.errors import Cancelled
 from cache_agent.events import Events, PullEnd
 from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.flight import Flight, Flights
-from cache_agent.fetch.foreign.carriers import RangedLayer
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerClaims
 from cache_agent.fetch.job import Carrier, Job, RetryPolicy, by_source
 from cache_agent.fetch.planner import Track, plan_tracks, unique_files
-from cache_agent.fetch.ready import Ready
 from cache_agent.fetch.reuse import Reuse
 from cache_agent.fetch.throttle import Caps
 from cache_agent.fetch.values import (
@@ -110,7 +108,7 @@ class Pull:
     """A running pull. `watch`, `result` and `cancel` may be called from any thread."""
 
     def __init__(self, puller: Puller, request: PullRequest, repository: str) -> None:
-        self._puller, self._request, self._repository = puller, request, repository
+        self._puller, self._request, self.repository = puller, request, repository
         self._thread = threading.Thread(target=self._main, name="pull", daemon=True)
         self._ended = threading.Event()
         self._started = puller.engine.monotonic()
@@ -121,7 +119,7 @@ class Pull:
         self._error: BaseException | None = None
         self._state = PullState.RESOLVING
         self._total = self._reused = 0
-        self._flights: list[Progressing] = []
+        self.parts: list[Progressing] = []  # what is on its way, and what landed
         self._jobs: list[Job] = []
         self._caps = Caps(request.caps)
 
@@ -162,7 +160,7 @@ class Pull:
         yield self.snapshot()
 
     def snapshot(self) -> PullSnapshot:
-        flights, jobs = list(self._flights), list(self._jobs)
+        flights, jobs = list(self.parts), list(self._jobs)
         return PullSnapshot(
             state=self._state,
             total=self._total,
@@ -171,22 +169,6 @@ class Pull:
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
         )
-
-    def ready(self, file: Digest, position: int) -> Ready | None:
-        """How far a file that this pull's own repository gives can be read from `position` on; None for not yet."""
-        for flight in list(self._flights):
-            if isinstance(flight, Flight) and flight.file.digest == file:
-                ours = flight.repository == self._repository
-                return flight.ready(position) if ours else None
-        return None
-
-    def ready_layer(self, layer: Digest, position: int) -> Ready | None:
-        """How far a layer that is one file as it is can be read from `position` on: as it came, its end not before it
-        was verified. For callers who know from elsewhere that they may have it."""
-        for part in list(self._flights):
-            if isinstance(part, RangedLayer) and part.plan.layer.digest == layer:
-                return part.ready(position)
-        return None
 
     # -- in the pull's own thread ------------------------------------------------------------
 
@@ -250,7 +232,7 @@ class Pull:
         cost = seconds * self._total / fetched if fetched else 0.0
         origin = Origin(
             image=str(self._request.image),
-            repository=self._repository,
+            repository=self.repository,
             root=resolved.root.digest,
             manifest=resolved.manifest.digest,
             variant=record.variant,
@@ -269,7 +251,7 @@ class Pull:
                 hint="Pull it without --variant.",
             )
         manifest = resolve_manifest(reader, root, puller.platform)
-        image = ForeignImage(reader, root, self._repository, manifest)
+        image = ForeignImage(reader, root, self.repository, manifest)
         self._state = PullState.FETCHING
         with ExitStack() as hold:
             placed = puller.roots.placed(manifest.digest, lambda: layer_sizes(reader, manifest))
@@ -283,7 +265,7 @@ class Pull:
 
     def show(self, *, total: int, reused: int, parts: Sequence[Progressing]) -> None:
         """See `Host.show`."""
-        self._total, self._reused, self._flights = total, reused, list(parts)
+        self._total, self._reused, self.parts = total, reused, list(parts)
 
     def run(
         self, tracks: Sequence[Track], sources: Sequence[Source], carriers: Mapping[Digest, Carrier]
@@ -298,29 +280,29 @@ class Pull:
         record = resolved.record
         sources = [
             *map(SiblingRoot, self._puller.roots.others(store)),
-            *self._sources(resolved, reader, self._repository),
+            *self._sources(resolved, reader, self.repository),
         ]
-        reuse = Reuse(store, self._repository, reader, resolved.layers)
+        reuse = Reuse(store, self.repository, reader, resolved.layers)
         left = unique_files(record.files)
         self._state = PullState.FETCHING
         while left:
             self.check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]
-            mine, theirs = self._puller.flights.claim(store, left, self._repository, reuse.damaged)
-            landed = self._flights
-            self._flights = [*landed, *mine, *theirs]
+            mine, theirs = self._puller.flights.claim(store, left, self.repository, reuse.damaged)
+            landed = self.parts
+            self.parts = [*landed, *mine, *theirs]
             if mine:
                 self._fly(store, mine, record, sources)
             sources = [source for source in sources if source.proves]
             for flight in theirs:
                 self._wait_for(flight)
             # What others carried is reused from the store if that is allowed, else flown by this pull.
-            # So is what came from a place that proves nothing: the second time only the image itself is asked.
-            proven = [flight for flight in mine if flight.proven]
-            self._flights = [*landed, *proven]
+            # What came from a place that proves nothing has to be allowed too, or the image itself is asked for it.
+            settled = [f for f in mine if f.proven or reuse.allowed(record, f.file)]
+            self.parts = [*landed, *settled]
             # Another pull's flight names the layer of its own image; this pull goes on with what its record says.
             named = {file.digest: file for file in left}
-            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in proven]
+            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in settled]
 
     def _sources(
         self, resolved: Resolved, reader: ImageReader, repository: str

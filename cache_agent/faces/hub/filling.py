@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from cache_agent.access.callers import Caller
 from cache_agent.faces.hub.listing import HubFile, Listing
 from cache_agent.faces.hub.upstream import Declined, HubUpstream
+from cache_agent.fetch.early import ready_layer
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.ready import Ready
 from cache_agent.fetch.values import PullRequest, PullState
@@ -117,8 +118,8 @@ class Fills:
     def _ready(self, pull: Pull, image: HubImage, position: int) -> Ready | None:
         store = self.node.store
         if store.file(image.layer) is not None or pull.result(0) is not None:
-            return Ready(store.paths.file(image.layer), image.file.size)
-        return pull.ready_layer(image.layer, position)
+            return Ready(store.path(image.layer), image.file.size)
+        return ready_layer(pull, image.layer, position)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from cache_agent.access.upstream import Upstream, blob_size
 from cache_agent.faces.mirror.content import Content, Document, Layer, Relayed
 from cache_agent.faces.mirror.layers import LINK_LAYER, LayerIndex
 from cache_agent.faces.mirror.paths import Kind, Wanted
+from cache_agent.fetch.early import ready_file
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.ready import Ready
 from cache_agent.fetch.reuse import Reuse
@@ -185,8 +186,8 @@ class MirrorService:
             store, file = self.node.store, files[digest]
             here = store.file(digest) is not None and store.is_proven(place, file)
             if here or pull.result(0) is not None:
-                return Ready(store.paths.file(digest), file.size)
-            return pull.ready(digest, position)
+                return Ready(store.path(digest), file.size)
+            return ready_file(pull, digest, position)
 
         return Layer(wanted.digest, record.recipe(wanted.digest), ready=ready)
 
