@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from cache_agent.metrics import Metrics
 from cache_agent.node import Node, NodeOptions, NodeParts
 from cache_agent.service import Service
 from cache_agent.sockets import listen
+from cache_agent.tracing import open_traces
 from cache_agent.wanted.opening import Waker, WantedParts, open_wanted
 from modelimage.access import Access
 from modelimage.errors import Busy, WeightyardError
@@ -62,8 +65,13 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
     # A connection is a descriptor, and so is each file being sent.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    parts = NodeParts.real(access, Broadcast([metrics, log, waker]), config)
-    with Node(NodeOptions.of(options.root, config), parts) as node:
+    traces = open_traces(os.environ, time.time)
+    listeners = [metrics, log, waker, *([traces] if traces else [])]
+    parts = NodeParts.real(access, Broadcast(listeners), config)
+    with (
+        closing(traces) if traces else nullcontext(),
+        Node(NodeOptions.of(options.root, config), parts) as node,
+    ):
         metrics.watch(node.store)
         for store in node.store.stores:
             if store.recovered.changed:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PullEnd:
-    """How a pull ended: `outcome` is `done` or the error's class; bytes by (tier, source)."""
+    """How a pull ended: `outcome` is `done` or the error's class; bytes by (tier, source).
+
+    `phases`: what it went through, each with the seconds after its start at which it began.
+    """
 
     image: str
     outcome: str
@@ -19,6 +22,7 @@ class PullEnd:
     reused: int
     by_source: Sequence[tuple[str, str, int]]
     message: str = ""
+    phases: Sequence[tuple[str, float]] = ()
 
 
 class Events:

@@ -22,6 +22,7 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "kopf": "controller",
     "cryptography": "sign",
     "docker": "engine",
+    "opentelemetry": "trace",
     "mlflow": "mlflow",
     "torch": "convert",
     "transformers": "evaluate",

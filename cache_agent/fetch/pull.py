@@ -118,6 +118,7 @@ class Pull:
         self._result: PullResult | None = None
         self._error: BaseException | None = None
         self._state = PullState.RESOLVING
+        self._phases = [(PullState.RESOLVING.value, 0.0)]
         self._total = self._reused = 0
         self.parts: list[Progressing] = []  # what is on its way, and what landed
         self._jobs: list[Job] = []
@@ -183,6 +184,11 @@ class Pull:
             self._puller.running.discard(self)
             self._end()
 
+    def _enter(self, state: PullState) -> None:
+        self._state = state
+        seconds = self._puller.engine.monotonic() - self._started
+        self._phases.append((state.value, seconds))
+
     def _end(self) -> None:
         error = self._error
         end = PullEnd(
@@ -192,6 +198,7 @@ class Pull:
             reused=self._reused,
             by_source=tuple(by_source(self._jobs)),
             message=str(error or ""),
+            phases=tuple(self._phases),
         )
         self._puller.events.pull_ended(end)
         with self._lock:
@@ -224,7 +231,7 @@ class Pull:
         return result
 
     def _publish(self, store: Store, record: AnyRecord, resolved: Resolved) -> PullResult:
-        self._state = PullState.PUBLISHING
+        self._enter(PullState.PUBLISHING)
         seconds = self._puller.engine.monotonic() - self._started
         # What another root of this node gave was in the cache already.
         fetched = sum(n for tier, _, n in by_source(self._jobs) if tier != Tier.DISK.value)
@@ -252,7 +259,7 @@ class Pull:
             )
         manifest = resolve_manifest(reader, root, puller.platform)
         image = ForeignImage(reader, root, self.repository, manifest)
-        self._state = PullState.FETCHING
+        self._enter(PullState.FETCHING)
         with ExitStack() as hold:
             placed = puller.roots.placed(manifest.digest, lambda: layer_sizes(reader, manifest))
             store = hold.enter_context(placed)
@@ -284,7 +291,7 @@ class Pull:
         ]
         reuse = Reuse(store, self.repository, reader, resolved.layers)
         left = unique_files(record.files)
-        self._state = PullState.FETCHING
+        self._enter(PullState.FETCHING)
         while left:
             self.check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]

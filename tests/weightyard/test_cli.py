@@ -207,7 +207,13 @@ def test_extras_are_those_of_the_distribution() -> None:
     """Each optional requirement has its module in the table, under an extra that brings it."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     # where the module isn't called like the distribution
-    modules = {"mlflow_skinny": "mlflow", "grpcio": "grpc", "protobuf": "google"}
+    modules = {
+        "mlflow_skinny": "mlflow",
+        "grpcio": "grpc",
+        "protobuf": "google",
+        "opentelemetry_sdk": "opentelemetry",
+        "opentelemetry_exporter_otlp_proto_http": "opentelemetry",
+    }
     brought: dict[str, set[str]] = {}
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements:
