@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,70 +25,18 @@ from modelimage.errors import NoSpace, NotFound
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from tests.cache_agent.faces.agents import FacesInProcess
 from tests.cache_agent.faces.kubelet import PREFIX, Kubelet
+from tests.cache_agent.faces.machine import ALLOWED, Machine, refused
 from tests.cache_agent.faces.published import publish_model
 from tests.cache_agent.mounter.mounters import NamespacedMounter
-from tests.cache_agent.nodes import findings
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 
 pytestmark = pytest.mark.servers
-ALLOWED = ("127.0.0.1:*", "*.0.0.1:*")
 Code = grpc.StatusCode
-
-
-@dataclass
-class Machine:
-    """A node: kubelet, mounter, and an agent that can be started again."""
-
-    root: Path
-    kubelet: Kubelet
-    mounter: NamespacedMounter
-    stack: ExitStack
-    agent: FacesInProcess
-
-    def restart(self) -> None:
-        """End the agent and start it anew."""
-        self.agent.__exit__(None, None, None)
-        self.agent = start_agent(self.root, self.kubelet, self.mounter)
-
-    def files(self, target: str) -> dict[str, bytes]:
-        """What a pod sees at a target."""
-        root = self.mounter.inside(target)
-        return {
-            path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob("*")
-            if path.is_file() and path.name != "weightyard.json"
-        }
-
-    def leases(self) -> list[str]:
-        return [str(lease.holder) for lease in self.agent.node.store.leases()]
-
-
-def start_agent(root: Path, kubelet: Kubelet, mounter: NamespacedMounter) -> FacesInProcess:
-    csi = CsiOptions(kubelet.directory, mounter.socket, "node-1")
-    return FacesInProcess(root, FaceOptions(registries=ALLOWED, csi=csi)).__enter__()
-
-
-@pytest.fixture
-def machine(tmp_root: Path) -> Iterator[Machine]:
-    root = tmp_root / "store"
-    with ExitStack() as stack:
-        kubelet = stack.enter_context(Kubelet(tmp_root / "kubelet"))
-        mounter = stack.enter_context(NamespacedMounter(root, kubelet.directory))
-        made = Machine(root, kubelet, mounter, stack, start_agent(root, kubelet, mounter))
-        yield made
-        made.agent.__exit__(None, None, None)
-    assert findings(root) == []
 
 
 @pytest.fixture
 def image(registry: DockerRegistry, unique_name: Callable[[str], str]) -> str:
     return f"{registry.host}/{unique_name('csi')}:v1"
-
-
-def refused(call: Callable[[], object]) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value
 
 
 def test_kubelet_finds_the_driver_and_what_it_can_do(machine: Machine) -> None:
