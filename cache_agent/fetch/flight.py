@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
-from cache_agent.fetch.following import FollowingHash, Hash
+from cache_agent.fetch.following import FollowingHash, Hash, LayerHash
 from cache_agent.fetch.ready import Ready
 from cache_agent.sources.source import Piece
 from cache_agent.store.partials import Partial, identity
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
+from modelimage.recipe import FileSlice, Literal, Recipe
 from modelimage.record import CHUNK_SIZE, RecordFile
 from modelimage.repository import BlobStream
 
@@ -58,6 +59,18 @@ class Flight:
             self._store.salvage(self._partial, pause)
         self.resumed = sum(len(chunk_range(self.file.size, i)) for i in self._partial.verified)
         return self._partial.missing()
+
+    def follow_layer(self, layer: Recipe) -> None:
+        """Compute its layer's digest on the way, if it holds nothing but this file. Before any byte came."""
+        match layer.segments:
+            case (Literal(before), FileSlice(file), Literal(after)) if (
+                file.digest == self.file.digest
+            ):
+                self._hash = FollowingHash(self.file.chunk_count(), LayerHash(before, after))
+
+    def layer(self) -> Digest | None:
+        """What the layer's digest came out as; None when it wasn't followed, or the file didn't land."""
+        return self._hash.layer() if self.landed.is_set() else None
 
     @property
     def received(self) -> int:
@@ -181,6 +194,14 @@ class Flight:
                 f"the source sent {computed[:12]}…",
                 hint="The source's copy or the image's record is damaged: push the image again.",
             )
+
+
+def followed_layers(flights: Iterable[Flight]) -> Iterator[tuple[Digest, Digest]]:
+    """Layers whose digest was computed while their only file came, each with what it came out as."""
+    for flight in flights:
+        computed = flight.layer()
+        if computed is not None:
+            yield flight.file.layer, computed
 
 
 def fill(stream: BlobStream, buffer: memoryview, tick: Tick) -> int:

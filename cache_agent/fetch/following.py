@@ -22,13 +22,41 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+class LayerHash:
+    """The hash of a file, and along with it that of a layer which holds nothing else: `before`, the file, `after`."""
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self._file: Hash = hashlib.sha256()
+        self._layer: Hash = hashlib.sha256(before)
+        self._after = after
+
+    def update(self, data: memoryview, /) -> None:
+        self._file.update(data)
+        self._layer.update(data)
+
+    def copy(self) -> LayerHash:
+        made = LayerHash(b"", self._after)
+        made._file, made._layer = self._file.copy(), self._layer.copy()
+        return made
+
+    def hexdigest(self) -> str:
+        """The file's."""
+        return self._file.hexdigest()
+
+    def layer(self) -> Digest:
+        """The layer's, if the file ends here."""
+        whole = self._layer.copy()
+        whole.update(memoryview(self._after))
+        return Digest(whole.hexdigest())
+
+
 class FollowingHash:
     """Hashes `count` chunks in order. One thread at a time holds the turn; the others don't wait for it."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, hashed: Hash | None = None) -> None:
         self._count = count
         self._position = 0
-        self._hash: Hash = hashlib.sha256()
+        self._hash: Hash = hashed or hashlib.sha256()
         self._taken = False
         self._lock = threading.Lock()
 
@@ -64,3 +92,9 @@ class FollowingHash:
         with self._lock:
             done = self._position == self._count and not self._taken
             return Digest(self._hash.hexdigest()) if done else None
+
+    def layer(self) -> Digest | None:
+        """The layer's digest, once every chunk was hashed, if it was to be computed."""
+        with self._lock:
+            done = self._position == self._count and not self._taken
+            return self._hash.layer() if done and isinstance(self._hash, LayerHash) else None

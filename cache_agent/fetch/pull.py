@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cache_agent.errors import Cancelled
 from cache_agent.events import Events, PullEnd
 from cache_agent.fetch.engine import Engine
-from cache_agent.fetch.flight import Flight, Flights
+from cache_agent.fetch.flight import Flight, Flights, followed_layers
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerClaims
 from cache_agent.fetch.job import Carrier, Job, RetryPolicy, by_source
@@ -304,6 +304,7 @@ class Pull:
             for flight in theirs:
                 self._wait_for(flight)
             # What others carried is reused from the store if that is allowed, else flown by this pull.
+            reuse.rebuilt.update(followed_layers(mine))
             # What came from a place that proves nothing has to be allowed too, or the image itself is asked for it.
             settled = [f for f in mine if f.proven or reuse.allowed(record, f.file)]
             self.parts = [*landed, *settled]
@@ -349,11 +350,14 @@ class Pull:
         with store.reserve(need, evicting=self._request.evicting) as reservation:
             store.begin(record)
             missing = {}
+            proving = all(source.proves for source in sources)
             for flight in flights:
                 before = store.partial_bytes(flight.file)
                 missing[flight.file.digest] = flight.open()
                 # A partial goes by its file alone: another repository's pull may have begun it.
                 flight.proven = not flight.resumed
+                if flight.resumed or not proving:
+                    flight.follow_layer(record.recipe(flight.file.layer))
                 reservation.spend(flight.file.size - before)
             job = self._job(
                 plan_tracks([flight.file for flight in flights], missing),

@@ -27,7 +27,8 @@ from modelimage.repository import ImageReader
 class Reuse:
     """Answers for one pull; each layer is proven at most once.
 
-    `damaged` collects the stored files that aren't what they were: to be fetched in the place of those.
+    `damaged` collects the stored files that aren't what they were: to be fetched in the place of those. `rebuilt` holds
+    layers' digests as local bytes make them, computed here, or while the bytes came.
     """
 
     store: Store
@@ -35,6 +36,7 @@ class Reuse:
     reader: ImageReader
     layers: Sequence[Descriptor]
     damaged: set[Digest] = field(default_factory=set)
+    rebuilt: dict[Digest, Digest] = field(default_factory=dict)
     _verdicts: dict[Digest, bool] = field(default_factory=dict)
 
     def allowed(self, record: Record, file: RecordFile) -> bool:
@@ -57,7 +59,9 @@ class Reuse:
         files = record.layer_files(layer)
         if any(self.store.file(file.digest) is None for file in files):
             return False
-        return self._can_read(layer) and self._rebuilt(record, layer) == layer
+        if layer not in self.rebuilt:
+            self.rebuilt[layer] = self._rebuilt(record, layer)
+        return self._can_read(layer) and self.rebuilt[layer] == layer
 
     def _can_read(self, layer: Digest) -> bool:
         descriptor = next((each for each in self.layers if each.digest == layer), None)
