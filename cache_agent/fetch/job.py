@@ -82,6 +82,7 @@ class PutOff:
     track: int
     order: int
     state: SpanState = field(compare=False)
+    in_line: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -163,6 +164,7 @@ class Job:
         with self._lock:
             self._workers[work.track] -= 1
             self._left -= 1
+            self._call_next_in_line()
             self._update_finished()
 
     def failed(self, work: Work, error: BaseException, remaining: Span) -> None:
@@ -177,7 +179,7 @@ class Job:
                 work.state.span = remaining
                 if isinstance(error, NotYet):
                     due = self._monotonic() + error.after
-                    put_off = PutOff(due, work.track, work.state.order, work.state)
+                    put_off = PutOff(due, work.track, work.state.order, work.state, error.in_line)
                     heapq.heappush(self._put_off, put_off)
                 else:
                     self._note_failure(work, error)
@@ -188,6 +190,14 @@ class Job:
         while self._put_off and self._put_off[0].due <= now:
             back = heapq.heappop(self._put_off)
             bisect.insort(self._waiting[back.track], back.state, key=lambda state: state.order)
+
+    def _call_next_in_line(self) -> None:
+        """A transfer ended: whichever span waits for that is due now, the first of them."""
+        in_line = [each for each in self._put_off if each.in_line]
+        if in_line:
+            first = min(in_line, key=lambda each: (each.track, each.order))
+            first.due = self._monotonic()
+            heapq.heapify(self._put_off)
 
     def abort(self, error: BaseException) -> None:
         """End the pull now; work under way ends at its next read."""

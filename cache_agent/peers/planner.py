@@ -70,9 +70,10 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Look again after so many seconds."""
+    """Look again after so many seconds; `in_line`: or once this node has fetched another chunk from upstream."""
 
     seconds: float
+    in_line: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,6 @@ def _from_upstream(chunk: str, here: Here, peers: Sequence[Peer], rules: Rules) 
     place = order.index(here.id)
     takes_over = here.idle and here.waited >= rules.steal_after * place
     overdue = here.waited >= rules.patience * (place + 1) and here.held >= rules.patience
-    if here.slots > 0 and (place == 0 or takes_over or overdue):
-        return _UPSTREAM
-    return Wait(rules.poll)
+    if not (place == 0 or takes_over or overdue):
+        return Wait(rules.poll)
+    return _UPSTREAM if here.slots > 0 else Wait(rules.poll * 3, in_line=True)

@@ -50,14 +50,14 @@ _IDLE_LOOK_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Self:
-    """This node among its peers. `slots`: how many chunks it fetches from upstream at once while others take part.
+    """This node among its peers. `streams`: how many chunks it fetches at once, from wherever.
 
     `apart`: each zone fetches a copy of its own, and nothing crosses zones.
     """
 
     id: str
     zone: str = ""
-    slots: int = 2
+    streams: int = 4
     apart: bool = False
     rules: Rules = field(default_factory=Rules)
 
@@ -102,8 +102,8 @@ class PeerSource:
                 self.done(pieces)
             case Upstream():
                 raise YourTurn("this node is the one to fetch it")
-            case Wait(seconds):
-                raise self._not_yet(seconds)
+            case Wait(seconds, in_line):
+                raise self._not_yet(seconds, in_line=in_line)
 
     def done(self, pieces: Sequence[Piece]) -> None:
         """These have come, from wherever."""
@@ -143,7 +143,7 @@ class PeerSource:
         waiting = self._want(chunk)
         if waiting.held is None and any(peer.has for peer in peers):
             waiting.held = now
-        free = self.own.slots - self.board.busy() if peers else 1
+        free = self._slots(name) - self.board.busy() if peers else 1
         here = Here(
             self.own.id,
             self.own.zone,
@@ -153,6 +153,14 @@ class PeerSource:
             slots=free + self.board.is_up(chunk),
         )
         return decide(chunk.text, here, peers, now, self.own.rules)
+
+    def _slots(self, name: FileName) -> int:
+        """How many chunks to fetch from upstream at once: all nodes together as many as one node alone would.
+
+        So a node's chunks come one after the other, and are passed on while the next one comes.
+        """
+        fetching = sum(not have.complete for _, have, _ in self.watching.views(name))
+        return -(-self.own.streams // (fetching + 1))
 
     def _peers(self, name: FileName, chunk: ChunkId) -> list[Peer]:
         return [
@@ -197,9 +205,10 @@ class PeerSource:
             name = self._names[piece.file.digest] = _name(piece.file)
         return name, ChunkId(name.identity, piece.index)
 
-    def _not_yet(self, seconds: float) -> NotYet:
+    def _not_yet(self, seconds: float, *, in_line: bool = False) -> NotYet:
         crowd = len(self._waiting) / _PENDING_PER_SECOND
-        return NotYet("another node is at it", after=min(_MOST_WAIT, seconds + crowd))
+        after = min(_MOST_WAIT, seconds + crowd)
+        return NotYet("another node is at it", after=after, in_line=in_line)
 
     # -- taking ------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class Peers:
         listed = [Member(str(Address.parse(each.address)), each.zone) for each in section.members]
         dns = Address.parse(section.dns) if section.dns else None
         return cls(
-            Self(own, section.zone, max(1, streams // 2), section.zones == "apart", rules),
+            Self(own, section.zone, streams, section.zones == "apart", rules),
             Board(time.monotonic),
             Membership(own, listed, dns, time.monotonic),
             Reputation(time.monotonic, events.peer_ejected),

@@ -24,9 +24,10 @@ from modelimage.repository import BlobStream
 class NotYet(NotFound):
     """This place will have it soon: the span waits `after` seconds, others come first, no other place is asked."""
 
-    def __init__(self, message: str, *, after: float) -> None:
+    def __init__(self, message: str, *, after: float, in_line: bool = False) -> None:
+        """`in_line`: it waits for one of this node's own transfers to end, which may be sooner."""
         super().__init__(message)
-        self.after = after
+        self.after, self.in_line = after, in_line
 
 
 class YourTurn(NotFound):

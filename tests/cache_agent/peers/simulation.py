@@ -128,7 +128,7 @@ class Node:
         watching = Watching(
             self.members, link, self.reputation, Inline(), clock, self.cluster.rules.patience
         )
-        own = Self(self.name, self.zone, WORKERS // 2, self.cluster.apart, self.cluster.rules)
+        own = Self(self.name, self.zone, WORKERS, self.cluster.apart, self.cluster.rules)
         self.source = PeerSource(own, self.board, watching, link, self.reputation, Pace(), clock)
         self.upstream = Announced(self.cluster.origin, self.source)
 

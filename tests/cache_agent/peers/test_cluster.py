@@ -53,8 +53,8 @@ def kill_in_the_middle(node: ClusterNode, image: str) -> None:
 def test_cold_nodes_cost_the_origin_one_copy_and_survive_a_killed_peer(
     tmp_root: Path, registry: DockerRegistry, unique_name: Callable[[str], str]
 ) -> None:
-    with cluster(tmp_root, 5, settings=SLOW_ORIGIN) as nodes:
-        nodes.start(*range(5))
+    with cluster(tmp_root, 4, settings=SLOW_ORIGIN) as nodes:
+        nodes.start(*range(4))
 
         image, contents = publish(registry, unique_name("peers/first"), 1)
         size = sum(map(len, contents.values()))
@@ -64,7 +64,7 @@ def test_cold_nodes_cost_the_origin_one_copy_and_survive_a_killed_peer(
         gave = sum(node.counted("weightyard_peer_sent_bytes_total") for node in nodes.nodes)
         took = sum(node.done[0].tiers.get("peer", 0) for node in nodes.nodes)
         assert gave == took
-        assert took >= 3.9 * size * 0.99
+        assert took >= 2.9 * size * 0.99
         assert all(node.counted("weightyard_peers_ejected_total") == 0 for node in nodes.nodes)
 
         image, contents = publish(registry, unique_name("peers/second"), 2)
@@ -78,7 +78,7 @@ def test_cold_nodes_cost_the_origin_one_copy_and_survive_a_killed_peer(
         # What the victim had fetched and not passed on was fetched again.
         assert sent(registry, image) <= 2 * size
 
-        [late] = nodes.start(4)
+        [late] = nodes.start(3)
         before = sent(registry, image)
         assert files_of(Path(late.pull(image).path)) == contents
         assert sent(registry, image) - before < 0.1 * size

@@ -235,6 +235,17 @@ def test_what_isnt_there_yet_lets_others_go_first_and_comes_back_in_its_place() 
     assert job.error is None
 
 
+def test_what_waits_in_line_comes_when_a_transfer_ends() -> None:
+    job = job_of(3, [0.0])
+    under_way, first, second = take(job), take(job), take(job)
+    for work in (second, first):
+        job.failed(work, NotYet("no slot", after=9.0, in_line=True), work.state.span)
+    assert job.next_work(0) == 9.0
+    job.succeeded(under_way)
+    assert index_of(take(job)) == 1
+    assert job.next_work(0) == 9.0
+
+
 def test_a_cancelled_job_ends_with_what_was_put_off() -> None:
     job = job_of(1, [0.0])
     work = take(job)
