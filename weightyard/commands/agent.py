@@ -15,7 +15,7 @@ from cache_agent.agent import AgentOptions, Ready, run_agent
 from cache_agent.config import AgentConfig, json_schema, parse_config
 from cache_agent.faces.mirror.containerd import configure
 from modelimage.access import Access
-from modelimage.errors import NotFound
+from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import ROOT_VARIABLE, access_options, default_root
 from weightyard.settings import setting_options
@@ -76,6 +76,11 @@ def agent(
         return parse_config(_read(config_file), os.environ, {**given, "root": root})
 
     config = load()
+    if containerd_dir is not None and config.faces.mirror is None:
+        raise InvalidInput(
+            "--configure-containerd points containerd at a mirror that isn't served",
+            hint="Add --mirror PORT.",
+        )
 
     def ready(where: Ready) -> None:
         faces = where.faces.named()
@@ -87,12 +92,19 @@ def agent(
         for name, at in faces.items():
             console.say(f"  {name}: {at}")
         if where.faces.mirror is not None and containerd_dir is not None:
-            url = f"http://{where.faces.mirror}"
-            allowed = AllowedRegistries.of(config.faces.registries)
-            configure(containerd_dir, allowed.hosts(), url)
+            _configure(console, containerd_dir, config, f"http://{where.faces.mirror}")
 
     home = config.root or default_root(os.environ)
     run_agent(AgentOptions(home.absolute(), load), access, ready)
+
+
+def _configure(console: Console, directory: Path, config: AgentConfig, url: str) -> None:
+    """Point containerd at the mirror for every registry that is named in full, and say so."""
+    allowed = AllowedRegistries.of(config.faces.registries)
+    for path in configure(directory, allowed.hosts(), url):
+        console.say(f"  containerd: {path}")
+    for pattern in set(allowed.patterns) - set(allowed.hosts()):
+        console.say(f"  containerd: no file for {pattern}: name the registries in full")
 
 
 def _read(path: Path | None) -> str:

@@ -141,6 +141,15 @@ def test_the_command_configures_and_takes_away(
     assert "--mirror" in capsys.readouterr().err
 
 
+def test_an_agent_without_a_mirror_configures_no_containerd(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, certs = str(tmp_path / "store"), str(tmp_path / "certs.d")
+    assert main(["agent", "--root", root, "--configure-containerd", certs]) == 2
+    assert "Add --mirror" in capsys.readouterr().err
+    assert not (tmp_path / "certs.d").exists()
+
+
 def test_a_broken_hosts_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "reg.test").mkdir()
     (tmp_path / "reg.test/hosts.toml").write_text("[host")
