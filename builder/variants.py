@@ -52,6 +52,7 @@ class QuantizeChoices:
     calibration: Path | None = None
     group_size: int | None = None
     evaluation: EvaluationChoices | None = None
+    calibration_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def _choice_key(choices: QuantizeChoices) -> str:
     parts = [
         choices.engine,
         str(choices.group_size),
-        _file_state(choices.calibration),
+        f"{choices.calibration_samples} {_file_state(choices.calibration)}",
         f"{evaluation.evaluator} {_file_state(evaluation.text)}" if evaluation else "unmeasured",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -146,6 +147,7 @@ def _quantize(
         engine=Engine(choices.engine),
         group_size=choices.group_size,
         calibration=choices.calibration,
+        calibration_samples=choices.calibration_samples,
         evaluation=Evaluation(_gates(evaluation), evaluation.text, Evaluator(evaluation.evaluator))
         if evaluation
         else None,

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelimage.errors import NoSpace
 from quantize import engines, evaluate, output, rtn
-from quantize.calibration import load_calibration, load_evaluation
+from quantize.calibration import SAMPLES, load_calibration, load_evaluation
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.evaluate import Evaluator
 from quantize.plan import Plan, make_plan
@@ -49,8 +49,8 @@ class Evaluation:
 class QuantizeOptions:
     """What to make. None means: the default of the scheme or the engine.
 
-    `calibration` names a text or JSON-lines file; `min_sqnr` is in dB; `threads` never changes the bytes
-    that rtn writes.
+    `calibration` names a file of text, JSON lines or Parquet, of which `calibration_samples` are taken; `min_sqnr`
+    is in dB; `threads` never changes the bytes that rtn writes.
     """
 
     scheme: Scheme
@@ -59,6 +59,7 @@ class QuantizeOptions:
     method: Method | None = None
     group_size: int | None = None
     calibration: Path | None = None
+    calibration_samples: int | None = None
     min_sqnr: float | None = None
     threads: int | None = None
     evaluation: Evaluation | None = None
@@ -123,7 +124,10 @@ def quantize_checkpoint(
     for notice in notices:
         if notify is not None:
             notify(notice)
-    calibration = load_calibration(options.calibration) if engine is not Engine.RTN else None
+    calibration = None
+    if engine is not Engine.RTN:
+        samples = options.calibration_samples or SAMPLES
+        calibration = load_calibration(options.calibration, samples)
     _check_space(out, plan)
     method = resolve_method(plan.scheme, options.method, engine)
     threads = options.threads or rtn.default_threads()
@@ -198,7 +202,9 @@ def _check_space(out: Path, plan: Plan) -> None:
 def _fingerprint(job: engines.Job, engine: Engine) -> str:
     parts = [output.fingerprint(job.checkpoint, job.plan), engine.value]
     parts += [job.method.value] if job.method else []
-    return " ".join([*parts, str(job.calibration.digest) if job.calibration else ""])
+    if job.calibration is None:
+        return " ".join([*parts, ""])
+    return " ".join([*parts, str(job.calibration.digest), str(len(job.calibration.samples))])
 
 
 def _recipe(job: engines.Job, engine: Engine) -> dict[str, Any]:
@@ -206,7 +212,7 @@ def _recipe(job: engines.Job, engine: Engine) -> dict[str, Any]:
         job.plan,
         engine=engine,
         method=job.method.value if job.method else None,
-        calibration=str(job.calibration.digest) if job.calibration else None,
+        calibration=job.calibration,
         versions=engines.versions(engine, os.environ),
         threads=job.threads,
     )

@@ -1,10 +1,12 @@
 """Text for engines that look at activations, and for measuring quality: shipped, or the user's own.
 
-The digest of the text stands in the record: with it and the engine's version a variant can be made again.
+The digest of the text and the number of samples taken of it stand in the record: with them and the engine's version a
+variant can be made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,9 +15,13 @@ from typing import Final
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
+from quantize.datarows import read_texts, sample_text
 
 CALIBRATION: Final = "calibration.txt"
 EVALUATION: Final = "evaluation.txt"
+PARQUET: Final = ".parquet"
+# As many as calibrating engines' own guides ask for at least.
+SAMPLES: Final = 128
 MAX_BYTES: Final = 256 << 20
 
 
@@ -27,9 +33,16 @@ class Calibration:
     digest: Digest
 
 
-def load_calibration(path: Path | None = None) -> Calibration:
-    """The user's samples, or the set that ships with the package. Raises NotFound, InvalidInput."""
-    return parse_samples(_shipped(CALIBRATION) if path is None else _read(path), _suffix(path))
+def load_calibration(path: Path | None = None, samples: int = SAMPLES) -> Calibration:
+    """The first samples of the user's text, or of the one that ships with the package.
+
+    Of Parquet no more is read than that. Raises NotFound, InvalidInput, EngineMissing for Parquet's reader.
+    """
+    if _suffix(path) == PARQUET and path is not None:
+        return _calibration(read_texts(path, samples), _digest(path))
+    data = _shipped(CALIBRATION) if path is None else _read(path)
+    found = parse_samples(data, _suffix(path))
+    return Calibration(found.samples[:samples], found.digest)
 
 
 def load_evaluation(path: Path | None = None) -> Calibration:
@@ -50,12 +63,7 @@ def parse_samples(data: bytes, suffix: str) -> Calibration:
         samples = [_line_text(line, number) for number, line in _lines(text)]
     else:
         samples = [part.strip() for part in text.split("\n\n")]
-    samples = [sample for sample in samples if sample]
-    if not samples:
-        raise InvalidInput(
-            "there is no calibration text", hint="Give paragraphs, or JSON lines with a text each."
-        )
-    return Calibration(tuple(samples), Digest.of(data))
+    return _calibration(samples, Digest.of(data))
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -70,12 +78,25 @@ def _line_text(line: str, number: int) -> str:
         raise InvalidInput(
             f"line {number} of the calibration text is not JSON", hint=hint
         ) from error
-    if isinstance(document, dict) and isinstance(document.get("text"), str):
-        return str(document["text"])
-    messages = document.get("messages") if isinstance(document, dict) else None
-    if isinstance(messages, list) and all(isinstance(each, dict) for each in messages):
-        return "\n".join(f"{each.get('role')}: {each.get('content')}" for each in messages)
-    raise InvalidInput(f"line {number} of the calibration text holds no text", hint=hint)
+    found = sample_text(document)
+    if found is None:
+        raise InvalidInput(f"line {number} of the calibration text holds no text", hint=hint)
+    return found
+
+
+def _calibration(samples: list[str], digest: Digest) -> Calibration:
+    kept = tuple(sample for sample in samples if sample)
+    if not kept:
+        raise InvalidInput(
+            "there is no calibration text",
+            hint="Give paragraphs, or JSON lines or Parquet with a text each.",
+        )
+    return Calibration(kept, digest)
+
+
+def _digest(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return Digest.parse(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
 
 
 def _shipped(name: str) -> bytes:

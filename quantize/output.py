@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from quantize.calibration import Calibration
 from quantize.checkpoint import CONFIG, INDEX, Checkpoint
 from quantize.plan import Plan
 from quantize.schemes import Engine
@@ -35,14 +36,14 @@ def recipe(
     *,
     engine: Engine,
     method: str | None = None,
-    calibration: str | None,
+    calibration: Calibration | None,
     versions: Mapping[str, str],
     threads: int,
 ) -> dict[str, Any]:
     """How the variant was made, for the record: nothing measured, nothing of the machine, no floats.
 
-    `calibration` is the digest of the calibration text; `versions` and `threads` are told only of engines
-    whose bytes depend on them.
+    Of `calibration` it holds the digest of the text and how many samples were taken of it; `versions` and `threads`
+    are told only of engines whose bytes depend on them.
     """
     anywhere = engine is Engine.RTN
     return {
@@ -56,7 +57,8 @@ def recipe(
         "quantizedMatrices": plan.quantized,
         "keptMatrices": dict(sorted(Counter(plan.kept.values()).items())),
         "ignored": list(plan.selection.ignored),
-        "calibration": calibration,
+        "calibration": str(calibration.digest) if calibration else None,
+        "calibrationSamples": len(calibration.samples) if calibration else None,
         "reproducible": "anywhere" if anywhere else "same engine, threads and CPU class",
         "threads": None if anywhere else threads,
         "engineVersions": dict(sorted(versions.items())),

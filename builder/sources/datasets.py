@@ -1,11 +1,11 @@
 """A text of one's own for calibration: a file, or one that stands in a dataset on the Hugging Face Hub.
 
-    hf://ORG/NAME[@REVISION]             the dataset's one text file
+    hf://ORG/NAME[@REVISION]             the dataset's one text file, or the first of its training split
     hf://ORG/NAME[@REVISION]/PATH        a file of it
     hf://datasets/ORG/NAME...            the same, as huggingface-hub's own file system spells it
 
-Only plain text and JSON lines are taken, as they are: what is downloaded is what its digest in the record names. The
-revision is resolved to a commit first. Reading the text is the business of `quantize`.
+Only plain text, JSON lines and Parquet are taken, as they are: what is downloaded is what its digest in the record
+names. The revision is resolved to a commit first. Reading the text is the business of `quantize`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from builder.sources.hub import SCHEME, mapped_errors
 from modelimage.errors import InvalidInput, NotFound
 
-SUFFIXES: Final = (".jsonl", ".ndjson", ".txt")
+SUFFIXES: Final = (".parquet", ".jsonl", ".ndjson", ".txt")
+# data/train.jsonl, train-00000-of-00012.parquet, plain_text/train/0000.parquet
+_FIRST_TRAINING = re.compile(r"(?:.*/)?train(?:/0+|-0+-of-\d+)?\.\w+")
 _KIND: Final = "dataset"
 _NAMED = re.compile(
     r"hf://(?:datasets/)?(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w.-]{0,254}))?(?:/(?P<path>.+))?",
@@ -84,8 +86,10 @@ def _fetch(reference: DatasetReference, endpoint: str | None, cache: Path | None
 def _chosen(reference: DatasetReference, files: list[str]) -> str:
     """The file that is meant. Raises InvalidInput when that isn't clear, NotFound when there is none."""
     texts = [path for path in files if path.lower().endswith(SUFFIXES)]
-    if reference.path is None and len(texts) == 1:
-        return texts[0]
+    training = [path for path in texts if _FIRST_TRAINING.fullmatch(path)]
+    for only in (texts, training):
+        if reference.path is None and len(only) == 1:
+            return only[0]
     listed = f"It has {', '.join(texts[:10])}." if texts else f"Choose one with {_known()} files."
     if reference.path is None:
         what = "has several texts" if texts else "has no text that can be used"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.sources.datasets import DatasetReference, calibration_file, parse_dataset
+from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, Unreachable
 from quantize.calibration import load_calibration
 from tests.servers.hub import Hub
@@ -67,6 +70,37 @@ def test_the_only_text_of_a_dataset(hub: Hub, unique_name: UniqueName, tmp_path:
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        (["data/test.jsonl", "data/train.jsonl"], "data/train.jsonl"),
+        (["train-00001-of-00002.txt", "train-00000-of-00002.txt"], "train-00000-of-00002.txt"),
+        (["all/train/0001.txt", "all/train/0000.txt", "all/test/0000.txt"], "all/train/0000.txt"),
+    ],
+)
+def test_the_first_of_the_training_split(
+    hub: Hub, unique_name: UniqueName, tmp_path: Path, *, files: list[str], chosen: str
+) -> None:
+    name = unique_name("org/set")
+    publish(hub, name, tmp_path / "set", *files)
+    path = calibration_file(f"hf://{name}", endpoint=hub.url, cache=tmp_path / "cache")
+    assert f"in {chosen}" in path.read_text()
+
+
+@pytest.mark.servers
+def test_a_dataset_in_parquet(hub: Hub, unique_name: UniqueName, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    table = pyarrow.table({"text": ["one", "", "two", "three"], "url": ["a", "b", "c", "d"]})
+    pyarrow.parquet.write_table(table, tmp_path / "set" / "train-00000-of-00001.parquet")
+    name = unique_name("org/set")
+    hub.add(f"datasets/{name}", tmp_path / "set")
+    path = calibration_file(f"hf://{name}", endpoint=hub.url, cache=tmp_path / "cache")
+    found = load_calibration(path, samples=2)
+    assert found.samples == ("one", "two")
+    assert found.digest == Digest.of(path.read_bytes())
+
+
+@pytest.mark.servers
 def test_a_revision_and_a_file(hub: Hub, unique_name: UniqueName, tmp_path: Path) -> None:
     name = unique_name("org/set")
     first = publish(hub, name, tmp_path / "first", "a.jsonl", "b.jsonl")
@@ -81,8 +115,9 @@ def test_a_revision_and_a_file(hub: Hub, unique_name: UniqueName, tmp_path: Path
     ("files", "path", "kind", "words"),
     [
         (["a.jsonl", "b.txt"], "", InvalidInput, "several texts"),
-        (["a.parquet"], "", InvalidInput, "no text"),
-        (["a.parquet"], "/a.parquet", InvalidInput, "is not"),
+        (["a.arrow"], "", InvalidInput, "no text"),
+        (["a.arrow"], "/a.arrow", InvalidInput, "is not"),
+        (["train.jsonl", "en/train.jsonl"], "", InvalidInput, "several texts"),
         (["a.jsonl"], "/b.jsonl", NotFound, "no such file"),
     ],
 )

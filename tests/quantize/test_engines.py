@@ -103,7 +103,9 @@ def test_calibrating_twice_gives_the_same_bytes(
     shallow_model: Path, tmp_path: Path, threads: int
 ) -> None:
     """With engine, threads and processor pinned; on one core too, where GPTQModel wants two workers."""
-    options = QuantizeOptions(Scheme.INT4, engine=Engine.GPTQ, threads=threads)
+    options = QuantizeOptions(
+        Scheme.INT4, engine=Engine.GPTQ, threads=threads, calibration_samples=30
+    )
     first = quantize_checkpoint(shallow_model, tmp_path / "first", options)
     second = quantize_checkpoint(shallow_model, tmp_path / "elsewhere" / "second", options)
     assert _digests(first.out) == _digests(second.out)
@@ -111,6 +113,7 @@ def test_calibrating_twice_gives_the_same_bytes(
     assert first.recipe["threads"] == threads
     assert first.recipe["reproducible"] == "same engine, threads and CPU class"
     assert first.recipe["engineVersions"]["gptqmodel"]
+    assert first.recipe["calibrationSamples"] == 30
     assert first.plan.format is Format.GPTQ
     _check_nothing_else_changed(shallow_model, first.out)
     assert {path.name for path in tmp_path.iterdir()} == {"first", "elsewhere"}

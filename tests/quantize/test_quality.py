@@ -95,11 +95,24 @@ def test_energies_that_are_not_finite_pass_no_floor(bad: float) -> None:
             check_floor(summarize({"a": broken, "b": Energies(10, 1)}), 0)
 
 
-def test_the_shipped_texts_differ() -> None:
+def test_the_shipped_texts_have_nothing_in_common() -> None:
+    """Not a paragraph, and not eight words in a row: else a calibrated variant is measured on what it was made with."""
     calibration, evaluation = load_calibration(), load_evaluation()
-    assert len(calibration.samples) > 20
+    assert len(calibration.samples) > 100
+    assert sum(map(len, calibration.samples)) > 100_000
     assert len(evaluation.samples) > 10
-    assert not set(calibration.samples) & set(evaluation.samples)
+    assert not _phrases(calibration.samples) & _phrases(evaluation.samples)
+
+
+def _phrases(samples: tuple[str, ...], length: int = 8) -> set[tuple[str, ...]]:
+    words = " ".join(samples).lower().split()
+    return {tuple(words[n : n + length]) for n in range(len(words) - length + 1)}
+
+
+def test_as_many_samples_as_asked_for() -> None:
+    some, all_of_them = load_calibration(samples=3), load_calibration(samples=1000)
+    assert some.samples == all_of_them.samples[:3]
+    assert some.digest == all_of_them.digest
 
 
 def test_json_lines_of_text_or_messages(tmp_path: Path) -> None:

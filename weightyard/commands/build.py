@@ -80,7 +80,13 @@ Examples:
 @click.option(
     "--calibration",
     metavar="FILE|hf://ORG/NAME[/PATH]",
-    help="Text or JSON lines that gptq and llm-compressor look at instead of the shipped text.",
+    help="Text, JSON lines or Parquet that gptq and llm-compressor look at instead of the shipped text.",
+)
+@click.option(
+    "--calibration-samples",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Take the first N paragraphs, lines or rows of it.  [default: 128]",
 )
 @click.option(
     "--group-size", type=click.Choice(["128", "64", "32"]), help="Weights per int4 scale."
@@ -234,6 +240,7 @@ def _options(given: dict[str, Any]) -> BuildOptions:
             calibration_file(given["calibration"]) if given["calibration"] else None,
             int(given["group_size"]) if given["group_size"] else None,
             _evaluation(given),
+            given["calibration_samples"],
         ),
         max_layer_size=parse_bytes(given["max_layer_size"]) if given["max_layer_size"] else None,
         created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),

@@ -51,7 +51,13 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--calibration",
     metavar="FILE|hf://ORG/NAME[/PATH]",
-    help="Text or JSON lines for calibrated engines, instead of the shipped text.",
+    help="Text, JSON lines or Parquet for calibrated engines, instead of the shipped text.",
+)
+@click.option(
+    "--calibration-samples",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Take the first N paragraphs, lines or rows of it.  [default: 128]",
 )
 @click.option("--evaluate", is_flag=True, help="Compare with the source on fixed text.")
 @click.option(
@@ -107,6 +113,7 @@ def _options(given: dict[str, Any]) -> QuantizeOptions:
         method=Method(given["method"]) if given["method"] else None,
         group_size=given["group_size"],
         calibration=calibration_file(given["calibration"]) if given["calibration"] else None,
+        calibration_samples=given["calibration_samples"],
         min_sqnr=given["min_sqnr"],
         threads=given["threads"],
         evaluation=_evaluation(gates, given) if given["evaluate"] else None,
