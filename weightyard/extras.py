@@ -27,6 +27,7 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "torch": "convert",
     "transformers": "evaluate",
     "gptqmodel": "gptq",
+    "pyarrow": "parquet",
     "gguf": "demo",
 }
 
