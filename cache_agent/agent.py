@@ -61,6 +61,7 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
     Raises InvalidInput for settings that make no sense, Busy, NotWritable, NoSpace, DiskFailed.
     """
     metrics, log, waker = Metrics(), JsonLog(), Waker()
+    log.adopt_libraries()
     config = options.load()
     # A connection is a descriptor, and so is each file being sent.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

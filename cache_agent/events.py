@@ -52,6 +52,9 @@ class Events:
     def expired(self, lease: str, holder: str) -> None:
         """A lease ended because its holder is gone."""
 
+    def upkeep_failed(self, detail: str) -> None:
+        """A round of upkeep couldn't do all that was due; the next one tries again."""
+
     def unshelved(self, image: str, detail: str) -> None:
         """A model was pulled, but not all that a container runtime would ask for beside it."""
 
@@ -102,6 +105,10 @@ class Broadcast(Events):
     def expired(self, lease: str, holder: str) -> None:
         for each in self._listeners:
             each.expired(lease, holder)
+
+    def upkeep_failed(self, detail: str) -> None:
+        for each in self._listeners:
+            each.upkeep_failed(detail)
 
     def unshelved(self, image: str, detail: str) -> None:
         for each in self._listeners:

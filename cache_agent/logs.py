@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import TextIO
@@ -30,6 +31,12 @@ class JsonLog(Events):
     def note(self, event: str, **fields: object) -> None:
         """A line that is about no event of the node: start, stop, recovery."""
         self._log.info(event, **fields)
+
+    def adopt_libraries(self) -> logging.Handler:
+        """Have what libraries warn of through `logging` become lines of this log; the handler, to take away again."""
+        handler = _Adopting(self._log)
+        logging.getLogger().addHandler(handler)
+        return handler
 
     def pull_started(self, image: str) -> None:
         self._log.info("pull started", image=image)
@@ -61,11 +68,29 @@ class JsonLog(Events):
     def expired(self, lease: str, holder: str) -> None:
         self._log.info("lease expired", lease=lease, holder=holder)
 
+    def upkeep_failed(self, detail: str) -> None:
+        self._log.warning("upkeep failed", detail=detail)
+
     def unshelved(self, image: str, detail: str) -> None:
         self._log.warning("image not kept whole", image=image, detail=detail)
 
     def peer_ejected(self, peer: str, why: str) -> None:
         self._log.warning("peer left alone", peer=peer, why=why)
+
+
+class _Adopting(logging.Handler):
+    """Passes records of `logging` on, from warnings upwards."""
+
+    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {"message": record.getMessage(), "logger": record.name}
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["error"] = repr(record.exc_info[1])
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        write("library", **fields)
 
 
 def _fixed_time(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from cache_agent.errors import Cancelled
@@ -18,7 +19,7 @@ from cache_agent.sources.shared import SharedPlace, write_back
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
-from modelimage.errors import WeightyardError
+from modelimage.errors import Fault, WeightyardError
 
 DEFAULT_PERIOD: Final = 7 * 86400.0
 DEFAULT_SCRUB_RATE: Final = 50e6
@@ -80,15 +81,34 @@ class Maintenance:
     def round(self) -> int:
         """One round: expire leases, write back, scrub what is due. Files found damaged.
 
-        Raises Cancelled when told to stop.
+        A root or a shared place that fails doesn't keep the rest from being looked after: the first failure is raised
+        at the end, one of this node before one of others. Raises Cancelled when told to stop.
         """
         self._relieve()
+        damaged = 0
+        problems: list[WeightyardError] = []
         for store in self._roots.stores:
-            store.keeper.expire()
-            self._write_back(store)
-        if self._options.scrub_period <= 0:
-            return 0
-        return sum(map(self._scrub, self._roots.stores))
+            for step in self._steps():
+                try:
+                    damaged += step(store)
+                except Cancelled:
+                    raise
+                except WeightyardError as error:
+                    problems.append(error)
+        if problems:
+            raise min(problems, key=lambda problem: problem.fault is not Fault.NODE)
+        return damaged
+
+    def _steps(self) -> Iterator[Callable[[Store], int]]:
+        yield self._expire
+        yield from (partial(self._write_back, place) for place in self._shared())
+        if self._options.scrub_period > 0:
+            yield self._scrub
+
+    @staticmethod
+    def _expire(store: Store) -> int:
+        store.keeper.expire()
+        return 0
 
     def _scrub(self, store: Store) -> int:
         damaged = 0
@@ -100,15 +120,14 @@ class Maintenance:
                 self._repairer.mend(store, damage.digest)
         return damaged
 
-    def _write_back(self, store: Store) -> None:
-        """Copy files that the cluster's shared places lack; each place is asked once for each file."""
-        places = self._shared()
-        for model in store.models() if places else ():
+    def _write_back(self, place: SharedPlace, store: Store) -> int:
+        """Copy files that a place of the cluster lacks to it; it is asked once for each file."""
+        for model in store.models():
             for file in store.ledger.model_files(model.key):
-                for place in places:
-                    if (place.name, file.digest) not in self._written:
-                        write_back(place, file.digest, store.paths.file(file.digest), self._pause)
-                        self._written.add((place.name, file.digest))
+                if (place.name, file.digest) not in self._written:
+                    write_back(place, file.digest, store.paths.file(file.digest), self._pause)
+                    self._written.add((place.name, file.digest))
+        return 0
 
     def _main(self) -> None:
         while not self._stop.wait(self._options.interval):
@@ -118,7 +137,9 @@ class Maintenance:
             except Cancelled:
                 return
             except WeightyardError as error:
-                self._problem = error.message
+                # Only what this node can't do makes it unready; a bucket that is away is told.
+                self._problem = error.message if error.fault is Fault.NODE else None
+                self._repairer.events.upkeep_failed(error.message)
 
     def _pause(self, count: int) -> None:
         if self._stop.wait(self._throttle.take(count)):

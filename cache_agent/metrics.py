@@ -36,6 +36,9 @@ class Metrics(Events):
             "reservations_refused", "Pulls refused for want of space."
         )
         self.leases_expired = self._counter("leases_expired", "Leases whose holder was gone.")
+        self.upkeep_failures = self._counter(
+            "upkeep_failures", "Rounds of upkeep that couldn't do all that was due."
+        )
         self.scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes read again by the scrubber.")
         self.damaged_files = self._counter("damaged_files", "Files found damaged at rest.")
         self.repaired_chunks = self._counter("repaired_chunks", "Chunks fetched again to repair.")
@@ -83,6 +86,9 @@ class Metrics(Events):
 
     def repaired(self, file: str, chunks: int) -> None:
         self.repaired_chunks.inc(chunks)
+
+    def upkeep_failed(self, detail: str) -> None:
+        self.upkeep_failures.inc()
 
     def expired(self, lease: str, holder: str) -> None:
         self.leases_expired.inc()

@@ -13,6 +13,7 @@ from typing import Any, Final
 from cache_agent.events import Events, PullEnd
 
 SERVICE: Final = "weightyard-agent"
+_PATIENCE_SECONDS: Final = 2.0
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -62,7 +63,9 @@ def open_traces(environ: Mapping[str, str], clock: Callable[[], float]) -> Trace
 
     name = environ.get("OTEL_SERVICE_NAME", SERVICE)
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    # A collector that is away shouldn't hold up an agent that stops.
+    patience = None if environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else _PATIENCE_SECONDS
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=patience)))
     return Traces(provider, clock)
 
 

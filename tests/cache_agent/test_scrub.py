@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,14 @@ import pytest
 from cache_agent.events import Events
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node import Node
+from cache_agent.sources.directory import SharedDirectory
 from cache_agent.store.partials import Bitmap
 from cache_agent.store.values import Holder
-from modelimage.errors import NotFound
+from modelimage.digest import Digest
+from modelimage.errors import NotFound, Unreachable
+from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE
+from modelimage.repository import BlobStream
 from tests.cache_agent.faults import Away
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, findings, pull
@@ -220,6 +225,45 @@ def test_a_file_that_vanished_comes_back_from_the_model_that_holds_its_inode(
     assert files_of(pull(again).path) == contents
     again.close()
     assert findings(root) == []
+
+
+class PlaceThatIsAway:
+    """A shared place that can't be reached."""
+
+    name = "away"
+
+    def open(self, digest: Digest, wanted: ByteRange) -> AbstractContextManager[BlobStream]:
+        raise Unreachable("away")
+
+    def has(self, digest: Digest, size: int) -> bool:
+        raise Unreachable("away")
+
+    def claim(self, digest: Digest) -> bool:
+        raise Unreachable("away")
+
+    def put(self, digest: Digest, size: int, data: Iterator[memoryview]) -> None:
+        raise Unreachable("away")
+
+
+def test_a_shared_place_that_is_away_keeps_nothing_from_being_scrubbed(
+    open_node: NodeFactory, tmp_path: Path
+) -> None:
+    image, record, _ = simple_image(weights=[5000])
+    seen = Seen()
+    node = open_node({"reg.test/m": image}, events=seen)
+    pull(node)
+    open_node.now += 8 * DAY
+    there = SharedDirectory(tmp_path / "shared")
+    upkeep = Maintenance(
+        node.store,
+        node.repairer,
+        MaintenanceOptions(scrub_rate=0),
+        shared=lambda: [PlaceThatIsAway(), there],
+    )
+    with pytest.raises(Unreachable, match="away"):
+        upkeep.round()
+    assert seen.scrubbed_bytes == sum({f.digest: f.size for f in record.files}.values())
+    assert all(there.has(file.digest, file.size) for file in record.files)
 
 
 def test_an_unknown_model_is_not_found(open_node: NodeFactory) -> None:
