@@ -22,8 +22,8 @@ from modelimage.errors import Busy
 
 SHUTDOWN_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 60.0
+UNTAKEN_SECONDS: Final = 300.0
 _BACKLOG: Final = 1024
-_UNTAKEN_MILLISECONDS: Final = 300_000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -37,9 +37,13 @@ class _Watched:
 
 @dataclass
 class Patience:
-    """Closes connections on which `seconds` went by without a request beginning or running. For one application."""
+    """Closes connections on which `seconds` went by without a request beginning or running. For one application.
+
+    `untaken`: for how many seconds a peer may take nothing of what it is sent.
+    """
 
     seconds: float = PATIENCE_SECONDS
+    untaken: float = UNTAKEN_SECONDS
     _watched: dict[asyncio.BaseProtocol, _Watched] = field(default_factory=dict)
 
     def watching(self, app: web.Application) -> web.Application:
@@ -94,7 +98,7 @@ async def serve(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    listening = _listen(address)
+    listening = _listen(address, watcher.untaken)
     make = runner.server
     if make is None:
         raise RuntimeError("a runner that was set up has a server")
@@ -106,7 +110,7 @@ async def serve(
     return Address(address.host, int(listening.getsockname()[1]))
 
 
-def _listen(address: Address) -> socket.socket:
+def _listen(address: Address, untaken: float) -> socket.socket:
     try:
         server = socket.create_server(
             (address.host, address.port),
@@ -118,6 +122,6 @@ def _listen(address: Address) -> socket.socket:
             f"can't listen on {address}: {error.strerror or error}", hint="Choose another port."
         ) from error
     # Connections inherit it.
-    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNTAKEN_MILLISECONDS)
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(untaken * 1000))
     server.setblocking(False)
     return server

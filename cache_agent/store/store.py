@@ -128,8 +128,9 @@ class Store:
 
     def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
         """The cached model that an image last meant, and when that was asked; for when its registry is away."""
-        found = self.ledger.image(image, variant)
-        model = self.ledger.model(found[0]) if found else None
+        with self.ledger.exclusive():  # one wait for who writes, not one for each question
+            found = self.ledger.image(image, variant)
+            model = self.ledger.model(found[0]) if found else None
         return (model, found[1]) if found and model else None
 
     def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:

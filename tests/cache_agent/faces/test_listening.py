@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
 
 from aiohttp import web
@@ -29,6 +30,31 @@ def test_the_silent_are_sent_away_and_the_slow_answer_is_not_cut() -> None:
     silent, unfinished, answered = asyncio.run(main())
     assert silent == unfinished == b""
     assert answered.endswith(b"done")
+
+
+def test_who_takes_nothing_of_an_answer_holds_nothing_for_long() -> None:
+    async def main() -> bool:
+        ended = asyncio.Event()
+
+        async def endless(request: web.Request) -> web.StreamResponse:
+            answer = web.StreamResponse()
+            try:
+                await answer.prepare(request)
+                while True:
+                    await answer.write(bytes(1 << 20))
+            finally:
+                ended.set()
+
+        app = web.Application()
+        app.router.add_get("/", endless)
+        async with AsyncExitStack() as stack:
+            patience = Patience(untaken=PATIENCE)
+            at = await serve(stack, app, Address("127.0.0.1", 0), patience=patience)
+            with socket.create_connection((at.host, at.port)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                return await asyncio.wait_for(ended.wait(), 30)
+
+    assert asyncio.run(main())
 
 
 async def _all(at: Address, said: bytes) -> bytes:
