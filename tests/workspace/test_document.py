@@ -62,7 +62,7 @@ def test_defaults() -> None:
     [
         ("    varient: int8\n", 8, "unknown field spec.model.varient; did you mean 'variant'?"),
         ("    variant: int3\n", 8, "spec.model.variant: expected one of auto, bf16, int8, int8-w8a16, int4"),
-        ("    zzz: 1\n", 8, "unknown field spec.model.zzz; known here: hub, image, pullSecret, s3, variant"),
+        ("    zzz: 1\n", 8, "unknown field spec.model.zzz; known here: build, hub, image, pullSecret, s3, variant"),
         ("  replicas: -1\n", 8, "spec.replicas: input should be greater than or equal to 0"),
         ("  replicas: yes\n", 8, "spec.replicas: input should be a valid integer"),
         ("  replicas: '2'\n", 8, "spec.replicas: input should be a valid integer"),
