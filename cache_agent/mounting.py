@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache_agent.mounter import kernel
-from cache_agent.mounter.binder import lock_down, shown_key
+from cache_agent.mounter.binder import shown_key
 from cache_agent.mounter.kernel import opened
 from modelimage.digest import Digest
 from modelimage.errors import Busy, InvalidInput, NotFound, NotWritable
@@ -40,9 +40,10 @@ def mount_model(model: Path, target: Path) -> bool:
                 raise InvalidInput(f"{target} isn't empty", hint="Choose an empty directory.")
             if same and kernel.is_locked_down(place):
                 return False
-            if not mounted:
-                kernel.bind(source, place)
-        lock_down(str(target))
+        if mounted:
+            kernel.unmount(str(target))  # somebody else's, and it can be written
+        with opened(model) as source, opened(target) as place:
+            kernel.bind(source, place)
     return True
 
 

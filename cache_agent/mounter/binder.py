@@ -1,7 +1,7 @@
 """Binds and unbinds: from a model key and a pod's volume to mount(2), idempotent, contained, race-free.
 
 Every path is walked once, from an open directory, without following a link; what is then mounted is the handle, not
-the path. Two calls make a bind read-only, so a crash between them leaves it writable: asked again, it is locked down.
+the path. A bind is read-only before it is attached anywhere: nobody ever sees one that can be written.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ class Binder:
                     return False
                 if not shown and kernel.is_mount(parent, place):
                     raise Busy(f"something else is mounted at the volume of pod {target.pod}")
-                try:
-                    if not shown:
-                        kernel.bind(model, place)
-                except BaseException:
-                    if made:
-                        os.rmdir("mount", dir_fd=parent)
-                    raise
-            lock_down(_mounted(parent))
+            if shown:
+                kernel.unmount(_mounted(parent))  # somebody else's, and it can be written
+            try:
+                with kernel.opened("mount", parent) as place:
+                    kernel.bind(model, place)
+            except BaseException:
+                if made:
+                    os.rmdir("mount", dir_fd=parent)
+                raise
         return True
 
     def unbind(self, target: Target) -> bool:
@@ -98,15 +99,6 @@ class Binder:
         """The directory that kubelet made for a volume."""
         with kernel.opened(self.kubelet) as home, kernel.opened(target.parent, home) as parent:
             yield parent
-
-
-def lock_down(path: str) -> None:
-    """Lock a bind mount down; better nothing there than something that a pod could write to. Raises OSError."""
-    try:
-        kernel.lock_down(path)
-    except BaseException:
-        kernel.unmount(path)
-        raise
 
 
 def shown_key(place: int) -> Digest | None:

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _LOCKED_DOWN: Final = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 _UMOUNT_NOFOLLOW: Final = 8
-_OPENAT2: Final = 437  # the same on every architecture
+# the same on every architecture
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_CLONE: Final = 1 | os.O_CLOEXEC | 0x1000  # OPEN_TREE_CLONE, AT_EMPTY_PATH: of the handle itself
+_EMPTY_PATH: Final = 0x1000
+_HANDLE_TO_HANDLE: Final = 0x04 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH, _T_EMPTY_PATH
 # Below the directory, and through no link: RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS.
 _INSIDE: Final = 0x08 | 0x04 | 0x02
 _HANDLE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -35,13 +38,23 @@ def _check(result: Any, *_: object) -> Any:
 
 
 _text = ctypes.c_char_p
-_mount = function("mount", _text, _text, _text, ctypes.c_ulong, _text)
 _umount2 = function("umount2", _text, ctypes.c_int)
 _syscall = function("syscall", ctypes.c_long, ctypes.c_int, _text, ctypes.c_void_p, ctypes.c_size_t)
+_open_tree = function("syscall", ctypes.c_long, ctypes.c_int, _text, ctypes.c_uint)
+_mount_setattr = function(
+    "syscall", ctypes.c_long, ctypes.c_int, _text, ctypes.c_uint, ctypes.c_void_p, ctypes.c_size_t
+)
+_move_mount = function(
+    "syscall", ctypes.c_long, ctypes.c_int, _text, ctypes.c_int, _text, ctypes.c_uint
+)
 
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns"))
 
 
 @contextmanager
@@ -60,18 +73,24 @@ def opened(path: str | Path, inside: int | None = None) -> Iterator[int]:
 
 
 def bind(source: int, target: int) -> None:
-    """Bind one open directory onto another."""
-    _mount(_name(source), _name(target), None, _MS_BIND, None)
+    """Show one open directory at another, read-only, without devices, programs and set-user-id (Linux 5.12).
 
-
-def lock_down(path: str) -> None:
-    """Make a bind mount read-only, without devices, programs and set-user-id."""
-    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    _mount(None, os.fsencode(path), None, flags, None)
+    The mount has its flags before anyone can see it. A remount afterwards would lock down this namespace's mount alone:
+    the node and its pods, which have theirs by propagation, would keep one that can be written.
+    """
+    copy = _open_tree(_OPEN_TREE, source, b"", _CLONE)
+    try:
+        # MOUNT_ATTR_RDONLY, _NOSUID, _NODEV, _NOEXEC have the numbers of statvfs' flags
+        attributes = _MountAttributes(set=_LOCKED_DOWN)
+        size = ctypes.sizeof(attributes)
+        _mount_setattr(_MOUNT_SETATTR, copy, b"", _EMPTY_PATH, ctypes.byref(attributes), size)
+        _move_mount(_MOVE_MOUNT, copy, b"", target, b"", _HANDLE_TO_HANDLE)
+    finally:
+        os.close(copy)
 
 
 def is_locked_down(fd: int) -> bool:
-    """Whether what is seen through a handle is mounted as `lock_down` does."""
+    """Whether what is seen through a handle is mounted as `bind` does."""
     return os.fstatvfs(fd).f_flag & _LOCKED_DOWN == _LOCKED_DOWN
 
 
@@ -98,7 +117,3 @@ def root_of(place: int) -> str:
 def _mount_id(fd: int) -> str:
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
-
-
-def _name(fd: int) -> bytes:
-    return b"/proc/self/fd/%d" % fd

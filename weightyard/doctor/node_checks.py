@@ -19,7 +19,7 @@ SLOW_READ: Final = 0.5e9
 SLOW_WRITE: Final = 0.3e9
 SLOW_NIC: Final = 10_000_000_000
 SKEW_SECONDS: Final = 5.0
-OLDEST_KERNEL: Final = (5, 6)
+OLDEST_KERNEL: Final = (5, 12)
 # kubelet's own defaults on Linux (its configuration reference, evictionHard)
 DEFAULT_THRESHOLDS: Final = {"nodefs.available": "10%", "imagefs.available": "15%"}
 _LOCAL: Final = {"ext4", "xfs", "btrfs", "f2fs", "zfs"}
@@ -45,12 +45,12 @@ def check_node(facts: NodeFacts, wanted: Wanted) -> list[Finding]:
 def kernel(facts: NodeFacts, wanted: Wanted) -> Finding:
     numbers = re.match(r"(\d+)\.(\d+)", facts.kernel)
     if numbers is None:
-        return warn("kernel", facts.kernel, "Make sure that it is Linux 5.6 or newer.")
+        return warn("kernel", facts.kernel, "Make sure that it is Linux 5.12 or newer.")
     if (int(numbers[1]), int(numbers[2])) < OLDEST_KERNEL:
         return fail(
             "kernel",
             facts.kernel,
-            "Upgrade to Linux 5.6 or newer: openat2 is needed to mount safely.",
+            "Upgrade to Linux 5.12 or newer: mount_setattr is needed to mount safely.",
         )
     return ok("kernel", facts.kernel)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,12 +28,15 @@ class Mounted:
 class NamespacedMounter:
     """The mounter of a store at `root` with kubelet's directory at `kubelet`. Needs root."""
 
-    def __init__(self, root: Path, kubelet: Path, *, user: int = 0) -> None:
+    def __init__(
+        self, root: Path, kubelet: Path, *, user: int = 0, propagation: str = "private"
+    ) -> None:
+        self._propagation = propagation
         self._root, self._kubelet, self._user = root, kubelet, user
         self.socket = kubelet.parent / "mounter.sock"
 
     def __enter__(self) -> Self:
-        command = [program("unshare"), "-m", "--propagation", "private", sys.executable]
+        command = [program("unshare"), "-m", "--propagation", self._propagation, sys.executable]
         arguments = [
             "-m",
             "cache_agent.mounter",
@@ -68,16 +74,32 @@ class NamespacedMounter:
 
     def mounts(self) -> list[Mounted]:
         """What is mounted below kubelet's directory in the mounter's namespace."""
-        found = []
-        for line in (self.proc / "mountinfo").read_text().splitlines():
-            fields = line.split(" ")
-            if fields[4].startswith(str(self._kubelet)):
-                found.append(Mounted(fields[3], fields[4], frozenset(fields[5].split(","))))
-        return found
+        return mounts_below(self._kubelet, self.proc)
 
     def inside(self, path: str | Path) -> Path:
         """A path as the mounter sees it."""
         return self.proc / "root" / str(path).lstrip("/")
+
+
+def mounts_below(directory: Path, process: Path = Path("/proc/self")) -> list[Mounted]:
+    """What is mounted below a directory as a process sees it, by its directory in /proc."""
+    found = []
+    for line in (process / "mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        if fields[4].startswith(f"{directory}/"):
+            found.append(Mounted(fields[3], fields[4], frozenset(fields[5].split(","))))
+    return found
+
+
+@contextmanager
+def shared(directory: Path) -> Iterator[Path]:
+    """A directory whose mounts pass to other namespaces and back, as kubelet's does."""
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", directory], check=True)
+        yield directory
+    finally:
+        subprocess.run(["umount", "--recursive", "--lazy", directory], check=True)
 
 
 def volume(kubelet: Path, pod: str = "pod-1", name: str = "model") -> str:

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from cache_agent.mounter.orders import Operation, Order, Report, Target
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, Busy, InvalidInput, NotFound, Unreachable
-from tests.cache_agent.mounter.mounters import NamespacedMounter, fake_model, volume
+from tests.cache_agent.mounter.mounters import (
+    NamespacedMounter,
+    fake_model,
+    mounts_below,
+    shared,
+    volume,
+)
 from tests.servers.process import program
 
 servers = pytest.mark.servers
@@ -72,7 +78,7 @@ def test_binding_and_unbinding_again_change_nothing(
 def test_a_bind_that_was_not_locked_down_is_when_asked_again(
     mounter: NamespacedMounter, tmp_root: Path, kubelet: Path
 ) -> None:
-    """As after a crash between the two calls of mount(2)."""
+    """As when somebody else had bound it."""
     key, target = fake_model(tmp_root / "store"), volume(kubelet)
     Path(target).mkdir()
     _mount_inside(mounter, "--bind", str(tmp_root / "store/models" / key.hex), target)
@@ -80,6 +86,22 @@ def test_a_bind_that_was_not_locked_down_is_when_asked_again(
     assert mounter.client.bind(key, target)
     (mounted,) = mounter.mounts()
     assert mounted.options >= LOCKED_DOWN
+
+
+@servers
+def test_a_bind_is_locked_down_wherever_propagation_takes_it(tmp_root: Path, kubelet: Path) -> None:
+    """The node and its pods see the mount of their own namespace, not the mounter's."""
+    key, target = fake_model(tmp_root / "store"), volume(kubelet)
+    with (
+        shared(kubelet),
+        NamespacedMounter(tmp_root / "store", kubelet, propagation="unchanged") as mounter,
+    ):
+        assert mounter.client.bind(key, target)
+        (seen,) = mounts_below(kubelet)
+        assert seen.target == target
+        assert seen.options >= LOCKED_DOWN
+        mounter.client.unbind(target)
+        assert mounts_below(kubelet) == []
 
 
 @servers

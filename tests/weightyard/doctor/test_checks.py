@@ -46,7 +46,7 @@ def test_a_sound_node_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "finding"),
     [
-        ("kernel", "5.4.0-generic", ("kernel", "fail")),
+        ("kernel", "5.10.0-generic", ("kernel", "fail")),
         ("kernel", "strange", ("kernel", "warn")),
         ("kubelet.pods", False, ("kubelet directory", "fail")),
         ("kubelet.found", False, ("kubelet directory", "fail")),
