@@ -1,4 +1,4 @@
-"""Installs the wheel in /wheel with one extra into a new virtual environment, and takes pip out of it again.
+"""Installs the wheel in /wheel with one extra into a new virtual environment, takes pip out again, lists what is in.
 
     python3 images/install.py DIRECTORY EXTRA [OPTION OF PIP...]
 
@@ -15,6 +15,7 @@ import venv
 from pathlib import Path
 
 WHEELS = Path("/wheel")
+SBOM_PROGRAM = "/opt/tools/bin/cyclonedx-py"
 
 
 def main(directory: Path, extra: str, options: list[str]) -> None:
@@ -28,6 +29,18 @@ def main(directory: Path, extra: str, options: list[str]) -> None:
         check=True,
     )
     subprocess.run([*pip, "uninstall", "--yes", "pip"], check=True)
+    # What is in it, for scanners: the same bytes for the same packages.
+    subprocess.run(
+        [
+            SBOM_PROGRAM,
+            "environment",
+            "--output-reproducible",
+            "-o",
+            directory / "sbom.cdx.json",
+            python,
+        ],
+        check=True,
+    )
     # Only what is unchecked stays valid when a layer's times are rewritten.
     compileall.compile_dir(
         directory, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH

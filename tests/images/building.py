@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tests.images.base import make_base, make_root
@@ -11,6 +13,7 @@ from tests.servers.podman import Podman
 from tests.servers.process import program, run
 
 ROOT = Path(__file__).parents[2]
+TARGETS = ("agent", "controller", "builder")
 BASE = "localhost/python-base:test"
 # What a restricted pod has; ulimits, since podman's own defaults may be above what this machine allows.
 CONFINED = (
@@ -33,7 +36,7 @@ class Workshop:
         make_root(root)
         make_base(self._buildah, root, name=BASE)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(self._wheels)]
-        wanted = [f".[{','.join(extras)}]", "hatchling", "setuptools", "wheel"]
+        wanted = [f".[{','.join(extras)}]", "hatchling", "setuptools", "wheel", "cyclonedx-bom"]
         subprocess.run([*command, *wanted], cwd=ROOT, check=True, timeout=300)
 
     def build(self, target: str) -> str:
@@ -61,3 +64,12 @@ class Workshop:
         environment = self._podman._environment()
         command = [program("buildah"), *arguments]
         return run(command, environment=environment, seconds=280)
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a probe at a loopback port is answered with 200."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +13,8 @@ import pytest
 from modelimage.reference import RegistryReference, parse_image
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.test_agent import push
-from tests.images.building import CONFINED, Workshop
+from tests.images.building import CONFINED, Workshop, answers
 from tests.servers import skopeo
-from tests.servers.podman import Podman
 from tests.servers.process import free_port, wait_until
 from tests.servers.registry import DockerRegistry
 
@@ -25,25 +22,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 CHART = Path(__file__).parents[2] / "charts" / "weightyard"
 USER = 65532
-TARGETS = ("agent", "controller", "builder")
 MEGABYTES = 250
-
-
-@pytest.fixture(scope="module")
-def workshop(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    made = Workshop(podman, tmp_path_factory.mktemp("images"))
-    made.prepare(*TARGETS)
-    return made
-
-
-@pytest.fixture(scope="module", params=TARGETS)
-def image(workshop: Workshop, request: pytest.FixtureRequest) -> str:
-    return workshop.build(request.param)
-
-
-@pytest.fixture(scope="module")
-def agent_image(workshop: Workshop) -> str:
-    return workshop.build("agent")
 
 
 @pytest.fixture
@@ -90,6 +69,19 @@ def test_an_image_says_what_it_is(workshop: Workshop, image: str) -> None:
     assert ("Healthcheck" in found) == ("builder" not in image)
 
 
+def test_an_image_lists_its_packages(workshop: Workshop, image: str) -> None:
+    script = """
+import importlib.metadata as m, json
+listed = json.load(open('/opt/weightyard/sbom.cdx.json'))
+print(json.dumps([listed['bomFormat'], sorted([c['name'], c['version']] for c in listed['components']),
+    sorted([d.name, d.version] for d in m.distributions())]))
+"""
+    told = workshop.run(image, "-c", script, options=("--entrypoint=python",))
+    kind, listed, installed = json.loads(told)
+    assert kind == "CycloneDX"
+    assert listed == installed
+
+
 def test_an_image_is_small(workshop: Workshop, image: str, registry: DockerRegistry) -> None:
     """As registries keep it: compressed."""
     name = f"{registry.host}/{image.removeprefix('localhost/')}"
@@ -118,13 +110,7 @@ class Agent:
         self._workshop, self.name, self.mirror, self._observe = workshop, name, mirror, observe
 
     def answers(self, path: str) -> bool:
-        try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{self._observe}{path}", timeout=5
-            ) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return answers(self._observe, path)
 
     def wait(self) -> None:
         wait_until(lambda: self.answers("/readyz"), what="ready agent", seconds=30)
