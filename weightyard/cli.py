@@ -93,6 +93,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("controller", "weightyard.commands.controller:controller", "Run the controller of workspaces."),
             Entry("rollout", "weightyard.commands.rollout:rollout", "Show a workspace's versions, and go back to one."),
             Entry("crds", "weightyard.commands.crds:crds", "Print or apply the CustomResourceDefinitions."),
+            Entry("cleanup", "weightyard.commands.cleanup:cleanup", "Unmark the nodes before an uninstallation."),
             Entry("activator", "weightyard.commands.activator:activator", "Hold requests while a workspace wakes up."),
         ),
     ),

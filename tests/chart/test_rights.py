@@ -13,6 +13,7 @@ from celpy.celtypes import MapType, StringType
 from tests.chart.charting import CHART, find, helm, render
 from tests.chart.matrix import MATRIX
 from tests.workspace.openapi import OLDEST
+from weightyard.commands.cleanup import cleanup
 from weightyard.definitions import definitions
 
 Json = dict[str, Any]
@@ -93,6 +94,26 @@ def test_the_hook_of_upgrades_may_change_our_definitions_alone() -> None:
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["crds", "--apply"]
     assert not [each for each in render(MATRIX["wanted"]) if each["metadata"]["name"].endswith("-crds")]  # fmt: skip
+
+
+def test_the_hook_of_removals_unmarks_nodes_and_stops_the_controller() -> None:
+    objects = render()
+    rules = rules_of(objects, "weightyard-cleanup")
+    assert writes(rules) == {"/nodes", "apps/deployments"}
+    names = {n for _, r in rules if "deployments" in r["resources"] for n in r["resourceNames"]}
+    assert names == {find(objects, "Deployment")["metadata"]["name"]}
+    (container,) = find(objects, "Job", "-cleanup")["spec"]["template"]["spec"]["containers"]
+    options = [option for parameter in cleanup.params for option in parameter.opts]
+    assert container["args"][0] == cleanup.name
+    assert {each.partition("=")[0] for each in container["args"][1:]} <= set(options)
+    assert "--force" not in container["args"]
+
+
+def test_hooks_leave_nothing_behind() -> None:
+    for each in render():
+        annotations = each["metadata"].get("annotations", {})
+        if "helm.sh/hook" in annotations:
+            assert "hook-succeeded" in annotations["helm.sh/hook-delete-policy"]
 
 
 # The admission policies, evaluated as a server does

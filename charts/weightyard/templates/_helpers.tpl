@@ -101,3 +101,15 @@ volumes:
   - name: scratch
     emptyDir: {sizeLimit: 16Mi}
 {{- end }}
+
+{{/* Annotations of a hook; called with its weight. A Job that failed stays, with its log, until the next one. */}}
+{{- define "weightyard.preDelete" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+{{- define "weightyard.preUpgrade" -}}
+helm.sh/hook: pre-upgrade
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
