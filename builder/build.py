@@ -23,7 +23,7 @@ from builder.reporter import Reporter, Silent
 from builder.reshard import bounded_sizes, is_large, reshard
 from builder.sources.base import ModelSource
 from builder.survey import Survey, survey
-from builder.variants import QuantizeChoices, Variant, quantized_variant
+from builder.variants import QuantizeChoices, Variant, check_variants, quantized_variant
 from modelimage.digest import Digest
 from modelimage.publication import Publication, publication
 from modelimage.record import Record
@@ -108,6 +108,7 @@ def build(
         tools.reporter.say(doubt)
     staged = not may_pass(plan.survey, destination, options)
     published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
+    check_variants(published, options.variants, options.quantize)
     made = {"convertedFrom": "pickle"} if published.converted else {}
     origin = Origin(source.uri, source.revision, made)
     packed = []

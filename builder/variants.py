@@ -26,6 +26,7 @@ from modelimage.record import Role
 from modelimage.resolve import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
+    from quantize.api import QuantizeOptions
     from quantize.quality import Gates
 
 QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
@@ -82,6 +83,21 @@ def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([DEFAULT_VARIANT, *names]))
 
 
+def check_variants(published: Checkpoint, names: Sequence[str], choices: QuantizeChoices) -> None:
+    """Make sure that every quantized variant can be made, by headers alone, before anything is packed.
+
+    Raises what `quantize` raises for what is wrong with the checkpoint, the options or the machine.
+    """
+    quantized = [name for name in names if name != DEFAULT_VARIANT]
+    if not quantized:
+        return
+    from quantize.api import check_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
+
+    view = _view(published)
+    for name in quantized:
+        check_checkpoint(view, _options(name, choices))
+
+
 def quantized_variant(
     published: Checkpoint, name: str, choices: QuantizeChoices, reporter: Reporter
 ) -> Variant:
@@ -136,22 +152,9 @@ def _finished(out: Path) -> dict[str, Any] | None:
 def _quantize(
     source: Path, out: Path, name: str, choices: QuantizeChoices, reporter: Reporter
 ) -> dict[str, Any]:
-    # Only a quantized variant needs numba and numpy.
-    from quantize.api import Evaluation, QuantizeOptions, quantize_checkpoint  # noqa: PLC0415
-    from quantize.evaluate import Evaluator  # noqa: PLC0415
-    from quantize.schemes import Engine, Scheme  # noqa: PLC0415
+    from quantize.api import quantize_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
 
-    evaluation = choices.evaluation
-    options = QuantizeOptions(
-        scheme=Scheme(name),
-        engine=Engine(choices.engine),
-        group_size=choices.group_size,
-        calibration=choices.calibration,
-        calibration_samples=choices.calibration_samples,
-        evaluation=Evaluation(_gates(evaluation), evaluation.text, Evaluator(evaluation.evaluator))
-        if evaluation
-        else None,
-    )
+    options = _options(name, choices)
     with reporter.progress(f"quantizing {name}") as progress:
         steps = _Steps(progress.advance)
         result = quantize_checkpoint(source, out, options, progress=steps, notify=reporter.say)
@@ -160,6 +163,24 @@ def _quantize(
     with writing(path):
         write_file(path, canonical.to_bytes(made))
     return made
+
+
+def _options(name: str, choices: QuantizeChoices) -> QuantizeOptions:
+    from quantize.api import Evaluation, QuantizeOptions  # noqa: PLC0415 - as above
+    from quantize.evaluate import Evaluator  # noqa: PLC0415
+    from quantize.schemes import Engine, Scheme  # noqa: PLC0415
+
+    evaluation = None
+    if (wanted := choices.evaluation) is not None:
+        evaluation = Evaluation(_gates(wanted), wanted.text, Evaluator(wanted.evaluator))
+    return QuantizeOptions(
+        scheme=Scheme(name),
+        engine=Engine(choices.engine),
+        group_size=choices.group_size,
+        calibration=choices.calibration,
+        calibration_samples=choices.calibration_samples,
+        evaluation=evaluation,
+    )
 
 
 def _gates(evaluation: EvaluationChoices) -> Gates:

@@ -102,6 +102,18 @@ def plan_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Pl
     return checkpoint, plan, engine
 
 
+def check_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Plan, Engine]:
+    """The same, having made sure that this machine has what it takes.
+
+    Raises what `plan_checkpoint` does, EngineMissing and EngineFailed.
+    """
+    checkpoint, plan, engine = plan_checkpoint(src, options)
+    engines.check_installed(engine, os.environ)
+    if options.evaluation is not None:
+        evaluate.check_possible(options.evaluation.evaluator, plan)
+    return checkpoint, plan, engine
+
+
 def quantize_checkpoint(
     src: Path,
     out: Path,
@@ -113,13 +125,10 @@ def quantize_checkpoint(
 
     `out` appears complete and durable, or not at all; an interrupted run is continued by the next one
     shard by shard. `progress` gets (bytes of source done, bytes in all) and `notify` one sentence at a
-    time. Raises what `plan_checkpoint` does, and BrokenWeights, QualityTooLow, EngineMissing,
-    EngineFailed, NoSpace, NotWritable, Busy.
+    time. Raises what `check_checkpoint` does, and BrokenWeights, QualityTooLow, EngineFailed, NoSpace,
+    NotWritable, Busy.
     """
-    checkpoint, plan, engine = plan_checkpoint(src, options)
-    engines.check_installed(engine, os.environ)
-    if options.evaluation is not None:
-        evaluate.check_possible(options.evaluation.evaluator, plan)
+    checkpoint, plan, engine = check_checkpoint(src, options)
     notices = _notices(options, engine)
     for notice in notices:
         if notify is not None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,6 +113,7 @@ def _run(worker: str, job: Mapping[str, Any], scratch: Path) -> None:
     run_worker(command, job, environment, name="evaluating", scratch=scratch)
 
 
+@lru_cache(maxsize=1)
 def _vllm_device() -> str:
     """What vLLM runs on here (`cpu`, `cuda`), by vLLM itself: it has a build for each."""
     done = subprocess.run(

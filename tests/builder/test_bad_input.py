@@ -16,6 +16,8 @@ from modelimage.errors import NoSpace
 from modelimage.layout import Layout
 from tests.builder.building import Outcome, weightyard, weightyard_here
 from tests.builder.checkpoints import sharded, single, weights, write
+from tests.quantize.checkpoints import Model, llama
+from tests.quantize.checkpoints import write as write_model
 from tests.servers.fixtures import USERS
 from tests.servers.hub import Hub
 from tests.servers.registry import DockerRegistry
@@ -159,6 +161,35 @@ def test_pickle_weights(tmp_path: Path) -> None:
     assert_fails(outcome, 7, "pytorch_model.bin")
     assert "--convert-pickle" in outcome.err
     assert_nothing_published(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "code", "says"),
+    [
+        (Model({"model_type": "llama"}, llama().shapes), (), 6, "names no architecture"),
+        (llama("GPT2LMHeadModel", "gpt2"), (), 6, "Conv1D"),
+        (Model(llama().config, {"a.q_proj.weight": (16, 40)}), (), 2, "nothing can be quantized"),
+        (llama(), ("--engine", "llm-compressor"), 13, "llm-compressor isn't installed"),
+        (llama(), ("--engine", "gptq", "--variant", "int8"), 2, "doesn't do int8"),
+    ],
+    ids=["no architecture", "gpt2", "no group fits", "engine missing", "engine of another scheme"],
+)
+def test_a_variant_that_cannot_be_made_is_refused_before_anything_is_packed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    model: Model,
+    options: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    write_model(tmp_path / "src", model)
+    to = f"oci:{tmp_path / 'out'}:v1"
+    build = "build", tmp_path / "src", "--to", to, "--variant", "int4", *options
+    outcome = weightyard_here(capsys, *build)
+    assert_fails(outcome, code, says)
+    assert "packing" not in outcome.err
+    assert not list((tmp_path / "out").glob("blobs/*/*"))
 
 
 def test_an_unknown_variant(tmp_path: Path) -> None:
