@@ -27,7 +27,7 @@ from cache_agent.node import Node
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import AccessDenied, NotFound, RateLimited
+from modelimage.errors import AccessDenied, NotFound
 from modelimage.ranges import ByteRange
 from modelimage.reference import RegistryReference
 from modelimage.repository import BlobStream
@@ -132,6 +132,4 @@ def _mapped() -> Iterator[None]:
             raise AccessDenied(error.message) from error
         if error.status == 404:
             raise NotFound(error.message) from error
-        if error.status in (429, 503):
-            raise RateLimited(error.message) from error
         raise

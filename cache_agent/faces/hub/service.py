@@ -33,7 +33,7 @@ from cache_agent.node import Node
 from cache_agent.store.values import Origin, repository_of
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import NotFound, Unreachable, WeightyardError
+from modelimage.errors import NotFound, RateLimited, Unreachable, WeightyardError
 from modelimage.ranges import ByteRange
 from modelimage.record import Record
 from modelimage.reference import RegistryReference, parse_image
@@ -137,6 +137,7 @@ class HubService:
         self, place: str, caller: Caller, ask: Callable[[Credential | None], object]
     ) -> None:
         declined: list[Declined] = []
+        limited: list[RateLimited] = []
 
         def question(credential: Credential | None) -> Answer:
             try:
@@ -144,6 +145,8 @@ class HubService:
             except WeightyardError as error:
                 if isinstance(error, Declined):
                     declined.append(error)
+                if isinstance(error, RateLimited):
+                    limited.append(error)
                 return answer_of(error)
             return Answer.ALLOWED
 
@@ -152,6 +155,10 @@ class HubService:
         except (Refused, NotFound):
             if declined:
                 raise declined[-1] from None
+            raise
+        except Unreachable:
+            if limited:
+                raise limited[-1] from None
             raise
 
     def _from_hub(self, repo: str, revision: str, caller: Caller) -> Listing:

@@ -22,6 +22,7 @@ from tests.cache_agent.faces.http_client import fetch
 from tests.cache_agent.faces.published import model_files, publish, records_of
 from tests.cache_agent.images import noise
 from tests.cache_agent.nodes import findings
+from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.hub import Hub
 from tests.servers.process import wait_until
 from tests.servers.registry import DockerRegistry
@@ -146,3 +147,25 @@ def test_names_that_registries_would_not_take_are_called_something_else() -> Non
             assert parse_image(str(image.reference)) == image.reference
             moved = replace(image, listing=replace(listing, commit="cd" * 20))
             assert moved.resolve("x") == image.resolve("x")
+
+
+class _Throttling(Handler):
+    def do_GET(self) -> None:
+        self.answer(429, b"slow down", {"Retry-After": "7"})
+
+    do_HEAD = do_GET  # noqa: N815
+
+
+class ThrottlingHub(LoopbackServer):
+    """A Hub that asks everyone to slow down."""
+
+    HANDLER = _Throttling
+
+
+def test_a_hub_that_asks_to_slow_down_is_passed_on(tmp_root: Path) -> None:
+    with ThrottlingHub() as upstream:
+        options = FaceOptions(hub=ANY, registries=REGISTRIES, hub_upstream=upstream.url)
+        with FacesInProcess(tmp_root / "store", options) as faces:
+            for path in (url("org/model"), "/api/models/org/model"):
+                answer = fetch(str(faces.faces.hub), path)
+                assert (answer.status, answer.headers.get("retry-after")) == (429, "7")
