@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from cache_agent.peers.client import PeerClient, have_path
 from cache_agent.peers.signing import Asked, Key, Stamp, sign
 from cache_agent.peers.values import Have
 from cache_agent.store.partials import identity
+from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
     InvalidInput,
@@ -29,7 +31,7 @@ from modelimage.errors import (
     WeightyardError,
 )
 from modelimage.ranges import ByteRange
-from modelimage.record import CHUNK_SIZE, RecordFile
+from modelimage.record import CHUNK_SIZE, Record, RecordFile
 from tests.cache_agent.faults import BreaksAfter
 from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
@@ -41,15 +43,20 @@ DATA = noise(CHUNK_SIZE + 5000, 1)
 PLACE = "reg.test/m"
 
 
+@cache
+def model() -> tuple[Record, dict[Digest, bytes]]:
+    return make_record([{"model.safetensors": DATA}])
+
+
 @pytest.fixture
 def file() -> RecordFile:
-    return make_record([{"model.safetensors": DATA}])[0].files[0]
+    return model()[0].files[0]
 
 
 @pytest.fixture
 def warm(open_node: NodeFactory) -> Node:
     """A node that has pulled the model."""
-    record, blobs = make_record([{"model.safetensors": DATA}])
+    record, blobs = model()
     node = open_node({PLACE: MemoryImage.of([record], blobs)})
     pull(node)
     return node

@@ -60,7 +60,7 @@ def test_every_chunk_has_one_owner_whoever_asks(
 @given(NAMES.filter(lambda names: len(names) > 1))
 def test_a_member_that_goes_moves_its_own_chunks_only(names: list[str]) -> None:
     gone, *left = names
-    for chunk in CHUNKS[:50]:
+    for chunk in CHUNKS[:20]:
         before, after = ranked(chunk, names)[0], ranked(chunk, left)[0]
         assert before in (after, gone)
 

@@ -18,11 +18,11 @@ from tests.cache_agent.peers.simulation import (
     StallingPeer,
 )
 
-CHUNKS = 24
+CHUNKS = 16
 FAULTS = [LyingPeer, StallingPeer, IdlePeer, DeadPeer, RefusingPeer]
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8])
+@pytest.mark.parametrize("count", [1, 2, 6])
 def test_cold_nodes_take_one_copy_and_no_longer_than_one(count: int) -> None:
     """Here each node has a line of its own upstream, so N nodes are faster than one."""
     alone = Cluster(CHUNKS)
@@ -104,7 +104,7 @@ def test_partitioned_nodes_take_a_copy_each_side_and_heal() -> None:
     cluster = Cluster(CHUNKS)
     nodes = [cluster.add() for _ in range(4)]
     cluster.islands = [{node.name for node in nodes[:2]}]
-    cluster.clock.after(15.0, cluster.islands.clear)
+    cluster.clock.after(6.0, cluster.islands.clear)
     cluster.pull(nodes)
     assert cluster.copies < 2.0
 
@@ -112,7 +112,7 @@ def test_partitioned_nodes_take_a_copy_each_side_and_heal() -> None:
 def test_a_node_that_joins_in_the_middle_takes_no_second_copy() -> None:
     cluster = Cluster(CHUNKS)
     first = [cluster.add() for _ in range(2)]
-    cluster.clock.after(20.0, lambda: cluster.add().start())
+    cluster.clock.after(8.0, lambda: cluster.add().start())
     cluster.pull(first)
     late = list(cluster.nodes.values())[2]
     cluster.clock.run(600.0, lambda: late.finished is not None)
