@@ -122,7 +122,7 @@ class _StoreGauges(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        spaces = [(str(store.paths.root), store.space()) for store in self._roots.stores]
+        spaces = [(str(store.paths.root), space) for store, space in self._roots.spaces()]
         for name, text, read in _SPACE:
             family = GaugeMetricFamily(f"weightyard_{name}", text, labels=["root"])
             for root, space in spaces:

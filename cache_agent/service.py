@@ -29,6 +29,7 @@ from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node import Node
 from cache_agent.store.policy import Eviction, evictable
+from cache_agent.store.space import SpaceView
 from cache_agent.store.store import Store
 from cache_agent.store.values import Holder, Lease, Model
 from cache_agent.wanted.standing import status_without_agent
@@ -92,7 +93,7 @@ class Service:
     def gc(self, body: GcBody) -> GcView:
         freed, victims, held = 0, [], set()
         # The fullest root first: there room is wanted most.
-        for store in sorted(self._store.stores, key=lambda each: each.space().headroom):
+        for store, _ in sorted(self._store.spaces(), key=lambda each: each[1].headroom):
             need = max(0, body.need - freed)
             if body.dry_run:
                 plan = store.plan_gc(need)
@@ -134,7 +135,7 @@ class Service:
         return status_without_agent(self._node)
 
     def space(self) -> SpaceReport:
-        roots = [_root_space(store) for store in self._store.stores]
+        roots = [_root_space(store, view) for store, view in self._store.spaces()]
         total = {name: sum(getattr(root, name) for root in roots) for name in _SUMMED}
         return SpaceReport(root=str(self._store.first.paths.root), **total, roots=roots)
 
@@ -157,8 +158,7 @@ class Service:
         )
 
 
-def _root_space(store: Store) -> RootSpace:
-    view = store.space()
+def _root_space(store: Store, view: SpaceView) -> RootSpace:
     return RootSpace(
         root=str(store.paths.root),
         own=view.own,

@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import is_plain_file
 from cache_agent.store.placement import RootFacts, choose_root
 from cache_agent.store.policy import evictable
-from cache_agent.store.space import SpaceLimits
+from cache_agent.store.space import SpaceLimits, SpaceView
 from cache_agent.store.store import Store, StoreOptions
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
 from modelimage.record import RecordFile
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Placed:
 
 
 class Roots:
-    """The open stores of one node, the main one first. `left_out`: roots that couldn't be opened, and why."""
+    """The open stores of one node, the main one first. `left_out`: further roots that can't be used now, and why."""
 
     def __init__(self, stores: Sequence[Store], left_out: Mapping[Path, str] | None = None) -> None:
         self.stores, self.left_out = tuple(stores), dict(left_out or {})
@@ -126,11 +129,29 @@ class Roots:
         """The stores beside one."""
         return [each for each in self.stores if each is not store]
 
+    def _ask(self, question: Callable[[Store], T]) -> Iterator[tuple[Store, T]]:
+        """Every store's answer. A further root whose disk fails is passed over and noted; the main one's error raises."""
+        for store in self.stores:
+            try:
+                answer = question(store)
+            except DiskFailed as error:
+                if store is self.first:
+                    raise
+                self.left_out[store.paths.root] = error.message
+            else:
+                self.left_out.pop(store.paths.root, None)
+                yield store, answer
+
+    def spaces(self) -> list[tuple[Store, SpaceView]]:
+        """The space of every root that can be used now."""
+        return list(self._ask(lambda s: s.space()))
+
     # -- models ------------------------------------------------------------------------------
 
     def holding(self, key: Digest) -> Store | None:
         """The store that has a model."""
-        return next((store for store in self.stores if store.ledger.has_model(key)), None)
+        found = self._ask(lambda s: s.ledger.has_model(key))
+        return next((store for store, there in found if there), None)
 
     def require(self, key: Digest) -> Store:
         """The store that has a model. Raises NotFound."""
@@ -141,12 +162,11 @@ class Roots:
 
     def models(self) -> list[Model]:
         """All models, by key."""
-        return sorted(
-            (model for store in self.stores for model in store.models()), key=lambda m: m.key
-        )
+        every = (model for _, models in self._ask(lambda s: s.models()) for model in models)
+        return sorted(every, key=lambda model: model.key)
 
     def model_keys(self) -> set[Digest]:
-        return {key for store in self.stores for key in store.ledger.model_keys()}
+        return {key for _, keys in self._ask(lambda s: s.ledger.model_keys()) for key in keys}
 
     def model(self, key: Digest) -> Model | None:
         store = self.holding(key)
@@ -157,11 +177,12 @@ class Roots:
         prefix = text.removeprefix("sha256:")
         keys: set[Digest] = set()
         if len(prefix) >= 4 and all(letter in "0123456789abcdef" for letter in prefix):
-            keys = {key for store in self.stores for key in store.ledger.model_keys(prefix)}
+            found = self._ask(lambda s: s.ledger.model_keys(prefix))
+            keys = {key for _, some in found for key in some}
         keys = keys or {m.key for m in self.models() if text in (m.image, *self.images_of(m.key))}
         if len(keys) > 1:
-            found = ", ".join(key.short for key in sorted(keys)[:5])
-            raise InvalidInput(f"{text!r} names several models: {found}", hint="Write the key.")
+            names = ", ".join(key.short for key in sorted(keys)[:5])
+            raise InvalidInput(f"{text!r} names several models: {names}", hint="Write the key.")
         model = self.model(keys.pop()) if keys else None
         if model is None:
             raise NotFound(f"no model {text!r} in the store", hint="See `weightyard ls`.")
@@ -169,13 +190,13 @@ class Roots:
 
     def images_of(self, key: Digest) -> list[str]:
         """The images that mean a model."""
-        images = (image for store in self.stores for image in store.images_of(key))
-        return list(dict.fromkeys(images))
+        found = self._ask(lambda s: s.images_of(key))
+        return list(dict.fromkeys(image for _, images in found for image in images))
 
     def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
         """The cached model that an image last meant, and when that was asked; for when its registry is away."""
-        found = (store.resolved(image, variant) for store in self.stores)
-        return max((each for each in found if each), key=lambda each: each[1], default=None)
+        found = self._ask(lambda s: s.resolved(image, variant))
+        return max((each for _, each in found if each), key=lambda each: each[1], default=None)
 
     def origin(self, key: Digest) -> Origin:
         """Where a model came from. Raises NotFound, DiskFailed, InvalidImage."""
@@ -197,7 +218,7 @@ class Roots:
 
     def having(self, digest: Digest) -> Store | None:
         """A store that has a file."""
-        return next((store for store in self.stores if store.file(digest) is not None), None)
+        return next((store for store, file in self._ask(lambda s: s.file(digest)) if file), None)
 
     def file(self, digest: Digest) -> StoredFile | None:
         store = self.having(digest)
@@ -208,11 +229,11 @@ class Roots:
         return (self.having(digest) or self.first).paths.file(digest)
 
     def file_count(self) -> int:
-        return sum(store.file_count() for store in self.stores)
+        return sum(count for _, count in self._ask(lambda s: s.file_count()))
 
     def is_proven(self, repository: str, file: RecordFile) -> bool:
         """Whether this file came through this layer of this repository before."""
-        return any(store.is_proven(repository, file) for store in self.stores)
+        return any(proven for _, proven in self._ask(lambda s: s.is_proven(repository, file)))
 
     @contextmanager
     def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
@@ -230,23 +251,23 @@ class Roots:
         store = self.require(key)
         lease = store.lease(key, holder, lease_id)
         for other in self.others(store):  # an id names one lease on the whole node
-            other.release(lease.id)
+            with suppress(DiskFailed):
+                other.release(lease.id)
         return lease
 
     def release(self, lease_id: str) -> bool:
         """End a lease; False when there is none, which is no error."""
-        return sum(store.release(lease_id) for store in self.stores) > 0
+        return sum(ended for _, ended in self._ask(lambda s: s.release(lease_id))) > 0
 
     def lease_named(self, lease_id: str) -> Lease | None:
         """The lease of an id."""
-        found = (store.lease_named(lease_id) for store in self.stores)
-        return next((lease for lease in found if lease is not None), None)
+        found = self._ask(lambda s: s.lease_named(lease_id))
+        return next((lease for _, lease in found if lease is not None), None)
 
     def leases(self) -> list[Lease]:
         """All leases, by id."""
-        return sorted(
-            (lease for store in self.stores for lease in store.leases()), key=lambda each: each.id
-        )
+        every = (lease for _, leases in self._ask(lambda s: s.leases()) for lease in leases)
+        return sorted(every, key=lambda lease: lease.id)
 
 
 def refuse_overlap(roots: Sequence[Path]) -> None:

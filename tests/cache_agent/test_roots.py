@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.fetch.values import PullRequest
+from cache_agent.health import Health
 from cache_agent.service import Service
 from cache_agent.sources.source import Tier
 from cache_agent.store.placement import RootFacts, choose_root
@@ -176,6 +177,28 @@ def test_a_root_whose_disk_fails_is_left_out_and_told(
     node = open_node({"reg.test/m": image}, more_roots=(broken,))
     assert files_of(pull(node).path) == contents
     assert list(node.store.left_out) == [broken]
+
+
+def test_a_disk_that_dies_takes_only_its_own_models_with_it(
+    open_node: NodeFactory, more: tuple[Path, ...]
+) -> None:
+    images = {f"reg.test/m{n}": simple_image(weights=[300_000], seed=n)[0] for n in range(4)}
+    node = open_node(images, limits=ROOM, more_roots=more[:1])
+    models = [pull(node, f"reg.test/m{n}:v1").model for n in range(2)]
+    one = next(m for m in models if m.path.is_relative_to(open_node.root))
+    two = next(m for m in models if m.path.is_relative_to(more[0]))
+    health = Health(node.store, {})
+    assert health.checks()["store"] is None
+    node.store.stores[1].ledger.close()  # as if its disk were gone
+    assert [model.key for model in node.store.models()] == [one.key]
+    assert node.store.model(two.key) is None
+    assert node.store.find(one.image).key == one.key
+    lease = node.store.lease(one.key, Holder.parse("manual:me"))
+    assert node.store.leases() == [lease]
+    assert node.store.release(lease.id)
+    assert pull(node, "reg.test/m2:v1").path.is_relative_to(open_node.root)
+    assert [each.root for each in Service(node).space().roots] == [str(open_node.root)]
+    assert str(more[0]) in (health.checks()["store"] or "")
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
