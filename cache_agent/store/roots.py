@@ -130,7 +130,7 @@ class Roots:
         return [each for each in self.stores if each is not store]
 
     def _ask(self, question: Callable[[Store], T]) -> Iterator[tuple[Store, T]]:
-        """Every store's answer. A further root whose disk fails is passed over and noted; the main one's error raises."""
+        """Every store's answer. A further root whose disk fails is passed over and noted; the main one raises."""
         for store in self.stores:
             try:
                 answer = question(store)
