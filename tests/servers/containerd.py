@@ -20,19 +20,22 @@ version = 2
 root = {root}
 state = {state}
 disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  {disabled}"io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
 ]
 [grpc]
   address = {address}
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_port = "0"
 """
 
 
 class Containerd:
-    """A containerd without CRI. Images are pulled and unpacked with its overlayfs snapshotter."""
+    """A containerd, without CRI unless asked for. Images are unpacked with its overlayfs snapshotter."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cri: bool = False) -> None:
         self._runs = itertools.count()
+        self._disabled = "" if cri else '"io.containerd.grpc.v1.cri", '
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -44,7 +47,8 @@ class Containerd:
                 "state": self._root / "state",
                 "address": self.address,
             }
-            config.write_text(CONFIG.format(**{k: json.dumps(str(v)) for k, v in places.items()}))
+            quoted = {k: json.dumps(str(v)) for k, v in places.items()}
+            config.write_text(CONFIG.format(disabled=self._disabled, **quoted))
             self._process = stack.enter_context(
                 ServerProcess(
                     [program("containerd"), "--config", str(config)],
