@@ -22,6 +22,7 @@ from cache_agent.wanted.credentials import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.wanted.documents import cached_model
 from tests.cache_agent.wanted.keeping import Keeping, keeping, until
+from tests.cache_agent.wanted.servers import ApiServer
 from tests.cache_agent.wanted.test_keeper import images, run
 
 Json = dict[str, Any]
@@ -30,16 +31,6 @@ CACHES = kmock.resource("weightyard.dev/v1alpha1/nodecaches")
 NODES = kmock.resource("v1/nodes")
 CACHES_PATH = "/apis/weightyard.dev/v1alpha1/nodecaches"
 NODE = {"metadata": {"name": "n1", "uid": "u1", "labels": {"gpu": "l4"}}}
-
-
-class ApiServer(kmock.KubernetesEmulator):
-    """Answers a question for what isn't there, as servers do; kmock would call it an error of the test."""
-
-    async def _handle(self, request: Any) -> Any:
-        try:
-            return await super()._handle(request)
-        except kmock.KubernetesError as error:
-            return await self._render_error(error)
 
 
 def quick() -> Backoff:
