@@ -37,6 +37,8 @@ _MESSAGES: Final = message_classes(
         }
     }
 )
+# There is no status of its own for a registry's refusal.
+_REFUSALS: Final = ("authorization failed", "access denied", "401 Unauthorized", "403 Forbidden")
 _STATUS_SECONDS: Final = 10.0
 # kubelet gives up on a pull that makes no progress; the runtime does the same, so this only bounds the whole.
 _PULL_SECONDS: Final = 3600.0
@@ -89,7 +91,7 @@ class Cri:
 
 def _refused(error: grpc.RpcError, socket: Path) -> NoReturn:
     code, details = error.code(), error.details() or ""
-    if "authorization" in details or "401" in details or "403" in details:
+    if code is not grpc.StatusCode.NOT_FOUND and any(word in details for word in _REFUSALS):
         raise AccessDenied(
             f"the container runtime may not pull it: {details}", hint="Check the pull secret."
         ) from error

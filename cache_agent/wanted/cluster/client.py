@@ -66,8 +66,8 @@ class Api:
         """A new object. Raises Conflict when it is there."""
         return await self._call("POST", path, document)
 
-    async def patch(self, path: str, document: Json) -> Json:
-        """Merge into an object. With a resourceVersion in it, raises Conflict when the object changed since."""
+    async def patch(self, path: str, document: Json | str) -> Json:
+        """Merge into an object; a text is JSON. With a resourceVersion, raises Conflict when it changed since."""
         return await self._call("PATCH", path, document, kind="application/merge-patch+json")
 
     async def list(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
@@ -111,7 +111,7 @@ class Api:
             raise Unreachable(f"the API server broke off {call}: {error!r}") from error
 
     async def _call(
-        self, method: str, path: str, body: Json | None = None, *,
+        self, method: str, path: str, body: Json | str | None = None, *,
         kind: str = "application/json", query: Mapping[str, str] | None = None,
     ) -> Json:  # fmt: skip
         headers = {**self._connection.headers(), "Accept": "application/json"}
@@ -121,7 +121,7 @@ class Api:
         try:
             async with self._session.request(
                 method, self._connection.server + path, params=query, headers=headers,
-                data=None if body is None else json.dumps(body), timeout=_TIMEOUT,
+                data=json.dumps(body) if isinstance(body, dict) else body, timeout=_TIMEOUT,
             ) as answer:  # fmt: skip
                 text = await answer.text()
                 if answer.status >= HTTPStatus.BAD_REQUEST:

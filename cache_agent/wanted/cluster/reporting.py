@@ -6,6 +6,7 @@ A report that can't be written is written again, the newest one, when the server
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -121,9 +122,8 @@ class Reporter:
     async def _patch(self, status: NodeCacheStatus) -> None:
         if self._version is None:
             self._version = await self._existing()
-        document = _fields(status, self.written)
         known = {"resourceVersion": self._version} if self._version else {}
-        body = {"metadata": known, "status": document}
+        body = f'{{"metadata": {json.dumps(known)}, "status": {_fields(status, self.written)}}}'
         try:
             answer = await self.api.patch(f"{PATH}/{self.node}/status", body)
         except NotFound:
@@ -158,12 +158,11 @@ def _version_of(document: Json) -> str:
     return str((document.get("metadata") or {}).get("resourceVersion", ""))
 
 
-def _fields(status: NodeCacheStatus, written: NodeCacheStatus | None) -> Json:
-    """The parts of a status that differ from what was written, so that little is sent."""
-    whole = status.to_document()
-    names = {name: field.alias or name for name, field in NodeCacheStatus.model_fields.items()}
-    return {
-        alias: whole.get(alias)
-        for name, alias in names.items()
+def _fields(status: NodeCacheStatus, written: NodeCacheStatus | None) -> str:
+    """The parts of a status that differ from what was written, as JSON: so that little is made and sent."""
+    differ = {
+        name
+        for name in NodeCacheStatus.model_fields
         if written is None or getattr(written, name) != getattr(status, name)
     }
+    return status.model_dump_json(by_alias=True, exclude_none=True, include=differ)
