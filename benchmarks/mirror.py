@@ -5,7 +5,8 @@
     connections  keep-alive connections held open at the mirror, and what memory the agent has then
 
 Every round runs each contender once, in alternating order, after one that warms up. Medians and ratios at the end
-(above 1: the mirror is faster), CPU seconds of the servers a GB. Needs root, containerd, docker-registry, nginx, curl.
+(above 1: the mirror is faster), CPU seconds of the servers a GB. Needs root, containerd, docker-registry,
+nginx (Debian: nginx-light), curl. Fails when a ratio is below 0.95 (pull) or 0.9 (blobs), or memory at 150 MB or more.
 
     .venv/bin/python -m benchmarks.mirror --gigabytes 1 --rounds 5
 """
@@ -35,6 +36,8 @@ from tests.servers.process import ServerProcess, child_environment, free_port, p
 from tests.servers.registry import DockerRegistry
 from weightyard.demo.synthetic import synthetic_checkpoint
 
+_LEAST = {"pull: docker-registry / mirror": 0.95, "blob: nginx / mirror": 0.9}
+_MOST_MEGABYTES = 150
 _NGINX = """\
 user root; daemon off; pid {work}/nginx.pid; error_log stderr; worker_processes 1;
 events {{ worker_connections 4096; }}
@@ -177,15 +180,18 @@ def main() -> None:
         served = compare(
             blobs(agent, registry, "bench/model", digest, fixed), options.rounds, layer
         )
-        found = {
+        ratios = {
             "pull: docker-registry / mirror": pulls["registry"] / pulls["mirror"],
             "blob: nginx / mirror": served["nginx"] / served["mirror"],
-            f"MB resident with {options.connections} connections": held,
         }
+        found = {**ratios, f"MB resident with {options.connections} connections": held}
         for name, value in found.items():
             print(f"{name}: {value:.2f}")
         if options.json:
             options.json.write_text(json.dumps(found, indent=2))
+    missed = [name for name, least in _LEAST.items() if ratios[name] < least]
+    if missed or held >= _MOST_MEGABYTES:
+        raise SystemExit(f"missed: {', '.join(missed) or 'memory'}")
 
 
 def _build(work: Path, image: str, gigabytes: float) -> int:
