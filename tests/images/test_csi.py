@@ -20,7 +20,7 @@ from tests.images.pods import NodePod
 from tests.servers.process import ServerFailed, free_port, wait_until
 from tests.servers.registry import DockerRegistry
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("images")]
 POD = "0f9a6f0e-1111-4222-8333-444455556666"
 
 

@@ -18,7 +18,7 @@ from tests.servers import skopeo
 from tests.servers.process import free_port, wait_until
 from tests.servers.registry import DockerRegistry
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("images")]
 
 CHART = Path(__file__).parents[2] / "charts" / "weightyard"
 USER = 65532
