@@ -180,6 +180,14 @@ def test_the_memory_tier_raises_the_limit_and_reaches_the_settings() -> None:
     assert settings["tiers"]["order"] == ["shared", "registry"]
 
 
+@pytest.mark.parametrize(
+    ("config", "follows"), [({}, True), ({"wanted": {"kubernetes": False}}, False)]
+)
+def test_agents_follow_the_cluster_unless_they_are_told_not_to(config: Json, follows: bool) -> None:
+    text = find(render({"agent": {"config": config}}), "ConfigMap", "-agent")["data"]["agent.yaml"]
+    assert yaml.safe_load(text)["wanted"]["kubernetes"] is follows
+
+
 def test_a_change_of_settings_restarts_agents() -> None:
     def annotation(budget: str) -> str:
         values = {"agent": {"config": {"budget": budget}}}
