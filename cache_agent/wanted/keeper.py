@@ -28,7 +28,7 @@ from cache_agent.wanted.memory import Memory
 from cache_agent.wanted.pins import PinBook
 from cache_agent.wanted.planner import plan
 from cache_agent.wanted.rates import Rates
-from cache_agent.wanted.report import View, status
+from cache_agent.wanted.report import Made, View, status
 from cache_agent.wanted.runtime import RuntimeImages
 from cache_agent.wanted.stock import take_stock
 from cache_agent.wanted.values import (
@@ -104,6 +104,7 @@ class Keeper:
     _releasing: dict[Digest, asyncio.Task[None]] = field(default_factory=dict)
     _warming: set[Digest] = field(default_factory=set)
     _settling: set[Target] = field(default_factory=set)
+    _made: Made = field(default_factory=dict)
     _told: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class Keeper:
 
     def status(self, previous: NodeCacheStatus) -> NodeCacheStatus:
         """The report now; `previous` tells since when conditions hold."""
-        return status(self.view(), previous)
+        return status(self.view(), previous, self._made)
 
     def trouble(self, message: str) -> None:
         """Why what is wanted can't be followed; empty when it can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cache_agent.api.cached_model import Tier
 from cache_agent.api.document import Condition, timestamp
@@ -42,9 +42,33 @@ class View:
     releasing: frozenset[Digest] = frozenset()
 
 
-def status(view: View, previous: NodeCacheStatus) -> NodeCacheStatus:
-    """The status now. Conditions keep the time at which they last changed."""
-    wanted = tuple(_wanted(view, wish) for wish in sorted(view.wishes, key=lambda w: w.name))
+_RuntimeState = Literal["Pulling", "Present", "Failed", "Unsupported"]
+_PENDING = Verdict("Pending")
+
+
+class _Of(NamedTuple):
+    """What is said of a wish is made from."""
+
+    wish: Wish
+    verdict: Verdict
+    model: Model | None
+    progress: Progress | None
+    tier: Tier | None
+    runtime: _RuntimeState | None
+
+
+Made = dict[str, tuple[_Of, Wanted]]
+
+
+def status(view: View, previous: NodeCacheStatus, made: Made | None = None) -> NodeCacheStatus:
+    """The status now. Conditions keep the time at which they last changed.
+
+    `made` keeps what was said of each wish for the next time: of a thousand, few change at once.
+    """
+    made = {} if made is None else made
+    wanted = tuple(_wanted(view, wish, made) for wish in sorted(view.wishes, key=lambda w: w.name))
+    for name in made.keys() - {wish.name for wish in view.wishes}:
+        del made[name]
     held = sum(each.state == "Ready" for each in wanted)
     stock = view.stock
     return NodeCacheStatus(
@@ -58,10 +82,21 @@ def status(view: View, previous: NodeCacheStatus) -> NodeCacheStatus:
     )
 
 
-def _wanted(view: View, wish: Wish) -> Wanted:
-    verdict = view.verdicts.get(wish.name, Verdict("Pending"))
+def _wanted(view: View, wish: Wish, made: Made) -> Wanted:
+    verdict = view.verdicts.get(wish.name, _PENDING)
     model = view.stock.models.get(verdict.key) if verdict.key else None
-    progress = view.progress.get(wish.target)
+    of = _Of(
+        wish, verdict, model, view.progress.get(wish.target), _tier(view, model),
+        _runtime(view, wish),
+    )  # fmt: skip
+    before = made.get(wish.name)
+    if before is None or before[0] != of:
+        before = made[wish.name] = (of, _said(of))
+    return before[1]
+
+
+def _said(of: _Of) -> Wanted:
+    wish, verdict, model, progress = of.wish, of.verdict, of.model, of.progress
     done, total, rate = (progress.done, progress.total, progress.rate) if progress else (0, 0, 0.0)
     if model is not None:
         done = total = model.size
@@ -79,16 +114,14 @@ def _wanted(view: View, wish: Wish) -> Wanted:
         bytes_total=total or None,
         bytes_per_second=int(rate),
         seconds_left=int((total - done) / rate) if rate >= 1 and model is None else None,
-        tier=_tier(view, model),
+        tier=of.tier,
         pinned=model.pinned if model else False,
         verified_at=timestamp(model.verified) if model and model.verified else None,
-        runtime_image=_runtime(view, wish),
+        runtime_image=of.runtime,
     )
 
 
-def _runtime(
-    view: View, wish: Wish
-) -> Literal["Pulling", "Present", "Failed", "Unsupported"] | None:
+def _runtime(view: View, wish: Wish) -> _RuntimeState | None:
     if wish.runtime_image is None:
         return None
     known = view.runtime.get(wish.runtime_image, RuntimeImage())

@@ -28,7 +28,8 @@ class ClusterWanted:
     want: Callable[[Sequence[Wish], Sequence[str]], None]
     trouble: Callable[[str], None]
     _labels: dict[str, str] | None = None
-    _models: dict[str, CachedModel] | None = None
+    # Each with the wish that it makes, so that a change of one costs nothing for the others.
+    _models: dict[str, tuple[CachedModel, Wish]] | None = None
     _problems: dict[str, str] = field(default_factory=dict)
     _troubles: dict[str, str] = field(default_factory=dict)
 
@@ -79,10 +80,11 @@ class ClusterWanted:
         problem = NotFound("the API server has no Node of this agent's name; set NODE_NAME")
         self.note_trouble("name", problem if missing else None)
 
-    def _put(self, models: dict[str, CachedModel], document: Json) -> bool:
+    def _put(self, models: dict[str, tuple[CachedModel, Wish]], document: Json) -> bool:
         """Take one in; False when nothing that an agent acts upon is new: statuses change far more often than specs."""
         metadata = document["metadata"]
-        name, old = metadata["name"], models.get(metadata["name"])
+        name = metadata["name"]
+        old = models[name][0] if name in models else None
         if metadata.get("deletionTimestamp"):
             return models.pop(name, None) is not None
         same = (metadata.get("uid", ""), metadata.get("generation", 0))
@@ -90,7 +92,8 @@ class ClusterWanted:
             return False
         whole = {"apiVersion": API_VERSION, "kind": "CachedModel", **document, "status": {}}
         try:
-            models[name] = CachedModel.parse(whole)
+            model = CachedModel.parse(whole)
+            models[name] = (model, Wish.of(model))
         except ValidationError as error:
             models.pop(name, None)
             self._problems[name] = f"{name}: {explain(error)}"
@@ -101,7 +104,7 @@ class ClusterWanted:
     def _tell(self) -> None:
         if self._models is None or self._labels is None:
             return
-        wishes = [Wish.of(model) for model in self._models.values() if model.selects(self._labels)]
+        wishes = [wish for model, wish in self._models.values() if model.selects(self._labels)]
         self.want(wishes, sorted(self._problems.values()))
 
 
