@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from cache_agent.api.names import node_label
 from cache_agent.api.node_cache import NodeCacheStatus, NodeFacts
@@ -24,7 +24,9 @@ from cache_agent.fetch.values import PullRequest
 from cache_agent.node import Node
 from cache_agent.wanted.asking import ask, parse_wanted
 from cache_agent.wanted.attempts import Attempts
+from cache_agent.wanted.following import follow
 from cache_agent.wanted.memory import Memory
+from cache_agent.wanted.options import Credentials, KeeperOptions
 from cache_agent.wanted.pins import PinBook
 from cache_agent.wanted.planner import plan
 from cache_agent.wanted.rates import Rates
@@ -52,30 +54,8 @@ from modelimage.errors import InUse, NotFound, WeightyardError
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
-# Nothing tells of models that other ways brought or took, so the store is looked at now and then, in seconds.
-LOOK_SECONDS: Final = 30.0
-# How long a label's removal is waited for before a model is deleted: leases, not labels, are what guarantee.
-LABEL_SECONDS: Final = 30.0
-_SETTLE_SECONDS: Final = 0.05
 # Caps below it would look like a stalled source.
 _LEAST_RATE: Final = 1_000_000
-
-
-class Credentials(Protocol):
-    """How a wish's image is read."""
-
-    async def reader(self, image: ImageReference, secret: str | None) -> ImageReader | None:
-        """With a pull secret's credentials; None: as the node reads. Raises NotFound, AccessDenied, InvalidInput."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeeperOptions:
-    """`fetches` at once; `bandwidth` caps them all together, in bytes per second (0: no cap)."""
-
-    fetches: int = 2
-    bandwidth: int = 0
-    look_seconds: float = LOOK_SECONDS
-    label_seconds: float = LABEL_SECONDS
 
 
 @dataclass
@@ -89,7 +69,7 @@ class Keeper:
     runtime: RuntimeImages
     note: Callable[..., None]
     facts: NodeFacts = field(default_factory=NodeFacts)
-    options: KeeperOptions = KeeperOptions()
+    options: KeeperOptions = field(default_factory=KeeperOptions)
     random: Callable[[], float] = random.random
     # Waits until this node has no such label, bounded; without a cluster there are none.
     label_gone: Callable[[str], Awaitable[None]] | None = None
@@ -328,7 +308,7 @@ class Keeper:
                 await self.credentials.reader(image, wish.pull_secret), self._caps(wish), evicting=False,
             )  # fmt: skip
             self._pulls[target] = pull = self.node.pull(request)
-            await self._ended(target, pull)
+            await follow(pull, self.bridge, partial(self._settled, target))
             result = pull.result(0)
         except Cancelled:
             self._attempts.stopped(target)
@@ -344,33 +324,9 @@ class Keeper:
             self._looked = None
             self.wake()
 
-    async def _ended(self, target: Target, pull: Pull) -> None:
-        """Wait for a pull's end; cancelled, the pull is, and its end is waited for all the same."""
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def tell() -> None:
-            loop.call_soon_threadsafe(ended.set)
-
-        pull.when_ended(tell)
-        try:
-            await self._settled(target, pull, ended)
-            await ended.wait()
-        except asyncio.CancelledError:
-            pull.cancel()
-            await self.bridge.call(pull.join)
-            raise
-
-    async def _settled(self, target: Target, pull: Pull, ended: asyncio.Event) -> None:
-        """Wait until what a pull takes is reserved, which its first byte tells: until then free space isn't known."""
-        while not ended.is_set():
-            now = pull.snapshot()
-            if now.done > now.resumed + now.reused:
-                self._settling.discard(target)
-                self.stale()
-                return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _SETTLE_SECONDS)
+    def _settled(self, target: Target) -> None:
+        self._settling.discard(target)
+        self.stale()
 
     def _caps(self, wish: Wish) -> tuple[Throttle, ...]:
         caps = [self._cap] if self.options.bandwidth else []

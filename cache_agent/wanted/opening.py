@@ -23,7 +23,8 @@ from cache_agent.wanted.cluster.source import MODELS_PATH, NODES_PATH, ClusterWa
 from cache_agent.wanted.cluster.watching import Follower
 from cache_agent.wanted.credentials import ClusterSecrets, PullCredentials, SecretFiles
 from cache_agent.wanted.folder import Wanted
-from cache_agent.wanted.keeper import Keeper, KeeperOptions
+from cache_agent.wanted.keeper import Keeper
+from cache_agent.wanted.options import KeeperOptions
 from cache_agent.wanted.runtime import ImageService, RuntimeImages
 from cache_agent.wanted.standing import folder_of, node_cache, node_facts, node_name
 from cache_agent.wanted.values import Wish

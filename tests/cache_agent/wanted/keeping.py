@@ -12,7 +12,8 @@ from typing import Any
 from cache_agent.api.node_cache import NodeCacheStatus, Wanted
 from cache_agent.faces.bridge import Bridge
 from cache_agent.node import Node
-from cache_agent.wanted.keeper import Keeper, KeeperOptions
+from cache_agent.wanted.keeper import Keeper
+from cache_agent.wanted.options import KeeperOptions
 from cache_agent.wanted.runtime import ImageService, RuntimeImages
 from cache_agent.wanted.values import Target, Wish
 from modelimage.reference import ImageReference

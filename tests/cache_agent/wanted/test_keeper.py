@@ -14,7 +14,7 @@ from cache_agent.fetch.values import PullRequest
 from cache_agent.node import Node
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind
-from cache_agent.wanted.keeper import KeeperOptions
+from cache_agent.wanted.options import KeeperOptions
 from modelimage.errors import RemoteRefused
 from modelimage.reference import parse_image
 from tests.cache_agent.faults import Away

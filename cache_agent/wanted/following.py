@@ -1,0 +1,44 @@
+"""A pull seen from the event loop: until its space is reserved, and until it ends. Cancelled, the pull is too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from cache_agent.faces.bridge import Bridge
+from cache_agent.fetch.pull import Pull
+
+_STEP_SECONDS: Final = 0.05
+
+
+async def follow(pull: Pull, bridge: Bridge, settled: Callable[[], None]) -> None:
+    """Wait for a pull's end, which its result tells. Cancelled, the pull is, and its end is waited for all the same.
+
+    `settled` is called once what it takes is reserved, which its first byte tells: until then free space isn't known.
+    """
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(ended.set)
+
+    pull.when_ended(tell)
+    try:
+        await _first_byte(pull, ended)
+        settled()
+        await ended.wait()
+    except asyncio.CancelledError:
+        pull.cancel()
+        await bridge.call(pull.join)
+        raise
+
+
+async def _first_byte(pull: Pull, ended: asyncio.Event) -> None:
+    while not ended.is_set():
+        now = pull.snapshot()
+        if now.done > now.resumed + now.reused:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), _STEP_SECONDS)
