@@ -186,7 +186,7 @@ def test_who_waits_goes_before_what_is_only_warmed_ahead(open_node: NodeFactory)
     assert gate.reached.wait(30)
     urgent.requests = early.requests  # one list, for the order of both
     waiting = node.pull(PullRequest(parse_image("reg.test/urgent:v1"), priority=100))
-    while not any(job.priority == 100 for job in waiting._jobs):
+    while not any(job.priority == 100 for job in node.engine._jobs):
         assert not waiting.result(0.01)
     gate.opened.set()
     assert waiting.result(60)
