@@ -101,7 +101,7 @@ def test_a_killed_node_costs_what_it_hadnt_passed_on() -> None:
 
 def test_partitioned_nodes_take_a_copy_each_side_and_heal() -> None:
     """PartitionedNodes: each side goes on alone; what the sides have is shared once they see each other."""
-    cluster = Cluster(CHUNKS)
+    cluster = Cluster(3 * CHUNKS)
     nodes = [cluster.add() for _ in range(4)]
     cluster.islands = [{node.name for node in nodes[:2]}]
     cluster.clock.after(6.0, cluster.islands.clear)
