@@ -2,8 +2,9 @@
 
     .venv/bin/python -m benchmarks.wanted --models 1000 --seconds 60
 
-An agent process follows an API server (kmock) with so many CachedModels, of which 100 change each minute; a change in
-ten asks for an image that the node lacks. Fails when a target is missed: a second to the first byte, 5 % of a core.
+An agent process follows an API server (kmock) with so many CachedModels, all of which the node holds. First ten change,
+one after another, to an image that it lacks: each is timed to its first byte. Then 100 change their priority each
+minute, and the agent's CPU time is taken. Fails when a target is missed: a second to the first byte, 5 % of a core.
 """
 
 from __future__ import annotations

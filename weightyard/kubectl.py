@@ -26,14 +26,25 @@ Json = dict[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 _SECONDS: Final = 60.0
+
+
+class InvalidContext(InvalidInput):
+    """The kubeconfig, or the context in it, that was asked for isn't there or can't be read."""
+
+
 # kubectl says `Error from server (NotFound): …`; what isn't from the server is about reaching it
 _ANSWERS: Final[tuple[tuple[str, type[WeightyardError]], ...]] = (
     ("(NotFound)", NotFound), ("(Forbidden)", AccessDenied), ("(Unauthorized)", AccessDenied),
     ("must be logged in", AccessDenied), ("(AlreadyExists)", Busy), ("(Conflict)", Busy),
     ("(Invalid)", InvalidInput), ("(BadRequest)", InvalidInput), ("connection refused", Unreachable),
     ("was refused", Unreachable),
+    ("does not exist", InvalidContext), ("no such file", InvalidContext), ("error loading config", InvalidContext),
     ("Unable to connect", Unreachable), ("no such host", Unreachable), ("timed out", Unreachable),
 )  # fmt: skip
+_HINTS: Final[dict[type[WeightyardError], str]] = {
+    Unreachable: "Check the context: kubectl config current-context.",
+    InvalidContext: "See which there are: kubectl config get-contexts.",
+}
 
 
 class Kubectl:
@@ -88,8 +99,7 @@ class Kubectl:
 def refused(said: str) -> WeightyardError:
     """What kubectl's words on stderr mean."""
     kind = next((kind for mark, kind in _ANSWERS if mark in said), EngineFailed)
-    hint = "Check the context: kubectl config current-context." if kind is Unreachable else None
-    return kind(f"kubectl: {said}", hint=hint)
+    return kind(f"kubectl: {said.removeprefix('error: ')}", hint=_HINTS.get(kind))
 
 
 def cluster_options(command: Callable[P, R]) -> Callable[P, R]:

@@ -17,6 +17,15 @@ from cache_agent.fetch.values import PullSnapshot
 T = TypeVar("T")
 
 
+def call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], object]) -> None:
+    """Call in a loop, from any thread. A loop that was closed needs to know nothing any more."""
+    try:
+        loop.call_soon_threadsafe(tell)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
+
 class Bridge:
     """Runs blocking calls for one event loop in threads of its own."""
 
@@ -32,10 +41,7 @@ class Bridge:
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def tell() -> None:
-            loop.call_soon_threadsafe(ended.set)
-
-        pull.when_ended(tell)
+        pull.when_ended(lambda: call_soon(loop, ended.set))
         try:
             while not ended.is_set():
                 yield pull.snapshot()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.bridge import Bridge, call_soon
 from cache_agent.fetch.pull import Pull
 
 _STEP_SECONDS: Final = 0.05
@@ -20,11 +20,7 @@ async def follow(pull: Pull, bridge: Bridge, settled: Callable[[], None]) -> Non
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-
-    def tell() -> None:
-        loop.call_soon_threadsafe(ended.set)
-
-    pull.when_ended(tell)
+    pull.when_ended(lambda: call_soon(loop, ended.set))
     try:
         await _first_byte(pull, ended)
         settled()

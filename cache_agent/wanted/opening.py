@@ -13,7 +13,7 @@ from typing import Any
 from cache_agent.api.node_cache import NodeCache, NodeCacheStatus
 from cache_agent.config import WantedSection
 from cache_agent.events import Events, PullEnd
-from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.bridge import Bridge, call_soon
 from cache_agent.node import Node
 from cache_agent.store.space import Amount
 from cache_agent.wanted.cluster.client import Api
@@ -75,7 +75,7 @@ async def open_wanted(
         else:
             keeper, tasks = _of_folder(parts, section, bridge)
         loop = asyncio.get_running_loop()
-        parts.waker.tell = partial(_call_soon, loop, keeper.stale)
+        parts.waker.tell = partial(call_soon, loop, keeper.stale)
         await stack.enter_async_context(_running(keeper.run(), *tasks))
         previous = [NodeCacheStatus()]
 
@@ -153,12 +153,6 @@ def _of_cluster(
 
 def _connection(section: WantedSection) -> Connection:
     return of_kubeconfig(section.kubeconfig) if section.kubeconfig else in_cluster(os.environ)
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
-    """From any thread; a loop that has ended needs to know nothing any more."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(tell)
 
 
 @asynccontextmanager

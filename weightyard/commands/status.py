@@ -12,6 +12,7 @@ import click
 
 from cache_agent.api.node_cache import Held, NodeCache, Wanted
 from modelimage.access import Access
+from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import access_options, root_option
@@ -66,6 +67,12 @@ def status(
     for node in nodes:
         for problem in _problems(node):
             console.say(f"{node.name}: {problem}")
+    if name is not None and not rows:
+        raise NotFound(
+            f"no model called {name} is wanted or held", hint="See all of them: weightyard status."
+        )
+    if not rows:
+        console.say(f"nothing is wanted or held on {len(nodes)} node{'s' * (len(nodes) != 1)}")
     console.table(_COLUMNS, rows)
 
 

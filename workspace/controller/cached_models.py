@@ -168,7 +168,8 @@ def _ready(phases: Mapping[str, Phase], failures: Sequence[NodeFailure]) -> Cond
         )  # fmt: skip
     held = sum(phase is Phase.READY for phase in phases.values())
     if held == len(phases):
-        return Condition(READY, True, "Cached", f"All {held} nodes hold it, verified.")
+        whole = "The one node holds" if held == 1 else f"All {held} nodes hold"
+        return Condition(READY, True, "Cached", f"{whole} it, verified.")
     if failures:
         first = failures[0]
         return Condition(

@@ -18,6 +18,8 @@ from workspace.controller.api import RESOURCES
 from workspace.controller.objects import is_ready
 
 Json = dict[str, Any]
+# kubectl shows these words, not the number.
+_REASONS = {404: "NotFound", 409: "Conflict", 429: "TooManyRequests"}
 
 
 class HttpApi:
@@ -260,8 +262,9 @@ class HttpApi:
 
 def _failure(status: int, message: str) -> web.Response:
     headers = {"Retry-After": "0"} if status == 429 else {}
+    failure = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status}
     return web.json_response(
-        {"kind": "Status", "status": "Failure", "message": message, "code": status},
+        {**failure, "reason": _REASONS.get(status, ""), "message": message},
         status=status,
         headers=headers,
     )

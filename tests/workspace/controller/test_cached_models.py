@@ -133,7 +133,7 @@ def test_bytes_rates_and_the_time_left_are_those_of_all_nodes() -> None:
         ({"a": entry("Waiting", reason="Window")}, "Waiting", "0 of 1"),
         ({"a": entry(), "b": entry("Failed", reason="AccessDenied", message="no pull secret. Add one")},
          "AccessDenied", "b: no pull secret. Add one."),
-        ({"a": entry()}, "Cached", "All 1 nodes"),
+        ({"a": entry()}, "Cached", "The one node"),
     ],
 )  # fmt: skip
 def test_reasons_say_what_is_missing(

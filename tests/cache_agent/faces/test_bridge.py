@@ -1,0 +1,82 @@
+"""Where the event loop meets threads that outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import aclosing
+
+import pytest
+
+from cache_agent.faces.bridge import Bridge, call_soon
+from cache_agent.fetch.values import PullSnapshot, PullState
+
+
+class LatePull:
+    """A pull that ends when the test says so, whoever cancelled it."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._tell: list[Callable[[], None]] = []
+
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        self._tell.append(tell)
+
+    def snapshot(self) -> PullSnapshot:
+        return PullSnapshot(PullState.FETCHING)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def end(self) -> None:
+        for tell in self._tell:
+            tell()
+
+
+def in_thread(call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(20)
+
+
+async def states(bridge: Bridge, pull: LatePull, *, leave: bool) -> list[PullState]:
+    """What a follower sees; it leaves after the first, or the pull ends then."""
+    seen = []
+    async with aclosing(bridge.follow(pull, 60)) as snapshots:  # type: ignore[arg-type]
+        async for each in snapshots:
+            seen.append(each.state)
+            if leave:
+                break
+            in_thread(pull.end)
+    return seen
+
+
+@pytest.mark.parametrize(("leave", "seen"), [(False, 2), (True, 1)])
+def test_a_pull_is_followed_to_its_end_and_cancelled_by_who_leaves(
+    *, leave: bool, seen: int
+) -> None:
+    bridge, pull = Bridge(1), LatePull()
+    assert len(asyncio.run(states(bridge, pull, leave=leave))) == seen
+    assert pull.cancelled is leave
+    bridge.close()
+
+
+def test_a_pull_may_end_after_the_loop_of_who_followed_it() -> None:
+    """In the pull's own thread, where an error would hide what else waits for its end."""
+    bridge, pull = Bridge(1), LatePull()
+    asyncio.run(states(bridge, pull, leave=True))
+    pull.end()
+    bridge.close()
+
+
+def test_other_errors_of_a_loop_are_told() -> None:
+    class Broken(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args: object, **options: object) -> asyncio.Handle:
+            raise RuntimeError("broken")
+
+    loop = Broken()
+    with pytest.raises(RuntimeError, match="broken"):
+        call_soon(loop, print)
+    loop.close()
+    call_soon(loop, print)
