@@ -118,11 +118,12 @@ class StoreSpace:
             raise self._refused(need)
 
     def candidates(self) -> list[Candidate]:
+        files = self.ledger.sizes_by_model()
         return [
             Candidate(
                 key=model.key,
                 image=model.image,
-                files={file.digest: file.size for file in self.ledger.model_files(model.key)},
+                files=files.get(model.key, {}),
                 last_used=model.last_used,
                 uses=model.uses,
                 fetch_seconds=model.fetch_seconds,

@@ -51,7 +51,7 @@ class GroupCommit:
         return mine.result[0]
 
     def _lead(self) -> None:
-        with self._ledger.exclusive():
+        with self._ledger.writing():
             # Taken only now: whoever came while another held the ledger is in.
             with self._lock:
                 group, self._waiting = self._waiting, []

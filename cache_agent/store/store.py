@@ -16,7 +16,7 @@ from cache_agent.events import Events
 from cache_agent.store.budget import Reservation, Reservations, StoreSpace
 from cache_agent.store.disk import Disk, Observer, ignore, is_plain_file, reading
 from cache_agent.store.grouping import GroupCommit
-from cache_agent.store.ledger import Ledger, LedgerDamaged
+from cache_agent.store.ledger import Ledger
 from cache_agent.store.lock import StoreLock
 from cache_agent.store.mend import Mender
 from cache_agent.store.partials import Partial, boot_id, identity
@@ -24,6 +24,7 @@ from cache_agent.store.paths import StorePaths
 from cache_agent.store.pins import Pins
 from cache_agent.store.policy import Candidate, Eviction
 from cache_agent.store.publish import Publisher, read_record
+from cache_agent.store.queries import LedgerDamaged
 from cache_agent.store.recovery import Recoverer, Recovery, listed
 from cache_agent.store.removal import Holds, Remover
 from cache_agent.store.scrub import Scrubber
@@ -128,9 +129,8 @@ class Store:
 
     def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
         """The cached model that an image last meant, and when that was asked; for when its registry is away."""
-        with self.ledger.exclusive():  # one wait for who writes, not one for each question
-            found = self.ledger.image(image, variant)
-            model = self.ledger.model(found[0]) if found else None
+        found = self.ledger.image(image, variant)
+        model = self.ledger.model(found[0]) if found else None
         return (model, found[1]) if found and model else None
 
     def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
