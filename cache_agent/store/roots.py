@@ -198,6 +198,12 @@ class Roots:
         found = self._ask(lambda s: s.resolved(image, variant))
         return max((each for _, each in found if each), key=lambda each: each[1], default=None)
 
+    def meaning(self, image: str, variant: str | None) -> Digest | None:
+        """The key of what `resolved` finds; cheap however many pods use it."""
+        found = self._ask(lambda s: s.meaning(image, variant))
+        last = max((each for _, each in found if each), key=lambda each: each[1], default=None)
+        return last[0] if last else None
+
     def origin(self, key: Digest) -> Origin:
         """Where a model came from. Raises NotFound, DiskFailed, InvalidImage."""
         return self.require(key).origin(key)

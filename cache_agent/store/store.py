@@ -133,6 +133,11 @@ class Store:
         model = self.ledger.model(found[0]) if found else None
         return (model, found[1]) if found and model else None
 
+    def meaning(self, image: str, variant: str | None) -> tuple[Digest, float] | None:
+        """What `resolved` finds, by key alone: it doesn't read the leases, of which a model has one for each pod."""
+        found = self.ledger.image(image, variant)
+        return found if found and self.ledger.has_model(found[0]) else None
+
     def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
         """Make a model visible and forget its pull's journal."""
         model = self.publisher.publish(record, origin, fetch_seconds)

@@ -21,7 +21,7 @@ from cache_agent.faces.progress import Watched, describe
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node import Node
-from cache_agent.store.values import Holder, HolderKind, Model, repository_of
+from cache_agent.store.values import Holder, HolderKind, repository_of
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
@@ -76,12 +76,12 @@ class Volumes:
         caller = caller_of_pull_secret(wanted.secrets, image.registry, image.repository)
         question = self.questions.manifest_question(image)
         admission = self.gate.admit(repository_of(image), caller, question)
-        model = self._cached(wanted, admission) or self._pulled(wanted, admission, seconds)
-        self._check_same(wanted, model.key)
+        key = self._cached(wanted, admission) or self._pulled(wanted, admission, seconds)
+        self._check_same(wanted, key)
         holder = Holder(HolderKind.POD, wanted.pod)
-        lease = self.node.store.lease(model.key, holder, wanted.volume_id)
+        lease = self.node.store.lease(key, holder, wanted.volume_id)
         try:
-            self.mounter.bind(model.key, wanted.target)
+            self.mounter.bind(key, wanted.target)
         except Unreachable:
             raise  # it may have been bound: the lease stays until the volume is unpublished
         except BaseException:
@@ -102,35 +102,34 @@ class Volumes:
             raise NotFound("no model is mounted there")
         return Usage(model.size, model.files)
 
-    def _cached(self, wanted: Publish, admission: Admission) -> Model | None:
+    def _cached(self, wanted: Publish, admission: Admission) -> Digest | None:
         """The model, when it is here and is what the image means now."""
-        found = self.node.store.resolved(*wanted.what)
-        if found is None:
+        key = self.node.store.meaning(*wanted.what)
+        if key is None:
             return None
-        model = found[0]
-        origin = self.node.store.origin(model.key)
+        origin = self.node.store.origin(key)
         if not self.node.trust.knows(wanted.image, origin.root):
             return None
         if (origin.image, origin.requested_variant) != wanted.what:
             return None
         if wanted.image.digest is not None:
-            return model
+            return key
         reader = self.questions.repository(wanted.image, admission.caller)
         asked = (admission.caller, str(wanted.image))
         try:
             now = self._tags.ask(asked, lambda: reader.resolve(wanted.image.name))
         except Unreachable:
-            return model
-        return model if now.digest == origin.root else None
+            return key
+        return key if now.digest == origin.root else None
 
-    def _pulled(self, wanted: Publish, admission: Admission, seconds: float) -> Model:
+    def _pulled(self, wanted: Publish, admission: Admission, seconds: float) -> Digest:
         pull = self._pull(wanted, admission.caller)
         began, before = self.monotonic(), pull.snapshot().done
         result = pull.result(max(0.0, seconds))
         if result is None:
             watched = Watched(pull.snapshot(), before, self.monotonic() - began)
             raise StillPulling(describe(watched))
-        return result.model
+        return result.model.key
 
     def _pull(self, wanted: Publish, caller: Caller) -> Pull:
         """The running pull of this image for this caller, or a new one."""
