@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,21 +108,25 @@ async def running(fleet: Fleet) -> AsyncIterator[tuple[aiohttp.ClientSession, st
     """A fleet that scales itself, a session, and the address that clients use."""
     activator = Activator(Options(fleet.serving, limits=Limits(patience=300, interval=0.1)))
     port = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(serve(activator, host="127.0.0.1", port=0, ready=port.set_result))
-    base = f"http://127.0.0.1:{await port}"
     timeout = aiohttp.ClientTimeout(total=300)
-    async with aiohttp.ClientSession(
-        timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
-    ) as session:
-        scaling = asyncio.create_task(fleet.scale(session, base))
-        try:
-            yield session, base
-            assert not scaling.done(), scaling.exception()
-        finally:
-            for task in (scaling, serving):
-                task.cancel()
-            await asyncio.gather(scaling, serving, return_exceptions=True)
-            await asyncio.to_thread(fleet.stop)
+    connector = aiohttp.TCPConnector(limit=0)
+    try:
+        # In a group: when the scaler ends with an error, the test ends with it at once.
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            server = serve(activator, host="127.0.0.1", port=0, ready=port.set_result)
+            tasks = [group.create_task(server)]
+            base = f"http://127.0.0.1:{await port}"
+            tasks.append(group.create_task(fleet.scale(session, base)))
+            try:
+                yield session, base
+            finally:
+                for task in tasks:
+                    task.cancel()
+    finally:
+        await asyncio.to_thread(fleet.stop)
 
 
 async def load(
@@ -131,9 +136,10 @@ async def load(
     *,
     clients: int,
     requests: int,
+    enough: Callable[[], bool] = lambda: False,
 ) -> list[int]:
-    """The statuses of so many requests by so many clients at once."""
-    left = iter(range(requests))
+    """The statuses of so many requests by so many clients at once, or fewer: as soon as it is enough, none is begun."""
+    left = itertools.takewhile(lambda _: not enough(), range(requests))
 
     async def client() -> list[int]:
         statuses = []

@@ -57,16 +57,21 @@ def test_real_vllm_follows_the_queue_and_no_request_fails(tmp_path: Path, smollm
             "--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "256", "--max-num-seqs", "2",
         ]  # fmt: skip
 
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+        # one core each: the first replica leaves the second one room to start
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     body = {"model": "m", "prompt": "The capital of France is", "max_tokens": 24, "temperature": 0}
 
     async def scenario() -> list[int]:
         policy = Policy(least=0, most=2, queue_depth=2, up_window=2, down_window=6, batch=2)
         fleet = Fleet(vllm, policy, tmp_path, environment, period=0.5)
         async with running(fleet) as (session, url):
-            pressing = asyncio.create_task(load(session, url, body, clients=8, requests=400))
-            await until(lambda: len(fleet.serving()) == 2 or pressing.done(), seconds=500)
-            statuses = await pressing
+            both = lambda: len(fleet.serving()) == 2  # noqa: E731
+            statuses = await load(session, url, body, clients=8, requests=2000, enough=both)
+            assert both()
+            statuses += await load(session, url, body, clients=8, requests=24)
             statuses += await load(session, url, body, clients=1, requests=5)
             assert statuses == [200] * len(statuses)
             await until(lambda: fleet.counts[-1] == 1, seconds=120)
