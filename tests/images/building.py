@@ -52,6 +52,18 @@ class Workshop:
         )  # fmt: skip
         return name
 
+    def add(self, folder: Path, *, name: str, target: str) -> None:
+        """The image `name`: the base with a folder of Python modules, found by import, at `target`."""
+        container = self._buildah("from", "--pull-never", BASE).strip()
+        self._buildah("copy", "--quiet", container, str(folder), target)
+        self._buildah("config", "--env", f"PYTHONPATH={target}", container)
+        self._buildah("commit", "--quiet", "--rm", container, name)
+
+    def compose(self, *arguments: str, **environment: str) -> str:
+        """Run podman-compose with this podman. Raises ServerFailed."""
+        command = [sys.executable, "-m", "podman_compose", *arguments]
+        return run(command, environment=self._podman._environment() | environment)
+
     def podman(self, *arguments: str) -> str:
         """Run podman. Raises ServerFailed."""
         return self._podman.podman(*arguments)
