@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,18 +41,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HOME"] = str(config.stash[_home])
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Share the tests out for `pytest -n`: a file's tests stay together, and those with a vLLM, which takes every core.
 
-    What takes longest begins first, so that no process is left with it at the end.
+    What takes longest begins first, so that no process is left with it at the end. Files that share what is dear name
+    their group themselves. Groups must be named before xdist reads them, the order be made after the shuffling.
     """
     for item in items:
-        group = "vllm" if item.get_closest_marker("vllm") else item.nodeid.partition("::")[0]
-        if not item.get_closest_marker(
-            "xdist_group"
-        ):  # files that share what is dear say so themselves
+        if not item.get_closest_marker("xdist_group"):
+            group = "vllm" if item.get_closest_marker("vllm") else item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group(group))
+    yield
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.get_closest_marker("vllm"), item.path not in slow_files))
 

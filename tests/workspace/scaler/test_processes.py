@@ -49,7 +49,9 @@ def test_processes_follow_the_queue_and_no_request_fails(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
-def test_real_vllm_follows_the_queue_and_no_request_fails(tmp_path: Path, smollm2: Path) -> None:
+def test_real_vllm_follows_the_queue_and_no_request_fails(tmp_root: Path, smollm2: Path) -> None:
+    """In a directory with a short path: vLLM puts sockets there."""
+
     def vllm(port: int) -> list[str]:
         return [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server",
@@ -66,7 +68,7 @@ def test_real_vllm_follows_the_queue_and_no_request_fails(tmp_path: Path, smollm
 
     async def scenario() -> list[int]:
         policy = Policy(least=0, most=2, queue_depth=2, up_window=2, down_window=6, batch=2)
-        fleet = Fleet(vllm, policy, tmp_path, environment, period=0.5)
+        fleet = Fleet(vllm, policy, tmp_root, environment, period=0.5)
         async with running(fleet) as (session, url):
             both = lambda: len(fleet.serving()) == 2  # noqa: E731
             statuses = await load(session, url, body, clients=8, requests=2000, enough=both)
