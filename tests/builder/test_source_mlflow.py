@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -155,8 +156,12 @@ def fetched(source: ModelSource) -> dict[str, bytes]:
 
 
 def registered(tmp_path: Path, source: str) -> tuple[str, str]:
-    """A file store with version 1 of `llm` at `source`; its address, and the version."""
-    store = (tmp_path / "store").as_uri()
+    """A file store with version 1 of `llm` at `source`; its address, and the version.
+
+    Under a name that no other test had: MLflow remembers stores by address, and pytest gives a passed test's directory
+    to the next one of that name.
+    """
+    store = Path(tempfile.mkdtemp(prefix="store-", dir=tmp_path)).as_uri()
     client = MlflowClient(store, store)
     client.create_registered_model("llm")
     version = client.create_model_version("llm", source=source)
