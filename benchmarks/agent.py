@@ -3,12 +3,14 @@
     .venv/bin/python -m benchmarks.agent --files 100000 --gigabytes 2 --idle 60
 
 The store is opened side by side with `find` listing the same names. An idle agent is measured standalone, and with
-every face and the CSI driver. Fails when a target is missed.
+everything on: each face, the CSI driver, peers, and a cluster whose wishes it follows and has granted. Fails when a
+target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import json
 import statistics
@@ -16,12 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+import kmock
+import yaml
+
 from benchmarks.pull import cpu_of, published
+from benchmarks.wanted import kubeconfig
+from cache_agent.api.cached_model import PLURAL
+from cache_agent.api.document import API_VERSION
 from cache_agent.api.wire import PullBody
 from cache_agent.client import AgentClient
 from cache_agent.store.ledger import Ledger
@@ -30,14 +39,23 @@ from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
 from cache_agent.store.values import Model, StoredFile
 from modelimage.digest import Digest
+from tests.cache_agent.faces.published import publish_model
+from tests.cache_agent.wanted.documents import cached_model
+from tests.cache_agent.wanted.servers import ApiServer
 from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
 
 MOST_OPEN_SECONDS: Final = 2.0
-MOST_IDLE_MB: Final = {"standalone": 80.0, "all faces": 120.0}
+MOST_IDLE_MB: Final = {"standalone": 80.0, "everything": 120.0}
 MOST_IDLE_CPU: Final = 0.005
 MOST_PULL_MB: Final = 150.0
+NODE: Final = "n1"
 _FILES_PER_MODEL: Final = 100
+_WISHES: Final = 100
+_WISHES_HERE: Final = 10
+_START_SECONDS: Final = 30.0
+_STEP_SECONDS: Final = 0.1
+_MODELS: Final = kmock.resource(f"{API_VERSION}/{PLURAL}")
 
 
 def fill(root: Path, count: int) -> None:
@@ -126,14 +144,23 @@ def megabytes(pid: int, field: str) -> float:
     return int(text.partition(f"{field}:")[2].split()[0]) * 1024 / 1e6
 
 
-def idle(root: Path, seconds: float, *options: str) -> tuple[float, float]:
-    """Resident megabytes, and the share of a core, of an agent that has nothing to do."""
+def idle(root: Path, seconds: float, wishes: int, *options: str) -> tuple[float, float]:
+    """Resident megabytes, and the share of a core, of an agent that has nothing to do: so many wishes are granted."""
     with agent(root, *options) as (pid, client):
-        client.models()
+        _wait_for_wishes(client, wishes)
         time.sleep(1)
         before = cpu_of(pid)
         time.sleep(seconds)
         return megabytes(pid, "VmRSS"), (cpu_of(pid) - before) / seconds
+
+
+def _wait_for_wishes(client: AgentClient, count: int) -> None:
+    for _ in range(int(_START_SECONDS / _STEP_SECONDS)):
+        wanted = client.status().status.wanted
+        if len(wanted) == count and all(each.state == "Ready" for each in wanted):
+            return
+        time.sleep(_STEP_SECONDS)
+    raise SystemExit(f"of {count} wanted models not all are ready: {wanted}")
 
 
 def pull_adds(root: Path, image: str) -> float:
@@ -146,14 +173,57 @@ def pull_adds(root: Path, image: str) -> float:
         return megabytes(pid, "VmHWM") - before
 
 
-def every_face(work: Path) -> list[str]:
-    """Options that turn everything on."""
-    kubelet = work / "kubelet"
-    kubelet.mkdir()
-    return [
-        *("--mirror", "0", "--hub", "0", "--observe", "0", "--registry", "127.0.0.1"),
-        *("--faces-csi-kubelet", str(kubelet), "--faces-csi-mounter", str(work / "mounter.sock")),
-    ]
+@contextmanager
+def cluster(image: str) -> Iterator[str]:
+    """The URL of an API server (kmock) that has this node, and CachedModels of an image for it and for others."""
+    server = ApiServer()
+    server.objects[kmock.resource("v1/nodes"), None, NODE] = {
+        "metadata": {"name": NODE, "uid": "u", "labels": {"pool": "here"}}
+    }
+    for number in range(_WISHES):
+        pool = "here" if number < _WISHES_HERE else "there"
+        document = cached_model(f"m{number}", image, nodeSelector={"pool": pool})
+        document["metadata"] |= {"uid": f"u{number}", "generation": 1}
+        server.objects[_MODELS, None, f"m{number}"] = document
+    with ThreadPoolExecutor(1) as thread:
+        started: Future[tuple[str, Callable[[], object]]] = Future()
+        served = thread.submit(asyncio.run, _serve(server, started))
+        url, stop = started.result(_START_SECONDS)
+        try:
+            yield url
+        finally:
+            stop()
+            served.result(_START_SECONDS)
+
+
+async def _serve(server: ApiServer, started: Future[tuple[str, Callable[[], object]]]) -> None:
+    """Answer until the function that `started` is given is called, in any thread."""
+    loop, end = asyncio.get_running_loop(), asyncio.Event()
+    async with server, kmock.Server(server) as http:
+        started.set_result((str(http.url), lambda: loop.call_soon_threadsafe(end.set)))
+        await end.wait()
+
+
+def everything(work: Path, api: str) -> list[str]:
+    """Options that turn everything on: each face, the CSI driver, peers found by DNS, and what a cluster wants."""
+    (work / "kubelet").mkdir()
+    (work / "key").write_text("a key that only this benchmark's nodes share\n")
+    settings = {
+        "faces": {
+            **dict.fromkeys(("mirror", "hub", "observe"), "127.0.0.1:0"),
+            "registries": ["127.0.0.1"],
+            "csi": {"kubelet": str(work / "kubelet"), "mounter": str(work / "mounter.sock")},
+        },
+        "peers": {
+            "listen": "127.0.0.1:0",
+            "advertise": "127.0.0.1:7946",
+            "dns": "localhost:7946",
+            "key_file": str(work / "key"),
+        },
+        "wanted": {"node": NODE, "kubeconfig": str(kubeconfig(work / "kubeconfig", api))},
+    }
+    (work / "everything.yaml").write_text(yaml.safe_dump(settings))
+    return ["--config", str(work / "everything.yaml")]
 
 
 def main() -> None:
@@ -179,11 +249,13 @@ def main() -> None:
         ours, peer = open_seconds(work / "large", options.rounds)
         note(f"open a store of {options.files} files", ours, MOST_OPEN_SECONDS, "s")
         print(f"{'find over the same names':34} {peer:9.3f} s")
-        for name, extra in (("standalone", []), ("all faces", every_face(work))):
-            resident, cpu = idle(work / name.replace(" ", "-"), options.idle, *extra)
+        registry = stack.enter_context(DockerRegistry())
+        wanted = publish_model(f"{registry.host}/idle/wanted:v1").image
+        every = everything(work, stack.enter_context(cluster(wanted)))
+        for name, wishes, extra in (("standalone", 0, []), ("everything", _WISHES_HERE, every)):
+            resident, cpu = idle(work / name, options.idle, wishes, *extra)
             note(f"idle, {name}: resident", resident, MOST_IDLE_MB[name], "MB")
             note(f"idle, {name}: share of a core", cpu, MOST_IDLE_CPU, "")
-        registry = stack.enter_context(DockerRegistry())
         image, _ = published(registry, work, options.gigabytes, shard_gigabytes=0.5)
         added = pull_adds(work / "pulling", image)
         note(f"a pull of {options.gigabytes:g} GB adds", added, MOST_PULL_MB, "MB")
