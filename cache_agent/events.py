@@ -49,6 +49,9 @@ class Events:
     def repaired(self, file: str, chunks: int) -> None:
         """A damaged file is whole again; `chunks` were fetched for it."""
 
+    def warmed(self, brought: int, found: int) -> None:
+        """A model was brought into memory: so many bytes of it, beside those that were found there."""
+
     def expired(self, lease: str, holder: str) -> None:
         """A lease ended because its holder is gone."""
 
@@ -101,6 +104,10 @@ class Broadcast(Events):
     def repaired(self, file: str, chunks: int) -> None:
         for each in self._listeners:
             each.repaired(file, chunks)
+
+    def warmed(self, brought: int, found: int) -> None:
+        for each in self._listeners:
+            each.warmed(brought, found)
 
     def expired(self, lease: str, holder: str) -> None:
         for each in self._listeners:

@@ -30,6 +30,8 @@ class Metrics(Events):
             "fetched_bytes", "Bytes that came from each tier and source.", "tier", "source"
         )
         self.bytes_reused = self._counter("reused_bytes", "Bytes that were on the disk already.")
+        self.bytes_warmed = self._counter("warmed_bytes", "Bytes that warming brought into memory.")
+        self.bytes_warm_hit = self._counter("warm_hit_bytes", "Bytes that warming found in memory.")
         self.evictions = self._counter("evictions", "Models evicted for space.")
         self.evicted_bytes = self._counter("evicted_bytes", "Bytes freed by evictions.")
         self.reservations_refused = self._counter(
@@ -70,6 +72,10 @@ class Metrics(Events):
             self.bytes_fetched.labels(tier, source).inc(size)
         if end.outcome == "done":
             self.pull_seconds.observe(end.seconds)
+
+    def warmed(self, brought: int, found: int) -> None:
+        self.bytes_warmed.inc(brought)
+        self.bytes_warm_hit.inc(found)
 
     def evicted(self, image: str, freed: int, why: str) -> None:
         self.evictions.inc()

@@ -184,7 +184,9 @@ class Node:
             platform=parts.machine.platform,
             trust=self.trust,
         )
-        self.warmer = Warmer(MemoryFacts(), options.memory_budget, options.memory_pressure)
+        self.warmer = Warmer(
+            MemoryFacts(), options.memory_budget, options.memory_pressure, events=parts.events
+        )
         self._maintenance: Maintenance | None = None
         self._shared, self._sources = parts.shared, parts.sources
         self.repairer = Repairer(self.engine, parts.open_reader, parts.sources, parts.events)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cache_agent.events import Events
 from cache_agent.residency.pages import Locked, Resident, resident
 from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.store.partials import open_for_reading, read_range
@@ -38,6 +39,7 @@ class Warmer:
     budget: int = 0
     pressure_limit: float = DEFAULT_LIMIT
     pause: Callable[[int], None] = lambda count: None
+    events: Events = field(default_factory=Events)
     _locked: dict[Path, Locked] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,7 +64,9 @@ class Warmer:
                         self.pause(len(view))
             if stopped:
                 break
-        return Warmth(done, self.measure(files), self.facts.cgroup(), stopped)
+        now = self.measure(files)
+        self.events.warmed(max(0, now.resident - before.resident), before.resident)
+        return Warmth(done, now, self.facts.cgroup(), stopped)
 
     def lock(self, files: Sequence[Path]) -> int:
         """Keep files in memory until `unlock`; bytes locked. Raises NoSpace over budget, NotWritable over the limit."""

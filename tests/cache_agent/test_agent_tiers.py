@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from cache_agent.sources.source import Piece
 from cache_agent.store.paths import StorePaths
 from cache_agent.tiers import Tiers
 from modelimage.digest import Digest
-from modelimage.errors import Unreachable
+from modelimage.errors import NoSpace, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.repository import BlobStream
 from tests.cache_agent.images import MemoryImage, make_record, noise
 from tests.cache_agent.nodes import NodeFactory, findings
-from tests.cache_agent.test_agent import agent, finish, push
+from tests.cache_agent.peers.cluster import KEY, addresses
+from tests.cache_agent.test_agent import RunningAgent, agent, finish, push
 from tests.cache_agent.test_pull import files_of
 from tests.servers.hub import Hub
 from tests.servers.losing import LosingConnections, StallingConnections
@@ -73,17 +74,23 @@ def bucket(s3: S3, unique_name: Callable[[str], str], keys: dict[str, str]) -> s
 
 @dataclass(frozen=True)
 class Everywhere:
-    """One model in every tier: its image, and the settings that name them all."""
+    """One model in every tier: its image, and the settings that name them all. `peer` is another node's address."""
 
     image: str
     settings: Mapping[str, Any]
+    peer: str
 
-    def without(self, *, order: list[str], shared: int = 0, mirrors: bool = True) -> str:
-        """The settings with some tiers off."""
-        document = {**self.settings, "order": order, "shared": self.settings["shared"][shared:]}
+    def without(
+        self, *, order: list[str], shared: int = 0, mirrors: bool = True, memory: bool = True
+    ) -> str:
+        """The settings with some tiers off: a place of the shared tier, the mirrors, or memory."""
+        tiers = {**self.settings["tiers"], "order": order}
+        tiers["shared"] = tiers["shared"][shared:]
         if not mirrors:
-            document["mirrors"] = {}
-        return yaml.safe_dump({"tiers": document})
+            tiers["mirrors"] = {}
+        if not memory:
+            tiers["memory_budget"] = 1
+        return yaml.safe_dump({**self.settings, "tiers": tiers})
 
 
 @pytest.fixture
@@ -111,7 +118,7 @@ def everywhere(
     assert isinstance(image, RegistryReference)
     push(MemoryImage.of([record], blobs), image)
     port = registry.host.rpartition(":")[2]
-    settings = {
+    tiers = {
         "shared": [
             {"s3": {"bucket": bucket, "prefix": "cache", "endpoint": s3.url}},
             {"directory": str(shared)},
@@ -119,62 +126,101 @@ def everywhere(
         "mirrors": {registry.host: [f"localhost:{port}"]},
         "hub": {"endpoint": hub.url},
     }
-    return Everywhere(str(image), settings)
+    own, peer = addresses(2)
+    (tmp_root / "key").write_text(KEY + "\n")
+    members = [{"address": address} for address in (own, peer)]
+    peers = {"listen": own, "members": members, "key_file": str(tmp_root / "key")}
+    return Everywhere(str(image), {"tiers": tiers, "peers": peers}, peer)
 
 
-def fetched(socket_path: Path) -> dict[tuple[str, str], float]:
-    """Bytes by tier and source, as the agent's metrics say."""
+@pytest.fixture
+def neighbour(tmp_root: Path, everywhere: Everywhere) -> Iterator[Path]:
+    """Another node's agent, which has the model: its store."""
+    settings = tmp_root / "neighbour.yaml"
+    peers = {**everywhere.settings["peers"], "listen": everywhere.peer}
+    settings.write_text(yaml.safe_dump({"peers": peers}))
+    with agent(tmp_root / "neighbour", "--config", str(settings)) as running:
+        finish(running.client, everywhere.image)
+        yield running.root
+    assert findings(tmp_root / "neighbour") == []
+
+
+@contextmanager
+def agent_of(root: Path, settings: str, keys: Mapping[str, str]) -> Iterator[RunningAgent]:
+    """An agent with these settings, that copies nothing to shared places."""
+    file = root.parent / f"{root.name}.yaml"
+    file.write_text(settings)
+    with agent(root, "--config", str(file), "--no-tiers-write-back", environment=keys) as it:
+        yield it
+
+
+Counted = dict[tuple[str, ...], float]
+
+
+def counted(root: Path, name: str) -> Counted:
+    """A counter of the agent's metrics, by the values of its labels in their order."""
     connection = http.client.HTTPConnection("localhost")
-    connection.sock = connect(socket_path, 10.0)
+    connection.sock = connect(StorePaths(root).socket, 10.0)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
     return {
-        (sample.labels["tier"], sample.labels["source"]): sample.value
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name == "weightyard_fetched_bytes_total"
+        if sample.name == f"weightyard_{name}_total"
     }
 
 
 def test_as_each_tier_is_turned_off_the_next_one_serves(
     tmp_root: Path,
     everywhere: Everywhere,
+    neighbour: Path,
     bucket: str,
     registry: DockerRegistry,
     hub: Hub,
     keys: dict[str, str],
 ) -> None:
-    """Disk and memory are the first two: what is on the disk is not fetched, what is warmed is resident."""
+    """Memory and disk are the first two: what is in memory isn't read, what is on the disk isn't fetched."""
+    without, all_tiers = everywhere.without, ["peer", "shared", "registry", "hub"]
     steps = [
-        (everywhere.without(order=["shared", "registry", "hub"]), "shared", f"s3://{bucket}"),
-        (
-            everywhere.without(order=["shared", "registry", "hub"], shared=1),
-            "shared",
-            str(tmp_root),
-        ),
-        (everywhere.without(order=["registry", "hub"]), "registry", "localhost:"),
-        (everywhere.without(order=["registry"], mirrors=False), "registry", registry.host),
-        (everywhere.without(order=["hub"]), "hub", hub.url.removeprefix("http://")),
+        (without(order=all_tiers), "peer", "peers"),
+        (without(order=all_tiers[1:]), "shared", f"s3://{bucket}"),
+        (without(order=all_tiers[1:], shared=1), "shared", str(tmp_root)),
+        (without(order=all_tiers[2:]), "registry", "localhost:"),
+        (without(order=["registry"], mirrors=False), "registry", registry.host),
+        (without(order=["hub"]), "hub", hub.url.removeprefix("http://")),
     ]
-    settings = tmp_root / "settings.yaml"
     total = sum(map(len, CONTENTS.values()))
     for number, (text, tier, place) in enumerate(steps):
-        settings.write_text(text)
-        root = tmp_root / f"store-{number}"
-        options = ("--config", str(settings), "--no-tiers-write-back")
-        with agent(root, *options, environment=keys) as running:
+        with agent_of(tmp_root / f"store-{number}", text, keys) as running:
             done = finish(running.client, everywhere.image)
             assert files_of(Path(done.path)) == CONTENTS
-            came = fetched(StorePaths(root).socket)
-            assert {(t, source.startswith(place)) for t, source in came} == {(tier, True)}, came
+            came = counted(running.root, "fetched_bytes")
+            assert {(t, source.startswith(place)) for source, t in came} == {(tier, True)}, came
             assert sum(came.values()) == total
             again = finish(running.client, everywhere.image)
             assert (again.fetched, again.reused) == (0, total), "the disk served"
-            assert fetched(StorePaths(root).socket) == came
+            assert counted(running.root, "reused_bytes") == {(): total}
+            assert counted(running.root, "fetched_bytes") == came
             warmth = running.client.warm(WarmBody(model=everywhere.image))
             assert warmth.resident == warmth.size == total
-        assert findings(root) == []
+            assert counted(running.root, "warm_hit_bytes") == {(): total}, "memory served"
+        assert findings(running.root) == []
+    assert counted(neighbour, "peer_sent_bytes") == {(): total}
+
+
+def test_without_memory_the_disk_serves(
+    tmp_root: Path, everywhere: Everywhere, keys: dict[str, str]
+) -> None:
+    settings = everywhere.without(order=["registry"], memory=False)
+    with agent_of(tmp_root / "store", settings, keys) as running:
+        total = finish(running.client, everywhere.image).fetched
+        with pytest.raises(NoSpace, match="memory"):
+            running.client.warm(WarmBody(model=everywhere.image, lock=True))
+        assert files_of(Path(finish(running.client, everywhere.image).path)) == CONTENTS
+        assert counted(running.root, "reused_bytes") == {(): total}
+    assert findings(running.root) == []
 
 
 @pytest.mark.parametrize("times", [1, 1000])

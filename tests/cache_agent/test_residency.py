@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_agent.metrics import Metrics
 from cache_agent.residency.pages import Locked, resident
 from cache_agent.residency.pressure import MemoryFacts, Pressure
 from cache_agent.residency.warmer import Warmer
@@ -52,6 +53,18 @@ def test_a_cold_file_is_measured_cold_and_a_warmed_one_warm(tmp_path: Path, proc
     assert done.cgroup == "/kubepods/agent"
     assert resident(path).resident == 5 << 20
     assert done.now.believable
+
+
+def test_what_warming_brings_and_what_it_finds_in_memory_is_counted(
+    tmp_path: Path, proc: Path
+) -> None:
+    path, metrics = cold_file(tmp_path / "w", 5 << 20), Metrics()
+    warmer = Warmer(MemoryFacts(proc), events=metrics)
+    for _ in range(2):
+        warmer.warm([path])
+    text = metrics.exposition()[0].decode()
+    assert "weightyard_warmed_bytes_total 5.24288e+06" in text
+    assert "weightyard_warm_hit_bytes_total 5.24288e+06" in text
 
 
 def test_warming_stops_under_pressure_and_says_so(tmp_path: Path, proc: Path) -> None:
