@@ -25,12 +25,13 @@ BOOT = "boot-1"
 
 @dataclass
 class NodeFactory:
-    """Opens nodes on one root, one after another. `images` maps `registry/repository` to a reader."""
+    """Opens nodes on `root` (and `more`), one after another. `images` maps `registry/repository` to a reader."""
 
     root: Path
     stack: ExitStack
     images: dict[str, ImageReader] = field(default_factory=dict)
     now: float = 1_800_000_000.0
+    more: set[Path] = field(default_factory=set)
 
     def __call__(
         self,
@@ -45,6 +46,7 @@ class NodeFactory:
         more_roots: tuple[Path, ...] = (),
     ) -> Node:
         self.images.update(images or {})
+        self.more.update(more_roots)
         options = NodeOptions(
             self.root,
             limits or SpaceLimits(),
@@ -62,8 +64,9 @@ class NodeFactory:
         return self.stack.enter_context(Node(options, parts))
 
     def check(self) -> None:
-        """Prove the store on disk sound; no node may be open."""
-        assert findings(self.root) == []
+        """Prove each root on disk sound; no node may be open."""
+        for root in (self.root, *sorted(self.more)):
+            assert findings(root) == []
 
     def _reader(self, image: ImageReference) -> ImageReader:
         name = str(image).split("@", maxsplit=1)[0].rsplit(":", 1)[0]

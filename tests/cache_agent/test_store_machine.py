@@ -1,5 +1,5 @@
-"""The store against a model of it: a dict of models and a byte budget. Whatever order things happen in, what is leased
-or pinned stays, the budget holds, and the checker finds nothing.
+"""The store against a model of it: a dict of models and a byte budget for each root, on one root and on two. Whatever
+order things happen in, what is leased or pinned stays where it is, the budgets hold, and the checker finds nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cache_agent.node import Node
+from cache_agent.store.paths import StorePaths
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder
 from modelimage.digest import Digest
@@ -24,7 +25,6 @@ from tests.cache_agent.nodes import NodeFactory, findings, pull
 
 SHARED = {"tokenizer.json": noise(1000, 1)}
 SIZES = (4000, 6000, 9000, 14_000)
-BUDGET = 24_000
 
 
 def library() -> dict[str, tuple[MemoryImage, Digest, dict[str, bytes]]]:
@@ -47,29 +47,38 @@ NAMES = sorted(LIBRARY)
 
 @dataclass
 class Expected:
-    """What must be there."""
+    """What must be there: leases and the models that they are for, pins, and the root that each model is on."""
 
     leases: dict[str, str] = field(default_factory=dict)
     pins: set[str] = field(default_factory=set)
-    present: set[str] = field(default_factory=set)
+    present: dict[str, Path] = field(default_factory=dict)
 
     def held(self) -> set[str]:
         return set(self.leases.values()) | self.pins
 
-    def held_bytes(self) -> int:
+    def bytes_with(self, name: str, root: Path, *, evicting: bool) -> int:
+        """What a root would hold with one more model; `evicting`: if all but what is held gave way to it."""
         held = self.held()
-        return sum(len(LIBRARY[name][2]["model.safetensors"]) for name in held) + (
-            len(SHARED["tokenizer.json"]) if held else 0
-        )
+        stays = {
+            each
+            for each, home in self.present.items()
+            if home == root and (each in held or not evicting)
+        }
+        weights = sum(len(LIBRARY[each][2]["model.safetensors"]) for each in stays | {name})
+        return weights + len(SHARED["tokenizer.json"])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Pulls, leases, pins, evictions and restarts in any order."""
+    """Pulls, leases, pins, evictions, lost ledgers and restarts in any order, on one root."""
+
+    roots = 1
+    budget = 24_000
 
     def __init__(self) -> None:
         super().__init__()
         self.outer = ExitStack()
-        self.root = Path(self.outer.enter_context(tempfile.TemporaryDirectory(prefix="wy-"))) / "s"
+        base = Path(self.outer.enter_context(tempfile.TemporaryDirectory(prefix="wy-")))
+        self.paths = [base / f"root-{number}" for number in range(self.roots)]
         self.expected = Expected()
         self.now = 1_800_000_000.0
         self.serial = 0
@@ -77,33 +86,47 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.stack = ExitStack()
-        factory = NodeFactory(self.root, self.stack, now=self.now)
-        limits = SpaceLimits(Amount(bytes=BUDGET), Amount(bytes=0))
+        self.factory = NodeFactory(self.paths[0], self.stack, now=self.now)
+        limits = SpaceLimits(Amount(bytes=self.budget), Amount(bytes=0))
         images = {name: image for name, (image, _, _) in LIBRARY.items()}
-        self.factory = factory
-        self.node: Node = factory(images, limits=limits)
+        self.node: Node = self.factory(images, limits=limits, more_roots=tuple(self.paths[1:]))
 
     def teardown(self) -> None:
         self.stack.close()
         try:
-            assert findings(self.root) == []
+            assert [findings(root) for root in self.paths] == [[]] * self.roots
         finally:
             self.outer.close()
 
+    def there(self) -> dict[str, Path]:
+        """The models that the node says it has, with their roots."""
+        stores = {name: self.node.store.holding(LIBRARY[name][1]) for name in NAMES}
+        return {name: store.paths.root for name, store in stores.items() if store is not None}
+
+    @initialize(names=st.lists(st.sampled_from(NAMES), max_size=len(NAMES)))
+    def begin(self, names: list[str]) -> None:
+        for name in names:
+            self.pull(name)
+
     @rule(name=st.sampled_from(NAMES))
     def pull(self, name: str) -> None:
-        before = {key for key in NAMES if self.node.store.model(LIBRARY[key][1])}
+        before = self.there()
+        beside = [self.expected.bytes_with(name, root, evicting=False) for root in self.paths]
+        instead = [self.expected.bytes_with(name, root, evicting=True) for root in self.paths]
         try:
             result = pull(self.node, f"{name}:v1")
         except NoSpace:
-            size = sum(map(len, LIBRARY[name][2].values()))
-            assert self.expected.held_bytes() + size > BUDGET, "refused though it would have fitted"
-            assert {k for k in NAMES if self.node.store.model(LIBRARY[k][1])} == before
+            assert min(instead) > self.budget, "refused though it would have fitted"
+            assert self.there() == before
             return
         assert result.model.key == LIBRARY[name][1]
-        now_there = {key for key in NAMES if self.node.store.model(LIBRARY[key][1])}
-        assert self.expected.held() <= now_there
-        self.expected.present = now_there
+        now = self.there()
+        assert self.expected.held() <= set(now)
+        assert set(now) <= {*before, name}
+        assert set(before) <= set(now) or min(beside) > self.budget, "evicted though it fitted"
+        assert all(now[each] == root for each, root in before.items() if each in now), "moved"
+        assert result.path.is_relative_to(now[name])
+        self.expected.present = now
 
     @rule(name=st.sampled_from(NAMES))
     def lease(self, name: str) -> None:
@@ -116,6 +139,17 @@ class StoreMachine(RuleBasedStateMachine):
         lease = self.node.store.lease(LIBRARY[name][1], holder, f"lease-{self.serial}")
         assert self.node.store.lease(LIBRARY[name][1], holder, lease.id) == lease
         self.expected.leases[lease.id] = name
+
+    @precondition(lambda self: self.expected.leases)
+    @rule(data=st.data())
+    def lease_another_by_the_same_name(self, data: st.DataObject) -> None:
+        """A name means one lease on the node, whichever roots the two models are on."""
+        lease_id = data.draw(st.sampled_from(sorted(self.expected.leases)))
+        home = self.expected.present[self.expected.leases[lease_id]]
+        elsewhere = {name for name, root in self.expected.present.items() if root != home}
+        name = data.draw(st.sampled_from(sorted(elsewhere or self.expected.present)))
+        self.node.store.lease(LIBRARY[name][1], Holder.parse("pod:uid-again"), lease_id)
+        self.expected.leases[lease_id] = name
 
     @precondition(lambda self: self.expected.leases)
     @rule(data=st.data())
@@ -145,15 +179,17 @@ class StoreMachine(RuleBasedStateMachine):
                 self.node.store.remove(key)
         else:
             self.node.store.remove(key)
-            self.expected.present.discard(name)
+            del self.expected.present[name]
 
-    @rule(need=st.integers(0, 2 * BUDGET))
-    def collect(self, need: int) -> None:
-        plan = self.node.store.first.plan_gc(need)
-        planned = {victim.key for victim in plan.victims}
+    @rule(data=st.data(), share=st.floats(0, 2))
+    def collect(self, data: st.DataObject, share: float) -> None:
+        store = data.draw(st.sampled_from(self.node.store.stores))
+        need = int(share * self.budget)
+        planned = {victim.key for victim in store.plan_gc(need).victims}
         assert not planned & {LIBRARY[name][1] for name in self.expected.held()}
-        self.node.store.first.gc(need)
-        self.expected.present -= {name for name in NAMES if LIBRARY[name][1] in planned}
+        store.gc(need)
+        for name in [name for name in NAMES if LIBRARY[name][1] in planned]:
+            assert self.expected.present.pop(name) == store.paths.root
 
     @rule(days=st.floats(-400, 400))
     def the_clock_jumps(self, days: float) -> None:
@@ -165,23 +201,49 @@ class StoreMachine(RuleBasedStateMachine):
         self.stack.close()
         self.open()
 
+    @rule(data=st.data())
+    def lose_a_ledger(self, data: st.DataObject) -> None:
+        """Pins come back; leases only of those who use a model now, and nobody does here."""
+        root = data.draw(st.sampled_from(self.paths))
+        self.stack.close()
+        for path in root.glob("ledger.db*"):
+            path.unlink()
+        self.open()
+        kept = {k: v for k, v in self.expected.leases.items() if self.expected.present[v] != root}
+        self.expected.leases = kept
+
     @invariant()
     def what_is_expected_is_there_and_right(self) -> None:
-        there = {name for name in NAMES if self.node.store.model(LIBRARY[name][1]) is not None}
-        assert there == self.expected.present
-        for name in there:
+        assert self.there() == self.expected.present
+        for name, root in self.expected.present.items():
             _, key, contents = LIBRARY[name]
             for path, data in contents.items():
-                assert (self.node.store.first.paths.model(key) / path).read_bytes() == data
+                assert (StorePaths(root).model(key) / path).read_bytes() == data
 
     @invariant()
-    def the_budget_holds(self) -> None:
-        space = self.node.store.first.space()
-        assert space.own <= BUDGET
-        assert space.promised == 0
+    def leases_and_pins_are_known(self) -> None:
+        names = {LIBRARY[name][1]: name for name in NAMES}
+        leases = [(lease.id, names[lease.model]) for lease in self.node.store.leases()]
+        assert leases == sorted(self.expected.leases.items())
+        pins = {names[model.key] for model in self.node.store.models() if model.pinned}
+        assert pins == self.expected.pins
+
+    @invariant()
+    def the_budgets_hold(self) -> None:
+        for _, space in self.node.store.spaces():
+            assert space.own <= self.budget
+            assert space.promised == 0
 
 
-StoreMachine.TestCase.settings = settings(
+class TwoRoots(StoreMachine):
+    """The same on two roots, which are too small for all models together."""
+
+    roots = 2
+    budget = 16_000
+
+
+StoreMachine.TestCase.settings = TwoRoots.TestCase.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, print_blob=True
 )
 TestStore = StoreMachine.TestCase
+TestTwoRoots = TwoRoots.TestCase
