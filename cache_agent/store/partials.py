@@ -149,8 +149,10 @@ class Partial:
         count = self.file.chunk_count()
         claimed = set(range(count))
         if self._bitmap_path.exists():
-            with reading(self._bitmap_path):
+            try:
                 decoded = Bitmap.decode(self._bitmap_path.read_bytes(), count)
+            except OSError:
+                decoded = None  # as good as a damaged one: what it vouched for is read and checked
             if decoded is not None:
                 bitmap, boot = decoded
                 if boot == self._boot:

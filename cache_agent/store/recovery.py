@@ -85,7 +85,7 @@ class Recoverer:
             if path.suffix == ".json":
                 try:
                     journals.append(read_claims(path))
-                except InvalidImage as error:
+                except (InvalidImage, DiskFailed) as error:
                     done.notes.append(f"dropped an unreadable journal: {error}")
                     self.disk.unlink(path)
         claimed = {name for journal in journals for name in journal.partials}

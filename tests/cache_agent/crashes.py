@@ -90,6 +90,27 @@ class FailingRead:
         return self.real(fd, buffers, offset)
 
 
+@dataclass
+class UnreadableFile:
+    """A disk that can't read one small file (EIO), until the file is another one. Stands in for `Path.read_bytes`."""
+
+    path: Path
+    failed: int = 0
+    real: Callable[[Path], bytes] = Path.read_bytes
+
+    def __post_init__(self) -> None:
+        self.inode = self.path.stat().st_ino
+
+    def standing_in(self) -> Callable[[Path], bytes]:
+        def read_bytes(path: Path) -> bytes:
+            if path == self.path and path.exists() and path.stat().st_ino == self.inode:
+                self.failed += 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return self.real(path)
+
+        return read_bytes
+
+
 def in_child(body: Callable[[], None]) -> int:
     """Run `body` in a child process: its exit status, negative for a signal."""
     pid = os.fork()
@@ -125,6 +146,15 @@ class PowerLoss(CountsSteps):
             self.pending[thread] = operation
             self.steps.append(operation)
             self._copy(self.copies / f"{len(self.steps) - 1:04d}")
+
+    def at_the_end(self) -> Path:
+        """A copy of what is kept when all that was begun has happened."""
+        with self.lock:
+            for done in self.pending.values():
+                self._settle(done)
+            self.pending.clear()
+            self._copy(self.copies / "end")
+        return self.copies / "end"
 
     def _settle(self, done: Operation | None) -> None:
         """This thread's step before has happened: note what it made durable, by inode, as names change."""

@@ -11,7 +11,7 @@ from cache_agent.errors import DiskFailed
 from cache_agent.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node import Node
 from modelimage.record import CHUNK_SIZE
-from tests.cache_agent.crashes import BadSectors, FailingRead
+from tests.cache_agent.crashes import BadSectors, FailingRead, UnreadableFile
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
 from tests.cache_agent.test_pull import files_of
@@ -72,3 +72,43 @@ def test_each_read_of_a_pull_that_resumes_may_fail_once(
     failed = [pulls_that_fail(tmp_path / f"{at}", FailingRead(at)) for at in range(counting.reads)]
     assert failed == [1] * counting.reads
     assert counting.reads >= 1
+
+
+@pytest.mark.parametrize("name", ["journal", "bitmap"])
+def test_notes_of_a_download_that_cannot_be_read_cost_only_what_they_noted(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
+    large = max(record.files, key=lambda file: file.size)
+    node = open_node({"reg.test/m": image})
+    node.store.first.begin(record)
+    begun = node.store.first.partial(large)
+    begun.write(memoryview(contents[large.path])[:CHUNK_SIZE], 0)
+    begun.mark(0)
+    begun.close()
+    node.close()
+    pattern = {"journal": "*.json", "bitmap": "*.bitmap"}[name]
+    [path] = node.store.first.paths.partial.glob(pattern)
+    disk = UnreadableFile(path)
+    monkeypatch.setattr(Path, "read_bytes", disk.standing_in())
+    again = open_node({"reg.test/m": image})
+    assert files_of(pull(again).path) == contents
+    assert disk.failed >= 1
+    fetched = sum(len(r) for digest, r in image.requests if digest == large.layer and len(r) > 1)
+    assert fetched == {"journal": 2, "bitmap": 1}[name] * CHUNK_SIZE
+    assert again.check().findings == []
+
+
+def test_notes_of_a_model_that_cannot_be_read_are_found_and_made_again(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, record, contents = simple_image(weights=[9000])
+    node = open_node({"reg.test/m": image})
+    pull(node)
+    disk = UnreadableFile(node.store.first.paths.origin(record.key))
+    monkeypatch.setattr(Path, "read_bytes", disk.standing_in())
+    assert [finding.kind for finding in node.check().findings] != []
+    node.check(repair=True)
+    assert files_of(pull(node).path) == contents
+    assert node.check().findings == []
+    assert disk.failed >= 1

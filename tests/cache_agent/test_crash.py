@@ -16,6 +16,7 @@ import pytest
 
 from cache_agent.node import Node
 from cache_agent.store.disk import Observer
+from modelimage.digest import Digest
 from modelimage.errors import NoSpace, NotWritable, WeightyardError
 from tests.cache_agent.crashes import CountsSteps, FailsAtStep, KillsAtStep, PowerLoss, in_child
 from tests.cache_agent.images import MemoryImage, simple_image
@@ -84,7 +85,11 @@ def assert_sound_and_usable(root: Path, image: MemoryImage, contents: dict[str, 
         for model in node.store.models():
             assert files_of(model.path) == contents
         assert node.check().findings == []
+        image.requests.clear()
+        had = [data for data in contents.values() if node.store.file(Digest.of(data))]
         assert files_of(pull(node).path) == contents
+        # What was whole isn't fetched again, but for a byte of each layer that shows the caller's right to it.
+        assert image.fetched() <= sum(map(len, contents.values())) - sum(map(len, had)) + len(had)
     assert findings(root) == []
 
 
@@ -128,11 +133,16 @@ def test_without_power_at_every_step(
     made, contents = image
     root, copies = memory_root / "store", memory_root / "copies"
     root.mkdir()
-    session(root, made, PowerLoss(root=root, copies=copies), WORK[name])
+    fault = PowerLoss(root=root, copies=copies)
+    session(root, made, fault, WORK[name])
     kept = sorted(copies.iterdir())
     assert len(kept) > 40
     for copy in kept:
         assert_sound_and_usable(copy, made, contents)
+    with ExitStack() as stack:
+        node = NodeFactory(fault.at_the_end(), stack)({"reg.test/m": made}, boot="another-boot")
+        told = {"pull": [contents], "pull and remove": []}[name]
+        assert [files_of(model.path) for model in node.store.models()] == told, "told, yet lost"
 
 
 @pytest.mark.parametrize(

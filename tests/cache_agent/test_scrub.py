@@ -17,7 +17,7 @@ from cache_agent.sources.directory import SharedDirectory
 from cache_agent.store.partials import Bitmap
 from cache_agent.store.values import Holder
 from modelimage.digest import Digest
-from modelimage.errors import NotFound, Unreachable
+from modelimage.errors import DigestMismatch, NotFound, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE
 from modelimage.repository import BlobStream
@@ -175,6 +175,29 @@ def test_a_bitmap_with_a_flipped_bit_is_not_believed() -> None:
         assert Bitmap.decode(data[:cut], 11) is None
 
 
+@pytest.mark.parametrize("what", ["bitmap", "data"])
+def test_a_download_that_rots_while_it_waits_is_fetched_right(
+    open_node: NodeFactory, what: str
+) -> None:
+    image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
+    large = max(record.files, key=lambda f: f.size)
+    node = open_node({"reg.test/m": image})
+    node.store.first.begin(record)
+    begun = node.store.first.partial(large)
+    begun.write(memoryview(contents[large.path])[:CHUNK_SIZE], 0)
+    begun.mark(0)
+    begun.close()
+    [path] = node.store.first.paths.partial.glob(f"*.{what}")
+    damage(path, 50)
+    if what == "data":  # its sha256 tells; the bitmap had vouched for it in good faith
+        with pytest.raises(DigestMismatch, match="sha256") as caught:
+            pull(node)
+        assert "Pull again" in (caught.value.hint or "")
+        assert node.store.models() == []
+    assert files_of(pull(node).path) == contents
+    assert node.check().findings == []
+
+
 def test_check_says_what_is_wrong_and_repair_mends_it(open_node: NodeFactory, root: Path) -> None:
     image, record, contents = simple_image(weights=[90_000, 5000])
     node = open_node({"reg.test/m": image})
@@ -300,7 +323,7 @@ def test_a_cached_file_that_somebody_wrote_to_is_noticed_before_it_is_used_again
     assert path.stat().st_mode & 0o777 == 0o444
 
 
-def test_a_ledger_with_flipped_bits_never_stops_a_store_nor_shows_a_wrong_byte(
+def test_a_ledger_with_flipped_bits_or_cut_off_never_stops_a_store_nor_shows_a_wrong_byte(
     memory_root: Path,
 ) -> None:
     image, _, contents = simple_image(weights=[3000])
@@ -309,8 +332,11 @@ def test_a_ledger_with_flipped_bits_never_stops_a_store_nor_shows_a_wrong_byte(
         pull(NodeFactory(root, stack)({"reg.test/m": image}))
     pristine = (root / "ledger.db").read_bytes()
     for step in range(100):
+        place = step * len(pristine) // 100 + step
         broken = bytearray(pristine)
-        broken[step * len(pristine) // 100 + step] ^= 1 << step % 8
+        broken[place] ^= 1 << step % 8
+        if step % 4 == 3:
+            del broken[place:]
         (root / "ledger.db").write_bytes(broken)
         with ExitStack() as stack:
             node = NodeFactory(root, stack)({"reg.test/m": image})
