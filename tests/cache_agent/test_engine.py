@@ -33,6 +33,7 @@ from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
     DigestMismatch,
+    InUse,
     NoSpace,
     NotFound,
     Unreachable,
@@ -46,6 +47,7 @@ from tests.cache_agent import faults
 from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
 from tests.cache_agent.test_pull import files_of
+from tests.servers.process import wait_until
 
 Fault = Callable[[ImageReader], ImageReader]
 QUICK = EngineOptions(streams=3, stall_seconds=0.2)
@@ -255,7 +257,10 @@ def test_when_the_pull_that_fetches_fails_the_one_that_waits_takes_over(
 
 
 def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory) -> None:
-    """There is room for two of three models, so each pull of the third has one evicted, unless both are held."""
+    """There is room for two of three models, so each pull of the third has one evicted, unless both are held.
+
+    In every second round nobody asks for one of them, so that there is something to evict.
+    """
     images = {}
     keys: list[Digest] = []
     for number in range(3):
@@ -267,11 +272,15 @@ def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory)
     node = open_node(images, limits=limits, events=metrics)
     stop = threading.Event()
     broken: list[str] = []
+    left_alone: list[Digest | None] = [None]
     leased = threading.Semaphore(0)
 
     def user(number: int) -> None:
         key, holder = keys[number % 3], Holder.parse(f"pod:{number}")
         while not stop.is_set():
+            if key == left_alone[0]:
+                stop.wait(0.001)
+                continue
             try:
                 lease = node.store.lease(key, holder)
             except NotFound:
@@ -286,9 +295,17 @@ def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory)
     for thread in threads:
         thread.start()
     try:
-        for round_ in range(90):
+        for round_ in range(60):
+            left_alone[0] = None if round_ % 2 else keys[(round_ + 1) % 3]
+            wait_until(
+                lambda: left_alone[0] not in {lease.model for lease in node.store.leases()},
+                what="end of its leases",
+            )
             with suppress(NoSpace):  # both are held
                 pull(node, f"reg.test/m{round_ % 3}:v1")
+            with suppress(InUse, NotFound):
+                if round_ > 3:
+                    node.store.remove(keys[round_ % 3])
         assert leased.acquire(timeout=30)
     finally:
         stop.set()
