@@ -119,8 +119,8 @@ def test_a_slow_source_is_left_for_one_that_was_not_tried(open_node: NodeFactory
 
 
 def test_the_only_source_is_never_too_slow(open_node: NodeFactory) -> None:
-    image, record, contents = simple_image(weights=[60_000])
-    slow = EngineOptions(streams=2, stall_seconds=0.05, crawl=1e9)
+    image, record, contents = simple_image(weights=[300_000])
+    slow = EngineOptions(streams=2, stall_seconds=0.3, crawl=1e9)
     node = open_node({"reg.test/m": faults.Slow(image, 0.002)}, engine=slow)
     assert files_of(pull(node).path) == contents
     assert image.fetched() <= sum(layer.size for layer in record.layers)
