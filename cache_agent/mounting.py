@@ -30,7 +30,7 @@ def mount_model(model: Path, target: Path) -> bool:
     with _mapped(target):
         target.mkdir(parents=True, exist_ok=True)
         with opened(model) as source, opened(target) as place:
-            mounted = _is_mounted(target, place)
+            mounted = kernel.is_mount(place)
             same = os.path.sameopenfile(source, place)
             if mounted and not same:
                 raise Busy(
@@ -51,7 +51,7 @@ def shown_at(target: Path) -> Digest | None:
     """The model that a directory shows; None for none. Raises InvalidInput when something else is mounted there."""
     try:
         with _mapped(target), opened(target) as place:
-            if not _is_mounted(target, place):
+            if not kernel.is_mount(place):
                 return None
             key = shown_key(place)
     except NotFound:
@@ -71,11 +71,6 @@ def unmount_model(target: Path) -> Digest | None:
         with _mapped(target):
             kernel.unmount(str(target))
     return key
-
-
-def _is_mounted(target: Path, place: int) -> bool:
-    with opened(target.parent) as parent:
-        return kernel.is_mount(parent, place)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Binder:
                 shown = os.path.sameopenfile(model, place)
                 if shown and kernel.is_locked_down(place):
                     return False
-                if not shown and kernel.is_mount(parent, place):
+                if not shown and kernel.is_mount(place):
                     raise Busy(f"something else is mounted at the volume of pod {target.pod}")
             if shown:
                 kernel.unmount(_mounted(parent))  # somebody else's, and it can be written
@@ -110,7 +110,7 @@ def shown_key(place: int) -> Digest | None:
 def _shown(parent: int, target: Target) -> Digest | None:
     """The model mounted on top at a volume. Raises InvalidInput when it is something else."""
     with kernel.opened("mount", parent) as place:
-        if not kernel.is_mount(parent, place):
+        if not kernel.is_mount(place):
             return None
         key = shown_key(place)
     if key is None:

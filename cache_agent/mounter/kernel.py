@@ -22,6 +22,7 @@ _HANDLE_TO_HANDLE: Final = 0x04 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH, _T_EMPTY_PATH
 # Below the directory, and through no link: RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS.
 _INSIDE: Final = 0x08 | 0x04 | 0x02
 _HANDLE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_MOUNT_ID, _MOUNT_ROOT = 0x1000, 0x2000  # STATX_MNT_ID; STATX_ATTR_MOUNT_ROOT, of attributes
 
 
 def function(name: str, *types: Any) -> Callable[..., int]:
@@ -47,6 +48,7 @@ _mount_setattr = function(
 _move_mount = function(
     "syscall", ctypes.c_long, ctypes.c_int, _text, ctypes.c_int, _text, ctypes.c_uint
 )
+_statx = function("statx", ctypes.c_int, _text, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
 
 class _OpenHow(ctypes.Structure):
@@ -55,6 +57,15 @@ class _OpenHow(ctypes.Structure):
 
 class _MountAttributes(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns"))
+
+
+class _Status(ctypes.Structure):
+    """struct statx, 256 bytes of which two members are read."""
+
+    _fields_ = (
+        ("before", ctypes.c_byte * 8), ("attributes", ctypes.c_uint64), ("between", ctypes.c_byte * 128),
+        ("mount", ctypes.c_uint64), ("after", ctypes.c_byte * 104),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -99,14 +110,14 @@ def unmount(path: str) -> None:
     _umount2(os.fsencode(path), _UMOUNT_NOFOLLOW)
 
 
-def is_mount(parent: int, place: int) -> bool:
-    """Whether a handle is of another mount than its parent."""
-    return _mount_id(parent) != _mount_id(place)
+def is_mount(place: int) -> bool:
+    """Whether a handle is of what is mounted there, not of a directory below."""
+    return bool(_status(place).attributes & _MOUNT_ROOT)
 
 
 def root_of(place: int) -> str:
     """What of its filesystem a mount shows, from mountinfo; empty when it isn't listed."""
-    number = _mount_id(place)
+    number = str(_status(place).mount)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
         if fields[0] == number:
@@ -114,6 +125,7 @@ def root_of(place: int) -> str:
     return ""
 
 
-def _mount_id(fd: int) -> str:
-    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
-    return next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+def _status(fd: int) -> _Status:
+    found = _Status()
+    _statx(fd, b"", _EMPTY_PATH, _MOUNT_ID, ctypes.byref(found))
+    return found
