@@ -80,6 +80,18 @@ class Gate:
         self._lock = threading.Lock()
         self._asking: dict[tuple[str, str], tuple[threading.Lock, list[None]]] = {}
 
+    def known(self, place: str, caller: Caller) -> Admission | None:
+        """What a kept proof allows, without waiting for anything; None where `admit` has to find out."""
+        name = fingerprint(self._key, caller.credential) if caller.credential else ANYONE
+        with self._lock:
+            anyone, own = (self._proofs.get((place, each)) for each in (ANYONE, name))
+        now = self._clock()
+        if standing(anyone, now, self._rules) is Standing.ALLOWED:
+            return Admission(None)
+        if standing(own, now, self._rules) is Standing.ALLOWED:
+            return Admission(caller.credential)
+        return None
+
     def admit(self, place: str, caller: Caller, ask: Ask) -> Admission:
         """Let a caller read from a place. `ask` puts the question to its owner, with a credential or without."""
         name = fingerprint(self._key, caller.credential) if caller.credential else None

@@ -26,22 +26,30 @@ def call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], object]) -> No
             raise
 
 
+def end_of(pull: Pull) -> asyncio.Event:
+    """Set once a pull has ended; waiting for it takes no thread."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    pull.when_ended(lambda: call_soon(loop, ended.set))
+    return ended
+
+
 class Bridge:
     """Runs blocking calls for one event loop in threads of its own."""
 
     def __init__(self, threads: int = 8) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="control")
 
+    def begin(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a blocking function in a thread: what it gives, once it ends."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, function)
+
     async def call(self, function: Callable[[], T]) -> T:
-        """Run a blocking function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        """Run a blocking function in a thread and wait for it."""
+        return await self.begin(function)
 
     async def follow(self, pull: Pull, interval: float) -> AsyncGenerator[PullSnapshot, None]:
         """Snapshots of a pull until it ends; cancels the pull when the consumer is cancelled or stops early."""
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        pull.when_ended(lambda: call_soon(loop, ended.set))
+        ended = end_of(pull)
         try:
             while not ended.is_set():
                 yield pull.snapshot()

@@ -23,7 +23,7 @@ from cache_agent.config import FacesSection, PeersSection
 from cache_agent.faces.bridge import Bridge
 from cache_agent.faces.csi.mounting import MounterClient
 from cache_agent.faces.csi.options import CsiOptions, node_name
-from cache_agent.faces.csi.volumes import Volumes
+from cache_agent.faces.csi.volumes import Threads, Volumes
 from cache_agent.faces.hub.api import HubApi
 from cache_agent.faces.hub.service import HubService
 from cache_agent.faces.hub.upstream import HubUpstream
@@ -151,10 +151,17 @@ async def open_faces(
         # gRPC takes 11 MB, which an agent without a driver shouldn't pay for.
         from cache_agent.faces.csi.server import CsiServer, Driver  # noqa: PLC0415
 
-        volumes = Volumes(node, gate, questions, transfers, MounterClient(options.csi.mounter))
+        volumes = Volumes(
+            node,
+            gate,
+            questions=questions,
+            transfers=transfers,
+            mounter=MounterClient(options.csi.mounter),
+            threads=Threads(upstream=_bridge(stack, 32), local=_bridge(stack, 8)),
+        )
         server = CsiServer(Driver(volumes, options.csi, _version()))
-        stack.callback(server.stop)
-        server.start()
+        stack.push_async_callback(server.stop)
+        await server.start()
         csi = options.csi.endpoint
     return OpenFaces(mirror, hub, observe, csi, peers)
 
@@ -193,8 +200,8 @@ def _version() -> str:
         return "unknown"  # run from a source tree
 
 
-def _bridge(stack: AsyncExitStack) -> Bridge:
+def _bridge(stack: AsyncExitStack, threads: int = _THREADS) -> Bridge:
     """Threads of a face's own, so that one that waits for upstream holds up no other."""
-    bridge = Bridge(_THREADS)
+    bridge = Bridge(threads)
     stack.callback(bridge.close)
     return bridge

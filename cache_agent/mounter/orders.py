@@ -1,4 +1,4 @@
-"""What goes over the mounter's socket: one JSON object a line, an order and its report. Pure; parsed once, here."""
+"""What goes over the mounter's socket: one JSON object a line, orders and a report of each. Pure; parsed once, here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, WeightyardError
 
 MAX_LINE: Final = 8 << 10
+MAX_LINES: Final = 64  # of one connection
 _KIND: Final = "kubernetes.io~csi"
 
 

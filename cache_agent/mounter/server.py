@@ -1,4 +1,8 @@
-"""The mounter's socket: one order a connection, from one user only, in threads that never wait long for a peer."""
+"""The mounter's socket: connections of one user only, each in a thread that never waits long for its peer.
+
+A connection's orders are carried out one after the other, so what is given together costs one connection and no switch
+between threads for each.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from cache_agent.mounter.binder import Binder
-from cache_agent.mounter.orders import MAX_LINE, Operation, Order, Report, Target
+from cache_agent.mounter.orders import MAX_LINE, MAX_LINES, Operation, Order, Report, Target
 from modelimage.errors import AccessDenied, InvalidInput, WeightyardError
 
 _PEER_SECONDS: Final = 5.0
@@ -43,22 +47,29 @@ class Mounter:
                 pool.submit(self.answer, server.accept()[0])
 
     def answer(self, peer: socket.socket) -> None:
-        """Read one order, carry it out, and report."""
+        """Read orders until the peer has given them all, carry them out, and report each."""
         with peer:
             peer.settimeout(_PEER_SECONDS)
             try:
-                peer.sendall(self._report(peer).to_bytes())
+                peer.sendall(b"".join(report.to_bytes() for report in self._reports(peer)))
             except OSError:
                 return  # the peer went away or was too slow; what was done is done, and can be asked again
 
-    def _report(self, peer: socket.socket) -> Report:
+    def _reports(self, peer: socket.socket) -> list[Report]:
         try:
-            uid = _uid_of(peer)
+            lines = lines_of(peer)
+        except InvalidInput as error:
+            return [_failure(error)]
+        uid = _uid_of(peer)
+        return [self._report(uid, line) for line in lines]
+
+    def _report(self, uid: int, line: bytes) -> Report:
+        try:
             if uid != self.user:
                 raise AccessDenied(f"user {uid} may not give orders to the mounter")
-            return self.carry_out(Order.parse(read_line(peer)))
+            return self.carry_out(Order.parse(line))
         except WeightyardError as error:
-            return Report(error=type(error).__name__, message=error.message)
+            return _failure(error)
 
     def carry_out(self, order: Order) -> Report:
         """Do what is asked. Raises what `Binder` raises."""
@@ -77,12 +88,16 @@ def _uid_of(peer: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(data)[1])
 
 
-def read_line(peer: socket.socket) -> bytes:
-    """One line. Raises InvalidInput when there is none within the limit."""
-    data = bytearray()
-    while not data.endswith(b"\n"):
-        piece = peer.recv(MAX_LINE)
-        data += piece
-        if not piece or len(data) > MAX_LINE:
-            raise InvalidInput("malformed order: no line")
-    return bytes(data)
+def _failure(error: WeightyardError) -> Report:
+    return Report(error=type(error).__name__, message=error.message)
+
+
+def lines_of(peer: socket.socket) -> list[bytes]:
+    """The lines that a peer sends until it ends. Raises OSError, and InvalidInput past the limits."""
+    lines: list[bytes] = []
+    with peer.makefile("rb") as file:
+        while line := file.readline(MAX_LINE):
+            lines.append(line)
+            if not line.endswith(b"\n") or len(lines) > MAX_LINES:
+                raise InvalidInput("malformed orders: a line without end, or too many")
+    return lines

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.values import Holder, Lease, Model, StoredFile
+from cache_agent.store.values import Holder, Lease, Meaning, Model, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
@@ -119,13 +119,16 @@ class Queries(ABC):
         with self._parsed():
             return [Digest(row[0]) for row in rows]
 
-    def image(self, image: str, variant: str | None) -> tuple[Digest, float] | None:
-        """The model that an image last resolved to, and when."""
+    def meaning(self, image: str, variant: str | None) -> Meaning | None:
+        """What an image last meant; None when that model isn't here."""
         row = self._one(
-            "SELECT key, at FROM images WHERE image = ? AND variant = ?", image, variant or ""
+            "SELECT i.key, i.root, i.at FROM images i JOIN models m ON m.key = i.key"
+            " WHERE i.image = ? AND i.variant = ?",
+            image,
+            variant or "",
         )
         with self._parsed():
-            return (Digest(row[0]), float(row[1])) if row else None
+            return Meaning(Digest(row[0]), Digest(row[1]), float(row[2])) if row else None
 
     def images_of(self, key: Digest) -> list[str]:
         rows = self._all("SELECT image FROM images WHERE key = ? ORDER BY image", key.hex)

@@ -19,7 +19,7 @@ from cache_agent.store.placement import RootFacts, choose_root
 from cache_agent.store.policy import evictable
 from cache_agent.store.space import SpaceLimits, SpaceView
 from cache_agent.store.store import Store, StoreOptions
-from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile
+from cache_agent.store.values import Holder, Lease, Meaning, Model, Origin, StoredFile, Use
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
@@ -198,11 +198,10 @@ class Roots:
         found = self._ask(lambda s: s.resolved(image, variant))
         return max((each for _, each in found if each), key=lambda each: each[1], default=None)
 
-    def meaning(self, image: str, variant: str | None) -> Digest | None:
-        """The key of what `resolved` finds; cheap however many pods use it."""
-        found = self._ask(lambda s: s.meaning(image, variant))
-        last = max((each for _, each in found if each), key=lambda each: each[1], default=None)
-        return last[0] if last else None
+    def meaning(self, image: str, variant: str | None) -> Meaning | None:
+        """What `resolved` finds, without the model's leases, of which it has one for each pod."""
+        found = self._ask(lambda s: s.ledger.meaning(image, variant))
+        return max((each for _, each in found if each), key=lambda each: each.at, default=None)
 
     def origin(self, key: Digest) -> Origin:
         """Where a model came from. Raises NotFound, DiskFailed, InvalidImage."""
@@ -254,16 +253,33 @@ class Roots:
 
     def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
         """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
-        store = self.require(key)
-        lease = store.lease(key, holder, lease_id)
-        for other in self.others(store):  # an id names one lease on the whole node
-            with suppress(DiskFailed):
-                other.release(lease.id)
+        (lease,) = self.lease_all([Use(key, holder, lease_id)])
+        if lease is None:
+            raise NotFound(f"no model {key} in the store", hint="Pull it first.")
         return lease
+
+    def lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
+        """A lease of each, those of one root durable together; None where the model isn't here."""
+        given: list[Lease | None] = [None] * len(uses)
+        for store, leases in self._ask(lambda s: s.lease_all(uses)):
+            given = [lease or before for lease, before in zip(leases, given, strict=True)]
+            self._end_elsewhere(store, [lease.id for lease in leases if lease])
+        return given
+
+    def _end_elsewhere(self, store: Store, lease_ids: Sequence[str]) -> None:
+        """An id names one lease on the whole node."""
+        for other in self.others(store):
+            with suppress(DiskFailed):
+                other.release_all(lease_ids)
 
     def release(self, lease_id: str) -> bool:
         """End a lease; False when there is none, which is no error."""
-        return sum(ended for _, ended in self._ask(lambda s: s.release(lease_id))) > 0
+        return self.release_all([lease_id])[0]
+
+    def release_all(self, lease_ids: Sequence[str]) -> list[bool]:
+        """End leases, those of one root durably together; whether there was one of each."""
+        ended = [every for _, every in self._ask(lambda s: s.release_all(lease_ids))]
+        return [any(each) for each in zip(*ended, strict=True)]
 
     def lease_named(self, lease_id: str) -> Lease | None:
         """The lease of an id."""

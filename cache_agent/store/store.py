@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,14 +129,9 @@ class Store:
 
     def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
         """The cached model that an image last meant, and when that was asked; for when its registry is away."""
-        found = self.ledger.image(image, variant)
-        model = self.ledger.model(found[0]) if found else None
-        return (model, found[1]) if found and model else None
-
-    def meaning(self, image: str, variant: str | None) -> tuple[Digest, float] | None:
-        """What `resolved` finds, by key alone: it doesn't read the leases, of which a model has one for each pod."""
-        found = self.ledger.image(image, variant)
-        return found if found and self.ledger.has_model(found[0]) else None
+        found = self.ledger.meaning(image, variant)
+        model = self.ledger.model(found.key) if found else None
+        return (model, found.at) if found and model else None
 
     def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
         """Make a model visible and forget its pull's journal."""
@@ -257,22 +252,32 @@ class Store:
 
     def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
         """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
-        lease = Lease(lease_id or uuid.uuid4().hex, key, holder, self._clock())
+        (lease,) = self.lease_all([Use(key, holder, lease_id)])
+        if lease is None:
+            raise NotFound(f"no model {key} in the store", hint="Pull it first.")
+        return lease
 
-        def take() -> Lease:
-            known = self.ledger.lease(lease.id)
-            if known is not None and known.model == key:
-                return known
-            if not self.ledger.note_use(key, lease.since):
-                raise NotFound(f"no model {key} in the store", hint="Pull it first.")
-            self.ledger.put_lease(lease)
-            return lease
+    def lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
+        """A lease of each, durable together; None where the model isn't here."""
+        return self._commits.run(lambda: [self._take(use) for use in uses])
 
-        return self._commits.run(take)
+    def _take(self, use: Use) -> Lease | None:
+        lease = Lease(use.lease or uuid.uuid4().hex, use.model, use.holder, self._clock())
+        known = self.ledger.lease(lease.id)
+        if known is not None and known.model == use.model:
+            return known
+        if not self.ledger.note_use(use.model, lease.since):
+            return None
+        self.ledger.put_lease(lease)
+        return lease
 
     def release(self, lease_id: str) -> bool:
         """End a lease; False when there is none, which is no error."""
-        return self._commits.run(lambda: self.ledger.drop_lease(lease_id))
+        return self.release_all([lease_id])[0]
+
+    def release_all(self, lease_ids: Sequence[str]) -> list[bool]:
+        """End leases, durably together; whether there was one of each."""
+        return self._commits.run(lambda: [self.ledger.drop_lease(each) for each in lease_ids])
 
     def lease_named(self, lease_id: str) -> Lease | None:
         return self.ledger.lease(lease_id)

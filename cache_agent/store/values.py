@@ -112,6 +112,15 @@ class Origin:
             raise InvalidImage(f"malformed publish record: {error!r}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What an image's name led to when it was last asked, at `at`: the manifest `root`, and of it the model `key`."""
+
+    key: Digest
+    root: Digest
+    at: float
+
+
 def repository_of(reference: RegistryReference | LayoutReference) -> str:
     """What access was proven to: one repository of one registry, or one layout directory."""
     if isinstance(reference, RegistryReference):

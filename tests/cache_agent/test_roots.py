@@ -15,7 +15,8 @@ from cache_agent.service import Service
 from cache_agent.sources.source import Tier
 from cache_agent.store.placement import RootFacts, choose_root
 from cache_agent.store.space import Amount, SpaceLimits
-from cache_agent.store.values import Holder
+from cache_agent.store.values import Holder, Use
+from modelimage.digest import Digest
 from modelimage.errors import InUse, InvalidInput, NoSpace
 from modelimage.reference import parse_image
 from tests.cache_agent.faults import Gate
@@ -151,6 +152,30 @@ def test_leases_pins_and_removals_find_their_root(
     assert node.store.find(two.key.hex[:12]).pinned
     assert node.store.remove(two.key, unpin=True) > 300_000
     assert [model.key for model in node.store.models()] == [one.key]
+
+
+def test_leases_that_are_asked_for_together_each_find_their_root(
+    open_node: NodeFactory, more: tuple[Path, ...]
+) -> None:
+    images = {f"reg.test/m{n}": simple_image(weights=[300_000], seed=n)[0] for n in range(2)}
+    node = open_node(images, limits=ROOM, more_roots=more)
+    one, two = (pull(node, f"{name}:v1").model.key for name in images)
+    me, missing = Holder.parse("manual:me"), Digest("ab" * 32)
+    uses = [Use(one, me, "a"), Use(two, me, "b"), Use(missing, me, "c"), Use(one, me, "d")]
+    leases = node.store.lease_all(uses)
+    assert [lease and (lease.model, lease.id) for lease in leases] == [
+        (one, "a"), (two, "b"), None, (one, "d"),
+    ]  # fmt: skip
+    assert node.store.lease_all(uses) == leases
+    node.store.lease_all([Use(two, me, "a"), Use(missing, me, "b")])
+    assert {lease.id: lease.model for lease in node.store.leases()} == {
+        "a": two,
+        "b": two,
+        "d": one,
+    }
+    assert node.store.release_all(["a", "c", "d"]) == [True, False, True]
+    assert [lease.id for lease in node.store.leases()] == ["b"]
+    assert (node.store.lease_all([]), node.store.release_all([])) == ([], [])
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_numbers_of_the_roomiest_root(

@@ -1,17 +1,18 @@
 """The driver's gRPC: CSI's Identity and Node services, and the registration that kubelet looks for.
 
 Translates messages to calls and errors to codes; decides nothing. kubelet shows a code's message in `describe pod`.
+Calls are answered in the agent's event loop, since a thread for each would cost more than publishing does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import grpc
+import grpc.aio
 
 from cache_agent import errors as ours
 from cache_agent.faces.csi import wire
@@ -22,12 +23,12 @@ from cache_agent.mounter.orders import Target
 from modelimage import errors
 from modelimage.errors import NotWritable, WeightyardError
 
-_THREADS: Final = 128
 _LONGEST_SECONDS: Final = 110.0
 # What is left of the caller's deadline for the answer to reach it.
 _MARGIN_SECONDS: Final = 3.0
 _STOP_SECONDS: Final = 5.0
-Method = Callable[[Any, grpc.ServicerContext], Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[Any, Context], Awaitable[Any]]
 
 # The most specific class that matches, from the top. kubelet tries all of them again.
 _CODES: Final[tuple[tuple[type[WeightyardError], grpc.StatusCode], ...]] = (
@@ -70,9 +71,9 @@ class Driver:
         ready = self._answers["ProbeResponse"](ready=self._answers["BoolValue"](value=True))
         nothing = self._answers["GetPluginCapabilitiesResponse"]()
         return {
-            "GetPluginInfo": lambda request, context: info,
-            "GetPluginCapabilities": lambda request, context: nothing,
-            "Probe": lambda request, context: ready,
+            "GetPluginInfo": _always(info),
+            "GetPluginCapabilities": _always(nothing),
+            "Probe": _always(ready),
         }
 
     def node(self) -> dict[str, Method]:
@@ -80,24 +81,24 @@ class Driver:
             "NodePublishVolume": self._publish,
             "NodeUnpublishVolume": self._unpublish,
             "NodeGetVolumeStats": self._stats,
-            "NodeGetCapabilities": lambda request, context: self._capabilities(),
-            "NodeGetInfo": lambda request, context: self._answers["NodeGetInfoResponse"](
-                node_id=self.options.node
-            ),
+            "NodeGetCapabilities": _always(self._capabilities()),
+            "NodeGetInfo": _always(self._answers["NodeGetInfoResponse"](node_id=self.options.node)),
         }
 
     def registration(self) -> dict[str, Method]:
         return {
-            "GetInfo": lambda request, context: self._answers["PluginInfo"](
-                type="CSIPlugin",
-                name=DRIVER,
-                endpoint=str(self.options.endpoint),
-                supported_versions=["1.0.0"],
+            "GetInfo": _always(
+                self._answers["PluginInfo"](
+                    type="CSIPlugin",
+                    name=DRIVER,
+                    endpoint=str(self.options.endpoint),
+                    supported_versions=["1.0.0"],
+                )
             ),
             "NotifyRegistrationStatus": self._note_registration,
         }
 
-    def _publish(self, request: Any, context: grpc.ServicerContext) -> Any:
+    async def _publish(self, request: Any, context: Context) -> Any:
         wanted = parse_publish(
             volume_id=request.volume_id,
             target=request.target_path,
@@ -108,18 +109,18 @@ class Driver:
         )
         left = context.time_remaining()
         seconds = _LONGEST_SECONDS if left is None else left - _MARGIN_SECONDS
-        self.volumes.publish(wanted, min(seconds, _LONGEST_SECONDS))
+        await self.volumes.publish(wanted, min(seconds, _LONGEST_SECONDS))
         return self._answers["NodePublishVolumeResponse"]()
 
-    def _unpublish(self, request: Any, context: grpc.ServicerContext) -> Any:
+    async def _unpublish(self, request: Any, context: Context) -> Any:
         self._check_target(request.target_path)
-        self.volumes.unpublish(parse_volume_id(request.volume_id), request.target_path)
+        await self.volumes.unpublish(parse_volume_id(request.volume_id), request.target_path)
         return self._answers["NodeUnpublishVolumeResponse"]()
 
-    def _stats(self, request: Any, context: grpc.ServicerContext) -> Any:
+    async def _stats(self, request: Any, context: Context) -> Any:
         parse_volume_id(request.volume_id)
         self._check_target(request.volume_path)
-        found = self.volumes.usage(request.volume_path)
+        found = await self.volumes.usage(request.volume_path)
         usage = self._answers["VolumeUsage"]
         return self._answers["NodeGetVolumeStatsResponse"](
             usage=[
@@ -136,7 +137,7 @@ class Driver:
         capability = self._answers["NodeServiceCapability"](rpc=rpc)
         return self._answers["NodeGetCapabilitiesResponse"](capabilities=[capability])
 
-    def _note_registration(self, request: Any, context: grpc.ServicerContext) -> Any:
+    async def _note_registration(self, request: Any, context: Context) -> Any:
         self.registered(request.plugin_registered, request.error)
         return self._answers["RegistrationStatusResponse"]()
 
@@ -152,19 +153,26 @@ class CsiServer:
             (options.registration, _server({"pluginregistration.Registration": driver.registration()})),
         ]  # fmt: skip
 
-    def start(self) -> None:
+    async def start(self) -> None:
         for path, server in self._servers:
             _bind(server, path)
-            server.start()
+            await server.start()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Let running calls end, and take the sockets away."""
         for path, server in reversed(self._servers):
             path.unlink(missing_ok=True)
-            server.stop(_STOP_SECONDS).wait()
+            await server.stop(_STOP_SECONDS)
 
 
-def _bind(server: grpc.Server, path: Path) -> None:
+def _always(answer: Any) -> Method:
+    async def method(request: Any, context: Context) -> Any:
+        return answer
+
+    return method
+
+
+def _bind(server: grpc.aio.Server, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -177,9 +185,8 @@ def _bind(server: grpc.Server, path: Path) -> None:
         raise NotWritable(f"can't listen on {path}")
 
 
-def _server(services: Mapping[str, Mapping[str, Method]]) -> grpc.Server:
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="csi")
-    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+def _server(services: Mapping[str, Mapping[str, Method]]) -> grpc.aio.Server:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers(
         tuple(
             grpc.method_handlers_generic_handler(
@@ -194,12 +201,12 @@ def _server(services: Mapping[str, Mapping[str, Method]]) -> grpc.Server:
 def _handler(name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     request = wire.MESSAGES[_REQUESTS.get(name, f"{name}Request")]
 
-    def call(message: Any, context: grpc.ServicerContext) -> Any:
+    async def call(message: Any, context: Context) -> Any:
         try:
-            return method(message, context)
+            return await method(message, context)
         except WeightyardError as error:
             hint = f" ({error.hint})" if error.hint else ""
-            context.abort(code_of(error), f"{error.message}{hint}")
+            await context.abort(code_of(error), f"{error.message}{hint}")
 
     return grpc.unary_unary_rpc_method_handler(
         call, request.FromString, lambda answer: answer.SerializeToString()

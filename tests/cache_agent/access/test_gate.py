@@ -18,7 +18,7 @@ from cache_agent.access.callers import (
     fingerprint,
 )
 from cache_agent.access.decide import Answer, Rules
-from cache_agent.access.gate import Gate, Refused
+from cache_agent.access.gate import Admission, Gate, Refused
 from cache_agent.access.registries import AllowedRegistries, RegistryNotAllowed
 from modelimage.errors import InvalidInput, NotFound, Unreachable
 from modelimage.registry.credentials import (
@@ -82,6 +82,22 @@ def test_a_proof_is_asked_for_once_until_it_expires() -> None:
     clock.now += 300
     gate.admit("reg/m", ALICE, owner)
     assert owner.asked.count(ALICE.credential) == 2
+
+
+def test_what_is_known_is_what_was_asked_for_and_has_not_expired() -> None:
+    clock, owner = Clock(), private_to(ALICE)
+    gate = Gate(clock, RULES)
+    assert gate.known("reg/a", ALICE) is None
+    admitted = gate.admit("reg/a", ALICE, owner)
+    asked = len(owner.asked)
+    assert gate.known("reg/a", ALICE) == admitted
+    for place, caller in (("reg/a", BOB), ("reg/a", NOBODY), ("reg/b", ALICE)):
+        assert gate.known(place, caller) is None
+    clock.now += 300
+    assert gate.known("reg/a", ALICE) is None
+    assert len(owner.asked) == asked
+    gate.admit("reg/open", NOBODY, Owner({None: Answer.ALLOWED}))
+    assert [gate.known("reg/open", each) for each in (NOBODY, BOB)] == [Admission(None)] * 2
 
 
 def test_revocation_ends_access_when_the_proof_expires() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cache_agent.faces.csi.mounting import MounterClient
+from cache_agent.faces.csi.mounting import MounterClient, checked
+from cache_agent.mounter.orders import Operation, Order, Report
 from modelimage.digest import Digest
 from tests.servers.process import ServerProcess, child_environment, program
 
@@ -23,6 +24,26 @@ class Mounted:
     root: str
     target: str
     options: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Gives one order at a time. Raises what the mounter raised."""
+
+    socket: Path
+
+    def bind(self, key: Digest, target: str) -> bool:
+        return self._give(Order(Operation.BIND, target, key)).changed
+
+    def unbind(self, target: str) -> bool:
+        return self._give(Order(Operation.UNBIND, target)).changed
+
+    def look(self, target: str) -> Digest | None:
+        return self._give(Order(Operation.LOOK, target)).key
+
+    def _give(self, order: Order) -> Report:
+        (report,) = MounterClient(self.socket).give([order])
+        return checked(report)
 
 
 class NamespacedMounter:
@@ -64,8 +85,8 @@ class NamespacedMounter:
         self._process.__exit__(kind, error, trace)
 
     @property
-    def client(self) -> MounterClient:
-        return MounterClient(self.socket)
+    def client(self) -> Orders:
+        return Orders(self.socket)
 
     @property
     def proc(self) -> Path:

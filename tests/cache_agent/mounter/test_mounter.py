@@ -8,13 +8,17 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.mounter.orders import Operation, Order, Report, Target
+from cache_agent.faces.csi.mounting import MounterClient
+from cache_agent.mounter.orders import MAX_LINES, Operation, Order, Report, Target
+from cache_agent.mounter.server import lines_of
+from cache_agent.sockets import listen
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, Busy, InvalidInput, NotFound, Unreachable
 from tests.cache_agent.mounter.mounters import (
@@ -211,6 +215,55 @@ def test_fifty_pods_at_once(mounter: NamespacedMounter, tmp_root: Path, kubelet:
     mounts = mounter.mounts()
     assert sorted(each.target for each in mounts) == sorted(targets)
     assert all(each.options >= LOCKED_DOWN for each in mounts)
+
+
+@servers
+def test_orders_that_come_together_are_carried_out_in_order_each_with_its_own_outcome(
+    mounter: NamespacedMounter, tmp_root: Path, kubelet: Path
+) -> None:
+    key = fake_model(tmp_root / "store")
+    targets = [volume(kubelet, f"pod-{number}") for number in range(MAX_LINES)]
+    binds = [Order(Operation.BIND, each, key) for each in targets]
+    others = [
+        Order(Operation.BIND, targets[0].replace("pod-0", "nobody"), key),
+        Order(Operation.BIND, "/etc", key),
+        Order(Operation.UNBIND, targets[0]),
+        Order(Operation.LOOK, targets[1]),
+    ]
+    reports = MounterClient(mounter.socket).give([*binds, *others])
+    assert [each.changed for each in reports[:MAX_LINES]] == [True] * MAX_LINES
+    rest = [(each.error, each.changed, each.key) for each in reports[MAX_LINES:]]
+    assert rest == [
+        ("NotFound", False, None), ("InvalidInput", False, None), ("", True, None), ("", False, key),
+    ]  # fmt: skip
+    assert len(mounter.mounts()) == MAX_LINES - 1
+
+
+@servers
+def test_more_orders_than_a_connection_may_bring_are_not_begun(
+    mounter: NamespacedMounter, tmp_root: Path, kubelet: Path
+) -> None:
+    order = Order(Operation.BIND, volume(kubelet), fake_model(tmp_root / "store")).to_bytes()
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(mounter.socket))
+        peer.sendall(order * (MAX_LINES + 1))
+        peer.shutdown(socket.SHUT_WR)
+        (report,) = lines_of(peer)
+    assert Report.parse(report).error == "InvalidInput"
+    assert mounter.mounts() == []
+
+
+def test_a_mounter_that_dies_leaves_every_order_unanswered(tmp_root: Path) -> None:
+    said = Report(changed=True).to_bytes()
+    orders = [Order(Operation.UNBIND, "/a"), Order(Operation.UNBIND, "/b")]
+    for answer in (b"", said, said + said[:5], b"nonsense\n"):
+        with listen(tmp_root / "mounter.sock") as server, ThreadPoolExecutor(1) as pool:
+            server.setblocking(True)
+            given = pool.submit(MounterClient(tmp_root / "mounter.sock").give, orders)
+            with server.accept()[0] as peer:
+                assert len(lines_of(peer)) == 2
+                peer.sendall(answer)
+            assert [each.error for each in given.result(30)] == ["Unreachable"] * 2
 
 
 @servers
