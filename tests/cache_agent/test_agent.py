@@ -86,9 +86,9 @@ def _answering(root: Path, process: subprocess.Popen[bytes], log: Path) -> Agent
     return AgentClient.of_socket(StorePaths(root).socket)
 
 
-def push(image: MemoryImage, reference: RegistryReference) -> None:
+def push(image: MemoryImage, reference: RegistryReference, access: Access | None = None) -> None:
     """Put an in-memory image into a real registry."""
-    writer = open_writer(reference, Access())
+    writer = open_writer(reference, access or Access())
     for descriptor, data in image.manifests.values():
         document = json.loads(data)
         for blob in [document.get("config"), *document.get("layers", [])]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,9 +34,17 @@ _SLICE: Final = 4 << 20
 _BUSY: Final = {"Retry-After": "0.25"}
 
 
+def patience(size: int) -> float:
+    """Seconds in which a peer is to have taken so many bytes; one that is slower gives up on this node too."""
+    return GRACE_SECONDS + size / MIN_RATE
+
+
 @dataclass
 class PeersApi:
-    """Answers peers. `uploads` chunks at once, at the throttle's rate in all."""
+    """Answers peers. `uploads` chunks at once, at the throttle's rate in all.
+
+    A peer that doesn't take a slice of a chunk within `patience` loses its place to others.
+    """
 
     offers: Offers
     verifier: Verifier
@@ -44,6 +52,7 @@ class PeersApi:
     events: Events
     throttle: Throttle
     uploads: int
+    patience: Callable[[int], float] = patience
     _uploading: int = field(default=0, init=False)
 
     def application(self) -> web.Application:
@@ -93,9 +102,9 @@ class PeersApi:
             return answer
         self._uploading += 1
         try:
-            pieces = self._pieces(offer, chunk.start + wanted.start, chunk.start + wanted.stop)
-            # Whoever reads more slowly than this gives up on this node too: its place is for others.
-            async with asyncio.timeout(GRACE_SECONDS + len(wanted) / MIN_RATE):
+            asked = ByteRange(chunk.start + wanted.start, chunk.start + wanted.stop)
+            async with asyncio.timeout(None) as limit:
+                pieces = self._pieces(offer, asked, limit)
                 await deliver(request, answer, pieces, self.offers.store.hold([digest]))
         except TimeoutError:
             hang_up(request)
@@ -105,13 +114,20 @@ class PeersApi:
         self.events.peer_sent(sender, len(wanted))
         return answer
 
-    async def _pieces(self, offer: Offer, start: int, stop: int) -> AsyncGenerator[Piece, None]:
-        """The range in slices, so that a rate can be kept. A file that lands in the store meanwhile stays open."""
+    async def _pieces(
+        self, offer: Offer, asked: ByteRange, limit: asyncio.Timeout
+    ) -> AsyncGenerator[Piece, None]:
+        """The range in slices, so that a rate can be kept and the next slice be waited for so long.
+
+        What a cap of ours holds up isn't the peer's fault. A file that lands in the store meanwhile stays open.
+        """
+        clock = asyncio.get_running_loop().time
         with offer.path.open("rb", buffering=0) as file:
             opened = Path(f"/proc/self/fd/{file.fileno()}")
-            for at in range(start, stop, _SLICE):
-                piece = ByteRange(at, min(stop, at + _SLICE))
+            for at in range(asked.start, asked.stop, _SLICE):
+                piece = ByteRange(at, min(asked.stop, at + _SLICE))
                 pause = self.throttle.take(len(piece))
+                limit.reschedule(clock() + pause + self.patience(len(piece)))
                 if pause:
                     await asyncio.sleep(pause)
                 yield FilePiece(opened, piece)

@@ -64,7 +64,10 @@ class ClusterNode:
 
 @dataclass
 class Cluster:
-    """Agents on `names`; `settings` are added to each one's, `peers` to each one's peers."""
+    """Agents on `names`; `settings` are added to each one's, `peers` to each one's peers.
+
+    `docker_config`: the config.json whose credentials they have.
+    """
 
     base: Path
     names: Sequence[str]
@@ -72,6 +75,7 @@ class Cluster:
     peers: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     nodes: list[ClusterNode] = field(default_factory=list)
+    docker_config: str = ""
 
     def start(self, *numbers: int, **peers: Any) -> list[ClusterNode]:
         """Start agents side by side; they answer when this returns."""
@@ -95,11 +99,14 @@ class Cluster:
         name = self.names[number]
         home = self.base / f"n{number}"
         home.mkdir(parents=True, exist_ok=True)
+        if self.docker_config:
+            (home / "docker").mkdir(exist_ok=True)
+            (home / "docker" / "config.json").write_text(self.docker_config)
         (home / "config.yaml").write_text(yaml.safe_dump(self._settings(name, peers)))
         command = [sys.executable, "-m", "weightyard.cli", "--json", "agent"]
         command += ["--root", str(home / "store"), "--config", str(home / "config.yaml")]
         log = home / f"log-{len(list(home.glob('log-*')))}"
-        environment = child_environment(home)
+        environment = child_environment(home, DOCKER_CONFIG=str(home / "docker"))
         process = self.stack.enter_context(ServerProcess(command, log=log, environment=environment))
         return ClusterNode(name, home / "store", process)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from aiohttp import web
 
 from cache_agent.events import Events
 from cache_agent.faces.bridge import Bridge
-from cache_agent.faces.peers.api import PeersApi
+from cache_agent.faces.peers.api import PeersApi, patience
 from cache_agent.faces.peers.offers import Offers
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.node import Node
@@ -55,6 +56,8 @@ class Serving:
     everything: bool = False
     tls: TlsFiles | None = None
     uploads: int = 4
+    upload: float = 0.0
+    patience: Callable[[int], float] = patience
     now: float = 1_800_000_000.0
     name: str = ""
     board: Board = field(default_factory=lambda: Board(lambda: 0.0))
@@ -76,8 +79,10 @@ class Serving:
             self.public.__contains__,
             "zone-a",
         )
-        throttle = Throttle(0.0, lambda: 0.0)
-        self.api = PeersApi(offers, verifier, bridge, self.told, throttle, self.uploads)
+        throttle = Throttle(self.upload, time.monotonic)
+        self.api = PeersApi(
+            offers, verifier, bridge, self.told, throttle, self.uploads, self.patience
+        )
         runner = web.AppRunner(
             self.api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
         )

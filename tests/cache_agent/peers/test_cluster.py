@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from cache_agent.api.wire import PullBody, PullProgress
+from cache_agent.peers.client import TlsFiles
+from modelimage.access import Access
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import RegistryReference, parse_image
+from modelimage.registry.credentials import DockerConfig
 from tests.cache_agent.images import simple_image
+from tests.cache_agent.peers.certificates import Authority
 from tests.cache_agent.peers.cluster import ClusterNode, cluster
 from tests.cache_agent.test_agent import push
 from tests.cache_agent.test_pull import files_of
+from tests.servers.fixtures import USERS
 from tests.servers.registry import DockerRegistry
 
 pytestmark = pytest.mark.servers
@@ -24,13 +31,18 @@ pytestmark = pytest.mark.servers
 SLOW_ORIGIN = {"fetch": {"bandwidth_per_source": "40MB"}}
 
 
-def publish(registry: DockerRegistry, name: str, seed: int) -> tuple[str, dict[str, bytes]]:
-    """An image of four chunks and a few small files."""
-    weights = [2 * CHUNK_SIZE, CHUNK_SIZE + 1000, 9000]
+WEIGHTS = (2 * CHUNK_SIZE, CHUNK_SIZE + 1000, 9000)
+
+
+def publish(
+    registry: DockerRegistry, name: str, seed: int, weights: Sequence[int] = WEIGHTS,
+    access: Access | None = None,
+) -> tuple[str, dict[str, bytes]]:  # fmt: skip
+    """An image of these weights (four chunks) and a few small files."""
     image, _, contents = simple_image(weights=weights, seed=seed)
     reference = parse_image(f"{registry.host}/{name}:v1")
     assert isinstance(reference, RegistryReference)
-    push(image, reference)
+    push(image, reference, access)
     return str(reference), contents
 
 
@@ -90,3 +102,29 @@ def _ignoring_the_end(victim: ClusterNode, image: str) -> None:
         kill_in_the_middle(victim, image)
     except Exception:  # noqa: BLE001 - the answer breaks off with the process
         assert not victim.process.is_running()
+
+
+def test_a_private_model_passes_between_agents_over_mutual_tls(
+    tmp_root: Path, basic_registry: DockerRegistry, unique_name: Callable[[str], str]
+) -> None:
+    """The third has a certificate of another authority: nobody talks to it, and it pulls from the registry."""
+    auth = b64encode(":".join(next(iter(USERS.items()))).encode()).decode()
+    config = json.dumps({"auths": {basic_registry.host: {"auth": auth}}})
+    ours, others = Authority(tmp_root / "ca"), Authority(tmp_root / "other-ca")
+    with cluster(tmp_root, 3, docker_config=config) as nodes:
+        [first] = nodes.start(0, tls=_settings(ours.issue("node-0")))
+        [second] = nodes.start(1, tls=_settings(ours.issue("node-1")))
+        [stranger] = nodes.start(2, tls=_settings(others.issue("node-2")))
+        access = Access(credentials=DockerConfig.parse(config.encode(), what="a test's config"))
+        image, contents = publish(basic_registry, unique_name("p/private"), 3, [200_000], access)
+        size = first.pull(image).tiers["registry"]
+        assert files_of(Path(second.pull(image).path)) == contents
+        assert second.done[0].tiers == {"peer": size}
+        assert files_of(Path(stranger.pull(image).path)) == contents
+        assert stranger.done[0].tiers == {"registry": size}
+        assert first.counted("weightyard_peer_sent_bytes_total") == size
+        nodes.check()
+
+
+def _settings(files: TlsFiles) -> dict[str, str]:
+    return {"ca": str(files.ca), "certificate": str(files.certificate), "key": str(files.key)}

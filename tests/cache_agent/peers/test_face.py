@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -32,6 +34,7 @@ from modelimage.errors import (
 )
 from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE, Record, RecordFile
+from modelimage.repository import BlobStream
 from tests.cache_agent.faults import BreaksAfter
 from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
@@ -217,6 +220,48 @@ def test_who_finds_all_places_taken_is_told_when_to_come_again(
             with pytest.raises(RateLimited) as caught:
                 chunk_of(client, face.name, file, 1, ByteRange(0, 10))
             assert caught.value.retry_after == 0.25
+
+
+def test_who_takes_nothing_loses_its_place_to_others(warm: Node, file: RecordFile) -> None:
+    """Its kernel takes some megabytes for it; then nothing more leaves."""
+
+    def patience(size: int) -> float:
+        return 0.2 if size > 10 else 60.0
+
+    with serving(warm, public={PLACE}, uploads=1, patience=patience) as face:
+        client, chunk = face.client(), ChunkId(identity(file), 0)
+        with client.chunk(face.name, file.digest, chunk, ByteRange(0, CHUNK_SIZE)) as stream:
+            wait_until(lambda: _given(face, file), what="place for another peer")
+            with pytest.raises(Unreachable):
+                _drain(stream)
+        wait_until(lambda: face.told.sent == [10], what="count without what broke off")
+
+
+def _drain(stream: BlobStream) -> None:
+    while stream.readinto(memoryview(bytearray(1 << 20))):
+        pass
+
+
+def _given(face: Serving, file: RecordFile) -> bool:
+    try:
+        return len(chunk_of(face.client(), face.name, file, 1, ByteRange(0, 10))) == 10
+    except RateLimited:
+        return False
+
+
+def test_peers_share_the_cap_on_what_is_sent(warm: Node, file: RecordFile) -> None:
+    """A cap makes it take at least so long, whatever the machine."""
+    with (
+        serving(warm, public={PLACE}, upload=2 * CHUNK_SIZE) as face,
+        ThreadPoolExecutor(2) as peers,
+    ):
+        began = time.monotonic()
+        wanted = [
+            peers.submit(chunk_of, face.client(), face.name, file, 0, ByteRange(0, CHUNK_SIZE))
+            for _ in range(2)
+        ]
+        assert [each.result() == DATA[:CHUNK_SIZE] for each in wanted] == [True, True]
+        assert time.monotonic() - began >= 1.0 - 0.25, "two chunks, but for what may come at once"
 
 
 def test_a_file_that_moves_while_it_is_sent_is_sent_to_its_end(
