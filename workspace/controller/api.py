@@ -10,20 +10,13 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import aiohttp
 import kopf
 
-from modelimage.errors import (
-    AccessDenied,
-    Busy,
-    InvalidInput,
-    NotFound,
-    RateLimited,
-    RemoteRefused,
-    Unreachable,
-)
+from cache_agent.api.refusals import refuse
+from modelimage.errors import NotFound, Unreachable
 from workspace.controller.observed import Reference
 from workspace.render import names
 
@@ -33,10 +26,6 @@ _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _PAGE: Final = 500  # objects of one answer to a list
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=10)
-
-
-class Conflict(Busy):
-    """The object changed, or is another one, since it was read (409): look again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,33 +162,15 @@ class KubernetesApi:
             ) as answer:  # fmt: skip
                 text = await answer.text()
                 if answer.status >= HTTPStatus.BAD_REQUEST:
-                    _refused(
-                        answer.status, text, f"{method} {path}", answer.headers.get("Retry-After")
+                    after = answer.headers.get("Retry-After")
+                    refuse(
+                        answer.status,
+                        text,
+                        f"{method} {path}",
+                        role="controller",
+                        retry_after=after,
                     )
-        except (aiohttp.ClientError, TimeoutError) as error:
+                found = json.loads(text)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(f"the API server doesn't answer {method} {path}: {error}") from error
-        found = json.loads(text)
         return found if isinstance(found, dict) else {}
-
-
-def _refused(status: int, text: str, call: str, retry_after: str | None) -> NoReturn:
-    try:
-        said = str(json.loads(text).get("message", text))
-    except (ValueError, AttributeError):
-        said = text
-    message = f"{call}: {said[:500]}"
-    match status:
-        case HTTPStatus.NOT_FOUND:
-            raise NotFound(message)
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            raise AccessDenied(message, hint="Check the controller's ClusterRole.")
-        case HTTPStatus.CONFLICT:
-            raise Conflict(message)
-        case HTTPStatus.TOO_MANY_REQUESTS:
-            seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
-            raise RateLimited(message, retry_after=seconds)
-        case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
-            raise InvalidInput(message)
-        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise Unreachable(message)
-    raise RemoteRefused(message)

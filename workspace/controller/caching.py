@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.refusals import Conflict
 from modelimage.errors import NotFound
 from workspace.controller import cached_models, conditions, node_marks
-from workspace.controller.api import RESOURCES, Conflict, KubernetesApi
+from workspace.controller.api import RESOURCES, KubernetesApi
 from workspace.controller.cache_view import MODEL, NODE, Key, Known, NodeView, View
 from workspace.controller.cached_models import News
 from workspace.controller.queue import WorkQueue

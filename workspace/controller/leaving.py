@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cache_agent.api.refusals import Conflict
 from modelimage.errors import InUse, NotFound, TimedOut
 from workspace.controller import node_marks
-from workspace.controller.api import Conflict, KubernetesApi
+from workspace.controller.api import KubernetesApi
 from workspace.controller.objects import has_labels
 
 Json = dict[str, Any]

@@ -13,16 +13,9 @@ from typing import Any, Final, NoReturn
 
 import aiohttp
 
+from cache_agent.api.refusals import refuse
 from cache_agent.wanted.cluster.connection import Connection
-from modelimage.errors import (
-    AccessDenied,
-    Busy,
-    InvalidInput,
-    NotFound,
-    RateLimited,
-    RemoteRefused,
-    Unreachable,
-)
+from modelimage.errors import Unreachable
 
 Json = dict[str, Any]
 
@@ -33,14 +26,6 @@ _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=
 _LIST_LIMIT: Final = 500
 # One object of etcd's largest size fits, and so does what watching adds.
 _LINE_BYTES: Final = 8 << 20
-
-
-class Conflict(Busy):
-    """The object changed since it was read, or is there already (409): read it again."""
-
-
-class Gone(Unreachable):
-    """What was asked from is too long ago (410): list anew."""
 
 
 class Api:
@@ -98,7 +83,7 @@ class Api:
                 headers={**self._connection.headers(), "Accept": "application/json"},
             ) as answer:  # fmt: skip
                 if answer.status >= HTTPStatus.BAD_REQUEST:
-                    _refused(answer.status, await answer.text(), call, answer.headers)
+                    _refuse(answer.status, await answer.text(), call, answer.headers)
                 async for line in answer.content:
                     if line.strip():
                         yield _event(line, call)
@@ -125,7 +110,7 @@ class Api:
             ) as answer:  # fmt: skip
                 text = await answer.text()
                 if answer.status >= HTTPStatus.BAD_REQUEST:
-                    _refused(answer.status, text, call, answer.headers)
+                    _refuse(answer.status, text, call, answer.headers)
                 found = json.loads(text)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(f"the API server doesn't answer {call}: {error!r}") from error
@@ -136,30 +121,9 @@ def _event(line: bytes, call: str) -> tuple[str, Json]:
     event = json.loads(line)
     kind, found = str(event["type"]), event["object"]
     if kind == "ERROR":
-        _refused(int(found.get("code") or 500), json.dumps(found), call, {})
+        _refuse(int(found.get("code") or 500), json.dumps(found), call, {})
     return kind, found
 
 
-def _refused(status: int, text: str, call: str, headers: Mapping[str, str]) -> NoReturn:
-    try:
-        said = str(json.loads(text).get("message", text))
-    except (ValueError, AttributeError):
-        said = text
-    message = f"{call}: {said[:500]}"
-    match status:
-        case HTTPStatus.NOT_FOUND:
-            raise NotFound(message)
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            raise AccessDenied(message, hint="Check the agent's ClusterRole.")
-        case HTTPStatus.CONFLICT:
-            raise Conflict(message)
-        case HTTPStatus.GONE:
-            raise Gone(message)
-        case HTTPStatus.TOO_MANY_REQUESTS:
-            after = headers.get("Retry-After", "")
-            raise RateLimited(message, retry_after=float(after) if after.isdigit() else None)
-        case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
-            raise InvalidInput(message)
-        case _ if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise Unreachable(message)
-    raise RemoteRefused(message)
+def _refuse(status: int, text: str, call: str, headers: Mapping[str, str]) -> NoReturn:
+    refuse(status, text, call, role="agent", retry_after=headers.get("Retry-After"))

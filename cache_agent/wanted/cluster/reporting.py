@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from cache_agent.api.document import API_VERSION
 from cache_agent.api.node_cache import KIND, PLURAL, NodeCacheStatus
+from cache_agent.api.refusals import Conflict
 from cache_agent.wanted.cluster.backoff import Backoff
-from cache_agent.wanted.cluster.client import Api, Conflict
+from cache_agent.wanted.cluster.client import Api
 from modelimage.errors import NotFound, WeightyardError
 
 Json = dict[str, Any]

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cache_agent.api.refusals import Gone
 from cache_agent.wanted.cluster.backoff import Backoff
-from cache_agent.wanted.cluster.client import Api, Gone
+from cache_agent.wanted.cluster.client import Api
 from modelimage.errors import WeightyardError
 
 Json = dict[str, Any]

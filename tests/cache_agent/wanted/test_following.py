@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from cache_agent.api.refusals import Gone
 from cache_agent.wanted.cluster.backoff import Backoff
-from cache_agent.wanted.cluster.client import Gone
 from cache_agent.wanted.cluster.watching import Follower
 from modelimage.errors import RateLimited, Unreachable, WeightyardError
 

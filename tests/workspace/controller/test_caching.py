@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from cache_agent.api.names import STARTUP_TAINT, node_label
+from cache_agent.api.refusals import Conflict
 from modelimage.errors import RateLimited, Unreachable, WeightyardError
 from tests.workspace.controller import caches
 from tests.workspace.controller.direct import DirectApi
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
-from workspace.controller.api import Conflict, KubernetesApi
+from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
 from workspace.controller.cache_view import CACHE, MODEL, NODE, Key
 from workspace.controller.caching import CacheRunner

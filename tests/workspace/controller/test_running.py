@@ -11,11 +11,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cache_agent.api.refusals import Conflict
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, Unreachable
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from workspace.controller.api import Conflict, KubernetesApi
+from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
 from workspace.controller.caching import CacheRunner
 from workspace.controller.handlers import make_registry, watch
