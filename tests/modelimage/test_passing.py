@@ -26,11 +26,11 @@ from tests.modelimage.test_registry_faults import (
     CHUNK,
     IN_ONE,
     SMALL_CHUNKS,
-    KilledProcess,
     Opener,
     repository_at,
     through,
 )
+from tests.modelimage.test_registry_resumes import KilledProcess
 from tests.servers.faulty_registry import BrokenUpload, BufferedUploads, LostUpload, NoChunks
 
 __all__ = ["through"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import pytest
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.store.space import Amount, SpaceLimits
-from modelimage.descriptor import LINUX_AMD64, LINUX_ARM64, Descriptor, Platform
+from modelimage.descriptor import LINUX_AMD64, LINUX_ARM64, Platform
 from modelimage.digest import Digest
 from modelimage.errors import (
     DigestMismatch,
@@ -28,12 +26,11 @@ from modelimage.errors import (
 from modelimage.foreign import DerivedRecord, Packing
 from modelimage.layout import Layout
 from modelimage.mediatypes import OCI_CONFIG
-from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import parse_image
-from modelimage.repository import BlobStream
 from tests.cache_agent.crashes import KillsAtStep, in_child
-from tests.cache_agent.images import BytesStream, noise
+from tests.cache_agent.foreign.layouts import Counting, Tampering
+from tests.cache_agent.images import noise
 from tests.cache_agent.nodes import NodeFactory, pull
 from tests.cache_agent.test_crash import damage
 from tests.cache_agent.test_pull import files_of
@@ -52,53 +49,6 @@ def maker(tmp_path: Path) -> Maker:
 
 def below(prefix: str, files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{prefix}/{name}": data for name, data in files.items()}
-
-
-@dataclass
-class Counting:
-    """A layout that counts the bytes of blobs that it gave."""
-
-    layout: Layout
-    given: dict[Digest, int] = field(default_factory=dict)
-
-    def resolve(self, name: str) -> Descriptor:
-        return self.layout.resolve(name)
-
-    def manifest(self, descriptor: Descriptor) -> bytes:
-        return self.layout.manifest(descriptor)
-
-    def tags(self) -> list[str]:
-        return self.layout.tags()
-
-    @contextmanager
-    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
-        size = len(wanted) if wanted else descriptor.size
-        self.given[descriptor.digest] = self.given.get(descriptor.digest, 0) + size
-        with self.layout.blob(descriptor, wanted) as stream:
-            yield stream
-
-
-@dataclass
-class Tampering(Counting):
-    """Flips a bit of one blob, the first `times` times that it is asked for from its beginning."""
-
-    victim: Digest | None = None
-    times: int = 1 << 30
-
-    @contextmanager
-    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
-        whole = ByteRange(0, descriptor.size)
-        with super().blob(descriptor, wanted) as stream:
-            if descriptor.digest != self.victim or len(wanted or whole) < 40_000 or self.times <= 0:
-                yield stream
-                return
-            self.times -= 1
-            data = bytearray(len(wanted or whole))
-            view, filled = memoryview(data), 0
-            while filled < len(data) and (count := stream.readinto(view[filled:])):
-                filled += count
-            data[len(data) // 2] ^= 4
-            yield BytesStream(bytes(data))
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -1,56 +1,23 @@
-"""Each kind of foreign image, made by hand: detected, mapped, pulled whole and by ranges."""
+"""Each kind of foreign artifact, made by hand: detected, mapped, pulled whole and by ranges."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelimage.descriptor import (
-    LINUX_AMD64,
-    LINUX_ARM64,
-    UNKNOWN_PLATFORM,
-    Descriptor,
-    Platform,
-)
+from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage, NotFound
-from modelimage.foreign import ForeignModel, Kind, Packing, describe_foreign
-from modelimage.foreign.detect import ForeignManifest
-from modelimage.mediatypes import DOCKER_MANIFEST, MODELPACK_MANIFEST, OCI_EMPTY
+from modelimage.errors import InvalidImage
+from modelimage.foreign import ForeignModel, Kind, Packing
+from modelimage.mediatypes import MODELPACK_MANIFEST, OCI_EMPTY
 from modelimage.record import Role
-from tests.modelimage.foreign.images import (
-    DOCKER_CONFIG,
-    DOCKER_TAR,
-    Entry,
-    Maker,
-    compress,
-    directory,
-    files_tar,
-    hardlink,
-    on,
-    pull,
-    pull_ranges,
-    symlink,
-    tar,
-)
+from tests.modelimage.foreign.describing import FILES, PACKINGS, check_pull, described, entries
+from tests.modelimage.foreign.images import Maker, compress, directory, files_tar, hardlink, tar
 
-FILES = {"config.json": b"{}", "model.safetensors": b"w" * 1500, "sub/README.md": b""}
-PACKINGS = [Packing.TAR, Packing.TAR_GZIP, Packing.TAR_ZSTD]
 MODELPACK = "application/vnd.cncf.model"
 KITOPS = "application/vnd.kitops.modelkit"
 DOCKER = "application/vnd.docker.ai"
-SOME = Descriptor("application/json", Digest.of(b"{}"), 2).to_json()
-
-
-@pytest.fixture
-def maker(tmp_path: Path) -> Maker:
-    return Maker(tmp_path / "layout")
-
-
-def described(maker: Maker, name: str = "latest") -> ForeignModel:
-    return describe_foreign(maker.layout, maker.layout.resolve(name))
 
 
 def modelpack(
@@ -69,20 +36,6 @@ def modelpack(
     return maker.manifest(
         maker.json(f"{MODELPACK}.config.v1+json", config), layers, artifactType=MODELPACK_MANIFEST
     )
-
-
-def check_pull(maker: Maker, model: ForeignModel, files: dict[str, bytes]) -> ForeignModel:
-    """Both ways to pull give the files; the model key is the manifest's digest."""
-    listed, pulled = pull(maker.layout, model)
-    assert pulled == files
-    assert [(file.path, file.size) for file in listed.files] == sorted(
-        (path, len(data)) for path, data in files.items()
-    )
-    assert listed.key == model.manifest.digest
-    if model.is_listed:
-        assert pull_ranges(maker.layout, model) == files
-        assert model.files == listed.files
-    return listed
 
 
 # ModelPack
@@ -245,7 +198,7 @@ def test_a_modelkit_of_today(maker: Maker, packing: Packing) -> None:
 
 def test_a_modelkit_of_old_holds_paths_below_its_entry(maker: Maker) -> None:
     weights = tar(
-        [directory("llm"), *_entries({"llm/a.gguf": b"1"}), hardlink("llm/b.gguf", "llm/a.gguf")]
+        [directory("llm"), *entries({"llm/a.gguf": b"1"}), hardlink("llm/b.gguf", "llm/a.gguf")]
     )
     layer = maker.blob(f"{KITOPS}.model.v1.tar+gzip", compress(weights, Packing.TAR_GZIP))
     model = kit(maker, {"model": {"path": "./models/llm"}}, [layer])
@@ -383,161 +336,3 @@ def test_an_artifact_without_any_file_name(maker: Maker) -> None:
     maker.manifest(maker.blob(OCI_EMPTY, b"{}"), [maker.blob("application/json", b"{}")])
     with pytest.raises(InvalidImage, match="no files"):
         described(maker)
-
-
-# Container images
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_a_modelcar(maker: Maker, packing: Packing) -> None:
-    base = tar([directory("etc"), *_entries({"etc/passwd": b"root"}), symlink("bin", "usr/bin")])
-    car = tar([directory("models"), *_entries({f"models/{p}": data for p, data in FILES.items()})])
-    maker.image(base, car, packing=packing)
-    model = described(maker)
-    assert model.kind is Kind.IMAGE
-    check_pull(maker, model, FILES)
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_an_image_of_docker_media_types(maker: Maker, packing: Packing) -> None:
-    maker.image(
-        files_tar(FILES),
-        packing=packing,
-        base=DOCKER_TAR,
-        config_type=DOCKER_CONFIG,
-        mediaType=DOCKER_MANIFEST,
-    )
-    check_pull(maker, described(maker), FILES)
-
-
-def test_an_image_whose_models_are_a_link(maker: Maker) -> None:
-    files = _entries({"opt/weights/a.gguf": b"1"})
-    maker.image(tar([*files, symlink("models", "/opt/weights")]))
-    check_pull(maker, described(maker), {"a.gguf": b"1"})
-
-
-def test_an_image_with_the_cache_as_the_hub_lays_it_out(maker: Maker) -> None:
-    maker.image(
-        tar(
-            [
-                *_entries({"models/blobs/abc": b"weights"}),
-                symlink("models/snapshots/1/model.safetensors", "../../blobs/abc"),
-            ]
-        )
-    )
-    check_pull(
-        maker,
-        described(maker),
-        {"blobs/abc": b"weights", "snapshots/1/model.safetensors": b"weights"},
-    )
-
-
-def test_an_image_that_holds_our_own_record(maker: Maker) -> None:
-    maker.image(files_tar({"weightyard.json": b"{}", "a.gguf": b"1"}))
-    model = described(maker)
-    assert [file.path for file in model.files] == ["a.gguf"]
-    assert "weightyard.json" in model.left_out
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        {"schemaVersion": 1, "fsLayers": []},
-        {"schemaVersion": 2},
-        {"schemaVersion": 2, "config": {}, "layers": []},
-        {"schemaVersion": 2, "config": SOME, "layers": []},
-        {"schemaVersion": 2, "config": SOME, "layers": [{}]},
-        {"schemaVersion": 2, "config": {}, "layers": "none"},
-    ],
-)
-def test_a_manifest_that_is_none(document: dict[str, Any]) -> None:
-    with pytest.raises(InvalidImage):
-        ForeignManifest.parse(document)
-
-
-def test_an_image_with_a_layer_that_is_no_tar(maker: Maker) -> None:
-    good = maker.image(files_tar({"a": b"1"}))
-    config = maker.json("application/vnd.oci.image.config.v1+json", {})
-    odd = [maker.blob("application/vnd.oci.image.layer.v1.squashfs", b"x")]
-    maker.manifest(config, odd, tag="odd")
-    with pytest.raises(InvalidImage):
-        described(maker, "odd")
-    assert described(maker).manifest == good
-
-
-@pytest.mark.parametrize(("titled", "kind"), [(False, Kind.IMAGE), (True, Kind.ARTIFACT)])
-def test_image_layers_below_a_config_nobody_knows(maker: Maker, titled: bool, kind: Kind) -> None:
-    title = {"org.opencontainers.image.title": "a.gguf"} if titled else {}
-    layer = maker.blob("application/vnd.oci.image.layer.v1.tar", files_tar({"a.gguf": b"1"}), title)
-    maker.manifest(maker.json("application/vnd.example.config+json", {}), [layer])
-    model = described(maker)
-    assert model.kind is kind
-    assert [file.size for file in model.files] == [layer.size if titled else 1]
-
-
-def test_an_image_without_files(maker: Maker) -> None:
-    maker.image(tar([directory("empty")]))
-    with pytest.raises(InvalidImage, match="no files"):
-        described(maker)
-
-
-# Indexes
-
-
-def test_the_platform_decides(maker: Maker) -> None:
-    amd, arm = (maker.image(files_tar({"a": data}), tag=None) for data in (b"amd", b"arm"))
-    root = maker.index([on(arm, LINUX_ARM64), on(amd, LINUX_AMD64)])
-    for platform, manifest in ((LINUX_AMD64, amd), (LINUX_ARM64, arm)):
-        model = describe_foreign(maker.layout, root, platform=platform)
-        assert model.key == manifest.digest
-        assert model.root == root
-
-
-def test_attestations_are_passed_over(maker: Maker) -> None:
-    model = maker.image(files_tar({"a": b"1"}), tag=None)
-    attestation = maker.image(files_tar({"b": b"1"}), tag=None)
-    annotated = Descriptor(
-        attestation.media_type,
-        attestation.digest,
-        attestation.size,
-        annotations={"vnd.docker.reference.type": "attestation-manifest"},
-        platform=UNKNOWN_PLATFORM,
-    )
-    root = maker.index([annotated, on(model, LINUX_ARM64)])
-    assert describe_foreign(maker.layout, root).key == model.digest
-
-
-def test_nested_indexes(maker: Maker) -> None:
-    model = maker.image(files_tar({"a": b"1"}), tag=None)
-    inner = maker.index([on(model, LINUX_AMD64)], tag=None)
-    root = maker.index([inner])
-    assert describe_foreign(maker.layout, root).key == model.digest
-
-
-def test_an_index_that_lists_nothing_at_all(maker: Maker) -> None:
-    data = b'{"manifests": null}'
-    broken = maker.blob("application/vnd.oci.image.index.v1+json", data)
-    with pytest.raises(InvalidImage, match="no list"):
-        describe_foreign(maker.layout, broken)
-
-
-def test_indexes_nested_without_end(maker: Maker) -> None:
-    found = maker.image(files_tar({"a": b"1"}), tag=None)
-    for _ in range(6):
-        found = maker.index([found])
-    with pytest.raises(InvalidImage, match="nest"):
-        describe_foreign(maker.layout, found)
-
-
-def test_no_platform_fits(maker: Maker) -> None:
-    images = [maker.image(files_tar({"a": data}), tag=None) for data in (b"1", b"2")]
-    windows = Platform("windows", "amd64")
-    root = maker.index([on(images[0], LINUX_ARM64), on(images[1], windows)])
-    with pytest.raises(NotFound, match="linux/amd64") as caught:
-        describe_foreign(maker.layout, root)
-    assert caught.value.hint is not None
-    assert "windows/amd64" in caught.value.hint
-
-
-def _entries(files: dict[str, bytes]) -> list[Entry]:
-    return [Entry(name, data) for name, data in files.items()]
