@@ -238,7 +238,10 @@ class PeersSection(_Section):
     )
     key_file: Path = Field(description="The shared keys, one a line; the first signs.")
     tls: PeerTlsSection | None = None
-    zone: str = Field(default="", description="The zone of this node.")
+    zone: str = Field(
+        default="",
+        description="The zone of this node; by default what its Node is labelled with, in a cluster.",
+    )
     zones: Literal["share", "apart"] = Field(
         default="share",
         description="share: one copy for all zones. apart: each zone fetches its own.",

@@ -176,7 +176,7 @@ async def _open_peers(node: Node, options: PeerFace, stack: AsyncExitStack) -> A
         peers.board,
         peers.encrypted,
         lambda repository: node.shelf.public_since(repository) is not None,
-        peers.own.zone,
+        lambda: peers.own.zone,
     )
     throttle = Throttle(options.upload, time.monotonic)
     bridge = _bridge(stack)

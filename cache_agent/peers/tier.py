@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -35,6 +35,8 @@ from modelimage.reference import RegistryReference, parse_image
 from modelimage.repository import ImageReader
 
 _ASKING_THREADS: Final = 8
+# As clouds and Kubernetes itself label nodes.
+ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 # Opens a repository without any credentials.
 Anonymous = Callable[[RegistryReference], ImageReader]
 
@@ -53,6 +55,7 @@ class Peers:
     anonymous: Anonymous
     monotonic: Callable[[], float] = time.monotonic
     pace: Pace = field(default_factory=Pace)
+    zone_given: bool = False
     _zones: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _executor: ThreadPoolExecutor = field(
@@ -80,6 +83,7 @@ class Peers:
             Verifier(keys, {own}, time.time, section.clock_skew_seconds),
             tls is not None,
             anonymous,
+            zone_given=bool(section.zone),
         )
 
     def wrap(self, sources: Sequence[Source], resolved: Resolved, repository: str) -> list[Source]:
@@ -106,6 +110,11 @@ class Peers:
                 member if member.zone else replace(member, zone=self._zones.get(member.id, ""))
                 for member in found
             ]
+
+    def take_zone(self, labels: Mapping[str, str]) -> None:
+        """Take this node's zone from its labels, unless the settings name one; pulls that begin later go by it."""
+        if not self.zone_given:
+            self.own = replace(self.own, zone=labels.get(ZONE_LABEL, ""))
 
     def close(self) -> None:
         """Wait for the questions under way."""

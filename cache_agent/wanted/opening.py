@@ -138,6 +138,8 @@ def _of_cluster(
     )
     keeper = _keeper(parts, section, bridge, PullCredentials(parts.access, secrets))
     wanted = ClusterWanted(keeper.want, keeper.trouble)
+    if parts.node.peers is not None:
+        wanted.labelled = parts.node.peers.take_zone
     keeper.label_gone = wanted.label_gone
     reporter = Reporter(
         api, name, keeper.status, lambda: keeper.busy, parts.note, parts.node.engine.monotonic

@@ -52,7 +52,7 @@ class Offers:
     board: Board
     everything: bool
     is_public: Callable[[str], bool]
-    zone: str = ""
+    zone: Callable[[], str] = lambda: ""
     _names: dict[Digest, tuple[tuple[str, ...], Digest]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,7 +77,7 @@ class Offers:
         have = bits(flight.partial.arrived()) if flight.is_open else 0
         coming = bits(self.board.coming(name)) & ((1 << count) - 1)
         path = flight.partial.path if flight.is_open else Path()
-        said = Have(count, have, coming & ~have, flight.received, self.zone)
+        said = Have(count, have, coming & ~have, flight.received, self.zone())
         return Offer(path, flight.file.size, said)
 
     def _stored(self, sha256: Digest, name: Digest) -> Offer | None:
@@ -88,7 +88,7 @@ class Offers:
         if not store.is_untouched(stored):
             return None
         count = len(stored.chunks)
-        have = Have(count, (1 << count) - 1, 0, stored.size, self.zone)
+        have = Have(count, (1 << count) - 1, 0, stored.size, self.zone())
         return Offer(store.paths.file(sha256), stored.size, have)
 
     def _name(self, stored: StoredFile) -> Digest:

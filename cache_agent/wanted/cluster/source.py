@@ -23,10 +23,14 @@ NODES_PATH: Final = "/api/v1/nodes"
 
 @dataclass
 class ClusterWanted:
-    """Told by two followers; tells `want` once both the models and the node are known, and at every change after."""
+    """Told by two followers; tells `want` once both the models and the node are known, and at every change after.
+
+    `labelled` is told the node's labels whenever they change.
+    """
 
     want: Callable[[Sequence[Wish], Sequence[str]], None]
     trouble: Callable[[str], None]
+    labelled: Callable[[Mapping[str, str]], None] = lambda labels: None
     _labels: dict[str, str] | None = None
     # Each with the wish that it makes, so that a change of one costs nothing for the others.
     _models: dict[str, tuple[CachedModel, Wish]] | None = None
@@ -65,6 +69,7 @@ class ClusterWanted:
         if labels != self._labels:
             self._labels = dict(labels)
             self._relabelled.set()
+            self.labelled(self._labels)
             self._tell()
 
     def note_trouble(self, what: str, error: WeightyardError | None) -> None:

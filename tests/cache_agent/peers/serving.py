@@ -77,7 +77,7 @@ class Serving:
             self.board,
             self.everything,
             self.public.__contains__,
-            "zone-a",
+            lambda: "zone-a",
         )
         throttle = Throttle(self.upload, time.monotonic)
         self.api = PeersApi(

@@ -23,8 +23,10 @@ from cache_agent.peers.tier import Peers
 from cache_agent.peers.values import Have, Member
 from cache_agent.peers.watching import View, heard
 from cache_agent.sources.source import NotYet, Source, Tier, YourTurn
+from cache_agent.wanted.cluster.source import ClusterWanted
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused, Unreachable
 from modelimage.record import CHUNK_SIZE
+from modelimage.repository import ImageReader
 from modelimage.resolve import resolve_model
 from tests.cache_agent.images import MemoryImage, simple_image
 from tests.cache_agent.peers.certificates import Authority
@@ -115,6 +117,24 @@ def test_a_pods_address_is_given_by_a_variable(tmp_path: Path) -> None:
     config: AgentConfig = parse_config(text, environ, {})
     assert config.peers is not None
     assert config.peers.name() == "[fd00::7]:7946"
+
+
+@pytest.mark.parametrize(("given", "zone"), [("", "b"), ("a", "a")])
+def test_a_node_takes_its_zone_from_its_labels_unless_it_is_set(
+    tmp_path: Path, given: str, zone: str
+) -> None:
+    peers = Peers.of(settings(tmp_path, zone=given), streams=4, events=Events(), anonymous=_nobody)
+    wanted = ClusterWanted(lambda *_: None, lambda _: None, peers.take_zone)
+    document = {"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "b"}}}
+    wanted.node.replace([document])
+    assert peers.own.zone == zone
+    wanted.node.put({"metadata": {"name": "n1"}})
+    assert peers.own.zone == given
+    peers.close()
+
+
+def _nobody(reference: object) -> ImageReader:
+    raise AccessDenied("who are you?")
 
 
 def test_members_come_from_dns_and_the_list_and_outlive_dns() -> None:

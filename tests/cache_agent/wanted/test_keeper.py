@@ -10,16 +10,20 @@ import pytest
 
 from cache_agent.api.cached_model import Window
 from cache_agent.api.names import node_label
+from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node import Node
+from cache_agent.store.partials import identity
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind
 from cache_agent.wanted.options import KeeperOptions
 from modelimage.errors import RemoteRefused
+from modelimage.record import CHUNK_SIZE
 from modelimage.reference import parse_image
-from tests.cache_agent.faults import Away
+from tests.cache_agent.faults import Away, BreaksAfter
 from tests.cache_agent.images import MemoryImage, simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.test_pull import files_of
 from tests.cache_agent.wanted.keeping import Keeping, Runtime, keeping, until, wish
 
 # Two of the images fit together, three don't.
@@ -219,6 +223,36 @@ def test_a_closed_window_is_waited_for(open_node: NodeFactory) -> None:
             await at.reaches("a", "Ready")
 
     run(test())
+
+
+def test_a_fetch_stops_when_its_window_closes_and_goes_on_with_what_it_has(
+    open_node: NodeFactory,
+) -> None:
+    open_node.now = NOON
+    image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
+    large = max(record.files, key=lambda file: file.size)
+    half = BreaksAfter(image, large.layer, CHUNK_SIZE, hang=True)
+    node = open_node({"reg.test/m0": half}, engine=EngineOptions(streams=1))
+    wanted = wish("a", "reg.test/m0:v1", window=Window(start="11:00", end="12:30"))
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.keeper.want([wanted])
+            await until(half.hanging.is_set, "the second chunk isn't on its way")
+            assert at.wanted("a").state == "Fetching"
+            open_node.now += 3600
+            at.keeper.wake()
+            await at.reaches("a", "Waiting", "OutsideWindow")
+            await until(lambda: not node.flights.flying(identity(large)), "the fetch goes on")
+            open_node.images["reg.test/m0"] = image
+            image.requests.clear()
+            open_node.now += 22.5 * 3600
+            at.keeper.wake()
+            await at.reaches("a", "Ready")
+
+    run(test())
+    assert files_of(node.store.models()[0].path) == contents
+    assert sum(len(r) for digest, r in image.requests if digest == large.layer) == CHUNK_SIZE + 1
 
 
 def test_nonsense_is_refused_with_its_reason(open_node: NodeFactory) -> None:
