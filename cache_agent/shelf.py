@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from cache_agent.store.disk import Disk, is_plain_file, reading
 from cache_agent.store.paths import StorePaths
@@ -25,6 +26,7 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 
 _MODE = 0o644
+_NO_TAGS: Final[Mapping[str, Digest]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +73,25 @@ class Shelf:
         self._lock = threading.RLock()
         self._known: dict[str, Known] = {}
 
-    def keep(self, repository: str, descriptor: Descriptor, data: bytes) -> None:
-        """Put a document on the shelf; its bytes have been checked against its digest."""
-        path = self._documents / descriptor.digest.hex
-        with self._lock:
-            if not is_plain_file(path):
-                self._disk.mkdir(self._documents)
-                self._disk.write_durable(path, data)
-            known = self._of(repository)
-            name = str(descriptor.digest)
-            if known.documents.get(name) != descriptor.media_type:
-                documents = {**known.documents, name: descriptor.media_type}
-                self._put(replace(known, documents=documents))
-
-    def tag(self, repository: str, tag: str, digest: Digest) -> None:
-        """Remember what a tag means."""
+    def keep(
+        self,
+        repository: str,
+        documents: Iterable[tuple[Descriptor, bytes]],
+        tags: Mapping[str, Digest] = _NO_TAGS,
+    ) -> None:
+        """Put documents on the shelf, whose bytes have been checked against their digests, and note what tags mean."""
         with self._lock:
             known = self._of(repository)
-            if known.tags.get(tag) != str(digest):
-                self._put(replace(known, tags={**known.tags, tag: str(digest)}))
+            types, meanings = dict(known.documents), dict(known.tags)
+            for descriptor, data in documents:
+                path = self._documents / descriptor.digest.hex
+                if not is_plain_file(path):
+                    self._disk.mkdir(self._documents)
+                    self._disk.write_durable(path, data)
+                types[str(descriptor.digest)] = descriptor.media_type
+            meanings.update({tag: str(digest) for tag, digest in tags.items()})
+            if (types, meanings) != (known.documents, known.tags):
+                self._put(replace(known, documents=types, tags=meanings))
 
     def tagged(self, repository: str, tag: str) -> Digest | None:
         """What a tag last meant."""

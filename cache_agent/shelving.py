@@ -27,16 +27,18 @@ def shelve(shelf: Shelf, image: ImageReference, resolved: Resolved, reader: Imag
     """
     if not isinstance(image, RegistryReference):
         return
-    repository = repository_of(image)
+    tags = {image.name: resolved.root.digest} if image.digest is None else {}
+    shelf.keep(repository_of(image), list(_documents(resolved, reader)), tags)
+
+
+def _documents(resolved: Resolved, reader: ImageReader) -> Iterator[tuple[Descriptor, bytes]]:
     if resolved.root.media_type in INDEX_TYPES:
-        shelf.keep(repository, resolved.root, reader.manifest(resolved.root))
+        yield resolved.root, reader.manifest(resolved.root)
     for manifest in _manifests(resolved, reader):
         data = reader.manifest(manifest)
         config = config_of(data, manifest)
-        shelf.keep(repository, config, read_blob(reader, config, limit=_MAX_CONFIG))
-        shelf.keep(repository, manifest, data)
-    if image.digest is None:
-        shelf.tag(repository, image.name, resolved.root.digest)
+        yield config, read_blob(reader, config, limit=_MAX_CONFIG)
+        yield manifest, data
 
 
 def config_of(manifest: bytes, descriptor: Descriptor) -> Descriptor:

@@ -7,6 +7,7 @@ the next source. Memory is one buffer for each worker, however large the model.
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from modelimage.repository import BlobStream
 
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
-BUFFER_BYTES: Final = 256 << 10
+BUFFER_BYTES: Final = 1 << 20
 # What is shorter says more of the latency than of the rate.
 TELLING_BYTES: Final = 4 << 20
 
@@ -162,7 +163,7 @@ class Engine:
 
     def _worker(self, transfer: Transfer) -> Callable[[], None]:
         def loop() -> None:
-            buffer = memoryview(bytearray(BUFFER_BYTES))
+            buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
             last: tuple[Job, int] | None = None
             while (work := self._next(last)) is not None:
                 self._carry_out(work, transfer, buffer)

@@ -100,12 +100,12 @@ class Partial:
         self.verified: set[int] = self._recall() if existed else set()
 
     def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes, and have the disk begin with them: little by little, since who asks it while it is busy waits."""
         self._disk.pwrite(self._fd, self.path, data, offset)
+        self._disk.start_writeback(self._fd, offset, len(data))
 
     def mark(self, index: int) -> None:
         """Record that a chunk is written and verified."""
-        wanted = chunk_range(self.file.size, index)
-        self._disk.start_writeback(self._fd, wanted.start, len(wanted))
         with self._lock:
             self.verified.add(index)
             if self.file.chunk_count() > 1:

@@ -70,13 +70,14 @@ class Network:
         self._proxy_for = proxy_for
         # A file of authorities that is of no use is told now; the system's are loaded when TLS is first spoken.
         self._context = _ssl_context(tls) if tls.ca_file is not None else None
-        self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def send(self, request: Request) -> NetworkResponse:
         """One exchange, without repetition. Raises Unreachable, RemoteRefused."""
         origin = request.origin
-        manager = self._manager(None if is_loopback(origin.host) else self._proxy_for(origin))
+        proxy = None if is_loopback(origin.host) else self._proxy_for(origin)
+        manager = self._manager(proxy, secure=origin.scheme == "https")
         headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT, **request.headers}
         if request.body is not None:
             headers["Content-Length"] = str(request.body.length)
@@ -95,19 +96,19 @@ class Network:
             )
         return NetworkResponse(response, request.url, origin)
 
-    def _manager(self, proxy: str | None) -> urllib3.PoolManager:
+    def _manager(self, proxy: str | None, *, secure: bool) -> urllib3.PoolManager:
         with self._lock:
-            if proxy not in self._managers:
-                options: dict[str, Any] = {
-                    "maxsize": _CONNECTIONS_PER_HOST,
-                    "ssl_context": self._context or _ssl_context(self._tls),
-                }
-                self._managers[proxy] = (
+            name = proxy, secure
+            if name not in self._managers:
+                options: dict[str, Any] = {"maxsize": _CONNECTIONS_PER_HOST}
+                if secure:
+                    options["ssl_context"] = self._context or _ssl_context(self._tls)
+                self._managers[name] = (
                     urllib3.ProxyManager(proxy, **options)
                     if proxy
                     else urllib3.PoolManager(**options)
                 )
-            return self._managers[proxy]
+            return self._managers[name]
 
 
 class NetworkResponse:

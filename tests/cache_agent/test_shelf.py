@@ -30,8 +30,7 @@ def described(data: bytes) -> Descriptor:
 
 def test_a_document_is_found_under_the_repository_that_it_came_from_only(paths: StorePaths) -> None:
     shelf = Shelf(paths, Disk())
-    shelf.keep("reg/a", described(b"one"), b"one")
-    shelf.tag("reg/a", "v1", Digest.of(b"one"))
+    shelf.keep("reg/a", [(described(b"one"), b"one")], {"v1": Digest.of(b"one")})
     for again in (shelf, Shelf(paths, Disk())):
         assert again.find("reg/a", Digest.of(b"one")) == (TYPE, b"one")
         assert again.tagged("reg/a", "v1") == Digest.of(b"one")
@@ -41,7 +40,7 @@ def test_a_document_is_found_under_the_repository_that_it_came_from_only(paths: 
 
 def test_damage_counts_as_missing(paths: StorePaths) -> None:
     shelf = Shelf(paths, Disk())
-    shelf.keep("reg/a", described(b"one"), b"one")
+    shelf.keep("reg/a", [(described(b"one"), b"one")])
     path = next((paths.root / "images/documents").iterdir())
     path.chmod(0o644)
     path.write_bytes(b"two")
@@ -54,8 +53,8 @@ def test_damage_counts_as_missing(paths: StorePaths) -> None:
 def test_what_is_not_wanted_is_forgotten_and_shared_documents_stay(paths: StorePaths) -> None:
     shelf = Shelf(paths, Disk())
     for repository in ("reg/a", "reg/b"):
-        shelf.keep(repository, described(b"shared"), b"shared")
-        shelf.keep(repository, described(repository.encode()), repository.encode())
+        contents = (b"shared", repository.encode())
+        shelf.keep(repository, [(described(data), data) for data in contents])
     assert shelf.prune(lambda place: place == "reg/b") == 2
     assert shelf.find("reg/b", Digest.of(b"shared")) == (TYPE, b"shared")
     assert shelf.find("reg/a", Digest.of(b"shared")) is None
@@ -66,7 +65,7 @@ def test_public_places_are_remembered_only_with_something_to_give(paths: StorePa
     shelf = Shelf(paths, Disk())
     shelf.note_public("made/up", 5.0)
     assert shelf.public_since("made/up") is None
-    shelf.keep("reg/a", described(b"one"), b"one")
+    shelf.keep("reg/a", [(described(b"one"), b"one")])
     shelf.note_public("reg/a", 5.0)
     assert Shelf(paths, Disk()).public_since("reg/a") == 5.0
     shelf.note_public("reg/a", None)

@@ -176,9 +176,8 @@ class HubService:
             listing = Listing.of_tree(repo, commit, self.upstream.tree(repo, commit, caller))
         data = listing.to_bytes()
         described = Descriptor(LISTING_TYPE, Digest.of(data), len(data))
-        self.node.shelf.keep(place, described, data)
-        for name in {revision, commit}:
-            self.node.shelf.tag(place, name, described.digest)
+        tags = dict.fromkeys((revision, commit), described.digest)
+        self.node.shelf.keep(place, [(described, data)], tags)
         return listing
 
     def _kept_listing(self, place: str, revision: str) -> Listing | None:
@@ -221,8 +220,7 @@ class HubService:
             raise Unreachable(f"{file.path} arrived with other bytes than the Hub lists")
         place, digest = f"hub:{listing.repo}", Digest.of(data)
         described = Descriptor("application/octet-stream", digest, len(data))
-        self.node.shelf.keep(place, described, data)
-        self.node.shelf.tag(place, f"blob:{file.oid}", digest)
+        self.node.shelf.keep(place, [(described, data)], {f"blob:{file.oid}": digest})
         return data
 
     # -- images vouched for ------------------------------------------------------------------

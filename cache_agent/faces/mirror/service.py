@@ -105,9 +105,8 @@ class MirrorService:
             self.gate.note(place, admission.caller, allowed=False)
             raise
         if is_ours(descriptor, data):
-            self.node.shelf.keep(place, descriptor, data)
-            if image.digest is None:
-                self.node.shelf.tag(place, image.name, descriptor.digest)
+            tags = {image.name: descriptor.digest} if image.digest is None else {}
+            self.node.shelf.keep(place, [(descriptor, data)], tags)
         return Document(descriptor.digest, descriptor.media_type, data)
 
     def _kept(self, place: str, digest: Digest) -> Document | None:
