@@ -1,13 +1,20 @@
-"""What the parts of a pull cost alone, on this machine, now: what the cores and the disk let a pull reach at best."""
+"""What the parts of a pull cost on this machine, now: what the cores and the disk let a pull reach at best.
+
+The parts run at once, each in a process of its own, as in a pull: what a core does in a second depends on what the
+others do beside it, with caches and memory that all share. What each costs with the machine to itself is measured too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +26,7 @@ _BUFFER = 256 << 10
 
 @dataclass(frozen=True)
 class Parts:
-    """CPU seconds per GB of each part, and the seconds per GB that the disk takes to have bytes durable."""
+    """CPU seconds per GB of each part, and the seconds per GB that the disk takes to have bytes durable, alone."""
 
     receive: float
     server: float
@@ -37,20 +44,73 @@ class Parts:
         return max(self.cpu() / cores, self.disk)
 
 
-def measure_parts(url: str, size: int, work: Path, server_cpu: Callable[[], float]) -> Parts:
-    """One measurement of each part, with `size` bytes: receiving a blob at `url`, writing, hashing."""
-    buffer = memoryview(bytearray(os.urandom(_BUFFER)))
+@dataclass(frozen=True)
+class Task:
+    """What the parts work on: `size` bytes of a blob at `url`, and a file to write."""
+
+    url: str
+    size: int
+    path: Path
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """Each part of a pull's own work, by the name of its field in Parts."""
+        buffer = memoryview(bytearray(os.urandom(_BUFFER)))
+        return {
+            "receive": lambda: _receive(self.url, self.size, buffer),
+            "write": lambda: _write(self.path, self.size, buffer),
+            "sha256": lambda: _feed(hashlib.sha256().update, self.size, buffer),
+            "blake3": lambda: _feed(blake3().update, self.size, buffer),
+        }
+
+
+def measure_parts(task: Task, server_cpu: Callable[[], float]) -> tuple[Parts, Parts]:
+    """One measurement of the parts all at once, and one of each alone."""
+    disk = time.perf_counter()
+    task.parts()["write"]()
+    disk = time.perf_counter() - disk
+    together = _measured(_at_once, task, server_cpu, disk)
+    alone = _measured(_one_by_one, task, server_cpu, disk)
+    task.path.unlink()
+    return together, alone
+
+
+def _measured(
+    run: Callable[[Task], dict[str, float]],
+    task: Task,
+    server_cpu: Callable[[], float],
+    disk: float,
+) -> Parts:
     before = server_cpu()
-    receive = _cpu(lambda: _receive(url, size, buffer))
-    server = server_cpu() - before
-    wall = time.perf_counter()
-    write = _cpu(lambda: _write(work / "part", size, buffer))
-    disk = time.perf_counter() - wall
-    (work / "part").unlink()
-    whole = _cpu(lambda: _feed(hashlib.sha256().update, size, buffer))
-    chunk = _cpu(lambda: _feed(blake3().update, size, buffer))
-    each = (receive, server, write, whole, chunk, disk)
-    return Parts(*(seconds / (size / 1e9) for seconds in each))
+    seconds = {**run(task), "server": server_cpu() - before, "disk": disk}
+    return Parts(**{name: value / (task.size / 1e9) for name, value in seconds.items()})
+
+
+def _one_by_one(task: Task) -> dict[str, float]:
+    return {name: _cpu(part) for name, part in task.parts().items()}
+
+
+def _at_once(task: Task) -> dict[str, float]:
+    context = multiprocessing.get_context("spawn")
+    results: SimpleQueue[tuple[str, float]] = context.SimpleQueue()
+    names = list(task.parts())
+    ready = context.Barrier(len(names))
+    children = [
+        context.Process(target=_child, args=(name, task, ready, results), daemon=True)
+        for name in names
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        if child.exitcode != 0:
+            raise SystemExit("a part of the pull could not be measured")
+    return dict(results.get() for _ in names)
+
+
+def _child(name: str, task: Task, ready: Barrier, results: SimpleQueue[tuple[str, float]]) -> None:
+    part = task.parts()[name]
+    ready.wait()
+    results.put((name, _cpu(part)))
 
 
 def cores_here() -> int:

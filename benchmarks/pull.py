@@ -3,9 +3,10 @@
 Each round runs every program once on the same bytes, in alternating order; what it wrote is deleted before the next one
 starts. `hf download` gets them from a Hub on loopback, the others from one registry. Wall time, CPU seconds (of the
 program, its daemon, and the server) and peak memory of each run are printed, then medians and ratios, and what the
-parts of a pull cost alone in the same run: no pull can beat their sum over the cores, nor the disk. That bound is
-compared with the seconds that the pull itself reports, without the interpreter's start; the table has the whole. A
-missing program is a failure, not a skip. Fails when a target is missed.
+parts of a pull cost in the same run, done at once by processes that wait for nothing: no pull can beat their sum over
+the cores, nor the disk. That bound is compared with the seconds that the pull itself reports, without the interpreter's
+start; the table has the whole. Beside it stands what each part costs with the machine to itself. A missing program is
+a failure, not a skip. Fails when a target is missed.
 
     .venv/bin/python -m benchmarks.pull --gigabytes 2 --rounds 5
 """
@@ -29,7 +30,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._parts import Parts, cores_here, measure_parts, room_for
+from benchmarks._parts import Parts, Task, cores_here, measure_parts, room_for
 from modelimage.access import Access, open_reader
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.resolve import resolve_model
@@ -231,7 +232,9 @@ def largest_layer(registry: DockerRegistry, image: str) -> tuple[str, int]:
     return f"{registry.url}/v2/{reference.repository}/blobs/{largest.digest}", largest.size
 
 
-def report(runs: Sequence[Run], parts: Sequence[Parts], size: int) -> tuple[Summary, list[str]]:
+def report(
+    runs: Sequence[Run], parts: Sequence[tuple[Parts, Parts]], size: int
+) -> tuple[Summary, list[str]]:
     """Medians by program, the ratios that the targets speak of, and what missed its target."""
     gigabytes = size / 1e9
     walls: dict[str, float] = {}
@@ -250,13 +253,22 @@ def report(runs: Sequence[Run], parts: Sequence[Parts], size: int) -> tuple[Summ
     ratios = {name: wall / walls["weightyard"] for name, wall in walls.items()}
     print("times as long as weightyard: " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()))
     own = statistics.median(run.work for run in runs if run.program == "weightyard") / gigabytes
-    bound = statistics.median(each.bound(cores_here()) for each in parts)
-    reached = statistics.median(each.bound(cores_here()) / own for each in parts)
+    print(f"\nparts, CPU s/GB {'at once':>8} {'alone':>8}")
     for field in fields(Parts):
-        middle = statistics.median(getattr(each, field.name) for each in parts)
-        print(f"  {field.name:10} {middle:6.2f} {'' if field.name == 'disk' else 'CPU '}s/GB")
+        at_once, alone = (
+            statistics.median(getattr(p, field.name) for p in each)
+            for each in zip(*parts, strict=True)
+        )
+        print(
+            f"  {field.name + (', s/GB' if field.name == 'disk' else ''):13} {at_once:8.2f} {alone:8.2f}"
+        )
+    bound, idle_bound = (
+        statistics.median(p.bound(cores_here()) for p in each) for each in zip(*parts, strict=True)
+    )
+    reached = bound / own
     print(
         f"bound {bound:.2f} s/GB on {cores_here()} cores; weightyard {own:.2f}: {reached:.2f} of it"
+        f" ({idle_bound / own:.2f} of what the parts alone would give)"
     )
     missed = []
     if reached < LEAST_OF_BOUND:
@@ -265,7 +277,7 @@ def report(runs: Sequence[Run], parts: Sequence[Parts], size: int) -> tuple[Summ
         if costs.get(name, costs["weightyard"]) < costs["weightyard"]:
             missed.append(f"{name} takes {costs[name]:.2f} CPU s/GB, less than weightyard")
     summary: Summary = {"size": size, "walls": walls, "cpu": costs, "ratios": ratios}
-    return {**summary, "bound": bound, "reached": reached}, missed
+    return {**summary, "bound": bound, "alone": idle_bound, "reached": reached}, missed
 
 
 def main() -> None:
@@ -291,7 +303,7 @@ def main() -> None:
         if options.only:
             contenders = {name: contenders[name] for name in ("weightyard", *options.only)}
         runs: list[Run] = []
-        parts: list[Parts] = []
+        parts: list[tuple[Parts, Parts]] = []
         for number in range(options.rounds + 1):
             order = list(contenders) if number % 2 else list(reversed(contenders))
             for name in order:
@@ -304,16 +316,15 @@ def main() -> None:
                 if number:
                     runs.append(run)
                     print(json.dumps(asdict(run)), flush=True)
-            measured = measure_parts(
-                layer, layer_size, work, lambda: serving([registry._process.pid])
-            )
+            task = Task(layer, layer_size, work / "part")
+            measured = measure_parts(task, lambda: serving([registry._process.pid]))
             parts += [measured] if number else []
         summary, missed = report(runs, parts, size)
         if options.json:
             document = {
                 **summary,
                 "runs": [asdict(run) for run in runs],
-                "parts": [asdict(each) for each in parts],
+                "parts": [[asdict(each) for each in pair] for pair in parts],
             }
             options.json.write_text(json.dumps(document, indent=2))
     if missed:

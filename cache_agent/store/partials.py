@@ -100,7 +100,7 @@ class Partial:
         self.verified: set[int] = self._recall() if existed else set()
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write bytes, and have the disk begin with them: little by little, since who asks it while it is busy waits."""
+        """Write bytes and have the disk begin with them: little by little, since whoever asks a busy disk waits."""
         self._disk.pwrite(self._fd, self.path, data, offset)
         self._disk.start_writeback(self._fd, offset, len(data))
 
