@@ -46,9 +46,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Task:
-    """What the parts work on: `size` bytes of a blob at `url`, and a file to write."""
+    """What the parts work on: a blob of `blob` bytes at `url`, as often as makes `size` bytes, and a file to write."""
 
     url: str
+    blob: int
     size: int
     path: Path
 
@@ -56,7 +57,7 @@ class Task:
         """Each part of a pull's own work, by the name of its field in Parts."""
         buffer = memoryview(bytearray(os.urandom(_BUFFER)))
         return {
-            "receive": lambda: _receive(self.url, self.size, buffer),
+            "receive": lambda: _receive(self, buffer),
             "write": lambda: _write(self.path, self.size, buffer),
             "sha256": lambda: _feed(hashlib.sha256().update, self.size, buffer),
             "blake3": lambda: _feed(blake3().update, self.size, buffer),
@@ -65,13 +66,16 @@ class Task:
 
 def measure_parts(task: Task, server_cpu: Callable[[], float]) -> tuple[Parts, Parts]:
     """One measurement of the parts all at once, and one of each alone."""
-    disk = time.perf_counter()
-    task.parts()["write"]()
-    disk = time.perf_counter() - disk
-    together = _measured(_at_once, task, server_cpu, disk)
-    alone = _measured(_one_by_one, task, server_cpu, disk)
-    task.path.unlink()
-    return together, alone
+    try:
+        disk = time.perf_counter()
+        task.parts()["write"]()
+        disk = time.perf_counter() - disk
+        task.path.unlink()
+        together = _measured(_at_once, task, server_cpu, disk)
+        task.path.unlink()
+        return together, _measured(_one_by_one, task, server_cpu, disk)
+    finally:
+        task.path.unlink(missing_ok=True)
 
 
 def _measured(
@@ -124,16 +128,21 @@ def _cpu(work: Callable[[], None]) -> float:
     return time.process_time() - started
 
 
-def _receive(url: str, size: int, buffer: memoryview) -> None:
-    pool = urllib3.HTTPConnectionPool(urlsplit(url).netloc, retries=False)
-    headers = {"Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
-    answer = pool.request("GET", urlsplit(url).path, headers=headers, preload_content=False)
-    got = 0
-    while count := answer.readinto(buffer):
-        got += count
-    pool.close()
-    if got != size:
-        raise SystemExit(f"the registry sent {got} of {size} bytes")
+def _receive(task: Task, buffer: memoryview) -> None:
+    host, path = urlsplit(task.url).netloc, urlsplit(task.url).path
+    left = task.size
+    with urllib3.HTTPConnectionPool(host, retries=False) as pool:
+        while left:
+            size = min(left, task.blob)
+            headers = {"Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
+            answer = pool.request("GET", path, headers=headers, preload_content=False)
+            got = 0
+            while count := answer.readinto(buffer):
+                got += count
+            if got != size:
+                raise SystemExit(f"the registry sent {got} of {size} bytes")
+            answer.release_conn()
+            left -= size
 
 
 def _write(path: Path, size: int, buffer: memoryview) -> None:

@@ -2,11 +2,12 @@
 
 Each round runs every program once on the same bytes, in alternating order; what it wrote is deleted before the next one
 starts. `hf download` gets them from a Hub on loopback, the others from one registry. Wall time, CPU seconds (of the
-program, its daemon, and the server) and peak memory of each run are printed, then medians and ratios, and what the
-parts of a pull cost in the same run, done at once by processes that wait for nothing: no pull can beat their sum over
-the cores, nor the disk. That bound is compared with the seconds that the pull itself reports, without the interpreter's
-start; the table has the whole. Beside it stands what each part costs with the machine to itself. A missing program is
-a failure, not a skip. Fails when a target is missed.
+program, its daemon, and the server) and peak memory of each run are printed, then medians and ratios.
+
+The parts of a pull take turns with the programs, for as many bytes: done at once by processes that wait for nothing,
+and each with the machine to itself. No pull can beat what those done at once take of the cores, nor the disk. That
+bound is compared with the seconds that the pull itself reports, without the interpreter's start; the table has the
+whole. A missing program is a failure, not a skip. Fails when a target is missed.
 
     .venv/bin/python -m benchmarks.pull --gigabytes 2 --rounds 5
 """
@@ -299,15 +300,20 @@ def main() -> None:
             registry, work, options.gigabytes, shard_gigabytes=options.shard_gigabytes, hub=hub
         )
         layer, layer_size = largest_layer(registry, image)
+        task = Task(layer, layer_size, size, work / "part")
         contenders = peers(registry, containerd, hub, image, work)
         if options.only:
             contenders = {name: contenders[name] for name in ("weightyard", *options.only)}
         runs: list[Run] = []
         parts: list[tuple[Parts, Parts]] = []
         for number in range(options.rounds + 1):
-            order = list(contenders) if number % 2 else list(reversed(contenders))
-            for name in order:
+            order = [*contenders, "parts"]
+            for name in order if number % 2 else reversed(order):
                 os.sync()
+                if name == "parts":
+                    measured = measure_parts(task, lambda: serving([registry._process.pid]))
+                    parts += [measured] if number else []
+                    continue
                 run = contenders[name]()
                 shutil.rmtree(work / "out", ignore_errors=True)
                 if name == "ctr":
@@ -316,9 +322,6 @@ def main() -> None:
                 if number:
                     runs.append(run)
                     print(json.dumps(asdict(run)), flush=True)
-            task = Task(layer, layer_size, work / "part")
-            measured = measure_parts(task, lambda: serving([registry._process.pid]))
-            parts += [measured] if number else []
         summary, missed = report(runs, parts, size)
         if options.json:
             document = {
