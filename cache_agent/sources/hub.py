@@ -14,7 +14,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import urllib3
 
 from cache_agent.sources.source import Piece, Tier
-from cache_agent.sources.streams import chained
+from cache_agent.sources.streams import SLICE_BYTES, chained
 from modelimage.errors import AccessDenied, NotFound, RateLimited, RemoteRefused, Unreachable
 from modelimage.ranges import parse_content_range
 from modelimage.record import Record
@@ -34,7 +34,7 @@ class _HubStream:
 
     def readinto(self, buffer: memoryview, /) -> int:
         try:
-            return int(self._response.readinto(buffer) or 0)
+            return int(self._response.readinto(buffer[:SLICE_BYTES]) or 0)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise Unreachable(f"the hub broke off: {error}") from error
 

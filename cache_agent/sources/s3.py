@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cache_agent.sources.shared import missing
+from cache_agent.sources.streams import SLICE_BYTES
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
@@ -35,7 +36,7 @@ class _BodyStream:
         self._body = body
 
     def readinto(self, buffer: memoryview, /) -> int:
-        return int(self._body.readinto(buffer))
+        return int(self._body.readinto(buffer[:SLICE_BYTES]))
 
     def close(self) -> None:
         # Closing a body waits for a read that is pending in another thread; shutting its connection down ends it.

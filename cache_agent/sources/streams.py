@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Final
 
 from cache_agent.sources.source import Piece
 from modelimage.repository import BlobStream
+
+# What to ask of a library that waits until a buffer is full: a slow sender must be seen to make progress.
+SLICE_BYTES: Final = 128 << 10
 
 OpenPiece = Callable[[Piece], AbstractContextManager[BlobStream]]
 

@@ -164,7 +164,7 @@ class SocketStream:
         if not self._left:
             return 0
         with self._reading, network_errors(self._origin):
-            count: int = 0 if self._closed else self._raw.readinto(buffer[: self._left])
+            count = 0 if self._closed else self._read(buffer[: self._left])
         if not count:
             reason = "was closed" if self._closed else "broke off"
             raise Unreachable(
@@ -172,6 +172,20 @@ class SocketStream:
                 hint="Try again: what has arrived is kept.",
             )
         self._left -= count
+        return count
+
+    def _read(self, buffer: memoryview) -> int:
+        """What one read of the socket brings.
+
+        http.client's own readinto waits until the buffer is full, so nobody would see a slow sender make progress.
+        """
+        raw = self._raw
+        if raw.fp is None or raw.chunked or raw.length is None:
+            return int(raw.readinto(buffer))
+        count = int(raw.fp.readinto1(buffer))
+        raw.length -= count
+        if not raw.length:
+            raw._close_conn()  # frees the connection for the next request
         return count
 
     def close(self) -> None:

@@ -140,6 +140,14 @@ def test_a_stall_is_unreachable_after_the_time_without_progress(through: Opener)
         stream_to_end(repository)
 
 
+def test_what_has_come_is_given_at_once_however_large_the_buffer(through: Opener) -> None:
+    """So that a slow sender is seen to make progress."""
+    _, repository = through(Stall(after=200_000), timeouts=Timeouts(stall=0.2))
+    repository.put_blob(blob_content(BLOB))
+    with repository.blob(described(BLOB)) as stream:
+        assert 0 < stream.readinto(memoryview(bytearray(len(BLOB)))) <= 200_000
+
+
 def test_closing_a_stream_ends_a_read_that_waits(through: Opener) -> None:
     """`close` frees the connection; from another thread too, which ends a pending `readinto`."""
     _, repository = through(Stall(after=200_000), timeouts=Timeouts(stall=120))
