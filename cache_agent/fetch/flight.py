@@ -74,7 +74,7 @@ class Flight:
 
     @property
     def received(self) -> int:
-        """Bytes on disk so far, for progress: those resumed and those received, verified or about to be."""
+        """Bytes that came so far, for progress: those resumed and those received, verified or about to be."""
         return self.file.size if self.landed.is_set() else self.resumed + self._received
 
     def ready(self, position: int) -> Ready | None:
@@ -106,14 +106,21 @@ class Flight:
         Raises DigestMismatch, Unreachable when the stream ends early, and what stream and disk raise.
         """
         turn = self._hash.take(piece.index)
-        progress = [0]
+        came = 0
+
+        def told(count: int) -> None:
+            nonlocal came
+            came += count
+            self._count(count)
+            tick(count)
+
         try:
-            computed = self._copy(piece, stream, buffer, tick, turn, progress)
+            computed = self._copy(piece, stream, buffer, told, turn)
             self._check(piece, computed)
             self.partial.mark(piece.index)
             self._note_given(piece.index)
         except BaseException:
-            self._count(-progress[0])
+            self._count(-came)
             if turn is not None:
                 self._hash.give_up()
             raise
@@ -154,21 +161,19 @@ class Flight:
         buffer: memoryview,
         tick: Tick,
         turn: Hash | None,
-        progress: list[int],
     ) -> str:
         """Move one piece from the stream to the partial, hashing what is in the buffer; its BLAKE3."""
-        checked = blake3()
-        while progress[0] < len(piece.range):
-            count = fill(stream, buffer[: len(piece.range) - progress[0]], tick)
+        checked, done = blake3(), 0
+        while done < len(piece.range):
+            count = fill(stream, buffer[: len(piece.range) - done], tick)
             if count == 0:
                 raise Unreachable(f"the source ended within {piece.file.path}")
             view = buffer[:count]
             checked.update(view)
             if turn is not None:
                 turn.update(view)
-            self.partial.write(view, piece.range.start + progress[0])
-            progress[0] += count
-            self._count(count)
+            self.partial.write(view, piece.range.start + done)
+            done += count
         return str(checked.hexdigest())
 
     def _count(self, size: int) -> None:
