@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -33,7 +33,7 @@ class Parts:
     write: float
     sha256: float
     blake3: float
-    disk: float
+    disk: float = 0.0
 
     def cpu(self) -> float:
         """CPU seconds per GB of all of them."""
@@ -67,30 +67,30 @@ class Task:
 def measure_parts(task: Task, server_cpu: Callable[[], float]) -> tuple[Parts, Parts]:
     """One measurement of the parts all at once, and one of each alone."""
     try:
-        disk = time.perf_counter()
-        task.parts()["write"]()
-        disk = time.perf_counter() - disk
+        alone = _measured(_one_by_one, task, server_cpu)
         task.path.unlink()
-        together = _measured(_at_once, task, server_cpu, disk)
-        task.path.unlink()
-        return together, _measured(_one_by_one, task, server_cpu, disk)
+        together = _measured(_at_once, task, server_cpu)
+        return replace(together, disk=alone.disk), alone
     finally:
         task.path.unlink(missing_ok=True)
 
 
 def _measured(
-    run: Callable[[Task], dict[str, float]],
-    task: Task,
-    server_cpu: Callable[[], float],
-    disk: float,
+    run: Callable[[Task], dict[str, float]], task: Task, server_cpu: Callable[[], float]
 ) -> Parts:
     before = server_cpu()
-    seconds = {**run(task), "server": server_cpu() - before, "disk": disk}
+    seconds = {**run(task), "server": server_cpu() - before}
     return Parts(**{name: value / (task.size / 1e9) for name, value in seconds.items()})
 
 
 def _one_by_one(task: Task) -> dict[str, float]:
-    return {name: _cpu(part) for name, part in task.parts().items()}
+    seconds: dict[str, float] = {}
+    for name, part in task.parts().items():
+        began = time.perf_counter()
+        seconds[name] = _cpu(part)
+        if name == "write":
+            seconds["disk"] = time.perf_counter() - began
+    return seconds
 
 
 def _at_once(task: Task) -> dict[str, float]:
@@ -115,11 +115,6 @@ def _child(name: str, task: Task, ready: Barrier, results: SimpleQueue[tuple[str
     part = task.parts()[name]
     ready.wait()
     results.put((name, _cpu(part)))
-
-
-def cores_here() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _cpu(work: Callable[[], None]) -> float:

@@ -31,10 +31,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._parts import Parts, Task, cores_here, measure_parts, room_for
+from benchmarks._parts import Parts, Task, measure_parts, room_for
 from modelimage.access import Access, open_reader
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.resolve import resolve_model
+from modelimage.workers import available_cores
 from tests.servers.containerd import Containerd
 from tests.servers.hub import Hub
 from tests.servers.process import child_environment, program
@@ -264,11 +265,12 @@ def report(
             f"  {field.name + (', s/GB' if field.name == 'disk' else ''):13} {at_once:8.2f} {alone:8.2f}"
         )
     bound, idle_bound = (
-        statistics.median(p.bound(cores_here()) for p in each) for each in zip(*parts, strict=True)
+        statistics.median(p.bound(available_cores()) for p in each)
+        for each in zip(*parts, strict=True)
     )
     reached = bound / own
     print(
-        f"bound {bound:.2f} s/GB on {cores_here()} cores; weightyard {own:.2f}: {reached:.2f} of it"
+        f"bound {bound:.2f} s/GB on {available_cores()} cores; weightyard {own:.2f}: {reached:.2f} of it"
         f" ({idle_bound / own:.2f} of what the parts alone would give)"
     )
     missed = []

@@ -238,10 +238,7 @@ class PeersSection(_Section):
     )
     key_file: Path = Field(description="The shared keys, one a line; the first signs.")
     tls: PeerTlsSection | None = None
-    zone: str = Field(
-        default="",
-        description="The zone of this node; by default what its Node is labelled with, in a cluster.",
-    )
+    zone: str = Field(default="", description="This node's zone; by default its Node's label.")
     zones: Literal["share", "apart"] = Field(
         default="share",
         description="share: one copy for all zones. apart: each zone fetches its own.",

@@ -82,7 +82,7 @@ class Gate:
 
     def known(self, place: str, caller: Caller) -> Admission | None:
         """What a kept proof allows, without waiting for anything; None where `admit` has to find out."""
-        name = fingerprint(self._key, caller.credential) if caller.credential else ANYONE
+        name = self._name(caller) or ANYONE
         with self._lock:
             anyone, own = (self._proofs.get((place, each)) for each in (ANYONE, name))
         now = self._clock()
@@ -94,7 +94,7 @@ class Gate:
 
     def admit(self, place: str, caller: Caller, ask: Ask) -> Admission:
         """Let a caller read from a place. `ask` puts the question to its owner, with a credential or without."""
-        name = fingerprint(self._key, caller.credential) if caller.credential else None
+        name = self._name(caller)
         step = self._step(place, name, {})
         if step is Step.GRANT:
             return self._admission(place, caller)
@@ -104,8 +104,10 @@ class Gate:
 
     def note(self, place: str, caller: Caller, *, allowed: bool) -> None:
         """Keep what the owner of a place said of a caller, learned elsewhere."""
-        name = fingerprint(self._key, caller.credential) if caller.credential else ANYONE
-        self._keep(place, name, allowed=allowed)
+        self._keep(place, self._name(caller) or ANYONE, allowed=allowed)
+
+    def _name(self, caller: Caller) -> str | None:
+        return fingerprint(self._key, caller.credential) if caller.credential else None
 
     def _ask(self, place: str, caller: Caller, name: str | None, ask: Ask) -> Admission:
         said: dict[str, Answer] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from blake3 import blake3
@@ -106,21 +107,13 @@ class Flight:
         Raises DigestMismatch, Unreachable when the stream ends early, and what stream and disk raise.
         """
         turn = self._hash.take(piece.index)
-        came = 0
-
-        def told(count: int) -> None:
-            nonlocal came
-            came += count
-            self._count(count)
-            tick(count)
-
         try:
-            computed = self._copy(piece, stream, buffer, told, turn)
-            self._check(piece, computed)
-            self.partial.mark(piece.index)
-            self._note_given(piece.index)
+            with counting(self._count, tick) as told:
+                computed = self._copy(piece, stream, buffer, told, turn)
+                self._check(piece, computed)
+                self.partial.mark(piece.index)
+                self._note_given(piece.index)
         except BaseException:
-            self._count(-came)
             if turn is not None:
                 self._hash.give_up()
             raise
@@ -207,6 +200,24 @@ def followed_layers(flights: Iterable[Flight]) -> Iterator[tuple[Digest, Digest]
         computed = flight.layer()
         if computed is not None:
             yield flight.file.layer, computed
+
+
+@contextmanager
+def counting(count: Callable[[int], None], tick: Tick) -> Iterator[Tick]:
+    """A tick that counts what comes, too, however little; all of it is taken back when the transfer fails."""
+    came = 0
+
+    def told(size: int) -> None:
+        nonlocal came
+        came += size
+        count(size)
+        tick(size)
+
+    try:
+        yield told
+    except BaseException:
+        count(-came)
+        raise
 
 
 def fill(stream: BlobStream, buffer: memoryview, tick: Tick) -> int:

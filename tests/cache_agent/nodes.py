@@ -17,6 +17,7 @@ from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.space import SpaceLimits
 from modelimage.errors import NotFound
+from modelimage.record import CHUNK_SIZE, Record, RecordFile
 from modelimage.reference import ImageReference, parse_image
 from modelimage.repository import ImageReader
 
@@ -85,6 +86,15 @@ def findings(root: Path) -> list[Finding]:
         return Checker(paths, ledger).run()
     finally:
         ledger.close()
+
+
+def begin_download(node: Node, record: Record, file: RecordFile, data: bytes) -> None:
+    """Leave what a pull leaves that ended after the first chunk of a file had come."""
+    node.store.first.begin(record)
+    begun = node.store.first.partial(file)
+    begun.write(memoryview(data)[:CHUNK_SIZE], 0)
+    begun.mark(0)
+    begun.close()
 
 
 def pull(node: Node, image: str = "reg.test/m:v1", variant: str | None = None) -> PullResult:

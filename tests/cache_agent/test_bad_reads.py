@@ -13,7 +13,7 @@ from cache_agent.node import Node
 from modelimage.record import CHUNK_SIZE
 from tests.cache_agent.crashes import BadSectors, FailingRead, UnreadableFile
 from tests.cache_agent.images import simple_image
-from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.nodes import NodeFactory, begin_download, pull
 from tests.cache_agent.test_pull import files_of
 
 
@@ -81,11 +81,7 @@ def test_notes_of_a_download_that_cannot_be_read_cost_only_what_they_noted(
     image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
     large = max(record.files, key=lambda file: file.size)
     node = open_node({"reg.test/m": image})
-    node.store.first.begin(record)
-    begun = node.store.first.partial(large)
-    begun.write(memoryview(contents[large.path])[:CHUNK_SIZE], 0)
-    begun.mark(0)
-    begun.close()
+    begin_download(node, record, large, contents[large.path])
     node.close()
     pattern = {"journal": "*.json", "bitmap": "*.bitmap"}[name]
     [path] = node.store.first.paths.partial.glob(pattern)

@@ -23,7 +23,7 @@ from modelimage.record import CHUNK_SIZE
 from modelimage.repository import BlobStream
 from tests.cache_agent.faults import Away
 from tests.cache_agent.images import simple_image
-from tests.cache_agent.nodes import NodeFactory, findings, pull
+from tests.cache_agent.nodes import NodeFactory, begin_download, findings, pull
 from tests.cache_agent.test_crash import damage
 from tests.cache_agent.test_pull import files_of
 
@@ -182,11 +182,7 @@ def test_a_download_that_rots_while_it_waits_is_fetched_right(
     image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
     large = max(record.files, key=lambda f: f.size)
     node = open_node({"reg.test/m": image})
-    node.store.first.begin(record)
-    begun = node.store.first.partial(large)
-    begun.write(memoryview(contents[large.path])[:CHUNK_SIZE], 0)
-    begun.mark(0)
-    begun.close()
+    begin_download(node, record, large, contents[large.path])
     [path] = node.store.first.paths.partial.glob(f"*.{what}")
     damage(path, 50)
     if what == "data":  # its sha256 tells; the bitmap had vouched for it in good faith

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from cache_agent.chunks import chunk_range
-from cache_agent.fetch.flight import Tick, fill
+from cache_agent.fetch.flight import Tick, counting, fill
 from cache_agent.fetch.foreign.plan import Found, LayerPlan, empty_files
 from cache_agent.fetch.foreign.spooling import LayerSpooler, Room
 from cache_agent.fetch.ready import Ready
@@ -114,16 +114,12 @@ class RangedLayer:
     def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
         """Read one chunk off the stream. Raises Unreachable when it ends early, and what stream and disk raise."""
         spool, done = self._spools[piece.file.digest], 0
-        try:
+        with counting(self._count, tick) as told:
             while done < len(piece.range):
-                count = fill(stream, buffer[: len(piece.range) - done], tick)
+                count = fill(stream, buffer[: len(piece.range) - done], told)
                 _check_more(count, piece)
                 spool.write(buffer[:count], piece.range.start + done)
                 done += count
-                self._count(count)
-        except BaseException:
-            self._count(-done)
-            raise
         spool.mark(piece.index)
 
     def advance(self) -> None:
