@@ -42,7 +42,7 @@ from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
 from modelimage.foreign import AS_PUBLISHED, AnyRecord, is_ours, resolve_manifest
 from modelimage.record import Record, RecordFile
 from modelimage.reference import EngineReference, ImageReference
-from modelimage.repository import ImageReader
+from modelimage.repository import ImageReader, ReadOnce
 from modelimage.resolve import ResolvedModel, resolve_root
 
 # Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.
@@ -208,10 +208,10 @@ class Pull:
 
     def _pull(self) -> PullResult:
         request, roots, trust = self._request, self._puller.roots, self._puller.trust
-        reader = request.reader or self._puller.open_reader(request.image)
+        reader = ReadOnce(place := request.reader or self._puller.open_reader(request.image))
         try:
             root = reader.resolve(request.image.name)
-            trust.check(request.image, reader, root)
+            trust.check(request.image, place, root)
             ours = is_ours(reader, root)
             resolved = resolve_root(reader, root, request.variant) if ours else None
         except Unreachable:

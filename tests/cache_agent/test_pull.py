@@ -11,6 +11,7 @@ import pytest
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest
+from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import (
     Busy,
@@ -23,7 +24,7 @@ from modelimage.errors import (
 from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE, Record
 from modelimage.reference import parse_image
-from tests.cache_agent.faults import Away, BreaksAfter
+from tests.cache_agent.faults import Away, BreaksAfter, Wrapped
 from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
 
@@ -59,6 +60,22 @@ def test_small_files_of_a_layer_come_in_one_request_and_equal_ones_once(
     pull(open_node({"reg.test/m": image}))
     bundle = next(f.layer for f in record.files if f.path == "config.json")
     assert [digest for digest, _ in image.requests].count(bundle) == 1
+
+
+def test_a_pull_asks_for_each_manifest_once(open_node: NodeFactory) -> None:
+    class Counting(Wrapped):
+        def manifest(self, descriptor: Descriptor) -> bytes:
+            asked.append(descriptor.digest)
+            return super().manifest(descriptor)
+
+    asked: list[Digest] = []
+    image, _, _ = simple_image(weights=[100])
+    node = open_node({"reg.test/m": Counting(image)})
+    pull(node)
+    assert asked
+    assert len(asked) == len(set(asked))
+    pull(node)
+    assert len(asked) == 2 * len(set(asked)), "the next one has to show again that it may"
 
 
 def test_a_second_pull_fetches_nothing(open_node: NodeFactory) -> None:
