@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.job import Job, TooSlow, Work
+from cache_agent.fetch.job import GaveWay, Job, TooSlow, Work
 from cache_agent.fetch.planner import BUNDLE_BYTES, Span
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.sources.source import NotYet
@@ -24,7 +24,7 @@ from modelimage.repository import BlobStream
 
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
-BUFFER_BYTES: Final = 1 << 20
+BUFFER_BYTES: Final = 4 << 20
 # What is shorter says more of the latency than of the rate.
 TELLING_BYTES: Final = 4 << 20
 
@@ -216,14 +216,22 @@ class Engine:
                     flight = job.flights[piece.file.digest]
                     if not job.sources[work.source].proves:
                         flight.proven = False
-                    flight.receive(piece, stream, buffer, tick)
+                    flight.receive(piece, stream, buffer[: self._total.burst(len(buffer))], tick)
                     done += 1
+                    if done < len(pieces):
+                        self._give_way(job)
         except Exception as error:  # noqa: BLE001 - goes to the pull's caller, whatever it is
             return done, self._reason(error, transfer)
         finally:
             self._note_rate(work, transfer)
             transfer.end()
         return done, None
+
+    def _give_way(self, job: Job) -> None:
+        """Raises GaveWay when somebody more urgent waits for a worker."""
+        with self._wake:
+            if any(each.priority > job.priority and each.has_work() for each in self._jobs):
+                raise GaveWay("a more urgent pull waits")
 
     @staticmethod
     def _reason(error: Exception, transfer: Transfer) -> Exception:
@@ -278,6 +286,6 @@ class Engine:
         if rate is not None:
             work.job.note_rate(work.source, rate)
             # A compressed layer comes in one piece, all of which would be lost.
-            if work.state.span.size <= BUNDLE_BYTES and work.job.is_too_slow(work):
+            if work.state.span.at_stake <= BUNDLE_BYTES and work.job.is_too_slow(work):
                 transfer.left = TooSlow(f"{name} is slow: {rate:.0f} bytes a second")
                 transfer.close()

@@ -22,6 +22,7 @@ from cache_agent.fetch.planner import (
     choose_source,
     choose_track,
     is_too_slow,
+    run_length,
 )
 from cache_agent.sources.source import NotYet, Piece, Source, Tier, YourTurn
 from modelimage.digest import Digest
@@ -45,6 +46,10 @@ _LONGEST_RETRY_AFTER: Final = 120.0
 
 class TooSlow(Unreachable):
     """Another source is faster, or untried: the span moves on, and this source has done nothing wrong."""
+
+
+class GaveWay(Unreachable):
+    """Somebody more urgent waits: the rest of the span waits again, and its source has done nothing wrong."""
 
 
 class Carrier(Protocol):
@@ -157,8 +162,14 @@ class Job:
             if isinstance(source, float):
                 return source
             self._waiting[track].popleft()
+            self._lengthen(state, track)
             self._workers[track] += 1
             return Work(self, track, state, source)
+
+    def has_work(self) -> bool:
+        """Whether anything waits for a worker."""
+        with self._lock:
+            return any(self._waiting)
 
     def succeeded(self, work: Work) -> None:
         with self._lock:
@@ -184,6 +195,22 @@ class Job:
                 else:
                     self._note_failure(work, error)
                     self._waiting[work.track].appendleft(work.state)
+
+    def _lengthen(self, state: SpanState, track: int) -> None:
+        """Let a span that is about to be asked for take with it those that follow, none of which failed before.
+
+        Not where nodes share the work chunk by chunk.
+        """
+        if any(source.tier is Tier.PEER for source in self.sources):
+            return
+        waiting = self._waiting[track]
+        for _ in range(run_length(len(waiting) + 1) - 1):
+            follower = waiting[0]
+            if state.failures or follower.failures or not state.span.goes_on_with(follower.span):
+                return
+            state.span = Span(state.span.pieces + follower.span.pieces)
+            waiting.popleft()
+            self._left -= 1
 
     def _recall(self, now: float) -> None:
         """What was put off until now waits again, at its place in its track."""
@@ -240,7 +267,7 @@ class Job:
 
     def _note_failure(self, work: Work, error: WeightyardError) -> None:
         state, source = work.state, work.source
-        if isinstance(error, TooSlow):
+        if isinstance(error, (TooSlow, GaveWay)):
             return
         if not isinstance(error, YourTurn):
             state.last_error = error

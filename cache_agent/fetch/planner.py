@@ -20,6 +20,10 @@ from modelimage.record import CHUNK_SIZE, RecordFile
 MUCH_FASTER: Final = 4.0
 # A request for several small files asks for no more than this.
 BUNDLE_BYTES: Final = CHUNK_SIZE
+# One request for several chunks in a row spares the server and the line a start for each.
+RUN_CHUNKS: Final = 4
+# So few tracks are balanced against each other.
+LAST_TRACKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,16 @@ class Span:
     @property
     def size(self) -> int:
         return sum(len(piece.range) for piece in self.pieces)
+
+    @property
+    def at_stake(self) -> int:
+        """The most that is lost when it ends early: pieces that came whole are kept."""
+        return max(len(piece.range) for piece in self.pieces)
+
+    def goes_on_with(self, other: Span) -> bool:
+        """Whether `other` begins in the same file where this one ends."""
+        last, first = self.pieces[-1], other.pieces[0]
+        return last.file is first.file and last.range.stop == first.range.start
 
 
 Track = tuple[Span, ...]
@@ -85,12 +99,21 @@ def choose_track(waiting: Sequence[int], workers: Sequence[int], last: int | Non
     """The track a free worker takes its next span from; None when nothing waits.
 
     `waiting[t]` spans of track t wait, `workers[t]` workers are on it, `last` is the worker's own track.
-    It stays on its own; else joins the track with the fewest workers, then the most left to do.
+    It stays on its own, so that files land one after the other. When few are left it goes where most is left of those
+    that nobody is on, so that all end together: of several workers on one file only one can hash.
     """
-    if last is not None and waiting[last] and workers[last] == 0:
-        return last
     open_tracks = [track for track, count in enumerate(waiting) if count]
-    return min(open_tracks, key=lambda t: (workers[t], -waiting[t], t), default=None)
+    if last in open_tracks and workers[last] == 0 and len(open_tracks) > LAST_TRACKS:
+        return last
+    return min(open_tracks, key=lambda t: (workers[t], -waiting[t], t != last, t), default=None)
+
+
+def run_length(waiting: int) -> int:
+    """How many spans in a row one request may ask for, of a track where so many wait: fewer towards its end.
+
+    What is asked for in one request only one worker gets; the last ones are for whichever is free.
+    """
+    return max(1, min(RUN_CHUNKS, waiting // 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
-# How much may come at once after a pause, in seconds of the rate.
+# How much may come at once, in seconds of the rate.
 _BURST_SECONDS: Final = 0.25
+_LEAST_BURST: Final = 16 << 10
 
 
 class Throttle:
@@ -22,6 +23,11 @@ class Throttle:
         """Another cap from now on."""
         with self._lock:
             self._rate = rate
+
+    def burst(self, size: int) -> int:
+        """How many of `size` bytes to ask for at once, so that they come steadily and progress is seen."""
+        rate = self._rate
+        return min(size, max(_LEAST_BURST, int(rate * _BURST_SECONDS))) if rate > 0 else size
 
     def take(self, size: int) -> float:
         """Count `size` bytes; the seconds to pause now to keep the rate."""
@@ -43,6 +49,12 @@ class Caps:
     def lift(self) -> None:
         """No cap from now on; who pauses goes on at once."""
         self._lifted.set()
+
+    def burst(self, size: int) -> int:
+        """See `Throttle.burst`."""
+        if self._lifted.is_set():
+            return size
+        return min((cap.burst(size) for cap in self._caps), default=size)
 
     def take(self, size: int) -> float:
         """See `Throttle.take`."""

@@ -57,6 +57,25 @@ class _ToldStream:
 
 
 @dataclass(frozen=True)
+class _CappedStream:
+    """A stream that brings little at a time, with pauses."""
+
+    stream: BlobStream
+    throttle: Throttle | Caps
+    sleep: Callable[[float], object]
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = self.stream.readinto(buffer[: self.throttle.burst(len(buffer))])
+        pause = self.throttle.take(count)
+        if pause:
+            self.sleep(pause)
+        return count
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+@dataclass(frozen=True)
 class Limited(Wrapped):
     """At most so many bytes per second from this source. `sleep` waits."""
 
@@ -66,12 +85,7 @@ class Limited(Wrapped):
     @contextmanager
     def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
         with self.inner.open(pieces) as stream:
-            yield _ToldStream(stream, self._pace)
-
-    def _pace(self, count: int) -> None:
-        pause = self.throttle.take(count)
-        if pause:
-            self.sleep(pause)
+            yield _CappedStream(stream, self.throttle, self.sleep)
 
 
 @dataclass

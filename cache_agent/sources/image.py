@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from cache_agent.sources.source import Layered, Piece, Tier
+from cache_agent.sources.streams import joined
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotFound, Unreachable
@@ -82,7 +83,7 @@ class ImageSource:
         layer = self._by_digest[pieces[0].file.layer]
         if layer.digest not in self._places:
             raise NotFound(f"layer {layer.digest} can only be read from its beginning")
-        wanted = [self._in_layer(piece) for piece in pieces]
+        wanted = [self._in_layer(piece) for piece in joined(pieces)]
         span = ByteRange(wanted[0].start, wanted[-1].stop)
         if len(wanted) == 1:
             return self.reader.blob(layer, span)

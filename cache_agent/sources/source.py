@@ -47,7 +47,7 @@ class Tier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a file: at most one chunk, `index` its number. `range` is in the file's bytes."""
+    """Part of a file: one chunk, `index` its number. `range` is in the file's bytes."""
 
     file: RecordFile
     index: int

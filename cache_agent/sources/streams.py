@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Final
 
 from cache_agent.sources.source import Piece
+from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream
 
 # What to ask of a library that waits until a buffer is full: a slow sender must be seen to make progress.
@@ -50,9 +51,23 @@ class ChainedStream:
         self._stack.close()
 
 
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same bytes in as few pieces as can be: what follows in the same file is asked for at once."""
+    out: list[Piece] = []
+    for piece in pieces:
+        before = out[-1] if out else None
+        if before and before.file is piece.file and before.range.stop == piece.range.start:
+            whole = ByteRange(before.range.start, piece.range.stop)
+            out[-1] = Piece(piece.file, before.index, whole)
+        else:
+            out.append(piece)
+    return out
+
+
 @contextmanager
 def chained(pieces: Sequence[Piece], open_piece: OpenPiece) -> Iterator[BlobStream]:
     """All pieces back to back. The first is opened now, so that what is missing is said at once."""
+    pieces = joined(pieces)
     if len(pieces) == 1:
         with open_piece(pieces[0]) as stream:
             yield stream

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from cache_agent.errors import DiskFailed, LinkRefused
 from modelimage.durable import start_writeback
 from modelimage.errors import NoSpace, NotWritable, WeightyardError
 
+# A longer write makes the kernel look for a larger page in one piece: 1 MiB costs twice the system time of two halves.
+WRITE_BYTES: Final = 512 << 10
 READ_ONLY_FILE: Final = 0o444
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP})
@@ -74,7 +76,7 @@ class Disk:
         """Write all of `data` at `offset`."""
         with self._change("pwrite", path):
             while data:
-                written = os.pwrite(fd, data, offset)
+                written = os.pwrite(fd, data[:WRITE_BYTES], offset)
                 data, offset = data[written:], offset + written
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
@@ -140,6 +142,18 @@ class Disk:
             temporary.write_bytes(data)
             temporary.rename(path)
 
+    def overwrite_small(self, path: Path, data: bytes) -> None:
+        """Write a small file over what is there, for what carries a checksum: it may be cut short. Not yet durable.
+
+        Spares the wait for the disk that a rename over another file means on ext4.
+        """
+        with self._change("overwrite_small", path):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.pwrite(fd, data, 0)
+            finally:
+                os.close(fd)
+
     def write_durable(self, path: Path, data: bytes, mode: int = READ_ONLY_FILE) -> None:
         """Replace a small file whole and durably: temporary name, write, fsync, rename, fsync of the directory."""
         temporary = path.with_name(f".{path.name}.tmp")
@@ -170,13 +184,30 @@ class Disk:
         with self._change("rmdir", path), suppress(FileNotFoundError):
             path.rmdir()
 
-    @contextmanager
-    def _change(self, kind: str, path: Path, target: Path | None = None) -> Iterator[None]:
+    def _change(self, kind: str, path: Path, target: Path | None = None) -> _Change:
+        return _Change(self._observe, Operation(kind, path, target))
+
+
+class _Change:
+    """Tells the observer of an operation, and maps what goes wrong with it. No generator: one costs each write more."""
+
+    __slots__ = ("_observe", "_operation")
+
+    def __init__(self, observe: Observer, operation: Operation) -> None:
+        self._observe, self._operation = observe, operation
+
+    def __enter__(self) -> None:
         try:
-            self._observe(Operation(kind, path, target))
-            yield
+            self._observe(self._operation)
         except OSError as error:
-            raise _mapped(target or path, error) from error
+            self._fail(error)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        raise _mapped(self._operation.target or self._operation.path, error) from error
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class Partial:
             self.verified.add(index)
             if self.file.chunk_count() > 1:
                 bitmap = Bitmap.of(self.verified, self.file.chunk_count())
-                self._disk.write_small(self._bitmap_path, bitmap.encode(self._boot))
+                self._disk.overwrite_small(self._bitmap_path, bitmap.encode(self._boot))
 
     def vouch(self, file: RecordFile) -> None:
         """Say what the bytes are: all of them were hashed on this node, and their layer is the manifest's."""
