@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import urllib3
 from blake3 import blake3
@@ -46,12 +45,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Task:
-    """What the parts work on: a blob of `blob` bytes at `url`, as often as makes `size` bytes, and a file to write."""
+    """What the parts work on: the blobs of a model, each with its URL and its size in bytes, and a file to write."""
 
-    url: str
-    blob: int
-    size: int
+    blobs: tuple[tuple[str, int], ...]
     path: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them: what each part works through."""
+        return sum(size for _, size in self.blobs)
 
     def parts(self) -> dict[str, Callable[[], None]]:
         """Each part of a pull's own work, by the name of its field in Parts."""
@@ -124,20 +126,17 @@ def _cpu(work: Callable[[], None]) -> float:
 
 
 def _receive(task: Task, buffer: memoryview) -> None:
-    host, path = urlsplit(task.url).netloc, urlsplit(task.url).path
-    left = task.size
-    with urllib3.HTTPConnectionPool(host, retries=False) as pool:
-        while left:
-            size = min(left, task.blob)
-            headers = {"Range": f"bytes=0-{size - 1}", "Accept-Encoding": "identity"}
-            answer = pool.request("GET", path, headers=headers, preload_content=False)
+    with urllib3.PoolManager(retries=False) as pool:
+        for url, size in task.blobs:
+            answer = pool.request(
+                "GET", url, headers={"Accept-Encoding": "identity"}, preload_content=False
+            )
             got = 0
             while count := answer.readinto(buffer):
                 got += count
             if got != size:
                 raise SystemExit(f"the registry sent {got} of {size} bytes")
             answer.release_conn()
-            left -= size
 
 
 def _write(path: Path, size: int, buffer: memoryview) -> None:

@@ -1,8 +1,10 @@
 """Registry to verified, durable files: `weightyard pull` beside skopeo, containerd, oras and hf, in one run.
 
-Each round runs every program once on the same bytes, in alternating order; what it wrote is deleted before the next one
-starts. `hf download` gets them from a Hub on loopback, the others from one registry. Wall time, CPU seconds (of the
-program, its daemon, and the server) and peak memory of each run are printed, then medians and ratios.
+Each round runs every program on the same bytes, in alternating order; what it wrote is deleted before the next one
+starts. Each runs twice in a row and the second run counts: on a virtual machine the memory that a program gets from the
+one before costs more or less, as that one used it. `hf download` gets the bytes from a Hub on loopback, the others from
+one registry. Wall time, CPU seconds (of the program, its daemon, and the server) and peak memory of each run are
+printed, then medians and ratios.
 
 The parts of a pull take turns with the programs, for as many bytes: done at once by processes that wait for nothing,
 and each with the machine to itself. No pull can beat what those done at once take of the cores, nor the disk. That
@@ -223,15 +225,14 @@ def published(
     return image, size
 
 
-def largest_layer(registry: DockerRegistry, image: str) -> tuple[str, int]:
-    """Where the image's largest layer is, and its bytes."""
+def blobs(registry: DockerRegistry, image: str) -> tuple[tuple[str, int], ...]:
+    """The image's layers: where each is, and its bytes."""
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference):
         raise SystemExit(f"{image} is in no registry")
-    reader = open_reader(reference, Access())
-    layers = resolve_model(reader, reference.name).layers
-    largest = max(layers, key=lambda layer: layer.size)
-    return f"{registry.url}/v2/{reference.repository}/blobs/{largest.digest}", largest.size
+    resolved = resolve_model(open_reader(reference, Access()), reference.name)
+    base = f"{registry.url}/v2/{reference.repository}/blobs"
+    return tuple((f"{base}/{layer.digest}", layer.size) for layer in resolved.layers)
 
 
 def report(
@@ -301,29 +302,33 @@ def main() -> None:
         image, size = published(
             registry, work, options.gigabytes, shard_gigabytes=options.shard_gigabytes, hub=hub
         )
-        layer, layer_size = largest_layer(registry, image)
-        task = Task(layer, layer_size, size, work / "part")
+        task = Task(blobs(registry, image), work / "part")
         contenders = peers(registry, containerd, hub, image, work)
         if options.only:
             contenders = {name: contenders[name] for name in ("weightyard", *options.only)}
         runs: list[Run] = []
         parts: list[tuple[Parts, Parts]] = []
-        for number in range(options.rounds + 1):
+
+        def once(name: str) -> Run | tuple[Parts, Parts]:
+            os.sync()
+            if name == "parts":
+                return measure_parts(task, lambda: serving([registry._process.pid]))
+            run = contenders[name]()
+            shutil.rmtree(work / "out", ignore_errors=True)
+            if name == "ctr":
+                containerd.remove(image)
+            return run
+
+        for number in range(options.rounds):
             order = [*contenders, "parts"]
             for name in order if number % 2 else reversed(order):
-                os.sync()
-                if name == "parts":
-                    measured = measure_parts(task, lambda: serving([registry._process.pid]))
-                    parts += [measured] if number else []
-                    continue
-                run = contenders[name]()
-                shutil.rmtree(work / "out", ignore_errors=True)
-                if name == "ctr":
-                    containerd.remove(image)
-                # The first round warms the page cache and the machine's memory.
-                if number:
-                    runs.append(run)
-                    print(json.dumps(asdict(run)), flush=True)
+                once(name)
+                match once(name):
+                    case Run() as run:
+                        runs.append(run)
+                        print(json.dumps(asdict(run)), flush=True)
+                    case measured:
+                        parts.append(measured)
         summary, missed = report(runs, parts, size)
         if options.json:
             document = {
