@@ -156,9 +156,9 @@ def measure(
 
 
 def peers(
-    registry: DockerRegistry, containerd: Containerd, hub: Hub, image: str, work: Path
+    registry: DockerRegistry, containerd: Containerd | None, hub: Hub | None, image: str, work: Path
 ) -> dict[str, Callable[[], Run]]:
-    """What is compared, by name. Raises when one isn't installed."""
+    """What can be compared with these servers, by name. Raises when a program isn't installed."""
     servers = [registry._process.pid]
     target = work / "out"
     policy = work / "policy.json"
@@ -170,31 +170,24 @@ def peers(
     weightyard = [*_WEIGHTYARD, "pull", image, "--root", str(target)]
     skopeo = [program("skopeo"), "--policy", str(policy), "copy", "--src-tls-verify=false",
               f"docker://{image}", f"dir:{target}"]  # fmt: skip
-    ctr = [
-        program("ctr"),
-        "--address",
-        str(containerd.address),
-        "images",
-        "pull",
-        "--plain-http",
-        image,
-    ]
     oras = [sys.executable, "-c", ORAS, f"{image}-modelpack", str(target)]
-    hf = [
-        str(Path(sys.executable).with_name("hf")),
-        "download",
-        REPOSITORY,
-        "--local-dir",
-        str(target),
-    ]
-    from_hub = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    return {
+    contenders = {
         "weightyard": run("weightyard", weightyard),
         "skopeo": run("skopeo", skopeo),
-        "ctr": run("ctr", ctr, containerd._process.pid),
         "oras": run("oras", oras),
-        "hf": lambda: measure("hf", hf, servers=[], daemon=None, home=work, environment=from_hub),
     }
+    if containerd is not None:
+        address = ["--address", str(containerd.address)]
+        ctr = [program("ctr"), *address, "images", "pull", "--plain-http", image]
+        contenders["ctr"] = run("ctr", ctr, containerd._process.pid)
+    if hub is not None:
+        tool = str(Path(sys.executable).with_name("hf"))
+        hf = [tool, "download", REPOSITORY, "--local-dir", str(target)]
+        from_hub = {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        contenders["hf"] = lambda: measure(
+            "hf", hf, servers=[], daemon=None, home=work, environment=from_hub
+        )
+    return contenders
 
 
 def published(
@@ -297,15 +290,16 @@ def main() -> None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-pull-")))
         room_for(work, int(options.gigabytes * 6e9))
         registry = stack.enter_context(DockerRegistry())
-        containerd = stack.enter_context(Containerd())
-        hub = stack.enter_context(Hub())
+        wanted = options.only or ["skopeo", "oras", "ctr", "hf"]
+        # The Hub keeps a second copy of the model in memory, so it is there only for who asks for it.
+        containerd = stack.enter_context(Containerd()) if "ctr" in wanted else None
+        hub = stack.enter_context(Hub()) if "hf" in wanted else None
         image, size = published(
             registry, work, options.gigabytes, shard_gigabytes=options.shard_gigabytes, hub=hub
         )
         task = Task(blobs(registry, image), work / "part")
-        contenders = peers(registry, containerd, hub, image, work)
-        if options.only:
-            contenders = {name: contenders[name] for name in ("weightyard", *options.only)}
+        able = peers(registry, containerd, hub, image, work)
+        contenders = {name: able[name] for name in ("weightyard", *wanted)}
         runs: list[Run] = []
         parts: list[tuple[Parts, Parts]] = []
 
@@ -315,7 +309,7 @@ def main() -> None:
                 return measure_parts(task, lambda: serving([registry._process.pid]))
             run = contenders[name]()
             shutil.rmtree(work / "out", ignore_errors=True)
-            if name == "ctr":
+            if name == "ctr" and containerd is not None:
                 containerd.remove(image)
             return run
 
