@@ -218,20 +218,22 @@ class Engine:
                         flight.proven = False
                     flight.receive(piece, stream, buffer[: self._total.burst(len(buffer))], tick)
                     done += 1
-                    if done < len(pieces):
-                        self._give_way(job)
+                    if done < len(pieces) and self._is_outranked(work):
+                        break
         except Exception as error:  # noqa: BLE001 - goes to the pull's caller, whatever it is
             return done, self._reason(error, transfer)
         finally:
             self._note_rate(work, transfer)
             transfer.end()
-        return done, None
+        # Said only now: an error within the source's context would count against the source.
+        return done, None if done == len(pieces) else GaveWay("a more urgent pull waits")
 
-    def _give_way(self, job: Job) -> None:
-        """Raises GaveWay when somebody more urgent waits for a worker."""
+    def _is_outranked(self, work: Work) -> bool:
+        """Whether somebody more urgent waits for a worker; what is no longer than a chunk isn't worth ending early."""
+        if work.state.span.size <= BUNDLE_BYTES:
+            return False
         with self._wake:
-            if any(each.priority > job.priority and each.has_work() for each in self._jobs):
-                raise GaveWay("a more urgent pull waits")
+            return any(each.priority > work.job.priority and each.has_work() for each in self._jobs)
 
     @staticmethod
     def _reason(error: Exception, transfer: Transfer) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +24,10 @@ from cache_agent.fetch.planner import (
 )
 from cache_agent.fetch.throttle import Caps, Throttle
 from cache_agent.fetch.values import PullRequest
-from cache_agent.sources.decorators import Limited
+from cache_agent.sources.decorators import Limited, Measured, Rate
+from cache_agent.sources.image import ImageSource
 from cache_agent.sources.source import Piece, Tier
 from cache_agent.sources.streams import chained, joined
-from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import Unreachable
 from modelimage.ranges import ByteRange
@@ -178,46 +177,34 @@ def test_of_a_run_that_breaks_off_what_came_whole_is_kept(open_node: NodeFactory
     assert sum(map(len, asked)) == 4 * CHUNK_SIZE + 1, "and a byte that shows the right to the rest"
 
 
-class Halting(faults.Wrapped):
-    """Stops in the middle of the first request for a layer, until `go_on`."""
-
-    def __init__(self, inner: faults.Wrapped, layer: Digest) -> None:
-        super().__init__(inner)
-        self.reached, self.go_on = threading.Event(), threading.Event()
-        self._layer = layer
-
-    @contextmanager
-    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
-        with self.inner.blob(descriptor, wanted) as stream:
-            if descriptor.digest == self._layer:
-                self.reached.set()
-                self.go_on.wait(30)
-            yield stream
-
-
 def test_who_waits_need_not_wait_for_the_end_of_a_run(open_node: NodeFactory) -> None:
     early, record, contents = simple_image(weights=[6 * CHUNK_SIZE], seed=1)
     weight = next(file for file in record.files if file.size > CHUNK_SIZE)
-    halting = Halting(early, weight.layer)
+    gate, rate = faults.Gate(early), Rate()
     urgent, _, _ = simple_image(weights=[5000], seed=2)
     urgent.requests = early.requests  # one list, for the order of both
     node = open_node(
-        {"reg.test/early": halting, "reg.test/urgent": urgent}, engine=EngineOptions(streams=1)
+        {"reg.test/early": gate, "reg.test/urgent": urgent},
+        engine=EngineOptions(streams=1),
+        sources=lambda resolved, reader, name: [
+            Measured(ImageSource(reader, resolved.record, resolved.layers, name), rate, lambda: 0.0)
+        ],
     )
     warming = node.pull(PullRequest(parse_image("reg.test/early:v1"), priority=10))
-    assert halting.reached.wait(30)
+    assert gate.reached.wait(30)
     waiting = node.pull(PullRequest(parse_image("reg.test/urgent:v1"), priority=100))
     wait_until(lambda: any(job.priority == 100 for job in node.engine._jobs), what="its job")
-    halting.go_on.set()
+    gate.opened.set()
     assert waiting.result(60)
     done = warming.result(60)
     assert done is not None
     assert files_of(done.path) == contents
-    asked = [(digest == weight.layer, len(r)) for digest, r in early.requests if r is not None]
+    asked = [(digest == weight.layer, len(r)) for digest, r in early.requests]
     assert asked[0] == (True, 3 * CHUNK_SIZE)
     assert not asked[1][0], "the urgent one came after a chunk, in the middle of the run"
     # What was asked for and not taken is asked for again.
     assert sum(size for mine, size in asked if mine) == 8 * CHUNK_SIZE
+    assert rate.failures == 0, "its source did nothing wrong"
 
 
 # -- places that hold files ------------------------------------------------------------------
