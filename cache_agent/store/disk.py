@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from cache_agent.errors import DiskFailed, LinkRefused
 from modelimage.durable import start_writeback
@@ -184,30 +184,13 @@ class Disk:
         with self._change("rmdir", path), suppress(FileNotFoundError):
             path.rmdir()
 
-    def _change(self, kind: str, path: Path, target: Path | None = None) -> _Change:
-        return _Change(self._observe, Operation(kind, path, target))
-
-
-class _Change:
-    """Tells the observer of an operation, and maps what goes wrong with it. No generator: one costs each write more."""
-
-    __slots__ = ("_observe", "_operation")
-
-    def __init__(self, observe: Observer, operation: Operation) -> None:
-        self._observe, self._operation = observe, operation
-
-    def __enter__(self) -> None:
+    @contextmanager
+    def _change(self, kind: str, path: Path, target: Path | None = None) -> Iterator[None]:
         try:
-            self._observe(self._operation)
+            self._observe(Operation(kind, path, target))
+            yield
         except OSError as error:
-            self._fail(error)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> NoReturn:
-        raise _mapped(self._operation.target or self._operation.path, error) from error
+            raise _mapped(target or path, error) from error
 
 
 @contextmanager

@@ -203,45 +203,28 @@ class SocketStream:
             self._response.release_conn()
 
 
-class network_errors:  # noqa: N801 - used as a function is
-    """Map what urllib3, http.client and the socket raise to ours; ours pass. No generator: one costs each read more."""
-
-    __slots__ = ("_origin",)
-
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            ours = _ours(self._origin, error)
-            if ours is not None:
-                raise ours from error
-
-
-def _ours(origin: Origin, error: BaseException) -> WeightyardError | None:
-    ours: WeightyardError | None = None
-    match error:
-        case WeightyardError():
-            pass
-        case urllib3.exceptions.SSLError():
-            ours = RemoteRefused(
-                f"no secure connection to {origin}: {error}",
-                hint="Give the authority's certificate with --ca-file, or --plain-http for a registry without TLS.",
-            )
-        case urllib3.exceptions.LocationValueError() | urllib3.exceptions.URLSchemeUnknown():
-            ours = RemoteRefused(f"{origin} led to an unusable URL: {error}")
-        case urllib3.exceptions.NewConnectionError():  # a TimeoutError by its class
-            ours = _no_talk(origin, error)
-        case TimeoutError() | urllib3.exceptions.TimeoutError():
-            ours = Unreachable(
-                f"{origin} made no progress in time", hint="Check the network and the host."
-            )
-        case urllib3.exceptions.HTTPError() | HTTPException() | OSError() | ValueError():
-            ours = _no_talk(origin, error)
-    return ours
+@contextlib.contextmanager
+def network_errors(origin: Origin) -> Iterator[None]:
+    """Map what urllib3, http.client and the socket raise to ours; ours pass."""
+    try:
+        yield
+    except WeightyardError:
+        raise
+    except urllib3.exceptions.SSLError as error:
+        raise RemoteRefused(
+            f"no secure connection to {origin}: {error}",
+            hint="Give the authority's certificate with --ca-file, or --plain-http for a registry without TLS.",
+        ) from error
+    except (urllib3.exceptions.LocationValueError, urllib3.exceptions.URLSchemeUnknown) as error:
+        raise RemoteRefused(f"{origin} led to an unusable URL: {error}") from error
+    except urllib3.exceptions.NewConnectionError as error:  # a TimeoutError by its class
+        raise _no_talk(origin, error) from error
+    except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
+        raise Unreachable(
+            f"{origin} made no progress in time", hint="Check the network and the host."
+        ) from error
+    except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+        raise _no_talk(origin, error) from error
 
 
 def is_loopback(host: str) -> bool:
