@@ -46,35 +46,6 @@ class ImageReader(Protocol):
         """All tags, sorted."""
 
 
-class ReadOnce:
-    """A reader that asks for each manifest once. For the length of one task of one caller: it keeps them all."""
-
-    def __init__(self, inner: ImageReader) -> None:
-        self._inner = inner
-        self._manifests: dict[Digest, bytes] = {}
-
-    def resolve(self, name: str) -> Descriptor:
-        """See `ImageReader.resolve`."""
-        return self._inner.resolve(name)
-
-    def manifest(self, descriptor: Descriptor) -> bytes:
-        """See `ImageReader.manifest`."""
-        data = self._manifests.get(descriptor.digest)
-        if data is None:
-            data = self._manifests[descriptor.digest] = self._inner.manifest(descriptor)
-        return data
-
-    def blob(
-        self, descriptor: Descriptor, wanted: ByteRange | None = None
-    ) -> AbstractContextManager[BlobStream]:
-        """See `ImageReader.blob`."""
-        return self._inner.blob(descriptor, wanted)
-
-    def tags(self) -> list[str]:
-        """See `ImageReader.tags`."""
-        return self._inner.tags()
-
-
 class StopRequested(Exception):
     """Raised by a progress callback to end a transfer.
 

@@ -161,10 +161,8 @@ class Job:
                 return None
             if isinstance(source, float):
                 return source
-            self._waiting[track].popleft()
-            self._lengthen(state, track)
             self._workers[track] += 1
-            return Work(self, track, state, source)
+            return Work(self, track, self._take(track), source)
 
     def has_work(self) -> bool:
         """Whether anything waits for a worker."""
@@ -196,21 +194,24 @@ class Job:
                     self._note_failure(work, error)
                     self._waiting[work.track].appendleft(work.state)
 
-    def _lengthen(self, state: SpanState, track: int) -> None:
-        """Let a span that is about to be asked for take with it those that follow, none of which failed before.
+    def _take(self, track: int) -> SpanState:
+        """The first of a track's spans, and in it those that follow, none of which failed before.
 
-        Not where nodes share the work chunk by chunk.
+        Alone where nodes share the work chunk by chunk.
         """
-        if any(source.tier is Tier.PEER for source in self.sources):
-            return
         waiting = self._waiting[track]
-        for _ in range(run_length(len(waiting) + 1) - 1):
-            follower = waiting[0]
-            if state.failures or follower.failures or not state.span.goes_on_with(follower.span):
-                return
-            state.span = Span(state.span.pieces + follower.span.pieces)
-            waiting.popleft()
+        length = run_length(len(waiting))
+        state = waiting.popleft()
+        if state.failures or any(source.tier is Tier.PEER for source in self.sources):
+            return state
+        pieces = state.span.pieces
+        for _ in range(length - 1):
+            if waiting[0].failures or not pieces[-1].goes_on_with(waiting[0].span.pieces[0]):
+                break
+            pieces += waiting.popleft().span.pieces
             self._left -= 1
+        state.span = Span(pieces)
+        return state
 
     def _recall(self, now: float) -> None:
         """What was put off until now waits again, at its place in its track."""

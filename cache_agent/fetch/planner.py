@@ -41,11 +41,6 @@ class Span:
         """The most that is lost when it ends early: pieces that came whole are kept."""
         return max(len(piece.range) for piece in self.pieces)
 
-    def goes_on_with(self, other: Span) -> bool:
-        """Whether `other` begins in the same file where this one ends."""
-        last, first = self.pieces[-1], other.pieces[0]
-        return last.file is first.file and last.range.stop == first.range.start
-
 
 Track = tuple[Span, ...]
 

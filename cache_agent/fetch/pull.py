@@ -18,6 +18,7 @@ from cache_agent.fetch.flight import Flight, Flights, followed_layers
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerClaims
 from cache_agent.fetch.job import Carrier, Job, RetryPolicy, by_source
+from cache_agent.fetch.manifests import ReadOnce
 from cache_agent.fetch.planner import Track, plan_tracks, unique_files
 from cache_agent.fetch.reuse import Reuse
 from cache_agent.fetch.throttle import Caps
@@ -42,7 +43,7 @@ from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
 from modelimage.foreign import AS_PUBLISHED, AnyRecord, is_ours, resolve_manifest
 from modelimage.record import Record, RecordFile
 from modelimage.reference import EngineReference, ImageReference
-from modelimage.repository import ImageReader, ReadOnce
+from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel, resolve_root
 
 # Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.

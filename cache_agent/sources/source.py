@@ -47,11 +47,18 @@ class Tier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a file: one chunk, `index` its number. `range` is in the file's bytes."""
+    """Part of a file, `range` in its bytes: one chunk, or several in a row that are asked for at once.
+
+    `index` is the number of the first.
+    """
 
     file: RecordFile
     index: int
     range: ByteRange
+
+    def goes_on_with(self, other: Piece) -> bool:
+        """Whether `other` begins in the same file where this one ends."""
+        return self.file is other.file and self.range.stop == other.range.start
 
 
 class Identified(Protocol):

@@ -55,10 +55,9 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
     """The same bytes in as few pieces as can be: what follows in the same file is asked for at once."""
     out: list[Piece] = []
     for piece in pieces:
-        before = out[-1] if out else None
-        if before and before.file is piece.file and before.range.stop == piece.range.start:
-            whole = ByteRange(before.range.start, piece.range.stop)
-            out[-1] = Piece(piece.file, before.index, whole)
+        if out and out[-1].goes_on_with(piece):
+            whole = ByteRange(out[-1].range.start, piece.range.stop)
+            out[-1] = Piece(piece.file, out[-1].index, whole)
         else:
             out.append(piece)
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,6 +37,7 @@ from modelimage.repository import BlobStream
 from tests.cache_agent import faults
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.peers.simulation import Bytes
 from tests.cache_agent.test_pull import files_of
 from tests.servers.process import wait_until
 
@@ -47,16 +48,22 @@ def large(chunks: int, name: str = "f") -> RecordFile:
     return RecordFile(name, chunks * CHUNK_SIZE, digest, Role.WEIGHT, digest, digests)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
-    """A source that is never opened."""
+    """A source of zeros that notes which ranges it was asked for."""
 
     tier: Tier = Tier.REGISTRY
     name: str = "place"
     proves: bool = True
+    ranges: list[ByteRange] = field(default_factory=list)
 
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
-        raise NotImplementedError
+    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+        return chained(pieces, self._open)
+
+    @contextmanager
+    def _open(self, piece: Piece) -> Iterator[BlobStream]:
+        self.ranges.append(piece.range)
+        yield Bytes(len(piece.range))
 
 
 class Nothing:
@@ -210,31 +217,6 @@ def test_who_waits_need_not_wait_for_the_end_of_a_run(open_node: NodeFactory) ->
 # -- places that hold files ------------------------------------------------------------------
 
 
-@dataclass
-class Asked:
-    """A place that notes what it is asked for."""
-
-    ranges: list[ByteRange] = field(default_factory=list)
-
-    @contextmanager
-    def open(self, piece: Piece) -> Iterator[BlobStream]:
-        self.ranges.append(piece.range)
-        yield Zeros(len(piece.range))
-
-
-class Zeros:
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        count = min(len(buffer), self._left)
-        self._left -= count
-        return count
-
-    def close(self) -> None:
-        self._left = 0
-
-
 def pieces_of(file: RecordFile, *numbers: int) -> list[Piece]:
     return [Piece(file, n, chunk_range(file.size, n)) for n in numbers]
 
@@ -242,9 +224,9 @@ def pieces_of(file: RecordFile, *numbers: int) -> list[Piece]:
 def test_what_follows_in_one_file_is_one_request_for_any_place() -> None:
     one, two = large(5, "one"), large(2, "two")
     pieces = [*pieces_of(one, 0, 1, 3, 4), *pieces_of(two, 0, 1)]
-    place, buffer = Asked(), memoryview(bytearray(8 << 20))
+    place, buffer = Place(), memoryview(bytearray(8 << 20))
     total = 0
-    with chained(pieces, place.open) as stream:
+    with place.open(pieces) as stream:
         while count := stream.readinto(buffer):
             total += count
     assert total == 6 * CHUNK_SIZE
@@ -261,14 +243,6 @@ def test_a_cap_asks_for_little_at_a_time(lifted: bool) -> None:
     caps = Caps([Throttle(1e6, lambda: 0.0), Throttle(4e6, lambda: 0.0)])
     if lifted:
         caps.lift()
-
-    class Place(Asked):
-        tier, name, proves = Tier.REGISTRY, "place", True
-
-        @contextmanager
-        def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
-            yield Zeros(CHUNK_SIZE)
-
     source = Limited(Place(), caps, lambda seconds: None)
     with source.open(pieces_of(large(1), 0)) as stream:
         assert stream.readinto(memoryview(bytearray(4 << 20))) == (4 << 20 if lifted else 250_000)
