@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.errors import Cancelled
+from cache_agent.fetch.crew import WINDOW_SECONDS, Crew
 from cache_agent.fetch.job import GaveWay, Job, TooSlow, Work
 from cache_agent.fetch.planner import BUNDLE_BYTES, Span
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.sources.source import NotYet
 from modelimage.errors import Unreachable, WeightyardError
 from modelimage.repository import BlobStream
+from modelimage.workers import available_cores
 
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
@@ -31,7 +33,7 @@ TELLING_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`streams` transfers at once; `bandwidth` caps their sum in bytes per second (0: no cap).
+    """At most `streams` transfers at once (see `Crew`); `bandwidth` caps their sum in bytes per second (0: no cap).
 
     `crawl`: a transfer slower than that, in bytes per second, has its job try another source (0: never).
     """
@@ -89,10 +91,14 @@ class Engine:
     """Runs jobs. Threads start with the first job and end with `close`."""
 
     def __init__(
-        self, options: EngineOptions, monotonic: Callable[[], float] = time.monotonic
+        self,
+        options: EngineOptions,
+        monotonic: Callable[[], float] = time.monotonic,
+        crew: Crew | None = None,
     ) -> None:
         self._options, self.monotonic = options, monotonic
         self._total = Throttle(options.bandwidth, monotonic)
+        self._crew = crew or Crew(available_cores(), monotonic)
         self._jobs: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -168,19 +174,24 @@ class Engine:
             while (work := self._next(last)) is not None:
                 self._carry_out(work, transfer, buffer)
                 last = (work.job, work.track)
-                with self._wake:
-                    self._wake.notify_all()
 
         return loop
 
     def _next(self, last: tuple[Job, int] | None) -> Work | None:
-        """Wait for work; None when closing."""
+        """End the last work, if any, and wait for more; None when closing."""
         with self._wake:
+            if last is not None:
+                self._crew.leave()
+                self._wake.notify_all()
             while not self._closing:
+                if self._jobs and not self._crew.has_room():
+                    self._wake.wait(WINDOW_SECONDS)
+                    continue
                 again: float | None = None
                 for job in sorted(self._jobs, key=lambda job: -job.priority):
                     found = job.next_work(last[1] if last and last[0] is job else None)
                     if isinstance(found, Work):
+                        self._crew.join()
                         return found
                     if found is not None:
                         again = min(found, again) if again is not None else found

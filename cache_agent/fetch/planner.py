@@ -21,7 +21,7 @@ MUCH_FASTER: Final = 4.0
 # A request for several small files asks for no more than this.
 BUNDLE_BYTES: Final = CHUNK_SIZE
 # One request for several chunks in a row spares the server and the line a start for each.
-RUN_CHUNKS: Final = 4
+RUN_CHUNKS: Final = 8
 # So few tracks are balanced against each other.
 LAST_TRACKS: Final = 8
 
