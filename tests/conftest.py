@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -39,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if name.upper() in SCRUBBED_NAMES or name.startswith(SCRUBBED_PREFIXES):
             del os.environ[name]
     os.environ["HOME"] = str(config.stash[_home])
+    # A shell's background job ignores Ctrl-C, and so would all that is started from here.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
