@@ -203,7 +203,7 @@ class Engine:
         done, error = self._read(work, transfer, buffer)
         try:
             for piece in pieces[:done]:
-                job.flights[piece.file.digest].advance()
+                job.fetch_again(work, job.flights[piece.file.digest].advance())
         except Exception as failure:  # noqa: BLE001 - goes to the pull's caller, whatever it is
             # Not the source's doing, so no other source would help.
             job.abort(failure)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
+from cache_agent.errors import DiskFailed
 from cache_agent.fetch.following import FollowingHash, Hash, LayerHash
 from cache_agent.fetch.ready import Ready
 from cache_agent.sources.source import Piece
@@ -48,18 +49,20 @@ class Flight:
         self._landing = False
         self._received = 0
         self._given: set[int] = set()
+        self._recalled: set[int] = set()
+        self._lost: set[int] = set()
         self.resumed = 0
         # Whether all bytes came out of the image's own layers; what was resumed may have come from anywhere.
         # Set before the first byte that didn't.
         self.proven = True
 
-    def open(self, pause: Callable[[int], None] = lambda count: None) -> list[int]:
-        """Open the partial; the chunks still missing. Raises NoSpace, NotWritable, DiskFailed."""
+    def open(self, pause: Callable[[int], None] = lambda count: None) -> None:
+        """Open the partial. Raises NoSpace, NotWritable, DiskFailed."""
         self._partial = self._store.partial(self.file)
         if self.replace:
             self._store.salvage(self._partial, pause)
-        self.resumed = sum(len(chunk_range(self.file.size, i)) for i in self._partial.verified)
-        return self._partial.missing()
+        self._recalled = set(self._partial.verified)
+        self.resumed = sum(len(self._piece(index).range) for index in self._recalled)
 
     def follow_layer(self, layer: Recipe) -> None:
         """Compute its layer's digest on the way, if it holds nothing but this file. Before any byte came."""
@@ -120,20 +123,54 @@ class Flight:
         if turn is not None:
             self._hash.give(turn)
 
-    def advance(self) -> None:
-        """Hash the verified chunks whose turn has come; land the file when that was the last."""
+    def missing(self) -> list[int]:
+        """Chunks to fetch. A file that has them all lands here and now: no piece of it will come that could land it."""
+        return self.partial.missing() or [piece.index for piece in self.advance()]
+
+    def advance(self) -> Sequence[Piece]:
+        """Hash the verified chunks whose turn has come; land the file when that was the last.
+
+        A chunk that isn't any more what was written counts for nothing: it is what must come again. Raises DiskFailed
+        when that happens to one twice, DigestMismatch when the record's digests contradict each other.
+        """
         while (turn := self._hash.next_turn(self.partial.verified)) is not None:
             index, hashed = turn
+            piece = self._piece(index)
             try:
-                for view in self.partial.read(chunk_range(self.file.size, index)):
-                    hashed.update(view)
+                is_kept = self.partial.is_right(index, hashed.update)
+                if not is_kept:
+                    self._lose(piece)
             except BaseException:
                 self._hash.give_up()
                 raise
+            if not is_kept:
+                self._hash.give_up()
+                return [piece]
             self._hash.give(hashed)
         computed = self._hash.digest()
         if computed is not None and self._may_land():
             self._land(computed)
+        return ()
+
+    def _lose(self, piece: Piece) -> None:
+        self.partial.unmark(piece.index)
+        with self._lock:
+            self._given.discard(piece.index)
+            if piece.index in self._recalled:
+                self._recalled.discard(piece.index)
+                self.resumed -= len(piece.range)
+            else:
+                self._received -= len(piece.range)
+            if piece.index in self._lost:
+                raise DiskFailed(
+                    f"{piece.file.path}, chunk {piece.index}: what was written can't be read back, twice",
+                    hint="The node's disk or memory is failing: take the node out of use.",
+                )
+            self._lost.add(piece.index)
+        self._store.note_lost(self.file, piece.index)
+
+    def _piece(self, index: int) -> Piece:
+        return Piece(self.file, index, chunk_range(self.file.size, index))
 
     def _land(self, computed: Digest) -> None:
         repository = self.repository if self.proven else None

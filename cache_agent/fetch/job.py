@@ -63,8 +63,11 @@ class Carrier(Protocol):
     def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
         """Read one piece off the stream and keep it. What it raises is the source's failure."""
 
-    def advance(self) -> None:
-        """Do what has become possible since. What it raises ends the pull."""
+    def advance(self) -> Sequence[Piece]:
+        """Do what has become possible since; pieces that must come again, since this disk has lost them.
+
+        What it raises ends the pull.
+        """
 
 
 @dataclass
@@ -193,6 +196,15 @@ class Job:
                 else:
                     self._note_failure(work, error)
                     self._waiting[work.track].appendleft(work.state)
+
+    def fetch_again(self, work: Work, pieces: Sequence[Piece]) -> None:
+        """Pieces wait once more, in the track of the work that is about to end."""
+        with self._lock:
+            if not self.stopped.is_set():
+                self._left += len(pieces)
+                for piece in pieces:
+                    state = SpanState(Span((piece,)), work.state.order)
+                    self._waiting[work.track].appendleft(state)
 
     def _take(self, track: int) -> SpanState:
         """The first of a track's spans, and in it those that follow, none of which failed before.

@@ -354,12 +354,14 @@ class Pull:
             proving = all(source.proves for source in sources)
             for flight in flights:
                 before = store.partial_bytes(flight.file)
-                missing[flight.file.digest] = flight.open()
+                flight.open()
                 # A partial goes by its file alone: another repository's pull may have begun it.
                 flight.proven = not flight.resumed
                 if flight.resumed or not proving:
                     flight.follow_layer(record.recipe(flight.file.layer))
                 reservation.spend(flight.file.size - before)
+                self.check_cancelled()
+                missing[flight.file.digest] = flight.missing()
             job = self._job(
                 plan_tracks([flight.file for flight in flights], missing),
                 sources,
@@ -369,9 +371,6 @@ class Pull:
             for flight in flights:
                 flight.hurry = lambda priority: self._hurry(job, priority)
             self.check_cancelled()
-            # What was complete before a crash, and empty files, have no span to land them.
-            for flight in flights:
-                flight.advance()
             puller.engine.run(job)
 
     def _job(

@@ -72,7 +72,7 @@ class Repairer:
 
     def _fetch(self, flight: Flight, sources: Sequence[Source]) -> int:
         file: RecordFile = flight.file
-        missing = flight.partial.missing()
+        missing = flight.missing()
         job = Job(
             plan_tracks([file], {file.digest: missing}),
             sources,
@@ -81,7 +81,6 @@ class Repairer:
             monotonic=self.engine.monotonic,
             policy=RetryPolicy(),
         )
-        flight.advance()
         self.engine.run(job)
         return len(missing)
 

@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Final
 from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
+from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import Disk, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
@@ -82,8 +83,9 @@ class Bitmap:
 class Partial:
     """One partial, open. Safe for several threads that write different chunks.
 
-    `verified` grows only through `mark`, after the chunk's bytes were checked. `name` is what it goes by where nothing
-    is known of the file yet: then `mark` says that a chunk came, and `vouch` what the whole turned out to be.
+    `verified` grows only through `mark`, after the chunk's bytes were checked, and shrinks through `unmark`. `name` is
+    what it goes by where nothing is known of the file yet: then `mark` says that a chunk came, and `vouch` what the
+    whole turned out to be.
     """
 
     def __init__(
@@ -108,9 +110,13 @@ class Partial:
         """Record that a chunk is written and verified."""
         with self._lock:
             self.verified.add(index)
-            if self.file.chunk_count() > 1:
-                bitmap = Bitmap.of(self.verified, self.file.chunk_count())
-                self._disk.overwrite_small(self._bitmap_path, bitmap.encode(self._boot))
+            self._note()
+
+    def unmark(self, index: int) -> None:
+        """Take that back: the chunk's bytes turned out not to be what was written."""
+        with self._lock:
+            self.verified.discard(index)
+            self._note()
 
     def vouch(self, file: RecordFile) -> None:
         """Say what the bytes are: all of them were hashed on this node, and their layer is the manifest's."""
@@ -129,6 +135,19 @@ class Partial:
         """Bytes as they are in the file now; a buffer is valid until the next one."""
         yield from read_range(self._fd, self.path, wanted)
 
+    def is_right(self, index: int, see: Callable[[memoryview], object] = len) -> bool:
+        """Whether a chunk can be read and is what the record promises. `see` is shown its bytes on the way."""
+        if not self.file.chunks:
+            return False
+        hasher = blake3()
+        try:
+            for buffer in self.read(chunk_range(self.file.size, index)):
+                hasher.update(buffer)
+                see(buffer)
+        except DiskFailed:
+            return False
+        return bool(hasher.hexdigest() == self.file.chunks[index])
+
     def seal(self) -> None:
         """Make the data read-only and durable, to be renamed next."""
         self._disk.seal(self._fd, self.path)
@@ -145,6 +164,11 @@ class Partial:
     def close(self) -> None:
         os.close(self._fd)
 
+    def _note(self) -> None:
+        if self.file.chunk_count() > 1:
+            bitmap = Bitmap.of(self.verified, self.file.chunk_count())
+            self._disk.overwrite_small(self._bitmap_path, bitmap.encode(self._boot))
+
     def _recall(self) -> set[int]:
         count = self.file.chunk_count()
         claimed = set(range(count))
@@ -160,15 +184,7 @@ class Partial:
                 claimed = bitmap.chunks()
         elif count > 1:
             return set()
-        return {index for index in claimed if self._is_right(index)}
-
-    def _is_right(self, index: int) -> bool:
-        if not self.file.chunks:
-            return False
-        hasher = blake3()
-        for buffer in self.read(chunk_range(self.file.size, index)):
-            hasher.update(buffer)
-        return bool(hasher.hexdigest() == self.file.chunks[index])
+        return {index for index in claimed if self.is_right(index)}
 
 
 def read_range(fd: int, path: Path, wanted: ByteRange) -> Iterator[memoryview]:

@@ -20,10 +20,7 @@ from modelimage.errors import DigestMismatch
 from modelimage.foreign import AnyRecord, parse_record
 from modelimage.paths import RECORD_NAME, parents
 
-_HINT = (
-    "Pull again, in case this node's disk damaged what it had of the file. If that doesn't help, the image's record "
-    "doesn't describe its files: build and push the image again."
-)
+_HINT = "The image's record doesn't describe its files: build and push the image again."
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,6 +211,11 @@ class Store:
 
     # -- damage ------------------------------------------------------------------------------
 
+    def note_lost(self, file: RecordFile, index: int) -> None:
+        """A chunk of a download isn't any more what was written: it is fetched again, and people are told."""
+        detail = f"chunk {index} of a download changed on this disk; it is fetched again"
+        self._options.events.damaged(file.digest.hex, detail)
+
     def scrubber(self, period: float, pause: Callable[[int], None]) -> Scrubber:
         """A scrubber over this store."""
         return Scrubber(
@@ -250,15 +255,11 @@ class Store:
 
     # -- leases ------------------------------------------------------------------------------
 
-    def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
-        """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
-        (lease,) = self.lease_all([Use(key, holder, lease_id)])
-        if lease is None:
-            raise NotFound(f"no model {key} in the store", hint="Pull it first.")
-        return lease
-
     def lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
-        """A lease of each, durable together; None where the model isn't here."""
+        """Promise that models are in use, durably together, before they are mounted. Same id: same lease.
+
+        None where the model isn't here.
+        """
         return self._commits.run(lambda: [self._take(use) for use in uses])
 
     def _take(self, use: Use) -> Lease | None:
@@ -270,10 +271,6 @@ class Store:
             return None
         self.ledger.put_lease(lease)
         return lease
-
-    def release(self, lease_id: str) -> bool:
-        """End a lease; False when there is none, which is no error."""
-        return self.release_all([lease_id])[0]
 
     def release_all(self, lease_ids: Sequence[str]) -> list[bool]:
         """End leases, durably together; whether there was one of each."""

@@ -88,12 +88,16 @@ def findings(root: Path) -> list[Finding]:
         ledger.close()
 
 
-def begin_download(node: Node, record: Record, file: RecordFile, data: bytes) -> None:
-    """Leave what a pull leaves that ended after the first chunk of a file had come."""
+def begin_download(
+    node: Node, record: Record, file: RecordFile, data: bytes, chunks: int = 1
+) -> None:
+    """Leave what a pull leaves that ended after the first chunks of a file had come."""
     node.store.first.begin(record)
     begun = node.store.first.partial(file)
-    begun.write(memoryview(data)[:CHUNK_SIZE], 0)
-    begun.mark(0)
+    for index in range(chunks):
+        start = index * CHUNK_SIZE
+        begun.write(memoryview(data)[start : start + CHUNK_SIZE], start)
+        begun.mark(index)
     begun.close()
 
 

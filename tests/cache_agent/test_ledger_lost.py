@@ -20,7 +20,7 @@ from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind, Use
 from cache_agent.usage import Mount, mounted, parse_mountinfo, users_of
 from modelimage.digest import Digest
-from modelimage.errors import InUse, NoSpace, NotFound
+from modelimage.errors import InUse, NoSpace
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
 
@@ -136,10 +136,8 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
 
     def take(number: int) -> None:
         key = record.key if number % 4 else KEY  # some ask for a model that isn't there
-        try:
-            outcomes.append(store.lease(key, Holder.parse("manual:me"), f"lease-{number}").id)
-        except NotFound:
-            outcomes.append("not found")
+        [lease] = store.lease_all([Use(key, Holder.parse("manual:me"), f"lease-{number}")])
+        outcomes.append(lease.id if lease else "not found")
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(16)]
     with store.ledger.exclusive():
@@ -155,4 +153,4 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
     assert statements.count("COMMIT") == 1
     assert outcomes.count("not found") == 4
     assert {lease.id for lease in store.leases()} == set(outcomes) - {"not found"}
-    assert all(store.release(lease.id) for lease in store.leases())
+    assert all(store.release_all([lease.id for lease in store.leases()]))

@@ -74,8 +74,8 @@ class Nothing:
     def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
         pass
 
-    def advance(self) -> None:
-        pass
+    def advance(self) -> Sequence[Piece]:
+        return ()
 
 
 def a_job(files: Sequence[RecordFile], tier: Tier = Tier.REGISTRY) -> Job:

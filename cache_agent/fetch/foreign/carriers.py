@@ -6,7 +6,7 @@ Both end the same way: `found` has the layer's contents once its digest was comp
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cache_agent.chunks import chunk_range
 from cache_agent.fetch.flight import Tick, counting, fill
@@ -63,10 +63,11 @@ class StreamedLayer:
             raise
         self._verified(layer.digest, Found(LayerContents(passing.members, spooler.files)))
 
-    def advance(self) -> None:
+    def advance(self) -> Sequence[Piece]:
         """An empty blob is read without asking anybody for it."""
         if not self.plan.whole.size:
             self.read(_Nothing())
+        return ()
 
     def _count(self, size: int) -> None:
         self.received += size
@@ -122,10 +123,13 @@ class RangedLayer:
                 done += count
         spool.mark(piece.index)
 
-    def advance(self) -> None:
+    def advance(self) -> Sequence[Piece]:
         """Verify the layer once all of it is there; `failure` says that it wasn't the manifest's."""
-        if any(spool.missing() for spool in self._spools.values()) or not self._is_first():
-            return
+        if not any(spool.missing() for spool in self._spools.values()) and self._is_first():
+            self._verify()
+        return ()
+
+    def _verify(self) -> None:
         layer = self.plan.layer
         found = verify_files(self.plan, self._store, self._watch)
         if found is not None:

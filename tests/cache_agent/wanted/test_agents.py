@@ -82,7 +82,10 @@ def test_agents_with_one_wanted_state_hold_what_selects_them(
         want(folder, cached_model("here", two.image, nodeSelector={"gpu": "l4"}))
         all_reach(running, {"everywhere": "Ready", "here": "Ready"}, {"everywhere": "Ready"})
         assert [len(each.client.models()) for each in running] == [2, 1]
-        assert [m.pinned for m in running[1].client.models()] == [True]
+        wait_until(
+            lambda: [m.pinned for m in running[1].client.models()] == [True],
+            what="the pin is there", seconds=30,
+        )  # fmt: skip
         (folder / "everywhere.yaml").unlink()
         want(folder, cached_model("here", two.image))
         all_reach(running, {"here": "Ready"}, {"here": "Ready"})
