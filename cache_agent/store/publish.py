@@ -98,8 +98,12 @@ class Publisher:
 
     def _stage(self, record: AnyRecord) -> None:
         """Put the directory of hard links together under a hidden name, durable from the bottom up."""
-        staging = self.paths.staging(record.key)
+        staging, visible = self.paths.staging(record.key), self.paths.model(record.key)
         self.disk.remove_tree(staging)
+        if visible.is_dir():
+            # The ledger failed after a publish, or the disk before the end of a removal: nobody was told of it.
+            self.disk.rename(visible, staging)
+            self.disk.remove_tree(staging)
         if not is_plain_file(self.paths.record(record.key)):
             self.disk.write_durable(self.paths.record(record.key), record.to_bytes())
         directories = self._directories(record, staging)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -109,6 +110,32 @@ class UnreadableFile:
             return self.real(path)
 
         return read_bytes
+
+
+@dataclass
+class LedgerFailsAtStep(CountsSteps):
+    """A disk that takes nothing more of a ledger from the store's step number `at` on, until `mend`.
+
+    The system's limit of a file's size stands in for the disk: SQLite's own writes fail, with what it calls an I/O
+    error. Files that stay shorter than the ledger's log was then are written as ever.
+    """
+
+    log: Path = Path()
+    at: int = -1
+
+    def __call__(self, operation: Operation) -> None:
+        super().__call__(operation)
+        if len(self.steps) == self.at + 1:
+            self.fail()
+
+    def fail(self) -> None:
+        """Take nothing more from now on."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.log.stat().st_size, resource.RLIM_INFINITY))
+
+    @staticmethod
+    def mend() -> None:
+        """Work again."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def in_child(body: Callable[[], None]) -> int:

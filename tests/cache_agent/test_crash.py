@@ -207,3 +207,22 @@ def test_a_full_disk_leaves_the_running_node_usable(
 
         session(root, made, FailsAtStep(at=at, errno=errno.ENOSPC), pulls_twice)
         assert findings(root) == []
+
+
+def test_a_disk_that_fails_at_any_step_of_a_removal_leaves_the_running_node_usable(
+    memory_root: Path, image: tuple[MemoryImage, dict[str, bytes]]
+) -> None:
+    made, contents = image
+    pulling = steps_of(memory_root / "pull", made, pulls)
+    total = steps_of(memory_root / "count", made, pulls_and_removes)
+    assert total - pulling > 5
+    for at in range(pulling, total):
+        root = memory_root / f"failed-{at}"
+
+        def goes_on(node: Node) -> None:
+            with suppress(NotWritable):
+                pulls_and_removes(node)
+            assert files_of(pull(node).path) == contents
+
+        session(root, made, FailsAtStep(at=at, errno=errno.EIO), goes_on)
+        assert_sound_and_usable(root, made, contents)
