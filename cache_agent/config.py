@@ -63,12 +63,7 @@ class _Section(BaseModel):
 class FetchSection(_Section):
     """How files are fetched. Rates are bytes per second (100MB), 0 for no cap."""
 
-    streams: int = Field(
-        default=4,
-        ge=1,
-        le=64,
-        description="Transfers at once, at most: more than there are cores only while cores are idle.",
-    )
+    streams: int = Field(default=4, ge=1, le=64, description="Transfers at once, at most.")
     stall_seconds: float = Field(
         default=10.0, gt=0, description="Without a byte for so long, a source is left for the next."
     )

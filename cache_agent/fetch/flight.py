@@ -135,39 +135,40 @@ class Flight:
         """
         while (turn := self._hash.next_turn(self.partial.verified)) is not None:
             index, hashed = turn
-            piece = self._piece(index)
+            is_kept = False
             try:
                 is_kept = self.partial.is_right(index, hashed.update)
                 if not is_kept:
-                    self._lose(piece)
-            except BaseException:
-                self._hash.give_up()
-                raise
-            if not is_kept:
-                self._hash.give_up()
-                return [piece]
-            self._hash.give(hashed)
+                    return [self._lose(index)]
+            finally:
+                if is_kept:
+                    self._hash.give(hashed)
+                else:
+                    self._hash.give_up()
         computed = self._hash.digest()
         if computed is not None and self._may_land():
             self._land(computed)
         return ()
 
-    def _lose(self, piece: Piece) -> None:
-        self.partial.unmark(piece.index)
+    def _lose(self, index: int) -> Piece:
+        """A chunk isn't any more what was written: it counts for nothing, and must come again."""
+        piece = self._piece(index)
+        self.partial.unmark(index)
         with self._lock:
-            self._given.discard(piece.index)
-            if piece.index in self._recalled:
-                self._recalled.discard(piece.index)
+            self._given.discard(index)
+            if index in self._recalled:
+                self._recalled.discard(index)
                 self.resumed -= len(piece.range)
             else:
                 self._received -= len(piece.range)
-            if piece.index in self._lost:
+            if index in self._lost:
                 raise DiskFailed(
-                    f"{piece.file.path}, chunk {piece.index}: what was written can't be read back, twice",
+                    f"{self.file.path}, chunk {index}: what was written can't be read back, twice",
                     hint="The node's disk or memory is failing: take the node out of use.",
                 )
-            self._lost.add(piece.index)
-        self._store.note_lost(self.file, piece.index)
+            self._lost.add(index)
+        self._store.note_lost(self.file, index)
+        return piece
 
     def _piece(self, index: int) -> Piece:
         return Piece(self.file, index, chunk_range(self.file.size, index))

@@ -9,10 +9,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache_agent.node import Node
 from cache_agent.store.disk import Operation
+from tests.cache_agent.nodes import pull
 
 
 @dataclass
@@ -130,12 +133,29 @@ class LedgerFailsAtStep(CountsSteps):
 
     def fail(self) -> None:
         """Take nothing more from now on."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.log.stat().st_size, resource.RLIM_INFINITY))
+        _limit_files(self.log.stat().st_size)
 
     @staticmethod
     def mend() -> None:
         """Work again."""
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        _limit_files(resource.RLIM_INFINITY)
+
+
+def _limit_files(size: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (most if size == resource.RLIM_INFINITY else size, most)
+    )
+
+
+def steps_of_a_pull(open_node: Callable[[ExitStack, CountsSteps], Node]) -> range:
+    """The numbers of the steps that a pull takes on a node that `open_node` opens."""
+    counter = CountsSteps()
+    with ExitStack() as stack:
+        node = open_node(stack, counter)
+        opening = len(counter.steps)
+        pull(node)
+        return range(opening, len(counter.steps))
 
 
 def in_child(body: Callable[[], None]) -> int:

@@ -12,7 +12,7 @@ from cache_agent.errors import DiskFailed
 from cache_agent.node import Node
 from cache_agent.store.values import Holder, Lease
 from modelimage.digest import Digest
-from tests.cache_agent.crashes import CountsSteps, LedgerFailsAtStep
+from tests.cache_agent.crashes import CountsSteps, LedgerFailsAtStep, steps_of_a_pull
 from tests.cache_agent.images import MemoryImage, simple_image
 from tests.cache_agent.nodes import NodeFactory, findings, pull
 from tests.cache_agent.test_pull import files_of
@@ -46,14 +46,10 @@ def test_a_ledger_that_cannot_be_written_at_any_step_of_a_pull(
     tmp_path: Path, disk: LedgerFailsAtStep
 ) -> None:
     image, _, contents = simple_image(weights=[9000])
-    with ExitStack() as stack:
-        counter = CountsSteps()
-        node = open_with_log(tmp_path / "count", image, stack, counter)
-        opening = len(counter.steps)
-        pull(node)
-        total = len(counter.steps)
+    count = tmp_path / "count"
+    steps = steps_of_a_pull(lambda stack, counter: open_with_log(count, image, stack, counter))
     failed = 0
-    for at in range(opening, total):
+    for at in steps:
         root = tmp_path / f"{at}"
         with ExitStack() as stack:
             fault = LedgerFailsAtStep(log=log_of(root), at=at)
@@ -66,7 +62,7 @@ def test_a_ledger_that_cannot_be_written_at_any_step_of_a_pull(
             assert all(files_of(model.path) == contents for model in node.store.models())
             assert files_of(pull(node).path) == contents
         assert findings(root) == []
-    assert failed > (total - opening) // 2
+    assert failed > len(steps) // 2
 
 
 def test_a_lease_that_the_ledger_cannot_note_was_not_given(

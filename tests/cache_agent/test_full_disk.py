@@ -19,7 +19,7 @@ from cache_agent.store.disk import Operation
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder
 from modelimage.errors import NoSpace
-from tests.cache_agent.crashes import CountsSteps
+from tests.cache_agent.crashes import CountsSteps, steps_of_a_pull
 from tests.cache_agent.images import MemoryImage, simple_image
 from tests.cache_agent.nodes import NodeFactory, findings, pull
 from tests.cache_agent.test_pull import files_of
@@ -68,15 +68,11 @@ def open_on(root: Path, image: MemoryImage, stack: ExitStack, fault: CountsSteps
 
 def test_a_disk_that_others_fill_at_any_step(small_disk: Path) -> None:
     image, _, contents = simple_image(weights=[70_000])
-    with ExitStack() as stack:
-        counter = CountsSteps()
-        node = open_on(small_disk / "count", image, stack, counter)
-        opening = len(counter.steps)
-        pull(node)
-        total = len(counter.steps)
-    shutil.rmtree(small_disk / "count")
+    count = small_disk / "count"
+    steps = steps_of_a_pull(lambda stack, counter: open_on(count, image, stack, counter))
+    shutil.rmtree(count)
     refused = 0
-    for at in range(opening, total):
+    for at in steps:
         root, filler = small_disk / "store", small_disk / "filler"
         with ExitStack() as stack:
             try:
@@ -90,7 +86,7 @@ def test_a_disk_that_others_fill_at_any_step(small_disk: Path) -> None:
             assert files_of(pull(node).path) == contents
         assert findings(root) == []
         shutil.rmtree(root)
-    assert refused > (total - opening) // 2
+    assert refused > len(steps) // 2
 
 
 def test_a_lease_that_finds_no_room_was_not_given(small_disk: Path) -> None:
