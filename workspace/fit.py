@@ -22,7 +22,7 @@ from modelimage.errors import NoSpace, UnknownVariant
 from modelimage.memory import DEFAULT_CONTEXT
 from modelimage.record import ModelFacts
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, refusal
-from workspace.schema import Variant
+from workspace.schema import Engine, Variant
 
 # Weights alone rounded to 8 bits lose less than weights and activations; 4 bits lose most.
 ACCURACY: Final = (
@@ -51,6 +51,7 @@ class Demand:
     gpus: int | None = None
     utilization: float = DEFAULT_UTILIZATION
     kv_dtype: str | None = None
+    engine: Engine = Engine.VLLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,7 @@ def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Dem
             context = _context(facts, hardware, demand, tokens)
             return Fit(variant, gpus, context, tuple(dict.fromkeys(reasons)), kv_dtype, tokens)
         reasons.append(f"{why_not} with an {kv_dtype} cache" if kv_dtype == KV_FP8 else why_not)
-    raise DoesNotFit(
-        f"the model doesn't fit: {'; '.join(dict.fromkeys(reasons))}",
-        hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
-    )
+    raise _nothing_fits(variants, hardware, demand.engine, "; ".join(dict.fromkeys(reasons)))
 
 
 def overhead_bytes(facts: ModelFacts) -> int:
@@ -116,6 +114,21 @@ def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]
     return [v for v in ACCURACY if v in candidates] + [v for v in candidates if v not in ACCURACY]
 
 
+def _nothing_fits(tried: list[str], hardware: Hardware, engine: Engine, reasons: str) -> DoesNotFit:
+    """With what to do: where kernels are missing another variant or machine, else less context or more memory."""
+    if any(refusal(hardware, variant, engine) is None for variant in tried):
+        return DoesNotFit(
+            f"the model doesn't fit: {reasons}",
+            hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
+        )
+    runs = [variant for variant in ACCURACY if refusal(hardware, variant, engine) is None]
+    choice = f"Set spec.model.variant to one that runs here ({', '.join(runs)}), or serve"
+    return DoesNotFit(
+        f"the model doesn't run here: {reasons}",
+        hint=f"{choice if runs else 'Serve'} on other hardware.",
+    )
+
+
 def _gpu_counts(hardware: Hardware, asked: int | None) -> Iterator[int]:
     """Tensor parallelism divides attention heads, so counts that nobody asked for are powers of two."""
     if hardware.gpu is None:
@@ -139,9 +152,9 @@ def _budget(hardware: Hardware, demand: Demand) -> int | None:
 def _obstacle(
     variant: str, facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int
 ) -> str | None:
-    refused = refusal(hardware.gpu, variant)
+    refused = refusal(hardware, variant, demand.engine)
     if refused is not None:
-        return f"{variant}: {refused}"
+        return refused if variant in refused else f"{variant}: {refused}"
     if demand.context and facts.context_length and demand.context > facts.context_length:
         return f"{variant}: the model's context is {facts.context_length} tokens, {demand.context} are asked for"
     budget = _budget(hardware, demand)

@@ -2,6 +2,7 @@
 
 Memory and compute capability are the makers' data sheets and NVIDIA's CUDA GPU list; which kernels exist is vLLM's
 "Supported Hardware" table (features/quantization) and the minimum capabilities in its compressed-tensors schemes.
+What runs on a CPU is in `modelimage.cpus`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.api.document import parse_quantity
+from modelimage.cpus import cpu_refusal
 from modelimage.errors import InvalidInput
-from workspace.schema import Resources, Variant, Vendor
+from workspace.schema import Engine, Resources, Variant, Vendor
 
 _GIB: Final = 1 << 30
 # Of a GPU's memory, what the server takes. Always passed on, so that plan and server agree.
@@ -34,12 +36,14 @@ class Gpu:
 class Hardware:
     """What one replica can have: up to `count` equal GPUs, or a CPU (`gpu` None).
 
-    `memory_bytes` is the machine's memory that a CPU server may use; 0 means unknown.
+    `memory_bytes` is the machine's memory that a CPU server may use; 0 means unknown. `cpu_flags` are the CPU's
+    instruction sets as Linux names them; None means unknown.
     """
 
     gpu: Gpu | None = None
     count: int = 0
     memory_bytes: int = 0
+    cpu_flags: frozenset[str] | None = None
 
 
 def _nvidia(name: str, gib: float, capability: int) -> Gpu:
@@ -87,11 +91,11 @@ def asked_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
     return Hardware(gpu, 1 if shared else resources.gpus or node_gpus)
 
 
-def refusal(gpu: Gpu | None, variant: str) -> str | None:
-    """Why an accelerator (None: a CPU) doesn't run a variant well; None when it does."""
+def refusal(hardware: Hardware, variant: str, engine: Engine = Engine.VLLM) -> str | None:
+    """Why this hardware doesn't run a variant well; None when it does."""
+    gpu = hardware.gpu
     if gpu is None:
-        runs_on_cpu = variant != Variant.INT8_W8A16.value
-        return None if runs_on_cpu else f"vLLM on a CPU doesn't load {variant}"
+        return cpu_refusal(engine.value, variant, hardware.cpu_flags)
     if gpu.vendor is Vendor.NVIDIA:
         return _nvidia_refusal(gpu, variant) if gpu.capability else None
     runs = {Variant.BF16.value}

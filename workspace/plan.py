@@ -24,8 +24,9 @@ from workspace.servable import Servable
 _GIB: Final = 1 << 30
 
 # Seconds. A start is the interpreter and its imports, then reading weights, then (on GPUs) compiling and
-# capturing graphs; published cold starts compile for up to 195 s. A probe must outlast a slow one.
-_BOOT: Final = 120
+# capturing graphs; published cold starts compile for up to 195 s. A probe counts seconds, not progress, so it must
+# outlast a start on a busy machine; a server that fails ends by itself, long before.
+_BOOT: Final = 600
 _COMPILE: Final = 300
 _PATIENCE: Final = 3
 _SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
@@ -102,6 +103,7 @@ def choose_variant(
         gpus=int(tensor_parallel) if tensor_parallel else spec.resources.gpus or None,
         utilization=_utilization(spec),
         kv_dtype=tuning.kv_dtype(spec.runtime.engine, user),
+        engine=spec.runtime.engine,
     )
     return choose({variant: record.facts for variant, record in records.items()}, hardware, demand)
 
@@ -143,7 +145,10 @@ def plan_launch(
         port=site.port,
         gpus=fit.gpus,
         context=fit.context,
-        probes=Probes(template.health_path, startup_seconds(record, site, gpus=fit.gpus)),
+        probes=Probes(
+            template.health_path,
+            spec.runtime.startup_seconds or startup_seconds(record, site, gpus=fit.gpus),
+        ),
         reasons=fit.reasons,
     )
 

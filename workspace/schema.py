@@ -194,6 +194,14 @@ class Runtime(Strict):
         description="Tokens of prompt and answer that must fit; by default what the model and memory allow.",
     )
 
+    startup_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
+        default=None,
+        description=(
+            "Seconds until a start is given up: of a pod or a compose service in all (by default enough for slow "
+            "disks), with `up` without any progress (by default 300)."
+        ),
+    )
+
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=120,
         description="How long a server that is to stop may finish its running requests.",

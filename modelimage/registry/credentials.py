@@ -11,7 +11,6 @@ import base64
 import binascii
 import json
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from modelimage import durable
-from modelimage.errors import AccessDenied, InvalidInput, NotFound
+from modelimage.child import run_child
+from modelimage.errors import AccessDenied, InvalidInput, NotFound, TimedOut
 
 _DOCKER_HUB_KEYS: Final = ("index.docker.io", "docker.io", "registry-1.docker.io")
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_HELPER_TIMEOUT: Final = 60
+_HELPER_STALL_SECONDS: Final = 60.0
 # A helper answers this as the user name when the secret is an OAuth2 refresh token.
 _REFRESH_USER: Final = "<token>"
 
@@ -101,15 +101,8 @@ def run_helper(name: str, server: str) -> str:
         raise AccessDenied(f"not the name of a credential helper: {name[:80]!r}")
     command = [f"docker-credential-{name}", "get"]
     try:
-        done = subprocess.run(
-            command,
-            input=server,
-            capture_output=True,
-            text=True,
-            timeout=_HELPER_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = run_child(command, stdin=server, stall_seconds=_HELPER_STALL_SECONDS)
+    except (OSError, TimedOut) as error:
         raise AccessDenied(
             f"the credential helper {command[0]} can't be run: {error}",
             hint="Install it, or remove it from docker's config.json.",

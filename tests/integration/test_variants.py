@@ -22,6 +22,7 @@ from modelimage.safetensors import TensorInfo
 from quantize.calibration import load_evaluation
 from quantize.checkpoint import open_checkpoint
 from tests.builder.building import REPOSITORY
+from tests.servers.cpu import serves
 from tests.servers.registry import DockerRegistry
 from tests.servers.vllm import VllmServer
 
@@ -130,8 +131,11 @@ def test_the_quality_published_beside_a_variant_is_within_bounds(
 
 @pytest.mark.parametrize("name", SERVED_AS)
 def test_vllm_serves_what_the_agent_pulled(variants: Variants, name: str) -> None:
-    """A sane answer, and weights and KV cache of the size that the record says."""
+    """A sane answer, and weights and KV cache of the size that the record says; else a refusal that says why."""
     image, variant = variants.find(name)
+    if not serves(variant):
+        check_refused(image, variant, variants.root)
+        return
     pulled = weightyard("pull", image, "--variant", variant, "--root", variants.root)
     facts = weightyard("inspect", image, "--variant", variant)["record"]["model"]
     with VllmServer(Path(pulled["path"])) as server:
@@ -142,6 +146,22 @@ def test_vllm_serves_what_the_agent_pulled(variants: Variants, name: str) -> Non
     tokens = KV_SPACE / facts["kvCacheBytesPerToken"]
     assert _logged(log, r"KV cache size: ([\d,]+) tokens") == pytest.approx(tokens, rel=0.02)
     assert facts["weightBytes"] == _stored_bytes(Path(pulled["path"]))
+
+
+def check_refused(image: str, variant: str, root: Path) -> None:
+    """`up` doesn't start a server that would die."""
+    model = {"image": image, "variant": variant}
+    document = {
+        "apiVersion": "weightyard.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "refused"},
+        "spec": {"model": model, "resources": {"gpus": 0}},
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND, "up", "-", "--plain-http", "--root", str(root)],
+        input=json.dumps(document), cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 10, done.stderr
+    assert "AVX-512" in done.stderr
+    assert "bf16, int8" in done.stderr
 
 
 def test_transformers_loads_what_vllm_keeps_for_gpus(variants: Variants, smollm2: Path) -> None:

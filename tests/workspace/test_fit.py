@@ -23,7 +23,7 @@ from workspace.fit import (
     overhead_bytes,
 )
 from workspace.hardware import GPUS, Gpu, Hardware, asked_hardware, compute_dtype, find_gpu, refusal
-from workspace.schema import Resources, Variant, Vendor
+from workspace.schema import Engine, Resources, Variant, Vendor
 
 GIB = 1 << 30
 LLAMA_8B = {
@@ -31,6 +31,10 @@ LLAMA_8B = {
     "int8": facts(weight_bytes=9 * GB),
     "int4": facts(weight_bytes=6 * GB),
 }
+
+
+AVX512 = frozenset({"avx2", "avx512f"})
+AVX2 = frozenset({"avx2"})
 
 
 def on(gpu: str, count: int = 1) -> Hardware:
@@ -55,6 +59,7 @@ def on(gpu: str, count: int = 1) -> Hardware:
         (Hardware(memory_bytes=64 * GIB), "bf16", 0),
         (Hardware(memory_bytes=14 * GIB), "int8", 0),
         (Hardware(), "bf16", 0),
+        (Hardware(memory_bytes=11 * GIB, cpu_flags=AVX512), "int4", 0),
     ],
 )
 def test_choices(hardware: Hardware, variant: str, gpus: int) -> None:
@@ -66,8 +71,41 @@ def test_eight_bit_weights_alone_are_for_gpus() -> None:
     candidates = {"int8-w8a16": facts(weight_bytes=9 * GB), "int8": facts(weight_bytes=9 * GB)}
     assert choose(candidates, on("T4"), Demand()).variant == "int8-w8a16"
     assert choose(candidates, Hardware(), Demand()).variant == "int8"
-    with pytest.raises(DoesNotFit, match="vLLM on a CPU doesn't load int8-w8a16"):
+    with pytest.raises(DoesNotFit, match="vLLM serves int8-w8a16 on GPUs only"):
         choose(candidates, Hardware(), Demand(variant=Variant.INT8_W8A16))
+
+
+def test_a_cpu_without_avx512_passes_over_four_bits_and_says_why() -> None:
+    """int4 alone would fit its memory: the model is refused with the reason, and no smaller context is advised."""
+    small = Hardware(memory_bytes=11 * GIB, cpu_flags=AVX2)
+    with pytest.raises(DoesNotFit, match="int4 only on CPUs with AVX-512"):
+        choose(LLAMA_8B, small, Demand())
+    candidates = {"int4": facts(weight_bytes=6 * GB), "int8": facts(weight_bytes=6 * GB)}
+    assert choose(candidates, small, Demand()).variant == "int8"
+    candidates = {"int4": facts(weight_bytes=6 * GB), "custom": facts(weight_bytes=6 * GB)}
+    fit = choose(candidates, small, Demand())
+    assert fit.variant == "custom"
+    assert fit.reasons == ("vLLM serves int4 only on CPUs with AVX-512, which is missing here",)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "runs"),
+    [
+        (Hardware(cpu_flags=AVX2), "one that runs here (bf16, int8)"),
+        (on("V100"), "one that runs here (bf16)"),
+    ],
+)
+def test_a_variant_without_kernels_names_those_that_have_them(
+    hardware: Hardware, runs: str
+) -> None:
+    with pytest.raises(DoesNotFit, match="doesn't run here") as caught:
+        choose({"int4": LLAMA_8B["int4"]}, hardware, Demand(variant=Variant.INT4))
+    assert runs in str(caught.value.hint)
+
+
+def test_other_engines_are_not_judged_by_vllms_kernels_on_a_cpu() -> None:
+    only = {"int4": LLAMA_8B["int4"]}
+    assert choose(only, Hardware(cpu_flags=AVX2), Demand(engine=Engine.LLAMA_CPP)).variant == "int4"
 
 
 def test_reasons_say_what_was_passed_over() -> None:
@@ -137,7 +175,7 @@ def test_choice_fits_and_runs(
         return
     budget = gpu.memory_bytes * demand.utilization
     chosen = candidates[fit.variant]
-    assert refusal(gpu, fit.variant) is None
+    assert refusal(Hardware(gpu), fit.variant) is None
     held = with_cache(chosen, fit.kv_dtype)
     assert needed_bytes(held, context=fit.context or 0, gpus=fit.gpus) <= budget
     if fit.kv_tokens is not None:
@@ -148,7 +186,7 @@ def test_choice_fits_and_runs(
     elif fit.context:
         assert fit.context <= chosen.context_length
     for better in ACCURACY[: ACCURACY.index(fit.variant)]:
-        if better in candidates and refusal(gpu, better) is None:
+        if better in candidates and refusal(Hardware(gpu), better) is None:
             with pytest.raises(DoesNotFit):
                 choose(
                     {better: candidates[better]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -11,11 +12,12 @@ import click
 import yaml
 
 from modelimage.access import Access, open_reader
+from modelimage.cpus import cpu_condition, local_cpu_flags
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, default_root
 from workspace.document import parse_workspace
-from workspace.hardware import asked_hardware
+from workspace.hardware import Hardware, asked_hardware
 from workspace.images import resolve_workspace
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
@@ -61,10 +63,13 @@ def render(
     """
     workspace = parse_workspace(_read(file), name=str(file), only=name)
     resolved = resolve_workspace(workspace, lambda reference: open_reader(reference, access))
-    hardware = asked_hardware(workspace.spec.resources)
+    hardware = _hardware(workspace, target)
     release = plan_release(workspace, resolved, hardware=hardware, place=_place(workspace, target))
     for reason in release.plan.reasons:
         console.say(f"not chosen: {reason}")
+    condition = cpu_condition(release.plan.engine.value, release.plan.variant)
+    if not release.plan.gpus and condition and hardware.cpu_flags is None:
+        console.say(f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it")
     surroundings = Surroundings(system_namespace=system_namespace, agent_image=agent_image)
     documents = _documents(workspace, release, target=target, surroundings=surroundings)
     console.result(
@@ -85,6 +90,12 @@ def _documents(
     if target == "llm-d-pool":
         return [inference_pool(workspace)]
     return [render_up(release)]
+
+
+def _hardware(workspace: Workspace, target: str) -> Hardware:
+    """What the spec describes; for `up`, which runs here, with this machine's CPU."""
+    asked = asked_hardware(workspace.spec.resources)
+    return replace(asked, cpu_flags=local_cpu_flags()) if target == "up" else asked
 
 
 def _place(workspace: Workspace, target: str) -> Place:

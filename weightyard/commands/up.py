@@ -19,7 +19,7 @@ from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
 from weightyard.up.hardware import local_hardware
 from weightyard.up.state import State, WorkspaceDirectory
-from weightyard.up.supervisor import Options, Supervisor
+from weightyard.up.supervisor import STALL_SECONDS, Options, Supervisor
 from workspace.document import parse_workspace
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
@@ -50,6 +50,11 @@ from workspace.sources import source_uri
     "--grace", type=click.FloatRange(min=0), default=30.0, show_default=True,
     help="Seconds the server gets to stop.",
 )  # fmt: skip
+@click.option(
+    "--start-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Give a start up after so long without progress in its log, CPU time or reading."
+    f"  [default: spec.runtime.startupSeconds, else {STALL_SECONDS:g}]",
+)  # fmt: skip
 @root_option
 @access_options
 @click.pass_context
@@ -67,6 +72,7 @@ def up(
     cpu: bool,
     python: Path,
     grace: float,
+    start_timeout: float | None,
     root: Path,
     access: Access,
 ) -> None:
@@ -86,7 +92,7 @@ def up(
         workspace,
         options=Options(
             root=root, host=host, port=port, python=python, grace=grace,
-            hardware=_hardware(console, workspace, cpu=cpu),
+            hardware=_hardware(console, workspace, cpu=cpu), start_timeout=start_timeout,
         ),
         cache=AgentCache(root, access, console),
         console=console,

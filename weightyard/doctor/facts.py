@@ -82,7 +82,10 @@ class Gpus(_Facts):
 
 
 class NodeFacts(_Facts):
-    """Everything about a node that a check asks for. `selinux` is enforcing, permissive or None (off)."""
+    """Everything about a node that a check asks for. `selinux` is enforcing, permissive or None (off).
+
+    `cpu_flags` are those of the CPU's instruction sets that decide which variants it serves.
+    """
 
     node: str
     kernel: str
@@ -93,4 +96,5 @@ class NodeFacts(_Facts):
     containerd: Containerd = Containerd()
     selinux: str | None = None
     apparmor: bool = False
+    cpu_flags: tuple[str, ...] | None = None
     gpus: Gpus = Gpus()

@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from modelimage.cpus import FLAGS, local_cpu_flags
 from weightyard.doctor import parsing
 from weightyard.doctor.disk_trial import try_disk
 from weightyard.doctor.facts import Clock, Containerd, Disk, Gpus, Kubelet, Nic, NodeFacts
@@ -65,6 +66,7 @@ def gather(places: Places) -> NodeFacts:
         containerd=_containerd(host),
         selinux={"1": "enforcing", "0": "permissive"}.get(_text(host / "sys/fs/selinux/enforce").strip()),
         apparmor=_text(host / "sys/module/apparmor/parameters/enabled").strip() == "Y",
+        cpu_flags=_cpu_flags(),
         gpus=_gpus(host),
     )  # fmt: skip
 
@@ -159,6 +161,11 @@ def _nics(folder: Path) -> list[Nic]:
             known = speed.isdigit() and int(speed) > 0
             found.append(Nic(name=each.name, rate=int(speed) * 1_000_000 if known else None))
     return found
+
+
+def _cpu_flags() -> tuple[str, ...] | None:
+    flags = local_cpu_flags()
+    return None if flags is None else tuple(sorted(flags & FLAGS))
 
 
 def _gpus(host: Path) -> Gpus:

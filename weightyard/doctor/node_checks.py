@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.store.space import Amount, human
+from modelimage.cpus import KERNELS, cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
 from weightyard.doctor.facts import NodeFacts
 from weightyard.doctor.finding import Finding, fail, ok, warn
@@ -212,6 +213,34 @@ def gpus(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("GPUs", f"{facts.gpus.count}, driver {facts.gpus.driver or 'of unknown version'}")
 
 
+def cpu(facts: NodeFacts, wanted: Wanted) -> Finding:
+    """Which variants vLLM serves on the CPU, where there is no GPU to serve them."""
+    if facts.gpus.count:
+        return ok("CPU", "models are served on the GPUs")
+    if facts.cpu_flags is None:
+        return ok("CPU", "its instruction sets aren't known")
+    flags = frozenset(facts.cpu_flags)
+    runs = [each for each in KERNELS["vllm"] if cpu_refusal("vllm", each, flags) is None]
+    if not runs:
+        return warn(
+            "CPU",
+            "vLLM has no kernels for its instruction sets",
+            "Serve on a GPU, or on a CPU with AVX2 or ASIMD. Building and caching work here.",
+        )
+    refused = [
+        (each, named)
+        for each in KERNELS["vllm"]
+        if each not in runs and (named := cpu_condition("vllm", each))
+    ]
+    if refused:
+        return warn(
+            "CPU",
+            f"vLLM serves {' and '.join(runs)} on it, not {' or '.join(each for each, _ in refused)}",
+            f"For {refused[0][0]}, serve on a CPU with {refused[0][1]} or on a GPU.",
+        )
+    return ok("CPU", f"vLLM serves {', '.join(runs)} on it")
+
+
 def engine(facts: NodeFacts, wanted: Wanted) -> Finding:
     if facts.gpus.engine is None:
         return warn(
@@ -224,10 +253,10 @@ def engine(facts: NodeFacts, wanted: Wanted) -> Finding:
 
 CLUSTER_NODE: Final[tuple[Check, ...]] = (
     kernel, kubelet_directory, csi_registration, filesystem, hard_links, disk_speed, free_space, clock, network,
-    containerd, access_control, gpus,
+    containerd, access_control, gpus, cpu,
 )  # fmt: skip
 MACHINE: Final[tuple[Check, ...]] = (
-    kernel, filesystem, hard_links, disk_speed, free_space, clock, gpus, engine,
+    kernel, filesystem, hard_links, disk_speed, free_space, clock, gpus, cpu, engine,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """`up`'s cache on the node's agent: the running one's control API, or the store opened here for a moment.
 
-A store has one owner at a time, so a moment in which another process owns it is waited for.
+A store has one owner at a time, so a moment in which another process owns it is waited for. The owner holds a lock
+that ends with it, so it is at work for as long as the store is busy: however long that takes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from weightyard.up.process import ProcessIdentity
 from workspace.servable import Servable
 
 _POLL: Final = 0.2
-PATIENCE: Final = 600.0  # seconds; another workspace may be pulling a large model
 Event = PullProgress | PullDone
 
 
@@ -87,16 +87,14 @@ class AgentCache:
             yield self._enter(stack)
 
     def _enter(self, stack: ExitStack) -> Cache:
-        deadline, told = time.monotonic() + PATIENCE, False
+        told = False
         while True:
             try:
                 return stack.enter_context(open_cache(self._root, self._access))
-            except Busy:
-                if time.monotonic() > deadline:
-                    raise
-            if not told:
-                self._console.say("waiting for another process that uses the cache")
-                told = True
+            except Busy as busy:
+                if not told:
+                    self._console.say(f"waiting: {busy.message}")
+                    told = True
             time.sleep(_POLL)
 
 

@@ -1,17 +1,19 @@
-"""What this machine has to serve with: NVIDIA GPUs as the driver tells, else the CPU and its free memory."""
+"""What this machine has to serve with: NVIDIA GPUs as the driver tells, else the CPU, its flags and its free memory."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Final
 
-from modelimage.errors import EngineFailed
+from modelimage.child import run_child
+from modelimage.cpus import local_cpu_flags
+from modelimage.errors import EngineFailed, TimedOut
 from workspace.hardware import Gpu, Hardware
 
 _QUERY: Final = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 _MIB: Final = 1 << 20
+_STALL_SECONDS: Final = 60.0  # a driver that is broken often never answers
 _MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
@@ -20,7 +22,7 @@ def local_hardware(*, cpu_only: bool) -> Hardware:
     """This machine's hardware. Raises EngineFailed when the driver is there and doesn't answer."""
     gpus = [] if cpu_only else _nvidia()
     if not gpus:
-        return Hardware(memory_bytes=_memory())
+        return Hardware(memory_bytes=_memory(), cpu_flags=local_cpu_flags())
     least = min(gpus, key=lambda gpu: gpu.memory_bytes)
     return Hardware(least, len(gpus))
 
@@ -52,15 +54,19 @@ def _nvidia() -> list[Gpu]:
     if program is None:
         return []
     try:
-        answer = subprocess.run(
-            [program, *_QUERY], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EngineFailed(
-            f"nvidia-smi doesn't answer: {error}",
-            hint="Repair the driver, or serve on the CPU with --cpu.",
-        ) from error
+        answer = run_child([program, *_QUERY], stall_seconds=_STALL_SECONDS)
+    except (OSError, TimedOut) as error:
+        raise _no_answer(str(error)) from error
+    if answer.returncode:
+        raise _no_answer(f"exit code {answer.returncode}: {answer.stderr.strip()[-200:]}")
     return parse_nvidia_smi(answer.stdout)
+
+
+def _no_answer(why: str) -> EngineFailed:
+    return EngineFailed(
+        f"nvidia-smi doesn't answer: {why}",
+        hint="Repair the driver, or serve on the CPU with --cpu.",
+    )
 
 
 def _memory() -> int:

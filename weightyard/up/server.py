@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from modelimage.child import StallTimer, run_child, work_of
 from modelimage.errors import Busy, EngineFailed, InvalidInput, TimedOut
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words, stage_of
@@ -21,6 +22,8 @@ from workspace.plan import LaunchPlan
 from workspace.schema import Engine
 
 POLL: Final = 0.2  # seconds
+_LOOK: Final = 1.0  # seconds between two looks at what the server has done
+_PROBE_STALL: Final = 120.0  # seconds in which an interpreter does nothing, not even start
 _TAIL_BYTES: Final = 1 << 20
 _LAST_LINES: Final = 12
 _INSTALL: Final = {
@@ -52,26 +55,37 @@ class Server:
         self.identity: ProcessIdentity = identity
 
     def wait_until_healthy(
-        self, *, describe: Callable[[str], None], stopped: Callable[[], bool]
+        self,
+        *,
+        describe: Callable[[str], None],
+        stopped: Callable[[], bool],
+        stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Block until the health check answers, telling the stages on the way.
+        """Block until the health check answers, reporting the stages on the way. A slow start is never cut short.
 
-        Raises Stopped, EngineFailed when the server dies, TimedOut after the plan's startup time.
+        Raises Stopped, EngineFailed when the server dies, TimedOut when it stands still for `stall_seconds`.
         """
-        deadline = time.monotonic() + self._plan.probes.startup_seconds
+        stall, looked = StallTimer(stall_seconds, clock), clock()
         describe(BOOTING)
         while not self._healthy():
             if stopped():
                 raise Stopped
             if self.exited(POLL):
                 raise self.death()
-            if time.monotonic() > deadline:
-                raise TimedOut(
-                    f"the server isn't healthy after {self._plan.probes.startup_seconds} s",
-                    hint=f"See its log: {self._log}",
-                )
+            if clock() - looked >= _LOOK:
+                looked = clock()
+                self._check_progress(stall)
             for stage in self._new_stages():
                 describe(stage)
+
+    def _check_progress(self, stall: StallTimer) -> None:
+        work = work_of(self.identity.pid, written=self._log.stat().st_size)
+        if stall.stalled(work):
+            raise TimedOut(
+                f"the server stands still: for {stall.limit:g} s it has written no log, read nothing and used no CPU",
+                hint=f"See its log: {self._log}. If it only needs longer, raise --start-timeout.",
+            )
 
     def exited(self, timeout: float) -> bool:
         """Whether the first process has ended, after waiting up to `timeout` seconds for that."""
@@ -155,8 +169,8 @@ def find_program(plan: LaunchPlan, python: Path) -> list[str]:
     package = module.partition(".")[0]
     probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
     try:
-        found = subprocess.run([python, "-c", probe], capture_output=True, timeout=60, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
+        found = run_child([str(python), "-c", probe], stall_seconds=_PROBE_STALL)
+    except (OSError, TimedOut) as error:
         raise EngineFailed(
             f"can't run {python}: {error}", hint="Name an interpreter with --python."
         ) from error

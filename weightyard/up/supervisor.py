@@ -38,12 +38,16 @@ from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.schema import Variant, Workspace
 from workspace.sources import image_of
 
+STALL_SECONDS: Final = 300.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run: `python` is the server's interpreter, `grace` the seconds it gets to stop."""
+    """How to run: `python` is the server's interpreter, `grace` the seconds it gets to stop.
+
+    `start_timeout` is how many seconds its start may stand still; None: as the workspace says.
+    """
 
     root: Path
     host: str
@@ -51,6 +55,7 @@ class Options:
     python: Path
     grace: float
     hardware: Hardware
+    start_timeout: float | None = None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -188,11 +193,20 @@ class Supervisor:
         try:
             self._leases.append(self._cache.hold(cached, server.identity))
             with self._console.progress(f"starting {plan.engine.value}") as progress:
-                server.wait_until_healthy(describe=progress.describe, stopped=self._signals.asked)
+                server.wait_until_healthy(
+                    describe=progress.describe,
+                    stopped=self._signals.asked,
+                    stall_seconds=self._stall_seconds(),
+                )
         except BaseException:
             server.stop(grace=self._options.grace, hurry=self._signals.hurried)
             raise
         return server
+
+    def _stall_seconds(self) -> float:
+        """How long the start may stand still: as the command line says, else the workspace, else the default."""
+        asked = self._options.start_timeout
+        return asked or self._workspace.spec.runtime.startup_seconds or STALL_SECONDS
 
     def _fetch(self) -> tuple[Fit, Cached]:
         image, wanted = self._state.image, self._workspace.spec.model.variant

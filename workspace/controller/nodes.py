@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cache_agent.api.document import parse_quantity
@@ -23,6 +23,8 @@ from workspace.schema import Resources, Vendor
 Json = dict[str, Any]
 
 _MIB: Final = 1 << 20
+# Node feature discovery's labels of a CPU's instruction sets: `<prefix>AVX512F: "true"`.
+_CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,14 @@ def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[
 
 
 def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
-    """What a replica gets: what the spec says, else the weakest GPU among the nodes it could run on.
+    """What a replica gets: what the spec says, else the weakest GPU or CPU among the nodes it could run on.
 
-    Raises InvalidInput when neither tells.
+    Raises InvalidInput when neither tells which GPU.
     """
-    says = resources.gpu or resources.gpu_memory or resources.mig_profile or resources.gpus == 0
-    if says:
+    if resources.gpus == 0:
+        possible = eligible(nodes, resources, gpus=0)
+        return replace(asked_hardware(resources), cpu_flags=_common_cpu_flags(possible))
+    if resources.gpu or resources.gpu_memory or resources.mig_profile:
         return asked_hardware(resources)
     least = resources.gpus or 1
     found = [
@@ -132,6 +136,19 @@ def choose_warm(
         chosen += sorted(found, key=spread)[: count - len(chosen)]
         left = [node for node in left if node.name not in wanted]
     return chosen
+
+
+def _common_cpu_flags(nodes: Sequence[Node]) -> frozenset[str] | None:
+    """The instruction sets that every node's CPU has; None unless node feature discovery labelled them all."""
+    found = [
+        frozenset(
+            name.removeprefix(_CPU_FEATURE).lower()
+            for name, value in node.labels.items()
+            if name.startswith(_CPU_FEATURE) and value == "true"
+        )
+        for node in nodes
+    ]
+    return frozenset.intersection(*found) if found and all(found) else None
 
 
 def _gpu(node: Node, vendor: Vendor) -> Gpu | None:

@@ -41,7 +41,7 @@ def render_compose(workspace: Workspace, release: Release, surroundings: Surroun
 
 def _agent(surroundings: Surroundings) -> Json:
     ready = f"http://127.0.0.1:{_AGENT_PORT}/readyz"
-    check = f"import urllib.request; urllib.request.urlopen({ready!r}, timeout=4)"
+    check = f"import urllib.request; urllib.request.urlopen({ready!r}, timeout=20)"
     return {
         "image": surroundings.agent_image,
         "entrypoint": ["weightyard"],
@@ -52,8 +52,9 @@ def _agent(surroundings: Surroundings) -> Json:
         "healthcheck": {
             "test": ["CMD", "python3", "-c", check],
             "interval": "5s",
-            "timeout": "5s",
+            "timeout": "30s",
             "retries": 12,
+            "start_period": "600s",
         },
     }
 
@@ -79,7 +80,7 @@ def _cache_volumes() -> list[str]:
 def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
     plan, port = release.plan, server_port(workspace)
     health = f"http://127.0.0.1:{port}{plan.probes.path}"
-    check = f"import urllib.request; urllib.request.urlopen({health!r}, timeout=4)"
+    check = f"import urllib.request; urllib.request.urlopen({health!r}, timeout=20)"
     probe = (
         ["CMD", "python3", "-c", check] if plan.template.module else ["CMD", "curl", "-fsS", health]
     )
@@ -99,7 +100,7 @@ def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
         "healthcheck": {
             "test": probe,
             "interval": f"{plan.probes.period_seconds}s",
-            "timeout": "5s",
+            "timeout": "30s",
             "retries": 3,
             "start_period": f"{plan.probes.startup_seconds}s",
         },

@@ -27,6 +27,7 @@ NODE = NodeFacts(
     nics=(Nic(name="eth0", rate=100_000_000_000),),
     containerd=Containerd(configuration="/etc/containerd/config.toml", config_path="/etc/containerd/certs.d"),
     apparmor=True,
+    cpu_flags=("avx2", "avx512f"),
     gpus=Gpus(driver="570.124.06", count=8, engine="vllm 0.32.0"),
 )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 Found by `python -m vllm.entrypoints.openai.api_server` with this folder first in PYTHONPATH. FAKE_ENGINE is a comma-
 separated list: `slow` opens its port only once the file FAKE_ENGINE_GATE is there; `dies` ends at once as a failing
-vLLM does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM too.
+vLLM does; `stubborn` ignores SIGTERM; `worker` starts a child that ignores SIGTERM too;
+`still` does nothing, ever.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +35,8 @@ def main() -> None:
     if "dies" in behaviour:
         sys.stderr.write(FAILURE)
         sys.exit(1)
+    if "still" in behaviour:
+        threading.Event().wait()
     if "stubborn" in behaviour:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:

@@ -1,0 +1,146 @@
+"""Children are given up when they stand still, and never because they are slow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelimage.child import StallTimer, Work, run_child, work_of
+from modelimage.errors import TimedOut
+from tests.servers.process import wait_until
+
+LIMIT = 100.0
+FORMER = Work(frozenset({7}), cpu=5.0, read=1 << 30, written=100)
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timer(clock: Clock) -> StallTimer:
+    """One that has seen FORMER at time 0."""
+    made = StallTimer(LIMIT, clock)
+    assert not made.stalled(FORMER)
+    return made
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        replace(FORMER, cpu=FORMER.cpu + 1),
+        replace(FORMER, read=FORMER.read + (1 << 20)),
+        replace(FORMER, written=FORMER.written + 1),
+        replace(FORMER, written=0),  # a log that was rotated
+        replace(FORMER, processes=frozenset({7, 8})),
+        replace(FORMER, processes=frozenset()),
+    ],
+)
+def test_progress_of_any_kind_starts_the_time_anew(progress: Work) -> None:
+    clock = Clock()
+    watch = timer(clock)
+    clock.now = 99
+    assert not watch.stalled(progress)
+    clock.now = 198
+    assert not watch.stalled(progress)
+    clock.now = 200
+    assert watch.stalled(progress)
+
+
+@pytest.mark.parametrize(
+    "stirring", [FORMER, replace(FORMER, cpu=FORMER.cpu + 0.9), replace(FORMER, read=FORMER.read + 100)]
+)  # fmt: skip
+def test_the_stirring_of_a_program_that_waits_is_none(stirring: Work) -> None:
+    clock = Clock()
+    watch = timer(clock)
+    clock.now = 101
+    assert watch.stalled(stirring)
+
+
+@given(steps=st.lists(st.tuples(st.floats(0, LIMIT), st.floats(1, 100)), max_size=50))
+def test_what_works_a_hundredth_of_a_core_is_never_given_up(
+    steps: list[tuple[float, float]],
+) -> None:
+    clock = Clock()
+    watch = timer(clock)
+    work = FORMER
+    for seconds, cpu in steps:
+        clock.now += seconds
+        work = replace(work, cpu=work.cpu + cpu)
+        assert not watch.stalled(work)
+
+
+def test_slow_work_adds_up_between_looks() -> None:
+    clock = Clock()
+    watch = timer(clock)
+    for second in range(1, 1000):
+        clock.now = second
+        assert not watch.stalled(replace(FORMER, cpu=FORMER.cpu + second / 50))
+
+
+def test_the_work_of_a_process_is_that_of_its_descendants_too() -> None:
+    code = (
+        "import subprocess, sys; "
+        "child = subprocess.Popen([sys.executable, '-c', 'while True: pass']); "
+        "print(child.pid, flush=True); sys.stdin.read(); child.kill(); child.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        found = work_of(parent.pid, written=3)
+        assert {parent.pid, child} <= found.processes
+        assert found.written == 3
+        assert found.read > 0
+        wait_until(lambda: work_of(parent.pid).cpu > found.cpu + 0.5, what="work of the child")
+        parent.stdin.close()
+
+
+def test_a_process_that_is_gone_did_nothing() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    assert work_of(child.pid).cpu == 0
+
+
+def test_a_child_gets_its_input_and_is_run_to_its_end() -> None:
+    code = (
+        "import sys; print(sys.stdin.read().upper()); print('warned', file=sys.stderr); sys.exit(3)"
+    )
+    done = run_child([sys.executable, "-c", code], stdin="words", stall_seconds=60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "WORDS\n", "warned\n")
+
+
+def test_input_is_sent_once_however_long_the_child_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelimage.child._LOOK_SECONDS", 0.01)
+    code = "import sys, time; time.sleep(0.2); print(len(sys.stdin.read()))"
+    done = run_child([sys.executable, "-c", code], stdin="x" * 1_000_000, stall_seconds=60)
+    assert done.stdout == "1000000\n"
+
+
+def test_a_child_that_stands_still_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelimage.child._LOOK_SECONDS", 0.01)
+    code = "import os; print(os.getpid(), flush=True); import threading; threading.Event().wait()"
+    with pytest.raises(TimedOut, match=r"has done nothing for 0\.5 s") as caught:
+        run_child([sys.executable, "-c", code], stall_seconds=0.5)
+    stalled = caught.value.__cause__
+    assert isinstance(stalled, subprocess.TimeoutExpired)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(stalled.output), 0)
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        run_child(["weightyard-no-such-program"], stall_seconds=1)

@@ -1,0 +1,103 @@
+"""What runs on which CPU: the table against the installed vLLM, and the flags that /proc/cpuinfo names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import mmap
+import platform
+from pathlib import Path
+
+import pytest
+
+from modelimage.cpus import (
+    FLAGS,
+    KERNELS,
+    cpu_condition,
+    cpu_refusal,
+    local_cpu_flags,
+    parse_cpuinfo,
+)
+
+AVX2 = frozenset({"avx2", "fma"})
+AVX512 = AVX2 | {"avx512f"}
+ARM = frozenset({"asimd", "bf16"})
+OLD = frozenset({"sse4_2"})
+INT4_OPERATOR = b"cpu_gemm_wna16"
+
+
+@pytest.mark.parametrize("flags", [AVX2, AVX512, ARM, None])
+@pytest.mark.parametrize("variant", ["bf16", "int8"])
+def test_common_cpus_serve_16_and_8_bits(variant: str, flags: frozenset[str] | None) -> None:
+    assert cpu_refusal("vllm", variant, flags) is None
+
+
+@pytest.mark.parametrize(("flags", "runs"), [(AVX512, True), (AVX2, False), (ARM, False)])
+def test_four_bits_need_avx512(flags: frozenset[str], runs: bool) -> None:
+    refused = cpu_refusal("vllm", "int4", flags)
+    assert (refused is None) == runs
+    assert runs or "AVX-512" in str(refused)
+
+
+def test_what_no_cpu_runs_is_refused_whatever_its_flags() -> None:
+    assert cpu_refusal("vllm", "int8-w8a16", None) == "vLLM serves int8-w8a16 on GPUs only"
+    assert cpu_refusal("vllm", "int4", AVX512, experts=True) == (
+        "vLLM serves int4 experts on GPUs only"
+    )
+    assert cpu_refusal("vllm", "bf16", AVX512, experts=True) is None
+
+
+def test_a_cpu_without_vectors_runs_nothing() -> None:
+    assert all(cpu_refusal("vllm", variant, OLD) for variant in KERNELS["vllm"])
+
+
+def test_what_is_not_in_the_table_is_refused_nothing() -> None:
+    assert cpu_refusal("llama.cpp", "int4", OLD) is None
+    assert cpu_refusal("vllm", "fp6", OLD) is None
+    assert cpu_condition("llama.cpp", "int4") is None
+
+
+def test_only_a_condition_that_common_cpus_miss_is_named() -> None:
+    named = {variant: cpu_condition("vllm", variant) for variant in KERNELS["vllm"]}
+    assert named == {"bf16": None, "int8": None, "int4": "AVX-512", "int8-w8a16": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t\t: none\n", {"fpu", "avx2", "avx512f"}),
+        ("processor\t: 0\nFeatures\t: fp asimd sve\n", {"fp", "asimd", "sve"}),
+        ("vendor_id  : IBM/S390\nfeatures\t: esan3 zarch vx\n", {"esan3", "zarch", "vx"}),
+        ("flags : avx2 avx512f\n\nflags : avx2\n", {"avx2"}),  # what every processor has
+        ("processor : 0\ncpu : POWER9\n", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_the_kernels_words(text: str, flags: set[str] | None) -> None:
+    assert parse_cpuinfo(text) == flags
+
+
+def test_this_machines_flags_are_those_that_vllm_chooses_its_library_by() -> None:
+    """torch asks the processor itself; Linux hides what it doesn't support."""
+    torch_cpu = importlib.import_module("torch").cpu
+    flags = local_cpu_flags()
+    assert flags is None or ("avx512f" in flags) == torch_cpu._is_avx512_supported()
+    assert flags is None or ("avx2" in flags) == torch_cpu._is_avx2_supported()
+
+
+def test_the_installed_vllm_has_the_kernels_that_the_table_says() -> None:
+    """Its libraries, one for each instruction set: the 4-bit operator is in those for AVX-512 alone."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None, "run `make setup`"
+    folder = Path(spec.origin).parent
+    if platform.machine() == "x86_64":
+        assert not _contains(folder / "_C_AVX2.abi3.so", INT4_OPERATOR)
+        assert _contains(folder / "_C_AVX512.abi3.so", INT4_OPERATOR)
+    assert _contains(folder / "_C.abi3.so", INT4_OPERATOR) == (platform.machine() == "x86_64")
+    assert {"avx2", "avx512f", "asimd"} <= FLAGS
+
+
+def _contains(library: Path, word: bytes) -> bool:
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(word) >= 0
