@@ -41,7 +41,7 @@ from cache_agent.sockets import connect
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, parse_image
 
-_TIMEOUT: Final = 30.0
+_TIMEOUT: Final = 600.0  # of silence: an agent on a busy machine answers late, one that hangs never
 _LONG_TIMEOUT: Final = 24 * 3600.0
 _EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
 _EXPLAINED: Final = TypeAdapter(list[ExplainView])

@@ -1,4 +1,4 @@
-"""What every test starts from: a scrubbed environment, reproducible Hypothesis runs, real servers on request."""
+"""What every test starts from: one environment on every machine, reproducible Hypothesis runs, servers on request."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.servers.process import FAR_ZONE
 from weightyard.demo.smollm import default_cache
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.servers.fixtures", "tests.standstill"]
 
 # `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores.
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
@@ -26,7 +28,19 @@ SCRUBBED_NAMES = frozenset(
     {"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "KUBECONFIG", "SOURCE_DATE_EPOCH", "HTTP_PROXY", "HTTPS_PROXY",
      "ALL_PROXY", "NO_PROXY", "NETRC"}
 )  # fmt: skip
-SCRUBBED_PREFIXES = ("HF_", "AWS_", "XDG_", "WEIGHTYARD_", "VLLM_", "OTEL_", "HUGGING")
+SCRUBBED_PREFIXES = (
+    "HF_",
+    "AWS_",
+    "XDG_",
+    "WEIGHTYARD_",
+    "VLLM_",
+    "OTEL_",
+    "HUGGING",
+    "LC_",
+    "LANGUAGE",
+)
+# The same for everyone; a zone far from UTC, so that local time taken for UTC shows.
+FIXED = {"LANG": "C.UTF-8", "TZ": FAR_ZONE}
 
 _model_cache = pytest.StashKey[Path]()
 _home = pytest.StashKey[Path]()
@@ -39,6 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.upper() in SCRUBBED_NAMES or name.startswith(SCRUBBED_PREFIXES):
             del os.environ[name]
+    os.environ |= FIXED
+    time.tzset()
+    os.umask(0o022)
     os.environ["HOME"] = str(config.stash[_home])
     # A shell's background job ignores Ctrl-C, and so would all that is started from here.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -59,6 +76,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     yield
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.get_closest_marker("vllm"), item.path not in slow_files))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test is a failure: what a test needs is installed by the set-up."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what isn't run here at all, beside pytest's own list of what was skipped."""
+    skipped = len(terminalreporter.stats.get("skipped", ()))
+    if skipped and os.environ.get("CI"):
+        terminalreporter.write_line(f"{skipped} skipped: in CI nothing may be", red=True)
+    if not config.getoption("--kubeconfig", default=None):
+        terminalreporter.write_line("not run: tests/e2e, which needs a cluster (--kubeconfig)")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from cache_agent.fetch.pull import Pull
@@ -33,6 +34,18 @@ def end_of(pull: Pull) -> asyncio.Event:
     return ended
 
 
+async def wait_event(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait for an event, at most `seconds` (None: without limit); whether it is set.
+
+    Not `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes in the moment the event is set: the
+    task then runs on, and whoever waits for its end waits for ever.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
+
+
 class Bridge:
     """Runs blocking calls for one event loop in threads of its own."""
 
@@ -53,10 +66,7 @@ class Bridge:
         try:
             while not ended.is_set():
                 yield pull.snapshot()
-                try:
-                    await asyncio.wait_for(ended.wait(), interval)
-                except TimeoutError:
-                    continue
+                await wait_event(ended, interval)
             yield pull.snapshot()
         finally:
             if not ended.is_set():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cache_agent.api.cached_model import CachedModel
+from cache_agent.faces.bridge import wait_event
 from cache_agent.wanted.documents import Parsed, parse_documents
 from modelimage.errors import NotWritable
 
@@ -77,9 +78,7 @@ class Folder:
                 if found != last:
                     last = found
                     tell(found)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), look)
-                if changed.is_set():
+                if await wait_event(changed, look):
                     await asyncio.sleep(_SETTLE_SECONDS)
                 changed.clear()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
-from cache_agent.faces.bridge import Bridge, call_soon
+from cache_agent.faces.bridge import Bridge, call_soon, wait_event
 from cache_agent.fetch.pull import Pull
 
 _STEP_SECONDS: Final = 0.05
@@ -36,5 +35,4 @@ async def _first_byte(pull: Pull, ended: asyncio.Event) -> None:
         now = pull.snapshot()
         if now.done > now.resumed + now.reused:
             return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), _STEP_SECONDS)
+        await wait_event(ended, _STEP_SECONDS)

@@ -17,7 +17,7 @@ from typing import Final
 from cache_agent.api.names import node_label
 from cache_agent.api.node_cache import NodeCacheStatus, NodeFacts
 from cache_agent.errors import Cancelled
-from cache_agent.faces.bridge import Bridge
+from cache_agent.faces.bridge import Bridge, wait_event
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.fetch.values import PullRequest
@@ -185,8 +185,7 @@ class Keeper:
         seconds = self.options.look_seconds
         if self._plan.wake_at is not None:
             seconds = min(seconds, max(0.0, self._plan.wake_at - self._clock()) + 0.01)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+        await wait_event(self._wake, seconds)
 
     async def _look(self) -> None:
         """Look at the store if it may have changed, and find out what new targets mean."""

@@ -85,7 +85,7 @@ class Bucket:
             part_size=PART,
             page_size=3,
             attempts=1,
-            timeout=5.0,
+            timeout=3600.0,
             pause=lambda _: None,
         )
 

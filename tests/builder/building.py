@@ -98,7 +98,6 @@ def weightyard(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
         umask=umask,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

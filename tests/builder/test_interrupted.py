@@ -14,10 +14,27 @@ import pytest
 from builder.remembered import SETTLED_SECONDS
 from modelimage.layout import Layout
 from tests.builder.building import REPOSITORY, weightyard
+from tests.servers.process import wait_until
 from weightyard.demo.synthetic import synthetic_checkpoint
 
 pytestmark = pytest.mark.slow
 BUNDLES = 2  # layers that come before the weights
+# One layer after the other, whatever cores there are, and slowly, so that each is seen under way.
+PROGRAM = """
+import os, sys, time
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import weightyard.cli
+from modelimage.layout import BlobIngest
+
+write = BlobIngest.write
+
+def slowly(ingest, data):
+    time.sleep(0.05)
+    write(ingest, data)
+
+BlobIngest.write = slowly
+sys.exit(weightyard.cli.main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(source: Path, to: str, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "weightyard.cli", "build", str(source), "--to", to],
+        [sys.executable, "-P", "-c", PROGRAM, "build", str(source), "--to", to],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HOME": str(home)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -43,16 +60,16 @@ def start(source: Path, to: str, home: Path) -> subprocess.Popen[str]:
 
 def wait_until_it_writes(layout: Path, home: Path, process: subprocess.Popen[str]) -> None:
     """Until a weight layer is whole and remembered, and the next has begun."""
-    deadline = time.monotonic() + 60
     blobs, digests = layout / "blobs" / "sha256", home / ".cache" / "weightyard" / "digests"
-    while time.monotonic() < deadline:
+
+    def writes() -> bool:
         assert process.poll() is None, "it ended before it could be stopped"
-        if len(list(digests.glob("*.json"))) > BUNDLES:
-            begun = [each for each in os.scandir(blobs) if each.name.startswith(".pending-")]
-            if any(_size(each) > 1_000_000 for each in begun):
-                return
-        time.sleep(0.002)
-    pytest.fail("it never wrote")
+        if len(list(digests.glob("*.json"))) <= BUNDLES:
+            return False
+        begun = [each for each in os.scandir(blobs) if each.name.startswith(".pending-")]
+        return any(_size(each) > 1_000_000 for each in begun)
+
+    wait_until(writes, what="second layer of weights")
 
 
 def _size(entry: os.DirEntry[str]) -> int:

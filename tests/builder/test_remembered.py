@@ -78,11 +78,9 @@ def test_a_changed_file_has_another_key(
     memory: RememberedDigests, weights: Path, change: Callable[[Path], None]
 ) -> None:
     before = key_of(memory, weights)
-    deadline = time.monotonic() + 5
     change(weights)
     while key_of(memory, weights) == before:
         # The clock of the filesystem ticks every few milliseconds: this is what SETTLED_SECONDS is for.
-        assert time.monotonic() < deadline
         change(weights)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import tempfile
@@ -132,8 +133,11 @@ class MlflowServer(LoopbackServer):
 
 @pytest.fixture(autouse=True)
 def mlflow_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No patience with servers, no runs directory in the tree, and leave to use a file store."""
+    """No settings but these: no tries beyond the first, no runs directory in the tree, leave to use a file store."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "86400")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.chdir(tmp_path)
 

@@ -1,7 +1,9 @@
-"""Nodes over in-memory images, each ended by the checker."""
+"""Nodes over in-memory images, each ended by the checker; and what makes tests independent of the machine's mood."""
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +15,33 @@ from cache_agent.peers.source import PeerSource
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.peers.serving import peer_source, serving
 
+HOUR = 3600.0
+MEMORY = "/dev/shm"  # noqa: S108 - a place in memory, not a name in it
+# How long this process waits for an answer of a server beside it, which a busy machine may need any time for.
+PATIENCE = (
+    "cache_agent.faces.csi.mounting._SECONDS",
+    "cache_agent.peers.client._ANSWER_SECONDS",
+    "cache_agent.peers.client.CONNECT_SECONDS",
+    "cache_agent.wanted.cri._STATUS_SECONDS",
+)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def patience() -> Iterator[None]:
+    """Waits that end: a hang is for the tests' own watch to find."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in PATIENCE:
+            patched.setattr(name, HOUR)
+        yield
+
+
+@pytest.fixture
+def deserted() -> Iterator[str]:
+    """HOST:PORT of this machine that refuses every connection: the port is taken, so that nobody else listens there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -21,8 +50,12 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def memory_root() -> Iterator[Path]:
-    """An empty directory in memory, where an fsync costs nothing: for tests that open stores by the hundred."""
-    with tempfile.TemporaryDirectory(prefix="wy-", dir="/dev/shm") as path:
+    """An empty directory in memory, where an fsync costs nothing: for tests that open stores by the hundred.
+
+    On the disk where there is no such memory.
+    """
+    has_memory = os.access(MEMORY, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix="wy-", dir=MEMORY if has_memory else None) as path:
         yield Path(path)
 
 

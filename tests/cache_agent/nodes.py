@@ -15,13 +15,19 @@ from cache_agent.store.check import Checker, Finding
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.space import SpaceLimits
+from cache_agent.store.space import Amount, SpaceLimits
 from modelimage.errors import NotFound
 from modelimage.record import CHUNK_SIZE, Record, RecordFile
 from modelimage.reference import ImageReference, parse_image
 from modelimage.repository import ImageReader
 
 BOOT = "boot-1"
+# Whatever else fills the machine's disk.
+ROOMY = SpaceLimits(floor=Amount())
+# An agent that takes no more of the machine into account than its own files.
+UNDISTURBED = {"WEIGHTYARD_FLOOR": "0", "WEIGHTYARD_TIERS__MEMORY_PRESSURE": "100"}
+# One worker, which waits for a source that stands still until the test ends that.
+PATIENT = EngineOptions(streams=1, stall_seconds=24 * 3600.0)
 
 
 @dataclass
@@ -50,7 +56,7 @@ class NodeFactory:
         self.more.update(more_roots)
         options = NodeOptions(
             self.root,
-            limits or SpaceLimits(),
+            limits or ROOMY,
             engine or EngineOptions(streams=3),
             more_roots=more_roots,
         )
@@ -102,7 +108,7 @@ def begin_download(
 
 
 def pull(node: Node, image: str = "reg.test/m:v1", variant: str | None = None) -> PullResult:
-    """Pull and wait, a minute at most."""
-    result = node.pull(PullRequest(parse_image(image), variant)).result(60)
+    """Pull and wait."""
+    result = node.pull(PullRequest(parse_image(image), variant)).result()
     assert result is not None, "the pull didn't end"
     return result

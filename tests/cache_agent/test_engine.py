@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.fetch.engine import EngineOptions
+from cache_agent import node as node_module
+from cache_agent.fetch.engine import Engine, EngineOptions
 from cache_agent.fetch.planner import (
     BUNDLE_BYTES,
     SourceView,
@@ -50,6 +52,7 @@ from tests.cache_agent.test_pull import files_of
 from tests.servers.process import wait_until
 
 Fault = Callable[[ImageReader], ImageReader]
+# Who is taken for stalled because the machine was busy goes on here: closing a stream in memory ends no read of it.
 QUICK = EngineOptions(streams=3, stall_seconds=0.2)
 
 
@@ -75,7 +78,7 @@ def test_a_faulty_source_costs_time_but_no_byte(open_node: NodeFactory, fault: F
     image, _, contents = simple_image(weights=[60_000, 5000])
     node = open_node({"reg.test/m": image}, engine=QUICK, sources=both(fault))
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    result = handle.result(60)
+    result = handle.result()
     assert result is not None
     assert files_of(result.path) == contents
     assert "good" in {name for _, name, _ in handle.snapshot().by_source}
@@ -106,22 +109,27 @@ def test_a_source_that_asks_to_slow_down_is_waited_for(open_node: NodeFactory) -
 
 def test_a_slow_source_is_left_for_one_that_was_not_tried(open_node: NodeFactory) -> None:
     image, _, contents = simple_image(weights=[600_000, 500_000])
-    slow = EngineOptions(streams=2, stall_seconds=0.2, crawl=1e6)
+    slow = EngineOptions(streams=2, stall_seconds=1.0, crawl=1e6)
     node = open_node(
-        {"reg.test/m": image}, engine=slow, sources=both(lambda i: faults.Slow(i, 0.02))
+        {"reg.test/m": image}, engine=slow, sources=both(lambda i: faults.Slow(i, 0.2))
     )
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    result = handle.result(60)
+    result = handle.result()
     assert result is not None
     assert files_of(result.path) == contents
     came = {name: size for _, name, size in handle.snapshot().by_source}
     assert came["good"] > 1_000_000
 
 
-def test_the_only_source_is_never_too_slow(open_node: NodeFactory) -> None:
+def test_the_only_source_is_never_too_slow(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only its reads move on: it is slow after a third of them, and never seems to stand still."""
     image, record, contents = simple_image(weights=[300_000])
-    slow = EngineOptions(streams=2, stall_seconds=0.3, crawl=1e9)
-    node = open_node({"reg.test/m": faults.Slow(image, 0.002)}, engine=slow)
+    clock = [0.0]
+    monkeypatch.setattr(node_module, "Engine", partial(Engine, monotonic=lambda: clock[0]))
+    slow = EngineOptions(streams=1, stall_seconds=0.2, crawl=1e9)
+    node = open_node({"reg.test/m": faults.Slow(image, 0.002, clock)}, engine=slow)
     assert files_of(pull(node).path) == contents
     assert image.fetched() <= sum(layer.size for layer in record.layers)
 
@@ -166,12 +174,14 @@ def test_a_file_that_another_image_brought_is_fetched_from_ones_own_layer(
     gate = faults.Gate(one)
     node = open_node({"reg.test/one": gate, "reg.test/two": two})
     handles = [node.pull(PullRequest(parse_image("reg.test/one:v1")))]
-    assert gate.reached.wait(30)
+    gate.reached.wait()
     handles.append(node.pull(PullRequest(parse_image("reg.test/two:v1"))))
-    while not any(job.sources[0].name == "reg.test/two" for job in handles[1]._jobs):
-        assert not handles[1].result(0.01)
+    wait_until(
+        lambda: any(job.sources[0].name == "reg.test/two" for job in handles[1]._jobs),
+        what="job of its own layer",
+    )
     gate.opened.set()
-    results = [handle.result(60) for handle in handles]
+    results = [handle.result() for handle in handles]
     assert results[1] is not None
     assert files_of(results[1].path) == contents
 
@@ -188,14 +198,13 @@ def test_who_waits_goes_before_what_is_only_warmed_ahead(open_node: NodeFactory)
         {"reg.test/early": gate, "reg.test/urgent": urgent}, engine=EngineOptions(streams=1)
     )
     warming = node.pull(PullRequest(parse_image("reg.test/early:v1"), priority=10))
-    assert gate.reached.wait(30)
+    gate.reached.wait()
     urgent.requests = early.requests  # one list, for the order of both
     waiting = node.pull(PullRequest(parse_image("reg.test/urgent:v1"), priority=100))
-    while not any(job.priority == 100 for job in node.engine._jobs):
-        assert not waiting.result(0.01)
+    wait_until(lambda: any(job.priority == 100 for job in node.engine._jobs), what="its job")
     gate.opened.set()
-    assert waiting.result(60)
-    assert warming.result(60)
+    assert waiting.result()
+    assert warming.result()
     asked = [digest in urgent.blobs for digest, _ in early.requests]
     assert asked.index(True) <= 1, "before it came only what was under way"
     assert asked == sorted(asked[:1]) + [True] * 6 + [False] * 5
@@ -211,9 +220,9 @@ def test_many_pulls_of_one_model_fetch_each_byte_once(open_node: NodeFactory) ->
     gate = faults.Gate(image)
     node = open_node({"reg.test/m": gate})
     handles = [node.pull(PullRequest(parse_image("reg.test/m:v1"))) for _ in range(8)]
-    assert gate.reached.wait(30)
+    gate.reached.wait()
     gate.opened.set()
-    results = [handle.result(60) for handle in handles]
+    results = [handle.result() for handle in handles]
     assert len({result.path for result in results if result}) == 1
     assert files_of(results[0].path) == contents if results[0] else False
     layers = {layer.digest: layer.size for layer in record.layers}
@@ -232,9 +241,9 @@ def test_models_that_share_a_file_wait_for_the_one_that_fetches_it(open_node: No
     gate = faults.Gate(image)
     node = open_node({"reg.test/m": gate})
     handles = [node.pull(PullRequest(parse_image(f"reg.test/m:{tag}"))) for tag in ("one", "two")]
-    assert gate.reached.wait(30)
+    gate.reached.wait()
     gate.opened.set()
-    assert all(handle.result(60) for handle in handles)
+    assert all(handle.result() for handle in handles)
     layer = next(f.layer for f in one.files if f.path == "shared.safetensors")
     asked = [r for digest, r in image.requests if digest == layer]
     assert sum(map(len, asked)) == 50_000
@@ -247,11 +256,11 @@ def test_when_the_pull_that_fetches_fails_the_one_that_waits_takes_over(
     gate = faults.Gate(image)
     node = open_node({"reg.test/m": gate})
     first = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    assert gate.reached.wait(30)
+    gate.reached.wait()
     second = node.pull(PullRequest(parse_image("reg.test/m:v1")))
     first.cancel()
     gate.opened.set()
-    result = second.result(60)
+    result = second.result()
     assert result is not None
     assert files_of(result.path) == contents
 
@@ -306,7 +315,7 @@ def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory)
             with suppress(InUse, NotFound):
                 if round_ > 3:
                     node.store.remove(keys[round_ % 3])
-        assert leased.acquire(timeout=30)
+        leased.acquire()
     finally:
         stop.set()
         for thread in threads:
@@ -396,4 +405,4 @@ def test_a_node_that_closes_ends_its_pulls(open_node: NodeFactory) -> None:
     handle: Pull = node.pull(PullRequest(parse_image("reg.test/m:v1")))
     node.close()
     with pytest.raises(WeightyardError):
-        handle.result(10)
+        handle.result()

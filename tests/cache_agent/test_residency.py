@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ from cache_agent.residency.pressure import MemoryFacts, Pressure
 from cache_agent.residency.warmer import Warmer
 from modelimage.errors import NoSpace
 from tests.cache_agent.images import noise
+from tests.servers.process import wait_until
+
+# Whoever may lock memory may lock this much.
+LOCKABLE = 32 << 10
 
 
 @pytest.fixture
@@ -33,18 +39,42 @@ def set_pressure(proc: Path, some: float) -> None:
     )
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk: what a filesystem in memory holds can't be anywhere else."""
+    place = Path(__file__).parent if filesystem(tmp_path) in ("tmpfs", "ramfs") else tmp_path
+    with tempfile.TemporaryDirectory(prefix="wy-", dir=place) as path:
+        yield Path(path)
+
+
+def filesystem(path: Path) -> str:
+    """The kind of the filesystem that a directory is on."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    kinds = [line.partition(" - ")[2].split()[0] for line in lines if line.split()[2] == number]
+    return kinds[0] if kinds else ""
+
+
 def cold_file(path: Path, size: int) -> Path:
     """A file on the disk and not in memory."""
     with path.open("wb") as file:
         file.write(noise(size))
         file.flush()
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    wait_until(lambda: _is_dropped(path), what="cold file")
     return path
 
 
-def test_a_cold_file_is_measured_cold_and_a_warmed_one_warm(tmp_path: Path, proc: Path) -> None:
-    path = cold_file(tmp_path / "w", 5 << 20)
+def _is_dropped(path: Path) -> bool:
+    """The kernel keeps pages that it is busy with."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return resident(path).resident == 0
+
+
+def test_a_cold_file_is_measured_cold_and_a_warmed_one_warm(disk: Path, proc: Path) -> None:
+    path = cold_file(disk / "w", 5 << 20)
     warmer = Warmer(MemoryFacts(proc))
     assert resident(path).resident == 0
     done = warmer.warm([path])
@@ -55,10 +85,8 @@ def test_a_cold_file_is_measured_cold_and_a_warmed_one_warm(tmp_path: Path, proc
     assert done.now.believable
 
 
-def test_what_warming_brings_and_what_it_finds_in_memory_is_counted(
-    tmp_path: Path, proc: Path
-) -> None:
-    path, metrics = cold_file(tmp_path / "w", 5 << 20), Metrics()
+def test_what_warming_brings_and_what_it_finds_in_memory_is_counted(disk: Path, proc: Path) -> None:
+    path, metrics = cold_file(disk / "w", 5 << 20), Metrics()
     warmer = Warmer(MemoryFacts(proc), events=metrics)
     for _ in range(2):
         warmer.warm([path])
@@ -67,8 +95,8 @@ def test_what_warming_brings_and_what_it_finds_in_memory_is_counted(
     assert "weightyard_warm_hit_bytes_total 5.24288e+06" in text
 
 
-def test_warming_stops_under_pressure_and_says_so(tmp_path: Path, proc: Path) -> None:
-    path = cold_file(tmp_path / "w", 1 << 20)
+def test_warming_stops_under_pressure_and_says_so(disk: Path, proc: Path) -> None:
+    path = cold_file(disk / "w", 1 << 20)
     set_pressure(proc, 42.0)
     done = Warmer(MemoryFacts(proc)).warm([path])
     assert done.read == 0
@@ -76,19 +104,19 @@ def test_warming_stops_under_pressure_and_says_so(tmp_path: Path, proc: Path) ->
     assert "42" in done.stopped
 
 
-def test_what_does_not_fit_the_budget_is_refused(tmp_path: Path, proc: Path) -> None:
-    path = cold_file(tmp_path / "w", 2 << 20)
+def test_what_does_not_fit_the_budget_is_refused(disk: Path, proc: Path) -> None:
+    path = cold_file(disk / "w", 2 << 20)
     with pytest.raises(NoSpace):
         Warmer(MemoryFacts(proc), budget=1 << 20).warm([path])
     with pytest.raises(NoSpace):
         Warmer(MemoryFacts(proc), budget=1 << 20).lock([path])
 
 
-def test_locked_pages_are_in_memory_and_go_under_pressure(tmp_path: Path, proc: Path) -> None:
-    path = cold_file(tmp_path / "w", 1 << 20)
+def test_locked_pages_are_in_memory_and_go_under_pressure(disk: Path, proc: Path) -> None:
+    path = cold_file(disk / "w", LOCKABLE)
     warmer = Warmer(MemoryFacts(proc))
-    assert warmer.lock([path]) == 1 << 20
-    assert resident(path).resident == 1 << 20
+    assert warmer.lock([path]) == LOCKABLE
+    assert resident(path).resident == LOCKABLE
     assert not warmer.relieve()
     set_pressure(proc, 50.0)
     assert warmer.relieve()

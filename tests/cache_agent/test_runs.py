@@ -198,12 +198,12 @@ def test_who_waits_need_not_wait_for_the_end_of_a_run(open_node: NodeFactory) ->
         ],
     )
     warming = node.pull(PullRequest(parse_image("reg.test/early:v1"), priority=10))
-    assert gate.reached.wait(30)
+    gate.reached.wait()
     waiting = node.pull(PullRequest(parse_image("reg.test/urgent:v1"), priority=100))
     wait_until(lambda: any(job.priority == 100 for job in node.engine._jobs), what="its job")
     gate.opened.set()
-    assert waiting.result(60)
-    done = warming.result(60)
+    assert waiting.result()
+    done = warming.result()
     assert done is not None
     assert files_of(done.path) == contents
     asked = [(digest == weight.layer, len(r)) for digest, r in early.requests]

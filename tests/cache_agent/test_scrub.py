@@ -191,7 +191,7 @@ def test_a_download_that_rots_while_it_waits_is_fetched_right(
     [path] = node.store.first.paths.partial.glob(f"*.{what}")
     damage(path, 50)
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    result = handle.result(60)
+    result = handle.result()
     assert result is not None
     assert files_of(result.path) == contents
     snapshot = handle.snapshot()

@@ -161,11 +161,11 @@ def test_a_claim_of_a_node_that_died_grows_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.servers
-def test_s3_errors_are_the_projects_own(s3: S3, bucket: S3Bucket) -> None:
+def test_s3_errors_are_the_projects_own(s3: S3, bucket: S3Bucket, deserted: str) -> None:
     absent = S3Bucket("no-such-bucket", "", s3.client_options())
     with pytest.raises(NotFound):
         absent.put(Digest.of(b""), 0, iter([]))
-    gone = S3Bucket("b", "", {**s3.client_options(), "endpoint_url": "http://127.0.0.1:9"})
+    gone = S3Bucket("b", "", {**s3.client_options(), "endpoint_url": f"http://{deserted}"})
     with pytest.raises(Unreachable):
         gone.has(Digest.of(b""), 0)
     with pytest.raises(NotFound), bucket.open(Digest.of(b"absent"), ByteRange(0, 5)) as stream:
@@ -296,14 +296,14 @@ def test_each_tier_serves_when_those_before_it_are_off(
     tiers = Tiers(config, open_node._reader)
     node = open_node({"reg.test/m": image}, sources=tiers)
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    result = handle.result(60)
+    result = handle.result()
     assert result is not None
     assert files_of(result.path) == contents
     assert {tier for tier, _, _ in handle.snapshot().by_source} == {"shared"}
     node.store.remove(result.model.key)
     tiers.reconfigure(TierSection(order=("registry",)), 0.0)
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    handle.result(60)
+    handle.result()
     assert {tier for tier, _, _ in handle.snapshot().by_source} == {"registry"}
 
 
@@ -317,7 +317,7 @@ def test_mirrors_are_asked_first_and_the_origin_when_they_fail(open_node: NodeFa
     }
     node = open_node(images, sources=tiers)
     handle = node.pull(PullRequest(parse_image("reg.test/m:v1")))
-    result = handle.result(60)
+    result = handle.result()
     assert result is not None
     assert files_of(result.path) == contents
     assert {name for _, name, _ in handle.snapshot().by_source} == {"far.test/m"}

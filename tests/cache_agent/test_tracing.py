@@ -44,8 +44,13 @@ def test_a_pull_is_a_span_with_a_child_for_each_phase(
 ) -> None:
     image, _, contents = simple_image(weights=[5000])
     with Collector() as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        traces = open_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}, lambda: 1000.0)
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "3600",
+        }
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        traces = open_traces(environ, lambda: 1000.0)
         assert traces is not None
         node = open_node({"reg.test/m": image}, events=traces)
         pull(node)

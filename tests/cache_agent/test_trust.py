@@ -73,7 +73,7 @@ class Away:
 def pull(node: Node, layout: Layout, *, away: bool = False) -> PullResult:
     reader = Away() if away else None
     request = PullRequest(parse_image(f"oci:{layout.path}:v1"), reader=reader)  # type: ignore[arg-type]
-    result = node.pull(request).result(60)
+    result = node.pull(request).result()
     assert result is not None
     return result
 

@@ -31,7 +31,6 @@ def helm(*arguments: str, values: Json | None = None) -> str:
         input=json.dumps(values or {}),
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     if done.returncode:

@@ -37,7 +37,7 @@ class Workshop:
         make_base(self._buildah, root, name=BASE)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(self._wheels)]
         wanted = [f".[{','.join(extras)}]", "hatchling", "setuptools", "wheel", "cyclonedx-bom"]
-        subprocess.run([*command, *wanted], cwd=ROOT, check=True, timeout=300)
+        subprocess.run([*command, *wanted], cwd=ROOT, check=True)
 
     def build(self, target: str) -> str:
         """Build a target of Dockerfile.agent and return the image's name."""
@@ -75,13 +75,13 @@ class Workshop:
     def _buildah(self, *arguments: str) -> str:
         environment = self._podman._environment()
         command = [program("buildah"), *arguments]
-        return run(command, environment=environment, seconds=280)
+        return run(command, environment=environment)
 
 
 def answers(port: int, path: str) -> bool:
     """Whether a probe at a loopback port is answered with 200."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -1,8 +1,8 @@
 """The compose file of a Workspace, as rendered, started by podman-compose: agent, pull and server, then down again.
 
-An override file says what is this machine's: the host's network, on whose loopback the registry is, and low limits. The
-server's image holds the stand-in for vLLM, which refuses to start without the model. There is no systemd here to run
-health checks at their intervals, so the test has podman run each.
+An override file says what is this machine's: the host's network, on whose loopback the registry is, low limits, and a
+disk that may be nearly full. The server's image holds the stand-in for vLLM, which refuses to start without the model.
+There is no systemd here to run health checks at their intervals, so the test has podman run each.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ def project(
     file = workspace(tmp_root, name, model, runtime={"image": ENGINE, "port": port})
     rendered = terminal.ok("render", "-f", str(file), "--to=compose", "--agent-image", agent_image)
     (tmp_root / "compose.yaml").write_text(rendered)
-    here = {"network_mode": "host", "ulimits": LIMITS}
+    here = {
+        "network_mode": "host",
+        "ulimits": LIMITS,
+        "environment": {"WEIGHTYARD_FLOOR": "0"},
+    }
     services = dict.fromkeys(yaml.safe_load(rendered)["services"], here)
     (tmp_root / "override.yaml").write_text(json.dumps({"services": services}))
     (tmp_root / "docker").mkdir()
@@ -84,12 +88,12 @@ def test_podman_compose_brings_a_workspace_up_and_takes_it_down(project: Project
     """In the steps that docs/workspace.md gives."""
     podman = project.workshop.podman
     project.compose("up", "--detach", "agent")
-    wait_until(lambda: project.healthy("agent"), what="healthy agent", seconds=30)
+    wait_until(lambda: project.healthy("agent"), what="healthy agent")
     assert not answers(project.port, "/health")
     project.compose("run", "--rm", "-T", "--no-deps", "model")
     project.compose("up", "--detach", "--no-deps", "server")
-    wait_until(lambda: answers(project.port, "/health"), what="server", seconds=30)
-    assert project.healthy("server")
+    wait_until(lambda: answers(project.port, "/health"), what="server")
+    wait_until(lambda: project.healthy("server"), what="healthy server")
     (cached,) = json.loads(podman("exec", project.container("agent"), "weightyard", "--json", "ls"))
     (served,) = json.loads(podman("inspect", project.container("server")))
     command = served["Config"]["Cmd"]

@@ -42,7 +42,7 @@ def node(
                 "image": {"repository": repository, "tag": tag}, "hostPath": str(tmp_root / "s"),
                 "observePort": observe, "mirror": {"port": free_port()}, "peers": {"port": free_port()},
                 "csi": {"kubeletPath": str(directory)}, "registries": [registry.host],
-                "config": {"floor": "1%", "wanted": {"kubernetes": False}},
+                "config": {"floor": "0", "wanted": {"kubernetes": False}},
             },
         }  # fmt: skip
         folder = tmp_root / f"pod{observe}"
@@ -51,7 +51,7 @@ def node(
         pod = NodePod(workshop, render(values), folder, fields)
         stack.callback(pod.stop)
         pod.start()
-        wait_until(lambda: answers(observe, "/readyz"), what="ready agent", seconds=30)
+        wait_until(lambda: answers(observe, "/readyz"), what="ready agent")
         yield pod, kubelet, observe
 
 
@@ -71,10 +71,10 @@ def test_a_published_model_outlives_agent_and_mounter(
             pod.kill(container)
             assert reads() == model.files["config.json"]
             pod.restart(container)
-            wait_until(lambda: answers(observe, "/readyz"), what="ready agent", seconds=30)
+            wait_until(lambda: answers(observe, "/readyz"), what="ready agent")
             assert reads() == model.files["config.json"]
     assert "writable" not in outcome_of_writing(target)
-    wait_until(lambda: listens(pod), what="mounter", seconds=30)
+    wait_until(lambda: listens(pod), what="mounter")
     assert POD in pod.execute("agent", "weightyard", "--json", "lease", "ls")
     (mounted,) = mounts_below(kubelet.directory)
     assert (mounted.target, mounted.options >= {"ro", "nosuid", "nodev", "noexec"}) == (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from tests.cache_agent.images import simple_image
 from tests.cache_agent.test_agent import push
 from tests.images.building import CONFINED, Workshop, answers
 from tests.servers import skopeo
+from tests.servers.idle_clock import Sample, idle_seconds, read_sample
 from tests.servers.process import free_port, wait_until
 from tests.servers.registry import DockerRegistry
 
@@ -113,10 +114,21 @@ class Agent:
         return answers(self._observe, path)
 
     def wait(self) -> None:
-        wait_until(lambda: self.answers("/readyz"), what="ready agent", seconds=30)
+        wait_until(lambda: self.answers("/readyz"), what="ready agent")
 
     def execute(self, *command: str) -> str:
         return self._workshop.podman("exec", self.name, *command)
+
+    def processor_seconds(self) -> float:
+        """What its process has used, with the children that have ended."""
+        pid = self._workshop.podman("inspect", "--format", "{{.State.Pid}}", self.name).strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def idle_since(started: Sample) -> float:
+    """Seconds in which the agent waited for something, and nobody else was at work."""
+    return idle_seconds(started, read_sample(), cores=os.cpu_count() or 1)
 
 
 @contextmanager
@@ -128,7 +140,7 @@ def running_agent(
     workshop.podman(
         "run", "--detach", "--name", name, *CONFINED, f"--volume={store}:/var/lib/weightyard",
         f"--volume={CHART / 'files'}:/files:ro", image, "agent", f"--mirror=127.0.0.1:{ports[0]}",
-        f"--observe=127.0.0.1:{ports[1]}", f"--registry={registry.host}",
+        f"--observe=127.0.0.1:{ports[1]}", f"--registry={registry.host}", "--floor=0",
     )  # fmt: skip
     try:
         yield Agent(workshop, name, *ports)
@@ -159,16 +171,16 @@ def test_the_agent_pulls_serves_and_restarts_with_its_store_intact(
         assert "every digest checked" in agent.execute(*smoke)
         workshop.podman("kill", "--signal=KILL", agent.name)
         workshop.podman("wait", agent.name)
-        seconds = []
+        seconds = []  # which neither a busy machine stretches nor what podman does
         for _ in range(3):
-            started = time.monotonic()
+            started = read_sample()
             workshop.podman("start", agent.name)
             agent.wait()
-            seconds.append(time.monotonic() - started)
+            seconds.append(agent.processor_seconds() + idle_since(started))
             assert pulled["key"] in agent.execute("weightyard", "--json", "ls")
             workshop.podman("stop", "--time=10", agent.name)
         print(f"container start to ready: {', '.join(f'{each:.2f}' for each in seconds)} s")
-        assert min(seconds) < 6.0  # 2 where nothing else runs; this machine may be busy
+        assert min(seconds) < 6.0
         workshop.podman("start", agent.name)
         agent.wait()
         agent.execute("weightyard", "check")

@@ -13,6 +13,7 @@ from modelimage.reference import RegistryReference
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, IdentityToken
 from tests.modelimage.conformance import BLOB, Place, RepositoryContract, put_image
 from tests.servers.fixtures import USERS
+from tests.servers.process import wait_until
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 
 pytestmark = pytest.mark.servers
@@ -141,20 +142,26 @@ def test_connections_are_reused(
     registry: DockerRegistry, unique_name: Callable[[str], str]
 ) -> None:
     """Reading a blob to its end gives its connection back: 20 blobs, one client port."""
-    reference = RegistryReference(registry.host, unique_name("team/model"))
-    repository = open_repository(reference, Access())
+    name = unique_name("team/model")
+    repository = open_repository(RegistryReference(registry.host, name), Access())
     descriptor = put_image(repository, "v1")
-    before = len(_client_ports(registry))
     for _ in range(20):
         repository.manifest(descriptor)
-    assert len(_client_ports(registry)) == before
+
+    def noted() -> list[str] | None:
+        """A registry notes an answer after it was given."""
+        ports = _client_ports(registry, f"/v2/{name}/manifests/{descriptor.digest}")
+        return ports if len(ports) >= 20 else None
+
+    assert len(set(wait_until(noted, what="notes of 20 answers"))) == 1
 
 
-def _client_ports(server: DockerRegistry) -> set[str]:
-    """The ports that requests came from, as the registry's log has them."""
-    return {
-        word
-        for line in server.log_text().splitlines()
-        for word in line.split()
-        if word.startswith("http.request.remoteaddr=")
-    }
+def _client_ports(server: DockerRegistry, path: str) -> list[str]:
+    """The port that each request for a path came from, as the registry's log has them."""
+    lines = [line.split() for line in server.log_text().splitlines()]
+    asked = ("http.request.method=GET", f'http.request.uri="{path}"')
+    return [
+        next(word for word in words if word.startswith("http.request.remoteaddr="))
+        for words in lines
+        if all(each in words for each in asked) and "http.response.status=200" in words
+    ]

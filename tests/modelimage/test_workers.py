@@ -26,7 +26,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
     def job(item: int, advance: Advance) -> int:
         if item == 0:
-            assert gate.wait(10)
+            gate.wait()
         else:
             gate.set()
         advance(item)
@@ -43,20 +43,20 @@ def test_the_first_error_stops_the_others_and_is_raised() -> None:
             raise Broken
         work_forever(advance)
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(Broken):
         run_all(range(6), job, advance=lambda _: None, workers=3)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_interruption_in_a_callback_stops_everything() -> None:
     def interrupted(count: int) -> None:
         raise KeyboardInterrupt
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         run_all(range(3), lambda _, advance: work_forever(advance), advance=interrupted, workers=2)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_nothing_to_do_is_done() -> None:

@@ -7,6 +7,7 @@ A test that changes a server itself (its users, its storage, its death) starts o
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from tests.servers.vllm import VllmServer
 from weightyard.demo.smollm import smollm2_checkpoint
 
 USERS = {"alice": "wonderland", "bob": "builder"}
+# Read by huggingface_hub when it is imported: a Hub on a busy machine may take its time.
+PATIENCE = {"HF_HUB_ETAG_TIMEOUT": "86400", "HF_HUB_DOWNLOAD_TIMEOUT": "86400"}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """After the environment was scrubbed, before a test module is imported."""
+    os.environ |= PATIENCE
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ class LosingConnections:
             for connection in self._open:
                 _hang_up(connection)
         for thread in self._threads:
-            thread.join(10)
+            thread.join()
 
     def _begin(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments)  # type: ignore[arg-type]

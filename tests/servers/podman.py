@@ -1,8 +1,13 @@
-"""podman with directories of its own: an independent client, and a Docker API for the docker SDK. Needs root."""
+"""podman with directories of its own: an independent client, and a Docker API for the docker SDK. Needs root.
+
+Nothing of how this machine's podman is set up is used: not its runtime (which would be crun, where that is installed,
+even where crun can't run), its storage driver, its networks, its policy.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.servers.overlay import takes_overlays
 from tests.servers.process import ServerProcess, child_environment, program, run
 
 STORAGE = """\
 [storage]
-driver = "overlay"
+driver = "{driver}"
 graphroot = "{root}/root"
 runroot = "{root}/run"
 """
@@ -23,9 +29,13 @@ CONTAINERS = """\
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 tmp_dir = "{root}/tmp"
+runtime = "runc"
+[engine.runtimes]
+runc = [{runc}]
 [network]
-network_backend = "cni"
+network_config_dir = "{root}/networks"
 """
+POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 
 
 class Podman:
@@ -34,12 +44,7 @@ class Podman:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pod-")))
-            (self._root / "storage.conf").write_text(STORAGE.format(root=self._root))
-            (self._root / "containers.conf").write_text(CONTAINERS.format(root=self._root))
-            (self._root / "registries.conf").write_text("unqualified-search-registries = []\n")
-            (self._root / "policy.json").write_text(
-                '{"default": [{"type": "insecureAcceptAnything"}]}'
-            )
+            self._configure()
             stack.callback(self._release)
             self._stack = stack.pop_all()
         return self
@@ -58,8 +63,7 @@ class Podman:
 
     def pull(self, reference: str, *options: str) -> None:
         """Pull an image over plain HTTP."""
-        policy = f"--signature-policy={self._root}/policy.json"
-        self.podman("pull", "--quiet", "--tls-verify=false", policy, *options, reference)
+        self.podman("pull", "--quiet", "--tls-verify=false", *options, reference)
 
     def images(self) -> list[str]:
         """The references of the images it has."""
@@ -98,7 +102,22 @@ class Podman:
             CONTAINERS_STORAGE_CONF=str(self._root / "storage.conf"),
             CONTAINERS_CONF=str(self._root / "containers.conf"),
             CONTAINERS_REGISTRIES_CONF=str(self._root / "registries.conf"),
+            # health checks are run by the tests alone, with systemd and without
+            DISABLE_HC_SYSTEMD="true",
         )
+
+    def _configure(self) -> None:
+        own = self._root / ".config" / "containers"  # HOME is the root
+        own.mkdir(parents=True)
+        (own / "policy.json").write_text(POLICY)
+        driver = "overlay" if takes_overlays(self._root) else "vfs"
+        files = {
+            "storage.conf": STORAGE.format(root=self._root, driver=driver),
+            "containers.conf": CONTAINERS.format(root=self._root, runc=json.dumps(program("runc"))),
+            "registries.conf": "unqualified-search-registries = []\n",
+        }
+        for name, text in files.items():
+            (self._root / name).write_text(text)
 
     def _release(self) -> None:
         self.podman("image", "umount", "--all", "--force")

@@ -1,7 +1,11 @@
-"""Starts a real server as a child, waits for it on a condition with a deadline, and stops all that it started."""
+"""Starts a real server as a child, waits for it on a condition, and stops all that it started.
+
+A wait ends when its condition holds, or when the machine has stood idle for a while: never because it is busy.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -13,26 +17,52 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from tests.servers.idle_clock import IdleClock
+
 T = TypeVar("T")
 POLL_SECONDS = 0.02
 LOG_TAIL = 4000
-STOP_SECONDS = 10.0
+IDLE_SECONDS = 30.0  # of a machine with nothing to do: what is waited for won't come
+STOP_IDLE_SECONDS = 10.0
+FAR_ZONE = "<+1245>-12:45"  # a time zone for tests and their children, whatever the machine's is
 
 
 class ServerFailed(Exception):
-    """A real server didn't start, died, or missed a deadline; the message ends with the end of its log."""
+    """A real server didn't start, died, or stood still; the message ends with the end of its log."""
 
 
-def wait_until(condition: Callable[[], T | None], *, what: str, seconds: float = 10.0) -> T:
-    """The first true value of `condition`, asked again and again. Raises TimeoutError when `seconds` have passed."""
-    deadline = time.monotonic() + seconds
+def wait_until(
+    condition: Callable[[], T | None], *, what: str, idle_seconds: float = IDLE_SECONDS
+) -> T:
+    """The first true value of `condition`, asked again and again.
+
+    Raises TimeoutError when the machine has had nothing to do for `idle_seconds` in all.
+    """
+    idle = IdleClock()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no {what} within {seconds:g} s")
+        _give_up_after(idle_seconds, idle, what)
         time.sleep(POLL_SECONDS)
+
+
+async def until(
+    condition: Callable[[], T | None], *, what: str, idle_seconds: float = IDLE_SECONDS
+) -> T:
+    """`wait_until` for a coroutine: the event loop goes on meanwhile."""
+    idle = IdleClock()
+    while True:
+        value = condition()
+        if value:
+            return value
+        _give_up_after(idle_seconds, idle, what)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _give_up_after(idle_seconds: float, idle: IdleClock, what: str) -> None:
+    if idle() > idle_seconds:
+        raise TimeoutError(f"no {what}, and the machine was idle for {idle_seconds:g} s")
 
 
 def free_port() -> int:
@@ -57,6 +87,7 @@ def child_environment(home: Path, **extra: str) -> dict[str, str]:
         "HOME": str(home),
         "TMPDIR": str(home),
         "LANG": "C.UTF-8",
+        "TZ": FAR_ZONE,
         **extra,
     }
 
@@ -103,7 +134,9 @@ class ServerProcess:
         """Everything the child wrote so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, condition: Callable[[], T | None], *, what: str, seconds: float = 20.0) -> T:
+    def wait_for(
+        self, condition: Callable[[], T | None], *, what: str, idle_seconds: float = IDLE_SECONDS
+    ) -> T:
         """`wait_until`, but an early death of the child ends it. Raises ServerFailed with the end of the log."""
 
         def ready_or_dead() -> tuple[T | None] | None:
@@ -111,27 +144,27 @@ class ServerProcess:
             return (value,) if value or not self.is_running() else None
 
         try:
-            (value,) = wait_until(ready_or_dead, what=what, seconds=seconds)
+            (value,) = wait_until(ready_or_dead, what=what, idle_seconds=idle_seconds)
         except TimeoutError as error:
             raise self._failed(str(error)) from error
         if not value:
             raise self._failed(f"ended with {self._child.returncode} before it gave its {what}")
         return value
 
-    def stop(self, *, seconds: float = STOP_SECONDS) -> None:
+    def stop(self, *, idle_seconds: float = STOP_IDLE_SECONDS) -> None:
         """End the child's whole process group: SIGTERM, then SIGKILL for what is left. Calling it twice is fine."""
         self._signal(signal.SIGTERM)
         try:
-            self._child.wait(seconds)
-        except subprocess.TimeoutExpired:
+            wait_until(lambda: not self.is_running(), what="end", idle_seconds=idle_seconds)
+        except TimeoutError:
             self._signal(signal.SIGKILL)
-            self._child.wait(seconds)
+            self._child.wait()
         self._signal(signal.SIGKILL)
 
     def kill(self) -> None:
         """SIGKILL the group at once, as a power cut would."""
         self._signal(signal.SIGKILL)
-        self._child.wait(STOP_SECONDS)
+        self._child.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         try:
@@ -143,7 +176,7 @@ class ServerProcess:
         return ServerFailed(f"{self.name}: {what}; its log ends:\n{self.log_text()[-LOG_TAIL:]}")
 
 
-def run(command: Sequence[str], *, environment: Mapping[str, str], seconds: float = 120.0) -> str:
+def run(command: Sequence[str], *, environment: Mapping[str, str]) -> str:
     """Run a client program to its end and return its output. Raises ServerFailed with what it wrote when it fails."""
     done = subprocess.run(
         command,
@@ -152,7 +185,6 @@ def run(command: Sequence[str], *, environment: Mapping[str, str], seconds: floa
         text=True,
         errors="replace",
         env=dict(environment),
-        timeout=seconds,
         check=False,
     )
     if done.returncode != 0:

@@ -155,7 +155,7 @@ class TokenAuthRegistry(DockerRegistry):
     SERVICE = "tests"
 
     def __init__(
-        self, *, users: Mapping[str, str], lifetime: float = 300.0, storage: Path | None = None
+        self, *, users: Mapping[str, str], lifetime: float = 3600.0, storage: Path | None = None
     ) -> None:
         super().__init__(storage=storage)
         self.tokens = TokenServer(service=self.SERVICE, users=users, lifetime=lifetime)

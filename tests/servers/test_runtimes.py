@@ -72,7 +72,7 @@ def test_podman_pulls_and_mounts(podman: Podman, image: str) -> None:
 def test_podman_answers_the_docker_sdk(podman: Podman, image: str) -> None:
     podman.pull(image)
     with podman.docker_api() as url:
-        client = docker.DockerClient(base_url=url)
+        client = docker.DockerClient(base_url=url, timeout=None)  # type: ignore[arg-type]
         try:
             assert image in {tag for found in client.images.list() for tag in found.tags}
         finally:

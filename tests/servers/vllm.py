@@ -14,8 +14,6 @@ import urllib3
 
 from tests.servers.process import ServerProcess, child_environment, free_port
 
-START_SECONDS = 240.0
-
 
 class VllmServer:
     """vLLM's OpenAI server on `model`. It takes some 40 s to start: share one among tests."""
@@ -36,7 +34,7 @@ class VllmServer:
                     self._command(), log=root / "log", environment=self._environment(root)
                 )
             )
-            self._process.wait_for(self._is_healthy, what="healthy answer", seconds=START_SECONDS)
+            self._process.wait_for(self._is_healthy, what="healthy answer")
             self._stack = stack.pop_all()
         return self
 
@@ -51,13 +49,13 @@ class VllmServer:
     def complete(self, prompt: str, *, max_tokens: int = 8) -> str:
         """The greedy completion of `prompt`."""
         body = {"model": self.NAME, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-        answer = self._http.request("POST", f"{self.url}/v1/completions", json=body, timeout=120.0)
+        answer = self._http.request("POST", f"{self.url}/v1/completions", json=body)
         choices: list[dict[str, Any]] = json.loads(answer.data)["choices"]
         return str(choices[0]["text"])
 
     def metrics(self) -> str:
         """The Prometheus page with the `vllm:*` metrics."""
-        return self._http.request("GET", f"{self.url}/metrics", timeout=10.0).data.decode()
+        return self._http.request("GET", f"{self.url}/metrics").data.decode()
 
     def log_text(self) -> str:
         """vLLM's whole log."""

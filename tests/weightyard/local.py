@@ -15,7 +15,6 @@ from typing import Any
 from tests.servers.process import child_environment, wait_until
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine"
-SECONDS = 60.0
 
 
 @dataclass
@@ -45,17 +44,17 @@ class Terminal:
             }
         return child_environment(self.directory, **extra)
 
-    def run(self, *args: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(
             [sys.executable, "-m", "weightyard.cli", *args],
             cwd=self.directory, env=self.environment(), capture_output=True, text=True,
-            timeout=seconds, check=False,
+            check=False,
         )  # fmt: skip
 
-    def ok(self, *args: str, seconds: float = SECONDS) -> str:
+    def ok(self, *args: str) -> str:
         """Run to a good end; its stdout."""
-        done = self.run(*args, seconds=seconds)
+        done = self.run(*args)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -79,7 +78,7 @@ class Terminal:
         return str(states.get(name, "absent"))
 
     def wait_for(self, name: str, state: str) -> None:
-        wait_until(lambda: self.state(name) == state, what=f"{name} {state}", seconds=SECONDS)
+        wait_until(lambda: self.state(name) == state, what=f"{name} {state}")
 
     def document(self, name: str) -> dict[str, Any]:
         """The state file itself."""

@@ -68,7 +68,6 @@ def test_ten_kills_cost_at_most_what_was_on_its_way(
                     proxy.uploaded >= target or process.poll() is not None
                 ),
                 what="progress",
-                seconds=60,
             )
             process.send_signal(sent_signal)
             code = process.wait()

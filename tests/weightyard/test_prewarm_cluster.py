@@ -87,13 +87,15 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agents]:
 def test_a_model_is_wanted_waited_for_and_wanted_otherwise(
     agents: Agents, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prewarm", IMAGE, "--nodes", "gpu=l4", "--pin", "--wait", "--timeout", "30"]) == 0
+    assert (
+        main(["prewarm", IMAGE, "--nodes", "gpu=l4", "--pin", "--wait", "--timeout", "86400"]) == 0
+    )
     shown = capsys.readouterr()
     assert shown.out == "llama-v1 is ready\n"
     assert "llama-v1: 100%, 1/1 nodes" in shown.err
     assert agents.model()["spec"] | {"nodeSelector": GPU, "pin": True} == agents.model()["spec"]
     version = agents.model()["metadata"]["generation"]
-    assert main(["--json", "prewarm", IMAGE, "--cluster", "--wait", "--timeout", "30"]) == 0
+    assert main(["--json", "prewarm", IMAGE, "--cluster", "--wait", "--timeout", "86400"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out) == {"name": "llama-v1", "wanted": True, "ready": True}
     events = [json.loads(line) for line in shown.err.splitlines()]
@@ -124,7 +126,7 @@ def test_failures_and_time_that_ran_out_are_told_by_node(
     ]
     agents.says["cpu-1"] = {"state": "Failed", "reason": "AccessDenied", "message": "no"}
     agents.report("cpu-1")
-    assert main([*asked, "30"]) == 4
+    assert main([*asked, "86400"]) == 4
     assert "cpu-1: no" in capsys.readouterr().err
     assert main(["--json", "status", "llama-v1", "--cluster"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.process import child_environment
+from tests.servers.process import child_environment, free_port
 from tests.workspace.samples import record
 from workspace.document import parse_workspace
 from workspace.hardware import asked_hardware
@@ -32,10 +32,11 @@ def tour() -> str:
 def test_tour(tmp_root: Path, smollm2: Path) -> None:
     environment = child_environment(tmp_root, WEIGHTYARD_CACHE=str(smollm2.parent.parent))
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    port = str(free_port())  # the README's may be taken here
     try:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", tour()],
-            cwd=tmp_root, env=environment, capture_output=True, text=True, timeout=500, check=False,
+            ["bash", "-euo", "pipefail", "-c", tour().replace("8137", port)],
+            cwd=tmp_root, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     finally:
         subprocess.run(
@@ -45,7 +46,7 @@ def test_tour(tmp_root: Path, smollm2: Path) -> None:
     assert done.returncode == 0, done.stderr
     promises = (
         "oci:./smollm2:v1 is intact",
-        "ready at http://127.0.0.1:8137",
+        f"ready at http://127.0.0.1:{port}",
         " Paris",
         "smollm2: stopped",
     )

@@ -22,7 +22,7 @@ from weightyard.demo.synthetic import synthetic_checkpoint
 
 
 def healthy(url: str) -> bool:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
@@ -40,7 +40,7 @@ def test_foreground_serves_until_ctrl_c(terminal: Terminal, file: Path) -> None:
     assert terminal.document("tiny")["variant"] == "bf16"
     server = terminal.document("tiny")["server"]["pid"]
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate()
     assert process.returncode == 130
     assert f"{row['url']}/v1/completions" in out
     assert not alive(server)
@@ -119,7 +119,7 @@ def test_logs(terminal: Terminal, file: Path) -> None:
     assert terminal.ok("logs", "tiny", "--tail", "0") == ""
     following = terminal.start("logs", "-f", "tiny")
     terminal.ok("down", "tiny")
-    out, _ = following.communicate(timeout=30)
+    out, _ = following.communicate()
     assert following.returncode == 0
     assert "GET /health" in out
 
@@ -199,7 +199,7 @@ def test_stdin(terminal: Terminal, file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "weightyard.cli", "up", "-d", "-", "--port", "0"],
         input=file.read_text(), env=terminal.environment(), cwd=terminal.directory,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert terminal.state("tiny") == "ready"
@@ -210,7 +210,7 @@ def test_ctrl_c_while_watching_leaves_it_running(terminal: Terminal, file: Path)
     watching = terminal.start("up", "-d", str(file), "--port", "0")
     terminal.wait_for("tiny", "starting")
     watching.send_signal(signal.SIGINT)
-    _, err = watching.communicate(timeout=30)
+    _, err = watching.communicate()
     assert watching.returncode == 130
     assert "goes on in the background" in err
     terminal.gate.touch()

@@ -43,7 +43,7 @@ def test_server_that_dies_later(terminal: Terminal, file: Path) -> None:
     process = terminal.start("up", str(file), "--port", "0")
     terminal.wait_for("tiny", "ready")
     kill(terminal.document("tiny")["server"]["pid"])
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == 13
     assert "was killed by signal 9" in err
     assert terminal.state("tiny") == "failed"
@@ -56,7 +56,7 @@ def test_ctrl_c_while_starting(terminal: Terminal, file: Path) -> None:
     wait_until(lambda: terminal.document("tiny")["server"], what="server")
     server = terminal.document("tiny")["server"]["pid"]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate()
     assert process.returncode == 130
     assert not alive(server)
     assert terminal.state("tiny") == "stopped"
@@ -69,7 +69,7 @@ def test_slow_start_becomes_ready(terminal: Terminal, file: Path) -> None:
     terminal.gate.touch()
     terminal.wait_for("tiny", "ready")
     terminal.ok("down", "tiny")
-    process.communicate(timeout=30)
+    process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -79,7 +79,7 @@ def test_stubborn_server_is_killed_after_its_grace(terminal: Terminal, file: Pat
     terminal.wait_for("tiny", "ready")
     server = terminal.document("tiny")["server"]["pid"]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate()
     assert not alive(server)
     assert terminal.state("tiny") == "stopped"
 
@@ -91,7 +91,7 @@ def test_second_ctrl_c_ends_the_grace(terminal: Terminal, file: Path) -> None:
     process.send_signal(signal.SIGINT)
     terminal.wait_for("tiny", "stopping")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate()
     assert terminal.state("tiny") == "stopped"
 
 
@@ -168,7 +168,7 @@ def test_ctrl_c_while_the_registry_stalls(terminal: Terminal) -> None:
         )
         connection, _ = silent.accept()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate()
         connection.close()
     assert process.returncode == 130
     assert terminal.state("stuck") == "stopped"
@@ -182,7 +182,7 @@ def test_full_disk_leaves_no_server_behind(terminal: Terminal, file: Path) -> No
     # Also root can't write a file where a directory is.
     (terminal.root / "up" / "tiny" / "state.json.new").mkdir()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == 9
     assert "can't write" in err
     assert not alive(server)

@@ -17,8 +17,6 @@ from weightyard.demo.run import ask
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
-START_SECONDS = 400.0
-
 
 @pytest.fixture(scope="module")
 def terminal() -> Iterator[Terminal]:
@@ -34,7 +32,7 @@ def ready(terminal: Terminal, smollm2: Path) -> dict[str, Any]:
     image = f"oci:{terminal.directory}/image:v1"
     terminal.ok("build", str(smollm2), "--to", image)
     file = workspace(terminal.directory, "smollm2-demo", image)
-    text = terminal.ok("up", "-d", str(file), "--port", "0", "--json", seconds=START_SECONDS)
+    text = terminal.ok("up", "-d", str(file), "--port", "0", "--json")
     document: dict[str, Any] = json.loads(text)
     return document
 
@@ -45,7 +43,7 @@ def test_answers(ready: dict[str, Any]) -> None:
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     with urllib3.PoolManager(retries=False) as http:
-        reply = http.request("POST", url, json=body, timeout=60.0)
+        reply = http.request("POST", url, json=body)
     assert reply.status == 200, reply.data
     found: dict[str, Any] = json.loads(reply.data)
     return found
@@ -84,9 +82,7 @@ def test_serves_the_cached_directory(
 
 def test_served_under_the_names_and_limits_planned(ready: dict[str, Any]) -> None:
     with urllib3.PoolManager(retries=False) as http:
-        (model,) = json.loads(http.request("GET", f"{ready['url']}/v1/models", timeout=30.0).data)[
-            "data"
-        ]
+        (model,) = json.loads(http.request("GET", f"{ready['url']}/v1/models").data)["data"]
     assert model["id"] == "smollm2-demo"
     assert model["max_model_len"] == 8192
 
@@ -109,7 +105,7 @@ def test_down_leaves_nothing(smollm2: Path) -> None:
         try:
             terminal.wait_for("second", "starting")
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=120)
+            process.communicate()
             assert process.returncode == 130
             server = terminal.document("second")["server"]
             assert server is None or not alive(server["pid"])

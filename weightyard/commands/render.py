@@ -69,7 +69,9 @@ def render(
         console.say(f"not chosen: {reason}")
     condition = cpu_condition(release.plan.engine.value, release.plan.variant)
     if not release.plan.gpus and condition and hardware.cpu_flags is None:
-        console.say(f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it")
+        console.say(
+            f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it"
+        )
     surroundings = Surroundings(system_namespace=system_namespace, agent_image=agent_image)
     documents = _documents(workspace, release, target=target, surroundings=surroundings)
     console.result(

@@ -56,7 +56,8 @@ class Gate:
             self._asking = asyncio.create_task(self._ask(self._found))
         assert self._found is not None  # noqa: S101 - made together with the task
         try:
-            return await asyncio.wait_for(asyncio.shield(self._found), self.limits.patience)
+            async with asyncio.timeout(self.limits.patience):
+                return await asyncio.shield(self._found)
         except TimeoutError as error:
             raise TimedOut(
                 f"no server came up within {self.limits.patience:g} s",

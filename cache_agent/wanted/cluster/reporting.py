@@ -16,6 +16,7 @@ from typing import Any, Final
 from cache_agent.api.document import API_VERSION
 from cache_agent.api.node_cache import KIND, PLURAL, NodeCacheStatus
 from cache_agent.api.refusals import Conflict
+from cache_agent.faces.bridge import wait_event
 from cache_agent.wanted.cluster.backoff import Backoff
 from cache_agent.wanted.cluster.client import Api
 from modelimage.errors import NotFound, WeightyardError
@@ -83,8 +84,7 @@ class Reporter:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), PROGRESS if self.busy() else None)
+            await wait_event(self._changed, PROGRESS if self.busy() else None)
             self._changed.clear()
             await self._report()
 
@@ -98,9 +98,7 @@ class Reporter:
             left = self._at + after - self.monotonic()
             if left <= 0:
                 break
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
-            if self._changed.is_set():
+            if await wait_event(self._changed, left):
                 self._changed.clear()
                 await self.sleep(0)
         await self._write(status)

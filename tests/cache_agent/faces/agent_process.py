@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from tests.cache_agent.nodes import UNDISTURBED
 from tests.servers.process import ServerProcess, child_environment
 
 LOOPBACK = '["127.0.0.1:*", "*.0.0.1:*"]'
@@ -22,7 +23,7 @@ class AgentProcess:
 
     def __init__(self, root: Path, **settings: str) -> None:
         self._root = root
-        self._settings = {"WEIGHTYARD_FACES__REGISTRIES": LOOPBACK, **settings}
+        self._settings = {"WEIGHTYARD_FACES__REGISTRIES": LOOPBACK, **UNDISTURBED, **settings}
         self._process: ServerProcess | None = None
         self.faces: dict[str, str] = {}
 

@@ -14,6 +14,7 @@ from typing import Self
 
 from cache_agent.addresses import Address
 from cache_agent.faces.opening import FaceOptions, OpenFaces, open_faces
+from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.holders import Machine
 from cache_agent.node import Node, NodeOptions, NodeParts
@@ -21,13 +22,17 @@ from modelimage.access import Access
 from modelimage.reference import parse_image
 from modelimage.registry.connections import Connections
 from modelimage.registry.retry import RetryPolicy
+from modelimage.registry.transport import Timeouts
+from tests.cache_agent.nodes import ROOMY
 
 ANY = Address("127.0.0.1", 0)
+HOUR = 3600.0
 
 
 def loopback_access() -> Access:
-    """Anonymous, without repetition, so that a stopped registry is found out at once."""
-    return Access(connections=Connections(policy=RetryPolicy(attempts=1)))
+    """Anonymous, without repetition, so that a stopped registry is found out at once; a busy one takes its time."""
+    timeouts = Timeouts(connect=HOUR, stall=HOUR, finish=HOUR)
+    return Access(connections=Connections(policy=RetryPolicy(attempts=1), timeouts=timeouts))
 
 
 class FacesInProcess:
@@ -52,7 +57,8 @@ class FacesInProcess:
         csi = self._options.csi
         machine = Machine(kubelet=csi.kubelet) if csi else Machine()
         parts = replace(NodeParts.real(self._access), clock=self._clock, machine=machine)
-        self.node = Node(NodeOptions(self._root), parts)
+        engine = EngineOptions(stall_seconds=HOUR)
+        self.node = Node(NodeOptions(self._root, ROOMY, engine), parts)
         self._thread = threading.Thread(target=self._main)
         self._thread.start()
         self._ready.wait()
@@ -80,7 +86,7 @@ class FacesInProcess:
 
     def pull(self, image: str, variant: str | None = None) -> PullResult:
         """Pull with the node's own access and wait."""
-        result = self.node.pull(PullRequest(parse_image(image), variant)).result(60)
+        result = self.node.pull(PullRequest(parse_image(image), variant)).result()
         assert result is not None
         return result
 

@@ -20,7 +20,7 @@ def fetch(
     host: str, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
 ) -> HttpAnswer:
     """Ask `HOST:PORT` and read the whole answer."""
-    connection = http.client.HTTPConnection(host, timeout=60)
+    connection = http.client.HTTPConnection(host)
     try:
         connection.request(method, path, headers=dict(headers or {}))
         answer = connection.getresponse()

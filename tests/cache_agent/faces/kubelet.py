@@ -54,8 +54,8 @@ class Kubelet:
         )  # fmt: skip
         return info
 
-    def call(self, service: str, method: str, seconds: float = 30.0, **fields: Any) -> Any:
-        """One call to the driver. Raises grpc.RpcError."""
+    def call(self, service: str, method: str, seconds: float | None = None, **fields: Any) -> Any:
+        """One call to the driver, which takes as long as it takes unless it has `seconds`. Raises grpc.RpcError."""
         path = self.directory / "plugins/cache.weightyard.dev/csi.sock"
         return self._call(
             path, f"csi.v1.{service}", method, f"{method}Request", f"{method}Response", seconds, **fields
@@ -68,14 +68,23 @@ class Kubelet:
         *,
         variant: str | None = None,
         secrets: Mapping[str, str] | None = None,
-        seconds: float = 30.0,
+        seconds: float | None = None,
         **changed: Any,
     ) -> str:
-        """Publish an image for a pod; the target. `changed` replaces fields of the request."""
+        """Publish an image for a pod; the target. `changed` replaces fields of the request.
+
+        Without `seconds` it asks again, as kubelet does, for as long as it is told that the model is on its way.
+        """
         target = volume(self.directory, pod)
         request = publish_request(pod, target, image, variant, secrets) | changed
-        self.call("Node", "NodePublishVolume", seconds, **request)
-        return target
+        while True:
+            try:
+                self.call("Node", "NodePublishVolume", seconds, **request)
+            except grpc.RpcError as error:
+                if seconds is None and error.code() is grpc.StatusCode.ABORTED:
+                    continue
+                raise
+            return target
 
     def unpublish(self, pod: str, target: str | None = None) -> None:
         """Unpublish a pod's volume."""
@@ -93,7 +102,7 @@ class Kubelet:
         method: str,
         request: str,
         answer: str,
-        seconds: float = 30.0,
+        seconds: float | None = None,
         **fields: Any,
     ) -> Any:
         channel = grpc.insecure_channel(

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from cache_agent.faces.bridge import Bridge, call_soon
+from cache_agent.faces.bridge import Bridge, call_soon, wait_event
 from cache_agent.fetch.values import PullSnapshot, PullState
 
 
@@ -37,7 +37,7 @@ class LatePull:
 def in_thread(call: Callable[[], None]) -> None:
     thread = threading.Thread(target=call)
     thread.start()
-    thread.join(20)
+    thread.join()
 
 
 async def states(bridge: Bridge, pull: LatePull, *, leave: bool) -> list[PullState]:
@@ -80,3 +80,41 @@ def test_other_errors_of_a_loop_are_told() -> None:
         call_soon(loop, print)
     loop.close()
     call_soon(loop, print)
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_cancellation_is_never_lost_to_the_event_that_comes_with_it(steps: int) -> None:
+    """Cancelled in any step of the loop around the one in which the event is set, the task ends."""
+
+    async def main() -> bool:
+        event = asyncio.Event()
+
+        async def loop() -> None:
+            while True:
+                await wait_event(event, 3600)
+                event.clear()
+
+        task = asyncio.create_task(loop())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        event.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        ended = task.done()
+        task.cancel()
+        return ended
+
+    assert asyncio.run(main())
+
+
+def test_an_event_that_does_not_come_is_waited_for_so_long() -> None:
+    async def main() -> tuple[bool, bool]:
+        event = asyncio.Event()
+        before = await wait_event(event, 0.01)
+        event.set()
+        return before, await wait_event(event, None)
+
+    assert asyncio.run(main()) == (False, True)

@@ -28,6 +28,7 @@ from tests.cache_agent.faces.kubelet import PREFIX, Kubelet
 from tests.cache_agent.faces.machine import ALLOWED, Machine, refused
 from tests.cache_agent.faces.published import publish_model
 from tests.cache_agent.mounter.mounters import NamespacedMounter
+from tests.cache_agent.nodes import ROOMY
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 
 pytestmark = pytest.mark.servers
@@ -143,10 +144,14 @@ def test_a_cached_model_is_published_while_its_registry_is_away(machine: Machine
     assert machine.files(machine.kubelet.publish("pod-1", image)) == model.files
 
 
-def test_a_slow_pull_says_how_far_it_is_and_goes_on(machine: Machine, image: str) -> None:
+def test_a_slow_pull_says_how_far_it_is_and_goes_on(
+    machine: Machine, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = publish_model(image, seed=47)
-    machine.agent.node.engine.set_bandwidth(700_000)
-    waiting = refused(lambda: machine.kubelet.publish("pod-1", image, seconds=4))
+    # Told after a second, with an hour for the answer to come; and half a minute's worth of bytes.
+    monkeypatch.setattr("cache_agent.faces.csi.server._MARGIN_SECONDS", 3600.0)
+    machine.agent.node.engine.set_bandwidth(100_000)
+    waiting = refused(lambda: machine.kubelet.publish("pod-1", image, seconds=3601))
     assert waiting.code() is Code.ABORTED
     assert "waiting for" in waiting.details()
     for subject in ("pod-1", "a", "b/a", image):
@@ -196,7 +201,7 @@ def context(pod: str, **attributes: str) -> dict[str, str]:
     return {f"{PREFIX}ephemeral": "true", f"{PREFIX}pod.uid": pod, **attributes}
 
 
-IMAGE = "127.0.0.1:9/team/m:v1"
+IMAGE = "127.0.0.1:9/team/m:v1"  # which is never asked for
 
 
 @pytest.mark.parametrize(
@@ -219,8 +224,10 @@ IMAGE = "127.0.0.1:9/team/m:v1"
         ({}, Code.UNAVAILABLE),
     ],
 )  # fmt: skip
-def test_what_is_wrong_has_its_code(machine: Machine, changed: dict[str, Any], code: Code) -> None:
-    error = refused(lambda: machine.kubelet.publish("pod-1", IMAGE, **changed))
+def test_what_is_wrong_has_its_code(
+    machine: Machine, deserted: str, changed: dict[str, Any], code: Code
+) -> None:
+    error = refused(lambda: machine.kubelet.publish("pod-1", f"{deserted}/team/m:v1", **changed))
     assert error.code() is code
     assert error.details()
     assert (machine.mounter.mounts(), machine.leases()) == ([], [])
@@ -242,7 +249,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(machine: Machine, imag
     assert error.code() is Code.RESOURCE_EXHAUSTED
     assert "need" in error.details()
     assert (machine.mounter.mounts(), machine.leases()) == ([], [])
-    store.set_limits(SpaceLimits())
+    store.set_limits(ROOMY)
     target = machine.kubelet.publish("pod-1", image)
     assert machine.files(target) == dict(model.files)
 

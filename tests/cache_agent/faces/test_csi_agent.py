@@ -47,9 +47,8 @@ def test_an_agent_killed_in_the_middle_of_a_publish_goes_on_where_it_was(
 ) -> None:  # fmt: skip
     image = f"{registry.host}/{unique_name('killed')}:v1"
     model = publish_model(image, seed=71)
-    agent.start(WEIGHTYARD_FETCH__BANDWIDTH="500kB")
-    with pytest.raises(grpc.RpcError, match="waiting for"):
-        kubelet.publish("pod-1", image, seconds=4)
+    agent.start(WEIGHTYARD_FETCH__BANDWIDTH="20kB")
+    wait_until(lambda: _is_waiting(kubelet, image), what="word that the model is on its way")
     agent.kill()
     assert mounter.mounts() == []
     agent.start()
@@ -57,6 +56,13 @@ def test_an_agent_killed_in_the_middle_of_a_publish_goes_on_where_it_was(
     assert (mounter.inside(target) / "config.json").read_bytes() == model.files["config.json"]
     kubelet.unpublish("pod-1", target)
     assert mounter.mounts() == []
+
+
+def _is_waiting(kubelet: Kubelet, image: str) -> bool:
+    """What the driver says after a second; a busy machine may not say anything in time."""
+    with pytest.raises(grpc.RpcError) as caught:
+        kubelet.publish("pod-1", image, seconds=4)
+    return "waiting for" in (caught.value.details() or "")
 
 
 class VllmInNamespace(VllmServer):
@@ -78,7 +84,7 @@ def test_a_server_reads_on_while_the_agent_is_killed_and_replaced(
     image = f"{registry.host}/{unique_name('served')}:v1"
     build_here(smollm2, image, tmp_path / "scratch")
     agent.start()
-    target = kubelet.publish("pod-1", image, seconds=120)
+    target = kubelet.publish("pod-1", image)
     with VllmInNamespace(target, mounter) as server:
         assert "Paris" in server.complete("The capital of France is")
         agent.kill()

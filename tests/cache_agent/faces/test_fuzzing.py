@@ -22,8 +22,8 @@ def fuzz(found: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the fuzzer; what it finds it writes into a directory."""
     options = [f"-runs={RUNS}", "-seed=1", "-max_len=400", f"-artifact_prefix={found}/"]
     return subprocess.run(
-        [sys.executable, *arguments, *options],
-        check=False, capture_output=True, text=True, errors="replace", timeout=200,
+        [sys.executable, *arguments, *options], cwd=Path(__file__).parents[3],
+        check=False, capture_output=True, text=True, errors="replace",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -50,6 +50,13 @@ def contents(path: str | Path) -> dict[str, bytes]:
     root = Path(path)
     found = (each for each in root.rglob("*") if each.is_file() and ".cache" not in each.parts)
     return {each.relative_to(root).as_posix(): each.read_bytes() for each in found}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client waits for an endpoint on a busy machine."""
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "DEFAULT_REQUEST_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 3600)
 
 
 @pytest.fixture
@@ -114,21 +121,24 @@ def test_a_snapshot_comes_from_the_cache_after_the_hub_has_gone(
 
 
 def test_an_image_vouched_for_stands_in_for_a_hub_never_reached(
-    open_faces: Callable[..., FacesInProcess], registry: DockerRegistry, tmp_path: Path
+    open_faces: Callable[..., FacesInProcess],
+    registry: DockerRegistry,
+    tmp_path: Path,
+    deserted: str,
 ) -> None:
     commit = "ab" * 20
     model = published_from("org/model", commit, f"{registry.host}/hub/vouched:v1", 22)
-    faces = open_faces("http://127.0.0.1:9", f"{registry.host}/hub/*")
+    faces = open_faces(f"http://{deserted}", f"{registry.host}/hub/*")
     faces.pull(model.image)
     found = snapshot(faces, "org/model", tmp_path / "one")
     assert (Path(found).name, contents(found)) == (commit, dict(model.files))
 
 
 def test_a_record_s_word_on_its_source_is_not_believed_unless_vouched_for(
-    open_faces: Callable[..., FacesInProcess], registry: DockerRegistry
+    open_faces: Callable[..., FacesInProcess], registry: DockerRegistry, deserted: str
 ) -> None:
     model = published_from("org/model", "ab" * 20, f"{registry.host}/evil/model:v1", 23)
-    faces = open_faces("http://127.0.0.1:9", f"{registry.host}/hub/*")
+    faces = open_faces(f"http://{deserted}", f"{registry.host}/hub/*")
     faces.pull(model.image)
     assert fetch(str(faces.faces.hub), "/org/model/resolve/main/config.json").status == 502
 
@@ -229,8 +239,10 @@ def test_the_api_s_views(
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_can_be_changed(open_faces: Callable[..., FacesInProcess], method: str) -> None:
-    host = str(open_faces("http://127.0.0.1:9").faces.hub)
+def test_nothing_can_be_changed(
+    open_faces: Callable[..., FacesInProcess], deserted: str, method: str
+) -> None:
+    host = str(open_faces(f"http://{deserted}").faces.hub)
     for path in ("/api/models/org/m", "/org/m/resolve/main/x"):
         assert fetch(host, path, method=method).status == 405
     assert fetch(host, "/api/repos/create", method=method).status == 404
@@ -241,8 +253,10 @@ def test_nothing_can_be_changed(open_faces: Callable[..., FacesInProcess], metho
     ["/org/m/resolve/main/../../etc/passwd", "/org/m/resolve/main/%2e%2e%2fx", "/org/m/resolve/..%2f/x",
      "/../m/resolve/main/x", "/api/models/..%2f..", "/api/models/a/b/c/d", "/", "/org/m/resolve/main/a%00b"],
 )  # fmt: skip
-def test_path_tricks_lead_nowhere(open_faces: Callable[..., FacesInProcess], path: str) -> None:
-    assert fetch(str(open_faces("http://127.0.0.1:9").faces.hub), path).status in (400, 404)
+def test_path_tricks_lead_nowhere(
+    open_faces: Callable[..., FacesInProcess], deserted: str, path: str
+) -> None:
+    assert fetch(str(open_faces(f"http://{deserted}").faces.hub), path).status in (400, 404)
 
 
 def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
@@ -253,7 +267,7 @@ def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import transformers.utils.hub as transformers_hub  # noqa: PLC0415 - slow to import
-    from huggingface_hub import constants, file_download, hf_api  # noqa: PLC0415
+    from huggingface_hub import file_download, hf_api  # noqa: PLC0415
     from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415
 
     small = tmp_path / "src"
@@ -282,11 +296,14 @@ def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
 
 
 def test_a_view_is_an_hf_cache_of_the_same_inodes(
-    open_faces: Callable[..., FacesInProcess], registry: DockerRegistry, tmp_root: Path
+    open_faces: Callable[..., FacesInProcess],
+    registry: DockerRegistry,
+    tmp_root: Path,
+    deserted: str,
 ) -> None:
     commit = "cd" * 20
     model = published_from("org/model", commit, f"{registry.host}/hub/view:v1", 30)
-    faces = open_faces("http://127.0.0.1:9")
+    faces = open_faces(f"http://{deserted}")
     path = faces.pull(model.image).path
     view = make_view(tmp_root / "hf", path, model.record)
     assert make_view(tmp_root / "hf", path, model.record).linked == 0

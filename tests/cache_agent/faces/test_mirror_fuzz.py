@@ -19,6 +19,7 @@ from tests.servers.registry import DockerRegistry
 
 pytestmark = pytest.mark.servers
 EXPECTED = frozenset({200, 206, 400, 401, 404, 405, 416})
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ ranges = st.builds("bytes={}-{}".format, numbers, numbers) | st.text(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=UNCHECKED)
 @given(
     parts=st.lists(words, max_size=7),
     namespace=st.none() | st.just("{host}") | words,
@@ -71,7 +72,7 @@ def test_any_request_has_an_expected_answer(
     assert answer.status in EXPECTED
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=UNCHECKED)
 @given(asked=ranges)
 def test_any_range_gives_those_bytes_or_none(
     served: tuple[str, PublishedModel], asked: str
@@ -93,14 +94,14 @@ def test_any_range_gives_those_bytes_or_none(
             assert status == 416
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=UNCHECKED)
 @given(noise=st.binary(max_size=300))
 def test_noise_on_the_socket_leaves_the_mirror_well(
     served: tuple[str, PublishedModel], noise: bytes
 ) -> None:
     mirror, _ = served
     host, _, port = mirror.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port))) as connection:
         connection.sendall(noise)
     assert fetch(mirror, "/v2/").status == 200
 
@@ -114,7 +115,7 @@ def test_clients_that_never_finish_their_requests_hold_up_nobody(
     slow = f"GET /v2/team/model/blobs/{model.weight_layer}?ns={registry} HTTP/1.1\r\nHost: x\r\n"
     with ExitStack() as stack:
         for number in range(200):
-            connection = socket.create_connection((host, int(port)), timeout=10)
+            connection = socket.create_connection((host, int(port)))
             stack.enter_context(connection)
             # Half of them ask and never read the answer, the others never finish asking.
             connection.sendall(f"{slow}{chr(13) + chr(10) if number % 2 else ''}".encode())

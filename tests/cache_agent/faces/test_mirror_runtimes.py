@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cache_agent.faces.published import PublishedModel, publish_model
+from tests.cache_agent.nodes import UNDISTURBED
 from tests.servers import skopeo
 from tests.servers.containerd import Containerd
 from tests.servers.podman import Podman
@@ -26,7 +27,9 @@ def running_agent(root: Path, *arguments: str) -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "weightyard.cli", "agent", "--json", "--root", str(root)]
     log = root.with_suffix(".log")
     with ServerProcess(
-        [*command, *arguments], log=log, environment=child_environment(root.parent)
+        [*command, *arguments],
+        log=log,
+        environment=child_environment(root.parent, **UNDISTURBED),
     ) as process:
         line = process.wait_for(
             lambda: next((x for x in process.log_text().splitlines() if '"ready"' in x), None),

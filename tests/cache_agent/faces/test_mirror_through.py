@@ -37,7 +37,7 @@ def test_chunks_are_passed_on_while_later_ones_have_not_come(
         ns = f"?ns={upstream.host}"
         for digest in model.manifests:
             fetch(faces.mirror, f"/v2/{name}/manifests/{digest}{ns}")
-        client = http.client.HTTPConnection(faces.mirror, timeout=30)
+        client = http.client.HTTPConnection(faces.mirror)
         client.request("GET", f"/v2/{name}/blobs/{model.weight_layer}{ns}")
         answer = client.getresponse()
         expected = blobs[model.weight_layer]

@@ -29,7 +29,7 @@ def _ready_line(log: Path) -> dict[str, dict[str, str]] | None:
 
 
 def _ask(address: str, method: str, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(address, timeout=10)
+    connection = http.client.HTTPConnection(address)
     try:
         connection.request(method, path)
         answer = connection.getresponse()

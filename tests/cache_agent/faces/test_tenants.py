@@ -35,6 +35,7 @@ from tests.cache_agent.faces.published import (
     records_of,
 )
 from tests.cache_agent.nodes import findings
+from tests.servers.process import wait_until
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 
 pytestmark = pytest.mark.servers
@@ -71,7 +72,7 @@ def pull_as(faces: FacesInProcess, image: str, user: str | None) -> None:
     caller = Caller(credential(user) if user else None)
     upstream = Upstream(Access(), AllowedRegistries(ALLOWED))
     request = PullRequest(reference, reader=upstream.repository(reference, caller))
-    assert faces.node.pull(request).result(60) is not None
+    assert faces.node.pull(request).result() is not None
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +203,9 @@ def test_the_same_layer_in_a_repository_of_one_s_own_is_given_from_the_cache(
             assert (
                 fetch(faces.mirror, path, headers=header("bob")).body == blobs[model.weight_layer]
             )
-        sent = [
-            each.sent
-            for each in of_bob.accesses(f"/v2/team/model/blobs/{model.weight_layer}")
-            if each.method == "GET" and each.status < 400
-        ]
+        layer = f"/v2/team/model/blobs/{model.weight_layer}"
+        # A registry notes an answer after it was given.
+        sent = wait_until(lambda: _sent(of_bob, layer), what="note of an answer")
         assert sent == [1]
 
 
@@ -225,15 +224,21 @@ def test_a_token_that_is_relayed_opens_what_upstream_says(tmp_root: Path) -> Non
         assert refused.status == 401
         assert registry.tokens.realm in refused.headers["www-authenticate"]
         url = f"{registry.tokens.realm}?service=tests&scope=repository:team/model:pull"
-        with urlopen(Request(url, headers=header("alice")), timeout=10) as answer:  # noqa: S310
+        with urlopen(Request(url, headers=header("alice"))) as answer:  # noqa: S310
             token = json.load(answer)["token"]
         given = fetch(faces.mirror, path, headers={"Authorization": f"Bearer {token}"})
         assert given.status == 200
-        with urlopen(url, timeout=10) as answer:  # noqa: S310
+        with urlopen(url) as answer:  # noqa: S310
             nobody = json.load(answer)["token"]
         assert (
             fetch(faces.mirror, path, headers={"Authorization": f"Bearer {nobody}"}).status == 404
         )
+
+
+def _sent(registry: DockerRegistry, path: str) -> list[int]:
+    """The sizes of what was given there."""
+    every = registry.accesses(path)
+    return [each.sent for each in every if each.method == "GET" and each.status < 400]
 
 
 def _given(mirror: str, path: str, user: str) -> bytes:

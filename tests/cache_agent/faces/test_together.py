@@ -42,12 +42,12 @@ class Held:
 
     def question(self) -> int:
         self.calls.append("question")
-        assert self.go.wait(30)
+        self.go.wait()
         return len(self.calls)
 
     def tenfold(self, numbers: Sequence[int]) -> list[int]:
         self.calls.append(list(numbers))
-        assert self.go.wait(30)
+        self.go.wait()
         if -1 in numbers:
             raise Unreachable("no route")
         return [number * 10 for number in numbers]

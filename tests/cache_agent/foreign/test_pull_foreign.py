@@ -388,7 +388,7 @@ def test_two_pulls_at_once_fetch_each_layer_once(open_node: NodeFactory, maker: 
     reader = Counting(maker.layout)
     node = open_node({"reg.test/m": reader})
     handles = [node.pull(PullRequest(parse_image(IMAGE))) for _ in range(3)]
-    results = [handle.result(60) for handle in handles]
+    results = [handle.result() for handle in handles]
     assert len({result.path for result in results if result}) == 1
     assert all(handle.snapshot().state is PullState.DONE for handle in handles)
     (layer,) = layers_of(maker.layout)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from tests.cache_agent.images import noise
 from tests.cache_agent.nodes import findings
 from tests.cache_agent.test_pull import files_of
 from tests.modelimage.foreign.images import Maker, files_tar
-from tests.servers.process import child_environment, program, run
+from tests.servers.faulty_registry import FaultyRegistry, Stall
+from tests.servers.process import ServerProcess, child_environment, program, run
 from tests.servers.registry import DockerRegistry
 
 pytestmark = pytest.mark.servers
@@ -28,13 +26,15 @@ pytestmark = pytest.mark.servers
 FILES = {"config.json": b"{}", "model.safetensors": noise(90_000, 1), "sub/tokenizer.json": b"[]"}
 
 
+REPOSITORY = Path(__file__).parents[3]
+
+
 def weightyard(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "weightyard.cli", "--json", *arguments],
-        env=child_environment(home, PYTHONPATH=str(Path.cwd())),
+        env=child_environment(home, PYTHONPATH=str(REPOSITORY)),
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
 
@@ -114,22 +114,25 @@ def test_files_that_oras_pushed(
 
 @pytest.mark.parametrize("packing", [Packing.TAR, Packing.TAR_ZSTD])
 def test_a_pull_that_is_killed_in_the_middle_goes_on(
-    tmp_path: Path, root: Path, packing: Packing
+    tmp_path: Path,
+    root: Path,
+    registry: DockerRegistry,
+    unique_name: Callable[[str], str],
+    packing: Packing,
 ) -> None:
+    """Whose layers stop coming in their middle, so that it can't end before it is killed."""
     large = noise(8 * CHUNK_SIZE, 3)
     maker = Maker(tmp_path / "layout")
     maker.image(files_tar({"models/large": large, "models/config.json": b"{}"}), packing=packing)
-    image = f"oci:{tmp_path / 'layout'}:latest"
-    child = subprocess.Popen(
-        [sys.executable, "-m", "weightyard.cli", "pull", image, "--root", str(root)],
-        env=child_environment(tmp_path, PYTHONPATH=str(Path.cwd())),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not list((root / "partial").glob("*.data")) and time.monotonic() < deadline:
-        os.sched_yield()
-    child.send_signal(signal.SIGKILL)
-    assert child.wait(60) == -signal.SIGKILL
-    assert not list((root / "models").iterdir())
-    assert pulled(tmp_path, root, image) == {"large": large, "config.json": b"{}"}
+    name = f"{unique_name('foreign/killed')}:1"
+    copied(tmp_path / "layout", f"{registry.host}/{name}", tmp_path, "--preserve-digests")
+    with FaultyRegistry(registry.host, Stall(CHUNK_SIZE // 2, times=1000)) as upstream:
+        image = f"{upstream.host}/{name}"
+        command = [sys.executable, "-m", "weightyard.cli", "pull", image, "--root", str(root)]
+        environment = child_environment(tmp_path, PYTHONPATH=str(REPOSITORY))
+        with ServerProcess(command, log=tmp_path / "log", environment=environment) as child:
+            child.wait_for(lambda: list((root / "partial").glob("*.data")), what="partial file")
+            child.kill()
+        upstream.faults = ()
+        assert not list((root / "models").iterdir())
+        assert pulled(tmp_path, root, image) == {"large": large, "config.json": b"{}"}

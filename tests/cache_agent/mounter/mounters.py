@@ -115,12 +115,13 @@ def mounts_below(directory: Path, process: Path = Path("/proc/self")) -> list[Mo
 @contextmanager
 def shared(directory: Path) -> Iterator[Path]:
     """A directory whose mounts pass to other namespaces and back, as kubelet's does."""
-    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    mount, umount = program("mount"), program("umount")
+    subprocess.run([mount, "--bind", directory, directory], check=True)
     try:
-        subprocess.run(["mount", "--make-shared", directory], check=True)
+        subprocess.run([mount, "--make-shared", directory], check=True)
         yield directory
     finally:
-        subprocess.run(["umount", "--recursive", "--lazy", directory], check=True)
+        subprocess.run([umount, "--recursive", "--lazy", directory], check=True)
 
 
 def volume(kubelet: Path, pod: str = "pod-1", name: str = "model") -> str:

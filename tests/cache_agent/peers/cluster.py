@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +18,23 @@ from cache_agent.api.wire import PullBody, PullDone
 from cache_agent.client import AgentClient
 from cache_agent.sockets import connect
 from cache_agent.store.paths import StorePaths
-from tests.cache_agent.nodes import findings
+from tests.cache_agent.nodes import UNDISTURBED, findings
 from tests.servers.process import ServerProcess, child_environment
 
-PORT = 7946
 KEY = "a key that only these tests' nodes share, and nobody else"
 
 
 def addresses(count: int) -> list[str]:
-    """Addresses that no other process of this machine uses: on loopback networks named after this process."""
+    """Free addresses that no other tests use: on loopback networks named after this process."""
     pid = os.getpid()
-    return [f"127.{100 + (pid >> 8) % 100}.{pid % 256}.{n + 1}:{PORT}" for n in range(count)]
+    hosts = [f"127.{100 + (pid >> 8) % 100}.{pid % 256}.{n + 1}" for n in range(count)]
+    return [f"{host}:{_free_port(host)}" for host in hosts]
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -54,7 +61,7 @@ class ClusterNode:
 
     def counted(self, name: str) -> float:
         """The sum of a counter over its labels."""
-        connection = connect(StorePaths(self.root).socket, 10)
+        connection = connect(StorePaths(self.root).socket, None)
         with closing(connection), connection.makefile("rwb") as stream:
             stream.write(b"GET /metrics HTTP/1.0\r\n\r\n")
             stream.flush()
@@ -81,11 +88,10 @@ class Cluster:
         """Start agents side by side; they answer when this returns."""
         started = [self._start(number, peers) for number in numbers]
         for node in started:
-            socket = StorePaths(node.root).socket
+            path = StorePaths(node.root).socket
             node.process.wait_for(
-                lambda path=socket: AgentClient.of_socket(path),  # type: ignore[misc]
+                lambda path=path: AgentClient.of_socket(path),  # type: ignore[misc]
                 what="answer",
-                seconds=60,
             )
         self.nodes += started
         return started
@@ -106,7 +112,7 @@ class Cluster:
         command = [sys.executable, "-m", "weightyard.cli", "--json", "agent"]
         command += ["--root", str(home / "store"), "--config", str(home / "config.yaml")]
         log = home / f"log-{len(list(home.glob('log-*')))}"
-        environment = child_environment(home, DOCKER_CONFIG=str(home / "docker"))
+        environment = child_environment(home, DOCKER_CONFIG=str(home / "docker"), **UNDISTURBED)
         process = self.stack.enter_context(ServerProcess(command, log=log, environment=environment))
         return ClusterNode(name, home / "store", process)
 

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from cache_agent.events import Events
 from cache_agent.faces.bridge import Bridge
-from cache_agent.faces.peers.api import PeersApi, patience
+from cache_agent.faces.peers.api import PeersApi
 from cache_agent.faces.peers.offers import Offers
 from cache_agent.fetch.throttle import Throttle
 from cache_agent.node import Node
@@ -57,7 +57,7 @@ class Serving:
     tls: TlsFiles | None = None
     uploads: int = 4
     upload: float = 0.0
-    patience: Callable[[int], float] = patience
+    patience: Callable[[int], float] = lambda size: 3600.0
     now: float = 1_800_000_000.0
     name: str = ""
     board: Board = field(default_factory=lambda: Board(lambda: 0.0))
@@ -66,7 +66,7 @@ class Serving:
 
     def client(self, key: Key = KEY, **options: object) -> PeerClient:
         """A peer that asks it."""
-        given = {"tls": self.tls, "stall": 5.0, **options}
+        given = {"tls": self.tls, "stall": 3600.0, **options}
         return PeerClient("asker:1", lambda: (key,), lambda: self.now, **given)  # type: ignore[arg-type]
 
     async def _start(self, context: ssl.SSLContext | None, bridge: Bridge) -> web.AppRunner:
@@ -123,7 +123,7 @@ def serving(node: Node, **options: object) -> Iterator[Serving]:
     thread.start()
 
     def call(task: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(task, loop).result(20)
+        return asyncio.run_coroutine_threadsafe(task, loop).result()
 
     runner = call(served._start(context, bridge))
     try:

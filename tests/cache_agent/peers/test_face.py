@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from cache_agent.faces.peers.offers import Offer
-from cache_agent.fetch.engine import EngineOptions
 from cache_agent.node import Node
 from cache_agent.peers.board import ChunkId
 from cache_agent.peers.client import PeerClient, have_path
@@ -37,7 +36,7 @@ from modelimage.record import CHUNK_SIZE, Record, RecordFile
 from modelimage.repository import BlobStream
 from tests.cache_agent.faults import BreaksAfter
 from tests.cache_agent.images import MemoryImage, make_record, noise, simple_image
-from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.nodes import PATIENT, NodeFactory, pull
 from tests.cache_agent.peers.certificates import Authority
 from tests.cache_agent.peers.serving import KEY, Serving, serving
 from tests.servers.process import wait_until
@@ -100,10 +99,10 @@ def test_a_file_that_is_on_its_way_is_given_as_far_as_it_is_verified(
     image, record, contents = simple_image(weights=[CHUNK_SIZE + 1000])
     file = next(each for each in record.files if each.chunk_count() == 2)
     fault = BreaksAfter(image, file.layer, CHUNK_SIZE + 600, hang=True)
-    node = open_node({PLACE: fault}, engine=EngineOptions(streams=1))
+    node = open_node({PLACE: fault}, engine=PATIENT)
     thread = threading.Thread(target=lambda: _until_cancelled(node))
     thread.start()
-    assert fault.hanging.wait(60)
+    fault.hanging.wait()
     with serving(node, public={PLACE}) as face:
         face.board.begin(ChunkId(identity(file), 1))
         client = face.client()
@@ -168,7 +167,7 @@ def test_nothing_is_said_or_changed_without_a_signature(face: Serving, file: Rec
 
 def answer(face: Serving, method: str, path: str, authorization: str = "") -> bytes:
     host, _, port = face.name.rpartition(":")
-    with closing(socket.create_connection((host, int(port)), 10)) as raw:
+    with closing(socket.create_connection((host, int(port)))) as raw:
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         raw.sendall(f"{head}Authorization: {authorization}\r\n\r\n".encode())
         data = b""
@@ -226,7 +225,7 @@ def test_who_takes_nothing_loses_its_place_to_others(warm: Node, file: RecordFil
     """Its kernel takes some megabytes for it; then nothing more leaves."""
 
     def patience(size: int) -> float:
-        return 0.2 if size > 10 else 60.0
+        return 0.2 if size > 10 else 3600.0
 
     with serving(warm, public={PLACE}, uploads=1, patience=patience) as face:
         client, chunk = face.client(), ChunkId(identity(file), 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,7 @@ from cache_agent.wanted.runtime import ImageService, RuntimeImages
 from cache_agent.wanted.values import Target, Wish
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
-
-SECONDS = 20.0
+from tests.servers.process import until
 
 
 class AsTheNode:
@@ -53,14 +51,6 @@ def wish(name: str, image: str = "reg.test/m:v1", **options: Any) -> Wish:
     return replace(Wish(name, Target(image, None)), **options)
 
 
-async def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait for a condition, long at most. Raises AssertionError."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, what or "it didn't come to pass"
-        await asyncio.sleep(0.005)
-
-
 @dataclass
 class Keeping:
     """A keeper that runs. `log` holds what it noted."""
@@ -77,11 +67,15 @@ class Keeping:
 
     async def reaches(self, name: str, state: str, reason: str | None = None) -> Wanted:
         """Wait until a wish stands so."""
-        await until(
-            lambda: (w := self.wanted(name)).state == state and reason in (None, w.reason),
-            f"{name} isn't {state} {reason or ''} but {self.wanted(name)}",
-        )
-        return self.wanted(name)
+
+        def stands() -> Wanted | None:
+            found = self.wanted(name)
+            return found if found.state == state and reason in (None, found.reason) else None
+
+        try:
+            return await until(stands, what=f"{name} that is {state} {reason or ''}")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.wanted(name)}") from error
 
 
 @asynccontextmanager
@@ -106,7 +100,8 @@ async def keeping(
         open_reader=open_reader,
         runtime=RuntimeImages(runtime, authorize, node.clock, lambda: 0.0),
         note=lambda event, **fields: log.append((event, fields)),
-        options=options or KeeperOptions(look_seconds=0.2),
+        # A label that is slow to go is waited for, however long that takes.
+        options=options or KeeperOptions(look_seconds=0.2, label_seconds=24 * 3600.0),
         random=lambda: 0.0,
     )
     task = asyncio.create_task(keeper.run())

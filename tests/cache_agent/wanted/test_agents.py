@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.cache_agent.faces.published import PublishedModel, publish_model
 from tests.cache_agent.nodes import findings
 from tests.cache_agent.test_agent import RunningAgent, agent
 from tests.cache_agent.wanted.documents import cached_model
+from tests.servers.idle_clock import IdleClock
 from tests.servers.process import wait_until
 from tests.servers.registry import DockerRegistry
 from weightyard.cli import main
@@ -68,8 +68,7 @@ def all_reach(running: list[RunningAgent], *expected: dict[str, str]) -> None:
     for each, states_wanted in zip(running, expected, strict=True):
         wait_until(
             lambda at=each, want=states_wanted: states(at.client.status()) == want,
-            what=f"{states_wanted}, found {states(each.client.status())}",
-            seconds=30,
+            what=f"{states_wanted}, found {states(each.client.status())} before",
         )
 
 
@@ -84,7 +83,7 @@ def test_agents_with_one_wanted_state_hold_what_selects_them(
         assert [len(each.client.models()) for each in running] == [2, 1]
         wait_until(
             lambda: [m.pinned for m in running[1].client.models()] == [True],
-            what="the pin is there", seconds=30,
+            what="the pin is there",
         )  # fmt: skip
         (folder / "everywhere.yaml").unlink()
         want(folder, cached_model("here", two.image))
@@ -92,7 +91,7 @@ def test_agents_with_one_wanted_state_hold_what_selects_them(
         for each in running:
             wait_until(
                 lambda at=each: not any(m.pinned for m in at.client.models()),
-                what="the pin is gone", seconds=30,
+                what="the pin is gone",
             )  # fmt: skip
     assert findings(tmp_root / "n0" / "store") == []
 
@@ -105,25 +104,25 @@ def test_killed_agents_with_lost_ledgers_pin_again_without_fetching(
         want(root / "wanted", cached_model("a", models[0].image, pin=True))
         all_reach([first], {"a": "Ready"})
         first.process.kill()
-        first.process.wait(20)
+        first.process.wait()
     for path in root.glob("ledger.db*"):
         path.unlink()
     with agent(root) as second:
         all_reach([second], {"a": "Ready"})
-        wait_until(lambda: second.client.models()[0].pinned, what="a pin", seconds=30)
+        wait_until(lambda: second.client.models()[0].pinned, what="a pin")
         assert "pull started" not in second.log.read_text()
 
 
 def test_a_change_is_acted_upon_at_once(
     tmp_root: Path, models: tuple[PublishedModel, PublishedModel]
 ) -> None:
-    """Well within a second; the benchmark says how fast."""
+    """Without the look that is had every half a minute; the benchmark says how fast."""
     root = tmp_root / "store"
     with agent(root) as at:
-        started = time.monotonic()
+        waited = IdleClock()
         want(root / "wanted", cached_model("a", models[0].image))
         all_reach([at], {"a": "Ready"})
-        assert time.monotonic() - started < 10
+        assert waited() < 10
 
 
 def test_prewarm_and_status_on_this_machine(

@@ -13,6 +13,7 @@ from modelimage.errors import NoSpace
 from modelimage.reference import parse_image
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
+from tests.servers.process import wait_until
 
 IMAGE = parse_image("reg.test/m:v1")
 
@@ -28,9 +29,10 @@ def test_who_waits_for_a_model_isn_t_held_to_the_caps_of_its_pre_warming(
     image, record, _ = simple_image(weights=[5000])
     node = open_node({"reg.test/m": image})
     ahead = node.pull(PullRequest(IMAGE, priority=50, caps=(crawl(),)))
+    wait_until(lambda: image.requests, what="first request")
     assert ahead.result(0.3) is None
     assert pull(node).model.key == record.key
-    done = ahead.result(60)
+    done = ahead.result()
     assert done is not None
     assert done.fetched == ahead.snapshot().total
 
@@ -42,7 +44,7 @@ def test_a_capped_pull_can_be_cancelled_at_once(open_node: NodeFactory) -> None:
     assert ahead.result(0.1) is None
     ahead.cancel()
     with pytest.raises(Exception, match="cancel"):
-        ahead.result(60)
+        ahead.result()
 
 
 def test_pre_warming_takes_free_space_only(open_node: NodeFactory) -> None:
@@ -52,6 +54,6 @@ def test_pre_warming_takes_free_space_only(open_node: NodeFactory) -> None:
     node = open_node({"reg.test/m": first, "reg.test/n": second}, limits=limits)
     pull(node)
     with pytest.raises(NoSpace):
-        node.pull(PullRequest(parse_image("reg.test/n:v1"), evicting=False)).result(60)
+        node.pull(PullRequest(parse_image("reg.test/n:v1"), evicting=False)).result()
     assert [model.key for model in node.store.models()] == [record.key]
     assert pull(node, "reg.test/n:v1").model.key != record.key

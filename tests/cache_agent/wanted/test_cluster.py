@@ -21,9 +21,10 @@ from cache_agent.wanted.cluster.watching import Follower
 from cache_agent.wanted.credentials import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.wanted.documents import cached_model
-from tests.cache_agent.wanted.keeping import Keeping, keeping, until
+from tests.cache_agent.wanted.keeping import Keeping, keeping
 from tests.cache_agent.wanted.servers import ApiServer
 from tests.cache_agent.wanted.test_keeper import images, run
+from tests.servers.process import until
 
 Json = dict[str, Any]
 MODELS = kmock.resource("weightyard.dev/v1alpha1/cachedmodels")
@@ -60,7 +61,10 @@ class Cluster:
                 expected
             )
 
-        await until(said, f"not reported: {expected}, but {self.reporter.written}")
+        try:
+            await until(said, what=f"report of {expected}")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.reporter.written}") from error
         return await self.report()
 
 
@@ -103,6 +107,12 @@ async def a_cluster(
                     await task
 
 
+def synced(cluster: Cluster) -> str | None:
+    """What the report says of the watches."""
+    written = cluster.reporter.written
+    return written.conditions[1].reason if written else None
+
+
 def model(name: str, image: str, **spec: Any) -> Json:
     document = cached_model(name, image, **spec)
     document["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
@@ -131,7 +141,7 @@ def test_what_the_cluster_wants_is_fetched_and_reported(open_node: NodeFactory) 
             await cluster.reported()
             writes = cluster.reporter.writes
             cluster.at.keeper.stale()
-            await until(lambda: cluster.at.keeper._looked is not None)
+            await until(lambda: cluster.at.keeper._looked is not None, what="a look")
             cluster.reporter.changed()
             await asyncio.sleep(0)
             assert cluster.reporter.writes == writes
@@ -153,7 +163,7 @@ def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
         server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
         async with a_cluster(open_node, server) as cluster:
             await cluster.reported(("a", "Ready"))
-            await until(lambda: cluster.reporter.written.conditions[1].reason == "Synced")  # type: ignore[union-attr]
+            await until(lambda: synced(cluster) == "Synced", what="a watch that works")
             assert (await cluster.report()).status.wanted[0].state == "Ready"
             assert [event for event, _ in cluster.at.log].count("report not written") == 1
 

@@ -10,7 +10,6 @@ import pytest
 
 from cache_agent.api.cached_model import Window
 from cache_agent.api.names import node_label
-from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node import Node
 from cache_agent.store.partials import identity
@@ -22,9 +21,10 @@ from modelimage.record import CHUNK_SIZE
 from modelimage.reference import parse_image
 from tests.cache_agent.faults import Away, BreaksAfter
 from tests.cache_agent.images import MemoryImage, simple_image
-from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.nodes import PATIENT, NodeFactory, pull
 from tests.cache_agent.test_pull import files_of
-from tests.cache_agent.wanted.keeping import Keeping, Runtime, keeping, until, wish
+from tests.cache_agent.wanted.keeping import Keeping, Runtime, keeping, wish
+from tests.servers.process import until
 
 # Two of the images fit together, three don't.
 TIGHT = SpaceLimits(Amount.parse("1100000"), Amount.parse("0"))
@@ -36,11 +36,15 @@ def images(count: int = 3) -> dict[str, MemoryImage]:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
+    asyncio.run(test)
 
 
 def kept(factory: NodeFactory, node: Node, **options: Any) -> Any:
     return keeping(node, factory._reader, **options)
+
+
+def pinned(node: Node) -> int:
+    return sum(model.pinned for model in node.store.models())
 
 
 def lease(node: Node) -> None:
@@ -55,7 +59,7 @@ def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -
         async with kept(open_node, node) as at:
             assert at.status().conditions[1].reason == "NotSynced"
             at.keeper.want([wish("a", "reg.test/m0:v1", pin=True, tier="memory")])
-            await until(lambda: at.status().models and at.wanted("a").pinned)
+            await until(lambda: at.status().models and at.wanted("a").pinned, what="a pin")
             done = await at.reaches("a", "Ready")
             (model,) = node.store.models()
             assert (done.model_key, done.bytes_done) == (str(model.key), model.size)
@@ -77,11 +81,11 @@ def test_a_pin_goes_with_its_wish_and_one_made_by_hand_stays(open_node: NodeFact
         async with kept(open_node, node) as at:
             wishes = [wish(n, f"reg.test/{n}:v1", pin=True) for n in ("m0", "m1")]
             at.keeper.want(wishes)
-            await until(lambda: sum(m.pinned for m in node.store.models()) == 2)
+            await until(lambda: pinned(node) == 2, what="two pins")
         # The wishes go while no keeper runs.
         async with kept(open_node, node) as at:
             at.keeper.want([])
-            await until(lambda: sum(m.pinned for m in node.store.models()) == 1)
+            await until(lambda: pinned(node) == 1, what="the pin made by hand alone")
             assert node.store.model(by_hand.key).pinned
 
     run(test())
@@ -98,7 +102,7 @@ def test_pins_come_back_when_the_ledger_was_lost(open_node: NodeFactory) -> None
     async def test() -> None:
         async with kept(open_node, again) as at:
             at.keeper.want([wish("a", "reg.test/m0:v1", pin=True)])
-            await until(lambda: again.store.models()[0].pinned)
+            await until(lambda: pinned(again) == 1, what="a pin")
             await at.reaches("a", "Ready")
 
     assert not again.store.models()[0].pinned
@@ -125,7 +129,7 @@ def test_the_less_wanted_makes_room_once_its_label_is_gone_and_comes_back(
             at.keeper.want([*low, wish("m2", "reg.test/m2:v1", priority=90)])
             await at.reaches("m2", "Waiting", "MakingRoom")
             (leaving,) = [m for m in at.status().models if m.state == "Releasing"]
-            await until(lambda: asked)
+            await until(lambda: asked, what="question for the label")
             assert asked[0] == node_label(node.store.find(leaving.key).key)
             gone.set()
             await at.reaches("m2", "Ready")
@@ -182,7 +186,7 @@ def test_a_pod_s_pull_goes_before_what_is_warmed_ahead(open_node: NodeFactory) -
             at.keeper.want([wish("a", "reg.test/m0:v1")])
             await at.reaches("a", "Ready")
             request = PullRequest(parse_image("reg.test/m1:v1"))
-            await asyncio.to_thread(lambda: node.pull(request).result(60))
+            await asyncio.to_thread(lambda: node.pull(request).result())
             lease(node)
             await at.reaches("a", "Waiting", "NoSpace")
 
@@ -232,18 +236,18 @@ def test_a_fetch_stops_when_its_window_closes_and_goes_on_with_what_it_has(
     image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
     large = max(record.files, key=lambda file: file.size)
     half = BreaksAfter(image, large.layer, CHUNK_SIZE, hang=True)
-    node = open_node({"reg.test/m0": half}, engine=EngineOptions(streams=1))
+    node = open_node({"reg.test/m0": half}, engine=PATIENT)
     wanted = wish("a", "reg.test/m0:v1", window=Window(start="11:00", end="12:30"))
 
     async def test() -> None:
         async with kept(open_node, node) as at:
             at.keeper.want([wanted])
-            await until(half.hanging.is_set, "the second chunk isn't on its way")
+            await until(half.hanging.is_set, what="second chunk on its way")
             assert at.wanted("a").state == "Fetching"
             open_node.now += 3600
             at.keeper.wake()
             await at.reaches("a", "Waiting", "OutsideWindow")
-            await until(lambda: not node.flights.flying(identity(large)), "the fetch goes on")
+            await until(lambda: not node.flights.flying(identity(large)), what="end of the fetch")
             open_node.images["reg.test/m0"] = image
             image.requests.clear()
             open_node.now += 22.5 * 3600

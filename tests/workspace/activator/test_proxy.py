@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from tests.servers.process import until
 from tests.workspace.activator.engine import Engine
 from workspace.activator.gate import Limits
 from workspace.activator.proxy import Activator, Options, serve
 from workspace.metrics import parse_held
 
-QUICK = Limits(capacity=4, patience=10, interval=0.01, retry_after=7)
+QUICK = Limits(capacity=4, patience=86400, interval=0.01, retry_after=7)
+ENDLESS = 86400.0  # seconds that a request takes which nobody waits for
 
 
 class Place:
@@ -60,12 +62,6 @@ async def place(limits: Limits = QUICK) -> AsyncIterator[tuple[Place, aiohttp.Cl
         await made.stop_engines()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the condition is of the code under test, which knows no events
-            await asyncio.sleep(0.005)
-
-
 async def complete(session: aiohttp.ClientSession, prompt: str = "hello") -> int:
     async with session.post("/v1/completions", json={"prompt": prompt}) as answer:
         await answer.read()
@@ -94,8 +90,7 @@ def test_tokens_are_passed_on_as_they_come() -> None:
             engine = Engine()
             await made.start_engine(engine)
             async with session.post("/stream", json={}) as answer:
-                first = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
-                assert first == b"data: one\n\n"
+                assert await answer.content.readuntil(b"\n\n") == b"data: one\n\n"
                 engine.go_on.set()
                 assert await answer.content.read() == b"data: [DONE]\n\n"
             assert answer.content_type == "text/event-stream"
@@ -107,7 +102,7 @@ def test_requests_wait_for_the_first_server_and_none_is_lost() -> None:
     async def scenario() -> None:
         async with place() as (made, session):
             tasks = [asyncio.create_task(complete(session, str(n))) for n in range(3)]
-            await until(lambda: made.activator.gate.waiting == 3)
+            await until(lambda: made.activator.gate.waiting == 3, what="waiting requests")
             async with session.get("/activator/metrics") as answer:
                 assert parse_held(await answer.text()) == 3
             engine = Engine(slots=3, seconds=0.01)
@@ -123,7 +118,9 @@ def test_beyond_the_bound_clients_are_told_when_to_come_back() -> None:
     async def scenario() -> None:
         async with place() as (made, session):
             tasks = [asyncio.create_task(complete(session)) for _ in range(QUICK.capacity)]
-            await until(lambda: made.activator.gate.waiting == QUICK.capacity)
+            await until(
+                lambda: made.activator.gate.waiting == QUICK.capacity, what="waiting requests"
+            )
             async with session.post("/v1/completions", json={}) as answer:
                 assert answer.status == 503
                 assert answer.headers["Retry-After"] == "7"
@@ -150,9 +147,9 @@ def test_a_client_that_goes_away_no_longer_waits() -> None:
     async def scenario() -> None:
         async with place() as (made, session):
             task = asyncio.create_task(complete(session))
-            await until(lambda: made.activator.gate.waiting == 1)
+            await until(lambda: made.activator.gate.waiting == 1, what="waiting request")
             task.cancel()
-            await until(lambda: made.activator.gate.waiting == 0)
+            await until(lambda: made.activator.gate.waiting == 0, what="end of the waiting")
 
     asyncio.run(scenario())
 
@@ -160,10 +157,10 @@ def test_a_client_that_goes_away_no_longer_waits() -> None:
 def test_a_server_that_is_not_ready_gets_nothing() -> None:
     async def scenario() -> None:
         async with place() as (made, session):
-            booting = Engine(boot=1000.0)
+            booting = Engine(boot=ENDLESS)
             await made.start_engine(booting)
             task = asyncio.create_task(complete(session))
-            await until(lambda: made.activator.gate.waiting == 1)
+            await until(lambda: made.activator.gate.waiting == 1, what="waiting request")
             booting.boot = 0.0
             assert await task == 200
 
@@ -173,11 +170,15 @@ def test_a_server_that_is_not_ready_gets_nothing() -> None:
 def test_two_servers_share_the_requests() -> None:
     async def scenario() -> None:
         async with place() as (made, session):
-            engines = [Engine(slots=8, seconds=0.05), Engine(slots=8, seconds=0.05)]
+            engines = [Engine(slots=8, seconds=ENDLESS), Engine(slots=8, seconds=ENDLESS)]
             for engine in engines:
                 await made.start_engine(engine)
-            await asyncio.gather(*(complete(session) for _ in range(4)))
-            assert all(engine.bodies for engine in engines)
+            tasks = [asyncio.create_task(complete(session)) for _ in range(4)]
+            await until(lambda: sum(engine.running for engine in engines) == 4, what="requests")
+            assert all(engine.running for engine in engines)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(scenario())
 
@@ -185,10 +186,10 @@ def test_two_servers_share_the_requests() -> None:
 def test_a_server_that_dies_under_a_request_is_a_502_and_is_not_asked_twice() -> None:
     async def scenario() -> None:
         async with place() as (made, session):
-            engine = Engine(seconds=30)
+            engine = Engine(seconds=ENDLESS)
             await made.start_engine(engine)
             task = asyncio.create_task(complete(session))
-            await until(lambda: engine.running == 1)
+            await until(lambda: engine.running == 1, what="running request")
             await made.stop_engines()
             assert await task == 502
             assert len(engine.bodies) == 1

@@ -47,14 +47,14 @@ class ServedCluster:
     def __enter__(self) -> str:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
-        assert self._up.wait(20)
+        self._up.wait()
         return self._url
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:  # fmt: skip
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
+        self._thread.join()
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -78,7 +78,8 @@ class ServedCluster:
             while not self._stop.is_set():
                 self._cluster.step()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), 0.02)
+                    async with asyncio.timeout(0.02):
+                        await self._stop.wait()
             working.cancel()
             http.break_watches()
             # kopf would wait 5 s for all tasks of its loop, the server's among them.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -18,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from cache_agent.api.names import STARTUP_TAINT, node_label
 from cache_agent.api.refusals import Conflict
 from modelimage.errors import RateLimited, Unreachable, WeightyardError
+from tests.servers.process import until
 from tests.workspace.controller import caches
 from tests.workspace.controller.direct import DirectApi
 from tests.workspace.controller.fakeapi import FakeApi
@@ -264,13 +263,6 @@ async def controller(http: HttpApi) -> Any:
             await asyncio.gather(watching, return_exceptions=True)
 
 
-async def until(holds: Callable[[], object], *, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
 def node(api: FakeApi, name: str = "n1") -> Marks:
     return Marks.of(api.get(NODE, "", name))
 
@@ -285,16 +277,24 @@ def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_b
         api.create(caches.node("n1", starting=True))
         api.create(caches.cached_model("chat", image, pin=True))
         async with HttpApi(api) as http, controller(http) as caching:
-            await until(lambda: condition(api, "chat", "Ready").get("reason") == "NoNode")
+            await until(
+                lambda: condition(api, "chat", "Ready").get("reason") == "NoNode", what="NoNode"
+            )
             http.faults.extend([409, 429, 500])
             fetching = caches.report("chat", "Fetching", bytesDone=1, bytesTotal=2)
             tell(api, "n1", wanted=(fetching,), PinnedReady="False")
-            await until(lambda: condition(api, "chat", "Ready").get("reason") == "Fetching")
+            await until(
+                lambda: condition(api, "chat", "Ready").get("reason") == "Fetching", what="Fetching"
+            )
             assert node(api) == Marks(starting=True)
             http.break_watches()
             tell(api, "n1", wanted=(caches.report("chat"),), models=(caches.held(image),))
-            await until(lambda: condition(api, "chat", "Ready").get("status") == "True")
-            await until(lambda: not node(api).starting and LABELS[image] in node(api).labels)
+            await until(
+                lambda: condition(api, "chat", "Ready").get("status") == "True", what="Ready"
+            )
+            await until(
+                lambda: not node(api).starting and LABELS[image] in node(api).labels, what="label"
+            )
             # The agent wants to delete it: it says so, and waits for the label to go.
             tell(
                 api,
@@ -302,8 +302,8 @@ def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_b
                 wanted=(caches.report("chat"),),
                 models=(caches.held(image, "Releasing"),),
             )
-            await until(lambda: not node(api).labels)
-            await until(lambda: not len(caching.queue))
+            await until(lambda: not node(api).labels, what="end of the label")
+            await until(lambda: not len(caching.queue), what="empty queue")
             before = http.writes()
             for key in ((MODEL, "chat"), (NODE, "n1")):
                 await caching.reconcile(key)
@@ -323,10 +323,12 @@ def test_a_controller_that_starts_takes_no_label_before_it_knows_everything() ->
         tell(api, "n1", models=(caches.held(IMAGES[0]),))
         async with HttpApi(api) as http:
             async with controller(http):
-                await until(lambda: node(api).labels)
+                await until(lambda: node(api).labels, what="label")
             before = len(api.writes)
             async with controller(http) as caching:
-                await until(lambda: caching.view.caches and not len(caching.queue))
+                await until(
+                    lambda: caching.view.caches and not len(caching.queue), what="empty queue"
+                )
             assert len(api.writes) == before
 
     asyncio.run(scenario())

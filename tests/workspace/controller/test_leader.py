@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from modelimage.access import Access
 from modelimage.errors import Unreachable
+from tests.servers.process import until
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from workspace.controller.leader import LEASE_NAME, LEASE_SECONDS, Seen, claim
@@ -65,12 +65,6 @@ def options(http: HttpApi, me: str) -> Options:
     return Options(me, Surroundings(), Access(), http.connection)
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the condition is of a server that knows no events
-            await asyncio.sleep(0.02)
-
-
 def holder(cluster: Cluster) -> str | None:
     found = cluster.api.objects.get(("Lease", "weightyard", LEASE_NAME))
     return found["spec"]["holderIdentity"] if found else None
@@ -84,10 +78,10 @@ def test_a_controller_starts_leads_and_stops_when_told() -> None:
             task = asyncio.create_task(
                 run_controller(options(http, "a"), stop=stop, leading=led.set)
             )
-            await asyncio.wait_for(led.wait(), 20)
+            await led.wait()
             assert holder(cluster) == "a"
             stop.set()
-            await asyncio.wait_for(task, 20)
+            await task
 
     asyncio.run(scenario())
 
@@ -100,17 +94,17 @@ def test_a_standby_does_not_lead_while_another_does() -> None:
             first = asyncio.create_task(
                 run_controller(options(http, "a"), stop=stop, leading=led.set)
             )
-            await asyncio.wait_for(led.wait(), 20)
+            await led.wait()
             asked = http.requests.get("GET", 0)
             second_led = asyncio.Event()
             second = asyncio.create_task(
                 run_controller(options(http, "b"), stop=stop, leading=second_led.set)
             )
-            await until(lambda: http.requests["GET"] > asked + 12)
+            await until(lambda: http.requests["GET"] > asked + 12, what="questions")
             assert not second_led.is_set()
             assert holder(cluster) == "a"
             stop.set()
-            await asyncio.wait_for(asyncio.gather(first, second), 20)
+            await asyncio.gather(first, second)
 
     asyncio.run(scenario())
 
@@ -124,12 +118,12 @@ def test_a_leader_whose_lease_was_taken_stops_acting() -> None:
             task = asyncio.create_task(
                 run_controller(options(http, "a"), stop=stop, leading=led.set)
             )
-            await asyncio.wait_for(led.wait(), 20)
+            await led.wait()
             cluster.api.update(
                 "Lease", "weightyard", LEASE_NAME, lambda d: d["spec"].update(holderIdentity="b")
             )
             with pytest.raises(Unreachable, match="leadership was lost"):
-                await asyncio.wait_for(task, 30)
+                await task
             with contextlib.suppress(Unreachable):
                 await task
 

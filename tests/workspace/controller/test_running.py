@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from cache_agent.api.refusals import Conflict
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, Unreachable
+from tests.servers import process
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
@@ -57,13 +57,19 @@ async def running(cluster: Cluster) -> AsyncIterator[tuple[HttpApi, Runner]]:
             await asyncio.gather(watching, return_exceptions=True)
 
 
-async def until(cluster: Cluster, condition: Callable[[], bool], *, seconds: float = 20) -> None:
+async def until(cluster: Cluster, condition: Callable[[], bool]) -> None:
     """Let the cluster live until a condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, cluster.api.writes[-8:]
+
+    def lived() -> bool:
+        if condition():
+            return True
         cluster.step()
-        await asyncio.sleep(0.02)
+        return False
+
+    try:
+        await process.until(lived, what="such a cluster")
+    except TimeoutError as error:
+        raise AssertionError(f"the last writes: {cluster.api.writes[-8:]}") from error
 
 
 def is_ready(cluster: Cluster) -> bool:

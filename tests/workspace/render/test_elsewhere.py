@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.errors import InvalidInput
+from tests.servers.process import child_environment
 from tests.workspace import samples
 from weightyard.cli import entries
 from workspace.render.cluster import render_kubernetes
@@ -136,10 +137,9 @@ def test_podman_compose_reads_the_file_and_keeps_every_word(tmp_path: Path) -> N
     document = compose(samples.workspace(runtime=runtime))
     file = tmp_path / "compose.yaml"
     file.write_text(yaml.safe_dump(document))
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TOKEN": "t0ken"}
     done = subprocess.run(
         [sys.executable, "-m", "podman_compose", "-f", str(file), "config"],
-        capture_output=True, text=True, env=environment, timeout=60, check=False,
+        capture_output=True, text=True, env=child_environment(tmp_path, TOKEN="t0ken"), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     read = yaml.safe_load(done.stdout)["services"]

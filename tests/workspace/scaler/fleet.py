@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,11 @@ class Replica:
 
 @dataclass
 class Fleet:
-    """`command` starts one server; `environment` is added to its small one. `counts` are (seconds, replicas)."""
+    """`command` starts one server; `environment` is added to its small one. `counts` are the numbers of replicas.
+
+    The scaler's clock counts rounds, `period` seconds each: on a busy machine, where a round takes longer and so does
+    everything else, its windows hold as many readings as on an idle one.
+    """
 
     command: Command
     policy: Policy
@@ -53,10 +56,10 @@ class Fleet:
     async def scale(self, session: aiohttp.ClientSession, activator: str) -> None:
         """The scaler's loop, until cancelled."""
         scaler = Scaler(self.policy)
-        while True:
+        for number in itertools.count():
             await self._probe(session)
             targets = Targets(len(self.replicas), tuple(self.serving()), activator)
-            answer = scaler.step(await read_load(session, targets), time.monotonic())
+            answer = scaler.step(await read_load(session, targets), number * self.period)
             while len(self.replicas) < answer.replicas:
                 self._start()
             while len(self.replicas) > answer.replicas:
@@ -106,9 +109,9 @@ class Fleet:
 @contextlib.asynccontextmanager
 async def running(fleet: Fleet) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
     """A fleet that scales itself, a session, and the address that clients use."""
-    activator = Activator(Options(fleet.serving, limits=Limits(patience=300, interval=0.1)))
+    activator = Activator(Options(fleet.serving, limits=Limits(patience=86400, interval=0.1)))
     port = asyncio.get_running_loop().create_future()
-    timeout = aiohttp.ClientTimeout(total=300)
+    timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     try:
         # In a group: when the scaler ends with an error, the test ends with it at once.

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.servers.process import until
 from tests.workspace.scaler.fleet import Fleet, load, running
 from workspace.scaler import Policy
 
 REPOSITORY = Path(__file__).parents[3]
-
-
-async def until(condition: Callable[[], bool], *, seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the condition is of processes, which know no events
-            await asyncio.sleep(0.05)
 
 
 def fake_engine(port: int) -> list[str]:
@@ -31,15 +25,18 @@ def fake_engine(port: int) -> list[str]:
 @pytest.mark.slow
 def test_processes_follow_the_queue_and_no_request_fails(tmp_path: Path) -> None:
     async def scenario() -> list[int]:
-        policy = Policy(least=0, most=2, queue_depth=4, up_window=0.5, down_window=1.5, batch=4)
+        policy = Policy(least=0, most=2, queue_depth=4, up_window=0.6, down_window=3, batch=4)
         fleet = Fleet(fake_engine, policy, tmp_path, {"PYTHONPATH": str(REPOSITORY)})
         async with running(fleet) as (session, url):
             assert fleet.replicas == []
-            statuses = await load(session, url, {"prompt": "hi"}, clients=16, requests=200)
-            assert statuses == [200] * 200
-            statuses = await load(session, url, {"prompt": "hi"}, clients=1, requests=30)
-            assert statuses == [200] * 30
-            await until(lambda: fleet.counts[-1] == 0, seconds=30)
+            both = lambda: len(fleet.serving()) == 2  # noqa: E731
+            body = {"prompt": "hi"}
+            statuses = await load(session, url, body, clients=16, requests=10**6, enough=both)
+            assert both()
+            statuses += await load(session, url, body, clients=16, requests=100)
+            statuses += await load(session, url, body, clients=1, requests=30)
+            assert statuses == [200] * len(statuses)
+            await until(lambda: fleet.counts[-1] == 0, what="end of the fleet")
         return fleet.counts
 
     counts = asyncio.run(scenario())
@@ -71,12 +68,12 @@ def test_real_vllm_follows_the_queue_and_no_request_fails(tmp_root: Path, smollm
         fleet = Fleet(vllm, policy, tmp_root, environment, period=0.5)
         async with running(fleet) as (session, url):
             both = lambda: len(fleet.serving()) == 2  # noqa: E731
-            statuses = await load(session, url, body, clients=8, requests=2000, enough=both)
+            statuses = await load(session, url, body, clients=8, requests=10**6, enough=both)
             assert both()
             statuses += await load(session, url, body, clients=8, requests=24)
             statuses += await load(session, url, body, clients=1, requests=5)
             assert statuses == [200] * len(statuses)
-            await until(lambda: fleet.counts[-1] == 1, seconds=120)
+            await until(lambda: fleet.counts[-1] == 1, what="end of the second replica")
         return fleet.counts
 
     counts = asyncio.run(scenario())
