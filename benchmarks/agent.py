@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.agent --files 100000 --gigabytes 2 --idle 60
 
 The store is opened side by side with `find` listing the same names. An idle agent is measured standalone, and with
-everything on: each face, the CSI driver, peers, and a cluster whose wishes it follows and has granted. Fails when a
+everything on: each server, the CSI driver, peers, and a cluster whose wishes it follows and has granted. Fails when a
 target is missed.
 """
 
@@ -30,18 +30,18 @@ import yaml
 from benchmarks.pull import cpu_of, published
 from benchmarks.wanted import kubeconfig
 from cache_agent.api.cached_model import PLURAL
+from cache_agent.api.client import AgentClient
 from cache_agent.api.document import API_VERSION
 from cache_agent.api.wire import PullBody
-from cache_agent.client import AgentClient
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
 from cache_agent.store.values import Model, StoredFile
 from modelimage.digest import Digest
-from tests.cache_agent.faces.published import publish_model
-from tests.cache_agent.wanted.documents import cached_model
-from tests.cache_agent.wanted.servers import ApiServer
+from tests.cache_agent.prewarm.documents import cached_model
+from tests.cache_agent.prewarm.servers import ApiServer
+from tests.cache_agent.servers.published import publish_model
 from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
 
@@ -51,8 +51,8 @@ MOST_IDLE_CPU: Final = 0.005
 MOST_PULL_MB: Final = 150.0
 NODE: Final = "n1"
 _FILES_PER_MODEL: Final = 100
-_WISHES: Final = 100
-_WISHES_HERE: Final = 10
+_DESIRED_MODELS: Final = 100
+_LOCAL_MODELS: Final = 10
 _START_SECONDS: Final = 30.0
 _STEP_SECONDS: Final = 0.1
 _MODELS: Final = kmock.resource(f"{API_VERSION}/{PLURAL}")
@@ -144,17 +144,17 @@ def megabytes(pid: int, field: str) -> float:
     return int(text.partition(f"{field}:")[2].split()[0]) * 1024 / 1e6
 
 
-def idle(root: Path, seconds: float, wishes: int, *options: str) -> tuple[float, float]:
+def idle(root: Path, seconds: float, desired_models: int, *options: str) -> tuple[float, float]:
     """Resident megabytes, and the share of a core, of an agent that has nothing to do: so many wishes are granted."""
     with agent(root, *options) as (pid, client):
-        _wait_for_wishes(client, wishes)
+        _wait_for_models(client, desired_models)
         time.sleep(1)
         before = cpu_of(pid)
         time.sleep(seconds)
         return megabytes(pid, "VmRSS"), (cpu_of(pid) - before) / seconds
 
 
-def _wait_for_wishes(client: AgentClient, count: int) -> None:
+def _wait_for_models(client: AgentClient, count: int) -> None:
     for _ in range(int(_START_SECONDS / _STEP_SECONDS)):
         wanted = client.status().status.wanted
         if len(wanted) == count and all(each.state == "Ready" for each in wanted):
@@ -180,8 +180,8 @@ def cluster(image: str) -> Iterator[str]:
     server.objects[kmock.resource("v1/nodes"), None, NODE] = {
         "metadata": {"name": NODE, "uid": "u", "labels": {"pool": "here"}}
     }
-    for number in range(_WISHES):
-        pool = "here" if number < _WISHES_HERE else "there"
+    for number in range(_DESIRED_MODELS):
+        pool = "here" if number < _LOCAL_MODELS else "there"
         document = cached_model(f"m{number}", image, nodeSelector={"pool": pool})
         document["metadata"] |= {"uid": f"u{number}", "generation": 1}
         server.objects[_MODELS, None, f"m{number}"] = document
@@ -205,11 +205,11 @@ async def _serve(server: ApiServer, started: Future[tuple[str, Callable[[], obje
 
 
 def everything(work: Path, api: str) -> list[str]:
-    """Options that turn everything on: each face, the CSI driver, peers found by DNS, and what a cluster wants."""
+    """Options that turn everything on: each server, the CSI driver, peers found by DNS, and what a cluster wants."""
     (work / "kubelet").mkdir()
     (work / "key").write_text("a key that only this benchmark's nodes share\n")
     settings = {
-        "faces": {
+        "servers": {
             **dict.fromkeys(("mirror", "hub", "observe"), "127.0.0.1:0"),
             "registries": ["127.0.0.1"],
             "csi": {"kubelet": str(work / "kubelet"), "mounter": str(work / "mounter.sock")},
@@ -220,7 +220,7 @@ def everything(work: Path, api: str) -> list[str]:
             "dns": "localhost:7946",
             "key_file": str(work / "key"),
         },
-        "wanted": {"node": NODE, "kubeconfig": str(kubeconfig(work / "kubeconfig", api))},
+        "prewarm": {"node": NODE, "kubeconfig": str(kubeconfig(work / "kubeconfig", api))},
     }
     (work / "everything.yaml").write_text(yaml.safe_dump(settings))
     return ["--config", str(work / "everything.yaml")]
@@ -252,8 +252,11 @@ def main() -> None:
         registry = stack.enter_context(DockerRegistry())
         wanted = publish_model(f"{registry.host}/idle/wanted:v1").image
         every = everything(work, stack.enter_context(cluster(wanted)))
-        for name, wishes, extra in (("standalone", 0, []), ("everything", _WISHES_HERE, every)):
-            resident, cpu = idle(work / name, options.idle, wishes, *extra)
+        for name, desired_models, extra in (
+            ("standalone", 0, []),
+            ("everything", _LOCAL_MODELS, every),
+        ):
+            resident, cpu = idle(work / name, options.idle, desired_models, *extra)
             note(f"idle, {name}: resident", resident, MOST_IDLE_MB[name], "MB")
             note(f"idle, {name}: share of a core", cpu, MOST_IDLE_CPU, "")
         image, _ = published(registry, work, options.gigabytes, shard_gigabytes=0.5)

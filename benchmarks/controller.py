@@ -30,10 +30,10 @@ from tests.workspace.controller.httpapi import HttpApi
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
 from workspace.controller.cache_view import MODEL, NODE
-from workspace.controller.caching import CacheRunner
+from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.release import Resolved
 from workspace.schema import Workspace
 
@@ -103,7 +103,7 @@ async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -
     connection = kopf.ConnectionInfo(server=url)
     async with aiohttp.ClientSession() as session:
         api = KubernetesApi(session, lambda: connection)
-        runner = Runner(api=api, cache=Cache(), resolver=_resolve, surroundings=Surroundings())
+        runner = Runner(api=api, cache=Cache(), resolver=_resolve, environment=Environment())
         caching, stop = CacheRunner(api), asyncio.Event()
         registry = make_registry(runner, caching, with_keda=False)
         tasks = [asyncio.create_task(watch(registry, stop=stop, connection=lambda: connection))]

@@ -26,7 +26,7 @@ import torch
 from vllm.model_executor.model_loader.weight_utils import safetensors_weights_iterator
 
 from cache_agent.residency.pressure import MemoryFacts
-from cache_agent.residency.warmer import Warmer
+from cache_agent.residency.warmer import PageCacheWarmer
 from weightyard.demo.synthetic import synthetic_checkpoint
 
 LEAST_RATIO: Final = 0.9
@@ -61,7 +61,7 @@ def drop(files: Sequence[Path]) -> None:
 
 def rounds(files: Sequence[Path], copies: Sequence[Path], count: int) -> dict[str, list[float]]:
     """Seconds of each load, by what it read from; the first round warms the process' memory."""
-    warmer = Warmer(MemoryFacts(), pressure_limit=_ANY_PRESSURE)
+    warmer = PageCacheWarmer(MemoryFacts(), pressure_limit=_ANY_PRESSURE)
     seconds: dict[str, list[float]] = {"cold": [], "warm": [], "warmed": [], "tmpfs": []}
     for number in range(count + 1):
         drop(files)

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.pull import cpu_of
-from cache_agent.faces.mirror.containerd import configure
-from tests.cache_agent.faces.agent_process import AgentProcess
-from tests.cache_agent.faces.http_client import fetch
+from cache_agent.servers.mirror.containerd import configure
+from tests.cache_agent.servers.agent_process import AgentProcess
+from tests.cache_agent.servers.http_client import fetch
 from tests.servers.containerd import Containerd
 from tests.servers.process import ServerProcess, child_environment, free_port, program, wait_until
 from tests.servers.registry import DockerRegistry
@@ -101,7 +101,7 @@ def pull(
     agent: AgentProcess, registry: DockerRegistry, containerd: Containerd, image: str, work: Path
 ) -> dict[str, Contender]:
     """`ctr images pull`, direct and as the mirror's hosts.toml says."""
-    configure(work / "certs.d", [registry.host], f"http://{agent.faces['mirror']}")
+    configure(work / "certs.d", [registry.host], f"http://{agent.servers['mirror']}")
 
     def pulled(hosts: Path | None) -> Callable[[], None]:
         def run() -> None:
@@ -132,7 +132,7 @@ def blobs(
 
     host, worker = fixed
     path = registry.blob_path(digest)
-    served = f"http://{agent.faces['mirror']}/v2/{repository}/blobs/{digest}?ns={registry.host}"
+    served = f"http://{agent.servers['mirror']}/v2/{repository}/blobs/{digest}?ns={registry.host}"
     return {
         "nginx": Contender(curl(f"http://{host}/{path.parent.name}/data"), [worker]),
         "mirror": Contender(curl(served), [agent.pid]),
@@ -141,7 +141,7 @@ def blobs(
 
 def connections(agent: AgentProcess, count: int) -> float:
     """Megabytes that the agent has resident with so many keep-alive connections, each of which was answered once."""
-    host, _, port = agent.faces["mirror"].rpartition(":")
+    host, _, port = agent.servers["mirror"].rpartition(":")
     with ExitStack() as stack:
         for _ in range(count):
             client = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
@@ -166,7 +166,7 @@ def main() -> None:
         containerd = stack.enter_context(Containerd())
         image = f"{registry.host}/bench/model:v1"
         size = _build(work, image, options.gigabytes)
-        agent = AgentProcess(work / "store", WEIGHTYARD_FACES__MIRROR="127.0.0.1:0")
+        agent = AgentProcess(work / "store", WEIGHTYARD_SERVERS__MIRROR="127.0.0.1:0")
         agent.start()
         stack.callback(agent.stop)
         held = connections(agent, options.connections)

@@ -25,12 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cache_agent.fetch.throttle import Throttle
+from cache_agent.sources.throttle import Throttle
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import RegistryReference, parse_image
+from tests.cache_agent.daemon.test_agent import push
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.peers.cluster import cluster
-from tests.cache_agent.test_agent import push
 from tests.servers.registry import DockerRegistry
 
 _PIECE = 128 << 10

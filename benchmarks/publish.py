@@ -29,11 +29,11 @@ from typing import Any
 import grpc.aio
 
 from benchmarks.pull import cpu_of
-from tests.cache_agent.faces.agent_process import AgentProcess, csi_settings
-from tests.cache_agent.faces.csi_spec import message
-from tests.cache_agent.faces.kubelet import Kubelet, publish_request
-from tests.cache_agent.faces.published import publish_model
 from tests.cache_agent.mounter.mounters import NamespacedMounter, volume
+from tests.cache_agent.servers.agent_process import AgentProcess, csi_settings
+from tests.cache_agent.servers.csi_spec import message
+from tests.cache_agent.servers.kubelet import Kubelet, publish_request
+from tests.cache_agent.servers.published import publish_model
 from tests.servers.registry import DockerRegistry
 
 _NODE = "/csi.v1.Node"

@@ -26,12 +26,12 @@ import yaml
 
 from benchmarks.pull import cpu_of
 from cache_agent.api.cached_model import PLURAL
+from cache_agent.api.client import AgentClient
 from cache_agent.api.document import API_VERSION
-from cache_agent.client import AgentClient
 from cache_agent.store.paths import StorePaths
-from tests.cache_agent.faces.published import publish_model
-from tests.cache_agent.wanted.documents import cached_model
-from tests.cache_agent.wanted.servers import ApiServer
+from tests.cache_agent.prewarm.documents import cached_model
+from tests.cache_agent.prewarm.servers import ApiServer
+from tests.cache_agent.servers.published import publish_model
 from tests.servers.process import child_environment
 from tests.servers.registry import DockerRegistry
 
@@ -68,7 +68,7 @@ def running(work: Path, *options: str) -> Iterator[int]:
     root.mkdir()
     command = [
         sys.executable, "-m", "weightyard.cli", "--json", "agent", "--root", str(root),
-        "--wanted-node", "n1", *options,
+        "--prewarm-node", "n1", *options,
     ]  # fmt: skip
     with (work / "agent.log").open("wb") as log:
         agent = subprocess.Popen(command, stderr=log, env=child_environment(work))
@@ -143,7 +143,7 @@ async def measure(models: int, seconds: float, work: Path) -> tuple[list[float],
             server.objects[_MODELS, None, f"m{number}"] = document
         async with server, kmock.Server(server) as http:
             url = str(http.url).rstrip("/")
-            with running(work, "--wanted-kubeconfig", str(kubeconfig(work / "k", url))) as pid:
+            with running(work, "--prewarm-kubeconfig", str(kubeconfig(work / "k", url))) as pid:
                 subject = Subject(work / "store")
                 await subject.until(
                     lambda w: len(w) == models and all(e.state == "Ready" for e in w.values()), 0.5

@@ -13,12 +13,12 @@ from pathlib import Path
 from builder.base import Base
 from builder.collect import Checkpoint, collect
 from builder.destination import Destination, check_space, preflight
+from builder.digest_cache import DigestCache
 from builder.pack import PackedLayer, Packer
 from builder.plan import PlannedLayer, plan_layers
 from builder.publish import LayerSource, Sent, send, set_tags
 from builder.quality import modelpack_manifest, quality_artifact
 from builder.records import Origin, make_record
-from builder.remembered import RememberedDigests
 from builder.reporter import Reporter, Silent
 from builder.reshard import bounded_sizes, is_large, reshard
 from builder.sources.base import ModelSource
@@ -92,7 +92,7 @@ def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
 class BuildTools:
     """What a build works with: caches that may be lost, and where it tells how far it is."""
 
-    remembered: RememberedDigests
+    remembered: DigestCache
     work_root: Path
     reporter: Reporter
 
@@ -121,7 +121,7 @@ def build(
         split = _split(variant, options.max_layer_size, tools.reporter)
         packed.append(pack_variant(split, destination, tools, origin=origin))
     result = publish_variants(packed, destination, options, tools.reporter)
-    published.workplace.remove()
+    published.build_dir.remove()
     return result
 
 

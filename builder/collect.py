@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from builder.build_dir import BuildDir
 from builder.checkpoint import (
     INDEX,
     WeightIndex,
@@ -26,7 +27,6 @@ from builder.plan import PlannedFile
 from builder.reporter import Reporter
 from builder.sources.base import RemoteFile, SourceFile
 from builder.survey import Survey
-from builder.workplace import Workplace
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
@@ -50,7 +50,7 @@ class Checkpoint:
     locations: Mapping[str, Path]
     facts: ModelFacts
     licence: str
-    workplace: Workplace
+    build_dir: BuildDir
     converted: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     claimed: Mapping[str, Digest] = field(default_factory=dict)
@@ -70,10 +70,10 @@ def collect(
     remote = {} if staged else _remote(surveyed)
     here = [file for file in wanted if file.path not in remote]
     locations = _fetch(surveyed, here, reporter)
-    workplace = Workplace.of(work_root, locations)
+    build_dir = BuildDir.of(work_root, locations)
     files, index = surveyed.planned(), surveyed.index
     if selection.pickles:
-        made = _convert(surveyed, locations, workplace, reporter)
+        made = _convert(surveyed, locations, build_dir, reporter)
         files += made.files
         locations = {**locations, **made.locations}
         index = made.index
@@ -83,7 +83,7 @@ def collect(
         config=surveyed.config,
         index=index,
         claimed={file.path: file.claimed for file in wanted if file.claimed},
-        workplace=workplace,
+        build_dir=build_dir,
         converted=bool(selection.pickles),
         remote=remote,
     )
@@ -136,10 +136,10 @@ class _Converted:
 
 
 def _convert(
-    surveyed: Survey, locations: Mapping[str, Path], workplace: Workplace, reporter: Reporter
+    surveyed: Survey, locations: Mapping[str, Path], build_dir: BuildDir, reporter: Reporter
 ) -> _Converted:
     """Pickles as safetensors in the work directory; those that an earlier run finished are kept."""
-    folder = workplace.folder("converted")
+    folder = build_dir.folder("converted")
     names = converted_names(surveyed.selection.pickles)
     tied = surveyed.config.get("tie_word_embeddings") is True
     total = sum(surveyed.files[path].size for path in names)
@@ -169,7 +169,7 @@ def checked(
     config: Mapping[str, Any],
     index: WeightIndex | None,
     claimed: Mapping[str, Digest],
-    workplace: Workplace,
+    build_dir: BuildDir,
     converted: bool = False,
     remote: Mapping[str, RemoteFile] | None = None,
 ) -> Checkpoint:
@@ -189,7 +189,7 @@ def checked(
         licence=licence(_texts(files, locations)),
         config=config,
         claimed=claimed,
-        workplace=workplace,
+        build_dir=build_dir,
         converted=converted,
         remote=away,
     )

@@ -9,20 +9,20 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from builder.claims import check_claims
 from builder.collect import Checkpoint
+from builder.digest_cache import DigestCache
 from builder.plan import PlannedLayer
 from builder.publish import LayerSource
-from builder.remembered import RememberedDigests
+from builder.source_digests import check_claims
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.hashing import EMPTY_FILE, LayerDigests, hash_layer
 from modelimage.layout import Layout
-from modelimage.passing import PassingLayer
 from modelimage.record import RecordFile, RecordLayer
 from modelimage.repository import PassingContent, PassingWriter
+from modelimage.streaming import StreamingLayer
 from modelimage.workers import available_cores, run_all
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, the reading and the writing.
@@ -53,7 +53,7 @@ class Packer:
     """
 
     checkpoint: Checkpoint
-    remembered: RememberedDigests
+    remembered: DigestCache
     layout: Layout | None = None
     passing: PassingWriter | None = None
 
@@ -111,7 +111,7 @@ class Packer:
         """Send a layer while it is digested. What the source claims of its files is compared before it is closed."""
         checkpoint, recipe = self.checkpoint, layer.recipe
         source = LayerSource(recipe, checkpoint.locations, checkpoint.remote)
-        passing = PassingLayer(recipe, source.read_slice)
+        passing = StreamingLayer(recipe, source.read_slice)
 
         def digest() -> Digest:
             found = passing.digests()

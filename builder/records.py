@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from builder.claims import check_claims
 from builder.collect import Checkpoint
 from builder.pack import PackedLayer
+from builder.source_digests import check_claims
 from modelimage.errors import InvalidInput
 from modelimage.record import Record
 

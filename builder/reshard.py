@@ -84,7 +84,7 @@ def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter)
     large = [file for file in checkpoint.files if is_large(file, limit)]
     if not large:
         return checkpoint
-    target = checkpoint.workplace.folder(folder)
+    target = checkpoint.build_dir.folder(folder)
     headers = {
         file.path: read_header(checkpoint.locations[file.path], name=file.path)
         for file in checkpoint.files
@@ -156,7 +156,7 @@ def _with_files(
             for path, digest in checkpoint.claimed.items()
             if path not in gone and path not in made
         },
-        workplace=checkpoint.workplace,
+        build_dir=checkpoint.build_dir,
         converted=checkpoint.converted,
     )
 

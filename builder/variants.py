@@ -105,7 +105,7 @@ def quantized_variant(
 
     Raises what `quantize` raises, and InvalidCheckpoint.
     """
-    out = published.workplace.folder("variants") / f"{name}-{_choice_key(choices)}"
+    out = published.build_dir.folder("variants") / f"{name}-{_choice_key(choices)}"
     made = _finished(out)
     if made is None:
         made = _quantize(_view(published), out, name, choices, reporter)
@@ -212,7 +212,7 @@ class _Steps:
 
 def _view(published: Checkpoint) -> Path:
     """The published files as one directory of links, whatever caches they are in."""
-    folder = published.workplace.folder("published")
+    folder = published.build_dir.folder("published")
     with writing(folder):
         for file in published.files:
             link = folder / file.path
@@ -243,6 +243,6 @@ def _merged(published: Checkpoint, out: Path) -> Checkpoint:
         config=read_json(out / CONFIG, name=CONFIG),
         index=WeightIndex.parse(index) if index else None,
         claimed={},
-        workplace=published.workplace,
+        build_dir=published.build_dir,
         converted=published.converted,
     )

@@ -2,7 +2,7 @@
 
     root: /var/lib/weightyard
     budget: 80%
-    floor: 10%
+    min_free: 10%
     tiers:
       order: [peer, shared, registry, hub]
       shared:
@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from cache_agent.addresses import Address
+from cache_agent.net.addresses import Address
 from cache_agent.store.space import Amount
 from modelimage.errors import InvalidInput, WeightyardError
 
@@ -133,7 +133,7 @@ class TierSection(_Section):
     shared: tuple[SharedSection, ...] = Field(
         default=(), description="A shared place: {directory: DIR} or {s3: {bucket: NAME, ...}}."
     )
-    write_back: bool = Field(
+    populate_shared: bool = Field(
         default=True, description="Copy what the shared places lack to them, once per cluster."
     )
     memory_budget: AmountText = Field(
@@ -176,7 +176,7 @@ class CsiSection(_Section):
     mounter: Path = Field(description="The mounter's socket.")
 
 
-class FacesSection(_Section):
+class ServersSection(_Section):
     """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT."""
 
     mirror: AddressText | None = Field(
@@ -278,12 +278,12 @@ class SignatureSection(_Section):
     )
 
 
-class WantedSection(_Section):
+class PrewarmSection(_Section):
     """What should be on this node, and how it is brought here ahead of its use."""
 
     path: Path | None = Field(
         default=None,
-        description="Directory or file of CachedModels and Workspaces; by default wanted/ in the root.",
+        description="Directory or file of CachedModels and Workspaces; by default prewarm/ in the root.",
     )
     kubernetes: bool = Field(
         default=False,
@@ -315,10 +315,10 @@ class WantedSection(_Section):
 
 
 class AgentConfig(_Section):
-    """Everything that can be set. `budget` and `floor` hold for `root` and for each of `more_roots`."""
+    """Everything that can be set. `budget` and `min_free` hold for `root` and for each of `extra_roots`."""
 
     root: Path | None = Field(default=None, description="Directory of the model cache.")
-    more_roots: tuple[Path, ...] = Field(
+    extra_roots: tuple[Path, ...] = Field(
         default=(),
         description="A further complete cache directory, on a disk of its own.",
     )
@@ -332,14 +332,14 @@ class AgentConfig(_Section):
         default="100%",
         description="What the cache may use of each root's filesystem: 500GB, or 80%.",
     )
-    floor: AmountText = Field(
+    min_free: AmountText = Field(
         default="5%", description="Free space that the cache leaves on each root's filesystem."
     )
     fetch: FetchSection = Field(default_factory=FetchSection)
     maintenance: MaintenanceSection = Field(default_factory=MaintenanceSection)
     tiers: TierSection = Field(default_factory=TierSection)
-    faces: FacesSection = Field(default_factory=FacesSection)
-    wanted: WantedSection = Field(default_factory=WantedSection)
+    servers: ServersSection = Field(default_factory=ServersSection)
+    prewarm: PrewarmSection = Field(default_factory=PrewarmSection)
     peers: PeersSection | None = None
     signatures: tuple[SignatureSection, ...] = Field(
         default=(),

@@ -71,7 +71,7 @@ def hash_layer(
     lanes: list[_Lane] = [lambda block: layer.update(block.data), files, chunks]
     if sink is not None:
         lanes.append(lambda block: sink(block.data))
-    with _Lanes(lanes) as pipeline:
+    with _HashPipeline(lanes) as pipeline:
         for segment in recipe.segments:
             if isinstance(segment, FileSlice):
                 _read_file(locate(segment.file.path), segment.file, pipeline, progress)
@@ -108,7 +108,7 @@ def hash_stream(
     end: comparing is the caller's. Raises what `read` raises.
     """
     layer, files, chunks = hashlib.sha256(), _FileLane(), _ChunkLane()
-    with _Lanes([lambda block: layer.update(block.data), files, chunks]) as pipeline:
+    with _HashPipeline([lambda block: layer.update(block.data), files, chunks]) as pipeline:
         stream = _Stream(read, pipeline, progress)
         for segment in recipe.segments:
             if isinstance(segment, FileSlice):
@@ -130,7 +130,7 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
         return EMPTY_FILE
     name = str(path)
     files, chunks = _FileLane(), _ChunkLane()
-    with _Lanes([files, chunks]) as pipeline:
+    with _HashPipeline([files, chunks]) as pipeline:
         _read_file(path, LayerFile(name, size, EMPTY_FILE.digest), pipeline, progress)
     return FileDigests(files.digests[name], chunks.of(name))
 
@@ -202,7 +202,7 @@ class _ChunkLane:
         return tuple(self._done[path])
 
 
-class _Lanes:
+class _HashPipeline:
     """A ring of buffers that one reader fills and a thread per lane takes in order.
 
     A lane that fails stops taking, the reader learns of it at its next step, and the lane's error is what
@@ -220,7 +220,7 @@ class _Lanes:
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
 
-    def __enter__(self) -> _Lanes:
+    def __enter__(self) -> _HashPipeline:
         for thread in self._threads:
             thread.start()
         return self
@@ -283,7 +283,7 @@ class _Stream:
     """Cuts a stream into the segments that a recipe expects and notes where it isn't so."""
 
     def __init__(
-        self, read: Callable[[memoryview], int], pipeline: _Lanes, progress: Progress | None
+        self, read: Callable[[memoryview], int], pipeline: _HashPipeline, progress: Progress | None
     ) -> None:
         self._read = read
         self._pipeline = pipeline
@@ -321,7 +321,9 @@ class _Stream:
         return view[:count]
 
 
-def _read_file(path: Path, file: LayerFile, pipeline: _Lanes, progress: Progress | None) -> None:
+def _read_file(
+    path: Path, file: LayerFile, pipeline: _HashPipeline, progress: Progress | None
+) -> None:
     with reading(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -342,7 +344,7 @@ def _read_file(path: Path, file: LayerFile, pipeline: _Lanes, progress: Progress
 
 
 def _buffers(
-    descriptor: int, path: Path, size: int, pipeline: _Lanes
+    descriptor: int, path: Path, size: int, pipeline: _HashPipeline
 ) -> Iterator[tuple[bytearray, memoryview]]:
     """Read up to `size` bytes, each buffer filled whole but for the file's last."""
     if hasattr(os, "posix_fadvise"):

@@ -145,7 +145,7 @@ def quantize_checkpoint(
         summary = summarize(_run(engine, job, staging, progress))
         floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
         check_floor(summary, floor)
-        output.write_surroundings(staging, checkpoint, plan)
+        output.write_other_files(staging, checkpoint, plan)
         comparison = _compare(job, staging, options.evaluation)
         written = sum(path.stat().st_size for path in staging.directory.glob("*.safetensors"))
         staging.publish()

@@ -15,7 +15,7 @@ from quantize.schemes import Engine
 from quantize.staging import Staging
 
 
-def write_surroundings(staging: Staging, checkpoint: Checkpoint, plan: Plan) -> None:
+def write_other_files(staging: Staging, checkpoint: Checkpoint, plan: Plan) -> None:
     """Config, index and the unchanged files."""
     staging.write(CONFIG, to_text(plan.config))
     if checkpoint.indexed:

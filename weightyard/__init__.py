@@ -1,4 +1,4 @@
-"""The face: one `weightyard` command whose subcommands load lazily from the other packages."""
+"""The command line: one `weightyard` command whose subcommands load lazily from the other packages."""
 
 from __future__ import annotations
 

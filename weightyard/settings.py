@@ -27,11 +27,11 @@ R = TypeVar("R")
 _SHORT: Final = {
     "fetch.streams": "--streams",
     "fetch.bandwidth": "--bandwidth",
-    "faces.mirror": "--mirror",
-    "faces.hub": "--hub",
-    "faces.observe": "--observe",
-    "faces.registries": "--registry",
-    "more_roots": "--more-root",
+    "servers.mirror": "--mirror",
+    "servers.hub": "--hub",
+    "servers.observe": "--observe",
+    "servers.registries": "--registry",
+    "extra_roots": "--extra-root",
 }
 
 

@@ -66,7 +66,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ReplicaTarget:
     """What the load of one moment asked for."""
 
     at: float
@@ -79,13 +79,13 @@ class Answer:
 
     replicas: int
     reason: str
-    history: tuple[Wish, ...]
+    history: tuple[ReplicaTarget, ...]
 
 
-def decide(policy: Policy, load: Load, history: Sequence[Wish], now: float) -> Answer:
+def decide(policy: Policy, load: Load, history: Sequence[ReplicaTarget], now: float) -> Answer:
     """The next number of replicas. Laws: within the policy's bounds; at most doubles, and shrinks by one; never below
     what holds the work in flight; unchanged by a second call on the same readings."""
-    wish = Wish(now, _clamp(wanted(policy, load), policy))
+    wish = ReplicaTarget(now, _clamp(wanted(policy, load), policy))
     oldest = now - max(policy.up_window, policy.down_window)
     kept = (*_since(oldest, [each for each in history if each.at < now]), wish)
     current = load.current
@@ -118,7 +118,7 @@ def wanted(policy: Policy, load: Load) -> int:
     return max(by_memory, by_batch, 1 if load.running else 0)
 
 
-def _from_zero(policy: Policy, wish: Wish, kept: tuple[Wish, ...]) -> Answer:
+def _from_zero(policy: Policy, wish: ReplicaTarget, kept: tuple[ReplicaTarget, ...]) -> Answer:
     if wish.replicas == 0:
         return Answer(0, "nothing waits", kept)
     return Answer(max(1, policy.least), "a request waits", kept)
@@ -128,17 +128,17 @@ def _clamp(replicas: int, policy: Policy) -> int:
     return max(policy.least, min(policy.most, replicas))
 
 
-def _since(oldest: float, history: Sequence[Wish]) -> Sequence[Wish]:
+def _since(oldest: float, history: Sequence[ReplicaTarget]) -> Sequence[ReplicaTarget]:
     """The wishes of a window, and the last one before it, which says that the window is known whole."""
     before = sum(each.at <= oldest for each in history)
     return history[max(0, before - 1) :]
 
 
-def _recent(history: Sequence[Wish], since: float) -> list[int]:
+def _recent(history: Sequence[ReplicaTarget], since: float) -> list[int]:
     return [each.replicas for each in history if each.at >= since]
 
 
-def _covers(history: Sequence[Wish], now: float, window: float) -> bool:
+def _covers(history: Sequence[ReplicaTarget], now: float, window: float) -> bool:
     """Whether the history is as long as a window: right after a start it isn't, and nothing may be concluded."""
     return history[0].at <= now - window
 

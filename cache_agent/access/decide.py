@@ -29,7 +29,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CacheTTL:
     """For how many seconds answers are believed.
 
     `grace` is how long a permission outlives its `lifetime` while its owner can't be reached: who can't be asked can't
@@ -41,7 +41,7 @@ class Rules:
     grace: float = 24 * 3600.0
 
 
-class Standing(Enum):
+class AccessState(Enum):
     """What a kept answer is worth now."""
 
     ALLOWED = "allowed"
@@ -50,17 +50,17 @@ class Standing(Enum):
     UNKNOWN = "unknown"
 
 
-def standing(proof: Proof | None, now: float, rules: Rules) -> Standing:
+def standing(proof: Proof | None, now: float, rules: CacheTTL) -> AccessState:
     """What a proof is worth at `now`."""
     # A clock that was set back must not make a proof last longer than it would have.
     if proof is None or proof.at > now:
-        return Standing.UNKNOWN
+        return AccessState.UNKNOWN
     age = now - proof.at
     if not proof.allowed:
-        return Standing.REFUSED if age < rules.refusal else Standing.UNKNOWN
+        return AccessState.REFUSED if age < rules.refusal else AccessState.UNKNOWN
     if age < rules.lifetime:
-        return Standing.ALLOWED
-    return Standing.LAPSED if age < rules.lifetime + rules.grace else Standing.UNKNOWN
+        return AccessState.ALLOWED
+    return AccessState.LAPSED if age < rules.lifetime + rules.grace else AccessState.UNKNOWN
 
 
 class Step(Enum):
@@ -75,25 +75,28 @@ class Step(Enum):
 
 
 def next_step(
-    anyone: Standing, own: Standing | None, said_anyone: Answer | None, said_own: Answer | None
+    anyone: AccessState,
+    own: AccessState | None,
+    said_anyone: Answer | None,
+    said_own: Answer | None,
 ) -> Step:
     """The next step for a caller.
 
     `anyone` and `own` are what kept proofs are worth; `own` is None for a caller without credentials. `said_*` are
     the answers given during this request. Law: never GRANT unless something above says allowed.
     """
-    if Standing.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own):
+    if AccessState.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own):
         return Step.GRANT
-    if said_anyone is None and anyone is not Standing.REFUSED:
+    if said_anyone is None and anyone is not AccessState.REFUSED:
         return Step.ASK_ANONYMOUSLY
     reachable = said_anyone is not Answer.UNREACHABLE
-    if own is not None and said_own is None and own is not Standing.REFUSED and reachable:
+    if own is not None and said_own is None and own is not AccessState.REFUSED and reachable:
         return Step.ASK_AS_CALLER
     if Answer.UNREACHABLE in (said_anyone, said_own):
         lapsed = (
-            Standing.LAPSED in (anyone, own)
+            AccessState.LAPSED in (anyone, own)
             and said_own != Answer.REFUSED
-            and own is not Standing.REFUSED
+            and own is not AccessState.REFUSED
         )
         return Step.GRANT if lapsed else Step.UNREACHABLE
     final = said_anyone if own is None else said_own

@@ -1,4 +1,4 @@
-"""The gate that every face passes before it hands out what is cached: keeps proofs, asks when there is none."""
+"""The gate that every server passes before it hands out what is cached: keeps proofs, asks when there is none."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Final, Protocol
 
 from cache_agent.access.callers import Caller, fingerprint
 from cache_agent.access.decide import (
+    AccessState,
     Answer,
+    CacheTTL,
     Proof,
-    Rules,
-    Standing,
     Step,
     next_step,
     standing,
@@ -63,17 +63,17 @@ class Admission:
         return Caller(self.credential)
 
 
-class Gate:
+class Authorizer:
     """Lets callers in, or raises Refused, NotFound, Unreachable. Safe for threads; `clock` gives seconds."""
 
     def __init__(
         self,
         clock: Callable[[], float],
-        rules: Rules | None = None,
+        rules: CacheTTL | None = None,
         places: PublicPlaces | None = None,
         key: bytes | None = None,
     ) -> None:
-        self._clock, self._rules = clock, rules or Rules()
+        self._clock, self._rules = clock, rules or CacheTTL()
         self._places = places or ForgetfulPlaces()
         self._key = key or secrets.token_bytes(32)
         self._proofs: OrderedDict[tuple[str, str], Proof] = OrderedDict()
@@ -86,9 +86,9 @@ class Gate:
         with self._lock:
             anyone, own = (self._proofs.get((place, each)) for each in (ANYONE, name))
         now = self._clock()
-        if standing(anyone, now, self._rules) is Standing.ALLOWED:
+        if standing(anyone, now, self._rules) is AccessState.ALLOWED:
             return Admission(None)
-        if standing(own, now, self._rules) is Standing.ALLOWED:
+        if standing(own, now, self._rules) is AccessState.ALLOWED:
             return Admission(caller.credential)
         return None
 
@@ -142,10 +142,10 @@ class Gate:
         return answer
 
     def _admission(self, place: str, caller: Caller) -> Admission:
-        public = self._standing(place, ANYONE) is Standing.ALLOWED
+        public = self._standing(place, ANYONE) is AccessState.ALLOWED
         return Admission(None if public else caller.credential)
 
-    def _standing(self, place: str, name: str) -> Standing:
+    def _standing(self, place: str, name: str) -> AccessState:
         with self._lock:
             proof = self._proofs.get((place, name))
         if proof is None and name == ANYONE:

@@ -150,7 +150,7 @@ class RootSpace(BaseModel):
     promised: int
     headroom: int
     budget: int
-    floor: int
+    min_free: int
     disk_total: int
     disk_free: int
     evictable: int

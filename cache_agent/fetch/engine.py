@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.crew import WINDOW_SECONDS, Crew
-from cache_agent.fetch.job import GaveWay, Job, TooSlow, Work
-from cache_agent.fetch.planner import BUNDLE_BYTES, Span
-from cache_agent.fetch.throttle import Throttle
-from cache_agent.sources.source import NotYet
+from cache_agent.fetch.job import Job, Preempted, TooSlow, Work
+from cache_agent.fetch.limiter import WINDOW_SECONDS, ConcurrencyLimiter
+from cache_agent.fetch.planner import BUNDLE_BYTES, RangeRequest
+from cache_agent.sources.source import RetryLater
+from cache_agent.sources.throttle import Throttle
 from modelimage.errors import Unreachable, WeightyardError
 from modelimage.repository import BlobStream
 from modelimage.workers import available_cores
@@ -35,13 +35,13 @@ TELLING_BYTES: Final = 4 << 20
 class EngineOptions:
     """At most `streams` transfers at once (see `Crew`); `bandwidth` caps their sum in bytes per second (0: no cap).
 
-    `crawl`: a transfer slower than that, in bytes per second, has its job try another source (0: never).
+    `min_rate`: a transfer slower than that, in bytes per second, has its job try another source (0: never).
     """
 
     streams: int = DEFAULT_STREAMS
     stall_seconds: float = DEFAULT_STALL_SECONDS
     bandwidth: float = 0.0
-    crawl: float = 0.0
+    min_rate: float = 0.0
 
 
 class Transfer:
@@ -94,11 +94,11 @@ class Engine:
         self,
         options: EngineOptions,
         monotonic: Callable[[], float] = time.monotonic,
-        crew: Crew | None = None,
+        limiter: ConcurrencyLimiter | None = None,
     ) -> None:
         self._options, self.monotonic = options, monotonic
         self._total = Throttle(options.bandwidth, monotonic)
-        self._crew = crew or Crew(available_cores(), monotonic)
+        self._limiter = limiter or ConcurrencyLimiter(available_cores(), monotonic)
         self._jobs: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -173,7 +173,7 @@ class Engine:
             last: tuple[Job, int] | None = None
             while (work := self._next(last)) is not None:
                 self._carry_out(work, transfer, buffer)
-                last = (work.job, work.track)
+                last = (work.job, work.file_queue)
 
         return loop
 
@@ -181,17 +181,17 @@ class Engine:
         """End the last work, if any, and wait for more; None when closing."""
         with self._wake:
             if last is not None:
-                self._crew.leave()
+                self._limiter.leave()
                 self._wake.notify_all()
             while not self._closing:
-                if self._jobs and not self._crew.has_room():
+                if self._jobs and not self._limiter.has_room():
                     self._wake.wait(WINDOW_SECONDS)
                     continue
                 again: float | None = None
                 for job in sorted(self._jobs, key=lambda job: -job.priority):
                     found = job.next_work(last[1] if last and last[0] is job else None)
                     if isinstance(found, Work):
-                        self._crew.join()
+                        self._limiter.join()
                         return found
                     if found is not None:
                         again = min(found, again) if again is not None else found
@@ -199,24 +199,24 @@ class Engine:
         return None
 
     def _carry_out(self, work: Work, transfer: Transfer, buffer: memoryview) -> None:
-        job, pieces = work.job, work.state.span.pieces
+        job, pieces = work.job, work.state.range_request.pieces
         done, error = self._read(work, transfer, buffer)
         try:
             for piece in pieces[:done]:
-                job.fetch_again(work, job.flights[piece.file.digest].advance())
+                job.fetch_again(work, job.downloads[piece.file.digest].advance())
         except Exception as failure:  # noqa: BLE001 - goes to the pull's caller, whatever it is
             # Not the source's doing, so no other source would help.
             job.abort(failure)
         if error is None:
             job.succeeded(work)
         else:
-            job.failed(work, error, Span(pieces[done:]))
+            job.failed(work, error, RangeRequest(pieces[done:]))
 
     def _read(
         self, work: Work, transfer: Transfer, buffer: memoryview
     ) -> tuple[int, Exception | None]:
         """Read a span's pieces off its source: how many came whole, and what ended it early."""
-        job, pieces = work.job, work.state.span.pieces
+        job, pieces = work.job, work.state.range_request.pieces
         done = 0
         transfer.begin(work)
         try:
@@ -224,10 +224,10 @@ class Engine:
                 transfer.stream = stream
                 tick = self._ticker(work, transfer)
                 for piece in pieces:
-                    flight = job.flights[piece.file.digest]
+                    download = job.downloads[piece.file.digest]
                     if not job.sources[work.source].proves:
-                        flight.proven = False
-                    flight.receive(piece, stream, buffer[: self._total.burst(len(buffer))], tick)
+                        download.proven = False
+                    download.receive(piece, stream, buffer[: self._total.burst(len(buffer))], tick)
                     done += 1
                     if done < len(pieces) and self._is_outranked(work):
                         break
@@ -237,18 +237,18 @@ class Engine:
             self._note_rate(work, transfer)
             transfer.end()
         # Said only now: an error within the source's context would count against the source.
-        return done, None if done == len(pieces) else GaveWay("a more urgent pull waits")
+        return done, None if done == len(pieces) else Preempted("a more urgent pull waits")
 
     def _is_outranked(self, work: Work) -> bool:
         """Whether somebody more urgent waits for a worker; what is no longer than a chunk isn't worth ending early."""
-        if work.state.span.size <= BUNDLE_BYTES:
+        if work.state.range_request.size <= BUNDLE_BYTES:
             return False
         with self._wake:
             return any(each.priority > work.job.priority and each.has_work() for each in self._jobs)
 
     @staticmethod
     def _reason(error: Exception, transfer: Transfer) -> Exception:
-        if transfer.left is None or isinstance(error, NotYet):
+        if transfer.left is None or isinstance(error, RetryLater):
             return error
         transfer.left.__cause__ = error
         return transfer.left
@@ -299,6 +299,6 @@ class Engine:
         if rate is not None:
             work.job.note_rate(work.source, rate)
             # A compressed layer comes in one piece, all of which would be lost.
-            if work.state.span.at_stake <= BUNDLE_BYTES and work.job.is_too_slow(work):
+            if work.state.range_request.at_stake <= BUNDLE_BYTES and work.job.is_too_slow(work):
                 transfer.left = TooSlow(f"{name} is slow: {rate:.0f} bytes a second")
                 transfer.close()

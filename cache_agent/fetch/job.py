@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.flight import Tick
+from cache_agent.fetch.download import Tick
 from cache_agent.fetch.planner import (
+    FileQueue,
+    RangeRequest,
     SourceView,
-    Span,
-    Track,
+    choose_queue,
     choose_source,
-    choose_track,
     is_too_slow,
     run_length,
 )
-from cache_agent.sources.source import NotYet, Piece, Source, Tier, YourTurn
+from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Source, Tier
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
@@ -48,11 +48,11 @@ class TooSlow(Unreachable):
     """Another source is faster, or untried: the span moves on, and this source has done nothing wrong."""
 
 
-class GaveWay(Unreachable):
+class Preempted(Unreachable):
     """Somebody more urgent waits: the rest of the span waits again, and its source has done nothing wrong."""
 
 
-class Carrier(Protocol):
+class ChunkSink(Protocol):
     """Takes the pieces of what a job fetches: a file's flight does, and what carries a layer of a foreign image.
 
     Called by several threads at once.
@@ -60,10 +60,12 @@ class Carrier(Protocol):
 
     proven: bool
 
-    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+    def receive(
+        self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
+    ) -> None:
         """Read one piece off the stream and keep it. What it raises is the source's failure."""
 
-    def advance(self) -> Sequence[Piece]:
+    def advance(self) -> Sequence[ChunkRange]:
         """Do what has become possible since; pieces that must come again, since this disk has lost them.
 
         What it raises ends the pull.
@@ -71,10 +73,10 @@ class Carrier(Protocol):
 
 
 @dataclass
-class SpanState:
+class RequestState:
     """A span, its place in its track, how each source failed on it, and until when it isn't to be asked for it."""
 
-    span: Span
+    range_request: RangeRequest
     order: int = 0
     rests: dict[int, float] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
@@ -83,13 +85,13 @@ class SpanState:
 
 
 @dataclass(order=True)
-class PutOff:
+class DelayedRequest:
     """A span that comes back at `due`, when its source is likely to have it."""
 
     due: float
-    track: int
+    file_queue: int
     order: int
-    state: SpanState = field(compare=False)
+    state: RequestState = field(compare=False)
     in_line: bool = field(default=False, compare=False)
 
 
@@ -98,8 +100,8 @@ class Work:
     """A span for a worker, and the source to ask."""
 
     job: Job
-    track: int
-    state: SpanState
+    file_queue: int
+    state: RequestState
     source: int
 
 
@@ -107,12 +109,12 @@ class Work:
 class RetryPolicy:
     """How often a span may fail at one source before that source is given up for it.
 
-    `crawl`: bytes a second of one transfer below which another source is tried; 0 for never.
+    `min_rate`: bytes a second of one transfer below which another source is tried; 0 for never.
     """
 
     attempts: int = 5
     rate_limited_attempts: int = 40
-    crawl: float = 0.0
+    min_rate: float = 0.0
 
 
 class Job:
@@ -120,26 +122,29 @@ class Job:
 
     def __init__(
         self,
-        tracks: Sequence[Track],
+        tracks: Sequence[FileQueue],
         sources: Sequence[Source],
-        flights: Mapping[Digest, Carrier],
+        downloads: Mapping[Digest, ChunkSink],
         *,
         priority: int,
         monotonic: Callable[[], float],
         policy: RetryPolicy,
     ) -> None:
-        self.sources, self.flights = sources, flights
+        self.sources, self.downloads = sources, downloads
         self.priority = priority
         self.finished = threading.Event()
         self.stopped = threading.Event()
         self.error: BaseException | None = None
         self.bytes_by_source = [0] * len(sources)
         self._waiting = [
-            deque(SpanState(span, order) for order, span in enumerate(track)) for track in tracks
+            deque(
+                RequestState(range_request, order) for order, range_request in enumerate(file_queue)
+            )
+            for file_queue in tracks
         ]
-        self._put_off: list[PutOff] = []
+        self._put_off: list[DelayedRequest] = []
         self._workers = [0] * len(tracks)
-        self._left = sum(len(track) for track in tracks)
+        self._left = sum(len(file_queue) for file_queue in tracks)
         self._rests = [0.0] * len(sources)
         self._rates: list[float | None] = [None] * len(sources)
         self._monotonic, self._policy = monotonic, policy
@@ -153,19 +158,19 @@ class Job:
                 return None
             now = self._monotonic()
             self._recall(now)
-            waiting = [len(track) for track in self._waiting]
-            track = choose_track(waiting, self._workers, last)
-            if track is None:
+            waiting = [len(file_queue) for file_queue in self._waiting]
+            file_queue = choose_queue(waiting, self._workers, last)
+            if file_queue is None:
                 return self._put_off[0].due if self._put_off else None
-            state = self._waiting[track][0]
-            source = choose_source(self._views(state), now, self._policy.crawl)
+            state = self._waiting[file_queue][0]
+            source = choose_source(self._views(state), now, self._policy.min_rate)
             if source is None:
                 self._fail(state.last_error or Unreachable("no source has this model's bytes"))
                 return None
             if isinstance(source, float):
                 return source
-            self._workers[track] += 1
-            return Work(self, track, self._take(track), source)
+            self._workers[file_queue] += 1
+            return Work(self, file_queue, self._take(file_queue), source)
 
     def has_work(self) -> bool:
         """Whether anything waits for a worker."""
@@ -174,68 +179,72 @@ class Job:
 
     def succeeded(self, work: Work) -> None:
         with self._lock:
-            self._workers[work.track] -= 1
+            self._workers[work.file_queue] -= 1
             self._left -= 1
             self._call_next_in_line()
             self._update_finished()
 
-    def failed(self, work: Work, error: BaseException, remaining: Span) -> None:
+    def failed(self, work: Work, error: BaseException, remaining: RangeRequest) -> None:
         """A span failed: it waits again with what is left of it, or the pull ends."""
         with self._lock:
-            self._workers[work.track] -= 1
+            self._workers[work.file_queue] -= 1
             if self.stopped.is_set():
                 self._update_finished()
             elif not isinstance(error, _MOVE_ON):
                 self._fail(error)
             else:
-                work.state.span = remaining
-                if isinstance(error, NotYet):
+                work.state.range_request = remaining
+                if isinstance(error, RetryLater):
                     due = self._monotonic() + error.after
-                    put_off = PutOff(due, work.track, work.state.order, work.state, error.in_line)
+                    put_off = DelayedRequest(
+                        due, work.file_queue, work.state.order, work.state, error.in_line
+                    )
                     heapq.heappush(self._put_off, put_off)
                 else:
                     self._note_failure(work, error)
-                    self._waiting[work.track].appendleft(work.state)
+                    self._waiting[work.file_queue].appendleft(work.state)
 
-    def fetch_again(self, work: Work, pieces: Sequence[Piece]) -> None:
+    def fetch_again(self, work: Work, pieces: Sequence[ChunkRange]) -> None:
         """Pieces wait once more, in the track of the work that is about to end."""
         with self._lock:
             if not self.stopped.is_set():
                 self._left += len(pieces)
                 for piece in pieces:
-                    state = SpanState(Span((piece,)), work.state.order)
-                    self._waiting[work.track].appendleft(state)
+                    state = RequestState(RangeRequest((piece,)), work.state.order)
+                    self._waiting[work.file_queue].appendleft(state)
 
-    def _take(self, track: int) -> SpanState:
+    def _take(self, file_queue: int) -> RequestState:
         """The first of a track's spans, and in it those that follow, none of which failed before.
 
         Alone where nodes share the work chunk by chunk.
         """
-        waiting = self._waiting[track]
+        waiting = self._waiting[file_queue]
         length = run_length(len(waiting))
         state = waiting.popleft()
         if state.failures or any(source.tier is Tier.PEER for source in self.sources):
             return state
-        pieces = state.span.pieces
+        pieces = state.range_request.pieces
         for _ in range(length - 1):
-            if waiting[0].failures or not pieces[-1].goes_on_with(waiting[0].span.pieces[0]):
+            if waiting[0].failures or not pieces[-1].goes_on_with(
+                waiting[0].range_request.pieces[0]
+            ):
                 break
-            pieces += waiting.popleft().span.pieces
+            pieces += waiting.popleft().range_request.pieces
             self._left -= 1
-        state.span = Span(pieces)
+        state.range_request = RangeRequest(pieces)
         return state
 
     def _recall(self, now: float) -> None:
         """What was put off until now waits again, at its place in its track."""
         while self._put_off and self._put_off[0].due <= now:
             back = heapq.heappop(self._put_off)
-            bisect.insort(self._waiting[back.track], back.state, key=lambda state: state.order)
+            bisect.insort(self._waiting[back.file_queue], back.state, key=lambda state: state.order)
 
     def _call_next_in_line(self) -> None:
         """A transfer ended: whichever span waits for that is due now, the first of them."""
         in_line = [each for each in self._put_off if each.in_line]
         if in_line:
-            first = min(in_line, key=lambda each: (each.track, each.order))
+            first = min(in_line, key=lambda each: (each.file_queue, each.order))
             first.due = self._monotonic()
             heapq.heapify(self._put_off)
 
@@ -264,9 +273,9 @@ class Job:
         """Whether a span had better be fetched from another source."""
         with self._lock:
             views = self._views(work.state)
-            return is_too_slow(views, work.source, self._monotonic(), self._policy.crawl)
+            return is_too_slow(views, work.source, self._monotonic(), self._policy.min_rate)
 
-    def _views(self, state: SpanState) -> list[SourceView]:
+    def _views(self, state: RequestState) -> list[SourceView]:
         return [
             SourceView(
                 max(self._rests[index], state.rests.get(index, 0.0)),
@@ -280,9 +289,9 @@ class Job:
 
     def _note_failure(self, work: Work, error: WeightyardError) -> None:
         state, source = work.state, work.source
-        if isinstance(error, (TooSlow, GaveWay)):
+        if isinstance(error, (TooSlow, Preempted)):
             return
-        if not isinstance(error, YourTurn):
+        if not isinstance(error, FetchUpstream):
             state.last_error = error
         count = state.failures[source] = state.failures.get(source, 0) + 1
         now = self._monotonic()
@@ -294,7 +303,7 @@ class Job:
             rest = min(_FIRST_REST * 2 ** (count - 1), _LONGEST_REST)
             self._rests[source] = max(self._rests[source], now + rest)
             limit = self._policy.attempts
-        elif isinstance(error, YourTurn):
+        elif isinstance(error, FetchUpstream):
             state.rests[source] = now + min(2.0**count, _LONGEST_REST)
             limit = self._policy.attempts
         else:
@@ -308,8 +317,8 @@ class Job:
             self.error = error
         self.stopped.set()
         self._put_off.clear()
-        for track in self._waiting:
-            track.clear()
+        for file_queue in self._waiting:
+            file_queue.clear()
         self._update_finished()
 
     def _update_finished(self) -> None:

@@ -10,7 +10,7 @@ from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream, ImageReader
 
 
-class ReadOnce:
+class CachingReader:
     """A reader that asks for each manifest once. For the length of one task of one caller: it keeps them all."""
 
     def __init__(self, inner: ImageReader) -> None:

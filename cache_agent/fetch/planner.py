@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.chunks import chunk_range
-from cache_agent.sources.source import Piece
+from cache_agent.sources.source import ChunkRange
 from modelimage.digest import Digest
 from modelimage.record import CHUNK_SIZE, RecordFile
 
@@ -27,10 +27,10 @@ LAST_TRACKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class RangeRequest:
     """What one request asks for: pieces of one layer in the layer's order."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ChunkRange, ...]
 
     @property
     def size(self) -> int:
@@ -42,7 +42,7 @@ class Span:
         return max(len(piece.range) for piece in self.pieces)
 
 
-Track = tuple[Span, ...]
+FileQueue = tuple[RangeRequest, ...]
 
 
 def unique_files(files: Iterable[RecordFile]) -> list[RecordFile]:
@@ -53,51 +53,53 @@ def unique_files(files: Iterable[RecordFile]) -> list[RecordFile]:
     return list(first.values())
 
 
-def plan_tracks(
+def plan_queues(
     files: Sequence[RecordFile], missing: Mapping[Digest, Collection[int]]
-) -> list[Track]:
+) -> list[FileQueue]:
     """Tracks that together cover exactly the missing chunks (by sha256 of the file), largest first.
 
     `files` are in the record's order, which is a layer's order.
     """
-    tracks: list[Track] = []
-    small: dict[Digest, list[Piece]] = {}
+    tracks: list[FileQueue] = []
+    small: dict[Digest, list[ChunkRange]] = {}
     for file in files:
         pieces = [
-            Piece(file, index, chunk_range(file.size, index))
+            ChunkRange(file, index, chunk_range(file.size, index))
             for index in sorted(missing[file.digest])
         ]
         if not pieces:
             continue
         if file.chunk_count() > 1:
-            tracks.append(tuple(Span((piece,)) for piece in pieces))
+            tracks.append(tuple(RangeRequest((piece,)) for piece in pieces))
         else:
             small.setdefault(file.layer, []).extend(pieces)
     tracks.extend(bundle for pieces in small.values() for bundle in _bundles(pieces))
-    return sorted(tracks, key=lambda track: -sum(span.size for span in track))
+    return sorted(
+        tracks, key=lambda file_queue: -sum(range_request.size for range_request in file_queue)
+    )
 
 
-def _bundles(pieces: Sequence[Piece]) -> Iterable[Track]:
-    bundle: list[Piece] = []
+def _bundles(pieces: Sequence[ChunkRange]) -> Iterable[FileQueue]:
+    bundle: list[ChunkRange] = []
     size = 0
     for piece in pieces:
         if bundle and size + len(piece.range) > BUNDLE_BYTES:
-            yield (Span(tuple(bundle)),)
+            yield (RangeRequest(tuple(bundle)),)
             bundle, size = [], 0
         bundle.append(piece)
         size += len(piece.range)
     if bundle:
-        yield (Span(tuple(bundle)),)
+        yield (RangeRequest(tuple(bundle)),)
 
 
-def choose_track(waiting: Sequence[int], workers: Sequence[int], last: int | None) -> int | None:
+def choose_queue(waiting: Sequence[int], workers: Sequence[int], last: int | None) -> int | None:
     """The track a free worker takes its next span from; None when nothing waits.
 
     `waiting[t]` spans of track t wait, `workers[t]` workers are on it, `last` is the worker's own track.
     It stays on its own, so that files land one after the other. When few are left it goes where most is left of those
     that nobody is on, so that all end together: of several workers on one file only one can hash.
     """
-    open_tracks = [track for track, count in enumerate(waiting) if count]
+    open_tracks = [file_queue for file_queue, count in enumerate(waiting) if count]
     if last in open_tracks and workers[last] == 0 and len(open_tracks) > LAST_TRACKS:
         return last
     return min(open_tracks, key=lambda t: (workers[t], -waiting[t], t != last, t), default=None)
@@ -127,7 +129,7 @@ class SourceView:
 
 
 def choose_source(
-    views: Sequence[SourceView], now: float, crawl: float = 0.0
+    views: Sequence[SourceView], now: float, min_rate: float = 0.0
 ) -> int | float | None:
     """Which source to ask (its index), when to look again (a time, as float), or None when none is left.
 
@@ -140,13 +142,13 @@ def choose_source(
     ready = [index for index in left if views[index].rests_until <= now]
     if not ready:
         return min(views[index].rests_until for index in left)
-    return min(ready, key=lambda i: (views[i].failures, is_too_slow(views, i, now, crawl), i))
+    return min(ready, key=lambda i: (views[i].failures, is_too_slow(views, i, now, min_rate), i))
 
 
-def is_too_slow(views: Sequence[SourceView], index: int, now: float, crawl: float) -> bool:
+def is_too_slow(views: Sequence[SourceView], index: int, now: float, min_rate: float) -> bool:
     """Whether another source is to be asked instead: one known to be much faster, or any untried one when this crawls.
 
-    `crawl`: bytes a second of one transfer below which it is worth trying another; 0 for never. Law: the only source
+    `min_rate`: bytes a second of one transfer below which it is worth trying another; 0 for never. Law: the only source
     left to ask isn't too slow, however slow it is.
     """
     own = views[index].rate
@@ -158,5 +160,5 @@ def is_too_slow(views: Sequence[SourceView], index: int, now: float, crawl: floa
         if other != index and not (view.excluded or view.swarm) and view.rests_until <= now
     ]
     return any(
-        own < crawl if view.rate is None else own * MUCH_FASTER < view.rate for view in others
+        own < min_rate if view.rate is None else own * MUCH_FASTER < view.rate for view in others
     )

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from cache_agent.access.signatures import Trust
 from cache_agent.errors import Cancelled
-from cache_agent.events import Events, PullEnd
+from cache_agent.fetch.download import Download, Downloads, followed_layers
 from cache_agent.fetch.engine import Engine
-from cache_agent.fetch.flight import Flight, Flights, followed_layers
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerClaims
-from cache_agent.fetch.job import Carrier, Job, RetryPolicy, by_source
-from cache_agent.fetch.manifests import ReadOnce
-from cache_agent.fetch.planner import Track, plan_tracks, unique_files
-from cache_agent.fetch.reuse import Reuse
-from cache_agent.fetch.throttle import Caps
+from cache_agent.fetch.job import ChunkSink, Job, RetryPolicy, by_source
+from cache_agent.fetch.manifests import CachingReader
+from cache_agent.fetch.planner import FileQueue, plan_queues, unique_files
+from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.fetch.values import (
     PRIORITY_WAITING,
     PullRequest,
@@ -29,14 +28,15 @@ from cache_agent.fetch.values import (
     PullSnapshot,
     PullState,
 )
-from cache_agent.shelving import layer_sizes
+from cache_agent.observability.events import Events, PullEnd
 from cache_agent.sources.decorators import Limited
-from cache_agent.sources.sibling import SiblingRoot
+from cache_agent.sources.manifests import layer_sizes
+from cache_agent.sources.other_root import OtherRootSource
 from cache_agent.sources.source import Resolved, Source, Tier
+from cache_agent.sources.throttle import Caps
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin, repository_of
-from cache_agent.trust import Trust
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
@@ -65,7 +65,7 @@ class Puller:
     engine: Engine
     open_reader: Callable[[ImageReference], ImageReader]
     sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
-    flights: Flights = field(default_factory=Flights)
+    downloads: Downloads = field(default_factory=Downloads)
     publishing: threading.Lock = field(default_factory=threading.Lock)
     running: set[Pull] = field(default_factory=set)
     events: Events = field(default_factory=Events)
@@ -162,12 +162,12 @@ class Pull:
         yield self.snapshot()
 
     def snapshot(self) -> PullSnapshot:
-        flights, jobs = list(self.parts), list(self._jobs)
+        downloads, jobs = list(self.parts), list(self._jobs)
         return PullSnapshot(
             state=self._state,
             total=self._total,
-            done=self._reused + sum(flight.received for flight in flights),
-            resumed=sum(flight.resumed for flight in flights),
+            done=self._reused + sum(download.received for download in downloads),
+            resumed=sum(download.resumed for download in downloads),
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
         )
@@ -209,7 +209,7 @@ class Pull:
 
     def _pull(self) -> PullResult:
         request, roots, trust = self._request, self._puller.roots, self._puller.trust
-        reader = ReadOnce(place := request.reader or self._puller.open_reader(request.image))
+        reader = CachingReader(place := request.reader or self._puller.open_reader(request.image))
         try:
             root = reader.resolve(request.image.name)
             trust.check(request.image, place, root)
@@ -276,7 +276,10 @@ class Pull:
         self._total, self._reused, self.parts = total, reused, list(parts)
 
     def run(
-        self, tracks: Sequence[Track], sources: Sequence[Source], carriers: Mapping[Digest, Carrier]
+        self,
+        tracks: Sequence[FileQueue],
+        sources: Sequence[Source],
+        carriers: Mapping[Digest, ChunkSink],
     ) -> None:
         """See `Host.run`."""
         job = self._job(tracks, sources, carriers)
@@ -287,23 +290,23 @@ class Pull:
     def _get_files(self, store: Store, resolved: ResolvedModel, reader: ImageReader) -> None:
         record = resolved.record
         sources = [
-            *map(SiblingRoot, self._puller.roots.others(store)),
+            *map(OtherRootSource, self._puller.roots.others(store)),
             *self._sources(resolved, reader, self.repository),
         ]
-        reuse = Reuse(store, self.repository, reader, resolved.layers)
+        reuse = ReuseCheck(store, self.repository, reader, resolved.layers)
         left = unique_files(record.files)
         self._enter(PullState.FETCHING)
         while left:
             self.check_cancelled()
             left = [file for file in left if not self._reuse(reuse, record, file)]
-            mine, theirs = self._puller.flights.claim(store, left, self.repository, reuse.damaged)
+            mine, theirs = self._puller.downloads.claim(store, left, self.repository, reuse.damaged)
             landed = self.parts
             self.parts = [*landed, *mine, *theirs]
             if mine:
                 self._fly(store, mine, record, sources)
             sources = [source for source in sources if source.proves]
-            for flight in theirs:
-                self._wait_for(flight)
+            for download in theirs:
+                self._wait_for(download)
             # What others carried is reused from the store if that is allowed, else flown by this pull.
             reuse.rebuilt.update(followed_layers(mine))
             # What came from a place that proves nothing has to be allowed too, or the image itself is asked for it.
@@ -327,54 +330,59 @@ class Pull:
             self._caps.lift()
         self._puller.engine.hurry(job, priority)
 
-    def _reuse(self, reuse: Reuse, record: Record, file: RecordFile) -> bool:
+    def _reuse(self, reuse: ReuseCheck, record: Record, file: RecordFile) -> bool:
         allowed = reuse.allowed(record, file)
         if allowed:
             self._reused += file.size
         return allowed
 
     def _fly(
-        self, store: Store, flights: list[Flight], record: Record, sources: Sequence[Source]
+        self, store: Store, downloads: list[Download], record: Record, sources: Sequence[Source]
     ) -> None:
         try:
-            self._fetch(store, flights, record, sources)
+            self._fetch(store, downloads, record, sources)
         finally:
-            for flight in flights:
-                flight.close()
-            self._puller.flights.release(store, flights)
+            for download in downloads:
+                download.close()
+            self._puller.downloads.release(store, downloads)
 
     def _fetch(
-        self, store: Store, flights: list[Flight], record: Record, sources: Sequence[Source]
+        self, store: Store, downloads: list[Download], record: Record, sources: Sequence[Source]
     ) -> None:
         puller = self._puller
-        need = sum(flight.file.size - store.partial_bytes(flight.file) for flight in flights)
+        need = sum(
+            download.file.size - store.partial_bytes(download.file) for download in downloads
+        )
         with store.reserve(need, evicting=self._request.evicting) as reservation:
             store.begin(record)
             missing = {}
             proving = all(source.proves for source in sources)
-            for flight in flights:
-                before = store.partial_bytes(flight.file)
-                flight.open()
+            for download in downloads:
+                before = store.partial_bytes(download.file)
+                download.open()
                 # A partial goes by its file alone: another repository's pull may have begun it.
-                flight.proven = not flight.resumed
-                if flight.resumed or not proving:
-                    flight.follow_layer(record.recipe(flight.file.layer))
-                reservation.spend(flight.file.size - before)
+                download.proven = not download.resumed
+                if download.resumed or not proving:
+                    download.follow_layer(record.recipe(download.file.layer))
+                reservation.spend(download.file.size - before)
                 self.check_cancelled()
-                missing[flight.file.digest] = flight.missing()
+                missing[download.file.digest] = download.missing()
             job = self._job(
-                plan_tracks([flight.file for flight in flights], missing),
+                plan_queues([download.file for download in downloads], missing),
                 sources,
-                {flight.file.digest: flight for flight in flights},
+                {download.file.digest: download for download in downloads},
             )
             self._jobs.append(job)
-            for flight in flights:
-                flight.hurry = lambda priority: self._hurry(job, priority)
+            for download in downloads:
+                download.hurry = lambda priority: self._hurry(job, priority)
             self.check_cancelled()
             puller.engine.run(job)
 
     def _job(
-        self, tracks: Sequence[Track], sources: Sequence[Source], carriers: Mapping[Digest, Carrier]
+        self,
+        tracks: Sequence[FileQueue],
+        sources: Sequence[Source],
+        carriers: Mapping[Digest, ChunkSink],
     ) -> Job:
         return Job(
             tracks,
@@ -385,10 +393,10 @@ class Pull:
             policy=self._puller.policy,
         )
 
-    def _wait_for(self, flight: Flight) -> None:
+    def _wait_for(self, download: Download) -> None:
         """Wait for another pull's flight to end, lending it this pull's priority."""
-        while not flight.ended.wait(0.1):
-            flight.hurry(self._request.priority)
+        while not download.ended.wait(0.1):
+            download.hurry(self._request.priority)
             self.check_cancelled()
 
     def check_cancelled(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cache_agent.events import Events
+from cache_agent.fetch.download import Download
 from cache_agent.fetch.engine import Engine
-from cache_agent.fetch.flight import Flight
-from cache_agent.fetch.foreign.repairing import resolve_derived
+from cache_agent.fetch.foreign.repairer import resolve_derived
 from cache_agent.fetch.job import Job, RetryPolicy
-from cache_agent.fetch.planner import plan_tracks
+from cache_agent.fetch.planner import plan_queues
+from cache_agent.observability.events import Events
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.store import Store
 from cache_agent.store.values import Origin
@@ -60,23 +60,23 @@ class Repairer:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
         with store.hold([digest]), store.reserve(file.size) as reservation:
             store.begin(record)
-            flight = Flight(file, origin.repository, store, replace=True)
+            download = Download(file, origin.repository, store, replace=True)
             try:
-                flight.open(self.pause)
+                download.open(self.pause)
                 reservation.spend(file.size)
-                fetched = self._fetch(flight, sources)
+                fetched = self._fetch(download, sources)
             finally:
-                flight.close()
+                download.close()
                 store.end(record)
         self.events.repaired(digest.hex, fetched)
 
-    def _fetch(self, flight: Flight, sources: Sequence[Source]) -> int:
-        file: RecordFile = flight.file
-        missing = flight.missing()
+    def _fetch(self, download: Download, sources: Sequence[Source]) -> int:
+        file: RecordFile = download.file
+        missing = download.missing()
         job = Job(
-            plan_tracks([file], {file.digest: missing}),
+            plan_queues([file], {file.digest: missing}),
             sources,
-            {file.digest: flight},
+            {file.digest: download},
             priority=PRIORITY_REPAIR,
             monotonic=self.engine.monotonic,
             policy=RetryPolicy(),

@@ -1,4 +1,4 @@
-"""What is asked of a pull, and what it tells: values that the faces and the engine share."""
+"""What is asked of a pull, and what it tells: values that the servers and the engine share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from cache_agent.fetch.throttle import Throttle
+from cache_agent.sources.throttle import Throttle
 from cache_agent.store.values import Model
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader

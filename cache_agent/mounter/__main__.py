@@ -10,7 +10,7 @@ from pathlib import Path
 from cache_agent.mounter import isolation
 from cache_agent.mounter.binder import Binder
 from cache_agent.mounter.server import Mounter
-from cache_agent.sockets import listen
+from cache_agent.net.sockets import listen
 from modelimage.errors import WeightyardError
 
 

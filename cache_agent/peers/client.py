@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import urllib3
 
-from cache_agent.peers.board import ChunkId
+from cache_agent.peers.announcements import ChunkId
 from cache_agent.peers.signing import Asked, Key, Stamp, sign
 from cache_agent.peers.values import MAX_HAVE_BYTES, Have
 from modelimage.digest import Digest

@@ -17,7 +17,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class PeerLimits:
     """When to give up on others. Seconds; `fan_out` is how many nodes at once may take a chunk from one that has it.
 
     Without progress for `patience`, a peer counts for nothing. A node with nothing left of its own share takes over
@@ -47,7 +47,7 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class LocalState:
     """This node, for one chunk. `waited`: seconds since it first wanted it, `held`: since it first saw who has it.
 
     `idle`: nothing is left of its own share. `slots`: how many more chunks it may fetch from upstream now.
@@ -95,7 +95,9 @@ def ranked(chunk: str, members: Iterable[str]) -> list[str]:
     return sorted(members, key=lambda member: (weight(chunk, member), member), reverse=True)
 
 
-def decide(chunk: str, here: Here, peers: Sequence[Peer], now: float, rules: Rules) -> Step:
+def decide(
+    chunk: str, here: LocalState, peers: Sequence[Peer], now: float, rules: PeerLimits
+) -> Step:
     """What to do about one chunk now. `peers` are the live nodes that take part, this one not among them.
 
     Laws: without peers it is Upstream if a slot is free; never Take from one who hasn't got it; if nothing changes but
@@ -108,7 +110,9 @@ def decide(chunk: str, here: Here, peers: Sequence[Peer], now: float, rules: Rul
     return _from_upstream(chunk, here, peers, rules)
 
 
-def _from_holder(chunk: str, here: Here, peers: Sequence[Peer], now: float, rules: Rules) -> Step:
+def _from_holder(
+    chunk: str, here: LocalState, peers: Sequence[Peer], now: float, rules: PeerLimits
+) -> Step:
     """From one in this zone, else across zones. Those who want it queue up, so that no holder is overrun."""
     holders = [peer for peer in peers if peer.has]
     near = [peer for peer in holders if peer.zone == here.zone]
@@ -127,13 +131,13 @@ def _from_holder(chunk: str, here: Here, peers: Sequence[Peer], now: float, rule
     return Wait(max(rules.poll, min(peer.free_at for peer in near or holders) - now))
 
 
-def _place(chunk: str, here: Here, peers: Sequence[Peer]) -> int:
+def _place(chunk: str, here: LocalState, peers: Sequence[Peer]) -> int:
     """This node's place among those of its zone that lack the chunk."""
     lacking = [p.id for p in peers if not p.has and p.moving and p.zone == here.zone]
     return ranked(chunk, [here.id, *lacking]).index(here.id)
 
 
-def _from_upstream(chunk: str, here: Here, peers: Sequence[Peer], rules: Rules) -> Step:
+def _from_upstream(chunk: str, here: LocalState, peers: Sequence[Peer], rules: PeerLimits) -> Step:
     order = ranked(chunk, [here.id, *(peer.id for peer in peers if peer.moving)])
     place = order.index(here.id)
     takes_over = here.idle and here.waited >= rules.steal_after * place

@@ -30,7 +30,7 @@ class Offence(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PeerPenalty:
     """A penalty as it was at `at`."""
 
     penalty: float = 0.0
@@ -40,8 +40,8 @@ class Standing:
         """What is left of it."""
         return float(self.penalty * 0.5 ** (max(0.0, now - self.at) / HALF_LIFE_SECONDS))
 
-    def with_offence(self, offence: Offence, now: float) -> Standing:
-        return Standing(min(_MOST, self.after(now) + offence.value), now)
+    def with_offence(self, offence: Offence, now: float) -> PeerPenalty:
+        return PeerPenalty(min(_MOST, self.after(now) + offence.value), now)
 
     def is_out(self, now: float) -> bool:
         return self.after(now) > _LIMIT
@@ -58,14 +58,14 @@ class Reputation:
 
     monotonic: Callable[[], float]
     ejected: Callable[[str, str], None] = lambda peer, why: None
-    _standings: dict[str, Standing] = field(default_factory=dict)
+    _standings: dict[str, PeerPenalty] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, peer: str, offence: Offence) -> None:
         """Count an offence."""
         now = self.monotonic()
         with self._lock:
-            before = self._standings.get(peer, Standing())
+            before = self._standings.get(peer, PeerPenalty())
             after = self._standings[peer] = before.with_offence(offence, now)
         if after.is_out(now) and not before.is_out(now):
             self.ejected(peer, offence.name.lower())
@@ -73,7 +73,7 @@ class Reputation:
     def is_out(self, peer: str) -> bool:
         """Whether to leave a peer alone now."""
         with self._lock:
-            return self._standings.get(peer, Standing()).is_out(self.monotonic())
+            return self._standings.get(peer, PeerPenalty()).is_out(self.monotonic())
 
     def outs(self) -> dict[str, float]:
         """Who is left alone, and for how many seconds more."""

@@ -16,14 +16,24 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cache_agent.chunks import chunk_range
-from cache_agent.peers.board import Board, ChunkId
+from cache_agent.peers.announcements import ChunkId, FetchAnnouncements
 from cache_agent.peers.client import PeerLink
-from cache_agent.peers.pacing import Pace, PacedStream, TooSlow
-from cache_agent.peers.planner import Here, Peer, Rules, Step, Take, Upstream, Wait, decide, ranked
+from cache_agent.peers.planner import (
+    LocalState,
+    Peer,
+    PeerLimits,
+    Step,
+    Take,
+    Upstream,
+    Wait,
+    decide,
+    ranked,
+)
+from cache_agent.peers.rate import PacedStream, RateBaseline, TooSlow
 from cache_agent.peers.reputation import Offence, Reputation
-from cache_agent.peers.watching import FileName, Watching
+from cache_agent.peers.watch import FileName, Watching
 from cache_agent.sources.decorators import Wrapped
-from cache_agent.sources.source import NotYet, Piece, Tier, YourTurn
+from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Tier
 from cache_agent.sources.streams import chained
 from cache_agent.store.partials import identity
 from modelimage.digest import Digest
@@ -49,7 +59,7 @@ _IDLE_LOOK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Self:
+class LocalPeer:
     """This node among its peers. `streams`: how many chunks it fetches at once, from wherever.
 
     `apart`: each zone fetches a copy of its own, and nothing crosses zones.
@@ -59,7 +69,7 @@ class Self:
     zone: str = ""
     streams: int = 4
     apart: bool = False
-    rules: Rules = field(default_factory=Rules)
+    rules: PeerLimits = field(default_factory=PeerLimits)
 
 
 @dataclass
@@ -74,12 +84,12 @@ class _Waiting:
 class PeerSource:
     """The peers, for one pull."""
 
-    own: Self
-    board: Board
+    own: LocalPeer
+    announcements: FetchAnnouncements
     watching: Watching
     link: PeerLink
     reputation: Reputation
-    pace: Pace
+    pace: RateBaseline
     monotonic: Callable[[], float]
     name: str = "peers"
     tier: Tier = Tier.PEER
@@ -91,7 +101,7 @@ class PeerSource:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         """See `Source.open`. Several small files go together: what holds of the first is taken to hold of all."""
         name, chunk = self._chunk(pieces[0])
         self._want(chunk)
@@ -101,21 +111,21 @@ class PeerSource:
                     yield stream
                 self.done(pieces)
             case Upstream():
-                raise YourTurn("this node is the one to fetch it")
+                raise FetchUpstream("this node is the one to fetch it")
             case Wait(seconds, in_line):
                 raise self._not_yet(seconds, in_line=in_line)
 
-    def done(self, pieces: Sequence[Piece]) -> None:
+    def done(self, pieces: Sequence[ChunkRange]) -> None:
         """These have come, from wherever."""
         for piece in pieces:
             chunk = self._chunk(piece)[1]
             with self._lock:
                 self._waiting.pop(chunk, None)
 
-    def announce(self, pieces: Sequence[Piece], *, ended: bool = False) -> None:
+    def announce(self, pieces: Sequence[ChunkRange], *, ended: bool = False) -> None:
         """Tell peers that this node fetches these from upstream, or no longer does: the first stands for all."""
         chunk = self._chunk(pieces[0])[1]
-        (self.board.end if ended else self.board.begin)(chunk)
+        (self.announcements.end if ended else self.announcements.begin)(chunk)
 
     # -- deciding ----------------------------------------------------------------------------
 
@@ -123,10 +133,10 @@ class PeerSource:
         self.watching.refresh(name)
         step = self._decide(name, chunk)
         if not isinstance(step, Upstream):
-            self.board.end(chunk)
+            self.announcements.end(chunk)
             return step
         # First say so, then look again: of two nodes that decide at once, one sees the other.
-        self.board.intend(chunk)
+        self.announcements.intend(chunk)
         self.watching.refresh(name, since=self.monotonic())
         rivals = [peer.id for peer in self._peers(name, chunk) if peer.coming and peer.moving]
         again = self._decide(name, chunk)
@@ -134,7 +144,7 @@ class PeerSource:
             return again
         first = ranked(chunk.text, [self.own.id, *rivals])[0] == self.own.id
         if isinstance(again, Take) or not first:
-            self.board.end(chunk)
+            self.announcements.end(chunk)
         return again
 
     def _decide(self, name: FileName, chunk: ChunkId) -> Step:
@@ -143,14 +153,14 @@ class PeerSource:
         waiting = self._want(chunk)
         if waiting.held is None and any(peer.has for peer in peers):
             waiting.held = now
-        free = self._slots(name) - self.board.busy() if peers else 1
-        here = Here(
+        free = self._slots(name) - self.announcements.busy() if peers else 1
+        here = LocalState(
             self.own.id,
             self.own.zone,
             waited=now - waiting.since,
             held=now - waiting.held if waiting.held is not None else 0.0,
             idle=self._is_idle(name),
-            slots=free + self.board.is_up(chunk),
+            slots=free + self.announcements.is_up(chunk),
         )
         return decide(chunk.text, here, peers, now, self.own.rules)
 
@@ -188,7 +198,7 @@ class PeerSource:
             *(peer.id for peer, _, moving in self.watching.views(name) if moving),
         ]
         idle = not any(
-            ranked(chunk.text, members)[0] == self.own.id and not self.board.is_up(chunk)
+            ranked(chunk.text, members)[0] == self.own.id and not self.announcements.is_up(chunk)
             for chunk in waiting
             if chunk.file == name.identity
         )
@@ -199,21 +209,23 @@ class PeerSource:
         with self._lock:
             return self._waiting.setdefault(chunk, _Waiting(self.monotonic()))
 
-    def _chunk(self, piece: Piece) -> tuple[FileName, ChunkId]:
+    def _chunk(self, piece: ChunkRange) -> tuple[FileName, ChunkId]:
         name = self._names.get(piece.file.digest)
         if name is None:
             name = self._names[piece.file.digest] = _name(piece.file)
         return name, ChunkId(name.identity, piece.index)
 
-    def _not_yet(self, seconds: float, *, in_line: bool = False) -> NotYet:
+    def _not_yet(self, seconds: float, *, in_line: bool = False) -> RetryLater:
         crowd = len(self._waiting) / _PENDING_PER_SECOND
         after = min(_MOST_WAIT, seconds + crowd)
-        return NotYet("another node is at it", after=after, in_line=in_line)
+        return RetryLater("another node is at it", after=after, in_line=in_line)
 
     # -- taking ------------------------------------------------------------------------------
 
     @contextmanager
-    def _from(self, peer: str, name: FileName, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def _from(
+        self, peer: str, name: FileName, pieces: Sequence[ChunkRange]
+    ) -> Iterator[BlobStream]:
         """A stream from one peer. What goes wrong is that peer's, and the chunk waits for another."""
         stream: PacedStream | None = None
         try:
@@ -231,10 +243,10 @@ class PeerSource:
         except (DigestMismatch, AccessDenied, RemoteRefused, Unreachable) as error:
             if stream is None or not stream.closed or stream.quiet >= _CANCELLED_SECONDS:
                 self.reputation.note(peer, _offence(error))
-            raise NotYet(f"peer {peer}: {error.message}", after=0.0) from error
+            raise RetryLater(f"peer {peer}: {error.message}", after=0.0) from error
 
     @contextmanager
-    def _open(self, peer: str, piece: Piece) -> Iterator[BlobStream]:
+    def _open(self, peer: str, piece: ChunkRange) -> Iterator[BlobStream]:
         name, chunk = self._chunk(piece)
         start = chunk_range(piece.file.size, piece.index).start
         wanted = ByteRange(piece.range.start - start, piece.range.stop - start)
@@ -265,7 +277,7 @@ class Announced(Wrapped):
     peers: PeerSource
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         """See `Source.open`."""
         self.peers.announce(pieces)
         try:

@@ -1,6 +1,6 @@
 """The peer tier of one agent, put together from its settings: part of the composition root.
 
-Lives as long as the agent: keys, membership, reputations and the board are shared by all pulls and by the face that
+Lives as long as the agent: keys, membership, reputations and the board are shared by all pulls and by the server that
 answers peers.
 """
 
@@ -13,20 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cache_agent.addresses import Address
 from cache_agent.config import PeersSection
-from cache_agent.events import Events
-from cache_agent.peers.board import Board
+from cache_agent.net.addresses import Address
+from cache_agent.observability.events import Events
+from cache_agent.peers.announcements import FetchAnnouncements
 from cache_agent.peers.client import PeerClient, PeerLink, TlsFiles
 from cache_agent.peers.keys import KeyFile
 from cache_agent.peers.membership import Membership
-from cache_agent.peers.pacing import Pace
-from cache_agent.peers.planner import Rules
+from cache_agent.peers.planner import PeerLimits
+from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
 from cache_agent.peers.signing import Verifier
-from cache_agent.peers.source import Announced, PeerSource, Self
+from cache_agent.peers.source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.values import Member
-from cache_agent.peers.watching import Watching
+from cache_agent.peers.watch import Watching
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.partials import identity
 from modelimage.errors import WeightyardError
@@ -45,8 +45,8 @@ Anonymous = Callable[[RegistryReference], ImageReader]
 class Peers:
     """The peers of one agent. `encrypted`: they talk over mutual TLS, so that private models may be shared too."""
 
-    own: Self
-    board: Board
+    own: LocalPeer
+    announcements: FetchAnnouncements
     membership: Membership
     reputation: Reputation
     link: PeerLink
@@ -54,7 +54,7 @@ class Peers:
     encrypted: bool
     anonymous: Anonymous
     monotonic: Callable[[], float] = time.monotonic
-    pace: Pace = field(default_factory=Pace)
+    pace: RateBaseline = field(default_factory=RateBaseline)
     zone_given: bool = False
     _zones: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -71,12 +71,12 @@ class Peers:
         keys = KeyFile(section.key_file, time.monotonic)
         keys()
         tls = tls_files(section)
-        rules = Rules(patience=section.stall_seconds, steal_after=section.stall_seconds / 4)
+        rules = PeerLimits(patience=section.stall_seconds, steal_after=section.stall_seconds / 4)
         listed = [Member(str(Address.parse(each.address)), each.zone) for each in section.members]
         dns = Address.parse(section.dns) if section.dns else None
         return cls(
-            Self(own, section.zone, streams, section.zones == "apart", rules),
-            Board(time.monotonic),
+            LocalPeer(own, section.zone, streams, section.zones == "apart", rules),
+            FetchAnnouncements(time.monotonic),
             Membership(own, listed, dns, time.monotonic),
             Reputation(time.monotonic, events.peer_ejected),
             PeerClient(own, keys, time.time, tls, section.stall_seconds),
@@ -96,7 +96,7 @@ class Peers:
         if not isinstance(record, Record) or not self.membership.may_have_others:
             return list(sources)
         if self._is_public(resolved, repository):
-            self.board.publish(identity(file) for file in record.files)
+            self.announcements.publish(identity(file) for file in record.files)
         elif not self.encrypted:
             return list(sources)
         peers = self._source()
@@ -131,7 +131,13 @@ class Peers:
             self._learn_zone,
         )
         return PeerSource(
-            self.own, self.board, watching, self.link, self.reputation, self.pace, self.monotonic
+            self.own,
+            self.announcements,
+            watching,
+            self.link,
+            self.reputation,
+            self.pace,
+            self.monotonic,
         )
 
     def _learn_zone(self, peer: str, zone: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cache_agent.events import Events
+from cache_agent.observability.events import Events
 from cache_agent.residency.pages import Locked, Resident, resident
 from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.store.partials import open_for_reading, read_range
@@ -22,7 +22,7 @@ _STEP: Final = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Warmth:
+class Residency:
     """What warming did: bytes read, what is in memory now, who is charged, and why it stopped early if it did."""
 
     read: int
@@ -32,7 +32,7 @@ class Warmth:
 
 
 @dataclass
-class Warmer:
+class PageCacheWarmer:
     """One node's memory tier. `budget` caps what it asks for at once, in bytes; 0 means what the machine has free."""
 
     facts: MemoryFacts
@@ -47,7 +47,7 @@ class Warmer:
         """How much of these files is in memory."""
         return sum((resident(path) for path in files), Resident(0, 0, believable=True))
 
-    def warm(self, files: Sequence[Path]) -> Warmth:
+    def warm(self, files: Sequence[Path]) -> Residency:
         """Read files into the page cache, in order. Raises NoSpace when they don't fit the budget, DiskFailed."""
         before = self.measure(files)
         self._admit(before.size - (before.resident if before.believable else 0))
@@ -66,7 +66,7 @@ class Warmer:
                 break
         now = self.measure(files)
         self.events.warmed(max(0, now.resident - before.resident), before.resident)
-        return Warmth(done, now, self.facts.cgroup(), stopped)
+        return Residency(done, now, self.facts.cgroup(), stopped)
 
     def lock(self, files: Sequence[Path]) -> int:
         """Keep files in memory until `unlock`; bytes locked. Raises NoSpace over budget, NotWritable over the limit."""

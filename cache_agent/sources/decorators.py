@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cache_agent.fetch.throttle import Caps, Throttle
-from cache_agent.sources.source import Piece, Source, Tier
+from cache_agent.sources.source import ChunkRange, Source, Tier
+from cache_agent.sources.throttle import Caps, Throttle
 from modelimage.errors import NotFound, Unreachable
 from modelimage.repository import BlobStream
 
@@ -35,7 +35,7 @@ class Wrapped:
         return self.inner.proves
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         """See `Source.open`."""
         with self.inner.open(pieces) as stream:
             yield stream
@@ -83,7 +83,7 @@ class Limited(Wrapped):
     sleep: Callable[[float], object]
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         with self.inner.open(pieces) as stream:
             yield _CappedStream(stream, self.throttle, self.sleep)
 
@@ -123,7 +123,7 @@ class Breaking(Wrapped):
     breaker: Breaker
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         if self.breaker.is_open():
             # Said as 'not here', so that a pull goes on with its other sources at once.
             raise NotFound(f"{self.name} failed too often; it is left alone for a while")
@@ -164,7 +164,7 @@ class Measured(Wrapped):
     monotonic: Callable[[], float]
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         started, counted, failed = self.monotonic(), [0], True
 
         def tell(count: int) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 
-from cache_agent.sources.source import Piece, Tier
+from cache_agent.sources.source import ChunkRange, Tier
 from cache_agent.sources.streams import SLICE_BYTES, chained
 from modelimage.errors import AccessDenied, NotFound, RateLimited, RemoteRefused, Unreachable
 from modelimage.ranges import parse_content_range
@@ -70,7 +70,7 @@ class HubSource:
     def name(self) -> str:
         return f"{urlsplit(self.endpoint).netloc}/{self._repository}"
 
-    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
         """See `Source.open`."""
         return chained(pieces, self._open)
 
@@ -79,7 +79,7 @@ class HubSource:
         return self.record.source.removeprefix(_SCHEME).split("@", maxsplit=1)[0]
 
     @contextmanager
-    def _open(self, piece: Piece) -> Iterator[BlobStream]:
+    def _open(self, piece: ChunkRange) -> Iterator[BlobStream]:
         path = quote(piece.file.path)
         url = f"{self.endpoint}/{self._repository}/resolve/{quote(self.record.revision, safe='')}/{path}"
         response = self._get(url, {"Range": piece.range.header, "Accept-Encoding": "identity"})

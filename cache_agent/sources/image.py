@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from cache_agent.sources.source import Layered, Piece, Tier
+from cache_agent.sources.source import ChunkRange, Layered, Tier
 from cache_agent.sources.streams import joined
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -78,7 +78,7 @@ class ImageSource:
             if recipe is not None:
                 self._places[layer.digest] = recipe.files()
 
-    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
         """See `Source.open`."""
         layer = self._by_digest[pieces[0].file.layer]
         if layer.digest not in self._places:
@@ -96,6 +96,6 @@ class ImageSource:
         with self.reader.blob(layer, span) as stream:
             yield _PieceStream(stream, wanted)
 
-    def _in_layer(self, piece: Piece) -> ByteRange:
+    def _in_layer(self, piece: ChunkRange) -> ByteRange:
         start = self._places[piece.file.layer][piece.file.path].start
         return ByteRange(start + piece.range.start, start + piece.range.stop)

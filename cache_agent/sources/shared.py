@@ -1,6 +1,6 @@
 """The shared role: one place for a whole cluster that holds weight files by sha256, read by all, written back once.
 
-`SharedPlace` is the interface, `SharedSource` reads any of them as a source, `write_back` fills one. Files are named
+`SharedPlace` is the interface, `SharedSource` reads any of them as a source, `populate_shared` fills one. Files are named
 by digest, not by image, so what comes from here proves nothing about who may read it: see `fetch.reuse`.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cache_agent.sources.source import Piece, Tier
+from cache_agent.sources.source import ChunkRange, Tier
 from cache_agent.sources.streams import chained
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, NotFound
@@ -58,12 +58,12 @@ class SharedSource:
     def name(self) -> str:
         return self.place.name
 
-    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
         """See `Source.open`."""
         return chained(pieces, lambda piece: self.place.open(piece.file.digest, piece.range))
 
 
-def write_back(
+def populate_shared(
     place: SharedPlace, digest: Digest, path: Path, pause: Callable[[int], None]
 ) -> bool:
     """Copy a verified file to the shared place, unless it is there or another node is at it. True when it was copied.

@@ -21,7 +21,7 @@ from modelimage.record import RecordFile
 from modelimage.repository import BlobStream
 
 
-class NotYet(NotFound):
+class RetryLater(NotFound):
     """This place will have it soon: the span waits `after` seconds, others come first, no other place is asked."""
 
     def __init__(self, message: str, *, after: float, in_line: bool = False) -> None:
@@ -30,7 +30,7 @@ class NotYet(NotFound):
         self.after, self.in_line = after, in_line
 
 
-class YourTurn(NotFound):
+class FetchUpstream(NotFound):
     """This place leaves it to the next. Should that one fail, it is of use to ask here again."""
 
 
@@ -46,7 +46,7 @@ class Tier(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChunkRange:
     """Part of a file, `range` in its bytes: one chunk, or several in a row that are asked for at once.
 
     `index` is the number of the first.
@@ -56,7 +56,7 @@ class Piece:
     index: int
     range: ByteRange
 
-    def goes_on_with(self, other: Piece) -> bool:
+    def goes_on_with(self, other: ChunkRange) -> bool:
         """Whether `other` begins in the same file where this one ends."""
         return self.file is other.file and self.range.stop == other.range.start
 
@@ -108,7 +108,7 @@ class Source(Protocol):
     def proves(self) -> bool:
         """Whether its bytes come out of the image's own layers, so that having them shows the caller may have them."""
 
-    def open(self, pieces: Sequence[Piece]) -> AbstractContextManager[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
         """The bytes of all pieces back to back: files of one layer, in the layer's order, as one stream.
 
         `readinto` returns 0 only after the last byte. Raises NotFound when this place hasn't got them (another may),

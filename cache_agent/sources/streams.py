@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Final
 
-from cache_agent.sources.source import Piece
+from cache_agent.sources.source import ChunkRange
 from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream
 
 # What to ask of a library that waits until a buffer is full: a slow sender must be seen to make progress.
 SLICE_BYTES: Final = 128 << 10
 
-OpenPiece = Callable[[Piece], AbstractContextManager[BlobStream]]
+OpenPiece = Callable[[ChunkRange], AbstractContextManager[BlobStream]]
 
 
 class ChainedStream:
     """Several pieces as one stream; each is opened when the one before has ended."""
 
-    def __init__(self, pieces: Sequence[Piece], open_piece: OpenPiece) -> None:
+    def __init__(self, pieces: Sequence[ChunkRange], open_piece: OpenPiece) -> None:
         self._left = list(reversed(pieces))
         self._open_piece = open_piece
         self._stack = ExitStack()
@@ -51,20 +51,20 @@ class ChainedStream:
         self._stack.close()
 
 
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
+def joined(pieces: Sequence[ChunkRange]) -> list[ChunkRange]:
     """The same bytes in as few pieces as can be: what follows in the same file is asked for at once."""
-    out: list[Piece] = []
+    out: list[ChunkRange] = []
     for piece in pieces:
         if out and out[-1].goes_on_with(piece):
             whole = ByteRange(out[-1].range.start, piece.range.stop)
-            out[-1] = Piece(piece.file, out[-1].index, whole)
+            out[-1] = ChunkRange(piece.file, out[-1].index, whole)
         else:
             out.append(piece)
     return out
 
 
 @contextmanager
-def chained(pieces: Sequence[Piece], open_piece: OpenPiece) -> Iterator[BlobStream]:
+def chained(pieces: Sequence[ChunkRange], open_piece: OpenPiece) -> Iterator[BlobStream]:
     """All pieces back to back. The first is opened now, so that what is missing is said at once."""
     pieces = joined(pieces)
     if len(pieces) == 1:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cache_agent.events import Events
+from cache_agent.observability.events import Events
 from cache_agent.store.disk import is_plain_file, reading
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
@@ -92,7 +92,7 @@ class StoreSpace:
             disk_total=total,
             disk_free=free,
             budget=self.limits.budget.of(total),
-            floor=self.limits.floor.of(total),
+            min_free=self.limits.min_free.of(total),
         )
 
     def plan(self, need: int, now: float) -> Eviction:

@@ -25,7 +25,7 @@ from blake3 import blake3
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import reading
-from cache_agent.store.journal import Claims, read_claims
+from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.partials import Bitmap, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
@@ -272,7 +272,7 @@ class Checker:
             where = "on the disk, not in the ledger" if name in noted else "in the ledger only"
             yield Finding(Kind.LEDGER, self.paths.pins / name, f"a pin {where}")
 
-    def _journals(self) -> Iterator[Claims]:
+    def _journals(self) -> Iterator[JournalRefs]:
         for path in listed(self.paths.partial):
             if path.suffix == ".json":
                 try:

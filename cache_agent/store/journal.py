@@ -20,16 +20,16 @@ from modelimage.errors import InvalidImage, WeightyardError
 from modelimage.foreign import AnyRecord, LayerContents, parse_record
 from modelimage.record import RecordFile
 
-HARVEST_SCHEMA: Final = "weightyard.dev/harvest/v1"
+PULL_STATE_SCHEMA: Final = "weightyard.dev/harvest/v1"
 
 
-def spool_name(layer: Digest, member: int) -> Digest:
+def staged_name(layer: Digest, member: int) -> Digest:
     """What a member of a layer goes by while its own digest isn't known."""
     return Digest.of(f"{layer}/{member}".encode())
 
 
 @dataclass(frozen=True, slots=True)
-class Harvest:
+class ForeignPullState:
     """What a pull of a foreign image has: finished layers, and how many members those have that come by ranges.
 
     Law: `Harvest.parse(h.to_bytes()) == h`.
@@ -42,7 +42,7 @@ class Harvest:
     def to_bytes(self) -> bytes:
         return canonical.to_bytes(
             {
-                "schema": HARVEST_SCHEMA,
+                "schema": PULL_STATE_SCHEMA,
                 "manifest": str(self.key),
                 "done": {str(layer): found.to_json() for layer, found in self.done.items()},
                 "arriving": {str(layer): count for layer, count in self.arriving.items()},
@@ -50,7 +50,7 @@ class Harvest:
         )
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Harvest:
+    def from_json(cls, document: Mapping[str, Any]) -> ForeignPullState:
         """Raises InvalidImage."""
         try:
             done = {Digest.parse(k): LayerContents.parse(v) for k, v in document["done"].items()}
@@ -60,7 +60,7 @@ class Harvest:
             raise InvalidImage(f"malformed journal of a foreign image: {error!r}") from error
 
     @classmethod
-    def parse(cls, data: bytes) -> Harvest:
+    def parse(cls, data: bytes) -> ForeignPullState:
         """Raises InvalidImage."""
         return cls.from_json(canonical.parse(data, what="a journal"))
 
@@ -68,15 +68,15 @@ class Harvest:
         """The files that it has digests of."""
         return {found.digest for layer in self.done.values() for found in layer.files.values()}
 
-    def spools(self) -> set[str]:
+    def staged_files(self) -> set[str]:
         """The names of its spools in `partial/`."""
         finished = {(layer, n) for layer, found in self.done.items() for n in found.files}
         arriving = {(layer, n) for layer, count in self.arriving.items() for n in range(count)}
-        return {spool_name(layer, number).hex for layer, number in finished | arriving}
+        return {staged_name(layer, number).hex for layer, number in finished | arriving}
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class JournalRefs:
     """What the journal of one pull keeps from being cleared away.
 
     `files` in `files/`, `partials` by their names in `partial/`, with the file that each becomes where that is known.
@@ -87,10 +87,12 @@ class Claims:
     partials: Mapping[str, RecordFile | None]
 
     @classmethod
-    def of(cls, journal: AnyRecord | Harvest) -> Claims:
-        if isinstance(journal, Harvest):
+    def of(cls, journal: AnyRecord | ForeignPullState) -> JournalRefs:
+        if isinstance(journal, ForeignPullState):
             return cls(
-                journal.key, frozenset(journal.digests()), dict.fromkeys(journal.spools(), None)
+                journal.key,
+                frozenset(journal.digests()),
+                dict.fromkeys(journal.staged_files(), None),
             )
         return cls(
             journal.key,
@@ -99,16 +101,16 @@ class Claims:
         )
 
 
-def read_journal(path: Path) -> AnyRecord | Harvest:
+def read_journal(path: Path) -> AnyRecord | ForeignPullState:
     """The journal of a pull. Raises InvalidImage, DiskFailed."""
     with reading(path):
         data = path.read_bytes()
     document = canonical.parse(data, what="a journal")
-    if document.get("schema") == HARVEST_SCHEMA:
-        return Harvest.from_json(document)
+    if document.get("schema") == PULL_STATE_SCHEMA:
+        return ForeignPullState.from_json(document)
     return parse_record(data)
 
 
-def read_claims(path: Path) -> Claims:
+def read_claims(path: Path) -> JournalRefs:
     """What a journal claims. Raises InvalidImage, DiskFailed."""
-    return Claims.of(read_journal(path))
+    return JournalRefs.of(read_journal(path))

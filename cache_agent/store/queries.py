@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.values import Holder, Lease, Meaning, Model, StoredFile
+from cache_agent.store.values import Holder, Lease, Model, ResolvedRef, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
@@ -119,7 +119,7 @@ class Queries(ABC):
         with self._parsed():
             return [Digest(row[0]) for row in rows]
 
-    def meaning(self, image: str, variant: str | None) -> Meaning | None:
+    def meaning(self, image: str, variant: str | None) -> ResolvedRef | None:
         """What an image last meant; None when that model isn't here."""
         row = self._one(
             "SELECT i.key, i.root, i.at FROM images i JOIN models m ON m.key = i.key"
@@ -128,7 +128,7 @@ class Queries(ABC):
             variant or "",
         )
         with self._parsed():
-            return Meaning(Digest(row[0]), Digest(row[1]), float(row[2])) if row else None
+            return ResolvedRef(Digest(row[0]), Digest(row[1]), float(row[2])) if row else None
 
     def images_of(self, key: Digest) -> list[str]:
         rows = self._all("SELECT image FROM images WHERE key = ? ORDER BY image", key.hex)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import Disk, is_plain_file, reading
-from cache_agent.store.journal import Claims, read_claims
+from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import STAGING_PREFIX, StorePaths
 from cache_agent.store.publish import Publisher, read_record
@@ -78,7 +78,7 @@ class Recoverer:
             self.disk.remove_tree(path)
             done.leftovers += 1
 
-    def _journals(self, done: Recovery) -> list[Claims]:
+    def _journals(self, done: Recovery) -> list[JournalRefs]:
         """What pulls that were under way claim; partials that none of them claims are removed."""
         journals = []
         for path in listed(self.paths.partial):
@@ -180,7 +180,7 @@ class Recoverer:
                 self.ledger.drop_lease(lease.id)
                 done.leases_dropped += 1
 
-    def _orphans(self, journals: list[Claims], done: Recovery) -> None:
+    def _orphans(self, journals: list[JournalRefs], done: Recovery) -> None:
         wanted = {digest for journal in journals for digest in journal.files}
         for file in self.ledger.unreferenced_files():
             if file.digest not in wanted:

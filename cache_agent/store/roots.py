@@ -19,7 +19,7 @@ from cache_agent.store.placement import RootFacts, choose_root
 from cache_agent.store.policy import evictable
 from cache_agent.store.space import SpaceLimits, SpaceView
 from cache_agent.store.store import Store, StoreOptions
-from cache_agent.store.values import Holder, Lease, Meaning, Model, Origin, StoredFile, Use
+from cache_agent.store.values import Holder, Lease, Model, Origin, ResolvedRef, StoredFile, Use
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placement:
     """A model that a running pull brings to a store, and the files it expects there."""
 
     key: Digest
@@ -42,7 +42,7 @@ class Roots:
 
     def __init__(self, stores: Sequence[Store], left_out: Mapping[Path, str] | None = None) -> None:
         self.stores, self.left_out = tuple(stores), dict(left_out or {})
-        self._placed: list[Placed] = []
+        self._placed: list[Placement] = []
         self._lock = threading.RLock()
 
     @classmethod
@@ -74,7 +74,7 @@ class Roots:
             store.close()
 
     def set_limits(self, limits: SpaceLimits) -> None:
-        """Another budget and floor for each root; nothing is evicted before space is needed."""
+        """Another budget and minimum free space for each root; nothing is evicted before space is needed."""
         for store in self.stores:
             store.set_limits(limits)
 
@@ -87,7 +87,7 @@ class Roots:
         While inside, other pulls of the model go there too, and models that share files with it gladly.
         """
         with self._lock:
-            placed = Placed(key, *self._choose(key, files))
+            placed = Placement(key, *self._choose(key, files))
             self._placed.append(placed)
         try:
             yield placed.store
@@ -198,7 +198,7 @@ class Roots:
         found = self._ask(lambda s: s.resolved(image, variant))
         return max((each for _, each in found if each), key=lambda each: each[1], default=None)
 
-    def meaning(self, image: str, variant: str | None) -> Meaning | None:
+    def meaning(self, image: str, variant: str | None) -> ResolvedRef | None:
         """What `resolved` finds, without the model's leases, of which it has one for each pod."""
         found = self._ask(lambda s: s.ledger.meaning(image, variant))
         return max((each for _, each in found if each), key=lambda each: each.at, default=None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from cache_agent.errors import DiskFailed
-from cache_agent.events import Events
+from cache_agent.observability.events import Events
 from cache_agent.store.check import read_file
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths

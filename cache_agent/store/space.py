@@ -1,7 +1,7 @@
 """The space ledger: who may write how much. Pure arithmetic over what is stored, promised and free.
 
 A store counts its own bytes apart from the disk's, so another tenant's disk use never looks like ours; yet it
-keeps a floor of free space on the disk, below which kubelet would begin to evict pods.
+keeps a minimum of free space on the disk, below which kubelet would begin to evict pods.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Amount:
 
 
 DEFAULT_BUDGET: Final = Amount(percent=100.0)
-DEFAULT_FLOOR: Final = Amount(percent=5.0)
+DEFAULT_MIN_FREE: Final = Amount(percent=5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceLimits:
-    """What a store may use: `budget` for its own bytes, `floor` of free space left on the disk."""
+    """What a store may use: `budget` for its own bytes, `min_free` of free space left on the disk."""
 
     budget: Amount = DEFAULT_BUDGET
-    floor: Amount = DEFAULT_FLOOR
+    min_free: Amount = DEFAULT_MIN_FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,13 @@ class SpaceView:
     disk_total: int
     disk_free: int
     budget: int
-    floor: int
+    min_free: int
 
     @property
     def headroom(self) -> int:
         """What may still be promised; negative when the store is over its limits."""
         by_budget = self.budget - self.own
-        by_disk = self.disk_free - self.floor
+        by_disk = self.disk_free - self.min_free
         return min(by_budget, by_disk) - self.promised
 
     def shortfall(self, need: int) -> int:
@@ -92,7 +92,7 @@ def refusal(need: int, view: SpaceView, can_evict: int, held_by: tuple[str, ...]
     return (
         f"not enough space: need {human(need)}, have {human(max(0, view.headroom))}, "
         f"evictable {human(can_evict)}{holders}{more} (own {human(view.own)} of a budget of {human(view.budget)}; "
-        f"disk has {human(view.disk_free)} free, {human(view.floor)} of it kept free)"
+        f"disk has {human(view.disk_free)} free, {human(view.min_free)} of it kept free)"
     )
 
 

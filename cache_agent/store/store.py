@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache_agent.events import Events
+from cache_agent.observability.events import Events
 from cache_agent.store.budget import Reservation, Reservations, StoreSpace
 from cache_agent.store.disk import Disk, Observer, ignore, is_plain_file, reading
-from cache_agent.store.grouping import GroupCommit
+from cache_agent.store.group_commit import GroupCommit
+from cache_agent.store.lease_reaper import LeaseReaper
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.lock import StoreLock
-from cache_agent.store.mend import Mender
 from cache_agent.store.partials import Partial, boot_id, identity
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.pins import Pins
@@ -27,10 +27,10 @@ from cache_agent.store.publish import Publisher, read_record
 from cache_agent.store.queries import LedgerDamaged
 from cache_agent.store.recovery import Recoverer, Recovery, listed
 from cache_agent.store.removal import Holds, Remover
+from cache_agent.store.repairer import Repairer
 from cache_agent.store.scrub import Scrubber
 from cache_agent.store.space import SpaceLimits, SpaceView
-from cache_agent.store.spools import Spools
-from cache_agent.store.upkeep import LeaseKeeper
+from cache_agent.store.staged_files import StagedLayerFiles
 from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile, Use
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, NotWritable
@@ -80,14 +80,14 @@ class Store:
             self._lock.close()
             raise
         self.holds = Holds()
-        self.spools = Spools(self.paths, self.disk, self._boot)
-        self.mender = Mender(self.paths, self.disk, self.ledger)
-        self.keeper = LeaseKeeper(self.ledger, options.events, options.is_gone, options.clock)
+        self.staged_files = StagedLayerFiles(self.paths, self.disk, self._boot)
+        self.repairer = Repairer(self.paths, self.disk, self.ledger)
+        self.reconciler = LeaseReaper(self.ledger, options.events, options.is_gone, options.clock)
         self._commits = GroupCommit(self.ledger)
         self.pins = Pins(self.paths, self.disk, self.ledger)
         self.pins.settle(ledger_was_lost=self.ledger_was_lost)
         if self.ledger_was_lost:
-            self.keeper.restore(options.users(self.paths.models))
+            self.reconciler.restore(options.users(self.paths.models))
         self._remover = Remover(self.paths, self.disk, self.ledger, self.holds)
         self._space = StoreSpace(
             self.paths, self.ledger, options.limits, Reservations(), options.events
@@ -172,7 +172,7 @@ class Store:
         """Read a file that was touched: whether it is right all the same, and is protected again."""
         if self.scrubber(0.0, lambda count: None).scrub(file) is not None:
             return False
-        self.mender.protect(self.paths.file(file.digest))
+        self.repairer.protect(self.paths.file(file.digest))
         return True
 
     def is_proven(self, repository: str, file: RecordFile) -> bool:
@@ -237,15 +237,15 @@ class Store:
 
     def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
         """Copy the right chunks of the damaged stored file into its partial; how many were wrong."""
-        return self.mender.salvage(partial, pause)
+        return self.repairer.salvage(partial, pause)
 
     def relink(self, digest: Digest) -> int:
         """Make every model's name for a file the store's own inode again."""
-        return self.mender.relink(digest)
+        return self.repairer.relink(digest)
 
     def set_aside(self, digest: Digest) -> list[Digest]:
         """Take a file that can't be mended out of use, with the models that nobody leases."""
-        return self.mender.set_aside(digest)
+        return self.repairer.set_aside(digest)
 
     def settle(self) -> Recovery:
         """Bring ledger and disk in line while open; no pull may be running."""
@@ -290,11 +290,11 @@ class Store:
     def reserve(self, need: int, *, evicting: bool = True) -> Reservation:
         """Promise `need` bytes, evicting what is worth least if that makes room. Raises NoSpace with the numbers."""
         if need and self.space().shortfall(need):
-            self.keeper.expire()
+            self.reconciler.expire()
         return self._space.reserve(need, self._clock(), self.remove if evicting else None)
 
     def set_limits(self, limits: SpaceLimits) -> None:
-        """Another budget and floor from now on; nothing is evicted before space is needed."""
+        """Another budget and minimum free space from now on; nothing is evicted before space is needed."""
         self._space.limits = limits
 
     def plan_gc(self, need: int) -> Eviction:

@@ -113,7 +113,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Meaning:
+class ResolvedRef:
     """What an image's name led to when it was last asked, at `at`: the manifest `root`, and of it the model `key`."""
 
     key: Digest

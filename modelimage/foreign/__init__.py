@@ -27,12 +27,32 @@ from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind, Packing
 from modelimage.foreign.served import ServedModel, served_from_directory, served_from_image
 from modelimage.foreign.stream import LayerStream, open_layer
-from modelimage.foreign.tarsplit import Piece
+from modelimage.foreign.tarsplit import TarPiece
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 
 __all__ = [
-    "AS_PUBLISHED", "AnyRecord", "DerivedLayer", "DerivedRecord", "ForeignFile", "ForeignLayer", "ForeignModel", "Kind",
-    "LayerContents", "LayerStream", "Limits", "MemberKind", "Packing", "Piece", "ServedModel", "TarMember", "derive",
-    "describe_foreign", "is_ours", "open_layer", "parse_record", "resolve_manifest",
-    "served_from_directory", "served_from_image",
+    "AS_PUBLISHED",
+    "AnyRecord",
+    "DerivedLayer",
+    "DerivedRecord",
+    "ForeignFile",
+    "ForeignLayer",
+    "ForeignModel",
+    "Kind",
+    "LayerContents",
+    "LayerStream",
+    "Limits",
+    "MemberKind",
+    "Packing",
+    "ServedModel",
+    "TarMember",
+    "TarPiece",
+    "derive",
+    "describe_foreign",
+    "is_ours",
+    "open_layer",
+    "parse_record",
+    "resolve_manifest",
+    "served_from_directory",
+    "served_from_image",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from modelimage.errors import DigestMismatch, InvalidImage
 from modelimage.foreign.inflate import GzipInflater, Inflater, ZstdInflater
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignLayer, Packing
-from modelimage.foreign.tarsplit import Piece, TarSplitter
+from modelimage.foreign.tarsplit import TarPiece, TarSplitter
 from modelimage.foreign.tarwalk import TarMember
 from modelimage.repository import BlobStream, ImageReader
 
@@ -68,7 +68,7 @@ class LayerStream:
         """Close the blob; from another thread too, which ends the iteration with what the blob's stream raises."""
         self._blob.close()
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[TarPiece]:
         try:
             yield from self._raw() if self._layer.packing is Packing.RAW else self._tar()
         except InvalidImage:
@@ -76,17 +76,17 @@ class LayerStream:
             self._source.check()
             raise
 
-    def _raw(self) -> Iterator[Piece]:
+    def _raw(self) -> Iterator[TarPiece]:
         buffer, offset = memoryview(bytearray(_BUFFER)), 0
         while count := self._source.readinto(buffer):
-            yield Piece(0, offset, buffer[:count], self._layer.descriptor.size)
+            yield TarPiece(0, offset, buffer[:count], self._layer.descriptor.size)
             offset += count
         self._source.check()
         if not offset:
-            yield Piece(0, 0, memoryview(b""), 0)
+            yield TarPiece(0, 0, memoryview(b""), 0)
         self._members = self._layer.members
 
-    def _tar(self) -> Iterator[Piece]:
+    def _tar(self) -> Iterator[TarPiece]:
         splitter, buffer = TarSplitter(self._limits), memoryview(bytearray(_BUFFER))
         inflater, plain, given = self._inflater(), hashlib.sha256(), 0
         while count := inflater.readinto(buffer):

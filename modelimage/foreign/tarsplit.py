@@ -10,7 +10,7 @@ from modelimage.foreign.tarwalk import MemberKind, TarMember, TarWalk
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TarPiece:
     """Bytes of one file: the number of its member in the layer, where in the file they go, and the file's size.
 
     `data` is valid until the next piece is asked for. An empty file gives one empty piece.
@@ -32,7 +32,7 @@ class TarSplitter:
         self._position = 0
         self._held = bytearray()
 
-    def feed(self, data: memoryview) -> Iterator[Piece]:
+    def feed(self, data: memoryview) -> Iterator[TarPiece]:
         """The pieces in these bytes."""
         stop = self._position + len(data)
         while self._position < stop:
@@ -42,7 +42,7 @@ class TarSplitter:
                 self._position += len(piece.data)
                 yield piece
             elif self._collect(rest):
-                yield Piece(len(self.members) - 1, 0, memoryview(b""), 0)
+                yield TarPiece(len(self.members) - 1, 0, memoryview(b""), 0)
 
     def finish(self) -> None:
         """Say that there are no more bytes. Raises InvalidImage when the archive isn't at its end."""
@@ -51,9 +51,9 @@ class TarSplitter:
     def _data_stop(self) -> int:
         return self.members[-1].stop if self.members else 0
 
-    def _cut(self, rest: memoryview) -> Piece:
+    def _cut(self, rest: memoryview) -> TarPiece:
         member = self.members[-1]
-        return Piece(
+        return TarPiece(
             len(self.members) - 1,
             self._position - member.offset,
             rest[: member.stop - self._position],

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from modelimage.registry.exchange import Origin, Sender
 from modelimage.registry.redirect import FollowingRedirects
-from modelimage.registry.retry import Backoff, HostPauses, Retrying, RetryPolicy, Surroundings
+from modelimage.registry.retry import Backoff, Environment, HostPauses, Retrying, RetryPolicy
 from modelimage.registry.transport import Network, Timeouts, TlsOptions, environment_proxy
 
 
@@ -19,16 +19,16 @@ class Connections:
         *,
         timeouts: Timeouts | None = None,
         policy: RetryPolicy | None = None,
-        surroundings: Surroundings | None = None,
+        environment: Environment | None = None,
         pauses: HostPauses | None = None,
         proxy_for: Callable[[Origin], str | None] = environment_proxy,
     ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._policy = policy or RetryPolicy()
-        self._surroundings = surroundings or Surroundings()
+        self._environment = environment or Environment()
         self._pauses = pauses or HostPauses()
         self._proxy_for = proxy_for
-        self.backoff = Backoff(self._policy, self._surroundings)
+        self.backoff = Backoff(self._policy, self._environment)
         self._senders: dict[TlsOptions, Sender] = {}
         self._lock = threading.Lock()
 
@@ -37,6 +37,6 @@ class Connections:
         with self._lock:
             if tls not in self._senders:
                 network = Network(tls, self._timeouts, self._proxy_for)
-                retrying = Retrying(network, self._pauses, self._policy, self._surroundings)
+                retrying = Retrying(network, self._pauses, self._policy, self._environment)
                 self._senders[tls] = FollowingRedirects(retrying)
             return self._senders[tls]

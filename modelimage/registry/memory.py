@@ -41,7 +41,7 @@ class UploadMemory(Protocol):
         """The note of one upload, by the URL of the blob it makes. Held by one holder at a time."""
 
 
-class ForgetfulNote:
+class NullUploadState:
     """Remembers nothing."""
 
     def recall(self) -> Session | None:
@@ -60,7 +60,7 @@ class NoMemory:
 
     @contextlib.contextmanager
     def note(self, target: str) -> Iterator[UploadNote]:
-        yield ForgetfulNote()
+        yield NullUploadState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class DirectoryMemory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            yield ForgetfulNote()
+            yield NullUploadState()
             return
         try:
             yield FileNote(path, descriptor)

@@ -78,7 +78,7 @@ class HostPauses:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """Time and chance, injected."""
 
     sleep: Callable[[float], None] = time.sleep
@@ -91,13 +91,13 @@ class Backoff:
     """Waits between tries of something larger than one exchange."""
 
     policy: RetryPolicy = field(default_factory=RetryPolicy)
-    surroundings: Surroundings = field(default_factory=Surroundings)
+    environment: Environment = field(default_factory=Environment)
 
     def wait(self, attempt: int) -> bool:
         """Wait after the `attempt`-th try (from 1) failed; False, at once, when there is to be no other."""
-        delay = self.policy.delay(attempt, None, self.surroundings.jitter())
+        delay = self.policy.delay(attempt, None, self.environment.jitter())
         if delay is not None:
-            self.surroundings.sleep(delay)
+            self.environment.sleep(delay)
         return delay is not None
 
 
@@ -109,12 +109,12 @@ class Retrying:
         inner: Sender,
         pauses: HostPauses,
         policy: RetryPolicy,
-        surroundings: Surroundings,
+        environment: Environment,
     ) -> None:
         self._inner = inner
         self._pauses = pauses
         self._policy = policy
-        self._surroundings = surroundings
+        self._environment = environment
 
     def send(self, request: Request) -> Response:
         """Send until it works or the policy gives up. Raises the last Unreachable or RateLimited."""
@@ -122,7 +122,7 @@ class Retrying:
         attempt = 1
         while True:
             while (wait := self._pauses.remaining(origin)) > 0:
-                self._surroundings.sleep(wait)
+                self._environment.sleep(wait)
             try:
                 return self._checked(self._inner.send(request))
             except Unreachable as error:
@@ -133,19 +133,19 @@ class Retrying:
         """Wait before the next try, or raise the error when there is to be none."""
         limited = isinstance(error, RateLimited)
         asked = error.retry_after if isinstance(error, RateLimited) else None
-        delay = self._policy.delay(attempt, asked, self._surroundings.jitter())
+        delay = self._policy.delay(attempt, asked, self._environment.jitter())
         if limited and delay is not None:
             self._pauses.pause(origin, delay)
         if delay is None or not repeatable:
             raise error
         if not limited:
-            self._surroundings.sleep(delay)
+            self._environment.sleep(delay)
 
     def _checked(self, response: Response) -> Response:
         """The response, or the passing trouble it tells of as an error."""
         if response.status not in _TRANSIENT:
             return response
-        asked = parse_retry_after(response.header("Retry-After"), self._surroundings.now())
+        asked = parse_retry_after(response.header("Retry-After"), self._environment.now())
         response.discard()
         host = Origin.parse(response.url)
         if response.status in _SLOW_DOWN:

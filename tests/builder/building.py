@@ -16,7 +16,7 @@ import pytest
 
 from builder.build import BuildOptions, BuildResult, BuildTools, build
 from builder.destination import open_destination
-from builder.remembered import RememberedDigests
+from builder.digest_cache import DigestCache
 from builder.sources.local import LocalSource
 from modelimage.access import Access
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
@@ -53,7 +53,7 @@ def build_here(
     reference = parse_image(to)
     assert isinstance(reference, LayoutReference | RegistryReference)
     tools = BuildTools(
-        RememberedDigests(scratch / "digests", clock=an_hour_later), scratch / "work", Remembering()
+        DigestCache(scratch / "digests", clock=an_hour_later), scratch / "work", Remembering()
     )
     return build(
         LocalSource(source), open_destination(reference, Access()), options or BuildOptions(), tools

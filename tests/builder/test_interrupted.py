@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.remembered import SETTLED_SECONDS
+from builder.digest_cache import SETTLED_SECONDS
 from modelimage.layout import Layout
 from tests.builder.building import REPOSITORY, weightyard
 from tests.servers.process import wait_until

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from builder.sources.factory import open_source
 from builder.sources.local import LocalSource
-from builder.sources.opening import open_source
 from modelimage.errors import InvalidCheckpoint, InvalidInput, NotFound
 from tests.builder.checkpoints import single, write
 

@@ -12,7 +12,7 @@ import pytest
 
 from builder.build import BuildOptions, BuildResult, BuildTools, build
 from builder.destination import open_destination
-from builder.remembered import RememberedDigests
+from builder.digest_cache import DigestCache
 from builder.sources.base import Listing, RemoteFile, SourceFile
 from builder.sources.local import LocalSource
 from modelimage.access import Access, open_reader
@@ -61,7 +61,7 @@ def build_far(source: FarAway, to: str, scratch: Path) -> BuildResult:
     reference = parse_image(to)
     assert isinstance(reference, LayoutReference | RegistryReference)
     tools = BuildTools(
-        RememberedDigests(scratch / "digests", clock=an_hour_later), scratch / "work", Remembering()
+        DigestCache(scratch / "digests", clock=an_hour_later), scratch / "work", Remembering()
     )
     return build(source, open_destination(reference, Access()), BuildOptions(), tools)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from builder.digest_cache import SETTLED_SECONDS, DigestCache
 from builder.plan import PlannedFile, PlannedLayer
-from builder.remembered import SETTLED_SECONDS, RememberedDigests
 from modelimage.hashing import hash_layer
 from modelimage.record import Role
 
@@ -25,7 +25,7 @@ def layer_of(path: Path) -> PlannedLayer:
     return PlannedLayer(Role.WEIGHT, (PlannedFile(path.name, path.stat().st_size, Role.WEIGHT),))
 
 
-def key_of(memory: RememberedDigests, path: Path) -> str | None:
+def key_of(memory: DigestCache, path: Path) -> str | None:
     return memory.key(layer_of(path), {path.name: path})
 
 
@@ -37,11 +37,11 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> RememberedDigests:
-    return RememberedDigests(tmp_path / "digests", clock=later)
+def memory(tmp_path: Path) -> DigestCache:
+    return DigestCache(tmp_path / "digests", clock=later)
 
 
-def test_what_was_remembered_is_recalled(memory: RememberedDigests, weights: Path) -> None:
+def test_what_was_remembered_is_recalled(memory: DigestCache, weights: Path) -> None:
     digests = hash_layer(layer_of(weights).recipe, lambda _: weights)
     key = key_of(memory, weights)
     assert key is not None
@@ -75,7 +75,7 @@ def touch(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [grow, rewrite_with_its_old_time, replace, touch])
 def test_a_changed_file_has_another_key(
-    memory: RememberedDigests, weights: Path, change: Callable[[Path], None]
+    memory: DigestCache, weights: Path, change: Callable[[Path], None]
 ) -> None:
     before = key_of(memory, weights)
     change(weights)
@@ -86,15 +86,15 @@ def test_a_changed_file_has_another_key(
 
 def test_a_file_that_changed_just_now_has_no_key(tmp_path: Path, weights: Path) -> None:
     now = weights.stat().st_ctime
-    just_after = RememberedDigests(tmp_path, clock=lambda: now + SETTLED_SECONDS / 2)
+    just_after = DigestCache(tmp_path, clock=lambda: now + SETTLED_SECONDS / 2)
     assert key_of(just_after, weights) is None
-    settled = RememberedDigests(tmp_path, clock=lambda: now + 2 * SETTLED_SECONDS)
+    settled = DigestCache(tmp_path, clock=lambda: now + 2 * SETTLED_SECONDS)
     assert key_of(settled, weights) is not None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"layer": 7, "files": {}}', b"\xff"])
 def test_a_damaged_memory_is_an_empty_one(
-    tmp_path: Path, memory: RememberedDigests, weights: Path, damage: bytes
+    tmp_path: Path, memory: DigestCache, weights: Path, damage: bytes
 ) -> None:
     key = key_of(memory, weights)
     assert key is not None
@@ -106,7 +106,7 @@ def test_a_damaged_memory_is_an_empty_one(
 
 def test_a_place_that_can_not_be_written_costs_time_only(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    memory = RememberedDigests(tmp_path / "file" / "digests", clock=later)
+    memory = DigestCache(tmp_path / "file" / "digests", clock=later)
     key = key_of(memory, weights)
     assert key is not None
     memory.remember(key, hash_layer(layer_of(weights).recipe, lambda _: weights))

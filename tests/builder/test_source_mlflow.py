@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from builder.sources.base import ModelSource, SourceFile
+from builder.sources.factory import open_source
 from builder.sources.local import LocalSource
 from builder.sources.mlflow import (
     MlflowReference,
@@ -24,7 +25,6 @@ from builder.sources.mlflow import (
     checkpoint_paths,
     parse_mlflow,
 )
-from builder.sources.opening import open_source
 from modelimage.errors import (
     AccessDenied,
     InvalidInput,

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from builder.build import BuildOptions, BuildTools, build
 from builder.destination import open_destination
-from builder.remembered import RememberedDigests
+from builder.digest_cache import DigestCache
 from builder.sources.base import SourceFile
+from builder.sources.factory import open_source
 from builder.sources.local import LocalSource
-from builder.sources.opening import open_source
 from builder.sources.parts import PartFile
 from builder.sources.s3 import S3Reference, S3Settings, S3Source, _whole_checksum, parse_s3
 from modelimage.access import Access
@@ -330,7 +330,7 @@ def test_a_build_from_a_bucket_has_the_layers_of_one_from_a_directory(
 ) -> None:
     checkpoint = single(tmp_path / "checkpoint")
     bucket.put({path.name: path.read_bytes() for path in checkpoint.iterdir()})
-    tools = BuildTools(RememberedDigests(tmp_path / "d"), tmp_path / "work", Remembering())
+    tools = BuildTools(DigestCache(tmp_path / "d"), tmp_path / "work", Remembering())
     source, layers = bucket.source(tmp_path / "s3"), []
     for number, each in enumerate((source, LocalSource(checkpoint))):
         destination = open_destination(LayoutReference(tmp_path / f"{number}", "1"), Access())

@@ -19,10 +19,10 @@ HOUR = 3600.0
 MEMORY = "/dev/shm"  # noqa: S108 - a place in memory, not a name in it
 # How long this process waits for an answer of a server beside it, which a busy machine may need any time for.
 PATIENCE = (
-    "cache_agent.faces.csi.mounting._SECONDS",
+    "cache_agent.servers.csi.mount_client._SECONDS",
     "cache_agent.peers.client._ANSWER_SECONDS",
     "cache_agent.peers.client.CONNECT_SECONDS",
-    "cache_agent.wanted.cri._STATUS_SECONDS",
+    "cache_agent.prewarm.cri._STATUS_SECONDS",
 )
 
 

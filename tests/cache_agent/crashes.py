@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_agent.node import Node
+from cache_agent.node.node import Node
 from cache_agent.store.disk import Operation
 from tests.cache_agent.nodes import pull
 

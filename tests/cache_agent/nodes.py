@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from cache_agent.events import Events
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
-from cache_agent.node import Node, NodeOptions, NodeParts, SourcesOf, image_sources
+from cache_agent.node.node import Node, NodeOptions, NodeParts, SourcesOf, image_sources
+from cache_agent.node.service import Service
+from cache_agent.observability.events import Events
+from cache_agent.prewarm.node_status import status_without_agent
 from cache_agent.store.check import Checker, Finding
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.ledger import Ledger
@@ -23,9 +26,9 @@ from modelimage.repository import ImageReader
 
 BOOT = "boot-1"
 # Whatever else fills the machine's disk.
-ROOMY = SpaceLimits(floor=Amount())
+ROOMY = SpaceLimits(min_free=Amount())
 # An agent that takes no more of the machine into account than its own files.
-UNDISTURBED = {"WEIGHTYARD_FLOOR": "0", "WEIGHTYARD_TIERS__MEMORY_PRESSURE": "100"}
+UNDISTURBED = {"WEIGHTYARD_MIN_FREE": "0", "WEIGHTYARD_TIERS__MEMORY_PRESSURE": "100"}
 # One worker, which waits for a source that stands still until the test ends that.
 PATIENT = EngineOptions(streams=1, stall_seconds=24 * 3600.0)
 
@@ -50,15 +53,15 @@ class NodeFactory:
         observe: Observer = ignore,
         events: Events | None = None,
         boot: str = BOOT,
-        more_roots: tuple[Path, ...] = (),
+        extra_roots: tuple[Path, ...] = (),
     ) -> Node:
         self.images.update(images or {})
-        self.more.update(more_roots)
+        self.more.update(extra_roots)
         options = NodeOptions(
             self.root,
             limits or ROOMY,
             engine or EngineOptions(streams=3),
-            more_roots=more_roots,
+            extra_roots=extra_roots,
         )
         parts = NodeParts(
             self._reader,
@@ -112,3 +115,8 @@ def pull(node: Node, image: str = "reg.test/m:v1", variant: str | None = None) -
     result = node.pull(PullRequest(parse_image(image), variant)).result()
     assert result is not None, "the pull didn't end"
     return result
+
+
+def service_of(node: Node) -> Service:
+    """The control API's operations on a node without an agent."""
+    return Service(node, partial(status_without_agent, node))

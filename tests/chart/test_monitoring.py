@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import yaml
 
-from cache_agent.metrics import Metrics
+from cache_agent.node.metrics import Metrics
 from tests.cache_agent.nodes import NodeFactory
 from tests.chart.charting import CHART, Refused, find, render
 from tests.chart.matrix import MATRIX

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cache_agent.config import parse_config
-from cache_agent.faces.csi.options import DRIVER
+from cache_agent.servers.csi.options import DRIVER
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
 from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name
@@ -181,11 +181,11 @@ def test_the_memory_tier_raises_the_limit_and_reaches_the_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "follows"), [({}, True), ({"wanted": {"kubernetes": False}}, False)]
+    ("config", "follows"), [({}, True), ({"prewarm": {"kubernetes": False}}, False)]
 )
 def test_agents_follow_the_cluster_unless_they_are_told_not_to(config: Json, follows: bool) -> None:
     text = find(render({"agent": {"config": config}}), "ConfigMap", "-agent")["data"]["agent.yaml"]
-    assert yaml.safe_load(text)["wanted"]["kubernetes"] is follows
+    assert yaml.safe_load(text)["prewarm"]["kubernetes"] is follows
 
 
 def test_a_change_of_settings_restarts_agents() -> None:
@@ -275,4 +275,4 @@ def test_programs_take_the_options_and_settings_that_the_chart_gives_them(case: 
             kubelet = (
                 MATRIX[case].get("agent", {}).get("csi", {}).get("kubeletPath", "/var/lib/kubelet")
             )
-            assert config.faces.csi is None or str(config.faces.csi.kubelet) == kubelet
+            assert config.servers.csi is None or str(config.servers.csi.kubelet) == kubelet

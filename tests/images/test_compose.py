@@ -72,7 +72,7 @@ def project(
     here = {
         "network_mode": "host",
         "ulimits": LIMITS,
-        "environment": {"WEIGHTYARD_FLOOR": "0"},
+        "environment": {"WEIGHTYARD_MIN_FREE": "0"},
     }
     services = dict.fromkeys(yaml.safe_load(rendered)["services"], here)
     (tmp_root / "override.yaml").write_text(json.dumps({"services": services}))

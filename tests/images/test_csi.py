@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache_agent.faces.kubelet import Kubelet
-from tests.cache_agent.faces.published import publish_model
 from tests.cache_agent.mounter.mounters import mounts_below, shared
+from tests.cache_agent.servers.kubelet import Kubelet
+from tests.cache_agent.servers.published import publish_model
 from tests.chart.charting import render
 from tests.images.building import CONFINED, Workshop, answers
 from tests.images.pods import NodePod
@@ -42,7 +42,7 @@ def node(
                 "image": {"repository": repository, "tag": tag}, "hostPath": str(tmp_root / "s"),
                 "observePort": observe, "mirror": {"port": free_port()}, "peers": {"port": free_port()},
                 "csi": {"kubeletPath": str(directory)}, "registries": [registry.host],
-                "config": {"floor": "0", "wanted": {"kubernetes": False}},
+                "config": {"min_free": "0", "prewarm": {"kubernetes": False}},
             },
         }  # fmt: skip
         folder = tmp_root / f"pod{observe}"

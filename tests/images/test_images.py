@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from modelimage.reference import RegistryReference, parse_image
+from tests.cache_agent.daemon.test_agent import push
 from tests.cache_agent.images import simple_image
-from tests.cache_agent.test_agent import push
 from tests.images.building import CONFINED, Workshop, answers
 from tests.servers import skopeo
 from tests.servers.idle_clock import Sample, idle_seconds, read_sample
@@ -140,7 +140,7 @@ def running_agent(
     workshop.podman(
         "run", "--detach", "--name", name, *CONFINED, f"--volume={store}:/var/lib/weightyard",
         f"--volume={CHART / 'files'}:/files:ro", image, "agent", f"--mirror=127.0.0.1:{ports[0]}",
-        f"--observe=127.0.0.1:{ports[1]}", f"--registry={registry.host}", "--floor=0",
+        f"--observe=127.0.0.1:{ports[1]}", f"--registry={registry.host}", "--min-free=0",
     )  # fmt: skip
     try:
         yield Agent(workshop, name, *ports)

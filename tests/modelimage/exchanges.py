@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from modelimage.errors import RemoteRefused
 from modelimage.registry.exchange import Request, Response
-from modelimage.registry.retry import Surroundings
+from modelimage.registry.retry import Environment
 from modelimage.repository import BlobStream
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -73,8 +73,8 @@ class VirtualTime:
         self.slept.append(seconds)
         self.now += seconds
 
-    def surroundings(self) -> Surroundings:
-        return Surroundings(
+    def environment(self) -> Environment:
+        return Environment(
             sleep=self.sleep,
             jitter=lambda: 0.0,
             now=lambda: self._started + timedelta(seconds=self.now),

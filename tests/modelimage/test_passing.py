@@ -15,12 +15,12 @@ from modelimage.access import Access
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, RemoteRefused
 from modelimage.hashing import hash_layer
-from modelimage.passing import PassingLayer
 from modelimage.recipe import FileSlice, LayerFile, Recipe, layer_recipe
 from modelimage.registry.client import RegistryRepository
 from modelimage.registry.memory import DirectoryMemory
 from modelimage.registry.profiles import RegistryProfile
 from modelimage.repository import PassingContent
+from modelimage.streaming import StreamingLayer
 from tests.modelimage.conformance import described, read_all
 from tests.modelimage.test_registry_faults import (
     CHUNK,
@@ -50,7 +50,7 @@ def slices(piece: FileSlice) -> Iterator[bytes]:
 
 
 def blob() -> bytes:
-    return b"".join(PassingLayer(recipe(), slices).read(0))
+    return b"".join(StreamingLayer(recipe(), slices).read(0))
 
 
 BLOB = blob()
@@ -60,7 +60,7 @@ def test_it_is_what_a_layer_from_files_is(tmp_path: Path) -> None:
     for path, data in FILES.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data)
-    passing = PassingLayer(recipe(), slices)
+    passing = StreamingLayer(recipe(), slices)
     assert hashlib.sha256(b"".join(passing.read(0))).hexdigest() == passing.digests().digest.hex
     assert passing.digests() == hash_layer(recipe(), tmp_path.joinpath)
 
@@ -73,7 +73,7 @@ def test_it_is_what_a_layer_from_files_is(tmp_path: Path) -> None:
 )
 def test_any_readings_before_the_last_change_nothing(tries: list[tuple[int, int]]) -> None:
     """From any offset, given up after any number of pieces: the bytes are right, and so are the digests."""
-    passing = PassingLayer(recipe(), slices)
+    passing = StreamingLayer(recipe(), slices)
     for offset, pieces in tries:
         seen = bytearray()
         for _, piece in zip(range(pieces), passing.read(offset), strict=False):
@@ -91,7 +91,7 @@ def test_the_next_chunk_goes_on_with_the_same_reading() -> None:
         opened.append(piece.start)
         return slices(piece)
 
-    passing, seen = PassingLayer(recipe(), counted), bytearray()
+    passing, seen = StreamingLayer(recipe(), counted), bytearray()
     while len(seen) < len(BLOB):
         chunk = bytearray()
         for piece in passing.read(len(seen)):
@@ -103,11 +103,11 @@ def test_the_next_chunk_goes_on_with_the_same_reading() -> None:
 
 
 def test_digests_are_not_told_early_and_short_files_are_noticed() -> None:
-    passing = PassingLayer(recipe(), slices)
+    passing = StreamingLayer(recipe(), slices)
     next(passing.read(0))
     with pytest.raises(DigestMismatch, match="have passed"):
         passing.digests()
-    short = PassingLayer(recipe(), lambda piece: iter([b"short"]))
+    short = StreamingLayer(recipe(), lambda piece: iter([b"short"]))
     with pytest.raises(DigestMismatch, match="bytes less"):
         list(short.read(0))
 
@@ -115,13 +115,13 @@ def test_digests_are_not_told_early_and_short_files_are_noticed() -> None:
 # To a registry
 
 
-def content(passing: PassingLayer) -> PassingContent:
+def content(passing: StreamingLayer) -> PassingContent:
     return PassingContent("these-bytes", len(BLOB), passing.read, lambda: passing.digests().digest)
 
 
 def send(repository: RegistryRepository) -> list[int]:
     counts: list[int] = []
-    repository.put_passing(content(PassingLayer(recipe(), slices)), counts.append)
+    repository.put_passing(content(StreamingLayer(recipe(), slices)), counts.append)
     assert read_all(repository, described(BLOB)) == BLOB
     return counts
 
@@ -169,7 +169,7 @@ def test_lost_and_broken_sessions_are_begun_again(
 def test_another_process_reads_all_and_sends_the_rest(through: Opener, tmp_path: Path) -> None:
     memory = DirectoryMemory(tmp_path / "uploads")
     proxy, first = through(BufferedUploads(), memory=memory)
-    dying = PassingLayer(recipe(), slices)
+    dying = StreamingLayer(recipe(), slices)
 
     def read(offset: int) -> Iterator[memoryview]:
         for piece in dying.read(offset):
@@ -189,7 +189,7 @@ def test_another_process_reads_all_and_sends_the_rest(through: Opener, tmp_path:
 @pytest.mark.servers
 def test_what_its_digest_refuses_is_not_visible(through: Opener) -> None:
     _, repository = through()
-    passing = PassingLayer(recipe(), slices)
+    passing = StreamingLayer(recipe(), slices)
 
     def refuse() -> Digest:
         raise DigestMismatch("the source says another digest")

@@ -137,7 +137,7 @@ def retrying(
     inner: ScriptedSender, time: VirtualTime, pauses: HostPauses | None = None
 ) -> Retrying:
     return Retrying(
-        inner, pauses or HostPauses(time.clock), RetryPolicy(attempts=4), time.surroundings()
+        inner, pauses or HostPauses(time.clock), RetryPolicy(attempts=4), time.environment()
     )
 
 
@@ -203,7 +203,7 @@ def test_a_pause_beyond_patience_is_an_error_at_once() -> None:
 
 def test_backoff_ends() -> None:
     time = VirtualTime()
-    backoff = Backoff(RetryPolicy(attempts=3), time.surroundings())
+    backoff = Backoff(RetryPolicy(attempts=3), time.environment())
     assert [backoff.wait(attempt) for attempt in (1, 2, 3)] == [True, True, False]
 
 

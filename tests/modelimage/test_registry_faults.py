@@ -58,7 +58,7 @@ def without_waiting(timeouts: Timeouts | None = None) -> Connections:
     """Connections whose clock only their own waiting moves."""
     time = VirtualTime(datetime.now(UTC))
     return Connections(
-        surroundings=time.surroundings(), pauses=HostPauses(time.clock), timeouts=timeouts
+        environment=time.environment(), pauses=HostPauses(time.clock), timeouts=timeouts
     )
 
 

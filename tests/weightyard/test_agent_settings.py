@@ -16,15 +16,15 @@ from weightyard.settings import Setting, setting_options, settings
 
 # A value that is no default, as it is written on a command line, and as the settings hold it.
 EXAMPLES: Mapping[str, tuple[str, object]] = {
-    "more_roots": ("/mnt/b", "/mnt/b"),
+    "extra_roots": ("/mnt/b", "/mnt/b"),
     "port": ("0", 0),
     "budget": ("500000000", "500000000"),
     "fetch.streams": ("7", 7),
     "tiers.order": ("hub", "hub"),
     "tiers.shared": ("{directory: /mnt/shared}", "/mnt/shared"),
     "tiers.mirrors": ("{docker.io: [a.example]}", "a.example"),
-    "faces.mirror": ("0:5080", "0:5080"),
-    "faces.csi.mounter": ("/run/mounter.sock", "/run/mounter.sock"),
+    "servers.mirror": ("0:5080", "0:5080"),
+    "servers.csi.mounter": ("/run/mounter.sock", "/run/mounter.sock"),
 }
 
 
@@ -67,7 +67,7 @@ def test_a_switch_turns_off_and_what_is_not_given_is_unset() -> None:
 
 
 def test_a_list_is_given_by_repeating() -> None:
-    assert given("--registry", "a", "--registry", "b") == {"faces.registries": ["a", "b"]}
+    assert given("--registry", "a", "--registry", "b") == {"servers.registries": ["a", "b"]}
 
 
 def test_every_setting_is_explained() -> None:

@@ -18,7 +18,7 @@ from tests.workspace.controller.simulation import Cluster
 from weightyard.cli import main
 from weightyard.commands import prewarm as command
 from weightyard.kubectl import InvalidContext, refused
-from weightyard.wanting import ClusterPlace
+from weightyard.prewarm_client import ClusterPlace
 from workspace.controller.api import RESOURCES
 
 Json = dict[str, Any]

@@ -30,7 +30,7 @@ from weightyard.up.process import (
 from weightyard.up.server import check_port, free_port, reachable
 from weightyard.up.stages import cause, last_words, plain, stage_of
 from weightyard.up.state import Failure, State, WorkspaceDirectory, condition, is_running
-from weightyard.up.stopping import Outcome, check_name, stop_workspace
+from weightyard.up.stop import Outcome, check_name, stop_workspace
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(600)"
 FAMILY = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"

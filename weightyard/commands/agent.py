@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from cache_agent.access.registries import AllowedRegistries
-from cache_agent.agent import AgentOptions, Ready, run_agent
 from cache_agent.config import AgentConfig, json_schema, parse_config
-from cache_agent.faces.mirror.containerd import configure
+from cache_agent.daemon.agent import AgentOptions, Ready, run_agent
+from cache_agent.servers.mirror.containerd import configure
 from modelimage.access import Access
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
@@ -76,23 +76,23 @@ def agent(
         return parse_config(_read(config_file), os.environ, {**given, "root": root})
 
     config = load()
-    if containerd_dir is not None and config.faces.mirror is None:
+    if containerd_dir is not None and config.servers.mirror is None:
         raise InvalidInput(
             "--configure-containerd points containerd at a mirror that isn't served",
             hint="Add --mirror PORT.",
         )
 
     def ready(where: Ready) -> None:
-        faces = where.faces.named()
+        servers = where.servers.named()
         console.event(
-            "ready", socket=where.socket, port=where.port, models=where.models, faces=faces
+            "ready", socket=where.socket, port=where.port, models=where.models, servers=servers
         )
         on_port = f" and http://127.0.0.1:{where.port}" if where.port else ""
         console.say(f"agent ready: {where.models} models, on {where.socket}{on_port}")
-        for name, at in faces.items():
+        for name, at in servers.items():
             console.say(f"  {name}: {at}")
-        if where.faces.mirror is not None and containerd_dir is not None:
-            _configure(console, containerd_dir, config, f"http://{where.faces.mirror}")
+        if where.servers.mirror is not None and containerd_dir is not None:
+            _configure(console, containerd_dir, config, f"http://{where.servers.mirror}")
 
     home = config.root or default_root(os.environ)
     run_agent(AgentOptions(home.absolute(), load), access, ready)
@@ -100,7 +100,7 @@ def agent(
 
 def _configure(console: Console, directory: Path, config: AgentConfig, url: str) -> None:
     """Point containerd at the mirror for every registry that is named in full, and say so."""
-    allowed = AllowedRegistries.of(config.faces.registries)
+    allowed = AllowedRegistries.of(config.servers.registries)
     for path in configure(directory, allowed.hosts(), url):
         console.say(f"  containerd: {path}")
     for pattern in set(allowed.patterns) - set(allowed.hosts()):

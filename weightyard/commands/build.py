@@ -15,10 +15,10 @@ from builder.base import mount_source, open_base
 from builder.build import BuildOptions, BuildPlan, BuildResult, BuildTools, plan_build
 from builder.build import build as build_image
 from builder.destination import Destination, open_destination, published_tags
+from builder.digest_cache import DigestCache
 from builder.records import created_time
-from builder.remembered import RememberedDigests
 from builder.sources.datasets import calibration_file
-from builder.sources.opening import open_source
+from builder.sources.factory import open_source
 from builder.variants import (
     ENGINES,
     EVALUATORS,
@@ -39,7 +39,7 @@ from modelimage.reference import (
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
-from weightyard.stopping import stops_gently
+from weightyard.signals import stops_gently
 from weightyard.text import format_bytes, parse_bytes
 
 
@@ -203,7 +203,7 @@ def build(
         _destination(console, target, reach, mount_from),
         options,
         BuildTools(
-            RememberedDigests(cache_directory() / "digests"),
+            DigestCache(cache_directory() / "digests"),
             given["work_dir"] or cache_directory() / "work",
             console,
         ),

@@ -11,7 +11,7 @@ import click
 from weightyard.console import Console, pass_console
 from workspace.controller.api import KubernetesApi
 from workspace.controller.handlers import connect
-from workspace.controller.leaving import Left, Release, leave
+from workspace.controller.uninstall import Release, Removed, leave
 
 
 @click.command()
@@ -35,6 +35,6 @@ def cleanup(console: Console, *, namespace: str, controller: str | None, force: 
     console.result(asdict(left), "\n".join(lines))
 
 
-async def _leave(release: Release) -> Left:
+async def _leave(release: Release) -> Removed:
     async with aiohttp.ClientSession() as session:
         return await leave(KubernetesApi(session, connect), release)

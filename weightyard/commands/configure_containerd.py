@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cache_agent.access.registries import PUBLIC_REGISTRIES
-from cache_agent.faces.mirror.containerd import configure, unconfigure
+from cache_agent.servers.mirror.containerd import configure, unconfigure
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 

@@ -17,9 +17,9 @@ from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from workspace.controller.handlers import connect
-from workspace.controller.health import Pulse, answering
+from workspace.controller.health import Liveness, answering
 from workspace.controller.main import Options, run_controller
-from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, Surroundings
+from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, Environment
 
 
 @click.command()
@@ -54,21 +54,21 @@ def controller(
     host, _, port = (health or ":0").rpartition(":")
     if health and (not host or not port.isdecimal()):
         raise InvalidInput(f"not an address: {health!r}", hint="Write HOST:PORT.")
-    pulse = Pulse(time.monotonic)
+    liveness = Liveness(time.monotonic)
     options = Options(
         me=f"{socket.gethostname()}_{os.getpid()}",
-        surroundings=Surroundings(
+        environment=Environment(
             system_namespace=namespace, image=image, builder_image=builder_image
         ),
         access=access,
         connection=connect,
-        pulse=pulse,
+        liveness=liveness,
     )
-    asyncio.run(_run(console, options, pulse, health=(host.strip("[]"), int(port))))
+    asyncio.run(_run(console, options, liveness, health=(host.strip("[]"), int(port))))
 
 
 async def _run(
-    console: Console, options: Options, pulse: Pulse, *, health: tuple[str, int]
+    console: Console, options: Options, liveness: Liveness, *, health: tuple[str, int]
 ) -> None:
     """`health` is a host and a port; no host means to answer nowhere."""
     stop = asyncio.Event()
@@ -77,7 +77,7 @@ async def _run(
     async with AsyncExitStack() as stack:
         if health[0]:
             found = await stack.enter_async_context(
-                answering(pulse, host=health[0], port=health[1])
+                answering(liveness, host=health[0], port=health[1])
             )
             console.say(f"health on {health[0]}:{found}")
         await run_controller(options, stop=stop, leading=lambda: console.say("leading"))

@@ -33,7 +33,7 @@ from modelimage.reference import (
 from modelimage.registry.preflight import check_image
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
-from weightyard.stopping import stops_gently
+from weightyard.signals import stops_gently
 from weightyard.text import format_bytes
 
 _Reference = RegistryReference | LayoutReference

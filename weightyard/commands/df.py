@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cache_agent.api.wire import SpaceReport
-from cache_agent.cache import open_cache
+from cache_agent.daemon.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options, root_option
@@ -29,11 +29,11 @@ def df(console: Console, *, root: Path, access: Access) -> None:
             f"{space.models} models, {space.files} files",
         ),
         ("promised to pulls", format_bytes(space.promised), ""),
-        ("room for more", format_bytes(space.headroom), "within budget and floor"),
+        ("room for more", format_bytes(space.headroom), "within budget and minimum free space"),
         ("evictable", format_bytes(space.evictable), "neither leased nor pinned"),
         ("budget", format_bytes(space.budget), ""),
         ("free on the disk", format_bytes(space.disk_free), f"of {format_bytes(space.disk_total)}"),
-        ("kept free", format_bytes(space.floor), ""),
+        ("kept free", format_bytes(space.min_free), ""),
     ]
     text = format_table(("space", "bytes", ""), rows)
     if len(space.roots) > 1:

@@ -18,7 +18,7 @@ from weightyard.definitions import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
 from weightyard.doctor.clusters import Questions, ask
 from weightyard.doctor.finding import Finding, Level, PreflightFailed, fail
-from weightyard.doctor.gathering import Places, gather
+from weightyard.doctor.gather import Places, gather
 from weightyard.doctor.node_checks import Wanted, check_node
 from weightyard.doctor.pods import Probe, Probing
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
@@ -60,7 +60,7 @@ class Preflight:
 
     selector: str
     namespace: str
-    floor: Amount
+    min_free: Amount
     probe: Probe | None
 
 
@@ -118,7 +118,9 @@ class Preflight:
     help="kubelet's directory.",
 )
 @click.option(
-    "--floor", type=Size(), help="Free space that the cache leaves.  [default: 5%; of nodes: 20%]"
+    "--min-free",
+    type=Size(),
+    help="Free space that the cache leaves.  [default: 5%; of nodes: 20%]",
 )
 @click.option(
     "--disk-trial",
@@ -158,7 +160,7 @@ def doctor(
     timeout: int,
     root: Path | None,
     kubelet: Path,
-    floor: Amount | None,
+    min_free: Amount | None,
     disk_trial: Amount,
     host: Path,
     api: str | None,
@@ -177,7 +179,7 @@ def doctor(
             namespace, image, str(root or _NODE_ROOT), str(kubelet), disk_trial.bytes, timeout
         )
         preflight = Preflight(
-            selector, namespace, floor or Amount(percent=20.0), probe if pods else None
+            selector, namespace, min_free or Amount(percent=20.0), probe if pods else None
         )
         _report(console, list(look_at(console, kubectl(context, kubeconfig), preflight)))
         return
@@ -188,7 +190,7 @@ def doctor(
     if facts_only:
         console.result(facts.model_dump(mode="json"), facts.model_dump_json(indent=2))
         return
-    wanted = Wanted(in_cluster=facts.kubelet.found, floor=floor or Amount(percent=5.0))
+    wanted = Wanted(in_cluster=facts.kubelet.found, min_free=min_free or Amount(percent=5.0))
     _report(console, check_node(facts, wanted))
 
 
@@ -209,11 +211,13 @@ def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterato
         return
     names = sorted(each["metadata"]["name"] for each in facts.nodes)
     console.say(f"looking at {len(names)} nodes with a pod on each in {preflight.namespace}")
-    yield from _on_nodes(cluster, preflight.probe, names, preflight.floor)
+    yield from _on_nodes(cluster, preflight.probe, names, preflight.min_free)
 
 
-def _on_nodes(cluster: Kubectl, probe: Probe, names: list[str], floor: Amount) -> Iterator[Finding]:
-    wanted = Wanted(in_cluster=True, floor=floor)
+def _on_nodes(
+    cluster: Kubectl, probe: Probe, names: list[str], min_free: Amount
+) -> Iterator[Finding]:
+    wanted = Wanted(in_cluster=True, min_free=min_free)
     found = Probing(cluster, probe, secrets.token_hex(3)).gather(names)
     for node, told in sorted(found.items()):
         if isinstance(told, str):

@@ -9,7 +9,7 @@ import click
 from weightyard.console import Console, pass_console
 from weightyard.options import root_option
 from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
-from weightyard.up.stopping import check_name, stop_workspace
+from weightyard.up.stop import check_name, stop_workspace
 
 
 @click.command()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cache_agent.cache import open_cache
-from cache_agent.faces.hub.view import make_view
+from cache_agent.daemon.cache import open_cache
+from cache_agent.servers.hub.view import make_view
 from modelimage import durable
 from modelimage.access import Access
 from modelimage.paths import RECORD_NAME

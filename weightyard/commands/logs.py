@@ -13,7 +13,7 @@ from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import root_option
 from weightyard.up.state import WorkspaceDirectory, is_running
-from weightyard.up.stopping import check_name
+from weightyard.up.stop import check_name
 
 _POLL = 0.2
 

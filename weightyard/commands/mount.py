@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from cache_agent.api.wire import LeaseBody, PullBody
-from cache_agent.cache import open_cache
-from cache_agent.mounting import lease_id, mount_model, shown_at
+from cache_agent.daemon.cache import open_cache
+from cache_agent.mounter.manual import lease_id, mount_model, shown_at
 from modelimage.access import Access
 from modelimage.errors import Busy
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, root_option
-from weightyard.pulling import follow
+from weightyard.pull_progress import follow
 
 
 @click.command()

@@ -14,11 +14,11 @@ from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import ModelName, access_options, root_option
-from weightyard.wanting import (
+from weightyard.prewarm_client import (
     ClusterPlace,
     LocalPlace,
     Place,
-    Standing,
+    PrewarmStatus,
     checked,
     name_of,
     node_selector,
@@ -156,9 +156,9 @@ def _window(text: str | None, zone: str | None) -> Json | None:
 
 
 def _wait(console: Console, place: Place, name: str, seconds: float | None) -> None:
-    told: list[Standing] = []
+    told: list[PrewarmStatus] = []
 
-    def tell(standing: Standing) -> None:
+    def tell(standing: PrewarmStatus) -> None:
         if standing not in told[-1:]:
             told.append(standing)
             console.event("progress", model=name, percent=standing.percent, text=standing.text)

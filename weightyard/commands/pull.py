@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from cache_agent.api.wire import PullBody
-from cache_agent.cache import open_cache
+from cache_agent.daemon.cache import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, access_options, root_option
-from weightyard.pulling import follow
+from weightyard.pull_progress import follow
 from weightyard.text import format_bytes, format_duration
 
 

@@ -21,7 +21,7 @@ from workspace.hardware import Hardware, asked_hardware
 from workspace.images import resolve_workspace
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
-from workspace.render.kubernetes import AGENT_IMAGE, Surroundings
+from workspace.render.kubernetes import AGENT_IMAGE, Environment
 from workspace.render.llmd import inference_pool, render_llmd
 from workspace.render.local import render_up
 from workspace.render.release import Place, Release, plan_release, pod_place, store_place
@@ -72,8 +72,8 @@ def render(
         console.say(
             f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it"
         )
-    surroundings = Surroundings(system_namespace=system_namespace, agent_image=agent_image)
-    documents = _documents(workspace, release, target=target, surroundings=surroundings)
+    environment = Environment(system_namespace=system_namespace, agent_image=agent_image)
+    documents = _documents(workspace, release, target=target, environment=environment)
     console.result(
         documents if len(documents) > 1 else documents[0],
         yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip("\n"),
@@ -81,12 +81,12 @@ def render(
 
 
 def _documents(
-    workspace: Workspace, release: Release, *, target: str, surroundings: Surroundings
+    workspace: Workspace, release: Release, *, target: str, environment: Environment
 ) -> list[dict[str, Any]]:
     if target == "kubernetes":
-        return render_kubernetes(workspace, release, surroundings)
+        return render_kubernetes(workspace, release, environment)
     if target == "compose":
-        return [render_compose(workspace, release, surroundings)]
+        return [render_compose(workspace, release, environment)]
     if target == "llm-d":
         return [render_llmd(workspace, release)]
     if target == "llm-d-pool":

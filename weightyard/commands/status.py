@@ -16,8 +16,8 @@ from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import access_options, root_option
+from weightyard.prewarm_client import ClusterPlace, LocalPlace, Place, percent
 from weightyard.text import format_bytes, format_duration
-from weightyard.wanting import ClusterPlace, LocalPlace, Place, percent
 
 _COLUMNS = (
     "model",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cache_agent.cache import open_cache
-from cache_agent.mounting import lease_id, unmount_model
+from cache_agent.daemon.cache import open_cache
+from cache_agent.mounter.manual import lease_id, unmount_model
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console

@@ -117,7 +117,7 @@ def _with_image(
     """The workspace with an image as its model. The builder is imported for a source only: it is an extra."""
     if source_uri(workspace.spec.model) is None:
         return workspace
-    from weightyard.up.building import with_image  # noqa: PLC0415
+    from weightyard.up.build import with_image  # noqa: PLC0415
 
     return with_image(workspace, root=root, access=access, console=console)
 

@@ -29,10 +29,10 @@ _FAR: Final = {"nfs", "nfs4", "cifs", "ceph", "fuse.s3fs", "9p", "virtiofs"}
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the node is for: `in_cluster` whether pods use it, `floor` the free space that its cache will leave."""
+    """What the node is for: `in_cluster` whether pods use it, `min_free` the free space that its cache will leave."""
 
     in_cluster: bool
-    floor: Amount
+    min_free: Amount
 
 
 Check = Callable[[NodeFacts, Wanted], Finding]
@@ -119,20 +119,20 @@ def disk_speed(facts: NodeFacts, wanted: Wanted) -> Finding:
 
 
 def free_space(facts: NodeFacts, wanted: Wanted) -> Finding:
-    """Free space now, and the cache's floor, against the thresholds at which kubelet evicts pods."""
+    """Free space now, and the cache's minimum free space, against the thresholds at which kubelet evicts pods."""
     disk = facts.disk
-    floor = wanted.floor.of(disk.total)
-    seen = f"{human(disk.free)} of {human(disk.total)} free, {human(floor)} stay free"
-    if disk.free <= floor:
+    min_free = wanted.min_free.of(disk.total)
+    seen = f"{human(disk.free)} of {human(disk.total)} free, {human(min_free)} stay free"
+    if disk.free <= min_free:
         return fail("free space", seen, "Free space, or give the cache another disk.")
     name, threshold = _threshold(facts)
     if not wanted.in_cluster or threshold is None:
         return ok("free space", seen)
     seen += f"; kubelet evicts pods below {human(threshold)} ({name})"
-    advice = "Raise agent.config.floor well above that, or give the cache a disk of its own."
-    if floor < threshold:
+    advice = "Raise agent.config.min_free well above that, or give the cache a disk of its own."
+    if min_free < threshold:
         return fail("free space", seen, advice)
-    return warn("free space", seen, advice) if floor == threshold else ok("free space", seen)
+    return warn("free space", seen, advice) if min_free == threshold else ok("free space", seen)
 
 
 def clock(facts: NodeFacts, wanted: Wanted) -> Finding:

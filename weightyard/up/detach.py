@@ -61,7 +61,7 @@ def follow(background: Background, directory: WorkspaceDirectory, console: Conso
     Ctrl-C here ends the watching, not the workspace.
     """
     with ExitStack() as open_jobs:
-        teller = _Teller(console, open_jobs)
+        teller = _EventDisplay(console, open_jobs)
         for event in _events(background):
             teller.tell(event)
             if event.get("event") == "phase" and event.get("phase") == Phase.READY.value:
@@ -96,7 +96,7 @@ def _parse(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-class _Teller:
+class _EventDisplay:
     """Turns events back into progress on the foreground's console."""
 
     def __init__(self, console: Console, open_jobs: ExitStack) -> None:

@@ -23,7 +23,7 @@ class Limits:
     retry_after: int = 10
 
 
-class Gate:
+class RequestQueue:
     """Opens while `upstream` names a server that answers."""
 
     def __init__(self, upstream: Callable[[], Awaitable[str | None]], limits: Limits) -> None:

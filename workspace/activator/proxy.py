@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
-from workspace.activator.gate import Gate, Limits
+from workspace.activator.gate import Limits, RequestQueue
 from workspace.metrics import HELD
 
 PREFIX: Final = "/activator"
@@ -46,7 +46,7 @@ class Activator:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.gate = Gate(self._ready_upstream, options.limits)
+        self.gate = RequestQueue(self._ready_upstream, options.limits)
         self._in_flight: dict[str, int] = {}
         self._turn = itertools.count()
         self._session: aiohttp.ClientSession | None = None
@@ -149,7 +149,7 @@ class _NotTaken(Exception):
 class _Metrics:
     """What the scaler and people read of one activator."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: RequestQueue) -> None:
         self._registry = CollectorRegistry()
         waiting = Gauge(HELD, "Requests that wait for a server.", registry=self._registry)
         waiting.set_function(lambda: gate.waiting)

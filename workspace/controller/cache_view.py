@@ -16,7 +16,7 @@ from cache_agent.api.names import MODEL_LABELS
 from cache_agent.api.node_cache import NodeCache, Wanted
 from modelimage.errors import InvalidInput
 from workspace.controller import node_marks
-from workspace.controller.node_marks import Marks
+from workspace.controller.node_marks import NodeLabels
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # a kind and a name
@@ -38,7 +38,7 @@ class NodeView:
     """What is read of a Node."""
 
     labels: dict[str, str]
-    marks: Marks
+    marks: NodeLabels
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _known(document: Json) -> Known:
 
 
 def _node(document: Json) -> NodeView:
-    return NodeView(dict(document["metadata"].get("labels") or {}), Marks.of(document))
+    return NodeView(dict(document["metadata"].get("labels") or {}), NodeLabels.of(document))
 
 
 def _own(labels: dict[str, str]) -> dict[str, str]:

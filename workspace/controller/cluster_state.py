@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CachedState:
     """A version's state. `chosen` are the nodes that should hold it, `warm` those that do."""
 
     eligible: tuple[str, ...]
@@ -36,7 +36,7 @@ class Standing:
 
 def standing(
     workspace: Workspace, revision: Revision, observed: Observed, *, replicas: int
-) -> Standing:
+) -> CachedState:
     """Where a version stands, when so many replicas are wanted of it.
 
     A node is wanted warm for each replica that isn't ready yet, beside those where servers of it run.
@@ -55,7 +55,7 @@ def standing(
         label=label,
         preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
     )
-    return Standing(
+    return CachedState(
         eligible=tuple(node.name for node in possible),
         chosen=tuple(node.name for node in chosen),
         warm=frozenset(labelled | (serving | _nodes_with(warming, revision)) & usable),

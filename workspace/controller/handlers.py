@@ -14,9 +14,9 @@ import kopf
 
 from modelimage.errors import InvalidInput
 from workspace.controller.api import RESOURCES
-from workspace.controller.caching import CacheRunner
+from workspace.controller.cached_model_controller import CacheRunner
+from workspace.controller.informers import CACHES, WORKSPACES, label_of
 from workspace.controller.runner import Runner
-from workspace.controller.watched import CACHES, WORKSPACES, label_of
 
 Seen = Callable[..., None]  # of a document, and whether it was `deleted`
 

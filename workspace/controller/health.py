@@ -17,7 +17,7 @@ from modelimage.errors import Busy
 SILENCE_SECONDS: Final = 60.0
 
 
-class Pulse:
+class Liveness:
     """When the API server last answered; `beat` after each answer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -39,15 +39,15 @@ class Pulse:
         )
 
 
-def application(pulse: Pulse) -> web.Application:
+def application(liveness: Liveness) -> web.Application:
     """`GET /livez`, and `/readyz`: 503 with what is wrong."""
 
     async def livez(request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
     async def readyz(request: web.Request) -> web.Response:
-        problem = pulse.problem()
-        document = {"ready": problem is None, "leads": pulse.leads, "problem": problem}
+        problem = liveness.problem()
+        document = {"ready": problem is None, "leads": liveness.leads, "problem": problem}
         return web.json_response(document, status=200 if problem is None else 503)
 
     app = web.Application()
@@ -56,9 +56,9 @@ def application(pulse: Pulse) -> web.Application:
 
 
 @asynccontextmanager
-async def answering(pulse: Pulse, *, host: str, port: int) -> AsyncIterator[int]:
+async def answering(liveness: Liveness, *, host: str, port: int) -> AsyncIterator[int]:
     """Answer while the context lasts; yields the port. Raises Busy for an address that is taken."""
-    runner = web.AppRunner(application(pulse), access_log=None)
+    runner = web.AppRunner(application(liveness), access_log=None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from modelimage.errors import NotFound, Unreachable, WeightyardError
 from workspace.controller.api import KubernetesApi
-from workspace.controller.health import Pulse
+from workspace.controller.health import Liveness
 
 Json = dict[str, Any]
 
@@ -59,14 +59,14 @@ class Leadership:
 
     def __init__(
         self, api: KubernetesApi, *, namespace: str, me: str, clock: Callable[[], float],
-        stamp: Callable[[], str], pulse: Pulse | None = None,
+        stamp: Callable[[], str], liveness: Liveness | None = None,
     ) -> None:  # fmt: skip
         self._api = api
         self._namespace = namespace
         self._me = me
         self._clock = clock
         self._stamp = stamp
-        self._pulse = pulse
+        self._liveness = liveness
         self._seen: Seen | None = None
         self.leads = asyncio.Event()
 
@@ -75,8 +75,8 @@ class Leadership:
         renewed = self._clock()
         while True:
             held = await self._try()
-            if held is not None and self._pulse is not None:
-                self._pulse.beat(leads=held)
+            if held is not None and self._liveness is not None:
+                self._liveness.beat(leads=held)
             if held:
                 renewed = self._clock()
                 self.leads.set()

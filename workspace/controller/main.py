@@ -14,15 +14,15 @@ import kopf
 from modelimage.access import Access
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
-from workspace.controller.caching import CacheRunner
+from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
-from workspace.controller.health import Pulse
+from workspace.controller.health import Liveness
 from workspace.controller.leader import Leadership
 from workspace.controller.observed import KEDA_GROUP
 from workspace.controller.runner import Runner
 from workspace.controller.scaling import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Options:
     """`me` names this controller among several; `connection` is asked again and again, since tokens are renewed."""
 
     me: str
-    surroundings: Surroundings
+    environment: Environment
     access: Access
     connection: Callable[[], kopf.ConnectionInfo]
-    pulse: Pulse | None = None
+    liveness: Liveness | None = None
 
 
 async def run_controller(
@@ -58,11 +58,11 @@ async def _work(options: Options, *, stop: asyncio.Event, leading: Callable[[], 
         api = KubernetesApi(session, options.connection)
         leadership = Leadership(
             api,
-            namespace=options.surroundings.system_namespace,
+            namespace=options.environment.system_namespace,
             me=options.me,
             clock=time.monotonic,
             stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            pulse=options.pulse,
+            liveness=options.liveness,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(leadership.run())
@@ -87,7 +87,7 @@ async def _lead(
         api=api,
         cache=Cache(),
         resolver=NamespacedResolver(api, options.access),
-        surroundings=options.surroundings,
+        environment=options.environment,
         groups=groups,
     )
     caching = CacheRunner(api)

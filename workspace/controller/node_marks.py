@@ -24,7 +24,7 @@ _ALL_TRUE: Final = ("Ready", "Synced", "PinnedReady")
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class NodeLabels:
     """A node's labels and annotations of models, by name, and whether it has the startup taint."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Marks:
     starting: bool = False
 
     @classmethod
-    def of(cls, node: Json) -> Marks:
+    def of(cls, node: Json) -> NodeLabels:
         """What a Node carries."""
         metadata, spec = node["metadata"], node.get("spec") or {}
         return cls(
@@ -65,12 +65,12 @@ def held_labels(cache: NodeCache) -> dict[str, str]:
 
 def wanted_marks(
     cache: NodeCache | None, models: Iterable[CachedModel], labels: Mapping[str, str]
-) -> Marks:
+) -> NodeLabels:
     """What a node with these labels should carry; without a NodeCache it holds nothing, and has yet to start."""
     if cache is None:
-        return Marks(starting=True)
+        return NodeLabels(starting=True)
     named = held_labels(cache)
-    return Marks(dict.fromkeys(named, READY), named, not has_started(cache, models, labels))
+    return NodeLabels(dict.fromkeys(named, READY), named, not has_started(cache, models, labels))
 
 
 def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping[str, str]) -> bool:
@@ -87,7 +87,7 @@ def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping
     )
 
 
-def patch(there: Marks, wanted: Marks) -> Json | None:
+def patch(there: NodeLabels, wanted: NodeLabels) -> Json | None:
     """A merge patch of a node's metadata; None where nothing differs. The taint isn't part of it."""
     parts = {
         name: changed

@@ -12,7 +12,7 @@ from modelimage.errors import WeightyardError
 from workspace.controller.nodes import Node
 from workspace.controller.objects import has_labels
 from workspace.render import names
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.release import Resolved
 
 Json = dict[str, Any]
@@ -41,7 +41,7 @@ class Observed:
     objects: tuple[Json, ...]
     nodes: tuple[Node, ...]
     now: str
-    surroundings: Surroundings
+    environment: Environment
     resolved: Resolved | WeightyardError | None = None
     wanted: int | None = None
     groups: frozenset[str] = frozenset()

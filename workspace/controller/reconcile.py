@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.controller import conditions, nodes, report, revisions
-from workspace.controller.cluster_state import Standing, server_count, standing
+from workspace.controller.cluster_state import CachedState, server_count, standing
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.objects import has_labels, is_mounted, is_owned, is_ready, node_of
 from workspace.controller.observed import (
@@ -105,7 +105,7 @@ class _Reconciliation:
         wanted, conflicts = self._owned_or_conflicting(self._wanted())
         actions = [*self._applies(wanted), *self._deletes(wanted)]
         status = report.report(
-            report.Situation(
+            report.ReportInput(
                 workspace=self.workspace,
                 observed=self.observed,
                 target=self.target,
@@ -162,7 +162,7 @@ class _Reconciliation:
     def _target_or_deployed(self) -> Revision | None:
         return self.target if isinstance(self.target, Revision) else self._deployed()
 
-    def _standing(self, revision: Revision | None) -> Standing | None:
+    def _standing(self, revision: Revision | None) -> CachedState | None:
         if revision is None:
             return None
         return standing(self.workspace, revision, self.observed, replicas=self.goal)
@@ -212,7 +212,7 @@ class _Reconciliation:
         running = current if deployed and deployed.name == self.active.name else 0
         return min(goal, max(len(where.warm), running))
 
-    def _standing_of(self, active: Revision) -> Standing:
+    def _standing_of(self, active: Revision) -> CachedState:
         """The standing of the version that runs: mostly the one asked for, whose standing is known."""
         shown = self._target_or_deployed()
         if self.standing is not None and shown is not None and shown.name == active.name:
@@ -224,7 +224,7 @@ class _Reconciliation:
     def _wanted(self) -> list[Json]:
         """Every object as it should be, but for those that must stay as they are."""
         wanted = surrounding_objects(
-            self.workspace, self.observed.surroundings, role=self._wanted_role()
+            self.workspace, self.observed.environment, role=self._wanted_role()
         )
         if self._keda_missing():
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
@@ -234,7 +234,7 @@ class _Reconciliation:
                 prewarm_pod(self.workspace, self.target, node) for node in self._nodes_to_warm()
             ]
         if isinstance(self.target, NotBuilt):
-            wanted.append(build_job(self.workspace, self.observed.surroundings))
+            wanted.append(build_job(self.workspace, self.observed.environment))
         if self.active is not None:
             wanted.append(
                 deployment(
@@ -242,7 +242,7 @@ class _Reconciliation:
                     self.active.template,
                     replicas=self.allowed,
                     startup_seconds=self.active.startup_seconds,
-                    surroundings=self.observed.surroundings,
+                    environment=self.observed.environment,
                 )
             )
         owner = _owner(self.observed.document)

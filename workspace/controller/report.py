@@ -7,7 +7,7 @@ from typing import Any
 
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
-from workspace.controller.cluster_state import Standing, server_count
+from workspace.controller.cluster_state import CachedState, server_count
 from workspace.controller.conditions import Condition
 from workspace.controller.objects import condition
 from workspace.controller.observed import Observed
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class ReportInput:
     """What reconcile found and decided, for the report.
 
     `target` is the version asked for, `active` the one that the Deployment is to run, `goal` how many replicas are
@@ -32,36 +32,36 @@ class Situation:
     observed: Observed
     target: Revision | WeightyardError | None
     active: Revision | None
-    standing: Standing | None
+    standing: CachedState | None
     goal: int
     allowed: int
     conflicts: tuple[str, ...]
     keda_missing: bool
 
 
-def report(situation: Situation) -> Json:
+def report(report_input: ReportInput) -> Json:
     """The whole status."""
-    document = situation.observed.document
-    total, ready_count = server_count(situation.observed)
+    document = report_input.observed.document
+    total, ready_count = server_count(report_input.observed)
     parts = [
-        _resolved(situation),
-        _cached(situation),
-        _scheduled(situation),
-        _available(situation),
+        _resolved(report_input),
+        _cached(report_input),
+        _scheduled(report_input),
+        _available(report_input),
     ]
-    found = [*parts, conditions.ready(parts, done=_done(situation))]
+    found = [*parts, conditions.ready(parts, done=_done(report_input))]
     generation = int(document["metadata"].get("generation", 1))
     before = (document.get("status") or {}).get("conditions") or ()
-    selector = names.selector(situation.workspace.name, names.SERVER)
+    selector = names.selector(report_input.workspace.name, names.SERVER)
     return {
         "observedGeneration": generation,
         "conditions": conditions.merge(
-            before, found, generation=generation, now=situation.observed.now
+            before, found, generation=generation, now=report_input.observed.now
         ),
         "replicas": total,
         "readyReplicas": ready_count,
         "selector": ",".join(f"{name}={value}" for name, value in selector.items()),
-        **_version(situation),
+        **_version(report_input),
     }
 
 
@@ -82,12 +82,14 @@ def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
     return {**before, "observedGeneration": generation, "conditions": list(said.values())}
 
 
-def _version(situation: Situation) -> Json:
-    shown = situation.target if isinstance(situation.target, Revision) else situation.active
-    standing = situation.standing
+def _version(report_input: ReportInput) -> Json:
+    shown = (
+        report_input.target if isinstance(report_input.target, Revision) else report_input.active
+    )
+    standing = report_input.standing
     if shown is None or standing is None:
         return {}
-    workspace = situation.workspace
+    workspace = report_input.workspace
     return {
         "image": shown.image,
         "modelKey": str(shown.key),
@@ -101,13 +103,13 @@ def _version(situation: Situation) -> Json:
     }
 
 
-def _resolved(situation: Situation) -> Condition:
-    kind, target = conditions.MODEL_RESOLVED, situation.target
+def _resolved(report_input: ReportInput) -> Condition:
+    kind, target = conditions.MODEL_RESOLVED, report_input.target
     if isinstance(target, WeightyardError):
         found = conditions.failed(kind, target)
         if isinstance(target, NotBuilt):
-            found = _building(situation, target)
-        if situation.active is None:
+            found = _building(report_input, target)
+        if report_input.active is None:
             return found
         serving = f"{found.message}. The version before serves on."
         return Condition(kind, False, found.reason, serving)
@@ -118,11 +120,11 @@ def _resolved(situation: Situation) -> Condition:
     return Condition(kind, True, "Pinned", f"{target.variant} {where}{context}: {target.image}")
 
 
-def _building(situation: Situation, target: NotBuilt) -> Condition:
+def _building(report_input: ReportInput, target: NotBuilt) -> Condition:
     """How the build stands that makes the image out of its source."""
     kind = conditions.MODEL_RESOLVED
-    jobs = [each for each in situation.observed.objects if each["kind"] == "Job"]
-    job = build_job(situation.workspace, situation.observed.surroundings)["metadata"]["name"]
+    jobs = [each for each in report_input.observed.objects if each["kind"] == "Job"]
+    job = build_job(report_input.workspace, report_input.observed.environment)["metadata"]["name"]
     found = next((each for each in jobs if each["metadata"]["name"] == job), {})
     if condition(found, "Failed").get("status") == "True":
         why = condition(found, "Failed").get("message", "it failed")
@@ -136,8 +138,8 @@ def _building(situation: Situation, target: NotBuilt) -> Condition:
     return Condition(kind, False, "Building", f"{target.message}: the job {job} is at it")
 
 
-def _cached(situation: Situation) -> Condition:
-    kind, standing = conditions.CACHED, situation.standing
+def _cached(report_input: ReportInput) -> Condition:
+    kind, standing = conditions.CACHED, report_input.standing
     if standing is None:
         return Condition(kind, None, "Unresolved", "No model to cache is known yet.")
     if not standing.eligible:
@@ -150,14 +152,14 @@ def _cached(situation: Situation) -> Condition:
     if standing.is_cached:
         return Condition(kind, True, "Warm", f"{held} of {len(standing.chosen)} nodes hold it.")
     waiting = ", ".join(standing.missing[:5])
-    problem = _prewarm_problem(situation)
+    problem = _prewarm_problem(report_input)
     text = f"{held} of {len(standing.chosen)} nodes hold it; fetching on {waiting}."
     return Condition(kind, False, "FetchFailed" if problem else "Fetching", f"{text}{problem}")
 
 
-def _prewarm_problem(situation: Situation) -> str:
+def _prewarm_problem(report_input: ReportInput) -> str:
     """What keeps a pre-warm pod from its volume or image, in the kubelet's words."""
-    for pod in situation.observed.pods(names.PREWARM):
+    for pod in report_input.observed.pods(names.PREWARM):
         unscheduled = condition(pod, "PodScheduled")
         if unscheduled.get("status") == "False":
             return (
@@ -170,17 +172,17 @@ def _prewarm_problem(situation: Situation) -> str:
     return ""
 
 
-def _scheduled(situation: Situation) -> Condition:
-    kind, servers = conditions.SCHEDULED, situation.observed.pods(names.SERVER)
-    if not situation.goal:
+def _scheduled(report_input: ReportInput) -> Condition:
+    kind, servers = conditions.SCHEDULED, report_input.observed.pods(names.SERVER)
+    if not report_input.goal:
         return Condition(kind, True, "NotNeeded", "No replica is wanted.")
     for pod in servers:
         if condition(pod, "PodScheduled").get("status") == "False":
             return _unscheduled(pod, servers)
-    if situation.allowed < situation.goal:
+    if report_input.allowed < report_input.goal:
         return Condition(
             kind, False, "WaitingForCache",
-            f"{situation.allowed} of {situation.goal} replicas are asked for until more nodes hold the model.",
+            f"{report_input.allowed} of {report_input.goal} replicas are asked for until more nodes hold the model.",
         )  # fmt: skip
     if not servers:
         return Condition(kind, None, "Starting", "Servers are being created.")
@@ -204,13 +206,13 @@ def _unscheduled(pod: Json, servers: list[Json]) -> Condition:
     )  # fmt: skip
 
 
-def _available(situation: Situation) -> Condition:
-    kind, observed = conditions.AVAILABLE, situation.observed
+def _available(report_input: ReportInput) -> Condition:
+    kind, observed = conditions.AVAILABLE, report_input.observed
     _, ready_count = server_count(observed)
     if ready_count:
         return Condition(kind, True, "Serving", f"{ready_count} replicas answer.")
-    if not situation.goal:
-        scaled = situation.workspace.spec.scale is not None
+    if not report_input.goal:
+        scaled = report_input.workspace.spec.scale is not None
         reason, text = (
             ("ScaledToZero", "Nothing runs; the first request starts a replica.")
             if scaled
@@ -237,23 +239,23 @@ def _crash(observed: Observed) -> str:
     return ""
 
 
-def _done(situation: Situation) -> Condition:
+def _done(report_input: ReportInput) -> Condition:
     """Whether all that was asked for runs, when no part says no."""
-    kind, target = conditions.READY, situation.target
-    if situation.conflicts:
-        text = ", ".join(situation.conflicts)
+    kind, target = conditions.READY, report_input.target
+    if report_input.conflicts:
+        text = ", ".join(report_input.conflicts)
         return Condition(
             kind, False, "NameConflict",
             f"These exist and aren't the Workspace's: {text}. Delete or rename them, or rename the Workspace.",
         )  # fmt: skip
-    if situation.keda_missing:
+    if report_input.keda_missing:
         return Condition(
             kind, False, "KedaMissing",
             "spec.scale.by is keda and the cluster has no keda.sh API. Install KEDA, or use by: builtin.",
         )  # fmt: skip
     revision = target if isinstance(target, Revision) else None
-    total, ready_count = server_count(situation.observed, revision)
-    everything, _ = server_count(situation.observed)
+    total, ready_count = server_count(report_input.observed, revision)
+    everything, _ = server_count(report_input.observed)
     if everything > total:
         return Condition(
             kind,
@@ -261,9 +263,9 @@ def _done(situation: Situation) -> Condition:
             "RollingOut",
             f"{ready_count} replicas run the new version; the old ones follow.",
         )
-    if ready_count < situation.goal:
+    if ready_count < report_input.goal:
         return Condition(
-            kind, False, "Starting", f"{ready_count} of {situation.goal} replicas are ready."
+            kind, False, "Starting", f"{ready_count} of {report_input.goal} replicas are ready."
         )
     return Condition(
         kind,

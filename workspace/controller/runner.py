@@ -16,12 +16,12 @@ from typing import Any, Final
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache, Key
+from workspace.controller.informers import WORKSPACES, Name, fill, sweep
 from workspace.controller.observed import KEDA_GROUP, Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
-from workspace.controller.watched import WORKSPACES, Name, fill, sweep
 from workspace.controller.workers import work
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.release import Resolved
 from workspace.schema import Workspace
 
@@ -47,14 +47,14 @@ class Runner:
     """All Workspaces of a cluster. `run` works for as long as it isn't cancelled."""
 
     def __init__(
-        self, *, api: KubernetesApi, cache: Cache, resolver: Resolver, surroundings: Surroundings,
+        self, *, api: KubernetesApi, cache: Cache, resolver: Resolver, environment: Environment,
         groups: frozenset[str] = frozenset(), workers: int = 8,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         self.api = api
         self.cache = cache
         self._resolver = resolver
-        self._surroundings = surroundings
+        self._environment = environment
         self._groups = groups
         self._workers = workers
         self._now = now
@@ -111,7 +111,7 @@ class Runner:
             objects=self.cache.objects(key),
             nodes=self.cache.nodes(),
             now=self._now().strftime("%Y-%m-%dT%H:%M:%SZ"),
-            surroundings=self._surroundings,
+            environment=self._environment,
             wanted=self.wanted.replicas.get(key),
             groups=self._groups,
         )

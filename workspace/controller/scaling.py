@@ -24,7 +24,7 @@ from workspace.controller.runner import Runner
 from workspace.metrics import parse_held, parse_reading
 from workspace.render import names
 from workspace.render.release import server_port
-from workspace.scaler import DEFAULT_BATCH, Answer, Load, Policy, Reading, Wish, decide
+from workspace.scaler import DEFAULT_BATCH, Answer, Load, Policy, Reading, ReplicaTarget, decide
 from workspace.schema import Autoscaler, Workspace
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ class Scaler:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._history: tuple[Wish, ...] = ()
+        self._history: tuple[ReplicaTarget, ...] = ()
 
     def step(self, load: Load, now: float) -> Answer:
         answer = decide(self.policy, load, self._history, now)

@@ -11,7 +11,7 @@ import json
 from typing import Any, Final
 
 from workspace.render import names
-from workspace.render.kubernetes import Surroundings, meta
+from workspace.render.kubernetes import Environment, meta
 from workspace.render.pod import container_security, pod_security
 from workspace.schema import Workspace
 from workspace.sources import build_arguments, image_of
@@ -24,9 +24,9 @@ _RETRIES: Final = 3
 _REQUESTS: Final = {"cpu": "1", "memory": "1Gi"}
 
 
-def build_job(workspace: Workspace, surroundings: Surroundings) -> Json:
+def build_job(workspace: Workspace, environment: Environment) -> Json:
     """The Job. Its name tells what it does, since a Job can't be changed."""
-    template = _template(workspace, surroundings)
+    template = _template(workspace, environment)
     digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
     # With 52 characters of a Workspace's name it is a label's 63 long, which `job-name` is.
     return {
@@ -37,7 +37,7 @@ def build_job(workspace: Workspace, surroundings: Surroundings) -> Json:
     }
 
 
-def _template(workspace: Workspace, surroundings: Surroundings) -> Json:
+def _template(workspace: Workspace, environment: Environment) -> Json:
     volumes = [{"name": "scratch", "emptyDir": {}}, *_login_volumes(workspace)]
     return {
         "metadata": {"labels": names.labels(workspace.name, names.BUILD)},
@@ -47,20 +47,20 @@ def _template(workspace: Workspace, surroundings: Surroundings) -> Json:
             "enableServiceLinks": False,
             "securityContext": pod_security(),
             "restartPolicy": "Never",
-            "containers": [_container(workspace, surroundings)],
+            "containers": [_container(workspace, environment)],
             "volumes": volumes,
         },
     }
 
 
-def _container(workspace: Workspace, surroundings: Surroundings) -> Json:
+def _container(workspace: Workspace, environment: Environment) -> Json:
     build = workspace.spec.model.build
     secret = build.secret if build is not None else None
     login = [{"name": "login", "mountPath": _DOCKER, "readOnly": True}]
     words = build_arguments(workspace, image_of(workspace))
     return {
         "name": names.BUILD,
-        "image": surroundings.builder_image,
+        "image": environment.builder_image,
         "command": ["weightyard"],
         "args": [*words, "--work-dir", f"{_SCRATCH}/work"],
         "env": [

@@ -6,7 +6,7 @@ from typing import Any
 
 from workspace.render import names
 from workspace.render.kubernetes import (
-    Surroundings,
+    Environment,
     deployment,
     has_activator,
     surrounding_objects,
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def render_kubernetes(
-    workspace: Workspace, release: Release, surroundings: Surroundings
+    workspace: Workspace, release: Release, environment: Environment
 ) -> list[Json]:
     """Every object, in an order that can be applied from top to bottom.
 
@@ -30,7 +30,7 @@ def render_kubernetes(
     replicas = max(1, wanted_range(workspace)[0])
     objects = [
         each
-        for each in surrounding_objects(workspace, surroundings)
+        for each in surrounding_objects(workspace, environment)
         if not _needs_controller(workspace, each)
     ]
     servers = deployment(
@@ -38,7 +38,7 @@ def render_kubernetes(
         template,
         replicas=replicas,
         startup_seconds=release.plan.probes.startup_seconds,
-        surroundings=surroundings,
+        environment=environment,
     )
     return [*objects, servers]
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from workspace.render import drain, names
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.release import Release, server_port
 from workspace.schema import EnvVar, Vendor, Workspace
 
@@ -22,16 +22,16 @@ _VOLUME: Final = "weightyard"
 _AMD_DEVICES: Final = ["/dev/kfd", "/dev/dri"]
 
 
-def render_compose(workspace: Workspace, release: Release, surroundings: Surroundings) -> Json:
+def render_compose(workspace: Workspace, release: Release, environment: Environment) -> Json:
     """The compose document, as plain data."""
-    pulls = {"model": _pull(surroundings, release.model, release.plan.variant)} | {
-        f"adapter-{name}": _pull(surroundings, adapter.image, None)
+    pulls = {"model": _pull(environment, release.model, release.plan.variant)} | {
+        f"adapter-{name}": _pull(environment, adapter.image, None)
         for name, adapter in sorted(release.adapters.items())
     }
     return {
         "name": workspace.name,
         "services": {
-            "agent": _agent(surroundings),
+            "agent": _agent(environment),
             **pulls,
             names.SERVER: _server(workspace, release, list(pulls)),
         },
@@ -39,11 +39,11 @@ def render_compose(workspace: Workspace, release: Release, surroundings: Surroun
     }
 
 
-def _agent(surroundings: Surroundings) -> Json:
+def _agent(environment: Environment) -> Json:
     ready = f"http://127.0.0.1:{_AGENT_PORT}/readyz"
     check = f"import urllib.request; urllib.request.urlopen({ready!r}, timeout=20)"
     return {
-        "image": surroundings.agent_image,
+        "image": environment.agent_image,
         "entrypoint": ["weightyard"],
         "command": ["agent", "--root", str(ROOT), "--port", str(_AGENT_PORT)],
         "volumes": _cache_volumes(),
@@ -59,11 +59,11 @@ def _agent(surroundings: Surroundings) -> Json:
     }
 
 
-def _pull(surroundings: Surroundings, image: str, variant: str | None) -> Json:
+def _pull(environment: Environment, image: str, variant: str | None) -> Json:
     """Ends well once the model is in the cache, whole and checked; the agent does the work."""
     chosen = ["--variant", variant] if variant else []
     return {
-        "image": surroundings.agent_image,
+        "image": environment.agent_image,
         "entrypoint": ["weightyard"],
         "command": ["pull", image, *chosen, "--root", str(ROOT)],
         "volumes": _cache_volumes(),

@@ -24,7 +24,7 @@ _CLIENT_PORT: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Environment:
     """What the objects must know of the cluster: where Weightyard itself runs, and the images of its programs.
 
     `image` is the controller's, which runs activators too.
@@ -60,7 +60,7 @@ def has_activator(workspace: Workspace) -> bool:
 
 def deployment(
     workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
-    surroundings: Surroundings,
+    environment: Environment,
 ) -> Json:  # fmt: skip
     """The servers. A new version starts beside the old one, and the old one goes once the new one is ready."""
     return {
@@ -70,7 +70,7 @@ def deployment(
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 2,
-            "progressDeadlineSeconds": startup_seconds + surroundings.quiet_seconds,
+            "progressDeadlineSeconds": startup_seconds + environment.quiet_seconds,
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
@@ -114,10 +114,10 @@ def disruption_budget(workspace: Workspace) -> Json:
     }
 
 
-def network_policy(workspace: Workspace, surroundings: Surroundings) -> Json:
+def network_policy(workspace: Workspace, environment: Environment) -> Json:
     """Who reaches servers: their namespace, those allowed, our scrapes. What they reach: the agent alone."""
     allowed = workspace.spec.tenancy.network_policy
-    sources: list[Json] = [{"podSelector": {}}, _system_pods(surroundings, "controller")]
+    sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
     if allowed is not None and allowed.allow_from_namespaces:
         sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
     return {
@@ -130,7 +130,7 @@ def network_policy(workspace: Workspace, surroundings: Surroundings) -> Json:
             "ingress": [
                 {"from": sources, "ports": [{"port": server_port(workspace), "protocol": "TCP"}]}
             ],
-            "egress": [{"to": [_system_pods(surroundings, "agent")]}],
+            "egress": [{"to": [_system_pods(environment, "agent")]}],
         },
     }
 
@@ -171,14 +171,14 @@ def autoscaler(workspace: Workspace) -> list[Json]:
     return [_horizontal_autoscaler(workspace, scale)]
 
 
-def activator_deployment(workspace: Workspace, surroundings: Surroundings) -> Json:
+def activator_deployment(workspace: Workspace, environment: Environment) -> Json:
     """The small proxy that holds requests while a server starts from zero."""
     name, limits = names.activator(workspace.name), {"cpu": "100m", "memory": "128Mi"}
     listen = server_port(workspace)
     probe = {"httpGet": {"path": "/activator/health", "port": names.PORT_NAME}}
     container = {
         "name": names.ACTIVATOR,
-        "image": surroundings.image,
+        "image": environment.image,
         "command": ["weightyard", "activator"],
         "args": [
             "--listen", f"0.0.0.0:{listen}",
@@ -212,19 +212,19 @@ def activator_deployment(workspace: Workspace, surroundings: Surroundings) -> Js
 
 
 def surrounding_objects(
-    workspace: Workspace, surroundings: Surroundings, *, role: str = names.SERVER
+    workspace: Workspace, environment: Environment, *, role: str = names.SERVER
 ) -> list[Json]:
     """Everything but the servers' Deployment. `role` says who answers at the Workspace's address."""
     objects = [
         service_account(workspace),
         service(workspace, role=role),
         disruption_budget(workspace),
-        network_policy(workspace, surroundings),
+        network_policy(workspace, environment),
         *quota(workspace),
         *autoscaler(workspace),
     ]
     if has_activator(workspace):
-        objects += [server_service(workspace), activator_deployment(workspace, surroundings)]
+        objects += [server_service(workspace), activator_deployment(workspace, environment)]
     return objects
 
 
@@ -242,10 +242,10 @@ def _service(workspace: Workspace, name: str, role: str) -> Json:
     }
 
 
-def _system_pods(surroundings: Surroundings, component: str) -> Json:
+def _system_pods(environment: Environment, component: str) -> Json:
     return {
         "namespaceSelector": {
-            "matchLabels": {"kubernetes.io/metadata.name": surroundings.system_namespace}
+            "matchLabels": {"kubernetes.io/metadata.name": environment.system_namespace}
         },
         "podSelector": {
             "matchLabels": {

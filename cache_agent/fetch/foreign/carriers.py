@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cache_agent.chunks import chunk_range
-from cache_agent.fetch.flight import Tick, counting, fill
+from cache_agent.fetch.download import Tick, counting, fill
 from cache_agent.fetch.foreign.plan import Found, LayerPlan, empty_files
-from cache_agent.fetch.foreign.spooling import LayerSpooler, Room
-from cache_agent.fetch.ready import Ready
-from cache_agent.sources.source import Piece
+from cache_agent.fetch.foreign.staging import LayerSpooler, SpaceReservation
+from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
@@ -32,7 +32,12 @@ class StreamedLayer:
     """Carries a layer in one pass. A pass that breaks off leaves nothing, and the next begins at the beginning."""
 
     def __init__(
-        self, plan: LayerPlan, store: Store, room: Room, limits: Limits, verified: Verified
+        self,
+        plan: LayerPlan,
+        store: Store,
+        room: SpaceReservation,
+        limits: Limits,
+        verified: Verified,
     ) -> None:
         self.plan = plan
         self.proven = True
@@ -40,11 +45,13 @@ class StreamedLayer:
         self._store, self._room, self._limits = store, room, limits
         self._verified = verified
 
-    def open(self, room: Room) -> dict[Digest, list[int]]:
+    def open(self, room: SpaceReservation) -> dict[Digest, list[int]]:
         """What is missing, by name: all of it, whatever an earlier pass got."""
         return {self.plan.layer.digest: [0]}
 
-    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+    def receive(
+        self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
+    ) -> None:
         """Read the whole layer off the stream. Raises DigestMismatch, InvalidImage, and what stream and disk do."""
         self.read(_Ticking(stream, tick))
 
@@ -63,7 +70,7 @@ class StreamedLayer:
             raise
         self._verified(layer.digest, Found(LayerContents(passing.members, spooler.files)))
 
-    def advance(self) -> Sequence[Piece]:
+    def advance(self) -> Sequence[ChunkRange]:
         """An empty blob is read without asking anybody for it."""
         if not self.plan.whole.size:
             self.read(_Nothing())
@@ -87,24 +94,26 @@ class RangedLayer:
         self.resumed = 0
         self.failure: DigestMismatch | None = None
         self._store, self._watch, self._verified = store, watch, verified
-        self._spools: dict[Digest, Partial] = {}
+        self._staged_files: dict[Digest, Partial] = {}
         self._lock = threading.Lock()
         self._received = 0
         self._ended = False
         self.verified = False
 
-    def open(self, room: Room) -> dict[Digest, list[int]]:
+    def open(self, room: SpaceReservation) -> dict[Digest, list[int]]:
         """Open the spools: the missing chunks of each, by its name. Raises NoSpace, NotWritable, DiskFailed."""
         layer = self.plan.layer.digest
         for member, file in self.plan.ranged.items():
-            there = self._store.spools.size(layer, member) or 0
+            there = self._store.staged_files.size(layer, member) or 0
             with room.taking(file.size - there):
-                self._spools[file.digest] = self._store.spools.open(layer, member, file.size)
-        missing = {name: spool.missing() for name, spool in self._spools.items()}
+                self._staged_files[file.digest] = self._store.staged_files.open(
+                    layer, member, file.size
+                )
+        missing = {name: staged_file.missing() for name, staged_file in self._staged_files.items()}
         self.resumed = sum(
-            len(chunk_range(spool.file.size, index))
-            for spool in self._spools.values()
-            for index in spool.verified
+            len(chunk_range(staged_file.file.size, index))
+            for staged_file in self._staged_files.values()
+            for index in staged_file.verified
         )
         return missing
 
@@ -112,20 +121,25 @@ class RangedLayer:
     def received(self) -> int:
         return self.resumed + self._received
 
-    def receive(self, piece: Piece, stream: BlobStream, buffer: memoryview, tick: Tick) -> None:
+    def receive(
+        self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
+    ) -> None:
         """Read one chunk off the stream. Raises Unreachable when it ends early, and what stream and disk raise."""
-        spool, done = self._spools[piece.file.digest], 0
+        staged_file, done = self._staged_files[piece.file.digest], 0
         with counting(self._count, tick) as told:
             while done < len(piece.range):
                 count = fill(stream, buffer[: len(piece.range) - done], told)
                 _check_more(count, piece)
-                spool.write(buffer[:count], piece.range.start + done)
+                staged_file.write(buffer[:count], piece.range.start + done)
                 done += count
-        spool.mark(piece.index)
+        staged_file.mark(piece.index)
 
-    def advance(self) -> Sequence[Piece]:
+    def advance(self) -> Sequence[ChunkRange]:
         """Verify the layer once all of it is there; `failure` says that it wasn't the manifest's."""
-        if not any(spool.missing() for spool in self._spools.values()) and self._is_first():
+        if (
+            not any(staged_file.missing() for staged_file in self._staged_files.values())
+            and self._is_first()
+        ):
             self._verify()
         return ()
 
@@ -143,19 +157,19 @@ class RangedLayer:
         )
         self._received = self.resumed = 0
         for member in self.plan.ranged:
-            self._store.spools.drop(layer.digest, member)
+            self._store.staged_files.drop(layer.digest, member)
 
-    def ready(self, position: int) -> Ready | None:
+    def ready(self, position: int) -> ReadablePrefix | None:
         """How far a raw layer's file can be read from `position` on; its last chunk only once the layer is verified."""
-        if self.plan.layer.packing is not Packing.RAW or not self._spools:
+        if self.plan.layer.packing is not Packing.RAW or not self._staged_files:
             return None
-        (spool,) = self._spools.values()
-        index, last = position // CHUNK_SIZE, spool.file.chunk_count() - 1
-        arrived = spool.verified
+        (staged_file,) = self._staged_files.values()
+        index, last = position // CHUNK_SIZE, staged_file.file.chunk_count() - 1
+        arrived = staged_file.verified
         while index in arrived and (index < last or self.verified):
             index += 1
-        stop = min(spool.file.size, index * CHUNK_SIZE)
-        return Ready(spool.path, stop) if stop > position else None
+        stop = min(staged_file.file.size, index * CHUNK_SIZE)
+        return ReadablePrefix(staged_file.path, stop) if stop > position else None
 
     def check(self) -> None:
         """Raises DigestMismatch when the layer turned out wrong."""
@@ -163,8 +177,8 @@ class RangedLayer:
             raise self.failure
 
     def close(self) -> None:
-        for spool in self._spools.values():
-            spool.close()
+        for staged_file in self._staged_files.values():
+            staged_file.close()
 
     def _is_first(self) -> bool:
         with self._lock:
@@ -191,7 +205,7 @@ def verify_files(plan: LayerPlan, store: Store, watch: Callable[[int], None]) ->
     )
     found = hash_layer(
         recipe or Recipe.of(()),
-        lambda name: store.spools.path(layer.digest, int(name)),
+        lambda name: store.staged_files.path(layer.digest, int(name)),
         progress=watch,
     )
     if found.digest != layer.digest:
@@ -201,7 +215,7 @@ def verify_files(plan: LayerPlan, store: Store, watch: Callable[[int], None]) ->
     return Found(LayerContents(layer.members or (), files), layer.literals)
 
 
-def _check_more(count: int, piece: Piece) -> None:
+def _check_more(count: int, piece: ChunkRange) -> None:
     if count == 0:
         raise Unreachable(f"the source ended within {piece.file.path}")
 

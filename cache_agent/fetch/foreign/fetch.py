@@ -24,11 +24,11 @@ from cache_agent.fetch.foreign.plan import (
     lacking,
     plan_layer,
 )
-from cache_agent.fetch.foreign.spooling import Room
-from cache_agent.fetch.job import Carrier
-from cache_agent.fetch.planner import Track, unique_files
+from cache_agent.fetch.foreign.staging import SpaceReservation
+from cache_agent.fetch.job import ChunkSink
+from cache_agent.fetch.planner import FileQueue, unique_files
 from cache_agent.sources.source import Resolved, Source
-from cache_agent.store.journal import Harvest
+from cache_agent.store.journal import ForeignPullState
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -68,9 +68,9 @@ class Host(Protocol):
 
     def run(
         self,
-        tracks: Sequence[Track],
+        tracks: Sequence[FileQueue],
         sources: Sequence[Source],
-        carriers: Mapping[Digest, Carrier],
+        carriers: Mapping[Digest, ChunkSink],
     ) -> None:
         """Carry spans out. Raises what ended it early."""
 
@@ -95,7 +95,7 @@ class ForeignFetch:
     claims: LayerClaims
     host: Host
     hold: ExitStack
-    _noted: Harvest = field(init=False)
+    _noted: ForeignPullState = field(init=False)
     _found: dict[Digest, Found] = field(default_factory=dict)
     _done: dict[Digest, LayerContents] = field(default_factory=dict)
     _arriving: dict[Digest, int] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class ForeignFetch:
     def get(self) -> DerivedRecord:
         """The record of the image; all its files are in the store, held. Raises what a pull raises."""
         image = self.image
-        self._noted = self.store.spools.recall(self.manifest.digest)
+        self._noted = self.store.staged_files.recall(self.manifest.digest)
         known = KnownLayers(self.store, image.reader, image.repository)
         record = self._cached(known)
         if record is not None:
@@ -127,8 +127,8 @@ class ForeignFetch:
 
     def forget(self) -> None:
         """Remove what the journal kept, an earlier pull's too: the model is published, or refused."""
-        self.store.spools.forget(self._noted)
-        self.store.spools.forget(self._harvest())
+        self.store.staged_files.forget(self._noted)
+        self.store.staged_files.forget(self._pull_state())
 
     def _get(self, model: ForeignModel, known: KnownLayers) -> DerivedRecord:
         layers = distinct_layers(model)
@@ -207,7 +207,7 @@ class ForeignFetch:
     def _recall(self, model: ForeignModel) -> None:
         """Take over what an earlier pull of this image finished."""
         # Read again: another pull of this image may have ended while this one waited.
-        self._noted = noted = self.store.spools.recall(model.key)
+        self._noted = noted = self.store.staged_files.recall(model.key)
         known = KnownLayers(self.store, self.image.reader, self.image.repository)
         self._arriving |= noted.arriving
         self._arriving |= {digest: len(each.members) for digest, each in noted.done.items()}
@@ -222,17 +222,17 @@ class ForeignFetch:
                 self._verified(digest, found)
                 self._parts.append(Finished(layer.descriptor.size))
 
-    def _reserve(self, plans: Sequence[LayerPlan], stack: ExitStack) -> Room:
+    def _reserve(self, plans: Sequence[LayerPlan], stack: ExitStack) -> SpaceReservation:
         """Ask for the space of all of them before the first byte. Raises NoSpace."""
         need = sum(max(0, plan.need - self._spooled(plan)) for plan in plans)
-        return Room(self.store, need, stack.enter_context(self.store.reserve(need)))
+        return SpaceReservation(self.store, need, stack.enter_context(self.store.reserve(need)))
 
     def _spooled(self, plan: LayerPlan) -> int:
-        spools = self.store.spools
-        return sum(spools.size(plan.layer.digest, number) or 0 for number in plan.ranged)
+        staged_files = self.store.staged_files
+        return sum(staged_files.size(plan.layer.digest, number) or 0 for number in plan.ranged)
 
     def _fetch(
-        self, model: ForeignModel, plans: Sequence[LayerPlan], room: Room
+        self, model: ForeignModel, plans: Sequence[LayerPlan], room: SpaceReservation
     ) -> list[RangedLayer]:
         """Fetch layers; those that came whole and turned out wrong."""
         self._arriving |= {
@@ -258,12 +258,12 @@ class ForeignFetch:
                 each.close()
         return [each for each in ranged if each.failure is not None]
 
-    def _run(self, carriers: Sequence[RangedLayer | StreamedLayer], room: Room) -> None:
+    def _run(self, carriers: Sequence[RangedLayer | StreamedLayer], room: SpaceReservation) -> None:
         image, plan = self.image, FetchPlan.of([each.plan for each in carriers])
         resolved = ResolvedForeign(image.root, self.manifest, plan, plan.layers)
         sources = [s for s in self.sources(resolved, image.reader, image.repository) if s.proves]
-        by_name: dict[Digest, Carrier] = {}
-        tracks: list[Track] = []
+        by_name: dict[Digest, ChunkSink] = {}
+        tracks: list[FileQueue] = []
         for each in carriers:
             missing = each.open(room)
             by_name |= dict.fromkeys(missing, each)
@@ -283,10 +283,10 @@ class ForeignFetch:
             self._note()
 
     def _note(self) -> None:
-        self.store.spools.note(self._harvest())
+        self.store.staged_files.note(self._pull_state())
 
-    def _harvest(self) -> Harvest:
-        return Harvest(self.manifest.digest, dict(self._done), dict(self._arriving))
+    def _pull_state(self) -> ForeignPullState:
+        return ForeignPullState(self.manifest.digest, dict(self._done), dict(self._arriving))
 
     def _show(self, model: ForeignModel) -> None:
         sizes = {each.digest: each.descriptor.size for each in model.layers}
@@ -316,10 +316,10 @@ class ForeignFetch:
         if is_sound(self.store, file.digest):
             return
         damaged = self.store.file(file.digest) is not None
-        spool = self.store.spools.reopen(file.layer, member, file)
+        staged_file = self.store.staged_files.reopen(file.layer, member, file)
         try:
-            self.store.admit(spool, file.digest, self.image.repository, replace=damaged)
+            self.store.admit(staged_file, file.digest, self.image.repository, replace=damaged)
         finally:
-            spool.close()
+            staged_file.close()
         if damaged:
             self.store.relink(file.digest)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cache_agent.errors import DiskFailed
 from cache_agent.fetch.foreign.carriers import verify_files
 from cache_agent.fetch.foreign.plan import Found, LayerPlan
-from cache_agent.fetch.reuse import can_read
+from cache_agent.fetch.reuse_check import can_read
 from cache_agent.store.publish import read_record
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
@@ -126,7 +126,7 @@ def recall_layer(
     """What an earlier pull noted of a layer, if its files are all there still; its spools are read again."""
     numbers = [number for number, found in noted.files.items() if noted.members[number].size]
     if plan.ranged.keys() == set(numbers) and all(
-        store.spools.size(plan.layer.digest, number) == file.size
+        store.staged_files.size(plan.layer.digest, number) == file.size
         for number, file in plan.ranged.items()
     ):
         return verify_files(plan, store, watch)
@@ -140,9 +140,9 @@ def _is_there(
 ) -> bool:
     if is_sound(store, file.digest):
         return True
-    if store.spools.size(layer, number) is None:
+    if store.staged_files.size(layer, number) is None:
         return False
-    return hash_file(store.spools.path(layer, number), progress=watch) == file
+    return hash_file(store.staged_files.path(layer, number), progress=watch) == file
 
 
 def _literals(layer: DerivedLayer) -> tuple[bytes, ...] | None:

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cache_agent.fetch.planner import Span, Track, plan_tracks
-from cache_agent.sources.source import Layered, Piece
-from cache_agent.store.spools import unknown_file
+from cache_agent.fetch.planner import FileQueue, RangeRequest, plan_queues
+from cache_agent.sources.source import ChunkRange, Layered
+from cache_agent.store.staged_files import unknown_file
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.foreign import ForeignLayer, ForeignModel, LayerContents, MemberKind, Packing
@@ -52,12 +52,16 @@ class LayerPlan:
             f"layer {digest.short}", self.layer.descriptor.size, digest, Role.WEIGHT, digest, ()
         )
 
-    def tracks(self, missing: Mapping[Digest, Collection[int]]) -> list[Track]:
+    def tracks(self, missing: Mapping[Digest, Collection[int]]) -> list[FileQueue]:
         """What to ask for, when these chunks are missing."""
         if self.ranged:
-            return plan_tracks(list(self.ranged.values()), missing)
+            return plan_queues(list(self.ranged.values()), missing)
         whole = self.whole
-        return [(Span((Piece(whole, 0, ByteRange(0, whole.size)),)),)] if whole.size else []
+        return (
+            [(RangeRequest((ChunkRange(whole, 0, ByteRange(0, whole.size)),)),)]
+            if whole.size
+            else []
+        )
 
     @property
     def recipe(self) -> Recipe:

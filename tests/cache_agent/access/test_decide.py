@@ -6,35 +6,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.access.decide import (
+    AccessState,
     Answer,
+    CacheTTL,
     Proof,
-    Rules,
-    Standing,
     Step,
     next_step,
     standing,
 )
 
-RULES = Rules(lifetime=300, refusal=10, grace=1000)
-standings = st.sampled_from(Standing)
+RULES = CacheTTL(lifetime=300, refusal=10, grace=1000)
+standings = st.sampled_from(AccessState)
 said = st.none() | st.sampled_from(Answer)
 
 
 @given(standings, st.none() | standings, said, said)
 def test_a_grant_needs_a_permission(
-    anyone: Standing, own: Standing | None, said_anyone: Answer | None, said_own: Answer | None
+    anyone: AccessState,
+    own: AccessState | None,
+    said_anyone: Answer | None,
+    said_own: Answer | None,
 ) -> None:
     step = next_step(anyone, own, said_anyone, said_own)
     if step is Step.GRANT:
-        allowed = Standing.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own)
+        allowed = AccessState.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own)
         unreachable = Answer.UNREACHABLE in (said_anyone, said_own)
-        lapsed = Standing.LAPSED in (anyone, own)
+        lapsed = AccessState.LAPSED in (anyone, own)
         assert allowed or (lapsed and unreachable)
 
 
 @given(standings, st.none() | standings, st.data())
 def test_a_caller_is_asked_for_at_most_twice(
-    anyone: Standing, own: Standing | None, data: st.DataObject
+    anyone: AccessState, own: AccessState | None, data: st.DataObject
 ) -> None:
     said_anyone: Answer | None = None
     said_own: Answer | None = None
@@ -55,22 +58,22 @@ def test_a_caller_is_asked_for_at_most_twice(
 
 @given(standings, standings)
 def test_a_fresh_refusal_of_the_caller_outweighs_what_was_once_public(
-    anyone: Standing, own: Standing
+    anyone: AccessState, own: AccessState
 ) -> None:
-    step = next_step(anyone, Standing.REFUSED, Answer.UNREACHABLE, None)
-    assert step is (Step.GRANT if anyone is Standing.ALLOWED else Step.UNREACHABLE)
+    step = next_step(anyone, AccessState.REFUSED, Answer.UNREACHABLE, None)
+    assert step is (Step.GRANT if anyone is AccessState.ALLOWED else Step.UNREACHABLE)
 
 
 @given(st.floats(0, 5000), st.booleans())
 def test_what_an_answer_is_worth_as_it_ages(age: float, allowed: bool) -> None:
     worth = standing(Proof(allowed, 1000.0), 1000.0 + age, RULES)
     if not allowed:
-        assert worth is (Standing.REFUSED if age < 10 else Standing.UNKNOWN)
+        assert worth is (AccessState.REFUSED if age < 10 else AccessState.UNKNOWN)
     elif age < 300:
-        assert worth is Standing.ALLOWED
+        assert worth is AccessState.ALLOWED
     else:
-        assert worth is (Standing.LAPSED if age < 1300 else Standing.UNKNOWN)
+        assert worth is (AccessState.LAPSED if age < 1300 else AccessState.UNKNOWN)
 
 
 def test_a_clock_set_back_makes_no_proof_last() -> None:
-    assert standing(Proof(allowed=True, at=1000.0), 999.0, RULES) is Standing.UNKNOWN
+    assert standing(Proof(allowed=True, at=1000.0), 999.0, RULES) is AccessState.UNKNOWN

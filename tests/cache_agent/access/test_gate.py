@@ -17,8 +17,8 @@ from cache_agent.access.callers import (
     caller_of_pull_secret,
     fingerprint,
 )
-from cache_agent.access.decide import Answer, Rules
-from cache_agent.access.gate import Admission, Gate, Refused
+from cache_agent.access.decide import Answer, CacheTTL
+from cache_agent.access.gate import Admission, Authorizer, Refused
 from cache_agent.access.registries import AllowedRegistries, RegistryNotAllowed
 from modelimage.errors import InvalidInput, NotFound, Unreachable
 from modelimage.registry.credentials import (
@@ -30,7 +30,7 @@ from modelimage.registry.credentials import (
 
 ALICE = Caller(BasicCredential("alice", "wonderland"))
 BOB = Caller(BasicCredential("bob", "builder"))
-RULES = Rules(lifetime=300, refusal=10, grace=1000)
+RULES = CacheTTL(lifetime=300, refusal=10, grace=1000)
 
 
 @dataclass
@@ -58,7 +58,7 @@ def private_to(caller: Caller) -> Owner:
 
 
 def test_a_private_place_opens_to_its_readers_alone() -> None:
-    gate, owner = Gate(Clock(), RULES), private_to(ALICE)
+    gate, owner = Authorizer(Clock(), RULES), private_to(ALICE)
     assert gate.admit("reg/m", ALICE, owner).credential == ALICE.credential
     for stranger in (BOB, NOBODY, Caller(BasicCredential("alice", "Wonderland"))):
         with pytest.raises(Refused):
@@ -66,7 +66,7 @@ def test_a_private_place_opens_to_its_readers_alone() -> None:
 
 
 def test_a_proof_holds_for_its_place_and_credential_only() -> None:
-    gate, owner = Gate(Clock(), RULES), private_to(ALICE)
+    gate, owner = Authorizer(Clock(), RULES), private_to(ALICE)
     gate.admit("reg/m", ALICE, owner)
     for place in ("reg/n", "other/m", "reg/m/x"):
         with pytest.raises(Refused):
@@ -75,7 +75,7 @@ def test_a_proof_holds_for_its_place_and_credential_only() -> None:
 
 def test_a_proof_is_asked_for_once_until_it_expires() -> None:
     clock = Clock()
-    gate, owner = Gate(clock, RULES), private_to(ALICE)
+    gate, owner = Authorizer(clock, RULES), private_to(ALICE)
     for _ in range(5):
         gate.admit("reg/m", ALICE, owner)
     assert owner.asked == [None, ALICE.credential]
@@ -86,7 +86,7 @@ def test_a_proof_is_asked_for_once_until_it_expires() -> None:
 
 def test_what_is_known_is_what_was_asked_for_and_has_not_expired() -> None:
     clock, owner = Clock(), private_to(ALICE)
-    gate = Gate(clock, RULES)
+    gate = Authorizer(clock, RULES)
     assert gate.known("reg/a", ALICE) is None
     admitted = gate.admit("reg/a", ALICE, owner)
     asked = len(owner.asked)
@@ -102,7 +102,7 @@ def test_what_is_known_is_what_was_asked_for_and_has_not_expired() -> None:
 
 def test_revocation_ends_access_when_the_proof_expires() -> None:
     clock = Clock()
-    gate, owner = Gate(clock, RULES), private_to(ALICE)
+    gate, owner = Authorizer(clock, RULES), private_to(ALICE)
     gate.admit("reg/m", ALICE, owner)
     owner.answers.clear()
     clock.now += 300
@@ -111,7 +111,7 @@ def test_revocation_ends_access_when_the_proof_expires() -> None:
 
 
 def test_what_is_public_is_public_for_all_and_asked_without_credentials() -> None:
-    gate, owner = Gate(Clock(), RULES), Owner({None: Answer.ALLOWED})
+    gate, owner = Authorizer(Clock(), RULES), Owner({None: Answer.ALLOWED})
     for caller in (ALICE, BOB, NOBODY):
         assert gate.admit("reg/m", caller, owner).credential is None
     assert owner.asked == [None]
@@ -119,7 +119,7 @@ def test_what_is_public_is_public_for_all_and_asked_without_credentials() -> Non
 
 def test_an_owner_away_leaves_what_was_proved_for_a_while() -> None:
     clock = Clock()
-    gate = Gate(clock, RULES)
+    gate = Authorizer(clock, RULES)
     gate.admit("reg/m", ALICE, private_to(ALICE))
     away = Owner(dict.fromkeys((None, ALICE.credential, BOB.credential), Answer.UNREACHABLE))
     clock.now += 1200
@@ -132,13 +132,13 @@ def test_an_owner_away_leaves_what_was_proved_for_a_while() -> None:
 
 
 def test_what_hides_itself_is_not_found() -> None:
-    gate = Gate(Clock(), RULES)
+    gate = Authorizer(Clock(), RULES)
     with pytest.raises(NotFound):
         gate.admit("reg/m", BOB, Owner({None: Answer.ABSENT, BOB.credential: Answer.ABSENT}))
 
 
 def test_callers_that_come_together_ask_once() -> None:
-    gate, owner = Gate(Clock(), RULES), private_to(ALICE)
+    gate, owner = Authorizer(Clock(), RULES), private_to(ALICE)
     threads = [threading.Thread(target=gate.admit, args=("reg/m", ALICE, owner)) for _ in range(20)]
     for thread in threads:
         thread.start()

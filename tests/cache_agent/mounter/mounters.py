@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cache_agent.faces.csi.mounting import MounterClient, checked
 from cache_agent.mounter.orders import Operation, Order, Report
+from cache_agent.servers.csi.mount_client import MounterClient, checked
 from modelimage.digest import Digest
 from tests.servers.process import ServerProcess, child_environment, program
 

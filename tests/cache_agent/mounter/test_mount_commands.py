@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache_agent.faces.published import publish_model
+from tests.cache_agent.servers.published import publish_model
 from tests.servers.process import ServerFailed, child_environment, program, run
 from tests.servers.registry import DockerRegistry
 

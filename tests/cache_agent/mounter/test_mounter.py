@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.faces.csi.mounting import MounterClient
 from cache_agent.mounter.orders import MAX_LINES, Operation, Order, Report, Target
 from cache_agent.mounter.server import lines_of
-from cache_agent.sockets import listen
+from cache_agent.net.sockets import listen
+from cache_agent.servers.csi.mount_client import MounterClient
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, Busy, InvalidInput, NotFound, Unreachable
 from tests.cache_agent.mounter.mounters import (

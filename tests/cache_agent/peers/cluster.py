@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
+from cache_agent.api.client import AgentClient
 from cache_agent.api.wire import PullBody, PullDone
-from cache_agent.client import AgentClient
-from cache_agent.sockets import connect
+from cache_agent.net.sockets import connect
 from cache_agent.store.paths import StorePaths
 from tests.cache_agent.nodes import UNDISTURBED, findings
 from tests.servers.process import ServerProcess, child_environment

@@ -14,20 +14,20 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from cache_agent.events import Events
-from cache_agent.faces.bridge import Bridge
-from cache_agent.faces.peers.api import PeersApi
-from cache_agent.faces.peers.offers import Offers
-from cache_agent.fetch.throttle import Throttle
-from cache_agent.node import Node
-from cache_agent.peers.board import Board
+from cache_agent.node.node import Node
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.observability.events import Events
+from cache_agent.peers.announcements import FetchAnnouncements
 from cache_agent.peers.client import PeerClient, TlsFiles
-from cache_agent.peers.pacing import Pace
+from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
 from cache_agent.peers.signing import Key, Verifier
-from cache_agent.peers.source import PeerSource, Self
+from cache_agent.peers.source import LocalPeer, PeerSource
 from cache_agent.peers.values import Member
-from cache_agent.peers.watching import Watching
+from cache_agent.peers.watch import Watching
+from cache_agent.servers.peers.api import PeersApi
+from cache_agent.servers.peers.servable import ServableChunks
+from cache_agent.sources.throttle import Throttle
 
 T = TypeVar("T")
 KEY = Key(b"a key that the nodes of a test share")
@@ -35,7 +35,7 @@ KEY = Key(b"a key that the nodes of a test share")
 
 @dataclass
 class Told(Events):
-    """What the face reported."""
+    """What the server reported."""
 
     refused_for: list[str] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
@@ -60,7 +60,9 @@ class Serving:
     patience: Callable[[int], float] = lambda size: 3600.0
     now: float = 1_800_000_000.0
     name: str = ""
-    board: Board = field(default_factory=lambda: Board(lambda: 0.0))
+    announcements: FetchAnnouncements = field(
+        default_factory=lambda: FetchAnnouncements(lambda: 0.0)
+    )
     told: Told = field(default_factory=Told)
     api: PeersApi = field(init=False)
 
@@ -69,19 +71,21 @@ class Serving:
         given = {"tls": self.tls, "stall": 3600.0, **options}
         return PeerClient("asker:1", lambda: (key,), lambda: self.now, **given)  # type: ignore[arg-type]
 
-    async def _start(self, context: ssl.SSLContext | None, bridge: Bridge) -> web.AppRunner:
+    async def _start(
+        self, context: ssl.SSLContext | None, executor: BlockingExecutor
+    ) -> web.AppRunner:
         verifier = Verifier(lambda: (KEY,), _Names(self), lambda: self.now)
-        offers = Offers(
+        offers = ServableChunks(
             self.node.store,
-            self.node.flights,
-            self.board,
+            self.node.downloads,
+            self.announcements,
             self.everything,
             self.public.__contains__,
             lambda: "zone-a",
         )
         throttle = Throttle(self.upload, time.monotonic)
         self.api = PeersApi(
-            offers, verifier, bridge, self.told, throttle, self.uploads, self.patience
+            offers, verifier, executor, self.told, throttle, self.uploads, self.patience
         )
         runner = web.AppRunner(
             self.api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
@@ -117,7 +121,7 @@ def serving(node: Node, **options: object) -> Iterator[Serving]:
     """Serve until the context is left."""
     served = Serving(node, **options)  # type: ignore[arg-type]
     context = served.tls.server_context() if served.tls else None
-    bridge = Bridge(4)
+    executor = BlockingExecutor(4)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="serving")
     thread.start()
@@ -125,7 +129,7 @@ def serving(node: Node, **options: object) -> Iterator[Serving]:
     def call(task: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(task, loop).result()
 
-    runner = call(served._start(context, bridge))
+    runner = call(served._start(context, executor))
     try:
         yield served
     finally:
@@ -133,7 +137,7 @@ def serving(node: Node, **options: object) -> Iterator[Serving]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-        bridge.close()
+        executor.close()
 
 
 def peer_source(served: Serving) -> PeerSource:
@@ -142,8 +146,16 @@ def peer_source(served: Serving) -> PeerSource:
     watching = Watching(
         lambda: [Member(served.name)], client, reputation, Inline(), lambda: 0.0, 10.0
     )
-    own = Self("asker:1")
-    return PeerSource(own, Board(lambda: 0.0), watching, client, reputation, Pace(), lambda: 0.0)
+    own = LocalPeer("asker:1")
+    return PeerSource(
+        own,
+        FetchAnnouncements(lambda: 0.0),
+        watching,
+        client,
+        reputation,
+        RateBaseline(),
+        lambda: 0.0,
+    )
 
 
 class Inline(Executor):

@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from cache_agent.chunks import chunk_range
-from cache_agent.peers.board import Board, ChunkId
-from cache_agent.peers.pacing import Pace
-from cache_agent.peers.planner import Rules
+from cache_agent.peers.announcements import ChunkId, FetchAnnouncements
+from cache_agent.peers.planner import PeerLimits
+from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
-from cache_agent.peers.source import Announced, PeerSource, Self
+from cache_agent.peers.source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.values import Have, Member, bits
-from cache_agent.peers.watching import Watching
-from cache_agent.sources.source import NotYet, Piece, Tier, YourTurn
+from cache_agent.peers.watch import Watching
+from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Tier
 from cache_agent.store.partials import identity
 from modelimage.digest import Digest
 from modelimage.errors import (
@@ -99,7 +99,7 @@ class Origin:
     away: set[str] = field(default_factory=set)
 
     @contextmanager
-    def open(self, pieces: Sequence[Piece]) -> Iterator[BlobStream]:
+    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         self.asked[pieces[0].index] += 1
         yield Bytes(len(pieces[0].range))
 
@@ -116,20 +116,22 @@ class Node:
     running: bool = False
     received: int = 0
     finished: float | None = None
-    board: Board = field(init=False)
+    announcements: FetchAnnouncements = field(init=False)
     source: PeerSource = field(init=False)
     waiting: list[tuple[float, int]] = field(default_factory=list)
     reputation: Reputation = field(init=False)
 
     def __post_init__(self) -> None:
         clock = self.cluster.clock
-        self.board, self.reputation = Board(clock), Reputation(clock)
+        self.announcements, self.reputation = FetchAnnouncements(clock), Reputation(clock)
         link = Link(self)
         watching = Watching(
             self.members, link, self.reputation, Inline(), clock, self.cluster.rules.patience
         )
-        own = Self(self.name, self.zone, WORKERS, self.cluster.apart, self.cluster.rules)
-        self.source = PeerSource(own, self.board, watching, link, self.reputation, Pace(), clock)
+        own = LocalPeer(self.name, self.zone, WORKERS, self.cluster.apart, self.cluster.rules)
+        self.source = PeerSource(
+            own, self.announcements, watching, link, self.reputation, RateBaseline(), clock
+        )
         self.upstream = Announced(self.cluster.origin, self.source)
 
     def members(self) -> list[Member]:
@@ -140,7 +142,7 @@ class Node:
     def answer(self, file: RecordFile) -> Have:
         if not self.running and not self.has:
             raise NotFound("takes no part")
-        coming = bits(self.board.coming(identity(file)) - self.has)
+        coming = bits(self.announcements.coming(identity(file)) - self.has)
         return Have(file.chunk_count(), bits(self.has), coming, self.received, self.zone)
 
     def gives(self, index: int) -> tuple[float, WeightyardError | None]:
@@ -174,20 +176,20 @@ class Node:
             clock.after(due - clock.now, self.work)
             return
         self.waiting.remove((due, index))
-        piece = Piece(self.cluster.file, index, chunk_range(self.cluster.file.size, index))
+        piece = ChunkRange(self.cluster.file, index, chunk_range(self.cluster.file.size, index))
         stack = ExitStack()
         try:
             stack.enter_context(self.source.open([piece]))
-        except NotYet as error:
+        except RetryLater as error:
             self.put_off(index, error.after)
-        except YourTurn:
+        except FetchUpstream:
             self.fetch(piece)
         else:
             giver = self.cluster.givers.pop()
             seconds, error = giver.gives(index)
             clock.after(seconds, lambda: self.end(stack, piece, seconds, error))
 
-    def fetch(self, piece: Piece) -> None:
+    def fetch(self, piece: ChunkRange) -> None:
         stack = ExitStack()
         stack.enter_context(self.upstream.open([piece]))
         away = self.name in self.cluster.origin.away
@@ -201,7 +203,7 @@ class Node:
         self.received += 1
 
     def end(
-        self, stack: ExitStack, piece: Piece, seconds: float, error: WeightyardError | None
+        self, stack: ExitStack, piece: ChunkRange, seconds: float, error: WeightyardError | None
     ) -> None:
         if not self.running:
             return
@@ -210,7 +212,7 @@ class Node:
                 if error is not None:
                     raise error
         except WeightyardError as failed:
-            self.put_off(piece.index, failed.after if isinstance(failed, NotYet) else 1.0)
+            self.put_off(piece.index, failed.after if isinstance(failed, RetryLater) else 1.0)
             return
         self.has.add(piece.index)
         self.received += 1
@@ -298,7 +300,7 @@ class Cluster:
 
     chunks: int
     apart: bool = False
-    rules: Rules = field(default_factory=Rules)
+    rules: PeerLimits = field(default_factory=PeerLimits)
     clock: Clock = field(default_factory=Clock)
     nodes: dict[str, Node] = field(default_factory=dict)
     islands: list[set[str]] = field(default_factory=list)

@@ -18,11 +18,11 @@ from modelimage.access import Access
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.credentials import DockerConfig
+from tests.cache_agent.daemon.test_agent import push
+from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.peers.certificates import Authority
 from tests.cache_agent.peers.cluster import ClusterNode, cluster
-from tests.cache_agent.test_agent import push
-from tests.cache_agent.test_pull import files_of
 from tests.servers.fixtures import USERS
 from tests.servers.registry import DockerRegistry
 

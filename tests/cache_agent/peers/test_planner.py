@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.peers.planner import (
-    Here,
+    LocalState,
     Peer,
-    Rules,
+    PeerLimits,
     Take,
     Upstream,
     Wait,
@@ -19,7 +19,7 @@ from cache_agent.peers.planner import (
     ranked,
 )
 
-RULES = Rules()
+RULES = PeerLimits()
 NAMES = st.lists(st.from_regex(r"10\.0\.[0-9]\.[0-9]{1,2}:7946", fullmatch=True), unique=True)
 CHUNKS = [f"{'ab' * 32}/{n}" for n in range(600)]
 
@@ -51,7 +51,7 @@ def test_every_chunk_has_one_owner_whoever_asks(
     owners = {
         name
         for name in names
-        if decide(chunk, Here(name), [Peer(n) for n in names if n != name], 100.0, RULES)
+        if decide(chunk, LocalState(name), [Peer(n) for n in names if n != name], 100.0, RULES)
         == Upstream()
     }
     assert owners == {ranked(chunk, names)[0]}
@@ -75,7 +75,7 @@ def test_shares_are_about_equal() -> None:
 def test_it_takes_only_from_who_has_it_and_is_free(
     others: list[Peer], slots: int, idle: bool, chunk: str
 ) -> None:
-    here = Here("here", "a", waited=1.0, held=1.0, idle=idle, slots=slots)
+    here = LocalState("here", "a", waited=1.0, held=1.0, idle=idle, slots=slots)
     match decide(chunk, here, others, 100.0, RULES):
         case Take(peer):
             [taken] = [each for each in others if each.id == peer]
@@ -94,14 +94,14 @@ def test_when_all_others_stand_still_time_alone_brings_the_chunk(
 ) -> None:
     """Law of `decide`."""
     long_ago = RULES.patience * (len(others) + 1)
-    here = Here("here", "a", waited=long_ago, held=long_ago, idle=True)
+    here = LocalState("here", "a", waited=long_ago, held=long_ago, idle=True)
     still = [replace(each, moving=False) for each in others]
     step = decide(chunk, here, still, 200.0, RULES)
     assert not isinstance(step, Wait)
 
 
 def test_nobody_else_means_upstream() -> None:
-    assert decide(CHUNKS[0], Here("here"), [], 0.0, RULES) == Upstream()
+    assert decide(CHUNKS[0], LocalState("here"), [], 0.0, RULES) == Upstream()
 
 
 def test_what_is_coming_to_another_is_waited_for_even_by_its_owner() -> None:
@@ -109,13 +109,15 @@ def test_what_is_coming_to_another_is_waited_for_even_by_its_owner() -> None:
     names = ["here", "other"]
     owned = next(chunk for chunk in CHUNKS if ranked(chunk, names)[0] == "here")
     coming = Peer("other", coming=True)
-    assert isinstance(decide(owned, Here("here"), [coming], 0.0, RULES), Wait)
-    assert decide(owned, Here("here"), [replace(coming, moving=False)], 0.0, RULES) == Upstream()
+    assert isinstance(decide(owned, LocalState("here"), [coming], 0.0, RULES), Wait)
+    assert (
+        decide(owned, LocalState("here"), [replace(coming, moving=False)], 0.0, RULES) == Upstream()
+    )
 
 
 def test_a_node_with_nothing_left_takes_over_what_nobody_began() -> None:
     theirs = next(chunk for chunk in CHUNKS if ranked(chunk, ["here", "other"])[0] == "other")
-    here = Here("here", waited=RULES.steal_after)
+    here = LocalState("here", waited=RULES.steal_after)
     assert isinstance(decide(theirs, here, [Peer("other")], 0.0, RULES), Wait)
     assert decide(theirs, replace(here, idle=True), [Peer("other")], 0.0, RULES) == Upstream()
 
@@ -128,7 +130,7 @@ def test_one_node_of_a_zone_carries_a_chunk_across() -> None:
         for name in near
         if decide(
             CHUNKS[0],
-            Here(name, "a"),
+            LocalState(name, "a"),
             [far, *(Peer(n, "a") for n in near if n != name)],
             0.0,
             RULES,
@@ -137,7 +139,7 @@ def test_one_node_of_a_zone_carries_a_chunk_across() -> None:
     ]
     assert takers == [ranked(CHUNKS[0], near)[0]]
     local = Peer("near-x", "a", has=True)
-    assert decide(CHUNKS[0], Here("near-y", "a"), [far, local], 0.0, RULES) == Take("near-x")
+    assert decide(CHUNKS[0], LocalState("near-y", "a"), [far, local], 0.0, RULES) == Take("near-x")
 
 
 def test_a_holder_is_asked_by_so_many_at_once_and_holders_share_the_rest() -> None:
@@ -149,7 +151,7 @@ def test_a_holder_is_asked_by_so_many_at_once_and_holders_share_the_rest() -> No
         for name in names:
             step = decide(
                 CHUNKS[1],
-                Here(name),
+                LocalState(name),
                 [*seeds, *(Peer(n) for n in names if n != name)],
                 0.0,
                 RULES,
@@ -165,7 +167,7 @@ def test_a_holder_is_asked_by_so_many_at_once_and_holders_share_the_rest() -> No
 
 def test_a_busy_holder_is_waited_for_until_patience_ends() -> None:
     busy = Peer("other", has=True, free_at=5.0)
-    assert decide(CHUNKS[0], Here("here"), [busy], 4.0, RULES) == Wait(1.0)
+    assert decide(CHUNKS[0], LocalState("here"), [busy], 4.0, RULES) == Wait(1.0)
     owned = next(chunk for chunk in CHUNKS if ranked(chunk, ["here", "other"])[0] == "here")
-    late = Here("here", held=RULES.patience, waited=RULES.patience)
+    late = LocalState("here", held=RULES.patience, waited=RULES.patience)
     assert decide(owned, late, [busy], 4.0, RULES) == Upstream()

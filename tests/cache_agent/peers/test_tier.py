@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
-from cache_agent.addresses import Address
 from cache_agent.config import AgentConfig, PeersSection, parse_config
-from cache_agent.events import Events
 from cache_agent.fetch.job import Job, RetryPolicy, Work
-from cache_agent.fetch.planner import Span, plan_tracks
+from cache_agent.fetch.planner import RangeRequest, plan_queues
+from cache_agent.net.addresses import Address
+from cache_agent.observability.events import Events
 from cache_agent.peers.membership import REFRESH_SECONDS, Membership
-from cache_agent.peers.pacing import Pace, PacedStream, TooSlow
+from cache_agent.peers.rate import PacedStream, RateBaseline, TooSlow
 from cache_agent.peers.source import Announced, PeerSource
 from cache_agent.peers.tier import Peers
 from cache_agent.peers.values import Have, Member
-from cache_agent.peers.watching import View, heard
-from cache_agent.sources.source import NotYet, Source, Tier, YourTurn
-from cache_agent.wanted.cluster.source import ClusterWanted
+from cache_agent.peers.watch import View, heard
+from cache_agent.prewarm.cluster.source import ClusterWanted
+from cache_agent.sources.source import FetchUpstream, RetryLater, Source, Tier
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused, Unreachable
 from modelimage.record import CHUNK_SIZE
 from modelimage.repository import ImageReader
@@ -206,7 +206,7 @@ def test_an_answer_survives_the_wire() -> None:
 
 def test_a_transfer_that_crawls_beside_others_is_ended() -> None:
     """SlowPeer."""
-    now, pace = [0.0], Pace()
+    now, pace = [0.0], RateBaseline()
     pace.note(100 << 20, 1.0)
     stream = PacedStream(Bytes(CHUNK_SIZE), pace, lambda: now[0])
     buffer = memoryview(bytearray(1 << 20))
@@ -220,7 +220,7 @@ def test_a_transfer_that_crawls_beside_others_is_ended() -> None:
 
 def job_of(chunks: int, now: list[float]) -> Job:
     file = big_file(chunks)
-    tracks = plan_tracks([file], {file.digest: range(chunks)})
+    tracks = plan_queues([file], {file.digest: range(chunks)})
     sources: Any = [SimpleNamespace(tier=Tier.PEER), Plain()]
     return Job(tracks, sources, {}, priority=0, monotonic=lambda: now[0], policy=RetryPolicy())
 
@@ -239,10 +239,10 @@ def test_what_isnt_there_yet_lets_others_go_first_and_comes_back_in_its_place() 
     now = [0.0]
     job = job_of(3, now)
     first = take(job)
-    job.failed(first, NotYet("coming", after=1.0), first.state.span)
+    job.failed(first, RetryLater("coming", after=1.0), first.state.span)
     second = take(job)
     assert (index_of(first), index_of(second), second.source) == (0, 1, 0)
-    job.failed(second, NotYet("coming", after=5.0), second.state.span)
+    job.failed(second, RetryLater("coming", after=5.0), second.state.span)
     third = take(job)
     job.succeeded(third)
     assert job.next_work(0) == 1.0, "the time to ask again"
@@ -259,7 +259,7 @@ def test_what_waits_in_line_comes_when_a_transfer_ends() -> None:
     job = job_of(3, [0.0])
     under_way, first, second = take(job), take(job), take(job)
     for work in (second, first):
-        job.failed(work, NotYet("no slot", after=9.0, in_line=True), work.state.span)
+        job.failed(work, RetryLater("no slot", after=9.0, in_line=True), work.state.span)
     assert job.next_work(0) == 9.0
     job.succeeded(under_way)
     assert index_of(take(job)) == 1
@@ -269,7 +269,7 @@ def test_what_waits_in_line_comes_when_a_transfer_ends() -> None:
 def test_a_cancelled_job_ends_with_what_was_put_off() -> None:
     job = job_of(1, [0.0])
     work = take(job)
-    job.failed(work, NotYet("coming", after=9.0), work.state.span)
+    job.failed(work, RetryLater("coming", after=9.0), work.state.span)
     job.cancel()
     assert job.finished.is_set()
 
@@ -278,8 +278,8 @@ def test_when_upstream_fails_the_peers_are_asked_again() -> None:
     now = [0.0]
     job = job_of(1, now)
     work = take(job)
-    span: Span = work.state.span
-    job.failed(work, YourTurn("fetch it"), span)
+    span: RangeRequest = work.state.span
+    job.failed(work, FetchUpstream("fetch it"), span)
     upstream = take(job)
     assert upstream.source == 1
     job.failed(upstream, Unreachable("away"), span)

@@ -17,7 +17,7 @@ from weightyard.doctor.facts import NodeFacts
 from weightyard.doctor.finding import Finding, Level
 from weightyard.doctor.node_checks import Wanted, check_node, free_space
 
-WANTED = Wanted(in_cluster=True, floor=Amount.parse("20%"))
+WANTED = Wanted(in_cluster=True, min_free=Amount.parse("20%"))
 CHANGED = deepcopy(DEFINITION)
 CHANGED["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": {"type": "object"}}
 
@@ -40,7 +40,7 @@ def found(findings: list[Finding]) -> list[tuple[str, str]]:
 
 def test_a_sound_node_passes_every_check() -> None:
     assert found(check_node(NODE, WANTED)) == []
-    assert found(check_node(NODE, Wanted(in_cluster=False, floor=Amount.parse("5%")))) == []
+    assert found(check_node(NODE, Wanted(in_cluster=False, min_free=Amount.parse("5%")))) == []
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ def test_thresholds_count_only_on_the_cache_s_own_disk() -> None:
 
 
 @given(
-    total=st.integers(1, 10**15), free=st.integers(0, 10**15), floor=st.integers(0, 100),
+    total=st.integers(1, 10**15), free=st.integers(0, 10**15), min_free=st.integers(0, 100),
     threshold=st.integers(0, 100),
 )  # fmt: skip
 def test_space_is_well_only_where_kubelet_evicts_nobody(
-    total: int, free: int, floor: int, threshold: int
+    total: int, free: int, min_free: int, threshold: int
 ) -> None:
-    """A cache that fills its disk down to the floor stays above the threshold."""
+    """A cache that fills its disk down to the minimum stays above the threshold."""
     disk = NODE.disk.model_copy(update={"total": total, "free": free})
     kubelet = NODE.kubelet.model_copy(
         update={"eviction_hard": {"nodefs.available": f"{threshold}%"}}
     )
     facts = NODE.model_copy(update={"disk": disk, "kubelet": kubelet})
-    amount = Amount(percent=float(floor))
-    level = free_space(facts, Wanted(in_cluster=True, floor=amount)).level
+    amount = Amount(percent=float(min_free))
+    level = free_space(facts, Wanted(in_cluster=True, min_free=amount)).level
     if level is Level.OK:
         assert free > amount.of(total) > Amount(percent=float(threshold)).of(total)
 

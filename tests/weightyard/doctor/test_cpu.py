@@ -10,7 +10,7 @@ from weightyard.doctor.facts import Gpus
 from weightyard.doctor.finding import Finding, Level
 from weightyard.doctor.node_checks import Wanted, check_node, cpu
 
-LAPTOP = Wanted(in_cluster=False, floor=Amount.parse("5%"))
+LAPTOP = Wanted(in_cluster=False, min_free=Amount.parse("5%"))
 
 
 def judge(flags: tuple[str, ...] | None, *, gpus: int = 0) -> Finding:

@@ -12,10 +12,11 @@ import pytest
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.process import wait_until
 from weightyard.cli import main
-from weightyard.doctor import disk_trial, parsing
+from weightyard.doctor import disk_trial
+from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
 from weightyard.doctor.facts import Containerd, Kubelet, Nic, NodeFacts
-from weightyard.doctor.gathering import Places, gather
+from weightyard.doctor.gather import Places, gather
 
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime - ext4 /dev/root rw
@@ -190,12 +191,12 @@ def test_the_command_judges_this_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["doctor", "--root", str(tmp_path), "--kubelet", str(tmp_path / "none")]
-    assert main(["--json", *words, "--disk-trial", "1MB", "--floor", "0"]) == 0
+    assert main(["--json", *words, "--disk-trial", "1MB", "--min-free", "0"]) == 0
     told = {
         each["check"]: each["level"] for each in json.loads(capsys.readouterr().out)["findings"]
     }
     assert (told["hard links"], told["free space"]) == ("ok", "ok")
-    assert main([*words, "--disk-trial", "0", "--floor", "100%"]) == 20
+    assert main([*words, "--disk-trial", "0", "--min-free", "100%"]) == 20
     shown = capsys.readouterr()
     assert "do: Free space" in shown.out
     assert "1 check failed" in shown.err  # fmt: skip

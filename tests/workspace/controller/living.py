@@ -17,10 +17,10 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
-from workspace.controller.caching import CacheRunner
+from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.release import Resolved
 from workspace.schema import Workspace
 
@@ -68,7 +68,7 @@ class ServedCluster:
     async def _live(self, http: HttpApi) -> None:
         async with aiohttp.ClientSession() as session:
             api = KubernetesApi(session, http.connection)
-            runner = Runner(api=api, cache=Cache(), resolver=resolve, surroundings=Surroundings())
+            runner = Runner(api=api, cache=Cache(), resolver=resolve, environment=Environment())
             caching = CacheRunner(api)
             registry = make_registry(runner, caching, with_keda=False)
             watching = asyncio.create_task(

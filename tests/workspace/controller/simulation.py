@@ -17,7 +17,7 @@ from workspace.controller.nodes import Node
 from workspace.controller.observed import Action, Apply, Decision, Observed
 from workspace.controller.reconcile import OWN_KINDS, reconcile, workspace_of
 from workspace.render import names
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.release import Resolved
 from workspace.schema import Workspace
 from workspace.sources import image_of, not_built
@@ -95,7 +95,7 @@ class Cluster:
             objects=tuple(objects),
             nodes=tuple(map(Node.of, self.api.list("Node"))),
             now="2026-01-01T00:00:00Z",
-            surroundings=Surroundings(),
+            environment=Environment(),
             wanted=self.wanted,
             groups=frozenset({"keda.sh"}),
         )

@@ -24,12 +24,12 @@ from tests.workspace.controller.httpapi import HttpApi
 from workspace.controller.api import KubernetesApi
 from workspace.controller.cache import Cache
 from workspace.controller.cache_view import CACHE, MODEL, NODE, Key
-from workspace.controller.caching import CacheRunner
+from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
-from workspace.controller.node_marks import Marks
+from workspace.controller.node_marks import NodeLabels
 from workspace.controller.queue import WorkQueue
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 
 Json = dict[str, Any]
 IMAGES = [f"registry.example/m:{number}" for number in range(3)]
@@ -211,7 +211,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.all_comes_to_rest()
 
     def _check_node(self, document: Json) -> None:
-        name, marks = document["metadata"]["name"], Marks.of(document)
+        name, marks = document["metadata"]["name"], NodeLabels.of(document)
         held = self.holdings.get(name, {})
         assert set(marks.labels) == {LABELS[i] for i, state in held.items() if state == "Ready"}
         assert set(marks.annotations) == set(marks.labels)
@@ -247,7 +247,7 @@ async def controller(http: HttpApi) -> Any:
         async def nothing(_: object) -> Any:
             raise AssertionError("no Workspace is here")
 
-        runner = Runner(api=api, cache=Cache(), resolver=nothing, surroundings=Surroundings())
+        runner = Runner(api=api, cache=Cache(), resolver=nothing, environment=Environment())
         caching, stop = CacheRunner(api), asyncio.Event()
         registry = make_registry(runner, caching, with_keda=False)
         watching = asyncio.create_task(watch(registry, stop=stop, connection=http.connection))
@@ -263,8 +263,8 @@ async def controller(http: HttpApi) -> Any:
             await asyncio.gather(watching, return_exceptions=True)
 
 
-def node(api: FakeApi, name: str = "n1") -> Marks:
-    return Marks.of(api.get(NODE, "", name))
+def node(api: FakeApi, name: str = "n1") -> NodeLabels:
+    return NodeLabels.of(api.get(NODE, "", name))
 
 
 def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_before_a_deletion() -> (
@@ -286,7 +286,7 @@ def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_b
             await until(
                 lambda: condition(api, "chat", "Ready").get("reason") == "Fetching", what="Fetching"
             )
-            assert node(api) == Marks(starting=True)
+            assert node(api) == NodeLabels(starting=True)
             http.break_watches()
             tell(api, "n1", wanted=(caches.report("chat"),), models=(caches.held(image),))
             await until(

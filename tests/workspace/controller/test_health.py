@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from modelimage.errors import Busy
-from workspace.controller.health import SILENCE_SECONDS, Pulse, answering
+from workspace.controller.health import SILENCE_SECONDS, Liveness, answering
 
 
 class Clock:
@@ -21,10 +21,10 @@ class Clock:
         return self.now
 
 
-def ask(pulse: Pulse, path: str) -> tuple[int, dict[str, Any]]:
+def ask(liveness: Liveness, path: str) -> tuple[int, dict[str, Any]]:
     async def go() -> tuple[int, dict[str, Any]]:
         async with (
-            answering(pulse, host="127.0.0.1", port=0) as port,
+            answering(liveness, host="127.0.0.1", port=0) as port,
             aiohttp.ClientSession() as session,
             session.get(f"http://127.0.0.1:{port}{path}") as answer,
         ):
@@ -34,9 +34,9 @@ def ask(pulse: Pulse, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_it_is_alive_before_it_is_ready() -> None:
-    pulse = Pulse(Clock())
-    assert ask(pulse, "/livez") == (200, {"status": "alive"})
-    status, body = ask(pulse, "/readyz")
+    liveness = Liveness(Clock())
+    assert ask(liveness, "/livez") == (200, {"status": "alive"})
+    status, body = ask(liveness, "/readyz")
     assert status == 503
     assert body == {
         "ready": False,
@@ -47,25 +47,25 @@ def test_it_is_alive_before_it_is_ready() -> None:
 
 @pytest.mark.parametrize("leads", [True, False])
 def test_leader_and_standby_are_ready_while_the_api_server_answers(leads: bool) -> None:
-    pulse = Pulse(Clock())
-    pulse.beat(leads=leads)
-    assert ask(pulse, "/readyz") == (200, {"ready": True, "leads": leads, "problem": None})
+    liveness = Liveness(Clock())
+    liveness.beat(leads=leads)
+    assert ask(liveness, "/readyz") == (200, {"ready": True, "leads": leads, "problem": None})
 
 
 def test_silence_of_the_api_server_ends_readiness_and_its_answer_restores_it() -> None:
     clock = Clock()
-    pulse = Pulse(clock)
-    pulse.beat(leads=True)
+    liveness = Liveness(clock)
+    liveness.beat(leads=True)
     clock.now += SILENCE_SECONDS + 1
-    status, body = ask(pulse, "/readyz")
+    status, body = ask(liveness, "/readyz")
     assert (status, body["problem"]) == (503, "no answer of the API server for 61 s")
-    pulse.beat(leads=True)
-    assert pulse.problem() is None
+    liveness.beat(leads=True)
+    assert liveness.problem() is None
 
 
 def test_an_address_that_is_taken_is_said_to_be() -> None:
     async def go(port: int) -> None:
-        async with answering(Pulse(Clock()), host="127.0.0.1", port=port):
+        async with answering(Liveness(Clock()), host="127.0.0.1", port=port):
             pass
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Busy):

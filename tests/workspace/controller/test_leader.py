@@ -17,7 +17,7 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from workspace.controller.leader import LEASE_NAME, LEASE_SECONDS, Seen, claim
 from workspace.controller.main import Options, run_controller
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 
 Json = dict[str, Any]
 
@@ -62,7 +62,7 @@ def test_our_own_lease_is_renewed_and_keeps_its_beginning() -> None:
 
 
 def options(http: HttpApi, me: str) -> Options:
-    return Options(me, Surroundings(), Access(), http.connection)
+    return Options(me, Environment(), Access(), http.connection)
 
 
 def holder(cluster: Cluster) -> str | None:

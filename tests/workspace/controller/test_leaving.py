@@ -16,7 +16,7 @@ from tests.workspace.controller.httpapi import HttpApi
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
 from workspace.controller.api import KubernetesApi
-from workspace.controller.leaving import Left, Release, leave, users
+from workspace.controller.uninstall import Release, Removed, leave, users
 
 Json = dict[str, Any]
 SYSTEM = "weightyard"
@@ -67,13 +67,13 @@ def api() -> FakeApi:
     return made  # fmt: skip
 
 
-def run(api: FakeApi, release: Release, *, while_waiting: Callable[[], None]) -> Left:
+def run(api: FakeApi, release: Release, *, while_waiting: Callable[[], None]) -> Removed:
     """Leave the cluster; each wait lets it go on."""
 
     async def sleep(_: float) -> None:
         while_waiting()
 
-    async def body() -> Left:
+    async def body() -> Removed:
         async with HttpApi(api) as served, aiohttp.ClientSession() as session:
             client = KubernetesApi(session, served.connection)
             return await leave(client, release, sleep=sleep)
@@ -104,7 +104,7 @@ def marks(api: FakeApi) -> list[str]:
 
 def test_nodes_lose_every_mark_and_nothing_else(api: FakeApi) -> None:
     left = run(api, RELEASE, while_waiting=end_controller(api))
-    assert left == Left(("n1", "n3"), ())
+    assert left == Removed(("n1", "n3"), ())
     assert marks(api) == []
     first = api.get("Node", "", "n1")
     assert first["metadata"]["labels"] == {"zone": "a"}
@@ -115,7 +115,7 @@ def test_nodes_lose_every_mark_and_nothing_else(api: FakeApi) -> None:
 def test_leaving_twice_changes_nothing(api: FakeApi) -> None:
     run(api, RELEASE, while_waiting=end_controller(api))
     writes = len(api.writes)
-    assert run(api, RELEASE, while_waiting=lambda: None) == Left((), ())
+    assert run(api, RELEASE, while_waiting=lambda: None) == Removed((), ())
     assert len(api.writes) == writes
 
 
@@ -169,9 +169,9 @@ def test_the_command_says_what_it_did(
 ) -> None:
     asked = []
 
-    async def left(release: Release) -> Left:
+    async def left(release: Release) -> Removed:
         asked.append(release)
-        return Left(("n1",), ("team/a",))
+        return Removed(("n1",), ("team/a",))
 
     monkeypatch.setattr(command, "_leave", left)
     assert main(["cleanup", "-n", "here", "--controller", "c", "--force"]) == 0

@@ -15,7 +15,7 @@ from cache_agent.api.node_cache import NodeCache
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import merge_json
 from workspace.controller.node_marks import (
-    Marks,
+    NodeLabels,
     has_started,
     parse_node_cache,
     patch,
@@ -94,13 +94,13 @@ def test_the_patch_makes_it_so_touches_nothing_else_and_is_needed_once(
     node = caches.node("n1", zone="z")
     node["metadata"]["labels"] |= labels
     node["metadata"]["annotations"] = {"theirs": "kept", **annotations}
-    goal = Marks(wanted, wanted)
-    change = patch(Marks.of(node), goal)
+    goal = NodeLabels(wanted, wanted)
+    change = patch(NodeLabels.of(node), goal)
     patched = merge_json(node, change) if change else node
-    assert Marks.of(patched).labels == Marks.of(patched).annotations == wanted
+    assert NodeLabels.of(patched).labels == NodeLabels.of(patched).annotations == wanted
     assert patched["metadata"]["labels"]["zone"] == "z"
     assert patched["metadata"]["annotations"]["theirs"] == "kept"
-    assert patch(Marks.of(patched), goal) is None
+    assert patch(NodeLabels.of(patched), goal) is None
 
 
 def test_only_the_startup_taint_goes_and_only_from_the_node_that_was_read() -> None:
@@ -111,7 +111,7 @@ def test_only_the_startup_taint_goes_and_only_from_the_node_that_was_read() -> N
     assert change["metadata"] == {"resourceVersion": "7"}
     assert [each["key"] for each in change["spec"]["taints"]] == ["other"]
     assert without_taint(merge_json(node, change)) is None
-    assert not Marks.of(merge_json(node, change)).starting
+    assert not NodeLabels.of(merge_json(node, change)).starting
     assert STARTUP_TAINT.startswith("cache.weightyard.dev/")
 
 

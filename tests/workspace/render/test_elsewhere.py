@@ -19,14 +19,14 @@ from tests.workspace import samples
 from weightyard.cli import entries
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
-from workspace.render.kubernetes import Surroundings
+from workspace.render.kubernetes import Environment
 from workspace.render.llmd import render_llmd
 from workspace.render.local import render_up
 from workspace.render.release import pod_place, store_place
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
-SURROUNDINGS = Surroundings()
+ENVIRONMENT = Environment()
 RESOURCES = [
     {"gpu": "L4"},
     {"gpu": "H100", "gpus": 4},
@@ -38,7 +38,7 @@ ARGS = [[], ["--max-num-seqs", "8"], ["--served-model-name=x"], ["--chat-templat
 
 def pod_words(workspace: Workspace) -> list[str]:
     release = samples.release(workspace, place=pod_place(workspace))
-    objects = render_kubernetes(workspace, release, SURROUNDINGS)
+    objects = render_kubernetes(workspace, release, ENVIRONMENT)
     template = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]
     container = template["spec"]["containers"][0]
     return container["command"] + container["args"]
@@ -46,7 +46,7 @@ def pod_words(workspace: Workspace) -> list[str]:
 
 def compose_words(workspace: Workspace) -> list[str]:
     release = samples.release(workspace, place=store_place(workspace, ROOT))
-    server = render_compose(workspace, release, SURROUNDINGS)["services"]["server"]
+    server = render_compose(workspace, release, ENVIRONMENT)["services"]["server"]
     return server["entrypoint"] + [word.replace("$$", "$") for word in server["command"]]
 
 
@@ -96,7 +96,7 @@ def test_each_place_names_its_own_adapter_directories() -> None:
 
 def compose(workspace: Workspace) -> Json:
     release = samples.release(workspace, place=store_place(workspace, ROOT))
-    return render_compose(workspace, release, SURROUNDINGS)
+    return render_compose(workspace, release, ENVIRONMENT)
 
 
 def test_compose_starts_the_server_once_every_image_is_cached() -> None:

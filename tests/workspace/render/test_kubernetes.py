@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import (
-    Surroundings,
+    Environment,
     activator_deployment,
     server_service,
     surrounding_objects,
@@ -21,7 +21,7 @@ from workspace.render.kubernetes import (
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
-SURROUNDINGS = Surroundings(system_namespace="weightyard")
+ENVIRONMENT = Environment(system_namespace="weightyard")
 
 EVERYTHING = {
     "model": {"image": samples.IMAGE, "variant": "auto", "pullSecret": "pull"},
@@ -54,7 +54,7 @@ EVERYTHING = {
 
 
 def rendered(workspace: Workspace) -> list[Json]:
-    return render_kubernetes(workspace, samples.release(workspace), SURROUNDINGS)
+    return render_kubernetes(workspace, samples.release(workspace), ENVIRONMENT)
 
 
 def one(objects: list[Json], kind: str) -> Json:
@@ -97,7 +97,7 @@ def test_every_object_is_accepted_and_kept_whole_by_old_and_new_servers(
     spec: Json, version: str
 ) -> None:
     workspace = samples.workspace(**spec)
-    objects = [*rendered(workspace), *surrounding_objects(workspace, SURROUNDINGS)]
+    objects = [*rendered(workspace), *surrounding_objects(workspace, ENVIRONMENT)]
     for each in objects:
         if each["kind"] != "ScaledObject":
             assert openapi.problems(each, version) == [], each["kind"]
@@ -128,7 +128,7 @@ def test_the_pod_fits_the_restricted_standard() -> None:
 
 def activator_pod() -> Json:
     workspace = samples.workspace(scale={"min": 0, "max": 1})
-    return activator_deployment(workspace, SURROUNDINGS)["spec"]["template"]["spec"]
+    return activator_deployment(workspace, ENVIRONMENT)["spec"]["template"]["spec"]
 
 
 def test_the_model_comes_as_a_csi_volume_pinned_by_digest() -> None:
@@ -218,7 +218,7 @@ def test_labels_carry_what_selectors_select() -> None:
     workspace = samples.workspace(scale={"min": 0, "max": 2})
     objects = [
         *rendered(workspace),
-        *surrounding_objects(workspace, SURROUNDINGS, role="activator"),
+        *surrounding_objects(workspace, ENVIRONMENT, role="activator"),
     ]
     templates = [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
     servers, activators = (template["metadata"]["labels"].items() for template in templates)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelimage.errors import RemoteRefused
 from workspace.metrics import parse_held, parse_reading
-from workspace.scaler import Load, Policy, Reading, Wish, decide, wanted
+from workspace.scaler import Load, Policy, Reading, ReplicaTarget, decide, wanted
 
 POLICY = Policy(least=1, most=8, queue_depth=4, up_window=10, down_window=60)
 
@@ -29,13 +29,13 @@ loads = st.builds(
     st.integers(0, 9), st.lists(readings, max_size=9), st.integers(0, 2), st.integers(0, 40),
 )  # fmt: skip
 histories = st.lists(st.tuples(st.floats(-100, -0.5), st.integers(0, 9)), max_size=12).map(
-    lambda items: tuple(Wish(at, replicas) for at, replicas in sorted(items))
+    lambda items: tuple(ReplicaTarget(at, replicas) for at, replicas in sorted(items))
 )
 
 
 @given(policies, loads, histories)
 def test_within_bounds_and_no_wild_steps(
-    policy: Policy, load: Load, history: tuple[Wish, ...]
+    policy: Policy, load: Load, history: tuple[ReplicaTarget, ...]
 ) -> None:
     answer = decide(policy, load, history, 0.0)
     assert policy.least <= answer.replicas <= policy.most
@@ -47,7 +47,7 @@ def test_within_bounds_and_no_wild_steps(
 
 @given(policies, loads, histories)
 def test_never_below_what_holds_the_work_in_flight(
-    policy: Policy, load: Load, history: tuple[Wish, ...]
+    policy: Policy, load: Load, history: tuple[ReplicaTarget, ...]
 ) -> None:
     answer = decide(policy, load, history, 0.0)
     if answer.replicas >= load.current or load.current > policy.most:
@@ -62,7 +62,7 @@ def test_never_below_what_holds_the_work_in_flight(
 
 @given(policies, loads, histories)
 def test_asking_again_changes_nothing(
-    policy: Policy, load: Load, history: tuple[Wish, ...]
+    policy: Policy, load: Load, history: tuple[ReplicaTarget, ...]
 ) -> None:
     first = decide(policy, load, history, 0.0)
     again = decide(policy, load, first.history, 0.0)
@@ -70,7 +70,9 @@ def test_asking_again_changes_nothing(
 
 
 @given(policies, loads, histories)
-def test_history_stays_short(policy: Policy, load: Load, history: tuple[Wish, ...]) -> None:
+def test_history_stays_short(
+    policy: Policy, load: Load, history: tuple[ReplicaTarget, ...]
+) -> None:
     answer = decide(policy, load, history, 0.0)
     longest = max(policy.up_window, policy.down_window)
     assert all(-longest <= each.at <= 0 for each in answer.history[1:])
@@ -92,7 +94,7 @@ class Fleet:
         self.started: list[float] = [-1000.0] * max(policy.least, 0)
         self.running: list[float] = []  # when each request ends
         self.queue = 0
-        self.history: tuple[Wish, ...] = ()
+        self.history: tuple[ReplicaTarget, ...] = ()
         self.counts: list[int] = []
         self.worst_wait = 0
 
@@ -161,7 +163,7 @@ def test_from_zero_to_one_at_the_first_waiting_request_and_back() -> None:
 def test_windows_pass_whatever_the_rhythm_of_the_readings(period: float) -> None:
     policy = replace(POLICY, least=0, down_window=20)
     idle = Load(current=1, ready=1, readings=(Reading(0, 0, 0),))
-    history: tuple[Wish, ...] = ()
+    history: tuple[ReplicaTarget, ...] = ()
     now = 0.0
     while now < 40:
         answer = decide(policy, idle, history, now)
@@ -192,7 +194,7 @@ def test_a_spike_shorter_than_the_window_adds_nothing() -> None:
 
 def test_a_replica_that_cannot_be_read_is_taken_for_busy() -> None:
     load = Load(current=3, ready=3, readings=(Reading(0, 0, 0),) * 2)
-    long_ago = tuple(Wish(float(at), 1) for at in range(-60, 0))
+    long_ago = tuple(ReplicaTarget(float(at), 1) for at in range(-60, 0))
     assert decide(POLICY, load, long_ago, 0.0).replicas == 3
 
 

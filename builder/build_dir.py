@@ -1,0 +1,48 @@
+"""Where a build keeps what it makes on the way: converted weights, quantized variants.
+
+One directory per source state, so that an interrupted build finds its own again and never another's; removed once
+the build is published. Everything in it may be lost at any time but while a build runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelimage import canonical
+from modelimage.durable import make_directories, reading, writing
+
+
+@dataclass(frozen=True, slots=True)
+class BuildDir:
+    """The directory of one build."""
+
+    directory: Path
+
+    @classmethod
+    def of(cls, root: Path, locations: Mapping[str, Path]) -> BuildDir:
+        """The directory under `root` for a source in its present state. Raises NotFound, AccessDenied."""
+        state = [[path, *_state(location)] for path, location in sorted(locations.items())]
+        return cls(root / hashlib.sha256(canonical.to_bytes(state)).hexdigest()[:24])
+
+    def folder(self, name: str) -> Path:
+        """A folder in it, there after the call. Raises NotWritable, NoSpace."""
+        folder = self.directory / name
+        with writing(folder):
+            make_directories(folder)
+        return folder
+
+    def remove(self) -> None:
+        """Remove it with everything in it; that it isn't there is no error."""
+        with writing(self.directory):
+            if self.directory.exists():
+                shutil.rmtree(self.directory)
+
+
+def _state(location: Path) -> tuple[int, int, int, int]:
+    with reading(location):
+        status = location.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev

@@ -1,0 +1,193 @@
+"""The control API's client: small and synchronous, for commands and for whoever needs a lease.
+
+Speaks HTTP over the agent's unix socket, one connection for each request. Knows the wire types and nothing of the
+agent's inside.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from cache_agent.api.errors import from_view
+from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.wire import (
+    CheckView,
+    ErrorView,
+    ExplainView,
+    GcBody,
+    GcView,
+    LeaseBody,
+    LeaseView,
+    ModelView,
+    PinBody,
+    PullBody,
+    PullDone,
+    PullEvent,
+    PullProgress,
+    RemovedView,
+    SpaceReport,
+    WarmBody,
+    WarmView,
+)
+from cache_agent.net.sockets import connect
+from modelimage.errors import RemoteRefused, Unreachable
+from modelimage.reference import LayoutReference, parse_image
+
+_TIMEOUT: Final = 600.0  # of silence: an agent on a busy machine answers late, one that hangs never
+_LONG_TIMEOUT: Final = 24 * 3600.0
+_EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
+_EXPLAINED: Final = TypeAdapter(list[ExplainView])
+_MODELS: Final = TypeAdapter(list[ModelView])
+_LEASES: Final = TypeAdapter(list[LeaseView])
+
+
+def absolute_image(text: str) -> str:
+    """An image as any process understands it: a layout's directory made absolute. Raises InvalidInput."""
+    reference = parse_image(text)
+    if isinstance(reference, LayoutReference):
+        return str(replace(reference, path=reference.path.absolute()))
+    return str(reference)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection over a unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = connect(self._path, self.timeout)
+
+
+class AgentClient:
+    """Talks to one agent. Raises what the agent raised, Unreachable when it is gone."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    @classmethod
+    def of_socket(cls, path: Path) -> AgentClient | None:
+        """The client of the agent that listens at `path`; None when none does."""
+        try:
+            connect(path, _TIMEOUT).close()
+        except OSError:
+            return None
+        return cls(path)
+
+    def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
+        """See `Cache.pull`. Closing the iterator closes the connection, which cancels the pull."""
+        absolute = body.model_copy(update={"image": absolute_image(body.image)})
+        connection, answer = self._send("POST", "/v1/pull", absolute, timeout=_TIMEOUT)
+        try:
+            while line := self._read_line(answer):
+                event = _EVENTS.validate_json(line)
+                if isinstance(event, ErrorView):
+                    raise from_view(event)
+                yield event
+                if isinstance(event, PullDone):
+                    return
+            raise Unreachable("the agent stopped in the middle of a pull", hint="Pull again.")
+        except ValidationError as error:
+            raise RemoteRefused(f"the agent sent an event of another kind: {error}") from error
+        finally:
+            connection.close()
+
+    def models(self) -> list[ModelView]:
+        return _MODELS.validate_python(self._json("GET", "/v1/models"))
+
+    def find(self, text: str) -> ModelView:
+        return ModelView.model_validate(self._json("GET", f"/v1/model?name={quote(text, safe='')}"))
+
+    def explain(self, text: str) -> list[ExplainView]:
+        found = self._json("GET", f"/v1/explain?name={quote(text, safe='')}")
+        return _EXPLAINED.validate_python(found)
+
+    def lease(self, body: LeaseBody) -> LeaseView:
+        return LeaseView.model_validate(self._json("POST", "/v1/leases", body))
+
+    def leases(self) -> list[LeaseView]:
+        return _LEASES.validate_python(self._json("GET", "/v1/leases"))
+
+    def release(self, lease_id: str) -> bool:
+        document = self._json("DELETE", f"/v1/leases/{quote(lease_id, safe='')}")
+        return bool(document["released"])
+
+    def pin(self, model: str, *, pinned: bool) -> ModelView:
+        body = PinBody(model=model, pinned=pinned)
+        return ModelView.model_validate(self._json("POST", "/v1/pin", body))
+
+    def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
+        path = f"/v1/model?name={quote(model, safe='')}&unpin={int(unpin)}"
+        return RemovedView.model_validate(self._json("DELETE", path))
+
+    def gc(self, body: GcBody) -> GcView:
+        return GcView.model_validate(self._json("POST", "/v1/gc", body, timeout=_LONG_TIMEOUT))
+
+    def warm(self, body: WarmBody) -> WarmView:
+        document = self._json("POST", "/v1/warm", body, timeout=_LONG_TIMEOUT)
+        return WarmView.model_validate(document)
+
+    def status(self) -> NodeCache:
+        return NodeCache.model_validate(self._json("GET", "/v1/status"))
+
+    def space(self) -> SpaceReport:
+        return SpaceReport.model_validate(self._json("GET", "/v1/space"))
+
+    def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
+        path = f"/v1/check?repair={int(repair)}&quick={int(quick)}"
+        return CheckView.model_validate(self._json("POST", path, timeout=_LONG_TIMEOUT))
+
+    def _json(
+        self, method: str, path: str, body: BaseModel | None = None, *, timeout: float = _TIMEOUT
+    ) -> Any:
+        connection, answer = self._send(method, path, body, timeout=timeout)
+        try:
+            return json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unreachable(f"the agent broke off its answer: {error}") from error
+        finally:
+            connection.close()
+
+    def _send(
+        self, method: str, path: str, body: BaseModel | None, *, timeout: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = _UnixConnection(self._path, timeout)
+        data = body.model_dump_json().encode() if body is not None else None
+        headers: Mapping[str, str] = {"Content-Type": "application/json"} if data else {}
+        try:
+            connection.request(method, path, data, headers)
+            answer = connection.getresponse()
+            refused = _error(answer.status, answer.read()) if answer.status >= 400 else None
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise Unreachable(
+                f"the agent at {self._path} doesn't answer: {error}",
+                hint="Look at its log; start it with `weightyard agent`.",
+            ) from error
+        if refused is not None:
+            connection.close()
+            raise from_view(refused)
+        return connection, answer
+
+    @staticmethod
+    def _read_line(answer: http.client.HTTPResponse) -> bytes:
+        try:
+            return answer.readline()
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"the agent broke off a pull: {error}", hint="Pull again.") from error
+
+
+def _error(status: int, data: bytes) -> ErrorView:
+    try:
+        return ErrorView.model_validate_json(data)
+    except ValidationError:
+        return ErrorView(kind="RemoteRefused", message=f"the agent answered with status {status}")

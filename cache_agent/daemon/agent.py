@@ -1,0 +1,180 @@
+"""The daemon: a node's cache that answers on a socket until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from cache_agent.api.node_cache import NodeCache
+from cache_agent.config import AgentConfig
+from cache_agent.daemon.prewarming import PrewarmParts, WakeOnEvents, open_prewarming
+from cache_agent.daemon.servers import RunningServers, ServerOptions, open_servers
+from cache_agent.net.sockets import listen
+from cache_agent.node.health import Health
+from cache_agent.node.metrics import Metrics
+from cache_agent.node.node import Node, NodeOptions, NodeParts
+from cache_agent.node.service import Service
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.observability.events import Broadcast
+from cache_agent.observability.logs import JsonLog
+from cache_agent.observability.tracing import open_traces
+from cache_agent.servers.control import ControlApi
+from cache_agent.servers.observe import ObserveApi
+from modelimage.access import Access
+from modelimage.errors import Busy, WeightyardError
+
+SHUTDOWN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """How to run the agent. `load` reads the settings; it is called again at SIGHUP."""
+
+    root: Path
+    load: Callable[[], AgentConfig]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a running agent answers."""
+
+    socket: str
+    port: int | None
+    models: int
+    servers: RunningServers
+
+
+def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], None]) -> None:
+    """Run until SIGTERM or SIGINT. `ready` is told once it answers.
+
+    Raises InvalidInput for settings that make no sense, Busy, NotWritable, NoSpace, DiskFailed.
+    """
+    metrics, log, wake_events = Metrics(), JsonLog(), WakeOnEvents()
+    log.adopt_libraries()
+    config = options.load()
+    # A connection is a descriptor, and so is each file being sent.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    traces = open_traces(os.environ, time.time)
+    listeners = [metrics, log, wake_events, *([traces] if traces else [])]
+    parts = NodeParts.real(access, Broadcast(listeners), config)
+    with (
+        closing(traces) if traces else nullcontext(),
+        Node(NodeOptions.of(options.root, config), parts) as node,
+    ):
+        metrics.watch(node.store)
+        for store in node.store.stores:
+            if store.recovered.changed:
+                log.note("recovered", root=str(store.paths.root), **vars(store.recovered))
+        for root, problem in node.store.left_out.items():
+            log.note("root left out", root=str(root), problem=problem)
+        node.start_maintenance()
+        servers = partial(
+            open_servers, node, access, ServerOptions.of(config.servers, config.peers)
+        )
+        reload = _reloader(node, options, log)
+        wanted = partial(
+            open_prewarming, PrewarmParts(node, access, wake_events, log.note), config.prewarm
+        )
+        opening = Opening(reload, servers, wanted)
+        asyncio.run(_serve(node, config, metrics, ready, opening))
+    log.note("stopped")
+
+
+def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], None]:
+    def reload() -> None:
+        try:
+            node.reconfigure(options.load())
+        except WeightyardError as error:
+            log.note("settings kept", problem=error.message)
+        else:
+            log.note("settings reloaded")
+
+    return reload
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is opened in the event loop: `servers` for others, `wanted` to follow what should be here."""
+
+    reload: Callable[[], None]
+    servers: Callable[[AsyncExitStack, web.Application], Awaitable[RunningServers]]
+    wanted: Callable[[], AbstractAsyncContextManager[Callable[[], NodeCache]]]
+
+
+async def _serve(
+    node: Node,
+    config: AgentConfig,
+    metrics: Metrics,
+    ready: Callable[[Ready], None],
+    opening: Opening,
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, opening.reload)
+    executor = BlockingExecutor()
+    health = Health(node.store, node.health_parts())
+    observe = ObserveApi(executor, health, metrics)
+    async with AsyncExitStack() as stack:
+        stack.callback(executor.close)
+        status = await stack.enter_async_context(opening.wanted())
+        api = ControlApi(Service(node, status), executor, observe)
+        runner = web.AppRunner(
+            api.application(),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        for store in node.store.stores:  # whichever root a command names, it finds the agent
+            path = store.paths.socket
+            await web.SockSite(runner, listen(path)).start()
+            stack.callback(path.unlink, missing_ok=True)
+        port = await _listen_loopback(runner, config.port)
+        opened = await opening.servers(stack, observe.application())
+        socket_path = str(node.store.first.paths.socket)
+        ready(Ready(socket_path, port, len(node.store.models()), opened))
+        settle_memory()
+        await stop.wait()
+        node.cancel_pulls()
+
+
+def settle_memory() -> None:
+    """Take what was loaded at the start, which stays, out of the garbage collector's sight.
+
+    Else it looks through all of it now and then, for 30 ms in which nobody is answered.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def _listen_loopback(runner: web.AppRunner, port: int | None) -> int | None:
+    if port is None:
+        return None
+    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind(("127.0.0.1", port))
+    except OSError as error:
+        server.close()
+        raise Busy(
+            f"can't listen on 127.0.0.1:{port}: {error.strerror}", hint="Choose another --port."
+        ) from error
+    server.setblocking(False)
+    await web.SockSite(runner, server).start()
+    return int(server.getsockname()[1])

@@ -1,0 +1,207 @@
+"""The servers that pods and runtimes talk to: which of them an agent opens, and where. Part of the composition root.
+
+They are apart from the control API: other sockets, other threads, and nothing behind them changes the node's state.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from aiohttp import web
+
+from cache_agent.access.decide import CacheTTL
+from cache_agent.access.gate import Authorizer
+from cache_agent.access.registries import AllowedRegistries
+from cache_agent.access.upstream import Upstream, impatient
+from cache_agent.config import PeersSection, ServersSection
+from cache_agent.net.addresses import Address
+from cache_agent.node.node import Node
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.peers.client import TlsFiles
+from cache_agent.peers.tier import tls_files
+from cache_agent.servers.csi.mount_client import MounterClient
+from cache_agent.servers.csi.options import CsiOptions, node_name
+from cache_agent.servers.csi.volumes import Threads, Volumes
+from cache_agent.servers.hub.api import HubApi
+from cache_agent.servers.hub.service import HubService
+from cache_agent.servers.hub.upstream import HubUpstream
+from cache_agent.servers.listener import serve
+from cache_agent.servers.mirror.api import MirrorApi
+from cache_agent.servers.mirror.service import MirrorService
+from cache_agent.servers.peers.api import PeersApi
+from cache_agent.servers.peers.servable import ServableChunks
+from cache_agent.sources.hub import DEFAULT_ENDPOINT
+from cache_agent.sources.throttle import Throttle
+from cache_agent.store.space import Amount
+from cache_agent.store.values import repository_of
+from modelimage.access import Access
+from modelimage.errors import InvalidInput
+from modelimage.reference import RegistryReference, parse_image
+from modelimage.registry.transport import TlsOptions
+
+_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PeerServer:
+    """Where peers are answered: `upload` in bytes per second in all (0: no cap), so many `uploads` at once."""
+
+    listen: Address
+    upload: float = 0.0
+    uploads: int = 32
+    tls: TlsFiles | None = None
+
+    @classmethod
+    def of(cls, section: PeersSection) -> PeerServer:
+        """What the settings say."""
+        upload = float(Amount.parse(section.upload).bytes)
+        return cls(Address.parse(section.listen), upload, section.uploads, tls_files(section))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Which servers to open. `registries` are those that tenants may name; none means the well-known public ones.
+
+    `hub_images` are patterns of image repositories whose word on the Hub repository they came from is believed.
+    """
+
+    mirror: Address | None = None
+    registries: tuple[str, ...] = ()
+    hub: Address | None = None
+    hub_upstream: str = DEFAULT_ENDPOINT
+    hub_images: tuple[str, ...] = ()
+    observe: Address | None = None
+    csi: CsiOptions | None = None
+    peers: PeerServer | None = None
+
+    @classmethod
+    def of(cls, section: ServersSection, peers: PeersSection | None = None) -> ServerOptions:
+        """What the settings say."""
+        mirror = Address.parse(section.mirror) if section.mirror else None
+        hub = Address.parse(section.hub) if section.hub else None
+        observe = Address.parse(section.observe) if section.observe else None
+        csi = None
+        if section.csi is not None:
+            csi = CsiOptions(section.csi.kubelet, section.csi.mounter, node_name(os.environ))
+        return cls(
+            mirror=mirror,
+            registries=section.registries,
+            hub=hub,
+            hub_upstream=section.hub_upstream,
+            hub_images=section.hub_images,
+            observe=observe,
+            csi=csi,
+            peers=PeerServer.of(peers) if peers else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServers:
+    """Where the servers answer."""
+
+    mirror: Address | None = None
+    hub: Address | None = None
+    observe: Address | None = None
+    csi: Path | None = None
+    peers: Address | None = None
+
+    def named(self) -> dict[str, str]:
+        """Those that are open, by name."""
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(at) for name, at in every.items() if at is not None}
+
+
+async def open_servers(
+    node: Node,
+    access: Access,
+    options: ServerOptions,
+    stack: AsyncExitStack,
+    observing: web.Application | None = None,
+) -> RunningServers:
+    """Open them until the stack is left; `observing` answers at `options.observe`.
+
+    Raises Busy for an address that is taken.
+    """
+    prune_manifest_cache(node)
+    allowed = AllowedRegistries.of(options.registries)
+    questions, transfers = Upstream(impatient(access), allowed), Upstream(access, allowed)
+    gate = Authorizer(node.clock, places=node.manifest_cache)
+    mirror = hub = observe = None
+    if options.mirror is not None:
+        service = MirrorService(node, gate, questions, transfers)
+        api = MirrorApi(service, _executor(stack))
+        mirror = await serve(stack, api.application(), options.mirror)
+    if options.hub is not None:
+        sender = questions.access.connections.sender(TlsOptions(access.ca_file))
+        upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
+        # A refusal isn't kept: the Hub says why in its own words, and they are passed on.
+        hub_gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)
+        files = HubService(node, hub_gate, upstream, questions, options.hub_images)
+        hub = await serve(stack, HubApi(files, _executor(stack)).application(), options.hub)
+    if options.observe is not None and observing is not None:
+        observe = await serve(stack, observing, options.observe)
+    peers = await _open_peers(node, options.peers, stack) if options.peers else None
+    csi = None
+    if options.csi is not None:
+        # gRPC takes 11 MB, which an agent without a driver shouldn't pay for.
+        from cache_agent.servers.csi.server import CsiServer, Driver  # noqa: PLC0415
+
+        volumes = Volumes(
+            node,
+            gate,
+            questions=questions,
+            transfers=transfers,
+            mounter=MounterClient(options.csi.mounter),
+            threads=Threads(upstream=_executor(stack, 32), local=_executor(stack, 8)),
+        )
+        server = CsiServer(Driver(volumes, options.csi, _version()))
+        stack.push_async_callback(server.stop)
+        await server.start()
+        csi = options.csi.endpoint
+    return RunningServers(mirror, hub, observe, csi, peers)
+
+
+async def _open_peers(node: Node, options: PeerServer, stack: AsyncExitStack) -> Address:
+    peers = node.peers
+    if peers is None:
+        raise InvalidInput("peers are to be answered, but the node has none")
+    offers = ServableChunks(
+        node.store,
+        node.downloads,
+        peers.announcements,
+        peers.encrypted,
+        lambda repository: node.manifest_cache.public_since(repository) is not None,
+        lambda: peers.own.zone,
+    )
+    throttle = Throttle(options.upload, time.monotonic)
+    executor = _executor(stack)
+    api = PeersApi(offers, peers.verifier, executor, node.events, throttle, options.uploads)
+    context = options.tls.server_context() if options.tls else None
+    return await serve(stack, api.application(), options.listen, context)
+
+
+def prune_manifest_cache(node: Node) -> int:
+    """Forget what was kept of images whose models have gone; how many entries went. The Hub's listings stay."""
+    images = [image for model in node.store.models() for image in node.store.images_of(model.key)]
+    parsed = map(parse_image, images)
+    cached = {repository_of(each) for each in parsed if isinstance(each, RegistryReference)}
+    return node.manifest_cache.prune(lambda place: place in cached or place.startswith("hub:"))
+
+
+def _version() -> str:
+    try:
+        return version("weightyard")
+    except PackageNotFoundError:
+        return "unknown"  # run from a source tree
+
+
+def _executor(stack: AsyncExitStack, threads: int = _THREADS) -> BlockingExecutor:
+    """Threads of a server's own, so that one that waits for upstream holds up no other."""
+    executor = BlockingExecutor(threads)
+    stack.callback(executor.close)
+    return executor

@@ -1,0 +1,98 @@
+"""Who uses models now, as the machine shows it: pods and directories by mounts, processes by what they map or read.
+
+From this leases come back that were lost with the ledger. What can't be seen from here (another user's processes, when
+this one isn't root) is not found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_agent.leases.holders import Machine, ProcessName
+from cache_agent.mounter.manual import lease_id
+from cache_agent.store.recovery import parse_hex
+from cache_agent.store.values import Holder, HolderKind, Use
+from modelimage.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of mountinfo: what is mounted (`root`, within its filesystem) and where."""
+
+    root: str
+    target: str
+
+
+def users_of(models: Path, machine: Machine) -> list[Use]:
+    """Every use of the models below a store's directory of models, each holder once for each model."""
+    mounts = parse_mountinfo(machine.mountinfo())
+    found = [*mounted(mounts, models, machine.kubelet), *_mapped(models, machine)]
+    return list(dict.fromkeys(found))
+
+
+def parse_mountinfo(text: str) -> Iterator[Mount]:
+    """The mounts in proc(5)'s mountinfo; octal escapes resolved."""
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if len(fields) >= 5:
+            yield Mount(_unescaped(fields[3]), _unescaped(fields[4]))
+
+
+def mounted(mounts: Iterable[Mount], models: Path, kubelet: Path) -> Iterator[Use]:
+    """Bind mounts of models: in a pod's volume it is the pod that uses one, elsewhere whoever mounted it by hand.
+
+    A mount's root is within its filesystem, so it is compared by its end.
+    """
+    for mount in mounts:
+        root, target = Path(mount.root), Path(mount.target)
+        key = parse_hex(root.name)
+        if key is None or root.parent.name != models.name:
+            continue
+        if not str(models).endswith(str(root.parent)):
+            continue
+        if target.is_relative_to(kubelet / "pods"):
+            pod = target.relative_to(kubelet / "pods").parts[0]
+            yield Use(key, Holder(HolderKind.POD, pod))
+        else:
+            holder = Holder(HolderKind.MANUAL, f"mount {target}")
+            yield Use(key, holder, lease_id(target))
+
+
+def _mapped(models: Path, machine: Machine) -> Iterator[Use]:
+    """Processes that have files of a model mapped or open, but for this one."""
+    for directory in machine.proc.glob("[0-9]*"):
+        pid = int(directory.name)
+        if pid == os.getpid():
+            continue
+        with suppress(OSError):  # it ended meanwhile, or isn't ours to look at
+            keys = _keys(_paths(directory), models)
+            start = machine.start_time(pid)
+            if keys and start is not None:
+                holder = Holder(HolderKind.PROCESS, str(ProcessName(pid, start, machine.boot())))
+                yield from (Use(key, holder) for key in sorted(keys))
+
+
+def _paths(process: Path) -> Iterator[str]:
+    for line in (process / "maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6:
+            yield fields[5]
+    for fd in (process / "fd").iterdir():
+        with suppress(OSError):
+            yield str(fd.readlink())
+
+
+def _keys(paths: Iterable[str], models: Path) -> set[Digest]:
+    prefix = f"{models}/"
+    names = {path[len(prefix) :].partition("/")[0] for path in paths if path.startswith(prefix)}
+    return {key for name in names if (key := parse_hex(name)) is not None}
+
+
+def _unescaped(text: str) -> str:
+    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, letter)
+    return text

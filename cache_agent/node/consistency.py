@@ -1,0 +1,84 @@
+"""`check` on an open node: proves the invariants of its roots, and mends what can be mended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cache_agent.api.wire import CheckView, FindingView
+from cache_agent.fetch.repair import Repairer
+from cache_agent.store.check import Checker, Finding, Kind
+from cache_agent.store.roots import Roots
+from cache_agent.store.store import Store
+from modelimage.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistencyCheck:
+    """Checks the roots of one node. `quick` believes file contents; `busy`: pulls are running."""
+
+    roots: Roots
+    repairer: Repairer
+    quick: bool
+    busy: bool
+
+    def run(self, *, repair: bool) -> CheckView:
+        """Check every root, mend if asked, and check again what was mended."""
+        views = [self._prove(store, repair=repair) for store in self.roots.stores]
+        return CheckView(
+            root=str(self.roots.first.paths.root),
+            files=sum(view.files for view in views),
+            models=sum(view.models for view in views),
+            bytes_read=sum(view.bytes_read for view in views),
+            findings=[finding for view in views for finding in view.findings],
+        )
+
+    def _prove(self, store: Store, *, repair: bool) -> CheckView:
+        checker = self._checker(store)
+        findings = checker.run()
+        left = findings
+        if repair and findings:
+            self._mend(store, findings)
+            left = self._checker(store).run()
+        every = (*findings, *(finding for finding in left if finding not in findings))
+        return CheckView(
+            root=str(store.paths.root),
+            files=checker.files,
+            models=checker.models,
+            bytes_read=checker.bytes_read,
+            findings=[_view(finding, repaired=finding not in left) for finding in every],
+        )
+
+    def _checker(self, store: Store) -> Checker:
+        return Checker(store.paths, store.ledger, self.quick, busy=self.busy)
+
+    def _mend(self, store: Store, findings: Sequence[Finding]) -> None:
+        """Names first, then bytes, then links: each step leaves less to the next."""
+        store.settle()
+        for finding in findings:
+            if finding.kind is Kind.WRITABLE and finding.path.exists():
+                store.repairer.protect(finding.path)
+        for digest in _digests(findings, Kind.WRONG_BYTES, Kind.UNREADABLE):
+            self.repairer.mend(store, digest)
+        for digest in _digests(findings, Kind.LEDGER):
+            stored = store.file(digest)
+            if stored is not None:
+                store.reverify(stored)
+        store.repairer.relist()
+        for digest in _digests(findings, Kind.MODEL):
+            store.relink(digest)
+        store.repairer.drop_broken_models()
+
+
+def _digests(findings: Sequence[Finding], *kinds: Kind) -> set[Digest]:
+    return {f.digest for f in findings if f.kind in kinds and f.digest is not None}
+
+
+def _view(finding: Finding, *, repaired: bool) -> FindingView:
+    return FindingView(
+        kind=finding.kind.value,
+        path=str(finding.path),
+        detail=finding.detail,
+        advice=finding.kind.advice,
+        repaired=repaired,
+    )

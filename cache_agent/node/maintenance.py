@@ -1,0 +1,146 @@
+"""The agent's own thread: ends leases of holders that are gone, writes back to shared places, scrubs the store.
+
+Reading for scrubs and write-backs shares one IO budget.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from cache_agent.errors import Cancelled
+from cache_agent.fetch.repair import Repairer
+from cache_agent.sources.shared import SharedPlace, populate_shared
+from cache_agent.sources.throttle import Throttle
+from cache_agent.store.roots import Roots
+from cache_agent.store.store import Store
+from modelimage.digest import Digest
+from modelimage.errors import Fault, WeightyardError
+
+DEFAULT_PERIOD: Final = 7 * 86400.0
+DEFAULT_SCRUB_RATE: Final = 50e6
+DEFAULT_INTERVAL: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceOptions:
+    """`scrub_period` in seconds: each file is read again at least so often; 0 turns scrubbing off.
+
+    `scrub_rate` is the IO budget in bytes per second, `interval` the seconds between two rounds.
+    """
+
+    scrub_period: float = DEFAULT_PERIOD
+    scrub_rate: float = DEFAULT_SCRUB_RATE
+    interval: float = DEFAULT_INTERVAL
+
+
+class Maintenance:
+    """Runs from `start` to `stop`. A round that fails is reported by `problem` and tried again."""
+
+    def __init__(
+        self,
+        roots: Roots,
+        repairer: Repairer,
+        options: MaintenanceOptions,
+        shared: Callable[[], Sequence[SharedPlace]] = lambda: (),
+        relieve: Callable[[], bool] = lambda: False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._roots, self._repairer, self._options = roots, repairer, options
+        self._shared, self._relieve = shared, relieve
+        self._written: set[tuple[str, Digest]] = set()
+        self._throttle = Throttle(options.scrub_rate, monotonic)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="maintenance", daemon=True)
+        self._problem: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End soon, in the middle of a file if need be, and wait for it."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def reconfigure(self, options: MaintenanceOptions) -> None:
+        """Other periods and another IO budget from now on."""
+        self._options = options
+        self._throttle.set_rate(options.scrub_rate)
+
+    def problem(self) -> str | None:
+        """Why upkeep isn't done, for readiness; None when all is well."""
+        if not self._thread.is_alive():
+            return "the maintenance thread isn't running"
+        return self._problem
+
+    def round(self) -> int:
+        """One round: expire leases, write back, scrub what is due. Files found damaged.
+
+        A root or a shared place that fails doesn't keep the rest from being looked after: the first failure is raised
+        at the end, one of this node before one of others. Raises Cancelled when told to stop.
+        """
+        self._relieve()
+        damaged = 0
+        problems: list[WeightyardError] = []
+        for store in self._roots.stores:
+            for step in self._steps():
+                try:
+                    damaged += step(store)
+                except Cancelled:
+                    raise
+                except WeightyardError as error:
+                    problems.append(error)
+        if problems:
+            raise min(problems, key=lambda problem: problem.fault is not Fault.NODE)
+        return damaged
+
+    def _steps(self) -> Iterator[Callable[[Store], int]]:
+        yield self._expire
+        yield from (partial(self._populate_shared, place) for place in self._shared())
+        if self._options.scrub_period > 0:
+            yield self._scrub
+
+    @staticmethod
+    def _expire(store: Store) -> int:
+        store.reconciler.expire()
+        return 0
+
+    def _scrub(self, store: Store) -> int:
+        damaged = 0
+        scrubber = store.scrubber(self._options.scrub_period, self._pause)
+        for file in scrubber.due():
+            damage = scrubber.scrub(file)
+            if damage is not None:
+                damaged += 1
+                self._repairer.mend(store, damage.digest)
+        return damaged
+
+    def _populate_shared(self, place: SharedPlace, store: Store) -> int:
+        """Copy files that a place of the cluster lacks to it; it is asked once for each file."""
+        for model in store.models():
+            for file in store.ledger.model_files(model.key):
+                if (place.name, file.digest) not in self._written:
+                    populate_shared(place, file.digest, store.paths.file(file.digest), self._pause)
+                    self._written.add((place.name, file.digest))
+        return 0
+
+    def _main(self) -> None:
+        while not self._stop.wait(self._options.interval):
+            try:
+                self.round()
+                self._problem = None
+            except Cancelled:
+                return
+            except WeightyardError as error:
+                # Only what this node can't do makes it unready; a bucket that is away is told.
+                self._problem = error.message if error.fault is Fault.NODE else None
+                self._repairer.events.upkeep_failed(error.message)
+
+    def _pause(self, count: int) -> None:
+        if self._stop.wait(self._throttle.take(count)):
+            raise Cancelled("the agent is stopping")

@@ -1,0 +1,125 @@
+"""Which sources a model is fetched from, in the configured order: part of the composition root.
+
+Each place has one circuit breaker and one rate for the life of the agent, whoever asks it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cache_agent.config import SharedSection, TierSection
+from cache_agent.peers.tier import Peers
+from cache_agent.sources.decorators import Breaker, Breaking, Limited, Measured, Rate
+from cache_agent.sources.directory import SharedDirectory
+from cache_agent.sources.hub import HubSource
+from cache_agent.sources.image import ImageSource
+from cache_agent.sources.s3 import S3Bucket
+from cache_agent.sources.shared import SharedPlace, SharedSource
+from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.throttle import Throttle
+from modelimage.errors import InvalidImage
+from modelimage.record import Record
+from modelimage.reference import ImageReference, RegistryReference, parse_image
+from modelimage.repository import ImageReader
+
+
+@dataclass
+class Tiers:
+    """The sources of every pull of one agent. Callable as `SourcesOf`."""
+
+    config: TierSection
+    open_reader: Callable[[ImageReference], ImageReader]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    rate_per_source: float = 0.0
+    monotonic: Callable[[], float] = time.monotonic
+    peers: Peers | None = None
+    rates: dict[str, Rate] = field(default_factory=dict)
+    _breakers: dict[str, Breaker] = field(default_factory=dict)
+    _throttles: dict[str, Throttle] = field(default_factory=dict)
+    _places: tuple[SharedPlace, ...] | None = None
+
+    def __call__(
+        self, resolved: Resolved, reader: ImageReader, repository: str
+    ) -> Sequence[Source]:
+        """Sources for one model, the configured order kept."""
+        found = [
+            self._wrapped(source)
+            for tier in self.config.order
+            for source in self._of_tier(tier, resolved, reader, repository)
+        ]
+        if not any(source.proves for source in found):
+            # What other tiers gave may have to be fetched once more from the image itself.
+            found.append(self._wrapped(_image(resolved, reader, repository)))
+        if self.peers is not None and "peer" in self.config.order:
+            # They are first whatever the order says: a chunk that a node has needn't be asked for anywhere else.
+            return self.peers.wrap(found, resolved, repository)
+        return found
+
+    def places(self) -> tuple[SharedPlace, ...]:
+        """The shared places, made once."""
+        if self._places is None:
+            self._places = tuple(map(_place, self.config.shared))
+        return self._places
+
+    def written_back(self) -> Sequence[SharedPlace]:
+        """The shared places that this node fills."""
+        return (
+            self.places() if self.config.populate_shared and "shared" in self.config.order else ()
+        )
+
+    def reconfigure(self, config: TierSection, rate_per_source: float) -> None:
+        """Use other tiers from the next pull on, and another cap of each source at once."""
+        self.config, self._places, self.rate_per_source = config, None, rate_per_source
+        for throttle in self._throttles.values():
+            throttle.set_rate(rate_per_source)
+
+    def _of_tier(
+        self, tier: str, resolved: Resolved, reader: ImageReader, repository: str
+    ) -> Iterator[Source]:
+        if tier == "shared":
+            yield from (SharedSource(place) for place in self.places())
+        elif tier == "registry":
+            yield from self._mirrors(resolved, repository)
+            yield _image(resolved, reader, repository)
+        elif tier == "hub" and isinstance(resolved.record, Record):
+            endpoint = self.environ.get("HF_ENDPOINT", self.config.hub.endpoint)
+            hub = HubSource.of(resolved.record, endpoint, self.environ.get("HF_TOKEN"))
+            if hub is not None:
+                yield hub
+
+    def _mirrors(self, resolved: Resolved, repository: str) -> Iterator[Source]:
+        """The same repository on each mirror of its registry, nearest first. Layers are named by digest there too."""
+        reference = parse_image(repository) if not repository.startswith("oci:") else None
+        if not isinstance(reference, RegistryReference):
+            return
+        for host in self.config.mirrors.get(reference.registry, ()):
+            mirror = replace(reference, registry=host)
+            yield _image(resolved, self.open_reader(mirror), f"{host}/{reference.repository}")
+
+    def _wrapped(self, source: Source) -> Source:
+        name = source.name
+        throttle = self._throttles.setdefault(name, Throttle(self.rate_per_source, self.monotonic))
+        breaker = self._breakers.setdefault(name, Breaker(self.monotonic))
+        rate = self.rates.setdefault(name, Rate())
+        return Measured(
+            Breaking(Limited(source, throttle, time.sleep), breaker), rate, self.monotonic
+        )
+
+
+def _image(resolved: Resolved, reader: ImageReader, repository: str) -> Source:
+    return ImageSource(reader, resolved.record, resolved.layers, repository)
+
+
+def _place(section: SharedSection) -> SharedPlace:
+    if section.directory is not None:
+        return SharedDirectory(section.directory)
+    if section.s3 is None:
+        raise InvalidImage("a shared place without a place")
+    options = {"endpoint_url": section.s3.endpoint, "region_name": section.s3.region}
+    return S3Bucket(
+        section.s3.bucket,
+        section.s3.prefix,
+        {name: value for name, value in options.items() if value},
+    )

@@ -1,0 +1,144 @@
+"""Wanted state from a directory or a file: read at once, and again whenever something in it changes.
+
+The kernel tells of changes (inotify), so nothing is done while nothing changes. A filesystem that doesn't tell, such
+as NFS, is looked at now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cache_agent.api.cached_model import CachedModel
+from cache_agent.node.threads import wait_event
+from cache_agent.prewarm.documents import Parsed, parse_documents
+from modelimage.errors import NotWritable
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+# Between looks at a place that doesn't tell of changes, in seconds; for one that does, only a safety net.
+LOOK_SECONDS: Final = 30.0
+# Changes come in bursts: writing a file and renaming it is one.
+_SETTLE_SECONDS: Final = 0.05
+_MAX_BYTES: Final = 16 << 20
+
+_CLOEXEC, _NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
+_CHANGES: Final = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800  # see inotify(7)
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """All that is wanted, by name, and what is wrong with the rest."""
+
+    models: dict[str, CachedModel]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class DirectorySource:
+    """One directory of documents, or one file. `make` makes a directory that isn't there yet."""
+
+    path: Path
+    _seen: dict[Path, tuple[tuple[int, ...], Parsed]] = field(default_factory=dict)
+
+    def make(self) -> None:
+        """Make the directory. Raises NotWritable."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotWritable(f"can't make {self.path}: {error.strerror}") from error
+
+    def read(self) -> DesiredState:
+        """Everything in it; files that didn't change since aren't read again."""
+        before, self._seen = self._seen, {}
+        models: dict[str, CachedModel] = {}
+        problems: list[str] = []
+        for path in self._files():
+            parsed = self._parsed(path, before)
+            problems += parsed.problems
+            for model in parsed.models:
+                if model.name in models:
+                    problems.append(f"{path.name}: {model.name} is in another file as well")
+                else:
+                    models[model.name] = model
+        return DesiredState(models, tuple(problems))
+
+    async def watch(self, tell: Callable[[DesiredState], None], look: float = LOOK_SECONDS) -> None:
+        """Tell what is wanted, now and after every change, until cancelled."""
+        changed = asyncio.Event()
+        with self._changes(changed.set):
+            last: DesiredState | None = None
+            while True:
+                found = self.read()
+                if found != last:
+                    last = found
+                    tell(found)
+                if await wait_event(changed, look):
+                    await asyncio.sleep(_SETTLE_SECONDS)
+                changed.clear()
+
+    @property
+    def _directory(self) -> Path:
+        """What is watched: a file is replaced by renaming, which its directory tells."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def _files(self) -> list[Path]:
+        if not self.path.is_dir():
+            return [self.path] if self.path.exists() else []
+        try:
+            return sorted(
+                path
+                for path in self.path.iterdir()
+                if path.suffix in SUFFIXES and not path.name.startswith(".")
+            )
+        except OSError:
+            return []  # removed meanwhile
+
+    def _parsed(self, path: Path, before: dict[Path, tuple[tuple[int, ...], Parsed]]) -> Parsed:
+        try:
+            facts = path.stat()
+            identity = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            known = before.get(path)
+            if known is not None and known[0] == identity:
+                parsed = known[1]
+            elif facts.st_size > _MAX_BYTES:
+                parsed = Parsed(problems=(f"{path.name}: too large for a document",))
+            else:
+                parsed = parse_documents(
+                    path.read_text(), where=path.name, base=path.absolute().parent
+                )
+        except FileNotFoundError:
+            return Parsed()
+        except (OSError, UnicodeDecodeError) as error:
+            return Parsed(problems=(f"{path.name}: can't be read: {error}",))
+        self._seen[path] = (identity, parsed)
+        return parsed
+
+    @contextmanager
+    def _changes(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call `tell` in the event loop after every change. Where the kernel won't, it is never called."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.inotify_init1(_CLOEXEC | _NONBLOCK)
+        if fd < 0:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def drain() -> None:
+            with suppress(BlockingIOError):
+                while os.read(fd, 1 << 16):
+                    pass
+            tell()
+
+        try:
+            libc.inotify_add_watch(fd, os.fsencode(self._directory), _CHANGES)
+            loop.add_reader(fd, drain)
+            yield
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)

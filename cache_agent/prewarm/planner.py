@@ -1,0 +1,271 @@
+"""What to do so that this node holds what is wanted: pure, the same plan for the same situation, at any time.
+
+Every call decides everything anew from what is so. Carried out, plans reach a point where nothing is left to do.
+Wishes are served by priority, then by name. Nothing leased, nothing pinned by hand and nothing wanted as much is ever
+evicted for a wish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cache_agent.prewarm.values import (
+    Action,
+    CachedModelState,
+    DesiredModel,
+    Evict,
+    Fetch,
+    Known,
+    Outcome,
+    Pin,
+    Plan,
+    PlannerInput,
+    PullRuntime,
+    Release,
+    Resolve,
+    RuntimeImage,
+    Stop,
+    Target,
+    Warm,
+)
+from cache_agent.prewarm.windows import state_at
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+
+_NOTHING = Known()
+_UNWANTED = -1
+
+
+def plan(planner_input: PlannerInput) -> Plan:
+    """The plan for a situation.
+
+    Laws: carried out, repeated plans come to one without actions; no action evicts what is leased, pinned by hand, or
+    wanted with at least the priority of what it makes room for; fetches begun fit into the free space together.
+    """
+    return _Planning(planner_input).decide()
+
+
+@dataclass
+class _Planning:
+    """One call's working."""
+
+    planner_input: PlannerInput
+    actions: list[Action] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    wake_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.free = self.planner_input.free
+        self.memory = self.planner_input.memory
+        self.slots = self.planner_input.fetches
+        self.begun: dict[Target, Outcome] = {}
+        self.warming = False
+        self.making_room = self.planner_input.settling
+        self.pulling = any(image.pulling for image in self.planner_input.runtime.values())
+        self.order = sorted(self.planner_input.desired_models, key=lambda w: (-w.priority, w.name))
+        self.standing = _standing(self.planner_input, self.order)
+
+    def decide(self) -> Plan:
+        for desired in self.order:
+            outcome = self._of_model(desired)
+            self.outcomes[desired.name] = self._with_runtime(desired, outcome)
+        self._stop_unwanted()
+        self._pins()
+        return Plan(tuple(self.actions), self.outcomes, self.wake_at)
+
+    # Models
+
+    def _of_model(self, desired: DesiredModel) -> Outcome:
+        known = self.planner_input.known.get(desired.target, _NOTHING)
+        holding = self.planner_input.held.get(known.key) if known.key else None
+        if holding is not None:
+            return self._held(desired, holding)
+        open_now, why_not = self._is_open(desired)
+        begun = self.begun.get(desired.target)
+        if begun is not None:
+            return begun
+        if not open_now:
+            return Outcome("Waiting", "OutsideWindow", why_not)
+        outcome = self._unheld(desired, known)
+        self.begun[desired.target] = outcome
+        return outcome
+
+    def _held(self, desired: DesiredModel, holding: CachedModelState) -> Outcome:
+        key = holding.key
+        if desired.tier == "disk" or key in self.planner_input.warm:
+            if desired.tier == "memory":
+                self.memory -= holding.size
+            return Outcome("Ready", key=key)
+        if holding.size > self.memory:
+            text = "held on the disk; there isn't enough memory to keep it there as well"
+            return Outcome("Ready", "NoMemory", text, key)
+        self.memory -= holding.size
+        if key in self.planner_input.cold:
+            return Outcome(
+                "Ready", "NotInMemory", "held on the disk; it didn't stay in memory", key
+            )
+        if not self.warming:  # one at a time: two would compete for the disk
+            self.warming = True
+            self.actions.append(Warm(key))
+        return Outcome("Warming", key=key)
+
+    def _unheld(self, desired: DesiredModel, known: Known) -> Outcome:
+        failure = known.failure
+        if known.running:
+            return self._turn(known)
+        if failure is not None and self.planner_input.now < failure.not_before:
+            self._wake(failure.not_before)
+            return Outcome("Failed", failure.reason, failure.message, known.key)
+        if known.need is None:
+            return self._unanswered(desired, known)
+        if self.making_room or self.slots == 0:
+            return _queued(known)
+        if known.need > self.free:
+            return self._make_room(desired, known, known.need)
+        self.free -= known.need
+        self.actions.append(Fetch(desired))
+        return self._turn(known)
+
+    def _unanswered(self, desired: DesiredModel, known: Known) -> Outcome:
+        """How much is missing has to be asked first."""
+        if not known.asking:
+            self.actions.append(Resolve(desired))
+        if known.failure is not None:  # until it goes well, nothing is better than it was
+            return Outcome("Failed", known.failure.reason, known.failure.message, known.key)
+        return Outcome("Pending", "Resolving", "asking the registry what the image is")
+
+    def _turn(self, known: Known) -> Outcome:
+        """One of the fetches that run at once, or a place in the queue."""
+        if self.slots == 0:
+            return _queued(known)
+        self.slots -= 1
+        return Outcome("Fetching", key=known.key)
+
+    def _make_room(self, desired: DesiredModel, known: Known, need: int) -> Outcome:
+        candidates = self._evictable_for(desired)
+        victims = _fewest(candidates, need - self.free)
+        if victims:
+            self.actions += [Evict(each.key) for each in victims]
+            self.making_room = True  # nobody less wanted may take it
+            return Outcome("Waiting", "MakingRoom", "less wanted models are making room", known.key)
+        could = sum(each.freed for each in candidates)
+        text = (
+            f"needs {need} bytes, {self.free} are free and {could} could be freed; raise the budget, "
+            "take pins or other wishes away, or raise its priority"
+        )
+        return Outcome("Waiting", "NoSpace", text, known.key)
+
+    def _evictable_for(self, desired: DesiredModel) -> list[CachedModelState]:
+        """What may go for a wish, first to go first."""
+        s = self.planner_input
+        free_to_go: list[tuple[tuple[int, int, float, Digest], CachedModelState]] = []
+        for key, holding in s.held.items():
+            pinned_by_hand = holding.pinned and key not in s.pinned_for
+            standing = self.standing.get(key, _UNWANTED)
+            in_use = holding.leased or (holding.fresh and standing == _UNWANTED)
+            if in_use or pinned_by_hand or standing >= desired.priority or not holding.freed:
+                continue
+            rank = (0 if key in s.releasing else 1, standing, holding.value, key)
+            free_to_go.append((rank, holding))
+        return [holding for _, holding in sorted(free_to_go, key=lambda each: each[0])]
+
+    def _stop_unwanted(self) -> None:
+        """Fetches that may not go on: outranked, out of their window, or wanted by nobody now."""
+        for target, known in self.planner_input.known.items():
+            if not known.running:
+                continue
+            outcome = self.begun.get(target)
+            if outcome is None or outcome.state != "Fetching":
+                self.actions.append(Stop(target))
+
+    # Pins
+
+    def _pins(self) -> None:
+        s = self.planner_input
+        keys = (s.known.get(desired.target, _NOTHING).key for desired in self.order if desired.pin)
+        wanted = {key for key in keys if key is not None}
+        going = {action.key for action in self.actions if isinstance(action, Evict)}
+        for key, holding in sorted(s.held.items()):
+            if key in wanted and not holding.pinned:
+                self.actions.append(Pin(key))
+            elif key in s.pinned_for and key not in wanted and key not in going:
+                self.actions.append(Release(key))
+
+    # Runtime images
+
+    def _with_runtime(self, desired: DesiredModel, outcome: Outcome) -> Outcome:
+        image = desired.runtime_image
+        if image is None:
+            return outcome
+        known = self.planner_input.runtime.get(image, RuntimeImage())
+        if known.present or not known.supported:
+            return outcome
+        waiting = self._pull_runtime(desired, image, known)
+        return waiting if outcome.state == "Ready" else outcome
+
+    def _pull_runtime(self, desired: DesiredModel, image: str, known: RuntimeImage) -> Outcome:
+        key = self.planner_input.known.get(desired.target, _NOTHING).key
+        failure = known.failure
+        if known.pulling:
+            return Outcome("Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key)
+        if failure is not None and self.planner_input.now < failure.not_before:
+            self._wake(failure.not_before)
+            return Outcome("Failed", failure.reason, f"{image}: {failure.message}", key)
+        open_now, why_not = self._is_open(desired)
+        if not open_now:
+            return Outcome("Waiting", "OutsideWindow", why_not, key)
+        if not self.pulling:
+            self.pulling = True
+            self.actions.append(PullRuntime(image, desired.pull_secret))
+        return Outcome("Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key)
+
+    # Time
+
+    def _is_open(self, desired: DesiredModel) -> tuple[bool, str]:
+        if desired.window is None:
+            return True, ""
+        try:
+            is_open, changes = state_at(desired.window, self.planner_input.now)
+        except InvalidInput as error:
+            return False, f"{error.message}. {error.hint}"
+        self._wake(changes)
+        window = desired.window
+        return is_open, f"its window opens at {window.start} {window.time_zone}"
+
+    def _wake(self, at: float) -> None:
+        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
+
+
+def _queued(known: Known) -> Outcome:
+    return Outcome("Waiting", "Queued", "what is wanted more is fetched first", known.key)
+
+
+def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dict[Digest, int]:
+    """How much each held model is wanted: the highest priority of its wishes; a pin is beyond every priority."""
+    standing: dict[Digest, int] = {}
+    for desired in order:
+        key = planner_input.known.get(desired.target, _NOTHING).key
+        if key is not None:
+            rank = 100 if desired.pin else desired.priority
+            standing[key] = max(standing.get(key, -1), rank)
+    return standing
+
+
+def _fewest(candidates: Sequence[CachedModelState], need: int) -> list[CachedModelState]:
+    """The first that together free `need`, less those that turn out not to be needed; none if all aren't enough."""
+    chosen: list[CachedModelState] = []
+    for each in candidates:
+        if _freed(chosen) >= need:
+            break
+        chosen.append(each)
+    if _freed(chosen) < need:
+        return []
+    for each in list(chosen):
+        if _freed(chosen) - each.freed >= need:
+            chosen.remove(each)
+    return chosen
+
+
+def _freed(holdings: Iterable[CachedModelState]) -> int:
+    return sum(each.freed for each in holdings)

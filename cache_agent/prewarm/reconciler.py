@@ -1,0 +1,399 @@
+"""Carries plans out: the one owner of every fetch, warming, eviction and runtime pull that wishes ask for.
+
+One loop: look, plan, act, wait until something changes. It is woken by new wishes, by the end of what it began, and by
+the time a plan names; at rest it does nothing but look at long intervals. Store and files are touched in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from cache_agent.api.names import node_label
+from cache_agent.api.node_cache import NodeCacheStatus, NodeFacts
+from cache_agent.errors import Cancelled
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.values import PullRequest
+from cache_agent.node.node import Node
+from cache_agent.node.threads import BlockingExecutor, wait_event
+from cache_agent.prewarm.attempts import Attempts
+from cache_agent.prewarm.inventory import take_inventory
+from cache_agent.prewarm.managed_pins import ManagedPins
+from cache_agent.prewarm.memory import Memory
+from cache_agent.prewarm.options import Credentials, ReconcilerOptions
+from cache_agent.prewarm.planner import plan
+from cache_agent.prewarm.rates import Rates
+from cache_agent.prewarm.report import Made, View, status
+from cache_agent.prewarm.resolver import ask, parse_wanted
+from cache_agent.prewarm.runtime import RuntimeImages
+from cache_agent.prewarm.values import (
+    Action,
+    DesiredModel,
+    Evict,
+    Fetch,
+    Inventory,
+    Pin,
+    Plan,
+    PlannerInput,
+    PullRuntime,
+    Release,
+    Resolve,
+    Stop,
+    Target,
+    Warm,
+)
+from cache_agent.prewarm.wait import follow
+from cache_agent.sources.throttle import Throttle
+from modelimage.digest import Digest
+from modelimage.errors import InUse, NotFound, WeightyardError
+from modelimage.reference import ImageReference
+from modelimage.repository import ImageReader
+
+# Caps below it would look like a stalled source.
+_LEAST_RATE: Final = 1_000_000
+
+
+@dataclass
+class Reconciler:
+    """Makes a node hold what is wanted. `note` tells of what happened, for the log; `facts` go into the report."""
+
+    node: Node
+    executor: BlockingExecutor
+    credentials: Credentials
+    open_reader: Callable[[ImageReference], ImageReader]
+    runtime: RuntimeImages
+    note: Callable[..., None]
+    facts: NodeFacts = field(default_factory=NodeFacts)
+    options: ReconcilerOptions = field(default_factory=ReconcilerOptions)
+    random: Callable[[], float] = random.random
+    # Waits until this node has no such label, bounded; without a cluster there are none.
+    label_gone: Callable[[str], Awaitable[None]] | None = None
+    changed: Callable[[], None] = lambda: None
+    _desired_models: tuple[DesiredModel, ...] | None = None
+    _problems: tuple[str, ...] = ()
+    _trouble: str = ""
+    _inventory: Inventory = field(default_factory=Inventory)
+    _looked: float | None = None
+    _plan: Plan = field(default_factory=lambda: Plan((), {}))
+    _pulls: dict[Target, Pull] = field(default_factory=dict)
+    _releasing: dict[Digest, asyncio.Task[None]] = field(default_factory=dict)
+    _warming: set[Digest] = field(default_factory=set)
+    _settling: set[Target] = field(default_factory=set)
+    _made: Made = field(default_factory=dict)
+    _told: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._wake = asyncio.Event()
+        self._clock, self._monotonic = self.node.clock, self.node.engine.monotonic
+        self._attempts = Attempts(self._clock, self.random)
+        self._memory = Memory(self.node.store, self.node.warmer, self._clock)
+        self._cap = Throttle(max(self.options.bandwidth, _LEAST_RATE) if self.options.bandwidth else 0,
+                             self._monotonic)  # fmt: skip
+        self._rates = Rates(self._monotonic)
+        self._pins: ManagedPins | None = None
+
+    # What others tell
+
+    def want(self, desired_models: Sequence[DesiredModel], problems: Sequence[str] = ()) -> None:
+        """What is wanted from now on."""
+        self._desired_models, self._problems = tuple(desired_models), tuple(problems)
+        self._attempts.keep({desired.target for desired in desired_models})
+        self.wake()
+
+    def status(self, previous: NodeCacheStatus) -> NodeCacheStatus:
+        """The report now; `previous` tells since when conditions hold."""
+        return status(self.view(), previous, self._made)
+
+    def trouble(self, message: str) -> None:
+        """Why what is wanted can't be followed; empty when it can."""
+        if message != self._trouble:
+            self._trouble = message
+            self.changed()
+
+    def wake(self) -> None:
+        """Something changed: plan again."""
+        self._wake.set()
+
+    def stale(self) -> None:
+        """The store changed by other ways: look at it, and plan again."""
+        self._looked = None
+        self._wake.set()
+
+    def view(self) -> View:
+        """What a report is made from."""
+        return View(
+            facts=self.facts.model_copy(update={"read_bytes_per_second": self._memory.read_rate}),
+            inventory=self._inventory,
+            now=self._clock(),
+            synced=self._desired_models is not None,
+            trouble=self._trouble,
+            problems=self._problems,
+            desired_models=self._desired_models or (),
+            outcomes=self._plan.outcomes,
+            known=self._attempts.known,
+            progress={
+                target: self._rates.progress(target, pull.snapshot())
+                for target, pull in self._pulls.items()
+            },
+            runtime=self.runtime.known,
+            warm=self._memory.warm,
+            releasing=frozenset(self._releasing),
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a fetch runs, so that a report changes by itself."""
+        return bool(self._pulls)
+
+    # The loop
+
+    async def run(self) -> None:
+        """Until cancelled. What it began ends with it."""
+        self._pins = await self.executor.call(
+            lambda: ManagedPins(self.node.store.first.paths.root, self.node.store.first.disk)
+        )
+        async with asyncio.TaskGroup() as self._group:
+            try:
+                while True:
+                    self._wake.clear()
+                    await self._step()
+                    await self._wait()
+            finally:
+                for pull in self._pulls.values():
+                    pull.cancel()
+
+    async def _step(self) -> None:
+        try:
+            await self._look()
+        except WeightyardError as error:
+            self.note("store not readable", problem=error.message)
+            return
+        if self._desired_models is not None:
+            self._plan = plan(self._situation(self._desired_models))
+            self._tell_news()
+            for action in self._plan.actions:
+                await self._carry_out(action)
+            self._end_needless_releases()
+        self.changed()
+
+    async def _wait(self) -> None:
+        seconds = self.options.look_seconds
+        if self._plan.wake_at is not None:
+            seconds = min(seconds, max(0.0, self._plan.wake_at - self._clock()) + 0.01)
+        await wait_event(self._wake, seconds)
+
+    async def _look(self) -> None:
+        """Look at the store if it may have changed, and find out what new targets mean."""
+        now = self._monotonic()
+        unknown = [
+            desired.target
+            for desired in self._desired_models or ()
+            if desired.target not in self._attempts.known
+        ]
+        due = self._looked is None or now - self._looked >= self.options.look_seconds
+        if due:
+            self._inventory = await self.executor.call(self._take_inventory)
+            self._looked = now
+        if unknown:
+            found = await self.executor.call(lambda: [self._meaning(each) for each in unknown])
+            for target, key in zip(unknown, found, strict=True):
+                self._attempts.means(target, key)
+        if self._desired_models is not None:
+            self.runtime.keep(
+                {desired.runtime_image for desired in self._desired_models if desired.runtime_image}
+            )
+
+    def _take_inventory(self) -> Inventory:
+        inventory = take_inventory(self.node.store, self._clock())
+        self._memory.look(self._in_memory(inventory))
+        return inventory
+
+    def _in_memory(self, inventory: Inventory) -> set[Digest]:
+        keys = {
+            self._attempts.known[desired.target].key
+            for desired in self._desired_models or ()
+            if desired.tier == "memory" and desired.target in self._attempts.known
+        }
+        return {key for key in keys if key is not None and key in inventory.held}
+
+    def _meaning(self, target: Target) -> Digest | None:
+        found = self.node.store.resolved(target.image, target.variant)
+        return found[0].key if found else None
+
+    def _situation(self, desired_models: tuple[DesiredModel, ...]) -> PlannerInput:
+        return PlannerInput(
+            desired_models=desired_models,
+            now=self._clock(),
+            free=self._inventory.free,
+            memory=self._memory.room() if any(w.tier == "memory" for w in desired_models) else 0,
+            fetches=self.options.fetches,
+            known=self._attempts.known,
+            held=self._inventory.held,
+            runtime=self.runtime.known,
+            pinned_for=self._pins.keys if self._pins else frozenset(),
+            warm=self._memory.warm,
+            cold=self._memory.cold(),
+            releasing=frozenset(self._releasing),
+            settling=bool(self._settling),
+        )
+
+    def _tell_news(self) -> None:
+        """Successes and failures, once each, for the log."""
+        self._told = {
+            name: each for name, each in self._told.items() if name in self._plan.outcomes
+        }
+        for name, outcome in self._plan.outcomes.items():
+            news = (outcome.state, outcome.reason)
+            telling = outcome.state in ("Ready", "Failed") or outcome.reason == "NoSpace"
+            if telling and self._told.get(name) != news:
+                self._told[name] = news
+                self.note(
+                    f"wanted model {outcome.state.lower()}",
+                    name=name, reason=outcome.reason, message=outcome.message,
+                    key=str(outcome.key or ""),
+                )  # fmt: skip
+
+    # Actions
+
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case Resolve(desired):
+                self._attempts.asking(desired.target)
+                self._group.create_task(self._ask(desired))
+            case Fetch(desired):
+                self._attempts.running(desired.target)
+                self._settling.add(desired.target)
+                self._group.create_task(self._fetch(desired))
+            case Stop(target):
+                pull = self._pulls.get(target)
+                if pull is not None:
+                    pull.cancel()
+            case Pin(key) | Release(key):
+                await self._pin(key, pinned=isinstance(action, Pin))
+            case Warm(key) if not self._warming:
+                self._warming.add(key)
+                self._group.create_task(self._warm(key))
+            case Evict(key) if key not in self._releasing:
+                self._releasing[key] = self._group.create_task(self._evict(key))
+            case PullRuntime(image, secret):
+                self.runtime.begin(image)
+                self._group.create_task(self._pull_runtime(image, secret))
+
+    async def _ask(self, desired: DesiredModel) -> None:
+        target = desired.target
+        try:
+            image = parse_wanted(target.image)
+            reader = await self.credentials.reader(image, desired.pull_secret)
+            question = partial(
+                ask, self.node.store, reader or self.open_reader(image), image, target,
+                self.node.machine.platform,
+            )  # fmt: skip
+            answer = await self.executor.call(question)
+        except WeightyardError as error:
+            self._attempts.failed(target, error)
+        else:
+            self._attempts.answered(target, answer.key, answer.need)
+            if answer.need == 0 or answer.key in self._inventory.held:
+                self._looked = None
+        self.wake()
+
+    async def _fetch(self, desired: DesiredModel) -> None:
+        target = desired.target
+        try:
+            image = parse_wanted(target.image)
+            request = PullRequest(
+                image, target.variant, desired.priority,
+                await self.credentials.reader(image, desired.pull_secret), self._caps(desired), evicting=False,
+            )  # fmt: skip
+            self._pulls[target] = pull = self.node.pull(request)
+            await follow(pull, self.executor, partial(self._settled, target))
+            result = pull.result(0)
+        except Cancelled:
+            self._attempts.stopped(target)
+        except WeightyardError as error:
+            self._attempts.failed(target, error)
+        else:
+            if result is not None:
+                self._attempts.fetched(target, result.model.key)
+        finally:
+            self._pulls.pop(target, None)
+            self._settling.discard(target)
+            self._rates.forget(target)
+            self._looked = None
+            self.wake()
+
+    def _settled(self, target: Target) -> None:
+        self._settling.discard(target)
+        self.stale()
+
+    def _caps(self, desired: DesiredModel) -> tuple[Throttle, ...]:
+        caps = [self._cap] if self.options.bandwidth else []
+        if desired.bandwidth:
+            caps.append(Throttle(max(desired.bandwidth, _LEAST_RATE), self._monotonic))
+        return tuple(caps)
+
+    async def _pin(self, key: Digest, *, pinned: bool) -> None:
+        """The note comes first and goes last, so that no pin is ever taken for one made by hand."""
+        pins = self._pins
+        if pins is None:
+            return
+
+        def carry_out() -> None:
+            if pinned:
+                pins.add(key)
+            with suppress(NotFound):  # removed meanwhile
+                self.node.store.pin(key, pinned=pinned)
+            if not pinned:
+                pins.drop(key)
+
+        await self._changing_store(carry_out)
+
+    async def _warm(self, key: Digest) -> None:
+        await self.executor.call(lambda: self._memory.bring(key))
+        self._warming.discard(key)
+        self.wake()
+
+    async def _evict(self, key: Digest) -> None:
+        self.changed()
+        try:
+            if self.label_gone is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.options.label_seconds):
+                        await self.label_gone(node_label(key))
+            await self._changing_store(partial(self._remove, key))
+        finally:
+            self._releasing.pop(key, None)
+            self.wake()
+
+    def _remove(self, key: Digest) -> None:
+        """Remove a model; one that somebody has come to use, or that is gone, is left."""
+        with suppress(InUse, NotFound):
+            pins = self._pins
+            mine = pins is not None and key in pins.keys
+            freed = self.node.store.remove(key, unpin=mine)
+            if pins is not None:
+                pins.drop(key)
+            self.note("evicted for what is wanted more", key=str(key), freed=freed)
+
+    def _end_needless_releases(self) -> None:
+        wanted = {action.key for action in self._plan.actions if isinstance(action, Evict)}
+        for key, task in self._releasing.items():
+            if key not in wanted:
+                task.cancel()
+
+    async def _changing_store(self, change: Callable[[], None]) -> None:
+        try:
+            await self.executor.call(change)
+        except WeightyardError as error:
+            self.note("store not changed", problem=error.message)
+        self._looked = None
+        self.wake()
+
+    async def _pull_runtime(self, image: str, secret: str | None) -> None:
+        await self.runtime.pull(image, secret)
+        self.wake()

@@ -1,0 +1,217 @@
+"""What an agent says of itself: its NodeCache's status, made from what is so. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from cache_agent.api.cached_model import Tier
+from cache_agent.api.document import Condition, timestamp
+from cache_agent.api.node_cache import Held, NodeCacheStatus, NodeFacts, Space, Wanted
+from cache_agent.prewarm.values import DesiredModel, Inventory, Known, Outcome, RuntimeImage, Target
+from cache_agent.store.values import Model
+from modelimage.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch is: `done` of `total` bytes, at `rate` bytes per second."""
+
+    done: int
+    total: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a report is made from. `trouble` says why what is wanted isn't known, or only as it was."""
+
+    facts: NodeFacts
+    inventory: Inventory
+    now: float
+    synced: bool
+    trouble: str = ""
+    problems: tuple[str, ...] = ()
+    desired_models: Sequence[DesiredModel] = ()
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    known: Mapping[Target, Known] = field(default_factory=dict)
+    progress: Mapping[Target, Progress] = field(default_factory=dict)
+    runtime: Mapping[str, RuntimeImage] = field(default_factory=dict)
+    warm: frozenset[Digest] = frozenset()
+    releasing: frozenset[Digest] = frozenset()
+
+
+_RuntimeState = Literal["Pulling", "Present", "Failed", "Unsupported"]
+_PENDING = Outcome("Pending")
+
+
+class _Of(NamedTuple):
+    """What is said of a wish is made from."""
+
+    desired: DesiredModel
+    outcome: Outcome
+    model: Model | None
+    progress: Progress | None
+    tier: Tier | None
+    runtime: _RuntimeState | None
+
+
+Made = dict[str, tuple[_Of, Wanted]]
+
+
+def status(view: View, previous: NodeCacheStatus, made: Made | None = None) -> NodeCacheStatus:
+    """The status now. Conditions keep the time at which they last changed.
+
+    `made` keeps what was said of each wish for the next time: of a thousand, few change at once.
+    """
+    made = {} if made is None else made
+    wanted = tuple(
+        _wanted(view, desired, made)
+        for desired in sorted(view.desired_models, key=lambda w: w.name)
+    )
+    for name in made.keys() - {desired.name for desired in view.desired_models}:
+        del made[name]
+    held = sum(each.state == "Ready" for each in wanted)
+    inventory = view.inventory
+    return NodeCacheStatus(
+        observed_generation=1,
+        conditions=_merged(_conditions(view, wanted), previous.conditions, view.now),
+        node=view.facts,
+        space=Space(
+            total=inventory.total,
+            used=inventory.used,
+            free=inventory.free,
+            evictable=inventory.evictable,
+        ),
+        held=f"{held}/{len(wanted)}",
+        wanted=wanted,
+        models=tuple(_held(view, model) for _, model in sorted(inventory.models.items())),
+    )
+
+
+def _wanted(view: View, desired: DesiredModel, made: Made) -> Wanted:
+    outcome = view.outcomes.get(desired.name, _PENDING)
+    model = view.inventory.models.get(outcome.key) if outcome.key else None
+    of = _Of(
+        desired, outcome, model, view.progress.get(desired.target), _tier(view, model),
+        _runtime(view, desired),
+    )  # fmt: skip
+    before = made.get(desired.name)
+    if before is None or before[0] != of:
+        before = made[desired.name] = (of, _said(of))
+    return before[1]
+
+
+def _said(of: _Of) -> Wanted:
+    desired, outcome, model, progress = of.desired, of.outcome, of.model, of.progress
+    done, total, rate = (progress.done, progress.total, progress.rate) if progress else (0, 0, 0.0)
+    if model is not None:
+        done = total = model.size
+    return Wanted(
+        name=desired.name,
+        uid=desired.uid,
+        observed_generation=desired.generation,
+        state=outcome.state,
+        reason=outcome.reason,
+        message=outcome.message,
+        model_key=str(outcome.key) if outcome.key else None,
+        image=model.image if model else desired.target.image,
+        variant=model.variant if model else desired.target.variant,
+        bytes_done=done,
+        bytes_total=total or None,
+        bytes_per_second=int(rate),
+        seconds_left=int((total - done) / rate) if rate >= 1 and model is None else None,
+        tier=of.tier,
+        pinned=model.pinned if model else False,
+        verified_at=timestamp(model.verified) if model and model.verified else None,
+        runtime_image=of.runtime,
+    )
+
+
+def _runtime(view: View, desired: DesiredModel) -> _RuntimeState | None:
+    if desired.runtime_image is None:
+        return None
+    known = view.runtime.get(desired.runtime_image, RuntimeImage())
+    if not known.supported:
+        return "Unsupported"
+    if known.present:
+        return "Present"
+    return "Failed" if known.failure is not None and not known.pulling else "Pulling"
+
+
+def _held(view: View, model: Model) -> Held:
+    return Held(
+        key=str(model.key),
+        state="Releasing" if model.key in view.releasing else "Ready",
+        image=model.image,
+        variant=model.variant,
+        size=model.size,
+        tier=_tier(view, model) or "disk",
+        pinned=model.pinned,
+        leases=len(model.leases),
+        verified_at=timestamp(model.verified) if model.verified else None,
+    )
+
+
+def _tier(view: View, model: Model | None) -> Tier | None:
+    if model is None:
+        return None
+    return "memory" if model.key in view.warm else "disk"
+
+
+_Fact = tuple[str, bool | None, str, str]
+
+
+def _conditions(view: View, wanted: Sequence[Wanted]) -> list[_Fact]:
+    pinned = {desired.name for desired in view.desired_models if desired.pin}
+    late = [each for each in wanted if each.name in pinned and each.state != "Ready"]
+    cramped = [each.name for each in wanted if each.reason == "NoSpace"]
+    known = view.synced
+    return [
+        ("Ready", True, "Running", "the agent runs and its store is sound"),
+        _synced(view),
+        ("PinnedReady", not late, "Held" if not late else "Missing", _names(each.name for each in late))
+        if known
+        else ("PinnedReady", False, "NotSynced", "what is wanted isn't known yet"),
+        ("SpaceSufficient", not cramped, "Fits" if not cramped else "NoSpace", _names(cramped)),
+    ]  # fmt: skip
+
+
+def _synced(view: View) -> _Fact:
+    if not view.synced:
+        return ("Synced", False, "NotSynced", view.trouble or "what is wanted isn't known yet")
+    if view.trouble:
+        return ("Synced", False, "Disconnected", f"acting on what was last known: {view.trouble}")
+    if view.problems:
+        return ("Synced", True, "WithProblems", "; ".join(view.problems)[:4000])
+    return ("Synced", True, "Synced", "")
+
+
+def _names(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+
+
+def _merged(
+    facts: Sequence[_Fact], previous: Sequence[Condition], now: float
+) -> tuple[Condition, ...]:
+    before = {each.type: each for each in previous}
+    return tuple(_condition(fact, before.get(fact[0]), now) for fact in facts)
+
+
+def _condition(fact: _Fact, before: Condition | None, now: float) -> Condition:
+    kind, holds, reason, message = fact
+    said: Literal["True", "False", "Unknown"] = (
+        "Unknown" if holds is None else "True" if holds else "False"
+    )
+    same = before is not None and before.status == said
+    since = before.last_transition_time if same and before is not None else timestamp(now)
+    return Condition(
+        type=kind,
+        status=said,
+        reason=reason,
+        message=message,
+        observed_generation=1,
+        last_transition_time=since,
+    )

@@ -1,0 +1,72 @@
+"""What an image means now, and how much of it this node lacks: asked before a fetch, so that it can be planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache_agent.fetch.planner import unique_files
+from cache_agent.prewarm.values import Target
+from cache_agent.store.roots import Roots
+from cache_agent.store.values import repository_of
+from modelimage import canonical
+from modelimage.descriptor import Descriptor, Platform
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.foreign import is_ours, resolve_manifest
+from modelimage.reference import (
+    EngineReference,
+    LayoutReference,
+    RegistryReference,
+    parse_image,
+)
+from modelimage.repository import ImageReader
+from modelimage.resolve import resolve_root
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`need` bytes are missing. The model's key is known ahead only for images with a record."""
+
+    key: Digest | None
+    need: int
+
+
+def parse_wanted(text: str) -> RegistryReference | LayoutReference:
+    """An image that a node can fetch. Raises InvalidInput."""
+    image = parse_image(text)
+    if isinstance(image, EngineReference):
+        raise InvalidInput(
+            f"a docker engine's image can't be cached: {text}", hint="Push it to a registry."
+        )
+    return image
+
+
+def ask(
+    roots: Roots,
+    reader: ImageReader,
+    image: RegistryReference | LayoutReference,
+    target: Target,
+    platform: Platform,
+) -> Answer:
+    """Resolve an image and count what is missing. Raises what resolving raises, DiskFailed.
+
+    Files that came through another repository count as missing: they may have to be fetched through this one again.
+    """
+    root = reader.resolve(image.name)
+    if not is_ours(reader, root):
+        # Without a record only the layers' sizes are known; what they hold may be smaller or larger.
+        manifest = resolve_manifest(reader, root, platform)
+        document = canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
+        layers = document.get("layers")
+        if not isinstance(layers, list):
+            raise InvalidImage(f"malformed manifest {manifest.digest}: no list of layers")
+        return Answer(None, sum(Descriptor.from_json(layer).size for layer in layers))
+    record = resolve_root(reader, root, target.variant).record
+    place = repository_of(image)
+    missing = [
+        file
+        for file in unique_files(record.files)
+        if roots.file(file.digest) is None or not roots.is_proven(place, file)
+    ]
+    here = sum(max(store.partial_bytes(file) for store in roots.stores) for file in missing)
+    return Answer(record.key, sum(file.size for file in missing) - here)

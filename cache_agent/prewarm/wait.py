@@ -1,0 +1,38 @@
+"""A pull seen from the event loop: until its space is reserved, and until it ends. Cancelled, the pull is too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from cache_agent.fetch.pull import Pull
+from cache_agent.node.threads import BlockingExecutor, call_soon, wait_event
+
+_STEP_SECONDS: Final = 0.05
+
+
+async def follow(pull: Pull, executor: BlockingExecutor, settled: Callable[[], None]) -> None:
+    """Wait for a pull's end, which its result tells. Cancelled, the pull is, and its end is waited for all the same.
+
+    `settled` is called once what it takes is reserved, which its first byte tells: until then free space isn't known.
+    """
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    pull.when_ended(lambda: call_soon(loop, ended.set))
+    try:
+        await _first_byte(pull, ended)
+        settled()
+        await ended.wait()
+    except asyncio.CancelledError:
+        pull.cancel()
+        await executor.call(pull.join)
+        raise
+
+
+async def _first_byte(pull: Pull, ended: asyncio.Event) -> None:
+    while not ended.is_set():
+        now = pull.snapshot()
+        if now.done > now.resumed + now.reused:
+            return
+        await wait_event(ended, _STEP_SECONDS)

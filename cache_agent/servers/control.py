@@ -1,0 +1,177 @@
+"""The control API: HTTP over a unix socket, and over a loopback port where one is asked for.
+
+    GET  /livez /readyz /metrics
+    GET  /v1/models               GET, DELETE /v1/model?name=
+    POST /v1/pull                 progress as JSON lines, then `done` or `error`; hanging up cancels
+    GET, POST /v1/leases          DELETE /v1/leases/{id}
+    POST /v1/pin /v1/gc /v1/check /v1/warm
+    GET  /v1/space /v1/status     /v1/explain?name=
+
+Parses, asks the service in a thread, writes the answer. Knows no store and no source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from cache_agent.api.errors import status_of, to_view
+from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
+from cache_agent.node.service import Service, done_view, progress_view
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.servers.observe import ObserveApi
+from modelimage.errors import InvalidInput, WeightyardError
+
+_PROGRESS_SECONDS: Final = 0.2
+_MAX_BODY: Final = 1 << 20
+Body = TypeVar("Body", bound=BaseModel)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ControlApi:
+    """Routes for one agent."""
+
+    def __init__(self, service: Service, executor: BlockingExecutor, observe: ObserveApi) -> None:
+        self._service, self._executor, self._observe = service, executor, observe
+
+    def application(self) -> web.Application:
+        """The aiohttp application with every route."""
+        app = web.Application(middlewares=[_errors], client_max_size=_MAX_BODY)
+        app.add_routes(
+            [
+                *self._observe.routes(),
+                web.get("/v1/models", self._models),
+                web.get("/v1/model", self._model),
+                web.delete("/v1/model", self._remove),
+                web.post("/v1/pull", self._pull),
+                web.get("/v1/leases", self._leases),
+                web.post("/v1/leases", self._lease),
+                web.delete("/v1/leases/{id}", self._release),
+                web.post("/v1/pin", self._pin),
+                web.post("/v1/gc", self._gc),
+                web.get("/v1/status", self._status),
+                web.get("/v1/space", self._space),
+                web.get("/v1/explain", self._explain),
+                web.post("/v1/warm", self._warm),
+                web.post("/v1/check", self._check),
+            ]
+        )
+        return app
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return _many(await self._executor.call(self._service.models))
+
+    async def _model(self, request: web.Request) -> web.Response:
+        name = _name(request)
+        return _one(await self._executor.call(lambda: self._service.find(name)))
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        name, unpin = _name(request), _flag(request, "unpin")
+        return _one(await self._executor.call(lambda: self._service.remove(name, unpin=unpin)))
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        body = await _body(request, PullBody)
+        pull = await self._executor.call(lambda: self._service.start_pull(body))
+        answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        try:
+            await answer.prepare(request)
+            async with aclosing(self._executor.follow(pull, _PROGRESS_SECONDS)) as snapshots:
+                async for snapshot in snapshots:
+                    await _line(answer, progress_view(snapshot))
+        except BaseException:
+            pull.cancel()
+            raise
+        try:
+            await _line(answer, done_view(pull, body.image))
+        except WeightyardError as error:
+            await _line(answer, to_view(error))
+        return answer
+
+    async def _leases(self, request: web.Request) -> web.Response:
+        return _many(await self._executor.call(self._service.leases))
+
+    async def _lease(self, request: web.Request) -> web.Response:
+        body = await _body(request, LeaseBody)
+        return _one(await self._executor.call(lambda: self._service.lease(body)))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        lease_id = request.match_info["id"]
+        released = await self._executor.call(lambda: self._service.release(lease_id))
+        return web.json_response({"released": released})
+
+    async def _pin(self, request: web.Request) -> web.Response:
+        body = await _body(request, PinBody)
+        return _one(
+            await self._executor.call(lambda: self._service.pin(body.model, pinned=body.pinned))
+        )
+
+    async def _gc(self, request: web.Request) -> web.Response:
+        body = await _body(request, GcBody)
+        return _one(await self._executor.call(lambda: self._service.gc(body)))
+
+    async def _warm(self, request: web.Request) -> web.Response:
+        body = await _body(request, WarmBody)
+        return _one(await self._executor.call(lambda: self._service.warm(body)))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        name = _name(request)
+        return _many(await self._executor.call(lambda: self._service.explain(name)))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        # Made in the event loop, where what is wanted lives.
+        return web.json_response(self._service.status().to_document())
+
+    async def _space(self, request: web.Request) -> web.Response:
+        return _one(await self._executor.call(self._service.space))
+
+    async def _check(self, request: web.Request) -> web.Response:
+        repair, quick = _flag(request, "repair"), _flag(request, "quick")
+        return _one(
+            await self._executor.call(lambda: self._service.check(repair=repair, quick=quick))
+        )
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors raised on purpose become their status and a document."""
+    try:
+        return await handler(request)
+    except WeightyardError as error:
+        return _one(to_view(error), status=status_of(error))
+
+
+async def _body(request: web.Request, kind: type[Body]) -> Body:
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"malformed request: {where}: {first['msg']}") from error
+
+
+def _name(request: web.Request) -> str:
+    name = request.query.get("name")
+    if not name:
+        raise InvalidInput("no model named", hint="Add ?name=KEY.")
+    return name
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    return request.query.get(name, "0") in ("1", "true")
+
+
+def _one(view: BaseModel, status: int = 200) -> web.Response:
+    return web.Response(text=view.model_dump_json(), content_type="application/json", status=status)
+
+
+def _many(views: Sequence[BaseModel]) -> web.Response:
+    return web.json_response([view.model_dump() for view in views], dumps=json.dumps)
+
+
+async def _line(answer: web.StreamResponse, view: BaseModel) -> None:
+    await answer.write(view.model_dump_json().encode() + b"\n")

@@ -1,0 +1,90 @@
+"""How the agent gives orders to the mounter: those that come together on one connection, which ends with them.
+
+So either side may die and start again at any time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_agent.mounter.orders import MAX_LINES, Operation, Order, Report
+from cache_agent.mounter.server import lines_of
+from cache_agent.net.sockets import connect
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.servers.batching import Batcher
+from modelimage import errors
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, NotWritable, Unreachable, WeightyardError
+
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MounterClient:
+    """Talks to the mounter at a socket. Blocking."""
+
+    path: Path
+
+    def give(self, orders: Sequence[Order]) -> list[Report]:
+        """Give orders; a report of each, in order. Where none came, it says Unreachable: it may have been done."""
+        reports: list[Report] = []
+        for begin in range(0, len(orders), MAX_LINES):
+            reports += self._give(orders[begin : begin + MAX_LINES])
+        return reports
+
+    def _give(self, orders: Sequence[Order]) -> list[Report]:
+        try:
+            with connect(self.path, _SECONDS) as peer:
+                peer.sendall(b"".join(order.to_bytes() for order in orders))
+                peer.shutdown(socket.SHUT_WR)
+                reports = [Report.parse(line) for line in lines_of(peer)]
+        except (OSError, InvalidInput) as error:
+            return [_unreachable(f"the mounter at {self.path} doesn't answer: {error}")] * len(
+                orders
+            )
+        if len(reports) != len(orders):
+            return [_unreachable(f"the mounter at {self.path} ended")] * len(orders)
+        return reports
+
+
+def _unreachable(message: str) -> Report:
+    return Report(error=Unreachable.__name__, message=message)
+
+
+def checked(report: Report) -> Report:
+    """A report of success. Raises what the mounter raised, Unreachable when it didn't answer."""
+    if not report.error:
+        return report
+    kind = getattr(errors, report.error, NotWritable)
+    if not (isinstance(kind, type) and issubclass(kind, WeightyardError)):
+        kind = NotWritable
+    hint = "Look at the log of the mounter's container." if kind is Unreachable else None
+    raise kind(report.message, hint=hint)
+
+
+class Mounts:
+    """The pods' mounts, for coroutines. Raise what the mounter raised, Unreachable when it doesn't answer.
+
+    One who is cancelled may have been obeyed; orders that are given afterwards are carried out after.
+    """
+
+    def __init__(self, client: MounterClient, executor: BlockingExecutor) -> None:
+        self._orders = Batcher(executor, client.give)
+
+    async def bind(self, key: Digest, target: str) -> bool:
+        """See `Binder.bind`."""
+        return (await self._give(Order(Operation.BIND, target, key))).changed
+
+    async def unbind(self, target: str) -> bool:
+        """See `Binder.unbind`."""
+        return (await self._give(Order(Operation.UNBIND, target))).changed
+
+    async def look(self, target: str) -> Digest | None:
+        """See `Binder.look`."""
+        return (await self._give(Order(Operation.LOOK, target))).key
+
+    async def _give(self, order: Order) -> Report:
+        return checked(await self._orders.ask(order))

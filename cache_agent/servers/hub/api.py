@@ -1,0 +1,176 @@
+"""The Hub endpoint's HTTP: the headers and error codes that huggingface_hub reads. Decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, aclosing
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from aiohttp import web
+
+from cache_agent.access.callers import NOBODY, Caller, caller_of_header
+from cache_agent.api.errors import status_of
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.servers.hub.addresses import HubAddress, View, parse_hub_address
+from cache_agent.servers.hub.service import Fill, HubContent, HubService
+from cache_agent.servers.hub.upstream import Declined
+from cache_agent.servers.sender import (
+    FilePiece,
+    Piece,
+    answer_of,
+    deliver,
+    each,
+    following,
+    relay,
+)
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    WeightyardError,
+)
+from modelimage.ranges import ByteRange
+
+_MAX_BODY: Final = 1 << 20
+_WORTH_KEEPING: Final = 8 << 20
+_TRUE: Final = frozenset({"1", "true"})
+
+
+class HubApi:
+    """Serves one node's Hub endpoint. It can't change a thing."""
+
+    def __init__(self, service: HubService, executor: BlockingExecutor) -> None:
+        self._service, self._executor = service, executor
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(client_max_size=_MAX_BODY)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            address = parse_hub_address(request.rel_url.raw_path)
+            caller = caller_of_header(request.headers.get("Authorization"))
+        except InvalidInput as error:
+            return _error(404, "", error.message)
+        asks = ("POST",) if address.view is View.PATHS else ("GET", "HEAD")
+        if request.method not in asks:
+            return _error(405, "", "this endpoint is read-only")
+        try:
+            if address.view is View.FILE:
+                content = await self._executor.call(lambda: self._service.file(address, caller))
+                return await self._send(request, content)
+            return await self._describe(request, address, caller)
+        except WeightyardError as error:
+            return _refusal(error, caller)
+
+    async def _describe(
+        self, request: web.Request, address: HubAddress, caller: Caller
+    ) -> web.Response:
+        listing = await self._executor.call(lambda: self._service.listing(address, caller))
+        commit = {"X-Repo-Commit": listing.commit}
+        if address.view is View.INFO:
+            return web.json_response(listing.info(blobs=_flag(request, "blobs")), headers=commit)
+        if address.view is View.TREE:
+            entries = listing.tree(address.path, recursive=_flag(request, "recursive"))
+            if entries is None:
+                return _error(404, "EntryNotFound", f"{address.path} is not in {listing.repo}")
+            return web.json_response(entries, headers=commit)
+        paths = await _paths(request)
+        known = [listing.files[path].entry() for path in paths if path in listing.files]
+        return web.json_response(known, headers=commit)
+
+    async def _send(self, request: web.Request, content: HubContent) -> web.StreamResponse:
+        file = content.file
+        headers = {"Content-Type": "application/octet-stream", "X-Repo-Commit": content.commit}
+        if file.sha256:
+            linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256.hex}"'}
+            headers.update(linked)
+        answer, wanted = answer_of(request, file.size, f'"{file.etag}"', headers)
+        if wanted is not None:
+            await deliver(request, answer, self._pieces(content, wanted), self._held(content))
+        return answer
+
+    def _held(self, content: HubContent) -> AbstractContextManager[None]:
+        return self._service.node.store.hold(content.held)
+
+    def _pieces(self, content: HubContent, wanted: ByteRange) -> AsyncGenerator[Piece, None]:
+        match content.body:
+            case Path() as path:
+                return each([FilePiece(path, wanted)])
+            case bytes() as data:
+                return each([data[wanted.start : wanted.stop]])
+            case Fill() as fill:
+                # A look at a header is no reason to fetch gigabytes.
+                if len(wanted) < min(content.file.size, _WORTH_KEEPING):
+                    return relay(self._executor, fill.stream(wanted))
+                return self._through_the_cache(fill, wanted)
+            case stream:
+                return relay(self._executor, stream(wanted))
+
+    async def _through_the_cache(
+        self, fill: Fill, wanted: ByteRange
+    ) -> AsyncGenerator[Piece, None]:
+        """A file as it comes into the cache; from the Hub alone where the node can't keep it."""
+        position = wanted.start
+        try:
+            follow = await self._executor.call(fill.begin)
+            pieces = following(self._executor, follow, wanted.start, wanted.stop)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+                    position = piece.wanted.stop if isinstance(piece, FilePiece) else position
+        except DigestMismatch:
+            raise
+        except WeightyardError:
+            # No space, for one; the log has the pull's end. The client needn't suffer from it.
+            rest = relay(self._executor, fill.stream(ByteRange(position, wanted.stop)))
+            async with aclosing(rest):
+                async for piece in rest:
+                    yield piece
+
+
+async def _paths(request: web.Request) -> list[str]:
+    """The paths of a paths-info request, as a form or as JSON."""
+    body = await request.read()
+    try:
+        asked: Any = parse_qs(body.decode())
+        if request.content_type == "application/json":
+            asked = json.loads(body)
+        return [str(path) for path in asked.get("paths", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidInput("malformed request: no paths") from error
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    return request.query.get(name, "").lower() in _TRUE
+
+
+def _refusal(error: WeightyardError, caller: Caller) -> web.Response:
+    match error:
+        case Declined():
+            return _error(error.status, error.code, error.message)
+        case AccessDenied() | NotFound():
+            # As the Hub does: who shows nothing is asked to, who may not read can't tell it from what isn't there.
+            return _error(401 if caller == NOBODY else 404, "RepoNotFound", error.message)
+        case RateLimited():
+            limited = _error(429, "", error.message)
+            limited.headers["Retry-After"] = str(int(error.retry_after or 5))
+            return limited
+        case _:
+            return _error(status_of(error), "", error.message)
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    headers = {
+        "X-Error-Message": " ".join(message.split())[:500].encode("ascii", "replace").decode()
+    }
+    if code:
+        headers["X-Error-Code"] = code
+    return web.json_response({"error": message}, status=status, headers=headers)

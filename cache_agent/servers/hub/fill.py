@@ -1,0 +1,135 @@
+"""Files of the Hub on their way into the cache, each as what others' images are: an artifact of one layer.
+
+The Hub's listing names a weight file by its sha256, so it is a layer whose digest is known. It comes as any other: in
+ranges over several connections, resumed after a crash, once on the node however many ask, believed once its sha256 was
+computed here, counted against the budget, evicted when it is worth least. It is called `<hub>/<repository>:<file>`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import urlsplit
+
+from cache_agent.access.callers import Caller
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.readable_files import ready_layer
+from cache_agent.fetch.values import PullRequest, PullState
+from cache_agent.node.node import Node
+from cache_agent.servers.hub.listing import HubFile, Listing
+from cache_agent.servers.hub.upstream import Declined, HubUpstream
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import AccessDenied, NotFound
+from modelimage.ranges import ByteRange
+from modelimage.reference import RegistryReference
+from modelimage.repository import BlobStream
+
+# How far a file can be read from a position on; None for not yet.
+Follow = Callable[[int], ReadablePrefix | None]
+_ARTIFACT = "application/vnd.weightyard.hub.file.v1"
+_CONFIG = Descriptor(mediatypes.OCI_EMPTY, Digest.of(b"{}"), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class HubImage:
+    """One weight file of a listing, read as an image with a caller's own token: see `ImageReader`."""
+
+    upstream: HubUpstream
+    listing: Listing
+    file: HubFile
+    layer: Digest
+    caller: Caller
+
+    @property
+    def reference(self) -> RegistryReference:
+        """What it is called in the cache. Registries are stricter about names than the Hub is."""
+        parts = (
+            re.sub(r"[^a-z0-9]+", "-", each).strip("-")
+            for each in self.listing.repo.lower().split("/")
+        )
+        repository = "/".join(part or "x" for part in parts)
+        tag = re.sub(r"[^A-Za-z0-9._-]", "_", self.file.path)[-128:].lstrip(".-")
+        return RegistryReference(urlsplit(self.upstream.endpoint).netloc, repository, tag or "file")
+
+    def resolve(self, name: str) -> Descriptor:
+        data = self._manifest()
+        return Descriptor(mediatypes.OCI_MANIFEST, Digest.of(data), len(data))
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        return self._manifest()
+
+    @contextmanager
+    def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
+        if descriptor.digest == _CONFIG.digest:
+            yield io.BytesIO(b"{}")
+            return
+        span = wanted or ByteRange(0, descriptor.size)
+        repo, commit, path = self.listing.repo, self.listing.commit, self.file.path
+        with _mapped(), self.upstream.stream(repo, commit, path, self.caller, span) as stream:
+            yield stream
+
+    def tags(self) -> list[str]:
+        return []
+
+    def _manifest(self) -> bytes:
+        """The same for the same file of a repository, at whichever commit it is asked for."""
+        layer = Descriptor(
+            "application/octet-stream", self.layer, self.file.size,
+            annotations={mediatypes.ANNOTATION_TITLE: self.file.path},
+        )  # fmt: skip
+        document = {
+            "schemaVersion": 2,
+            "mediaType": mediatypes.OCI_MANIFEST,
+            "artifactType": _ARTIFACT,
+            "config": _CONFIG.to_json(),
+            "layers": [layer.to_json()],
+            "annotations": {mediatypes.ANNOTATION_SOURCE: f"hf://{self.listing.repo}"},
+        }
+        return canonical.to_bytes(document)
+
+
+@dataclass
+class Fills:
+    """Brings weight files of the Hub into one node's cache, each once at a time. Safe for threads."""
+
+    node: Node
+    _pulls: dict[tuple[str, Digest], Pull] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, image: HubImage) -> Follow:
+        """Begin to fetch a file, or join who does: tells how far it can be read, and raises what ended the fetching."""
+        with self._lock:
+            for name, pull in list(self._pulls.items()):
+                if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
+                    del self._pulls[name]
+            name = (image.listing.repo, image.layer)
+            if name not in self._pulls:
+                self._pulls[name] = self.node.pull(PullRequest(image.reference, reader=image))
+            return partial(self._ready, self._pulls[name], image)
+
+    def _ready(self, pull: Pull, image: HubImage, position: int) -> ReadablePrefix | None:
+        store = self.node.store
+        if store.file(image.layer) is not None or pull.result(0) is not None:
+            return ReadablePrefix(store.path(image.layer), image.file.size)
+        return ready_layer(pull, image.layer, position)
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """The Hub's refusals in the words that a pull acts on."""
+    try:
+        yield
+    except Declined as error:
+        if error.status in (401, 403):
+            raise AccessDenied(error.message) from error
+        if error.status == 404:
+            raise NotFound(error.message) from error
+        raise

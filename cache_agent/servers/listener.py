@@ -1,0 +1,127 @@
+"""Where a server listens, and how long it puts up with who connects and then says or takes nothing.
+
+A connection on which no request began for a while is closed: clients who never finish theirs can't use up what
+connections cost. One whose peer doesn't take its answer is ended by the kernel: it can't hold a model forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from cache_agent.net.addresses import Address
+from modelimage.errors import Busy
+
+SHUTDOWN_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 60.0
+UNTAKEN_SECONDS: Final = 300.0
+_BACKLOG: Final = 1024
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class _Watched:
+    """How many requests a connection began, and how many of them are being answered."""
+
+    begun: int = 0
+    running: int = 0
+
+
+@dataclass
+class IdleTimeout:
+    """Closes connections on which `seconds` went by without a request beginning or running. For one application.
+
+    `untaken`: for how many seconds a peer may take nothing of what it is sent.
+    """
+
+    seconds: float = PATIENCE_SECONDS
+    untaken: float = UNTAKEN_SECONDS
+    _watched: dict[asyncio.BaseProtocol, _Watched] = field(default_factory=dict)
+
+    def watching(self, app: web.Application) -> web.Application:
+        """An application that counts its requests here, before it answers any."""
+
+        @web.middleware
+        async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._count(request, handler)
+
+        app.middlewares.insert(0, count)
+        return app
+
+    def watch(self, protocol: RequestHandler) -> RequestHandler:
+        """Look at a new connection from time to time."""
+        self._watched[protocol] = _Watched()
+        asyncio.get_running_loop().call_later(self.seconds, self._look, protocol, 0)
+        return protocol
+
+    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        watched = self._watched.get(request.protocol, _Watched())
+        watched.begun += 1
+        watched.running += 1
+        try:
+            return await handler(request)
+        finally:
+            watched.running -= 1
+
+    def _look(self, protocol: RequestHandler, before: int) -> None:
+        watched, transport = self._watched[protocol], protocol.transport
+        if transport is None or transport.is_closing():
+            del self._watched[protocol]
+            return
+        if watched.begun == before and not watched.running:
+            transport.abort()
+        asyncio.get_running_loop().call_later(self.seconds, self._look, protocol, watched.begun)
+
+
+async def serve(
+    stack: AsyncExitStack,
+    app: web.Application,
+    address: Address,
+    tls: ssl.SSLContext | None = None,
+    patience: IdleTimeout | None = None,
+) -> Address:
+    """Answer at an address until the stack is left; where it is. Raises Busy when it is taken."""
+    watcher = patience or IdleTimeout()
+    runner = web.AppRunner(
+        watcher.watching(app),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    listening = _listen(address, watcher.untaken)
+    make = runner.server
+    if make is None:
+        raise RuntimeError("a runner that was set up has a server")
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: watcher.watch(make()), sock=listening, backlog=_BACKLOG, ssl=tls
+    )
+    stack.callback(server.close)
+    return Address(address.host, int(listening.getsockname()[1]))
+
+
+def _listen(address: Address, untaken: float) -> socket.socket:
+    try:
+        server = socket.create_server(
+            (address.host, address.port),
+            family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
+            backlog=_BACKLOG,
+        )
+    except OSError as error:
+        raise Busy(
+            f"can't listen on {address}: {error.strerror or error}", hint="Choose another port."
+        ) from error
+    # Connections inherit it.
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(untaken * 1000))
+    server.setblocking(False)
+    return server

@@ -1,0 +1,63 @@
+"""What the mirror answers with. Values only: who sends them is `cache_agent.servers.sender` and `api`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from cache_agent.fetch.readable import ReadablePrefix
+from modelimage.digest import Digest
+from modelimage.ranges import ByteRange
+from modelimage.recipe import FileSlice, Recipe
+from modelimage.repository import BlobStream
+
+BLOB_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A manifest or config, in memory."""
+
+    digest: Digest
+    media_type: str
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer made from files of the store.
+
+    While a pull still brings them, `ready` tells how far a file may be read from a position on; it raises what ended
+    the pull.
+    """
+
+    digest: Digest
+    recipe: Recipe
+    ready: Callable[[Digest, int], ReadablePrefix | None] | None = None
+    media_type: str = BLOB_TYPE
+
+    @property
+    def size(self) -> int:
+        return self.recipe.size
+
+    def files(self) -> list[Digest]:
+        """The files that it is made from."""
+        return [s.file.digest for s in self.recipe.segments if isinstance(s, FileSlice)]
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A blob that isn't kept here: `open` streams a range of it from upstream with the caller's credentials."""
+
+    digest: Digest
+    size: int
+    open: Callable[[ByteRange], AbstractContextManager[BlobStream]]
+    media_type: str = BLOB_TYPE
+
+
+Content = Document | Layer | Relayed

@@ -1,0 +1,238 @@
+"""What the mirror has to say to one request: the gate first, then the shelf, the store, and upstream at last.
+
+Blocking; called in threads. Nothing is given out for a repository that didn't come from there, or was shown to be there
+with the caller's own credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cache_agent.access.callers import Caller
+from cache_agent.access.gate import Admission, Authorizer
+from cache_agent.access.upstream import Upstream, blob_size
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.readable_files import ready_file
+from cache_agent.fetch.reuse_check import ReuseCheck
+from cache_agent.fetch.values import PullRequest, PullState
+from cache_agent.node.node import Node
+from cache_agent.servers.mirror.content import Content, Document, Layer, Relayed
+from cache_agent.servers.mirror.layers import LINK_LAYER, LayerIndex
+from cache_agent.servers.mirror.paths import Kind, Wanted
+from cache_agent.sources.manifests import layers_of
+from cache_agent.store.values import repository_of
+from modelimage import canonical
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import (
+    AccessDenied,
+    InvalidImage,
+    NotFound,
+    UnknownVariant,
+    Unreachable,
+)
+from modelimage.mediatypes import ANNOTATION_MODEL_KEY, INDEX_TYPES, OCI_LAYER_TAR
+from modelimage.publication import record_layer
+from modelimage.ranges import ByteRange
+from modelimage.recipe import Literal, Recipe
+from modelimage.record import Record
+from modelimage.reference import RegistryReference, parse_image
+from modelimage.repository import BlobStream
+from modelimage.resolve import resolve_model
+
+
+@dataclass
+class MirrorService:
+    """Answers for one node. `questions` fails fast, `transfers` is patient. Safe for threads."""
+
+    node: Node
+    gate: Authorizer
+    questions: Upstream
+    transfers: Upstream
+    _layers: LayerIndex = field(init=False)
+    _pulls: dict[tuple[str, Digest], Pull] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._layers = LayerIndex(self.node.store)
+
+    def content(self, wanted: Wanted, caller: Caller) -> Content:
+        """What was asked for. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
+        place = repository_of(wanted.image)
+        if wanted.kind is Kind.MANIFEST:
+            return self._manifest(wanted.image, place, caller)
+        question = self.questions.blob_question(wanted.image, wanted.digest)
+        admission = self.gate.admit(place, caller, question)
+        return self._blob(wanted, place, admission)
+
+    def challenge(self, wanted: Wanted) -> str | None:
+        """How upstream asks for credentials; None when it doesn't, or can't be asked."""
+        try:
+            return self.questions.challenge(wanted.image, wanted.upstream_path)
+        except Unreachable:
+            return None
+
+    # -- manifests ---------------------------------------------------------------------------
+
+    def _manifest(self, image: RegistryReference, place: str, caller: Caller) -> Document:
+        admission = self.gate.admit(place, caller, self.questions.manifest_question(image))
+        if image.digest is not None:
+            kept = self._kept(place, image.digest)
+            return kept or self._fetch_manifest(image, place, admission)
+        try:
+            return self._fetch_manifest(image, place, admission)
+        except Unreachable:
+            last = self.node.manifest_cache.tagged(place, image.name)
+            kept = self._kept(place, last) if last else None
+            if kept is None:
+                raise
+            return kept
+
+    def _fetch_manifest(
+        self, image: RegistryReference, place: str, admission: Admission
+    ) -> Document:
+        reader = self.questions.repository(image, admission.caller)
+        try:
+            descriptor = reader.resolve(image.name)
+            kept = self._kept(place, descriptor.digest)
+            data = kept.data if kept else reader.manifest(descriptor)
+        except AccessDenied:
+            # It was taken back since it was proved.
+            self.gate.note(place, admission.caller, allowed=False)
+            raise
+        if is_ours(descriptor, data):
+            tags = {image.name: descriptor.digest} if image.digest is None else {}
+            self.node.manifest_cache.keep(place, [(descriptor, data)], tags)
+        return Document(descriptor.digest, descriptor.media_type, data)
+
+    def _kept(self, place: str, digest: Digest) -> Document | None:
+        found = self.node.manifest_cache.find(place, digest)
+        return Document(digest, *found) if found else None
+
+    # -- blobs -------------------------------------------------------------------------------
+
+    def _blob(self, wanted: Wanted, place: str, admission: Admission) -> Content:
+        digest = wanted.digest
+        return (
+            self._kept(place, digest)
+            or self._small_layer(place, digest)
+            or self._layer_of(place, digest)
+            or self._borrowed(wanted, place, admission)
+            or self._arriving(wanted, place, admission)
+            or self._relayed(wanted, admission)
+        )
+
+    def _small_layer(self, place: str, digest: Digest) -> Layer | None:
+        """The layers that are made of no weight file: the link and the record."""
+        if digest == LINK_LAYER[0]:
+            return Layer(*LINK_LAYER)
+        record = self._layers.record_in(digest)
+        if record is None or place not in self._places(record.key):
+            return None
+        return Layer(digest, Recipe.of([Literal(record_layer(record))]))
+
+    def _places(self, key: Digest) -> set[str]:
+        """The repositories that a model was pulled from."""
+        images = map(parse_image, self.node.store.images_of(key))
+        return {repository_of(each) for each in images if isinstance(each, RegistryReference)}
+
+    def _layer_of(self, place: str, digest: Digest) -> Layer | None:
+        """A layer all of whose files came through it, from this repository."""
+        store = self.node.store
+        for record in self._layers.with_layer(digest):
+            files, recipe = record.layer_files(digest), record.recipe(digest)
+            if recipe and all(store.is_proven(place, file) for file in files):
+                return Layer(digest, recipe)
+        return None
+
+    def _borrowed(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:
+        """A layer whose files came from elsewhere: only if it is rebuilt here, and the caller can read it there."""
+        for record in self._layers.with_layer(wanted.digest):
+            recipe, store = record.recipe(wanted.digest), self.node.store.holding(record.key)
+            # What others made is shared by layers, and only by a pull: see `fetch.foreign.known`.
+            if recipe is None or store is None or not isinstance(record, Record):
+                continue
+            layer = Descriptor(OCI_LAYER_TAR, wanted.digest, recipe.size)
+            reader = self.questions.repository(wanted.image, admission.caller)
+            reuse = ReuseCheck(store, place, reader, [layer])
+            files = record.layer_files(wanted.digest)
+            if files and all(reuse.allowed(record, file) for file in files):
+                store.ledger.add_proofs(place, files)
+                return Layer(wanted.digest, recipe)
+        return None
+
+    def _arriving(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:
+        """A layer of a model that isn't here yet: the whole model is pulled, once, given on as its chunks come."""
+        manifest = self._model_with(place, wanted.digest)
+        if manifest is None:
+            return None
+        image = RegistryReference(wanted.image.registry, wanted.image.repository, digest=manifest)
+        reader = self.transfers.repository(image, admission.caller)
+        try:
+            record = resolve_model(reader, str(manifest)).record
+        except (InvalidImage, NotFound, UnknownVariant):
+            return None
+        if wanted.digest not in {layer.digest for layer in record.layers}:
+            return None
+        pull = self._pull(place, record, PullRequest(image, reader=reader))
+        files = {file.digest: file for file in record.layer_files(wanted.digest)}
+
+        def ready(digest: Digest, position: int) -> ReadablePrefix | None:
+            store, file = self.node.store, files[digest]
+            here = store.file(digest) is not None and store.is_proven(place, file)
+            if here or pull.result(0) is not None:
+                return ReadablePrefix(store.path(digest), file.size)
+            return ready_file(pull, digest, position)
+
+        return Layer(wanted.digest, record.recipe(wanted.digest), ready=ready)
+
+    def _pull(self, place: str, record: Record, request: PullRequest) -> Pull:
+        with self._lock:
+            for name, pull in list(self._pulls.items()):
+                if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
+                    del self._pulls[name]
+            running = self._pulls.get((place, record.key))
+            if running is None:
+                running = self._pulls[place, record.key] = self.node.pull(request)
+        return running
+
+    def _model_with(self, place: str, layer: Digest) -> Digest | None:
+        """A model's manifest, known of this repository, that lists a layer."""
+        manifest_cache = self.node.manifest_cache
+        for digest, media_type in manifest_cache.documents(place).items():
+            found = manifest_cache.find(place, digest) if media_type not in INDEX_TYPES else None
+            if found is None or b'"layers"' not in found[1]:
+                continue
+            if layer in {each.digest for each in layers_of(found[1])}:
+                return digest
+        return None
+
+    def _relayed(self, wanted: Wanted, admission: Admission) -> Relayed:
+        reader = self.transfers.repository(wanted.image, admission.caller)
+        size = blob_size(self.questions.repository(wanted.image, admission.caller), wanted.digest)
+        descriptor = Descriptor(OCI_LAYER_TAR, wanted.digest, size)
+
+        @contextlib.contextmanager
+        def stream(wanted: ByteRange) -> Iterator[BlobStream]:
+            with reader.blob(descriptor, wanted) as opened:
+                yield opened
+
+        return Relayed(wanted.digest, size, stream)
+
+
+def is_ours(descriptor: Descriptor, data: bytes) -> bool:
+    """Whether a manifest is a model's of ours, or an index that names one: only those are kept."""
+    document = canonical.parse(data, what=f"manifest {descriptor.digest}")
+    if descriptor.media_type in INDEX_TYPES:
+        entries = document.get("manifests")
+        return isinstance(entries, list) and any(map(_names_model, entries))
+    return _names_model(document)
+
+
+def _names_model(document: object) -> bool:
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    return isinstance(annotations, dict) and ANNOTATION_MODEL_KEY in annotations

@@ -1,0 +1,47 @@
+"""What watches an agent from outside may ask: is it alive, is it ready, what has it counted. Nothing changes here.
+
+The control socket answers the same; this can have an address of its own, for the kubelet and for Prometheus, which
+reach no unix socket.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from cache_agent.node.health import Health
+from cache_agent.node.metrics import Metrics
+from cache_agent.node.threads import BlockingExecutor
+
+
+class ObserveApi:
+    """`GET /livez`, `/readyz` (503 with what is wrong) and `/metrics` of one agent."""
+
+    def __init__(self, executor: BlockingExecutor, health: Health, metrics: Metrics) -> None:
+        self._executor, self._health, self._metrics = executor, health, metrics
+
+    def routes(self) -> list[web.RouteDef]:
+        """For an application that answers more than this."""
+        return [
+            web.get("/livez", self._livez),
+            web.get("/readyz", self._readyz),
+            web.get("/metrics", self._metrics_text),
+        ]
+
+    def application(self) -> web.Application:
+        """An application that answers nothing else."""
+        app = web.Application()
+        app.add_routes(self.routes())
+        return app
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        checks = await self._executor.call(self._health.checks)
+        ready = all(problem is None for problem in checks.values())
+        document = {"ready": ready, "checks": {name: p or "ok" for name, p in checks.items()}}
+        return web.json_response(document, status=200 if ready else 503)
+
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        data, content_type = await self._executor.call(self._metrics.exposition)
+        return web.Response(body=data, headers={"Content-Type": content_type})

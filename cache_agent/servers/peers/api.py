@@ -1,0 +1,143 @@
+"""The HTTP that peers speak: see docs/peers.md. Reads only; every request is checked before anything is looked up.
+
+GET /v1/files/{sha256}/{identity}            -> what is here of a file, JSON
+GET /v1/files/{sha256}/{identity}/chunks/{n} -> a chunk, or a range of it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from cache_agent.node.threads import BlockingExecutor
+from cache_agent.observability.events import Events
+from cache_agent.peers.rate import GRACE_SECONDS, MIN_RATE
+from cache_agent.peers.signing import Asked, Replayed, Verifier, WrongClock
+from cache_agent.servers.peers.servable import ServableChunks, ServableRange
+from cache_agent.servers.sender import FilePiece, Piece, answer_of, deliver, hang_up
+from cache_agent.sources.throttle import Throttle
+from modelimage.digest import Digest
+from modelimage.errors import AccessDenied, NotFound, WeightyardError
+from modelimage.ranges import ByteRange
+
+_ADDRESS: Final = re.compile(
+    r"/v1/files/([0-9a-f]{64})/([0-9a-f]{64})(?:/chunks/(0|[1-9][0-9]{0,9}))?"
+)
+_SLICE: Final = 4 << 20
+# How soon a peer that found all places taken may ask again, in seconds; a fraction is understood.
+_BUSY: Final = {"Retry-After": "0.25"}
+
+
+def patience(size: int) -> float:
+    """Seconds in which a peer is to have taken so many bytes; one that is slower gives up on this node too."""
+    return GRACE_SECONDS + size / MIN_RATE
+
+
+@dataclass
+class PeersApi:
+    """Answers peers. `uploads` chunks at once, at the throttle's rate in all.
+
+    A peer that doesn't take a slice of a chunk within `patience` loses its place to others.
+    """
+
+    offers: ServableChunks
+    verifier: Verifier
+    executor: BlockingExecutor
+    events: Events
+    throttle: Throttle
+    uploads: int
+    patience: Callable[[int], float] = patience
+    _uploading: int = field(default=0, init=False)
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        asked = Asked(request.method, request.raw_path, request.headers.get("Range", ""))
+        try:
+            sender = self.verifier.verify(request.headers.get("Authorization"), asked)
+        except AccessDenied as error:
+            self.events.peer_refused(_why(error))
+            return web.Response(status=401, text=error.message)
+        if request.method != "GET":
+            return web.Response(status=405, text="only GET", headers={"Allow": "GET"})
+        return await self._answer(request, sender)
+
+    async def _answer(self, request: web.Request, sender: str) -> web.StreamResponse:
+        address = _ADDRESS.fullmatch(request.raw_path)
+        if address is None:
+            return web.Response(status=404, text="no such address")
+        try:
+            names = Digest(address[1]), Digest(address[2])
+            offer = await self.executor.call(lambda: self.offers.find(*names))
+            if address[3] is None:
+                return web.Response(body=offer.have.to_bytes(), content_type="application/json")
+            return await self._chunk(request, sender, names[0], offer, int(address[3]))
+        except NotFound as error:
+            return web.Response(status=404, text=error.message)
+        except WeightyardError as error:
+            return web.Response(status=500, text=error.message)
+        except OSError:
+            # It was moved or removed since it was found: next time it is found where it is now.
+            return web.Response(status=503, headers=_BUSY)
+
+    async def _chunk(
+        self, request: web.Request, sender: str, digest: Digest, offer: ServableRange, index: int
+    ) -> web.StreamResponse:
+        chunk = offer.chunk(index)
+        if self._uploading >= self.uploads:
+            return web.Response(status=503, text="all places are taken", headers=_BUSY)
+        headers = {"Content-Type": "application/octet-stream"}
+        answer, wanted = answer_of(request, len(chunk), f'"{digest.hex}-{index}"', headers)
+        if wanted is None:
+            return answer
+        self._uploading += 1
+        try:
+            asked = ByteRange(chunk.start + wanted.start, chunk.start + wanted.stop)
+            async with asyncio.timeout(None) as limit:
+                pieces = self._pieces(offer, asked, limit)
+                await deliver(request, answer, pieces, self.offers.store.hold([digest]))
+        except TimeoutError:
+            hang_up(request)
+            return answer
+        finally:
+            self._uploading -= 1
+        self.events.peer_sent(sender, len(wanted))
+        return answer
+
+    async def _pieces(
+        self, offer: ServableRange, asked: ByteRange, limit: asyncio.Timeout
+    ) -> AsyncGenerator[Piece, None]:
+        """The range in slices, so that a rate can be kept and the next slice be waited for so long.
+
+        What a cap of ours holds up isn't the peer's fault. A file that lands in the store meanwhile stays open.
+        """
+        clock = asyncio.get_running_loop().time
+        with offer.path.open("rb", buffering=0) as file:
+            opened = Path(f"/proc/self/fd/{file.fileno()}")
+            for at in range(asked.start, asked.stop, _SLICE):
+                piece = ByteRange(at, min(asked.stop, at + _SLICE))
+                pause = self.throttle.take(len(piece))
+                limit.reschedule(clock() + pause + self.patience(len(piece)))
+                if pause:
+                    await asyncio.sleep(pause)
+                yield FilePiece(opened, piece)
+
+
+def _why(error: AccessDenied) -> str:
+    match error:
+        case Replayed():
+            return "replayed"
+        case WrongClock():
+            return "clock"
+        case _:
+            return "signature"

@@ -1,0 +1,224 @@
+"""Sends pieces of files and memory as one HTTP answer: the kernel copies from the page cache to the socket (sendfile).
+
+Nothing is buffered whole; a client that reads slowly costs one connection and no memory. Pieces of a few kilobytes are
+read instead, since a system call each would cost more than the copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.node.threads import BlockingExecutor
+from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.ranges import ByteRange, parse_range
+from modelimage.repository import BlobStream
+
+_SMALL: Final = 64 << 10
+_READAHEAD: Final = 8 << 20
+_RELAY_BUFFER: Final = 256 << 10
+_POLL_SECONDS: Final = 0.02
+# Linux alone has it.
+_TCP_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """Bytes of a file."""
+
+    path: Path
+    wanted: ByteRange
+
+
+# No bytes at all: what is next isn't there yet, and what was given before should leave.
+Piece = bytes | FilePiece
+
+
+class ClientGone(ConnectionResetError):
+    """The client hung up in the middle of an answer."""
+
+
+def asked_range(request: web.Request, size: int, etag: str) -> ByteRange | None:
+    """The range that a request asks of `size` bytes; None for all. Raises InvalidInput for a 416."""
+    header = request.headers.get("Range")
+    condition = request.headers.get("If-Range")
+    if header is None or (condition is not None and condition != etag):
+        return None
+    return parse_range(header, size)
+
+
+def answer_of(
+    request: web.Request, size: int, etag: str, headers: dict[str, str]
+) -> tuple[web.StreamResponse, ByteRange | None]:
+    """The answer to a GET or HEAD of something of `size` bytes, not yet begun, and which bytes it has to be given.
+
+    None of them for a HEAD, a 416 and what is empty.
+    """
+    common = {**headers, "Accept-Ranges": "bytes", "ETag": etag}
+    try:
+        wanted = asked_range(request, size, etag)
+    except InvalidInput:
+        return web.Response(
+            status=416, headers={**common, "Content-Range": f"bytes */{size}"}
+        ), None
+    answer = web.StreamResponse(status=206 if wanted else 200, headers=common)
+    if wanted:
+        answer.headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+    answer.content_length = len(wanted) if wanted else size
+    if request.method == "HEAD" or size == 0:
+        return answer, None
+    return answer, wanted or ByteRange(0, size)
+
+
+async def send(
+    request: web.Request, answer: web.StreamResponse, pieces: AsyncIterator[Piece]
+) -> None:
+    """Send the head and the pieces; the head only once the first piece is there.
+
+    Raises what the pieces raise, OSError when a file or the connection fails; `answer.prepared` tells which it was.
+    """
+    first = await anext(pieces)
+    await answer.prepare(request)
+    pending = bytearray()
+    async for piece in _chain(first, pieces):
+        if isinstance(piece, FilePiece) and len(piece.wanted) > _SMALL:
+            await _flush(answer, pending)
+            await _send_file(request, answer, piece)
+            continue
+        pending += piece if isinstance(piece, bytes) else _read(piece)
+        if len(pending) >= _SMALL or piece == b"":
+            await _flush(answer, pending)
+    await _flush(answer, pending)
+    await answer.write_eof()
+
+
+async def deliver(
+    request: web.Request,
+    answer: web.StreamResponse,
+    pieces: AsyncGenerator[Piece, None],
+    held: AbstractContextManager[object],
+) -> None:
+    """Send the pieces while what they come from is held. Before the head is out, raises as `send` does.
+
+    After that a short body is the only way left to say that something failed: the connection ends.
+    """
+    try:
+        async with aclosing(pieces):
+            with held:
+                await send(request, answer, pieces)
+    except (WeightyardError, OSError):
+        if not answer.prepared:
+            raise
+        hang_up(request)
+
+
+async def _chain(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in pieces:
+        yield piece
+
+
+async def each(pieces: Iterable[Piece]) -> AsyncGenerator[Piece, None]:
+    """Pieces that are all there."""
+    for piece in pieces:
+        yield piece
+
+
+async def following(
+    executor: BlockingExecutor, ready: Callable[[int], ReadablePrefix | None], start: int, stop: int
+) -> AsyncGenerator[Piece, None]:
+    """A range of a file that is still on its way, as far as it may be read and further as it comes."""
+    position = start
+    while position < stop:
+        found = await executor.call(partial(ready, position))
+        # Renamed since it was asked for: it is whole, and somewhere else.
+        opened = None if found is None else _opened(found.path)
+        if found is None or opened is None:
+            yield b""
+            await asyncio.sleep(_POLL_SECONDS)
+            continue
+        with opened as file:
+            until = min(found.stop, stop)
+            yield FilePiece(Path(f"/proc/self/fd/{file.fileno()}"), ByteRange(position, until))
+        position = until
+
+
+def _opened(path: Path) -> FileIO | None:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return None
+
+
+async def relay(
+    executor: BlockingExecutor, opening: AbstractContextManager[BlobStream]
+) -> AsyncGenerator[Piece, None]:
+    """What a stream that is read in threads gives, as it comes."""
+    stream = await executor.call(opening.__enter__)
+    buffer = memoryview(bytearray(_RELAY_BUFFER))
+    try:
+        while count := await executor.call(lambda: stream.readinto(buffer)):
+            yield bytes(buffer[:count])
+    finally:
+        stream.close()
+        await executor.call(lambda: opening.__exit__(None, None, None))
+
+
+def hang_up(request: web.Request) -> None:
+    """End an answer that can't be completed: the client must see that it is short."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def _flush(answer: web.StreamResponse, pending: bytearray) -> None:
+    if pending:
+        await answer.write(bytes(pending))
+        pending.clear()
+
+
+def _read(piece: FilePiece) -> bytes:
+    with piece.path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), len(piece.wanted), piece.wanted.start)
+    if len(data) != len(piece.wanted):
+        raise OSError(f"{piece.path} is shorter than it was")
+    return data
+
+
+async def _send_file(request: web.Request, answer: web.StreamResponse, piece: FilePiece) -> None:
+    loop = asyncio.get_running_loop()
+    with piece.path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), piece.wanted.start, _READAHEAD, os.POSIX_FADV_WILLNEED)
+        if request.transport is None or request.transport.is_closing():
+            raise ClientGone("the client hung up")
+        with _corked(request.transport):
+            start, size = piece.wanted.start, len(piece.wanted)
+            sent = await loop.sendfile(request.transport, file, start, size)
+    if sent != len(piece.wanted):
+        raise OSError(f"{piece.path} is shorter than it was")
+
+
+@contextmanager
+def _corked(transport: asyncio.Transport) -> Iterator[None]:
+    """Send full segments only, and the rest at the end: sending as sendfile gives costs a third more (tcp(7))."""
+    connection = transport.get_extra_info("socket")
+    if _TCP_CORK is None or connection is None or connection.family not in _INTERNET:
+        yield
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the client hung up
+            connection.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 0)

@@ -1,0 +1,51 @@
+"""The disk role across roots: what another root of this node holds is copied, not fetched.
+
+It proves nothing about who may read it: see `fetch.reuse`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from cache_agent.sources.source import ChunkRange, Tier
+from cache_agent.sources.streams import FileStream, chained
+from cache_agent.store.store import Store
+from modelimage.errors import NotFound, Unreachable
+from modelimage.repository import BlobStream
+
+
+@dataclass(frozen=True)
+class OtherRootSource:
+    """Another root's files as a source."""
+
+    store: Store
+    tier: Tier = Tier.DISK
+    proves: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.store.paths.root)
+
+    def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
+        """See `Source.open`."""
+        return chained(pieces, self._open)
+
+    @contextmanager
+    def _open(self, piece: ChunkRange) -> Iterator[BlobStream]:
+        path = self.store.paths.file(piece.file.digest)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError as error:
+            raise NotFound(f"{self.name} has no file {piece.file.digest.short}") from error
+        except OSError as error:
+            raise Unreachable(f"{path} can't be opened: {error.strerror}") from error
+        stream = FileStream(fd, piece.range.start, piece.range.stop)
+        try:
+            yield stream
+        except OSError as error:
+            raise Unreachable(f"{path} can't be read: {error.strerror}") from error
+        finally:
+            stream.end()

@@ -1,0 +1,188 @@
+"""The shelf: manifests, indexes and configs of model images, so that a runtime can be given the whole image.
+
+    <root>/images/documents/<hex>           the bytes of a document
+    <root>/images/repositories/<hash>.json  what one repository is known to hold: documents, tags, since when public
+
+A document is given out for a repository only when it came from there. What is lost here is fetched again, so a
+damaged entry counts as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.recovery import listed
+from modelimage import canonical
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, WeightyardError
+
+_MODE = 0o644
+_NO_TAGS: Final[Mapping[str, Digest]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What one repository is known to hold. `documents` are media types by digest, `public` seconds since the epoch."""
+
+    repository: str
+    documents: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    public: float | None = None
+
+    def to_bytes(self) -> bytes:
+        return canonical.to_bytes(
+            {
+                "repository": self.repository,
+                "documents": self.documents,
+                "tags": self.tags,
+                "public": None if self.public is None else int(self.public),
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> Known:
+        """Raises InvalidImage."""
+        document = canonical.parse(data, what="an entry of the shelf")
+        try:
+            return cls(
+                str(document["repository"]),
+                _texts(document["documents"]),
+                _texts(document["tags"]),
+                None if document["public"] is None else float(document["public"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidImage(f"malformed entry of the shelf: {error!r}") from error
+
+
+class ManifestCache:
+    """The shelf of one store. Safe for threads. Raises NoSpace, NotWritable, DiskFailed."""
+
+    def __init__(self, paths: StorePaths, disk: Disk) -> None:
+        images = paths.records.parent
+        self._documents, self._repositories = images / "documents", images / "repositories"
+        self._disk = disk
+        self._lock = threading.RLock()
+        self._known: dict[str, Known] = {}
+
+    def keep(
+        self,
+        repository: str,
+        documents: Iterable[tuple[Descriptor, bytes]],
+        tags: Mapping[str, Digest] = _NO_TAGS,
+    ) -> None:
+        """Put documents on the shelf, whose bytes have been checked against their digests, and note what tags mean."""
+        with self._lock:
+            known = self._of(repository)
+            types, meanings = dict(known.documents), dict(known.tags)
+            for descriptor, data in documents:
+                path = self._documents / descriptor.digest.hex
+                if not is_plain_file(path):
+                    self._disk.mkdir(self._documents)
+                    self._disk.write_durable(path, data)
+                types[str(descriptor.digest)] = descriptor.media_type
+            meanings.update({tag: str(digest) for tag, digest in tags.items()})
+            if (types, meanings) != (known.documents, known.tags):
+                self._put(replace(known, documents=types, tags=meanings))
+
+    def tagged(self, repository: str, tag: str) -> Digest | None:
+        """What a tag last meant."""
+        with self._lock:
+            text = self._of(repository).tags.get(tag)
+        return Digest.parse(text) if text else None
+
+    def find(self, repository: str, digest: Digest) -> tuple[str, bytes] | None:
+        """Media type and bytes of a document that came from this repository; None when it isn't here or is damaged."""
+        with self._lock:
+            media_type = self._of(repository).documents.get(str(digest))
+        path = self._documents / digest.hex
+        if media_type is None or not is_plain_file(path):
+            return None
+        with reading(path):
+            data = path.read_bytes()
+        if Digest.of(data) != digest:
+            self._disk.unlink(path)
+            return None
+        return media_type, data
+
+    def documents(self, repository: str) -> dict[Digest, str]:
+        """Media types by digest of what came from a repository."""
+        with self._lock:
+            return {
+                Digest.parse(each): kind for each, kind in self._of(repository).documents.items()
+            }
+
+    def public_since(self, place: str) -> float | None:
+        """See `PublicPlaces`."""
+        with self._lock:
+            return self._of(place).public
+
+    def note_public(self, place: str, at: float | None) -> None:
+        """See `PublicPlaces`. Only of places that something is kept of, else callers could fill the disk with names."""
+        with self._lock:
+            known = self._of(place)
+            if known.documents:
+                self._put(replace(known, public=at))
+            else:
+                self._known.pop(place, None)
+
+    def prune(self, wanted: Callable[[str], bool]) -> int:
+        """Forget the places that aren't wanted, and documents that no place holds; how many went."""
+        with self._lock:
+            kept: set[str] = set()
+            gone = 0
+            for path in listed(self._repositories):
+                known = self._read(path)
+                if known is None or not wanted(known.repository):
+                    self._disk.unlink(path)
+                    self._known.pop(known.repository if known else "", None)
+                    gone += 1
+                else:
+                    kept.update(Digest.parse(each).hex for each in known.documents)
+            for path in listed(self._documents):
+                if path.name not in kept:
+                    self._disk.unlink(path)
+                    gone += 1
+        return gone
+
+    def _of(self, repository: str) -> Known:
+        known = self._known.get(repository)
+        if known is None:
+            read = self._read(self._path(repository))
+            known = read if read and read.repository == repository else Known(repository)
+            if known.documents:
+                self._known[repository] = known
+        return known
+
+    def _read(self, path: Path) -> Known | None:
+        if not is_plain_file(path):
+            return None
+        try:
+            with reading(path):
+                return Known.parse(path.read_bytes())
+        except WeightyardError:
+            return None  # damaged, so missing: see above
+
+    def _put(self, known: Known) -> None:
+        self._disk.mkdir(self._repositories)
+        self._disk.write_durable(self._path(known.repository), known.to_bytes(), _MODE)
+        self._known[known.repository] = known
+
+    def _path(self, repository: str) -> Path:
+        return self._repositories / f"{hashlib.sha256(repository.encode()).hexdigest()[:40]}.json"
+
+
+def _texts(value: Any) -> dict[str, str]:
+    """A JSON object of text to text."""
+    for text in (*value.keys(), *value.values()):
+        if not isinstance(text, str):
+            raise TypeError(f"expected text, got {text!r:.80}")
+    return dict(value)

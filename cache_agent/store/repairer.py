@@ -1,0 +1,164 @@
+"""Local mending of an open store: keep what is right, put whole copies in place, set aside the rest.
+
+A damaged file is never written to: servers may have it mapped. A whole copy replaces its name in `files/` and in every
+model, in that order; a crash in between leaves models on the old inode, which the checker reports and `relink` ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from blake3 import blake3
+
+from cache_agent.chunks import chunk_range
+from cache_agent.errors import DiskFailed
+from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file
+from cache_agent.store.ledger import Ledger
+from cache_agent.store.partials import Partial, open_for_reading, read_range
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.publish import read_record
+from cache_agent.store.recovery import same_file
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage
+from modelimage.paths import RECORD_NAME
+from modelimage.record import RecordFile
+
+
+@dataclass(frozen=True, slots=True)
+class Repairer:
+    """Mends one store. Nothing here fetches."""
+
+    paths: StorePaths
+    disk: Disk
+    ledger: Ledger
+
+    def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
+        """Copy the right chunks of a damaged file into its partial; how many were wrong or couldn't be read."""
+        file, source = partial.file, self.paths.file(partial.file.digest)
+        wrong = 0
+        with open_for_reading(source) as fd:
+            for index in partial.missing():
+                if not self._salvage_chunk(partial, fd, index, pause):
+                    wrong += 1
+        return wrong if file.size else 0
+
+    def _salvage_chunk(
+        self, partial: Partial, fd: int, index: int, pause: Callable[[int], None]
+    ) -> bool:
+        wanted = chunk_range(partial.file.size, index)
+        hashed, offset = blake3(), wanted.start
+        try:
+            for view in read_range(fd, self.paths.file(partial.file.digest), wanted):
+                hashed.update(view)
+                partial.write(view, offset)
+                offset += len(view)
+                pause(len(view))
+        except DiskFailed:
+            return False
+        if hashed.hexdigest() != partial.file.chunks[index]:
+            return False
+        partial.mark(index)
+        return True
+
+    def relink(self, digest: Digest) -> int:
+        """Make every model's name for a file the store's own inode; how many weren't."""
+        target, mended = self.paths.file(digest), 0
+        for key in self.ledger.models_of(digest):
+            for file, path in self._names(key, digest):
+                if not same_file(path, target):
+                    fresh = path.with_name(f".{file.digest.hex}.new")
+                    self.disk.unlink(fresh)
+                    self.disk.link(target, fresh)
+                    self.disk.rename(fresh, path)
+                    self.disk.sync_directory(path.parent)
+                    mended += 1
+        return mended
+
+    def protect(self, path: Path) -> None:
+        """Take write permission from a file again."""
+        self.disk.chmod(path, READ_ONLY_FILE)
+
+    def set_aside(self, digest: Digest) -> list[Digest]:
+        """Take a file that can't be mended out of use, with the models that hold it and nobody leases.
+
+        Their other files stay, for the next pull. Returns the models set aside.
+        """
+        with self.ledger.exclusive():
+            keys = self.ledger.models_of(digest)
+            idle = [key for key in keys if not self.ledger.leases(key)]
+            if len(idle) < len(keys):
+                # A running server reads it anyway; the name stays until the last lease ends.
+                return []
+            with self.ledger.transaction():
+                for key in idle:
+                    self.ledger.drop_model(key)
+                self.ledger.drop_file(digest)
+            for key in idle:
+                self._keep_journal(key)
+                self._quarantine(self.paths.model(key))
+            self._quarantine(self.paths.file(digest))
+        return idle
+
+    def relist(self) -> int:
+        """Make the ledger list for every model the files that its record names; for how many it didn't."""
+        mended = 0
+        for key in self.ledger.model_keys():
+            try:
+                record = read_record(self.paths.model(key) / RECORD_NAME)
+            except (InvalidImage, DiskFailed):
+                continue  # set aside by `drop_broken_models`
+            with self.ledger.transaction():
+                model = self.ledger.model(key)
+                listed = {file.digest for file in self.ledger.model_files(key)}
+                if model and listed != {file.digest for file in record.files}:
+                    self.ledger.put_model(model, record)
+                    mended += 1
+        return mended
+
+    def drop_broken_models(self) -> list[Digest]:
+        """Set aside the models that lack files and that nobody leases, so that the next pull makes them anew."""
+        broken = [
+            key
+            for key in self.ledger.model_keys()
+            if not self.ledger.leases(key) and not self._is_whole(key)
+        ]
+        with self.ledger.exclusive():
+            with self.ledger.transaction():
+                for key in broken:
+                    self.ledger.drop_model(key)
+            for key in broken:
+                self._keep_journal(key)
+                self._quarantine(self.paths.model(key))
+        return broken
+
+    def _is_whole(self, key: Digest) -> bool:
+        directory = self.paths.model(key)
+        try:
+            record = read_record(directory / RECORD_NAME)
+        except (InvalidImage, DiskFailed):
+            return False
+        return record.key == key and all(
+            same_file(directory / file.path, self.paths.file(file.digest)) for file in record.files
+        )
+
+    def _keep_journal(self, key: Digest) -> None:
+        record = self.paths.record(key)
+        if is_plain_file(record):
+            self.disk.write_small(self.paths.journal(key), record.read_bytes())
+
+    def _quarantine(self, path: Path) -> None:
+        if not path.exists():
+            return
+        taken = (self.paths.quarantine / f"{path.name}.{number}" for number in count())
+        self.disk.rename(path, next(each for each in taken if not each.exists()))
+
+    def _names(self, key: Digest, digest: Digest) -> list[tuple[RecordFile, Path]]:
+        directory = self.paths.model(key)
+        try:
+            record = read_record(directory / RECORD_NAME)
+        except (InvalidImage, DiskFailed):
+            return []
+        return [(file, directory / file.path) for file in record.files if file.digest == digest]

@@ -1,0 +1,142 @@
+"""A layer that goes from a source to a destination without lying on a disk, digested as it passes.
+
+What a sender asks for again is read again, but digested once; a sender that goes on in the middle, because an earlier
+process got so far, has the beginning read and digested, and not handed out. So one object serves any number of tries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Generator, Iterator
+
+from blake3 import blake3
+
+from modelimage.digest import Digest
+from modelimage.errors import DigestMismatch
+from modelimage.hashing import FileDigests, LayerDigests
+from modelimage.ranges import ByteRange
+from modelimage.recipe import FileSlice, Recipe, Segment
+from modelimage.record import CHUNK_SIZE
+
+# The bytes of a part of a file. Closed when they aren't wanted any more.
+ReadSlice = Callable[[FileSlice], Iterator[memoryview | bytes]]
+
+
+class StreamingLayer:
+    """One layer on its way. For one reader at a time; memory is a buffer of the source's.
+
+    A reading that begins where the last one was left, as the next chunk's does, goes on with the same connection.
+    """
+
+    def __init__(self, recipe: Recipe, read_slice: ReadSlice) -> None:
+        self._recipe = recipe
+        self._read_slice = read_slice
+        self._layer = hashlib.sha256()
+        self._digested = 0
+        self._files: dict[str, _PassingFile] = {}
+        self._stream: Generator[memoryview, None, None] | None = None
+        # The last piece that the stream gave, and where it begins.
+        self._piece, self._start = memoryview(b""), 0
+
+    def read(self, offset: int) -> Generator[memoryview, None, None]:
+        """The blob from `offset` on. Raises DigestMismatch where a file is shorter than the recipe says."""
+        stream = self._stream_before(offset)
+        while True:
+            end = self._start + len(self._piece)
+            if end > offset:
+                yield self._piece[max(0, offset - self._start) :]
+                offset = end
+            following = self._next(stream)
+            if following is None:
+                return
+            self._piece, self._start = following, end
+
+    def close(self) -> None:
+        """Free the source's connection."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _stream_before(self, offset: int) -> Generator[memoryview, None, None]:
+        """The stream of pieces that is at `offset`, or else a new one from where digests or the offset need it."""
+        at_hand = self._start <= offset <= self._start + len(self._piece)
+        if self._stream is None or not at_hand:
+            self.close()
+            self._piece, self._start = memoryview(b""), min(offset, self._digested)
+            self._stream = self._pieces(self._start)
+        return self._stream
+
+    def _next(self, stream: Generator[memoryview, None, None]) -> memoryview | None:
+        try:
+            return next(stream, None)
+        except BaseException:
+            self._stream = None
+            raise
+
+    def _pieces(self, position: int) -> Generator[memoryview, None, None]:
+        if position >= self._recipe.size:
+            return
+        for segment in self._recipe.cut(ByteRange(position, self._recipe.size)):
+            end = position + len(segment)
+            path = segment.file.path if isinstance(segment, FileSlice) else None
+            with contextlib.closing(self._segment(segment)) as pieces:
+                for piece in pieces:
+                    view = memoryview(piece)[: end - position]
+                    self._digest(position, view, path)
+                    position += len(view)
+                    yield view
+            if position != end:
+                raise DigestMismatch(
+                    f"{path} came with {end - position} bytes less than were listed",
+                    hint="The source changed meanwhile: build again.",
+                )
+
+    def _segment(self, segment: Segment) -> Generator[memoryview | bytes, None, None]:
+        if isinstance(segment, FileSlice):
+            yield from self._read_slice(segment)
+        else:
+            yield segment.data
+
+    def digests(self) -> LayerDigests:
+        """What it turned out to be. Raises DigestMismatch before all of it has passed."""
+        if self._digested != self._recipe.size:
+            raise DigestMismatch(f"only {self._digested} of {self._recipe.size} bytes have passed")
+        files = {path: file.digests() for path, file in self._files.items()}
+        return LayerDigests(Digest(self._layer.hexdigest()), files)
+
+    def _digest(self, position: int, view: memoryview, path: str | None) -> None:
+        fresh = view[max(0, self._digested - position) :]
+        self._layer.update(fresh)
+        self._digested += len(fresh)
+        if path is not None:
+            self._files.setdefault(path, _PassingFile()).update(fresh)
+
+
+class _PassingFile:
+    """The sha256 of a file and the BLAKE3 of each of its chunks, as its bytes pass in order."""
+
+    def __init__(self) -> None:
+        self._whole = hashlib.sha256()
+        self._chunk = blake3()
+        self._filled = 0
+        self._chunks: list[str] = []
+
+    def update(self, data: memoryview) -> None:
+        self._whole.update(data)
+        while data:
+            part = data[: CHUNK_SIZE - self._filled]
+            self._chunk.update(part)
+            self._filled += len(part)
+            data = data[len(part) :]
+            if self._filled == CHUNK_SIZE:
+                self._end_chunk()
+
+    def digests(self) -> FileDigests:
+        if self._filled:
+            self._end_chunk()
+        return FileDigests(Digest(self._whole.hexdigest()), tuple(self._chunks))
+
+    def _end_chunk(self) -> None:
+        self._chunks.append(self._chunk.hexdigest())
+        self._chunk, self._filled = blake3(), 0

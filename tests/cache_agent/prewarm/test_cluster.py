@@ -1,0 +1,215 @@
+"""An agent's side of a cluster over real HTTP: kmock is the API server, with the faults that real ones have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import kmock
+
+from cache_agent.api.node_cache import NodeCache, NodeCacheStatus, Wanted
+from cache_agent.prewarm.cluster.backoff import Backoff
+from cache_agent.prewarm.cluster.client import Api
+from cache_agent.prewarm.cluster.connection import Connection
+from cache_agent.prewarm.cluster.reporter import Reporter, urgency
+from cache_agent.prewarm.cluster.source import MODELS_PATH, NODES_PATH, ClusterWanted
+from cache_agent.prewarm.cluster.watch import Follower
+from cache_agent.prewarm.credentials import ClusterSecrets
+from tests.cache_agent.nodes import NodeFactory
+from tests.cache_agent.prewarm.documents import cached_model
+from tests.cache_agent.prewarm.keeping import Keeping, keeping
+from tests.cache_agent.prewarm.servers import ApiServer
+from tests.cache_agent.prewarm.test_keeper import images, run
+from tests.servers.process import until
+
+Json = dict[str, Any]
+MODELS = kmock.resource("weightyard.dev/v1alpha1/cachedmodels")
+CACHES = kmock.resource("weightyard.dev/v1alpha1/nodecaches")
+NODES = kmock.resource("v1/nodes")
+CACHES_PATH = "/apis/weightyard.dev/v1alpha1/nodecaches"
+NODE = {"metadata": {"name": "n1", "uid": "u1", "labels": {"gpu": "l4"}}}
+
+
+def quick() -> Backoff:
+    return Backoff(lambda: 0.0, first=0.01, most=0.05)
+
+
+@dataclass
+class Cluster:
+    """An agent at work in a cluster."""
+
+    server: kmock.KubernetesEmulator
+    at: Keeping
+    api: Api
+    reporter: Reporter
+
+    async def report(self) -> NodeCache:
+        found = await self.api.get(f"{CACHES_PATH}/n1")
+        head = {"apiVersion": "weightyard.dev/v1alpha1", "kind": "NodeCache"}
+        return NodeCache.model_validate({**found, **head})
+
+    async def reported(self, *expected: tuple[str, str]) -> NodeCache:
+        """Wait until the server's NodeCache says so of the wishes."""
+
+        def said() -> bool:
+            written = self.reporter.written
+            return written is not None and [(w.name, w.state) for w in written.wanted] == list(
+                expected
+            )
+
+        try:
+            await until(said, what=f"report of {expected}")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.reporter.written}") from error
+        return await self.report()
+
+
+@asynccontextmanager
+async def a_cluster(
+    open_node: NodeFactory, server: kmock.KubernetesEmulator
+) -> AsyncIterator[Cluster]:
+    """A node's agent and its API server, which knows the node."""
+    server.objects[NODES, None, "n1"] = NODE
+    node = open_node(images(2))
+    async with (
+        server,
+        kmock.Server(server) as http,
+        Api(Connection(str(http.url).rstrip("/"))) as api,
+        keeping(node, open_node._reader) as at,
+    ):
+        wanted = ClusterWanted(at.reconciler.want, at.reconciler.trouble)
+        at.reconciler.label_gone = wanted.label_gone
+        reporter = Reporter(
+            api, "n1", at.reconciler.status, lambda: at.reconciler.busy,
+            lambda event, **fields: at.log.append((event, fields)),
+            node.engine.monotonic, backoff=quick(),
+        )  # fmt: skip
+        at.reconciler.changed = reporter.changed
+        follow = partial(Follower, api, backoff=quick())
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                follow(MODELS_PATH, wanted.models).run(),
+                follow(NODES_PATH, wanted.node).run(),
+                reporter.run(),
+            )
+        ]
+        try:
+            yield Cluster(server, at, api, reporter)
+        finally:
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+def synced(cluster: Cluster) -> str | None:
+    """What the report says of the watches."""
+    written = cluster.reporter.written
+    return written.conditions[1].reason if written else None
+
+
+def model(name: str, image: str, **spec: Any) -> Json:
+    document = cached_model(name, image, **spec)
+    document["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
+    return document
+
+
+def test_what_the_cluster_wants_is_fetched_and_reported(open_node: NodeFactory) -> None:
+    async def test() -> None:
+        server = ApiServer()
+        server.objects[MODELS, None, "here"] = model(
+            "here", "reg.test/m0:v1", nodeSelector={"gpu": "l4"}
+        )
+        server.objects[MODELS, None, "elsewhere"] = model(
+            "elsewhere", "reg.test/m1:v1", nodeSelector={"gpu": "h100"}
+        )
+        async with a_cluster(open_node, server) as cluster:
+            cache = await cluster.reported(("here", "Ready"))
+            assert cache.spec.node == "n1"
+            assert cache.status.held == "1/1"
+            assert [m.state for m in cache.status.models] == ["Ready"]
+            assert cache.status.wanted[0].uid == "uid-here"
+            # A node's labels change, and so does what is wanted of it.
+            await cluster.api.patch(f"{NODES_PATH}/n1", {"metadata": {"labels": {"gpu": "h100"}}})
+            await cluster.reported(("elsewhere", "Ready"))
+            await cluster.api._call("DELETE", f"{MODELS_PATH}/elsewhere")
+            await cluster.reported()
+            writes = cluster.reporter.writes
+            cluster.at.reconciler.stale()
+            await until(lambda: cluster.at.reconciler._looked is not None, what="a look")
+            cluster.reporter.changed()
+            await asyncio.sleep(0)
+            assert cluster.reporter.writes == writes
+
+    run(test())
+
+
+def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
+    open_node: NodeFactory,
+) -> None:
+    async def test() -> None:
+        server = ApiServer()
+        too_old = {"type": "ERROR", "object": {"code": 410, "message": "too old", "metadata": {}}}
+        server[kmock.action.LIST][MODELS][:1] << 429 << {"Retry-After": "0"}
+        server[kmock.action.WATCH][MODELS][:1] << (too_old,)
+        server[kmock.action.WATCH][NODES][:1] << 503
+        server["patch"][CACHES][:1] << 409
+        server["patch"][CACHES][1:2] << 500
+        server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
+        async with a_cluster(open_node, server) as cluster:
+            await cluster.reported(("a", "Ready"))
+            await until(lambda: synced(cluster) == "Synced", what="a watch that works")
+            assert (await cluster.report()).status.wanted[0].state == "Ready"
+            assert [event for event, _ in cluster.at.log].count("report not written") == 1
+
+    run(test())
+
+
+def test_a_document_that_no_agent_understands_is_told_and_hinders_no_other(
+    open_node: NodeFactory,
+) -> None:
+    async def test() -> None:
+        server = ApiServer()
+        server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
+        server.objects[MODELS, None, "b"] = model("b", "reg.test/m1:v1", later="field")
+        async with a_cluster(open_node, server) as cluster:
+            cache = await cluster.reported(("a", "Ready"))
+            (synced,) = [c for c in cache.status.conditions if c.type == "Synced"]
+            assert (synced.reason, "b:" in synced.message) == ("WithProblems", True)
+
+    run(test())
+
+
+def test_pull_secrets_are_read_from_the_agent_s_namespace() -> None:
+    async def test() -> None:
+        server = ApiServer()
+        server["get /api/v1/namespaces/wy/secrets/s"] << {
+            "data": {".dockerconfigjson": "eyJhdXRocyI6e319"}
+        }
+        async with (
+            server,
+            kmock.Server(server) as http,
+            Api(Connection(str(http.url).rstrip("/"), token="t")) as api,
+        ):
+            assert await ClusterSecrets(api, "wy").read("s") == {
+                ".dockerconfigjson": '{"auths":{}}'
+            }
+            assert server[0].headers["Authorization"] == "Bearer t"
+
+    run(test())
+
+
+def test_only_news_is_written_and_progress_seldom() -> None:
+    status = NodeCacheStatus(wanted=(Wanted(name="a", state="Fetching", bytes_done=1),))
+    moved = status.model_copy(
+        update={"wanted": (Wanted(name="a", state="Fetching", bytes_done=2),)}
+    )
+    done = status.model_copy(update={"wanted": (Wanted(name="a", state="Ready"),)})
+    assert urgency(status, status) is None
+    waits = [urgency(None, status), urgency(status, done), urgency(status, moved)]
+    assert waits == [0.5, 0.5, 5.0]

@@ -1,0 +1,110 @@
+"""What kubelet asks, parsed: any attributes make a request or are refused; and the wire's numbers."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_agent import errors as ours
+from cache_agent.servers.csi.requests import Publish, parse_publish
+from cache_agent.servers.csi.server import code_of
+from cache_agent.servers.csi.wire import MESSAGES
+from modelimage import errors
+from modelimage.errors import InvalidInput, WeightyardError
+
+KUBELET = PurePosixPath("/var/lib/kubelet")
+TARGET = f"{KUBELET}/pods/u-1/volumes/kubernetes.io~csi/model/mount"
+PREFIX = "csi.storage.k8s.io/"
+GOOD = {f"{PREFIX}ephemeral": "true", f"{PREFIX}pod.uid": "u-1", "image": "reg.test/m:v1"}
+
+
+def parsed(
+    attributes: dict[str, str], target: str = TARGET, volume: str = "v", *, block: bool = False
+) -> Publish:
+    return parse_publish(
+        volume_id=volume,
+        target=target,
+        attributes=attributes,
+        secrets={"password": "wonderland"},
+        block=block,
+        kubelet=KUBELET,
+    )
+
+
+def test_a_request() -> None:
+    names = {f"{PREFIX}pod.name": "a", f"{PREFIX}pod.namespace": "team"}
+    wanted = parsed({**GOOD, **names, "variant": "int4"})
+    assert (wanted.pod, wanted.pod_name, wanted.what) == (
+        "u-1",
+        "team/a",
+        ("reg.test/m:v1", "int4"),
+    )
+    assert "wonderland" not in repr(wanted)
+
+
+@pytest.mark.parametrize("missing", list(GOOD))
+def test_every_attribute_is_needed(missing: str) -> None:
+    with pytest.raises(InvalidInput):
+        parsed({name: value for name, value in GOOD.items() if name != missing})
+
+
+def test_a_block_device_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        parsed(GOOD, block=True)
+
+
+attributes = st.dictionaries(
+    st.sampled_from(["image", "variant", f"{PREFIX}pod.uid", f"{PREFIX}ephemeral", "x"]) | st.text(max_size=5),
+    st.sampled_from(["true", "u-1", "reg.test/m:v1", "oci:/etc", "../x", "a" * 3000]) | st.text(max_size=20),
+)  # fmt: skip
+
+
+@given(attributes, st.just(TARGET) | st.text(max_size=30), st.text(max_size=10))
+def test_any_request_is_understood_or_refused(
+    given_attributes: dict[str, str], target: str, volume: str
+) -> None:
+    try:
+        wanted = parsed({**GOOD, **given_attributes}, target, volume)
+    except InvalidInput:
+        return
+    assert wanted.target == TARGET
+    assert wanted.image.registry
+    assert "/" not in (wanted.variant or "")
+
+
+def every_error() -> list[type[WeightyardError]]:
+    found = [*vars(errors).values(), *vars(ours).values()]
+    return [e for e in found if isinstance(e, type) and issubclass(e, WeightyardError)]
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_every_error_has_a_code_and_a_success_none(kind: type[WeightyardError]) -> None:
+    assert code_of(kind("x")).name not in ("OK", "UNKNOWN", "CANCELLED")
+
+
+def test_the_bytes_are_those_of_the_specification() -> None:
+    """Field numbers and types as csi.proto and kubelet's api.proto have them, spelled out byte by byte."""
+    request = MESSAGES["NodePublishVolumeRequest"](
+        volume_id="v", target_path="t", readonly=True, secrets={"k": "s"}, volume_context={"c": "x"}
+    )
+    expected = b"\x0a\x01v\x22\x01t\x30\x01\x3a\x06\x0a\x01k\x12\x01s\x42\x06\x0a\x01c\x12\x01x"
+    assert request.SerializeToString(deterministic=True) == expected
+    info = MESSAGES["PluginInfo"](
+        type="CSIPlugin", name="n", endpoint="e", supported_versions=["1.0.0"]
+    )
+    assert info.SerializeToString() == b"\x0a\x09CSIPlugin\x12\x01n\x1a\x01e\x22\x051.0.0"
+    usage = MESSAGES["VolumeUsage"](available=1, total=2, used=3, unit=1)
+    assert usage.SerializeToString() == b"\x08\x01\x10\x02\x18\x03\x20\x01"
+    assert (
+        MESSAGES["ProbeResponse"](ready={"value": True}).SerializeToString() == b"\x0a\x02\x08\x01"
+    )
+
+
+def test_fields_of_newer_kubelets_are_skipped() -> None:
+    request = MESSAGES["NodeUnpublishVolumeRequest"].FromString(
+        b"\x0a\x01v\x12\x01t\xfa\x07\x03new"
+    )
+    assert (request.volume_id, request.target_path) == ("v", "t")

@@ -1,0 +1,156 @@
+"""What only the ledger knows comes back when it is lost: pins from their files, leases from who uses what; and leases
+of many threads share their commits."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cache_agent.leases.holders import Machine
+from cache_agent.leases.usage import Mount, mounted, parse_mountinfo, users_of
+from cache_agent.mounter.manual import lease_id
+from cache_agent.node.node import Node
+from cache_agent.store.space import Amount, SpaceLimits
+from cache_agent.store.values import Holder, HolderKind, Use
+from modelimage.digest import Digest
+from modelimage.errors import InUse, NoSpace
+from tests.cache_agent.images import simple_image
+from tests.cache_agent.nodes import NodeFactory, pull
+
+KEY = Digest("ab" * 32)
+READER = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+os.close(fd)
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def server(open_node: NodeFactory) -> Iterator[tuple[Node, int]]:
+    """A node whose model another process has mapped."""
+    image, _, _ = simple_image(weights=[9000])
+    node = open_node({"reg.test/m": image})
+    path = pull(node).path / "model-00000.safetensors"
+    process = subprocess.Popen(
+        [sys.executable, "-c", READER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"mapped\n"
+        yield node, process.pid
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def lose_ledger(root: Path) -> None:
+    for path in root.glob("ledger.db*"):
+        path.unlink()
+
+
+def test_a_process_that_reads_a_model_holds_it_again(
+    open_node: NodeFactory, root: Path, server: tuple[Node, int]
+) -> None:
+    node, pid = server
+    key = node.store.models()[0].key
+    node.close()
+    lose_ledger(root)
+    again = open_node({}, limits=SpaceLimits(Amount(bytes=500_000), Amount()))
+    holders = [lease.holder for lease in again.store.leases()]
+    start = Machine().start_time(pid)
+    assert holders == [Holder(HolderKind.PROCESS, f"{pid}/{start}/{Machine().boot()}")]
+    with pytest.raises(InUse):
+        again.store.remove(key)
+    with pytest.raises(NoSpace, match=f"held by process:{pid}/"):
+        again.store.first.reserve(400_000)
+
+
+def test_a_pin_outlives_the_ledger_and_is_forgotten_with_its_model(
+    open_node: NodeFactory, root: Path
+) -> None:
+    image, record, _ = simple_image(weights=[9000])
+    node = open_node({"reg.test/m": image})
+    pull(node)
+    node.store.pin(record.key, pinned=True)
+    node.close()
+    lose_ledger(root)
+    again = open_node({})
+    assert again.store.models()[0].pinned
+    assert again.check().findings == []
+    again.store.pin(record.key, pinned=False)
+    again.close()
+    lose_ledger(root)
+    once_more = open_node({})
+    assert not once_more.store.models()[0].pinned
+    once_more.store.pin(record.key, pinned=True)
+    once_more.store.remove(record.key, unpin=True)
+    assert list(once_more.store.first.paths.pins.iterdir()) == []
+
+
+def test_mounts_tell_pods_and_people_apart(tmp_path: Path) -> None:
+    models, kubelet = Path("/mnt/disk/store/models"), Path("/var/lib/kubelet")
+    text = (
+        f"36 35 98:0 /store/models/{KEY.hex} {kubelet}/pods/uid-1/volumes/x/mount ro - ext4 /dev/sda1 rw\n"
+        f"37 35 98:0 /store/models/{KEY.hex} /srv/my\\040model ro - ext4 /dev/sda1 rw\n"
+        f"38 35 98:0 /other/models/{KEY.hex} /srv/other ro - ext4 /dev/sda1 rw\n"
+        "39 35 98:0 /store/models/not-a-key /srv/x ro - ext4 /dev/sda1 rw\n"
+        "40 35 98:0 / / rw - ext4 /dev/sda1 rw\n"
+    )
+    target = Path("/srv/my model")
+    assert list(mounted(parse_mountinfo(text), models, kubelet)) == [
+        Use(KEY, Holder(HolderKind.POD, "uid-1")),
+        Use(KEY, Holder(HolderKind.MANUAL, f"mount {target}"), lease_id(target)),
+    ]
+    assert next(parse_mountinfo(text)) == Mount(
+        f"/store/models/{KEY.hex}", f"{kubelet}/pods/uid-1/volumes/x/mount"
+    )
+
+
+def test_this_process_is_no_user_of_what_it_serves(tmp_path: Path) -> None:
+    path = tmp_path / "models" / KEY.hex / "file"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * mmap.PAGESIZE)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert users_of(tmp_path / "models", Machine()) == []
+    finally:
+        os.close(fd)
+
+
+def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory) -> None:
+    image, record, _ = simple_image(weights=[100])
+    node = open_node({"reg.test/m": image})
+    pull(node)
+    store = node.store.first
+    statements: list[str] = []
+    outcomes: list[str] = []
+
+    def take(number: int) -> None:
+        key = record.key if number % 4 else KEY  # some ask for a model that isn't there
+        [lease] = store.lease_all([Use(key, Holder.parse("manual:me"), f"lease-{number}")])
+        outcomes.append(lease.id if lease else "not found")
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(16)]
+    with store.ledger.exclusive():
+        store.ledger._db.set_trace_callback(statements.append)
+        for thread in threads:
+            thread.start()
+        while len(store._commits._waiting) < 16:
+            assert all(thread.is_alive() for thread in threads)
+            os.sched_yield()
+    for thread in threads:
+        thread.join()
+    store.ledger._db.set_trace_callback(None)
+    assert statements.count("COMMIT") == 1
+    assert outcomes.count("not found") == 4
+    assert {lease.id for lease in store.leases()} == set(outcomes) - {"not found"}
+    assert all(store.release_all([lease.id for lease in store.leases()]))

@@ -1,0 +1,240 @@
+"""Where what is wanted is written and how it stands: the cluster through kubectl, or the agent of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import yaml
+from pydantic import ValidationError
+
+from cache_agent.api import cached_model, node_cache
+from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.document import API_VERSION
+from cache_agent.api.node_cache import NodeCache
+from cache_agent.daemon.cache import open_cache
+from cache_agent.prewarm.documents import explain
+from modelimage import errors
+from modelimage.access import Access
+from modelimage.errors import (
+    Busy,
+    EngineFailed,
+    InvalidInput,
+    NotFound,
+    NotWritable,
+    TimedOut,
+)
+from weightyard.kubectl import Kubectl
+
+Json = dict[str, Any]
+
+FOLDER: Final = "prewarm"
+_MODELS: Final = f"/apis/{API_VERSION}/{cached_model.PLURAL}"
+_NODES: Final = f"/apis/{API_VERSION}/{node_cache.PLURAL}"
+# Waiting doesn't help with these: somebody has to change something.
+_LASTING: Final = ("NotFound", "AccessDenied", "UnknownVariant", "InvalidInput", "InvalidImage")
+
+
+class Place(Protocol):
+    """A place where models are wanted."""
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often its standing is worth asking for."""
+
+    def put(self, document: Json) -> None:
+        """Want it, or want it otherwise than before. Raises what reaching the place raises."""
+
+    def remove(self, name: str) -> None:
+        """Want it no more. Raises NotFound."""
+
+    def standing(self, name: str) -> PrewarmStatus:
+        """How it stands by the newest word of what is wanted."""
+
+    def nodes(self) -> list[NodeCache]:
+        """Every node's report."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmStatus:
+    """How one wanted model stands. `failure` is the first node's, as (reason, message)."""
+
+    ready: bool
+    percent: int
+    text: str
+    failure: tuple[str, str] | None = None
+
+
+def wait_ready(
+    place: Place,
+    name: str,
+    *,
+    seconds: float | None,
+    tell: Callable[[PrewarmStatus], None],
+    sleep: Callable[[float], None] = time.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Wait until every node that should hold it does. Raises TimedOut, and what waiting can't mend."""
+    deadline = None if seconds is None else monotonic() + seconds
+    while True:
+        standing = place.standing(name)
+        tell(standing)
+        if standing.ready:
+            return
+        if standing.failure is not None and standing.failure[0] in _LASTING:
+            reason, message = standing.failure
+            kind = getattr(errors, reason)
+            raise kind(message, hint="Correct it and try again; the agents go on trying.")
+        if deadline is not None and monotonic() >= deadline:
+            raise TimedOut(
+                f"{name} isn't ready after {seconds:g} s: {standing.text}",
+                hint="It goes on by itself; see `weightyard status`.",
+            )
+        sleep(place.poll_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """This machine's agent, which reads the directory of wanted documents beside its store."""
+
+    root: Path
+    access: Access
+    poll_seconds: float = 0.3
+
+    def put(self, document: Json) -> None:
+        path = self._path(document["metadata"]["name"])
+        text = yaml.safe_dump(document, sort_keys=False)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text)
+            temporary.replace(path)
+        except OSError as error:
+            raise NotWritable(f"can't write {path}: {error.strerror}") from error
+
+    def remove(self, name: str) -> None:
+        path = self._path(name)
+        try:
+            path.unlink()
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"nothing named {name} is wanted here", hint="See `weightyard status`."
+            ) from error
+        except OSError as error:
+            raise NotWritable(f"can't remove {path}: {error.strerror}") from error
+
+    def standing(self, name: str) -> PrewarmStatus:
+        (node,) = self.nodes()
+        found = next((each for each in node.status.wanted if each.name == name), None)
+        if found is None:
+            return PrewarmStatus(ready=False, percent=0, text="the agent hasn't seen it yet")
+        if found.reason == "NoAgent":
+            raise Busy(
+                f"nobody fetches it: no agent runs on {self.root}",
+                hint="Start one (weightyard agent), or fetch it now: weightyard pull.",
+            )
+        failure = (found.reason, found.message) if found.state == "Failed" else None
+        text = f"{found.state.lower()} {found.message}".strip()
+        return PrewarmStatus(found.state == "Ready", percent(found), text, failure)
+
+    def nodes(self) -> list[NodeCache]:
+        with open_cache(self.root, self.access) as cache:
+            return [cache.status()]
+
+    def _path(self, name: str) -> Path:
+        return self.root / FOLDER / f"{name}.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlace:
+    """A cluster that has Weightyard installed."""
+
+    kubectl: Kubectl
+    poll_seconds: float = 2.0
+
+    def put(self, document: Json) -> None:
+        name = document["metadata"]["name"]
+        try:
+            found = self.kubectl.get(f"{_MODELS}/{name}")
+        except NotFound:
+            self._installed(lambda: self.kubectl.create(_MODELS, document))
+            return
+        if found.get("spec") != document["spec"]:
+            self.kubectl.replace(f"{_MODELS}/{name}", {**found, "spec": document["spec"]})
+
+    def remove(self, name: str) -> None:
+        self.kubectl.get(f"{_MODELS}/{name}")
+        self.kubectl.delete(f"{_MODELS}/{name}")
+
+    def standing(self, name: str) -> PrewarmStatus:
+        model = CachedModel.parse(self.kubectl.get(f"{_MODELS}/{name}"))
+        status = model.status
+        if status.observed_generation < model.metadata.generation:
+            return PrewarmStatus(ready=False, percent=0, text="the controller hasn't seen it yet")
+        ready = next((each for each in status.conditions if each.type == "Ready"), None)
+        failure = status.failures[0] if status.failures else None
+        text = f"{status.held or '0/0'} nodes" + (f": {ready.message}" if ready else "")
+        return PrewarmStatus(
+            ready=ready is not None and ready.status == "True",
+            percent=status.percent,
+            text=text,
+            failure=(failure.reason, f"{failure.node}: {failure.message}") if failure else None,
+        )
+
+    def nodes(self) -> list[NodeCache]:
+        found = self._installed(lambda: self.kubectl.get(_NODES))
+        items = found.get("items") or []
+        head = {"apiVersion": API_VERSION, "kind": node_cache.KIND}
+        return [NodeCache.model_validate({**head, **each}) for each in items]
+
+    @staticmethod
+    def _installed(call: Callable[[], Json]) -> Json:
+        """A whole kind that isn't found means that the cluster doesn't know it."""
+        try:
+            return call()
+        except NotFound as error:
+            raise EngineFailed(
+                "this cluster knows no Weightyard", hint="Install the chart: docs/install.md."
+            ) from error
+
+
+def percent(wanted: node_cache.Wanted) -> int:
+    """How much of it a node holds."""
+    if wanted.state == "Ready":
+        return 100
+    return min(99, 100 * wanted.bytes_done // wanted.bytes_total) if wanted.bytes_total else 0
+
+
+def name_of(image: str, variant: str | None) -> str:
+    """A name for what is wanted, made of an image's own: `llama-v1-int8`."""
+    last = image.removeprefix("oci:").rstrip("/").rpartition("/")[2].partition("@")[0]
+    text = re.sub(r"[^a-z0-9]+", "-", f"{last}-{variant}" if variant else last, flags=re.I)
+    return text.lower().strip("-")[:63].rstrip("-") or "model"
+
+
+def node_selector(nodes: tuple[str, ...]) -> dict[str, str]:
+    """Labels from `key=value` and at most one node's name. Raises InvalidInput."""
+    selector: dict[str, str] = {}
+    for each in (part for text in nodes for part in text.split(",") if part):
+        key, equals, value = each.partition("=")
+        label, wanted = (key, value) if equals else ("kubernetes.io/hostname", each)
+        if selector.setdefault(label, wanted) != wanted:
+            raise InvalidInput(
+                f"no node has both {label}={selector[label]} and {label}={wanted}",
+                hint="Label the nodes (kubectl label node), and give that label.",
+            )
+    return selector
+
+
+def checked(document: Json) -> Json:
+    """A document that agents will understand. Raises InvalidInput."""
+    try:
+        CachedModel.parse(document)
+    except ValidationError as error:
+        raise InvalidInput(explain(error)) from error
+    return document

@@ -1,0 +1,59 @@
+"""A workspace whose model is on the Hub or in S3, served here: built once into a layout of the cache's root.
+
+The same builder, variants and tag as in a cluster; only the place is this machine's, so no registry is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from builder.build import BuildOptions, BuildTools, build
+from builder.destination import open_destination
+from builder.digest_cache import DigestCache
+from builder.sources.factory import open_source
+from builder.variants import chosen_variants
+from modelimage.access import Access, open_reader
+from modelimage.errors import NotFound
+from modelimage.reference import LayoutReference
+from weightyard.console import Console
+from workspace.schema import Workspace
+from workspace.sources import build_tag, source_uri, variants
+
+_FOLDER: Final = "built"
+
+
+def with_image(
+    workspace: Workspace, *, root: Path, access: Access, console: Console,
+    environ: Mapping[str, str] = os.environ,
+) -> Workspace:  # fmt: skip
+    """The workspace with an image of this machine as its model; one that names an image stays as it is.
+
+    Raises what a build raises. A build that was interrupted goes on when it is asked for again.
+    """
+    source = source_uri(workspace.spec.model)
+    if source is None:
+        return workspace
+    image = LayoutReference((root / _FOLDER / "images").absolute(), build_tag(workspace))
+    if not _is_there(image, access):
+        console.say(f"building {source} into an image of this machine")
+        build(
+            open_source(source, environ),
+            open_destination(image, access),
+            BuildOptions(variants=chosen_variants(variants(workspace))),
+            BuildTools(DigestCache(root / _FOLDER / "digests"), root / _FOLDER / "work", console),
+        )
+    document = workspace.to_document()
+    model = {k: v for k, v in document["spec"]["model"].items() if k not in ("hub", "s3", "build")}
+    document["spec"]["model"] = {**model, "image": str(image)}
+    return Workspace.model_validate(document)
+
+
+def _is_there(image: LayoutReference, access: Access) -> bool:
+    try:
+        open_reader(image, access).resolve(image.name)
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""The cache's side of the controller: CachedModels get their status, nodes their labels, from the agents' NodeCaches.
+
+Keeps what the watches told, asks the pure modules what should be, and writes what differs. A change of a node's
+progress alone is passed on after a while only, so a thousand nodes that fetch cost a write every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.refusals import Conflict
+from modelimage.errors import NotFound
+from workspace.controller import cached_models, conditions, node_marks
+from workspace.controller.api import RESOURCES, KubernetesApi
+from workspace.controller.cache_view import MODEL, NODE, Key, Known, NodeView, View
+from workspace.controller.cached_models import News
+from workspace.controller.informers import CACHES, Name, fill, sweep
+from workspace.controller.queue import WorkQueue
+from workspace.controller.workers import work
+
+Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS: Final = 5.0
+RESYNC: Final = 600.0
+_EVENTS_IN: Final = "default"  # where Events of objects without a namespace go
+_SOURCE: Final = "weightyard-controller"
+
+
+class CacheRunner:
+    """All CachedModels and nodes of a cluster. `run` works for as long as it isn't cancelled."""
+
+    def __init__(
+        self, api: KubernetesApi, *, workers: int = 4,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:  # fmt: skip
+        self._api = api
+        self._workers = workers
+        self._now = now
+        self.view = View()
+        self.queue: WorkQueue[Key] = WorkQueue()
+
+    def seen(self, document: Json, *, deleted: bool = False) -> None:
+        """An event of a watch."""
+        now, later = (self.view.drop(document), set()) if deleted else self.view.put(document)
+        for key in now:
+            self.queue.add(key)
+        for key in later:
+            self.queue.add_later(key, PROGRESS_SECONDS)
+
+    def known(self, kind: str) -> dict[Name, Json]:
+        """See `Knows`."""
+        return self.view.known(kind)
+
+    async def run(self) -> None:
+        """Work until cancelled. Everything is listed first: what a watch hasn't told yet must not look like gone."""
+        await fill(self._api, CACHES, self)
+        for key in [*((MODEL, m) for m in self.view.models), *((NODE, n) for n in self.view.nodes)]:
+            self.queue.add(key)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sweep(self._api, CACHES, self))
+            group.create_task(work(self.queue, self.reconcile, workers=self._workers))
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass over a CachedModel or a node; returns when to look again, in seconds. Raises what the API raises."""
+        kind, name = key
+        try:
+            if kind == MODEL and name in self.view.models:
+                await self._report(name, self.view.models[name])
+            elif kind == NODE and name in self.view.nodes:
+                await self._mark(name, self.view.nodes[name])
+            else:
+                return None
+        except NotFound:
+            return None  # deleted meanwhile; its watch says so
+        return RESYNC
+
+    async def _report(self, name: str, known: Known) -> None:
+        now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        if isinstance(known.model, CachedModel):
+            entries = self.view.entries(known.model)
+            status = cached_models.status_of(known.model, entries, before=known.status, now=now)
+        else:
+            status = cached_models.invalid(
+                known.generation, known.model, before=known.status, now=now
+            )
+        if conditions.same(known.status, status):
+            return
+        # Events first: what is told twice after a crash has the same name, what isn't told is lost.
+        for each in cached_models.news(known.status, status):
+            await self._tell(name, known, each, now=now)
+        document = {
+            "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "metadata": {"name": name}, "status": status,
+        }  # fmt: skip
+        self.view.put(await self._api.apply(document, status=True))
+
+    async def _tell(self, name: str, known: Known, news: News, *, now: str) -> None:
+        """An Event. Its name says what it follows on, so that it is made once."""
+        after = [known.uid, news.reason, news.message, str(known.status.get("conditions"))]
+        digest = hashlib.sha256("\n".join(after).encode()).hexdigest()[:16]
+        event = {
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": f"{name[:200]}.{digest}", "namespace": _EVENTS_IN},
+            "involvedObject": {
+                "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "name": name, "uid": known.uid,
+            },
+            "type": news.type, "reason": news.reason, "message": news.message[:1024], "count": 1,
+            "firstTimestamp": now, "lastTimestamp": now, "source": {"component": _SOURCE},
+        }  # fmt: skip
+        try:
+            await self._api.create(event)
+        except Conflict:
+            return
+
+    async def _mark(self, name: str, view: NodeView) -> None:
+        cache = self.view.caches.get(name)
+        wanted = node_marks.wanted_marks(
+            cache.cache if cache else None, self.view.readable_models(), view.labels
+        )
+        patch = node_marks.patch(view.marks, wanted)
+        if patch is not None:
+            self._took(await self._api.merge(NODE, name, patch))
+        if view.marks.starting and not wanted.starting:
+            untainted = node_marks.without_taint(await self._api.get(NODE, None, name))
+            if untainted is not None:
+                self._took(await self._api.merge(NODE, name, untainted))
+                logger.info("node %s: its pinned models are verified, pods may come", name)
+
+    def _took(self, node: Json) -> None:
+        self.view.put({**node, "kind": NODE})
