@@ -1,8 +1,8 @@
-"""Runs the benchmarks one after the other: all, or those named. Fails when one of them does, after all have run.
+"""Runs all benchmarks, or the named ones, one after the other. Fails at the end when any of them failed.
 
     python -m benchmarks [build pull quantize ...]
 
-Each is a module of this package with options of its own: `python -m benchmarks.build --help`.
+Each is a module of this package with its own options: `python -m benchmarks.build --help`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 
 def names() -> list[str]:
-    """The benchmarks there are."""
+    """The names of all benchmarks."""
     return sorted(
         path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")
     )
 
 
 def main(asked: list[str]) -> int:
-    """Run them in turn, each in a process of its own so that none warms up another's memory; the exit code."""
+    """Runs them in turn, each in its own process, so that none warms up another's memory; returns the exit code."""
     unknown = sorted(set(asked) - set(names()))
     if unknown:
         print(f"no benchmark {unknown[0]!r}; there are: {', '.join(names())}", file=sys.stderr)

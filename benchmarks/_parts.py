@@ -1,7 +1,7 @@
-"""What the parts of a pull cost on this machine, now: what the cores and the disk let a pull reach at best.
+"""Measures the parts of a pull on this machine: what its cores and disk allow at best.
 
-The parts run at once, each in a process of its own, as in a pull: what a core does in a second depends on what the
-others do beside it, with caches and memory that all share. What each costs with the machine to itself is measured too.
+The parts run concurrently, each in its own process, as in a pull: a core's throughput depends on the load of the
+others, with which it shares caches and memory. The cost of each part alone is measured too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BUFFER = 256 << 10
 
 @dataclass(frozen=True)
 class Parts:
-    """CPU seconds per GB of each part, and the seconds per GB that the disk takes to have bytes durable, alone."""
+    """CPU seconds per GB of each part, and seconds per GB until the disk has made bytes durable (alone)."""
 
     receive: float
     server: float
@@ -35,28 +35,28 @@ class Parts:
     disk: float = 0.0
 
     def cpu(self) -> float:
-        """CPU seconds per GB of all of them."""
+        """CPU seconds per GB of all parts."""
         return self.receive + self.server + self.write + self.sha256 + self.blake3
 
     def bound(self, cores: int) -> float:
-        """Seconds per GB that no pull can beat: all parts spread over the cores, or the disk."""
+        """Seconds per GB that no pull can beat: all parts spread evenly over the cores, or the disk."""
         return max(self.cpu() / cores, self.disk)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the parts work on: the blobs of a model, each with its URL and its size in bytes, and a file to write."""
+    """The parts' input: the blobs of a model, each with its URL and its size in bytes, and a file to write."""
 
     blobs: tuple[tuple[str, int], ...]
     path: Path
 
     @property
     def size(self) -> int:
-        """Bytes of all of them: what each part works through."""
+        """Bytes of all blobs; each part processes as many."""
         return sum(size for _, size in self.blobs)
 
     def parts(self) -> dict[str, Callable[[], None]]:
-        """Each part of a pull's own work, by the name of its field in Parts."""
+        """The parts of a pull's own work, by their field names in Parts."""
         buffer = memoryview(bytearray(os.urandom(_BUFFER)))
         return {
             "receive": lambda: _receive(self, buffer),
@@ -67,7 +67,7 @@ class Task:
 
 
 def measure_parts(task: Task, server_cpu: Callable[[], float]) -> tuple[Parts, Parts]:
-    """One measurement of the parts all at once, and one of each alone."""
+    """One measurement of all parts concurrently, and one of each alone."""
     try:
         alone = _measured(_one_by_one, task, server_cpu)
         task.path.unlink()
@@ -99,6 +99,7 @@ def _at_once(task: Task) -> dict[str, float]:
     context = multiprocessing.get_context("spawn")
     results: SimpleQueue[tuple[str, float]] = context.SimpleQueue()
     names = list(task.parts())
+    # All parts start at the same moment, after the interpreters' start, which isn't part of a pull.
     ready = context.Barrier(len(names))
     children = [
         context.Process(target=_child, args=(name, task, ready, results), daemon=True)
@@ -153,7 +154,7 @@ def _feed(update: Callable[[memoryview], object], size: int, buffer: memoryview)
 
 
 def room_for(work: Path, size: int) -> None:
-    """Raises SystemExit when the disk can't take so many bytes."""
+    """Raises SystemExit when the disk has less free space than `size`."""
     free = shutil.disk_usage(work).free
     if free < size:
         raise SystemExit(f"{work} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} are needed")

@@ -1,10 +1,10 @@
-"""What an agent costs a node: opening a large store, memory and CPU while idle, memory that a pull adds.
+"""The cost of an agent: time to open a large store, memory and CPU when idle, memory added by a pull.
 
     .venv/bin/python -m benchmarks.agent --files 100000 --gigabytes 2 --idle 60
 
-The store is opened side by side with `find` listing the same names. An idle agent is measured standalone, and with
-everything on: each server, the CSI driver, peers, and a cluster whose wishes it follows and has granted. Fails when a
-target is missed.
+Opening the store is compared with `find` listing the same names. An idle agent is measured standalone, and with
+everything enabled: all servers, the CSI driver, peers, and a cluster whose desired models it follows and holds. Fails
+when a target is missed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _MODELS: Final = kmock.resource(f"{API_VERSION}/{PLURAL}")
 
 
 def fill(root: Path, count: int) -> None:
-    """A store of `count` tiny files in models of a hundred, as it is on disk after their pulls."""
+    """Fills a store with `count` tiny files in models of a hundred, in the layout that pulls leave."""
     options = StoreOptions(SpaceLimits(), time.time)
     Store(root, options).close()
     paths, ledger = StorePaths(root), Ledger(StorePaths(root))
@@ -93,7 +93,7 @@ def _put_model(paths: StorePaths, ledger: Ledger, files: Sequence[Digest], numbe
 
 
 class _Listed:
-    """What the ledger needs of a record: its files' digests."""
+    """The part of a record that the ledger reads: the files' digests."""
 
     def __init__(self, digests: Sequence[Digest]) -> None:
         self.files = [self._File(digest) for digest in digests]
@@ -104,7 +104,7 @@ class _Listed:
 
 
 def open_seconds(root: Path, rounds: int) -> tuple[float, float]:
-    """Medians: opening the store, and `find` listing its files."""
+    """Median seconds of opening the store, and of `find` listing its files."""
     ours, peers = [], []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -119,7 +119,7 @@ def open_seconds(root: Path, rounds: int) -> tuple[float, float]:
 
 @contextmanager
 def agent(root: Path, *options: str) -> Iterator[tuple[int, AgentClient]]:
-    """A running agent: its pid and its client."""
+    """Runs an agent; yields its pid and a client."""
     command = [sys.executable, "-m", "weightyard.cli", "--json", "agent", "--root", str(root)]
     with (root.parent / f"{root.name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -145,9 +145,10 @@ def megabytes(pid: int, field: str) -> float:
 
 
 def idle(root: Path, seconds: float, desired_models: int, *options: str) -> tuple[float, float]:
-    """Resident megabytes, and the share of a core, of an agent that has nothing to do: so many wishes are granted."""
+    """Resident megabytes and share of a core of an idle agent that holds `desired_models` desired models."""
     with agent(root, *options) as (pid, client):
         _wait_for_models(client, desired_models)
+        # Work after the start must not count as idle.
         time.sleep(1)
         before = cpu_of(pid)
         time.sleep(seconds)
@@ -164,7 +165,7 @@ def _wait_for_models(client: AgentClient, count: int) -> None:
 
 
 def pull_adds(root: Path, image: str) -> float:
-    """Megabytes that the peak of a pull is above the idle agent."""
+    """Megabytes between the peak of a pull and the idle agent."""
     with agent(root) as (pid, client):
         client.models()
         before = megabytes(pid, "VmRSS")
@@ -175,7 +176,7 @@ def pull_adds(root: Path, image: str) -> float:
 
 @contextmanager
 def cluster(image: str) -> Iterator[str]:
-    """The URL of an API server (kmock) that has this node, and CachedModels of an image for it and for others."""
+    """The URL of an API server (kmock) with this node, and CachedModels of an image for it and for others."""
     server = ApiServer()
     server.objects[kmock.resource("v1/nodes"), None, NODE] = {
         "metadata": {"name": NODE, "uid": "u", "labels": {"pool": "here"}}
@@ -197,7 +198,7 @@ def cluster(image: str) -> Iterator[str]:
 
 
 async def _serve(server: ApiServer, started: Future[tuple[str, Callable[[], object]]]) -> None:
-    """Answer until the function that `started` is given is called, in any thread."""
+    """Serves until the function passed to `started` is called, from any thread."""
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     async with server, kmock.Server(server) as http:
         started.set_result((str(http.url), lambda: loop.call_soon_threadsafe(end.set)))
@@ -205,7 +206,7 @@ async def _serve(server: ApiServer, started: Future[tuple[str, Callable[[], obje
 
 
 def everything(work: Path, api: str) -> list[str]:
-    """Options that turn everything on: each server, the CSI driver, peers found by DNS, and what a cluster wants."""
+    """Options that enable everything: all servers, the CSI driver, peers by DNS, and a cluster's desired models."""
     (work / "kubelet").mkdir()
     (work / "key").write_text("a key that only this benchmark's nodes share\n")
     settings = {

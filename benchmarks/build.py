@@ -1,7 +1,7 @@
 """Checkpoint to OCI layout: `weightyard build` beside a sequential `cp` and `openssl sha256`, in one run.
 
-Both read the checkpoint from the page cache and both make what they write durable: ours by fsync of each blob and
-directory, theirs by `sync` on each file. Pairs alternate in order; outputs, and ours with its caches of digests, are
+Both read the checkpoint from the page cache and both make their output durable: ours by fsync of each blob and
+directory, theirs by `sync` on each file. The order alternates between pairs; outputs, and our digest caches, are
 deleted between runs. The raw pairs are printed, then medians, their ratio and the peak memory. Fails, rather than
 skips, when a peer is missing, when the ratio is above 1.25 or when the peak is above 300 MB.
 
@@ -46,7 +46,7 @@ class Run:
 
 
 def measure(command: Sequence[str], home: Path) -> Run:
-    """Run a command with a home of its own; raises when it fails."""
+    """Runs a command with its own home directory. Raises SystemExit when it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -67,7 +67,7 @@ def measure(command: Sequence[str], home: Path) -> Run:
 
 
 def warm(source: Path) -> int:
-    """Read the whole checkpoint into the page cache; its bytes."""
+    """Reads the whole checkpoint into the page cache; returns its bytes."""
     total, buffer = 0, bytearray(4 << 20)
     for path in source.iterdir():
         with path.open("rb", buffering=0) as file:
@@ -77,11 +77,12 @@ def warm(source: Path) -> int:
 
 
 def run_once(name: str, source: Path, work: Path) -> Run:
-    """One run from a clean slate, with nothing of earlier runs waiting to be written."""
+    """One run from a clean state, without dirty pages of earlier runs."""
     out, home = work / "out", work / "home"
     for path in (out, home):
         shutil.rmtree(path, ignore_errors=True)
     home.mkdir()
+    # Dirty pages of the previous run would be written during this one.
     os.sync()
     warm(source)
     if name == "ours":
@@ -103,7 +104,7 @@ def run_once(name: str, source: Path, work: Path) -> Run:
 
 
 def pairs(source: Path, work: Path, count: int) -> list[dict[str, Run]]:
-    """`count` pairs after one that warms up, each in the other order than the one before."""
+    """`count` pairs after one warm-up pair; each in the opposite order of the one before."""
     found = []
     for number in range(count + 1):
         order = ("ours", "peer") if number % 2 else ("peer", "ours")
@@ -115,7 +116,7 @@ def pairs(source: Path, work: Path, count: int) -> list[dict[str, Run]]:
 
 
 def main() -> None:
-    """Print the pairs and the result; exit with 1 when a bound isn't met."""
+    """Prints the pairs and the result. Exits with 1 when a bound isn't met."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -137,7 +138,7 @@ def main() -> None:
 
 
 def report(found: Sequence[dict[str, Run]], size: int) -> None:
-    """Medians, ratio of each pair's median, peak; raises SystemExit when a bound isn't met."""
+    """Prints medians, the ratio and the peak. Raises SystemExit when a bound isn't met."""
     ours, peer = (statistics.median(runs[name].wall for runs in found) for name in ("ours", "peer"))
     ratio = statistics.median(runs["ours"].wall / runs["peer"].wall for runs in found)
     peak = max(runs["ours"].rss_mb for runs in found)

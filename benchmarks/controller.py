@@ -1,9 +1,9 @@
-"""The controller of many Workspaces on many nodes: how long a full resync takes, what it writes, what memory it needs.
+"""The controller with many Workspaces and nodes: duration and writes of a full resync, and memory.
 
-The API server is the tests' own, over HTTP from a process of its own; the controller is the one that runs in a cluster:
-kopf's watches, its cache, queue and reconcile.
+The API server is the tests' own, over HTTP from its own process. The controller runs as in a cluster: kopf's watches,
+its cache, queue and reconcile.
 
-Beside them every node's agent reports on some CachedModels: the controller labels the nodes and sums up the models.
+In addition every node's agent reports some CachedModels: the controller labels the nodes and summarizes the models.
 
     python -m benchmarks.controller [--workspaces 1000] [--nodes 1000] [--models 20]
 """
@@ -42,13 +42,14 @@ Json = dict[str, Any]
 
 
 def main() -> None:
-    """Start a server process, measure, print one line a number."""
+    """Starts the server process, measures, and prints one line per number."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspaces", type=int, default=1000)
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--models", type=int, default=20)
     given = parser.parse_args()
     ours, theirs = Pipe()
+    # In its own process: its memory and CPU time aren't the controller's.
     server = Process(target=_serve, args=(theirs, given.workspaces, given.nodes, given.models))
     server.start()
     try:
@@ -85,7 +86,7 @@ def _cluster(workspaces: int, nodes: int, models: int) -> FakeApi:
 
 
 async def _answer(pipe: Connection, api: FakeApi) -> None:
-    """Serve HTTP, and do what the measuring process asks through the pipe."""
+    """Serves HTTP, and executes the measuring process's requests from the pipe."""
     async with HttpApi(api) as http:
         pipe.send(http.url)
         while True:
@@ -128,7 +129,7 @@ async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -
 
 
 async def _cache(caching: CacheRunner, pipe: Connection) -> None:
-    """Every node labelled and every model summed up, and the same again."""
+    """Labels every node and summarizes every model, then does the same again."""
     for again in ("first", "again"):
         before, start = await _ask(pipe, "writes"), time.monotonic()
         for key in [(MODEL, m) for m in caching.view.models] + [
@@ -151,7 +152,7 @@ async def _resync(runner: Runner, pipe: Connection) -> None:
 
 
 async def _edit(runner: Runner, pipe: Connection) -> None:
-    """From an edit of a Workspace to its child as the watch tells it."""
+    """Measures the time from an edit of a Workspace to the watch event of its changed child."""
     seconds = []
     for number in range(1, EDITS + 1):
         at = await _ask(pipe, number)
@@ -169,14 +170,14 @@ async def _edit(runner: Runner, pipe: Connection) -> None:
 
 
 async def _at_rest(runner: Runner | CacheRunner) -> None:
-    """Until nothing waits, and nothing has come for a moment."""
+    """Waits until the queue is empty and stays so for half a second."""
     while len(runner.queue):
         await _until(lambda: not len(runner.queue))
         await asyncio.sleep(0.5)
 
 
 async def _until(condition: Any) -> None:
-    while not condition():  # noqa: ASYNC110 - the condition is of watches, which end in no event
+    while not condition():  # noqa: ASYNC110 - the condition depends on watches, which set no event
         await asyncio.sleep(0.005)
 
 

@@ -1,9 +1,8 @@
-"""A push that is killed at ten random points and restarted: what went over the line, as a multiple of the image.
+"""A push that is killed at ten random points and restarted: bytes sent, as a multiple of the image.
 
-Three situations, each into a registry that has never seen the image, counted by a proxy in between: ended with SIGTERM,
-as CI ends a job; killed before a registry that itself knows how far an upload is, by whole chunks (emulated);
-killed before a bare docker-registry, which can't go on in the middle of a chunk and is told for comparison. Fails
-above 1.05 in the first two.
+Three situations, each with a registry that has never seen the image, counted by a proxy: ended with SIGTERM, as CI ends
+a job; killed before a registry that keeps the progress of an upload by whole chunks (emulated); killed before a plain
+docker-registry, which can't resume within a chunk and is reported for comparison. Fails above 1.05 in the first two.
 
     .venv/bin/python -m benchmarks.killed --gigabytes 2
 """
@@ -35,7 +34,7 @@ MOST_RATIO = 1.05
 
 @dataclass(frozen=True)
 class Situation:
-    """How the push is ended, and what stands before the registry; `bounded` when the ratio must hold."""
+    """The signal that ends the push, and the faults of the proxy; `bounded` when the ratio must hold."""
 
     name: str
     sent: signal.Signals
@@ -52,7 +51,7 @@ def situations() -> list[Situation]:
 
 
 def bytes_sent(layout: Path, size: int, situation: Situation, work: Path, seed: int) -> int:
-    """Push, end it at ten points that the seed draws, and push to the end."""
+    """Pushes, ends the push at ten points drawn from the seed, and then pushes to the end; returns the bytes sent."""
     points = sorted(random.Random(seed).uniform(0.02, 0.95) for _ in range(KILLS))  # noqa: S311
     environment = child_environment(work)
     shutil.rmtree(work / ".cache", ignore_errors=True)
@@ -62,6 +61,7 @@ def bytes_sent(layout: Path, size: int, situation: Situation, work: Path, seed: 
     ):
         command = weightyard("copy", f"oci:{layout}:v1", f"{proxy.host}/bench/killed:v1")
         for point in points:
+            # At least 1 % further than before, so that each kill interrupts some progress.
             target = max(int(point * size), proxy.uploaded + size // 100)
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
             wait_until(

@@ -1,7 +1,7 @@
 """The memory tier: vLLM's own reader over a warmed model, beside the same files on a tmpfs, in one process.
 
-Each round drops the model from the page cache, warms it as `weightyard warm` does, and reads all its tensors twice, in
-alternating order: once from the store's files, once from a copy in /dev/shm. A cold read is printed too. Fails when the
+Each round drops the model from the page cache, warms it like `weightyard warm`, and reads all its tensors twice, in
+alternating order: from the store's files, and from a copy in /dev/shm. A cold read is printed too. Fails when the
 warmed model loads at less than 0.9 times the speed of tmpfs.
 
     .venv/bin/python -m benchmarks.memory --gigabytes 2 --rounds 5
@@ -34,12 +34,13 @@ _ANY_PRESSURE: Final = 100.0
 
 
 def load(files: Sequence[Path]) -> float:
-    """Seconds to have every tensor in memory of its own, as a model that is being loaded copies them."""
+    """Seconds until every tensor is copied to its own memory, as a model load does."""
     held: dict[str, torch.Tensor] = {}
     started = time.perf_counter()
     for name, tensor in safetensors_weights_iterator(
         [str(f) for f in files], use_tqdm_on_load=False
     ):
+        # Copied into the same memory each round: fresh pages would be measured otherwise.
         target = held.get(name)
         if target is None:
             held[name] = tensor.clone()
@@ -49,10 +50,11 @@ def load(files: Sequence[Path]) -> float:
 
 
 def drop(files: Sequence[Path]) -> None:
-    """Take files out of the page cache, as if the node had just started."""
+    """Drops files from the page cache, like a node that has just started."""
     for path in files:
         fd = os.open(path, os.O_RDONLY)
         try:
+            # Only clean pages can be dropped.
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
@@ -60,7 +62,7 @@ def drop(files: Sequence[Path]) -> None:
 
 
 def rounds(files: Sequence[Path], copies: Sequence[Path], count: int) -> dict[str, list[float]]:
-    """Seconds of each load, by what it read from; the first round warms the process' memory."""
+    """Seconds of each load, by source; the first round warms the process's memory and doesn't count."""
     warmer = PageCacheWarmer(MemoryFacts(), pressure_limit=_ANY_PRESSURE)
     seconds: dict[str, list[float]] = {"cold": [], "warm": [], "warmed": [], "tmpfs": []}
     for number in range(count + 1):

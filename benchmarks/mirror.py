@@ -1,12 +1,12 @@
-"""The registry mirror of a warm agent beside what it stands in for, in one run: docker-registry and nginx.
+"""The registry mirror of a warm agent beside the servers that it replaces: docker-registry and nginx.
 
     pull         `ctr images pull` through the mirror, and of the same image from docker-registry on loopback
     blobs        one weight layer through the mirror, and as a file from nginx with sendfile, by curl
-    connections  keep-alive connections held open at the mirror, and what memory the agent has then
+    connections  keep-alive connections held open at the mirror, and the agent's memory with them
 
-Every round runs each contender once, in alternating order, after one that warms up. Medians and ratios at the end
-(above 1: the mirror is faster), CPU seconds of the servers a GB. Needs root, containerd, docker-registry,
-nginx (Debian: nginx-light), curl. Fails when a ratio is below 0.95 (pull) or 0.9 (blobs), or memory at 150 MB or more.
+Every round runs each contender once, in alternating order; the first round warms up. Prints medians and ratios (above
+1: the mirror is faster) and the servers' CPU seconds per GB. Needs root, containerd, docker-registry, nginx (Debian:
+nginx-light), curl. Fails when a ratio is below 0.95 (pull) or 0.9 (blobs), or memory at 150 MB or more.
 
     .venv/bin/python -m benchmarks.mirror --gigabytes 1 --rounds 5
 """
@@ -47,7 +47,7 @@ http {{ access_log off; sendfile on; tcp_nopush on; server {{ listen 127.0.0.1:{
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to get the same bytes: what to run, and whose CPU time it costs beside the client's."""
+    """One way to get the same bytes: the function to run, and the server processes whose CPU time it uses."""
 
     run: Callable[[], None]
     servers: Sequence[int]
@@ -55,7 +55,7 @@ class Contender:
 
 @contextmanager
 def nginx(work: Path, root: Path) -> Iterator[tuple[str, int]]:
-    """nginx over a directory: HOST:PORT, and the process id of its worker."""
+    """Runs nginx over a directory; yields HOST:PORT and the process id of its worker."""
     port = free_port()
     config = work / "nginx.conf"
     config.write_text(_NGINX.format(work=work, port=port, root=root))
@@ -77,7 +77,7 @@ def _listens(host: str) -> bool:
 
 
 def compare(contenders: Mapping[str, Contender], rounds: int, size: int) -> dict[str, float]:
-    """Median seconds by name; prints them with the CPU time for a GB."""
+    """Median seconds by name; also prints the CPU time per GB."""
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
@@ -100,7 +100,7 @@ def compare(contenders: Mapping[str, Contender], rounds: int, size: int) -> dict
 def pull(
     agent: AgentProcess, registry: DockerRegistry, containerd: Containerd, image: str, work: Path
 ) -> dict[str, Contender]:
-    """`ctr images pull`, direct and as the mirror's hosts.toml says."""
+    """`ctr images pull`, directly and through the mirror of hosts.toml."""
     configure(work / "certs.d", [registry.host], f"http://{agent.servers['mirror']}")
 
     def pulled(hosts: Path | None) -> Callable[[], None]:
@@ -140,7 +140,7 @@ def blobs(
 
 
 def connections(agent: AgentProcess, count: int) -> float:
-    """Megabytes that the agent has resident with so many keep-alive connections, each of which was answered once."""
+    """The agent's resident megabytes with `count` keep-alive connections, each of which got one response."""
     host, _, port = agent.servers["mirror"].rpartition(":")
     with ExitStack() as stack:
         for _ in range(count):
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # This process holds the clients' end of every connection.
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wy-")))
@@ -195,7 +196,7 @@ def main() -> None:
 
 
 def _build(work: Path, image: str, gigabytes: float) -> int:
-    """Build and push an image; bytes of its checkpoint."""
+    """Builds and pushes an image; returns the bytes of its checkpoint."""
     total = int(gigabytes * 1e9)
     checkpoint = synthetic_checkpoint(
         work / "checkpoint", total_bytes=total, shard_bytes=total // 2

@@ -1,12 +1,12 @@
-"""N cold nodes at once in front of an origin with a narrow line: with peers and without, in one run.
+"""N cold nodes pulling concurrently from an origin with limited bandwidth, with and without peers, in one run.
 
-The nodes are real agents on this machine, the origin is a docker-registry behind a relay that lets through so many
-megabytes a second for all of them together. Printed for each N: seconds until the last node has the model, that as a
-multiple of one node's time, and how many copies the registry sent by its own access log.
+The nodes are real agents on this machine. The origin is a docker-registry behind a relay with a fixed total bandwidth.
+Printed for each N: seconds until the last node has the model, the multiple of one node's time, and the copies that the
+registry sent according to its access log.
 
     .venv/bin/python -m benchmarks.peers --megabytes 512 --rate 50
 
-On one machine all nodes share its processors, which a cluster's nodes don't: `CPU` says how busy they were.
+All nodes share one machine's processors, unlike a cluster's nodes: `CPU` shows how busy they were.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PIECE = 128 << 10
 
 @dataclass(frozen=True)
 class Run:
-    """One start of `nodes` cold nodes: seconds, copies that the origin sent, and processors kept busy (of all)."""
+    """One start of `nodes` cold nodes: seconds, copies sent by the origin, and busy processors (of all)."""
 
     nodes: int
     peers: bool
@@ -48,7 +48,7 @@ class Run:
 
 
 class Line:
-    """Relays to a port of this machine; all that comes back shares `rate` bytes per second."""
+    """Relays to a local port; all responses share `rate` bytes per second."""
 
     def __init__(self, port: int, rate: float) -> None:
         self._target = port
@@ -81,7 +81,7 @@ class Line:
 
 @contextmanager
 def line(port: int, rate: float) -> Iterator[Line]:
-    """A line until the context is left."""
+    """A Line that is closed with the context."""
     made = Line(port, rate)
     try:
         yield made
@@ -96,7 +96,7 @@ def sent(registry: DockerRegistry, repository: str) -> int:
 
 
 def measure(registry: DockerRegistry, image: str, size: int, *, nodes: int, peers: bool) -> Run:
-    """Start cold nodes, let all pull at once, and stop them."""
+    """Starts cold nodes, lets all pull concurrently, and stops them."""
     reference = parse_image(image)
     assert isinstance(reference, RegistryReference)
     order = ["peer", "registry"] if peers else ["registry"]
@@ -114,13 +114,13 @@ def measure(registry: DockerRegistry, image: str, size: int, *, nodes: int, peer
 
 
 def _busy() -> float:
-    """Seconds that this machine's processors have worked."""
+    """Seconds that this machine's processors have been busy."""
     fields = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def report(runs: list[Run]) -> None:
-    """A table, and what N nodes take beside one."""
+    """Prints a table, and the time of N nodes relative to one."""
     alone = next(run.seconds for run in runs if run.nodes == 1 and not run.peers)
     print(f"\n{'nodes':>5} {'peers':>6} {'seconds':>8} {'of one':>7} {'copies':>7} {'CPU':>5}")
     for run in runs:
@@ -145,6 +145,7 @@ def main() -> int:
         reference = parse_image(f"{registry.host}/bench/peers:v1")
         assert isinstance(reference, RegistryReference)
         push(model, reference)
+        # Pushed: freed before the nodes need the memory.
         del model
         image = f"127.0.0.1:{origin.port}/bench/peers:v1"
         runs = []

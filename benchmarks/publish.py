@@ -1,13 +1,13 @@
-"""Publishing a cached model for many pods at once, as kubelet asks for it: a real agent, a real mounter, real mounts.
+"""Publishing a cached model to many pods concurrently, like kubelet: a real agent, mounter and mounts.
 
-Each round publishes for `--pods` pods concurrently over gRPC and unpublishes them again; a public image named by tag,
-so that each publish proves that it still means this model. Prints the time of a call from request to answer: median,
-p99, longest; the CPU time that one publish with its unpublish costs agent and mounter; and what of the model was
-copied. Fails when p99 is 50 ms or more. Needs root.
+Each round publishes to `--pods` pods concurrently over gRPC and unpublishes them. The image is public and named by tag,
+so each publish verifies that the tag still refers to this model. Prints the time from request to response: median, p99,
+longest; the CPU time of agent and mounter per publish and unpublish; and the copied bytes of the model. Fails when p99
+is 50 ms or more. Needs root.
 
-kubelet's directory is made in memory, or where `--kubelet` says. On ext4 a new directory takes longer the more were
-removed in the last minutes: 0.1 ms, one after another, once a thousand pods have come and gone within seconds, as they
-do here and on no node. That is the filesystem's and not the driver's, and makes fifty wait 5 to 10 ms longer.
+kubelet's directory is in memory, or below `--kubelet`. On ext4 creating a directory takes longer the more were removed
+in the last minutes: 0.1 ms, one after another, after a thousand pods have come and gone within seconds, as here and on
+no real node. That is a cost of the filesystem and not of the driver, and delays fifty pods by 5 to 10 ms.
 
     .venv/bin/python -m benchmarks.publish --pods 50 --rounds 20
 """
@@ -42,14 +42,14 @@ _MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 class Pods:
-    """Calls the driver for pods `pod-0` and on, all at once."""
+    """Calls the driver concurrently for pods `pod-0` and following."""
 
     def __init__(self, kubelet: Kubelet, image: str, count: int) -> None:
         self._kubelet, self._image, self._count = kubelet, image, count
         self.socket = f"unix:{kubelet.directory}/plugins/cache.weightyard.dev/csi.sock"
 
     async def round(self, channel: grpc.aio.Channel) -> list[float]:
-        """Publish for each, then unpublish; seconds of each publish."""
+        """Publishes to each pod, then unpublishes; returns the seconds of each publish."""
         publish = channel.unary_unary(f"{_NODE}/NodePublishVolume", request_serializer=bytes)
         unpublish = channel.unary_unary(f"{_NODE}/NodeUnpublishVolume", request_serializer=bytes)
         requests = [self._publish(f"pod-{number}") for number in range(self._count)]
@@ -75,11 +75,11 @@ async def _timed(call: Any, request: bytes) -> float:
 
 
 async def rounds(pods: Pods, count: int) -> list[list[float]]:
-    """The seconds of every publish, by round; one more round before warms up."""
+    """Seconds of every publish by round, after a warm-up round."""
     async with grpc.aio.insecure_channel(pods.socket) as channel:
         await pods.round(channel)
         gc.collect()
-        gc.freeze()  # kubelet, whose place this takes, doesn't stop for 30 ms now and then
+        gc.freeze()  # kubelet, which this process replaces, has no garbage collection pauses of 30 ms
         return [await pods.round(channel) for _ in range(count)]
 
 

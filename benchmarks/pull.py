@@ -1,15 +1,14 @@
 """Registry to verified, durable files: `weightyard pull` beside skopeo, containerd, oras and hf, in one run.
 
-Each round runs every program on the same bytes, in alternating order; what it wrote is deleted before the next one
-starts. Each runs twice in a row and the second run counts: on a virtual machine the memory that a program gets from the
-one before costs more or less, as that one used it. `hf download` gets the bytes from a Hub on loopback, the others from
-one registry. Wall time, CPU seconds (of the program, its daemon, and the server) and peak memory of each run are
-printed, then medians and ratios.
+Each round runs every program on the same bytes, in alternating order; its output is deleted before the next one starts.
+Each runs twice in a row and the second run counts: on a virtual machine the cost of memory depends on its use by the
+previous program. `hf download` reads from a Hub on loopback, the others from one registry. Wall time, CPU seconds (of
+the program, its daemon, and the server) and peak memory of each run are printed, then medians and ratios.
 
-The parts of a pull take turns with the programs, for as many bytes: done at once by processes that wait for nothing,
-and each with the machine to itself. No pull can beat what those done at once take of the cores, nor the disk. That
-bound is compared with the seconds that the pull itself reports, without the interpreter's start; the table has the
-whole. A missing program is a failure, not a skip. Fails when a target is missed.
+The parts of a pull alternate with the programs and process as many bytes: concurrently, by processes that never wait
+for each other, and each with the machine to itself. No pull can need less CPU time than the concurrent parts, or be
+faster than the disk. That bound is compared with the seconds that the pull itself reports, without the interpreter's
+start; the table has the whole. A missing program is a failure, not a skip. Fails when a target is missed.
 
     .venv/bin/python -m benchmarks.pull --gigabytes 2 --rounds 5
 """
@@ -65,7 +64,7 @@ for layer in manifest["layers"]:
 class Run:
     """One run of one program: seconds, CPU seconds, peak resident megabytes (0: of a daemon, not measured).
 
-    `work`: the seconds that the program says it worked, without its own start; `wall` where it says nothing.
+    `work`: the seconds that the program itself reports, without its start; `wall` when it reports none.
     """
 
     program: str
@@ -78,13 +77,13 @@ class Run:
 
 
 def cpu_of(pid: int) -> float:
-    """CPU seconds that a process and its ended children have used."""
+    """CPU seconds used by a process and its ended children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / TICKS
 
 
 def _seconds(said: str) -> float | None:
-    """What `weightyard --json pull` says that it took."""
+    """The seconds reported by `weightyard --json pull`."""
     try:
         return float(json.loads(said)["seconds"])
     except (ValueError, KeyError, TypeError):
@@ -92,12 +91,12 @@ def _seconds(said: str) -> float | None:
 
 
 def serving(servers: Sequence[int]) -> float:
-    """CPU seconds of the servers; without any it is this process that serves."""
+    """CPU seconds of the servers; of this process when none is given, since it then serves."""
     return sum(map(cpu_of, servers)) if servers else time.process_time()
 
 
 class Peak(threading.Thread):
-    """Follows a process' peak resident memory. (wait4's maximum counts what the parent had when it forked.)"""
+    """Samples a process's peak resident memory. (wait4's maximum includes the parent's at the fork.)"""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -126,7 +125,7 @@ def measure(
     home: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run a command, then sync its files; raises when it fails."""
+    """Runs a command, then syncs its files. Raises SystemExit when it fails."""
     before, daemon_before = serving(servers), cpu_of(daemon) if daemon else 0.0
     started = time.perf_counter()
     said = home / "stdout"
@@ -158,7 +157,7 @@ def measure(
 def peers(
     registry: DockerRegistry, containerd: Containerd | None, hub: Hub | None, image: str, work: Path
 ) -> dict[str, Callable[[], Run]]:
-    """What can be compared with these servers, by name. Raises when a program isn't installed."""
+    """The programs to compare with these servers, by name. Raises when a program isn't installed."""
     servers = [registry._process.pid]
     target = work / "out"
     policy = work / "policy.json"
@@ -198,9 +197,9 @@ def published(
     shard_gigabytes: float,
     hub: Hub | None = None,
 ) -> tuple[str, int]:
-    """A made-up model in the registry, and on the Hub if there is one: its image, and its bytes.
+    """Publishes a synthetic model in the registry, and on the Hub if there is one; returns its image and its bytes.
 
-    The Hub serves the files in place, so they stay; else they go.
+    The Hub serves the files in place, so they are kept; otherwise they are deleted.
     """
     checkpoint = synthetic_checkpoint(
         work / "checkpoint",
@@ -219,7 +218,7 @@ def published(
 
 
 def blobs(registry: DockerRegistry, image: str) -> tuple[tuple[str, int], ...]:
-    """The image's layers: where each is, and its bytes."""
+    """The image's layers: URL and bytes of each."""
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference):
         raise SystemExit(f"{image} is in no registry")
@@ -231,7 +230,7 @@ def blobs(registry: DockerRegistry, image: str) -> tuple[tuple[str, int], ...]:
 def report(
     runs: Sequence[Run], parts: Sequence[tuple[Parts, Parts]], size: int
 ) -> tuple[Summary, list[str]]:
-    """Medians by program, the ratios that the targets speak of, and what missed its target."""
+    """Prints medians by program and the ratios with targets; returns the summary and the missed targets."""
     gigabytes = size / 1e9
     walls: dict[str, float] = {}
     costs: dict[str, float] = {}
@@ -262,6 +261,7 @@ def report(
         statistics.median(p.bound(available_cores()) for p in each)
         for each in zip(*parts, strict=True)
     )
+    # The pull's own seconds: the bound doesn't include an interpreter's start.
     reached = bound / own
     print(
         f"bound {bound:.2f} s/GB on {available_cores()} cores; weightyard {own:.2f}: {reached:.2f} of it"
@@ -291,7 +291,7 @@ def main() -> None:
         room_for(work, int(options.gigabytes * 6e9))
         registry = stack.enter_context(DockerRegistry())
         wanted = options.only or ["skopeo", "oras", "ctr", "hf"]
-        # The Hub keeps a second copy of the model in memory, so it is there only for who asks for it.
+        # The Hub keeps a second copy of the model in memory, so it runs only when it is needed.
         containerd = stack.enter_context(Containerd()) if "ctr" in wanted else None
         hub = stack.enter_context(Hub()) if "hf" in wanted else None
         image, size = published(

@@ -1,10 +1,10 @@
 """OCI layout to docker-registry: `weightyard copy` beside `skopeo copy` and `buildah push`, in one run.
 
-All push the same uncompressed layers, from the page cache, each time into a registry that has never seen them and
-with nothing remembered of earlier pushes. Order alternates; the registry's storage is deleted between runs. Then ours
-pushes once more, which must send no blob and take less than a second; and a version with a variant more, which must
-send what is new and nothing else. The raw runs are printed, then medians. Fails, rather than skips, when a peer is
-missing, when we take above 1.1 times as long as the faster peer, or above 300 MB.
+All push the same uncompressed layers from the page cache, each time to a registry that has never seen them and without
+caches of earlier pushes. The order alternates; the registry's storage is deleted between runs. Then ours pushes again,
+which must send no blob and take less than a second; and a version with another variant, which must send only the new
+blobs. The raw runs are printed, then medians. Fails, rather than skips, when a peer is missing, when we take above 1.1
+times as long as the faster peer, or above 300 MB.
 
     .venv/bin/python -m benchmarks.push --gigabytes 2 --rounds 3
 """
@@ -45,7 +45,7 @@ def weightyard(*arguments: str) -> list[str]:
 
 
 def commands(layout: Path, work: Path) -> dict[str, Command]:
-    """What is compared: a command for each, given the registry's host. Raises when one isn't installed."""
+    """A command per program, given the registry's host. Raises when one isn't installed."""
     policy = work / "policy.json"
     policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
     store = [
@@ -75,7 +75,7 @@ def commands(layout: Path, work: Path) -> dict[str, Command]:
 
 
 def import_image(layout: Path, work: Path, buildah: Sequence[str]) -> None:
-    """Put the image into buildah's own storage: it pushes from nowhere else."""
+    """Imports the image into buildah's own storage, the only source it pushes from."""
     environment = child_environment(work)
     pull = [*buildah, "pull", "--signature-policy", str(work / "policy.json"), f"oci:{layout}:v1"]
     done = subprocess.run(pull, check=True, capture_output=True, text=True, env=environment)
@@ -84,7 +84,7 @@ def import_image(layout: Path, work: Path, buildah: Sequence[str]) -> None:
 
 
 def push_once(name: str, command: Command, work: Path) -> tuple[Run, Run | None]:
-    """Push into a registry that is new; ours pushes a second time."""
+    """Pushes to a new registry; ours pushes a second time."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=work)))
         registry = stack.enter_context(DockerRegistry())
@@ -105,12 +105,12 @@ def push_once(name: str, command: Command, work: Path) -> tuple[Run, Run | None]
 
 
 def uploads(registry: DockerRegistry) -> int:
-    """How many requests of blob uploads the registry has seen."""
+    """The number of blob upload requests that the registry has received."""
     return sum("/blobs/uploads/" in access.path for access in registry.accesses())
 
 
 def second_variant(layout: Path, work: Path) -> tuple[int, int]:
-    """Push `v1`, then `v2`, which has a variant more: the bytes sent for it, and the bytes of what is new in it."""
+    """Pushes `v1`, then `v2` with another variant; returns the bytes sent for it, and the bytes new in it."""
     with DockerRegistry() as registry:
         environment = child_environment(work)
 
@@ -128,7 +128,7 @@ def second_variant(layout: Path, work: Path) -> tuple[int, int]:
 
 
 def blobs(layout: Path, version: str) -> dict[str, int]:
-    """All that the tags of a version name, with sizes in bytes."""
+    """All blobs of a version's tags, with sizes in bytes."""
     place = Layout(layout)
     tags = [tag for tag in place.tags() if tag == version or tag.startswith(f"{version}-")]
     trees = [read_tree(place, place.resolve(tag)) for tag in tags]
@@ -136,7 +136,7 @@ def blobs(layout: Path, version: str) -> dict[str, int]:
 
 
 def report_variant(build: Sequence[str], checkpoint: Path, layout: Path, work: Path) -> list[str]:
-    """Print what a second variant costs over the line; returns what missed its target."""
+    """Prints the bytes sent for a second variant; returns missed targets."""
     both = work / "both"
     shutil.copytree(layout, both, copy_function=os.link)
     variant = ["--variant", "int8", "--engine", "rtn"]
@@ -149,7 +149,7 @@ def report_variant(build: Sequence[str], checkpoint: Path, layout: Path, work: P
 
 
 def report(runs: Sequence[Run], again: Sequence[Run], size: int) -> list[str]:
-    """Print the medians; returns what missed its target."""
+    """Prints the medians; returns missed targets."""
     print(f"\n{'':12} {'wall s':>8} {'GB/s':>6} {'CPU s':>8} {'server':>8} {'RSS MB':>8}")
     walls: dict[str, float] = {}
     peak = 0.0
@@ -162,6 +162,7 @@ def report(runs: Sequence[Run], again: Sequence[Run], size: int) -> list[str]:
         walls[name] = wall
         peak = rss if name == "weightyard" else peak
         print(f"{name:12} {wall:8.2f} {size / wall / 1e9:6.2f} {cpu:8.2f} {server:8.2f} {rss:8.0f}")
+    # Medians: one slow run on a shared machine must not decide.
     second = statistics.median(run.wall for run in again)
     ratio = walls["weightyard"] / min(wall for name, wall in walls.items() if name != "weightyard")
     print(f"times the faster peer: {ratio:.2f}; pushed again in {second:.2f} s")
@@ -203,6 +204,7 @@ def main() -> int:
         again: list[Run] = []
         for number in range(options.rounds + 1):
             for name in list(contenders) if number % 2 else list(reversed(contenders)):
+                # Dirty pages of the previous run would be written during this one.
                 os.sync()
                 first, second = push_once(name, contenders[name], work)
                 # The first round warms the page cache and the machine's memory.

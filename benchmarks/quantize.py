@@ -1,13 +1,12 @@
-"""How fast the built-in engine is, against `cp` of the same input and against memcpy; pairs in one run.
+"""Speed of the built-in engine, relative to `cp` of the same input and to memcpy; pairs in one run.
 
     python -m benchmarks.quantize [--gigabytes 1.0] [--pairs 7] [--shard-gigabytes 5.0] [--llm-compressor]
 
-Each number is the median of pairs taken in turn, so that what else the machine does hits both sides alike.
-The checkpoint is random, of a llama's shapes, in the page cache; everything is warmed up first: memory that
-a virtual machine touches for the first time is several times dearer than memory it has used before. What one
-run wrote is deleted, and the disk left idle, before the next begins: `cp` doesn't wait for the disk, so its gigabyte
-would be written in our time. Memory is measured on a single shard whose tensors are above a gigabyte each. Exits
-with 1 when a bound isn't met.
+Each number is the median of pairs taken in turn, so that other load affects both sides alike. The checkpoint is random,
+with a llama's shapes, in the page cache. Everything is warmed up first: on a virtual machine, memory touched for the
+first time costs several times as much. Each run's output is deleted and the disk left idle before the next begins: `cp`
+doesn't wait for the disk, so its gigabyte would be written during our run. Memory is measured on a single shard with
+tensors above a gigabyte each. Exits with 1 when a bound isn't met.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from weightyard.demo.synthetic import synthetic_checkpoint
 
 Results = dict[str, dict[str, float]]
 
-# What must be met: how an entry's name begins, what of it, whether the bound is the least, and the bound.
+# Bounds: prefix of an entry's name, its number, whether the bound is a minimum, and the bound.
 BOUNDS = (
     ("kernel", "of memcpy", True, 0.5),
     ("checkpoint int4", "of cp", True, 0.6),
@@ -70,7 +69,7 @@ def pairs(
     count: int,
     clean: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Median seconds of both, taken in turn after one round that doesn't count; `clean` before each."""
+    """Median seconds of both, taken in turn after a warm-up round; `clean` runs before each."""
 
     def timed(call: Callable[[], object]) -> float:
         clean()
@@ -82,7 +81,7 @@ def pairs(
 
 
 def measure_kernel(scheme: Scheme, group: int, count: int) -> dict[str, float]:
-    """One core on data larger than its caches, against copying the same data."""
+    """One core on data larger than its caches, relative to copying the same data."""
     rows, columns = 8192, 8192
     bits = np.random.default_rng(1).integers(0x3C00, 0x3E00, (rows, columns), np.uint16)
     numeric = NUMERICS[scheme]
@@ -98,7 +97,7 @@ def measure_kernel(scheme: Scheme, group: int, count: int) -> dict[str, float]:
 
 
 def measure_checkpoint(source: Path, work: Path, scheme: Scheme, count: int) -> dict[str, float]:
-    """End to end with fsync, against `cp` of the weights without."""
+    """End to end with fsync, relative to `cp` of the weights without it."""
     size = sum(path.stat().st_size for path in source.glob("*.safetensors")) / 1e9
     out, copy = work / "out", work / "copy"
 
@@ -118,7 +117,7 @@ def measure_checkpoint(source: Path, work: Path, scheme: Scheme, count: int) -> 
 
 
 def large_shard(source: Path, size: float) -> None:
-    """A checkpoint of one file of about `size` GB: zeros that take no disk, in tensors of 1.2 GB."""
+    """Writes a checkpoint of one file of about `size` GB: a sparse file of zeros, in tensors of 1.2 GB."""
     source.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 24576}
     (source / "config.json").write_text(json.dumps(config))
@@ -132,7 +131,8 @@ def large_shard(source: Path, size: float) -> None:
 
 
 def measure_memory(source: Path, work: Path) -> dict[str, float]:
-    """Peak resident memory of a process that quantizes, in MB, as the kernel counts it."""
+    """Peak resident memory in MB of a quantizing process, from the kernel's counters."""
+    # In its own process: this one's memory already holds the other measurements.
     code = (
         "import sys; from pathlib import Path; from benchmarks.quantize import peak;"
         "print(peak(Path(sys.argv[1]), Path(sys.argv[2])))"
@@ -147,7 +147,7 @@ def measure_memory(source: Path, work: Path) -> dict[str, float]:
 
 
 def peak(source: Path, out: Path) -> str:
-    """Quantize to INT4, sampling this process's anonymous memory at every block."""
+    """Quantizes to INT4, and samples this process's anonymous memory at every block."""
     anonymous = 0
 
     def sample(_done: int, _total: int) -> None:
@@ -164,7 +164,7 @@ def _status(field: str) -> int:
 
 
 def measure_llm_compressor(source: Path, work: Path) -> dict[str, float]:
-    """Its data-free INT4 path in its own environment: quantizing and saving, without loading."""
+    """llm-compressor's data-free INT4 path in its own environment: quantizing and saving, without loading."""
     python = llm_compressor.interpreter(os.environ)
     size = sum(path.stat().st_size for path in source.glob("*.safetensors")) / 1e9
     done = subprocess.run(
@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def report(found: Results) -> None:
-    """Print what was measured; raises SystemExit when a bound isn't met."""
+    """Prints the results. Raises SystemExit when a bound isn't met."""
     print(f"cores: {len(os.sched_getaffinity(0))}")
     missed = []
     for name, numbers in found.items():

@@ -1,7 +1,7 @@
-"""From nothing to ready: an agent's process until /readyz answers 200, beside docker-registry until /v2/ does.
+"""Cold start: an agent's process until /readyz returns 200, beside docker-registry until /v2/ does.
 
-Both start cold in alternation, on an empty store of their own, and are asked again and again. `helm template` of the
-chart's defaults is timed too. Fails when the agent's median is 2 s or more, or helm's 1 s.
+Both start in alternation, each on an empty store, and are polled. `helm template` with the chart's defaults is timed
+too. Fails when the agent's median is 2 s or more, or helm's 1 s.
 
     .venv/bin/python -m benchmarks.start --rounds 7
 """
@@ -30,7 +30,7 @@ _DEADLINE: Final = 60.0
 
 
 def until_ready(command: list[str], url: str) -> float:
-    """Seconds from starting a process until a URL answers 200; it is ended afterwards. Raises TimeoutError."""
+    """Seconds from starting a process until a URL returns 200; the process is then ended. Raises TimeoutError."""
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -52,7 +52,7 @@ def _answers(url: str) -> bool:
 
 
 def agent(folder: Path) -> float:
-    """An agent on an empty store."""
+    """Starts an agent on an empty store."""
     port = free_port()
     weightyard = str(Path(sys.executable).with_name("weightyard"))
     command = [weightyard, "agent", f"--root={folder}", f"--observe=127.0.0.1:{port}"]
@@ -60,7 +60,7 @@ def agent(folder: Path) -> float:
 
 
 def registry(folder: Path) -> float:
-    """A docker-registry on an empty directory."""
+    """Starts a docker-registry on an empty directory."""
     port = free_port()
     config = {
         "version": 0.1,
@@ -73,7 +73,7 @@ def registry(folder: Path) -> float:
 
 
 def rendering(folder: Path) -> float:
-    """helm, and the chart's defaults."""
+    """Renders the chart's defaults with helm."""
     started = time.perf_counter()
     helm("template", "weightyard", str(CHART))
     return time.perf_counter() - started
@@ -85,7 +85,7 @@ MEASURED: Final[dict[str, Callable[[Path], float]]] = {
 
 
 def main() -> int:
-    """Measure, print, and say whether the bounds hold."""
+    """Measures, prints, and returns 1 when a bound isn't met."""
     parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.start")
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds

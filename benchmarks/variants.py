@@ -1,9 +1,9 @@
 """A build with both rounded variants beside its parts, each alone: published weights, INT8, INT4; pairs in one run.
 
 The parts are `weightyard build` of the published weights, and for each variant `weightyard quantize` and `weightyard
-build` of what it made. The source isn't in the page cache when a run begins, so what is counted beside the time is what
-each side reads of it from the disk: a build should read it once, its parts read it three times. Exits with 1 when the
-build takes longer than its parts or reads more than `MOST_READ` of the source.
+build` of its output. The source isn't in the page cache when a run begins, so the bytes that each side reads of it
+from the disk are counted beside the time: a build should read it once, its parts read it three times. Exits with 1
+when the build takes longer than its parts or reads more than `MOST_READ` of the source.
 
     .venv/bin/python -m benchmarks.variants --gigabytes 1 --pairs 3
 """
@@ -38,7 +38,7 @@ class Cost:
 
 
 def run(*arguments: str | Path, home: Path) -> int:
-    """One command to its end; the bytes it read from the disk. Raises SystemExit when it fails."""
+    """Runs one command; returns the bytes that it read from the disk. Raises SystemExit when it fails."""
     command = [sys.executable, "-m", "weightyard.cli", "--quiet", *map(str, arguments)]
     environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
@@ -67,7 +67,7 @@ def apart(source: Path, work: Path) -> int:
 
 
 def cold(source: Path) -> None:
-    """Put everything written on the disk and the source out of the page cache."""
+    """Writes all dirty pages to the disk and drops the source from the page cache."""
     os.sync()
     for path in source.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
@@ -76,7 +76,7 @@ def cold(source: Path) -> None:
 
 
 def measure(name: str, source: Path, work: Path) -> Cost:
-    """One side from a clean slate."""
+    """Measures one side from a clean state."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     cold(source)
@@ -86,7 +86,7 @@ def measure(name: str, source: Path, work: Path) -> Cost:
 
 
 def report(found: Sequence[dict[str, Cost]], size: int) -> None:
-    """Medians and the bounds; raises SystemExit when one isn't met."""
+    """Prints medians and bounds. Raises SystemExit when a bound isn't met."""
     for name in ("together", "apart"):
         seconds = statistics.median(pair[name].seconds for pair in found)
         read = statistics.median(pair[name].read for pair in found) / size
@@ -101,7 +101,7 @@ def report(found: Sequence[dict[str, Cost]], size: int) -> None:
 
 
 def main() -> None:
-    """Print each pair, then the result; exit with 1 when a bound isn't met."""
+    """Prints each pair, then the result. Exits with 1 when a bound isn't met."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -118,7 +118,7 @@ def main() -> None:
         for number in range(given.pairs + 1):
             order = ("together", "apart") if number % 2 else ("apart", "together")
             pair = {name: measure(name, source, work / "run") for name in order}
-            if number:  # the first warms up
+            if number:  # the first pair warms up
                 found.append(pair)
                 print(pair, flush=True)
     report(found, size)

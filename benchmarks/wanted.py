@@ -1,10 +1,10 @@
-"""Wanted state: how soon a change brings its first byte to a node, and what following a large cluster costs an agent.
+"""Pre-warming: time from a change to its first byte on a node, and the cost of following a large cluster.
 
     .venv/bin/python -m benchmarks.wanted --models 1000 --seconds 60
 
-An agent process follows an API server (kmock) with so many CachedModels, all of which the node holds. First ten change,
-one after another, to an image that it lacks: each is timed to its first byte. Then 100 change their priority each
-minute, and the agent's CPU time is taken. Fails when a target is missed: a second to the first byte, 5 % of a core.
+An agent process follows an API server (kmock) with many CachedModels, all held by the node. First ten change, one after
+another, to an image that it lacks: each is timed to its first byte. Then 100 change their priority each minute, and the
+agent's CPU time is measured. Fails when a target is missed: a second to the first byte, 5 % of a core.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Json = dict[str, Any]
 
 
 def kubeconfig(path: Path, url: str) -> Path:
-    """A file that leads to an API server without TLS."""
+    """Writes a kubeconfig for an API server without TLS."""
     path.write_text(
         yaml.safe_dump(
             {
@@ -63,7 +63,7 @@ def kubeconfig(path: Path, url: str) -> Path:
 
 @contextmanager
 def running(work: Path, *options: str) -> Iterator[int]:
-    """An agent process; its id."""
+    """Runs an agent process; yields its pid."""
     root = work / "store"
     root.mkdir()
     command = [
@@ -82,7 +82,7 @@ def running(work: Path, *options: str) -> Iterator[int]:
 async def share_of_a_core(
     session: aiohttp.ClientSession, pid: int, models: int, seconds: float
 ) -> float:
-    """What a process uses of a core while specs change."""
+    """The share of a core that a process uses while specs change."""
     before, started = cpu_of(pid), time.monotonic()
     for number in range(int(seconds * CHANGES_A_MINUTE / 60)):
         due = started + number * 60 / CHANGES_A_MINUTE
@@ -93,25 +93,25 @@ async def share_of_a_core(
 
 
 class Subject:
-    """A running agent, asked through its socket without holding up the API server that it talks to."""
+    """A running agent, queried through its socket in threads: the API server that it uses runs in this loop."""
 
     def __init__(self, root: Path) -> None:
         self._client = AgentClient(StorePaths(root).socket)
         self._log = root.parent / "agent.log"
 
     async def wanted(self) -> dict[str, Any]:
-        """Its report, by wish."""
+        """Its reports by CachedModel."""
         status = (await asyncio.to_thread(self._client.status)).status
         return {each.name: each for each in status.wanted}
 
     async def until(self, condition: Any, step: float) -> float:
-        """Seconds until a condition on the report holds. Raises SystemExit when it doesn't."""
+        """Seconds until a condition on the reports holds. Raises SystemExit when it doesn't."""
         started = time.perf_counter()
         while time.perf_counter() - started < _LONG:
             try:
                 if condition(await self.wanted()):
                     return time.perf_counter() - started
-            except Exception as error:  # noqa: BLE001 - it may not answer yet
+            except Exception as error:  # noqa: BLE001 - it may not respond yet
                 last = error
             else:
                 last = None
@@ -126,7 +126,7 @@ async def change(session: aiohttp.ClientSession, name: str, spec: Json, generati
 
 
 async def measure(models: int, seconds: float, work: Path) -> tuple[list[float], float]:
-    """Seconds to the first byte of each change that needs one, and the agent's share of a core."""
+    """Seconds to the first byte of each change that needs a pull, and the agent's share of a core."""
     with ExitStack() as stack:
         registry = stack.enter_context(DockerRegistry())
         images = [
@@ -172,7 +172,7 @@ async def first_byte(
 
 
 def main() -> int:
-    """Measure and judge."""
+    """Measures, prints, and returns 1 when a bound isn't met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=60)

@@ -1,1 +1,1 @@
-"""Source -> variants -> layers -> published image: the command that CI runs."""
+"""The build pipeline: source -> variants -> layers -> published image. Implements `weightyard build`."""

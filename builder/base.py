@@ -1,4 +1,4 @@
-"""The base image of a build: opened where it is, and copied below the model's layers."""
+"""The base image of a build: opened in its repository, and placed below the model's layers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from modelimage.repository import ImageReader
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base image of each platform that it has, and where its layers are read."""
+    """The base image of each available platform, and a reader for its layers."""
 
     reader: ImageReader
     images: Mapping[Platform, BaseImage]
 
     @property
     def layer_count(self) -> int:
-        """Layers of the platform that has most of them."""
+        """The largest number of layers of any platform."""
         return max(len(image.layers) for image in self.images.values())
 
 
 def open_base(reference: RegistryReference | LayoutReference, access: Access) -> Base:
-    """Read what a base image is. Raises NotFound, InvalidImage, InvalidInput and what reading raises."""
+    """Open and read a base image. Raises NotFound, InvalidImage, InvalidInput and any read error."""
     reader = open_reader(reference, access)
     root = reader.resolve(reference.name)
     return Base(reader, read_bases(reader, root, PLATFORMS))
 
 
 def mount_source(base: ImageReference, destination: ImageReference) -> tuple[str, ...]:
-    """The base's repository where the destination's registry holds it: its layers need not move."""
+    """The base's repository if it is in the destination's registry: its layers are then mounted, not sent."""
     if not isinstance(base, RegistryReference) or not isinstance(destination, RegistryReference):
         return ()
     return (base.repository,) if base.registry == destination.registry else ()

@@ -1,7 +1,7 @@
 """One build, end to end: source -> survey -> checkpoint -> layers -> record -> publication -> destination.
 
-This is the composition; each step decides or does one thing in a module of its own. A build may be broken off at any
-point: nothing shows under a tag before everything it names is there, and the next run skips what is finished.
+This module composes the steps; each decides or does one thing in a module of its own. A build may be interrupted at
+any point: no tag is visible before everything that its image refers to, and the next run skips finished work.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from modelimage.resolve import DEFAULT_VARIANT
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What of the source is packed, and how. `variants` come from `chosen_variants`, so the published one is first.
+    """What to pack from the source, and how. `variants` come from `chosen_variants`, so the published one is first.
 
-    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; `max_layer_size` in bytes splits larger weight files;
-    `base` goes below the model in image manifests. `staged` fetches weights first that could pass through.
+    `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; weight files above `max_layer_size` bytes are split;
+    `base` goes below the model in image manifests. `staged` stores weights locally even if they could be streamed.
     """
 
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
@@ -52,7 +52,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What `--dry-run` shows: the survey, and the layers of the default variant."""
+    """The output of `--dry-run`: the survey, and the layers of the default variant."""
 
     survey: Survey
     layers: tuple[PlannedLayer, ...]
@@ -60,7 +60,7 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What was published: the records in the order of the variants, and what went over the wire."""
+    """Result of a build: the records in the order of the variants, and the bytes transferred."""
 
     publication: Publication
     records: tuple[Record, ...]
@@ -69,7 +69,7 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True)
 class PackedVariant:
-    """One variant, ready to be published. `quality` is the document to attach to it, if there is one."""
+    """One variant, ready to be published. `quality` is the document to attach to it, if any."""
 
     record: Record
     checkpoint: Checkpoint
@@ -78,7 +78,7 @@ class PackedVariant:
 
 
 def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
-    """Decide what would be packed, reading no weights. Raises as `survey` does."""
+    """Decide what would be packed, without reading weights. Raises the errors of `survey`."""
     surveyed = survey(
         source,
         include=options.include,
@@ -90,7 +90,7 @@ def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
 
 @dataclass(frozen=True, slots=True)
 class BuildTools:
-    """What a build works with: caches that may be lost, and where it tells how far it is."""
+    """Services of a build: caches that may be lost at any time, and the progress reporter."""
 
     remembered: DigestCache
     work_root: Path
@@ -100,14 +100,16 @@ class BuildTools:
 def build(
     source: ModelSource, destination: Destination, options: BuildOptions, tools: BuildTools
 ) -> BuildResult:
-    """Build and publish. Raises what each step raises; the destination then has no new tag."""
+    """Build and publish. Raises the errors of all steps; the destination then has no new tag."""
     plan = plan_build(source, options)
     expected = plan_layers(bounded_sizes(plan.survey.planned(), options.max_layer_size))
     below = options.base.layer_count if options.base else 0
+    # Before anything is fetched: a limit of the registry must not be found after hours of work.
     for doubt in preflight(destination, options.variants, expected, base_layers=below):
         tools.reporter.say(doubt)
     staged = not may_pass(plan.survey, destination, options)
     published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
+    # From headers alone: a variant that can't be made must fail before hours of work.
     check_variants(published, options.variants, options.quantize)
     made = {"convertedFrom": "pickle"} if published.converted else {}
     origin = Origin(source.uri, source.revision, made)
@@ -121,12 +123,13 @@ def build(
         split = _split(variant, options.max_layer_size, tools.reporter)
         packed.append(pack_variant(split, destination, tools, origin=origin))
     result = publish_variants(packed, destination, options, tools.reporter)
+    # Only now: after any earlier failure the next run resumes from this directory.
     published.build_dir.remove()
     return result
 
 
 def may_pass(surveyed: Survey, destination: Destination, options: BuildOptions) -> bool:
-    """Whether weights may go from the source to the destination without lying here: nothing is made of them. Pure."""
+    """Whether weights can be streamed from source to destination: only if they are published unchanged. Pure."""
     limit = options.max_layer_size
     split = limit is not None and any(is_large(file, limit) for file in surveyed.planned())
     made = surveyed.selection.pickles or options.variants != (DEFAULT_VARIANT,) or split
@@ -134,7 +137,7 @@ def may_pass(surveyed: Survey, destination: Destination, options: BuildOptions) 
 
 
 def _split(variant: Variant, limit: int | None, reporter: Reporter) -> Variant:
-    """The variant with no weight file above the limit."""
+    """Split the variant's weight files that are above the limit."""
     if limit is None:
         return variant
     folder = f"split-{variant.name}-{limit}"
@@ -144,7 +147,7 @@ def _split(variant: Variant, limit: int | None, reporter: Reporter) -> Variant:
 def pack_variant(
     variant: Variant, destination: Destination, tools: BuildTools, *, origin: Origin
 ) -> PackedVariant:
-    """Digest one variant's files, store them where the destination allows it, and make its record."""
+    """Compute the digests of a variant's files, store them if the destination needs it, and make the record."""
     checkpoint = variant.checkpoint
     layers = plan_layers(checkpoint.files)
     packer = Packer(checkpoint, tools.remembered, destination.layout, destination.passing)
@@ -154,6 +157,7 @@ def pack_variant(
     size = sum(file.size for file in checkpoint.files)
     verb = "passing on" if checkpoint.remote else "packing"
     with tools.reporter.progress(f"{verb} {variant.name}", size) as bar:
+        # A resumed build starts at the progress it had reached.
         bar.resume(size - sum(layer.content_size for layer in missing))
         packed = packer.pack(layers, bar.advance)
     for layer in packed:
@@ -170,7 +174,7 @@ def publish_variants(
     options: BuildOptions,
     reporter: Reporter,
 ) -> BuildResult:
-    """Send what isn't there yet and set the tags."""
+    """Send what the destination lacks and set the tags."""
     records = tuple(each.record for each in variants)
     planned = publication(
         records,
@@ -178,6 +182,7 @@ def publish_variants(
         created=options.created,
         bases=options.base.images if options.base else None,
     )
+    # Variants share layers; any of them can provide the bytes.
     sources: dict[Digest, LayerSource] = {
         layer.layer.digest: LayerSource(
             layer.plan.recipe, each.checkpoint.locations, each.checkpoint.remote
@@ -186,6 +191,7 @@ def publish_variants(
         for layer in each.layers
     }
     sent = _send(planned, sources, destination, options.base, reporter)
+    # Attached before the tags are set, so that every tagged variant has its report.
     for each in variants:
         if each.quality is not None:
             subject = modelpack_manifest(planned, each.record)
@@ -202,7 +208,7 @@ def _send(
     base: Base | None,
     reporter: Reporter,
 ) -> Sent | None:
-    """Send what isn't there; a layout's layers were written while they were hashed, so there it is None."""
+    """Send what the destination lacks. None for a layout, whose layers were written while they were hashed."""
     below = base.reader if base else None
     if not destination.tells_progress:
         sent = send(planned, sources, destination.writer, Silent(), base=below)
@@ -214,7 +220,7 @@ def _send(
 
 
 def _with_passed(sent: Sent | None, variants: Sequence[PackedVariant]) -> Sent | None:
-    """What passed through while it was packed counts as sent, though it was there when the rest was sent."""
+    """Count layers streamed during packing as sent, although they existed when the rest was sent."""
     if sent is None:
         return None
     passed = sum(layer.layer.size for each in variants for layer in each.layers if layer.passed)

@@ -1,7 +1,7 @@
-"""Where a build keeps what it makes on the way: converted weights, quantized variants.
+"""The directory for a build's intermediate files: converted weights, quantized variants.
 
-One directory per source state, so that an interrupted build finds its own again and never another's; removed once
-the build is published. Everything in it may be lost at any time but while a build runs.
+One directory per source state, so that an interrupted build finds its own files and never another's; removed once the
+build is published. Except during a build, its contents may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from modelimage.durable import make_directories, reading, writing
 
 @dataclass(frozen=True, slots=True)
 class BuildDir:
-    """The directory of one build."""
+    """The working directory of one build."""
 
     directory: Path
 
     @classmethod
     def of(cls, root: Path, locations: Mapping[str, Path]) -> BuildDir:
-        """The directory under `root` for a source in its present state. Raises NotFound, AccessDenied."""
+        """The directory under `root` for a source in its current state. Raises NotFound, AccessDenied."""
+        # Inode and device as well: a replaced file may have the same size and time.
         state = [[path, *_state(location)] for path, location in sorted(locations.items())]
         return cls(root / hashlib.sha256(canonical.to_bytes(state)).hexdigest()[:24])
 
     def folder(self, name: str) -> Path:
-        """A folder in it, there after the call. Raises NotWritable, NoSpace."""
+        """Create a subdirectory if needed, and return it. Raises NotWritable, NoSpace."""
         folder = self.directory / name
         with writing(folder):
             make_directories(folder)
         return folder
 
     def remove(self) -> None:
-        """Remove it with everything in it; that it isn't there is no error."""
+        """Remove the directory and its contents; no error if it doesn't exist."""
         with writing(self.directory):
             if self.directory.exists():
                 shutil.rmtree(self.directory)

@@ -1,8 +1,8 @@
-"""Whether weight files make one consistent checkpoint, and what they say of the model.
+"""Checks that weight files form one consistent checkpoint.
 
-The safetensors grammar is `modelimage.safetensors`, the memory arithmetic `modelimage.memory`; here are the rules
-between files: what the index promises must be in the shards, and what is in the shards must be in the index. Reads
-headers and small JSON documents, never tensors.
+The safetensors grammar is in `modelimage.safetensors`, the memory arithmetic in `modelimage.memory`; this module has
+the rules between files: index and shards must list the same tensors. Reads headers and small JSON documents, never
+tensors.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from modelimage.safetensors import Header
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
+# Far above the index of any published checkpoint.
 MAX_JSON_BYTES: Final = 256 << 20
 _AGAIN: Final = "Download the checkpoint again; if it stays, ask its publisher."
 
 
 @dataclass(frozen=True, slots=True)
 class WeightIndex:
-    """`model.safetensors.index.json`: which shard holds which tensor. Shards are named beside the index."""
+    """`model.safetensors.index.json`: the shard of each tensor. Shards are named relative to the index."""
 
     shards: Mapping[str, frozenset[str]]
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> WeightIndex:
-        """Raises InvalidCheckpoint."""
+        """Parse the index. Raises InvalidCheckpoint."""
         mapping = document.get("weight_map")
         if not isinstance(mapping, Mapping) or not all(
             isinstance(shard, str) for shard in mapping.values()
@@ -45,7 +46,7 @@ class WeightIndex:
 
 
 def unlisted_weights(index: WeightIndex, weights: Iterable[str]) -> list[str]:
-    """Weight files at the root that the index doesn't name: engines don't load them. Raises for a missing shard."""
+    """Weight files in the root that the index doesn't list and engines don't load. Raises if a shard is missing."""
     root = [path for path in weights if "/" not in path]
     missing = sorted(set(index.shards) - set(root))
     if missing:
@@ -58,9 +59,10 @@ def unlisted_weights(index: WeightIndex, weights: Iterable[str]) -> list[str]:
 
 
 def check_shards(index: WeightIndex, headers: Mapping[str, Header]) -> None:
-    """Raise InvalidCheckpoint unless index and shards name the same tensors in the same places."""
+    """Raise InvalidCheckpoint unless index and shards list the same tensors in the same files."""
     for shard, promised in index.shards.items():
         held = {tensor.name for tensor in headers[shard].tensors}
+        # Only the first tensor is reported: a missing shard would list thousands.
         for tensor in sorted(promised - held)[:1]:
             raise InvalidCheckpoint(
                 f"{INDEX} promises tensor {tensor!r:.200} in {shard}, which doesn't hold it",
@@ -74,9 +76,10 @@ def check_shards(index: WeightIndex, headers: Mapping[str, Header]) -> None:
 
 
 def check_unique(headers: Mapping[str, Header]) -> None:
-    """Raise InvalidCheckpoint when two files of one folder hold a tensor of the same name."""
+    """Raise InvalidCheckpoint if two files of one directory have a tensor of the same name."""
     seen: dict[tuple[str, str], str] = {}
     for path, header in headers.items():
+        # Per directory: engines load the weights of one directory together.
         folder = path.rpartition("/")[0]
         for tensor in header.tensors:
             first = seen.setdefault((folder, tensor.name), path)
@@ -88,8 +91,9 @@ def check_unique(headers: Mapping[str, Header]) -> None:
 
 
 def read_header(location: Path, *, name: str) -> Header:
-    """The checked header of a safetensors file. Raises InvalidCheckpoint, NotFound, AccessDenied."""
+    """The validated header of a safetensors file. Raises InvalidCheckpoint, NotFound, AccessDenied."""
     with reading(location), location.open("rb") as file:
+        # The size of the open file: the path may be replaced meanwhile.
         size = file.seek(0, 2)
         file.seek(0)
         prefix = file.read(safetensors.LENGTH_BYTES)
@@ -98,7 +102,7 @@ def read_header(location: Path, *, name: str) -> Header:
 
 
 def take_header(pieces: Iterator[bytes], *, size: int, name: str) -> Header:
-    """The checked header of a safetensors file of `size` bytes, taken from its beginning. Raises InvalidCheckpoint."""
+    """Read and validate the header of a safetensors file of `size` bytes from a stream. Raises InvalidCheckpoint."""
     data = _take(pieces, b"", min(size, safetensors.LENGTH_BYTES))
     length = safetensors.header_length(data[: safetensors.LENGTH_BYTES], file_size=size, name=name)
     stop = safetensors.LENGTH_BYTES + length
@@ -107,7 +111,7 @@ def take_header(pieces: Iterator[bytes], *, size: int, name: str) -> Header:
 
 
 def _take(pieces: Iterator[bytes], data: bytes, count: int) -> bytes:
-    """`data` with what comes next, until there are at least `count` bytes or nothing more comes."""
+    """Extend `data` from the stream until it has at least `count` bytes or the stream ends."""
     held = bytearray(data)
     while len(held) < count and (piece := next(pieces, None)) is not None:
         held += piece
@@ -115,9 +119,10 @@ def _take(pieces: Iterator[bytes], data: bytes, count: int) -> bytes:
 
 
 def read_json(location: Path, *, name: str) -> dict[str, Any]:
-    """A JSON object of a checkpoint. Raises InvalidCheckpoint, NotFound, AccessDenied."""
+    """Read a JSON object of a checkpoint. Raises InvalidCheckpoint, NotFound, AccessDenied."""
     with reading(location), location.open("rb") as file:
         data = file.read(MAX_JSON_BYTES + 1)
+    # Bounded while reading: the file may have grown since it was listed.
     if len(data) > MAX_JSON_BYTES:
         raise InvalidCheckpoint(f"{name} is larger than {MAX_JSON_BYTES} bytes", hint=_AGAIN)
     try:

@@ -1,8 +1,8 @@
-"""What each file of a checkpoint is for, judged by its path: packed in a role, left out with a reason, or pickle.
+"""Classifies each file of a checkpoint by its path: packed with a role, left out with a reason, or pickle.
 
-Pure. A model server reads safetensors, configuration, tokenizer and the model's own code; a repository holds much
-beside that (other frameworks' weights, training state, pictures) which no node should carry. What is left out is
-left out with a reason that `--dry-run` shows, and `--include` overrules.
+Pure. A model server reads safetensors, configuration, tokenizer and the model's own code; a repository contains much
+more (other frameworks' weights, training state, pictures) that nodes should not store. Every file left out has a
+reason, shown by `--dry-run` and overruled by `--include`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from modelimage.record import Role
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A file that goes into the image."""
+    """A file to include in the image."""
 
     role: Role
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A file that stays out, and why."""
+    """A file to leave out, and the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Pickle:
-    """Weights that run code when they are loaded: converted on request, never packed."""
+    """Weights that execute code when loaded: converted on request, never packed."""
 
 
 Verdict = Packed | Ignored | Pickle
@@ -46,6 +46,7 @@ _OTHER_FRAMEWORKS: Final = (
     "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel",
     "*.npz", "*.nemo", "*.engine", "*.ckpt.*", "openvino_model.*", "*.mlpackage", "*.llamafile",
 )  # fmt: skip
+# torch's formats, all of which are pickles.
 _PICKLE: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _PICKLE_INDEX: Final = ("*.bin.index.json", "*.bin.index.*.json")
 _TOKENIZER: Final = (
@@ -69,11 +70,12 @@ _FOLDERS: Final = {
     "__pycache__": "compiled Python",
 }
 _WEIGHTS: Final = "*.safetensors"
+# Mistral and Meta publish weights in their own format under this name, beside the same weights for transformers.
 _CONSOLIDATED: Final = "consolidated*.safetensors"
 
 
 def classify(path: str) -> Verdict:
-    """The verdict on one path, relative to the checkpoint's root."""
+    """Classify one path, relative to the checkpoint's root."""
     *folders, name = path.lower().split("/")
     if any(part.startswith(".") for part in (*folders, name)):
         return Ignored("hidden")
@@ -86,6 +88,7 @@ def classify(path: str) -> Verdict:
 
 
 def _by_name(name: str) -> Verdict:
+    # The first match wins, so narrow patterns come first: tokenizer files and training state are also *.json or *.pt.
     rules: tuple[tuple[Sequence[str], Verdict], ...] = (
         ((_WEIGHTS,), Packed(Role.WEIGHT)),
         (_TRAINING, Ignored("training state")),
@@ -106,7 +109,7 @@ def _by_name(name: str) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The verdicts on a whole checkpoint: roles by path, reasons by path, pickle weights to convert. All sorted."""
+    """The classification of a whole checkpoint: roles by path, reasons by path, pickles to convert. All sorted."""
 
     roles: dict[str, Role]
     ignored: dict[str, str]
@@ -117,7 +120,7 @@ class Selection:
         return [path for path, role in self.roles.items() if role is Role.WEIGHT]
 
     def without(self, dropped: Iterable[str], reason: str) -> Selection:
-        """The same with some files left out for a reason found later."""
+        """A copy with more files left out, for a reason found later."""
         gone = set(dropped)
         roles = {path: role for path, role in self.roles.items() if path not in gone}
         return Selection(roles, self.ignored, self.pickles).also_ignored(
@@ -125,7 +128,7 @@ class Selection:
         )
 
     def also_ignored(self, reasons: Mapping[str, str]) -> Selection:
-        """The same with what a source left out itself."""
+        """A copy with the files that the source itself left out."""
         return Selection(
             self.roles, dict(sorted({**self.ignored, **reasons}.items())), self.pickles
         )
@@ -134,11 +137,12 @@ class Selection:
 def select(
     paths: Iterable[str], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> Selection:
-    """Judge all paths of a checkpoint together.
+    """Classify all paths of a checkpoint together.
 
-    A path that matches `exclude` stays out; one that matches `include` is packed where its name alone would leave it
-    out (but pickle weights never are). Beside safetensors, pickles and a publisher's consolidated copy are duplicates.
-    Raises InvalidCheckpoint for a path that an image can't hold.
+    A path that matches `exclude` is left out; one that matches `include` is packed even if its name alone would leave
+    it out (except pickle weights). If there are safetensors, pickles and the publisher's consolidated copy are
+    duplicates.
+    Raises InvalidCheckpoint for a path that an image can't contain.
     """
     roles: dict[str, Role] = {}
     ignored: dict[str, str] = {}
@@ -161,17 +165,19 @@ def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdic
     verdict = classify(path)
     if isinstance(verdict, Ignored) and _glob(path, include) and path != RECORD_NAME:
         forced = _by_name(_name(path).lower())
-        # What no rule knows is for the model's own code, which is the same for all variants.
+        # Files that match no rule get the role of the model's own code, which is the same for all variants.
         return Packed(Role.CODE) if isinstance(forced, Ignored) else forced
     return verdict
 
 
 def _drop_copies(selection: Selection) -> Selection:
     weights = selection.weights
+    # Consolidated files are copies only beside others; alone they are the weights.
     own = [path for path in weights if not _matches(_name(path).lower(), [_CONSOLIDATED])]
     if own and len(own) < len(weights):
         copies = set(weights) - set(own)
         selection = selection.without(copies, "the publisher's original copy of the same weights")
+    # Pickles beside safetensors are the same weights again.
     if weights and selection.pickles:
         reasons = dict.fromkeys(selection.pickles, "pickle; the safetensors files are packed")
         selection = Selection(selection.roles, selection.ignored, ()).also_ignored(reasons)

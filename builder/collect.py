@@ -1,6 +1,6 @@
-"""Brings a surveyed checkpoint onto this machine and checks it whole, before anything is packed.
+"""Brings a surveyed checkpoint onto this machine and validates it completely, before anything is packed.
 
-The result is what every later step works on, wherever the files came from: a source, or a quantization of one.
+All later steps work on the result, whether the files come from a source or from a quantization.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _FETCHES_AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Files on this machine that belong together and were checked: what to pack and where each one is.
+    """Files of one model on this machine, validated: what to pack, and each file's location.
 
-    Files in `remote` stayed at their source; `locations` has all the others. `claimed` holds what the source says of a
-    file's sha256; it is compared once ours is known. `converted` is whether the weights were pickles at the source.
+    Files in `remote` stayed at their source; `locations` has all others. `claimed` has a file's sha256 according to the
+    source; it is compared once ours is computed. `converted`: whether the weights were pickles at the source.
     """
 
     files: tuple[PlannedFile, ...]
@@ -60,10 +60,10 @@ class Checkpoint:
 def collect(
     surveyed: Survey, work_root: Path, reporter: Reporter, *, staged: bool = True
 ) -> Checkpoint:
-    """Fetch what was selected, convert pickles under `work_root`, and check it all.
+    """Fetch the selected files, convert pickles under `work_root`, and validate everything.
 
-    Unless `staged`, weight files stay at a source that can be read without keeping them: only headers are read.
-    Raises InvalidCheckpoint, UnsafePickle, NoSpace, NotWritable, and what the source raises.
+    Unless `staged`, weight files stay at a source that supports streaming: only their headers are read.
+    Raises InvalidCheckpoint, UnsafePickle, NoSpace, NotWritable, and any error of the source.
     """
     selection = surveyed.selection
     wanted = [surveyed.files[path] for path in (*selection.roles, *selection.pickles)]
@@ -97,7 +97,7 @@ def _remote(surveyed: Survey) -> dict[str, RemoteFile]:
 
 
 def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> dict[str, Path]:
-    """Where each file is on this machine, once all are."""
+    """Fetch all files; return their local paths."""
 
     def fetch(file: SourceFile, advance: Callable[[int], None]) -> Path:
         return surveyed.source.fetch(file, advance)
@@ -109,6 +109,7 @@ def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> di
         def fetch_told(file: SourceFile, advance: Callable[[int], None]) -> Path:
             counted = _Counted(advance)
             path = fetch(file, counted)
+            # Bytes that were there before don't count as transferred now.
             progress.resume(max(0, file.size - counted.total))
             return path
 
@@ -117,7 +118,7 @@ def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> di
 
 
 class _Counted:
-    """Passes byte counts on and adds them up: what is missing in the end was there already."""
+    """Forwards byte counts and sums them: the difference to the file's size was already fetched earlier."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance
@@ -138,7 +139,7 @@ class _Converted:
 def _convert(
     surveyed: Survey, locations: Mapping[str, Path], build_dir: BuildDir, reporter: Reporter
 ) -> _Converted:
-    """Pickles as safetensors in the work directory; those that an earlier run finished are kept."""
+    """Convert pickles to safetensors in the build directory; files finished by an earlier run are kept."""
     folder = build_dir.folder("converted")
     names = converted_names(surveyed.selection.pickles)
     tied = surveyed.config.get("tie_word_embeddings") is True
@@ -146,6 +147,7 @@ def _convert(
     with reporter.progress("converting", total) as progress:
         for path, name in names.items():
             progress.describe(path)
+            # An existing file is complete: `convert` publishes it under its name only when all of it is on disk.
             if not (folder / name).exists():
                 convert(locations[path], folder / name, name=path, tied=tied)
             progress.advance(surveyed.files[path].size)
@@ -173,9 +175,10 @@ def checked(
     converted: bool = False,
     remote: Mapping[str, RemoteFile] | None = None,
 ) -> Checkpoint:
-    """A Checkpoint whose headers, index and sizes agree; otherwise InvalidCheckpoint is raised."""
+    """A Checkpoint whose headers, index and sizes agree. Raises InvalidCheckpoint otherwise."""
     away = remote or {}
     for file in files:
+        # A remote file's size is validated with its header.
         if file.path not in away:
             _check_size(file, locations[file.path])
     headers = _headers([file for file in files if file.role is Role.WEIGHT], locations, away)
@@ -201,6 +204,7 @@ def _headers(
     def read(file: PlannedFile, advance: Callable[[int], None]) -> Header:
         if file.path not in remote:
             return read_header(locations[file.path], name=file.path)
+        # Closed after the header: the connection would otherwise stay open for the rest of the file.
         with contextlib.closing(_generator(remote[file.path].read(0))) as pieces:
             return take_header(pieces, size=file.size, name=file.path)
 
@@ -209,7 +213,7 @@ def _headers(
 
 
 def _generator(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """What can be closed before its end."""
+    """Wrap an iterator as a generator, so that it can be closed before its end."""
     yield from pieces
 
 

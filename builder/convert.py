@@ -1,8 +1,8 @@
-"""Turns pickle weights into safetensors without running what is in them.
+"""Converts pickle weights to safetensors without executing them.
 
-torch's `weights_only` unpickler builds tensors and plain containers only; versions before 2.6 let code through
-(CVE-2025-32434) and are refused. Each file is converted by itself, whole or not at all, so an interrupted conversion
-goes on with the next file.
+torch's `weights_only` unpickler builds only tensors and plain containers; versions before 2.6 allowed code execution
+(CVE-2025-32434) and are refused. Each file is converted separately and atomically, so an interrupted conversion
+continues with the next file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def converted_name(path: str) -> str:
 
 
 def converted_names(paths: tuple[str, ...]) -> dict[str, str]:
-    """The new name of each file. Raises InvalidCheckpoint when two would get the same."""
+    """The new name of each file. Raises InvalidCheckpoint if two files would get the same name."""
     sources: dict[str, str] = {}
     for path in paths:
         first = sources.setdefault(converted_name(path), path)
@@ -52,10 +52,11 @@ def converted_names(paths: tuple[str, ...]) -> dict[str, str]:
 def convert(source: Path, target: Path, *, name: str, tied: bool) -> None:
     """Write the tensors of the pickle `source` to the safetensors file `target`.
 
-    `name` is for messages; `tied` is whether the config ties the output layer to the embeddings, in which case a
-    second copy is left out. Raises UnsafePickle when there is more than tensors in it, InvalidCheckpoint, NoSpace.
+    `name` is for messages; `tied`: whether the config ties the output layer to the embeddings, in which case a second
+    copy is left out. Raises UnsafePickle if the file contains more than tensors, InvalidCheckpoint, NoSpace.
     """
     tensors = _without_tied(_load(source, name), tied=tied)
+    # Large elements first keeps every tensor aligned to its element size, although they are stored without gaps.
     ordered = sorted(tensors, key=lambda each: (-tensors[each].element_size(), each))
     layout = {each: (_dtype(tensors[each], name), tuple(tensors[each].shape)) for each in ordered}
     with writing(target):
@@ -69,7 +70,7 @@ def convert(source: Path, target: Path, *, name: str, tied: bool) -> None:
 
 
 def write_index(folder: Path, shards: list[str]) -> None:
-    """Write the index of several converted shards at the root, as the Hub's checkpoints have it."""
+    """Write the index of several converted shards in the root, as in checkpoints on the Hub."""
     headers = {shard: read_header(folder / shard, name=shard) for shard in shards}
     weight_map = {
         tensor.name: shard for shard, header in headers.items() for tensor in header.tensors
@@ -83,6 +84,7 @@ def write_index(folder: Path, shards: list[str]) -> None:
 def _load(source: Path, name: str) -> dict[str, torch.Tensor]:
     import torch  # noqa: PLC0415 - an optional extra, and two seconds to import
 
+    # Before the file is opened: older versions can execute its code even with `weights_only`.
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
         raise InvalidInput(
@@ -112,13 +114,14 @@ def _torch_load(source: Path) -> Any:
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-    # Files from before torch 1.6 can't be mapped.
+    # Files written before torch 1.6 can't be mapped.
     return torch.load(source, map_location="cpu", weights_only=True)
 
 
 def _state_dict(loaded: Any, name: str) -> dict[str, torch.Tensor]:
     import torch  # noqa: PLC0415 - as above
 
+    # Training frameworks wrap the state dict, sometimes more than once.
     for key in _NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -134,13 +137,14 @@ def _state_dict(loaded: Any, name: str) -> dict[str, torch.Tensor]:
 
 
 def _without_tied(tensors: dict[str, torch.Tensor], *, tied: bool) -> dict[str, torch.Tensor]:
-    """Without the output layer where it is the embeddings once more, as transformers saves it.
+    """Remove the output layer if it is the embeddings again, as transformers does when saving.
 
-    Any other tensor that shares memory is written out once for each of its names, which is always right.
+    Any other tensor that shares memory is written once for each of its names, which is always correct.
     """
     head = tensors.get("lm_head.weight")
     if not tied or head is None:
         return tensors
+    # Shared memory shows that it is the same tensor; equal values would not.
     shared = any(
         name != "lm_head.weight"
         and (tensor.data_ptr(), tensor.shape) == (head.data_ptr(), head.shape)
@@ -165,7 +169,7 @@ def _dtype(tensor: torch.Tensor, name: str) -> str:
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The tensor's bytes in row-major order, at most 64 MiB at a time."""
+    """Yield the tensor's bytes in row-major order, at most 64 MiB at a time."""
     import torch  # noqa: PLC0415 - as above
 
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Where a build goes, and what is asked of it before the first byte is hashed."""
+"""The destination of a build, and the checks made before the first byte is hashed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from modelimage.registry.preflight import RegistryLimit, findings
 from modelimage.registry.profiles import profile_for
 from modelimage.repository import ImageWriter, PassingWriter
 
-# The record's layer and the link's.
+# The layers of the record and of the link.
 FIXED_LAYERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An open destination. `layout` is set when layers can be written while they are hashed.
+    """An open destination. `layout` is set if layers can be written while they are hashed.
 
-    `passing` is where layers can go whose files stayed at their source; None where they can't.
+    `passing` accepts layers whose files stayed at their source; None if the destination can't.
     """
 
     reference: ImageReference
@@ -50,12 +50,12 @@ class Destination:
 
     @property
     def version(self) -> str:
-        """The tag that the build is published under."""
+        """The tag of the build."""
         return self.reference.tag or DEFAULT_TAG
 
     @property
     def tells_progress(self) -> bool:
-        """Whether bytes move while layers are sent: a layout has them by then, an engine takes them later."""
+        """Whether sending layers moves bytes: a layout already has them by then, an engine reads them later."""
         return isinstance(self.reference, RegistryReference)
 
 
@@ -65,9 +65,9 @@ def open_destination(
     *,
     mount_from: Sequence[str] = (),
 ) -> Destination:
-    """Raises InvalidInput for what can't be built to. Nothing is touched yet.
+    """Open a destination, without accessing it. Raises InvalidInput for a reference that can't be built to.
 
-    `mount_from` names repositories of the same registry whose layers are taken over instead of sent.
+    `mount_from` names repositories of the same registry whose layers are mounted instead of sent.
     """
     if reference.digest is not None:
         raise InvalidInput(
@@ -80,7 +80,7 @@ def open_destination(
 
 
 def published_tags(version: str, variants: Sequence[str]) -> list[str]:
-    """The tags a build of these variants writes, the default variant first."""
+    """The tags written by a build of these variants, the default variant first."""
     names = [version, *(f"{version}-{variant}" for variant in variants[1:])]
     return [*names, *(f"{name}-modelpack" for name in names)]
 
@@ -92,12 +92,13 @@ def preflight(
     *,
     base_layers: int = 0,
 ) -> list[str]:
-    """Refuse what the destination can't take, and see that it can be written to; what it may not take is returned.
+    """Check that the destination is writable and accepts the layers; returns warnings about uncertain limits.
 
-    A registry is asked by storing the one blob that every image has; a directory is looked at only, so that a build
-    which fails later leaves no empty layout behind. Raises InvalidInput for tags it can't hold, RemoteRefused
-    for layers beyond a registry's limits, AccessDenied, Unreachable, NotWritable, NoSpace.
+    For a registry, stores the one blob that every image has. A directory is only inspected, so that a build that fails
+    later leaves no empty layout behind. Raises InvalidInput for invalid tags, RemoteRefused for layers beyond a
+    registry's limits, AccessDenied, Unreachable, NotWritable, NoSpace.
     """
+    # Now, not at the end: the registry would refuse an invalid tag only after everything was sent.
     for tag in published_tags(destination.version, variants):
         check_tag(tag)
     if isinstance(destination.reference, LayoutReference):
@@ -108,6 +109,7 @@ def preflight(
     doubts = _check_limits(destination.reference, layers, base_layers)
     link = models_link_layer()
     descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, Digest.of(link), len(link))
+    # Only storing a blob shows reliably that the credentials allow writing.
     put_document(destination.writer, Document(descriptor, link))
     return doubts
 
@@ -127,7 +129,7 @@ def _check_limits(
 
 
 def check_writable(directory: Path) -> None:
-    """Raise NotWritable unless a directory, or the one it would be made in, takes new files."""
+    """Raise NotWritable unless new files can be created in a directory, or in the one it would be created in."""
     there = _nearest(directory)
     if not there.is_dir():
         raise NotWritable(
@@ -141,13 +143,13 @@ def check_writable(directory: Path) -> None:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest of its parents that is there."""
+    """The path, or its nearest existing parent."""
     path = path.absolute()
     return next((each for each in (path, *path.parents) if each.exists()), path)
 
 
 def check_space(directory: Path, layer_sizes: Iterable[int]) -> None:
-    """Raise NoSpace when layers of these sizes in bytes can't fit into the filesystem of `directory`."""
+    """Raise NoSpace if layers of these sizes in bytes don't fit in the filesystem of `directory`."""
     needed = sum(layer_sizes)
     there = _nearest(directory)
     with reading(there):

@@ -1,8 +1,8 @@
-"""Digests computed by earlier runs, so that an interrupted or repeated build doesn't read every file again.
+"""Caches digests computed by earlier runs, so that an interrupted or repeated build doesn't read every file again.
 
-One small file per layer under the user's cache directory, named by what identifies the bytes: paths in the layer,
-and each file's device, inode, size, and both times to the nanosecond. A file that changed has another name here, so
-nothing is ever trusted for other bytes; losing all of it costs time only.
+One small file per layer in the user's cache directory. Its name identifies the bytes: the paths in the layer, and each
+file's device, inode, size, and both times in nanoseconds. A changed file has another name here, so digests are never
+used for other bytes; losing the cache costs only time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from modelimage.errors import WeightyardError
 from modelimage.hashing import FileDigests, LayerDigests
 
 _VERSION: Final = 1
-# A filesystem's clock ticks coarsely: a file changed again within its last tick would show the same time.
+# Filesystem clocks are coarse: a file changed twice within one tick has the same time.
 SETTLED_SECONDS: Final = 2.0
 
 
 class DigestCache:
-    """Layer digests by the state of the files they were made from."""
+    """Layer digests by the state of the files in the layer."""
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
@@ -39,13 +39,15 @@ class DigestCache:
         locations: Mapping[str, Path],
         remote: Mapping[str, RemoteFile] | None = None,
     ) -> str | None:
-        """What identifies the layer's present bytes; None when its files changed too lately to tell.
+        """The key of the layer's current bytes; None if its files changed too recently to be sure.
 
-        Take it before the files are read. Raises NotFound, AccessDenied.
+        Compute it before the files are read. Raises NotFound, AccessDenied.
         """
         state: list[list[Any]] = []
+        # The state before reading: if a file changes meanwhile, its digest is stored under a key that won't recur.
         newest = 0.0
         for file in layer.files:
+            # A remote file's identity pins its bytes.
             if remote and file.path in remote:
                 state.append([file.path, file.size, remote[file.path].identity])
                 continue
@@ -64,17 +66,18 @@ class DigestCache:
         return hashlib.sha256(canonical.to_bytes([_VERSION, state])).hexdigest()
 
     def recall(self, key: str) -> LayerDigests | None:
-        """The digests kept under a key; None when there are none, or none that can be read."""
+        """The digests stored under a key; None if there are none, or if they are unreadable."""
         path = self._path(key)
         try:
             with durable.reading(path):
                 return _parse(path.read_bytes())
+        # A damaged entry counts as missing: the digests are computed again.
         except (WeightyardError, KeyError, TypeError, AttributeError):
             return None
 
     def remember(self, key: str, digests: LayerDigests) -> None:
-        """Keep digests under a key, where that is possible."""
-        # A cache directory that is read-only or full must not fail a build that needs nothing of it.
+        """Store digests under a key, if possible."""
+        # A read-only or full cache directory must not fail a build that doesn't depend on it.
         with suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True)
             durable.write_file(self._path(key), canonical.to_bytes(_to_json(digests)))
@@ -94,7 +97,7 @@ def _to_json(digests: LayerDigests) -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> LayerDigests:
-    document = canonical.parse(data, what="remembered digests")
+    document = canonical.parse(data, what="a digest cache")
     return LayerDigests(
         Digest.parse(document["layer"]),
         {

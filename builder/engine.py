@@ -1,7 +1,7 @@
-"""A docker engine as a build's destination: an ImageWriter that hands each image over once its tag is set.
+"""A docker engine as a build's destination: an ImageWriter that loads each image once its tag is set.
 
-An engine can't be asked for blobs and takes an image whole, so contents are only noted when they are put; they are read
-from where they are, checked, and streamed while an image is loaded. Tags of what is no container image are passed over.
+An engine can't be queried for blobs and loads an image as a whole, so contents are only recorded when they are put.
+While an image is loaded they are read from their sources, verified and streamed. Tags of other manifests are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modelimage.repository import BlobContent
 
 
 class EngineWriter:
-    """Loads what is tagged as `name:tag` into the engine that `environment` names. Makes no connection before."""
+    """Loads images tagged `name:tag` into the engine selected by `environment`. Connects only to load."""
 
     def __init__(self, name: str, environment: Mapping[str, str], reporter: Reporter) -> None:
         self._name = name
@@ -30,21 +30,23 @@ class EngineWriter:
         self._manifests: dict[Digest, bytes] = {}
 
     def check(self) -> None:
-        """Raise Unreachable when the engine doesn't answer."""
+        """Raise Unreachable if the engine doesn't respond."""
         with contextlib.closing(Engine(self._environment)) as engine:
             engine.platform()
 
     # As an ImageWriter
 
     def has_blob(self, descriptor: Descriptor) -> bool:
+        # Recorded contents count as present, so each is put only once.
         return descriptor.digest in self._contents
 
     def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
         self._contents[content.descriptor.digest] = content
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
-        """Note a manifest; load the engine's platform of an index that gets a tag."""
+        """Record a manifest; if it is an index with a tag, load its image for the engine's platform."""
         self._manifests[descriptor.digest] = data
+        # Only an index has image manifests, which the engine can load.
         if tag is not None and descriptor.media_type in INDEX_TYPES:
             self._load(descriptor, f"{self._name}:{tag}")
 
@@ -54,7 +56,7 @@ class EngineWriter:
             with self._reporter.progress(f"loading {name}", image.size) as progress:
                 engine.load(archive(self, image, [name], progress.advance))
 
-    # As an ImageReader of what was put, for whoever makes the archive
+    # As an ImageReader of the recorded contents, for `archive`
 
     def resolve(self, name: str) -> Descriptor:
         raise NotFound(f"{name} is not tagged yet")

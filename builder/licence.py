@@ -1,7 +1,7 @@
-"""Which licence a checkpoint says it has: from the front matter of its README, else from its LICENSE file. Pure.
+"""The licence of a checkpoint, from the front matter of its README, else from its LICENSE file. Pure.
 
-The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses) become SPDX's where SPDX has one, since that is
-what the OCI annotation `org.opencontainers.image.licenses` takes; the others become a `LicenseRef-`.
+The Hub's identifiers (huggingface.co/docs/hub/repositories-licenses) are mapped to SPDX's where they exist, as the OCI
+annotation `org.opencontainers.image.licenses` requires; the others become a `LicenseRef-`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 
 import yaml
 
+# The licence is at the start of these files, so longer ones are cut.
 MAX_BYTES: Final = 1 << 20
 
 _SPDX: Final = (
@@ -30,6 +31,7 @@ _IDENTIFIERS: Final[Mapping[str, str]] = {
     "lgpl-2.1": "LGPL-2.1-only",
     "lgpl-3.0": "LGPL-3.0-only",
 }
+# Only unmistakable titles: a wrong licence would be worse than none.
 _TITLES: Final = (
     (re.compile(r"Apache License\s+Version 2\.0"), "Apache-2.0"),
     (re.compile(r"\bMIT License\b"), "MIT"),
@@ -37,12 +39,13 @@ _TITLES: Final = (
     (re.compile(r"Creative Commons Attribution 4\.0 International"), "CC-BY-4.0"),
 )
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+# Placeholders on the Hub for an unstated licence.
 _UNKNOWN: Final = ("", "unknown", "other")
 _FILES: Final = re.compile(r"(?:licen[cs]e|copying)(?:\.(?:md|txt))?", re.IGNORECASE)
 
 
 def licence(documents: Mapping[str, str]) -> str:
-    """The licence as an SPDX expression, from the texts of files at the root by name; empty when none is stated."""
+    """The licence as an SPDX expression, from the texts of files in the root by name; empty if none is stated."""
     readme = next((text for name, text in documents.items() if name.lower() == "readme.md"), "")
     stated = _from_readme(readme)
     if stated:
@@ -55,7 +58,7 @@ def licence(documents: Mapping[str, str]) -> str:
 
 
 def states_licence(name: str) -> bool:
-    """Whether a file at the root may say what the licence is."""
+    """Whether a file in the root may state the licence."""
     return name.lower() == "readme.md" or bool(_FILES.fullmatch(name))
 
 
@@ -64,10 +67,10 @@ def _from_readme(text: str) -> str:
     if match is None:
         return ""
     try:
-        # Strings, lists and maps only, and no merge keys, which a stranger's document could nest without end.
+        # Strings, lists and maps only, without merge keys, which an untrusted document could nest without end.
         card = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506
     except (yaml.YAMLError, ValueError, RecursionError):
-        # A model card that can't be parsed says nothing; that is no reason not to pack the model.
+        # An invalid model card states no licence, but is no reason not to pack the model.
         return ""
     if not isinstance(card, Mapping):
         return ""
@@ -75,6 +78,7 @@ def _from_readme(text: str) -> str:
     names = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
     known = [name.strip().lower() for name in names if isinstance(name, str)]
     known = [name for name in known if name not in _UNKNOWN]
+    # With `license: other`, the Hub's field license_name has the real one.
     if not known and isinstance(card.get("license_name"), str):
         known = [card["license_name"].strip().lower()]
     return " AND ".join(dict.fromkeys(_identifier(name) for name in known if name))

@@ -1,6 +1,6 @@
-"""From planned layers to digests: each file is read once, and a layer for a local layout is written on the way.
+"""Computes layer digests, reading each file once; for a local layout, layers are written at the same time.
 
-Files that stayed at their source pass through: their layers are digested while they are sent, and lie nowhere here.
+Layers whose files stayed at their source are streamed: digested while they are sent, and never stored here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from modelimage.repository import PassingContent, PassingWriter
 from modelimage.streaming import StreamingLayer
 from modelimage.workers import available_cores, run_all
 
-# One file keeps about three cores busy: two sha256, one BLAKE3, the reading and the writing.
+# One file keeps about three cores busy: two sha256, one BLAKE3, reading and writing.
 _CORES_PER_LAYER = 3
 _MOST_AT_ONCE = 8
 _PASSES_AT_ONCE = 4
@@ -33,9 +33,9 @@ _PASSES_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class PackedLayer:
-    """A layer whose digests are known, its files as the record lists them, and whether its bytes were read for it.
+    """A layer with known digests, and its files as listed in the record. `remembered`: the digests were cached.
 
-    `passed` when the destination got it in the same pass.
+    `passed`: the destination received the layer in the same pass.
     """
 
     plan: PlannedLayer
@@ -47,9 +47,9 @@ class PackedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Packer:
-    """Makes a checkpoint's layers known, and stored in the same pass where that can be.
+    """Computes the digests of a checkpoint's layers, and stores the layers in the same pass if possible.
 
-    `layout` takes every layer; `passing` takes those with files that stayed at their source.
+    `layout` receives every layer; `passing` receives those with files that stayed at their source.
     """
 
     checkpoint: Checkpoint
@@ -60,13 +60,13 @@ class Packer:
     def pack(
         self, layers: Sequence[PlannedLayer], advance: Callable[[int], None]
     ) -> list[PackedLayer]:
-        """All layers, in order; `advance` gets bytes of the files that are read.
+        """Pack all layers, in order; `advance` gets bytes of the files that are read.
 
         Raises InvalidCheckpoint when a file changes meanwhile, NotFound, AccessDenied, NoSpace, NotWritable.
         """
         workers = max(1, min(_MOST_AT_ONCE, available_cores() // _CORES_PER_LAYER))
         if self.checkpoint.remote:
-            # The network is what they wait for.
+            # Streamed layers wait for the network, not for cores.
             workers = max(workers, _PASSES_AT_ONCE)
         return run_all(layers, self._pack, advance=advance, workers=workers)
 
@@ -78,11 +78,12 @@ class Packer:
         return self.remembered.key(layer, self.checkpoint.locations, self.checkpoint.remote)
 
     def _known(self, layer: PlannedLayer, key: str | None) -> LayerDigests | None:
-        """The digests of a layer that need not be read again: known, and stored where it has to be."""
+        """The digests of a layer that need not be read again: cached, and stored if the destination needs it."""
         known = self.remembered.recall(key) if key else None
         return known if known is not None and self._is_stored(layer, known.digest) else None
 
     def _pack(self, layer: PlannedLayer, advance: Callable[[int], None]) -> PackedLayer:
+        # Before reading: the cache key must describe the files as they were when reading began.
         key = self._key(layer)
         known = self._known(layer, key)
         if known is not None:
@@ -90,11 +91,13 @@ class Packer:
         passes = any(file.path in self.checkpoint.remote for file in layer.files)
         read = self._pass if passes else self._read
         digests = read(layer, advance)
+        # Under the key from before the read, and only once the whole layer is stored.
         if key:
             self.remembered.remember(key, digests)
         return _packed(layer, digests, remembered=False, passed=passes)
 
     def _is_stored(self, layer: PlannedLayer, digest: Digest) -> bool:
+        # For a layout, known digests aren't enough: it needs the bytes as well.
         descriptor = Descriptor(mediatypes.OCI_LAYER_TAR, digest, layer.size)
         return self.layout is None or self.layout.has_blob(descriptor)
 
@@ -108,11 +111,12 @@ class Packer:
         return digests
 
     def _pass(self, layer: PlannedLayer, advance: Callable[[int], None]) -> LayerDigests:
-        """Send a layer while it is digested. What the source claims of its files is compared before it is closed."""
+        """Send a layer while computing its digests, which are compared with the source's before it is committed."""
         checkpoint, recipe = self.checkpoint, layer.recipe
         source = LayerSource(recipe, checkpoint.locations, checkpoint.remote)
         passing = StreamingLayer(recipe, source.read_slice)
 
+        # Called after the last byte, before the blob gets its name: a wrong file is never stored.
         def digest() -> Digest:
             found = passing.digests()
             check_claims(_packed(layer, found).files, checkpoint.claimed)
@@ -126,7 +130,7 @@ class Packer:
         return passing.digests()
 
     def _name(self, layer: PlannedLayer) -> str:
-        """What stands for the layer's bytes in other processes."""
+        """A name for the layer's bytes that is the same in other processes, to resume the upload."""
         remote, files = self.checkpoint.remote, layer.files
         parts = [
             [f.path, f.size, remote[f.path].identity if f.path in remote else ""] for f in files

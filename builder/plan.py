@@ -1,8 +1,8 @@
-"""Which files go into which layer. Pure: paths, roles and sizes in, layers out.
+"""Groups files into layers. Pure: paths, roles and sizes to layers.
 
-One layer per weight file, so that a layer holds exactly what has one identity everywhere; the small files in two
-bundles, one that all variants share (tokenizer, code, docs) and one of each variant's own (config). Runtimes stack
-layers as overlay mounts and old ones stop at 127, so past 100 layers neighbouring weight files share one.
+One layer per weight file, so that a layer has the identity of its file everywhere; small files in two bundles, one
+shared by all variants (tokenizer, code, docs) and one per variant (config). Runtimes stack layers as overlay mounts,
+and old ones support at most 127, so beyond 100 layers neighbouring weight files share one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from modelimage.recipe import LayerFile, Recipe, layer_recipe
 from modelimage.record import Role
 
 MAX_LAYERS: Final = 100
-# The record, the link, the two bundles, and room for a base image's.
+# The record, the link, the two bundles, and some for a base image.
 _OTHER_LAYERS: Final = 10
 MAX_WEIGHT_LAYERS: Final = MAX_LAYERS - _OTHER_LAYERS
 
-# What a recipe's files have for a digest before they were read: no byte of a blob depends on it.
+# A placeholder digest for unread files: no byte of a blob depends on it.
 _UNREAD: Final = Digest.of(b"")
 
+# Quantization doesn't change these files, so all variants share their layer.
 SHARED_ROLES: Final = (Role.TOKENIZER, Role.CODE, Role.DOC)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PlannedFile:
-    """A file that will be packed: its path in the image, size in bytes and role."""
+    """A file to be packed: its path in the image, size in bytes and role."""
 
     path: str
     size: int
@@ -38,14 +39,14 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class PlannedLayer:
-    """A layer before anything was read: its files, sorted by path, and what it is for."""
+    """A layer before its files are read: its role, and its files sorted by path."""
 
     role: Role
     files: tuple[PlannedFile, ...]
 
     @property
     def recipe(self) -> Recipe:
-        """How the blob is made, but for the files' digests, which aren't known yet."""
+        """The recipe of the blob, without the files' digests, which aren't known yet."""
         return layer_recipe(LayerFile(file.path, file.size, _UNREAD) for file in self.files)
 
     @property
@@ -62,7 +63,7 @@ class PlannedLayer:
 def plan_layers(files: Iterable[PlannedFile]) -> tuple[PlannedLayer, ...]:
     """The layers of one variant: shared bundle, config bundle, then weights by path.
 
-    Law: every file is in exactly one layer, whatever the order in which they come.
+    Law: every file is in exactly one layer, whatever their order.
     """
     ordered = sorted(files)
     shared = [file for file in ordered if file.role in SHARED_ROLES]
@@ -81,7 +82,7 @@ def _bundle_role(files: Sequence[PlannedFile]) -> Role:
 
 
 def _groups(files: Sequence[PlannedFile], limit: int) -> list[tuple[PlannedFile, ...]]:
-    """Neighbours together, at most `limit` groups, as even in count as can be."""
+    """Split into at most `limit` groups of neighbours, with counts as even as possible."""
     count = min(len(files), limit)
     bounds = [len(files) * index // count for index in range(count + 1)] if count else []
     return [tuple(files[start:stop]) for start, stop in pairwise(bounds)]

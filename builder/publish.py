@@ -1,7 +1,7 @@
-"""Carries a publication out: layers, small blobs and manifests first, tags last.
+"""Publishes: sends layers, small blobs and manifests first, and sets tags last.
 
-A tag is what readers start from, so nothing of an unfinished build is ever visible under one. Everything here is
-idempotent: what the destination holds already is not sent again.
+Readers start from a tag, so nothing of an unfinished build is ever visible under one. All steps are idempotent:
+content that the destination already has is not sent again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BUFFER_SIZE: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """How many bytes of layers went to the destination, and how many it held already."""
+    """Bytes of layers sent to the destination, and bytes it already had."""
 
     sent: int
     held: int
@@ -42,14 +42,14 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class LayerSource:
-    """How a layer's blob is made again: its recipe, and where the files are, here or at their source."""
+    """How to rebuild a layer's blob: its recipe, and the files' locations, local or at their source."""
 
     recipe: Recipe
     locations: Mapping[str, Path]
     remote: Mapping[str, RemoteFile] = field(default_factory=dict)
 
     def read_slice(self, piece: FileSlice) -> Iterator[memoryview | bytes]:
-        """The bytes of a part of a file. A buffer is valid until the next one."""
+        """The bytes of a file slice. A buffer is valid until the next one."""
         away = self.remote.get(piece.file.path)
         if away is None:
             return _slice_bytes(piece, self.locations[piece.file.path])
@@ -64,10 +64,10 @@ def send(
     *,
     base: ImageReader | None = None,
 ) -> Sent:
-    """Send all that isn't there yet, so that tags may be set. `progress` gets bytes of layers.
+    """Send everything that the destination lacks, so that tags can be set. `progress` gets bytes of layers.
 
-    `base` is where the layers of the publication's base images are read.
-    Raises AccessDenied, Unreachable, RemoteRefused, NoSpace, NotWritable, and DigestMismatch when a file
+    `base` reads the layers of the publication's base images.
+    Raises AccessDenied, Unreachable, RemoteRefused, NoSpace, NotWritable, and DigestMismatch when a file has
     changed since it was hashed.
     """
     layers = [
@@ -84,6 +84,7 @@ def send(
             writer.put_blob(_content(layer, sources, base), both(guarded, advance))
 
     run_all(plan.send, put, advance=lambda _: None, workers=SENDS_AT_ONCE)
+    # Registries refuse a manifest whose blobs are missing, so all blobs come first.
     for blob in publication.blobs:
         put_document(writer, blob)
     for manifest in publication.manifests:
@@ -103,20 +104,21 @@ def _content(
 
 
 def set_tags(publication: Publication, writer: ImageWriter) -> None:
-    """Point the tags at what was sent, the version's own last: whoever watches it finds the others in place."""
+    """Set the tags, the version's own last, so that clients watching it find the other tags set."""
+    # `tags` starts with the version's own.
     for tag in reversed(list(publication.tags)):
         manifest = publication.manifest(tag)
         writer.put_manifest(manifest.descriptor, manifest.data, tag)
 
 
 def put_document(writer: ImageWriter, document: Document) -> None:
-    """Store a small blob."""
+    """Store a small blob unless it exists."""
     if not writer.has_blob(document.descriptor):
         writer.put_blob(blob_content(document))
 
 
 def blob_bytes(source: LayerSource, offset: int) -> Iterator[memoryview | bytes]:
-    """The bytes of a layer blob from `offset` on, made from files. A buffer is valid until the next one."""
+    """The bytes of a layer blob from `offset` on, built from files. A buffer is valid until the next one."""
     if offset >= source.recipe.size:
         return
     for segment in source.recipe.cut(ByteRange(offset, source.recipe.size)):
@@ -148,6 +150,7 @@ def _slice_bytes(piece: FileSlice, location: Path) -> Iterator[memoryview]:
             view = buffer[: min(left, len(buffer))]
             with reading(location):
                 count = fill(view, lambda rest: os.readv(descriptor, [rest]))
+            # Only the length is checked here: changed bytes fail the destination's digest check.
             if count < len(view):
                 raise InvalidCheckpoint(
                     f"{location} became shorter while it was sent",

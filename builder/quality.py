@@ -1,8 +1,8 @@
-"""How good a variant is, published beside it: a referrer artifact of the variant's ModelPack manifest.
+"""The quality report of a variant, published as a referrer artifact of the variant's ModelPack manifest.
 
-Measured numbers vary with processor and library versions, so they must not be in the image; an artifact whose
-`subject` is the image (image-spec v1.1, manifest.md, "Guidelines for Artifact Usage") can be attached, replaced and
-found without changing it. What is in the document is `quantize.quality`'s business.
+Measurements vary with processor and library versions, so they must not be in the image. An artifact whose `subject` is
+the image (image-spec v1.1, manifest.md, "Guidelines for Artifact Usage") can be attached, replaced and found without
+changing it. The document's format is defined in `quantize.quality`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAME: Final = "quality.json"
 
 
 def quality_artifact(subject: Descriptor, document: bytes, *, variant: str) -> Artifact:
-    """The artifact that says of `subject` what `document` holds. Equal arguments give equal bytes."""
+    """The artifact that attaches `document` to `subject`. Equal arguments give equal bytes."""
     return make_artifact(
         subject,
         MEDIA_TYPE,
@@ -38,7 +38,7 @@ def quality_artifact(subject: Descriptor, document: bytes, *, variant: str) -> A
 
 
 def modelpack_manifest(published: Publication, record: Record) -> Descriptor:
-    """The manifest of a variant that every index and tag of it leads to."""
+    """The variant's ModelPack manifest, which all its indexes and tags lead to."""
     return next(
         manifest.descriptor
         for manifest in published.manifests
@@ -48,14 +48,15 @@ def modelpack_manifest(published: Publication, record: Record) -> Descriptor:
 
 
 def published_quality(reader: ImageReader, model: ResolvedModel) -> Quality | None:
-    """How good a quantized variant is, where that was published beside it; the latest listed counts.
+    """The published quality report of a quantized variant, if any; the last one listed wins.
 
-    Raises InvalidImage for a document that isn't one, and what reading raises.
+    Raises InvalidImage for a malformed document, and any read error.
     """
     if model.record.quantization is None:
         return None
     found = None
     for manifest in list_models(reader, model.root):
+        # The root may be an index of several variants: only this variant's manifests count.
         if (
             manifest.annotations.get(mediatypes.ANNOTATION_VARIANT, model.record.variant)
             == model.record.variant
@@ -66,7 +67,7 @@ def published_quality(reader: ImageReader, model: ResolvedModel) -> Quality | No
 
 
 def quality_text(quality: Quality) -> str:
-    """What was measured, in one line."""
+    """The measurements in one line."""
     noise = f"signal to noise {quality.sqnr.mean:.1f} dB"
     found = quality.comparison
     if found is None:

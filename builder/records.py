@@ -1,4 +1,4 @@
-"""From packed layers to the record: pure, so equal inputs give equal bytes on any machine."""
+"""Builds the record from packed layers. Pure: equal inputs give equal bytes on any machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelimage.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the weights come from, as the record says it: nothing of the building machine."""
+    """The origin of the weights as written to the record: nothing about the build machine."""
 
     uri: str
     revision: str
@@ -31,7 +31,8 @@ def make_record(
     variant: str,
     quantization: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The record of one variant. Raises DigestMismatch where the source claims another sha256 than ours."""
+    """The record of one variant. Raises DigestMismatch if the source states another sha256 than the computed one."""
+    # Sorted by path: the model key depends on the order.
     files = sorted((file for each in packed for file in each.files), key=lambda file: file.path)
     check_claims(files, checkpoint.claimed)
     return Record(
@@ -48,7 +49,7 @@ def make_record(
 
 
 def created_time(epoch: str | None) -> str | None:
-    """The RFC 3339 time of a SOURCE_DATE_EPOCH value; None, and no clock anywhere, where it isn't set.
+    """The RFC 3339 time of a SOURCE_DATE_EPOCH value; None if it isn't set, so that no clock affects the image.
 
     Raises InvalidInput (reproducible-builds.org/specs/source-date-epoch).
     """

@@ -1,4 +1,4 @@
-"""What a build tells of itself while it works. Knows nothing of terminals: the command line implements this."""
+"""The interface for a build's progress reports. Independent of terminals: the command line implements it."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ class Advance(Protocol):
     """Progress of one stage; all methods may be called from any thread."""
 
     def advance(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """Report `count` more bytes as done."""
 
     def resume(self, count: int) -> None:
-        """`count` bytes were there already."""
+        """Report `count` bytes as done earlier."""
 
     def describe(self, text: str) -> None:
-        """What is being done now, in a few words."""
+        """Describe the current work in a few words."""
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
-        """A blob under way: what it gives takes byte counts, which count for the stage too."""
+        """A context for one blob: the callback it yields takes byte counts, which also count for the stage."""
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """An Advance that reports nothing."""
 
     def advance(self, count: int) -> None:
-        """Nobody asked."""
+        """Do nothing."""
 
     def resume(self, count: int) -> None:
-        """Nobody asked."""
+        """Do nothing."""
 
     def describe(self, text: str) -> None:
-        """Nobody asked."""
+        """Do nothing."""
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(self.advance)
 
 
 class Reporter(Protocol):
-    """Stages with their size in bytes, events for machines, notes for people."""
+    """Reports stages with their size in bytes, events for machines, messages for people."""
 
     def progress(
         self, title: str, total_bytes: int | None = None

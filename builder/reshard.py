@@ -1,8 +1,7 @@
-"""Splits safetensors files that are above a registry's limit into parts, losslessly.
+"""Splits safetensors files that exceed a registry's limit into parts, losslessly.
 
-Every tensor keeps its name, dtype, shape and bytes; only which file it stands in changes, and the index says so. Files
-within the limit stay as they are, and with them their layers. A part is made whole or not at all, so an interrupted
-build keeps the parts it has.
+Every tensor keeps its name, dtype, shape and bytes; only its file changes, and the index is updated. Files within the
+limit, and their layers, are unchanged. Each part is written atomically, so an interrupted build keeps the parts it has.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from modelimage.hashing import hash_file
 from modelimage.record import Role
 from modelimage.safetensors import Header, TensorInfo, build_header
 
-# The headers of a file and of the folders above it, its padding, and the end of the archive.
+# The headers of a file and of its parent directories, its padding, and the end of the archive.
 LAYER_OVERHEAD: Final = 8 * tar.BLOCK
 _BUFFER_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of the files that a file is split into: its name and its tensors in their old order."""
+    """One of the files that a file is split into: its name, and its tensors in their original order."""
 
     name: str
     tensors: tuple[TensorInfo, ...]
@@ -40,10 +39,10 @@ class Part:
 def plan_parts(name: str, header: Header, limit: int) -> tuple[Part, ...]:
     """Split a file's tensors into parts whose layers have at most `limit` bytes. Pure.
 
-    Law: the tensors of all parts, one after the other, are the header's. Raises InvalidInput when one tensor alone is
-    above the limit.
+    Law: the concatenated tensors of all parts are the header's. Raises InvalidInput if a single tensor exceeds the
+    limit.
     """
-    # No part's header is longer than the whole file's, padding aside.
+    # No part's header is longer than the whole file's, except for padding.
     room = limit - LAYER_OVERHEAD - header.data_offset - tar.BLOCK
     groups: list[list[TensorInfo]] = [[]]
     size = 0
@@ -66,7 +65,7 @@ def plan_parts(name: str, header: Header, limit: int) -> tuple[Part, ...]:
 
 
 def bounded_sizes(files: Sequence[PlannedFile], limit: int | None) -> list[PlannedFile]:
-    """The files with the sizes they have at most once they are split: what a preflight may count on."""
+    """The files with upper bounds for their sizes after splitting, for a preflight."""
     if limit is None:
         return list(files)
     most = max(0, limit - LAYER_OVERHEAD)
@@ -77,9 +76,9 @@ def bounded_sizes(files: Sequence[PlannedFile], limit: int | None) -> list[Plann
 
 
 def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter) -> Checkpoint:
-    """The checkpoint with every weight file's layer at most `limit` bytes; itself when it is so already.
+    """Split weight files so that each layer has at most `limit` bytes; returns the same checkpoint if none is larger.
 
-    Parts go into `folder` of its workplace. Raises InvalidInput when it can't be done, NoSpace, NotWritable.
+    Parts go into `folder` of the build directory. Raises InvalidInput if it isn't possible, NoSpace, NotWritable.
     """
     large = [file for file in checkpoint.files if is_large(file, limit)]
     if not large:
@@ -97,6 +96,7 @@ def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter)
             _check_claim(checkpoint, file.path)
             for part in parts[file.path]:
                 source = checkpoint.locations[file.path]
+                # An existing part is complete: it gets its name only when all of it is on disk.
                 if not (target / part.name).exists():
                     _write_part(source, headers[file.path], part, target / part.name)
             progress.advance(file.size)
@@ -111,7 +111,7 @@ def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter)
 
 
 def _check_claim(checkpoint: Checkpoint, path: str) -> None:
-    """What the source says of the whole file can't be compared any more once it is in parts."""
+    """Compare the whole file with its source's sha256, which isn't possible after the split."""
     claimed = checkpoint.claimed.get(path)
     if claimed is None:
         return
@@ -124,7 +124,7 @@ def _check_claim(checkpoint: Checkpoint, path: str) -> None:
 
 
 def is_large(file: PlannedFile, limit: int) -> bool:
-    """Whether a file has to be split for layers of at most `limit` bytes. Raises InvalidInput where it can't be."""
+    """Whether a file must be split for layers of at most `limit` bytes. Raises InvalidInput if it can't be."""
     if file.role is not Role.WEIGHT or file.size + LAYER_OVERHEAD <= limit:
         return False
     if "/" in file.path:
@@ -143,7 +143,7 @@ def _with_files(
     *,
     gone: Mapping[str, object],
 ) -> Checkpoint:
-    """The checkpoint with files of `target` in place of those that are gone, checked as a whole once more."""
+    """The checkpoint with files of `target` replacing those in `gone`, validated again as a whole."""
     kept = [file for file in checkpoint.files if file.path not in gone and file.path not in made]
     new = [PlannedFile(name, (target / name).stat().st_size, role) for name, role in made.items()]
     return checked(
@@ -151,6 +151,7 @@ def _with_files(
         {**checkpoint.locations, **{name: target / name for name in made}},
         config=checkpoint.config,
         index=index,
+        # A split file's sha256 was compared before the split and doesn't apply to its parts.
         claimed={
             path: digest
             for path, digest in checkpoint.claimed.items()
@@ -166,7 +167,8 @@ def _index(
     headers: Mapping[str, Header],
     parts: Mapping[str, Sequence[Part]],
 ) -> dict[str, Any]:
-    """The index: what was in it, with the moved tensors at their new places."""
+    """The index with the new files of the moved tensors."""
+    # An existing index keeps its other members, such as metadata. A new one lists all weights in the root.
     if INDEX in checkpoint.locations and any(file.path == INDEX for file in checkpoint.files):
         document = read_json(checkpoint.locations[INDEX], name=INDEX)
     else:
@@ -214,7 +216,7 @@ def _tensor_bytes(source: Path, start: int, size: int) -> Iterator[memoryview]:
 
 
 def _check_layers(checkpoint: Checkpoint, limit: int) -> None:
-    """Past 100 layers files share one: then the limit may be out of reach."""
+    """Raise InvalidInput if shared layers exceed the limit: beyond 100 layers, files share one."""
     layers = plan_layers(checkpoint.files)
     largest = max(layer.size for layer in layers if layer.role is Role.WEIGHT)
     if largest > limit:

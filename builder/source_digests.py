@@ -1,4 +1,4 @@
-"""What a source says of its files' digests, held against what was computed here."""
+"""Compares a source's stated file digests with those computed here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modelimage.record import RecordFile
 
 
 def check_claims(files: Sequence[RecordFile], claimed: Mapping[str, Digest]) -> None:
-    """Raise DigestMismatch for the first file that isn't what its source says."""
+    """Raise DigestMismatch for the first file whose digest differs from its source's."""
     for file in files:
         promised = claimed.get(file.path)
         if promised is not None and promised != file.digest:

@@ -1,7 +1,7 @@
-"""What a source holds and which of it will be packed, before anything large is fetched.
+"""Lists a source's files and selects those to pack, before anything large is fetched.
 
-Only listing, configuration and the weight index are read here, so `--dry-run` is cheap and a checkpoint that
-lacks a shard is refused before the first gigabyte moves.
+Reads only the listing, the configuration and the weight index, so `--dry-run` is cheap, and a checkpoint that lacks a
+shard is refused before the first gigabyte is transferred.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modelimage.errors import InvalidCheckpoint, UnsafePickle
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A source's files by path, the verdicts on them, and the two documents that the rest depends on."""
+    """A source's files by path, their classification, and the two documents that later steps depend on."""
 
     source: ModelSource
     files: dict[str, SourceFile]
@@ -29,7 +29,7 @@ class Survey:
     index: WeightIndex | None
 
     def planned(self) -> list[PlannedFile]:
-        """What will be packed of the files as they are at the source."""
+        """The files to pack, as they are at the source."""
         return [
             PlannedFile(path, self.files[path].size, role)
             for path, role in self.selection.roles.items()
@@ -43,19 +43,21 @@ def survey(
     exclude: Sequence[str] = (),
     convert_pickle: bool = False,
 ) -> Survey:
-    """List, judge, and check what can be checked without the weights.
+    """List and classify the files, and check everything that doesn't need the weights.
 
-    Raises InvalidCheckpoint, UnsafePickle, and what the source raises.
+    Raises InvalidCheckpoint, UnsafePickle, and any error of the source.
     """
     listing = source.list()
     files = {file.path: file for file in listing.files}
     selection = select(files, include=include, exclude=exclude)
     selection = selection.also_ignored(listing.ignored)
+    # Before any file is fetched.
     _check_weights(selection, source, convert_pickle=convert_pickle)
     config = _document(source, files, selection, CONFIG) or {}
     index_document = _document(source, files, selection, INDEX)
     index = WeightIndex.parse(index_document) if index_document is not None else None
     if index is not None:
+        # Weights that the index doesn't list are leftovers, which engines ignore.
         unlisted = unlisted_weights(index, selection.weights)
         selection = selection.without(unlisted, f"not named by {INDEX}")
     return Survey(source, files, selection, config, index)
@@ -80,6 +82,7 @@ def _check_weights(selection: Selection, source: ModelSource, *, convert_pickle:
 def _document(
     source: ModelSource, files: dict[str, SourceFile], selection: Selection, name: str
 ) -> dict[str, Any] | None:
+    # An excluded document must not decide about the other files.
     if name not in selection.roles:
         return None
     location: Path = source.fetch(files[name], lambda _: None)

@@ -1,7 +1,7 @@
-"""Variants of a checkpoint: names, and how a quantized one is made of the published one.
+"""Variants of a checkpoint: their names, and how quantized ones are made from the published one.
 
-A variant is another checkpoint directory, made by `quantize` in the build's work directory and packed like any
-other; tokenizer, code and documents are the published ones, so their layer is shared.
+A variant is another checkpoint directory, made by `quantize` in the build directory and packed like any other.
+Tokenizer, code and documents are those of the published variant, so their layer is shared.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantize.api import QuantizeOptions
     from quantize.quality import Gates
 
+# Listed here instead of imported: `quantize` needs numba and numpy.
 QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
 EVALUATORS: Final = ("transformers", "vllm")
 ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
@@ -36,7 +37,7 @@ ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationChoices:
-    """Compare a variant with the published weights on a text (None: the shipped one), and what must be met."""
+    """Comparison of a variant with the published weights on a text (None: the shipped one), and its bounds."""
 
     text: Path | None = None
     max_kl: float | None = None
@@ -47,7 +48,7 @@ class EvaluationChoices:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeChoices:
-    """How quantized variants are made. None: the engine's default."""
+    """How to make quantized variants. None: the engine's default."""
 
     engine: str = "auto"
     calibration: Path | None = None
@@ -58,7 +59,7 @@ class QuantizeChoices:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A checkpoint of one precision, how it was made, and the document that says how good it is.
+    """A checkpoint of one precision, how it was made, and its quality document.
 
     `quantization` and `quality` are None for the published weights.
     """
@@ -70,7 +71,7 @@ class Variant:
 
 
 def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
-    """The variants of a build: the published weights first, which are the default, then those asked for.
+    """The variants of a build: the published weights first, as the default, then the requested ones.
 
     Raises UnknownVariant.
     """
@@ -84,15 +85,16 @@ def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_variants(published: Checkpoint, names: Sequence[str], choices: QuantizeChoices) -> None:
-    """Make sure that every quantized variant can be made, by headers alone, before anything is packed.
+    """Check from the headers that every quantized variant can be made, before anything is packed.
 
-    Raises what `quantize` raises for what is wrong with the checkpoint, the options or the machine.
+    Raises the errors of `quantize` for an unsuitable checkpoint, option or machine.
     """
     quantized = [name for name in names if name != DEFAULT_VARIANT]
     if not quantized:
         return
     from quantize.api import check_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
 
+    # Quantizers read one directory, but the files may be in several caches.
     view = _view(published)
     for name in quantized:
         check_checkpoint(view, _options(name, choices))
@@ -101,9 +103,9 @@ def check_variants(published: Checkpoint, names: Sequence[str], choices: Quantiz
 def quantized_variant(
     published: Checkpoint, name: str, choices: QuantizeChoices, reporter: Reporter
 ) -> Variant:
-    """Make a quantized variant, or find the one that an earlier run finished in the same work directory.
+    """Make a quantized variant, or reuse one that an earlier run finished in the same build directory.
 
-    Raises what `quantize` raises, and InvalidCheckpoint.
+    Raises the errors of `quantize`, and InvalidCheckpoint.
     """
     out = published.build_dir.folder("variants") / f"{name}-{_choice_key(choices)}"
     made = _finished(out)
@@ -116,7 +118,7 @@ def quantized_variant(
 
 
 def _choice_key(choices: QuantizeChoices) -> str:
-    """Names what changes the result. Gates aren't among it: they judge a result and don't make another."""
+    """A key of the choices that affect the result. Gates don't: they judge a result without changing it."""
     evaluation = choices.evaluation
     parts = [
         choices.engine,
@@ -140,9 +142,10 @@ def _notes_path(out: Path) -> Path:
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
-    """What was noted of a finished result. It is written after the result shows, so both are whole or there is none."""
+    """The stored recipe and quality of a finished result. Written after the result, so both are complete or neither."""
     path = _notes_path(out)
     if not path.is_file():
+        # A directory without its notes is an unfinished result: a run was interrupted.
         if out.is_dir():
             shutil.rmtree(out)
         return None
@@ -160,6 +163,7 @@ def _quantize(
         result = quantize_checkpoint(source, out, options, progress=steps, notify=reporter.say)
     made = {"recipe": dict(result.recipe), "quality": result.quality.to_json()}
     path = _notes_path(out)
+    # Written last: its existence marks the result as complete (see `_finished`).
     with writing(path):
         write_file(path, canonical.to_bytes(made))
     return made
@@ -190,7 +194,7 @@ def _gates(evaluation: EvaluationChoices) -> Gates:
 
 
 def _check_gates(made: Mapping[str, Any], evaluation: EvaluationChoices | None) -> None:
-    """A finished result of an earlier run may have been measured against other bounds."""
+    """Check the bounds again: a reused result may have been checked against others."""
     from quantize.quality import Quality  # noqa: PLC0415 - as above
 
     quality = Quality.parse(canonical.to_bytes(made["quality"]))
@@ -199,7 +203,7 @@ def _check_gates(made: Mapping[str, Any], evaluation: EvaluationChoices | None) 
 
 
 class _Steps:
-    """From (done, total) to what is new since the last call."""
+    """Converts (done, total) reports to increments."""
 
     def __init__(self, advance: Any) -> None:
         self._advance = advance
@@ -211,24 +215,26 @@ class _Steps:
 
 
 def _view(published: Checkpoint) -> Path:
-    """The published files as one directory of links, whatever caches they are in."""
+    """The published files as one directory of links, whichever caches contain them."""
     folder = published.build_dir.folder("published")
     with writing(folder):
         for file in published.files:
             link = folder / file.path
             link.parent.mkdir(parents=True, exist_ok=True)
+            # Renewed each time: a link from an earlier run may lead to a file that is gone.
             link.unlink(missing_ok=True)
             link.symlink_to(published.locations[file.path].resolve())
     return folder
 
 
 def _merged(published: Checkpoint, out: Path) -> Checkpoint:
-    """Weights and config as quantized, everything else as published."""
+    """Combine the quantized weights and config with the published other files."""
     listing = LocalSource(out).list()
     sizes = {file.path: file.size for file in listing.files}
     roles = select(sizes).roles
     made = {path: role for path, role in roles.items() if role in (Role.WEIGHT, Role.CONFIG)}
     files = [PlannedFile(path, sizes[path], role) for path, role in made.items()]
+    # Published config files stay, except those that quantization replaced and the index of the published shards.
     kept = [
         file
         for file in published.files

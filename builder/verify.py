@@ -1,7 +1,7 @@
-"""Reads every byte of an image or of an unpacked model directory again and says exactly what is wrong with it.
+"""Reads an image or an unpacked model directory completely and reports every problem found.
 
-Trust runs manifest -> blob digest -> record -> file -> chunk, and every step is computed here: a record is its
-author's claim until then. All of it is checked, also past the first problem, so that one run tells everything.
+Trust runs manifest -> blob digest -> record -> file -> chunk, and every step is computed here: until then a record is
+only its author's claim. Verification continues after the first problem, so that one run reports all.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from modelimage.repository import ImageReader
 from modelimage.resolve import list_models, resolve_model
 from modelimage.workers import run_all
 
+# Hashing one file already keeps several cores busy.
 _READS_AT_ONCE: Final = 2
 _NO_RECIPE: Final = Recipe.of(())
 
@@ -41,7 +42,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: the blob or path it concerns, and what is wrong with it."""
+    """One problem: the blob or path concerned, and a description."""
 
     where: str
     what: str
@@ -49,14 +50,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How much was read, and what was wrong; `problems` is empty when everything is as it should be."""
+    """The amount of data read, and the problems found; `problems` is empty if everything is intact."""
 
     checked: int
     size: int
     problems: tuple[Problem, ...]
 
     def raise_problems(self) -> None:
-        """Raise DigestMismatch that names the first problem, if there is one."""
+        """Raise DigestMismatch with the first problem, if there is one."""
         if self.problems:
             first = self.problems[0]
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
@@ -68,7 +69,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class ImageContents:
-    """Every blob an image is made of, and what its records say of them."""
+    """All blobs of an image, and its records."""
 
     blobs: Mapping[Digest, Descriptor]
     records: tuple[Record, ...]
@@ -79,7 +80,7 @@ class ImageContents:
 
 
 def image_contents(reader: ImageReader, name: str) -> ImageContents:
-    """Follow an image from its tag or digest to everything it names. Manifests and records are checked on the way.
+    """Follow an image from its tag or digest to all its blobs. Manifests and records are verified on the way.
 
     Raises NotFound, AccessDenied, DigestMismatch, InvalidImage, Unreachable.
     """
@@ -92,6 +93,7 @@ def image_contents(reader: ImageReader, name: str) -> ImageContents:
             canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
         )
         blobs.update({blob.digest: blob for blob in layers})
+        # Manifests of other formats in the index have no record; their blobs are verified all the same.
         if any(_role(blob) == Role.RECORD.value for blob in layers):
             record = resolve_model(reader, str(manifest.digest)).record
             records[record.key] = record
@@ -99,7 +101,7 @@ def image_contents(reader: ImageReader, name: str) -> ImageContents:
 
 
 def verify_image(reader: ImageReader, contents: ImageContents, advance: Advance) -> Verification:
-    """Read every blob and compare it with its digest and with what the records say of the files in it."""
+    """Read every blob and compare it with its digest, and its files with the records."""
 
     def check(blob: Descriptor, guarded: Advance) -> list[Problem]:
         return list(_check_blob(reader, blob, contents.records, guarded))
@@ -110,13 +112,15 @@ def verify_image(reader: ImageReader, contents: ImageContents, advance: Advance)
 
 
 def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -> Verification:
-    """Read every layer of an image that others made: its digest, what it inflates to, and what paths it would write."""
+    """Read every layer of a foreign image and check its digest, its diff_id, and the paths of its members."""
 
     def check(layer: ForeignLayer, guarded: Advance) -> list[Problem]:
         try:
             with open_layer(reader, layer, limits=model.limits, progress=guarded) as stream:
+                # Reading to the end is what verifies the layer.
                 for _ in stream:
                     pass
+        # Other errors end the verification, because they are not about the image.
         except (NotFound, DigestMismatch, InvalidImage) as error:
             return [Problem(str(layer.digest), error.message)]
         found[layer.digest] = stream.members
@@ -126,6 +130,7 @@ def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -
     layers = {layer.digest: layer for layer in model.layers}
     results = run_all(layers.values(), check, advance=advance, workers=_READS_AT_ONCE)
     problems = [problem for each in results for problem in each]
+    # Paths can be checked only over all layers: whiteouts and links refer to other layers.
     if not problems:
         try:
             model.listed(found)
@@ -146,12 +151,13 @@ def read_record(directory: Path) -> AnyRecord:
 
 
 def verify_directory(directory: Path, record: AnyRecord, advance: Advance) -> Verification:
-    """Read every file of an unpacked model and compare it with the record; files beside those are problems too."""
+    """Read every file of an unpacked model and compare it with the record; additional files are problems too."""
 
     def check(file: RecordFile, guarded: Advance) -> list[Problem]:
         return _check_file(directory, file, guarded)
 
     found = run_all(record.files, check, advance=advance, workers=_READS_AT_ONCE)
+    # Additional files are reported because an engine could load them.
     strangers = sorted(_paths(directory) - {file.path for file in record.files} - {RECORD_NAME})
     problems = [
         *(problem for each in found for problem in each),
@@ -161,7 +167,7 @@ def verify_directory(directory: Path, record: AnyRecord, advance: Advance) -> Ve
 
 
 def compare(file: RecordFile, found: FileDigests) -> list[Problem]:
-    """What is wrong with a file whose bytes have these digests. Pure."""
+    """The problems of a file whose bytes have these digests. Pure."""
     if found.digest == file.digest and found.chunks == file.chunks:
         return []
     if found.digest == file.digest:
@@ -184,6 +190,7 @@ def _check_file(directory: Path, file: RecordFile, advance: Advance) -> list[Pro
         with reading(path):
             size = path.stat().st_size
         if size != file.size:
+            # Counted as read, so that the progress still reaches its total.
             advance(file.size)
             return [Problem(file.path, f"has {size} bytes, not {file.size}")]
         return compare(file, hash_file(path, progress=advance))
@@ -211,8 +218,10 @@ def _check_blob(
         return
     if found.digest != blob.digest:
         yield Problem(name, f"the blob's bytes have the digest {found.digest}")
+    # Configs, links and base layers are in no record and have no recipe.
     if holders and not found.follows_recipe:
         yield Problem(name, "the layer holds other files than the record says")
+    # All records are compared: variants that share a layer may still state different digests.
     for record in holders:
         for file in record.layer_files(blob.digest):
             digests = found.files.get(file.path) if file.size else EMPTY_FILE

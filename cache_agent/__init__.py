@@ -1,1 +1,1 @@
-"""The node daemon: keeps weight files verified in a tiered cache. Others may import `api` and `client` only."""
+"""The node agent: keeps verified weight files in a tiered cache. Builder and workspace import only `api`."""

@@ -1,4 +1,4 @@
-"""Where a file's chunks lie. Pure."""
+"""Computes the byte ranges of a file's chunks. Pure."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from modelimage.record import CHUNK_SIZE
 
 
 def chunk_range(size: int, index: int) -> ByteRange:
-    """Which bytes of a file of `size` bytes its chunk `index` is."""
+    """The byte range of chunk `index` in a file of `size` bytes."""
     return ByteRange(index * CHUNK_SIZE, min(size, (index + 1) * CHUNK_SIZE))

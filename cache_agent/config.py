@@ -1,4 +1,4 @@
-"""The agent's settings: one YAML file, each setting also an environment variable. Values in, checked values out.
+"""Parses and validates the agent's settings: one YAML file, each setting also an environment variable.
 
     root: /var/lib/weightyard
     budget: 80%
@@ -11,8 +11,7 @@
       mirrors:
         docker.io: [mirror.eu.example, mirror.us.example]
 
-`json_schema()` describes the file. Secrets aren't in it: S3 keys and hub tokens come from where boto3 and
-huggingface_hub look for them.
+`json_schema()` describes the file, which has no secrets: boto3 and huggingface_hub look up S3 keys and Hub tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ PREFIX = "WEIGHTYARD_"
 
 
 def _text(value: Any) -> Any:
-    """YAML reads 0 and 5000 as numbers; they are as good as text here."""
+    """Accept numbers as text: YAML parses 0 and 5000 as integers."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -61,7 +60,7 @@ class _Section(BaseModel):
 
 
 class FetchSection(_Section):
-    """How files are fetched. Rates are bytes per second (100MB), 0 for no cap."""
+    """Settings of fetching. Rates in bytes per second (100MB); 0: no cap."""
 
     streams: int = Field(default=4, ge=1, le=64, description="Transfers at once, at most.")
     stall_seconds: float = Field(
@@ -80,7 +79,7 @@ class FetchSection(_Section):
 
 
 class MaintenanceSection(_Section):
-    """How the store is kept sound."""
+    """Settings of the store's maintenance: scrubs, leases, copies to the shared store."""
 
     scrub_days: float = Field(
         default=7.0, ge=0, description="Each file is read again so often. 0: never."
@@ -94,7 +93,7 @@ class MaintenanceSection(_Section):
 
 
 class S3Section(_Section):
-    """A bucket that the cluster shares."""
+    """An S3 bucket as the cluster's shared store."""
 
     bucket: str
     prefix: str = ""
@@ -103,7 +102,7 @@ class S3Section(_Section):
 
 
 class SharedSection(_Section):
-    """One shared place: a bucket or a mounted directory."""
+    """One shared store: exactly one of `s3` and `directory`."""
 
     s3: S3Section | None = None
     directory: Path | None = None
@@ -116,7 +115,7 @@ class SharedSection(_Section):
 
 
 class HubSection(_Section):
-    """The Hub as the last resort, for files as they were published."""
+    """The Hub as a source of files as published; by default the last one."""
 
     endpoint: str = Field(
         default="https://huggingface.co", description="The Hub's address; HF_ENDPOINT beats it."
@@ -124,17 +123,17 @@ class HubSection(_Section):
 
 
 class TierSection(_Section):
-    """Where files come from, in which order."""
+    """The tiers that files are fetched from, in order."""
 
     order: tuple[TierName, ...] = Field(
         default=("peer", "shared", "registry", "hub"),
         description="Which tiers are asked, in which order; one that is left out is off.",
     )
     shared: tuple[SharedSection, ...] = Field(
-        default=(), description="A shared place: {directory: DIR} or {s3: {bucket: NAME, ...}}."
+        default=(), description="A shared store: {directory: DIR} or {s3: {bucket: NAME, ...}}."
     )
     populate_shared: bool = Field(
-        default=True, description="Copy what the shared places lack to them, once per cluster."
+        default=True, description="Copy to the shared stores what they lack, once per cluster."
     )
     memory_budget: AmountText = Field(
         default="0", description="What may be kept in memory. 0: what the machine has available."
@@ -170,14 +169,14 @@ AddressText = Annotated[str, BeforeValidator(_text), AfterValidator(_address)]
 
 
 class CsiSection(_Section):
-    """The CSI driver: kubelet's directory, at the same path as on the host, and the mounter's socket."""
+    """The CSI driver: kubelet's directory, mounted at the same path as on the host, and the mounter's socket."""
 
     kubelet: Path = Field(default=Path("/var/lib/kubelet"), description="kubelet's directory.")
     mounter: Path = Field(description="The mounter's socket.")
 
 
 class ServersSection(_Section):
-    """What pods and container runtimes talk to. An address is PORT, on loopback, or HOST:PORT."""
+    """The servers for pods and container runtimes. An address is PORT, on loopback, or HOST:PORT."""
 
     mirror: AddressText | None = Field(
         default=None, description="Serve a registry mirror for container runtimes at [HOST:]PORT."
@@ -205,14 +204,14 @@ class ServersSection(_Section):
 
 
 class PeerSection(_Section):
-    """A member by its address, HOST:PORT, which is its name too, and its zone."""
+    """A peer by its address, HOST:PORT, which is also its name, and its zone."""
 
     address: AddressText
     zone: str = ""
 
 
 class PeerTlsSection(_Section):
-    """PEM files for mutual TLS between peers: with them, private models are shared too."""
+    """PEM files for mutual TLS between peers. With TLS, private models are shared too."""
 
     ca: Path = Field(description="PEM file of the authority that made the peers' certificates.")
     certificate: Path = Field(description="PEM file of this node's certificate.")
@@ -223,7 +222,7 @@ class PeerTlsSection(_Section):
 
 
 class PeersSection(_Section):
-    """Nodes that serve each other. Members are listed, found by DNS, or both."""
+    """Settings of the peer tier. Members are listed, found by DNS, or both."""
 
     listen: AddressText = Field(description="Answer other nodes here: HOST:PORT.")
     advertise: AddressText | None = Field(
@@ -255,7 +254,7 @@ class PeersSection(_Section):
     )
 
     def name(self) -> str:
-        """What this node goes by among its peers."""
+        """This node's name among its peers: the address they reach it at."""
         return str(Address.parse(self.advertise or self.listen))
 
     @model_validator(mode="after")
@@ -268,7 +267,7 @@ class PeersSection(_Section):
 
 
 class SignatureSection(_Section):
-    """Images that must be signed."""
+    """A rule for images that must be signed."""
 
     images: str = Field(
         description="Pattern of repositories, `registry.example/team/*`; `*` means all."
@@ -279,7 +278,7 @@ class SignatureSection(_Section):
 
 
 class PrewarmSection(_Section):
-    """What should be on this node, and how it is brought here ahead of its use."""
+    """Settings of pre-warming: where the desired models come from, and limits for fetching them."""
 
     path: Path | None = Field(
         default=None,
@@ -315,7 +314,7 @@ class PrewarmSection(_Section):
 
 
 class AgentConfig(_Section):
-    """Everything that can be set. `budget` and `min_free` hold for `root` and for each of `extra_roots`."""
+    """All settings of the agent. `budget` and `min_free` apply to `root` and to each of `extra_roots`."""
 
     root: Path | None = Field(default=None, description="Directory of the model cache.")
     extra_roots: tuple[Path, ...] = Field(
@@ -355,11 +354,12 @@ def json_schema() -> dict[str, Any]:
 def parse_config(
     text: str, environ: Mapping[str, str], overrides: Mapping[str, Any]
 ) -> AgentConfig:
-    """Settings from the file's text, overridden by the environment, overridden by flags. Raises InvalidInput.
+    """Parse settings: the file's text, overridden by the environment, overridden by flags. Raises InvalidInput.
 
-    `WEIGHTYARD_FETCH__STREAMS=8` sets `fetch.streams`; its value is YAML. `overrides` has dotted names; None is unset.
+    `WEIGHTYARD_FETCH__STREAMS=8` sets `fetch.streams`; its value is YAML. `overrides` has dotted names; None: unset.
     """
     document = _document(text)
+    # Only names of settings: other variables share the prefix (WEIGHTYARD_CACHE).
     for name, value in sorted(environ.items()):
         path = name.removeprefix(PREFIX).lower().split("__")
         if name.startswith(PREFIX) and path[0] in AgentConfig.model_fields:

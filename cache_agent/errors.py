@@ -1,4 +1,4 @@
-"""Errors of the node store that need a finer name than modelimage's; still mapped by the same tables."""
+"""Errors of the agent that are more specific than modelimage's; the same tables map them to statuses."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from modelimage.errors import Busy, DigestMismatch, Fault, NotWritable
 
 
 class DiskFailed(NotWritable):
-    """The disk answers with an error of its own (EIO) or the filesystem is inconsistent."""
+    """The disk reports an I/O error (EIO), or the filesystem is inconsistent."""
 
 
 class LinkRefused(NotWritable):
-    """The filesystem won't make a hard link (EXDEV, EPERM, EMLINK): never worked around by a silent copy."""
+    """The filesystem refuses a hard link (EXDEV, EPERM, EMLINK). Never replaced by a silent copy."""
 
 
 class StoreDamaged(DigestMismatch):
-    """The checker found invariants of a store broken."""
+    """The checker found a store that breaks its invariants."""
 
     fault = Fault.NODE
 
 
 class Cancelled(Busy):
-    """The request was taken back, by its caller or because the agent stops. Asking again continues it."""
+    """The caller cancelled the request, or the agent is stopping. Repeating it continues where it stopped."""

@@ -1,4 +1,4 @@
-"""What a model image is: digests, references, media types, record, recipe, manifests, layout, registry client.
+"""The model image format: digests, references, media types, record, recipe, manifests, layout, registry client.
 
-This package knows nothing of building, caching or Kubernetes; every other package may import it.
+Every other package may import this one; it must not depend on building, caching or Kubernetes.
 """

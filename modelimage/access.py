@@ -1,7 +1,7 @@
-"""How to reach the place that a reference names, and the one spot that chooses its implementation.
+"""Opens the repository or layout behind a reference: credentials, TLS and the choice of implementation.
 
-Plain HTTP, a private certificate authority and unchecked certificates are used only where they were asked for;
-a registry on this machine's loopback is the exception, since nobody listens in between.
+Plain HTTP, a private certificate authority and unverified certificates are used only where the user configured them.
+The exception is a registry on this machine's loopback, where no one else can listen in.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from modelimage.repository import ImageReader, ImageWriter
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Credentials and connection choices for any registry. The default: anonymous, HTTPS, public authorities.
+    """Credentials and connection settings for all registries. Default: anonymous, HTTPS, the system's authorities.
 
-    `plain_http` and `unverified_tls` hold hosts as references write them (`host` or `host:port`); `ca_file` is a PEM
-    file of authorities that count beside the system's. Repositories opened with one Access share its connections.
+    `plain_http` and `unverified_tls` hold hosts as written in references (`host` or `host:port`); `ca_file` is a PEM
+    file of authorities trusted in addition to the system's. Repositories opened with one Access share its connections.
     """
 
     credentials: CredentialSource = field(default_factory=Anonymous)
@@ -52,7 +52,7 @@ class Access:
         plain_http: Iterable[str] = (),
         ca_file: Path | None = None,
     ) -> Access:
-        """With the credentials that docker and podman would use, and half-sent uploads noted in the user's cache.
+        """Use the credentials of docker and podman, and remember unfinished uploads in the user's cache directory.
 
         Raises InvalidInput for a broken config file.
         """
@@ -66,16 +66,17 @@ class Access:
         )
 
     def is_anonymous(self, reference: RegistryReference) -> bool:
-        """Whether a repository is read without credentials. A helper that fails is no proof of that."""
+        """Whether a repository is read without credentials. A failing credential helper counts as not anonymous."""
         try:
             return self.credentials.find(reference.registry, reference.repository) is None
         except AccessDenied:
+            # The helper may hold credentials that it can't return now. Access must not be widened on a guess.
             return False
 
     def origin(self, reference: RegistryReference) -> Origin:
-        """Where the API of a reference's registry is: HTTP where asked for, and on loopback.
+        """The base URL of a reference's registry API: HTTP if configured or on loopback, else HTTPS.
 
-        On loopback a CA file, or the wish not to check certificates, tells that the registry speaks TLS.
+        On loopback, a CA file or an `unverified_tls` entry means that the registry uses TLS.
         """
         encrypted = Origin.parse(f"https://{reference.api_host}")
         asked_for_tls = self.ca_file is not None or reference.registry in self.unverified_tls
@@ -86,27 +87,28 @@ class Access:
 
 
 def open_reader(reference: ImageReference, access: Access) -> ImageReader:
-    """The reader of the repository or layout that a reference names. Connects at its first call, not here."""
+    """Return a reader for the repository or layout behind a reference. Connects on its first call, not here."""
     return open_place(reference, access)
 
 
 def open_writer(reference: ImageReference, access: Access) -> ImageWriter:
-    """The writer of the repository or layout that a reference names."""
+    """Return a writer for the repository or layout behind a reference."""
     return open_place(reference, access)
 
 
 def open_repository(
     reference: RegistryReference, access: Access, *, mount_from: Sequence[str] = ()
 ) -> RegistryRepository:
-    """A registry's repository, with all that it can do beyond the interfaces.
+    """Open a registry repository, including its operations beyond ImageReader and ImageWriter.
 
-    `mount_from` names repositories of the same registry whose blobs are taken over instead of sent.
+    `mount_from` names repositories of the same registry whose blobs are mounted instead of uploaded.
     """
     origin = access.origin(reference)
     tls = TlsOptions(access.ca_file, verify=reference.registry not in access.unverified_tls)
     sender = Authorizing(
         access.connections.sender(tls),
         origin,
+        # Looked up for each token request, not once: credential helpers may return short-lived credentials.
         lambda: access.credentials.find(reference.registry, reference.repository),
     )
     options = RepositoryOptions(access.connections.backoff, access.uploads, mount_from)
@@ -119,7 +121,7 @@ Place = Layout | RegistryRepository
 def open_place(
     reference: ImageReference, access: Access, *, mount_from: Sequence[str] = ()
 ) -> Place:
-    """What a reference names, with all that layouts and registries have in common beyond the interfaces."""
+    """Open a reference as a layout or repository, with the operations both have beyond the two interfaces."""
     match reference:
         case LayoutReference():
             return Layout(reference.path)

@@ -1,7 +1,7 @@
-"""Base images: the layers that image manifests have below the model's, for runtimes that must run a shell from them.
+"""Base images: the layers below the model's, for runtimes that run the image as a container with a shell.
 
-KServe's sidecar modelcars start the image as a container. A base is read per platform: its layers, what they inflate
-to, and how its containers run. ModelPack manifests never name it, and no model key depends on it.
+KServe starts sidecar modelcars this way. A base is read per platform: its layers, their diff_ids and its container
+settings. ModelPack manifests never include a base, and no model key depends on it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from modelimage.errors import InvalidImage, NotFound, WeightyardError
 from modelimage.repository import ImageReader
 from modelimage.resolve import list_models, read_blob
 
+# Configs are read into memory, so untrusted ones are bounded.
 _MAX_CONFIG_BYTES: Final = 4 << 20
 _CONFIG_TYPES: Final = frozenset({mediatypes.OCI_CONFIG, mediatypes.DOCKER_CONFIG})
-# The same bytes under their OCI names: an OCI manifest with docker's names is refused by some runtimes.
+# Blobs are listed under their OCI names: some runtimes refuse an OCI manifest with docker media types.
 _LAYER_TYPES: Final[Mapping[str, str]] = {
     mediatypes.OCI_LAYER_TAR: mediatypes.OCI_LAYER_TAR,
     mediatypes.OCI_LAYER_GZIP: mediatypes.OCI_LAYER_GZIP,
@@ -31,7 +32,7 @@ _LAYER_TYPES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class BaseImage:
-    """One platform's base: its manifest's digest, its layers in order, their diff_ids, and its config's `config`."""
+    """A base image for one platform: manifest digest, layers in order, their diff_ids, and the config's `config`."""
 
     manifest: Digest
     layers: tuple[Descriptor, ...]
@@ -42,13 +43,14 @@ class BaseImage:
 def read_bases(
     reader: ImageReader, root: Descriptor, platforms: Sequence[Platform]
 ) -> dict[Platform, BaseImage]:
-    """The base of each platform that the image at `root` has; at least one.
+    """Read the base of each requested platform that the image at `root` provides; the result is never empty.
 
-    Raises NotFound when it has none of them, InvalidImage when it is no container image.
+    Raises NotFound when it provides none of them, InvalidImage when it isn't a container image.
     """
     found: dict[Platform, BaseImage] = {}
     manifests = list_models(reader, root)
     for manifest in manifests:
+        # A single manifest, or an index entry without a platform, states its platform only in the config.
         if manifests == [root] or manifest.platform is None or manifest.platform in platforms:
             platform, base = _read(reader, manifest)
             if platform in platforms:
@@ -66,15 +68,18 @@ def _read(reader: ImageReader, manifest: Descriptor) -> tuple[Platform, BaseImag
     what = f"base image {manifest.digest}"
     document = canonical.parse(reader.manifest(manifest), what=what)
     described = Descriptor.from_json(document.get("config"))
+    # Artifacts have manifests of the same type; only the config's type shows that this is a container image.
     if described.media_type not in _CONFIG_TYPES:
         raise _unusable(f"{what} is no container image but {described.media_type}")
     config = canonical.parse(read_blob(reader, described, limit=_MAX_CONFIG_BYTES), what=what)
     layers = tuple(_layer(each, what) for each in _list(document.get("layers"), what))
     rootfs = config.get("rootfs")
     diff_ids = _list(rootfs.get("diff_ids") if isinstance(rootfs, dict) else None, what)
+    # Runtimes refuse an image whose diff_ids don't match its layers: better found here than on a node.
     if len(diff_ids) != len(layers):
         raise _unusable(f"{what} has {len(layers)} layers and {len(diff_ids)} diff_ids")
     run = config.get("config")
+    # The diff_ids are parsed, so that a malformed one can't get into a published config.
     return (
         Platform(str(config.get("os", "")), str(config.get("architecture", ""))),
         BaseImage(
@@ -90,6 +95,7 @@ def _layer(value: object, what: str) -> Descriptor:
     layer = Descriptor.from_json(value)
     if layer.media_type not in _LAYER_TYPES:
         raise _unusable(f"{what} has a layer that can't be passed on: {layer.media_type}")
+    # Annotations and platform belong to the base's own manifest; copied here they would describe the model image.
     return replace(layer, media_type=_LAYER_TYPES[layer.media_type], annotations={}, platform=None)
 
 

@@ -1,7 +1,7 @@
-"""One way to write JSON as bytes, so that equal documents have equal digests.
+"""Canonical JSON bytes, so that equal documents have equal digests.
 
-Sorted keys, no spaces, UTF-8 without escapes, a newline at no end: the subset of RFC 8785 that documents
-without floating-point numbers need.
+Sorted keys, no spaces, UTF-8 without escapes, no final newline: the subset of RFC 8785 that suffices for documents
+without floating-point numbers.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from modelimage.errors import InvalidImage
 
 def to_bytes(document: object) -> bytes:
     """The canonical bytes of a JSON document. Law: `parse(to_bytes(d)) == d`."""
+    # NaN and infinities aren't JSON, but `json` writes them by default, and other parsers refuse them.
     return json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def parse(data: bytes, *, what: str) -> dict[str, Any]:
-    """Parse bytes that must be a JSON object in UTF-8. `what` names it in the InvalidImage raised."""
+    """Parse bytes as a UTF-8 JSON object. `what` names the document in the error. Raises InvalidImage."""
     try:
-        # Decoded here, since json would guess at UTF-16 and others, which no other reader of images does.
+        # Decoded explicitly: json.loads would also detect UTF-16 and UTF-32, which other image readers reject.
         document = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidImage(f"{what} is not valid JSON: {error}") from error

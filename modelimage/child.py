@@ -1,16 +1,18 @@
-"""Child programs, watched for progress: one that stands still is given up, one that is merely slow never is.
+"""Runs child programs and kills those that stop making progress, however long the others take. Linux only.
 
-On a busy machine a healthy program may get a twentieth of a core, so a limit in seconds since its start would end it.
-What counts instead is what it does: CPU time, bytes read, processes started or ended, and what the caller adds. Linux.
+On a busy machine a healthy program may get a twentieth of a core, so a limit on its run time would kill it.
+Progress is CPU time, bytes read, processes started or ended, and bytes counted by the caller.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -19,20 +21,22 @@ from modelimage.errors import TimedOut
 
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-# Positions in /proc/PID/stat behind the command's name, see proc(5): parent, then CPU time of its own and of children.
+# Positions in /proc/PID/stat after the command's name, see proc(5): parent, then CPU time of itself and its children.
 _PARENT: Final = 1
 _TIMES: Final = slice(11, 15)
+# Between two looks at a running program.
 _LOOK_SECONDS: Final = 1.0
-# What is less than this is the stirring of a program that waits.
+_KILL_SECONDS: Final = 5.0
+# A waiting program also wakes up now and then; activity below these thresholds is not progress.
 _WORKING_SHARE: Final = 0.01  # of a core
 _READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a program and its descendants have done so far: `cpu` in seconds, `read` and `written` in bytes.
+    """Activity of a program and its descendants so far: `cpu` in seconds, `read` and `written` in bytes.
 
-    `written` is for the caller: the size of a log, say.
+    `written` is counted by the caller, for example the size of a log.
     """
 
     processes: frozenset[int] = frozenset()
@@ -42,7 +46,7 @@ class Work:
 
 
 class StallTimer:
-    """Says when a program has stood still for `limit` seconds. The clock is injected."""
+    """Detects a program that has made no progress for `limit` seconds. The clock is injected."""
 
     def __init__(self, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
@@ -51,7 +55,7 @@ class StallTimer:
         self._work = Work()
 
     def stalled(self, work: Work) -> bool:
-        """Note what has been done; whether it is `limit` seconds since that last showed progress."""
+        """Record the work done so far; return whether it has shown no progress for more than `limit` seconds."""
         if self._progressed(work):
             self._work, self._since = work, self._clock()
         return self._clock() - self._since > self.limit
@@ -59,6 +63,7 @@ class StallTimer:
     def _progressed(self, work: Work) -> bool:
         before = self._work
         return (
+            # Compared with the last progress, not the last look: many small steps add up to progress.
             work.processes != before.processes
             or work.written != before.written
             or work.cpu - before.cpu >= self.limit * _WORKING_SHARE
@@ -67,16 +72,21 @@ class StallTimer:
 
 
 def work_of(pid: int, *, written: int = 0) -> Work:
-    """What the process and its descendants have done. Those that have ended count as far as their parents know."""
-    family, cpu, read = {pid}, 0.0, 0
-    stats = {int(each.name): _stat(each) for each in _PROC.iterdir() if each.name.isdigit()}
-    for each in sorted(stats):  # parents are nearly always older, and so have lower numbers
-        fields = stats[each]
-        if fields and (each in family or int(fields[_PARENT]) in family):
-            family.add(each)
-            cpu += sum(map(int, fields[_TIMES])) / _TICKS
-            read += _bytes_read(each)
-    return Work(frozenset(family), cpu, read, written)
+    """Work of a process and its descendants. An ended process counts only in its parent's CPU times."""
+    stats = {
+        int(each.name): read_stat(int(each.name)) for each in _PROC.iterdir() if each.name.isdigit()
+    }
+    children: dict[int, list[int]] = {}
+    for each, fields in stats.items():
+        if fields:
+            children.setdefault(int(fields[_PARENT]), []).append(each)
+    family, found = set[int](), [pid]
+    while found:
+        each = found.pop()
+        family.add(each)
+        found += children.get(each, ())
+    cpu = sum(int(ticks) for each in family for ticks in (stats.get(each) or ())[_TIMES])
+    return Work(frozenset(family), cpu / _TICKS, sum(map(_bytes_read, family)), written)
 
 
 def run_child(
@@ -86,61 +96,66 @@ def run_child(
     stdin: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, its output captured as text.
+    """Run a program to its end and capture its output as text.
 
-    Raises TimedOut when it stands still for `stall_seconds` (it is killed then), OSError when it can't be started.
+    Raises TimedOut when it makes no progress for `stall_seconds`, after killing it and its descendants; OSError when it
+    can't be started.
     """
-    # Not a pipe: a communicate() that timed out can't go on sending what was left of its input.
-    with tempfile.TemporaryFile() as given:
+    with ExitStack() as stack:
+        # Files, not pipes: a pipe stays open as long as any descendant holds it, such as a daemon left behind.
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         given.write((stdin or "").encode())
         given.seek(0)
-        return _watched(command, given, environment, stall_seconds)
-
-
-def _watched(
-    command: Sequence[str],
-    stdin: IO[bytes],
-    environment: Mapping[str, str] | None,
-    stall_seconds: float,
-) -> subprocess.CompletedProcess[str]:
-    with subprocess.Popen(
-        command,
-        stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
-    ) as child:  # fmt: skip
+        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, env=environment)
         try:
-            out, err = _communicate(child, StallTimer(stall_seconds))
-        except subprocess.TimeoutExpired as stalled:
-            child.kill()
-            name = Path(command[0]).name
-            raise TimedOut(f"{name} has done nothing for {stall_seconds:g} s") from stalled
+            _wait(child, StallTimer(stall_seconds), [out, err])
         except BaseException:
-            child.kill()
+            _kill(child)
             raise
-        return subprocess.CompletedProcess(command, child.returncode, out, err)
+        return subprocess.CompletedProcess(command, child.returncode, _text(out), _text(err))
 
 
-def _communicate(child: subprocess.Popen[str], timer: StallTimer) -> tuple[str, str]:
-    """What the child wrote, once it has ended. Raises TimeoutExpired when it stands still."""
+def _wait(child: subprocess.Popen[bytes], timer: StallTimer, outputs: Sequence[IO[bytes]]) -> None:
+    """Wait for the child's end. Raises TimedOut when it makes no progress."""
     while True:
         try:
-            return child.communicate(timeout=_LOOK_SECONDS)
+            child.wait(_LOOK_SECONDS)
         except subprocess.TimeoutExpired as late:
-            written = len(late.output or b"") + len(late.stderr or b"")
+            # Output is progress even if it costs less CPU time than the threshold.
+            written = sum(os.fstat(each.fileno()).st_size for each in outputs)
             if timer.stalled(work_of(child.pid, written=written)):
-                raise
+                name = Path(str(child.args[0])).name if isinstance(child.args, Sequence) else "it"
+                raise TimedOut(f"{name} has done nothing for {timer.limit:g} s") from late
+        else:
+            return
 
 
-def _stat(process: Path) -> list[str] | None:
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and its descendants. One that hangs in a driver can't be killed and isn't waited for."""
+    for pid in work_of(child.pid).processes:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_KILL_SECONDS)
+
+
+def _text(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")
+
+
+def read_stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command's name, see proc(5); None when the process is gone or hidden."""
     try:
-        text = (process / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
         return None
-    # The name is in parentheses and may hold anything, so fields are counted from its end.
+    # The name is in parentheses and may contain any character, so fields are counted after the last ")".
     return text.rpartition(")")[2].split()
 
 
 def _bytes_read(pid: int) -> int:
-    """Bytes that the process asked for, from memory or disk; 0 where that isn't ours to see."""
+    """Bytes that the process read, from memory or disk; 0 if /proc doesn't let us see it."""
     try:
         lines = (_PROC / str(pid) / "io").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What differs between two model images: files, layers, and how many bytes an update moves. Pure."""
+"""Compares two model images: changed files, new layers, and the bytes that an update transfers. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modelimage.record import Record, RecordFile, RecordLayer
 
 
 class Change(Enum):
-    """What happened to a file on the way from the first image to the second."""
+    """How a file differs between the first image and the second."""
 
     ADDED = "added"
     REMOVED = "removed"
@@ -19,7 +19,7 @@ class Change(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """One file that differs; sizes in bytes, None where it isn't there."""
+    """One differing file; sizes in bytes, None in the image that lacks it."""
 
     path: str
     change: Change
@@ -29,7 +29,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What differs. `layers`: those of the second image that the first lacks, which is what an update moves."""
+    """Result of a comparison. `layers`: those only the second image has, which an update transfers."""
 
     files: tuple[FileChange, ...]
     layers: tuple[RecordLayer, ...]
@@ -37,12 +37,12 @@ class Difference:
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes of layers that an update from the first image to the second sends."""
+        """Bytes of layers that an update from the first image to the second transfers."""
         return sum(layer.size for layer in self.layers)
 
 
 def compare(before: Record, after: Record) -> Difference:
-    """The way from one record to another. Law: equal records differ in nothing."""
+    """Compare two records. Law: equal records have no differences."""
     old, new = _by_path(before), _by_path(after)
     changes = [
         change

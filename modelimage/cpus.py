@@ -1,10 +1,10 @@
-"""What an inference server runs on a CPU: one table by engine, variant and instruction set.
+"""Variants that an inference server can run on a CPU: one table by engine, variant and instruction set.
 
-The GPUs' table is in `workspace.hardware`; this one is here since the quantizer's evaluation reads it too. A row lists
-sets of CPU flags, as Linux names them in /proc/cpuinfo, of which any one is enough. Sources: vLLM 0.32.0's CPU wheels
-(the 4-bit operator `cpu_gemm_wna16` is in the AVX-512 libraries for x86-64 alone; `vllm/platforms/cpu.py` picks the
-library), and its build, which requires AVX2, Arm's ASIMD or IBM's vector facility. A test holds the table against the
-installed wheel. An engine that isn't in the table, like flags that aren't known, is refused nothing.
+The table for GPUs is in `workspace.hardware`; this one is here because the quantizer's evaluation also uses it. A row
+lists sets of CPU flags, named as in Linux's /proc/cpuinfo; one complete set is enough. Sources: vLLM 0.32.0's CPU
+wheels (only the AVX-512 libraries for x86-64 have the 4-bit operator `cpu_gemm_wna16`; `vllm/platforms/cpu.py` picks
+the library), and its build, which requires AVX2, Arm's ASIMD or IBM's vector facility. A test compares the table with
+the installed wheel. Engines missing from the table and unknown CPU flags are never refused.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FLAG_LINES: Final = ("flags", "features")  # x86-64 writes one, Arm and IBM Z t
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What a variant's kernels need of a CPU. `enough` empty: there are none for any CPU.
+    """CPU flags that a variant's kernels require. An empty `enough`: no CPU can run it.
 
-    `experts` says whether they also cover a mixture's quantized experts; `named` is the requirement in words.
+    `experts`: whether they also support a mixture's quantized experts; `named` is the requirement for messages.
     """
 
     enough: tuple[frozenset[str], ...] = ()
@@ -33,8 +33,8 @@ class Kernels:
 _VECTORS: Final = tuple(frozenset({flag}) for flag in ("avx2", "asimd", "vx"))
 KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
     "vllm": {
-        "bf16": Kernels(_VECTORS, "AVX2 (on x86-64) or ASIMD (on Arm)", experts=True),
-        "int8": Kernels(_VECTORS, "AVX2 (on x86-64) or ASIMD (on Arm)"),
+        "bf16": Kernels(_VECTORS, "AVX2 (x86-64), ASIMD (Arm) or VX (IBM Z)", experts=True),
+        "int8": Kernels(_VECTORS, "AVX2 (x86-64), ASIMD (Arm) or VX (IBM Z)"),
         "int4": Kernels((frozenset({"avx512f"}),), "AVX-512"),
         "int8-w8a16": Kernels(),
     }
@@ -42,7 +42,7 @@ KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
 
 
 _NAMES: Final = {"vllm": "vLLM"}
-# What the table asks of a CPU: of all its flags these are worth passing on.
+# The CPU flags that the table uses; nodes need to report no others.
 FLAGS: Final = frozenset[str]().union(
     *(each for row in KERNELS.values() for kernels in row.values() for each in kernels.enough)
 )
@@ -51,7 +51,7 @@ FLAGS: Final = frozenset[str]().union(
 def cpu_refusal(
     engine: str, variant: str, flags: frozenset[str] | None, *, experts: bool = False
 ) -> str | None:
-    """Why an engine doesn't serve a variant on a CPU with these flags (None: not known); None when it does.
+    """Why an engine can't serve a variant on a CPU with these flags (None: unknown); None if it can.
 
     `experts`: the model is a mixture whose experts are stored in the variant's precision.
     """
@@ -69,7 +69,7 @@ def cpu_refusal(
 
 
 def cpu_condition(engine: str, variant: str) -> str | None:
-    """What a CPU must have that not every one has, in words; None when any CPU that the engine runs on will do."""
+    """The CPU requirement of a variant, for messages; None if every CPU that the engine supports meets it."""
     kernels = KERNELS.get(engine, {}).get(variant)
     if kernels is None or kernels.enough in ((), _VECTORS):
         return None
@@ -77,7 +77,7 @@ def cpu_condition(engine: str, variant: str) -> str | None:
 
 
 def parse_cpuinfo(text: str) -> frozenset[str] | None:
-    """The flags that every processor of /proc/cpuinfo has; None where it names none (POWER, RISC-V)."""
+    """The flags common to all processors in /proc/cpuinfo; None if it lists no flags (POWER, RISC-V)."""
     found: list[frozenset[str]] = []
     for line in text.splitlines():
         name, _, value = line.partition(":")
@@ -87,8 +87,14 @@ def parse_cpuinfo(text: str) -> frozenset[str] | None:
 
 
 def local_cpu_flags() -> frozenset[str] | None:
-    """This machine's flags; None where the kernel doesn't name them."""
+    """This machine's CPU flags; None if the kernel doesn't list them."""
     try:
         return parse_cpuinfo(CPUINFO.read_text())
     except OSError:
         return None
+
+
+def local_cpus() -> tuple[frozenset[str], ...]:
+    """This machine's flags as a planner takes them: one set, or none when they aren't known."""
+    flags = local_cpu_flags()
+    return () if flags is None else (flags,)

@@ -1,4 +1,4 @@
-"""OCI descriptors and platforms (image-spec v1.1, descriptor.md): what a manifest says of a blob."""
+"""OCI descriptors and platforms (image-spec v1.1, descriptor.md): how a manifest refers to a blob."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelimage.errors import InvalidImage, InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """An operating system and a processor architecture, in Go's names (GOOS, GOARCH)."""
+    """An operating system and a processor architecture, named as in Go (GOOS, GOARCH)."""
 
     os: str
     architecture: str
@@ -28,7 +28,7 @@ UNKNOWN_PLATFORM = Platform("unknown", "unknown")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Names a blob or manifest: its type, sha256 and size in bytes.
+    """A reference to a blob or manifest: its media type, sha256 and size in bytes.
 
     Law: `Descriptor.from_json(d.to_json()) == d`.
     """
@@ -41,7 +41,7 @@ class Descriptor:
     artifact_type: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The descriptor as the specification writes it; absent members are left out."""
+        """The descriptor in the specification's form, without absent members."""
         out: dict[str, Any] = {
             "mediaType": self.media_type,
             "digest": str(self.digest),
@@ -63,6 +63,7 @@ class Descriptor:
         try:
             media_type, size = value["mediaType"], value["size"]
             digest = Digest.parse(value["digest"])
+            # An empty map may also be written as null, as Go does.
             annotations = value.get("annotations") or {}
             platform = _platform(value.get("platform"))
         except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as error:
@@ -70,6 +71,7 @@ class Descriptor:
         artifact_type = value.get("artifactType") or None
         if not isinstance(media_type, str) or not isinstance(artifact_type, str | None):
             raise InvalidImage(f"malformed descriptor of {digest}: mediaType or artifactType")
+        # `type`, not isinstance: JSON's true would pass as an int.
         if type(size) is not int or not 0 <= size < 1 << 62:
             raise InvalidImage(f"malformed descriptor of {digest}: size")
         if not isinstance(annotations, Mapping) or not all(map(_is_text, annotations.values())):

@@ -1,8 +1,7 @@
 """Content digests, parsed once at the edge.
 
-A digest names bytes. The grammar is the OCI image specification's (descriptor.md, "Digests"); the only
-algorithm accepted is sha256, since that is the one identity every tier shares: the Hub's LFS oid, a layer's
-digest, and a file's place in the store.
+The grammar is the OCI image specification's (descriptor.md, "Digests"). Only sha256 is accepted: it is the one
+identity that all tiers share, as the Hub's LFS oid, a layer's digest, and a file's path in the store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Writing files so that they are either there, whole and on disk, or not there at all.
+"""Atomic, durable file writes: a file is complete and on disk, or absent.
 
-Temporary name, write, fsync, rename, fsync of the directory: what containerd's content store and restic's local
-backend do. The system's error numbers become our classes here, once. It knows nothing of images.
+Temporary name, write, fsync, rename, fsync of the directory, as in containerd's content store and restic's local
+backend. System error numbers are mapped to our classes here, once. Independent of images.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
-# How much is written before the disk is asked to begin with it.
+# Write-back is started each time this much has been written.
 _WRITEBACK_BYTES: Final = 16 << 20
 _SYNC_FILE_RANGE_WRITE: Final = 2
-# Linux alone has it; elsewhere the disk waits for the fsync.
+# Linux only; elsewhere the data reaches the disk at the fsync.
 _sync_file_range: Any = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def start_writeback(descriptor: int, offset: int = 0, size: int = 0) -> None:
-    """Have the disk begin with what was written to a range (size 0: to the end), so that an fsync finds little to do.
+    """Start writing a range back to disk (size 0: to the end), so that the later fsync has little left to do.
 
-    Waits for nothing and promises nothing: durable is what is synced in the end, which tells errors.
+    Doesn't wait and guarantees nothing: only the fsync at the end makes data durable and reports errors.
     """
     if _sync_file_range is not None:
         start, length = ctypes.c_int64(offset), ctypes.c_int64(size)
@@ -48,7 +48,7 @@ def start_writeback(descriptor: int, offset: int = 0, size: int = 0) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Map an OSError while `path` is read: NotFound, AccessDenied, else Unreachable (a failing disk or mount)."""
+    """Map an OSError raised while reading `path`: NotFound, AccessDenied, else Unreachable (failing disk or mount)."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Map an OSError while `path` is written: NoSpace or NotWritable."""
+    """Map an OSError raised while writing `path`: NoSpace or NotWritable."""
     try:
         yield
     except OSError as error:
@@ -74,7 +74,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_error(path: Path, error: OSError) -> WeightyardError:
-    """Our class for an error that writing `path` met."""
+    """Our error class for an OSError raised while writing `path`."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _FULL:
         return NoSpace(
@@ -86,7 +86,7 @@ def write_error(path: Path, error: OSError) -> WeightyardError:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the entries of a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -95,19 +95,20 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """Create a directory and its parents, each name durable."""
+    """Create a directory and its parents, and make each entry durable."""
     if path.is_dir():
         return
     make_directories(path.parent)
     path.mkdir(exist_ok=True)
+    # The new entry is synced in its parent; a crash would otherwise lose the directory with everything in it.
     fsync_directory(path.parent)
 
 
 class PendingFile:
-    """A file being written under a temporary name in `directory`; dropped unless published.
+    """A file being written under a temporary name in `directory`; removed unless published.
 
-    It holds a lock on itself, so that `sweep` can tell a dead writer's leavings from a file in use.
-    Not for use from several threads at once.
+    Holds a lock on the file, so that `sweep` can distinguish files in use from those of dead writers.
+    Not safe for concurrent use by several threads.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -116,8 +117,9 @@ class PendingFile:
         self._path, self._descriptor = _create_locked(directory)
 
     def write(self, data: memoryview | bytes | bytearray) -> None:
-        """Append all the bytes. Raises OSError; map it with `writing`."""
+        """Append all bytes. Raises OSError; map it with `writing`."""
         rest = memoryview(data).cast("B")
+        # A write may accept only part of the data.
         while rest:
             count = os.write(self._descriptor, rest)
             self.size += count
@@ -127,7 +129,9 @@ class PendingFile:
             self._given_to_disk = self.size
 
     def publish(self, path: Path) -> None:
-        """Make it durable under its final name, which replaces what is there."""
+        """Make the file durable under its final name, replacing an existing file."""
+        # The order matters: content before name, so a crash can't leave the final name on incomplete bytes, and the
+        # directory last, so the name survives a crash once this returns.
         os.fsync(self._descriptor)
         self._path.rename(path)
         fsync_directory(path.parent)
@@ -135,7 +139,7 @@ class PendingFile:
         self._descriptor = -1
 
     def discard(self) -> None:
-        """Remove it, unless it was published."""
+        """Remove the file, unless it was published."""
         if self._descriptor < 0:
             return
         self._path.unlink(missing_ok=True)
@@ -145,7 +149,7 @@ class PendingFile:
 
 @contextlib.contextmanager
 def pending_file(directory: Path) -> Iterator[PendingFile]:
-    """A PendingFile that leaves nothing behind unless it was published. Raises OSError."""
+    """A PendingFile that is removed on exit unless published. Raises OSError."""
     pending = PendingFile(directory)
     try:
         yield pending
@@ -161,13 +165,14 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove the temporary files that dead writers left in `directory`. Raises OSError."""
+    """Remove temporary files left in `directory` by dead writers. Raises OSError."""
     for path in directory.glob(f"{_PREFIX}*"):
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             continue
         try:
+            # A lock that can be taken proves that the writer is dead; age proves nothing about a slow one.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
         except BlockingIOError:
@@ -183,8 +188,9 @@ def _create_locked(directory: Path) -> tuple[Path, int]:
     while True:
         path = directory / f"{_PREFIX}{secrets.token_hex(8)}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        # Blocks at most briefly: only a sweep can hold this lock.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # A sweep may have come between the two calls and taken it for a dead writer's.
+        # A sweep between open and flock may have removed the file as a dead writer's: check the link count.
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Loads an image into a docker engine, or whatever speaks its API (podman), through the docker SDK.
+"""Loads an image into a docker engine, or podman through the same API, with the docker SDK.
 
-The engine takes a tar stream in `docker save`'s form: config, layers, and a manifest.json that names them. It is made
-while it is sent, so no second copy lies on a disk. Needs the extra `engine`.
+The engine takes a tar stream in the format of `docker save`: config, layers, and a manifest.json that names them. The
+stream is generated while it is sent, without a second copy on disk. Needs the extra `engine`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ class EngineImage:
 
     @property
     def size(self) -> int:
-        """Bytes that are sent."""
+        """Bytes to send."""
         return self.config.size + sum(layer.size for layer in self.layers)
 
 
 def image_for(reader: ImageReader, root: Descriptor, platform: Platform) -> EngineImage:
-    """The image of a platform below an index or manifest. Raises NotFound, InvalidImage."""
+    """The image for a platform below an index or manifest. Raises NotFound, InvalidImage."""
     manifests = list_models(reader, root)
+    # A single manifest was chosen by the user, for example by digest, so its platform isn't compared.
     named_alone = manifests == [root]
     chosen = [each for each in manifests if named_alone or each.platform == platform]
     if not chosen:
@@ -78,7 +79,8 @@ def image_for(reader: ImageReader, root: Descriptor, platform: Platform) -> Engi
 def archive(
     reader: ImageReader, image: EngineImage, names: Sequence[str], advance: _Advance
 ) -> Iterator[bytes]:
-    """The tar stream for `docker load`. Every blob is checked; raises DigestMismatch before its end is sent."""
+    """The tar stream for `docker load`. Verifies every blob; raises DigestMismatch before a bad blob is complete."""
+    # Layers with equal digests share one path in the archive, so each blob is sent once.
     unique = {blob.digest: blob for blob in (image.config, *image.layers)}
     for blob in unique.values():
         yield tar.header(TarEntry(_path(blob), size=blob.size))
@@ -97,7 +99,7 @@ def archive(
 
 
 class Engine:
-    """The docker engine that the environment names, with its TLS settings (DOCKER_HOST and so on)."""
+    """The docker engine selected by the environment, with its TLS settings (DOCKER_HOST and so on)."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         _check_socket(environment.get("DOCKER_HOST") or DEFAULT_HOST)
@@ -105,26 +107,26 @@ class Engine:
             self._client = docker.from_env(environment=dict(environment))
 
     def platform(self) -> Platform:
-        """What its containers run on. Raises Unreachable."""
+        """The platform of the engine's containers. Raises Unreachable."""
         with _engine_errors():
             version = self._client.version()
         return Platform("linux", str(version.get("Arch", "amd64")))
 
     def load(self, stream: Iterator[bytes]) -> None:
-        """Load an archive. Raises RemoteRefused, Unreachable, and what the stream raises."""
+        """Load an archive. Raises RemoteRefused, Unreachable, and any error of the stream."""
         with _engine_errors():
-            # An engine unpacks a large image for minutes after its last byte, and says nothing until it is done.
+            # No timeout: the engine unpacks a large image for minutes after the last byte without sending anything.
             self._client.api.timeout = cast("int", None)
-            # Sent in HTTP chunks as it is made; the SDK's types know of whole files only.
+            # The SDK sends an iterator in HTTP chunks, but its types accept only files.
             self._client.images.load(cast("Any", stream))
 
     def close(self) -> None:
-        """Free the connections."""
+        """Close the connections."""
         self._client.close()
 
 
 def _check_socket(host: str) -> None:
-    """Raise Unreachable when nobody listens: the SDK would leave its own socket open."""
+    """Raise Unreachable when nothing listens; on this error the SDK would leak its own socket."""
     scheme, _, path = host.partition("://")
     if scheme != "unix":
         return
@@ -157,7 +159,7 @@ def _checked(reader: ImageReader, blob: Descriptor, advance: _Advance) -> Iterat
     for buffer in relayed(reader, blob).read(0):
         hasher.update(buffer)
         advance(len(buffer))
-        # The last piece is kept back until the digest is known: an engine never sees a whole wrong blob.
+        # The last buffer is held back until the digest is verified: the engine never gets a complete wrong blob.
         if held:
             yield held
         held = bytes(buffer)

@@ -1,9 +1,9 @@
-"""Every error a Weightyard program raises on purpose descends from `WeightyardError`.
+"""Errors that Weightyard programs raise on purpose; all descend from `WeightyardError`.
 
-A class says whose fault it is and whether the same call may succeed later; a message says what happened
-and a hint says what to do next. Packages subclass these where they need a finer name. The mapping to exit
-codes and HTTP statuses is one table each, in the programs, not here. A dependency's exceptions are mapped
-at the boundary and chained, so none of them leaves a package.
+A class states whose fault an error is and whether the same call may succeed later; the message states what happened,
+the hint what to do next. Packages add subclasses for finer distinctions. Exit codes and HTTP statuses are mapped in
+one table each, in the programs, not here. Exceptions of dependencies are mapped at the boundary and chained, so none
+of them leaves a package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Fault(Enum):
 class WeightyardError(Exception):
     """Base of all errors raised on purpose.
 
-    `hint` is one sentence in the imperative that tells the user what to do next.
+    `hint` is one sentence in the imperative: the user's next step.
     """
 
     fault: ClassVar[Fault]
@@ -37,13 +37,13 @@ class WeightyardError(Exception):
 
 
 class InvalidInput(WeightyardError):
-    """A value given by the caller can't be understood: a reference, a YAML document, an option."""
+    """A value given by the caller is invalid: a reference, a YAML document, an option."""
 
     fault = Fault.CALLER
 
 
 class UnknownVariant(InvalidInput):
-    """The image holds no such variant, or no such variant exists."""
+    """The image doesn't contain this variant, or no such variant exists."""
 
 
 class NotFound(WeightyardError):
@@ -53,7 +53,7 @@ class NotFound(WeightyardError):
 
 
 class AccessDenied(WeightyardError):
-    """Credentials are missing, wrong, or don't cover what was asked (401 and 403)."""
+    """Credentials are missing, wrong, or don't cover the request (401 and 403)."""
 
     fault = Fault.CALLER
 
@@ -75,26 +75,26 @@ class InvalidImage(WeightyardError):
 
 
 class DigestMismatch(WeightyardError):
-    """Bytes don't have the digest that a trusted description says they have."""
+    """Bytes don't match the digest in a trusted description."""
 
     fault = Fault.CONTENT
 
 
 class Unreachable(WeightyardError):
-    """A remote didn't answer, broke off, or stopped making progress."""
+    """A remote didn't respond, disconnected, or stopped making progress."""
 
     fault = Fault.REMOTE
     retry = True
 
 
 class RemoteRefused(WeightyardError):
-    """A remote answered, but not with what the protocol promises, or refused for good."""
+    """A remote's response violates the protocol, or is a permanent refusal."""
 
     fault = Fault.REMOTE
 
 
 class RateLimited(Unreachable):
-    """A remote asked to slow down (429, 503). `retry_after` is in seconds, when it said so."""
+    """A remote limits the request rate (429, 503). `retry_after` is in seconds, if the remote gave one."""
 
     def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None):
         super().__init__(message, hint=hint)
@@ -114,14 +114,14 @@ class NoSpace(WeightyardError):
 
 
 class Busy(WeightyardError):
-    """Another process holds what is needed (a store's lock, a port)."""
+    """Another process holds a required resource (a store's lock, a port)."""
 
     fault = Fault.NODE
     retry = True
 
 
 class InUse(WeightyardError):
-    """What was to be removed is leased or pinned."""
+    """The item to be removed is leased or pinned."""
 
     fault = Fault.CALLER
     retry = True
@@ -134,13 +134,13 @@ class EngineFailed(WeightyardError):
 
 
 class TimedOut(WeightyardError):
-    """Something didn't get ready within its deadline."""
+    """Something wasn't ready within its deadline."""
 
     fault = Fault.NODE
     retry = True
 
 
 class GateFailed(WeightyardError):
-    """What was made is sound but worse than the bounds that were set for it."""
+    """The result is valid but worse than the configured bounds."""
 
     fault = Fault.CONTENT

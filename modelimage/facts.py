@@ -1,6 +1,6 @@
-"""What weight files say of a model as a whole: from its configuration and the headers of its tensors. Pure.
+"""Facts about a model, derived from its configuration and its weight files' tensor headers. Pure.
 
-Whoever made an image, and wherever its files are: `file_facts` asks for the few bytes that it needs.
+Independent of the image's format and the files' location: `file_facts` reads only the few bytes it needs.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from modelimage.record import ModelFacts
 from modelimage.safetensors import Header, TensorInfo
 
 CONFIG: Final = "config.json"
+# Configs are read into memory, so untrusted ones are bounded.
 _MAX_CONFIG_BYTES: Final = 64 << 20
 
-# What torch, transformers and ModelPack call the dtypes that safetensors abbreviates.
+# The names in torch, transformers and ModelPack for the dtypes that safetensors abbreviates.
 _DTYPE_NAMES: Final[Mapping[str, str]] = {
     "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32",
 }  # fmt: skip
-# What quantized integers stand in.
+# Dtypes that quantized integers are stored in.
 _PACKED: Final = frozenset({"I32", "U32", "I8", "U8"})
 
-# The bytes of a range of a file, by its path.
+# Returns a byte range of the file at a path.
 ReadRange = Callable[[str, ByteRange], bytes]
 
 
 def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFacts:
-    """What the record says of the model: from `config.json` ({} where there is none) and all headers."""
+    """The model facts of a record, from `config.json` ({} if there is none) and all headers."""
     tensors = [tensor for header in headers for tensor in header.tensors]
     estimate = memory.estimate(config, tensors)
     architectures = config.get("architectures")
@@ -49,9 +50,9 @@ def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFa
 
 
 def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
-    """The facts of a model by its files' sizes in bytes: safetensors at its root, else GGUF.
+    """The facts of a model given its files' sizes in bytes: safetensors in the root directory, else GGUF.
 
-    Raises InvalidImage where there is neither, or where what is there is malformed, and what `read` raises.
+    Raises InvalidImage if there is neither or if they are malformed, and any error of `read`.
     """
     weights = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
     if weights:
@@ -87,12 +88,13 @@ def _config(sizes: Mapping[str, int], read: ReadRange) -> dict[str, Any]:
 
 
 def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
-    """What the quantized matrices are where there are any, else what most bytes of the weights are."""
+    """The dtype of the quantized matrices if there are any, else the one with the most weight bytes."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.size
     if not sizes:
         return ""
+    # Ties are broken by name: the record, and so the model key, must not depend on the order of tensors.
     most = min(sizes, key=lambda dtype: (-sizes[dtype], dtype))
     bits = memory.quantized_bits(config)
     if bits and not _PACKED.isdisjoint(sizes):

@@ -1,4 +1,4 @@
-"""Bytes of a local file as a BlobStream."""
+"""A BlobStream over a local file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modelimage.ranges import ByteRange
 
 
 class FileStream:
-    """A BlobStream over bytes of a file."""
+    """A BlobStream over a byte range of a file."""
 
     def __init__(
         self, descriptor: int, path: Path, wanted: ByteRange | None, close: Callable[[], None]
@@ -27,9 +27,9 @@ class FileStream:
         self._lock = threading.Lock()
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill a part of the buffer; 0 only after the last byte promised."""
+        """Fill part of the buffer; returns 0 only after the last promised byte."""
         length = min(len(buffer), self._stop - self._position)
-        # The lock keeps the file open while it is read: a closed descriptor's number is soon another file's.
+        # The lock keeps the descriptor open during the read: its number would soon be reused for another file.
         with self._lock, durable.reading(self._path):
             if self._closed:
                 raise Unreachable(f"{self._path} was closed while it was read")
@@ -40,6 +40,7 @@ class FileStream:
         return count
 
     def close(self) -> None:
+        # Under the lock: another thread's `readinto` may be using the descriptor.
         with self._lock:
             if not self._closed:
                 self._closed = True

@@ -1,9 +1,9 @@
-"""One read of each file gives everything that is said of it: sha256, BLAKE3 per chunk, the layer's sha256.
+"""Computes all digests of a file in one read: sha256, BLAKE3 per chunk, and the layer's sha256.
 
-A read fills a buffer, and each digest (and the destination, when the layer is written on the way) takes it in a
-thread of its own: hashlib, blake3 and file writes release the GIL, so one big file keeps several cores busy. A
-buffer is used again once every lane is through with it, so memory is bounded by the ring and not by the file.
-Knows nothing of where files come from or where a layer goes.
+A read fills a buffer. Each digest, and the destination if the layer is written at the same time, consumes it in a
+thread of its own: hashlib, blake3 and file writes release the GIL, so one big file uses several cores. A buffer is
+reused once all lanes have consumed it, so memory is bounded by the ring, not by the file. Independent of where files
+come from and where a layer goes.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from modelimage.errors import InvalidCheckpoint
 from modelimage.recipe import FileSlice, LayerFile, Recipe
 from modelimage.record import CHUNK_SIZE
 
-# A chunk is a whole number of buffers, so no buffer crosses from one chunk into the next.
+# A chunk is a whole number of buffers, so no buffer spans two chunks.
 BUFFER_SIZE: Final = 2 << 20
+# Enough for lanes to work on different buffers while the reader fills others: 16 MiB per layer.
 RING_BUFFERS: Final = 8
 
 Progress = Callable[[int], None]
-# Takes every byte of a buffer; called from one thread, in order.
+# Consumes all bytes of a buffer; called from one thread, in order.
 Sink = Callable[[memoryview], object]
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigests:
-    """What one read of a file gives: its sha256, and the BLAKE3 of each 32 MiB chunk in hex."""
+    """Digests from one read of a file: its sha256, and the BLAKE3 of each 32 MiB chunk in hex."""
 
     digest: Digest
     chunks: tuple[str, ...]
@@ -48,7 +49,7 @@ EMPTY_FILE: Final = FileDigests(Digest.of(b""), ())
 
 @dataclass(frozen=True, slots=True)
 class LayerDigests:
-    """A layer blob's digest, and by path those of the files in it that aren't empty."""
+    """A layer blob's digest, and those of its non-empty files by path."""
 
     digest: Digest
     files: Mapping[str, FileDigests]
@@ -61,11 +62,11 @@ def hash_layer(
     sink: Sink | None = None,
     progress: Progress | None = None,
 ) -> LayerDigests:
-    """Digest a layer made of whole files, and hand its bytes to `sink` on the way.
+    """Compute the digests of a layer of whole files, passing its bytes to `sink` at the same time.
 
-    `locate` says where the file of a path is. The digests in the recipe's files are not looked at. `progress` gets
-    the bytes read since its last call, and may raise to stop. Raises InvalidCheckpoint when a file changes
-    while it is read, NotFound and AccessDenied when it can't be, and what `sink` raises.
+    `locate` returns the local path of a file. The digests in the recipe's files are ignored. `progress` gets the bytes
+    read since its last call, and may raise to stop. Raises InvalidCheckpoint when a file changes while it is read,
+    NotFound and AccessDenied when it can't be read, and any error of `sink`.
     """
     layer, files, chunks = hashlib.sha256(), _FileLane(), _ChunkLane()
     lanes: list[_Lane] = [lambda block: layer.update(block.data), files, chunks]
@@ -85,10 +86,10 @@ def hash_layer(
 
 @dataclass(frozen=True, slots=True)
 class StreamDigests:
-    """What a blob that streams by turned out to be.
+    """Digests of a blob read from a stream.
 
-    `files` has the digests of the files that its recipe places in it; `follows_recipe` is whether length, tar headers
-    and padding are the recipe's.
+    `files` has the digests of the files at the recipe's positions; `follows_recipe` is whether length, tar headers and
+    padding match the recipe.
     """
 
     digest: Digest
@@ -102,10 +103,10 @@ def hash_stream(
     *,
     progress: Progress | None = None,
 ) -> StreamDigests:
-    """Digest a layer blob from a stream, and the files in it by the recipe.
+    """Compute the digests of a layer blob from a stream, and of its files according to the recipe.
 
-    `read` fills a part of a buffer and returns the count, 0 at the end. Whatever the stream holds is digested to its
-    end: comparing is the caller's. Raises what `read` raises.
+    `read` fills part of a buffer and returns the count, 0 at the end. The stream is digested to its end whatever it
+    contains; comparing digests is up to the caller. Raises any error of `read`.
     """
     layer, files, chunks = hashlib.sha256(), _FileLane(), _ChunkLane()
     with _HashPipeline([lambda block: layer.update(block.data), files, chunks]) as pipeline:
@@ -124,7 +125,7 @@ def hash_stream(
 
 
 def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
-    """Digest one file. Raises as `hash_layer` does."""
+    """Compute the digests of one file. Raises the same errors as `hash_layer`."""
     size = regular_file_size(path)
     if size == 0:
         return EMPTY_FILE
@@ -136,7 +137,7 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
 
 
 def regular_file_size(path: Path) -> int:
-    """Bytes of a regular file. Raises NotFound, AccessDenied, and InvalidCheckpoint for any other kind."""
+    """The size of a regular file in bytes. Raises NotFound, AccessDenied, and InvalidCheckpoint for other kinds."""
     with reading(path):
         status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -146,7 +147,7 @@ def regular_file_size(path: Path) -> int:
 
 @dataclass(slots=True)
 class _Block:
-    """Bytes on their way through the lanes. `path` is the file they come from, None for tar headers and padding."""
+    """Bytes to be consumed by the lanes. `path`: the file they belong to, None for tar headers and padding."""
 
     data: memoryview
     path: str | None
@@ -158,7 +159,7 @@ _Lane = Callable[[_Block], object]
 
 
 class _FileLane:
-    """The sha256 of each file that passes."""
+    """Computes the sha256 of each file in the stream."""
 
     def __init__(self) -> None:
         self.hashers: dict[str, hashlib._Hash] = {}
@@ -174,7 +175,7 @@ class _FileLane:
 
 
 class _ChunkLane:
-    """The BLAKE3 of each chunk of each file that passes."""
+    """Computes the BLAKE3 of each chunk of each file in the stream."""
 
     def __init__(self) -> None:
         self._done: dict[str, list[str]] = {}
@@ -197,20 +198,20 @@ class _ChunkLane:
             self._hasher, self._filled = blake3(), 0
 
     def of(self, path: str) -> tuple[str, ...]:
-        """The chunk digests of a file, once all of it has passed."""
+        """The chunk digests of a file whose bytes have all been consumed."""
         self._finish()
         return tuple(self._done[path])
 
 
 class _HashPipeline:
-    """A ring of buffers that one reader fills and a thread per lane takes in order.
+    """A ring of buffers: one reader fills them, and one thread per lane consumes them in order.
 
-    A lane that fails stops taking, the reader learns of it at its next step, and the lane's error is what
-    leaving the context raises.
+    A failing lane stops computing; the reader notices at its next step, and leaving the context raises the error.
     """
 
     def __init__(self, lanes: Sequence[_Lane]) -> None:
         self._queues: list[SimpleQueue[_Block | None]] = [SimpleQueue() for _ in lanes]
+        # Daemon threads: a lane that is blocked in a write must not keep the process from exiting.
         self._threads = [
             threading.Thread(target=self._run, args=(lane, queue), daemon=True)
             for lane, queue in zip(lanes, self._queues, strict=True)
@@ -226,6 +227,7 @@ class _HashPipeline:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # The threads are joined on every path: a sink must not be called after its caller has moved on.
         if error is not None:
             self._fail(error)
         for queue in self._queues:
@@ -236,15 +238,17 @@ class _HashPipeline:
             self.check()
 
     def check(self) -> None:
-        """Raise what a lane raised."""
+        """Raise the error of a failed lane."""
         if self._failure is not None:
             raise self._failure
 
     def buffer(self, size: int) -> bytearray:
-        """A buffer that no lane uses any more; a new one while the ring isn't complete."""
+        """A buffer that no lane uses any more, or a new one while the ring isn't complete."""
         self.check()
+        # A file's last, short read gets a buffer outside the ring, so that all buffers in it have one size.
         if size < BUFFER_SIZE:
             return bytearray(size)
+        # Buffers are made on demand: a small file never allocates the whole ring.
         if self._unmade and self._free.empty():
             self._unmade -= 1
             return bytearray(BUFFER_SIZE)
@@ -260,6 +264,7 @@ class _HashPipeline:
 
     def _run(self, lane: _Lane, queue: SimpleQueue[_Block | None]) -> None:
         while (block := queue.get()) is not None:
+            # After a failure, blocks are still taken and released: a reader waiting for a buffer would hang otherwise.
             if self._failure is None:
                 try:
                     lane(block)
@@ -268,6 +273,7 @@ class _HashPipeline:
             self._release(block)
 
     def _release(self, block: _Block) -> None:
+        # Under the lock: several lanes release the same block concurrently.
         with self._lock:
             block.lanes_left -= 1
             last = block.lanes_left == 0
@@ -276,11 +282,12 @@ class _HashPipeline:
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
+            # The first failure is the cause; later ones are usually its consequences.
             self._failure = self._failure or error
 
 
 class _Stream:
-    """Cuts a stream into the segments that a recipe expects and notes where it isn't so."""
+    """Splits a stream into the recipe's segments and records whether it deviates from them."""
 
     def __init__(
         self, read: Callable[[memoryview], int], pipeline: _HashPipeline, progress: Progress | None
@@ -300,14 +307,15 @@ class _Stream:
             self.follows_recipe = False
 
     def take_rest(self) -> None:
-        """What follows the last segment, which should be nothing."""
+        """Consume the bytes after the last segment; there should be none."""
+        # Digested all the same: the blob's digest must cover every byte, or appended data would go unnoticed.
         complete = not self._ended
         while len(self._take(BUFFER_SIZE, None)):
             complete = False
         self.follows_recipe = self.follows_recipe and complete
 
     def _take(self, wanted: int, path: str | None) -> memoryview:
-        """Up to `wanted` bytes, sent down the lanes; fewer only where the stream ends."""
+        """Read up to `wanted` bytes and pass them to the lanes; fewer only at the end of the stream."""
         if self._ended:
             return memoryview(b"")
         buffer = self._pipeline.buffer(wanted)
@@ -334,6 +342,7 @@ def _read_file(
             pipeline.put(view, path=file.path, buffer=buffer)
             if progress is not None:
                 progress(len(view))
+        # Size and mtime are compared on the open descriptor, so replacing the path doesn't matter, but a write does.
         if left or before[0] != file.size or _state(descriptor, path) != before:
             raise InvalidCheckpoint(
                 f"{path} changed while it was read",
@@ -346,7 +355,7 @@ def _read_file(
 def _buffers(
     descriptor: int, path: Path, size: int, pipeline: _HashPipeline
 ) -> Iterator[tuple[bytearray, memoryview]]:
-    """Read up to `size` bytes, each buffer filled whole but for the file's last."""
+    """Read up to `size` bytes, filling every buffer except the file's last."""
     if hasattr(os, "posix_fadvise"):
         with reading(path):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -363,7 +372,7 @@ def _buffers(
 
 
 def fill(view: memoryview, read: Callable[[memoryview], int]) -> int:
-    """Read until the view is full or the source ends; the bytes read."""
+    """Read until the view is full or the source ends; returns the bytes read."""
     count = 0
     while count < len(view) and (got := read(view[count:])):
         count += got

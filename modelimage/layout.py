@@ -1,12 +1,11 @@
-"""An OCI image layout directory (image-spec v1.1, image-layout.md) as a place to read and write images.
+"""An OCI image layout directory (image-spec v1.1, image-layout.md), for reading and writing images.
 
-    oci-layout          says that this is one
-    index.json          names the manifests, with tags as `org.opencontainers.image.ref.name` annotations
-    blobs/sha256/<hex>  everything by digest
+    oci-layout          marks the directory as a layout
+    index.json          lists the manifests, with tags as `org.opencontainers.image.ref.name` annotations
+    blobs/sha256/<hex>  all content by digest
 
-No server is needed, and several processes may write one layout: blobs appear whole under their digest, and
-index.json is replaced under a lock. Layouts that other tools wrote are read as they are: what this module doesn't
-know in index.json is kept when it adds to it.
+Needs no server, and several processes may write one layout: blobs appear complete under their digest, and index.json
+is replaced under a lock. Layouts written by other tools are supported: unknown members of index.json are preserved.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _MANIFEST_TYPES: Final = mediatypes.INDEX_TYPES | mediatypes.MANIFEST_TYPES
 
 
 class BlobIngest:
-    """A new blob whose digest its writer computes while it writes. Made by `Layout.ingest`."""
+    """A new blob whose digest is computed by its writer while writing. Created by `Layout.ingest`."""
 
     def __init__(self, layout: Layout, pending: durable.PendingFile) -> None:
         self._layout = layout
@@ -54,7 +53,7 @@ class BlobIngest:
             self._pending.write(data)
 
     def commit(self, digest: Digest) -> Path:
-        """Publish what was written under the digest that the caller vouches for; returns the blob's path."""
+        """Publish the written bytes under the digest that the caller guarantees; returns the blob's path."""
         path = self._layout.blob_path(digest)
         with durable.writing(path):
             self._pending.publish(path)
@@ -62,9 +61,9 @@ class BlobIngest:
 
 
 class Layout:
-    """An ImageReader and ImageWriter of one layout directory. Safe for threads and processes at once.
+    """An ImageReader and ImageWriter of one layout directory. Safe for concurrent threads and processes.
 
-    Nothing is touched before the first call; a write makes the directory where it is missing.
+    Accesses nothing before the first call; the first write creates a missing directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,9 +76,9 @@ class Layout:
     # Reading
 
     def resolve(self, name: str) -> Descriptor:
-        """The manifest that a tag or digest names. Raises NotFound, InvalidImage.
+        """The manifest with a tag or digest. Raises NotFound, InvalidImage.
 
-        A layout without any tag that holds one manifest gives it for `latest`, as skopeo does.
+        As in skopeo, `latest` also resolves to the only manifest of a layout that has no tags.
         """
         entries = self._read_entries()
         if ":" in name:
@@ -87,7 +86,7 @@ class Layout:
         return _without_tag(_pick_entry(entries, name, self.path))
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest's bytes, checked: raises NotFound, DigestMismatch, InvalidImage above 16 MiB."""
+        """A manifest's verified bytes. Raises NotFound, DigestMismatch, and InvalidImage above 16 MiB."""
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise InvalidImage(f"manifest {descriptor.digest} has {descriptor.size} bytes")
         data = self._read_blob(descriptor.digest)
@@ -97,11 +96,12 @@ class Layout:
 
     @contextlib.contextmanager
     def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[FileStream]:
-        """A blob, or a range of it, unchecked but for its length. Raises NotFound, DigestMismatch."""
+        """A blob or a range of it; only its length is verified. Raises NotFound, DigestMismatch."""
         path = self.blob_path(descriptor.digest)
         with durable.reading(path):
             file = path.open("rb", buffering=0)
         with contextlib.closing(FileStream(file.fileno(), path, wanted, file.close)) as stream:
+            # Checked before any byte is returned: a range of a truncated blob would otherwise just end early.
             if os.fstat(file.fileno()).st_size != descriptor.size:
                 raise _damaged(descriptor.digest, self.path)
             yield stream
@@ -111,26 +111,27 @@ class Layout:
         return sorted({tag for entry in self._read_entries() if (tag := _tag(entry)) is not None})
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
-        """The manifests about a manifest: those that index.json lists, and those under the fallback tag."""
+        """The manifests that refer to a subject: those in index.json, and those under the fallback tag."""
         found: dict[Digest, Descriptor] = {}
         for entry in self._read_entries():
             listed = _without_tag(entry)
             document = canonical.parse(self.manifest(listed), what=f"manifest {listed.digest}")
             if subject_of(document) == subject:
                 found[listed.digest] = described_referrer(listed, document)
+            # Other tools may have written a fallback index into the layout.
             elif _tag(entry) == fallback_tag(subject):
                 held = document.get("manifests") or []
                 found.update({each.digest: each for each in map(Descriptor.from_json, held)})
         return list(found.values())
 
     def blob_path(self, digest: Digest) -> Path:
-        """Where a blob's bytes are, or will be."""
+        """The path of a blob, whether it exists or not."""
         return self.path / "blobs" / "sha256" / digest.hex
 
     # Writing
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the blob is there in its full length."""
+        """Whether the blob exists with its full length."""
         path = self.blob_path(descriptor.digest)
         try:
             with durable.reading(path):
@@ -140,9 +141,9 @@ class Layout:
 
     @contextlib.contextmanager
     def ingest(self) -> Iterator[BlobIngest]:
-        """Write a new blob in one pass: `write` its bytes, then `commit` the digest they turned out to have.
+        """Write a new blob in one pass: `write` its bytes, then `commit` their digest.
 
-        Without a commit nothing is left. For content whose digest is known before, use `put_blob`, which checks it.
+        Without a commit nothing remains. If the digest is known in advance, use `put_blob`, which verifies it.
         Raises NoSpace, NotWritable.
         """
         self._prepare()
@@ -154,7 +155,8 @@ class Layout:
             pending.discard()
 
     def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
-        """Store a blob, checked while it is written. Raises DigestMismatch, NoSpace, NotWritable."""
+        """Store a blob and verify it while writing. Raises DigestMismatch, NoSpace, NotWritable."""
+        # A blob gets its name only after verification, so an existing one needs no second write.
         if self.has_blob(content.descriptor):
             return
         hasher = hashlib.sha256()
@@ -175,7 +177,7 @@ class Layout:
     def put_passing(
         self, content: PassingContent, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Store a blob under the digest that it turns out to have. Raises as `put_blob`."""
+        """Store a blob under the digest computed while streaming. Raises as `put_blob`."""
         with self.ingest() as ingest:
             for buffer in content.read(0):
                 ingest.write(buffer)
@@ -186,10 +188,11 @@ class Layout:
             ingest.commit(content.digest())
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
-        """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
+        """Store a manifest and point a tag at it. Raises NotFound when a blob or manifest it refers to is missing."""
         if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
             raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
         document = canonical.parse(data, what=f"manifest {descriptor.digest}")
+        # Checked before it is stored: readers may rely on everything below a stored manifest being there.
         for child in referenced(document):
             if not self.has_blob(child):
                 raise NotFound(
@@ -202,7 +205,7 @@ class Layout:
         if tag is not None:
             self._edit_index(lambda entries: _retagged(entries, descriptor, tag))
         elif "subject" in document:
-            # A referrer has no tag and no parent: index.json is the only place that leads to it.
+            # A referrer has no tag and no parent: only index.json leads to it.
             referrer = described_referrer(descriptor, document)
             self._edit_index(lambda entries: _listed(entries, referrer))
 
@@ -213,24 +216,25 @@ class Layout:
         self._edit_index(lambda entries: [each for each in entries if _tag(each) != tag])
 
     def unlist(self, digest: Digest) -> None:
-        """Take a manifest out of index.json, with its tags; one that isn't listed is no error."""
+        """Remove a manifest and its tags from index.json; no error if it isn't listed."""
         self._edit_index(
             lambda entries: [each for each in entries if each.get("digest") != str(digest)]
         )
 
     def entries(self) -> list[Descriptor]:
-        """What index.json lists, tags as their ref.name annotations."""
+        """The entries of index.json, with tags as their ref.name annotations."""
         return [Descriptor.from_json(entry) for entry in self._read_entries()]
 
     def blobs(self) -> Iterator[tuple[Digest, int]]:
         """Every blob in the directory with its size in bytes."""
         with durable.reading(self._blobs):
             for path in sorted(self._blobs.iterdir()):
+                # Skips the temporary files of writers.
                 if len(path.name) == 64:
                     yield Digest(path.name), path.stat().st_size
 
     def remove_blob(self, digest: Digest) -> None:
-        """Remove a blob; one that isn't there is no error. The caller knows that nothing names it."""
+        """Remove a blob; no error if it doesn't exist. The caller must make sure that nothing refers to it."""
         path = self.blob_path(digest)
         with durable.writing(path):
             path.unlink(missing_ok=True)
@@ -242,7 +246,7 @@ class Layout:
         return self.path / "blobs" / "sha256"
 
     def _prepare(self) -> None:
-        """Make the directory a layout, once for each object, and clear what dead writers left."""
+        """Create the layout if needed, and remove files of dead writers; once per object."""
         if self._prepared:
             return
         with durable.writing(self.path):
@@ -250,6 +254,7 @@ class Layout:
             with self._lock():
                 if not (self.path / _INDEX).exists():
                     durable.write_file(self.path / _INDEX, _index_bytes({}, []))
+                # The marker comes last: it makes the directory a layout, so readers never see one without index.json.
                 if not (self.path / _MARKER).exists():
                     marker = canonical.to_bytes({"imageLayoutVersion": _VERSION})
                     durable.write_file(self.path / _MARKER, marker)
@@ -259,7 +264,7 @@ class Layout:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        # A file of its own, since index.json is replaced and a lock stays with what was replaced.
+        # A separate file: index.json is replaced, and a lock on it would stay with the replaced file.
         with (self.path / _LOCK).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -285,6 +290,7 @@ class Layout:
 
     def _edit_index(self, edit: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         self._prepare()
+        # Read, changed and replaced under the lock: several processes may push to one layout.
         with durable.writing(self.path / _INDEX), self._lock():
             index = self._read_index()
             entries = _entries(index, self.path)
@@ -296,7 +302,7 @@ class Layout:
         for entry in entries:
             if entry.get("digest") == str(digest):
                 return _without_tag(entry)
-        # A child of an index stands in no list: its own bytes say what it is.
+        # A child of an index isn't listed in index.json: its media type comes from its own bytes.
         data = self._read_blob(digest)
         media_type = canonical.parse(data, what=f"manifest {digest}").get("mediaType")
         if media_type not in _MANIFEST_TYPES:
@@ -313,7 +319,7 @@ class Layout:
 
 
 def referenced(document: dict[str, Any]) -> list[Descriptor]:
-    """The blobs and manifests that a manifest needs to be whole: config, layers, children; not its subject."""
+    """The blobs and manifests that a manifest requires: config, layers, children; not its subject."""
     values: list[object] = []
     if "config" in document:
         values.append(document["config"])
@@ -339,14 +345,16 @@ def _tag(entry: dict[str, Any]) -> str | None:
 
 
 def _pick_entry(entries: Sequence[dict[str, Any]], tag: str, path: Path) -> dict[str, Any]:
-    """The entry a tag names. Some tools write a whole reference as ref.name: its tag counts as well."""
+    """The entry with a tag. Some tools write a whole reference as ref.name: its tag matches too."""
     exact = [entry for entry in entries if _tag(entry) == tag]
     found = exact or [entry for entry in entries if (_tag(entry) or "").endswith(f":{tag}")]
+    # Many tools write a single image without a tag; `latest` then means that image.
     if not found and tag == DEFAULT_TAG and len(entries) == 1 and _tag(entries[0]) is None:
         found = list(entries)
     if not found:
         held = ", ".join(sorted({_tag(entry) or "(untagged)" for entry in entries})) or "nothing"
         raise NotFound(f"no tag {tag!r} in {path}", hint=f"It holds: {held}.")
+    # Repeated entries of one manifest are harmless; different manifests under one tag are ambiguous.
     if len({entry.get("digest") for entry in found}) > 1:
         raise InvalidImage(
             f"several manifests in {path} are tagged {tag!r}", hint="Name one by its digest."
@@ -376,6 +384,7 @@ def _retagged(
 ) -> list[dict[str, Any]]:
     entry = descriptor.to_json()
     entry["annotations"] = {**descriptor.annotations, mediatypes.ANNOTATION_REF_NAME: tag}
+    # An unchanged list is returned as it is, so that the caller doesn't rewrite index.json.
     kept = [each for each in entries if _tag(each) != tag]
     return [*kept, entry] if entry not in entries else entries
 

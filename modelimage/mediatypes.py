@@ -41,8 +41,8 @@ ANNOTATION_BASE_DIGEST: Final = "org.opencontainers.image.base.digest"
 ANNOTATION_LICENSES: Final = "org.opencontainers.image.licenses"
 ANNOTATION_FILEPATH: Final = "org.cncf.model.filepath"
 
-# Ours. On a manifest: which precision it holds and the record's own sha256 (the model key).
-# On a layer descriptor: what the layer is for.
+# Weightyard's own. On a manifest: the precision of its variant, and the sha256 of the record (the model key).
+# On a layer descriptor: the role of the layer.
 ANNOTATION_VARIANT: Final = "dev.weightyard.variant"
 ANNOTATION_MODEL_KEY: Final = "dev.weightyard.model-key"
 ANNOTATION_ROLE: Final = "dev.weightyard.role"

@@ -1,6 +1,6 @@
-"""How much GPU memory a model needs, from `config.json` and the safetensors headers alone.
+"""Estimates a model's GPU memory from `config.json` and the safetensors headers alone.
 
-The controller picks the variant that fits a GPU by these numbers, long before anything is loaded:
+The controller uses these numbers to pick the variant that fits a GPU, long before anything is loaded:
 
     weights      bytes of all tensors
     kv cache     per token, 2 x attention layers x KV heads x head size x 2 bytes
@@ -9,12 +9,12 @@ The controller picks the variant that fits a GPU by these numbers, long before a
                  + SEQUENCES x vocabulary x 8 bytes
     runtime      RUNTIME_BYTES for the driver's context, kernels and captured graphs
 
-`widest inner` is what one token occupies inside a block: query, key and value together, or the
-MLP's inner size times the experts a token visits. BATCH_TOKENS and SEQUENCES are vLLM's defaults
-for online serving. The KV cache is kept in 16 bits whatever the weights are in, as vLLM keeps it;
-sliding windows are counted as full attention, so that part is an upper bound.
+`widest inner` is the number of values per token inside a block: query, key and value together, or the MLP's inner
+size times the experts per token. BATCH_TOKENS and SEQUENCES are vLLM's defaults for online serving. As in vLLM, the
+KV cache uses 16 bits whatever the precision of the weights; sliding windows are counted as full attention, so that
+part is an upper bound.
 
-Pure: takes parsed documents, never opens a file, knows neither numpy nor an engine.
+Pure: takes parsed documents, never opens a file, and must not depend on numpy or an engine.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from modelimage.safetensors import DTYPE_BITS
 BATCH_TOKENS: Final = 2048
 SEQUENCES: Final = 256
 RUNTIME_BYTES: Final = 1 << 30
+# Tokens of context that a GPU must have memory for, unless the model's context is shorter.
 DEFAULT_CONTEXT: Final = 8192
 
 _HALF: Final = 2  # bytes of a bf16 or f16 value
-_LOGIT: Final = 8  # logits in float32, and once more for sampling
+_LOGIT: Final = 8  # logits in float32, and a second copy for sampling
+# Integers packed by compressed-tensors, and by GPTQ and AWQ.
 _PACKED_SUFFIXES = (".weight_packed", ".qweight")
+# Tensors that accompany quantized weights.
 _SIDE_SUFFIXES = (
     ".weight_scale", ".weight_scale_inv", ".weight_shape", ".weight_zero_point", ".weight_g_idx",
     ".weight_global_scale", ".input_scale", ".input_global_scale", ".output_scale", ".scales",
@@ -45,7 +48,7 @@ _ATTENTION_LAYERS = frozenset(
 
 
 class Tensor(Protocol):
-    """One entry of a safetensors header: `dtype` as the format spells it, `shape` in elements."""
+    """One entry of a safetensors header: `dtype` in the format's spelling, `shape` in elements."""
 
     @property
     def name(self) -> str: ...
@@ -57,9 +60,9 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """What serving one variant needs, in bytes but for `parameters` and `context_length` (tokens).
+    """Memory to serve one variant, in bytes except for `parameters` and `context_length` (tokens).
 
-    `kv_cache_bytes_per_token` and `context_length` are 0 where `config.json` doesn't say.
+    `kv_cache_bytes_per_token` and `context_length` are 0 if `config.json` doesn't state them.
     """
 
     parameters: int
@@ -70,7 +73,7 @@ class MemoryEstimate:
     context_length: int
 
     def gpu_memory_bytes(self, context_tokens: int | None = None) -> int:
-        """Memory to serve a request of `context_tokens`; by default the model's, 8,192 at most."""
+        """Memory to serve a request of `context_tokens`; default: the model's context, at most 8,192."""
         tokens = context_tokens
         if tokens is None:
             tokens = min(self.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
@@ -82,9 +85,9 @@ class MemoryEstimate:
         )
 
     def context_that_fits(self, memory_bytes: int) -> int:
-        """How many tokens of KV cache remain in `memory_bytes`; 0 when the weights alone don't fit.
+        """The number of KV cache tokens that fit in `memory_bytes`; 0 if the weights alone don't fit.
 
-        Law: `gpu_memory_bytes(context_that_fits(m)) <= m` wherever the answer is above 0.
+        Law: `gpu_memory_bytes(context_that_fits(m)) <= m` whenever the result is above 0.
         """
         if not self.kv_cache_bytes_per_token:
             return 0
@@ -93,15 +96,16 @@ class MemoryEstimate:
 
 
 def estimate(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> MemoryEstimate:
-    """Estimate from a parsed `config.json` and the header entries of all weight files.
+    """Estimate memory from a parsed `config.json` and the header entries of all weight files.
 
-    Keys that a config lacks count as 0: an estimate is never a reason to refuse a model.
+    Missing config keys count as 0: an estimate is never a reason to refuse a model.
     """
     text = text_config(config)
     bits = quantized_bits(config)
     parameters = weight_bytes = 0
     for tensor in tensors:
         parameters += _parameters(tensor, bits)
+        # Rounded up per tensor: sub-byte dtypes such as F4 may end within a byte.
         weight_bytes += -(-prod(tensor.shape) * DTYPE_BITS.get(tensor.dtype, 16) // 8)
     return MemoryEstimate(
         parameters=parameters,
@@ -116,20 +120,22 @@ def estimate(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> MemoryEsti
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the language model: nested in multimodal checkpoints."""
+    """The language model's part of a config; multimodal checkpoints nest it."""
     for key in ("text_config", "llm_config", "language_config"):
         nested = config.get(key)
         if isinstance(nested, Mapping):
             return nested
+    # Qwen's omni models nest the language model in a `thinker`.
     thinker = config.get("thinker_config")
     return text_config(thinker) if isinstance(thinker, Mapping) else config
 
 
 def quantized_bits(config: Mapping[str, Any]) -> int:
-    """Bits of a packed weight by the config's `quantization_config`; 0 when there is none."""
+    """Bits per packed weight according to the config's `quantization_config`; 0 if there is none."""
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
         return 0
+    # compressed-tensors states the bits per group of layers, GPTQ and AWQ at the top level.
     groups = quantization.get("config_groups")
     if isinstance(groups, Mapping):
         for group in groups.values():
@@ -140,9 +146,10 @@ def quantized_bits(config: Mapping[str, Any]) -> int:
 
 
 def kv_cache_bytes_per_token(config: Mapping[str, Any]) -> int:
-    """Bytes of KV cache one token takes over all layers; 0 when the config doesn't say."""
+    """Bytes of KV cache per token over all layers; 0 if the config doesn't state the sizes."""
     text = text_config(config)
     layers = _attention_layers(text)
+    # Latent attention (DeepSeek's MLA) caches one compressed vector per layer instead of keys and values.
     latent = _first(text, "kv_lora_rank")
     if latent:
         return layers * (latent + _first(text, "qk_rope_head_dim")) * _HALF
@@ -150,9 +157,11 @@ def kv_cache_bytes_per_token(config: Mapping[str, Any]) -> int:
 
 
 def _parameters(tensor: Tensor, bits: int) -> int:
+    # Scales and zero points are storage, not parameters.
     if tensor.name.endswith(_SIDE_SUFFIXES):
         return 0
     elements = prod(tensor.shape)
+    # Packed weights have several parameters in each 32-bit integer.
     if tensor.name.endswith(_PACKED_SUFFIXES) and bits and tensor.dtype in ("I32", "U32"):
         return elements * (32 // bits)
     return elements
@@ -160,6 +169,7 @@ def _parameters(tensor: Tensor, bits: int) -> int:
 
 def _attention_layers(text: Mapping[str, Any]) -> int:
     kinds = text.get("layer_types")
+    # Hybrid models also have layers without a KV cache (linear attention, Mamba): count only attention layers.
     if isinstance(kinds, list) and kinds:
         return sum(kind in _ATTENTION_LAYERS for kind in kinds)
     return _first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -170,6 +180,7 @@ def _heads(text: Mapping[str, Any]) -> int:
 
 
 def _kv_heads(text: Mapping[str, Any]) -> int:
+    # Falcon's `multi_query` means one KV head, except in its newer architecture, which states num_kv_heads.
     if text.get("multi_query") is True and not text.get("new_decoder_architecture"):
         return _first(text, "multi_query_group_num") or 1
     return _first(text, "num_key_value_heads", "num_kv_heads", "n_head_kv") or _heads(text)
@@ -197,9 +208,10 @@ def _activation_bytes(text: Mapping[str, Any]) -> int:
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int:
-    """The first of `keys` that holds a positive whole number, else 0."""
+    """The value of the first of `keys` with a positive integer, else 0."""
     for key in keys:
         value = config.get(key)
+        # `type`, not isinstance: JSON's true would count as 1.
         if type(value) is int and value > 0:
             return value
     return 0

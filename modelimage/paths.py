@@ -1,7 +1,7 @@
-"""Which paths a model image may hold. Text in, verdict out.
+"""The paths allowed in a model image. Pure string checks.
 
-An image is unpacked on other people's nodes, so a path that leaves its directory, or that two systems would
-read differently, is refused when the image is made and again when it is read.
+An image is unpacked on other people's nodes, so a path that leaves its directory, or that two systems would interpret
+differently, is refused both when the image is built and when it is read.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 from modelimage.errors import InvalidImage
 
 RECORD_NAME = "weightyard.json"
-# Where KServe's modelcars look for a model: a link to the root of the image.
+# The path where KServe's modelcars expect the model: a link to the root of the image.
 MODELS_LINK = "models"
 _MAX_PATH = 1024
-# NAME_MAX of every file system that matters.
+# NAME_MAX of all common Linux filesystems.
 _MAX_NAME = 255
 
 
 def check_path(path: str) -> str:
-    """Return a relative, normalized POSIX path unchanged; raise InvalidImage for any other."""
+    """Return a relative, normalized POSIX path unchanged. Raises InvalidImage for any other."""
     parts = path.split("/")
+    # Empty parts, "." and ".." give one path several spellings; backslashes and control characters have other
+    # meanings on other systems; lone surrogates can't be written as UTF-8.
     if (
         not path
         or _too_long(path, _MAX_PATH)
@@ -36,7 +38,7 @@ def check_path(path: str) -> str:
 
 
 def check_model_path(path: str) -> str:
-    """Like `check_path`, and the names that a model image keeps for itself are refused too."""
+    """Like `check_path`, but also refuses the names reserved by the image format."""
     check_path(path)
     if path.split("/", 1)[0] in (RECORD_NAME, MODELS_LINK):
         raise InvalidImage(
@@ -47,7 +49,7 @@ def check_model_path(path: str) -> str:
 
 
 def parents(path: str) -> list[str]:
-    """The directories above a path, outermost first: a/b/c -> [a, a/b]."""
+    """The parent directories of a path, outermost first: a/b/c -> [a, a/b]."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
 

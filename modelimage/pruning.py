@@ -1,4 +1,4 @@
-"""Which tags and blobs may go: the policy and its plan are pure, so a dry run shows exactly what would happen."""
+"""Selects tags and manifests to prune. Policy and plan are pure, so a dry run shows exactly what a run would remove."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from modelimage.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class PrunePolicy:
-    """Keep tags that match one of `keep` (shell patterns), and the `keep_last` highest versions with all their tags.
+    """Keep tags that match one of `keep` (shell patterns), and all tags of the `keep_last` highest versions.
 
-    A version's tags are itself and those that go on with a hyphen: v1, v1-int8, v1-int8-modelpack.
+    A version's tags are the version itself and its hyphenated extensions: v1, v1-int8, v1-int8-modelpack.
     """
 
     keep: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class PrunePolicy:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """Tags to remove, and the manifests that only they name."""
+    """Tags to remove, and the manifests that no other tag refers to."""
 
     kept: tuple[str, ...]
     removed: tuple[str, ...]
@@ -38,15 +38,16 @@ class PrunePlan:
 
 
 def version_key(tag: str) -> tuple[tuple[int, int, str], ...]:
-    """Orders tags as people do: v2 before v10, numbers before words."""
+    """Sort key for tags in natural order: v2 before v10, numbers before words."""
+    # 18 digits at most: longer runs of digits are split, since int() refuses numbers of more than 4,300 digits.
     parts = re.findall(r"[0-9]{1,18}|[^0-9]+", tag)
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
 def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
-    """What the policy removes. Law: a manifest that a kept tag names is never in the plan.
+    """Plan what the policy removes. Law: a manifest with a kept tag is never in the plan.
 
-    Tags that hold referrers or signatures (sha256-<hex>…) follow the manifest that they are about.
+    Tags of referrers and signatures (sha256-<hex>…) are kept or removed together with their subject.
     """
     ordinary = {tag: digest for tag, digest in tags.items() if _about(tag) is None}
     versions = _versions(ordinary)
@@ -60,11 +61,13 @@ def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
         for tag in ordinary
         if versions[tag] in last or any(fnmatchcase(tag, pattern) for pattern in policy.keep)
     }
+    # One manifest may have several tags: it, and what refers to it, is removed only with the last of them.
     alive = {ordinary[tag] for tag in kept}
     dying = {digest for tag, digest in ordinary.items() if tag not in kept} - alive
     removed = {
         tag for tag in tags if (tag in ordinary and tag not in kept) or (_about(tag) in dying)
     }
+    # Counted over all tags, since a referrer's index can be reachable under an ordinary tag as well.
     staying = {digest for tag, digest in tags.items() if tag not in removed}
     manifests = {tags[tag] for tag in removed} - staying
     return PrunePlan(
@@ -75,8 +78,9 @@ def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
 
 
 def _versions(tags: Iterable[str]) -> dict[str, str]:
-    """The version that each tag belongs to: the shortest other tag that it goes on from with a hyphen."""
+    """Map each tag to its version: the shortest other tag that it extends with a hyphen, else itself."""
     found: dict[str, str] = {}
+    # Shortest first, so that a version is in `found` before the tags that extend it.
     for tag in sorted(tags, key=len):
         bases = [base for base in found.values() if tag.startswith(f"{base}-")]
         found[tag] = min(bases, key=len) if bases else tag
@@ -84,6 +88,7 @@ def _versions(tags: Iterable[str]) -> dict[str, str]:
 
 
 def _about(tag: str) -> Digest | None:
+    # cosign's tags have a suffix: sha256-<hex>.sig.
     match = re.fullmatch(r"sha256-([0-9a-f]{64})(?:\..*)?", tag)
     return Digest(match[1]) if match else None
 
@@ -95,6 +100,6 @@ def _sorted(tags: Iterable[str]) -> tuple[str, ...]:
 def unreferenced(
     blobs: Mapping[Digest, int], reachable: Sequence[Iterable[Digest]]
 ) -> dict[Digest, int]:
-    """The blobs, with their sizes, that none of the reachable sets holds. Pure."""
+    """The blobs, with their sizes, that are in none of the reachable sets. Pure."""
     alive = {digest for each in reachable for digest in each}
     return {digest: size for digest, size in blobs.items() if digest not in alive}

@@ -1,10 +1,10 @@
-"""What is published for one build: pure, from records to blobs, manifests and tags.
+"""Plans the publication of one build, from records to blobs, manifests and tags. Pure.
 
-For version T: `T` an index of the default variant (image manifests for two platforms, its ModelPack manifest,
-and the ModelPack manifests of every other variant), `T-<variant>` an index for each other variant, and
-`T-modelpack`, `T-<variant>-modelpack` the bare ModelPack manifests, since ModelPack tools don't resolve an index.
-No manifest can be both kinds (containerd refuses either as the other), so the index names both over the same layers.
-With a base, each image manifest has that platform's base layers below the model's, and the ModelPack manifest doesn't.
+For version T: `T` an index of the default variant (image manifests for two platforms, its ModelPack manifest, and the
+ModelPack manifests of all other variants), `T-<variant>` an index for each other variant, and `T-modelpack`,
+`T-<variant>-modelpack` the bare ModelPack manifests, because ModelPack tools don't resolve an index. No manifest can
+be both kinds (containerd refuses one as the other), so the index lists both over the same layers. With a base, each
+image manifest has its platform's base layers below the model's; the ModelPack manifest doesn't.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MODELPACK_TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A small blob or manifest made in memory."""
+    """A small blob or manifest built in memory."""
 
     descriptor: Descriptor
     data: bytes
@@ -56,7 +56,7 @@ class Document:
 class Publication:
     """Everything to push, in push order: `layers` (large, from recipes), `bases`, `blobs`, `manifests`, then `tags`.
 
-    `bases` are the layers of base images, which are copied from where those are.
+    `bases` are the layers of base images, which are copied from the base's repository.
     """
 
     layers: tuple[RecordLayer, ...]
@@ -66,7 +66,7 @@ class Publication:
     bases: tuple[Descriptor, ...] = ()
 
     def manifest(self, tag: str) -> Document:
-        """The manifest that a tag names."""
+        """The manifest with a tag."""
         wanted = self.tags[tag]
         return next(each for each in self.manifests if each.descriptor.digest == wanted)
 
@@ -89,14 +89,16 @@ def publication(
     created: str | None = None,
     bases: Mapping[Platform, BaseImage] | None = None,
 ) -> Publication:
-    """Plan what is published for the variants of one build; the first record is the default.
+    """Plan the publication of one build's variants; the first record is the default.
 
-    `created` is an RFC 3339 time, only from SOURCE_DATE_EPOCH; None leaves every clock out. With `bases` there are
-    image manifests for their platforms only. Equal arguments give equal bytes, hence equal digests, on any machine.
+    `created` is an RFC 3339 time from SOURCE_DATE_EPOCH; None omits all times. With `bases`, there are image manifests
+    for their platforms only. Equal arguments give equal bytes and so equal digests on any machine.
     """
     below: Mapping[Platform, BaseImage | None] = bases or dict.fromkeys(PLATFORMS)
     variants = [_variant(record, created, below) for record in records]
     default, *others = variants
+    # The default variant's index also lists the other variants' ModelPack manifests, so that one tag leads to all
+    # of them. Their image manifests are left out: a runtime selects by platform and would find several.
     indexes = {
         version: _index([*default.images, default.modelpack, *(o.modelpack for o in others)])
     }
@@ -117,7 +119,7 @@ def publication(
 
 
 def record_layer(record: Record) -> bytes:
-    """The layer blob that holds the record."""
+    """The layer blob that contains the record."""
     return single_file_layer(RECORD_NAME, record.to_bytes())
 
 
@@ -127,6 +129,7 @@ def _variant(
     annotations = _annotations(record, created)
     record_blob = _layer_document(record_layer(record), Role.RECORD)
     link_blob = _layer_document(models_link_layer(), Role.LINK)
+    # The record is the model's first layer. The link is for KServe's modelcars, so only image manifests have it.
     layers = [record_blob.descriptor, *(_layer_descriptor(each) for each in record.layers)]
     image_layers = [layers[0], link_blob.descriptor, *layers[1:]]
     configs, images = [], []
@@ -209,7 +212,7 @@ def _image_config(
     layers: Sequence[Descriptor],
     created: str | None,
 ) -> dict[str, Any]:
-    # For uncompressed layers the diff_id is the layer's digest; a base's may be compressed.
+    # An uncompressed layer's diff_id is its digest; a base's layers may be compressed.
     below = base.diff_ids if base else ()
     config: dict[str, Any] = {
         **platform.to_json(),
@@ -254,6 +257,7 @@ def _manifest(
     platform: Platform | None,
     artifact_type: str | None = None,
 ) -> Document:
+    # In a manifest the config has no platform: that member belongs to index entries.
     bare_config = Descriptor(config.media_type, config.digest, config.size)
     document: dict[str, Any] = {
         "schemaVersion": 2,
@@ -277,10 +281,10 @@ def _manifest(
 
 
 def _index(manifests: Sequence[Document]) -> Document:
-    """An index, written as Go's image libraries write one.
+    """Build an index in the byte format of Go's image libraries.
 
-    skopeo and podman write an index again while they copy it; when their bytes come out as ours, the digest stays
-    and `--preserve-digests` works. So: their order of members, and no artifactType, which older ones would drop.
+    skopeo and podman rewrite an index when they copy it. If their bytes equal ours, the digest is unchanged and
+    `--preserve-digests` works. Hence their order of members, and no artifactType, which older versions would drop.
     """
     document = {
         "schemaVersion": 2,
@@ -292,6 +296,7 @@ def _index(manifests: Sequence[Document]) -> Document:
 
 
 def _index_entry(descriptor: Descriptor) -> dict[str, Any]:
+    # Sorted as Go sorts the keys of a map.
     entry = replace(
         descriptor, artifact_type=None, annotations=dict(sorted(descriptor.annotations.items()))
     )
@@ -299,7 +304,7 @@ def _index_entry(descriptor: Descriptor) -> dict[str, Any]:
 
 
 def _unique(items: Iterable[_Named]) -> tuple[_Named, ...]:
-    """The items in order, one per digest: variants share layers, blobs and sometimes manifests."""
+    """Deduplicate by digest, keeping the order: variants share layers, blobs and sometimes manifests."""
     by_digest: dict[Digest, _Named] = {}
     for item in items:
         digest = item.descriptor.digest if isinstance(item, Document) else item.digest

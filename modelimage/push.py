@@ -1,7 +1,7 @@
-"""Copies an image with all it names from one place to another: a pure plan of what must be sent, and its execution.
+"""Copies images between repositories: a pure plan of the blobs to send, and its execution.
 
-Between registries, layouts, or one and the other: what is there already is not sent, blobs go in parallel and each
-continues where it broke off, children come before the manifests that name them, tags come last.
+Works between registries and layouts. Blobs that the destination has are not sent; the others are sent in parallel and
+resumed after failures; children are stored before the manifests that list them, and tags last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NESTED: Final = mediatypes.INDEX_TYPES | mediatypes.MANIFEST_TYPES
 
 @dataclass(frozen=True, slots=True)
 class ImageTree:
-    """All that a root names: `manifests` children first, the root last; `blobs` once each, by digest."""
+    """All content below a root: `manifests` with children first and the root last; `blobs` once per digest."""
 
     root: Descriptor
     manifests: tuple[Document, ...]
@@ -40,7 +40,7 @@ class ImageTree:
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
-    """What to send and what the destination holds already."""
+    """The blobs to send and those that the destination already has."""
 
     send: tuple[Descriptor, ...]
     held: tuple[Descriptor, ...]
@@ -52,14 +52,14 @@ class PushPlan:
 
     @property
     def held_size(self) -> int:
-        """Bytes that are there already."""
+        """Bytes that the destination already has."""
         return sum(blob.size for blob in self.held)
 
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """What a caller wants to hear, from any thread: of each blob under way its bytes (negative: to be sent again), and
-    that it is finished.
+    """Progress callbacks, called from any thread: bytes per blob in transfer (negative: to be sent again), and its
+    completion.
     """
 
     part: Callable[[Descriptor], AbstractContextManager[Callable[[int], None]]] = lambda _: (
@@ -69,13 +69,15 @@ class Reporting:
 
 
 def read_tree(reader: ImageReader, root: Descriptor) -> ImageTree:
-    """Read all manifests below a root. Raises InvalidImage above 10,000 of them, NotFound, DigestMismatch."""
+    """Read all manifests below a root. Raises InvalidImage for more than 10,000, NotFound, DigestMismatch."""
     manifests: dict[Digest, Document] = {}
     blobs: dict[Digest, Descriptor] = {}
 
     def walk(descriptor: Descriptor, above: frozenset[Digest]) -> None:
+        # An index may list a manifest several times.
         if descriptor.digest in manifests:
             return
+        # The image is untrusted: its size and depth are bounded before the recursion goes on.
         if len(above) + len(manifests) > _MAX_MANIFESTS or len(above) > 16:
             raise InvalidImage(f"{root.digest} nests too many manifests")
         data = reader.manifest(descriptor)
@@ -84,6 +86,7 @@ def read_tree(reader: ImageReader, root: Descriptor) -> ImageTree:
                 walk(child, above | {descriptor.digest})
             else:
                 blobs.setdefault(child.digest, child)
+        # Stored after its children: a destination accepts a manifest only when what it lists is there.
         manifests[descriptor.digest] = Document(descriptor, data)
 
     walk(root, frozenset())
@@ -91,7 +94,7 @@ def read_tree(reader: ImageReader, root: Descriptor) -> ImageTree:
 
 
 def merge_trees(trees: Iterable[ImageTree]) -> tuple[tuple[Document, ...], tuple[Descriptor, ...]]:
-    """The manifests and blobs of several trees, once each, in an order that keeps children first. Pure."""
+    """Merge the manifests and blobs of several trees, without duplicates and with children first. Pure."""
     manifests: dict[Digest, Document] = {}
     blobs: dict[Digest, Descriptor] = {}
     for tree in trees:
@@ -103,7 +106,7 @@ def merge_trees(trees: Iterable[ImageTree]) -> tuple[tuple[Document, ...], tuple
 
 
 def plan_push(blobs: Iterable[Descriptor], present: Collection[Digest]) -> PushPlan:
-    """Split blobs by whether the destination has them; the largest goes first, so that none is left over at the end.
+    """Split blobs by whether the destination has them; the largest come first, to shorten the end of a parallel push.
 
     Pure. Law: `send` and `held` together are the blobs, once each.
     """
@@ -115,7 +118,7 @@ def plan_push(blobs: Iterable[Descriptor], present: Collection[Digest]) -> PushP
 
 
 def find_present(writer: ImageWriter, blobs: Sequence[Descriptor]) -> frozenset[Digest]:
-    """Which of the blobs a destination has, asked in parallel."""
+    """The blobs that a destination has, checked in parallel."""
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(writer.has_blob, blobs)
         return frozenset(blob.digest for blob, there in zip(blobs, found, strict=True) if there)
@@ -130,7 +133,7 @@ def execute(
     writer: ImageWriter,
     reporting: Reporting | None = None,
 ) -> None:
-    """Send blobs in parallel, then manifests in order, then tags. After the first error nothing new is begun."""
+    """Send blobs in parallel, then manifests in order, then tags. After the first error no new transfer starts."""
     told = reporting or Reporting()
 
     def send(blob: Descriptor, guarded: Callable[[int], None]) -> None:
@@ -138,9 +141,11 @@ def execute(
             writer.put_blob(content_of(blob), both(guarded, advance))
         told.finished(blob)
 
+    # Progress is reported per blob; the callback from run_all only stops the job after a failure.
     run_all(plan.send, send, advance=lambda _: None, workers=WORKERS)
     for document in manifests:
         writer.put_manifest(document.descriptor, document.data)
+    # Tags last, after every manifest: until then a reader of a tag gets the old image, complete.
     by_digest = {document.descriptor.digest: document for document in manifests}
     for tag, digest in tags.items():
         document = by_digest[digest]
@@ -150,7 +155,7 @@ def execute(
 def relayed(
     reader: ImageReader, descriptor: Descriptor, backoff: Backoff | None = None
 ) -> BlobContent:
-    """A blob of one place as the content of another: reading goes on where it broke off."""
+    """Content for a destination that is read from a source's blob and resumed after failures."""
     waits = backoff or Backoff()
 
     def read(offset: int) -> Iterator[memoryview]:
@@ -159,6 +164,7 @@ def relayed(
         while position < descriptor.size:
             try:
                 for count in _counts(reader, descriptor, position, buffer):
+                    # Progress resets the count: a long transfer survives many interruptions, a dead source only a few.
                     position, failures = position + count, 0
                     yield buffer[:count]
             except Unreachable:

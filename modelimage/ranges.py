@@ -1,4 +1,4 @@
-"""Byte ranges: the values, and their HTTP grammar (RFC 9110, section 14). Text in, values out; no sockets."""
+"""Byte ranges and their HTTP grammar (RFC 9110, section 14). Parses text to values; no sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CONTENT = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 @dataclass(frozen=True, slots=True, order=True)
 class ByteRange:
-    """Bytes `start` up to but not including `stop`; never empty, never negative."""
+    """Bytes from `start` up to but excluding `stop`; never empty, never negative."""
 
     start: int
     stop: int
@@ -32,22 +32,25 @@ class ByteRange:
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
-    """The single range that a Range header asks of a representation of `size` bytes.
+    """Parse a Range header for a representation of `size` bytes that requests a single range.
 
-    None means serve the whole: the unit is not bytes, the header is malformed, or it asks for several ranges.
-    Raises InvalidInput when the range can't be satisfied (a 416).
+    None means that the whole is to be served: the unit is not bytes, the header is malformed, or has several ranges.
+    Raises InvalidInput if the range can't be satisfied (status 416).
     """
     unit, equals, spec = header.strip().partition("=")
     match = _SPEC.fullmatch(spec.strip())
+    # A server ignores ranges that it doesn't understand and sends the whole representation.
     if unit.strip().lower() != "bytes" or not equals or match is None:
         return None
     first, last = match.groups()
     if not first and not last:
         return None
+    # "-N" is a suffix: the last N bytes, or all of a shorter representation.
     if not first:
         start, stop = max(0, size - int(last)), size
     else:
         start, stop = int(first), min(int(last) + 1, size) if last else size
+        # Invalid by RFC 9110, section 14.1.1: ignored, not refused.
         if last and int(last) < start:
             return None
     if start >= stop:
@@ -56,7 +59,7 @@ def parse_range(header: str, size: int) -> ByteRange | None:
 
 
 def parse_content_range(header: str) -> tuple[ByteRange, int | None] | None:
-    """The range, and the whole size if told, of a Content-Range header; None when malformed."""
+    """The range, and the complete size if stated, of a Content-Range header; None if malformed."""
     match = _CONTENT.fullmatch(header.strip())
     if match is None or int(match[2]) < int(match[1]):
         return None

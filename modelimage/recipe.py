@@ -1,7 +1,7 @@
-"""Recipes: how a layer blob is made from weight files, so that any range of it can be made again.
+"""Recipes describe how a layer blob is built from weight files, so that any range of it can be rebuilt.
 
-A layer is tar headers, file bytes, zero padding and a trailer. The store keeps the files only; a recipe
-says which bytes of the blob are literal and which are a slice of a file. Pure: it never opens a file.
+A layer is tar headers, file bytes, zero padding and a trailer. The store keeps only the files; a recipe lists which
+bytes of the blob are literals and which are slices of a file. Pure: it never opens a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from modelimage.tar import EntryKind, TarEntry
 
 @dataclass(frozen=True, slots=True)
 class LayerFile:
-    """A file that goes into a layer."""
+    """A file in a layer."""
 
     path: str
     size: int
@@ -30,7 +30,7 @@ class LayerFile:
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """Bytes of the blob that come from no file."""
+    """Bytes of the blob that don't come from a file."""
 
     data: bytes
 
@@ -43,7 +43,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Bytes `start` up to `stop` of a file."""
+    """Bytes `start` up to but excluding `stop` of a file."""
 
     file: LayerFile
     start: int
@@ -61,7 +61,7 @@ Segment = Literal | FileSlice
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The segments of a layer blob in order; `size` is the blob's, in bytes.
+    """The segments of a layer blob in order; `size` is the blob's size in bytes.
 
     Law: the concatenation of `cut(r)` over any partition of the blob into ranges is the blob.
     """
@@ -72,12 +72,13 @@ class Recipe:
 
     @classmethod
     def of(cls, segments: Iterable[Segment]) -> Recipe:
+        # Without empty segments the offsets are strictly increasing, as the search in `cut` requires.
         kept = tuple(segment for segment in segments if len(segment))
         ends = tuple(accumulate(len(segment) for segment in kept))
         return cls(kept, (0, *ends[:-1])[: len(ends)], ends[-1] if ends else 0)
 
     def cut(self, wanted: ByteRange) -> Iterator[Segment]:
-        """The segments that make up a range of the blob. Raises InvalidInput outside of it."""
+        """The segments of a range of the blob. Raises InvalidInput for a range outside the blob."""
         if wanted.stop > self.size:
             raise InvalidInput(
                 f"range {wanted.start}-{wanted.stop} is outside of {self.size} bytes"
@@ -90,7 +91,7 @@ class Recipe:
             index += 1
 
     def files(self) -> dict[str, ByteRange]:
-        """Where each non-empty file lies in the blob, by its path."""
+        """The byte range of each non-empty file in the blob, by path."""
         return {
             segment.file.path: ByteRange(offset, offset + len(segment))
             for segment, offset in zip(self.segments, self.offsets, strict=True)
@@ -99,18 +100,18 @@ class Recipe:
 
 
 def layer_recipe(files: Iterable[LayerFile]) -> Recipe:
-    """The recipe of the layer that holds exactly these files: sorted by path, parents explicit."""
+    """The recipe of a layer with exactly these files: sorted by path, with entries for parent directories."""
     return Recipe.of(_layer_segments(sorted(files, key=lambda file: file.path)))
 
 
 def models_link_layer() -> bytes:
-    """The tiny layer with the link `models -> .`, the same bytes in every image."""
+    """The tiny layer with the link `models -> .`; its bytes are the same in every image."""
     link = TarEntry(MODELS_LINK, EntryKind.SYMLINK, target=".")
     return tar.header(link) + tar.TRAILER
 
 
 def single_file_layer(path: str, data: bytes) -> bytes:
-    """A layer that holds one small file, in memory."""
+    """A layer with one small file, in memory."""
     entry = TarEntry(path, EntryKind.FILE, len(data))
     return tar.header(entry) + data + bytes(tar.padding(len(data))) + tar.TRAILER
 
@@ -127,5 +128,6 @@ def _layer_segments(files: list[LayerFile]) -> Iterator[Segment]:
         if file.size:
             yield Literal(bytes(literal))
             yield FileSlice(file, 0, file.size)
+            # Padding joins the next header in one literal: fewer segments, and one read instead of two.
             literal = bytearray(tar.padding(file.size))
     yield Literal(bytes(literal) + tar.TRAILER)

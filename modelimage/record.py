@@ -1,8 +1,8 @@
-"""The record `weightyard.json`: what is in a model image, file by file and chunk by chunk.
+"""The record `weightyard.json`: the contents of a model image, file by file and chunk by chunk.
 
-The record is fetched first; its own digest is vouched for by the manifest, and it vouches for every 32 MiB
-chunk, so a chunk can be checked alone, from any source, on any core. It is its author's claim all the same:
-what it says of a file's sha256 is believed only once computed here. It holds only what is byte-deterministic.
+The record is fetched first. The manifest authenticates its digest, and it authenticates every 32 MiB chunk, so chunks
+can be verified separately, from any source, on any core. It is still only its author's claim: a file's sha256 is
+trusted only after it has been computed locally. It contains only byte-deterministic data.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from modelimage.paths import check_model_path, parents
 from modelimage.recipe import LayerFile, Recipe, layer_recipe
 
 SCHEMA_VERSION: Final = 1
+# The unit of fetching, verification and repair. A part of the schema: another size needs a new version.
 CHUNK_SIZE: Final = 32 << 20
+# Bounded before parsing: records come from untrusted images.
 MAX_RECORD_BYTES: Final = 64 << 20
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
 
 
 class Role(Enum):
-    """What a file or a layer is for. The value stands in records and annotations."""
+    """The purpose of a file or layer. The value is written to records and annotations."""
 
     WEIGHT = "weight"
     CONFIG = "config"
@@ -55,7 +57,7 @@ class RecordFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordLayer:
-    """One layer blob: its digest, `size` in bytes, and what it is for."""
+    """One layer blob: its digest, `size` in bytes, and role."""
 
     digest: Digest
     size: int
@@ -64,7 +66,7 @@ class RecordLayer:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the record says of the model as a whole, for planners. Sizes in bytes; 0 means unknown."""
+    """Facts about the model as a whole, for planners. Sizes in bytes; 0 means unknown."""
 
     architecture: str = ""
     parameters: int = 0
@@ -78,10 +80,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is in one variant of a model image.
+    """The contents of one variant of a model image.
 
-    `source` is a URI without anything of the building machine in it; `revision` is a resolved commit;
-    `quantization` says how the variant was made, None when the weights are as published.
+    `source` is a URI with no information about the build machine; `revision` is a resolved commit;
+    `quantization` describes how the variant was made, None if the weights are as published.
     Law: `Record.parse(r.to_bytes()) == r`.
     """
 
@@ -109,19 +111,20 @@ class Record:
         return [file for file in self.files if file.layer == layer]
 
     def recipe(self, layer: Digest) -> Recipe:
-        """How the blob of one layer is made from files."""
+        """The recipe of one layer's blob."""
         return layer_recipe(
             LayerFile(file.path, file.size, file.digest) for file in self.layer_files(layer)
         )
 
     def to_bytes(self) -> bytes:
-        """The canonical bytes: what the image holds as `weightyard.json`."""
+        """The canonical bytes, stored in the image as `weightyard.json`."""
         return canonical.to_bytes(_to_json(self))
 
     @classmethod
     def parse(cls, data: bytes) -> Record:
-        """Parse and check a record. Raises InvalidImage; nothing in it is trusted before."""
+        """Parse and validate an untrusted record. Raises InvalidImage."""
         document = canonical.parse(data, what="the record")
+        # Checked first: another version may differ in every other member.
         if document.get("schemaVersion") != SCHEMA_VERSION:
             raise InvalidImage(
                 f"record has schema version {document.get('schemaVersion')!r}, not {SCHEMA_VERSION}",
@@ -129,6 +132,7 @@ class Record:
             )
         try:
             record = _from_json(document)
+        # Any member of an untrusted record may have any type, so all of these errors mean a malformed record.
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidImage(f"malformed record: {error!r}") from error
         except WeightyardError as error:
@@ -176,6 +180,7 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 
 def _from_json(document: Mapping[str, Any]) -> Record:
+    # Stores and peers exchange chunks of this size only.
     if document["chunkSize"] != CHUNK_SIZE:
         raise ValueError(f"chunk size {document['chunkSize']!r} is not {CHUNK_SIZE}")
     model = document["model"]
@@ -216,12 +221,13 @@ def _file(value: Mapping[str, Any]) -> RecordFile:
 
 
 def _check(record: Record, data: bytes) -> None:
-    """What a well-formed record must hold beyond its types."""
+    """Check the rules that a record must obey beyond its types."""
     if not _is_canonical(record, data):
-        # Else the model key would not be the digest of the bytes that the image holds.
+        # Otherwise the model key would not be the digest of the bytes in the image.
         raise InvalidImage("malformed record: it isn't in canonical form or has unknown members")
     paths = [file.path for file in record.files]
     directories = {parent for path in paths for parent in parents(path)}
+    # A path that is both a file and a directory can't be unpacked.
     if paths != sorted(set(paths)) or directories & set(paths):
         raise InvalidImage(
             "malformed record: paths are unsorted, repeated or both file and directory"
@@ -229,11 +235,13 @@ def _check(record: Record, data: bytes) -> None:
     layers = {layer.digest: layer for layer in record.layers}
     if len(layers) != len(record.layers):
         raise InvalidImage("malformed record: a layer is listed twice")
+    # A chunk without a digest couldn't be verified when it comes from a peer.
     for file in record.files:
         if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
             raise InvalidImage(f"malformed record: chunk digests of {file.path!r}")
         if file.layer not in layers:
             raise InvalidImage(f"malformed record: {file.path!r} is in a layer that isn't listed")
+    # The recipe's size equals the layer's only if the files fill the blob, so reads by recipe stay within it.
     files: dict[Digest, list[LayerFile]] = {}
     for file in record.files:
         files.setdefault(file.layer, []).append(LayerFile(file.path, file.size, file.digest))
@@ -264,6 +272,7 @@ def _mapping(value: object, *, optional: bool = False) -> dict[str, Any] | None:
 
 
 def _count(value: object) -> int:
+    # `type`, not isinstance: JSON's true would pass as 1.
     if type(value) is not int or not 0 <= value < 1 << 62:
         raise ValueError(f"expected a count of bytes or things, got {value!r:.80}")
     return value

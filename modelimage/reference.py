@@ -1,6 +1,6 @@
-"""Where an image is: in a registry, in an OCI layout directory, or in a docker engine.
+"""References to images: in a registry, in an OCI layout directory, or in a docker engine.
 
-The registry grammar is distribution/reference's, with its familiar-name rules: `ubuntu` means
+The registry grammar is that of distribution/reference, with its familiar-name rules: `ubuntu` means
 `docker.io/library/ubuntu:latest`. docker.io's API host is registry-1.docker.io.
 """
 
@@ -39,7 +39,7 @@ class RegistryReference:
 
     @property
     def name(self) -> str:
-        """What to ask the registry for: the digest if there is one, else the tag."""
+        """The name to request from the registry: the digest if there is one, else the tag."""
         return str(self.digest) if self.digest else (self.tag or DEFAULT_TAG)
 
     def with_tag(self, tag: str) -> RegistryReference:
@@ -53,7 +53,7 @@ class RegistryReference:
 
 @dataclass(frozen=True, slots=True)
 class LayoutReference:
-    """`oci:DIR[:TAG][@digest]`: an OCI image layout directory. A ':' in DIR needs an explicit TAG."""
+    """`oci:DIR[:TAG][@digest]`: an OCI image layout directory. If DIR contains ':', TAG is required."""
 
     path: Path
     tag: str | None = None
@@ -85,6 +85,7 @@ class EngineReference:
 
     @property
     def tag(self) -> str | None:
+        # A colon before a "/" belongs to a registry's port, not to a tag.
         head, colon, tag = self.name.rpartition(":")
         return tag if head and colon and "/" not in tag else None
 
@@ -96,11 +97,12 @@ ImageReference = RegistryReference | LayoutReference | EngineReference
 
 
 def parse_image(text: str) -> ImageReference:
-    """Parse what a user writes for an image. Raises InvalidInput with what is expected."""
+    """Parse an image reference given by a user. Raises InvalidInput with the expected form."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "oci":
         return _parse_layout(rest)
     if colon and scheme == "docker":
+        # docker://NAME is skopeo's spelling of a registry reference, not of an image in an engine.
         if rest.startswith("//"):
             return parse_registry(rest[2:])
         if not rest:
@@ -114,12 +116,14 @@ def parse_registry(text: str) -> RegistryReference:
     name, at, digest_text = text.partition("@")
     digest = Digest.parse(digest_text) if at else None
     host, path = _split_host(name)
+    # A colon before a "/" is a port: localhost:5000/model has no tag.
     head, colon, tag = path.rpartition(":")
     if colon and "/" not in tag:
         path = head
         check_tag(tag)
     else:
         tag = ""
+    # Docker Hub's official images are in library/.
     if host == "docker.io" and "/" not in path:
         path = f"library/{path}"
     if len(path) > 255 or not _REPOSITORY.fullmatch(path) or not _HOST.fullmatch(host):
@@ -131,7 +135,7 @@ def parse_registry(text: str) -> RegistryReference:
 
 
 def check_tag(tag: str) -> str:
-    """Return the tag, or raise InvalidInput when it isn't one (distribution-spec: at most 128)."""
+    """Return a valid tag. Raises InvalidInput for any other (distribution-spec: at most 128 characters)."""
     if not _TAG.fullmatch(tag):
         raise InvalidInput(
             f"not a tag: {tag[:200]!r}",
@@ -144,6 +148,7 @@ def _parse_layout(rest: str) -> LayoutReference:
     body, at, digest_text = rest.partition("@sha256:")
     digest = Digest(digest_text) if at else None
     path, colon, tag = body.rpartition(":")
+    # A "/" after the last colon means that the colon belongs to the directory.
     if not colon or "/" in tag:
         path, tag = body, ""
     if not path:
@@ -157,6 +162,7 @@ def _parse_layout(rest: str) -> LayoutReference:
 
 def _split_host(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
+    # As docker: a first component is a host only if it can't be mistaken for a Docker Hub user.
     if slash and ("." in first or ":" in first or first == "localhost"):
         return ("docker.io" if first == "index.docker.io" else first), rest
     return "docker.io", name

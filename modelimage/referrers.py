@@ -1,7 +1,7 @@
-"""Artifacts about an image: SBOM, quality report, signature. Made, stored and found (image-spec v1.1, "subject").
+"""Artifacts attached to an image: SBOM, quality report, signature. Created, stored and listed by "subject".
 
-An artifact is a manifest with a subject and a few small files. Registries with the referrers API list it; for the
-others, and in layouts, an index under the tag `sha256-<hex>` does (distribution-spec, "Referrers Tag Schema").
+An artifact is a manifest with a subject (image-spec v1.1) and a few small files. Registries with the referrers API
+list it; for others, and in layouts, an index tagged `sha256-<hex>` does (distribution-spec, "Referrers Tag Schema").
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from modelimage.publication import Document
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from modelimage.resolve import read_blob
 
+# Files of artifacts are read into memory, so untrusted ones are bounded.
 MAX_FILE_BYTES: Final = 64 << 20
 EMPTY: Final = Document.of(mediatypes.OCI_EMPTY, b"{}")
 
 
 @runtime_checkable
 class ReferrersReader(Protocol):
-    """A place that can be asked what refers to a manifest."""
+    """A repository that can list the referrers of a manifest."""
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
-        """The manifests whose subject it is; empty when there are none."""
+        """The manifests whose subject has this digest; empty if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A manifest about a subject with the blobs that it names."""
+    """A manifest with a subject, and the blobs that it lists."""
 
     manifest: Document
     blobs: tuple[Document, ...]
@@ -56,7 +57,7 @@ def make_artifact(
     *,
     config: Document = EMPTY,
 ) -> Artifact:
-    """Pure: equal files give an equal digest. Raises InvalidInput for a type that is no media type."""
+    """Build an artifact. Pure: equal files give an equal digest. Raises InvalidInput for an invalid media type."""
     if "/" not in artifact_type:
         raise InvalidInput(
             f"not a media type: {artifact_type!r}",
@@ -76,6 +77,7 @@ def make_artifact(
         "artifactType": artifact_type,
         "config": config.descriptor.to_json(),
         "layers": [blob.descriptor.to_json() for blob in blobs],
+        # Only type, digest and size: the subject's annotations would change the artifact's digest.
         "subject": Descriptor(subject.media_type, subject.digest, subject.size).to_json(),
     }
     if annotations:
@@ -90,7 +92,8 @@ def make_artifact(
 
 
 def attach(writer: ImageWriter, artifact: Artifact, tag: str | None = None) -> None:
-    """Store an artifact so that the place's `referrers` finds it. Idempotent."""
+    """Store an artifact where the repository's `referrers` finds it. Idempotent."""
+    # Blobs first: a manifest is accepted only if its blobs exist.
     for blob in artifact.blobs:
         writer.put_blob(blob_content(blob))
     writer.put_manifest(artifact.manifest.descriptor, artifact.manifest.data, tag)
@@ -99,7 +102,7 @@ def attach(writer: ImageWriter, artifact: Artifact, tag: str | None = None) -> N
 def list_referrers(
     reader: ImageReader, subject: Descriptor, artifact_type: str | None = None
 ) -> list[Descriptor]:
-    """What refers to a manifest in a registry or layout, of one type or of all; empty where none can be listed."""
+    """The referrers of a manifest in a registry or layout, of one type or all; empty if the reader can't list them."""
     if not isinstance(reader, ReferrersReader):
         return []
     found = reader.referrers(subject.digest)
@@ -107,12 +110,12 @@ def list_referrers(
 
 
 def blob_content(document: Document) -> BlobContent:
-    """A small blob in memory as content to put."""
+    """BlobContent for a small blob in memory."""
     return BlobContent(document.descriptor, lambda offset: iter([document.data[offset:]]))
 
 
 def read_artifact(reader: ImageReader, descriptor: Descriptor) -> list[ArtifactFile]:
-    """The files of an artifact, checked. Raises InvalidImage above 64 MiB a file."""
+    """The verified files of an artifact. Raises InvalidImage above 64 MiB per file."""
     document = canonical.parse(reader.manifest(descriptor), what=f"manifest {descriptor.digest}")
     layers = document.get("layers")
     if not isinstance(layers, list):
@@ -126,18 +129,18 @@ def read_artifact(reader: ImageReader, descriptor: Descriptor) -> list[ArtifactF
 
 
 def fallback_tag(subject: Digest) -> str:
-    """The tag of the index that lists referrers where no API does."""
+    """The tag of the index that lists a subject's referrers if the registry has no referrers API."""
     return f"sha256-{subject.hex}"
 
 
 def subject_of(document: Mapping[str, Any]) -> Digest | None:
-    """The digest of what a manifest is about; None when it is about nothing."""
+    """The digest of a manifest's subject; None if it has none."""
     value = document.get("subject")
     return Descriptor.from_json(value).digest if value is not None else None
 
 
 def listed_referrers(index: bytes, *, what: str) -> list[Descriptor]:
-    """The descriptors of an index of referrers. Raises InvalidImage."""
+    """The descriptors in an index of referrers. Raises InvalidImage."""
     manifests = canonical.parse(index, what=what).get("manifests")
     if not isinstance(manifests, list):
         raise InvalidImage(f"{what} is no index")
@@ -145,7 +148,7 @@ def listed_referrers(index: bytes, *, what: str) -> list[Descriptor]:
 
 
 def with_referrer(listed: Sequence[Descriptor], referrer: Descriptor) -> Document:
-    """The index that lists one referrer more. Pure; the same index when it is listed already."""
+    """The index with one more referrer; unchanged if it is already listed. Pure."""
     known = any(each.digest == referrer.digest for each in listed)
     document = {
         "schemaVersion": 2,
@@ -156,8 +159,9 @@ def with_referrer(listed: Sequence[Descriptor], referrer: Descriptor) -> Documen
 
 
 def described_referrer(descriptor: Descriptor, document: Mapping[str, Any]) -> Descriptor:
-    """What an index says of a referrer: type and annotations come from its own manifest."""
+    """A referrer's descriptor for an index: type and annotations come from its own manifest."""
     artifact_type = document.get("artifactType")
+    # Older artifacts have no artifactType; image-spec v1.1 then takes the config's media type.
     if not artifact_type and isinstance(document.get("config"), Mapping):
         artifact_type = document["config"].get("mediaType")
     annotations = document.get("annotations") or {}

@@ -1,7 +1,7 @@
-"""The interfaces of a place that holds images: a registry's repository, an OCI layout directory.
+"""Interfaces of a repository of images, such as a registry repository or an OCI layout directory.
 
-Kept apart from the implementations. Everything read through them is checked against its digest unless the
-method says otherwise; nothing written through them is visible under a tag before all it names is there.
+Separate from the implementations. All reads are verified against the digest unless the method's docstring says
+otherwise; a tag becomes visible only after everything that its manifest refers to.
 """
 
 from __future__ import annotations
@@ -15,49 +15,50 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
 
+# Manifests are read into memory, so untrusted ones are bounded.
 MAX_MANIFEST_BYTES = 16 << 20
 
 
 class BlobStream(Protocol):
-    """Bytes on their way. A reader checks them itself: a stream of a range can't be checked by digest."""
+    """A stream of bytes. Callers verify them: a stream of a range can't be verified by digest."""
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill a part of the buffer; 0 only after the last byte promised. Raises Unreachable when it breaks off."""
+        """Fill part of the buffer; 0 only after the last promised byte. Raises Unreachable if the stream breaks off."""
 
     def close(self) -> None:
-        """Free the connection; from another thread too, which ends a pending `readinto`."""
+        """Free the connection. May be called from another thread, which ends a pending `readinto`."""
 
 
 class ImageReader(Protocol):
-    """Reads one repository. Safe for use from several threads at once."""
+    """Reads one repository. Safe for concurrent use by several threads."""
 
     def resolve(self, name: str) -> Descriptor:
-        """The manifest that a tag or digest names. Raises NotFound, AccessDenied, Unreachable."""
+        """The manifest with a tag or digest. Raises NotFound, AccessDenied, Unreachable."""
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest's bytes, checked: raises DigestMismatch, InvalidImage above 16 MiB."""
+        """A manifest's verified bytes. Raises DigestMismatch, and InvalidImage above 16 MiB."""
 
     def blob(
         self, descriptor: Descriptor, wanted: ByteRange | None = None
     ) -> AbstractContextManager[BlobStream]:
-        """A blob, or a range of it, unchecked. Raises NotFound, AccessDenied, Unreachable, RemoteRefused."""
+        """A blob or a range of it, not verified. Raises NotFound, AccessDenied, Unreachable, RemoteRefused."""
 
     def tags(self) -> list[str]:
         """All tags, sorted."""
 
 
 class StopRequested(Exception):
-    """Raised by a progress callback to end a transfer.
+    """Raised by a progress callback to stop a transfer.
 
-    It ends at once, or where it goes to a registry in chunks, after the chunk under way: another process goes on there.
+    The transfer ends immediately, or after the current chunk of a chunked upload, which another process can resume.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class BlobContent:
-    """Where a blob's bytes come from: `read(offset)` iterates over buffers from there to the end.
+    """A blob's descriptor and content: `read(offset)` iterates over buffers from the offset to the end.
 
-    It can be asked again from another offset after a failure; a buffer is valid until the next one is asked for.
+    `read` may be called again with another offset after a failure; a buffer is valid until the next one is requested.
     """
 
     descriptor: Descriptor
@@ -66,10 +67,10 @@ class BlobContent:
 
 @dataclass(frozen=True, slots=True)
 class PassingContent:
-    """A blob whose digest is known only once its bytes have passed: `size` of them, from `read`, as a BlobContent's.
+    """A blob of `size` bytes whose digest is known only after streaming them; `read` works as in BlobContent.
 
-    `name` stands for these very bytes, in other processes too. `digest` is asked for after the last byte, and may raise
-    to have the blob dropped.
+    `name` identifies exactly these bytes, in other processes too. `digest` is called after the last byte, and may raise
+    to discard the blob.
     """
 
     name: str
@@ -79,22 +80,22 @@ class PassingContent:
 
 
 class PassingWriter(Protocol):
-    """A place that takes blobs before their digest is known. Safe for use from several threads at once."""
+    """A repository that accepts blobs before their digest is known. Safe for concurrent use by several threads."""
 
     def put_passing(
         self, content: PassingContent, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Store a blob under the digest that it turns out to have; nothing is visible before. As `put_blob` else."""
+        """Store a blob under its computed digest; nothing is visible earlier. Otherwise as `put_blob`."""
 
 
 class ImageWriter(Protocol):
-    """Writes one repository. Safe for use from several threads at once."""
+    """Writes one repository. Safe for concurrent use by several threads."""
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the blob is there already, so that it need not be sent."""
+        """Whether the repository already has the blob, so that it need not be sent."""
 
     def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
         """Store a blob; idempotent. `progress` gets byte counts. Raises DigestMismatch and leaves nothing visible."""
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
-        """Store a manifest whose blobs and children are there, and point a tag at it."""
+        """Store a manifest whose blobs and children already exist, and point a tag at it."""

@@ -1,7 +1,7 @@
-"""From a name to a model: index, manifest, record. Used by whoever reads an image: inspect, verify, pull, plan.
+"""Resolves an image name to a model: index, manifest, record. Used by inspect, verify, pull and plan.
 
-An image may be named by an index or by one manifest of it; two platforms' manifests and the ModelPack manifest
-describe the same files, so all lead to the same record and model key.
+An image can be referenced by its index or by one of its manifests. Both platforms' manifests and the ModelPack
+manifest describe the same files, so all lead to the same record and model key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULT_VARIANT = "bf16"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """One variant of an image, resolved: where it was found, its manifest, its record and its layers."""
+    """One resolved variant of an image: its root, manifest, record and layers, and all variants of the image."""
 
     root: Descriptor
     manifest: Descriptor
@@ -39,9 +39,9 @@ class ResolvedModel:
 
 
 def resolve_model(reader: ImageReader, name: str, variant: str | None = None) -> ResolvedModel:
-    """Resolve a tag or digest, and a variant of it (None: the image's default), to a model.
+    """Resolve a tag or digest, and a variant (None: the image's default), to a model.
 
-    Raises NotFound, UnknownVariant, InvalidImage, DigestMismatch, and what the reader raises.
+    Raises NotFound, UnknownVariant, InvalidImage, DigestMismatch, and any error of the reader.
     """
     return resolve_root(reader, reader.resolve(name), variant)
 
@@ -49,21 +49,23 @@ def resolve_model(reader: ImageReader, name: str, variant: str | None = None) ->
 def resolve_root(
     reader: ImageReader, root: Descriptor, variant: str | None = None
 ) -> ResolvedModel:
-    """The same from what a name was found to mean."""
+    """Resolve a variant of an image whose root is already resolved. Raises as `resolve_model`."""
     candidates = list_models(reader, root)
     manifest = pick_variant(candidates, variant)
     layers = _layers(reader, manifest)
     record = _record(reader, layers)
+    # A manifest that was named directly may be of another variant.
     if variant is not None and record.variant != variant:
         raise _unknown_variant(variant, [record.variant])
     promised = manifest.annotations.get(mediatypes.ANNOTATION_MODEL_KEY)
+    # Planners compare model keys by this annotation without reading the record, so it must be true.
     if promised and promised != str(record.key):
         raise DigestMismatch(f"manifest {manifest.digest} promises another record than it holds")
     return ResolvedModel(root, manifest, record, layers, tuple(_variants(candidates)))
 
 
 def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
-    """The model manifests below a root: itself, or an index's, each with its variant annotated."""
+    """The model manifests of a root: itself, or an index's entries with their variant annotations."""
     if root.media_type not in mediatypes.INDEX_TYPES:
         return [root]
     index = canonical.parse(reader.manifest(root), what=f"index {root.digest}")
@@ -74,10 +76,11 @@ def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
 
 
 def pick_variant(candidates: Sequence[Descriptor], variant: str | None) -> Descriptor:
-    """The manifest of a variant; for None the first listed, which is the default. Raises UnknownVariant."""
+    """The manifest of a variant; None selects the first entry, the default. Raises UnknownVariant."""
     for candidate in candidates:
         if variant is None or candidate.annotations.get(mediatypes.ANNOTATION_VARIANT) == variant:
             return candidate
+    # A bare manifest carries no annotation of its own; its record is checked against the variant afterwards.
     if len(candidates) == 1 and mediatypes.ANNOTATION_VARIANT not in candidates[0].annotations:
         return candidates[0]
     raise _unknown_variant(str(variant), _variants(candidates))
@@ -108,7 +111,7 @@ def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record:
 
 
 def _record_bytes(layer: bytes) -> bytes:
-    """The record out of its layer, which must be exactly the layer that holds it."""
+    """Extract the record from its layer, which must contain nothing else."""
     header = tar.BLOCK
     size_field = layer[124:135]
     try:
@@ -116,17 +119,19 @@ def _record_bytes(layer: bytes) -> bytes:
     except ValueError as error:
         raise InvalidImage("malformed record layer") from error
     data = layer[header : header + size]
+    # Rebuilding the layer proves that the tar holds this file only, without interpreting an untrusted tar.
     if layer != single_file_layer(RECORD_NAME, data):
         raise InvalidImage("malformed record layer")
     return data
 
 
 def read_blob(reader: ImageReader, descriptor: Descriptor, *, limit: int) -> bytes:
-    """A small blob as bytes, checked. Raises InvalidImage above `limit` bytes, DigestMismatch."""
+    """A small blob's verified bytes. Raises InvalidImage above `limit` bytes, DigestMismatch."""
     if descriptor.size > limit:
         raise InvalidImage(f"blob {descriptor.digest} has {descriptor.size} bytes, above {limit}")
     out, buffer = io.BytesIO(), memoryview(bytearray(1 << 20))
     with reader.blob(descriptor) as stream:
+        # Stops at the first buffer beyond the stated size: a remote that sends without end must not fill the memory.
         while out.tell() <= descriptor.size and (count := stream.readinto(buffer)):
             out.write(buffer[:count])
     data = out.getvalue()

@@ -1,8 +1,8 @@
-"""The safetensors header: 8 bytes of length, then JSON. Bytes in, checked values out; no files.
+"""The safetensors header: 8 bytes of length, then JSON. Parses bytes to validated values; no files.
 
-The format is huggingface/safetensors' README ("Format"). The reference reader trusts a file that it opened;
-here the header of a stranger's file is checked before anything is packed or quantized: bounds, overlaps, holes,
-dtypes, and that shape times item size is what the offsets span.
+The format is in huggingface/safetensors' README ("Format"). The reference reader trusts the file; here the header of
+an untrusted file is validated before anything is packed or quantized: bounds, overlaps, holes, dtypes, and that shape
+times item size equals the span of the offsets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 from modelimage.errors import InvalidCheckpoint
 
 LENGTH_BYTES: Final = 8
-# The reference implementation's own bound.
+# The limit of the reference implementation.
 MAX_HEADER_BYTES: Final = 100_000_000
 METADATA: Final = "__metadata__"
 
@@ -32,7 +32,7 @@ DTYPE_BITS: Final[Mapping[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: its dtype name, shape, and where its bytes lie, counted from the end of the header."""
+    """One tensor: its dtype name, shape, and byte offsets, counted from the end of the header."""
 
     name: str
     dtype: str
@@ -46,13 +46,13 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A checked header. `data_offset` is where tensor bytes begin in the file; tensors are in file order."""
+    """A validated header. `data_offset` is the file offset of the tensor data; tensors are in file order."""
 
     tensors: tuple[TensorInfo, ...]
     data_offset: int
@@ -65,7 +65,7 @@ class Header:
 
 
 def header_length(prefix: bytes, *, file_size: int, name: str) -> int:
-    """The header's length from a file's first 8 bytes. Raises InvalidCheckpoint when it can't be right."""
+    """The header's length from a file's first 8 bytes. Raises InvalidCheckpoint if it can't be valid."""
     if len(prefix) < LENGTH_BYTES:
         raise _invalid(name, f"only {len(prefix)} bytes long")
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
@@ -77,10 +77,11 @@ def header_length(prefix: bytes, *, file_size: int, name: str) -> int:
 
 
 def parse_header(data: bytes, *, file_size: int, name: str) -> Header:
-    """Parse and check header JSON (without the length prefix). `name` is for messages.
+    """Parse and validate header JSON (without the length prefix). `name` is for messages.
 
-    Raises InvalidCheckpoint naming the first thing that is wrong.
+    Raises InvalidCheckpoint with the first error found.
     """
+    # As in the reference reader, no space is allowed before the object.
     if not data.startswith(b"{"):
         raise _invalid(name, "header doesn't begin with '{'")
     try:
@@ -103,9 +104,9 @@ def parse_header(data: bytes, *, file_size: int, name: str) -> Header:
 def build_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """The bytes that open a file holding these tensors (name -> dtype, shape) back to back in this order.
+    """The header bytes of a file with these tensors (name -> dtype, shape), contiguous and in this order.
 
-    Padded with spaces to 8 bytes, as the reference writer does, so that tensors are aligned.
+    Padded with spaces to 8 bytes, as the reference writer does, to align the tensors.
     """
     document: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     offset = 0
@@ -132,6 +133,7 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise _invalid(file, f"tensor {name!r:.200} has the unknown dtype {dtype!r:.40}")
+    # Compared in bits: some dtypes have fewer than 8.
     if stop < start or _product(shape) * bits != (stop - start) * 8:
         raise _invalid(
             file,
@@ -141,6 +143,7 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
 
 
 def _check_layout(file: str, tensors: list[TensorInfo], data_size: int) -> None:
+    # Holes and trailing bytes could hide other content in the file; overlapping tensors could change each other.
     position = 0
     for tensor in tensors:
         if tensor.start < position:
@@ -157,7 +160,7 @@ def _check_layout(file: str, tensors: list[TensorInfo], data_size: int) -> None:
 
 
 def _product(shape: list[int]) -> int:
-    """The number of elements, or one that no file reaches: a hostile shape must not cost time."""
+    """The number of elements, or a number that no file reaches: a hostile shape must not cost time."""
     if 0 in shape:
         return 0
     elements = 1
@@ -173,8 +176,9 @@ def _natural(value: object) -> bool:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Repeated names are refused: two parsers could load different tensors under one name.
     document = dict(pairs)
-    # A lone surrogate is no text that could be written again; encode raises ValueError.
+    # A lone surrogate can't be written out again; encode raises ValueError.
     "".join(document).encode()
     if len(document) != len(pairs):
         raise ValueError("a name is there twice")

@@ -1,8 +1,8 @@
-"""Signatures of images with a key pair, offline, as cosign makes and checks them.
+"""Signs and verifies images with a key pair, offline, compatible with cosign.
 
-The format is cosign's (sigstore/cosign, specs/SIGNATURE_SPEC.md): a "simple signing" payload that names the manifest's
-digest, its signature in an annotation, under the tag `sha256-<hex>.sig`. The manifest has the image as its subject too,
-so that it is found as a referrer. Keys are PEM: ECDSA, Ed25519 or RSA. Needs the extra `sign`.
+The format is cosign's (sigstore/cosign, specs/SIGNATURE_SPEC.md): a "simple signing" payload with the manifest's
+digest, its signature in an annotation, under the tag `sha256-<hex>.sig`. The signature manifest also has the image as
+its subject, so it is listed as a referrer. Keys are PEM: ECDSA, Ed25519 or RSA. Needs the extra `sign`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublic
 
 
 class NotSigned(NotFound):
-    """No signature is there."""
+    """The image has no signature."""
 
 
 class BadSignature(DigestMismatch):
-    """Signatures are there, but none by an accepted key over this image."""
+    """The image has signatures, but none of this image by an accepted key."""
 
 
 def load_private_key(pem: bytes, password: bytes | None = None) -> PrivateKey:
-    """A PEM private key (PKCS 8), perhaps encrypted. Raises InvalidInput."""
+    """Load a PEM private key (PKCS 8), encrypted or not. Raises InvalidInput."""
     try:
         key = serialization.load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -56,7 +56,7 @@ def load_private_key(pem: bytes, password: bytes | None = None) -> PrivateKey:
 
 
 def load_public_key(pem: bytes) -> PublicKey:
-    """A PEM public key, as cosign.pub. Raises InvalidInput."""
+    """Load a PEM public key, such as cosign.pub. Raises InvalidInput."""
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -73,7 +73,7 @@ _KINDS: Final = "Use ECDSA, Ed25519 or RSA."
 
 
 def payload(name: str, digest: Digest) -> bytes:
-    """What is signed. `name` is where the image was when it was signed; only the digest counts."""
+    """The payload to sign. `name` is the image's reference at signing time; only the digest is verified."""
     return canonical.to_bytes(
         {
             "critical": {
@@ -87,7 +87,7 @@ def payload(name: str, digest: Digest) -> bytes:
 
 
 def sign_bytes(key: PrivateKey, data: bytes) -> bytes:
-    """The raw signature of bytes."""
+    """The raw signature of `data`."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(data, ec.ECDSA(hashes.SHA256()))
     if isinstance(key, rsa.RSAPrivateKey):
@@ -96,7 +96,7 @@ def sign_bytes(key: PrivateKey, data: bytes) -> bytes:
 
 
 def is_signed_by(key: PublicKey, signature: bytes, data: bytes) -> bool:
-    """Whether the signature over the bytes is this key's."""
+    """Whether `signature` is this key's signature of `data`."""
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
@@ -110,22 +110,23 @@ def is_signed_by(key: PublicKey, signature: bytes, data: bytes) -> bool:
 
 
 def signature_tag(subject: Digest) -> str:
-    """The tag under which cosign looks for signatures."""
+    """The tag where cosign looks for signatures."""
     return f"sha256-{subject.hex}.sig"
 
 
 def sign(
     reader: ImageReader, writer: ImageWriter, subject: Descriptor, key: PrivateKey, *, name: str
 ) -> Digest:
-    """Add a signature to those there are; returns the digest of their manifest.
+    """Add a signature to the existing ones; return the digest of their manifest.
 
-    Nothing is added when the key's signature is there already.
+    Does nothing if there is already a signature by this key.
     """
     found = _signatures(reader, subject.digest)
     if _accepted(found, subject.digest, [key.public_key()]):
         return reader.resolve(signature_tag(subject.digest)).digest
     data = payload(name, subject.digest)
     encoded = base64.b64encode(sign_bytes(key, data)).decode()
+    # The signatures of others are kept: all of them are in one manifest, which this one replaces.
     mine = ArtifactFile("payload.json", PAYLOAD_TYPE, data, {SIGNATURE_ANNOTATION: encoded})
     artifact = _artifact(subject, [*found, mine])
     attach(writer, artifact, signature_tag(subject.digest))
@@ -133,7 +134,7 @@ def sign(
 
 
 def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) -> None:
-    """Raise NotSigned when there is no signature, BadSignature when none is by one of the keys over this image."""
+    """Verify. Raises NotSigned if there are none, BadSignature if none for this digest is by one of `keys`."""
     found = _signatures(reader, subject.digest)
     if not found:
         raise NotSigned(
@@ -158,13 +159,14 @@ def _accepted(
     signatures: Sequence[ArtifactFile], subject: Digest, keys: Sequence[PublicKey]
 ) -> bool:
     return any(
+        # The payload must name this digest: a valid signature of another image could be copied under this tag.
         _names(file.data, subject) and any(is_signed_by(key, _raw(file), file.data) for key in keys)
         for file in signatures
     )
 
 
 def _names(data: bytes, subject: Digest) -> bool:
-    """Whether a payload is about this digest. Its bytes are a stranger's until their signature is checked."""
+    """Whether a payload is for this digest. The payload is untrusted until its signature has been verified."""
     critical = canonical.parse(data, what="a signature's payload").get("critical")
     if not isinstance(critical, dict) or critical.get("type") != _CLAIM:
         return False
@@ -175,12 +177,13 @@ def _names(data: bytes, subject: Digest) -> bool:
 def _raw(file: ArtifactFile) -> bytes:
     try:
         return base64.b64decode(file.annotations.get(SIGNATURE_ANNOTATION, ""), validate=True)
+    # A malformed signature counts as none: another one may still be valid.
     except binascii.Error:
         return b""
 
 
 def _artifact(subject: Descriptor, signatures: Sequence[ArtifactFile]) -> Artifact:
-    # cosign reads the layers alone, but registries and scanners expect an image's config beside them.
+    # cosign reads only the layers, but registries and scanners expect an image config as well.
     config = canonical.to_bytes(
         {
             "architecture": "",

@@ -1,7 +1,7 @@
-"""A layer that goes from a source to a destination without lying on a disk, digested as it passes.
+"""Streams a layer from a source to a destination without storing it on disk, computing digests on the way.
 
-What a sender asks for again is read again, but digested once; a sender that goes on in the middle, because an earlier
-process got so far, has the beginning read and digested, and not handed out. So one object serves any number of tries.
+A range requested again is read again, but digested once. If a sender resumes in the middle, because an earlier process
+uploaded the beginning, the beginning is read and digested but not returned. One object serves any number of attempts.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe, Segment
 from modelimage.record import CHUNK_SIZE
 
-# The bytes of a part of a file. Closed when they aren't wanted any more.
+# Yields the bytes of a file slice. Closed when the rest isn't needed.
 ReadSlice = Callable[[FileSlice], Iterator[memoryview | bytes]]
 
 
 class StreamingLayer:
-    """One layer on its way. For one reader at a time; memory is a buffer of the source's.
+    """One layer being streamed. For one reader at a time; memory is one buffer of the source.
 
-    A reading that begins where the last one was left, as the next chunk's does, goes on with the same connection.
+    A read that starts where the last one ended, as for the next chunk of an upload, continues on the same connection.
     """
 
     def __init__(self, recipe: Recipe, read_slice: ReadSlice) -> None:
@@ -36,11 +36,11 @@ class StreamingLayer:
         self._digested = 0
         self._files: dict[str, _PassingFile] = {}
         self._stream: Generator[memoryview, None, None] | None = None
-        # The last piece that the stream gave, and where it begins.
+        # The last buffer of the stream, and its offset in the blob.
         self._piece, self._start = memoryview(b""), 0
 
     def read(self, offset: int) -> Generator[memoryview, None, None]:
-        """The blob from `offset` on. Raises DigestMismatch where a file is shorter than the recipe says."""
+        """The blob from `offset` on. Raises DigestMismatch if a file is shorter than in the recipe."""
         stream = self._stream_before(offset)
         while True:
             end = self._start + len(self._piece)
@@ -53,16 +53,17 @@ class StreamingLayer:
             self._piece, self._start = following, end
 
     def close(self) -> None:
-        """Free the source's connection."""
+        """Close the connection to the source."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def _stream_before(self, offset: int) -> Generator[memoryview, None, None]:
-        """The stream of pieces that is at `offset`, or else a new one from where digests or the offset need it."""
+        """The current stream if it is at `offset`, else a new one from the first byte needed, by digests or caller."""
         at_hand = self._start <= offset <= self._start + len(self._piece)
         if self._stream is None or not at_hand:
             self.close()
+            # From the first undigested byte if that is earlier: sha256 can't skip what a previous process sent.
             self._piece, self._start = memoryview(b""), min(offset, self._digested)
             self._stream = self._pieces(self._start)
         return self._stream
@@ -70,6 +71,7 @@ class StreamingLayer:
     def _next(self, stream: Generator[memoryview, None, None]) -> memoryview | None:
         try:
             return next(stream, None)
+        # The generator is finished after an exception: the next read must open a new one.
         except BaseException:
             self._stream = None
             raise
@@ -82,6 +84,7 @@ class StreamingLayer:
             path = segment.file.path if isinstance(segment, FileSlice) else None
             with contextlib.closing(self._segment(segment)) as pieces:
                 for piece in pieces:
+                    # A source may return more than the slice; the recipe decides where it ends.
                     view = memoryview(piece)[: end - position]
                     self._digest(position, view, path)
                     position += len(view)
@@ -99,13 +102,14 @@ class StreamingLayer:
             yield segment.data
 
     def digests(self) -> LayerDigests:
-        """What it turned out to be. Raises DigestMismatch before all of it has passed."""
+        """The layer's digests. Raises DigestMismatch unless all bytes have been streamed."""
         if self._digested != self._recipe.size:
             raise DigestMismatch(f"only {self._digested} of {self._recipe.size} bytes have passed")
         files = {path: file.digests() for path, file in self._files.items()}
         return LayerDigests(Digest(self._layer.hexdigest()), files)
 
     def _digest(self, position: int, view: memoryview, path: str | None) -> None:
+        # Bytes read again by a retry are skipped, so that each byte enters the hashes once and in order.
         fresh = view[max(0, self._digested - position) :]
         self._layer.update(fresh)
         self._digested += len(fresh)
@@ -114,7 +118,7 @@ class StreamingLayer:
 
 
 class _PassingFile:
-    """The sha256 of a file and the BLAKE3 of each of its chunks, as its bytes pass in order."""
+    """Computes the sha256 of a file and the BLAKE3 of each of its chunks from bytes in order."""
 
     def __init__(self) -> None:
         self._whole = hashlib.sha256()

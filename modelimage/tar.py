@@ -1,8 +1,8 @@
-"""Tar headers, byte for byte reproducible: fields in, 512-byte blocks out. No files, no clocks, no users.
+"""Byte-for-byte reproducible tar headers: fields to 512-byte blocks. No files, clocks or users.
 
-POSIX ustar (IEEE 1003.1-1988) for files under 8 GiB with short names; GNU's base-256 sizes and long-name
-entries above that, since scanners stumble over PAX headers. Everything that could vary is fixed: mode, owner 0,
-no names, modification time 0.
+POSIX ustar (IEEE 1003.1-1988) for files under 8 GiB with short names; GNU's base-256 sizes and long-name entries
+otherwise, because some scanners fail on PAX headers. Everything variable is fixed: mode, owner 0, no names,
+modification time 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EntryKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TarEntry:
-    """One member of a tar archive. `path` is relative; `size` in bytes, 0 unless a file."""
+    """One member of a tar archive. `path` is relative; `size` in bytes, 0 unless it is a file."""
 
     path: str
     kind: EntryKind = EntryKind.FILE
@@ -37,16 +37,17 @@ class TarEntry:
 
 
 def padding(size: int) -> int:
-    """How many zero bytes follow a file of `size` bytes."""
+    """The number of zero bytes after a file of `size` bytes."""
     return -size % BLOCK
 
 
 def header(entry: TarEntry) -> bytes:
-    """The header blocks of an entry; a multiple of 512 bytes. Raises InvalidInput for an unusable path."""
+    """The header blocks of an entry; a multiple of 512 bytes. Raises InvalidInput for an unsupported path."""
     name = entry.path.encode() + (b"/" if entry.kind is EntryKind.DIRECTORY else b"")
     target = entry.target.encode()
     if not name or b"\0" in name or name.startswith(b"/") or len(target) > _NAME:
         raise InvalidInput(f"a tar archive can't hold the path {entry.path!r}")
+    # ustar's size field has 11 octal digits: sizes below 8 GiB.
     if entry.size >= _USTAR_MAX_SIZE:
         return _gnu(entry, name, target)
     split = _split(name)
@@ -69,9 +70,10 @@ def _gnu(entry: TarEntry, name: bytes, target: bytes) -> bytes:
 
 
 def _split(name: bytes) -> tuple[bytes, bytes] | None:
-    """Split a path into ustar's name and prefix fields; None when it doesn't fit."""
+    """Split a path into ustar's name and prefix fields; None if it doesn't fit."""
     if len(name) <= _NAME:
         return name, b""
+    # The slash between prefix and name is not stored.
     slash = name.rfind(b"/", 0, _PREFIX + 1)
     if slash > 0 and 0 < len(name) - slash - 1 <= _NAME:
         return name[slash + 1 :], name[:slash]
@@ -108,10 +110,12 @@ def _block(
             bytes(12),
         )
     )
+    # The checksum is computed with its own field as spaces, then inserted.
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
 def _size(size: int) -> bytes:
     if size < _USTAR_MAX_SIZE:
         return b"%011o\0" % size
+    # GNU's base 256: the high bit of the first byte marks a binary number.
     return b"\x80" + size.to_bytes(11, "big")

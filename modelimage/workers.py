@@ -1,4 +1,4 @@
-"""Runs the jobs of one stage in threads that end with it: at the first error, and at Ctrl-C, the others stop."""
+"""Runs the jobs of one stage in threads that end with it: after the first error or Ctrl-C, the others stop."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ Result = TypeVar("Result")
 
 
 class StopSwitch:
-    """Wraps progress callbacks so that a worker stops at its next report."""
+    """Wraps progress callbacks so that a worker stops at its next progress report."""
 
     def __init__(self) -> None:
+        # Threads can't be interrupted from outside, so they check this at each progress report.
         self._event = threading.Event()
 
     def set(self) -> None:
         self._event.set()
 
     def guard(self, advance: Callable[[int], None]) -> Callable[[int], None]:
-        """`advance`, but raising StopRequested once the switch is set."""
+        """Wrap `advance` to raise StopRequested once the switch is set."""
 
         def guarded(count: int) -> None:
             if self._event.is_set():
@@ -35,7 +36,7 @@ class StopSwitch:
 
 
 def both(first: Callable[[int], None], second: Callable[[int], None]) -> Callable[[int], None]:
-    """Tells two progress callbacks; what the first raises, the second doesn't hear of."""
+    """Combine two progress callbacks; an exception of the first skips the second."""
 
     def tell(count: int) -> None:
         first(count)
@@ -51,9 +52,9 @@ def run_all(
     advance: Callable[[int], None],
     workers: int,
 ) -> list[Result]:
-    """`job(item, advance)` for every item, `workers` at a time; results in order.
+    """Run `job(item, advance)` for every item, `workers` at a time; results are in order.
 
-    No thread outlives the call. The first failure, or what interrupts the caller, stops the jobs at their next
+    No thread outlives the call. The first failure, or an interruption of the caller, stops the jobs at their next
     progress report and is raised.
     """
     switch = StopSwitch()
@@ -64,12 +65,14 @@ def run_all(
             wait(futures, return_when=FIRST_EXCEPTION)
             return _results(futures)
         finally:
+            # Before the pool is joined: running jobs see the switch, and those not started are cancelled.
             switch.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _results(futures: Sequence[Future[Result]]) -> list[Result]:
     for future in futures:
+        # A finished failure is raised first: result() would wait for unfinished jobs, which haven't been stopped yet.
         error = future.exception() if future.done() else None
         if error is not None:
             raise error
@@ -77,6 +80,6 @@ def _results(futures: Sequence[Future[Result]]) -> list[Result]:
 
 
 def available_cores() -> int:
-    """Cores this process may run on."""
-    # Only Linux tells which of the machine's cores a process may have.
+    """The number of cores this process may run on."""
+    # Only Linux reports the cores assigned to a process.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,1 +1,1 @@
-"""Tensors in, quantized tensors out: checkpoint formats, engines and quality measures. No network."""
+"""Quantizes checkpoints: formats, engines and quality measures. No network access."""

@@ -1,6 +1,6 @@
-"""How far the predictions of two models are apart, token by token: what both evaluators measure.
+"""Token-by-token agreement of two models' predictions, as measured by both evaluators.
 
-Knows nothing of where the models come from or which library runs them; runs where torch is.
+Independent of where the models come from and which library runs them; needs torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIN_TOKENS: Final = 64
 
 
 class Totals(NamedTuple):
-    """Sums over positions: negative log-likelihoods, divergence, agreements, and how many."""
+    """Sums over positions: negative log-likelihoods, divergence, agreements, and the number of positions."""
 
     source_nll: float = 0.0
     quantized_nll: float = 0.0
@@ -36,7 +36,8 @@ class Totals(NamedTuple):
 
 
 def measure(reference: Any, subject: Any, following: Any) -> Totals:
-    """Sums over one window: logits [positions, vocabulary] of both, and the token that follows each position."""
+    """Sums over one window: logits [positions, vocabulary] of both models, and the token that follows each position."""
+    # float32: in bf16 the differences of log-likelihoods would be lost.
     expected = torch.log_softmax(reference.float(), dim=-1)
     found = torch.log_softmax(subject.float(), dim=-1)
     divergence = (expected.exp() * (expected - found)).sum()
@@ -53,7 +54,7 @@ def measure(reference: Any, subject: Any, following: Any) -> Totals:
 def comparison(
     totals: Totals, text: Calibration, evaluator: str, libraries: Sequence[str]
 ) -> Comparison:
-    """Means over all positions. Raises OverflowError for likelihoods that no float holds."""
+    """Means over all positions. Raises OverflowError when a likelihood exceeds the range of a float."""
     count = totals.positions
     return Comparison(
         perplexity_ratio=math.exp((totals.quantized_nll - totals.source_nll) / count),
@@ -73,5 +74,6 @@ def windows(source: Path, text: Calibration) -> Iterator[list[int]]:
     ids: list[int] = tokenizer("\n\n".join(text.samples), add_special_tokens=False)["input_ids"]
     if len(ids) < MIN_TOKENS:
         raise InvalidInput(f"the evaluation text has {len(ids)} tokens, below {MIN_TOKENS}")
+    # The last token has no successor to predict.
     for start in range(0, len(ids) - 1, WINDOW):
         yield ids[start : start + WINDOW]

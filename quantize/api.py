@@ -1,7 +1,7 @@
-"""Quantize a checkpoint directory: the package's front door, used by the builder and the command line.
+"""Quantizes a checkpoint directory: the package's entry point, used by the builder and the CLI.
 
-Plans, runs the engine in a hidden directory beside the result, measures, and shows the result by one
-rename once everything in it is complete and durable.
+Plans, runs the engine in a hidden directory beside the result, measures, and renames the result
+into view once it is complete and durable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Compare with the source: on which text (None: the shipped one), by what, and what must be met."""
+    """Comparison with the source: the text (None: the shipped one), the evaluator, and the required bounds."""
 
     gates: Gates = field(default_factory=Gates)
     text: Path | None = None
@@ -47,10 +47,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """What to make. None means: the default of the scheme or the engine.
+    """What to produce. None means the default of the scheme or the engine.
 
-    `calibration` names a file of text, JSON lines or Parquet, of which `calibration_samples` are taken; `min_sqnr`
-    is in dB; `threads` never changes the bytes that rtn writes.
+    `calibration`: a file of text, JSON lines or Parquet, of which `calibration_samples` are used; `min_sqnr` in dB;
+    `threads` never changes the bytes that rtn writes.
     """
 
     scheme: Scheme
@@ -67,10 +67,9 @@ class QuantizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeResult:
-    """What was made.
+    """The result of a quantization. Sizes in bytes.
 
-    `recipe` is for the record (canonical JSON, nothing measured in it); `quality` is the content of the
-    quality artifact. Sizes in bytes.
+    `recipe` goes into the record (canonical JSON, no measurements); `quality` is the content of the quality artifact.
     """
 
     out: Path
@@ -84,10 +83,11 @@ class QuantizeResult:
 
 
 def plan_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Plan, Engine]:
-    """What `quantize_checkpoint` would do; reads headers only.
+    """Plan what `quantize_checkpoint` would do; reads headers only.
 
-    Raises NotFound, InvalidCheckpoint and its kinds, IncompatibleOptions.
+    Raises NotFound, InvalidCheckpoint and its subclasses, IncompatibleOptions.
     """
+    # GPTQModel writes its own format only.
     calibrated = engines.gptq_installed() and options.format in (None, Format.GPTQ)
     engine = resolve_engine(options.scheme, options.engine, gptq_installed=calibrated)
     format_ = resolve_format(options.scheme, options.format, engine)
@@ -103,9 +103,9 @@ def plan_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Pl
 
 
 def check_checkpoint(src: Path, options: QuantizeOptions) -> tuple[Checkpoint, Plan, Engine]:
-    """The same, having made sure that this machine has what it takes.
+    """Plan, and check that this machine can run the plan.
 
-    Raises what `plan_checkpoint` does, EngineMissing and EngineFailed.
+    Raises EngineMissing, EngineFailed, and what `plan_checkpoint` raises.
     """
     checkpoint, plan, engine = plan_checkpoint(src, options)
     engines.check_installed(engine, os.environ)
@@ -123,10 +123,9 @@ def quantize_checkpoint(
 ) -> QuantizeResult:
     """Quantize `src` into the new directory `out`.
 
-    `out` appears complete and durable, or not at all; an interrupted run is continued by the next one
-    shard by shard. `progress` gets (bytes of source done, bytes in all) and `notify` one sentence at a
-    time. Raises what `check_checkpoint` does, and BrokenWeights, QualityTooLow, EngineFailed, NoSpace,
-    NotWritable, Busy.
+    `out` appears complete and durable, or not at all; the next run continues an interrupted one shard by shard.
+    `progress` is called with (source bytes done, source bytes in all), `notify` with one sentence at a time. Raises
+    what `check_checkpoint` raises, and BrokenWeights, QualityTooLow, EngineFailed, NoSpace, NotWritable, Busy.
     """
     checkpoint, plan, engine = check_checkpoint(src, options)
     notices = _notices(options, engine)
@@ -137,6 +136,7 @@ def quantize_checkpoint(
     if engine is not Engine.RTN:
         samples = options.calibration_samples or SAMPLES
         calibration = load_calibration(options.calibration, samples)
+    # Now rather than after hours of quantizing.
     _check_space(out, plan)
     method = resolve_method(plan.scheme, options.method, engine)
     threads = options.threads or rtn.default_threads()
@@ -144,8 +144,10 @@ def quantize_checkpoint(
     with open_staging(out, _fingerprint(job, engine)) as staging:
         summary = summarize(_run(engine, job, staging, progress))
         floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
+        # Checked before anything is published: a broken scale or axis must never leave the staging directory.
         check_floor(summary, floor)
         output.write_other_files(staging, checkpoint, plan)
+        # Before publishing: a failed gate must leave no result.
         comparison = _compare(job, staging, options.evaluation)
         written = sum(path.stat().st_size for path in staging.directory.glob("*.safetensors"))
         staging.publish()
@@ -198,6 +200,7 @@ def _notices(options: QuantizeOptions, engine: Engine) -> list[str]:
 
 def _check_space(out: Path, plan: Plan) -> None:
     parent = out.absolute().parent
+    # The parent may not exist yet.
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
@@ -209,6 +212,7 @@ def _check_space(out: Path, plan: Plan) -> None:
 
 
 def _fingerprint(job: engines.Job, engine: Engine) -> str:
+    # Everything that changes the bytes: a resumed run must not mix files of different options.
     parts = [output.fingerprint(job.checkpoint, job.plan), engine.value]
     parts += [job.method.value] if job.method else []
     if job.calibration is None:

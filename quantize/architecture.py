@@ -1,9 +1,8 @@
-"""Which tensors of a checkpoint are quantized, and why the others are not.
+"""Selects the tensors of a checkpoint to quantize, with a reason for each one that is kept.
 
-Decided from `config.json` and the safetensors headers alone, so that it can be printed before a byte of
-weights is read. The rules are those that inference servers need: what they fuse into one kernel has one
-precision, and what they never quantize (heads, embeddings, norms, routers, towers) stays as published.
-Pure; knows neither files nor numpy.
+Decided from `config.json` and the safetensors headers alone, so it can be printed before any weights are read. The
+rules are those of inference servers: projections that they fuse into one kernel share a precision, and what they never
+quantize (heads, embeddings, norms, routers, towers) stays as published. Pure; no files, no numpy.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _QUANTIZED_SUFFIXES: Final = (
     ".absmax", ".weight.quant_state.bitsandbytes__nf4",
 )  # fmt: skip
 
-# A module name's segments, in the order the reasons are tried.
+# Patterns for a segment of a module name, tried in this order.
 _REASONS: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
     (
         "output head",
@@ -45,7 +44,7 @@ _REASONS: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
     ("multi-token prediction", re.compile(r"mtp\w*|nextn\w*")),
 )
 
-# What servers load as one matrix, by the last segment of the module names.
+# Projections that servers load as one matrix, by the last segment of their module names.
 _FUSED: Final[Sequence[frozenset[str]]] = (
     frozenset({"q_proj", "k_proj", "v_proj"}),
     frozenset({"gate_proj", "up_proj"}),
@@ -59,11 +58,10 @@ _EXPERT = re.compile(r"(.*\.experts)\.\d+\..*")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is quantized and what stays.
+    """The tensors to quantize and those to keep.
 
-    `matrices` maps a source tensor to the matrices made of it (several for fused experts); `kept` maps
-    each module whose weight is a matrix but stays in 16 bits to the reason; `group` is 0 where scales
-    are per row.
+    `matrices`: source tensor to its matrices (several for fused experts); `kept`: each module whose weight matrix stays
+    in 16 bits, to the reason; `group`: 0 for scales per row.
     """
 
     matrices: Mapping[str, tuple[Matrix, ...]]
@@ -72,7 +70,8 @@ class Selection:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Modules that a loader must be told to leave alone: linear layers that stay in 16 bits."""
+        """Modules that a loader must not quantize: linear layers that stay in 16 bits."""
+        # Loaders never quantize these kinds, so they needn't be listed.
         silent = {"embedding", "norm", "convolution"}
         names = {name for name, reason in self.kept.items() if reason not in silent}
         return tuple(sorted(names | {"lm_head"}))
@@ -99,11 +98,12 @@ def check_config(config: Mapping[str, Any]) -> str:
 
 
 def quantization_method(config: Mapping[str, Any]) -> str:
-    """How a checkpoint is quantized by what its config says; empty when it isn't."""
+    """The quantization method stated in a checkpoint's config; empty when there is none."""
     for key in ("quantization_config", "compression_config"):
         stated = config.get(key)
         if isinstance(stated, Mapping) and stated:
             return str(stated.get("quant_method") or stated.get("format") or "unnamed method")
+    # Multimodal configs nest the language model's.
     nested = config.get("text_config")
     return quantization_method(nested) if isinstance(nested, Mapping) else ""
 
@@ -116,10 +116,10 @@ def select(
     format_: Format,
     group_size: int | None,
 ) -> Selection:
-    """Decide for all tensors of all shards at once: fused parts may lie in different shards.
+    """Select among the tensors of all shards together: fused parts may lie in different shards.
 
-    Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture; IncompatibleOptions when
-    nothing would be quantized.
+    Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture;
+    IncompatibleOptions when nothing would be quantized.
     """
     check_config(config)
     candidates: dict[str, tuple[Matrix, ...]] = {}
@@ -132,6 +132,7 @@ def select(
         elif reason:
             kept[_module(tensor.name)] = reason
     everything = [matrix for found in candidates.values() for matrix in found]
+    # Before the misfits, which depend on the group.
     group = _choose_group(everything, group_size) if numeric.grouped else 0
     misfits = {m.module: r for m in everything if (r := _misfit(m, numeric, format_, group))}
     misfits |= _with_siblings(everything, misfits)
@@ -148,10 +149,11 @@ def select(
 def _candidate(
     config: Mapping[str, Any], tensor: TensorInfo
 ) -> tuple[tuple[Matrix, ...] | None, str]:
-    """The matrices of a tensor, or the reason to keep it ("" for what is no weight matrix at all)."""
+    """The matrices of a tensor, or the reason to keep it ("" for a tensor that is no weight matrix)."""
     segments = tensor.name.split(".")
     if is_fused_experts(tensor) and tensor.dtype in FLOAT_DTYPES:
         return split_experts(config, tensor), ""
+    # Three and four dimensions are convolutions, kept with a reason.
     if segments[-1] != "weight" or len(tensor.shape) not in (2, 3, 4):
         return None, ""
     for reason, pattern in _REASONS:
@@ -173,9 +175,9 @@ def _check_not_quantized(tensor: TensorInfo) -> None:
 
 
 def _choose_group(matrices: Sequence[Matrix], asked: int | None) -> int:
-    """One group size for the whole checkpoint: the largest that divides as much as the smallest does.
+    """Choose one group size for the checkpoint: the largest that divides every matrix that the smallest divides.
 
-    A size that was asked for is kept, whatever it leaves in 16 bits.
+    A requested size is used in any case; matrices that it doesn't divide stay in 16 bits.
     """
     if asked is not None:
         return asked
@@ -187,11 +189,12 @@ def _choose_group(matrices: Sequence[Matrix], asked: int | None) -> int:
 
 
 def _misfit(matrix: Matrix, numeric: Numeric, format_: Format, group: int) -> str:
-    """Why a matrix's shape can't be quantized; empty when it can."""
+    """The reason why a matrix's shape can't be quantized; empty when it can."""
     if matrix.rows == 0 or matrix.columns == 0:
         return "empty"
     if group and matrix.columns % group:
         return f"no group of {group} divides its {matrix.columns} columns"
+    # `qzeros` packs 8 rows into one word.
     if format_ is Format.GPTQ and matrix.rows % 8:
         return f"its {matrix.rows} rows aren't a multiple of 8"
     if format_ is Format.INT_QUANTIZED and (matrix.rows % 16 or matrix.columns % 16):
@@ -202,9 +205,9 @@ def _misfit(matrix: Matrix, numeric: Numeric, format_: Format, group: int) -> st
 
 
 def _with_siblings(matrices: Iterable[Matrix], misfits: Mapping[str, str]) -> dict[str, str]:
-    """All or none of what is loaded as one: fused projections, and all experts of a layer.
+    """Keep all siblings of a kept matrix: fused projections, and all experts of a layer.
 
-    Repeated until nothing changes, since an expert's projections are in both kinds of family.
+    Repeated until nothing changes, since an expert's projections belong to both kinds of family.
     """
     families: dict[object, set[str]] = defaultdict(set)
     for matrix in matrices:
@@ -215,6 +218,7 @@ def _with_siblings(matrices: Iterable[Matrix], misfits: Mapping[str, str]) -> di
     while changed:
         changed = False
         for members in families.values():
+            # Sorted: the reason must not depend on a set's order.
             culprit = next((name for name in sorted(members) if name in out), None)
             fresh = members - out.keys() if culprit else set()
             out |= dict.fromkeys(fresh, f"loaded as one with {culprit}")

@@ -1,7 +1,7 @@
-"""Text for engines that look at activations, and for measuring quality: shipped, or the user's own.
+"""Calibration and evaluation text: shipped, or the user's own.
 
-The digest of the text and the number of samples taken of it stand in the record: with them and the engine's version a
-variant can be made again.
+The record holds the text's digest and the number of samples; together with the engine's
+version they make a variant reproducible.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from quantize.datarows import read_texts, sample_text
 CALIBRATION: Final = "calibration.txt"
 EVALUATION: Final = "evaluation.txt"
 PARQUET: Final = ".parquet"
-# As many as calibrating engines' own guides ask for at least.
+# The minimum that the guides of calibrating engines recommend.
 SAMPLES: Final = 128
 MAX_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Samples of text, and the digest of the file they came from."""
+    """Samples of text, and the digest of their file."""
 
     samples: tuple[str, ...]
     digest: Digest
 
 
 def load_calibration(path: Path | None = None, samples: int = SAMPLES) -> Calibration:
-    """The first samples of the user's text, or of the one that ships with the package.
+    """The first samples of the user's text, or of the shipped one.
 
-    Of Parquet no more is read than that. Raises NotFound, InvalidInput, EngineMissing for Parquet's reader.
+    A Parquet file is read only that far. Raises NotFound, InvalidInput; EngineMissing without pyarrow.
     """
+    # Never read whole: data sets may have many gigabytes.
     if _suffix(path) == PARQUET and path is not None:
         return _calibration(read_texts(path, samples), _digest(path))
     data = _shipped(CALIBRATION) if path is None else _read(path)
@@ -51,9 +52,9 @@ def load_evaluation(path: Path | None = None) -> Calibration:
 
 
 def parse_samples(data: bytes, suffix: str) -> Calibration:
-    """Paragraphs of a text, or the `text` (or the `messages`' contents) of each line of JSON.
+    """The paragraphs of a text, or from JSON lines each line's `text` or the contents of its `messages`.
 
-    Raises InvalidInput when there is none.
+    Raises InvalidInput when there is no text.
     """
     try:
         text = data.decode("utf-8")

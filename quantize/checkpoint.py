@@ -1,7 +1,7 @@
-"""Opens a checkpoint directory: config, shards and their checked headers, and the files beside them.
+"""Opens a checkpoint directory: config, shards with checked headers, and the other files.
 
-Reads headers only. What it returns is consistent: every shard named by the index is there, complete, and
-holds the tensors that the index says.
+Reads headers only. The result is consistent: every shard in the index is present, complete, and holds exactly the
+tensors that the index lists for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _QUANTIZER_FILES = frozenset({"quantize_config.json", "recipe.yaml", "quant_log.
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint directory. `shards` is name -> header in name order; `others` are small files."""
+    """A checkpoint directory. `shards`: header by name, in name order; `others`: small files."""
 
     root: Path
     config: Mapping[str, Any]
@@ -63,7 +63,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InvalidCheckpoint, also when the file is missing."""
+    """Read a JSON object from a file. Raises InvalidCheckpoint, also when the file is missing."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -78,12 +78,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shard_names(root: Path) -> list[str]:
-    """The weight files that make up the checkpoint, sorted."""
+    """The weight files of the checkpoint, sorted."""
     present = sorted(path.name for path in root.glob("*.safetensors") if path.is_file())
     if (root / INDEX).is_file():
         return _indexed_names(root, present)
     if not present:
         raise _no_weights(root)
+    # Without the index it is unknown whether they are complete or belong together.
     if len(present) > 1:
         raise InvalidCheckpoint(
             f"{root} has {len(present)} safetensors files but no {INDEX}",
@@ -100,12 +101,14 @@ def _shard_names(root: Path) -> list[str]:
 def _indexed_names(root: Path, present: Sequence[str]) -> list[str]:
     names = sorted(set(_weight_map(root).values()))
     for name in names:
+        # The index is untrusted: a name must not leave the directory.
         if "/" in name or name.startswith("."):
             raise InvalidCheckpoint(f"{INDEX} names a file outside the checkpoint: {name!r}")
         if name not in present:
             raise InvalidCheckpoint(
                 f"{INDEX} names {name}, which is missing", hint="Download the whole repository."
             )
+    # An unnumbered file (an adapter) may lie beside the shards; a numbered one shows a mixed download.
     strays = [name for name in present if name not in names and _NUMBERED.fullmatch(name)]
     if strays:
         raise InvalidCheckpoint(
@@ -152,7 +155,7 @@ def _no_weights(root: Path) -> InvalidCheckpoint:
 
 
 def _is_other(path: Path) -> bool:
-    """Whether a file goes over unchanged: tokenizer, documents, code; no weights, no hidden file."""
+    """Whether a file is copied unchanged: tokenizer, documents, code; no weights, no hidden files."""
     name = path.name
     return (
         path.is_file()

@@ -1,6 +1,6 @@
-"""The text in a row of a data set: a `text`, or a conversation's `messages`; and the rows of Parquet files.
+"""The text of a data set's row (a `text`, or a conversation's `messages`), and the rows of Parquet files.
 
-Parquet is read by pyarrow, imported when it is first needed, a few rows at a time and only as many as are asked for.
+pyarrow is imported on first use, and reads a few rows at a time, only as many as requested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BATCH_ROWS: Final = 64
 
 
 def sample_text(row: Any) -> str | None:
-    """The text of a row as parsed from JSON or Parquet; None when it holds none."""
+    """The text of a row parsed from JSON or Parquet; None when it has none."""
     if not isinstance(row, dict):
         return None
     if isinstance(row.get("text"), str):
@@ -30,9 +30,9 @@ def sample_text(row: Any) -> str | None:
 
 
 def read_texts(path: Path, limit: int) -> list[str]:
-    """The first `limit` texts of a Parquet file that aren't empty.
+    """The first `limit` non-empty texts of a Parquet file.
 
-    Raises NotFound; InvalidInput for another kind of file or columns; EngineMissing without pyarrow.
+    Raises NotFound; InvalidInput for another kind of file or other columns; EngineMissing without pyarrow.
     """
     try:
         import pyarrow  # noqa: PLC0415 - most users never need it

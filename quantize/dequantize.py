@@ -1,6 +1,6 @@
-"""Reads quantized matrices back as float32 rows, whatever the format: to measure and to compare.
+"""Reads quantized matrices of any format back as float32 rows, to measure and compare them.
 
-Plain numpy, apart from the kernels that write them. Knows nothing of models.
+Plain numpy, independent of the kernels that write them and of models.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TensorFile:
         return data
 
     def floats(self, name: str, start: int = 0, stop: int | None = None) -> Floats:
-        """The same as float32."""
+        """Elements [start, stop) of the flattened tensor as float32."""
         return as_float32(self.raw(name, start, stop), self.tensors[name].dtype)
 
     def matrix(self, name: str) -> NDArray[Any]:
@@ -72,7 +72,7 @@ class Quantized:
 
 
 def read_quantized(file: TensorFile, module: str) -> Quantized:
-    """Read a module's parts in whichever format the file holds them. Raises InvalidCheckpoint."""
+    """Read a module's quantized matrix in any supported format. Raises InvalidCheckpoint."""
     names = file.tensors
     if f"{module}.qweight" in names:
         packed = np.ascontiguousarray(file.matrix(f"{module}.qweight").T)
@@ -93,7 +93,8 @@ def has_quantized(file: TensorFile, module: str) -> bool:
 
 
 def source_rows(file: TensorFile, matrix: Matrix) -> Iterator[tuple[int, int, Floats]]:
-    """A source matrix as (start, stop, rows), a thousand rows at a time."""
+    """Yield a source matrix as (start, stop, rows), a thousand rows at a time."""
+    # A transposed matrix is read as a whole: its rows are scattered over all of its bytes.
     if matrix.transposed:
         stop = matrix.offset + (matrix.columns - 1) * matrix.column_stride + matrix.rows
         flat = file.floats(matrix.tensor, matrix.offset, stop)
@@ -123,9 +124,10 @@ def _float_matrix(file: TensorFile, name: str) -> Floats:
 
 
 def _unpack(words: NDArray[np.int32], bits: int) -> NDArray[np.int8]:
-    """Words [rows, n] into signed values [rows, n * 32 / bits], lowest bits first."""
+    """Unpack words [rows, n] into signed values [rows, n * 32 / bits], lowest bits first."""
     if bits not in (4, 8):
         raise InvalidCheckpoint(f"packed weights have {bits} bits, not 4 or 8")
+    # Values are stored with an offset: 128 for 8 bits, 8 for 4. Flipping the top bit subtracts 128.
     unsigned = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return (unsigned ^ np.uint8(0x80)).view(np.int8)

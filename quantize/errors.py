@@ -1,4 +1,4 @@
-"""What can go wrong while quantizing, as finer names of the shared errors."""
+"""Errors of quantization, as subclasses of the shared errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from modelimage.errors import EngineFailed, GateFailed, InvalidCheckpoint, Inval
 
 
 class AlreadyQuantized(InvalidCheckpoint):
-    """The checkpoint is quantized as published. It can be packaged as it is."""
+    """The published checkpoint is already quantized. It can be packaged unchanged."""
 
 
 class UnsupportedArchitecture(InvalidCheckpoint):
@@ -14,23 +14,23 @@ class UnsupportedArchitecture(InvalidCheckpoint):
 
 
 class BrokenWeights(InvalidCheckpoint):
-    """A weight holds NaN or infinity."""
+    """A weight is NaN or infinite."""
 
 
 class IncompatibleOptions(InvalidInput):
-    """Scheme, format, engine or group size don't go together, or not with this checkpoint."""
+    """Scheme, format, engine or group size don't fit together, or don't fit this checkpoint."""
 
 
 class EngineMissing(EngineFailed):
-    """The engine asked for isn't installed. The hint says the exact command that installs it."""
+    """The requested engine isn't installed. The hint gives the exact command that installs it."""
 
 
 class QualityTooLow(GateFailed):
-    """The quantized weights are worse than a threshold allows."""
+    """The quantized weights miss a quality threshold."""
 
 
 def broken_weights(shard: str, module: str, row: int) -> BrokenWeights:
-    """The error for a row of a matrix that isn't all finite numbers."""
+    """The error for a row of a matrix with non-finite values."""
     return BrokenWeights(
         f"{shard}: {module} holds NaN or infinity in row {row}",
         hint="The checkpoint is damaged or its training diverged: get another one.",

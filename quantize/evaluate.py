@@ -1,8 +1,8 @@
-"""Has a quantized checkpoint compared with its source by a worker, and reads what it measured.
+"""Compares a quantized checkpoint with its source in a worker process, and reads the result.
 
-A process of its own gives the memory of a model back, and keeps what torch, transformers and vLLM print out of the
-program's output. transformers runs every scheme on any machine, from dequantized weights; vLLM runs what it serves
-there, with its own kernels.
+A separate process releases a model's memory, and keeps the output of torch, transformers and vLLM out of the program's
+own. transformers runs every scheme on any machine, from dequantized weights; vLLM runs the schemes that it serves on
+this machine, with its own kernels.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _DEVICE = "from vllm.platforms import current_platform; print(current_platform.d
 
 
 class Evaluator(Enum):
-    """Which library runs the models that are compared."""
+    """The library that runs the compared models."""
 
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
 
 
 def check_possible(evaluator: Evaluator, plan: Plan) -> None:
-    """Raises EngineMissing with the command that installs what measuring needs; IncompatibleOptions for a
-    scheme that vLLM doesn't serve on this machine's processor, EngineFailed when vLLM doesn't start here.
-    """
+    """Check that evaluation can run here. Raises EngineMissing with the command that installs a missing
+    library; IncompatibleOptions for a scheme that vLLM doesn't serve on this machine's processor,
+    EngineFailed when vLLM doesn't start here."""
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise EngineMissing(f"evaluating needs {module}", hint=f"Run: {INSTALL}")
@@ -55,10 +55,11 @@ def check_possible(evaluator: Evaluator, plan: Plan) -> None:
 
 
 def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> None:
-    """Raises IncompatibleOptions when vLLM's `device` here is the CPU and it doesn't serve the plan's result on it."""
+    """Raises IncompatibleOptions when vLLM's `device` here is the CPU and can't serve the plan's result."""
     experts = any(
         ".experts." in c.matrix.module for shard in plan.shards for c in shard.conversions
     )
+    # Only the CPU backend refuses schemes.
     if device != "cpu":
         return
     refused = cpu_refusal(Evaluator.VLLM.value, plan.scheme.value, cpu_flags, experts=experts)
@@ -72,7 +73,7 @@ def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> N
 def compare(
     source: Path, quantized: Path, plan: Plan, text: Calibration, evaluator: Evaluator
 ) -> Comparison:
-    """Measure `quantized`, made of `source` by `plan`, on a text. Raises EngineFailed."""
+    """Compare `quantized`, made from `source` by `plan`, on a text. Raises EngineFailed."""
     with tempfile.TemporaryDirectory(prefix="evaluate-") as name:
         scratch = Path(name)
         result = scratch / "comparison.json"
@@ -98,17 +99,19 @@ def _with_transformers(job: Mapping[str, Any], plan: Plan, scratch: Path) -> Non
 
 
 def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path) -> None:
-    """The source first, whose logits are kept on disk, then the quantized one against them."""
+    """Run the source first, keeping its logits on disk, then compare the quantized checkpoint with them."""
     logits = scratch / "logits"
     logits.mkdir()
     distribution = importlib.metadata.packages_distributions()["vllm"][0]
     common = {**job, "logits": str(logits), "distribution": distribution}
+    # One process per model, so that the source's memory is released before the next one starts.
     worker = "quantize.evaluate_vllm_worker"
     _run(worker, {**common, "model": job["source"], "result": None}, scratch)
     _run(worker, {**common, "model": job["quantized"]}, scratch)
 
 
 def _run(worker: str, job: Mapping[str, Any], scratch: Path) -> None:
+    # The worker runs in a scratch directory, from where this checkout isn't importable.
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-m", worker]
@@ -117,7 +120,8 @@ def _run(worker: str, job: Mapping[str, Any], scratch: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _vllm_device() -> str:
-    """What vLLM runs on here (`cpu`, `cuda`), by vLLM itself: it has a build for each."""
+    """The device type of the installed vLLM (`cpu`, `cuda`), as reported by vLLM itself: each has its own build."""
+    # In a subprocess, to keep torch's memory and vLLM's output out of this program.
     done = subprocess.run(
         [sys.executable, "-c", _DEVICE], capture_output=True, text=True, check=False
     )

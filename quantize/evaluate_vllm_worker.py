@@ -1,8 +1,8 @@
-"""Compares a quantized checkpoint with its source as vLLM serves them, in a process of its own for each model.
+"""Compares a quantized checkpoint with its source as served by vLLM, in one process per model.
 
-Started by `evaluate` twice: on the source, to keep the logits of every window in a directory, then on the quantized
-checkpoint, to measure against them. vLLM tells log probabilities of the likeliest tokens only, and divergence needs
-all of them: so the logits are taken where the model computes them, of one request at a time. One device.
+`evaluate` runs it twice: on the source, saving the logits of every window in a directory, then on the quantized
+checkpoint, comparing with them. vLLM reports log probabilities of the likeliest tokens only, and divergence needs all
+of them: the logits are captured where the model computes them, one request at a time. One device.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from modelimage.digest import Digest
 from quantize.agreement import WINDOW, Totals, comparison, measure, windows
 from quantize.calibration import Calibration
 
-# The engine in this process, so that the model's logits are; a KV cache for one short request; and all cores, of which
-# vLLM keeps one free for a server's own work.
+# The engine runs in this process to give access to the model's logits; a KV cache for one short request is enough; and
+# all cores are used, of which vLLM would keep one free for a server.
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -30,7 +30,7 @@ os.environ |= {
 
 
 def main() -> None:
-    """Run the model that the job on stdin names; keep its logits, or compare them and write the comparison."""
+    """Run the model named by the job on stdin; save its logits, or compare with saved ones and write the comparison."""
     job: dict[str, Any] = json.load(sys.stdin)
     text = Calibration(tuple(job["samples"]), Digest.parse(job["text"]))
     tokens = list(windows(Path(job["source"]), text))
@@ -54,6 +54,7 @@ def _logits(model: Path, tokens: list[list[int]]) -> Iterator[Any]:
     """The logits at every position but the last of each window, [positions, vocabulary]."""
     from vllm import LLM, SamplingParams  # noqa: PLC0415 - after the environment is set
 
+    # No prefix cache: tokens that it skips would have no logits.
     engine = LLM(
         str(model),
         skip_tokenizer_init=True,
@@ -71,12 +72,12 @@ def _logits(model: Path, tokens: list[list[int]]) -> Iterator[Any]:
     for window in tokens:
         computed.clear()
         engine.generate({"prompt_token_ids": window}, asked, use_tqdm=False)
-        # The last token is sampled from first, then come those of the prompt.
+        # Logits of the sampled last token come first, then those of the prompt.
         yield [each for each in computed if len(each) == len(window) - 1][-1]
 
 
 def _listen(served: Any, computed: list[Any]) -> None:
-    """Keep what a model's `compute_logits` (part of vLLM's interface of models) returns."""
+    """Record what a model's `compute_logits` (part of vLLM's model interface) returns."""
     compute = served.compute_logits
 
     def listening(*arguments: Any, **named: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Compares a quantized checkpoint with its source on fixed text, in a process of its own.
+"""Compares a quantized checkpoint with its source on fixed text, in its own process.
 
-Started by `evaluate` with a job on stdin. Both models run in bf16 on the CPU or the first GPU. The
-quantized one is the source's architecture with weights dequantized from the files, so that every format
-can be measured on any machine; where activations are quantized too (W8A8), linear layers round their
-inputs per token as the kernels do. Takes memory for both models at once.
+Started by `evaluate` with a job on stdin. Both models run in bf16 on the CPU or the first GPU. The quantized
+one is the source's architecture with weights dequantized from the files, so any format can be measured on any
+machine; where activations are quantized too (W8A8), linear layers round their inputs per token like the
+kernels. Needs memory for both models at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from quantize.schemes import Format, Scheme
 
 
 def main() -> None:
-    """Measure as the job on stdin says; the comparison's JSON goes to the file it names."""
+    """Run the job on stdin; write the comparison as JSON to the file that the job names."""
     job: dict[str, Any] = json.load(sys.stdin)
     source = Path(job["source"])
     checkpoint = open_checkpoint(source)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Comparison:
-    """Measure. Raises InvalidInput for a text that is too short, and what the libraries raise."""
+    """Compare. Raises InvalidInput for a text that is too short, and the libraries' own errors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     weights = _dequantized(source, quantized, plan)
@@ -66,7 +66,7 @@ def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Com
 
 
 def _dequantized(source: Path, quantized: Path, plan: Plan) -> dict[str, Any]:
-    """The tensors of the quantized files by the source's names, matrices restored to bf16."""
+    """The quantized files' tensors by their source names, with matrices restored to bf16."""
     weights: dict[str, Any] = {}
     for shard in plan.shards:
         original, result = TensorFile(source / shard.name), TensorFile(quantized / shard.name)
@@ -89,7 +89,7 @@ def _by_tensor(shard: ShardPlan) -> dict[str, list[Matrix]]:
 
 
 def _place(flat: Floats, matrix: Matrix, quantized: Quantized) -> None:
-    """Put a matrix where its tensor has it."""
+    """Write a matrix to its position in the source tensor."""
     view = np.lib.stride_tricks.as_strided(
         flat[matrix.offset :],
         (matrix.rows, matrix.columns),
@@ -109,7 +109,7 @@ def _tensor(file: TensorFile, name: str) -> Any:
 
 
 def _round_activations(model: Any, plan: Plan) -> None:
-    """Make the quantized linear layers round their inputs to 8 bits per token, as the kernels do."""
+    """Make quantized linear layers round their inputs to 8 bits per token, like the kernels."""
     quantized = {c.matrix.module for shard in plan.shards for c in shard.conversions}
 
     def rounded(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
-"""The matrices inside one tensor: fused mixture-of-experts weights, split by expert and projection.
+"""Splits fused mixture-of-experts tensors into matrices, by expert and projection. Pure.
 
-Newer checkpoints hold all experts of a layer in one 3-D tensor, `experts.gate_up_proj` and
-`experts.down_proj`; some of them transposed, [expert, in, out], since they multiply from the left.
-Quantized formats know per-expert matrices only, which is also what servers load. Pure.
+Newer checkpoints hold all experts of a layer in one 3-D tensor, `experts.gate_up_proj` and `experts.down_proj`; some of
+them transposed, [expert, in, out], for multiplication from the left. Quantized formats only have per-expert matrices,
+which is also what servers load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantize.errors import UnsupportedArchitecture
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One weight matrix [rows = out, columns = in] of a module, as it lies in a source tensor.
+    """One weight matrix [rows = out, columns = in] of a module, within a source tensor.
 
     Element [r, c] is the tensor's element `offset + r * row_stride + c * column_stride`.
     """
@@ -85,11 +85,12 @@ def _spelled(config: Mapping[str, Any], projection: str) -> str:
 
 
 def _is_transposed(config: Mapping[str, Any], tensor: TensorInfo, projection: str) -> bool:
-    """Whether the layout is [expert, in, out], told by which axis has the hidden size."""
+    """Whether the layout is [expert, in, out], judged by the axis that has the hidden size."""
     hidden = text_config(config).get("hidden_size")
     _, first, second = tensor.shape
     hidden_first, hidden_second = first == hidden, second == hidden
     if hidden_first == hidden_second:
+        # Both axes have the hidden size: only the model family can decide.
         if not hidden_first:
             raise _unknown_layout(tensor)
         return config.get("model_type") in ("llama4", "llama4_text")

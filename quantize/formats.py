@@ -1,8 +1,8 @@
-"""What each checkpoint format stores for one weight matrix, and how `config.json` announces it.
+"""Tensors that each checkpoint format stores for a weight matrix, and its `quantization_config`.
 
 compressed-tensors: vllm-project/compressed-tensors, `compressors/`, and what vLLM's
-`CompressedTensorsConfig.from_config` reads. gptq: AutoGPTQ's checkpoint format version 1, as read by
-vLLM's `AutoGPTQConfig.from_config`. Pure; shapes in elements.
+`CompressedTensorsConfig.from_config` reads. gptq: AutoGPTQ's checkpoint format version 1, as read by vLLM's
+`AutoGPTQConfig.from_config`. Pure; shapes in elements.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Final
 from quantize.experts import Matrix
 from quantize.schemes import Format, Numeric, Scheme
 
-# A part of a quantized matrix: its suffix, dtype and shape.
+# One part of a quantized matrix: suffix, dtype and shape.
 Part = tuple[str, str, tuple[int, ...]]
 
-# What fills `qzeros` for symmetric 4-bit values: 7 in every nibble, since version 1 stores zero - 1.
+# The `qzeros` of symmetric 4-bit values: 7 in every nibble, since version 1 stores zero - 1.
 GPTQ_ZEROS: Final = 0x77777777
 
 
@@ -44,10 +44,11 @@ def parts(format_: Format, numeric: Numeric, matrix: Matrix, group: int) -> tupl
 def quantization_config(
     scheme: Scheme, format_: Format, *, group: int, ignored: Sequence[str]
 ) -> dict[str, Any]:
-    """The `quantization_config` that a loader needs."""
+    """The `quantization_config` for a loader."""
     if format_ is Format.GPTQ:
         return _gptq_config(group, ignored)
     activations = None
+    # W8A8 quantizes activations per token, while the model runs.
     if scheme is Scheme.INT8:
         activations = _arguments(8, strategy="token", dynamic=True)
     weights = _arguments(
@@ -75,7 +76,7 @@ def quantization_config(
 
 
 def with_quantization(config: Mapping[str, Any], quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's config with the announcement added; everything else stays, in its order."""
+    """Add `quantization_config` to a checkpoint's config; everything else stays, in its order."""
     return {**config, "quantization_config": dict(quantization)}
 
 
@@ -94,9 +95,11 @@ def _arguments(
 
 
 def _gptq_config(group: int, ignored: Sequence[str]) -> dict[str, Any]:
+    # GPTQModel's `dynamic`: `-:` and a regular expression exclude modules.
     skipped: dict[str, dict[str, Any]] = {
         f"-:^{name.replace('.', chr(92) + '.')}$": {} for name in ignored
     }
+    # `lm_head` has a switch of its own.
     return {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",

@@ -1,12 +1,12 @@
-"""Round to nearest, in one pass over each row: scale, quantize, pack and measure, fused by numba.
+"""Rounding to nearest, in one pass over each row: scale, quantize, pack and measure, fused by numba.
 
     scale = bf16(max(absmax / divisor, 1e-7))      divisor: 7.5 for 4 bits, 127.5 for 8
     value = clamp(rint(weight * (1 / scale)))      in float32, with the reciprocal taken once
 
-Every step is one correctly rounded float32 operation, so any implementation of these two lines gives the
-same bytes on any machine and any number of threads. absmax is taken on the integer bits, which orders
-floats by magnitude and lets NaN and infinity show up as the largest. The sums for the signal-to-noise
-ratio may be reassociated (they are vectorized); they never reach the written values.
+Every step is one correctly rounded float32 operation, so any implementation of these two lines produces the same bytes
+on any machine with any number of threads. absmax is taken on the integer bits: they order floats by magnitude, and NaN
+and infinity come out largest. The sums for the signal-to-noise ratio may be reassociated (they are vectorized); they
+never affect the written values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Kernel = Callable[[NDArray[Any], NDArray[np.uint8], NDArray[np.uint16], NDArray[
 
 @dataclass(frozen=True, slots=True)
 class _Float:
-    """A float dtype by its bits: how to take its magnitude, and what is no finite number."""
+    """A float dtype by its bits: storage type, mask of the magnitude, and the bits of infinity."""
 
     storage: Any
     magnitude: int
@@ -52,14 +52,14 @@ def storage(dtype: str) -> Any:
 def kernel(dtype: str, numeric: Numeric, group: int) -> Kernel:
     """A compiled kernel for a source dtype, an arithmetic, and a group (0: one scale per row).
 
-    `kernel(bits, values, scales, sums)` takes the weights' bits [rows, columns] and fills `values`
-    (bytes [rows, columns * bits / 8], as the formats store them), `scales` (bf16 bits [rows, groups])
-    and `sums` ([rows, 2]: signal and error energy). Returns the first row that holds NaN or infinity,
-    or -1. Releases the GIL.
+    `kernel(bits, values, scales, sums)` takes the weights' bits [rows, columns] and fills `values` (bytes [rows,
+    columns * bits / 8], in the formats' layout), `scales` (bf16 bits [rows, groups]) and `sums` ([rows, 2]: signal and
+    error energy). Returns the first row with NaN or infinity, or -1. Releases the GIL.
     """
     return _build(_FLOATS[dtype], _to_float(dtype), numeric, group)
 
 
+# For the sums only: reassociation must never reach the written values.
 @njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
 def _plus_square(total: Any, term: Any) -> Any:
     return total + term * term
@@ -67,7 +67,7 @@ def _plus_square(total: Any, term: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _to_bf16(value: Any) -> Any:
-    """bf16 bits of a finite float32, to nearest, ties to even."""
+    """Round a finite float32 to bf16 bits, to nearest, ties to even."""
     bits = np.float32(value).view(np.uint32)
     half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     return np.uint16((bits + half) >> np.uint32(16))
@@ -80,7 +80,7 @@ def _from_bf16(bits: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _from_f16(bits: Any) -> Any:
-    """Exact for all finite values: the exponent is rebased by a multiplication, subnormals included."""
+    """Exact for all finite values, subnormals included: a multiplication rebases the exponent."""
     sign = (np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16)
     rest = (np.uint32(bits) & np.uint32(0x7FFF)) << np.uint32(13)
     return np.uint32(sign | rest).view(np.float32) * np.float32(2.0**112)
@@ -96,10 +96,10 @@ def _to_float(dtype: str) -> Any:
 
 
 def _build(source: _Float, to_float: Any, numeric: Numeric, group: int) -> Kernel:
-    """Compile with every parameter a constant, which is what lets the inner loops vectorize.
+    """Compile with all parameters as constants, which lets the inner loops vectorize.
 
-    A row is taken in phases (magnitudes, scales, values, packing), each a loop over the whole row in the
-    first-level cache: what is done once per group then costs little even where groups are short.
+    A row is processed in phases (magnitudes, scales, values, packing), each a loop over the whole row in the
+    first-level cache, so work done once per group stays cheap even for short groups.
     """
     magnitudes = _magnitudes(source)
     scaling = _scaling(to_float, np.float32(numeric.divisor))
@@ -154,7 +154,7 @@ def _scaling(to_float: Any, divisor: np.float32) -> Any:
 
     @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def scaling(maxima: Any, scale_bits: Any, steps: Any, inverses: Any) -> Any:
-        """Fill the scales of a row's groups; the largest magnitude of the row."""
+        """Fill the scales of a row's groups; return the largest magnitude of the row."""
         largest = maxima[0]
         for g in range(len(maxima)):
             largest = max(largest, maxima[g])
@@ -168,19 +168,20 @@ def _scaling(to_float: Any, divisor: np.float32) -> Any:
 
 def _rounding(to_float: Any, numeric: Numeric) -> Any:
     highest = np.float32(numeric.highest)
-    # Adding 1.5 * 2**23 leaves a float32 no fraction bits, so the sum is rounded to an integer, ties to even,
-    # and its lowest byte is that integer: two cheap operations for a rounding and a conversion. An even
-    # offset makes the byte unsigned. Nothing is below the lowest value: absmax / scale is at most half a
-    # step and the rounding of a bf16 beyond the highest, which rounds to -lowest at most.
+    # Adding 1.5 * 2**23 leaves a float32 no fraction bits, so the sum is rounded to an integer, ties to even, and its
+    # lowest byte is that integer: two cheap operations instead of rounding and conversion. An even offset makes the
+    # byte unsigned. No value is below the lowest: absmax / scale exceeds the highest by at most half a step and one
+    # bf16 rounding, which rounds to -lowest at most.
     offset = np.float32(1.5 * 2**23 - numeric.lowest)
 
     @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def rounding(row: Any, width: Any, steps: Any, inverses: Any, staged: Any) -> Any:
-        """Fill a row's values, counted from the lowest; its signal and error energy."""
+        """Fill a row's values, counted from the lowest; return its signal and error energy."""
         signal = error = 0.0
         for g in range(len(steps)):
             base = g * width
             inverse = inverses[g]
+            # float32 within a group lets the loop vectorize; float64 across groups keeps the sums accurate.
             noise = power = np.float32(0.0)
             for i in range(width):
                 scaled = to_float(row[base + i]) * inverse
@@ -198,7 +199,7 @@ def _rounding(to_float: Any, numeric: Numeric) -> Any:
 
 def _packing(numeric: Numeric) -> Any:
     nibbles = numeric.bits == 4
-    # A packed byte holds value + 128; an I8 byte holds the value: they differ in the top bit.
+    # A packed byte holds value + 128, an I8 byte the value: they differ in the top bit.
     flip = np.uint8(0 if numeric.packed else 0x80)
 
     @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""What stands in a quantized checkpoint beside its weight files, and what the record says of how it was made."""
+"""The files of a quantized checkpoint besides its weights, and the recipe for the record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantize.staging import Staging
 
 
 def write_other_files(staging: Staging, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Config, index and the unchanged files."""
+    """Write the config, the index and the unchanged files."""
     staging.write(CONFIG, to_text(plan.config))
     if checkpoint.indexed:
         sizes = sum(tensor.size for shard in plan.shards for tensor in shard.tensors)
@@ -27,7 +27,7 @@ def write_other_files(staging: Staging, checkpoint: Checkpoint, plan: Plan) -> N
 
 
 def to_text(document: Mapping[str, Any]) -> bytes:
-    """JSON as checkpoints have it: indented, keys in their order, a newline at the end."""
+    """JSON as in published checkpoints: indented, keys in their order, a final newline."""
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -40,10 +40,10 @@ def recipe(
     versions: Mapping[str, str],
     threads: int,
 ) -> dict[str, Any]:
-    """How the variant was made, for the record: nothing measured, nothing of the machine, no floats.
+    """The variant's recipe for the record: no measurements, no machine facts, no floats.
 
-    Of `calibration` it holds the digest of the text and how many samples were taken of it; `versions` and `threads`
-    are told only of engines whose bytes depend on them.
+    Of `calibration` it holds the text's digest and the number of samples; `versions` and `threads` are stated only for
+    engines whose bytes depend on them.
     """
     anywhere = engine is Engine.RTN
     return {
@@ -66,7 +66,7 @@ def recipe(
 
 
 def fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:
-    """Names a source and what is made of it. A changed header, size or modification time changes it."""
+    """Identifies a source and the plan for it. A changed header, size or modification time changes it."""
     digest = hashlib.sha256()
     digest.update(json.dumps([plan.scheme.value, plan.format.value, plan.group]).encode())
     digest.update(to_text(plan.config))

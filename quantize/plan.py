@@ -1,7 +1,7 @@
-"""From a checkpoint's headers to exactly what will be written, byte offset by byte offset.
+"""Plans the output files of a quantization from a checkpoint's headers, byte offset by byte offset.
 
-The plan is computed before any weight is read: it can be printed, it tells the size of the result, and
-carrying it out needs no decision. Output shards mirror input shards. Pure.
+Computed before any weight is read: it can be printed, gives the size of the result, and leaves nothing to decide during
+execution. Output shards mirror input shards. Pure.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from quantize.architecture import Selection, check_config, select
 from quantize.experts import Matrix
 from quantize.schemes import NUMERICS, Format, Numeric, Scheme
 
-# Readers such as transformers refuse a file that doesn't say for which framework it is.
+# Readers such as transformers reject a file that doesn't state its framework.
 _METADATA = {"format": "pt"}
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Bytes that go over unchanged. Offsets count from the start of either file."""
+    """Bytes copied unchanged. Offsets count from the start of each file."""
 
     name: str
     source: int
@@ -40,7 +40,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """One matrix to quantize: where its tensor begins in the source file and its parts in the target."""
+    """One matrix to quantize: where its tensor begins in the source file, and its parts in the target."""
 
     matrix: Matrix
     dtype: str
@@ -50,7 +50,7 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """One output file. `size` and `source_size` in bytes; `parameters` of its header by name."""
+    """One output file. `size` and `source_size` in bytes."""
 
     name: str
     header: bytes
@@ -63,7 +63,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What quantizing a checkpoint writes."""
+    """The planned result of quantizing a checkpoint."""
 
     scheme: Scheme
     format: Format
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def kept(self) -> Mapping[str, str]:
-        """Weight matrices left as published, and why."""
+        """Weight matrices left as published, with the reason."""
         return self.selection.kept
 
     @property
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def work_bytes(self) -> int:
-        """Bytes of the source that are copied or quantized: what progress counts up to."""
+        """Bytes of the source that are copied or quantized: the total of progress."""
         return sum(
             sum(copy.size for copy in shard.copies)
             + sum(c.matrix.elements * DTYPE_BITS[c.dtype] // 8 for c in shard.conversions)
@@ -101,11 +101,11 @@ class Plan:
 
     @property
     def quantized(self) -> int:
-        """How many matrices are quantized."""
+        """The number of quantized matrices."""
         return sum(len(shard.conversions) for shard in self.shards)
 
     def weight_map(self) -> dict[str, str]:
-        """Tensor name -> shard name, sorted, as `model.safetensors.index.json` has it."""
+        """Shard name by tensor name, sorted, as in `model.safetensors.index.json`."""
         pairs = ((tensor.name, shard.name) for shard in self.shards for tensor in shard.tensors)
         return dict(sorted(pairs))
 
@@ -118,7 +118,7 @@ def make_plan(
     format_: Format,
     group_size: int | None = None,
 ) -> Plan:
-    """Plan the conversion of a checkpoint given as shard name -> checked header.
+    """Plan the conversion of a checkpoint. `shards`: checked header by shard name.
 
     Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture, IncompatibleOptions.
     """
@@ -150,6 +150,7 @@ def _plan_shard(
         for matrix in matrices or ():
             for suffix, dtype, shape in formats.parts(format_, numeric, matrix, selection.group):
                 entries[f"{matrix.module}.{suffix}"] = (dtype, shape)
+    # Laid out before the offsets are taken: the target's order differs from the source's.
     written, out = lay_out(entries, header.metadata, name)
     where = {tensor.name: out.data_offset + tensor.start for tensor in out.tensors}
     copies, conversions = [], []
@@ -174,13 +175,14 @@ def _plan_shard(
 def lay_out(
     entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], name: str
 ) -> tuple[bytes, Header]:
-    """Header bytes and header of a file holding these tensors (name -> dtype, shape).
+    """Header bytes and header of a file with these tensors (name -> dtype, shape).
 
-    In the reference writer's order, widest dtype first, which keeps all of them aligned.
+    Ordered like the reference writer, widest dtype first, which keeps all tensors aligned.
     """
     order = sorted(entries, key=lambda key: (-DTYPE_BITS[entries[key][0]], key))
     written = build_header({key: entries[key] for key in order}, {**_METADATA, **metadata})
     data = sum(_size(*entries[key]) for key in order)
+    # Parsed back: a written header must pass the checks of a foreign one.
     parsed = parse_header(written[LENGTH_BYTES:], file_size=len(written) + data, name=name)
     return written, parsed
 

@@ -1,7 +1,7 @@
-"""How good a quantized checkpoint is, as measured: the document that is published beside the image.
+"""Quality of a quantized checkpoint, as measured: the document published beside the image.
 
-Measured numbers vary with processor and library versions, so they stand here and never in the record.
-Pure: values, their JSON, and the gates that fail a build.
+Measurements vary with processor and library versions, so they are kept here and never in the record. Pure: values,
+their JSON, and the gates that fail a build.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEDIA_TYPE: Final = "application/vnd.weightyard.quality.v1+json"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Quantized against source on the same text, token by token.
+    """Comparison of quantized model and source on the same text, token by token.
 
     `perplexity_ratio` is quantized / source; `kl_divergence` the mean of KL(source || quantized) in nats;
     `top1_agreement` the share of positions where both predict the same token.
@@ -67,7 +67,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What is published beside a variant. Law: `Quality.parse(q.to_bytes()) == q`, to 6 digits."""
+    """The quality document of a variant. Law: `Quality.parse(q.to_bytes()) == q`, to 6 digits."""
 
     scheme: str
     format: str
@@ -116,7 +116,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Bounds that a build sets; None means no bound."""
+    """Quality bounds of a build; None means no bound."""
 
     max_kl: float | None = None
     max_perplexity_ratio: float | None = None
@@ -127,7 +127,7 @@ class Gates:
         return (self.max_kl, self.max_perplexity_ratio, self.min_top1) != (None, None, None)
 
     def check(self, found: Comparison) -> None:
-        """Raises QualityTooLow that names every bound that isn't met. A NaN meets none."""
+        """Raises QualityTooLow naming every missed bound. NaN misses every bound."""
         bounds = [
             ("KL divergence", found.kl_divergence, "<=", self.max_kl),
             ("perplexity ratio", found.perplexity_ratio, "<=", self.max_perplexity_ratio),

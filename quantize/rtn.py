@@ -1,8 +1,7 @@
 """The built-in engine: rounds a whole checkpoint to nearest, several blocks and shards at a time.
 
-Workers draw blocks from one queue over all shards. What waits for the disk is done by a thread of its own, in the
-order in which it was asked for, while the workers go on with the next block or shard. A finished shard is never done
-again.
+Workers draw blocks from one queue over all shards. A separate thread does what waits for the disk, in order of
+submission, while the workers go on with the next block or shard. A finished shard is never converted again.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from quantize.sqnr import Energies
 from quantize.staging import Staging
 from quantize.stream import Block, BlockResult, ShardFiles, blocks
 
-# Called with bytes of the source done and bytes in all, from any thread, one call at a time.
+# Called with source bytes done and source bytes in all, from any thread, one call at a time.
 Progress = Callable[[int, int], None]
 
 # Each worker holds up to 20 MB of buffers.
 MAX_THREADS: Final = 8
-# How many shards may wait for the disk beside those under way. Each worker holds one up at most, so workers that
-# wait for the disk have something to wait for.
+# Shards that may wait for the disk besides those in progress. Each worker keeps at most one unfinished, so a worker
+# that waits always waits for a shard of the disk thread: no deadlock.
 AHEAD: Final = 4
-# How much of the source is done between two calls to the disk to begin writing.
+# Source bytes converted between two requests to start writeback.
 WRITE_BACK_BYTES: Final = 64 << 20
 
 
 def default_threads() -> int:
-    """One per core that this process may use, at most MAX_THREADS."""
+    """One thread per core that this process may use, at most MAX_THREADS."""
     return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS))
 
 
@@ -48,10 +47,11 @@ def convert_shards(
     threads: int,
     progress: Progress | None = None,
 ) -> dict[str, Energies]:
-    """Write all shards that the staging directory doesn't hold yet; the energies of every matrix.
+    """Write all shards that the staging directory doesn't hold yet; returns the energies of every matrix.
 
     Raises BrokenWeights, InvalidCheckpoint, OSError.
     """
+    # One thread: its order keeps a shard open until its last writeback.
     with ThreadPoolExecutor(1, thread_name_prefix="quantize-disk") as disk:
         unfinished = threading.Semaphore(threads + AHEAD)
         run = _Run(checkpoint.root, plan, staging, progress, disk=disk, unfinished=unfinished)
@@ -61,12 +61,13 @@ def convert_shards(
                     future.result()
             return run.result()
         finally:
+            # Disk first: its thread may still use descriptors that `close` closes.
             disk.shutdown(cancel_futures=True)
             run.close()
 
 
 class _OpenShard:
-    """One shard under way: its descriptors, how many blocks are left, and what they measured."""
+    """One shard in progress: its descriptors, the number of blocks left, and their measurements."""
 
     def __init__(self, shard: ShardPlan, source: Path, temporary: Path, plan: Plan) -> None:
         self.plan = shard
@@ -83,7 +84,7 @@ class _OpenShard:
         self.files = ShardFiles(self._source, self._target, shard, plan.numeric)
 
     def is_due(self, cost: int) -> bool:
-        """Whether enough was done for the disk to begin. Threads may lose a count: nothing depends on it."""
+        """Whether enough was converted to start writeback. Threads may lose a count: nothing depends on it."""
         self._unwritten += cost
         if self._unwritten < WRITE_BACK_BYTES:
             return False
@@ -96,7 +97,7 @@ class _OpenShard:
 
 
 class _Run:
-    """The state that the workers share. Under the lock: memory, and opening the next shard's files."""
+    """State shared by the workers. Under the lock: memory, and opening the next shard's files."""
 
     def __init__(
         self,
@@ -124,43 +125,47 @@ class _Run:
         self._energies: dict[str, Energies] = {}
 
     def work(self) -> None:
-        """Do blocks until none is left or another worker failed."""
+        """Convert blocks until none is left or another worker failed."""
         try:
             while (drawn := self._next()) is not None:
                 shard, block = drawn
                 result = shard.files.run(block, self._plan.group)
-                # Before the block counts: the disk takes its turns in order, so the shard is still open then.
+                # Before the block is recorded: the disk thread works in order, so the shard is still open at that time.
                 if shard.is_due(block.cost):
                     self._ask(self._write_back, shard)
                 if self._record(shard, result):
                     self._ask(self._finish, shard)
         except BaseException:
+            # Stops the other workers at their next block.
             self._failed = True
             raise
 
     def result(self) -> dict[str, Energies]:
-        """The energies of every matrix, when the disk is done. Raises OSError for what it met."""
+        """The energies of every matrix, once the disk thread is done. Raises its OSError."""
         for asked in self._asked:
             self._energies |= asked.result()
         return self._energies
 
     def close(self) -> None:
-        """Close what a failure left open."""
+        """Close the shards that a failure left open."""
         for shard in self._open.values():
             shard.close()
 
     def _draw(self) -> Iterator[tuple[_OpenShard, Block]]:
         for plan in self._plan.shards:
+            # Only `finish` gives a shard its name: it is converted and durable.
             if (self._staging.directory / plan.name).exists():
                 self._skip(plan)
                 continue
             shard = self._begin(plan)
+            # A shard without blocks: no worker would ever finish it.
             if shard.left == 0:
                 self._ask(self._finish, shard)
             for block in blocks(plan, self._plan.format):
                 yield shard, block
 
     def _begin(self, plan: ShardPlan) -> _OpenShard:
+        # Waits under the lock, which the disk thread doesn't need for its release.
         self._unfinished.acquire()
         temporary = self._staging.directory / f"{plan.name}.tmp"
         shard = _OpenShard(plan, self._root / plan.name, temporary, self._plan)
@@ -175,10 +180,11 @@ class _Run:
 
     def _next(self) -> tuple[_OpenShard, Block] | None:
         with self._lock:
+            # Generators aren't thread-safe.
             return None if self._failed else next(self._queue, None)
 
     def _record(self, shard: _OpenShard, result: BlockResult) -> bool:
-        """Count a block; whether it was its shard's last."""
+        """Record a block; returns whether it was its shard's last."""
         with self._lock:
             shard.results.append(result)
             shard.left -= 1
@@ -191,7 +197,7 @@ class _Run:
             self._progress(self._done, self._total)
 
     def _ask(self, turn: Callable[[_OpenShard], Mapping[str, Energies]], shard: _OpenShard) -> None:
-        """Have the disk's thread take a turn, after those asked for before."""
+        """Submit a task to the disk thread, which runs them in order."""
         self._asked.append(self._disk.submit(turn, shard))
 
     def _write_back(self, shard: _OpenShard) -> Mapping[str, Energies]:
@@ -199,10 +205,12 @@ class _Run:
         return {}
 
     def _finish(self, shard: _OpenShard) -> Mapping[str, Energies]:
-        """Make a shard durable; what it measured. Takes no lock: workers wait for this one under theirs."""
+        """Make a shard durable; returns its measurements. Must not take the lock:
+        workers hold it while waiting for this thread."""
         try:
             measured = _energies(shard.results)
             pairs = {name: (each.signal, each.error) for name, each in measured.items()}
+            # Before the shard gets its name: a finished shard always has its measurements.
             self._staging.write(f"{shard.plan.name}.sqnr", json.dumps(pairs).encode())
             self._staging.finish(shard.temporary, shard.plan.name)
             self._open.pop(shard.plan.name).close()
@@ -210,12 +218,13 @@ class _Run:
             self._failed = True
             raise
         finally:
+            # In any case, or a waiting worker would never end.
             self._unfinished.release()
         return measured
 
 
 def _energies(results: list[BlockResult]) -> Mapping[str, Energies]:
-    """Sums per matrix, exact, so that the order in which threads finished can't show."""
+    """Exact sums per matrix, independent of the order in which threads finished."""
     found: dict[str, list[BlockResult]] = defaultdict(list)
     for result in results:
         if isinstance(result.block.job, Conversion):

@@ -1,6 +1,6 @@
-"""What can be asked for: schemes, formats, engines, and which of them go together.
+"""Schemes, formats, engines, and their valid combinations.
 
-Pure tables and parsing; knows nothing of files or tensors.
+Pure tables and parsing; independent of files and tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Scheme(Enum):
 
 
 class Format(Enum):
-    """How quantized tensors stand in the files. The values are what their ecosystems call them."""
+    """Formats of quantized tensors in files. The values are the names in their ecosystems."""
 
     PACK_QUANTIZED = "pack-quantized"
     INT_QUANTIZED = "int-quantized"
@@ -32,7 +32,7 @@ class Format(Enum):
 
 
 class Engine(Enum):
-    """Who computes the quantized values."""
+    """The engine that computes the quantized values."""
 
     AUTO = "auto"
     RTN = "rtn"
@@ -42,7 +42,7 @@ class Engine(Enum):
 
 
 class Method(Enum):
-    """What llm-compressor does beside rounding. Those that rescale change the layers before a matrix too."""
+    """The method of llm-compressor. Methods that rescale also change the layers before a matrix."""
 
     GPTQ = "gptq"
     AWQ = "awq"
@@ -55,7 +55,7 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Numeric:
-    """The arithmetic of a format: `bits` of a value; `grouped` scales, or one per row."""
+    """The arithmetic of a format: `bits` of a value; `grouped`: scales per group instead of per row."""
 
     bits: int
     grouped: bool
@@ -71,7 +71,7 @@ class Numeric:
 
     @property
     def divisor(self) -> float:
-        """What absmax is divided by to give the scale: half a step beyond the highest value."""
+        """The divisor of absmax that gives the scale: half a step beyond the highest value."""
         return self.highest + 0.5
 
 
@@ -100,7 +100,7 @@ METHODS: Final[Mapping[Scheme, tuple[Method, ...]]] = {
 
 
 def resolve_method(scheme: Scheme, asked: Method | None, engine: Engine) -> Method | None:
-    """What llm-compressor is to do; None for the other engines. Raises IncompatibleOptions."""
+    """The method of llm-compressor; None for other engines. Raises IncompatibleOptions."""
     if engine is not Engine.LLM_COMPRESSOR:
         if asked is not None:
             raise IncompatibleOptions(
@@ -116,7 +116,7 @@ def resolve_method(scheme: Scheme, asked: Method | None, engine: Engine) -> Meth
 
 
 def resolve_format(scheme: Scheme, asked: Format | None, engine: Engine) -> Format:
-    """The format to write: the one asked for, else the first that the engine writes.
+    """The format to write: the requested one, else the engine's first.
 
     Raises IncompatibleOptions.
     """
@@ -132,9 +132,9 @@ def resolve_format(scheme: Scheme, asked: Format | None, engine: Engine) -> Form
 
 
 def resolve_engine(scheme: Scheme, asked: Engine, *, gptq_installed: bool) -> Engine:
-    """The engine to use. `auto` takes rtn for 8 bits and, where it is installed, gptq for 4.
+    """The engine to use. `auto` selects rtn for 8 bits and gptq, where installed, for 4.
 
-    Raises IncompatibleOptions when the engine can't do the scheme.
+    Raises IncompatibleOptions when the engine doesn't support the scheme.
     """
     if asked is Engine.AUTO:
         return Engine.GPTQ if scheme is Scheme.INT4 and gptq_installed else Engine.RTN

@@ -1,7 +1,7 @@
-"""Signal to quantization noise, per matrix and for the whole checkpoint, and the floors that catch bugs.
+"""Signal-to-quantization-noise ratio, per matrix and for the whole checkpoint, and the floors that catch bugs.
 
-Measured on the weights alone, in the pass that writes them. It tells nothing of how good the model is; it
-tells at once that a scale, an axis or a packing is wrong. Pure.
+Measured on the weights alone, in the pass that writes them. It says nothing about the model's quality, but immediately
+reveals a wrong scale, axis or packing. Pure.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, Final
 from quantize.errors import QualityTooLow
 from quantize.schemes import Scheme
 
-# Gaussian weights give about 19 dB in 4 bits with groups of 128, and above 30 dB in 8 bits per row.
-# Below these floors either the code is wrong or the matrix shouldn't be quantized.
+# Gaussian weights give about 19 dB in 4 bits with groups of 128, and above 30 dB in 8 bits per row. Below these floors
+# either the code is wrong or the matrix shouldn't be quantized.
 DEFAULT_FLOOR: Final[Mapping[Scheme, float]] = {
     Scheme.INT4: 8.0,
     Scheme.INT8: 15.0,
     Scheme.INT8_W8A16: 15.0,
 }
-# What stands for "no noise at all": a matrix of zeros, or one that the format holds exactly.
+# Stands for no noise at all: a matrix of zeros, or one that the format represents exactly.
 EXACT: Final = 200.0
 
 
 @dataclass(frozen=True, slots=True)
 class Energies:
-    """Sums of squares: of the weights, and of what quantizing changed."""
+    """Sums of squares: of the weights, and of the quantization error."""
 
     signal: float = 0.0
     error: float = 0.0
@@ -37,7 +37,7 @@ class Energies:
 
     @property
     def decibels(self) -> float:
-        """10 log10(signal / error), at most EXACT; minus infinity where either is no finite number."""
+        """10 log10(signal / error), at most EXACT; minus infinity when either isn't finite."""
         if not math.isfinite(self.signal + self.error):
             return -math.inf
         if self.error <= 0 or self.signal <= 0:
@@ -73,7 +73,7 @@ class SqnrSummary:
 
 
 def summarize(energies: Mapping[str, Energies]) -> SqnrSummary:
-    """Summarize a checkpoint of at least one matrix."""
+    """Summarize a checkpoint with at least one matrix."""
     ratios = {name: energies[name].decibels for name in sorted(energies)}
     worst = min(ratios, key=lambda name: ratios[name])
     total = Energies(

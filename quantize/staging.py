@@ -1,8 +1,8 @@
-"""A hidden directory beside the result, in which the result is made, and the one rename that shows it.
+"""The hidden staging directory beside a result, and the one rename that publishes it.
 
-Law: the result's path either doesn't exist (or is an empty directory) or holds a complete, durable result.
-An interrupted run leaves its finished files in the hidden directory for the next one; they are used again
-only when the fingerprint (source and options) is the same.
+Law: the result's path either doesn't exist (or is an empty directory) or holds a complete, durable
+result. An interrupted run leaves its finished files for the next one, which uses them only when the
+fingerprint (source and options) is the same.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 
 
 class Staging:
-    """Where one result is made. Made by `open_staging`."""
+    """The staging directory of one result. Created by `open_staging`."""
 
     def __init__(self, directory: Path, result: Path) -> None:
         self.directory = directory
         self._result = result
 
     def write(self, name: str, data: bytes) -> None:
-        """A small file, whole and durable or not there."""
+        """Write a small file atomically and durably."""
         temporary = self.directory / f"{name}.tmp"
         temporary.write_bytes(data)
         self.finish(temporary, name)
 
     def copy(self, source: Path) -> None:
-        """A small file of the source, by content: the source may be a link into a cache."""
+        """Copy a small file of the source by content: the source may be a link into a cache."""
         temporary = self.directory / f"{source.name}.tmp"
         shutil.copyfile(source, temporary)
         self.finish(temporary, source.name)
 
     def finish(self, temporary: Path, name: str) -> None:
-        """Make a file durable, then give it its name."""
+        """Make a file durable, then give it its final name."""
         sync(temporary)
         temporary.rename(self.directory / name)
         sync(self.directory)
 
     def publish(self) -> None:
-        """Show the result. Everything in the directory must be finished."""
+        """Publish the result. Everything in the directory must be finished."""
         for path in self.directory.iterdir():
             if path.name.startswith(".") or path.name.endswith((".tmp", ".sqnr")):
                 path.unlink()
+        # Before the rename: a published directory must be complete after a power loss.
         sync(self.directory)
         self.directory.rename(self._result)
         sync(self._result.parent)
@@ -64,10 +65,10 @@ class Staging:
 
 @contextlib.contextmanager
 def open_staging(result: Path, fingerprint: str) -> Iterator[Staging]:
-    """The staging directory of `result`, with what an interrupted run of the same fingerprint left.
+    """Open the staging directory of `result`, with the files of an interrupted run of the same fingerprint.
 
-    What is wrong with the content (InvalidCheckpoint, QualityTooLow) will be wrong again, so then
-    nothing is kept. Raises Busy, InvalidInput, NoSpace, NotWritable.
+    Invalid content (InvalidCheckpoint, QualityTooLow) would be invalid again, so then everything is discarded. Raises
+    Busy, InvalidInput, NoSpace, NotWritable.
     """
     result = result.absolute()
     with mapped_os_errors(result):
@@ -75,6 +76,7 @@ def open_staging(result: Path, fingerprint: str) -> Iterator[Staging]:
         result.parent.mkdir(parents=True, exist_ok=True)
         directory = result.parent / f".{result.name}.partial"
         directory.mkdir(exist_ok=True)
+        # Two runs for one result would mix their files.
         with _locked(directory):
             _keep_if_same(directory, fingerprint)
             staging = Staging(directory, result)
@@ -87,7 +89,7 @@ def open_staging(result: Path, fingerprint: str) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def mapped_os_errors(path: Path) -> Iterator[None]:
-    """Name what the operating system refused: a full disk, a place that can't be written."""
+    """Map OSErrors of a full disk or an unwritable directory to NoSpace and NotWritable."""
     try:
         yield
     except OSError as error:
@@ -136,7 +138,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _keep_if_same(directory: Path, fingerprint: str) -> None:
-    """Empty the directory unless it was made by the same source and options."""
+    """Empty the directory unless it belongs to the same source and options."""
     marker = directory / _FINGERPRINT
     if marker.is_file() and marker.read_text() == fingerprint:
         return
@@ -145,5 +147,6 @@ def _keep_if_same(directory: Path, fingerprint: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+    # Last: after a crash before it, the next run empties the directory again.
     marker.write_text(fingerprint)
     sync(marker)

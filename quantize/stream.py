@@ -1,10 +1,9 @@
-"""Carries out the plan of one shard, block of rows by block of rows.
+"""Executes the plan of one shard, block of rows by block of rows.
 
-Blocks are independent: each reads its rows, quantizes them and writes to offsets known beforehand, so any
-thread may do any block in any order, and the bytes are the same. Files are read with `pread` into one
-small buffer per thread instead of being mapped: nothing of the input ever counts as resident memory, a
-file that shrinks is an error instead of a SIGBUS, and the buffer stays in cache. What is not quantized is
-copied inside the kernel.
+Blocks are independent: each reads its rows, quantizes them and writes to offsets known beforehand, so any thread may do
+any block in any order with the same result. Files are read with `pread` into one small buffer per thread instead of
+being mapped: the input never counts as resident memory, a truncated file is an error instead of a SIGBUS, and the
+buffer stays in cache. Unquantized tensors are copied inside the kernel.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from quantize.schemes import Format, Numeric
 
 BLOCK_BYTES: Final = 4 << 20
 COPY_BYTES: Final = 64 << 20
-# Where rows become columns (gptq's layout, transposed experts), a block is wide, so that each of the
-# pieces it is read or written in is worth a system call.
+# Where rows become columns (gptq's layout, transposed experts) blocks are wide, so that each of their scattered reads
+# or writes is worth a system call.
 WIDE_ROWS: Final = 2048
 WIDE_BYTES: Final = 8 << 20
 
@@ -51,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockResult:
-    """What a block measured: the energies of a conversion's rows, zero for a copy."""
+    """The measurement of a block: the energies of a conversion's rows, zero for a copy."""
 
     block: Block
     signal: float
@@ -59,7 +58,7 @@ class BlockResult:
 
 
 def blocks(shard: ShardPlan, format_: Format) -> Iterator[Block]:
-    """The blocks of a shard in the order in which they lie in the source."""
+    """The blocks of a shard, in the order of their position in the source."""
     jobs: list[Copy | Conversion] = [*shard.copies, *shard.conversions]
     for job in sorted(jobs, key=_position):
         if isinstance(job, Copy):
@@ -70,7 +69,7 @@ def blocks(shard: ShardPlan, format_: Format) -> Iterator[Block]:
 
 
 class ShardFiles:
-    """The open source and target of one shard. Threads share it; buffers are per thread."""
+    """The open source and target of one shard. Shared by threads; buffers are per thread."""
 
     def __init__(self, source: int, target: int, shard: ShardPlan, numeric: Numeric) -> None:
         self._source = source
@@ -80,18 +79,18 @@ class ShardFiles:
         self._buffers = threading.local()
 
     def begin(self, format_: Format) -> None:
-        """Give the target its final size, its header, and what depends on shapes alone."""
+        """Give the target its final size, its header, and the tensors that depend on shapes alone."""
         os.truncate(self._target, self._shard.size)
         write_at(self._target, self._shard.header, 0)
         for conversion in self._shard.conversions:
             self._write_constants(conversion, format_)
 
     def write_back(self) -> None:
-        """Have the disk begin with what was written so far, so that it needn't when the shard is finished."""
+        """Start writeback of what was written so far, so that finishing the shard has little left to do."""
         start_writeback(self._target)
 
     def run(self, block: Block, group: int) -> BlockResult:
-        """Do one block. Raises BrokenWeights, InvalidCheckpoint when the source shrank, OSError."""
+        """Execute one block. Raises BrokenWeights, OSError; InvalidCheckpoint when the source was truncated."""
         if isinstance(block.job, Copy):
             source, target = block.job.source + block.start, block.job.target + block.start
             copy_range(self._source, source, self._target, target, size=block.stop - block.start)
@@ -125,6 +124,7 @@ class ShardFiles:
             bits = self._buffer("bits", kind, (stop - start, matrix.columns))
             self._read(bits, job.source + (matrix.offset + start * matrix.row_stride) * width)
             return bits
+        # One read per column: a row's elements are scattered over the whole tensor.
         across = self._buffer("across", kind, (matrix.columns, stop - start))
         for column in range(matrix.columns):
             element = matrix.offset + column * matrix.column_stride + start
@@ -145,7 +145,7 @@ class ShardFiles:
         write_at(self._target, array.data.cast("B"), base + start * array[0].nbytes)
 
     def _write_columns(self, base: int, array: NDArray[Any], block: Block, rows: int) -> None:
-        """Write [rows of the block, n] into an [n, rows] tensor: one piece per column."""
+        """Write [rows of the block, n] into an [n, rows] tensor: one write per column."""
         turned = np.ascontiguousarray(array.T)
         width = array.itemsize
         for column, piece in enumerate(turned):
@@ -168,7 +168,7 @@ class ShardFiles:
             write_at(self._target, index.astype("<i4").tobytes(), job.targets["g_idx"])
 
     def _buffer(self, role: str, kind: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """This thread's memory for a role, as an array of the shape; reused from block to block."""
+        """This thread's buffer for a role, as an array of the shape; reused from block to block."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         held: NDArray[np.uint8] | None = getattr(self._buffers, role, None)
         if held is None or held.nbytes < size:
@@ -179,13 +179,14 @@ class ShardFiles:
 
 
 def copy_range(source: int, start: int, target: int, position: int, *, size: int) -> None:
-    """Copy `size` bytes between descriptors, inside the kernel where it can. Raises InvalidCheckpoint, OSError."""
+    """Copy `size` bytes between descriptors, inside the kernel where possible. Raises InvalidCheckpoint, OSError."""
     while size:
         try:
             count = os.copy_file_range(source, target, size, start, position)
         except OSError as error:
             if error.errno not in _CANT_COPY_IN_KERNEL:
                 raise
+            # Another filesystem, or one without copy_file_range.
             data = os.pread(source, min(size, BLOCK_BYTES), start)
             write_at(target, data, position)
             count = len(data)

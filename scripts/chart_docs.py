@@ -1,4 +1,4 @@
-"""Writes what the chart says of itself: its README from values.yaml, parts of its schema from what they stand for.
+"""Generates the chart's documentation: its README from values.yaml, and the derived parts of its schema.
 
     python scripts/chart_docs.py          write both
     python scripts/chart_docs.py --check  exit with 1 when one is out of date
@@ -42,7 +42,7 @@ Installation, upgrades and removal are in [docs/install.md](../../docs/install.m
 
 @dataclass(frozen=True)
 class Value:
-    """One documented value: its dotted name, its default, what it means."""
+    """One documented value: dotted name, default, meaning."""
 
     name: str
     default: Any
@@ -54,7 +54,8 @@ def documented(text: str) -> Iterator[Value]:
     document = yaml.safe_load(text)
     path: list[str] = []
     comment: list[str] = []
-    skip = -1  # inside a documented value, whose own keys need no comment
+    skip = -1  # the depth of a documented value, whose own keys need no comment
+    # Read line by line: a YAML parser drops the comments.
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         depth = (len(line) - len(line.lstrip())) // 2
@@ -87,7 +88,7 @@ def readme() -> str:
 
 
 def schema() -> str:
-    """The chart's schema, with the agent's settings as the agent itself describes them."""
+    """The chart's schema, with the agent's settings from the agent itself."""
     document = json.loads((CHART / "values.schema.json").read_text())
     agent = json_schema()
     document["$defs"] = {
@@ -99,14 +100,14 @@ def schema() -> str:
 
 
 def _cached_model_spec() -> dict[str, Any]:
-    """As the CRD has it, and closed: helm refuses a misspelled field, which an API server would drop."""
+    """The CRD's schema, but closed: helm then refuses a misspelled field, which an API server would drop."""
     version = cached_model_definition()["spec"]["versions"][0]
     spec: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return {**spec, "additionalProperties": False}
 
 
 def main(check: bool) -> int:
-    """Write what differs, or say so."""
+    """Writes the files that differ, or reports them with `check`."""
     stale = []
     for path, text in (
         (CHART / "README.md", readme()),

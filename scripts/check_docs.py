@@ -1,4 +1,4 @@
-"""Checks the Markdown files: every relative link and its anchor lead somewhere, every `make` target named exists.
+"""Checks Markdown files: relative links and anchors must resolve, and named `make` targets must exist.
 
 Prints one line per mistake, FILE:LINE first, and exits with 1 when there is one.
 """
@@ -22,7 +22,7 @@ _TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a Markdown file; `code` when it stands in a fenced block."""
+    """A line of a Markdown file; `code` when it is in a fenced block."""
 
     number: int
     text: str
@@ -30,7 +30,7 @@ class Line:
 
 
 def lines_of(text: str) -> Iterator[Line]:
-    """The lines of a Markdown text, fences themselves left out."""
+    """The lines of a Markdown text, without the fences themselves."""
     in_fence = False
     for number, line in enumerate(text.splitlines(), 1):
         if _FENCE.match(line):
@@ -40,14 +40,14 @@ def lines_of(text: str) -> Iterator[Line]:
 
 
 def anchors_of(text: str) -> set[str]:
-    """The anchors that GitHub gives a text's headings."""
+    """The anchors that GitHub generates for a text's headings."""
     headings = (_HEADING.match(line.text) for line in lines_of(text) if not line.code)
     kept = (re.sub(r"[^\w\- ]", "", match[1].lower()) for match in headings if match)
     return {heading.replace(" ", "-") for heading in kept}
 
 
 def broken_links(path: Path, text: str) -> Iterator[tuple[int, str]]:
-    """Relative links of `path` that lead to no file or no heading."""
+    """Relative links of `path` without an existing file or heading."""
     for line in lines_of(text):
         if line.code:
             continue
@@ -71,7 +71,7 @@ def unknown_targets(text: str, known: set[str]) -> Iterator[tuple[int, str]]:
 
 
 def main() -> int:
-    """Check every Markdown file that git knows or would add."""
+    """Checks every Markdown file that git tracks or would add."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.md"],
         check=True,

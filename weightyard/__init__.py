@@ -1,4 +1,4 @@
-"""The command line: one `weightyard` command whose subcommands load lazily from the other packages."""
+"""The CLI: one `weightyard` command whose subcommands are imported lazily from the other packages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The `weightyard` command: a table of subcommands that load only when run, and one place where errors end.
+"""The `weightyard` command: a table of lazily imported subcommands, and the handler that ends every error.
 
-Help is printed from the table, so `weightyard --help` imports no package. Every error raised on purpose becomes
-one line and a hint on stderr and a code of `weightyard.exits`; anything else is a bug and says so.
+Help is printed from the table, so `weightyard --help` imports no package. A WeightyardError becomes one line and a hint
+on stderr and an exit code from `weightyard.exits`; any other exception is reported as a bug.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUG_HINT = f"This is a bug in weightyard. Set {DEBUG_VARIABLE}=1 to see where, 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A subcommand: its name, `module:attribute` of its click command, and one line of help."""
+    """A subcommand: its name, `module:attribute` of its click command, and a one-line summary."""
 
     name: str
     path: str
@@ -114,11 +114,11 @@ def entries() -> dict[str, Entry]:
 
 
 class ReaderGone(Exception):
-    """Whoever read stdout closed it. Click would end the program at once for a bare BrokenPipeError."""
+    """The reader of stdout closed it. Click would exit the process on a bare BrokenPipeError."""
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by table and imports one only when it is asked for."""
+    """A group that lists its commands from the table and imports one only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(entries())
@@ -138,7 +138,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with a guess at what was meant."""
+        """Resolves a command like click, and suggests the closest name for an unknown one."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -147,14 +147,14 @@ class LazyGroup(click.Group):
             raise click.UsageError(error.format_message() + guess, ctx) from error
 
     def invoke(self, ctx: click.Context) -> object:
-        """As click does, but for the end of a pipe."""
+        """Invokes a command like click, except that a closed stdout raises ReaderGone."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table, section by section, without importing a command."""
+        """Writes the table by sections without importing any command."""
         width = max(map(len, entries()))
         for title, group in SECTIONS:
             with formatter.section(title):
@@ -167,7 +167,7 @@ def _configure(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def _output_options() -> list[click.Option]:
-    """The options that say how to write; taken before and after the subcommand's name alike."""
+    """The output options. They are accepted before and after the subcommand's name."""
     common: dict[str, Any] = {
         "is_flag": True, "is_eager": True, "expose_value": False, "callback": _configure,
     }  # fmt: skip
@@ -182,6 +182,7 @@ def _output_options() -> list[click.Option]:
 
 def _accept_output_options(command: click.Command) -> None:
     taken = {name for parameter in command.params for name in parameter.opts}
+    # Options that a command defines itself keep their meaning.
     command.params.extend(o for o in _output_options() if not taken.intersection(o.opts))
     if isinstance(command, click.Group):
         for child in command.commands.values():
@@ -202,7 +203,7 @@ def weightyard() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; never raises."""
+    """Runs the command line and returns the exit code; never raises."""
     console = Console()
     return guarded(
         lambda: weightyard.main(
@@ -214,9 +215,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(call: Callable[[], object], *, console: Console) -> int:
-    """Run a program's body and turn how it ends into words on stderr and an exit code."""
+    """Runs a program's body, and turns its errors into messages on stderr and an exit code."""
     try:
         outcome = call()
+        # Flushed here, so that a closed stdout fails inside this `try` and not at exit.
         sys.stdout.flush()
     except WeightyardError as error:
         console.fail(error.message, hint=error.hint, kind=type(error).__name__)
@@ -227,10 +229,10 @@ def guarded(call: Callable[[], object], *, console: Console) -> int:
         console.fail("interrupted", kind="Interrupted")
         return exits.INTERRUPTED
     except (ReaderGone, BrokenPipeError):
-        # Python flushes stdout once more at exit, which would fail again.
+        # Python flushes stdout again at exit; without this, that flush would fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001 - the last frame: whatever comes here is a bug, and is said to be
+    except Exception as error:  # noqa: BLE001 - the last frame: anything here is a bug and reported as one
         return _unexpected(error, console)
     return outcome if isinstance(outcome, int) else exits.OK
 

@@ -1,7 +1,7 @@
-"""What a command writes: results on stdout, everything else on stderr; text for people, JSON lines with --json.
+"""A command's output: results on stdout, everything else on stderr; text, or JSON lines with --json.
 
-Stdout carries one result and nothing more, so it can be piped. On a terminal progress is a moving bar; elsewhere it is
-a plain line now and then; with --json it is an event a second. Rich is imported only for a moving bar.
+Stdout has exactly one result, so it can be piped. Progress is a moving bar on a terminal, elsewhere a plain line every
+few seconds, and with --json an event per second. Rich is imported only for a moving bar.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weightyard.progress import Progress, open_progress
 
 
 class Console:
-    """Where a command's output goes and how it looks. One per run; commands get it with `pass_console`."""
+    """The streams and the format of a command's output. One per run; commands get it from `pass_console`."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Console:
         self._clock = clock
 
     def configure(self, *, json: bool = False, quiet: bool = False, no_color: bool = False) -> None:
-        """Turn settings on; what is on stays on, since an option may stand before and after the command."""
+        """Enables settings. None is ever disabled, since an option may appear before and after the command."""
         self.json = self.json or json
         self.quiet = self.quiet or quiet
         self.no_color = self.no_color or no_color
@@ -51,43 +51,43 @@ class Console:
 
     @property
     def moving(self) -> bool:
-        """Whether bars may move: a person watches stderr and asked for nothing else."""
+        """Whether bars may move: stderr is a terminal and no option asks for plain output."""
         return self.err.isatty() and not (self.json or self.quiet or self.no_color)
 
     def result(self, document: object, text: str) -> None:
-        """The command's answer on stdout: `document` as JSON with --json, else `text`."""
+        """Writes the command's result to stdout: `document` as JSON with --json, else `text`."""
         self._write(self.out, json.dumps(document, ensure_ascii=False) if self.json else text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Rows on stdout under upper-case headings; with --json a list of objects keyed by column."""
+        """Writes rows to stdout under upper-case headings; with --json a list of objects keyed by column."""
         keyed = [dict(zip(columns, row, strict=True)) for row in rows]
         self.result(keyed, format_table(columns, rows))
 
     def say(self, text: str) -> None:
-        """A note for the person who watches; silent with --quiet."""
+        """Writes a note to stderr; silent with --quiet."""
         if self.json:
             self.event("note", text=text)
         elif not self.quiet:
             self._write(self.err, text)
 
     def heading(self, text: str) -> None:
-        """A note that opens a part: bold on a terminal, after an empty line."""
+        """Writes the note that opens a section: bold on a terminal, after an empty line."""
         colored = self.err.isatty() and not (self.no_color or self.json)
         self.say(text if self.json else "\n" + (click.style(text, bold=True) if colored else text))
 
     def event(self, name: str, **fields: Any) -> None:
-        """One JSON line on stderr with --json; nothing otherwise."""
+        """Writes one JSON line to stderr with --json; nothing otherwise."""
         if self.json and not self.quiet:
             self._write(self.err, json.dumps({"event": name, **fields}, ensure_ascii=False))
 
     def progress(
         self, title: str, total_bytes: int | None = None
     ) -> AbstractContextManager[Progress]:
-        """Progress of one job; `total_bytes` None when its size isn't known. Safe to advance from any thread."""
+        """Progress of one job; `total_bytes` None when unknown. May be advanced from any thread."""
         return open_progress(self, title, total_bytes, clock=self._clock)
 
     def fail(self, message: str, *, hint: str | None = None, kind: str = "Error") -> None:
-        """Say why the command ends, and what to do about it."""
+        """Writes the error that ends the command, and its hint."""
         if self.json:
             report = {"event": "error", "kind": kind, "message": message, "hint": hint}
             self._write(self.err, json.dumps(report, ensure_ascii=False))
@@ -103,6 +103,7 @@ class Console:
     @staticmethod
     def _write(stream: IO[str], text: str) -> None:
         stream.write(text + "\n")
+        # Pipes are block-buffered: without this, readers would get lines late.
         stream.flush()
 
 

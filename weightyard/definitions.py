@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions that this version has, of every package that has one."""
+"""The CustomResourceDefinitions of all packages, in this version."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ Json = dict[str, Any]
 
 
 def definitions() -> dict[str, Json]:
-    """Each CustomResourceDefinition by its name."""
+    """The CustomResourceDefinitions by name."""
     found = (crd.definition(), cached_model_definition(), node_cache_definition())
     return {each["metadata"]["name"]: each for each in found}

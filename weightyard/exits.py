@@ -1,6 +1,6 @@
-"""Exit codes: one table from error classes to numbers that scripts and CI jobs can act on.
+"""Exit codes: one table from error classes to numbers, for scripts and CI jobs.
 
-A class that isn't listed has its nearest listed ancestor's code, so a package may refine an error freely.
+A class that isn't listed gets its nearest listed ancestor's code, so packages may add subclasses freely.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
+# Scripts depend on these numbers: one never changes its meaning.
 EXIT_CODES: Final[Mapping[type[errors.WeightyardError], int]] = {
     errors.InvalidInput: USAGE,
     errors.NotFound: 3,
@@ -69,7 +70,7 @@ MEANINGS: Final[Mapping[int, str]] = {
 
 
 class Relayed(errors.WeightyardError):
-    """Another weightyard process ended with an error: its words, and its exit code as `code`."""
+    """The error of another weightyard process: its message, and its exit code as `code`."""
 
     fault = errors.Fault.NODE
 
@@ -79,7 +80,7 @@ class Relayed(errors.WeightyardError):
 
 
 def exit_code(error: errors.WeightyardError) -> int:
-    """The code of an error: its own class's, or its nearest listed ancestor's; BUG when none is listed."""
+    """The exit code of an error's class or its nearest listed ancestor; BUG when none is listed."""
     if isinstance(error, Relayed):
         return error.code
     for ancestor in type(error).__mro__:

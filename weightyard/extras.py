@@ -1,4 +1,4 @@
-"""Which extra of the distribution brings which module: a missing import becomes the command that installs it."""
+"""Maps modules to the extras that install them, to name the install command for a failed import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from modelimage.errors import Fault, WeightyardError
 
-# Importable top-level module -> extra. A test holds this table against pyproject.toml.
+# Importable top-level module -> extra. A test compares this table with pyproject.toml.
 MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "boto3": "builder",
     "huggingface_hub": "builder",
@@ -33,13 +33,13 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
 
 
 class MissingExtra(WeightyardError):
-    """A module that only an extra of the distribution installs can't be imported."""
+    """A module can't be imported; an extra of the distribution installs it."""
 
     fault: ClassVar[Fault] = Fault.NODE
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
-    """What to install for a failed import; None when no extra would bring the module."""
+    """The error that names the extra for a failed import; None when no extra has the module."""
     module = (error.name or "").partition(".")[0]
     extra = MODULE_EXTRAS.get(module)
     if extra is None:

@@ -1,4 +1,4 @@
-"""An image that others made, for people and for programs: what is known of it without reading its layers."""
+"""Describes an image in a foreign format, as text and as JSON, without reading its layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightyard.text import format_bytes
 
 
 def foreign_document(image: str, model: ForeignModel) -> dict[str, Any]:
-    """What `inspect --json` says; `files` is None while compressed layers weren't read."""
+    """The output of `inspect --json`. `files` is None while compressed layers are unread."""
     return {
         "image": image,
         "digest": str(model.root.digest),
@@ -41,7 +41,7 @@ def foreign_document(image: str, model: ForeignModel) -> dict[str, Any]:
 
 
 def foreign_text(image: str, model: ForeignModel, *, files: bool) -> str:
-    """What `inspect` prints."""
+    """The output of `inspect`."""
     packed = sum(layer.descriptor.size for layer in model.layers)
     held = (
         f"{format_bytes(model.size)} in {len(model.files)} files"

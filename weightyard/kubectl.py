@@ -1,6 +1,6 @@
-"""The cluster through kubectl, so contexts, plugins and permissions are those that its user has already.
+"""Accesses the cluster through kubectl, with the user's own contexts, plugins and permissions.
 
-All calls are raw: no discovery, and the server's own words in errors.
+All calls are raw: no discovery, and errors in the API server's words.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _STALL_SECONDS: Final = 60.0
 
 
 class InvalidContext(InvalidInput):
-    """The kubeconfig, or the context in it, that was asked for isn't there or can't be read."""
+    """The requested kubeconfig or context doesn't exist or can't be read."""
 
 
-# kubectl says `Error from server (NotFound): …`; what isn't from the server is about reaching it
+# kubectl prints `Error from server (NotFound): …`; errors without a reason are connection failures.
+# The first match counts.
 _ANSWERS: Final[tuple[tuple[str, type[WeightyardError]], ...]] = (
     ("(NotFound)", NotFound), ("(Forbidden)", AccessDenied), ("(Unauthorized)", AccessDenied),
     ("must be logged in", AccessDenied), ("(AlreadyExists)", Busy), ("(Conflict)", Busy),
@@ -49,29 +50,29 @@ _HINTS: Final[dict[type[WeightyardError], str]] = {
 
 
 class Kubectl:
-    """Raw calls by path. `options` are kubectl's own, such as `--context=NAME`."""
+    """Raw calls by path. `options` are passed to kubectl, such as `--context=NAME`."""
 
     def __init__(self, *options: str) -> None:
         self._options = options
 
     def get(self, path: str) -> Json:
-        """The document at a path. Raises NotFound, AccessDenied, Unreachable, EngineFailed."""
+        """Reads the document at a path. Raises NotFound, AccessDenied, Unreachable, EngineFailed."""
         return _document(self._run("get", path))
 
     def text(self, path: str) -> str:
-        """What is at a path, as it is: a log. Raises as `get` does."""
+        """Reads the text at a path, such as a log. Raises the errors of `get`."""
         return self._run("get", path)
 
     def create(self, path: str, document: Json) -> Json:
-        """Send a new object. Raises as `get` does, and Busy, InvalidInput."""
+        """Creates an object. Raises the errors of `get`, and Busy, InvalidInput."""
         return _document(self._run("create", path, document))
 
     def replace(self, path: str, document: Json) -> Json:
-        """Write an object back. Raises as `create` does."""
+        """Replaces an object. Raises the errors of `create`."""
         return _document(self._run("replace", path, document))
 
     def delete(self, path: str) -> None:
-        """Remove an object; one that is gone is fine. Raises as `get` does."""
+        """Deletes an object; a missing one is fine. Raises the errors of `get`."""
         try:
             self._run("delete", path)
         except NotFound:
@@ -83,6 +84,8 @@ class Kubectl:
             command += ["-f", "-"]
         given = None if document is None else json.dumps(document)
         try:
+            # Limited by silence, not by total time: credential plugins and slow links may take
+            # long.
             done = run_child(command, stdin=given, stall_seconds=_STALL_SECONDS)
         except FileNotFoundError as error:
             raise EngineFailed(
@@ -96,13 +99,13 @@ class Kubectl:
 
 
 def refused(said: str) -> WeightyardError:
-    """What kubectl's words on stderr mean."""
+    """The error for kubectl's stderr."""
     kind = next((kind for mark, kind in _ANSWERS if mark in said), EngineFailed)
     return kind(f"kubectl: {said.removeprefix('error: ')}", hint=_HINTS.get(kind))
 
 
 def cluster_options(command: Callable[P, R]) -> Callable[P, R]:
-    """`--context` and `--kubeconfig`, passed as keywords of these names."""
+    """Adds `--context` and `--kubeconfig`, passed as keywords of these names."""
     for option in (
         click.option("--context", help="The kubeconfig context to use."),
         click.option("--kubeconfig", help="The kubeconfig file to use."),
@@ -112,7 +115,7 @@ def cluster_options(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def kubectl(context: str | None, kubeconfig: str | None) -> Kubectl:
-    """kubectl with the options that were given."""
+    """A Kubectl with the given options."""
     given = {"--context": context, "--kubeconfig": kubeconfig}
     return Kubectl(*(f"{name}={value}" for name, value in given.items() if value))
 

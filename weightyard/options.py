@@ -1,4 +1,4 @@
-"""Options that several subcommands share, so that they are spelled and explained once."""
+"""Options shared by several subcommands, with one spelling and one help text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT_VARIABLE: Final = "WEIGHTYARD_ROOT"
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """Where this user's cache is when nobody says: under XDG_CACHE_HOME, else ~/.cache."""
+    """The default cache directory: under XDG_CACHE_HOME, else ~/.cache."""
     base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~"), ".cache").expanduser()
     return Path(base, "weightyard", "store")
 
 
 def root_option(command: Callable[P, R]) -> Callable[P, R]:
-    """`--root DIR`: the cache's directory, passed as the keyword `root: Path`, absolute."""
+    """Adds `--root DIR`, the cache's directory, passed as the keyword `root: Path`, absolute."""
     return click.option(
         "--root",
         type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -39,9 +39,9 @@ def root_option(command: Callable[P, R]) -> Callable[P, R]:
 
 
 class ModelName(click.ParamType[str]):
-    """An image or model key as any process understands it: a layout's directory is made absolute.
+    """An image or model key that is valid in any process: a layout's directory is made absolute.
 
-    The agent has another working directory than the command that asks it.
+    The agent's working directory differs from the command's.
     """
 
     name = "model"
@@ -51,7 +51,7 @@ class ModelName(click.ParamType[str]):
 
 
 def absolute_image(text: str) -> str:
-    """`oci:out:v1` as `oci:/where/we/are/out:v1`; any other name as it is. Raises InvalidInput."""
+    """`oci:out:v1` as `oci:/current/dir/out:v1`; any other name unchanged. Raises InvalidInput."""
     if not text.startswith("oci:"):
         return text
     reference = parse_image(text)
@@ -61,9 +61,9 @@ def absolute_image(text: str) -> str:
 
 
 def access_options(command: Callable[..., R]) -> Callable[..., R]:
-    """How registries are reached, passed as the keyword `access: modelimage.access.Access`.
+    """Adds the registry options, passed as the keyword `access: modelimage.access.Access`.
 
-    Credentials come from docker's own configuration (DOCKER_CONFIG, credential helpers).
+    Credentials come from docker's configuration (DOCKER_CONFIG, credential helpers).
     """
 
     @click.option(
@@ -90,7 +90,7 @@ def access_options(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def _access(plain_http: tuple[str, ...], ca_file: Path | None) -> Any:
-    # A command that never touches a registry shouldn't pay for importing a client.
+    # Imported late: a command that uses no registry shouldn't pay for a client's import.
     from modelimage.access import Access  # noqa: PLC0415
 
     return Access.from_environment(os.environ, plain_http=plain_http, ca_file=ca_file)

@@ -1,4 +1,4 @@
-"""Where what is wanted is written and how it stands: the cluster through kubectl, or the agent of this machine."""
+"""Writes desired models and reads their status, in a cluster through kubectl or from this machine's agent."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ Json = dict[str, Any]
 FOLDER: Final = "prewarm"
 _MODELS: Final = f"/apis/{API_VERSION}/{cached_model.PLURAL}"
 _NODES: Final = f"/apis/{API_VERSION}/{node_cache.PLURAL}"
-# Waiting doesn't help with these: somebody has to change something.
+# Waiting doesn't help with these errors: someone has to change something.
 _LASTING: Final = ("NotFound", "AccessDenied", "UnknownVariant", "InvalidInput", "InvalidImage")
 
 
-class Place(Protocol):
-    """A place where models are wanted."""
+class PrewarmTarget(Protocol):
+    """A target that holds desired models: a cluster, or this machine's agent."""
 
     @property
     def poll_seconds(self) -> float:
-        """How often its standing is worth asking for."""
+        """Seconds between two status requests."""
 
     def put(self, document: Json) -> None:
-        """Want it, or want it otherwise than before. Raises what reaching the place raises."""
+        """Creates or updates a desired model. Raises the target's access errors."""
 
     def remove(self, name: str) -> None:
-        """Want it no more. Raises NotFound."""
+        """Removes a desired model. Raises NotFound."""
 
     def standing(self, name: str) -> PrewarmStatus:
-        """How it stands by the newest word of what is wanted."""
+        """The status for the current version of the desired model."""
 
     def nodes(self) -> list[NodeCache]:
-        """Every node's report."""
+        """The reports of all nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrewarmStatus:
-    """How one wanted model stands. `failure` is the first node's, as (reason, message)."""
+    """The status of one desired model. `failure` is the first failed node's (reason, message)."""
 
     ready: bool
     percent: int
@@ -71,7 +71,7 @@ class PrewarmStatus:
 
 
 def wait_ready(
-    place: Place,
+    place: PrewarmTarget,
     name: str,
     *,
     seconds: float | None,
@@ -79,7 +79,7 @@ def wait_ready(
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Wait until every node that should hold it does. Raises TimedOut, and what waiting can't mend."""
+    """Waits until all selected nodes hold the model. Raises TimedOut, and errors that waiting can't fix."""
     deadline = None if seconds is None else monotonic() + seconds
     while True:
         standing = place.standing(name)
@@ -90,6 +90,7 @@ def wait_ready(
             reason, message = standing.failure
             kind = getattr(errors, reason)
             raise kind(message, hint="Correct it and try again; the agents go on trying.")
+        # Checked after the status, so that a deadline of 0 still reports a model that is ready.
         if deadline is not None and monotonic() >= deadline:
             raise TimedOut(
                 f"{name} isn't ready after {seconds:g} s: {standing.text}",
@@ -99,8 +100,8 @@ def wait_ready(
 
 
 @dataclass(frozen=True, slots=True)
-class LocalPlace:
-    """This machine's agent, which reads the directory of wanted documents beside its store."""
+class LocalTarget:
+    """This machine's agent, which reads desired models from a directory beside its store."""
 
     root: Path
     access: Access
@@ -109,6 +110,7 @@ class LocalPlace:
     def put(self, document: Json) -> None:
         path = self._path(document["metadata"]["name"])
         text = yaml.safe_dump(document, sort_keys=False)
+        # Written under a hidden name and renamed: the agent must never read half a document.
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +153,8 @@ class LocalPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterPlace:
-    """A cluster that has Weightyard installed."""
+class ClusterTarget:
+    """A cluster with Weightyard installed."""
 
     kubectl: Kubectl
     poll_seconds: float = 2.0
@@ -164,6 +166,8 @@ class ClusterPlace:
         except NotFound:
             self._installed(lambda: self.kubectl.create(_MODELS, document))
             return
+        # Replaced with the resourceVersion that was read: a concurrent change fails with a
+        # conflict.
         if found.get("spec") != document["spec"]:
             self.kubectl.replace(f"{_MODELS}/{name}", {**found, "spec": document["spec"]})
 
@@ -194,7 +198,7 @@ class ClusterPlace:
 
     @staticmethod
     def _installed(call: Callable[[], Json]) -> Json:
-        """A whole kind that isn't found means that the cluster doesn't know it."""
+        """Runs a call; NotFound for a whole kind means that Weightyard isn't installed."""
         try:
             return call()
         except NotFound as error:
@@ -204,21 +208,22 @@ class ClusterPlace:
 
 
 def percent(wanted: node_cache.Wanted) -> int:
-    """How much of it a node holds."""
+    """The percentage of the model that a node holds."""
     if wanted.state == "Ready":
         return 100
+    # At most 99 until Ready: all bytes may be there before they are verified.
     return min(99, 100 * wanted.bytes_done // wanted.bytes_total) if wanted.bytes_total else 0
 
 
 def name_of(image: str, variant: str | None) -> str:
-    """A name for what is wanted, made of an image's own: `llama-v1-int8`."""
+    """A default name from an image reference: `llama-v1-int8`."""
     last = image.removeprefix("oci:").rstrip("/").rpartition("/")[2].partition("@")[0]
     text = re.sub(r"[^a-z0-9]+", "-", f"{last}-{variant}" if variant else last, flags=re.I)
     return text.lower().strip("-")[:63].rstrip("-") or "model"
 
 
 def node_selector(nodes: tuple[str, ...]) -> dict[str, str]:
-    """Labels from `key=value` and at most one node's name. Raises InvalidInput."""
+    """Labels from `key=value` arguments and at most one node name. Raises InvalidInput."""
     selector: dict[str, str] = {}
     for each in (part for text in nodes for part in text.split(",") if part):
         key, equals, value = each.partition("=")
@@ -232,7 +237,7 @@ def node_selector(nodes: tuple[str, ...]) -> dict[str, str]:
 
 
 def checked(document: Json) -> Json:
-    """A document that agents will understand. Raises InvalidInput."""
+    """The document, if agents can parse it. Raises InvalidInput."""
     try:
         CachedModel.parse(document)
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""`python -m weightyard.probe URL`: exits with 0 when URL answers 200, or something listens at `unix:PATH`.
+"""`python -m weightyard.probe URL`: exits with 0 when URL returns 200, or `unix:PATH` accepts a connection.
 
-What a container's health check runs. Only the standard library, and little of it: it runs every few seconds, in images
-that have no curl.
+Used by container health checks. Few imports, from the standard library only: it runs every few seconds, in images
+without curl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SECONDS = 2.0
 
 
 def answers(url: str) -> bool:
-    """Whether `url` is answered in time."""
+    """Whether `url` responds with success in time."""
     parts = urlsplit(url)
     try:
         if parts.scheme == "unix":

@@ -1,7 +1,7 @@
-"""Progress of a job, seen three ways: a moving bar, a plain line every few seconds, a JSON event every second.
+"""Progress of a job in three forms: a moving bar, a plain line every few seconds, a JSON event every second.
 
-`Meter` is the arithmetic and takes the time as an argument; the rest writes. Nothing here starts a thread
-of its own, rich's refresh of a moving bar excepted.
+`Meter` does the arithmetic and takes the time as an argument; the rest writes. No threads are started here, except
+rich's refresh of a moving bar.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from weightyard.text import format_bytes, format_duration
 
 PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
 EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
-RATE_WINDOW: Final = 10.0  # seconds the shown rate looks back
-_MILLISECOND: Final = 1e-3  # the shortest time a rate is made of
+RATE_WINDOW: Final = 10.0  # seconds over which the shown rate is averaged
+_MILLISECOND: Final = 1e-3  # the shortest time over which a rate is computed
 
 
 class Progress(Protocol):
     """One job's progress. Its methods may be called from any thread."""
 
     def advance(self, count: int) -> None:
-        """`count` more bytes are done."""
+        """Adds `count` finished bytes."""
 
     def resume(self, count: int) -> None:
-        """`count` bytes were there already: they are done, but nobody waited for them."""
+        """Adds `count` bytes that existed before the job: done, but not part of the rate."""
 
     def describe(self, text: str) -> None:
-        """What is being done now, in a few words."""
+        """Sets a short text about the current step."""
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
-        """A blob of `size` bytes while it is under way, shown beside the whole.
+        """Shows the transfer of one blob of `size` bytes beside the total.
 
-        What it gives takes byte counts, which count for the whole too.
+        Yields a function that takes byte counts; they are added to the total too.
         """
 
 
 class Output(Protocol):
-    """What a console offers to progress."""
+    """The part of a console that progress needs."""
 
     json: bool
     quiet: bool
@@ -75,13 +75,13 @@ class Meter:
         self.already += count
 
     def rate(self, now: float) -> float:
-        """Bytes a second over the last ten seconds, or since the start; 0 before anything came."""
+        """Bytes a second over the last ten seconds, or since the start; 0 before the first bytes."""
         window = min(max(now - self.started, _MILLISECOND), RATE_WINDOW)
         recent = sum(count for at, count in self._seen if at >= now - RATE_WINDOW)
         return recent / window
 
     def remaining(self, now: float) -> float | None:
-        """Seconds left at the present rate; None when that can't be said."""
+        """Seconds left at the current rate; None when unknown."""
         rate = self.rate(now)
         if self.total is None or rate <= 0:
             return None
@@ -102,7 +102,7 @@ class Meter:
         return ", ".join(parts)
 
     def total_line(self, took: float) -> str:
-        """`2.0 GB, 500 MB/s`, or what of it was there already."""
+        """`2.0 GB, 500 MB/s`, with the bytes that already existed, if any."""
         fresh = self.done - self.already
         there = [f"{format_bytes(self.already)} of it there already"] if self.already else []
         rate = [f"{format_bytes(fresh / max(took, _MILLISECOND))}/s"] if fresh else []
@@ -112,7 +112,7 @@ class Meter:
 def open_progress(
     output: Output, title: str, total: int | None, *, clock: Callable[[], float]
 ) -> AbstractContextManager[Progress]:
-    """The kind of progress that suits the console."""
+    """The form of progress that suits the console."""
     if output.quiet:
         return nullcontext(_Silent())
     if output.moving:
@@ -122,20 +122,20 @@ def open_progress(
 
 class _Silent:
     def advance(self, count: int) -> None:
-        """Nobody asked."""
+        """Does nothing."""
 
     def resume(self, count: int) -> None:
-        """Nobody asked."""
+        """Does nothing."""
 
     def describe(self, text: str) -> None:
-        """Nobody asked."""
+        """Does nothing."""
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(self.advance)
 
 
 class _Reporter:
-    """Writes a line or an event when the interval has passed, and at the start, at a change of text and at the end."""
+    """Writes a line or an event per interval, and at the start, at changes of the text and at the end."""
 
     def __init__(
         self,
@@ -158,6 +158,8 @@ class _Reporter:
 
     def advance(self, count: int) -> None:
         now = self._clock()
+        # The lock covers the numbers only: writing happens after it, so a slow terminal blocks no
+        # thread of the transfer.
         with self._lock:
             self._meter.advance(count, now)
             due = now - self._written >= self._interval
@@ -178,7 +180,7 @@ class _Reporter:
 
     @contextmanager
     def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:
-        """For machines an event a second of its own; people have lines of the whole enough."""
+        """With --json, events per blob; people get lines of the total only."""
         if not self._output.json:
             yield self.advance
             return
@@ -193,7 +195,7 @@ class _Reporter:
             yield advance
 
     def end(self, state: str) -> None:
-        """`state` is `done` or `failed`."""
+        """Reports the end. `state` is `done` or `failed`."""
         self._report(state, self._clock())
 
     def _report(self, state: str, now: float) -> None:
@@ -226,7 +228,7 @@ def _reported(reporter: _Reporter) -> Iterator[Progress]:
 
 @contextmanager
 def _moving(output: Output, title: str, total: int | None) -> Iterator[Progress]:
-    from rich.console import Console as RichConsole  # noqa: PLC0415 - a tenth of a second that pipes don't pay
+    from rich.console import Console as RichConsole  # noqa: PLC0415 - its import takes 0.1 s, saved in pipes
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
         DownloadColumn,
@@ -250,12 +252,13 @@ def _moving(output: Output, title: str, total: int | None) -> Iterator[Progress]
     with bar:
         task = bar.add_task(title, total=total, text="")
         yield _Bar(bar, task)
+        # Shown as complete at the end, also when the total was unknown or wasn't reached.
         shown = bar.tasks[0]
         bar.update(task, total=shown.total or 1, completed=shown.total or 1, text="")
 
 
 class _Bar:
-    """Rich's bar behind our interface; rich locks by itself."""
+    """Adapts rich's bar to Progress. Rich does its own locking."""
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar = bar
@@ -265,7 +268,7 @@ class _Bar:
         self._bar.advance(self._task, count)
 
     def resume(self, count: int) -> None:
-        # A reset takes no sample of the speed.
+        # `reset` adds no sample to the speed, unlike `advance`.
         shown = self._bar.tasks[0]
         self._bar.reset(self._task, completed=shown.completed + count, total=shown.total)
 
@@ -274,7 +277,7 @@ class _Bar:
 
     @contextmanager
     def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:
-        """A bar of its own below the whole's, gone at its end."""
+        """Shows a bar below the total's, removed at the end."""
         own = self._bar.add_task(f"  {name}", total=size, text="")
 
         def advance(count: int) -> None:

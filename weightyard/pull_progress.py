@@ -1,4 +1,4 @@
-"""A pull's events as progress on the console, for every command that pulls."""
+"""Shows a pull's events as progress on the console, for every command that pulls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from weightyard.console import Console
 
 
 def follow(console: Console, image: str, events: Iterable[PullProgress | PullDone]) -> PullDone:
-    """Show a pull's progress until it is done. Raises what ended it."""
+    """Shows a pull's progress until it is done. Raises the pull's error."""
     stream = iter(events)
     first = next((e for e in stream if isinstance(e, PullDone) or e.total), None)
     if first is None or isinstance(first, PullDone):
         return _done(first)
     seen = first.done
     with console.progress(f"pull {image}", first.total) as bar:
+        # Bytes found in the cache aren't part of the rate, or the time left would be far too short.
         there = first.reused + first.resumed
         bar.resume(there)
         bar.advance(seen - there)

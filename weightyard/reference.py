@@ -1,4 +1,4 @@
-"""The reference of the command line as Markdown, made from the commands: `python -m weightyard.reference`."""
+"""Renders the CLI reference as Markdown from the commands: `python -m weightyard.reference`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def reference() -> str:
 
 
 def _command(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
-    """A command's section, and after it those of its own subcommands."""
+    """A command's section, followed by those of its subcommands."""
     context = click.Context(command, info_name=name, parent=parent)
     context.terminal_width = 100
     yield f"### {context.command_path}\n"
     yield f"```text\n{command.get_usage(context)}\n```\n"
     yield f"{_paragraphs(command.help or '')}\n"
-    # What every command takes stands at the top of the page, once.
+    # Options common to all commands are listed once, at the top of the page.
     shown = [
         p for p in command.params if not (isinstance(p, click.Option) and p.callback is not None)
     ]
@@ -63,7 +63,7 @@ def _command(command: click.Command, name: str, parent: click.Context) -> Iterat
 
 
 def _paragraphs(text: str) -> str:
-    """Click's help text as Markdown: a block marked with backspace is preformatted."""
+    """Click's help text as Markdown. A block marked with backspace is preformatted."""
     blocks = []
     for block in text.strip().split("\n\n"):
         lines = [line.strip() for line in block.splitlines()]

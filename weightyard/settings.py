@@ -1,7 +1,7 @@
-"""The agent's settings as options: one for each, made from the settings themselves, so that none can be forgotten.
+"""Generates the agent's command-line options from its settings, so that none is missing.
 
-`fetch.streams` is `--fetch-streams`; some have a short name too. Lists are given by repeating the option; what has a
-structure of its own is written as in YAML: `--tiers-shared '{directory: /mnt/models}'`.
+`fetch.streams` is `--fetch-streams`; some also have a short name. Lists are given by repeating the option; structured
+values are written in YAML: `--tiers-shared '{directory: /mnt/models}'`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SHORT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: its dotted name, its type without None, and what pydantic knows of it."""
+    """One setting: its dotted name, its type without None, and its pydantic field."""
 
     name: str
     kind: Any
@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def parameter(self) -> str:
-        """Its name among a command's arguments."""
+        """Its name among a command's arguments. The prefix avoids clashes with the command's own."""
         return "setting_" + self.name.replace(".", "_")
 
     @property
@@ -58,7 +58,7 @@ class Setting:
         return get_origin(self.kind) is tuple
 
     def option(self) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """The option of this setting; unset is None."""
+        """The option of this setting; None when not given."""
         text = self.field.description or "See --print-schema."
         default = self.field.get_default(call_default_factory=True)
         shown = (
@@ -78,7 +78,7 @@ class Setting:
         )
 
     def value(self, given: Any) -> Any:
-        """What was given, as the settings file would hold it; None for unset. Raises InvalidInput."""
+        """The given value in the form of the settings file; None when not given. Raises InvalidInput."""
         if given is None or given == ():
             return None
         if self.is_list:
@@ -88,7 +88,7 @@ class Setting:
 
 
 def settings(model: type[BaseModel] = AgentConfig, above: str = "") -> Iterator[Setting]:
-    """Every setting there is, in the file's order; sections are walked into."""
+    """All settings in the file's order, sections included."""
     for name, field in model.model_fields.items():
         kind = _without_none(field.annotation)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -98,7 +98,7 @@ def settings(model: type[BaseModel] = AgentConfig, above: str = "") -> Iterator[
 
 
 def setting_options(command: Callable[..., R]) -> Callable[..., R]:
-    """An option for every setting but the root, gathered in the argument `given`: dotted names to values."""
+    """Adds an option for every setting but the root, collected in the argument `given`: dotted names to values."""
     every = [setting for setting in settings() if setting.name != "root"]
 
     def gathered(*args: Any, **kwargs: Any) -> R:
@@ -106,12 +106,12 @@ def setting_options(command: Callable[..., R]) -> Callable[..., R]:
         return command(*args, given=given, **kwargs)
 
     gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
-    gathered.__dict__.update(command.__dict__)  # the options that click has noted there
+    gathered.__dict__.update(command.__dict__)  # click stores a command's options here
     return reduce(lambda inner, each: each.option()(inner), reversed(every), gathered)
 
 
 def _has_structure(kind: Any) -> bool:
-    """Whether values are written as in YAML; numbers and text are read by the settings themselves."""
+    """Whether values are written in YAML. Numbers and text are parsed by the settings themselves."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return True
     return get_origin(kind) is Mapping

@@ -1,7 +1,7 @@
-"""How a command that transfers is asked to stop: SIGTERM, as CI sends it to a job, does what Ctrl-C does.
+"""Stops a transfer gracefully: SIGTERM, which CI sends to jobs, acts like Ctrl-C.
 
-The first request lets what is under way end where it can be continued, a chunk of an upload for instance. The second
-one ends the process as the signal always does.
+After the first signal, work that can be resumed is completed, such as a chunk of an upload. The second signal ends the
+process immediately.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """While in the context, the first signal raises KeyboardInterrupt in the main thread."""
+    """Within the context, the first signal raises KeyboardInterrupt in the main thread."""
 
     if threading.current_thread() is not threading.main_thread():
-        # Signals are the main thread's business.
+        # Python allows signal handlers only in the main thread.
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # From now on the default action applies: a second signal must always end the process.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt
@@ -43,7 +44,7 @@ def stoppable() -> Iterator[None]:
 
 
 def stops_gently(command: Callable[P, R]) -> Callable[P, R]:
-    """A command that runs within `stoppable`."""
+    """Runs a command within `stoppable`."""
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes in decimal units, durations in the two largest units."""
+"""Formats and parses sizes and durations: bytes in decimal units, durations in the two largest units."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def format_bytes(count: float) -> str:
-    """`1500000` -> `1.5 MB`. Decimal units, as disks and networks are sold."""
+    """`1500000` -> `1.5 MB`. Decimal units, as used for disks and networks."""
     size = float(count)
     for unit in _UNITS:
+        # The limits are where rounding would print 1000, or 100.0, in this unit.
         if abs(size) < 999.5 or unit == _UNITS[-1]:
             return (
                 f"{size:.0f} {unit}" if unit == "B" or abs(size) >= 99.95 else f"{size:.1f} {unit}"
@@ -31,6 +32,7 @@ def parse_bytes(text: str) -> int:
         raise InvalidInput(f"not a size: {text[:40]!r}", hint="Write for example 10GB or 9.5GiB.")
     number, prefix, binary = match[1], match[2].upper(), bool(match[3])
     factor = (1024 if binary else 1000) ** (" KMGTP".index(prefix) if prefix else 0)
+    # Decimal, since a float would be off by bytes in large sizes.
     return int(Decimal(number) * factor)
 
 

@@ -1,1 +1,1 @@
-"""From a Workspace to what runs: a pure planner, and renderers of its plan."""
+"""Plans how to run a Workspace, and renders the plan for each target. The planner is pure."""

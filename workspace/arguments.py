@@ -1,7 +1,7 @@
-"""The grammar of an inference server's arguments: derived ones give way to the user's.
+"""Parses and merges an inference server's command-line arguments; the user's override derived ones.
 
-vLLM, SGLang, TGI and llama-server read `--flag value`, `--flag=value` and bare `--flag`, and take `_` for `-` in
-a flag's name. Pure: tuples of text in, tuples of text out.
+vLLM, SGLang, TGI and llama-server accept `--flag value`, `--flag=value` and bare `--flag`, and `_` for `-` in flag
+names. Pure: tuples of text in, tuples of text out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from modelimage.errors import InvalidInput
 
 Argument = tuple[str, ...]  # a flag, or a flag and its value
 
-# One thing under several names.
+# Flags with several spellings, by canonical name. Without this table a user's `-tp 2` and a derived
+# `--tensor-parallel-size 1` would both reach the server.
 _ALIASES: Final[Mapping[str, str]] = {
     "-tp": "--tensor-parallel-size", "--tp": "--tensor-parallel-size", "--tp-size": "--tensor-parallel-size",
     "-c": "--ctx-size", "-m": "--model", "-a": "--alias", "--host-name": "--host",
@@ -22,25 +23,27 @@ _ALIASES: Final[Mapping[str, str]] = {
 
 
 def flag_name(text: str) -> str:
-    """The canonical name of a flag: without its value, `-` for `_`, aliases resolved, `--no-x` as `--x`."""
+    """The canonical name of a flag: no value, `-` for `_`, aliases resolved, `--no-x` as `--x`."""
     name = text.partition("=")[0].replace("_", "-")
     name = _ALIASES.get(name, name)
+    # `--no-x` counts as the same flag, so that a user's `--no-x` removes a derived `--x`.
     return f"--{name[5:]}" if name.startswith("--no-") else name
 
 
 def is_flag(text: str) -> bool:
-    """Whether a word opens an argument: `-1` and `-0.5` are values."""
+    """Whether a word starts an argument. `-1` and `-0.5` are values."""
     return text.startswith("-") and not text[1:2].isdigit() and text != "-"
 
 
 def given(user: Iterable[str]) -> frozenset[str]:
-    """Canonical names of all flags that the user gives."""
+    """Canonical names of all flags in the user's arguments."""
     return frozenset(flag_name(word) for word in user if is_flag(word))
 
 
 def value_of(user: Iterable[str], flag: str) -> str | None:
-    """The user's last value of a flag; None when it isn't given or stands bare."""
+    """The user's last value of a flag; None when the flag is absent or has no value."""
     found, words = None, list(user)
+    # No early return: the servers' argument parsers keep the last of repeated flags.
     for i, word in enumerate(words):
         if is_flag(word) and flag_name(word) == flag:
             _, equals, value = word.partition("=")
@@ -50,7 +53,7 @@ def value_of(user: Iterable[str], flag: str) -> str | None:
 
 
 def number_of(user: Iterable[str], flag: str) -> float | None:
-    """The user's value of a flag as a positive number; `8k` and `8K` as vLLM reads them. Raises InvalidInput."""
+    """The user's value of a flag as a positive number, with vLLM's suffixes (`8k`, `8K`). Raises InvalidInput."""
     text = value_of(user, flag)
     if text is None:
         return None
@@ -60,13 +63,14 @@ def number_of(user: Iterable[str], flag: str) -> float | None:
         number = float(text[:-1] if factor > 1 else text) * factor
     except ValueError as error:
         raise InvalidInput(f"{flag} needs a number, not {text!r}") from error
+    # `float` accepts nan, inf and negative numbers, which later arithmetic doesn't.
     if not 0 < number < math.inf:
         raise InvalidInput(f"{flag} needs a number above 0, not {text!r}")
     return number
 
 
 def merge(derived: Iterable[Argument], user: Iterable[str]) -> tuple[str, ...]:
-    """Derived arguments that the user doesn't give, then the user's, untouched and in their order."""
+    """Derived arguments except those the user sets, followed by the user's, unchanged and in order."""
     words = tuple(user)
     taken = given(words)
     kept = [argument for argument in derived if flag_name(argument[0]) not in taken]

@@ -1,7 +1,7 @@
-"""The Workspace as a CustomResourceDefinition: a structural schema made of the pydantic one, rules as CEL, its status.
+"""The Workspace CustomResourceDefinition: structural schema from the pydantic models, CEL rules and status.
 
-Whatever `kubectl apply` accepts, the controller can parse: shape comes from the same models; the rules that pydantic
-checks in code stand here as CEL, held against it by a test. Run `python -m workspace.crd` to print it.
+Every object that the API server accepts must parse in the controller. Shapes come from the same models; the checks that
+pydantic does in code are repeated here as CEL, and a test compares the two. `python -m workspace.crd` prints it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ RULES: Final[Rules] = {
     ),
 }  # fmt: skip
 
-# Lists whose items have a name that stands once: the server refuses repeats and merges by it.
+# Lists keyed by name: the API server refuses duplicates and merges items by key.
 _KEYED: Final = (("runtime", "env"), ("runtime", "adapters"))
 
 _COLUMNS: Final = (
@@ -108,7 +108,7 @@ def definition() -> Json:
 
 
 def spec_schema() -> Json:
-    """The structural schema of a Workspace's spec, with its rules."""
+    """The structural schema of a Workspace's spec, with its CEL rules."""
     schema = model_schema(Spec, RULES)
     for path in _KEYED:
         keyed(schema, path, "name")
@@ -116,7 +116,7 @@ def spec_schema() -> Json:
 
 
 def status_schema() -> Json:
-    """What the controller reports."""
+    """The structural schema of a Workspace's status."""
     text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
     condition = {
         "type": "object",
@@ -161,12 +161,12 @@ def status_schema() -> Json:
 
 
 def main() -> None:
-    """Print the definition as YAML."""
+    """Prints the definition as YAML."""
     print(to_yaml(), end="")
 
 
 def to_yaml() -> str:
-    """The file in the chart."""
+    """The definition as YAML, as the chart ships it."""
     return yaml.safe_dump(definition(), sort_keys=False, width=120)
 
 

@@ -1,7 +1,7 @@
-"""YAML text to Workspaces: every complaint names the line and the field, and guesses what was meant.
+"""Parses YAML text to Workspaces. Every error names line and field and suggests the likely intent.
 
-Takes text, never opens a file. The YAML is composed to nodes first, since only nodes know their lines and
-whether a key stands twice, which a plain load would hide.
+Takes text, never opens a file. The text is composed to YAML nodes first: only nodes carry line numbers and duplicate
+keys, which a plain load drops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _HINT = "See docs/workspace.md for every field, and examples/ for whole document
 
 
 def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
-    """All Workspaces of a YAML stream; `name` is the file's, for messages. Raises InvalidInput."""
+    """All Workspaces of a YAML stream. `name` is the file name used in messages. Raises InvalidInput."""
+    # Bounded before parsing: YAML aliases and nesting make large input expensive.
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InvalidInput(f"{name} has more than {MAX_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
     nodes = _compose(text, name)
@@ -32,7 +33,7 @@ def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
 
 
 def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspace:
-    """The one Workspace of a YAML stream, or the one called `only`. Raises InvalidInput."""
+    """The only Workspace of a YAML stream, or the one named `only`. Raises InvalidInput."""
     found = parse_workspaces(text, name=name)
     chosen = [each for each in found if only is None or each.name == only]
     if len(chosen) == 1:
@@ -51,18 +52,20 @@ def _compose(text: str, name: str) -> list[yaml.Node]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InvalidInput(f"{name}:{line}: not valid YAML: {error.problem}", hint=_HINT) from error
+    # Deeply nested input exhausts the stack in PyYAML's recursive composer.
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
     return nodes
 
 
 def _is_empty(node: yaml.Node | None) -> bool:
-    """Whether there is nothing between two `---`."""
+    """Whether a document of the stream is empty (nothing between two `---`)."""
     return node is None or node.tag == "tag:yaml.org,2002:null"
 
 
 def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:
-    """Refuse a key that stands twice in one mapping: YAML would keep the last and say nothing."""
+    """Refuses duplicate keys in a mapping; plain YAML loading silently keeps the last."""
+    # Aliases make the node graph shared or cyclic: each node is visited once.
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -100,7 +103,7 @@ def _workspace(node: yaml.Node, name: str) -> Workspace:
 
 
 def _line(node: yaml.Node, path: Sequence[str | int]) -> int:
-    """The line of the deepest node on the path that is there."""
+    """The 1-based line of the deepest existing node on the path."""
     line = node.start_mark.line
     for step in path:
         if isinstance(node, yaml.MappingNode):
@@ -117,7 +120,8 @@ def _line(node: yaml.Node, path: Sequence[str | int]) -> int:
 
 
 def _sentence(error: ErrorDetails) -> str:
-    """What is wrong, in the document's own words."""
+    """The error as one sentence, with the document's field names."""
+    # pydantic marks errors of mapping keys with "[key]", which is no field of the document.
     path = [step for step in error["loc"] if step != "[key]"]
     field = _dotted(path)
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
@@ -151,7 +155,7 @@ def _dotted(path: Sequence[str | int]) -> str:
 
 
 def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """The names that a document may use at a path: those of the schema's part that is found there."""
+    """The field names that the schema allows at a path."""
     kind = _field_type(path)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [field.alias or name for name, field in kind.model_fields.items()]
@@ -171,7 +175,7 @@ def _field_type(path: Sequence[str | int]) -> Any:
 
 
 def _plain(annotation: Any) -> Any:
-    """The type itself out of `T | None`."""
+    """`T` for `T | None`; any other annotation unchanged."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
     optional = type(None) in get_args(annotation)
     return parts[0] if optional and len(parts) == 1 else annotation

@@ -1,6 +1,6 @@
-"""Inference servers as templates: how each is called, what it reads, where it says that it is healthy.
+"""Inference servers as templates: command line, supported formats, health endpoint.
 
-One table; a new server is a new row. Pure: a template gives arguments as tuples and runs nothing.
+One table; a new server is a new row. Pure: a template returns arguments as tuples and runs nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from workspace.schema import Engine
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a template needs to know. `gpus` 0 is a CPU; None leaves the engine's own default.
+    """Input of a template. `gpus` 0 means a CPU server; None leaves a setting to the engine's default.
 
-    `sequences` is how many requests run at once, `kv_dtype` the KV cache's format as vLLM spells it.
+    `sequences` is the number of concurrent requests; `kv_dtype` is the KV cache's format in vLLM's spelling.
     """
 
     model_dir: PurePosixPath
@@ -38,7 +38,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One engine. `command` starts it in a container; `module` is what `python -m` runs on this machine, if any."""
+    """One engine. `command` starts it in a container; `module` is run with `python -m` on this machine, if any."""
 
     command: tuple[str, ...]
     module: str | None
@@ -72,7 +72,7 @@ def _vllm(launch: Launch) -> list[Argument]:
         if launch.gpus > 1:
             arguments.append(("--tensor-parallel-size", str(launch.gpus)))
     else:
-        # Compiling for a CPU takes longer than it saves on the models that a CPU serves.
+        # On a CPU, compilation takes longer than it saves for models small enough to run there.
         arguments.append(("--enforce-eager",))
     if launch.adapters:
         arguments.append(("--enable-lora",))
@@ -132,12 +132,14 @@ def _llama_cpp(launch: Launch) -> list[Argument]:
     if launch.context:
         arguments.append(("--ctx-size", str(launch.context)))
     if launch.gpus:
+        # llama-server caps this at the model's layer count: all layers go to the GPU.
         arguments.append(("--n-gpu-layers", "999"))
     arguments += [("--lora", str(path)) for _, path in launch.adapters]
     return arguments
 
 
 _SAFETENSORS: Final = frozenset({"safetensors"})
+# Set by the plan: probes and Services depend on host and port.
 _WHERE: Final = frozenset({"--host", "--port"})
 
 TEMPLATES: Final[Mapping[Engine, Template]] = {

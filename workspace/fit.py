@@ -1,14 +1,14 @@
-"""Which variant a machine gets, over how many GPUs, with how long a context. Pure arithmetic on records' facts.
+"""Chooses variant, GPU count and context length for a machine. Pure arithmetic on the records' facts.
 
     per GPU   (1.05 x weights + context x KV cache per token) / GPUs + overhead  <=  GPU memory x utilization
     on a CPU   weights + context x KV cache per token  + overhead         <=  memory
 
-`overhead` (activations, runtime) is what the record's GPU memory says above weights and KV cache; the 5% are captured
-graphs and workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139).
-Fewest GPUs come first, then accuracy: with `auto` a second GPU is taken only when no variant fits one. The context
-asked for must fit; when none is asked, 8,192 tokens or the model's own length must, and the longest that fits is used.
-The KV cache is kept in 16 bits; where nothing fits with that, and before another GPU is taken, in 8 bits (FP8) on GPUs
-that compute in it. How many tokens the cache then holds bounds how many requests run at once.
+`overhead` (activations, runtime) is the record's GPU memory minus weights and KV cache. The 5% are captured graphs and
+workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139). Fewest GPUs
+come first, then accuracy: with `auto` a second GPU is used only when no variant fits one. A requested context must fit.
+Without one, 8,192 tokens or the model's own length must fit, and the longest that fits is used. The KV cache has 16
+bits. If nothing fits, 8 bits (FP8) are tried before another GPU, on GPUs that compute in FP8. The number of tokens that
+the cache then holds limits the concurrent requests.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from modelimage.record import ModelFacts
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, refusal
 from workspace.schema import Engine, Variant
 
-# Weights alone rounded to 8 bits lose less than weights and activations; 4 bits lose most.
+# Most accurate first. 8-bit weights alone lose less than 8-bit weights and activations; 4 bits lose
+# most.
 ACCURACY: Final = (
     Variant.BF16.value,
     Variant.INT8_W8A16.value,
     Variant.INT8.value,
     Variant.INT4.value,
 )
-KV_NATIVE: Final = "auto"  # 16 bits; the record's bytes of a token are for these
+KV_NATIVE: Final = "auto"  # 16 bits; the record's bytes per token assume these
 KV_FP8: Final = "fp8"
-_FP8_CAPABILITY: Final = 89  # Ada and Hopper on: FP8 attention without conversions in between
+_FP8_CAPABILITY: Final = 89  # from Ada and Hopper: FP8 attention without conversions
 _BLOCK: Final = 16  # tokens; vLLM's KV cache block
-_GRAPHS_DIVISOR: Final = 20  # of the weights: what graphs and workspaces of a GPU take
+_GRAPHS_DIVISOR: Final = 20  # of the weights: GPU graphs and workspaces
 
 
 class DoesNotFit(NoSpace):
-    """No variant fits the machine's memory, or none that fits runs on its GPU."""
+    """No variant fits the memory, or those that fit can't run on this GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked of a fit; None where the planner may choose. `kv_dtype` is as vLLM spells it."""
+    """The requested limits of a fit; None where the planner may choose. `kv_dtype` is in vLLM's spelling."""
 
     variant: Variant = Variant.AUTO
     context: int | None = None
@@ -56,9 +57,9 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A choice: `gpus` 0 on a CPU; `context` None when the model doesn't say how much a token takes.
+    """The chosen variant. `gpus` 0 means a CPU; `context` is None when the model's bytes per token are unknown.
 
-    `kv_tokens` is how many tokens of all requests together the KV cache holds; None where nothing tells.
+    `kv_tokens` is the KV cache's capacity in tokens of all requests together; None when unknown.
     """
 
     variant: str
@@ -70,9 +71,11 @@ class Fit:
 
 
 def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Demand) -> Fit:
-    """The best fit. Raises UnknownVariant, or DoesNotFit with what each variant lacks."""
+    """The best fit. Raises UnknownVariant, or DoesNotFit with the obstacle of each variant."""
     variants = _wanted(candidates, demand.variant)
     reasons: list[str] = []
+    # The order is the policy: fewest GPUs, then the most accurate cache, then the most accurate
+    # variant.
     tries = product(_gpu_counts(hardware, demand.gpus), _kv_dtypes(hardware, demand), variants)
     for gpus, kv_dtype, variant in tries:
         facts = _with_cache(candidates[variant], kv_dtype)
@@ -86,20 +89,22 @@ def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Dem
 
 
 def overhead_bytes(facts: ModelFacts) -> int:
-    """Activations and runtime: what the record's GPU memory holds beyond weights and the default context."""
+    """Activations and runtime: the record's GPU memory minus weights and KV cache of the default context."""
     tokens = min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     held = facts.weight_bytes + tokens * facts.kv_cache_bytes_per_token
     return max(0, facts.gpu_memory_bytes - held)
 
 
 def needed_bytes(facts: ModelFacts, *, context: int, gpus: int) -> int:
-    """Memory that each of `gpus` GPUs (0: the CPU's machine) must give."""
+    """Memory needed on each of `gpus` GPUs, or on the machine when `gpus` is 0."""
     shared = _held_bytes(facts, gpus) + context * facts.kv_cache_bytes_per_token
+    # Weights and cache are divided among the GPUs (rounded up); activations and runtime exist on
+    # each.
     return -(-shared // max(gpus, 1)) + overhead_bytes(facts)
 
 
 def _held_bytes(facts: ModelFacts, gpus: int) -> int:
-    """The weights, and on GPUs what grows with them."""
+    """The weights, and on GPUs the graphs and workspaces that grow with them."""
     return facts.weight_bytes + (facts.weight_bytes // _GRAPHS_DIVISOR if gpus else 0)
 
 
@@ -111,26 +116,31 @@ def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]
                 hint="Choose one of these in spec.model.variant, or auto.",
             )
         return [variant.value]
+    # Variants that are missing in ACCURACY come last: their accuracy is unknown.
     return [v for v in ACCURACY if v in candidates] + [v for v in candidates if v not in ACCURACY]
 
 
 def _nothing_fits(tried: list[str], hardware: Hardware, engine: Engine, reasons: str) -> DoesNotFit:
-    """With what to do: where kernels are missing another variant or machine, else less context or more memory."""
+    """The error with a hint: another variant or machine when kernels are missing, else less context or more memory."""
     if any(refusal(hardware, variant, engine) is None for variant in tried):
         return DoesNotFit(
             f"the model doesn't fit: {reasons}",
             hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
         )
     runs = [variant for variant in ACCURACY if refusal(hardware, variant, engine) is None]
-    choice = f"Set spec.model.variant to one that runs here ({', '.join(runs)}), or serve"
+    choice = f"Set spec.model.variant to one that runs here ({', '.join(runs)}) and that the image has, or serve"
+    other = (
+        "nodes that run it (spec.resources.nodeSelector)"
+        if len(hardware.cpus) > 1
+        else "other hardware"
+    )
     return DoesNotFit(
-        f"the model doesn't run here: {reasons}",
-        hint=f"{choice if runs else 'Serve'} on other hardware.",
+        f"the model doesn't run here: {reasons}", hint=f"{choice if runs else 'Serve'} on {other}."
     )
 
 
 def _gpu_counts(hardware: Hardware, asked: int | None) -> Iterator[int]:
-    """Tensor parallelism divides attention heads, so counts that nobody asked for are powers of two."""
+    """GPU counts to try. Tensor parallelism divides attention heads, so counts not requested are powers of two."""
     if hardware.gpu is None:
         yield 0
     elif asked is not None:
@@ -143,7 +153,7 @@ def _gpu_counts(hardware: Hardware, asked: int | None) -> Iterator[int]:
 
 
 def _budget(hardware: Hardware, demand: Demand) -> int | None:
-    """Memory of one GPU, or of the machine, that the server may use; None when unknown."""
+    """Memory of one GPU, or of the machine, available to the server; None when unknown."""
     if hardware.gpu is not None:
         return int(hardware.gpu.memory_bytes * demand.utilization)
     return hardware.memory_bytes or None
@@ -159,6 +169,7 @@ def _obstacle(
         return f"{variant}: the model's context is {facts.context_length} tokens, {demand.context} are asked for"
     budget = _budget(hardware, demand)
     need = needed_bytes(facts, context=_least_context(facts, demand), gpus=gpus)
+    # Unknown memory must not refuse a model that may fit.
     if budget is None or need <= budget:
         return None
     where = f"on {gpus} GPU{'s' * (gpus > 1)}, each" if gpus else "of memory,"
@@ -170,7 +181,7 @@ def _least_context(facts: ModelFacts, demand: Demand) -> int:
 
 
 def _kv_dtypes(hardware: Hardware, demand: Demand) -> tuple[str, ...]:
-    """The formats of the KV cache to try, most accurate first."""
+    """KV cache formats to try, most accurate first."""
     if demand.kv_dtype is not None:
         return (demand.kv_dtype,)
     runs_fp8 = hardware.gpu is not None and hardware.gpu.capability >= _FP8_CAPABILITY
@@ -178,7 +189,7 @@ def _kv_dtypes(hardware: Hardware, demand: Demand) -> tuple[str, ...]:
 
 
 def _with_cache(facts: ModelFacts, kv_dtype: str) -> ModelFacts:
-    """The facts with a token's bytes in this format; what else the GPU holds stays as it was."""
+    """The facts with a token's bytes in this format; the overhead stays the same."""
     if not kv_dtype.startswith(KV_FP8):
         return facts
     tokens = min(facts.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
@@ -194,7 +205,7 @@ def _with_cache(facts: ModelFacts, kv_dtype: str) -> ModelFacts:
 def _tokens_that_fit(
     facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int
 ) -> int | None:
-    """Tokens of KV cache in what the weights leave free on the GPUs, in whole blocks."""
+    """KV cache capacity in tokens, in whole blocks: GPU memory left by weights and overhead."""
     budget = _budget(hardware, demand)
     if hardware.gpu is None or budget is None or not facts.kv_cache_bytes_per_token:
         return None

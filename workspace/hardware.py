@@ -1,8 +1,8 @@
-"""Accelerators: what one has, which variants it runs well, and what a server may use of it.
+"""Accelerators: their properties, the variants each runs well, and the memory that a server may use.
 
-Memory and compute capability are the makers' data sheets and NVIDIA's CUDA GPU list; which kernels exist is vLLM's
-"Supported Hardware" table (features/quantization) and the minimum capabilities in its compressed-tensors schemes.
-What runs on a CPU is in `modelimage.cpus`.
+Memory and compute capability come from the makers' data sheets and NVIDIA's CUDA GPU list; available kernels from
+vLLM's "Supported Hardware" table (features/quantization) and the minimum capabilities in its compressed-tensors
+schemes. CPUs are in `modelimage.cpus`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from modelimage.errors import InvalidInput
 from workspace.schema import Engine, Resources, Variant, Vendor
 
 _GIB: Final = 1 << 30
-# Of a GPU's memory, what the server takes. Always passed on, so that plan and server agree.
+# Share of a GPU's memory for the server. Always passed explicitly, so that plan and server agree.
 DEFAULT_UTILIZATION: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator. `capability` is NVIDIA's compute capability times ten, 0 for other makers."""
+    """One accelerator. `capability` is NVIDIA's compute capability times ten; 0 for other makers."""
 
     name: str
     memory_bytes: int
@@ -34,16 +34,16 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What one replica can have: up to `count` equal GPUs, or a CPU (`gpu` None).
+    """Hardware available to one replica: up to `count` equal GPUs, or a CPU (`gpu` None).
 
-    `memory_bytes` is the machine's memory that a CPU server may use; 0 means unknown. `cpu_flags` are the CPU's
-    instruction sets as Linux names them; None means unknown.
+    `memory_bytes` is the machine's memory for a CPU server; 0 means unknown. `cpus` are the instruction sets of each
+    CPU that the server may get, as Linux names them; empty means unknown.
     """
 
     gpu: Gpu | None = None
     count: int = 0
     memory_bytes: int = 0
-    cpu_flags: frozenset[str] | None = None
+    cpus: tuple[frozenset[str], ...] = ()
 
 
 def _nvidia(name: str, gib: float, capability: int) -> Gpu:
@@ -69,9 +69,9 @@ GPUS: Final[Mapping[str, Gpu]] = {gpu.name: gpu for gpu in _KNOWN}
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """A GPU of the table by any usual spelling: `L4`, `NVIDIA-L4`, `nvidia a100 80gb pcie`; None when unknown.
+    """Finds a GPU in the table by any usual spelling: `L4`, `NVIDIA-L4`, `nvidia a100 80gb pcie`. None when unknown.
 
-    The longest name of the table that stands in the text as whole words wins.
+    The longest table name that occurs in the text as whole words wins: `A100-80GB` before `A100`.
     """
     words = _words(name)
     matches = [gpu for gpu in _KNOWN if _contains(words, _words(gpu.name))]
@@ -79,9 +79,9 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def asked_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
-    """The hardware a spec describes, for planning without a machine. Raises InvalidInput when it says too little.
+    """The hardware that a spec requests, for planning without a machine. Raises InvalidInput when it is underspecified.
 
-    `node_gpus` bounds how many GPUs a replica may take when the spec doesn't say.
+    `node_gpus` bounds the GPUs of a replica when the spec doesn't.
     """
     if resources.gpus == 0:
         memory = parse_quantity(resources.memory) if resources.memory else 0
@@ -92,11 +92,13 @@ def asked_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
 
 
 def refusal(hardware: Hardware, variant: str, engine: Engine = Engine.VLLM) -> str | None:
-    """Why this hardware doesn't run a variant well; None when it does."""
+    """The reason why this hardware doesn't run a variant well; None when it does."""
     gpu = hardware.gpu
     if gpu is None:
-        return cpu_refusal(engine.value, variant, hardware.cpu_flags)
+        refused = (cpu_refusal(engine.value, variant, flags) for flags in hardware.cpus)
+        return next(filter(None, refused), None) or cpu_refusal(engine.value, variant, None)
     if gpu.vendor is Vendor.NVIDIA:
+        # Capability 0 means that only the memory is known: nothing is refused on a guess.
         return _nvidia_refusal(gpu, variant) if gpu.capability else None
     runs = {Variant.BF16.value}
     if gpu.vendor is Vendor.INTEL:
@@ -116,7 +118,7 @@ def _nvidia_refusal(gpu: Gpu, variant: str) -> str | None:
 
 
 def compute_dtype(gpu: Gpu | None) -> str | None:
-    """The dtype to compute in where the model's own won't do: float16 before Ampere, bfloat16 on a CPU."""
+    """The compute dtype to force when the model's default won't work: float16 before Ampere, bfloat16 on a CPU."""
     if gpu is None:
         return "bfloat16"
     return "float16" if 0 < gpu.capability < 80 else None
@@ -125,6 +127,8 @@ def compute_dtype(gpu: Gpu | None) -> str | None:
 def _asked_gpu(resources: Resources) -> Gpu:
     known = find_gpu(resources.gpu) if resources.gpu else None
     memory = parse_quantity(resources.gpu_memory) if resources.gpu_memory else 0
+    # An explicit gpuMemory wins over the MIG profile, and that over the table, so that a spec can
+    # describe GPUs that the table lacks.
     if resources.mig_profile is not None:
         memory = memory or _mig_memory(resources.mig_profile)
     memory = memory or (known.memory_bytes if known else 0)

@@ -1,6 +1,7 @@
-"""What a Workspace's images are now: the digests behind their names, and the records of all variants.
+"""Resolves a Workspace's images: the digests of its references, and the records of all variants.
 
-Reads manifests and records through an `ImageReader`, never weights. The caller says how a reference is opened.
+Reads manifests and records through an `ImageReader`, never weights. The caller supplies the function that opens a
+reference.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ Opener = Callable[[ImageReference], ImageReader]
 
 
 def resolve_workspace(workspace: Workspace, opener: Opener) -> Resolved:
-    """Pin the model and the adapters. Raises NotBuilt for a source whose image isn't there, and what readers raise."""
+    """Pins the model and the adapters. Raises NotBuilt when a source's image doesn't exist, and the readers' errors."""
     spec, image = workspace.spec, image_of(workspace)
     wanted = None if spec.model.variant is Variant.AUTO else spec.model.variant.value
     adapters = {each.name: _pin_adapter(each.image, opener) for each in spec.runtime.adapters}
     try:
         return Resolved(_pin_model(image, wanted, opener), adapters)
     except NotFound as error:
+        # Only a Hub or S3 source has an image that may have to be built first.
         if spec.model.image is not None:
             raise
         raise not_built(workspace, image) from error
@@ -47,10 +49,10 @@ def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
     reader = opener(reference)
     root = reader.resolve(_name(reference))
     if not is_ours(reader, root):
-        # Files are no processor's: any platform's image will do.
+        # Model files don't depend on a processor: any platform's manifest will do.
         served = served_from_image(reader, root, LINUX_AMD64)
         return PinnedModel(_pinned(reference, root.digest), {served.variant: served})
-    # By digest from here on: a tag that moves in between would mix two versions.
+    # Read by digest from here on: a tag that moves in between would mix two versions.
     first = resolve_root(reader, root, variant)
     records: dict[str, Servable] = {first.record.variant: first.record}
     if variant is None:
@@ -76,7 +78,7 @@ def _name(reference: ImageReference) -> str:
 
 
 def _pinned(reference: ImageReference, digest: Digest) -> str:
-    """The reference with the digest that it means now; the tag stays out, since it may come to mean another."""
+    """The reference by its current digest. The tag is dropped, since it may move."""
     if isinstance(reference, RegistryReference | LayoutReference):
         return str(replace(reference, tag=None, digest=digest))
     raise TypeError(f"no digest for {reference}")

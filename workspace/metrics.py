@@ -1,7 +1,7 @@
-"""What a server's Prometheus page says of its load. Text in, a reading out.
+"""Parses the load from a server's Prometheus metrics page. Text in, a Reading out.
 
-vLLM 0.6 to 0.32 call the share of KV cache in use `gpu_cache_usage_perc` or `kv_cache_usage_perc`; several engines of
-one server have a line each.
+vLLM 0.6 to 0.32 name the share of KV cache in use `gpu_cache_usage_perc` or `kv_cache_usage_perc`. A server with
+several engines has a line for each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HELD: Final = "weightyard_activator_requests_waiting"
 
 
 def parse_reading(text: str) -> Reading:
-    """A server's load. Raises RemoteRefused when the page says nothing of it."""
+    """A server's load. Raises RemoteRefused when the page has no queue metrics."""
     totals = _totals(text, {*_RUNNING, *_WAITING, *_USAGE})
     running, waiting = _first(totals, _RUNNING), _first(totals, _WAITING)
     if running is None or waiting is None:
@@ -29,16 +29,17 @@ def parse_reading(text: str) -> Reading:
             "the server's metrics page doesn't tell its queue",
             hint="SGLang needs --enable-metrics; other engines scale by spec.replicas only.",
         )
+    # Usage is summed over engines like the queues, so it is capped at a whole cache.
     return Reading(running, waiting, min(1.0, _first(totals, _USAGE) or 0.0))
 
 
 def parse_held(text: str) -> int:
-    """How many requests an activator holds."""
+    """The number of requests that an activator holds."""
     return int(_totals(text, {HELD}).get(HELD, 0))
 
 
 def _totals(text: str, wanted: set[str]) -> dict[str, float]:
-    """The sum of each wanted metric over its lines."""
+    """The sum of each wanted metric over all its lines."""
     totals: dict[str, float] = defaultdict(float)
     try:
         for family in text_string_to_metric_families(text):

@@ -1,8 +1,8 @@
-"""From a spec, the image's records and the hardware to one LaunchPlan: what is started, with which words.
+"""Turns a spec, the image's records and the hardware into one LaunchPlan: command line, environment, probes.
 
-Every way to run a Workspace (a child on this machine, a pod, a compose service, llm-d) is made from the same plan, so
-the server's command line is the same everywhere. Pure: no files, no network, no clock; `Site` says what differs
-from place to place. What the user writes in `runtime.args` wins over what is derived.
+Every way to run a Workspace (a child process, a pod, a compose service, llm-d) is rendered from the same plan, so the
+server's command line is the same everywhere. Pure: no files, no network, no clock; `Site` carries what differs between
+targets. The user's `runtime.args` override derived arguments.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from workspace.servable import Servable
 
 _GIB: Final = 1 << 30
 
-# Seconds. A start is the interpreter and its imports, then reading weights, then (on GPUs) compiling and
-# capturing graphs; published cold starts compile for up to 195 s. A probe counts seconds, not progress, so it must
-# outlast a start on a busy machine; a server that fails ends by itself, long before.
+# Seconds. A start loads the interpreter and imports, reads weights, then (on GPUs) compiles and
+# captures graphs; published cold starts compile for up to 195 s. A probe counts seconds, not
+# progress, so it must outlast a start on a busy machine; a server that fails exits long before.
 _BOOT: Final = 600
 _COMPILE: Final = 300
 _PATIENCE: Final = 3
@@ -33,14 +33,14 @@ _SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
 PROBE_PERIOD: Final = 5
 
 _CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
-_CPU_SEQUENCES: Final = 4  # requests of full length whose KV cache a CPU server holds at once
+_CPU_SEQUENCES: Final = 4  # full-length requests that a CPU server's KV cache holds
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the server will run: the directories of the model and of the adapters there, and what it listens on.
+    """Where the server will run: directories of the model and the adapters, and the listening address.
 
-    `read_rate` is the rate at which weights are read, in bytes a second; None when nothing was measured.
+    `read_rate` is the rate of reading weights in bytes a second; None when not measured.
     """
 
     model_dir: PurePosixPath
@@ -52,7 +52,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """When a start is given up: `startup_seconds` after it began. `path` answers 200 once requests are served."""
+    """Startup limit: a start is abandoned `startup_seconds` after it began. `path` returns 200 once requests are
+    served.
+    """
 
     path: str
     startup_seconds: int
@@ -60,13 +62,13 @@ class Probes:
 
     @property
     def startup_failures(self) -> int:
-        """Kubernetes' failureThreshold of the startup probe."""
+        """The startup probe's failureThreshold in Kubernetes."""
         return -(-self.startup_seconds // self.period_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """One server to start. `gpus` 0 is a CPU server; `reasons` says why better variants weren't chosen."""
+    """One server to start. `gpus` 0 means a CPU server; `reasons` explains why better variants weren't chosen."""
 
     name: str
     engine: Engine
@@ -89,12 +91,14 @@ class LaunchPlan:
 def choose_variant(
     workspace: Workspace, records: Mapping[str, Servable], hardware: Hardware
 ) -> Fit:
-    """The variant, GPUs and context for a Workspace; needs no site. Raises DoesNotFit, UnknownVariant, InvalidInput.
+    """Chooses variant, GPUs and context; needs no site. Raises DoesNotFit, UnknownVariant, InvalidInput.
 
-    `records` are those of the image's variants, by variant.
+    `records` are the image's records by variant.
     """
     spec = workspace.spec
     user = spec.runtime.args
+    # These flags change the fit itself, so the user's values enter it instead of only being passed
+    # on.
     tensor_parallel = arguments.number_of(user, "--tensor-parallel-size")
     longest = arguments.number_of(user, "--max-model-len")
     demand = Demand(
@@ -111,9 +115,9 @@ def choose_variant(
 def plan_launch(
     workspace: Workspace, *, record: Servable, fit: Fit, hardware: Hardware, site: Site
 ) -> LaunchPlan:
-    """The plan for a variant that was chosen. Raises InvalidInput when engine and model, or args and spec, disagree.
+    """The plan for a chosen variant. Raises InvalidInput when engine and model, or args and spec, conflict.
 
-    The site must name a directory for every adapter of the spec.
+    The site must have a directory for every adapter of the spec.
     """
     spec = workspace.spec
     template = TEMPLATES[spec.runtime.engine]
@@ -154,7 +158,8 @@ def plan_launch(
 
 
 def startup_seconds(record: Servable, site: Site, *, gpus: int) -> int:
-    """How long a start may take, from the size of the weights and the rate at which they are read."""
+    """Seconds that a start may take, from the size of the weights and the read rate."""
+    # At least 1: a measured rate may be close to 0.
     rate = max(site.read_rate or _SLOWEST_READ, 1.0)
     reading = record.facts.weight_bytes / rate
     return int(_BOOT + (_COMPILE if gpus else 0) + _PATIENCE * reading)
@@ -164,6 +169,7 @@ def _utilization(spec: Spec) -> float:
     asked = arguments.number_of(spec.runtime.args, "--gpu-memory-utilization")
     if asked is not None:
         return min(asked, 1.0)
+    # On a shared GPU each server takes its part of the usual share.
     return DEFAULT_UTILIZATION * (spec.resources.fraction or 1.0)
 
 
@@ -180,7 +186,7 @@ def _check_format(engine: Engine, template: Template, record: Servable) -> None:
 
 
 def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
-    """Arguments that the plan itself depends on can't be the user's."""
+    """Refuses user arguments that the plan itself sets: probes, Services and mounts depend on them."""
     clash = sorted(arguments.given(user) & template.fixed_flags)
     if clash:
         raise InvalidInput(
@@ -190,13 +196,15 @@ def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
 
 
 def _gguf_file(record: Servable) -> str | None:
-    """The file to open: the only one, or the first part of several, which names the rest."""
+    """The GGUF file to open: the only one, or the first of several parts, which lists the others."""
     return next((file.path for file in record.files if file.path.endswith(".gguf")), None)
 
 
 def _environment(
     spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware
 ) -> tuple[EnvVar, ...]:
+    # The model directory is complete and read-only: an engine must not contact the Hub or send
+    # usage data.
     derived = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if hardware.gpu is None and spec.runtime.engine is Engine.VLLM:
         derived[_CPU_CACHE] = str(_cpu_cache_gib(record, fit, hardware))
@@ -206,7 +214,7 @@ def _environment(
 
 
 def _kv_tokens(spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware) -> int | None:
-    """Tokens that the KV cache holds: what GPUs have left, or what vLLM on a CPU is given; None when unknown."""
+    """KV cache capacity in tokens: from the GPUs' free memory, or from vLLM's CPU setting; None when unknown."""
     if hardware.gpu is not None:
         return fit.kv_tokens
     given_by_user = any(each.name == _CPU_CACHE for each in spec.runtime.env)
@@ -218,7 +226,7 @@ def _kv_tokens(spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware) ->
 
 
 def _cpu_cache_gib(record: Servable, fit: Fit, hardware: Hardware) -> int:
-    """GiB of KV cache: a few requests of full length, within half of what the weights leave free."""
+    """GiB of KV cache on a CPU: a few full-length requests, at most half of the memory left by the weights."""
     tokens = _CPU_SEQUENCES * (fit.context or 0)
     wanted = -(-tokens * record.facts.kv_cache_bytes_per_token // _GIB)
     if not hardware.memory_bytes:

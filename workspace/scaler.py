@@ -1,10 +1,10 @@
-"""How many replicas a queue needs. Pure: readings and a clock in, a number and its reason out.
+"""Computes the number of replicas from the queue. Pure: readings and a clock in, a number and its reason out.
 
-vLLM queues a request only when its memory or its batch is full, so waiting requests are work that no replica has
-room for: they ask for more replicas. Going down asks whether fewer replicas could hold what runs now, by the share
-of KV cache in use and by the size of the batch; work in flight is never left without a place. As in a
-HorizontalPodAutoscaler, growth waits until it is wanted throughout the up-window, shrinking until nothing more was
-wanted throughout the down-window. From zero there is no window: somebody waits.
+vLLM queues a request only when its memory or its batch is full, so waiting requests exceed the capacity of all replicas
+and require more. Scaling down requires that fewer replicas can hold the running requests, by the share of KV cache in
+use and by batch size; running work always keeps its capacity. As in a HorizontalPodAutoscaler, scaling up requires the
+higher target throughout the up-window, and scaling down the lower target throughout the down-window. From zero there is
+no window: a client is waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEFAULT_BATCH: Final = 256  # vLLM's --max-num-seqs on most GPUs
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a Workspace's `scale` says. Windows in seconds; `batch` is how many requests one replica runs at once."""
+    """A Workspace's `scale` settings. Windows in seconds; `batch` is the number of concurrent requests per replica."""
 
     least: int
     most: int
@@ -31,7 +31,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One replica as it was scraped. `kv_usage` is a share of 1."""
+    """The scraped load of one replica. `kv_usage` is a share of 1."""
 
     running: float
     waiting: float
@@ -40,10 +40,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """All of a Workspace at one moment.
+    """The load of a whole Workspace at one moment.
 
-    `current` replicas are asked for, `ready` of them answer; `readings` are those that could be scraped, and `held` is
-    how many requests the activator holds.
+    `current` replicas are requested and `ready` of them are ready. `readings` are those that could be scraped; `held`
+    is the number of requests that the activator holds.
     """
 
     current: int
@@ -61,55 +61,63 @@ class Load:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every ready replica told its load; what isn't known may be busy."""
+        """Whether every ready replica was scraped; an unknown one may be busy."""
         return len(self.readings) >= self.ready
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTarget:
-    """What the load of one moment asked for."""
+    """The replicas that the load of one moment requires."""
 
     at: float
     replicas: int
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The number of replicas to ask for, why, and what to hand to the next call."""
+class ScalingDecision:
+    """The number of replicas to request, the reason, and the history for the next call."""
 
     replicas: int
     reason: str
     history: tuple[ReplicaTarget, ...]
 
 
-def decide(policy: Policy, load: Load, history: Sequence[ReplicaTarget], now: float) -> Answer:
+def decide(
+    policy: Policy, load: Load, history: Sequence[ReplicaTarget], now: float
+) -> ScalingDecision:
     """The next number of replicas. Laws: within the policy's bounds; at most doubles, and shrinks by one; never below
-    what holds the work in flight; unchanged by a second call on the same readings."""
-    wish = ReplicaTarget(now, _clamp(wanted(policy, load), policy))
+    what holds the work in flight; unchanged by a second call on the same readings.
+    """
+    target = ReplicaTarget(now, _clamp(wanted(policy, load), policy))
+    # The sample of this very moment is replaced, so a second call on the same readings changes
+    # nothing.
     oldest = now - max(policy.up_window, policy.down_window)
-    kept = (*_since(oldest, [each for each in history if each.at < now]), wish)
+    kept = (*_since(oldest, [each for each in history if each.at < now]), target)
     current = load.current
     if current == 0:
-        return _from_zero(policy, wish, kept)
+        return _from_zero(policy, target, kept)
+    # The bounds or the replicas were changed by hand: no window applies.
     if current < policy.least or current > policy.most:
-        return Answer(_clamp(current, policy), "within the bounds that were set", kept)
+        return ScalingDecision(_clamp(current, policy), "within the bounds that were set", kept)
     floor = min(_recent(kept, now - policy.up_window))
     if floor > current and _covers(kept, now, policy.up_window):
+        # At most double per step, like the policy in render/kubernetes.py for an HPA.
         replicas = min(floor, current * 2)
-        return Answer(replicas, f"{load.waiting:g} requests wait", kept)
+        return ScalingDecision(replicas, f"{load.waiting:g} requests wait", kept)
     ceiling = max(_recent(kept, now - policy.down_window))
+    # An incomplete scrape never scales down: the replica without a reading may be the busy one.
     if ceiling < current and _covers(kept, now, policy.down_window) and load.is_complete:
         replicas = max(current - 1, ceiling)
-        return Answer(
+        return ScalingDecision(
             replicas, f"{replicas} replicas hold the {load.running:g} requests that run", kept
         )
-    return Answer(current, "as it is", kept)
+    return ScalingDecision(current, "as it is", kept)
 
 
 def wanted(policy: Policy, load: Load) -> int:
-    """What the load of this moment asks for, without windows, steps or bounds."""
+    """The replicas that the load of this moment requires, without windows, steps or bounds."""
     if load.waiting:
-        # Replicas that are still starting count: they will take of the queue.
+        # Never fewer than requested: replicas that are still starting will take part of the queue.
         return max(load.current, 1, _ceil(load.waiting / policy.queue_depth))
     if not load.is_complete or load.ready < load.current:
         return load.current
@@ -118,10 +126,12 @@ def wanted(policy: Policy, load: Load) -> int:
     return max(by_memory, by_batch, 1 if load.running else 0)
 
 
-def _from_zero(policy: Policy, wish: ReplicaTarget, kept: tuple[ReplicaTarget, ...]) -> Answer:
-    if wish.replicas == 0:
-        return Answer(0, "nothing waits", kept)
-    return Answer(max(1, policy.least), "a request waits", kept)
+def _from_zero(
+    policy: Policy, target: ReplicaTarget, kept: tuple[ReplicaTarget, ...]
+) -> ScalingDecision:
+    if target.replicas == 0:
+        return ScalingDecision(0, "nothing waits", kept)
+    return ScalingDecision(max(1, policy.least), "a request waits", kept)
 
 
 def _clamp(replicas: int, policy: Policy) -> int:
@@ -129,7 +139,7 @@ def _clamp(replicas: int, policy: Policy) -> int:
 
 
 def _since(oldest: float, history: Sequence[ReplicaTarget]) -> Sequence[ReplicaTarget]:
-    """The wishes of a window, and the last one before it, which says that the window is known whole."""
+    """The targets within a window, plus the last one before it, which proves that the whole window is covered."""
     before = sum(each.at <= oldest for each in history)
     return history[max(0, before - 1) :]
 
@@ -139,7 +149,7 @@ def _recent(history: Sequence[ReplicaTarget], since: float) -> list[int]:
 
 
 def _covers(history: Sequence[ReplicaTarget], now: float, window: float) -> bool:
-    """Whether the history is as long as a window: right after a start it isn't, and nothing may be concluded."""
+    """Whether the history covers a window. Right after a start it doesn't, so nothing may be concluded."""
     return history[0].at <= now - window
 
 

@@ -1,8 +1,8 @@
-"""The Workspace document (`weightyard.dev/v1alpha1`): which model to serve, with what, on what, how many times.
+"""The Workspace document (`weightyard.dev/v1alpha1`): which model to serve, with what, on what, how many replicas.
 
-The same schema holds for a file given to `weightyard up`, for what is rendered, and for the cluster's custom resource.
-Strict: an unknown field or a value of another type is refused, never guessed at. Only shape and single-document
-rules live here; what a spec means for a given model and machine is the planner's.
+The same schema applies to files of `weightyard up`, to rendering, and to the cluster's custom resource. Strict: unknown
+fields and values of another type are refused. Only shape and single-document rules belong here; the planner interprets
+a spec for a given model and machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from cache_agent.api.document import Namespace, NonEmpty, Quantity, SecretName, 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
 
-# Names of Deployments and Services are derived from it, so it stays clear of the 63 characters of a DNS label.
+# Deployment and Service names add suffixes to it and must stay within the 63 characters of a DNS
+# label.
 _NAME = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
@@ -29,7 +30,7 @@ def _refuse_repeats(field: str, names: list[str]) -> None:
 
 
 def _as_enum(kind: type[Enum]) -> BeforeValidator:
-    """Strict mode takes enum members only; documents hold their values."""
+    """Accepts an enum's values: strict mode accepts only members, and documents contain values."""
 
     def convert(value: object) -> object:
         return next((member for member in kind if member.value == value), value)
@@ -43,7 +44,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Variant(Enum):
-    """Which precision to serve; AUTO is the most accurate one that fits."""
+    """The precision to serve. AUTO is the most accurate one that fits."""
 
     AUTO = "auto"
     BF16 = "bf16"
@@ -62,7 +63,7 @@ class Engine(Enum):
 
 
 class Vendor(Enum):
-    """Who made the accelerator; decides its Kubernetes resource name."""
+    """The accelerator's maker. It determines the Kubernetes resource name."""
 
     NVIDIA = "nvidia"
     AMD = "amd"
@@ -71,7 +72,7 @@ class Vendor(Enum):
 
 
 class Placement(Enum):
-    """What nodes that hold the model mean to the scheduler."""
+    """How the scheduler treats nodes that already hold the model."""
 
     PREFERRED = "preferred"
     REQUIRED = "required"
@@ -79,7 +80,7 @@ class Placement(Enum):
 
 
 class Autoscaler(Enum):
-    """Who changes the number of replicas: Weightyard's own loop, KEDA, or a HorizontalPodAutoscaler."""
+    """What scales the replicas: Weightyard's own loop, KEDA, or a HorizontalPodAutoscaler."""
 
     BUILTIN = "builtin"
     KEDA = "keda"
@@ -87,11 +88,12 @@ class Autoscaler(Enum):
 
 
 class Build(Strict):
-    """How a source that is no image becomes one: where the controller publishes it, and with whose credentials."""
+    """Builds a Hub or S3 source into an image: target repository, variants, and the Secret with credentials."""
 
     to: NonEmpty = Field(
         description="A repository without a tag, registry.example/team/model; pullSecret must allow pushing there."
     )
+    # Not strict: documents have lists, which strict mode doesn't accept for tuples.
     variants: tuple[Annotated[Variant, _as_enum(Variant)], ...] = Field(
         default=(), strict=False, max_length=8, description="Quantized variants to build as well."
     )
@@ -162,14 +164,14 @@ class EnvVar(Strict):
 
 
 class Adapter(Strict):
-    """A LoRA adapter: the name requests use, and the image that holds it."""
+    """A LoRA adapter: its name in requests, and its image."""
 
     name: Name
     image: NonEmpty
 
 
 class Runtime(Strict):
-    """The inference server and how it is started. What stands in `args` wins over what is derived."""
+    """The inference server and its settings. `args` override derived arguments."""
 
     engine: Annotated[Engine, _as_enum(Engine)] = Engine.VLLM
     image: NonEmpty | None = Field(
@@ -225,7 +227,7 @@ class Toleration(Strict):
 
 
 class Resources(Strict):
-    """The accelerators of one replica. `gpus` 0 is a CPU server; absent, as many as the model needs."""
+    """The accelerators of one replica. `gpus` 0 means a CPU server; absent, as many as the model needs."""
 
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     vendor: Annotated[Vendor, _as_enum(Vendor)] = Vendor.NVIDIA
@@ -256,7 +258,7 @@ class Resources(Strict):
 
 
 class Scale(Strict):
-    """Replicas by queue depth. Windows in seconds."""
+    """Scales replicas by queue depth. Windows in seconds."""
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Annotated[int, Field(ge=1)]
@@ -288,13 +290,13 @@ class Scale(Strict):
 
 
 class NetworkPolicy(Strict):
-    """Who may reach the server, by namespace labels; absent, its own namespace only."""
+    """Who may connect to the server, by namespace labels; absent, its own namespace only."""
 
     allow_from_namespaces: dict[str, str] = Field(default_factory=dict)
 
 
 class Tenancy(Strict):
-    """What fences this Workspace off from others in the cluster."""
+    """Isolates this Workspace from others in the cluster."""
 
     quota: dict[str, str] = Field(
         default_factory=dict,
@@ -308,7 +310,7 @@ class Tenancy(Strict):
 
 
 class Rollout(Strict):
-    """How one version gives way to the next."""
+    """How one version replaces the previous."""
 
     strategy: Literal["rolling"] = "rolling"
     history: Annotated[int, Field(ge=1, le=100)] = Field(
@@ -321,7 +323,7 @@ class Rollout(Strict):
 
 
 class Spec(Strict):
-    """What is wanted. `replicas` and `scale` exclude each other; neither means one replica."""
+    """The desired state. `replicas` and `scale` exclude each other; neither means one replica."""
 
     model: Model
     runtime: Runtime = Runtime()
@@ -340,7 +342,7 @@ class Spec(Strict):
 
 
 class Metadata(Strict):
-    """The part of Kubernetes' ObjectMeta that a file may give."""
+    """The part of Kubernetes' ObjectMeta that a file may set."""
 
     name: Name
     namespace: Namespace | None = None
@@ -361,7 +363,7 @@ class Workspace(Strict):
         return self.metadata.name
 
     def to_document(self) -> dict[str, Any]:
-        """The document that says the same, with defaults left out."""
+        """The equivalent document, without defaults."""
         return {
             "apiVersion": self.api_version,
             "kind": self.kind,

@@ -1,4 +1,4 @@
-"""What a planner asks of a model: a record of ours says it, and so does what is known of a foreign image."""
+"""The model interface that the planner reads; implemented by records and by foreign images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modelimage.record import ModelFacts
 
 
 class ServableFile(Protocol):
-    """A file of a model, by its path in the model's directory."""
+    """A file of a model. `path` is relative to the model's directory."""
 
     @property
     def path(self) -> str: ...

@@ -1,7 +1,7 @@
-"""The image that stands for a Workspace's model. Nodes serve images: what is on the Hub or in S3 is built first.
+"""Names the image of a Workspace's model. Nodes serve images only: Hub and S3 sources are built first.
 
-Where it goes is the user's to say (`model.build.to`); its tag is made of what is built, so another revision is another
-image and nothing is built twice. Pure: names and command lines, no registry.
+The user sets the target repository (`model.build.to`). The tag is a hash of the build's inputs, so another revision is
+another image and nothing is built twice. Pure: names and command lines, no registry.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _PUBLISHED = Variant.BF16
 
 
 class NotBuilt(NotFound):
-    """The image that stands for a source isn't there yet; the hint says how to build it."""
+    """The image of a source doesn't exist yet; the hint has the build command."""
 
 
 def source_uri(model: Model) -> str | None:
-    """Where the weights come from when that is no image: `hf://…` or `s3://…`."""
+    """The URI of weights that aren't an image: `hf://…` or `s3://…`."""
     if model.hub is not None:
         return f"hf://{model.hub}"
     return f"s3://{model.s3}" if model.s3 is not None else None
 
 
 def image_of(workspace: Workspace) -> str:
-    """The model's image: the one given, or the one that is built. Raises InvalidInput where nothing says whereto."""
+    """The model's image: the given one, or the one to build. Raises InvalidInput when no target is set."""
     model = workspace.spec.model
     if model.image is not None:
         return model.image
@@ -44,15 +44,16 @@ def image_of(workspace: Workspace) -> str:
 
 
 def build_tag(workspace: Workspace) -> str:
-    """The tag of what is built; `rollout.restartedAt` makes another one, for a branch that moved."""
+    """The tag of the built image. `rollout.restartedAt` changes it, to rebuild from a branch that moved."""
     said = [
         source_uri(workspace.spec.model), *variants(workspace), workspace.spec.rollout.restarted_at,
     ]  # fmt: skip
+    # JSON keeps the parts apart; joined text could be equal for different parts.
     return f"src-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]}"
 
 
 def variants(workspace: Workspace) -> tuple[str, ...]:
-    """The quantized variants to build: those asked for, and the one to serve."""
+    """The quantized variants to build: the requested ones, and the one to serve."""
     model = workspace.spec.model
     asked = model.build.variants if model.build is not None else ()
     served = () if model.variant in (Variant.AUTO, _PUBLISHED) else (model.variant,)
@@ -60,13 +61,13 @@ def variants(workspace: Workspace) -> tuple[str, ...]:
 
 
 def build_arguments(workspace: Workspace, destination: str) -> tuple[str, ...]:
-    """The words after `weightyard` that build the image."""
+    """The arguments of `weightyard` that build the image."""
     chosen = [word for each in variants(workspace) for word in ("--variant", each)]
     return ("build", source_uri(workspace.spec.model) or "", "--to", destination, *chosen)
 
 
 def not_built(workspace: Workspace, image: str) -> NotBuilt:
-    """What to raise when a registry doesn't have the image of a source."""
+    """The error for a source whose image the registry doesn't have."""
     words = shlex.join(("weightyard", *build_arguments(workspace, image)))
     return NotBuilt(
         f"{source_uri(workspace.spec.model)} isn't built into {image} yet", hint=f"Run: {words}"

@@ -1,6 +1,6 @@
-"""What an engine is told beside size and place: how many requests at once, the KV cache's format, prefix caching.
+"""Derives engine settings from a fit: concurrent requests, KV cache format, prefix caching.
 
-Pure. Whatever the user's arguments say wins; what they say of the KV cache enters the arithmetic of the fit too.
+Pure. The user's arguments win, and those about the KV cache enter the fit's arithmetic too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from workspace import arguments
 from workspace.fit import KV_FP8, KV_NATIVE
 from workspace.schema import Engine
 
-# A prompt and an answer of common length. More requests than the cache holds at once would take turns, each thrown
-# out and computed again by the others (vLLM's preemption).
+# Tokens of a common prompt and answer. More concurrent requests than the cache holds would preempt
+# each other in vLLM, which then computes their tokens again.
 _COMMON_TOKENS: Final = 512
 _STEP: Final = 8
 _FEWEST: Final = 4
 
-# Models that keep a state beside, or instead of, a KV cache of every token: vLLM leaves prefix caching off for them
-# or calls it experimental.
+# Models with a state beside, or instead of, a KV cache of every token: vLLM disables prefix caching
+# for them or calls it experimental.
 _STATEFUL: Final = (
     "mamba", "jamba", "bamba", "zamba", "rwkv", "plamo2", "falconh1", "nemotronh", "granitemoehybrid",
     "qwen3next", "kimilinear", "minimaxtext01", "minimaxm1", "lfm2", "whisper",
@@ -29,9 +29,9 @@ _STATEFUL: Final = (
 
 
 def sequences(kv_tokens: int | None) -> int | None:
-    """How many requests one server runs at once, of the tokens that its KV cache holds; None leaves the engine's own.
+    """Concurrent requests of one server, from its KV cache's capacity in tokens; None keeps the engine's default.
 
-    Never above the batch that the record's memory was counted for (256), so that plan and server agree.
+    Never above the batch that the record's memory assumes (256), so that plan and server agree.
     """
     if kv_tokens is None:
         return None
@@ -40,7 +40,7 @@ def sequences(kv_tokens: int | None) -> int | None:
 
 
 def kv_dtype(engine: Engine, user: Iterable[str]) -> str | None:
-    """The KV cache's format where it is decided already: by the user, or by an engine that is left to its own."""
+    """The KV cache's format where it is already decided: by the user, or by engines other than vLLM."""
     if engine is not Engine.VLLM:
         return KV_NATIVE
     asked = arguments.value_of(user, "--kv-cache-dtype")
@@ -50,6 +50,6 @@ def kv_dtype(engine: Engine, user: Iterable[str]) -> str | None:
 
 
 def caches_prefixes(facts: ModelFacts) -> bool:
-    """Whether requests that begin alike may share the computed beginning: with a KV cache of every token only."""
+    """Whether requests may share the computed prefix: only with a KV cache of every token."""
     name = facts.architecture.lower()
     return bool(facts.kv_cache_bytes_per_token) and not any(each in name for each in _STATEFUL)

@@ -1,1 +1,1 @@
-"""Where checkpoints come from: one interface, and a module for each kind of place."""
+"""Model sources: one interface, and a module for each kind."""

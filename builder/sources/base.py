@@ -1,4 +1,4 @@
-"""The interface of a model source: it lists a checkpoint's files and brings one at a time onto this machine."""
+"""The interface of a model source: it lists a checkpoint's files and fetches them one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, order=True)
 class SourceFile:
-    """A file at the source: its relative POSIX path, size in bytes, and the sha256 the source says it has, if any."""
+    """A file at the source: its relative POSIX path, size in bytes, and sha256 according to the source, if known."""
 
     path: str
     size: int
@@ -23,7 +23,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source holds, sorted by path, and what its walk left out with the reason."""
+    """A source's files, sorted by path, and the paths it left out with the reason."""
 
     files: tuple[SourceFile, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -31,9 +31,9 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file that can stay where it is: `identity` pins its bytes, `read(start)` gives them from there to the end.
+    """A file that can be streamed: `identity` pins its bytes, `read(start)` yields them from there to the end.
 
-    A reading goes on by itself where a connection broke off, and ends its connection when it is closed.
+    A read resumes by itself after a broken connection, and ends its connection when it is closed.
     """
 
     identity: str
@@ -41,29 +41,29 @@ class RemoteFile:
 
 
 class ModelSource(Protocol):
-    """One revision of one checkpoint. `fetch` and `remote` are safe for use from several threads at once."""
+    """One revision of one checkpoint. `fetch` and `remote` are safe for concurrent use by several threads."""
 
     @property
     def uri(self) -> str:
-        """What the record says of where it came from: nothing of this machine."""
+        """The origin as written to the record: nothing about this machine."""
 
     @property
     def revision(self) -> str:
-        """The resolved commit; empty where the source has none."""
+        """The resolved commit; empty if the source has none."""
 
     @property
     def is_local(self) -> bool:
-        """Whether the files are on this machine already, so that fetching moves nothing."""
+        """Whether the files are already on this machine, so that fetching transfers nothing."""
 
     def list(self) -> Listing:
-        """Raises NotFound, AccessDenied, Unreachable, InvalidCheckpoint."""
+        """List the files. Raises NotFound, AccessDenied, Unreachable, InvalidCheckpoint."""
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
-        """A local path with the file's bytes, which stay there for the build. `advance` gets what is transferred.
+        """Fetch a file to a local path that stays valid for the build. `advance` gets the bytes transferred.
 
-        What was fetched before is not fetched again.
+        Files fetched earlier are not fetched again.
         Raises as `list`, and NoSpace and NotWritable.
         """
 
     def remote(self, file: SourceFile) -> RemoteFile | None:
-        """How to read a file without keeping it here; None where that can't be, or where it is here already."""
+        """A handle to stream a file without storing it; None if that isn't possible, or if the file is local."""

@@ -1,11 +1,11 @@
-"""A text of one's own for calibration: a file, or one that stands in a dataset on the Hugging Face Hub.
+"""Custom calibration text: a local file, or a file of a dataset on the Hugging Face Hub.
 
-    hf://ORG/NAME[@REVISION]             the dataset's one text file, or the first of its training split
-    hf://ORG/NAME[@REVISION]/PATH        a file of it
-    hf://datasets/ORG/NAME...            the same, as huggingface-hub's own file system spells it
+    hf://ORG/NAME[@REVISION]             the dataset's only text file, or the first of its training split
+    hf://ORG/NAME[@REVISION]/PATH        one of its files
+    hf://datasets/ORG/NAME...            the same, in the spelling of huggingface-hub's file system
 
-Only plain text, JSON lines and Parquet are taken, as they are: what is downloaded is what its digest in the record
-names. The revision is resolved to a commit first. Reading the text is the business of `quantize`.
+Only plain text, JSON lines and Parquet are accepted, and used unchanged: the record's digest is that of the downloaded
+file. The revision is resolved to a commit first. Parsing the text is up to `quantize`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class DatasetReference:
-    """A dataset on the Hub and a file of it; `path` is None for its only text."""
+    """A dataset on the Hub and one of its files; `path` None means its only text."""
 
     name: str
     revision: str | None = None
@@ -47,7 +47,7 @@ class DatasetReference:
 
 
 def parse_dataset(text: str) -> DatasetReference:
-    """Law: `parse_dataset(str(r)) == r`. Raises InvalidInput."""
+    """Parse a dataset reference. Law: `parse_dataset(str(r)) == r`. Raises InvalidInput."""
     match = _NAMED.fullmatch(text)
     if match is None:
         raise InvalidInput(f"not a dataset on the Hub: {text[:200]!r}", hint=_HINT)
@@ -55,10 +55,10 @@ def parse_dataset(text: str) -> DatasetReference:
 
 
 def calibration_file(given: str, *, endpoint: str | None = None, cache: Path | None = None) -> Path:
-    """The file that a user names, downloaded where it is on the Hub.
+    """The local path of a calibration file, downloaded if it is on the Hub.
 
-    Raises InvalidInput, NotFound, AccessDenied, Unreachable, RateLimited, RemoteRefused, and for the
-    cache's disk NoSpace and NotWritable.
+    Raises InvalidInput, NotFound, AccessDenied, Unreachable, RateLimited, RemoteRefused, and NoSpace and
+    NotWritable for the cache's disk.
     """
     if given.startswith(SCHEME):
         return _fetch(parse_dataset(given), endpoint, cache)
@@ -76,6 +76,7 @@ def _fetch(reference: DatasetReference, endpoint: str | None, cache: Path | None
     files = [each.rfilename for each in info.siblings or ()]
     path = _chosen(reference, files)
     with mapped_errors(reference, path):
+        # By the resolved commit, not by the branch: the branch may move between listing and download.
         found = hf_hub_download(
             reference.name, path, repo_type=_KIND, revision=info.sha, endpoint=endpoint,
             cache_dir=cache,
@@ -84,9 +85,10 @@ def _fetch(reference: DatasetReference, endpoint: str | None, cache: Path | None
 
 
 def _chosen(reference: DatasetReference, files: list[str]) -> str:
-    """The file that is meant. Raises InvalidInput when that isn't clear, NotFound when there is none."""
+    """Choose the file. Raises InvalidInput if the reference is ambiguous, NotFound if there is none."""
     texts = [path for path in files if path.lower().endswith(SUFFIXES)]
     training = [path for path in texts if _FIRST_TRAINING.fullmatch(path)]
+    # The only text, else the only file that starts the training split; any other choice would be a guess.
     for only in (texts, training):
         if reference.path is None and len(only) == 1:
             return only[0]

@@ -1,4 +1,4 @@
-"""From what a user writes to a ModelSource: the one spot that names the kinds of source."""
+"""Creates a ModelSource from a user's reference: the only module that lists the kinds of source."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def open_source(
     uri: str | None = None,
     revision: str | None = None,
 ) -> ModelSource:
-    """`hf://ORG/NAME[@REVISION]`, `s3://BUCKET/PREFIX`, `mlflow:models:/NAME/VERSION`, or a directory.
+    """Open `hf://ORG/NAME[@REVISION]`, `s3://BUCKET/PREFIX`, `mlflow:models:/NAME/VERSION`, or a directory.
 
-    Raises InvalidInput. Nothing is read or connected to yet. `uri` and `revision` are labels for a directory, which has
-    none of its own.
+    Raises InvalidInput. Reads nothing and makes no connection yet. `uri` and `revision` are labels for a directory,
+    which has none of its own.
     """
     remote = _remote(text, environment)
     if remote is None:
@@ -38,7 +38,7 @@ def open_source(
 
 
 def _remote(text: str, environment: Mapping[str, str]) -> ModelSource | None:
-    """A source that needs a library of its own, imported only now, since each takes a second or more."""
+    """Open a remote source. Its library is imported only here, because each import takes a second or more."""
     if text.startswith(HUB_SCHEME):
         from builder.sources.hub import HubSource, parse_hub  # noqa: PLC0415
 
@@ -74,6 +74,6 @@ def _open_mlflow(text: str, environment: Mapping[str, str]) -> ModelSource:
 
 
 def _work(environment: Mapping[str, str]) -> Path:
-    """Where fetched files are kept between builds."""
+    """The directory of fetched files, kept between builds."""
     base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp"), ".cache")  # noqa: S108
     return Path(base) / "weightyard" / "sources"

@@ -1,4 +1,4 @@
-"""A file behind a URL, read from any position, continued where the connection breaks off. Nothing is kept."""
+"""Reads a file at a URL from any position, resuming after broken connections. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUFFER_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HttpFile:
-    """`size` bytes at `url`. `headers` go to its own origin only, not to where it redirects."""
+    """`size` bytes at `url`. `headers` are sent only to its own origin, not to redirect targets."""
 
     url: str
     size: int
@@ -34,6 +34,7 @@ class HttpFile:
                     position, failures = position + len(piece), 0
                     yield piece
             except Unreachable:
+                # Progress resets the count: a large file survives many interruptions, a dead server only a few.
                 failures += 1
                 if not self.connections.backoff.wait(failures):
                     raise
@@ -48,7 +49,8 @@ class HttpFile:
                 yield bytes(buffer[:count])
 
     def _check(self, response: Response, wanted: ByteRange) -> None:
-        """Raise unless the answer is the range that was asked for."""
+        """Raise unless the response has the requested range."""
+        # Some servers send a range of the whole file with 200; any other 200 has the wrong bytes.
         whole = wanted == ByteRange(0, self.size)
         found = parse_content_range(response.header("Content-Range") or "")
         if (response.status == 200 and whole) or (

@@ -1,8 +1,8 @@
-"""A checkpoint on the Hugging Face Hub, or on whatever speaks its API at HF_ENDPOINT.
+"""A checkpoint on the Hugging Face Hub, or on a server with its API at HF_ENDPOINT.
 
-The revision is resolved to a commit first and everything is fetched from that commit, so a build can't mix two.
-Files come through huggingface-hub into its own cache, which other programs share; tokens are found where that
-library finds them. All of its exceptions end here.
+The revision is resolved to a commit first and all files are fetched from it, so a build can't mix two commits.
+huggingface-hub downloads the files into its own cache, which other programs share, and finds the tokens. All of its
+exceptions are mapped here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SIGN_IN = "Set HF_TOKEN or run `hf auth login`."
-# Subclasses first: to huggingface-hub a gated repository is one that wasn't found.
+# Subclasses first: in huggingface-hub a gated repository is a subclass of one that wasn't found.
 _CAUSES: tuple[tuple[type[Exception], type[WeightyardError], str, str], ...] = (
     (
         GatedRepoError,
@@ -90,7 +90,7 @@ class HubReference:
 
 
 def parse_hub(text: str) -> HubReference:
-    """Parse what a user writes. Raises InvalidInput."""
+    """Parse a reference given by a user. Raises InvalidInput."""
     name, at, revision = text.removeprefix(SCHEME).partition("@")
     if not _NAME.fullmatch(name) or (at and not _REVISION.fullmatch(revision)):
         raise InvalidInput(
@@ -101,7 +101,7 @@ def parse_hub(text: str) -> HubReference:
 
 
 class HubSource:
-    """A ModelSource of one Hub repository. Connects at the first call."""
+    """A ModelSource for one Hub repository. Connects on the first call."""
 
     def __init__(
         self, reference: HubReference, *, endpoint: str | None = None, cache: Path | None = None
@@ -130,6 +130,7 @@ class HubSource:
                 self._reference.name, revision=self._reference.revision, files_metadata=True
             )
         commit = info.sha or ""
+        # A complete commit hash: with a branch name, one build could mix two commits.
         if not _COMMIT.fullmatch(commit):
             raise RemoteRefused(f"the Hub names no commit for {self._reference}: {commit!r:.60}")
         self._commit = commit
@@ -148,11 +149,12 @@ class HubSource:
         return Path(path)
 
     def remote(self, file: SourceFile) -> RemoteFile | None:
-        """Through the Hub's resolve address, at the pinned commit; None for what the Hugging Face cache holds."""
+        """Stream from the Hub's resolve URL at the pinned commit; None if the Hugging Face cache has the file."""
         name, commit = self._reference.name, self._commit
         with mapped_errors(self._reference, file.path):
             cached = try_to_load_from_cache(name, file.path, self._cache, commit)
             url = hf_hub_url(name, file.path, revision=commit, endpoint=self._endpoint)
+        # Reading a cached file from disk is cheaper than downloading it again.
         if isinstance(cached, str):
             return None
         token = get_token()
@@ -163,6 +165,7 @@ class HubSource:
 
 
 def _source_file(sibling: Any) -> SourceFile:
+    # Without sizes, completeness couldn't be checked.
     if type(sibling.size) is not int:
         raise RemoteRefused(f"the Hub doesn't say how large {sibling.rfilename!r} is")
     claimed = Digest(sibling.lfs.sha256) if sibling.lfs else None
@@ -170,7 +173,7 @@ def _source_file(sibling: Any) -> SourceFile:
 
 
 def _bar(advance: Advance) -> type[tqdm]:
-    """huggingface-hub reports progress to a class of bars only: this one draws nothing."""
+    """A progress bar class that draws nothing: huggingface-hub reports progress only to such classes."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -185,7 +188,7 @@ def _bar(advance: Advance) -> type[tqdm]:
 
 @contextmanager
 def mapped_errors(reference: object, path: str = "") -> Iterator[None]:
-    """The library's exceptions as ours, naming the repository (a reference that tells itself) and the file."""
+    """Map the library's exceptions to ours. The message names the repository, by its `str`, and the file."""
     what = f"{path!r} of {reference}" if path else str(reference)
     try:
         yield
@@ -196,7 +199,7 @@ def mapped_errors(reference: object, path: str = "") -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError) as error:
         raise _unreachable(what, error) from error
     except OSError as error:
-        # What is left is the disk under the cache.
+        # Any other OSError is from the cache's disk.
         raise write_error(Path(error.filename or "the Hugging Face cache"), error) from error
 
 

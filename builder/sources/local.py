@@ -1,8 +1,7 @@
 """A checkpoint in a local directory.
 
-Symbolic links to files are followed, since that is what a Hugging Face cache is made of; links to directories are
-not, since they may lead anywhere or in circles. Nothing of the machine goes into the record: not the directory's
-name, owner or times.
+Symbolic links to files are followed, because a Hugging Face cache consists of them; links to directories are not,
+because they may lead anywhere or form a loop. Nothing about the machine is recorded: no directory name, owner or times.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _KINDS = {
 
 
 class LocalSource:
-    """A ModelSource of a directory. `uri` and `revision` are labels that the caller vouches for."""
+    """A ModelSource for a directory. `uri` and `revision` are labels that the caller guarantees."""
 
     def __init__(self, root: Path, *, uri: str = LOCAL_URI, revision: str = "") -> None:
         self._root = root
@@ -65,16 +64,17 @@ class LocalSource:
         return self._root / file.path
 
     def remote(self, file: SourceFile) -> None:
-        """What is here isn't remote."""
+        """None: local files need no streaming."""
 
 
 def _walk(directory: Path, prefix: str, ignored: dict[str, str]) -> Iterator[SourceFile]:
     with reading(directory), os.scandir(directory) as scan:
+        # Listed completely first, so that no directory stays open during the recursion.
         entries = list(scan)
     for entry in entries:
         path = prefix + entry.name
         if entry.name.startswith("."):
-            # Not even looked into: a .git directory may hold sockets, and more files than the model.
+            # Not entered: a .git directory may contain sockets, and more files than the model.
             ignored[path] = "hidden"
         elif entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), f"{path}/", ignored)

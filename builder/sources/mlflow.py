@@ -1,8 +1,8 @@
-"""A model version in an MLflow registry (the extra `mlflow`).
+"""A model version in an MLflow registry (needs the extra `mlflow`).
 
-The registry says where the version's files are. A directory or a bucket is read by the source for it, with its ranges
-and its resume; anything else (MLflow's own artifact server, Azure, Google) comes through MLflow, a file at a time.
-All of MLflow's exceptions end here.
+The registry states the location of the version's files. Directories and buckets are read by their own sources, with
+range reads and resume; other locations (MLflow's artifact server, Azure, Google) are read through MLflow, file by file.
+All of MLflow's exceptions are mapped here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from modelimage.errors import (
     WeightyardError,
 )
 
-# MLflow would draw bars over ours, and can be told in no other way.
+# MLflow would draw its progress bars over ours; only this variable turns them off.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 SCHEME: Final = "mlflow:models:/"
@@ -61,7 +61,7 @@ class MlflowReference:
 
 
 def parse_mlflow(text: str) -> MlflowReference:
-    """Parse what a user writes. Raises InvalidInput."""
+    """Parse a reference given by a user. Raises InvalidInput."""
     found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
     if found is None or not text.startswith(SCHEME):
         raise InvalidInput(
@@ -73,7 +73,7 @@ def parse_mlflow(text: str) -> MlflowReference:
 
 @dataclass(frozen=True, slots=True)
 class MlflowSettings:
-    """Where MLflow is; what isn't given, MLflow finds as it always does. `open_s3` opens an address s3://…"""
+    """The location of MLflow; unset values are found by MLflow as usual. `open_s3` opens an address s3://…"""
 
     work: Path
     open_s3: Callable[[str], ModelSource]
@@ -82,7 +82,7 @@ class MlflowSettings:
 
 
 class MlflowSource:
-    """A ModelSource of one model version. Connects at the first call."""
+    """A ModelSource for one model version. Connects on the first call."""
 
     is_local = False
 
@@ -99,7 +99,7 @@ class MlflowSource:
 
     @property
     def revision(self) -> str:
-        """The number of the version: an alias may move."""
+        """The version's number, because an alias may move."""
         return self._version
 
     def list(self) -> Listing:
@@ -123,7 +123,7 @@ class MlflowSource:
         return self._inner.fetch(place, advance)
 
     def remote(self, file: SourceFile) -> RemoteFile | None:
-        """As where the version lies says: only a bucket is read without staging."""
+        """Delegate to the source of the version's files: only a bucket supports streaming."""
         place = self._paths.get(file.path)
         return self._inner.remote(place) if self._inner is not None and place is not None else None
 
@@ -132,6 +132,7 @@ class MlflowSource:
         with _mapped(str(self._reference)):
             client = MlflowClient(given.tracking_uri, given.registry_uri)
             version = self._reference.version
+            # Resolved once: the alias may move during the build.
             if version is None:
                 found = client.get_model_version_by_alias(name, str(self._reference.alias))
                 version = str(found.version)
@@ -141,6 +142,7 @@ class MlflowSource:
         if parts.scheme == "s3":
             return given.open_s3(address)
         if parts.scheme in ("", "file"):
+            # File URLs escape special characters.
             return LocalSource(Path(unquote(parts.path)))
         with _mapped(address):
             repository = get_artifact_repository(
@@ -150,7 +152,7 @@ class MlflowSource:
 
 
 class _ArtifactSource:
-    """A ModelSource of whatever MLflow's own client reads."""
+    """A ModelSource for any location that only MLflow's own client reads."""
 
     is_local = False
     revision = ""
@@ -176,9 +178,10 @@ class _ArtifactSource:
         return path
 
     def remote(self, file: SourceFile) -> None:
-        """MLflow's client gives whole files only."""
+        """None: MLflow's client can only fetch whole files."""
 
     def _download(self, file: SourceFile, path: Path) -> None:
+        # Into a directory of its own, then renamed: a file under its final name is always complete.
         with writing(path):
             make_directories(path.parent)
             folder = Path(tempfile.mkdtemp(dir=path.parent))
@@ -200,18 +203,20 @@ class _ArtifactSource:
             if entry.is_dir:
                 yield from self._walk(entry.path)
             elif entry.file_size is None:
+                # Without a size, a truncated download couldn't be detected.
                 raise RemoteRefused(f"MLflow doesn't say how large {entry.path!r} is")
             else:
                 yield SourceFile(entry.path, int(entry.file_size))
 
 
 def checkpoint_paths(paths: Iterable[str]) -> dict[str, str]:
-    """The checkpoint in the files of a model version: its path -> the path at MLflow. Pure.
+    """Map the checkpoint in a model version's files: its path -> the path in MLflow. Pure.
 
-    MLflow's transformers flavour keeps the model in `model/` and its tokenizer in `components/tokenizer/`, which belong
-    in one directory; a pyfunc keeps the checkpoint somewhere below `artifacts/`. Other files are as they are.
+    MLflow's transformers flavour stores the model in `model/` and its tokenizer in `components/tokenizer/`, which
+    belong in one directory; a pyfunc stores the checkpoint somewhere below `artifacts/`. Other files keep their paths.
     """
     known = sorted(paths)
+    # The version is a plain checkpoint.
     if _CONFIG in known:
         return {path: path for path in known}
     roots = sorted((path for path in known if path.endswith(f"/{_CONFIG}")), key=_depth)
@@ -219,8 +224,10 @@ def checkpoint_paths(paths: Iterable[str]) -> dict[str, str]:
         chosen = _below(known, _TRANSFORMERS)
         for folder in sorted({"/".join(path.split("/")[:2]) for path in known}):
             if folder.startswith(f"{_COMPONENTS}/"):
+                # The model's own files win over a component's files of the same name.
                 chosen = {**_below(known, folder), **chosen}
         return chosen
+    # The one nearest to the root: deeper ones belong to parts of the model.
     if roots:
         return _below(known, roots[0].removesuffix(f"/{_CONFIG}"))
     return {path: path for path in known}

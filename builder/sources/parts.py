@@ -1,7 +1,7 @@
-"""A file that arrives in parts, in any order, and goes on where it was after a crash.
+"""A file that is fetched in parts, in any order, and resumed after a crash.
 
-The bytes are in `NAME.part`; a byte for each part in `NAME.done` says whether it is there and on disk. The file takes
-its name when all are. Safe for several threads that write different parts, and locked against other processes.
+The bytes are in `NAME.part`; one byte per part in `NAME.done` records whether the part is on disk. The file gets its
+name when all parts are. Safe for several threads that write different parts, and locked against other processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from modelimage.ranges import ByteRange
 
 
 class PartFile:
-    """One file on its way. Made by `PartFile.open`."""
+    """One partly fetched file. Created by `PartFile.open`."""
 
     def __init__(self, path: Path, size: int, part_size: int) -> None:
         self._path = path
@@ -34,7 +34,7 @@ class PartFile:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path, size: int, part_size: int) -> Iterator[PartFile]:
-        """Begin or continue. Raises NoSpace, NotWritable, and Busy while another process is at it."""
+        """Start or resume a file. Raises NoSpace, NotWritable, and Busy while another process fetches it."""
         parts = cls(path, size, part_size)
         try:
             with writing(path):
@@ -47,20 +47,20 @@ class PartFile:
 
     @property
     def done_bytes(self) -> int:
-        """Bytes of the parts that are there."""
+        """Bytes of the complete parts."""
         return sum(len(self.span(n)) for n, done in enumerate(self._finished) if done)
 
     def missing(self) -> list[int]:
-        """The numbers of the parts that aren't there."""
+        """The numbers of the missing parts."""
         return [number for number, done in enumerate(self._finished) if not done]
 
     def span(self, number: int) -> ByteRange:
-        """Which bytes of the file a part is."""
+        """The byte range of a part."""
         start = number * self._part_size
         return ByteRange(start, min(self._size, start + self._part_size))
 
     def write(self, data: bytes, offset: int) -> None:
-        """Put bytes in their place."""
+        """Write bytes at an offset of the file."""
         view = memoryview(data)
         with writing(self._path):
             while view:
@@ -68,16 +68,18 @@ class PartFile:
                 view, offset = view[count:], offset + count
 
     def mark(self, number: int) -> None:
-        """Note that a part is complete, once it is on disk."""
+        """Record a part as complete, after its bytes are on disk."""
         with writing(self._path):
+            # The data is synced before the mark: a crash may lose a mark, but never leaves one without its bytes.
             os.fdatasync(self._data)
             with self._lock:
                 self._finished[number] = 1
                 os.pwrite(self._done, b"\1", number)
 
     def publish(self) -> None:
-        """Give the file its name; every part is there."""
+        """Rename the file to its final name. All parts must be complete."""
         with writing(self._path):
+            # Data before the name, and the marks removed only after it, so that a crash in between loses neither.
             os.fsync(self._data)
             self._data_path.rename(self._path)
             self._done_path.unlink()
@@ -86,6 +88,7 @@ class PartFile:
     def _open(self) -> None:
         make_directories(self._path.parent)
         self._done = os.open(self._done_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # The lock is on the marks' file, because the data file is renamed when it is complete.
         try:
             fcntl.flock(self._done, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -97,7 +100,7 @@ class PartFile:
         os.ftruncate(self._data, self._size)
         count = -(-self._size // self._part_size)
         held = os.pread(self._done, count, 0) if known else b""
-        # Anything but a one counts as not there.
+        # Only a byte of 1 marks a part; without the data file no mark counts, as after a crash in `publish`.
         self._finished = bytearray(byte == 1 for byte in held.ljust(count, b"\0"))
         os.ftruncate(self._done, 0)
         os.pwrite(self._done, self._finished, 0)

@@ -1,8 +1,8 @@
-"""A checkpoint in an S3 bucket, or in whatever speaks its API at AWS_ENDPOINT_URL.
+"""A checkpoint in an S3 bucket, or on a server with its API at AWS_ENDPOINT_URL.
 
-The listing pins each object by its ETag, and every read asks for that ETag, so an object that is replaced during a
-build is noticed and never mixed. Objects come in parallel ranges into a directory of the builder's own, where each
-finished part is kept through a crash. Credentials are found where boto3 finds them; all of its exceptions end here.
+The listing pins each object by its ETag and every read requires that ETag, so an object replaced during a build is
+detected and never mixed. Objects are fetched in parallel ranges into the builder's own directory, where finished parts
+survive a crash. boto3 finds the credentials; all of its exceptions are mapped here.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from modelimage.ranges import ByteRange, parse_content_range
 SCHEME: Final = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _READERS: Final = 8
+# At most _AHEAD + 1 ranges of `ahead_size` bytes are in memory per file.
 _AHEAD: Final = 2
 _ATTEMPTS: Final = 5
 _FIRST_PAUSE: Final = 0.5
@@ -55,7 +56,7 @@ class S3Reference:
 
     @property
     def folder(self) -> str:
-        """What the keys of its objects begin with."""
+        """The common prefix of the keys of its objects."""
         return f"{self.prefix}/" if self.prefix else ""
 
     def __str__(self) -> str:
@@ -63,7 +64,7 @@ class S3Reference:
 
 
 def parse_s3(text: str) -> S3Reference:
-    """Parse what a user writes. Raises InvalidInput."""
+    """Parse a reference given by a user. Raises InvalidInput."""
     bucket, _, prefix = text.removeprefix(SCHEME).partition("/")
     if not _BUCKET.fullmatch(bucket) or any(ord(letter) < 32 for letter in prefix):
         raise InvalidInput(f"not a place in S3: {text[:200]!r}", hint="Write s3://BUCKET/PREFIX.")
@@ -79,7 +80,7 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """How to reach S3. `client` holds arguments of `boto3.client`; `attempts` are boto3's own; times are in seconds."""
+    """How to reach S3. `client` has arguments for `boto3.client`; `attempts` are boto3's own; times are in seconds."""
 
     client: Mapping[str, Any] = field(default_factory=dict)
     part_size: int = 32 << 20
@@ -91,7 +92,7 @@ class S3Settings:
 
 
 class S3Source:
-    """A ModelSource of the objects below a prefix. `work` keeps what was fetched. Connects at the first call."""
+    """A ModelSource for the objects below a prefix. `work` stores fetched files. Connects on the first call."""
 
     is_local = False
 
@@ -112,11 +113,11 @@ class S3Source:
 
     @property
     def revision(self) -> str:
-        """A digest over paths, sizes and ETags: S3 has no commits, but this names what was listed."""
+        """A digest of paths, sizes and ETags: S3 has no commits, but this identifies the listing."""
         return self._revision
 
     def list(self) -> Listing:
-        """As the interface says. NotFound also for a prefix with nothing below it."""
+        """List the objects; raises as ModelSource.list, and NotFound also for a prefix without objects."""
         files, ignored = [], {}
         objects: dict[str, _Object] = {}
         for entry in self._entries():
@@ -142,6 +143,7 @@ class S3Source:
         if wanted is None:
             raise NotFound(f"{file.path!r} is not in {self._reference}")
         path = self._place(wanted, file.path)
+        # The name includes the ETag, so an existing file is complete and current.
         if path.exists():
             with reading(path):
                 advance(path.stat().st_size)
@@ -153,7 +155,7 @@ class S3Source:
         return path
 
     def remote(self, file: SourceFile) -> RemoteFile | None:
-        """In ranges that are read ahead; None for what an earlier build left here."""
+        """Stream with ranges that are read ahead; None if an earlier build left the file here."""
         wanted = self._objects.get(file.path)
         if wanted is None or self._place(wanted, file.path).exists():
             return None
@@ -161,7 +163,7 @@ class S3Source:
         return RemoteFile(identity, lambda start: self._read_ahead(wanted, start))
 
     def _read_ahead(self, wanted: _Object, start: int) -> Iterator[bytes]:
-        """The object from `start` on, a few ranges at once and in order; they are all that is in memory."""
+        """The object from `start` on, in order, with a few ranges concurrently; only those are in memory."""
         step = self._settings.ahead_size
         spans = (
             ByteRange(at, min(wanted.size, at + step)) for at in range(start, wanted.size, step)
@@ -176,6 +178,7 @@ class S3Source:
                 while waiting:
                     yield waiting.popleft().result()
             finally:
+                # The consumer may stop early. Ranges not started are dropped; leaving the pool waits for the others.
                 for each in waiting:
                     each.cancel()
 
@@ -183,7 +186,7 @@ class S3Source:
         return b"".join(self._continued(wanted, span))
 
     def _fill(self, parts: PartFile, wanted: _Object, advance: Advance) -> None:
-        """Fetch the missing parts, several at once; the first error stops the others."""
+        """Fetch the missing parts, several concurrently; the first error stops the others."""
         stopped = threading.Event()
 
         def part(number: int) -> None:
@@ -201,7 +204,7 @@ class S3Source:
                 for each in running:
                     each.result()
             finally:
-                # Also when it is this thread that was interrupted.
+                # Also if this thread was interrupted: leaving the pool waits for parts, which stop at their next read.
                 stopped.set()
 
     def _part(
@@ -212,10 +215,11 @@ class S3Source:
         advance: Advance,
         stopped: threading.Event,
     ) -> None:
-        """One part of a file."""
+        """Fetch one part of a file."""
         span = parts.span(number)
         position = span.start
         for data in self._continued(wanted, span):
+            # Without `mark`: an incomplete part is fetched again by the next run.
             if stopped.is_set():
                 return
             parts.write(data, position)
@@ -224,7 +228,7 @@ class S3Source:
         parts.mark(number)
 
     def _continued(self, wanted: _Object, span: ByteRange) -> Iterator[bytes]:
-        """The bytes of a range, continued where a connection broke off."""
+        """The bytes of a range, resumed after broken connections."""
         position, attempt = span.start, 0
         while position < span.stop:
             try:
@@ -233,6 +237,7 @@ class S3Source:
                     attempt = 0
                     yield data
             except Unreachable:
+                # boto3 retries requests, but not a body that breaks off. Progress resets the count.
                 attempt += 1
                 if attempt == _ATTEMPTS:
                     raise
@@ -245,10 +250,12 @@ class S3Source:
                 Bucket=self._reference.bucket,
                 Key=wanted.key,
                 Range=span.header,
+                # S3 answers 412 if the object was replaced since the listing.
                 IfMatch=wanted.etag,
             )
             body = answer["Body"]
         try:
+            # The range is checked before the first byte: these bytes have no digest until the whole file is there.
             told = parse_content_range(answer.get("ContentRange", ""))
             if told != (span, wanted.size):
                 raise RemoteRefused(f"S3 sent another range of {where} than {span.header}")
@@ -261,6 +268,7 @@ class S3Source:
                 left -= len(data)
                 yield data
         finally:
+            # Also after errors: an unread body would keep its connection out of the pool.
             body.close()
 
     def _entries(self) -> Iterator[Mapping[str, Any]]:
@@ -272,9 +280,10 @@ class S3Source:
                 yield from page.get("Contents", ())
 
     def _claimed(self, entry: Mapping[str, Any], found: _Object) -> Digest | None:
-        """The sha256 that S3 keeps of an object, where its uploader had it computed over the whole."""
+        """The sha256 that S3 stores for an object, if its uploader had it computed over the whole object."""
         if "SHA256" not in entry.get("ChecksumAlgorithm", ()):
             return None
+        # Only then is it worth one more request per object.
         with mapped(f"{found.key!r} of {self._reference.bucket}"):
             answer = self._client().head_object(
                 Bucket=self._reference.bucket,
@@ -285,7 +294,7 @@ class S3Source:
         return _whole_checksum(answer)
 
     def _place(self, wanted: _Object, path: str) -> Path:
-        """Where an object's bytes are kept: named by all that identifies them, so never another's."""
+        """The local path of an object's bytes: its name is derived from everything that identifies them."""
         identity = [self._endpoint(), self._reference.bucket, wanted.key, wanted.size, wanted.etag]
         name = hashlib.sha256(canonical.to_bytes(identity)).hexdigest()
         suffix = re.search(r"\.[A-Za-z0-9]{1,16}$", path)
@@ -295,6 +304,7 @@ class S3Source:
         return str(self._client().meta.endpoint_url)
 
     def _client(self) -> Any:
+        # One client for all threads: boto3's clients are thread-safe, its sessions aren't.
         with self._lock:
             if self._made is None:
                 with mapped(str(self._reference)):
@@ -307,7 +317,7 @@ def _client(settings: S3Settings) -> Any:
         connect_timeout=settings.timeout,
         read_timeout=settings.timeout,
         retries={"mode": "standard", "total_max_attempts": settings.attempts},
-        # Several files are fetched at once, each by all readers.
+        # Several files are fetched concurrently, each by all readers.
         max_pool_connections=4 * _READERS,
     )
     return boto3.session.Session().client("s3", config=config, **settings.client)
@@ -320,7 +330,7 @@ def _revision(objects: Mapping[str, _Object]) -> str:
 
 def _whole_checksum(answer: Mapping[str, Any]) -> Digest | None:
     text = answer.get("ChecksumSHA256", "")
-    # That of a multipart upload is a checksum of checksums, and ends in the number of parts.
+    # For a multipart upload this is a checksum of checksums, and ends in the number of parts.
     if not text or "-" in text or answer.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
         return None
     try:

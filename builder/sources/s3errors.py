@@ -1,4 +1,4 @@
-"""What goes wrong in boto3, in our words: one table, used by everything that talks to S3."""
+"""Maps boto3's errors to ours: one table, used by everything that accesses S3."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _SETTINGS: Final = (
     boto.InvalidEndpointConfigurationError,
     boto.ConfigParseError,
     boto.ConfigNotFound,
-    # A malformed endpoint address.
+    # A malformed endpoint URL.
     ValueError,
 )
 
 
 @contextmanager
 def mapped(what: str) -> Iterator[None]:
-    """Map boto3's exceptions while `what` is asked for."""
+    """Map boto3's exceptions during a request for `what`."""
     try:
         yield
     except boto.ClientError as error:
@@ -79,6 +79,7 @@ def _answer_error(what: str, error: boto.ClientError) -> WeightyardError:
         )
     if status in (401, 403):
         return AccessDenied(f"S3 refuses {what} ({code})", hint=_CREDENTIALS_HINT)
+    # 412: the pinned ETag no longer matches; 416: the object became shorter.
     if status in (412, 416):
         return InvalidCheckpoint(
             f"{what} changed while it was read", hint="Build again once nobody writes there."

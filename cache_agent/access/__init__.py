@@ -1,1 +1,1 @@
-"""Who may have what: access is proved with the caller's own credentials before a cached byte leaves the store."""
+"""Access control: a caller proves access with its own credentials before a cached byte is served."""

@@ -1,4 +1,4 @@
-"""Who asks: the credential that came with a request, and the name under which its proofs are kept."""
+"""Callers: the credential of a request, and the fingerprint under which its proofs are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_HEADER = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A caller; `credential` None is one that showed none."""
+    """A caller. `credential` None: an anonymous one."""
 
     credential: Credential | None = field(default=None, repr=False)
 
@@ -33,11 +33,12 @@ NOBODY = Caller()
 
 
 def caller_of_header(authorization: str | None) -> Caller:
-    """The caller that an Authorization header names. Raises InvalidInput for one that can't be understood."""
+    """The caller of an Authorization header; NOBODY without one. Raises InvalidInput for a malformed header."""
     if authorization is None:
         return NOBODY
     scheme, _, value = authorization.strip().partition(" ")
     value = value.strip()
+    # The value is sent on to the registry: control characters in it could add headers.
     if len(authorization) <= _MAX_HEADER and value.isascii() and value.isprintable():
         if scheme.lower() == "bearer" and value:
             return Caller(RegistryToken(value))
@@ -47,17 +48,18 @@ def caller_of_header(authorization: str | None) -> Caller:
 
 
 def caller_of_pull_secret(secrets: Mapping[str, str], registry: str, repository: str) -> Caller:
-    """The caller that a Kubernetes pull secret makes of a pod, for one repository. Raises InvalidInput.
+    """The caller of a pod's Kubernetes pull secret, for one repository. Raises InvalidInput.
 
     `secrets` holds a `.dockerconfigjson`, as image pull secrets do, or `username` and `password`, or nothing.
     """
     if _PULL_SECRET_KEY in secrets:
         config = DockerConfig.parse(secrets[_PULL_SECRET_KEY].encode(), what="the pull secret")
-        # A tenant's document must not choose programs that this node runs.
+        # Only `auths`: credential helpers of a tenant's document would be programs that this node runs.
         return Caller(DockerConfig(config.auths).find(registry, repository))
     if "username" in secrets:
         return Caller(BasicCredential(secrets["username"], secrets.get("password", "")))
     if secrets:
+        # Not NOBODY: anonymously a private image is just not found, which hides the wrong secret.
         raise InvalidInput(
             f"the volume's secret has neither {_PULL_SECRET_KEY} nor username and password",
             hint="Use a secret of type kubernetes.io/dockerconfigjson in nodePublishSecretRef.",
@@ -66,7 +68,7 @@ def caller_of_pull_secret(secrets: Mapping[str, str], registry: str, repository:
 
 
 def fingerprint(key: bytes, credential: Credential) -> str:
-    """Names a credential without telling it: a keyed hash, so that a weak password can't be guessed from it."""
+    """Identifies a credential without revealing it: a keyed hash, so a weak password can't be guessed from it."""
     parts: tuple[str, ...]
     match credential:
         case BasicCredential(username, password):
@@ -75,6 +77,7 @@ def fingerprint(key: bytes, credential: Credential) -> str:
             parts = ("identity", token)
         case RegistryToken(token):
             parts = ("bearer", token)
+    # Length-prefixed: no two credentials give the same text.
     text = b"".join(b"%d:%s" % (len(part.encode()), part.encode()) for part in parts)
     return hmac.new(key, text, hashlib.sha256).hexdigest()
 

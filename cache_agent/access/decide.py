@@ -1,8 +1,8 @@
-"""May this caller read from this place? Decided from what the place's owner said before, and when. Pure.
+"""Decides whether a caller may read a repository, from the upstream's earlier answers and their age. Pure.
 
-A place is a repository of one registry, or a model of one hub. What its owner said of nobody in particular (an
-anonymous request) holds for everyone; what it said of a credential holds for that credential only. An answer is
-believed for a while; a refusal only briefly, since a user who is given access wants to use it.
+A repository (`place`) is one of a registry, or a model of a Hub; its upstream is that registry or Hub. The answer to
+an anonymous request holds for every caller; the answer to a credential holds for that credential only. Permissions are
+cached for a while, refusals only briefly, since a user who was just given access wants to use it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Answer(Enum):
-    """What the owner of a place said when asked."""
+    """The upstream's answer to an access request."""
 
     ALLOWED = "allowed"
     REFUSED = "refused"  # 401 or 403
@@ -22,7 +22,7 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """An answer that was kept: ALLOWED or REFUSED, and when it was given."""
+    """A cached answer: ALLOWED or REFUSED, and when it was given, in seconds."""
 
     allowed: bool
     at: float
@@ -30,10 +30,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class CacheTTL:
-    """For how many seconds answers are believed.
+    """How long answers are cached, in seconds: permissions for `lifetime`, refusals for `refusal`.
 
-    `grace` is how long a permission outlives its `lifetime` while its owner can't be reached: who can't be asked can't
-    have taken anything back.
+    `grace`: how much longer a permission holds while the upstream is unreachable: in an outage it can't have been
+    revoked.
     """
 
     lifetime: float = 300.0
@@ -42,17 +42,17 @@ class CacheTTL:
 
 
 class AccessState(Enum):
-    """What a kept answer is worth now."""
+    """The validity of a cached answer now."""
 
     ALLOWED = "allowed"
     REFUSED = "refused"
-    LAPSED = "lapsed"  # was allowed; counts only while the owner can't be asked
+    LAPSED = "lapsed"  # was allowed; counts only while the upstream is unreachable
     UNKNOWN = "unknown"
 
 
 def standing(proof: Proof | None, now: float, rules: CacheTTL) -> AccessState:
-    """What a proof is worth at `now`."""
-    # A clock that was set back must not make a proof last longer than it would have.
+    """The validity of a proof at `now`."""
+    # A clock that was set back must not extend a proof.
     if proof is None or proof.at > now:
         return AccessState.UNKNOWN
     age = now - proof.at
@@ -64,7 +64,7 @@ def standing(proof: Proof | None, now: float, rules: CacheTTL) -> AccessState:
 
 
 class Step(Enum):
-    """What to do next about one request."""
+    """The next action for one request."""
 
     GRANT = "grant"
     REFUSE = "refuse"
@@ -80,19 +80,22 @@ def next_step(
     said_anyone: Answer | None,
     said_own: Answer | None,
 ) -> Step:
-    """The next step for a caller.
+    """The next step for a caller's request.
 
-    `anyone` and `own` are what kept proofs are worth; `own` is None for a caller without credentials. `said_*` are
-    the answers given during this request. Law: never GRANT unless something above says allowed.
+    `anyone` and `own`: validity of the cached proofs; `own` is None for a caller without credentials. `said_*`: the
+    upstream's answers during this request. Law: never GRANT unless a cached proof or an answer says allowed.
     """
     if AccessState.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own):
         return Step.GRANT
+    # Anonymously first: a public image then needs no credential, and one answer serves every caller.
     if said_anyone is None and anyone is not AccessState.REFUSED:
         return Step.ASK_ANONYMOUSLY
+    # An upstream that just didn't answer isn't tried again: each attempt costs the caller a timeout.
     reachable = said_anyone is not Answer.UNREACHABLE
     if own is not None and said_own is None and own is not AccessState.REFUSED and reachable:
         return Step.ASK_AS_CALLER
     if Answer.UNREACHABLE in (said_anyone, said_own):
+        # A refusal of this credential outweighs a lapsed permission: grace is for outages only.
         lapsed = (
             AccessState.LAPSED in (anyone, own)
             and said_own != Answer.REFUSED

@@ -1,4 +1,4 @@
-"""The gate that every server passes before it hands out what is cached: keeps proofs, asks when there is none."""
+"""Authorizes callers before a server serves cached bytes: caches proofs, requests missing ones upstream."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from modelimage.errors import AccessDenied, NotFound, Unreachable
 from modelimage.registry.credentials import Credential
 
 ANYONE: Final = ""
+# Callers choose the credentials, so the number of proofs must be bounded.
 _MAX_PROOFS: Final = 100_000
 Ask = Callable[[Credential | None], Answer]
 
 
 class Refused(AccessDenied):
-    """The owner of a place doesn't let this caller in."""
+    """The upstream refuses this caller access to a repository."""
 
 
 class PublicPlaces(Protocol):
-    """Remembers over restarts which places anyone may read."""
+    """Remembers across restarts which repositories are public."""
 
     def public_since(self, place: str) -> float | None:
-        """When a place was last found public; None when it wasn't."""
+        """When a repository was last found public; None if it wasn't."""
 
     def note_public(self, place: str, at: float | None) -> None:
-        """Remember it, or with None that it no longer is."""
+        """Record that a repository is public since `at`, or with None that it no longer is."""
 
 
 class ForgetfulPlaces:
-    """Remembers nothing."""
+    """Keeps nothing: after a restart every repository is requested again."""
 
     def public_since(self, place: str) -> float | None:
         return None
@@ -54,7 +55,7 @@ class ForgetfulPlaces:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A caller that was let in, and the credential to go on with: None where anyone may read."""
+    """A granted access, with the credential for further requests: None for a public repository."""
 
     credential: Credential | None
 
@@ -64,7 +65,7 @@ class Admission:
 
 
 class Authorizer:
-    """Lets callers in, or raises Refused, NotFound, Unreachable. Safe for threads; `clock` gives seconds."""
+    """Authorizes callers, or raises Refused, NotFound, Unreachable. Thread-safe; `clock` returns seconds."""
 
     def __init__(
         self,
@@ -75,13 +76,14 @@ class Authorizer:
     ) -> None:
         self._clock, self._rules = clock, rules or CacheTTL()
         self._places = places or ForgetfulPlaces()
+        # A new key each start is enough: credentials' proofs are kept in memory only.
         self._key = key or secrets.token_bytes(32)
         self._proofs: OrderedDict[tuple[str, str], Proof] = OrderedDict()
         self._lock = threading.Lock()
         self._asking: dict[tuple[str, str], tuple[threading.Lock, list[None]]] = {}
 
     def known(self, place: str, caller: Caller) -> Admission | None:
-        """What a kept proof allows, without waiting for anything; None where `admit` has to find out."""
+        """Authorize from cached proofs without IO; None if `admit` must request the upstream."""
         name = self._name(caller) or ANYONE
         with self._lock:
             anyone, own = (self._proofs.get((place, each)) for each in (ANYONE, name))
@@ -93,23 +95,28 @@ class Authorizer:
         return None
 
     def admit(self, place: str, caller: Caller, ask: Ask) -> Admission:
-        """Let a caller read from a place. `ask` puts the question to its owner, with a credential or without."""
+        """Authorize a caller for a repository. `ask` requests the upstream, with a credential or anonymously.
+
+        Raises Refused, NotFound, Unreachable.
+        """
         name = self._name(caller)
+        # Fast path without the lock: with a cached proof nobody waits for another caller's request.
         step = self._step(place, name, {})
         if step is Step.GRANT:
             return self._admission(place, caller)
-        # Fifty pods that start together have one question.
+        # One request for many pods that start together: the others find the proof when the lock is theirs.
         with self._one_at_a_time((place, name or ANYONE)):
             return self._ask(place, caller, name, ask)
 
     def note(self, place: str, caller: Caller, *, allowed: bool) -> None:
-        """Keep what the owner of a place said of a caller, learned elsewhere."""
+        """Cache the upstream's answer for a caller, learned outside of `admit`."""
         self._keep(place, self._name(caller) or ANYONE, allowed=allowed)
 
     def _name(self, caller: Caller) -> str | None:
         return fingerprint(self._key, caller.credential) if caller.credential else None
 
     def _ask(self, place: str, caller: Caller, name: str | None, ask: Ask) -> Admission:
+        # Ends: each request adds an answer to `said`, and `next_step` never requests the same one twice.
         said: dict[str, Answer] = {}
         while True:
             match self._step(place, name, said):
@@ -137,17 +144,20 @@ class Authorizer:
 
     def _answer(self, place: str, name: str, ask: Callable[[], Answer]) -> Answer:
         answer = ask()
+        # ABSENT and UNREACHABLE aren't kept: neither says anything about access, and both may end at any moment.
         if answer in (Answer.ALLOWED, Answer.REFUSED):
             self._keep(place, name, allowed=answer is Answer.ALLOWED)
         return answer
 
     def _admission(self, place: str, caller: Caller) -> Admission:
+        # A caller's credential isn't sent where the upstream doesn't need it.
         public = self._standing(place, ANYONE) is AccessState.ALLOWED
         return Admission(None if public else caller.credential)
 
     def _standing(self, place: str, name: str) -> AccessState:
         with self._lock:
             proof = self._proofs.get((place, name))
+        # Only anonymous proofs survive a restart: the key of the fingerprints doesn't.
         if proof is None and name == ANYONE:
             since = self._places.public_since(place)
             proof = Proof(allowed=True, at=since) if since is not None else None
@@ -160,11 +170,13 @@ class Authorizer:
             self._proofs.move_to_end((place, name))
             while len(self._proofs) > _MAX_PROOFS:
                 self._proofs.popitem(last=False)
+        # Outside the lock: it may write to disk.
         if name == ANYONE:
             self._places.note_public(place, now if allowed else None)
 
     @contextmanager
     def _one_at_a_time(self, key: tuple[str, str]) -> Iterator[None]:
+        # Users are counted under `_lock`, so a lock isn't dropped between its lookup and its use.
         with self._lock:
             lock, users = self._asking.setdefault(key, (threading.Lock(), []))
             users.append(None)

@@ -1,4 +1,4 @@
-"""Which registries tenants may name. An agent that would connect anywhere is a way into the node's network."""
+"""The registries that tenants may name. An agent that connected to any host would open the node's network to them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ PUBLIC_REGISTRIES = (
 
 
 class RegistryNotAllowed(AccessDenied):
-    """A tenant named a registry that this node's operator didn't list."""
+    """A tenant named a registry that isn't in this node's list."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedRegistries:
-    """Hosts as references write them, `host` or `host:port`; `*` stands for a part of one label (`*.example`)."""
+    """Hosts as in image references, `host` or `host:port`; `*` matches within one label (`*.example`)."""
 
     patterns: tuple[str, ...] = PUBLIC_REGISTRIES
 
     @classmethod
     def of(cls, patterns: Iterable[str]) -> AllowedRegistries:
         """The operator's list; an empty one means the well-known public registries."""
+        # Empty must not mean "any": an agent without a list would connect anywhere.
         listed = tuple(patterns)
         return cls(listed) if listed else cls()
 
@@ -40,11 +41,11 @@ class AllowedRegistries:
         return any(_matches(pattern, registry) for pattern in self.patterns)
 
     def hosts(self) -> tuple[str, ...]:
-        """Those that are named in full, for a runtime's configuration."""
+        """The hosts without wildcards, for a container runtime's configuration."""
         return tuple(pattern for pattern in self.patterns if "*" not in pattern)
 
     def require(self, registry: str) -> None:
-        """Raises RegistryNotAllowed."""
+        """Raises RegistryNotAllowed unless a pattern matches."""
         if registry not in self:
             raise RegistryNotAllowed(
                 f"this node doesn't fetch from {registry}",
@@ -53,6 +54,7 @@ class AllowedRegistries:
 
 
 def _matches(pattern: str, registry: str) -> bool:
+    # Label by label: with one match over the whole name, `*.example` would also allow `a.b.example`.
     wanted, labels = pattern.lower().split("."), registry.lower().split(".")
     return len(wanted) == len(labels) and all(
         fnmatchcase(label, each) for label, each in zip(labels, wanted, strict=True)

@@ -1,8 +1,8 @@
-"""Which images this node takes only when they are signed, and by whom.
+"""Enforces image signatures on this node.
 
-A rule names image repositories by a pattern and the public keys that count for them; the first rule that fits decides,
-and an image that no rule fits needs no signature. What was found signed is noted on disk, so that a model keeps being
-served while its registry is away, and a cached one that no signature was ever seen of isn't.
+A rule has a pattern of image repositories and the public keys accepted for them. The first matching rule decides; an
+image without a matching rule needs no signature. Verified images are noted on disk: while their registry is
+unreachable they are still served, and cached images that were never verified aren't.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from modelimage.errors import AccessDenied, DigestMismatch, Fault, NotFound
 from modelimage.reference import EngineReference, ImageReference
 from modelimage.repository import ImageReader
 
+# For types only: importing it needs the optional dependency.
 if TYPE_CHECKING:
     from modelimage.signing import PublicKey
 
@@ -30,14 +31,17 @@ _MOST_NOTES: Final = 4096
 
 
 class Untrusted(AccessDenied):
-    """This node takes the image only with a signature that it doesn't have."""
+    """The image lacks a signature that this node requires."""
 
     fault: ClassVar[Fault] = Fault.CONTENT
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A pattern of image repositories and the keys of which any counts; `fingerprint` names the keys."""
+    """A pattern of image repositories and the accepted keys, of which one must have signed.
+
+    `fingerprint` identifies the set of keys.
+    """
 
     images: str
     keys: tuple[PublicKey, ...]
@@ -45,7 +49,7 @@ class Rule:
 
 
 class Trust:
-    """Asks for signatures. Safe for threads. `notes` is a directory of its own; None notes nothing."""
+    """Verifies signatures. Thread-safe. `notes`: a directory for its notes alone; None keeps none."""
 
     def __init__(self, rules: Sequence[Rule] = (), notes: Path | None = None) -> None:
         self._rules = tuple(rules)
@@ -53,22 +57,23 @@ class Trust:
 
     @classmethod
     def of(cls, sections: Sequence[SignatureSection], notes: Path) -> Trust:
-        """What the settings say. Raises InvalidInput, NotFound and AccessDenied for keys that can't be read."""
+        """Build it from the settings. Raises InvalidInput, NotFound and AccessDenied for unreadable keys."""
         return cls(_rules(sections), notes)
 
     def reconfigure(self, sections: Sequence[SignatureSection]) -> None:
-        """Take new rules; what they ask for is asked of cached models too. Raises as `of`, and keeps the old ones."""
+        """Replace the rules, for cached models too. Raises like `of`, and then keeps the old rules."""
+        # One assignment: a concurrent check uses the old or the new rules, never a mix.
         self._rules = _rules(sections)
 
     def check(self, image: ImageReference, reader: ImageReader, root: Descriptor) -> None:
-        """Raise Untrusted unless the manifest that an image's name leads to is signed as its rule asks.
+        """Raise Untrusted unless the manifest `root` of an image is signed as its rule requires.
 
-        Reads the signature through `reader`; raises what that raises.
+        Reads the signature through `reader`; raises the reader's errors.
         """
         rule = self._rule(image)
         if rule is None or self._noted(rule, root.digest):
             return
-        # Only who asks for signatures needs the extra that checks them.
+        # Imported here: only nodes with rules need the optional dependency.
         from modelimage import signing  # noqa: PLC0415
 
         try:
@@ -78,7 +83,7 @@ class Trust:
         self._note(rule, root.digest)
 
     def knows(self, image: ImageReference, root: Digest) -> bool:
-        """Whether an image may be used without asking: no rule fits it, or it was found signed before."""
+        """Whether an image may be used without its registry: no rule matches it, or it was verified before."""
         rule = self._rule(image)
         return rule is None or self._noted(rule, root)
 
@@ -89,6 +94,7 @@ class Trust:
         return next((rule for rule in self._rules if fnmatchcase(name, rule.images)), None)
 
     def _path(self, rule: Rule, root: Digest) -> Path | None:
+        # With the keys in the name: a note made under other keys doesn't count after the rule changed.
         return self._notes / f"{root.hex}-{rule.fingerprint}" if self._notes else None
 
     def _noted(self, rule: Rule, root: Digest) -> bool:
@@ -102,6 +108,7 @@ class Trust:
         with durable.writing(path):
             durable.make_directories(path.parent)
             durable.write_file(path, b"")
+            # Bounded. A dropped note costs one verification, and the image while its registry is unreachable.
             old = sorted(path.parent.iterdir(), key=lambda each: each.stat().st_mtime_ns)
             for each in old[:-_MOST_NOTES]:
                 each.unlink(missing_ok=True)

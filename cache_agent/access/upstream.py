@@ -1,6 +1,6 @@
-"""Upstream registries as a caller sees them: repositories opened with the caller's own credentials, questions, answers.
+"""Opens upstream repositories with a caller's own credentials, and checks by HEAD requests what the caller may read.
 
-Fails fast: whoever waits here is a container runtime that can go to the registry itself.
+Fails fast: the waiting client is a container runtime that can contact the registry itself.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from modelimage.registry.exchange import Request
 from modelimage.registry.retry import RetryPolicy
 from modelimage.registry.transport import Timeouts, TlsOptions
 
+# Without it a registry may answer with a converted manifest, or 404 for types that the client doesn't accept.
 _ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
 
 
-def impatient(access: Access) -> Access:
-    """The same registries, without repetition and with short waits."""
+def fail_fast(access: Access) -> Access:
+    """The same registries, without retries and with short timeouts."""
     connections = Connections(
         timeouts=Timeouts(connect=3.0, stall=10.0), policy=RetryPolicy(attempts=1)
     )
@@ -37,14 +38,15 @@ def impatient(access: Access) -> Access:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The registries that tenants may name. `access` says how to reach them; its credentials are never used."""
+    """The registries that tenants may name. `access`: how to reach them; its credentials are never used."""
 
     access: Access
     allowed: AllowedRegistries
 
     def repository(self, image: RegistryReference, caller: Caller) -> RegistryRepository:
-        """The repository as this caller sees it. Raises RegistryNotAllowed."""
+        """The repository, opened with this caller's credentials. Raises RegistryNotAllowed."""
         self.allowed.require(image.registry)
+        # The node's own credentials would prove the node's access, not the caller's.
         source = (
             Anonymous()
             if caller.credential is None
@@ -53,17 +55,21 @@ class Upstream:
         return open_repository(image, replace(self.access, credentials=source))
 
     def manifest_question(self, image: RegistryReference) -> Callable[[Credential | None], Answer]:
-        """Asks whether a manifest can be read."""
+        """A function that requests whether a credential can read a manifest. Raises RegistryNotAllowed."""
         return self._question(image, f"manifests/{image.name}")
 
     def blob_question(
         self, image: RegistryReference, digest: Digest
     ) -> Callable[[Credential | None], Answer]:
-        """Asks whether a blob can be read."""
+        """A function that requests whether a credential can read a blob. Raises RegistryNotAllowed."""
         return self._question(image, f"blobs/{digest}")
 
     def challenge(self, image: RegistryReference, path: str) -> str | None:
-        """The WWW-Authenticate header with which the registry answers who shows nothing. Raises Unreachable."""
+        """The registry's WWW-Authenticate header for an anonymous request; None if it is granted.
+
+        Raises RegistryNotAllowed, Unreachable.
+        """
+        # Container runtimes send credentials only after a challenge, so the mirror has to pass on the registry's.
         self.allowed.require(image.registry)
         verify = image.registry not in self.access.unverified_tls
         sender = self.access.connections.sender(TlsOptions(self.access.ca_file, verify=verify))
@@ -81,7 +87,7 @@ class Upstream:
 
 
 def ask(repository: RegistryRepository, path: str) -> Answer:
-    """What a registry says to a HEAD of something in a repository."""
+    """Send a HEAD request for a path in a repository and map the response to an Answer."""
     url = f"{repository.origin}/v2/{repository.repository}/{path}"
     scopes = frozenset({f"repository:{repository.repository}:pull"})
     try:
@@ -94,12 +100,13 @@ def ask(repository: RegistryRepository, path: str) -> Answer:
         return Answer.REFUSED
     except NotFound:
         return Answer.ABSENT
+    # A broken response says nothing about access: like an outage, it leaves a lapsed permission in force.
     except (Unreachable, RemoteRefused):
         return Answer.UNREACHABLE
 
 
 def blob_size(repository: RegistryRepository, digest: Digest) -> int:
-    """How many bytes a blob has. Raises NotFound, AccessDenied, Unreachable, RemoteRefused."""
+    """The size of a blob in bytes. Raises NotFound, AccessDenied, Unreachable, RemoteRefused."""
     url = f"{repository.origin}/v2/{repository.repository}/blobs/{digest}"
     scopes = frozenset({f"repository:{repository.repository}:pull"})
     response = repository.sender.send(Request("HEAD", url, scopes=scopes))

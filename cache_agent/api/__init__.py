@@ -1,1 +1,1 @@
-"""Wire types of the agent's control API: pydantic only, importable by anyone."""
+"""The control API's wire types and client, and the Kubernetes documents. Must not import the agent's inside."""

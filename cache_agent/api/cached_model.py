@@ -1,6 +1,6 @@
-"""The CachedModel document: which model should be on which nodes, and how far that has come.
+"""The CachedModel document: which model should be on which nodes, and the progress of that.
 
-People write the spec. In a cluster the controller writes the status, from what the agents report in their NodeCaches.
+Users write the spec. In a cluster the controller writes the status, from the agents' reports in their NodeCaches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cache_agent.api.document import (
 
 KIND: Final = "CachedModel"
 PLURAL: Final = "cachedmodels"
-# Ready: every selected node holds the model, verified. Progressing: some node works on it. Degraded: some node failed.
+# Ready: every selected node holds the model, verified. Progressing: a node is fetching it. Degraded: a node failed.
 CONDITIONS: Final = ("Ready", "Progressing", "Degraded")
 
 Tier = Literal["disk", "memory"]
@@ -33,6 +33,7 @@ TimeOfDay = Annotated[str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][
 VariantName = Annotated[
     str, StringConstraints(pattern="^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)
 ]
+# A prefix of up to 253 characters, a slash and a name of up to 63.
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 LabelValue = Annotated[
     str, StringConstraints(pattern="^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$", max_length=63)
@@ -40,12 +41,13 @@ LabelValue = Annotated[
 
 
 class Window(Strict):
-    """When it may be fetched: from `start` to `end` on each of `days`. An end before the start is on the next day."""
+    """When a model may be fetched: from `start` to `end` on each of `days`. An earlier `end` is on the next day."""
 
     start: TimeOfDay = Field(description="HH:MM.")
     end: TimeOfDay = Field(description="HH:MM; before the start, it is on the next day.")
     days: tuple[Day, ...] = Field(
         default=DAYS,
+        # JSON has lists only, which strict mode refuses for a tuple.
         strict=False,
         min_length=1,
         max_length=7,
@@ -67,7 +69,7 @@ class Window(Strict):
 
 
 class Spec(Strict):
-    """Which model, where, and how much it matters."""
+    """The desired model, its nodes, and its priority."""
 
     image: NonEmpty = Field(
         description="A model image: registry.example/team/model:tag, or with a digest."
@@ -87,6 +89,7 @@ class Spec(Strict):
         default=False,
         description="Never evict it. Without, it gives way to what is wanted more, and comes back when there is room.",
     )
+    # Up to 99, because 100 is the rank of pinned models in the planner and of waiting pods in the fetch queue.
     priority: Annotated[int, Field(ge=0, le=99)] = Field(
         default=50,
         description="Higher is fetched first and gives way last. What a pod waits for goes before all of them.",
@@ -117,7 +120,7 @@ class Spec(Strict):
 
 
 class NodeFailure(Reported):
-    """A node that couldn't do what is wanted, and why."""
+    """A node that failed to bring the model, and why."""
 
     node: str
     reason: str
@@ -125,7 +128,7 @@ class NodeFailure(Reported):
 
 
 class Status(Reported):
-    """The sum over the selected nodes. Sizes in bytes; `percent` is of all nodes' bytes."""
+    """The progress summed over the selected nodes. Sizes in bytes; `percent` is of all nodes' bytes."""
 
     observed_generation: Count = 0
     conditions: tuple[Condition, ...] = ()
@@ -156,7 +159,7 @@ class Status(Reported):
 
 
 class CachedModel(Reported):
-    """One document. Laws: `parse(m.to_document()) == m`; what the CRD's schema and rules accept, `parse` accepts."""
+    """A CachedModel. Laws: `parse(m.to_document()) == m`; what the CRD's schema and rules accept, `parse` accepts."""
 
     api_version: Literal["weightyard.dev/v1alpha1"]
     kind: Literal["CachedModel"]
@@ -170,7 +173,7 @@ class CachedModel(Reported):
 
     @classmethod
     def parse(cls, document: Any) -> CachedModel:
-        """Read a file's or an API server's document. Raises pydantic's ValidationError."""
+        """Parse a document from a file or an API server. Raises pydantic's ValidationError."""
         return cls.model_validate(document)
 
     def selects(self, labels: dict[str, str]) -> bool:

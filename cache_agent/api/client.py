@@ -1,7 +1,6 @@
-"""The control API's client: small and synchronous, for commands and for whoever needs a lease.
+"""A small synchronous client of the control API, for commands and for programs that need a lease.
 
-Speaks HTTP over the agent's unix socket, one connection for each request. Knows the wire types and nothing of the
-agent's inside.
+Speaks HTTP over the agent's unix socket, with one connection per request. Must depend only on the wire types.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, parse_image
 
 _TIMEOUT: Final = 600.0  # of silence: an agent on a busy machine answers late, one that hangs never
+# For requests that read whole models or the whole store and send nothing until they are done.
 _LONG_TIMEOUT: Final = 24 * 3600.0
 _EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
 _EXPLAINED: Final = TypeAdapter(list[ExplainView])
@@ -50,7 +50,7 @@ _LEASES: Final = TypeAdapter(list[LeaseView])
 
 
 def absolute_image(text: str) -> str:
-    """An image as any process understands it: a layout's directory made absolute. Raises InvalidInput."""
+    """An image name with the directory of a layout made absolute, for a process elsewhere. Raises InvalidInput."""
     reference = parse_image(text)
     if isinstance(reference, LayoutReference):
         return str(replace(reference, path=reference.path.absolute()))
@@ -69,14 +69,14 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class AgentClient:
-    """Talks to one agent. Raises what the agent raised, Unreachable when it is gone."""
+    """A client of one agent. Methods raise the agent's errors, Unreachable when it doesn't answer."""
 
     def __init__(self, socket_path: Path) -> None:
         self._path = socket_path
 
     @classmethod
     def of_socket(cls, path: Path) -> AgentClient | None:
-        """The client of the agent that listens at `path`; None when none does."""
+        """A client of the agent at a socket; None when nothing listens there."""
         try:
             connect(path, _TIMEOUT).close()
         except OSError:
@@ -86,6 +86,7 @@ class AgentClient:
     def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         """See `Cache.pull`. Closing the iterator closes the connection, which cancels the pull."""
         absolute = body.model_copy(update={"image": absolute_image(body.image)})
+        # The short timeout is for silence: progress comes several times a second.
         connection, answer = self._send("POST", "/v1/pull", absolute, timeout=_TIMEOUT)
         try:
             while line := self._read_line(answer):

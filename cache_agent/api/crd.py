@@ -1,7 +1,7 @@
-"""From a pydantic model to a CustomResourceDefinition: a structural schema, rules as CEL, printer columns.
+"""Builds a CustomResourceDefinition from a pydantic model: structural schema, CEL rules and printer columns. Pure.
 
-Whatever `kubectl apply` accepts, the models parse: shape comes from them; rules that they check in code stand beside
-them as CEL, held against each other by tests. Pure: dictionaries in and out, nothing written.
+Whatever `kubectl apply` accepts, the models must parse. The schema comes from the models; checks that they make in code
+are repeated as CEL rules, and tests compare the two.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from cache_agent.api.document import GROUP, VERSION
 
 Json = dict[str, Any]
-Path = tuple[str, ...]  # of properties; `[]` enters a list's items
+Path = tuple[str, ...]  # property names; `[]` enters a list's items
 Rules = Mapping[
     Path, tuple[tuple[str, str], ...]
-]  # CEL rules and what they tell, by where they stand
+]  # (CEL rule, message) pairs, by their place in the schema
 Column = tuple[str, str, str, int]  # a printer column: name, type, JSONPath, priority
 
 _KEPT: Final = (
@@ -29,7 +29,7 @@ _KEPT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind of object. `rules` are those of the whole object; `subresources` come beside the status."""
+    """A kind of object. `rules` apply to the whole object; `subresources` are added to the status subresource."""
 
     kind: str
     plural: str
@@ -45,7 +45,7 @@ class Resource:
 
 
 def definition(resource: Resource) -> Json:
-    """The CustomResourceDefinition."""
+    """The CustomResourceDefinition of a resource."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -64,7 +64,7 @@ def definition(resource: Resource) -> Json:
 
 
 def model_schema(model: type[BaseModel], rules: Rules | None = None) -> Json:
-    """The structural schema of a model, with its rules."""
+    """The structural schema of a model, with its CEL rules."""
     whole = model.model_json_schema(by_alias=True)
     schema = structural(whole, whole.get("$defs", {}))
     for path, found in (rules or {}).items():
@@ -73,12 +73,12 @@ def model_schema(model: type[BaseModel], rules: Rules | None = None) -> Json:
 
 
 def keyed(schema: Json, path: Path, key: str) -> None:
-    """Make a list one whose items have a name that stands once: the server refuses repeats and merges by it."""
+    """Make a list a map by `key`, so that the API server refuses duplicates and merges items by key."""
     at(schema, path).update({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]})
 
 
 def validations(rules: Sequence[tuple[str, str]]) -> list[Json]:
-    """Rules as a schema has them."""
+    """Rules as the schema's `x-kubernetes-validations`."""
     return [{"rule": rule, "message": message} for rule, message in rules]
 
 
@@ -90,9 +90,10 @@ def at(schema: Json, path: Path) -> Json:
 
 
 def structural(schema: Json, definitions: Mapping[str, Json]) -> Json:
-    """A JSON schema as Kubernetes takes it: no references, no null, bounds as OpenAPI 3.0 writes them."""
+    """A JSON schema as Kubernetes accepts it: without references and null, with bounds as in OpenAPI 3.0."""
     if "$ref" in schema:
         target = definitions[schema["$ref"].rpartition("/")[2]]
+        # A field's own description, beside the reference, overrides the referenced class's.
         own = {name: value for name, value in schema.items() if name != "$ref"}
         return structural({**target, **own}, definitions)
     if "anyOf" in schema:
@@ -116,12 +117,13 @@ def structural(schema: Json, definitions: Mapping[str, Json]) -> Json:
 
 
 def _of_any_name(patterns: Mapping[str, Json], definitions: Mapping[str, Json]) -> Json:
-    """A structural schema can't say what keys look like; rules can."""
+    """The schema of a map's values. Structural schemas can't constrain keys, so CEL rules do that."""
     (only,) = patterns.values()
     return structural(only, definitions)
 
 
 def _bounds(schema: Json) -> Json:
+    # OpenAPI 3.0 has boolean exclusive bounds; JSON Schema 2020-12, which pydantic writes, has numeric ones.
     bounds: Json = {}
     for exclusive, plain in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if exclusive in schema:

@@ -1,4 +1,4 @@
-"""CachedModel and NodeCache as CustomResourceDefinitions, made of their models.
+"""The CustomResourceDefinitions of CachedModel and NodeCache, built from their pydantic models.
 
 Run `python -m cache_agent.api.definitions cachedmodels` (or `nodecaches`) to print one.
 """
@@ -15,6 +15,7 @@ from cache_agent.api.crd import Resource, Rules, at, definition, keyed, model_sc
 
 Json = dict[str, Any]
 
+# Repeats the checks that `Spec` and `Window` make in code, so that `kubectl apply` refuses the same documents.
 CACHED_MODEL_RULES: Final[Rules] = {
     (): (
         (
@@ -62,6 +63,7 @@ _NODE_CACHE_COLUMNS: Final = (
 def cached_model_definition() -> Json:
     """The CustomResourceDefinition of CachedModel."""
     spec = model_schema(cached_model.Spec, CACHED_MODEL_RULES)
+    # A set, because `Window` refuses a day that is listed twice.
     at(spec, ("window", "days"))["x-kubernetes-list-type"] = "set"
     status = model_schema(cached_model.Status)
     _type_conditions(status, cached_model.CONDITIONS)
@@ -115,7 +117,7 @@ DEFINITIONS: Final = {
 
 
 def to_yaml(plural: str) -> str:
-    """The file in the chart."""
+    """The definition as YAML, as in the chart."""
     return yaml.safe_dump(DEFINITIONS[plural](), sort_keys=False, width=120)
 
 

@@ -1,6 +1,6 @@
-"""What all Kubernetes documents of Weightyard are made of: strict values, names, sizes, times, conditions.
+"""The building blocks of Weightyard's Kubernetes documents: base models, names, sizes, times, conditions.
 
-Documents are the same in a file, in a cluster and between programs. Only shape lives here.
+Documents are the same in files, in a cluster and between programs. This module defines their form only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SCALE: Final = {
 
 
 def parse_quantity(text: str) -> int:
-    """Bytes of a Kubernetes quantity such as `24Gi` or `80G`. Raises ValueError."""
+    """Parse a Kubernetes quantity such as `24Gi` or `80G` into bytes. Raises ValueError."""
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ValueError("expected a size such as 24Gi, 500Mi or 80G")
@@ -54,17 +54,17 @@ Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-tim
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as a document's time. Law: `parse_timestamp(timestamp(n)) == n` for whole n."""
+    """Format seconds since the epoch as a Timestamp. Law: `parse_timestamp(timestamp(n)) == n` for whole n."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_timestamp(text: str) -> float:
-    """Seconds since the epoch. Raises ValueError."""
+    """Parse a Timestamp into seconds since the epoch. Raises ValueError."""
     return datetime.fromisoformat(text).timestamp()
 
 
 class Strict(BaseModel):
-    """Base of what people write: camelCase in documents, frozen, no unknown fields, no conversions."""
+    """Base of documents that users write: camelCase, frozen, no unknown fields, no conversions."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True,
@@ -73,19 +73,19 @@ class Strict(BaseModel):
 
 
 class Reported(BaseModel):
-    """Base of what programs report: as `Strict`, but a field of a later version is passed over."""
+    """Base of documents that programs write: camelCase, frozen; unknown fields, from later versions, are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
     )
 
     def to_document(self) -> dict[str, Any]:
-        """The value as JSON, absent fields left out. Law: `model_validate(x.to_document()) == x`."""
+        """The value as JSON without absent fields. Law: `model_validate(x.to_document()) == x`."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class Metadata(BaseModel):
-    """What is read of Kubernetes' ObjectMeta, which a file gives in part and an API server whole."""
+    """The fields of Kubernetes' ObjectMeta that are read. Files give a part of them, API servers all."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
@@ -101,7 +101,7 @@ class Metadata(BaseModel):
 
 
 class Condition(Reported):
-    """One thing that is so, or isn't, or isn't known. `message` says what to do about it."""
+    """A Kubernetes condition. `message` says what to do about it."""
 
     type: str
     status: Literal["True", "False", "Unknown"]

@@ -1,4 +1,4 @@
-"""Errors over the wire: one table to HTTP statuses, and the way back to the class that was raised."""
+"""Maps errors to HTTP statuses and wire documents, and documents back to the error classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cache_agent.api.wire import ErrorView
 from modelimage import errors
 from modelimage.errors import RateLimited, RemoteRefused, WeightyardError
 
-# The most specific class that matches, from the top.
+# The first class that matches wins, so subclasses come before their bases.
 STATUSES: Final[tuple[tuple[type[WeightyardError], int], ...]] = (
     (errors.NotFound, 404),
     (errors.AccessDenied, 403),
@@ -28,12 +28,12 @@ STATUSES: Final[tuple[tuple[type[WeightyardError], int], ...]] = (
 
 
 def status_of(error: WeightyardError) -> int:
-    """The HTTP status of an error; 500 for what is this node's fault."""
+    """The HTTP status of an error; 500 for this node's own faults."""
     return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
 
 
 def to_view(error: WeightyardError) -> ErrorView:
-    """An error as it goes over the wire."""
+    """The wire document of an error."""
     return ErrorView(
         kind=type(error).__name__,
         message=error.message,
@@ -43,7 +43,7 @@ def to_view(error: WeightyardError) -> ErrorView:
 
 
 def from_view(view: ErrorView) -> WeightyardError:
-    """The error that was raised on the other side. One of an unknown class is a RemoteRefused."""
+    """The error that the server raised. An unknown class becomes RemoteRefused."""
     kind = getattr(errors, view.kind, None) or getattr(ours, view.kind, None)
     if kind is RateLimited:
         return RateLimited(view.message, hint=view.hint, retry_after=view.retry_after)

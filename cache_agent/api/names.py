@@ -1,4 +1,4 @@
-"""Names that the agent and the controller must agree on for ever."""
+"""Names that are shared by the agent and the controller, and must never change."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ DOMAIN: Final = "weightyard.dev"
 CACHE_DOMAIN: Final = f"cache.{DOMAIN}"
 
 READY: Final = "ready"  # the value of a model's label
-# A node starts with it, and the controller takes it away once the node's pinned models are verified.
+# A node starts with this taint. The controller removes it once the node's pinned models are verified.
 STARTUP_TAINT: Final = f"{CACHE_DOMAIN}/starting"
 
 
-MODEL_LABELS: Final = f"{CACHE_DOMAIN}/m."  # what the labels of models begin with
+MODEL_LABELS: Final = f"{CACHE_DOMAIN}/m."  # the prefix of model labels
 
 
 def node_label(key: Digest) -> str:
-    """The label that a node carries while it holds a model, with the value `ready`."""
+    """The node label, with the value `ready`, for a model that the node holds."""
+    # Cut, because a label's name has at most 63 characters and a digest has 64 digits.
     return f"{MODEL_LABELS}{key.hex[:12]}"

@@ -1,6 +1,6 @@
-"""The NodeCache document: what one node holds of what is wanted, written by that node's agent alone.
+"""The NodeCache document: one node's models and its progress towards the desired state. Only its agent writes it.
 
-The controller reads it: for the node's labels and startup taint, and to sum up each CachedModel.
+The controller reads it to set the node's labels and startup taint, and to sum up each CachedModel's status.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from cache_agent.api.document import (
 
 KIND: Final = "NodeCache"
 PLURAL: Final = "nodecaches"
-# Ready: the agent runs, its store is sound. Synced: it knows what is wanted. PinnedReady: every pinned model that
-# selects this node is held, verified. SpaceSufficient: all that is wanted fits.
+# Ready: the agent runs and its store is sound. Synced: it follows the desired state. PinnedReady: the node holds every
+# pinned model that selects it, verified. SpaceSufficient: all desired models fit.
 CONDITIONS: Final = ("Ready", "Synced", "PinnedReady", "SpaceSufficient")
 
-# Pending: not begun yet. Waiting: for its window, for space, or for a turn. Failed: tried and couldn't; tried again.
+# Pending: not begun yet. Waiting: for its window, for space, or in the queue. Failed: will be retried.
 WantedState = Literal["Pending", "Waiting", "Fetching", "Warming", "Ready", "Failed"]
-# Ready: whole and verified. Releasing: about to be deleted, once its label is gone.
+# Ready: complete and verified. Releasing: to be deleted once its node label is gone.
 ModelState = Literal["Ready", "Releasing"]
 
 
 class Wanted(Reported):
-    """How far this node is with one CachedModel. Sizes in bytes."""
+    """The node's progress with one CachedModel. Sizes in bytes."""
 
     name: ObjectName = Field(description="The CachedModel's name.")
     uid: str = Field(default="", description="The CachedModel's UID, empty without a cluster.")
@@ -61,7 +61,7 @@ class Wanted(Reported):
 
 
 class Held(Reported):
-    """A model that is whole on this node, wanted or not. Sizes in bytes."""
+    """A model that is complete on this node, desired or not. Sizes in bytes."""
 
     key: str = Field(description="The model's key, sha256:…")
     state: ModelState = "Ready"
@@ -84,7 +84,7 @@ class Space(Reported):
 
 
 class NodeFacts(Reported):
-    """What the node is."""
+    """Facts about the node."""
 
     architecture: str = ""
     kernel: str = ""
@@ -97,13 +97,13 @@ class NodeFacts(Reported):
 
 
 class NodeCacheSpec(Strict):
-    """Whose cache it is. Never changes."""
+    """The node that the cache is on. Never changes."""
 
     node: ObjectName = Field(description="The node's name, which is the object's too.")
 
 
 class NodeCacheStatus(Reported):
-    """What the agent reports."""
+    """The agent's report."""
 
     observed_generation: Count = 0
     conditions: tuple[Condition, ...] = ()
@@ -121,7 +121,7 @@ class NodeCacheStatus(Reported):
 
 
 class NodeCache(Reported):
-    """One document. Law: `model_validate(n.to_document()) == n`."""
+    """A NodeCache. Law: `model_validate(n.to_document()) == n`."""
 
     api_version: Literal["weightyard.dev/v1alpha1"]
     kind: Literal["NodeCache"]

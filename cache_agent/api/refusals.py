@@ -1,6 +1,6 @@
-"""What a Kubernetes API server's refusal means, as our errors. The agent and the controller both ask one.
+"""Maps a Kubernetes API server's error responses to Weightyard's errors, for the agent and the controller.
 
-Pure: takes a status and a text. Knows no connection and no kind of object.
+Pure: takes a status and a text. Must not depend on connections or kinds of objects.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _MOST_SAID = 500
 
 
 class Conflict(Busy):
-    """The object changed since it was read, is another one, or is there already (409): read it again."""
+    """409: the object has changed since it was read, was replaced, or exists already. Read it again."""
 
 
 class Gone(Unreachable):
-    """What was asked from is too long ago (410): list anew."""
+    """410: the resourceVersion has expired. List again."""
 
 
 def refuse(status: int, text: str, call: str, *, role: str, retry_after: str | None) -> NoReturn:
-    """Raise what a status of 400 or more means.
+    """Raise the error for a status of 400 or more.
 
-    `text`: the body, a Status object if the server made it. `call`: what was asked. `role`: the ClusterRole's owner.
-    `retry_after`: that header. Raises NotFound, AccessDenied, Conflict, Gone, RateLimited, InvalidInput, Unreachable,
-    RemoteRefused.
+    `text`: the body, a Status object if the API server wrote it. `call`: the request, for the message. `role`: the
+    ClusterRole's owner. `retry_after`: that header. Raises NotFound, AccessDenied, Conflict, Gone, RateLimited,
+    InvalidInput, Unreachable, RemoteRefused.
     """
     message = f"{call}: {_said(text)[:_MOST_SAID]}"
     match status:

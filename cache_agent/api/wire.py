@@ -1,6 +1,6 @@
-"""What goes over the control API's wire, both ways. Times are seconds since the epoch, sizes are bytes.
+"""The control API's request and response bodies. Times are seconds since the epoch, sizes are bytes.
 
-Unknown members are ignored, so that an agent and a command of different versions can talk.
+Unknown fields are ignored, so that an agent and a command of different versions can work together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 
 class LeaseView(BaseModel):
-    """A promise that a model is in use."""
+    """A lease: a promise that a model is in use."""
 
     id: str
     model: str
@@ -20,7 +20,7 @@ class LeaseView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A cached model. `verified` is when the longest unchecked of its files was last checked; 0: not yet."""
+    """A cached model. `verified`: when the file that was checked longest ago was last checked; 0: never."""
 
     key: str
     path: str
@@ -36,15 +36,16 @@ class ModelView(BaseModel):
 
 
 class PullBody(BaseModel):
-    """Ask for a model. Higher priority is fetched first."""
+    """Request a pull. Higher priorities are fetched first."""
 
     image: str
     variant: str | None = None
+    # Above all desired models (0 to 99), because the client waits for it.
     priority: int = 100
 
 
 class PullProgress(BaseModel):
-    """A pull under way: `done` of `total` bytes are on the disk."""
+    """The progress of a pull: `done` of `total` bytes are on the disk."""
 
     event: Literal["progress"] = "progress"
     state: str
@@ -57,7 +58,8 @@ class PullProgress(BaseModel):
 class PullDone(BaseModel):
     """The model is in the store, verified and durable.
 
-    `fetched` counts bytes by tier. `stale` tells that the registry was away and the last known model was taken.
+    `fetched`: bytes in all; `tiers`: bytes by tier. `stale`: the registry was unreachable, so the last known model is
+    used.
     """
 
     event: Literal["done"] = "done"
@@ -75,7 +77,7 @@ class PullDone(BaseModel):
 
 
 class ErrorView(BaseModel):
-    """An error raised on purpose: `kind` is the name of its class in `modelimage.errors`."""
+    """A WeightyardError. `kind` is its class name in `modelimage.errors` or `cache_agent.errors`."""
 
     event: Literal["error"] = "error"
     kind: str
@@ -88,7 +90,7 @@ PullEvent = Annotated[PullProgress | PullDone | ErrorView, Field(discriminator="
 
 
 class LeaseBody(BaseModel):
-    """Ask for a lease. The same `id` gives the same lease again."""
+    """Request a lease. Repeated with the same `id`, it returns the same lease."""
 
     model: str
     holder: str
@@ -96,14 +98,14 @@ class LeaseBody(BaseModel):
 
 
 class PinBody(BaseModel):
-    """Keep a model whatever else needs its space, or stop doing so."""
+    """Pin a model against eviction, or unpin it."""
 
     model: str
     pinned: bool = True
 
 
 class ExplainView(BaseModel):
-    """Why a pod waits, or how an image is. `state`: ready, waiting or failed; `sources`: bytes by tier and place."""
+    """Why a pod waits, or an image's state. `state`: ready, waiting or failed; `sources`: bytes by tier and source."""
 
     subject: str
     state: str
@@ -118,14 +120,14 @@ class ExplainView(BaseModel):
 
 
 class GcBody(BaseModel):
-    """Remove leftovers; then evict the least valuable models until `need` bytes were freed."""
+    """Remove leftovers, then evict the least valuable models until `need` bytes are freed."""
 
     need: int = 0
     dry_run: bool = False
 
 
 class VictimView(BaseModel):
-    """A model that eviction chose, and the numbers that chose it."""
+    """A model chosen for eviction, with the numbers that decided it."""
 
     key: str
     image: str
@@ -135,7 +137,7 @@ class VictimView(BaseModel):
 
 
 class GcView(BaseModel):
-    """What a collection freed, or would free. `held_by` names who keeps the rest, when that is less than was asked."""
+    """The bytes that eviction freed, or would free. `held_by`: who keeps the rest, when that is less than requested."""
 
     freed: int
     victims: list[VictimView]
@@ -159,13 +161,13 @@ class RootSpace(BaseModel):
 
 
 class SpaceReport(RootSpace):
-    """The space of a node's cache: sums over its roots, and each root's own."""
+    """The space of a node's cache: the sums over its roots, and each root."""
 
     roots: list[RootSpace] = Field(default_factory=list)
 
 
 class WarmBody(BaseModel):
-    """Bring a model into memory; `lock` keeps it there until it is unlocked or the agent stops."""
+    """Read a model into memory. `lock` keeps it there until it is unlocked or the agent stops."""
 
     model: str
     lock: bool = False
@@ -173,9 +175,9 @@ class WarmBody(BaseModel):
 
 
 class WarmView(BaseModel):
-    """How much of a model is in memory. `believable` is false where the kernel hides that from this process.
+    """How much of a model is in memory. `believable` is false when the kernel hides that from this process.
 
-    `cgroup` is charged for the pages read now; `stopped` says why reading ended early, if it did.
+    `cgroup`: the one charged for the pages that were read; `stopped`: why reading ended early, if it did.
     """
 
     key: str
@@ -189,14 +191,14 @@ class WarmView(BaseModel):
 
 
 class RemovedView(BaseModel):
-    """What removing a model freed."""
+    """A removed model and the bytes freed."""
 
     key: str
     freed: int
 
 
 class FindingView(BaseModel):
-    """One invariant of the store that doesn't hold."""
+    """A violated invariant of the store."""
 
     kind: str
     path: str
@@ -206,7 +208,7 @@ class FindingView(BaseModel):
 
 
 class CheckView(BaseModel):
-    """The checker's verdict. `bytes_read` tells how much of the store was read again."""
+    """The checker's result. `bytes_read`: how much of the store was read."""
 
     root: str
     files: int

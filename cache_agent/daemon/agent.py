@@ -1,4 +1,4 @@
-"""The daemon: a node's cache that answers on a socket until it is told to stop."""
+"""The agent's process: opens the node and its servers, and runs until a signal. The composition root."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ SHUTDOWN_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """How to run the agent. `load` reads the settings; it is called again at SIGHUP."""
+    """How to run the agent. `load` reads the settings, at the start and at SIGHUP."""
 
     root: Path
     load: Callable[[], AgentConfig]
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """Where a running agent answers."""
+class AgentAddresses:
+    """The addresses of a running agent, and its number of models."""
 
     socket: str
     port: int | None
@@ -56,15 +56,17 @@ class Ready:
     servers: RunningServers
 
 
-def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], None]) -> None:
-    """Run until SIGTERM or SIGINT. `ready` is told once it answers.
+def run_agent(
+    options: AgentOptions, access: Access, ready: Callable[[AgentAddresses], None]
+) -> None:
+    """Run until SIGTERM or SIGINT. `ready` is called once all servers are listening.
 
-    Raises InvalidInput for settings that make no sense, Busy, NotWritable, NoSpace, DiskFailed.
+    Raises InvalidInput for invalid settings, Busy, NotWritable, NoSpace, DiskFailed.
     """
     metrics, log, wake_events = Metrics(), JsonLog(), WakeOnEvents()
     log.adopt_libraries()
     config = options.load()
-    # A connection is a descriptor, and so is each file being sent.
+    # Each connection and each file being sent takes a descriptor; the usual soft limit of 1024 is too low.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     traces = open_traces(os.environ, time.time)
@@ -88,7 +90,7 @@ def run_agent(options: AgentOptions, access: Access, ready: Callable[[Ready], No
         wanted = partial(
             open_prewarming, PrewarmParts(node, access, wake_events, log.note), config.prewarm
         )
-        opening = Opening(reload, servers, wanted)
+        opening = Wiring(reload, servers, wanted)
         asyncio.run(_serve(node, config, metrics, ready, opening))
     log.note("stopped")
 
@@ -98,6 +100,7 @@ def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], N
         try:
             node.reconfigure(options.load())
         except WeightyardError as error:
+            # Invalid settings at SIGHUP must not stop a running agent.
             log.note("settings kept", problem=error.message)
         else:
             log.note("settings reloaded")
@@ -106,8 +109,8 @@ def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], N
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """What is opened in the event loop: `servers` for others, `wanted` to follow what should be here."""
+class Wiring:
+    """What `_serve` opens in the event loop: `servers`, and `wanted` for pre-warming. `reload` handles SIGHUP."""
 
     reload: Callable[[], None]
     servers: Callable[[AsyncExitStack, web.Application], Awaitable[RunningServers]]
@@ -118,8 +121,8 @@ async def _serve(
     node: Node,
     config: AgentConfig,
     metrics: Metrics,
-    ready: Callable[[Ready], None],
-    opening: Opening,
+    ready: Callable[[AgentAddresses], None],
+    opening: Wiring,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -131,6 +134,7 @@ async def _serve(
     observe = ObserveApi(executor, health, metrics)
     async with AsyncExitStack() as stack:
         stack.callback(executor.close)
+        # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
         api = ControlApi(Service(node, status), executor, observe)
         runner = web.AppRunner(
@@ -141,23 +145,24 @@ async def _serve(
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        for store in node.store.stores:  # whichever root a command names, it finds the agent
+        for store in node.store.stores:  # so that a command finds the agent by any of its roots
             path = store.paths.socket
             await web.SockSite(runner, listen(path)).start()
             stack.callback(path.unlink, missing_ok=True)
         port = await _listen_loopback(runner, config.port)
         opened = await opening.servers(stack, observe.application())
         socket_path = str(node.store.first.paths.socket)
-        ready(Ready(socket_path, port, len(node.store.models()), opened))
+        ready(AgentAddresses(socket_path, port, len(node.store.models()), opened))
         settle_memory()
         await stop.wait()
+        # Pulls run in threads: left running, they would delay the exit.
         node.cancel_pulls()
 
 
 def settle_memory() -> None:
-    """Take what was loaded at the start, which stays, out of the garbage collector's sight.
+    """Exempt the objects made at the start, which live as long as the process, from garbage collection.
 
-    Else it looks through all of it now and then, for 30 ms in which nobody is answered.
+    Scanning them would block the event loop for 30 ms in each full collection.
     """
     gc.collect()
     gc.freeze()

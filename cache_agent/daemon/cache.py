@@ -1,4 +1,4 @@
-"""What a command may ask of a cache, whether an agent holds its store or the command opens it itself."""
+"""The interface of a node's cache for commands, through its agent or, without one, on the store itself."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ class Cache(Protocol):
     """A node's cache. Every method raises subclasses of WeightyardError."""
 
     def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
-        """Progress several times a second, and PullDone last. Closing the iterator cancels the pull."""
+        """Pull a model; yields progress several times a second and PullDone last. Closing the iterator cancels it."""
 
     def models(self) -> list[ModelView]:
         """All models, by key."""
 
     def find(self, text: str) -> ModelView:
-        """One model by key, beginning of a key, or image. Raises NotFound, InvalidInput."""
+        """One model by key, prefix of a key, or image. Raises NotFound, InvalidInput."""
 
     def explain(self, text: str) -> list[ExplainView]:
-        """Why a pod waits, or how an image is. Raises NotFound."""
+        """Why a pod waits, or the state of an image. Raises NotFound."""
 
     def lease(self, body: LeaseBody) -> LeaseView:
-        """Promise that a model is in use. Raises NotFound."""
+        """Lease a model, so that it can't be evicted. Raises NotFound."""
 
     def leases(self) -> list[LeaseView]:
         """All leases."""
 
     def release(self, lease_id: str) -> bool:
-        """End a lease; False when there is none."""
+        """End a lease. Returns False when there is none."""
 
     def pin(self, model: str, *, pinned: bool) -> ModelView:
-        """Pin or unpin. Raises NotFound."""
+        """Pin or unpin a model. Raises NotFound."""
 
     def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
         """Remove a model. Raises NotFound, InUse."""
@@ -64,29 +64,29 @@ class Cache(Protocol):
         """Remove leftovers and evict."""
 
     def warm(self, body: WarmBody) -> WarmView:
-        """Bring a model into memory. Raises NotFound, NoSpace when it doesn't fit the memory budget."""
+        """Read a model into memory. Raises NotFound, NoSpace when it doesn't fit the memory budget."""
 
     def status(self) -> NodeCache:
-        """How this node stands with what is wanted, as its NodeCache."""
+        """The node's NodeCache: its models, and its progress towards the desired state."""
 
     def space(self) -> SpaceReport:
-        """The space it uses and may use."""
+        """The space that the cache uses and may use."""
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
-        """Prove the store's invariants."""
+        """Check the store's invariants; `quick` reads fewer bytes, `repair` fixes findings."""
 
 
 @contextmanager
 def open_cache(root: Path, access: Access) -> Iterator[Cache]:
-    """The cache at `root`: its agent's if one answers there, else the store itself, opened for this command.
+    """The cache at `root`: through its agent if one is listening, else the store itself, opened for this command.
 
-    Raises Busy when another process holds the store without answering.
+    Raises Busy when another process holds the store but doesn't listen.
     """
     client = AgentClient.of_socket(StorePaths(root).socket)
     if client is not None:
         yield client
         return
-    # Only a command that opens the store itself pays for importing it.
+    # Imported here, because commands that talk to an agent should start fast.
     from cache_agent.node.node import Node, NodeOptions, NodeParts  # noqa: PLC0415
     from cache_agent.node.service import Service  # noqa: PLC0415
     from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Which parts make wanted state work on one node, from the settings: part of the composition root."""
+"""Assembles pre-warming for one node from the settings. Part of the composition root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cache_agent.observability.events import Events, PullEnd
 from cache_agent.prewarm.cluster.client import Api
 from cache_agent.prewarm.cluster.connection import Connection, in_cluster, of_kubeconfig
 from cache_agent.prewarm.cluster.reporter import Reporter
-from cache_agent.prewarm.cluster.source import MODELS_PATH, NODES_PATH, ClusterWanted
+from cache_agent.prewarm.cluster.source import MODELS_PATH, NODES_PATH, ClusterSource
 from cache_agent.prewarm.cluster.watch import Follower
 from cache_agent.prewarm.credentials import ClusterSecrets, PullCredentials, SecretFiles
 from cache_agent.prewarm.directory_source import DesiredState
@@ -32,7 +32,7 @@ from modelimage.access import Access, open_reader
 
 
 class WakeOnEvents(Events):
-    """Tells of what happens in the store by other ways than through wishes. `tell` may be called in any thread."""
+    """Wakes the reconciler after changes of the store that it didn't make. `tell` is called in any thread."""
 
     def __init__(self) -> None:
         self.tell: Callable[[], None] = lambda: None
@@ -49,7 +49,7 @@ class WakeOnEvents(Events):
 
 @dataclass(frozen=True, slots=True)
 class PrewarmParts:
-    """What it is made of beside its settings. `note` writes to the log."""
+    """The parts that pre-warming uses beside its settings. `note` writes to the log."""
 
     node: Node
     access: Access
@@ -61,9 +61,9 @@ class PrewarmParts:
 async def open_prewarming(
     parts: PrewarmParts, section: PrewarmSection
 ) -> AsyncIterator[Callable[[], NodeCache]]:
-    """Follow what is wanted until left. Gives how this node stands, as its NodeCache.
+    """Run pre-warming until left. Yields a function that returns the current NodeCache.
 
-    Raises NotFound, InvalidInput for settings that lead nowhere; NotWritable.
+    Raises NotFound or InvalidInput for unusable settings; NotWritable.
     """
     async with AsyncExitStack() as stack:
         executor = BlockingExecutor()
@@ -75,8 +75,10 @@ async def open_prewarming(
         else:
             reconciler, tasks = _of_folder(parts, section, executor)
         loop = asyncio.get_running_loop()
+        # Events come from any thread, but the reconciler belongs to the event loop.
         parts.wake_events.tell = partial(call_soon, loop, reconciler.stale)
         await stack.enter_async_context(_running(reconciler.run(), *tasks))
+        # Kept between calls, because conditions keep the time of their last transition.
         previous = [NodeCacheStatus()]
 
         def stands() -> NodeCache:
@@ -107,7 +109,7 @@ def _reconciler(
 def _service(section: PrewarmSection) -> ImageService | None:
     if section.runtime is None:
         return None
-    # An agent that asks no runtime is spared the memory of gRPC.
+    # Imported here: an agent without a runtime socket doesn't need gRPC and its memory.
     from cache_agent.prewarm.cri import Cri  # noqa: PLC0415
 
     return Cri(section.runtime)
@@ -142,7 +144,7 @@ def _of_cluster(
         SecretFiles(section.secrets) if section.secrets else ClusterSecrets(api, api.namespace)
     )
     reconciler = _reconciler(parts, section, executor, PullCredentials(parts.access, secrets))
-    wanted = ClusterWanted(reconciler.want, reconciler.trouble)
+    wanted = ClusterSource(reconciler.want, reconciler.trouble)
     if parts.node.peers is not None:
         wanted.labelled = parts.node.peers.take_zone
     reconciler.label_gone = wanted.label_gone
@@ -169,7 +171,7 @@ def _connection(section: PrewarmSection) -> Connection:
 
 @asynccontextmanager
 async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run these beside what is inside; they end with it, and a failure of one ends it."""
+    """Run coroutines beside the body. Leaving the body cancels them; a failure of one cancels the body."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(each) for each in work]
         try:

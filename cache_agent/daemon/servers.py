@@ -1,6 +1,6 @@
-"""The servers that pods and runtimes talk to: which of them an agent opens, and where. Part of the composition root.
+"""Opens the agent's servers for pods, runtimes and peers, from the settings. Part of the composition root.
 
-They are apart from the control API: other sockets, other threads, and nothing behind them changes the node's state.
+They share no socket and no thread pool with the control API, so that their load doesn't block it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aiohttp import web
 from cache_agent.access.decide import CacheTTL
 from cache_agent.access.gate import Authorizer
 from cache_agent.access.registries import AllowedRegistries
-from cache_agent.access.upstream import Upstream, impatient
+from cache_agent.access.upstream import Upstream, fail_fast
 from cache_agent.config import PeersSection, ServersSection
 from cache_agent.net.addresses import Address
 from cache_agent.node.node import Node
@@ -49,7 +49,7 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class PeerServer:
-    """Where peers are answered: `upload` in bytes per second in all (0: no cap), so many `uploads` at once."""
+    """The peers server: `upload` caps all uploads, in bytes per second (0: no cap); `uploads`: how many at a time."""
 
     listen: Address
     upload: float = 0.0
@@ -58,16 +58,16 @@ class PeerServer:
 
     @classmethod
     def of(cls, section: PeersSection) -> PeerServer:
-        """What the settings say."""
+        """The options from the settings. Raises InvalidInput."""
         upload = float(Amount.parse(section.upload).bytes)
         return cls(Address.parse(section.listen), upload, section.uploads, tls_files(section))
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Which servers to open. `registries` are those that tenants may name; none means the well-known public ones.
+    """Which servers to open. `registries`: those that tenants may name; empty means the well-known public ones.
 
-    `hub_images` are patterns of image repositories whose word on the Hub repository they came from is believed.
+    `hub_images`: patterns of image repositories trusted to state their Hub origin.
     """
 
     mirror: Address | None = None
@@ -81,7 +81,7 @@ class ServerOptions:
 
     @classmethod
     def of(cls, section: ServersSection, peers: PeersSection | None = None) -> ServerOptions:
-        """What the settings say."""
+        """The options from the settings. Raises InvalidInput."""
         mirror = Address.parse(section.mirror) if section.mirror else None
         hub = Address.parse(section.hub) if section.hub else None
         observe = Address.parse(section.observe) if section.observe else None
@@ -102,7 +102,7 @@ class ServerOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunningServers:
-    """Where the servers answer."""
+    """The addresses of the open servers; None for those that aren't open."""
 
     mirror: Address | None = None
     hub: Address | None = None
@@ -111,7 +111,7 @@ class RunningServers:
     peers: Address | None = None
 
     def named(self) -> dict[str, str]:
-        """Those that are open, by name."""
+        """The addresses of the open servers, by name."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(at) for name, at in every.items() if at is not None}
 
@@ -123,13 +123,15 @@ async def open_servers(
     stack: AsyncExitStack,
     observing: web.Application | None = None,
 ) -> RunningServers:
-    """Open them until the stack is left; `observing` answers at `options.observe`.
+    """Open the servers until the stack is left; `observing` is served at `options.observe`.
 
-    Raises Busy for an address that is taken.
+    Raises Busy for an address that is taken, NotWritable for a CSI socket, InvalidInput for peers without a peers tier.
     """
     prune_manifest_cache(node)
     allowed = AllowedRegistries.of(options.registries)
-    questions, transfers = Upstream(impatient(access), allowed), Upstream(access, allowed)
+    # Access checks fail fast, because a runtime can go to the registry itself; transfers retry.
+    questions, transfers = Upstream(fail_fast(access), allowed), Upstream(access, allowed)
+    # The mirror and the CSI driver share one authorizer, so that a proof of access serves both.
     gate = Authorizer(node.clock, places=node.manifest_cache)
     mirror = hub = observe = None
     if options.mirror is not None:
@@ -139,7 +141,7 @@ async def open_servers(
     if options.hub is not None:
         sender = questions.access.connections.sender(TlsOptions(access.ca_file))
         upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
-        # A refusal isn't kept: the Hub says why in its own words, and they are passed on.
+        # Refusals aren't cached, because each must pass on the Hub's own error code and message.
         hub_gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)
         files = HubService(node, hub_gate, upstream, questions, options.hub_images)
         hub = await serve(stack, HubApi(files, _executor(stack)).application(), options.hub)
@@ -148,7 +150,7 @@ async def open_servers(
     peers = await _open_peers(node, options.peers, stack) if options.peers else None
     csi = None
     if options.csi is not None:
-        # gRPC takes 11 MB, which an agent without a driver shouldn't pay for.
+        # Imported here: gRPC takes 11 MB, which an agent without a CSI driver doesn't need.
         from cache_agent.servers.csi.server import CsiServer, Driver  # noqa: PLC0415
 
         volumes = Volumes(
@@ -157,6 +159,7 @@ async def open_servers(
             questions=questions,
             transfers=transfers,
             mounter=MounterClient(options.csi.mounter),
+            # More threads for upstream, because each of its calls may wait for seconds.
             threads=Threads(upstream=_executor(stack, 32), local=_executor(stack, 8)),
         )
         server = CsiServer(Driver(volumes, options.csi, _version()))
@@ -186,7 +189,7 @@ async def _open_peers(node: Node, options: PeerServer, stack: AsyncExitStack) ->
 
 
 def prune_manifest_cache(node: Node) -> int:
-    """Forget what was kept of images whose models have gone; how many entries went. The Hub's listings stay."""
+    """Drop cached manifests of repositories without a stored model; return their number. Hub listings stay."""
     images = [image for model in node.store.models() for image in node.store.images_of(model.key)]
     parsed = map(parse_image, images)
     cached = {repository_of(each) for each in parsed if isinstance(each, RegistryReference)}
@@ -201,7 +204,7 @@ def _version() -> str:
 
 
 def _executor(stack: AsyncExitStack, threads: int = _THREADS) -> BlockingExecutor:
-    """Threads of a server's own, so that one that waits for upstream holds up no other."""
+    """A thread pool for one server, so that waiting for upstream in one doesn't block the others."""
     executor = BlockingExecutor(threads)
     stack.callback(executor.close)
     return executor

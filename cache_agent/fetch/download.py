@@ -1,4 +1,4 @@
-"""One file on its way into the store: its partial, its hash, and who waits for it."""
+"""Downloads one file into the store: its partial, its hash, its commit; and the node's table of running downloads."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from modelimage.recipe import FileSlice, Literal, Recipe
 from modelimage.record import CHUNK_SIZE, RecordFile
 from modelimage.repository import BlobStream
 
-# Told of every read: how many bytes came. Raises to end the transfer.
+# Called after every read with its number of bytes. Raises to end the transfer.
 Tick = Callable[[int], None]
 
 
 class Download:
-    """Carries one file; whichever thread completes it lands it, exactly once.
+    """The download of one file. The worker thread that completes it commits it, exactly once.
 
-    `replace`: the stored file is damaged; its right chunks are kept, and the whole file takes its place everywhere.
+    `replace`: the stored file is damaged; its correct chunks are kept, and the new file replaces it in every model.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Download:
         self.repository = repository
         self.landed = threading.Event()
         self.ended = threading.Event()
-        # How another pull lends it urgency; set when it takes off.
+        # Raises the job's priority for another pull that waits for this file; set when the job exists.
         self.hurry: Callable[[int], None] = lambda priority: None
         self._store = store
         self._partial: Partial | None = None
@@ -52,20 +52,22 @@ class Download:
         self._recalled: set[int] = set()
         self._lost: set[int] = set()
         self.resumed = 0
-        # Whether all bytes came out of the image's own layers; what was resumed may have come from anywhere.
-        # Set before the first byte that didn't.
+        # Whether all bytes came from the image's own layers. Resumed bytes may have come from anywhere.
+        # Becomes False before the first other byte arrives.
         self.proven = True
 
     def open(self, pause: Callable[[int], None] = lambda count: None) -> None:
         """Open the partial. Raises NoSpace, NotWritable, DiskFailed."""
         self._partial = self._store.partial(self.file)
         if self.replace:
+            # Copies the correct chunks of the damaged file first, so only the others are fetched.
             self._store.salvage(self._partial, pause)
         self._recalled = set(self._partial.verified)
         self.resumed = sum(len(self._piece(index).range) for index in self._recalled)
 
     def follow_layer(self, layer: Recipe) -> None:
-        """Compute its layer's digest on the way, if it holds nothing but this file. Before any byte came."""
+        """Also compute the layer's digest, if the layer contains only this file. Call it before the first byte."""
+        # Layers with several files don't pass through one hash: ReuseCheck rebuilds them from the store.
         match layer.segments:
             case (Literal(before), FileSlice(file), Literal(after)) if (
                 file.digest == self.file.digest
@@ -73,18 +75,18 @@ class Download:
                 self._hash = InOrderHasher(self.file.chunk_count(), LayerHash(before, after))
 
     def layer(self) -> Digest | None:
-        """What the layer's digest came out as; None when it wasn't followed, or the file didn't land."""
+        """The computed layer digest; None without `follow_layer`, or if the file wasn't committed."""
         return self._hash.layer() if self.landed.is_set() else None
 
     @property
     def received(self) -> int:
-        """Bytes that came so far, for progress: those resumed and those received, verified or about to be."""
+        """Bytes so far, for progress: resumed and received, verified or not yet."""
         return self.file.size if self.landed.is_set() else self.resumed + self._received
 
     def ready(self, position: int) -> ReadablePrefix | None:
-        """How far the file can be given out from `position` on, before it is whole; None for not at all.
+        """How far the incomplete file can be served from `position` on; None: not at all.
 
-        Only chunks that this flight saw come out of the image's layers, and right: others prove no right to them.
+        Counts only verified chunks that this download read from the image's layers: others prove no access.
         """
         index = position // CHUNK_SIZE
         with self._lock:
@@ -95,21 +97,21 @@ class Download:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has a partial, so that `partial` may be asked for."""
+        """Whether `partial` may be used."""
         return self._partial is not None
 
     @property
     def partial(self) -> Partial:
         if self._partial is None:
-            raise RuntimeError("a flight's partial is used before it is open")
+            raise RuntimeError("a download's partial file is used before it is open")
         return self._partial
 
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
     ) -> None:
-        """Read one piece off the stream, write it, and count it only if its BLAKE3 is the record's.
+        """Read one chunk from the stream and write it; mark it only if its BLAKE3 matches the record.
 
-        Raises DigestMismatch, Unreachable when the stream ends early, and what stream and disk raise.
+        Raises DigestMismatch, Unreachable when the stream ends early, and the stream's and disk's errors.
         """
         turn = self._hash.take(piece.index)
         try:
@@ -119,26 +121,29 @@ class Download:
                 self.partial.mark(piece.index)
                 self._note_given(piece.index)
         except BaseException:
+            # Else the lease would never be free again, and the file never complete.
             if turn is not None:
                 self._hash.give_up()
             raise
+        # After `mark`: the hash must never be ahead of the verified chunks.
         if turn is not None:
             self._hash.give(turn)
 
     def missing(self) -> list[int]:
-        """Chunks to fetch. A file that has them all lands here and now: no piece of it will come that could land it."""
+        """The chunks to fetch. Commits a file that already has all of them: no arriving chunk would trigger it."""
         return self.partial.missing() or [piece.index for piece in self.advance()]
 
     def advance(self) -> Sequence[ChunkRange]:
-        """Hash the verified chunks whose turn has come; land the file when that was the last.
+        """Hash the verified chunks that are next in order; commit the file after the last one.
 
-        A chunk that isn't any more what was written counts for nothing: it is what must come again. Raises DiskFailed
-        when that happens to one twice, DigestMismatch when the record's digests contradict each other.
+        Returns a chunk that changed on disk after it was written: it must be fetched again. Raises DiskFailed when that
+        happens twice to one chunk, DigestMismatch when the record's sha256 and chunk digests contradict each other.
         """
         while (turn := self._hash.next_turn(self.partial.verified)) is not None:
             index, hashed = turn
             is_kept = False
             try:
+                # Checked again while hashing: one bad chunk found only by the sha256 would cost the whole file.
                 is_kept = self.partial.is_right(index, hashed.update)
                 if not is_kept:
                     return [self._lose(index)]
@@ -148,12 +153,12 @@ class Download:
                 else:
                     self._hash.give_up()
         computed = self._hash.digest()
-        if computed is not None and self._may_land():
-            self._land(computed)
+        if computed is not None and self._may_commit():
+            self._commit_file(computed)
         return ()
 
     def _lose(self, index: int) -> ChunkRange:
-        """A chunk isn't any more what was written: it counts for nothing, and must come again."""
+        """Discard a chunk that changed on disk; return it to be fetched again. Raises DiskFailed the second time."""
         piece = self._piece(index)
         self.partial.unmark(index)
         with self._lock:
@@ -175,13 +180,15 @@ class Download:
     def _piece(self, index: int) -> ChunkRange:
         return ChunkRange(self.file, index, chunk_range(self.file.size, index))
 
-    def _land(self, computed: Digest) -> None:
+    def _commit_file(self, computed: Digest) -> None:
+        # Without proof the file is stored, but it authorizes nobody: see `ReuseCheck`.
         repository = self.repository if self.proven else None
         self._store.admit(self.partial, computed, repository, replace=self.replace)
+        # Model directories still hard-link the damaged inode.
         if self.replace:
             self._store.relink(self.file.digest)
         self.landed.set()
-        self.ended.set()  # who waits for this file need not wait for the rest of its model
+        self.ended.set()  # other pulls wait for this file, not for the rest of its model
 
     def close(self) -> None:
         if self._partial is not None:
@@ -195,7 +202,7 @@ class Download:
         tick: Tick,
         turn: Hash | None,
     ) -> str:
-        """Move one piece from the stream to the partial, hashing what is in the buffer; its BLAKE3."""
+        """Copy one chunk from the stream to the partial, hashing it in the buffer. Returns its BLAKE3."""
         checked, done = blake3(), 0
         while done < len(piece.range):
             count = fill(stream, buffer[: len(piece.range) - done], tick)
@@ -218,7 +225,8 @@ class Download:
             if self.proven:
                 self._given.add(index)
 
-    def _may_land(self) -> bool:
+    def _may_commit(self) -> bool:
+        # Several workers may find the hash complete; only one commits.
         with self._lock:
             first, self._landing = not self._landing, True
             return first
@@ -235,7 +243,7 @@ class Download:
 
 
 def followed_layers(downloads: Iterable[Download]) -> Iterator[tuple[Digest, Digest]]:
-    """Layers whose digest was computed while their only file came, each with what it came out as."""
+    """(layer, computed digest) of the layers whose digest was computed while their only file was downloaded."""
     for download in downloads:
         computed = download.layer()
         if computed is not None:
@@ -244,7 +252,7 @@ def followed_layers(downloads: Iterable[Download]) -> Iterator[tuple[Digest, Dig
 
 @contextmanager
 def counting(count: Callable[[int], None], tick: Tick) -> Iterator[Tick]:
-    """A tick that counts what comes, too, however little; all of it is taken back when the transfer fails."""
+    """A tick that also counts bytes for progress, and takes them back when the transfer fails."""
     came = 0
 
     def told(size: int) -> None:
@@ -261,7 +269,8 @@ def counting(count: Callable[[int], None], tick: Tick) -> Iterator[Tick]:
 
 
 def fill(stream: BlobStream, buffer: memoryview, tick: Tick) -> int:
-    """Read until the buffer is full or the stream ends; bytes read."""
+    """Read until the buffer is full or the stream ends. Returns the number of bytes."""
+    # A tick for every read, not only for a full buffer: the watchdog measures progress by it.
     filled = 0
     while filled < len(buffer):
         count = stream.readinto(buffer[filled:])
@@ -273,7 +282,7 @@ def fill(stream: BlobStream, buffer: memoryview, tick: Tick) -> int:
 
 
 class Downloads:
-    """Which files are on their way to which store: each by one pull at a time."""
+    """The node's running downloads: each file of a store is downloaded by one pull at a time. Thread-safe."""
 
     def __init__(self) -> None:
         self._flying: dict[tuple[Path, Digest], Download] = {}
@@ -286,10 +295,11 @@ class Downloads:
         repository: str,
         damaged: Container[Digest] = (),
     ) -> tuple[list[Download], list[Download]]:
-        """(those the caller must now fly, those that another pull is flying)."""
+        """(downloads that the caller must now run, downloads that another pull runs)."""
         mine, theirs = [], []
         with self._lock:
             for file in files:
+                # By all claims of the record, not by sha256: a forged record must not share a download.
                 name = (store.paths.root, identity(file))
                 download = self._flying.get(name)
                 if download is None or download.ended.is_set():
@@ -301,17 +311,19 @@ class Downloads:
                     theirs.append(download)
         return mine, theirs
 
-    def flying(self, name: Digest) -> Download | None:
-        """The flight of a file by the identity of its record's claims, to whichever store."""
+    def running(self, name: Digest) -> Download | None:
+        """The running download of a file, by the identity of its record's claims, in any store."""
         with self._lock:
             return next((each for (_, key), each in self._flying.items() if key == name), None)
 
     def release(self, store: Store, downloads: Iterable[Download]) -> None:
-        """Flights that ended, landed or not."""
+        """Remove downloads that ended, committed or not, and wake the pulls that wait for them."""
         with self._lock:
             for download in downloads:
                 name = (store.paths.root, identity(download.file))
+                # A committed file may have been claimed anew since; that entry is another pull's.
                 if self._flying.get(name) is download:
                     del self._flying[name]
+        # After the removal: a pull woken by it may claim the file again immediately.
         for download in downloads:
             download.ended.set()

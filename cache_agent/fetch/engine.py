@@ -1,8 +1,8 @@
-"""The threads that fetch: a fixed number of workers, shared by all pulls, most urgent first.
+"""Runs the fetch threads: a fixed number of workers shared by all pulls, most urgent first, and a watchdog.
 
-A worker asks its job for a span, reads it from a source straight into reused memory, and lets the flight check and
-write it. A transfer that makes no progress is closed from outside, which ends its read, and the span moves on to
-the next source. Memory is one buffer for each worker, however large the model.
+A worker takes a range request from a job, reads it from a source into its reused buffer, and hands the bytes to the
+download, which verifies and writes them. The watchdog closes a transfer that makes no progress, which ends the pending
+read, and the request moves on to the next source. Memory: one buffer for each worker, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from modelimage.workers import available_cores
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
 BUFFER_BYTES: Final = 4 << 20
-# What is shorter says more of the latency than of the rate.
+# A shorter transfer measures the latency rather than the rate.
 TELLING_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """At most `streams` transfers at once (see `Crew`); `bandwidth` caps their sum in bytes per second (0: no cap).
+    """At most `streams` concurrent transfers (see `ConcurrencyLimiter`); `bandwidth`: cap of their sum, 0 for none.
 
-    `min_rate`: a transfer slower than that, in bytes per second, has its job try another source (0: never).
+    `min_rate`: below this rate the job tries another source; 0: never. Rates in bytes per second.
     """
 
     streams: int = DEFAULT_STREAMS
@@ -45,8 +45,9 @@ class EngineOptions:
 
 
 class Transfer:
-    """One read under way, as the watchdog sees it. `left`: why the watchdog closed it."""
+    """The progress of a worker's current read, for the watchdog. `left`: why the watchdog closed it, if it did."""
 
+    # No lock: one worker writes, the watchdog reads and at worst acts one period late. Only `left` is the watchdog's.
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self.last_progress = monotonic()
@@ -66,12 +67,12 @@ class Transfer:
         self._received += count
 
     def paused(self, seconds: float) -> None:
-        """The transfer waited for a cap of ours: no fault of the source."""
+        """Exclude seconds spent waiting for this node's own cap: they must not count against the source."""
         self._paused += seconds
         self.progressed(0)
 
     def rate(self, after: float) -> float | None:
-        """Bytes a second so far; None before it says something: `after` seconds, or so many bytes."""
+        """Bytes per second so far; None until `after` seconds or TELLING_BYTES make it meaningful."""
         seconds = self._monotonic() - self._began - self._paused
         if seconds <= 0 or (seconds < after and self._received < TELLING_BYTES):
             return None
@@ -81,14 +82,15 @@ class Transfer:
         self.work, self.stream = None, None
 
     def close(self) -> None:
-        """End the pending read."""
+        """Close the stream, which ends a pending read. Called from the watchdog and from `Engine.cancel`."""
+        # Read once: the worker sets it to None at any time.
         stream = self.stream
         if stream is not None:
             stream.close()
 
 
 class Engine:
-    """Runs jobs. Threads start with the first job and end with `close`."""
+    """Runs jobs on shared worker threads, which start with the first job and end with `close`."""
 
     def __init__(
         self,
@@ -103,10 +105,11 @@ class Engine:
         self._wake = threading.Condition()
         self._closing = False
         self._threads: list[threading.Thread] = []
+        # A fixed list: the watchdog and `cancel` iterate over it without a lock.
         self._transfers = [Transfer(monotonic) for _ in range(options.streams)]
 
     def run(self, job: Job) -> None:
-        """Carry a job out; returns when it has finished. Raises the error that ended it."""
+        """Run a job and block until it has finished. Raises the error that ended it."""
         with self._wake:
             if self._closing:
                 raise Cancelled("the agent is stopping", hint="Pull again when it runs.")
@@ -116,6 +119,7 @@ class Engine:
         try:
             job.finished.wait()
         except BaseException:
+            # Workers may still be writing to the job's partials, which the caller closes next.
             self.cancel(job)
             job.finished.wait()
             raise
@@ -126,7 +130,8 @@ class Engine:
             raise job.error
 
     def cancel(self, job: Job) -> None:
-        """End a job early; `run` raises Cancelled in its thread."""
+        """Cancel a job; `run` raises Cancelled in its own thread."""
+        # Before the streams are closed: a worker whose read ends must find the job stopped, or it would retry.
         job.cancel()
         for transfer in self._transfers:
             work = transfer.work
@@ -134,21 +139,23 @@ class Engine:
                 transfer.close()
 
     def set_bandwidth(self, rate: float) -> None:
-        """Another cap on all transfers together, in bytes per second; 0 for none."""
+        """Set the cap on the sum of all transfers, in bytes per second; 0 for none."""
         self._total.set_rate(rate)
 
     def hurry(self, job: Job, priority: int) -> None:
-        """Raise a job's priority: someone more urgent waits for its files."""
+        """Raise a job's priority, because a more urgent pull waits for its files."""
         with self._wake:
+            # Never lowered: the more urgent pull may still be waiting.
             job.priority = max(job.priority, priority)
             self._wake.notify_all()
 
     def close(self) -> None:
-        """Cancel what runs and end the threads."""
+        """Cancel all jobs and join the threads."""
         with self._wake:
             self._closing = True
             jobs = list(self._jobs)
             self._wake.notify_all()
+        # Outside the lock, which the workers need to end their work.
         for job in jobs:
             self.cancel(job)
         for thread in self._threads:
@@ -178,16 +185,18 @@ class Engine:
         return loop
 
     def _next(self, last: tuple[Job, int] | None) -> Work | None:
-        """End the last work, if any, and wait for more; None when closing."""
+        """Release the worker's slot, if it has one, and wait for the next work; None when closing."""
         with self._wake:
             if last is not None:
                 self._limiter.leave()
                 self._wake.notify_all()
             while not self._closing:
-                if self._jobs and not self._limiter.has_room():
+                if self._jobs and not self._limiter.has_slot():
+                    # With a timeout: nothing notifies when the cores become idle.
                     self._wake.wait(WINDOW_SECONDS)
                     continue
                 again: float | None = None
+                # Stable: among equal priorities the oldest job comes first.
                 for job in sorted(self._jobs, key=lambda job: -job.priority):
                     found = job.next_work(last[1] if last and last[0] is job else None)
                     if isinstance(found, Work):
@@ -195,6 +204,7 @@ class Engine:
                         return found
                     if found is not None:
                         again = min(found, again) if again is not None else found
+                # Without a due time only a notification can bring work: every worker that ends notifies.
                 self._wake.wait(None if again is None else max(0.0, again - self.monotonic()))
         return None
 
@@ -202,10 +212,11 @@ class Engine:
         job, pieces = work.job, work.state.range_request.pieces
         done, error = self._read(work, transfer, buffer)
         try:
+            # Before `succeeded`: lost chunks are queued again while this work still keeps the job from finishing.
             for piece in pieces[:done]:
                 job.fetch_again(work, job.downloads[piece.file.digest].advance())
         except Exception as failure:  # noqa: BLE001 - goes to the pull's caller, whatever it is
-            # Not the source's doing, so no other source would help.
+            # Committing failed on this node: no other source would help.
             job.abort(failure)
         if error is None:
             job.succeeded(work)
@@ -215,7 +226,7 @@ class Engine:
     def _read(
         self, work: Work, transfer: Transfer, buffer: memoryview
     ) -> tuple[int, Exception | None]:
-        """Read a span's pieces off its source: how many came whole, and what ended it early."""
+        """Read a range request from its source. Returns the number of complete chunk ranges and the error, if any."""
         job, pieces = work.job, work.state.range_request.pieces
         done = 0
         transfer.begin(work)
@@ -225,8 +236,10 @@ class Engine:
                 tick = self._ticker(work, transfer)
                 for piece in pieces:
                     download = job.downloads[piece.file.digest]
-                    if not job.sources[work.source].proves:
+                    if not job.sources[work.source].authorizes:
+                        # Before its first byte: from then on nothing more of the file may be served early.
                         download.proven = False
+                    # Under a cap small reads: filling the buffer at a low rate would look like a stall.
                     download.receive(piece, stream, buffer[: self._total.burst(len(buffer))], tick)
                     done += 1
                     if done < len(pieces) and self._is_outranked(work):
@@ -236,11 +249,11 @@ class Engine:
         finally:
             self._note_rate(work, transfer)
             transfer.end()
-        # Said only now: an error within the source's context would count against the source.
+        # Outside the `with`: an error inside it would count against the source (circuit breaker, peer penalty).
         return done, None if done == len(pieces) else Preempted("a more urgent pull waits")
 
     def _is_outranked(self, work: Work) -> bool:
-        """Whether somebody more urgent waits for a worker; what is no longer than a chunk isn't worth ending early."""
+        """Whether a more urgent job waits for a worker. A request of at most one chunk is never interrupted."""
         if work.state.range_request.size <= BUNDLE_BYTES:
             return False
         with self._wake:
@@ -248,6 +261,7 @@ class Engine:
 
     @staticmethod
     def _reason(error: Exception, transfer: Transfer) -> Exception:
+        # After the watchdog closed a stream, the read's own error is only the consequence; keep the watchdog's.
         if transfer.left is None or isinstance(error, RetryLater):
             return error
         transfer.left.__cause__ = error
@@ -266,6 +280,7 @@ class Engine:
             job.count(source, count)
             pause = self._total.take(count)
             if pause:
+                # Not a sleep: cancelling must not wait for the cap.
                 job.stopped.wait(pause)
                 transfer.paused(pause)
             if job.stopped.is_set():
@@ -274,7 +289,8 @@ class Engine:
         return tick
 
     def _watch(self) -> None:
-        """Close transfers that stand still, and slow ones where that helps. Sleeps while nothing is fetched."""
+        """Close stalled transfers, and slow ones if another source is faster. Sleeps while there are no jobs."""
+        # A stall is noticed at most a quarter late.
         period = self._options.stall_seconds / 4
         while True:
             with self._wake:
@@ -282,6 +298,7 @@ class Engine:
                     return
                 self._wake.wait(period if self._jobs else None)
             for transfer in self._transfers:
+                # Before the stream is open there is nothing to close; connecting has a timeout of its own.
                 work = transfer.work
                 if work is not None and transfer.stream is not None:
                     self._look_at(work, transfer)
@@ -298,7 +315,7 @@ class Engine:
         rate = transfer.rate(patience)
         if rate is not None:
             work.job.note_rate(work.source, rate)
-            # A compressed layer comes in one piece, all of which would be lost.
+            # Not a compressed layer: it is a single chunk range, all of which would be lost.
             if work.state.range_request.at_stake <= BUNDLE_BYTES and work.job.is_too_slow(work):
                 transfer.left = TooSlow(f"{name} is slow: {rate:.0f} bytes a second")
                 transfer.close()

@@ -1,8 +1,8 @@
-"""The sha256 of a file whose chunks arrive in any order.
+"""Computes the sha256 of a file whose chunks arrive in any order.
 
-sha256 has one state and one direction. A chunk that arrives just when its turn has come is hashed from the buffer
-it was received in; chunks that arrived early are read back from the page cache when the hash reaches them.
-Nothing counts before its chunk is verified: a chunk that turns out wrong leaves no trace in the hash.
+sha256 is sequential. A chunk that arrives when it is next is hashed from its receive buffer; a chunk that arrives
+early is read back from the page cache when the hash reaches it. The state advances only after a chunk is verified, so
+a wrong chunk leaves no trace in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from modelimage.digest import Digest
 
 
 class Hash(Protocol):
-    """What hashlib's objects are."""
+    """The part of hashlib's interface that is used here."""
 
     def update(self, data: memoryview, /) -> None: ...
     def copy(self) -> Hash: ...
@@ -23,7 +23,7 @@ class Hash(Protocol):
 
 
 class LayerHash:
-    """The hash of a file, and along with it that of a layer which holds nothing else: `before`, the file, `after`."""
+    """Hashes a file and, in the same pass, the layer that consists of `before`, the file and `after`."""
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._file: Hash = hashlib.sha256()
@@ -40,36 +40,38 @@ class LayerHash:
         return made
 
     def hexdigest(self) -> str:
-        """The file's."""
+        """The file's sha256."""
         return self._file.hexdigest()
 
     def layer(self) -> Digest:
-        """The layer's, if the file ends here."""
+        """The layer's digest, given that the file ends here."""
         whole = self._layer.copy()
         whole.update(memoryview(self._after))
         return Digest(whole.hexdigest())
 
 
 class InOrderHasher:
-    """Hashes `count` chunks in order. One thread at a time holds the turn; the others don't wait for it."""
+    """Hashes `count` chunks in order. One thread at a time holds the lease; the others don't wait for it."""
 
     def __init__(self, count: int, hashed: Hash | None = None) -> None:
         self._count = count
         self._position = 0
         self._hash: Hash = hashed or hashlib.sha256()
+        # A flag, not a held lock: a thread that doesn't get the lease writes its chunk and goes on fetching.
         self._taken = False
         self._lock = threading.Lock()
 
     def take(self, index: int) -> Hash | None:
-        """The turn to hash chunk `index`, if it is next and nobody has the turn: a copy to update while reading."""
+        """Lease the hash for chunk `index`, if it is next and the lease is free: a copy to update while reading."""
         with self._lock:
             if self._taken or index != self._position:
                 return None
             self._taken = True
+            # A copy: if the chunk turns out wrong, `give_up` drops it and the state is unchanged.
             return self._hash.copy()
 
     def next_turn(self, ready: set[int]) -> tuple[int, Hash] | None:
-        """The turn for whichever chunk is next, if it is among those verified and nobody has the turn."""
+        """Lease the hash for the next chunk, if that is in `ready` (verified) and the lease is free."""
         with self._lock:
             if self._taken or self._position not in ready:
                 return None
@@ -77,24 +79,24 @@ class InOrderHasher:
             return self._position, self._hash.copy()
 
     def give(self, hashed: Hash) -> None:
-        """End the turn: the chunk is verified and `hashed` has seen all of it."""
+        """End the lease and advance: the chunk is verified and `hashed` includes all of it."""
         with self._lock:
             self._hash, self._taken = hashed, False
             self._position += 1
 
     def give_up(self) -> None:
-        """End the turn without a result."""
+        """End the lease without advancing."""
         with self._lock:
             self._taken = False
 
     def digest(self) -> Digest | None:
-        """The file's sha256, once every chunk was hashed."""
+        """The file's sha256, once every chunk is hashed; None before."""
         with self._lock:
             done = self._position == self._count and not self._taken
             return Digest(self._hash.hexdigest()) if done else None
 
     def layer(self) -> Digest | None:
-        """The layer's digest, once every chunk was hashed, if it was to be computed."""
+        """The layer's digest, once every chunk is hashed; None before, or if it isn't computed."""
         with self._lock:
             done = self._position == self._count and not self._taken
             return self._hash.layer() if done and isinstance(self._hash, LayerHash) else None

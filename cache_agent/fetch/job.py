@@ -1,6 +1,6 @@
-"""The fetching part of one pull: which spans are left, what each source did, how it ends. Memory only, one lock.
+"""Schedules the range requests of one pull: remaining requests, retries, source choice, final result.
 
-The engine's threads ask it for work and tell it of results; it never blocks and does no IO.
+Memory only, one lock. The engine's threads take work and report results; a job never blocks and does no IO.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from modelimage.errors import (
 )
 from modelimage.repository import BlobStream
 
-# What may be tried again somewhere else, or later; everything else ends the pull.
+# Errors after which another source is tried, or the same one later; any other error ends the pull.
 _MOVE_ON: Final = (Unreachable, RemoteRefused, NotFound, AccessDenied, DigestMismatch)
 _FIRST_REST: Final = 0.25
 _LONGEST_REST: Final = 15.0
@@ -45,17 +45,17 @@ _LONGEST_RETRY_AFTER: Final = 120.0
 
 
 class TooSlow(Unreachable):
-    """Another source is faster, or untried: the span moves on, and this source has done nothing wrong."""
+    """Another source is faster or unmeasured: the request moves on. Not counted as a failure of this source."""
 
 
 class Preempted(Unreachable):
-    """Somebody more urgent waits: the rest of the span waits again, and its source has done nothing wrong."""
+    """A more urgent job needs the worker: the rest of the request is queued again. Not a failure of its source."""
 
 
 class ChunkSink(Protocol):
-    """Takes the pieces of what a job fetches: a file's flight does, and what carries a layer of a foreign image.
+    """Receives the chunk ranges that a job fetches: a file's Download, or a layer of a foreign image.
 
-    Called by several threads at once.
+    Called by several threads concurrently.
     """
 
     proven: bool
@@ -63,22 +63,22 @@ class ChunkSink(Protocol):
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
     ) -> None:
-        """Read one piece off the stream and keep it. What it raises is the source's failure."""
+        """Read one chunk range from the stream and keep it. Its errors count as failures of the source."""
 
     def advance(self) -> Sequence[ChunkRange]:
-        """Do what has become possible since; pieces that must come again, since this disk has lost them.
+        """Continue hashing and commit if complete. Returns chunk ranges to fetch again, because the disk lost them.
 
-        What it raises ends the pull.
+        Its errors end the pull.
         """
 
 
 @dataclass
 class RequestState:
-    """A span, its place in its track, how each source failed on it, and until when it isn't to be asked for it."""
+    """A range request, its order in its queue, and for each source its failures on it and the end of its backoff."""
 
     range_request: RangeRequest
     order: int = 0
-    rests: dict[int, float] = field(default_factory=dict)
+    backoff_until: dict[int, float] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
     excluded: set[int] = field(default_factory=set)
     last_error: WeightyardError | None = None
@@ -86,7 +86,7 @@ class RequestState:
 
 @dataclass(order=True)
 class DelayedRequest:
-    """A span that comes back at `due`, when its source is likely to have it."""
+    """A request that is queued again at `due`, when its source is likely to have the chunk."""
 
     due: float
     file_queue: int
@@ -97,7 +97,7 @@ class DelayedRequest:
 
 @dataclass
 class Work:
-    """A span for a worker, and the source to ask."""
+    """A range request assigned to a worker, with its source."""
 
     job: Job
     file_queue: int
@@ -107,9 +107,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a span may fail at one source before that source is given up for it.
+    """How often a request may fail at one source before that source is excluded for it.
 
-    `min_rate`: bytes a second of one transfer below which another source is tried; 0 for never.
+    `min_rate`: bytes per second of one transfer below which another source is tried; 0: never.
     """
 
     attempts: int = 5
@@ -118,7 +118,7 @@ class RetryPolicy:
 
 
 class Job:
-    """Spans of one pull. Finished when every span is done, or at the first error that ends it."""
+    """The range requests of one pull. Finished when all are done, or at the first error that ends the pull."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Job:
             )
             for file_queue in tracks
         ]
-        self._put_off: list[DelayedRequest] = []
+        self._delayed: list[DelayedRequest] = []
         self._workers = [0] * len(tracks)
         self._left = sum(len(file_queue) for file_queue in tracks)
         self._rests = [0.0] * len(sources)
@@ -152,7 +152,7 @@ class Job:
         self._update_finished()
 
     def next_work(self, last: int | None) -> Work | float | None:
-        """Work for a free worker; a time to ask again; or None while nothing waits."""
+        """Work for a free worker, the time at which there will be some (a float), or None while nothing is queued."""
         with self._lock:
             if self.stopped.is_set():
                 return None
@@ -161,10 +161,11 @@ class Job:
             waiting = [len(file_queue) for file_queue in self._waiting]
             file_queue = choose_queue(waiting, self._workers, last)
             if file_queue is None:
-                return self._put_off[0].due if self._put_off else None
+                return self._delayed[0].due if self._delayed else None
             state = self._waiting[file_queue][0]
             source = choose_source(self._views(state), now, self._policy.min_rate)
             if source is None:
+                # Every source is excluded for this request, so the pull can't complete: don't fetch the rest.
                 self._fail(state.last_error or Unreachable("no source has this model's bytes"))
                 return None
             if isinstance(source, float):
@@ -173,7 +174,7 @@ class Job:
             return Work(self, file_queue, self._take(file_queue), source)
 
     def has_work(self) -> bool:
-        """Whether anything waits for a worker."""
+        """Whether any request waits for a worker."""
         with self._lock:
             return any(self._waiting)
 
@@ -185,27 +186,30 @@ class Job:
             self._update_finished()
 
     def failed(self, work: Work, error: BaseException, remaining: RangeRequest) -> None:
-        """A span failed: it waits again with what is left of it, or the pull ends."""
+        """Handle a failed request: queue its `remaining` part again, or end the pull."""
         with self._lock:
             self._workers[work.file_queue] -= 1
             if self.stopped.is_set():
+                # The last worker to leave a stopped job finishes it.
                 self._update_finished()
             elif not isinstance(error, _MOVE_ON):
                 self._fail(error)
             else:
                 work.state.range_request = remaining
                 if isinstance(error, RetryLater):
+                    # Not a failure: counting it would exclude the peers after `attempts` polls.
                     due = self._monotonic() + error.after
                     put_off = DelayedRequest(
                         due, work.file_queue, work.state.order, work.state, error.in_line
                     )
-                    heapq.heappush(self._put_off, put_off)
+                    heapq.heappush(self._delayed, put_off)
                 else:
+                    # First in its queue: the hash of this file stops at the missing chunk.
                     self._note_failure(work, error)
                     self._waiting[work.file_queue].appendleft(work.state)
 
     def fetch_again(self, work: Work, pieces: Sequence[ChunkRange]) -> None:
-        """Pieces wait once more, in the track of the work that is about to end."""
+        """Queue chunk ranges again, in the queue of the work that is about to end."""
         with self._lock:
             if not self.stopped.is_set():
                 self._left += len(pieces)
@@ -214,42 +218,44 @@ class Job:
                     self._waiting[work.file_queue].appendleft(state)
 
     def _take(self, file_queue: int) -> RequestState:
-        """The first of a track's spans, and in it those that follow, none of which failed before.
+        """Take the first request of a queue, merged with the consecutive ones that never failed.
 
-        Alone where nodes share the work chunk by chunk.
+        Not merged if there are peers: nodes share a file chunk by chunk.
         """
         waiting = self._waiting[file_queue]
         length = run_length(len(waiting))
         state = waiting.popleft()
+        # Failures and exclusions are kept per request: merging would apply one request's to its neighbours.
         if state.failures or any(source.tier is Tier.PEER for source in self.sources):
             return state
         pieces = state.range_request.pieces
         for _ in range(length - 1):
-            if waiting[0].failures or not pieces[-1].goes_on_with(
+            if waiting[0].failures or not pieces[-1].is_followed_by(
                 waiting[0].range_request.pieces[0]
             ):
                 break
             pieces += waiting.popleft().range_request.pieces
+            # A merged request is reported as done once.
             self._left -= 1
         state.range_request = RangeRequest(pieces)
         return state
 
     def _recall(self, now: float) -> None:
-        """What was put off until now waits again, at its place in its track."""
-        while self._put_off and self._put_off[0].due <= now:
-            back = heapq.heappop(self._put_off)
+        """Queue delayed requests that are due, in their original order: the hash needs the lowest chunk first."""
+        while self._delayed and self._delayed[0].due <= now:
+            back = heapq.heappop(self._delayed)
             bisect.insort(self._waiting[back.file_queue], back.state, key=lambda state: state.order)
 
     def _call_next_in_line(self) -> None:
-        """A transfer ended: whichever span waits for that is due now, the first of them."""
-        in_line = [each for each in self._put_off if each.in_line]
+        """Make the first delayed request that waits for one of this node's own transfers due: one has just ended."""
+        in_line = [each for each in self._delayed if each.in_line]
         if in_line:
             first = min(in_line, key=lambda each: (each.file_queue, each.order))
             first.due = self._monotonic()
-            heapq.heapify(self._put_off)
+            heapq.heapify(self._delayed)
 
     def abort(self, error: BaseException) -> None:
-        """End the pull now; work under way ends at its next read."""
+        """End the pull with this error; running transfers end at their next read."""
         with self._lock:
             if not self.finished.is_set():
                 self._fail(error)
@@ -264,13 +270,14 @@ class Job:
             self.bytes_by_source[source] += size
 
     def note_rate(self, source: int, rate: float) -> None:
-        """How fast a transfer from a source was, or is so far, in bytes a second."""
+        """Average in the rate of a transfer from a source, finished or running, in bytes per second."""
         with self._lock:
             before = self._rates[source]
+            # Half of it the newest: a source's rate may change in the middle of a pull.
             self._rates[source] = rate if before is None else (before + rate) / 2
 
     def is_too_slow(self, work: Work) -> bool:
-        """Whether a span had better be fetched from another source."""
+        """Whether a running request should move to another source."""
         with self._lock:
             views = self._views(work.state)
             return is_too_slow(views, work.source, self._monotonic(), self._policy.min_rate)
@@ -278,7 +285,7 @@ class Job:
     def _views(self, state: RequestState) -> list[SourceView]:
         return [
             SourceView(
-                max(self._rests[index], state.rests.get(index, 0.0)),
+                max(self._rests[index], state.backoff_until.get(index, 0.0)),
                 index in state.excluded,
                 state.failures.get(index, 0),
                 self._rates[index],
@@ -288,6 +295,8 @@ class Job:
         ]
 
     def _note_failure(self, work: Work, error: WeightyardError) -> None:
+        # Two scopes: backoff after an overload or an outage holds for the whole source (`_rests`), so one dead source
+        # doesn't cost each request a timeout; everything else concerns this request only (`state`).
         state, source = work.state, work.source
         if isinstance(error, (TooSlow, Preempted)):
             return
@@ -295,6 +304,7 @@ class Job:
             state.last_error = error
         count = state.failures[source] = state.failures.get(source, 0) + 1
         now = self._monotonic()
+        # Before Unreachable, its base class: an overloaded source answers, so it gets many more attempts.
         if isinstance(error, RateLimited):
             pause = min(error.retry_after or _FIRST_REST * 2**count, _LONGEST_RETRY_AFTER)
             self._rests[source] = max(self._rests[source], now + pause)
@@ -304,31 +314,33 @@ class Job:
             self._rests[source] = max(self._rests[source], now + rest)
             limit = self._policy.attempts
         elif isinstance(error, FetchUpstream):
-            state.rests[source] = now + min(2.0**count, _LONGEST_REST)
+            # The peers delegate this chunk to upstream; retry them later, in case upstream fails.
+            state.backoff_until[source] = now + min(2.0**count, _LONGEST_REST)
             limit = self._policy.attempts
         else:
-            # Wrong bytes may be a bad connection once; a refusal stays one.
+            # Wrong bytes may come from a bad connection once; a refusal is final.
             limit = 2 if isinstance(error, DigestMismatch) else 1
         if count >= limit:
             state.excluded.add(source)
 
     def _fail(self, error: BaseException) -> None:
+        # The first error is the cause; later ones only follow from stopping.
         if self.error is None:
             self.error = error
         self.stopped.set()
-        self._put_off.clear()
+        self._delayed.clear()
         for file_queue in self._waiting:
             file_queue.clear()
         self._update_finished()
 
     def _update_finished(self) -> None:
-        """Finished only when no worker is in it any more: its partials can be closed then."""
+        """Finish only when no worker is active: the caller then closes the partials."""
         if not any(self._workers) and (self._left == 0 or self.stopped.is_set()):
             self.finished.set()
 
 
 def by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
-    """(tier, name, bytes) of every source that gave any."""
+    """(tier, name, bytes) of every source that sent any bytes."""
     for job in jobs:
         for source, size in zip(job.sources, job.bytes_by_source, strict=True):
             if size:

@@ -1,4 +1,4 @@
-"""Manifests that one pull needs several times: to resolve, to look for what it has, to fill the shelf."""
+"""Caches the manifests that one pull reads several times: to resolve, to plan, to fill the manifest cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelimage.repository import BlobStream, ImageReader
 
 
 class CachingReader:
-    """A reader that asks for each manifest once. For the length of one task of one caller: it keeps them all."""
+    """A reader that fetches each manifest once. For one task of one caller only: it keeps all of them in memory."""
 
     def __init__(self, inner: ImageReader) -> None:
         self._inner = inner
@@ -23,6 +23,7 @@ class CachingReader:
 
     def manifest(self, descriptor: Descriptor) -> bytes:
         """See `ImageReader.manifest`."""
+        # By digest: unlike a tag, its content never changes.
         data = self._manifests.get(descriptor.digest)
         if data is None:
             data = self._manifests[descriptor.digest] = self._inner.manifest(descriptor)

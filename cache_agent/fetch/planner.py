@@ -1,8 +1,8 @@
-"""What to fetch in which order, and from where next. Pure: no threads, no clock, no sockets.
+"""Plans the order of range requests and chooses their sources. Pure: no threads, no clock, no sockets.
 
-Files are cut into spans: one chunk of a large file, or several small files of one layer in one request. The spans
-of a file form a track; a worker stays on its track, since sha256 must see a file's bytes in order and is cheapest
-while they are in the processor's cache.
+Files are split into range requests: one chunk of a large file, or several small files of one layer. The requests of a
+file form a queue. A worker stays on its queue, since sha256 needs a file's bytes in order and is cheapest while they
+are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from cache_agent.sources.source import ChunkRange
 from modelimage.digest import Digest
 from modelimage.record import CHUNK_SIZE, RecordFile
 
-# How many times faster another source must be to lose what has come of a chunk for it.
+# Switch sources in the middle of a chunk only for one that is this many times faster: the part received is lost.
 MUCH_FASTER: Final = 4.0
-# A request for several small files asks for no more than this.
+# At most this many bytes of small files in one request.
 BUNDLE_BYTES: Final = CHUNK_SIZE
-# One request for several chunks in a row spares the server and the line a start for each.
+# Consecutive chunks in one request: saves the server and the connection a start for each.
 RUN_CHUNKS: Final = 8
-# So few tracks are balanced against each other.
-LAST_TRACKS: Final = 8
+# With at most this many queues left, workers spread over them instead of staying on theirs.
+LAST_QUEUES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class RangeRequest:
-    """What one request asks for: pieces of one layer in the layer's order."""
+    """The content of one request: chunk ranges of one layer, in the layer's order."""
 
     pieces: tuple[ChunkRange, ...]
 
@@ -38,7 +38,7 @@ class RangeRequest:
 
     @property
     def at_stake(self) -> int:
-        """The most that is lost when it ends early: pieces that came whole are kept."""
+        """The most bytes lost when it ends early: completed chunk ranges are kept."""
         return max(len(piece.range) for piece in self.pieces)
 
 
@@ -46,7 +46,7 @@ FileQueue = tuple[RangeRequest, ...]
 
 
 def unique_files(files: Iterable[RecordFile]) -> list[RecordFile]:
-    """The first file of each sha256, in order: what a model holds under two names is fetched once."""
+    """The first file of each sha256, in order: a file that a model has under two names is fetched once."""
     first: dict[Digest, RecordFile] = {}
     for file in files:
         first.setdefault(file.digest, file)
@@ -56,9 +56,9 @@ def unique_files(files: Iterable[RecordFile]) -> list[RecordFile]:
 def plan_queues(
     files: Sequence[RecordFile], missing: Mapping[Digest, Collection[int]]
 ) -> list[FileQueue]:
-    """Tracks that together cover exactly the missing chunks (by sha256 of the file), largest first.
+    """Queues that together cover exactly the missing chunks (by sha256 of the file), largest queue first.
 
-    `files` are in the record's order, which is a layer's order.
+    `files` are in the record's order, which is the layer's order.
     """
     tracks: list[FileQueue] = []
     small: dict[Digest, list[ChunkRange]] = {}
@@ -72,6 +72,7 @@ def plan_queues(
         if file.chunk_count() > 1:
             tracks.append(tuple(RangeRequest((piece,)) for piece in pieces))
         else:
+            # By layer: one request reads one range of one layer.
             small.setdefault(file.layer, []).extend(pieces)
     tracks.extend(bundle for pieces in small.values() for bundle in _bundles(pieces))
     return sorted(
@@ -93,35 +94,35 @@ def _bundles(pieces: Sequence[ChunkRange]) -> Iterable[FileQueue]:
 
 
 def choose_queue(waiting: Sequence[int], workers: Sequence[int], last: int | None) -> int | None:
-    """The track a free worker takes its next span from; None when nothing waits.
+    """The queue from which a free worker takes its next request; None when all are empty.
 
-    `waiting[t]` spans of track t wait, `workers[t]` workers are on it, `last` is the worker's own track.
-    It stays on its own, so that files land one after the other. When few are left it goes where most is left of those
-    that nobody is on, so that all end together: of several workers on one file only one can hash.
+    `waiting[t]`: requests in queue t, `workers[t]`: workers on it, `last`: the worker's own queue.
+    A worker stays on its queue, so files complete one after the other. When few queues are left, it takes the longest
+    of those with the fewest workers, so all end together: of several workers on one file only one can hash.
     """
     open_tracks = [file_queue for file_queue, count in enumerate(waiting) if count]
-    if last in open_tracks and workers[last] == 0 and len(open_tracks) > LAST_TRACKS:
+    if last in open_tracks and workers[last] == 0 and len(open_tracks) > LAST_QUEUES:
         return last
     return min(open_tracks, key=lambda t: (workers[t], -waiting[t], t != last, t), default=None)
 
 
 def run_length(waiting: int) -> int:
-    """How many spans in a row one request may ask for, of a track where so many wait: fewer towards its end.
+    """How many of a queue's `waiting` requests may be merged into one: fewer towards the end of the queue.
 
-    What is asked for in one request only one worker gets; the last ones are for whichever is free.
+    A merged request occupies one worker; the last requests stay separate for whichever worker is free.
     """
     return max(1, min(RUN_CHUNKS, waiting // 2))
 
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """What choosing needs of one source: until when it rests, and whether this span may ask it again.
+    """One source as input of `choose_source`: when its backoff ends, and whether it is excluded for this request.
 
-    `rate`: bytes a second of one transfer, as this pull has seen it; None while it hasn't. `swarm`: it gives what other
-    nodes get, at their pace; it is compared with no other source, else a busy swarm would run to the origin.
+    `rate`: bytes per second of one transfer, measured by this pull; None before. `swarm`: the peers, which serve chunks
+    as they receive them themselves; never compared with other sources, else a busy swarm would move to the origin.
     """
 
-    rests_until: float
+    backoff_until: float
     excluded: bool
     failures: int
     rate: float | None = None
@@ -131,33 +132,34 @@ class SourceView:
 def choose_source(
     views: Sequence[SourceView], now: float, min_rate: float = 0.0
 ) -> int | float | None:
-    """Which source to ask (its index), when to look again (a time, as float), or None when none is left.
+    """The index of the source to use, the time at which one will be available (a float), or None when none is left.
 
-    The first that failed least on this span, isn't too slow and doesn't rest: order is preference, failure and
-    slowness are steps down.
+    Among sources not in backoff: the one with the fewest failures on this request, then not too slow, then first in
+    the configured order.
     """
     left = [index for index, view in enumerate(views) if not view.excluded]
     if not left:
         return None
-    ready = [index for index in left if views[index].rests_until <= now]
+    ready = [index for index in left if views[index].backoff_until <= now]
     if not ready:
-        return min(views[index].rests_until for index in left)
+        return min(views[index].backoff_until for index in left)
     return min(ready, key=lambda i: (views[i].failures, is_too_slow(views, i, now, min_rate), i))
 
 
 def is_too_slow(views: Sequence[SourceView], index: int, now: float, min_rate: float) -> bool:
-    """Whether another source is to be asked instead: one known to be much faster, or any untried one when this crawls.
+    """Whether to switch to another source: one measured much faster, or an unmeasured one if this is below `min_rate`.
 
-    `min_rate`: bytes a second of one transfer below which it is worth trying another; 0 for never. Law: the only source
-    left to ask isn't too slow, however slow it is.
+    `min_rate`: bytes per second of one transfer; 0: never. Law: the only remaining source is never too slow, whatever
+    its rate.
     """
     own = views[index].rate
     if own is None or views[index].swarm:
         return False
+    # Only sources that could take over now: switching to one in backoff would stop the transfer for nothing.
     others = [
         view
         for other, view in enumerate(views)
-        if other != index and not (view.excluded or view.swarm) and view.rests_until <= now
+        if other != index and not (view.excluded or view.swarm) and view.backoff_until <= now
     ]
     return any(
         own < min_rate if view.rate is None else own * MUCH_FASTER < view.rate for view in others

@@ -1,7 +1,7 @@
-"""A pull from beginning to end: resolve, reuse what may be reused, reserve, fetch, publish.
+"""Pulls one model: resolve, reuse stored files, reserve space, fetch, publish.
 
-Each pull runs in a thread of its own and is seen through its handle. Two pulls of one model share what is fetched:
-a file is on its way once on the node, and the second pull waits for it, lending its urgency.
+Each pull runs in its own thread; callers use its handle. Concurrent pulls share downloads: a node downloads each file
+once, and a second pull waits for it and raises its priority.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cache_agent.errors import Cancelled
 from cache_agent.fetch.download import Download, Downloads, followed_layers
 from cache_agent.fetch.engine import Engine
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
-from cache_agent.fetch.foreign.known import LayerClaims
+from cache_agent.fetch.foreign.known import LayerLocks
 from cache_agent.fetch.job import ChunkSink, Job, RetryPolicy, by_source
 from cache_agent.fetch.manifests import CachingReader
 from cache_agent.fetch.planner import FileQueue, plan_queues, unique_files
@@ -46,17 +46,17 @@ from modelimage.reference import EngineReference, ImageReference
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel, resolve_root
 
-# Told of every model that a pull put into the store, in the pull's thread, before the pull counts as done.
+# Called for every model that a pull published, in the pull's thread, before the pull is done.
 Published = Callable[[PullRequest, Resolved, ImageReader], None]
 
 
 def ignore_published(request: PullRequest, resolved: Resolved, reader: ImageReader) -> None:
-    """For who needs nothing beyond the store."""
+    """Does nothing: the default, for callers that need only the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Puller:
-    """Starts pulls. `sources` names the places to fetch a resolved model from, fastest first.
+    """Starts pulls and tracks the running ones. `sources` returns a resolved model's sources, fastest first.
 
     `platform` chooses among the images of a foreign index.
     """
@@ -72,11 +72,11 @@ class Puller:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     published: Published = ignore_published
     platform: Platform = LINUX_AMD64
-    claims: LayerClaims = field(default_factory=LayerClaims)
+    claims: LayerLocks = field(default_factory=LayerLocks)
     trust: Trust = field(default_factory=Trust)
 
     def start(self, request: PullRequest) -> Pull:
-        """Begin a pull and return its handle at once."""
+        """Start a pull and return its handle without waiting. Raises InvalidInput for a Docker engine's image."""
         if isinstance(request.image, EngineReference):
             raise InvalidInput(
                 f"can't pull from a docker engine: {request.image}",
@@ -106,7 +106,7 @@ class Puller:
 
 
 class Pull:
-    """A running pull. `watch`, `result` and `cancel` may be called from any thread."""
+    """A pull and its handle. `watch`, `result`, `snapshot`, `when_ended` and `cancel` may be called from any thread."""
 
     def __init__(self, puller: Puller, request: PullRequest, repository: str) -> None:
         self._puller, self._request, self.repository = puller, request, repository
@@ -121,7 +121,7 @@ class Pull:
         self._state = PullState.RESOLVING
         self._phases = [(PullState.RESOLVING.value, 0.0)]
         self._total = self._reused = 0
-        self.parts: list[Progressing] = []  # what is on its way, and what landed
+        self.parts: list[Progressing] = []  # downloads running and committed, for progress
         self._jobs: list[Job] = []
         self._caps = Caps(request.caps)
 
@@ -129,18 +129,20 @@ class Pull:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for the end, however it comes."""
+        """Wait for the end, successful or not."""
         self._thread.join()
 
     def cancel(self) -> None:
-        """Stop soon; what was verified stays for the next pull."""
+        """Stop soon without waiting. Verified chunks stay on disk for the next pull."""
+        # The flag first, then the jobs: a job added meanwhile sees the flag in `check_cancelled`.
         self._cancelled.set()
+        # Else a worker would sleep on in a bandwidth cap.
         self._caps.lift()
         for job in list(self._jobs):
             self._puller.engine.cancel(job)
 
     def when_ended(self, tell: Callable[[], None]) -> None:
-        """Call `tell` once at the end, in the pull's thread, or now if it has ended."""
+        """Call `tell` exactly once: at the end in the pull's thread, or now if the pull has ended."""
         with self._lock:
             if not self._ended.is_set():
                 self._listeners.append(tell)
@@ -148,7 +150,7 @@ class Pull:
         tell()
 
     def result(self, timeout: float | None = None) -> PullResult | None:
-        """Wait for the end: the result, None when `timeout` seconds pass first. Raises what ended the pull."""
+        """Wait for the end and return the result; None after `timeout` seconds. Raises the pull's error."""
         if not self._ended.wait(timeout):
             return None
         if self._error is not None:
@@ -156,7 +158,7 @@ class Pull:
         return self._result
 
     def watch(self, interval: float) -> Iterator[PullSnapshot]:
-        """A snapshot every `interval` seconds, the last one after the end."""
+        """Yield a snapshot every `interval` seconds, and a last one after the end."""
         while not self._ended.wait(interval):
             yield self.snapshot()
         yield self.snapshot()
@@ -178,7 +180,7 @@ class Pull:
         try:
             self._result = self._pull()
             self._state = PullState.DONE
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._error = error
             self._state = PullState.FAILED
         finally:
@@ -202,6 +204,7 @@ class Pull:
             phases=tuple(self._phases),
         )
         self._puller.events.pull_ended(end)
+        # Under the lock, so that a listener is either in the list by now or called by `when_ended` itself.
         with self._lock:
             self._ended.set()
         for tell in self._listeners:
@@ -216,6 +219,7 @@ class Pull:
             ours = is_ours(reader, root)
             resolved = resolve_root(reader, root, request.variant) if ours else None
         except Unreachable:
+            # Only an unreachable registry: a refusal or a missing tag must not be answered from the cache.
             known = roots.resolved(str(request.image), request.variant)
             if known is None or not trust.knows(request.image, roots.origin(known[0].key).root):
                 raise
@@ -225,6 +229,7 @@ class Pull:
         record = resolved.record
         self._total = sum(file.size for file in unique_files(record.files))
         sizes = {file.digest: file.size for file in record.files}
+        # Held from before the reuse check until published: else a reused file could be evicted in between.
         with roots.placed(record.key, lambda: sizes) as store, store.hold(sizes):
             self._get_files(store, resolved, reader)
             result = self._publish(store, record, resolved)
@@ -234,9 +239,9 @@ class Pull:
     def _publish(self, store: Store, record: AnyRecord, resolved: Resolved) -> PullResult:
         self._enter(PullState.PUBLISHING)
         seconds = self._puller.engine.monotonic() - self._started
-        # What another root of this node gave was in the cache already.
+        # Bytes copied from another root of this node were in the cache already.
         fetched = sum(n for tier, _, n in by_source(self._jobs) if tier != Tier.DISK.value)
-        # What getting all of it again would take, judged by what came now.
+        # Seconds to fetch the whole model again, extrapolated from this pull: the eviction policy's cost.
         cost = seconds * self._total / fetched if fetched else 0.0
         origin = Origin(
             image=str(self._request.image),
@@ -251,7 +256,7 @@ class Pull:
         return PullResult(model, model.path, fetched, self._reused, seconds)
 
     def _pull_foreign(self, reader: ImageReader, root: Descriptor) -> PullResult:
-        """Pull what others made: it has no record, and one precision."""
+        """Pull a foreign image: it has no record and one precision. Raises UnknownVariant for any other variant."""
         puller, request = self._puller, self._request
         if request.variant not in (None, AS_PUBLISHED):
             raise UnknownVariant(
@@ -267,6 +272,7 @@ class Pull:
             fetch = ForeignFetch(store, image, self._sources, puller.claims, self, hold)
             record = fetch.get()
             result = self._publish(store, record, fetch.resolved())
+            # After publishing: until then the journal is what a restarted pull continues from.
             fetch.forget()
         puller.published(request, fetch.resolved(), reader)
         return result
@@ -302,17 +308,19 @@ class Pull:
             mine, theirs = self._puller.downloads.claim(store, left, self.repository, reuse.damaged)
             landed = self.parts
             self.parts = [*landed, *mine, *theirs]
+            # Own downloads first, then wait: two pulls that waited for each other's files would never end.
             if mine:
-                self._fly(store, mine, record, sources)
-            sources = [source for source in sources if source.proves]
+                self._download(store, mine, record, sources)
+            # A second round fetches only what reuse refused: now nothing but the image's own layers will do.
+            sources = [source for source in sources if source.authorizes]
             for download in theirs:
                 self._wait_for(download)
-            # What others carried is reused from the store if that is allowed, else flown by this pull.
+            # Files that other pulls downloaded are reused from the store if authorized, else downloaded by this pull.
             reuse.rebuilt.update(followed_layers(mine))
-            # What came from a place that proves nothing has to be allowed too, or the image itself is asked for it.
+            # So are own files with bytes from a source that proves nothing; if refused, the image itself is read.
             settled = [f for f in mine if f.proven or reuse.allowed(record, f.file)]
             self.parts = [*landed, *settled]
-            # Another pull's flight names the layer of its own image; this pull goes on with what its record says.
+            # Another pull's download names the layer of its own image; use this record's file instead.
             named = {file.digest: file for file in left}
             left = [named[f.file.digest] for f in (*theirs, *mine) if f not in settled]
 
@@ -325,7 +333,7 @@ class Pull:
         return [Limited(source, self._caps, self._caps.pause) for source in found]
 
     def _hurry(self, job: Job, priority: int) -> None:
-        """Another pull needs what this one fetches. One that somebody waits for isn't held to this one's caps."""
+        """Raise the job's priority for another pull. If a caller waits for that one, lift this pull's caps."""
         if priority >= PRIORITY_WAITING:
             self._caps.lift()
         self._puller.engine.hurry(job, priority)
@@ -336,12 +344,13 @@ class Pull:
             self._reused += file.size
         return allowed
 
-    def _fly(
+    def _download(
         self, store: Store, downloads: list[Download], record: Record, sources: Sequence[Source]
     ) -> None:
         try:
             self._fetch(store, downloads, record, sources)
         finally:
+            # Closed before released: the next pull that claims a file opens the same partial.
             for download in downloads:
                 download.close()
             self._puller.downloads.release(store, downloads)
@@ -354,16 +363,19 @@ class Pull:
             download.file.size - store.partial_bytes(download.file) for download in downloads
         )
         with store.reserve(need, evicting=self._request.evicting) as reservation:
+            # The journal before the partials: recovery removes partials that no journal names.
             store.begin(record)
             missing = {}
-            proving = all(source.proves for source in sources)
+            # Only if some bytes prove nothing will the reuse check need the layers' digests.
+            proving = all(source.authorizes for source in sources)
             for download in downloads:
                 before = store.partial_bytes(download.file)
                 download.open()
-                # A partial goes by its file alone: another repository's pull may have begun it.
+                # A partial is named after its file only: a pull from another repository may have started it.
                 download.proven = not download.resumed
                 if download.resumed or not proving:
                     download.follow_layer(record.recipe(download.file.layer))
+                # Opening has allocated the whole partial: its bytes count as used now, not as promised.
                 reservation.spend(download.file.size - before)
                 self.check_cancelled()
                 missing[download.file.digest] = download.missing()
@@ -372,6 +384,7 @@ class Pull:
                 sources,
                 {download.file.digest: download for download in downloads},
             )
+            # Appended before the check below: `cancel` either finds the job in the list or is seen by the check.
             self._jobs.append(job)
             for download in downloads:
                 download.hurry = lambda priority: self._hurry(job, priority)
@@ -394,13 +407,14 @@ class Pull:
         )
 
     def _wait_for(self, download: Download) -> None:
-        """Wait for another pull's flight to end, lending it this pull's priority."""
+        """Wait for another pull's download to end, raising it to this pull's priority. Raises Cancelled."""
+        # Raised each time: that pull may not have created its job yet.
         while not download.ended.wait(0.1):
             download.hurry(self._request.priority)
             self.check_cancelled()
 
     def check_cancelled(self) -> None:
-        """Raises Cancelled."""
+        """Raises Cancelled after `cancel` was called."""
         if self._cancelled.is_set():
             raise Cancelled(
                 "the pull was cancelled", hint="Pull again to continue where it stopped."

@@ -1,4 +1,4 @@
-"""What of a file may be read while it is still on its way. A value; who knows it is the pull that brings the file."""
+"""The readable prefix of a file that is still downloading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ReadablePrefix:
-    """Bytes up to `stop` (from where one asked) are at `path`. The file may be renamed at any time: open it soon."""
+    """Bytes from the requested position up to `stop` can be read at `path`.
+
+    Open the file immediately: its commit renames it at any time.
+    """
 
     path: Path
     stop: int

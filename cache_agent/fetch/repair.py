@@ -1,4 +1,4 @@
-"""Repair of one damaged file: its right chunks are kept, just the wrong ones are fetched again from another tier."""
+"""Repairs a damaged file: keeps its correct chunks and fetches only the others again from another tier."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRIORITY_REPAIR = 50
 
 @dataclass(frozen=True, slots=True)
 class Repairer:
-    """Repairs files of one node. `pause` is told of bytes read locally and may wait."""
+    """Repairs files of one node. `pause` is called with the number of bytes read locally and may sleep."""
 
     engine: Engine
     open_reader: Callable[[ImageReference], ImageReader]
@@ -35,11 +35,12 @@ class Repairer:
     events: Events
     pause: Callable[[int], None] = lambda count: None
 
-    def mend(self, store: Store, digest: Digest) -> bool:
-        """Make a damaged file whole again, or set it and its models aside. True when it is whole."""
+    def repair(self, store: Store, digest: Digest) -> bool:
+        """Repair a damaged file, or set it and its models aside. Returns whether it was repaired."""
         if not store.paths.root.is_dir():
             return False
         problem: WeightyardError | None = None
+        # Any model that has the file will do: another model's image may still exist where one's is gone.
         for key in store.models_of(digest):
             try:
                 self._repair(store, key, digest)
@@ -58,6 +59,7 @@ class Repairer:
         file = next((f for f in record.files if f.digest == digest), None)
         if file is None or record.key != key:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
+        # Space for the whole file: the damaged one stays until the repaired one replaces it.
         with store.hold([digest]), store.reserve(file.size) as reservation:
             store.begin(record)
             download = Download(file, origin.repository, store, replace=True)
@@ -85,13 +87,17 @@ class Repairer:
         return len(missing)
 
     def _resolve(self, record: AnyRecord, origin: Origin) -> tuple[AnyRecord, Sequence[Source]]:
-        """The image by the very manifest that the model came from: a tag may have moved on."""
+        """Record and sources of the image, by the manifest digest that the model came from: the tag may have moved.
+
+        Raises NotFound for an image that can't be fetched, and the reader's errors.
+        """
         image = parse_image(origin.image)
         if not isinstance(image, RegistryReference | LayoutReference):
             raise NotFound(f"{origin.image} can't be fetched from")
         reader = self.open_reader(image)
         if isinstance(record, DerivedRecord):
             resolved, whole = resolve_derived(reader, record, origin)
+            # Last: for each chunk it reads the layer from its beginning.
             return record, [*self.sources(resolved, reader, origin.repository), whole]
         found = resolve_model(reader, str(origin.manifest))
         return found.record, self.sources(found, reader, origin.repository)

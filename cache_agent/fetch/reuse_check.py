@@ -1,9 +1,9 @@
-"""Whether a file that is in the store already may serve this pull.
+"""Decides whether a file already in the store may be used for this pull.
 
-A record is its author's claim. That it names a sha256 doesn't show that its image holds those bytes, nor that the
-caller may read them: else a forged record would be given another tenant's file. So a file that came through this
-layer of this repository is reused at once; any other only when the layer, rebuilt here from local bytes, has the
-digest that the manifest promises, and the caller's own credentials open that layer.
+A record is its author's claim. Naming a sha256 shows neither that its image contains those bytes nor that the caller
+may read them; otherwise a forged record would obtain another tenant's file. A file that was fetched through this layer
+of this repository is reused directly. Any other is reused only if the layer, rebuilt here from local bytes, has the
+digest in the manifest, and the caller's own credentials can read that layer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from modelimage.repository import ImageReader
 
 @dataclass
 class ReuseCheck:
-    """Answers for one pull; each layer is proven at most once.
+    """Authorizes reuse for one pull; each layer is checked at most once.
 
-    `damaged` collects the stored files that aren't what they were: to be fetched in the place of those. `rebuilt` holds
-    layers' digests as local bytes make them, computed here, or while the bytes came.
+    `damaged` collects stored files that fail verification: the pull fetches replacements. `rebuilt` maps a layer to its
+    digest as computed from local bytes, here or during the download.
     """
 
     store: Store
@@ -44,12 +44,14 @@ class ReuseCheck:
         stored = self.store.file(file.digest)
         if stored is None or stored.size != file.size:
             return False
+        # A file whose size or time changed since its verification is hashed again before any use.
         if not self.store.is_untouched(stored) and not self.store.reverify(stored):
             self.damaged.add(file.digest)
             return False
         if stored.chunks and stored.chunks != file.chunks:
+            # One sha256, two lists of chunk digests: one of the two records lies.
             return False
-        if self.store.is_proven(self.repository, file):
+        if self.store.is_authorized(self.repository, file):
             return True
         if file.layer not in self._verdicts:
             self._verdicts[file.layer] = self._proves(record, file.layer)
@@ -61,6 +63,7 @@ class ReuseCheck:
             return False
         if layer not in self.rebuilt:
             self.rebuilt[layer] = self._rebuilt(record, layer)
+        # Both are needed: the digest shows that the image has these bytes, the read that the caller may have them.
         return self._can_read(layer) and self.rebuilt[layer] == layer
 
     def _can_read(self, layer: Digest) -> bool:
@@ -82,7 +85,8 @@ class ReuseCheck:
 
 
 def can_read(reader: ImageReader, layer: Descriptor) -> bool:
-    """Whether a layer is there and these credentials open it: its first byte is fetched."""
+    """Whether a layer exists and these credentials can read it: fetches its first byte."""
+    # Everyone has an empty layer's bytes: reading it proves nothing.
     if layer.size == 0:
         return False
     try:

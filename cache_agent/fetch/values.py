@@ -1,4 +1,4 @@
-"""What is asked of a pull, and what it tells: values that the servers and the engine share."""
+"""Input and output values of a pull, shared by the servers and the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cache_agent.store.values import Model
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
-# Somebody waits for it. What is only warmed ahead asks with less.
+# A caller waits for this pull. Pre-warming uses lower priorities.
 PRIORITY_WAITING = 100
 
 
 class PullState(Enum):
-    """Where a pull is. The value goes over the wire."""
+    """The phase of a pull. Its value goes over the wire."""
 
     RESOLVING = "resolving"
     FETCHING = "fetching"
@@ -27,9 +27,9 @@ class PullState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What to pull. `reader` reads it with the caller's own credentials; None reads it with the node's.
+    """A model to pull. `reader` uses the caller's own credentials; None uses the node's.
 
-    `caps` hold its transfers back until somebody waits for its files; without `evicting` it takes free space only.
+    `caps` limit its transfers until a caller waits for its files. Without `evicting` it uses only free space.
     """
 
     image: ImageReference
@@ -42,9 +42,9 @@ class PullRequest:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """A model that is in the store. `fetched` counts bytes that came over a network or out of a layout.
+    """A model that is in the store. `fetched` counts bytes read over a network or from a layout directory.
 
-    `stale` tells that the registry was away and the image's last known model was taken.
+    `stale`: the registry was unreachable, and the model that the image last resolved to was used.
     """
 
     model: Model
@@ -57,7 +57,10 @@ class PullResult:
 
 @dataclass(frozen=True, slots=True)
 class PullSnapshot:
-    """One look at a pull; sizes in bytes. `done` of `total` are on the disk."""
+    """The progress of a pull; sizes in bytes. `done` of `total` are on disk.
+
+    `by_source` holds (tier, source name, bytes).
+    """
 
     state: PullState
     total: int = 0

@@ -1,7 +1,7 @@
-"""Is a lease's holder still there? A lease ends by itself only when its holder is certainly gone.
+"""Liveness of lease holders. A lease ends by itself only when its holder is certainly gone.
 
-A pod is there while kubelet keeps its directory or something of it is mounted; a process while the process with its
-pid still has the start time that was noted; a manual lease until it is released. What can't be told counts as there.
+A pod exists while the kubelet keeps its directory or something in it is mounted; a process while its pid still has the
+recorded start time; a manual lease until it is released. In doubt, the holder exists.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from cache_agent.store.values import Holder, HolderKind
 from modelimage.descriptor import Platform
 
 KUBELET = Path("/var/lib/kubelet")
-# From the kernel's names to those of images.
+# Kernel architecture names to image architecture names.
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessName:
-    """The name of a process holder: `pid/start time/boot id`, unique over pid reuse and reboots."""
+    """The name of a process holder: `pid/start time/boot id`, unique across pid reuse and reboots."""
 
     pid: int
     start: str
@@ -40,7 +40,7 @@ class ProcessName:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What of this machine tells who is there. Paths are injected for tests."""
+    """The facts of this machine that show which holders exist. Paths are injected for tests."""
 
     proc: Path = Path("/proc")
     kubelet: Path = KUBELET
@@ -48,25 +48,26 @@ class Machine:
 
     @property
     def platform(self) -> Platform:
-        """As images name it."""
+        """This machine's platform, in the names of images."""
         return Platform("linux", _ARCHITECTURES.get(self.architecture, self.architecture))
 
     def boot(self) -> str:
         return (self.proc / "sys/kernel/random/boot_id").read_text().strip()
 
     def start_time(self, pid: int) -> str | None:
-        """When a process started, in clock ticks since boot; None when there is no such process."""
+        """Start time of a process in clock ticks since boot; None when there is no such process."""
         try:
             stat = (self.proc / str(pid) / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             return None
+        # The command name may contain spaces and parentheses: count the fields from its last parenthesis.
         return stat.rpartition(")")[2].split()[19]
 
     def mountinfo(self) -> str:
         return (self.proc / "self/mountinfo").read_text()
 
     def is_gone(self, holder: Holder) -> bool:
-        """Whether a holder is certainly gone. An unreadable /proc or kubelet directory is no certainty."""
+        """Whether a holder is certainly gone. Unreadable /proc or kubelet directories prove nothing."""
         try:
             return self._is_gone(holder)
         except OSError:
@@ -79,15 +80,17 @@ class Machine:
             case HolderKind.PROCESS:
                 name = ProcessName.parse(holder.name)
                 if name is None:
+                    # A malformed name proves nothing.
                     return False
+                # After a reboot, and after reuse, a pid is another process.
                 return name.boot != self.boot() or self.start_time(name.pid) != name.start
             case HolderKind.POD:
                 pods = self.kubelet / "pods"
-                # Without kubelet's directory this process can't see pods, so it can't say that one is gone.
+                # Without the kubelet's directory this process can't see any pod, so it must not declare one gone.
                 return pods.is_dir() and not (pods / holder.name).exists()
 
     def this_process(self) -> Holder:
-        """The holder that this process is."""
+        """The holder that stands for this process."""
         pid = os.getpid()
         return Holder(
             HolderKind.PROCESS, str(ProcessName(pid, self.start_time(pid) or "0", self.boot()))

@@ -1,7 +1,7 @@
-"""Who uses models now, as the machine shows it: pods and directories by mounts, processes by what they map or read.
+"""Current users of models, as observed on this machine: pods by mounts, processes by mapped or open files.
 
-From this leases come back that were lost with the ledger. What can't be seen from here (another user's processes, when
-this one isn't root) is not found.
+Restores leases that were lost with the ledger. Users that this process may not inspect (other users'
+processes, unless it is root) are missed.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from modelimage.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of mountinfo: what is mounted (`root`, within its filesystem) and where."""
+    """One line of mountinfo: the mounted directory (`root`, within its filesystem) and the mount point."""
 
     root: str
     target: str
 
 
 def users_of(models: Path, machine: Machine) -> list[Use]:
-    """Every use of the models below a store's directory of models, each holder once for each model."""
+    """Every use of the models in a store's directory, each holder once per model."""
     mounts = parse_mountinfo(machine.mountinfo())
     found = [*mounted(mounts, models, machine.kubelet), *_mapped(models, machine)]
     return list(dict.fromkeys(found))
 
 
 def parse_mountinfo(text: str) -> Iterator[Mount]:
-    """The mounts in proc(5)'s mountinfo; octal escapes resolved."""
+    """Parse proc(5) mountinfo, with octal escapes resolved."""
     for line in text.splitlines():
         fields = line.split(" ")
         if len(fields) >= 5:
@@ -43,15 +43,16 @@ def parse_mountinfo(text: str) -> Iterator[Mount]:
 
 
 def mounted(mounts: Iterable[Mount], models: Path, kubelet: Path) -> Iterator[Use]:
-    """Bind mounts of models: in a pod's volume it is the pod that uses one, elsewhere whoever mounted it by hand.
+    """Uses by bind mounts of models: a mount in a pod's volume belongs to the pod, any other to a manual holder.
 
-    A mount's root is within its filesystem, so it is compared by its end.
+    Paths are compared by their end, since a mount's root is relative to its filesystem.
     """
     for mount in mounts:
         root, target = Path(mount.root), Path(mount.target)
         key = parse_hex(root.name)
         if key is None or root.parent.name != models.name:
             continue
+        # Another store's mounts must not count.
         if not str(models).endswith(str(root.parent)):
             continue
         if target.is_relative_to(kubelet / "pods"):
@@ -63,12 +64,13 @@ def mounted(mounts: Iterable[Mount], models: Path, kubelet: Path) -> Iterator[Us
 
 
 def _mapped(models: Path, machine: Machine) -> Iterator[Use]:
-    """Processes that have files of a model mapped or open, but for this one."""
+    """Uses by processes that have files of a model mapped or open, except this process."""
     for directory in machine.proc.glob("[0-9]*"):
         pid = int(directory.name)
         if pid == os.getpid():
+            # This process reads models only to cache them.
             continue
-        with suppress(OSError):  # it ended meanwhile, or isn't ours to look at
+        with suppress(OSError):  # it ended meanwhile, or may not be inspected
             keys = _keys(_paths(directory), models)
             start = machine.start_time(pid)
             if keys and start is not None:
@@ -81,6 +83,7 @@ def _paths(process: Path) -> Iterator[str]:
         fields = line.split(maxsplit=5)
         if len(fields) == 6:
             yield fields[5]
+    # Open files too: a process that reads without mapping uses the model all the same.
     for fd in (process / "fd").iterdir():
         with suppress(OSError):
             yield str(fd.readlink())
@@ -93,6 +96,7 @@ def _keys(paths: Iterable[str], models: Path) -> set[Digest]:
 
 
 def _unescaped(text: str) -> str:
+    # The backslash last: its replacement must not form another escape.
     for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, letter)
     return text

@@ -1,5 +1,5 @@
-"""The one privileged part: binds a cached model onto a pod's volume directory, and unbinds it. It can do nothing else.
+"""The only privileged component: binds a cached model to a pod's volume directory and unbinds it. Nothing else.
 
-It cuts itself off from the network, keeps two capabilities, reads no model, and takes orders from one user over a
-unix socket. All of it that runs is here, beside digests, errors and the opening of a socket; the rest is Python's own.
+It leaves the network, keeps two capabilities, reads no model, and accepts orders from one user over a unix socket. Its
+code is in this package, apart from digests, errors, the opening of a socket and the standard library.
 """

@@ -15,7 +15,7 @@ from modelimage.errors import WeightyardError
 
 
 def main() -> int:
-    """Run until told to stop; 1 when it can't start."""
+    """Run until SIGTERM or SIGINT; return 1 when it can't start."""
     parser = argparse.ArgumentParser(prog="cache_agent.mounter", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, action="append", help="a store's root")
     parser.add_argument("--kubelet", type=Path, default=Path("/var/lib/kubelet"))
@@ -29,6 +29,7 @@ def main() -> int:
         server = listen(options.socket)
         server.setblocking(True)
         os.chown(options.socket, options.user, -1)
+        # Before the first order is accepted, and after chown, which needs a capability dropped here.
         isolation.keep_only(isolation.CAP_SYS_ADMIN, isolation.CAP_DAC_READ_SEARCH)
     except (OSError, WeightyardError) as error:
         print(f"error: the mounter can't start: {error}", file=sys.stderr)

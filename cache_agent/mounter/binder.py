@@ -1,7 +1,7 @@
-"""Binds and unbinds: from a model key and a pod's volume to mount(2), idempotent, contained, race-free.
+"""Binds models to pods' volumes with mount(2) and unbinds them: idempotent, confined, race-free.
 
-Every path is walked once, from an open directory, without following a link; what is then mounted is the handle, not
-the path. A bind is read-only before it is attached anywhere: nobody ever sees one that can be written.
+Every path is resolved once, from an open directory, without following links; the mount then uses the handle, not the
+path. A bind is read-only before it is attached, so a writable one is never visible.
 """
 
 from __future__ import annotations
@@ -24,54 +24,61 @@ _MODE = 0o750
 
 @dataclass(frozen=True, slots=True)
 class Binder:
-    """`models`: each root's directory of models; `kubelet`: its own, the same path as on the host."""
+    """`models`: the model directory of each root; `kubelet`: the kubelet's directory, same path as on the host."""
 
     models: Sequence[Path]
     kubelet: Path
 
     def bind(self, key: Digest, target: Target) -> bool:
-        """Show a model at a pod's volume, read-only. False when it was there already.
+        """Mount a model at a pod's volume, read-only. False when it was mounted already.
 
-        Raises NotFound without the model or kubelet's directory, Busy when something else is mounted there,
-        NotWritable when this process may not mount.
+        Raises NotFound without the model or the kubelet's directory, Busy when something else is mounted there,
+        NotWritable without permission to mount.
         """
         with _mapped(target), self._model(key) as model, self._volume(target) as parent:
+            # CSI: the kubelet creates the parent, the driver the target itself.
             made = _make(parent)
             with kernel.opened("mount", parent) as place:
                 shown = os.path.sameopenfile(model, place)
+                # The kubelet repeats a publish until it succeeds.
                 if shown and kernel.is_locked_down(place):
                     return False
                 if not shown and kernel.is_mount(place):
                     raise Busy(f"something else is mounted at the volume of pod {target.pod}")
+            # Outside the block: an open handle would keep the mount busy.
             if shown:
-                kernel.unmount(_mounted(parent))  # somebody else's, and it can be written
+                kernel.unmount(_mounted(parent))  # mounted by another program, and writable
             try:
+                # Opened again: the handle from before showed the old mount.
                 with kernel.opened("mount", parent) as place:
                     kernel.bind(model, place)
             except BaseException:
+                # Only if this call created it.
                 if made:
                     os.rmdir("mount", dir_fd=parent)
                 raise
         return True
 
     def unbind(self, target: Target) -> bool:
-        """Take a model away from a pod's volume, and its directory. False when nothing was there.
+        """Unmount a model from a pod's volume and remove the directory. False when nothing was there.
 
-        Raises Busy while a process uses it; InvalidInput when what is mounted there is no model.
+        Raises Busy while a process uses it; InvalidInput when another thing than a model is mounted there.
         """
         changed = False
         try:
             with _mapped(target), self._volume(target) as parent:
+                # Mounts may be stacked: the directory can be removed only after the last one.
                 while _shown(parent, target) is not None:
                     kernel.unmount(_mounted(parent))
                     changed = True
                 os.rmdir("mount", dir_fd=parent)
         except NotFound:
+            # Unpublishing again is no error (CSI).
             return changed
         return True
 
     def look(self, target: Target) -> Digest | None:
-        """The model that a pod's volume shows; None when it shows none. Raises InvalidInput when it is no model."""
+        """The model mounted at a pod's volume, or None. Raises InvalidInput when it is no model."""
         try:
             with _mapped(target), self._volume(target) as parent:
                 return _shown(parent, target)
@@ -96,19 +103,19 @@ class Binder:
 
     @contextmanager
     def _volume(self, target: Target) -> Iterator[int]:
-        """The directory that kubelet made for a volume."""
+        """The directory that the kubelet made for a volume."""
         with kernel.opened(self.kubelet) as home, kernel.opened(target.parent, home) as parent:
             yield parent
 
 
 def shown_key(place: int) -> Digest | None:
-    """The model that a mount shows, by its directory's name: it may have been removed by hand since."""
+    """The key of a mounted model, from its directory's name: the directory itself may have been removed since."""
     name = PurePath(kernel.root_of(place)).name
     return Digest(name) if re.fullmatch("[0-9a-f]{64}", name) else None
 
 
 def _shown(parent: int, target: Target) -> Digest | None:
-    """The model mounted on top at a volume. Raises InvalidInput when it is something else."""
+    """The key of the topmost model mounted at a volume. Raises InvalidInput when it is something else."""
     with kernel.opened("mount", parent) as place:
         if not kernel.is_mount(place):
             return None
@@ -119,6 +126,7 @@ def _shown(parent: int, target: Target) -> Digest | None:
 
 
 def _mounted(parent: int) -> str:
+    # umount2 only takes paths; one through the open directory can't be redirected by a rename.
     return f"/proc/self/fd/{parent}/mount"
 
 

@@ -1,7 +1,7 @@
-"""Gives up, for good, what a privileged container has and mounting doesn't need: the network, and most capabilities.
+"""Drops the privileges that mounting doesn't need, for good: the network and most capabilities.
 
-Called before there are threads: the kernel keeps both for each thread, and new ones have what their parent has.
-Sockets at paths are reached from other network namespaces all the same.
+Must run before any thread starts: both are per-thread attributes, which new threads inherit from their parent. Unix
+sockets at paths stay reachable across network namespaces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from cache_agent.mounter.kernel import function
 
-CAP_DAC_READ_SEARCH: Final = 2  # the store's directories are another user's
+CAP_DAC_READ_SEARCH: Final = 2  # the store's directories belong to another user
 CAP_SYS_ADMIN: Final = 21  # mount(2)
 _NEW_NETWORK: Final = 0x40000000
 _DROP, _NO_NEW_PRIVILEGES, _AMBIENT, _CLEAR_ALL = 24, 38, 47, 4  # of prctl(2)
@@ -25,13 +25,14 @@ _capset = function("capset", ctypes.c_char_p, ctypes.c_char_p)
 
 
 def leave_network() -> None:
-    """Move to a network of one's own that has no interface up. Raises OSError without CAP_SYS_ADMIN."""
+    """Move to a new network namespace that has no interface up. Raises OSError without CAP_SYS_ADMIN."""
     _unshare(_NEW_NETWORK)
 
 
 def keep_only(*capabilities: int) -> None:
-    """Drop every other capability, from the bounding set too, and the way to new ones. Raises OSError."""
+    """Drop all other capabilities, also from the bounding set, and forbid gaining new ones. Raises OSError."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    # The bounding set first: it needs CAP_SETPCAP, which capset drops.
     for each in set(range(last + 1)).difference(capabilities):
         _prctl(_DROP, each, 0, 0, 0)
     _prctl(_AMBIENT, _CLEAR_ALL, 0, 0, 0)

@@ -1,6 +1,6 @@
-"""The system calls of mounting that Python has no names for, made directly: no fork, no parsing of options. Linux only.
+"""System calls for mounting that Python doesn't wrap, made directly: no fork, no option parsing. Linux only.
 
-Errors are OSError with the kernel's number; what they mean is the caller's to say.
+Errors are OSError with the kernel's number; callers map them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from typing import Any, Final
 
 _LOCKED_DOWN: Final = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 _UMOUNT_NOFOLLOW: Final = 8
-# the same on every architecture
+# The numbers are the same on every architecture.
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
-_CLONE: Final = 1 | os.O_CLOEXEC | 0x1000  # OPEN_TREE_CLONE, AT_EMPTY_PATH: of the handle itself
+_CLONE: Final = (
+    1 | os.O_CLOEXEC | 0x1000
+)  # OPEN_TREE_CLONE, AT_EMPTY_PATH: clones the handle itself
 _EMPTY_PATH: Final = 0x1000
 _HANDLE_TO_HANDLE: Final = 0x04 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH, _T_EMPTY_PATH
-# Below the directory, and through no link: RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS.
+# Resolve below the directory, through no link: RESOLVE_BENEATH, _NO_SYMLINKS, _NO_MAGICLINKS.
 _INSIDE: Final = 0x08 | 0x04 | 0x02
 _HANDLE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _MOUNT_ID, _MOUNT_ROOT = 0x1000, 0x2000  # STATX_MNT_ID; STATX_ATTR_MOUNT_ROOT, of attributes
 
 
 def function(name: str, *types: Any) -> Callable[..., int]:
-    """A function of the C library that answers below zero when it fails; then OSError is raised."""
+    """A C library function that returns a negative number on failure, wrapped to raise OSError then."""
     found = ctypes.CDLL(None, use_errno=True)[name]
     found.argtypes, found.errcheck = types, _check
     return found
@@ -60,7 +62,7 @@ class _MountAttributes(ctypes.Structure):
 
 
 class _Status(ctypes.Structure):
-    """struct statx, 256 bytes of which two members are read."""
+    """struct statx, 256 bytes, of which two members are read."""
 
     _fields_ = (
         ("before", ctypes.c_byte * 8), ("attributes", ctypes.c_uint64), ("between", ctypes.c_byte * 128),
@@ -70,10 +72,11 @@ class _Status(ctypes.Structure):
 
 @contextmanager
 def opened(path: str | Path, inside: int | None = None) -> Iterator[int]:
-    """A handle (O_PATH) of a directory; `inside` an open one, no link and no `..` leads out of it."""
+    """Open a directory's handle (O_PATH). Resolved below the open directory `inside`, no link or `..` can leave it."""
     if inside is None:
         fd = os.open(path, _HANDLE)
     else:
+        # The kernel resolves the whole path itself: checking each component here would be a race.
         how = _OpenHow(_HANDLE, 0, _INSIDE)
         name, size = os.fsencode(path), ctypes.sizeof(how)
         fd = _syscall(_OPENAT2, inside, name, ctypes.byref(how), size)
@@ -84,14 +87,14 @@ def opened(path: str | Path, inside: int | None = None) -> Iterator[int]:
 
 
 def bind(source: int, target: int) -> None:
-    """Show one open directory at another, read-only, without devices, programs and set-user-id (Linux 5.12).
+    """Bind one open directory to another: read-only, without devices, executables and set-user-id (Linux 5.12).
 
-    The mount has its flags before anyone can see it. A remount afterwards would lock down this namespace's mount alone:
-    the node and its pods, which have theirs by propagation, would keep one that can be written.
+    The mount has its flags before it becomes visible. A later remount would affect this namespace's mount only: the
+    node and its pods receive theirs by propagation and would keep a writable one.
     """
     copy = _open_tree(_OPEN_TREE, source, b"", _CLONE)
     try:
-        # MOUNT_ATTR_RDONLY, _NOSUID, _NODEV, _NOEXEC have the numbers of statvfs' flags
+        # MOUNT_ATTR_RDONLY, _NOSUID, _NODEV, _NOEXEC have the same numbers as statvfs' flags.
         attributes = _MountAttributes(set=_LOCKED_DOWN)
         size = ctypes.sizeof(attributes)
         _mount_setattr(_MOUNT_SETATTR, copy, b"", _EMPTY_PATH, ctypes.byref(attributes), size)
@@ -101,26 +104,27 @@ def bind(source: int, target: int) -> None:
 
 
 def is_locked_down(fd: int) -> bool:
-    """Whether what is seen through a handle is mounted as `bind` does."""
+    """Whether a handle's mount has all of `bind`'s restrictions."""
     return os.fstatvfs(fd).f_flag & _LOCKED_DOWN == _LOCKED_DOWN
 
 
 def unmount(path: str) -> None:
-    """Take away what is mounted at a path."""
+    """Unmount the topmost mount at a path."""
     _umount2(os.fsencode(path), _UMOUNT_NOFOLLOW)
 
 
 def is_mount(place: int) -> bool:
-    """Whether a handle is of what is mounted there, not of a directory below."""
+    """Whether a handle is the root of a mount."""
     return bool(_status(place).attributes & _MOUNT_ROOT)
 
 
 def root_of(place: int) -> str:
-    """What of its filesystem a mount shows, from mountinfo; empty when it isn't listed."""
+    """The path within its filesystem that a mount shows, from mountinfo; empty when it isn't listed."""
     number = str(_status(place).mount)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
         if fields[0] == number:
+            # The kernel marks a root that was removed.
             return fields[3].removesuffix("//deleted")
     return ""
 

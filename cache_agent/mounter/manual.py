@@ -1,4 +1,4 @@
-"""Mounts without Kubernetes: a model at a directory of the user's choice, by the user's own right to mount."""
+"""Mounts outside Kubernetes: a model at a directory of the user's choice, with the user's own permission to mount."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from modelimage.errors import Busy, InvalidInput, NotFound, NotWritable
 
 
 def lease_id(target: Path) -> str:
-    """The lease of what is mounted at a directory: the same name for mounting and taking away."""
+    """The lease id of a mount point: the same when mounting and unmounting."""
     return f"mount-{hashlib.sha256(os.fsencode(target)).hexdigest()[:24]}"
 
 
 def mount_model(model: Path, target: Path) -> bool:
-    """Show a model at an empty directory, read-only; makes the directory. False when it is there already.
+    """Mount a model at an empty directory, read-only, creating the directory. False when it is mounted already.
 
-    Raises Busy when something else is mounted there, InvalidInput when files are in the way, NotWritable without the
-    right to mount.
+    Raises Busy when something else is mounted there, InvalidInput when the directory isn't empty,
+    NotWritable without permission to mount.
     """
     with _mapped(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -40,15 +40,16 @@ def mount_model(model: Path, target: Path) -> bool:
                 raise InvalidInput(f"{target} isn't empty", hint="Choose an empty directory.")
             if same and kernel.is_locked_down(place):
                 return False
+        # Outside the block: an open handle would keep the mount busy.
         if mounted:
-            kernel.unmount(str(target))  # somebody else's, and it can be written
+            kernel.unmount(str(target))  # mounted by another program, and writable
         with opened(model) as source, opened(target) as place:
             kernel.bind(source, place)
     return True
 
 
 def shown_at(target: Path) -> Digest | None:
-    """The model that a directory shows; None for none. Raises InvalidInput when something else is mounted there."""
+    """The model mounted at a directory, or None. Raises InvalidInput when something else is mounted there."""
     try:
         with _mapped(target), opened(target) as place:
             if not kernel.is_mount(place):
@@ -62,7 +63,7 @@ def shown_at(target: Path) -> Digest | None:
 
 
 def unmount_model(target: Path) -> Digest | None:
-    """Take a model away from a directory, which stays; its key, None when nothing is mounted there.
+    """Unmount a model from a directory, which stays; returns its key, or None when nothing is mounted there.
 
     Raises Busy while a process uses it, InvalidInput when it is no model.
     """

@@ -1,4 +1,4 @@
-"""What goes over the mounter's socket: one JSON object a line, orders and a report of each. Pure; parsed once, here."""
+"""The mounter's protocol over its socket: JSON lines, one report per order. Pure; parsed here only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KIND: Final = "kubernetes.io~csi"
 
 
 class Operation(Enum):
-    """What can be asked. The value goes over the wire."""
+    """Operations of an order. The value goes over the wire."""
 
     BIND = "bind"
     UNBIND = "unbind"
@@ -28,16 +28,17 @@ class Operation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A pod's volume directory: `pods/<uid>/volumes/kubernetes.io~csi/<name>/mount` below kubelet's directory."""
+    """A pod's volume directory: `pods/<uid>/volumes/kubernetes.io~csi/<name>/mount` below the kubelet's."""
 
     pod: str
     volume: str
 
     @classmethod
     def parse(cls, text: str, kubelet: PurePosixPath) -> Target:
-        """From the absolute path that kubelet gives. Raises InvalidInput for any other place."""
+        """Parse the absolute path sent by the kubelet. Raises InvalidInput for any other path."""
         match text.removeprefix(f"{kubelet}/").split("/"):
             case ["pods", pod, "volumes", kind, volume, "mount"] if kind == _KIND:
+                # Compared as a whole: `removeprefix` also passes a path that isn't below the kubelet's directory.
                 target = cls(pod, volume)
                 if (
                     f"{kubelet}/{target.parent}/mount" == text
@@ -51,13 +52,13 @@ class Target:
 
     @property
     def parent(self) -> str:
-        """The directory that kubelet makes for the volume, below its own."""
+        """The directory that the kubelet makes for the volume, relative to its own."""
         return f"pods/{self.pod}/volumes/{_KIND}/{self.volume}"
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request: `key` is of BIND only. Law: `Order.parse(o.to_bytes()) == o`."""
+    """A request. Only BIND has a `key`. Law: `Order.parse(o.to_bytes()) == o`."""
 
     operation: Operation
     target: str
@@ -81,7 +82,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An answer: what is bound at the target now, and whether the order changed that; or why it failed."""
+    """A reply: the model bound at the target now and whether the order changed that, or the error."""
 
     key: Digest | None = None
     changed: bool = False

@@ -1,7 +1,6 @@
-"""The mounter's socket: connections of one user only, each in a thread that never waits long for its peer.
+"""The mounter's socket server: serves one user only, each connection in a thread, with a timeout for slow peers.
 
-A connection's orders are carried out one after the other, so what is given together costs one connection and no switch
-between threads for each.
+A connection's orders run one after the other, so a batch costs one connection and no thread switch per order.
 """
 
 from __future__ import annotations
@@ -29,17 +28,19 @@ _CREDENTIALS: Final = struct.Struct("3i")
 
 @dataclass
 class Mounter:
-    """Carries out the orders of one user, those for one volume one at a time."""
+    """Executes one user's orders, serialized per volume."""
 
     binder: Binder
     user: int
+    # A fixed number: one lock per volume would accumulate.
     _locks: list[threading.Lock] = field(
         default_factory=lambda: [threading.Lock() for _ in range(_LOCKS)]
     )
 
     def serve(self, server: socket.socket, ready: Callable[[], None]) -> None:
-        """Answer until SIGTERM or SIGINT, and finish what was begun."""
+        """Serve until SIGTERM or SIGINT, then finish running orders."""
         for number in (signal.SIGTERM, signal.SIGINT):
+            # Raised in `accept`; leaving the executor then waits for running orders.
             signal.signal(number, lambda *_: sys.exit(0))
         with server, ThreadPoolExecutor(_THREADS, thread_name_prefix="mounter") as pool:
             ready()
@@ -47,13 +48,13 @@ class Mounter:
                 pool.submit(self.answer, server.accept()[0])
 
     def answer(self, peer: socket.socket) -> None:
-        """Read orders until the peer has given them all, carry them out, and report each."""
+        """Read all orders of a connection, execute them, and reply with one report each."""
         with peer:
             peer.settimeout(_PEER_SECONDS)
             try:
                 peer.sendall(b"".join(report.to_bytes() for report in self._reports(peer)))
             except OSError:
-                return  # the peer went away or was too slow; what was done is done, and can be asked again
+                return  # the peer left or was too slow; orders are idempotent and can be repeated
 
     def _reports(self, peer: socket.socket) -> list[Report]:
         try:
@@ -72,7 +73,7 @@ class Mounter:
             return _failure(error)
 
     def carry_out(self, order: Order) -> Report:
-        """Do what is asked. Raises what `Binder` raises."""
+        """Execute one order. Raises what `Binder` raises."""
         target = Target.parse(order.target, PurePosixPath(self.binder.kubelet))
         with self._locks[hash(target) % _LOCKS]:
             if order.operation is Operation.BIND and order.key is not None:
@@ -83,7 +84,7 @@ class Mounter:
 
 
 def _uid_of(peer: socket.socket) -> int:
-    """The user at the other end, as the kernel knows it."""
+    """The uid of the peer, as reported by the kernel."""
     data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(data)[1])
 
@@ -93,9 +94,10 @@ def _failure(error: WeightyardError) -> Report:
 
 
 def lines_of(peer: socket.socket) -> list[bytes]:
-    """The lines that a peer sends until it ends. Raises OSError, and InvalidInput past the limits."""
+    """Read a peer's lines until end of file. Raises OSError, and InvalidInput beyond the limits."""
     lines: list[bytes] = []
     with peer.makefile("rb") as file:
+        # Bounded: an endless line must not fill the memory.
         while line := file.readline(MAX_LINE):
             lines.append(line)
             if not line.endswith(b"\n") or len(lines) > MAX_LINES:

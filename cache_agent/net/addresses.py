@@ -1,4 +1,4 @@
-"""Where a server listens: text in, values out."""
+"""Parses the addresses that servers listen on. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modelimage.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen; port 0 takes a free one."""
+    """A TCP address to listen on. Port 0 means any free port."""
 
     host: str
     port: int

@@ -1,4 +1,4 @@
-"""Messages of gRPC services, made from a table at import: no generated code that must match the installed protobuf.
+"""Builds protobuf message classes from tables at import, because generated code must match the installed protobuf.
 
 A table holds only the fields that are read or written; protobuf skips the others.
 """
@@ -15,16 +15,17 @@ _SCALARS: Final = {
     "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
     "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
     "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
-    # Enumerations travel as the same varints.
+    # On the wire an enum is a varint like int32, so its values needn't be declared.
     "enum": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
 }
 
-# message -> ((number, name, type), ...); a type in brackets is repeated, `map` maps texts to texts.
+# message -> ((number, name, type), ...); a type in brackets is repeated, `map` is map<string, string>.
 Table = Mapping[str, tuple[tuple[int, str, str], ...]]
 
 
 def message_classes(packages: Mapping[str, Table]) -> dict[str, Any]:
-    """The classes of all messages, by name, in a pool of their own."""
+    """The classes of all messages, by name."""
+    # A pool of their own: the default pool refuses names that another library has registered with other fields.
     pool = descriptor_pool.DescriptorPool()
     made: dict[str, Any] = {}
     for package, messages in packages.items():
@@ -51,6 +52,7 @@ def _add_field(
 ) -> None:
     field = message.field.add(name=name, number=number)
     field.label = field.LABEL_OPTIONAL
+    # proto3 encodes a map as repeated entries of a nested message with fields 1 and 2.
     if kind == _TEXT_MAP:
         entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
         entry.options.map_entry = True

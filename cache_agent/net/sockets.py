@@ -1,4 +1,4 @@
-"""Unix sockets at paths of any length: the kernel takes 107 bytes, a store's root may be deeper."""
+"""Unix sockets at paths of any length. The kernel limits paths to 107 bytes; a store's root may be longer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modelimage.errors import NotWritable
 
 @contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """A short name for a socket's path, through an open descriptor of its directory."""
+    """A short alias of a socket's path, through an open descriptor of its directory. Valid while inside."""
     fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{path.name}"
@@ -22,12 +22,13 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket at a path that only this user may use; replaces a dead agent's. Raises NotWritable."""
+    """A listening socket with mode 0600; replaces the socket of an agent that crashed. Raises NotWritable."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.unlink(missing_ok=True)
         with short_path(path) as name:
             server.bind(name)
+        # Before `listen`: nobody can connect until then.
         path.chmod(0o600)
         server.listen(64)
     except OSError as error:

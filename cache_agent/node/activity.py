@@ -1,4 +1,4 @@
-"""What is going on: pulls that run, and pods that wait for one or were told why they can't have it. In memory only."""
+"""Current activity of the node: running pulls, and pods' volumes that wait or were refused. In memory only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENDED: Final = (PullState.DONE, PullState.FAILED)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A pull that runs since `began`, on the clock that the activity uses."""
+    """A running pull; `began` is on the activity's clock."""
 
     image: str
     variant: str | None
@@ -27,7 +27,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class PodVolume:
-    """A pod's volume. `said` is what kubelet was told last, empty when the model was published."""
+    """A pod's volume. `said`: the last error returned to the kubelet; empty when the model was published."""
 
     pod: str
     name: str
@@ -39,7 +39,7 @@ class PodVolume:
 
 @dataclass
 class Activity:
-    """Safe for threads. `clock` gives seconds."""
+    """Tracks pulls and pods' volumes. Thread-safe. `clock` returns seconds."""
 
     clock: Callable[[], float]
     _pulls: list[Running] = field(default_factory=list)
@@ -47,41 +47,44 @@ class Activity:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def began(self, image: str, variant: str | None, pull: Pull) -> None:
-        """A pull began."""
+        """Record that a pull began."""
         with self._lock:
+            # Pulls that ended are removed here and nowhere else.
             self._pulls = [each for each in self._pulls if not _ended(each)]
             self._pulls.append(Running(image, variant, pull, self.clock()))
 
     def running(self, image: str | None = None) -> list[Running]:
-        """The pulls that run now, of one image or of all."""
+        """Running pulls, of one image or of all."""
         with self._lock:
             return [
                 each for each in self._pulls if image in (None, each.image) and not _ended(each)
             ]
 
     def asked(self, volume: str, pod: str, name: str, image: str) -> None:
-        """A pod's volume is asked for; again and again while it has to wait."""
+        """Record the kubelet's request to publish a volume. The kubelet repeats it while the volume has to wait."""
         with self._lock:
             known = self._pods.get(volume)
+            # A repeated request keeps the time at which the wait began.
             if known is None or known.image != image:
                 self._pods[volume] = PodVolume(pod, name, image, self.clock())
+            # Bounded: the kubelet may never report that a volume is gone.
             while len(self._pods) > _MAX_PODS:
                 self._pods.popitem(last=False)
 
     def answered(self, volume: str, said: str) -> None:
-        """kubelet was answered; `said` empty tells that the model is there."""
+        """Record the reply to the kubelet; an empty `said` means that the model is published."""
         with self._lock:
             known = self._pods.get(volume)
             if known is not None:
                 self._pods[volume] = replace(known, said=said, published=not said)
 
     def gone(self, volume: str) -> None:
-        """A volume was taken away."""
+        """Record that a volume was unpublished."""
         with self._lock:
             self._pods.pop(volume, None)
 
     def pods(self, text: str) -> list[PodVolume]:
-        """The volumes of a pod, by its UID, its name or namespace/name."""
+        """The volumes of a pod, by its UID, name or namespace/name."""
         with self._lock:
             known = list(self._pods.values())
         return [

@@ -1,4 +1,4 @@
-"""`check` on an open node: proves the invariants of its roots, and mends what can be mended."""
+"""`check` on an open node: verifies the invariants of its roots, and repairs what it can."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modelimage.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class ConsistencyCheck:
-    """Checks the roots of one node. `quick` believes file contents; `busy`: pulls are running."""
+    """Checks the roots of one node. `quick` skips file contents; `busy`: pulls are running."""
 
     roots: Roots
     repairer: Repairer
@@ -23,7 +23,7 @@ class ConsistencyCheck:
     busy: bool
 
     def run(self, *, repair: bool) -> CheckView:
-        """Check every root, mend if asked, and check again what was mended."""
+        """Check every root; with `repair`, repair the findings and check again."""
         views = [self._prove(store, repair=repair) for store in self.roots.stores]
         return CheckView(
             root=str(self.roots.first.paths.root),
@@ -38,7 +38,7 @@ class ConsistencyCheck:
         findings = checker.run()
         left = findings
         if repair and findings:
-            self._mend(store, findings)
+            self._repair(store, findings)
             left = self._checker(store).run()
         every = (*findings, *(finding for finding in left if finding not in findings))
         return CheckView(
@@ -52,14 +52,15 @@ class ConsistencyCheck:
     def _checker(self, store: Store) -> Checker:
         return Checker(store.paths, store.ledger, self.quick, busy=self.busy)
 
-    def _mend(self, store: Store, findings: Sequence[Finding]) -> None:
-        """Names first, then bytes, then links: each step leaves less to the next."""
+    def _repair(self, store: Store, findings: Sequence[Finding]) -> None:
+        """Repair names first, then bytes, then links: each step relies on the ones before."""
         store.settle()
         for finding in findings:
             if finding.kind is Kind.WRITABLE and finding.path.exists():
                 store.repairer.protect(finding.path)
         for digest in _digests(findings, Kind.WRONG_BYTES, Kind.UNREADABLE):
-            self.repairer.mend(store, digest)
+            self.repairer.repair(store, digest)
+        # Read again: only the bytes can correct a row's size and chunk digests.
         for digest in _digests(findings, Kind.LEDGER):
             stored = store.file(digest)
             if stored is not None:
@@ -67,6 +68,7 @@ class ConsistencyCheck:
         store.repairer.relist()
         for digest in _digests(findings, Kind.MODEL):
             store.relink(digest)
+        # Last: what is still broken is set aside for the next pull.
         store.repairer.drop_broken_models()
 
 

@@ -1,4 +1,4 @@
-"""Why is it waiting? One pod's or image's state in words and numbers. Reads, changes nothing."""
+"""Explains why a pod or an image is waiting, in words and numbers. Read-only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from modelimage.errors import NotFound, WeightyardError
 
 
 def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
-    """What there is to say of a pod (UID, name, namespace/name) or an image. Raises NotFound."""
+    """Explain a pod (by UID, name, namespace/name) or an image. Raises NotFound."""
+    # The most specific answer first: a waiting pod, then a lease, then a running pull, then the cache.
     pods = activity.pods(text)
     if pods:
         return [_of_pod(each, activity) for each in pods]
+    # A restart forgets activities but no leases.
     held = [lease for lease in store.leases() if lease.holder.name == text]
     if held:
         return [

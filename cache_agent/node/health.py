@@ -1,4 +1,4 @@
-"""Is this node's cache usable now? Named checks, each a problem in words or None."""
+"""Readiness of the node's cache: named checks, each returns a problem in words or None."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Health:
     parts: Mapping[str, Callable[[], str | None]]
 
     def checks(self) -> dict[str, str | None]:
-        """Every check by name: None when all is well, else what is wrong."""
+        """Run every check; None for a passed one, else the problem."""
         return {
             "store": self._stores_writable(),
             "ledger": self._ledgers_readable(),

@@ -1,6 +1,6 @@
-"""The agent's own thread: ends leases of holders that are gone, writes back to shared places, scrubs the store.
+"""The maintenance thread: ends leases of dead holders, populates shared stores, scrubs the store.
 
-Reading for scrubs and write-backs shares one IO budget.
+Scrubbing and populating share one IO budget.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.repair import Repairer
-from cache_agent.sources.shared import SharedPlace, populate_shared
+from cache_agent.sources.shared import SharedStore, populate_shared
 from cache_agent.sources.throttle import Throttle
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
@@ -28,9 +28,9 @@ DEFAULT_INTERVAL: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceOptions:
-    """`scrub_period` in seconds: each file is read again at least so often; 0 turns scrubbing off.
+    """Maintenance settings. `scrub_period`: seconds within which each file is read again; 0 turns scrubbing off.
 
-    `scrub_rate` is the IO budget in bytes per second, `interval` the seconds between two rounds.
+    `scrub_rate`: the IO budget in bytes per second; `interval`: the seconds between two rounds.
     """
 
     scrub_period: float = DEFAULT_PERIOD
@@ -39,14 +39,14 @@ class MaintenanceOptions:
 
 
 class Maintenance:
-    """Runs from `start` to `stop`. A round that fails is reported by `problem` and tried again."""
+    """Runs from `start` to `stop`. A failed round is reported by `problem` and tried again."""
 
     def __init__(
         self,
         roots: Roots,
         repairer: Repairer,
         options: MaintenanceOptions,
-        shared: Callable[[], Sequence[SharedPlace]] = lambda: (),
+        shared: Callable[[], Sequence[SharedStore]] = lambda: (),
         relieve: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,28 +62,29 @@ class Maintenance:
         self._thread.start()
 
     def stop(self) -> None:
-        """End soon, in the middle of a file if need be, and wait for it."""
+        """Stop soon, even in the middle of a file, and wait for the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def reconfigure(self, options: MaintenanceOptions) -> None:
-        """Other periods and another IO budget from now on."""
+        """Apply other periods and another IO budget."""
         self._options = options
         self._throttle.set_rate(options.scrub_rate)
 
     def problem(self) -> str | None:
-        """Why upkeep isn't done, for readiness; None when all is well."""
+        """Why maintenance fails, for readiness; None when it works."""
         if not self._thread.is_alive():
             return "the maintenance thread isn't running"
         return self._problem
 
     def round(self) -> int:
-        """One round: expire leases, write back, scrub what is due. Files found damaged.
+        """One round: expire leases, populate shared stores, scrub due files; returns the number of damaged files.
 
-        A root or a shared place that fails doesn't keep the rest from being looked after: the first failure is raised
-        at the end, one of this node before one of others. Raises Cancelled when told to stop.
+        A root or shared store that fails doesn't stop the other steps: the first failure is raised at the end, a
+        failure of this node before one of others. Raises Cancelled on `stop`.
         """
+        # First: memory pressure can't wait for hours of scrubbing.
         self._relieve()
         damaged = 0
         problems: list[WeightyardError] = []
@@ -92,6 +93,7 @@ class Maintenance:
                 try:
                     damaged += step(store)
                 except Cancelled:
+                    # Cancelled is a WeightyardError too, but must end the round.
                     raise
                 except WeightyardError as error:
                     problems.append(error)
@@ -107,7 +109,7 @@ class Maintenance:
 
     @staticmethod
     def _expire(store: Store) -> int:
-        store.reconciler.expire()
+        store.lease_reaper.expire()
         return 0
 
     def _scrub(self, store: Store) -> int:
@@ -117,13 +119,14 @@ class Maintenance:
             damage = scrubber.scrub(file)
             if damage is not None:
                 damaged += 1
-                self._repairer.mend(store, damage.digest)
+                self._repairer.repair(store, damage.digest)
         return damaged
 
-    def _populate_shared(self, place: SharedPlace, store: Store) -> int:
-        """Copy files that a place of the cluster lacks to it; it is asked once for each file."""
+    def _populate_shared(self, place: SharedStore, store: Store) -> int:
+        """Copy a store's files to a shared store that lacks them; each file is checked there only once."""
         for model in store.models():
             for file in store.ledger.model_files(model.key):
+                # Remembered in memory only: after a restart each file is checked once more.
                 if (place.name, file.digest) not in self._written:
                     populate_shared(place, file.digest, store.paths.file(file.digest), self._pause)
                     self._written.add((place.name, file.digest))
@@ -137,10 +140,11 @@ class Maintenance:
             except Cancelled:
                 return
             except WeightyardError as error:
-                # Only what this node can't do makes it unready; a bucket that is away is told.
+                # Only a failure of this node makes it unready; an unreachable bucket is merely reported.
                 self._problem = error.message if error.fault is Fault.NODE else None
                 self._repairer.events.upkeep_failed(error.message)
 
     def _pause(self, count: int) -> None:
+        # Waits on the stop event, so that a throttled scrub ends immediately.
         if self._stop.wait(self._throttle.take(count)):
             raise Cancelled("the agent is stopping")

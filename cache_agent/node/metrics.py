@@ -1,6 +1,6 @@
-"""What a node's cache counts, in Prometheus' words. Each agent has a registry of its own: nothing global.
+"""Prometheus metrics of one agent, in a registry of its own: no globals.
 
-Counters come in started/finished pairs, so that what hangs can be seen. Gauges are read when scraped.
+Counters come in started/finished pairs, to show what hangs. Gauges are read when scraped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics(Events):
-    """One agent's metrics: counts events, and reads gauges from the store that it watches."""
+    """One agent's metrics: counts events, and reads gauges from the watched store."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -70,6 +70,7 @@ class Metrics(Events):
         self.bytes_reused.inc(end.reused)
         for tier, source, size in end.by_source:
             self.bytes_fetched.labels(tier, source).inc(size)
+        # Failed pulls would distort the histogram.
         if end.outcome == "done":
             self.pull_seconds.observe(end.seconds)
 
@@ -124,7 +125,7 @@ class _StoreGauges(Collector):
         self._roots = roots
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: reading the store only to learn names would be waste."""
+        """Empty: the registry calls it only for names, which aren't worth reading the store."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

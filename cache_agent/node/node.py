@@ -1,4 +1,4 @@
-"""The composition root: which concrete parts make up a node's cache, for the agent and for a single command alike."""
+"""Composition of a node's cache from concrete parts, for the agent and for single commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.manifests import cache_manifests
-from cache_agent.sources.shared import SharedPlace
+from cache_agent.sources.shared import SharedStore
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.manifests import ManifestCache
@@ -46,7 +46,7 @@ from modelimage.repository import ImageReader
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What can be set about a node's cache. `extra_roots`: further complete stores, on filesystems of their own."""
+    """Settings of a node's cache. `extra_roots`: further complete stores, each on its own filesystem."""
 
     root: Path
     limits: SpaceLimits = field(default_factory=SpaceLimits)
@@ -59,7 +59,7 @@ class NodeOptions:
 
     @classmethod
     def of(cls, root: Path, config: AgentConfig) -> NodeOptions:
-        """What the settings say."""
+        """Convert the agent's settings."""
         fetch, upkeep = config.fetch, config.maintenance
         return cls(
             root,
@@ -68,7 +68,7 @@ class NodeOptions:
                 fetch.streams,
                 fetch.stall_seconds,
                 float(Amount.parse(fetch.bandwidth).bytes),
-                _crawl(fetch),
+                _min_rate(fetch),
             ),
             MaintenanceOptions(
                 upkeep.scrub_days * 86400.0,
@@ -82,8 +82,8 @@ class NodeOptions:
         )
 
 
-def _crawl(fetch: FetchSection) -> float:
-    """What counts as slow: never what a cap of our own makes slow."""
+def _min_rate(fetch: FetchSection) -> float:
+    """The rate below which a source counts as slow; kept below our own bandwidth cap per stream."""
     slow, cap = (Amount.parse(each).bytes for each in (fetch.slow_rate, fetch.bandwidth_per_source))
     return min(slow, cap / fetch.streams / 2) if cap else float(slow)
 
@@ -98,17 +98,17 @@ def image_sources(resolved: Resolved, reader: ImageReader, repository: str) -> S
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """What a node is made of beside its options. `observe` sees every change of the disk; `clock` is wall time."""
+    """A node's collaborators. `observe` is called before every change of the disk; `clock` is wall time."""
 
     open_reader: Callable[[ImageReference], ImageReader]
     sources: SourcesOf = image_sources
-    shared: Callable[[], Sequence[SharedPlace]] = lambda: ()
+    shared: Callable[[], Sequence[SharedStore]] = lambda: ()
     events: Events = field(default_factory=Events)
     clock: Callable[[], float] = time.time
     observe: Observer = ignore
     boot: str | None = None
     machine: Machine = field(default_factory=Machine)
-    # Whether this node itself reads an image without credentials, so that whoever asks may read it too.
+    # Whether this node reads an image without credentials: then every caller may read it.
     is_anonymous: Callable[[ImageReference], bool] = lambda image: False
     peers: Peers | None = None
 
@@ -116,7 +116,7 @@ class NodeParts:
     def real(
         cls, access: Access, events: Events | None = None, config: AgentConfig | None = None
     ) -> NodeParts:
-        """The parts of a node in production; without `config` the image itself is the only source."""
+        """Production parts; without `config` the image itself is the only source."""
 
         def reader(image: ImageReference) -> ImageReader:
             return open_reader(image, access)
@@ -141,11 +141,11 @@ class NodeParts:
         return cls(
             reader,
             sources=tiers,
-            shared=tiers.written_back,
+            shared=tiers.populated,
             events=told,
             is_anonymous=is_anonymous,
             peers=peers,
-            # Pods are there as long as kubelet has their directories, wherever those are.
+            # A pod exists as long as the kubelet keeps its directory, so the configured kubelet directory counts.
             machine=Machine(kubelet=config.servers.csi.kubelet)
             if config.servers.csi
             else Machine(),
@@ -153,7 +153,7 @@ class NodeParts:
 
 
 class Node:
-    """The node's roots with an engine that fills them. A context manager; closing cancels what runs."""
+    """The node's roots and the engine that fills them. A context manager; closing cancels running pulls."""
 
     def __init__(self, options: NodeOptions, parts: NodeParts) -> None:
         self.options, self.machine, self.clock = options, parts.machine, parts.clock
@@ -182,7 +182,7 @@ class Node:
             parts.sources,
             events=parts.events,
             policy=RetryPolicy(min_rate=options.engine.min_rate),
-            published=self._shelve(parts),
+            published=self._cache_manifests(parts),
             platform=parts.machine.platform,
             trust=self.trust,
         )
@@ -194,21 +194,22 @@ class Node:
         self.repairer = Repairer(self.engine, parts.open_reader, parts.sources, parts.events)
 
     def pull(self, request: PullRequest) -> Pull:
-        """Begin a pull; its handle tells the rest."""
+        """Start a pull; returns its handle."""
         pull = self._puller.start(request)
         self.activity.began(str(request.image), request.variant, pull)
         return pull
 
     @property
     def downloads(self) -> Downloads:
-        """The files on their way."""
+        """Files being downloaded."""
         return self._puller.downloads
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
-        """Prove the store's invariants; with `repair`, mend what can be mended and say which.
+        """Check the store's invariants; with `repair`, repair what is possible and report it.
 
         Raises Busy for a repair while pulls run.
         """
+        # A repair moves files that running pulls rely on.
         if repair and self._puller.busy:
             raise Busy("pulls are running", hint="Repair when they are done.")
         return ConsistencyCheck(self.store, self.repairer, quick, self._puller.busy).run(
@@ -216,9 +217,9 @@ class Node:
         )
 
     def reconfigure(self, config: AgentConfig) -> None:
-        """Take new settings while running: signatures, space, bandwidth, upkeep and tiers. The rest needs a restart."""
+        """Apply new settings: signatures, space, bandwidth, maintenance and tiers. All others need a restart."""
         options = NodeOptions.of(self.options.root, config)
-        # First, since it may refuse: then nothing has changed.
+        # First, since it may raise: then nothing has changed.
         self.trust.reconfigure(options.signatures)
         self.store.set_limits(options.limits)
         self.engine.set_bandwidth(options.engine.bandwidth)
@@ -233,7 +234,7 @@ class Node:
             self._maintenance.reconfigure(options.maintenance)
 
     def start_maintenance(self) -> None:
-        """Begin scrubbing and ending dead leases; only a daemon does."""
+        """Start scrubbing and expiring leases; only the agent does, not single commands."""
         self._maintenance = Maintenance(
             self.store, self.repairer, self.options.maintenance, self._shared, self.warmer.relieve
         )
@@ -243,31 +244,34 @@ class Node:
         """Readiness checks beyond the store's own."""
         return {"maintenance": self._maintenance.problem} if self._maintenance else {}
 
-    def _shelve(self, parts: NodeParts) -> Published:
+    def _cache_manifests(self, parts: NodeParts) -> Published:
         def keep(request: PullRequest, resolved: Resolved, reader: ImageReader) -> None:
             image = request.image
             try:
                 cache_manifests(self.manifest_cache, image, resolved, reader)
+                # A local image, or one read with the caller's own reader, says nothing about public access.
                 if not isinstance(image, RegistryReference) or request.reader is not None:
                     return
                 if parts.is_anonymous(image):
-                    # What was read without credentials anyone may read.
+                    # What was read without credentials is public.
                     self.manifest_cache.note_public(repository_of(image), parts.clock())
             except WeightyardError as error:
                 if error.fault is Fault.NODE:
                     raise
-                # The model is whole; only a runtime that pulls the image has to go to the registry for the rest.
+                # The model is complete; only a container runtime that pulls the
+                # image has to use the registry for the rest.
                 parts.events.unshelved(str(image), error.message)
 
         return keep
 
     def cancel_pulls(self) -> None:
-        """Cancel what runs; closing waits for it."""
+        """Cancel running pulls; `close` waits for them."""
         self._puller.cancel_all()
 
     def close(self) -> None:
         if self._maintenance:
             self._maintenance.stop()
+        # Threads first, the store last: a pull that ends late still writes to the ledger.
         self._puller.close()
         self.engine.close()
         if self.peers is not None:

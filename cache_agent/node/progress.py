@@ -1,4 +1,4 @@
-"""How far a pull is, in the words that `kubectl describe pod` shows. Pure."""
+"""Formats a pull's progress, as shown by `kubectl describe pod`. Pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from cache_agent.fetch.values import PullSnapshot, PullState
 
-# Over less a rate means nothing.
+# A rate over less time is meaningless.
 _SHORTEST_SECONDS = 0.01
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A pull as seen twice: `since` seconds ago it had `before` bytes."""
+    """A pull observed twice: `since` seconds ago it had `before` bytes."""
 
     snapshot: PullSnapshot
     before: int

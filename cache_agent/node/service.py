@@ -1,4 +1,4 @@
-"""The node's cache in the wire's words: what the control API answers, and what a command does without an agent."""
+"""Implements the control API's operations, for the agent and for commands without one."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _SUMMED = RootSpace.model_fields.keys() - {"root"}
 
 
 class Service:
-    """Answers for one node. Safe for use from several threads."""
+    """The operations of one node. Thread-safe."""
 
     def __init__(self, node: Node, status: Callable[[], NodeCache]) -> None:
-        """`status` makes this node's NodeCache."""
+        """`status` builds this node's NodeCache."""
         self._node, self._store, self._status = node, node.store, status
 
     def start_pull(self, body: PullBody) -> Pull:
-        """Begin a pull. Raises InvalidInput."""
+        """Start a pull. Raises InvalidInput."""
         return self._node.pull(
             PullRequest(parse_image(absolute_image(body.image)), body.variant, body.priority)
         )
@@ -59,6 +59,7 @@ class Service:
                 yield progress_view(snapshot)
             yield done_view(handle, body.image)
         finally:
+            # The client stopped reading, or the pull has ended: then this does nothing.
             handle.cancel()
 
     def models(self) -> list[ModelView]:
@@ -91,7 +92,7 @@ class Service:
 
     def gc(self, body: GcBody) -> GcView:
         freed, victims, held = 0, [], set()
-        # The fullest root first: there room is wanted most.
+        # The fullest root first: there space is needed most.
         for store, _ in sorted(self._store.spaces(), key=lambda each: each[1].headroom):
             need = max(0, body.need - freed)
             if body.dry_run:
@@ -113,7 +114,7 @@ class Service:
         warmer = self._node.warmer
         if body.unlock:
             warmer.unlock(files)
-        # Held while it is read, so that it isn't evicted under the reader.
+        # Held while it is read, so that it isn't evicted meanwhile.
         with store.hold(digests):
             done = warmer.warm(files)
             locked = warmer.lock(files) if body.lock and not done.stopped else warmer.locked(files)
@@ -188,7 +189,7 @@ def progress_view(snapshot: PullSnapshot) -> PullProgress:
 
 
 def done_view(handle: Pull, image: str) -> PullDone:
-    """The end of a pull that has ended. Raises what ended it."""
+    """The result of a finished pull. Raises the error that ended it."""
     result = handle.result()
     if result is None:
         raise RuntimeError("a pull without a deadline ended without a result")

@@ -1,7 +1,7 @@
-"""The one place where asyncio meets the threads that do the work.
+"""The boundary between asyncio and the threads that do the work.
 
-A coroutine that is cancelled (its client went away) cancels the pull it was following; a short call runs to its end in
-a thread, since a store must not be left in the middle of a step.
+A cancelled coroutine (its client disconnected) cancels the pull that it follows. A short call always runs to its end in
+its thread, since a store must not be left in the middle of a step.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ T = TypeVar("T")
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], object]) -> None:
-    """Call in a loop, from any thread. A loop that was closed needs to know nothing any more."""
+    """Call `tell` in a loop, from any thread; does nothing when the loop is closed."""
     try:
         loop.call_soon_threadsafe(tell)
     except RuntimeError:
+        # The loop may close at any time: only the error shows it.
         if not loop.is_closed():
             raise
 
 
 def end_of(pull: Pull) -> asyncio.Event:
-    """Set once a pull has ended; waiting for it takes no thread."""
+    """An event set once a pull has ended; waiting for it blocks no thread."""
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     pull.when_ended(lambda: call_soon(loop, ended.set))
     return ended
@@ -47,13 +48,13 @@ async def wait_event(event: asyncio.Event, seconds: float | None) -> bool:
 
 
 class BlockingExecutor:
-    """Runs blocking calls for one event loop in threads of its own."""
+    """Runs blocking calls of one event loop in its own threads."""
 
     def __init__(self, threads: int = 8) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="control")
 
     def begin(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Run a blocking function in a thread: what it gives, once it ends."""
+        """Start a blocking function in a thread; returns the future of its result."""
         return asyncio.get_running_loop().run_in_executor(self._executor, function)
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -61,7 +62,7 @@ class BlockingExecutor:
         return await self.begin(function)
 
     async def follow(self, pull: Pull, interval: float) -> AsyncGenerator[PullSnapshot, None]:
-        """Snapshots of a pull until it ends; cancels the pull when the consumer is cancelled or stops early."""
+        """Yield snapshots of a pull until it ends; cancels it when the consumer is cancelled or stops early."""
         ended = end_of(pull)
         try:
             while not ended.is_set():
@@ -73,5 +74,5 @@ class BlockingExecutor:
                 pull.cancel()
 
     def close(self) -> None:
-        """Wait for the calls under way."""
+        """Wait for running calls."""
         self._executor.shutdown(wait=True)

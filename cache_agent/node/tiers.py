@@ -1,6 +1,6 @@
-"""Which sources a model is fetched from, in the configured order: part of the composition root.
+"""Composes the sources of a model's pull, in the configured order of tiers.
 
-Each place has one circuit breaker and one rate for the life of the agent, whoever asks it.
+Each source has one circuit breaker and one rate limit for the agent's lifetime, shared by all pulls.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from cache_agent.config import SharedSection, TierSection
 from cache_agent.peers.tier import Peers
-from cache_agent.sources.decorators import Breaker, Breaking, Limited, Measured, Rate
+from cache_agent.sources.decorators import Breaker, Limited, Measured, Rate, WithBreaker
 from cache_agent.sources.directory import SharedDirectory
 from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.s3 import S3Bucket
-from cache_agent.sources.shared import SharedPlace, SharedSource
+from cache_agent.sources.shared import SharedSource, SharedStore
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.sources.throttle import Throttle
 from modelimage.errors import InvalidImage
@@ -38,39 +38,40 @@ class Tiers:
     rates: dict[str, Rate] = field(default_factory=dict)
     _breakers: dict[str, Breaker] = field(default_factory=dict)
     _throttles: dict[str, Throttle] = field(default_factory=dict)
-    _places: tuple[SharedPlace, ...] | None = None
+    _places: tuple[SharedStore, ...] | None = None
 
     def __call__(
         self, resolved: Resolved, reader: ImageReader, repository: str
     ) -> Sequence[Source]:
-        """Sources for one model, the configured order kept."""
+        """Sources of one model, in the configured order."""
         found = [
             self._wrapped(source)
             for tier in self.config.order
             for source in self._of_tier(tier, resolved, reader, repository)
         ]
-        if not any(source.proves for source in found):
-            # What other tiers gave may have to be fetched once more from the image itself.
+        if not any(source.authorizes for source in found):
+            # Bytes from other tiers don't authorize the caller: it may have to
+            # fetch them once more from the image itself.
             found.append(self._wrapped(_image(resolved, reader, repository)))
         if self.peers is not None and "peer" in self.config.order:
-            # They are first whatever the order says: a chunk that a node has needn't be asked for anywhere else.
+            # Peers come first regardless of the order: a chunk that a node has needs no other source.
             return self.peers.wrap(found, resolved, repository)
         return found
 
-    def places(self) -> tuple[SharedPlace, ...]:
-        """The shared places, made once."""
+    def places(self) -> tuple[SharedStore, ...]:
+        """The shared stores, created once."""
         if self._places is None:
             self._places = tuple(map(_place, self.config.shared))
         return self._places
 
-    def written_back(self) -> Sequence[SharedPlace]:
-        """The shared places that this node fills."""
+    def populated(self) -> Sequence[SharedStore]:
+        """The shared stores that this node populates."""
         return (
             self.places() if self.config.populate_shared and "shared" in self.config.order else ()
         )
 
     def reconfigure(self, config: TierSection, rate_per_source: float) -> None:
-        """Use other tiers from the next pull on, and another cap of each source at once."""
+        """Use other tiers from the next pull on, and another bandwidth cap per source immediately."""
         self.config, self._places, self.rate_per_source = config, None, rate_per_source
         for throttle in self._throttles.values():
             throttle.set_rate(rate_per_source)
@@ -90,7 +91,7 @@ class Tiers:
                 yield hub
 
     def _mirrors(self, resolved: Resolved, repository: str) -> Iterator[Source]:
-        """The same repository on each mirror of its registry, nearest first. Layers are named by digest there too."""
+        """The same repository on each mirror of its registry, nearest first; digests name the layers there too."""
         reference = parse_image(repository) if not repository.startswith("oci:") else None
         if not isinstance(reference, RegistryReference):
             return
@@ -100,11 +101,12 @@ class Tiers:
 
     def _wrapped(self, source: Source) -> Source:
         name = source.name
+        # Kept by name for the agent's lifetime: a pull must not forget that a source failed for the one before.
         throttle = self._throttles.setdefault(name, Throttle(self.rate_per_source, self.monotonic))
         breaker = self._breakers.setdefault(name, Breaker(self.monotonic))
         rate = self.rates.setdefault(name, Rate())
         return Measured(
-            Breaking(Limited(source, throttle, time.sleep), breaker), rate, self.monotonic
+            WithBreaker(Limited(source, throttle, time.sleep), breaker), rate, self.monotonic
         )
 
 
@@ -112,11 +114,11 @@ def _image(resolved: Resolved, reader: ImageReader, repository: str) -> Source:
     return ImageSource(reader, resolved.record, resolved.layers, repository)
 
 
-def _place(section: SharedSection) -> SharedPlace:
+def _place(section: SharedSection) -> SharedStore:
     if section.directory is not None:
         return SharedDirectory(section.directory)
     if section.s3 is None:
-        raise InvalidImage("a shared place without a place")
+        raise InvalidImage("a shared store names neither s3 nor directory")
     options = {"endpoint_url": section.s3.endpoint, "region_name": section.s3.region}
     return S3Bucket(
         section.s3.bucket,

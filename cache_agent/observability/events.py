@@ -1,6 +1,6 @@
-"""What happens on a node, for whoever counts or logs it. The base class is told everything and does nothing.
+"""The events of a node, for metrics, logs and traces. The base class ignores all of them.
 
-Called in the thread where it happened; implementations are quick and don't raise.
+Methods are called in the thread where the event happened, so implementations must be quick and must not raise.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PullEnd:
-    """How a pull ended: `outcome` is `done` or the error's class; bytes by (tier, source).
+    """The end of a pull: `outcome` is `done` or the error's class; `by_source` holds (tier, source, bytes).
 
-    `phases`: what it went through, each with the seconds after its start at which it began.
+    `phases`: each phase's name and its start, in seconds since the pull's start.
     """
 
     image: str
@@ -26,53 +26,53 @@ class PullEnd:
 
 
 class Events:
-    """Subclasses override what they care about."""
+    """A listener. Subclasses override the events that they use."""
 
     def pull_started(self, image: str) -> None:
         """A pull began."""
 
     def pull_ended(self, end: PullEnd) -> None:
-        """A pull ended, well or not."""
+        """A pull succeeded or failed."""
 
     def evicted(self, image: str, freed: int, why: str) -> None:
         """A model was evicted for space."""
 
     def refused(self, need: int) -> None:
-        """A reservation was refused for want of space."""
+        """A reservation of `need` bytes was refused for lack of space."""
 
     def scrubbed(self, size: int) -> None:
-        """So many bytes were read again and compared."""
+        """The scrub read and verified `size` bytes."""
 
     def damaged(self, file: str, detail: str) -> None:
-        """A stored file isn't what it was."""
+        """A stored file was found damaged."""
 
     def repaired(self, file: str, chunks: int) -> None:
-        """A damaged file is whole again; `chunks` were fetched for it."""
+        """A damaged file was repaired; `chunks` of it were fetched again."""
 
     def warmed(self, brought: int, found: int) -> None:
-        """A model was brought into memory: so many bytes of it, beside those that were found there."""
+        """A model was read into memory: `brought` bytes; `found` bytes were there already."""
 
     def expired(self, lease: str, holder: str) -> None:
         """A lease ended because its holder is gone."""
 
     def upkeep_failed(self, detail: str) -> None:
-        """A round of upkeep couldn't do all that was due; the next one tries again."""
+        """A round of maintenance failed in part; the next round tries again."""
 
     def unshelved(self, image: str, detail: str) -> None:
-        """A model was pulled, but not all that a container runtime would ask for beside it."""
+        """A model was pulled, but caching the manifests that a container runtime requests failed."""
 
     def peer_sent(self, peer: str, size: int) -> None:
-        """So many bytes were sent to another node."""
+        """`size` bytes were sent to another node."""
 
     def peer_ejected(self, peer: str, why: str) -> None:
-        """A node is left alone for a while."""
+        """A peer was temporarily ejected."""
 
     def peer_refused(self, why: str) -> None:
-        """A request at the peers' port was refused: its signature, its clock, or its coming twice."""
+        """A request to the peers server was refused; `why`: signature, clock or replayed."""
 
 
 class Broadcast(Events):
-    """Tells several listeners."""
+    """Passes every event to several listeners."""
 
     def __init__(self, listeners: Sequence[Events]) -> None:
         self._listeners = listeners

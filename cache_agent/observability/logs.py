@@ -1,4 +1,4 @@
-"""The agent's log: one JSON object a line, made from the node's events."""
+"""The agent's log: one JSON object per line, made from the node's events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cache_agent.observability.events import Events, PullEnd
 
 
 class JsonLog(Events):
-    """Writes each event as a line. `clock` gives ISO 8601 times."""
+    """Writes each event as a line. `clock` returns ISO 8601 times."""
 
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], str] | None = None
@@ -29,11 +29,11 @@ class JsonLog(Events):
         )
 
     def note(self, event: str, **fields: object) -> None:
-        """A line that is about no event of the node: start, stop, recovery."""
+        """Write a line about something that isn't a node event, such as start, stop or recovery."""
         self._log.info(event, **fields)
 
     def adopt_libraries(self) -> logging.Handler:
-        """Have what libraries warn of through `logging` become lines of this log; the handler, to take away again."""
+        """Write warnings and errors that libraries send to `logging` into this log; return the handler, to remove."""
         handler = _Adopting(self._log)
         logging.getLogger().addHandler(handler)
         return handler
@@ -79,7 +79,7 @@ class JsonLog(Events):
 
 
 class _Adopting(logging.Handler):
-    """Passes records of `logging` on, from warnings upwards."""
+    """Passes on `logging` records of level WARNING and above."""
 
     def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)

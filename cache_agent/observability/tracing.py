@@ -1,7 +1,7 @@
-"""Pulls as OpenTelemetry spans: one for each pull, with a child for each phase of it. Off unless a collector is named.
+"""Exports pulls as OpenTelemetry spans: one per pull, with a child span for each phase. Off without a collector.
 
-`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on, as OpenTelemetry's own variables say the rest:
-headers, sampling, resource attributes. Its packages are imported only then.
+`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on. OpenTelemetry's own variables set headers,
+sampling and resource attributes. Its packages are imported only when it is on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_E
 
 @dataclass
 class Traces(Events):
-    """Tells a tracer of every pull once it has ended. `clock` gives seconds since the epoch."""
+    """Records the spans of a pull once it has ended. `clock` returns seconds since the epoch."""
 
     provider: Any
     clock: Callable[[], float]
@@ -27,6 +27,7 @@ class Traces(Events):
     def pull_ended(self, end: PullEnd) -> None:
         from opentelemetry import trace  # noqa: PLC0415 - see above
 
+        # Made after the end with explicit times, so that a pull's threads carry no tracing context.
         tracer = self.provider.get_tracer("weightyard")
         began = self.clock() - end.seconds
         attributes = {
@@ -46,12 +47,12 @@ class Traces(Events):
         span.end(_ns(began + end.seconds))
 
     def close(self) -> None:
-        """Send what is left; returns when it is sent or the exporter gave up."""
+        """Send the remaining spans; returns when they are sent or the exporter has given up."""
         self.provider.shutdown()
 
 
 def open_traces(environ: Mapping[str, str], clock: Callable[[], float]) -> Traces | None:
-    """Traces that go to the collector that the environment names; None when it names none."""
+    """Traces to the collector that the environment names; None when it names none."""
     if not any(environ.get(name) for name in _ENDPOINTS):
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
@@ -63,7 +64,7 @@ def open_traces(environ: Mapping[str, str], clock: Callable[[], float]) -> Trace
 
     name = environ.get("OTEL_SERVICE_NAME", SERVICE)
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    # A collector that is away shouldn't hold up an agent that stops.
+    # Short, because a collector that is down must not delay the agent's shutdown.
     patience = None if environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else _PATIENCE_SECONDS
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=patience)))
     return Traces(provider, clock)

@@ -1,1 +1,1 @@
-"""The peer tier: nodes that want the same model split its chunks and serve each other. See docs/peers.md."""
+"""The peer tier: nodes that pull the same model split its chunks and serve each other. See docs/peers.md."""

@@ -1,7 +1,7 @@
-"""What this node tells its peers that it is doing: which chunks it fetches from upstream, and which files are public.
+"""Announces to peers which chunks this node fetches from upstream, and which files are public.
 
-A chunk is put up before it is asked for, and peers are asked afterwards whether they put it up too: of two nodes that
-want the same chunk at once, at least one sees the other. In memory only; safe for threads.
+A chunk is announced first, and peers' announcements are read afterwards: of two nodes that decide on the same chunk
+concurrently, at least one sees the other. In memory only; thread-safe.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Final
 
 from modelimage.digest import Digest
 
-# How long an intention stands that nothing came of: the pull ended between deciding and asking.
+# An announcement that no transfer follows expires after this time: the pull ended between deciding and fetching.
 _INTENTION_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkId:
-    """A chunk of a file with exactly these claims: see `cache_agent.store.partials.identity`."""
+    """A chunk of a file, which is named by its record's claims: see `cache_agent.store.partials.identity`."""
 
     file: Digest
     index: int
 
     @property
     def text(self) -> str:
-        """What rendezvous hashing hashes: the same on every node."""
+        """The input of rendezvous hashing: equal on every node."""
         return f"{self.file.hex}/{self.index}"
 
 
 @dataclass
 class FetchAnnouncements:
-    """One node's board."""
+    """The announcements of one node."""
 
     monotonic: Callable[[], float]
     _coming: dict[Digest, dict[int, float]] = field(default_factory=dict)
@@ -40,23 +40,24 @@ class FetchAnnouncements:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def intend(self, chunk: ChunkId) -> None:
-        """This node is about to fetch a chunk from upstream."""
+        """Announce that this node is about to fetch a chunk from upstream."""
         self._put(chunk, self.monotonic() + _INTENTION_SECONDS)
 
     def begin(self, chunk: ChunkId) -> None:
-        """It is fetching it."""
+        """Announce that this node is fetching a chunk, until `end`."""
         self._put(chunk, float("inf"))
 
     def end(self, chunk: ChunkId) -> None:
-        """It isn't any more: it has it, or gave up."""
+        """Withdraw a chunk: this node has it, or stopped fetching it."""
         with self._lock:
             chunks = self._coming.get(chunk.file, {})
             chunks.pop(chunk.index, None)
+            # Else the table would keep an entry for every file ever fetched.
             if not chunks:
                 self._coming.pop(chunk.file, None)
 
     def coming(self, file: Digest) -> set[int]:
-        """The chunks of a file that are up."""
+        """The announced chunks of a file."""
         now = self.monotonic()
         with self._lock:
             return {index for index, until in self._coming.get(file, {}).items() if until > now}
@@ -65,13 +66,13 @@ class FetchAnnouncements:
         return chunk.index in self.coming(chunk.file)
 
     def busy(self) -> int:
-        """How many chunks are up in all."""
+        """The number of announced chunks of all files."""
         now = self.monotonic()
         with self._lock:
             return sum(until > now for chunks in self._coming.values() for until in chunks.values())
 
     def publish(self, files: Iterable[Digest]) -> None:
-        """Anyone may read these files, by identity: the registry gave the image to nobody in particular."""
+        """Mark files, by identity, as readable for anyone: the registry serves the image to anonymous clients."""
         with self._lock:
             self._public.update(files)
 

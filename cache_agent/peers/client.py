@@ -1,7 +1,7 @@
-"""Asks other nodes, over HTTP: what have you of this file, give me this chunk. Signs each request; believes nothing.
+"""HTTP client for other nodes: requests their chunk lists and chunks. Signs each request; trusts nothing.
 
-No proxy, no redirect, no repetition: a peer that doesn't answer well is left for another. The registry's and the Hub's
-tokens aren't known here, so they can't leave the node.
+No proxy, no redirects, no retries: after a bad response another peer is used. It has no registry or Hub tokens, so none
+can leave the node.
 """
 
 from __future__ import annotations
@@ -33,38 +33,40 @@ from modelimage.registry.exchange import Origin
 from modelimage.registry.transport import NetworkResponse, SocketStream, network_errors
 from modelimage.repository import BlobStream
 
+# Short: a node that is gone must not delay the decision on a chunk.
 CONNECT_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 3.0
 _ERROR_BYTES: Final = 4096
+# urllib3 drops the least used pool beyond this number, and its open connections with it.
 _POOLS: Final = 256
 _CONNECTIONS: Final = 8
 
 
 def have_path(sha256: Digest, file: Digest) -> str:
-    """Where a peer says what it has of a file: by its sha256 and by the identity of all that its record claims."""
+    """The URL path of a peer's chunk list of a file, by its sha256 and the identity of its record's claims."""
     return f"/v1/files/{sha256.hex}/{file.hex}"
 
 
 def chunk_path(sha256: Digest, chunk: ChunkId) -> str:
-    """Where a peer gives a chunk."""
+    """The URL path of a chunk on a peer."""
     return f"{have_path(sha256, chunk.file)}/chunks/{chunk.index}"
 
 
 class PeerLink(Protocol):
-    """What a node may ask of another. Raises NotFound, AccessDenied, Unreachable, RateLimited, RemoteRefused."""
+    """The requests to another node. Raises NotFound, AccessDenied, Unreachable, RateLimited, RemoteRefused."""
 
     def have(self, peer: str, sha256: Digest, file: Digest) -> Have:
-        """What it has of a file. NotFound when it takes no part in it."""
+        """The chunks of a file that it has. Raises NotFound when it has none and isn't fetching the file."""
 
     def chunk(
         self, peer: str, sha256: Digest, chunk: ChunkId, wanted: ByteRange
     ) -> AbstractContextManager[BlobStream]:
-        """A range of a chunk, counted from the chunk's beginning."""
+        """A byte range of a chunk, relative to the chunk's beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for mutual TLS. `name`: what every peer's certificate must be made out to; None checks the CA only."""
+    """PEM files for mutual TLS. `name`: the name required in every peer's certificate; None checks the CA only."""
 
     ca: Path
     certificate: Path
@@ -72,13 +74,13 @@ class TlsFiles:
     name: str | None = None
 
     def client_context(self) -> ssl.SSLContext:
-        """For asking. Raises InvalidInput."""
+        """The context for requests to peers. Raises InvalidInput."""
         context = self._context(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = self.name is not None
         return context
 
     def server_context(self) -> ssl.SSLContext:
-        """For answering: who shows no certificate of this authority isn't talked to. Raises InvalidInput."""
+        """The context for the server: clients need a certificate of this authority. Raises InvalidInput."""
         return self._context(ssl.PROTOCOL_TLS_SERVER)
 
     def _context(self, protocol: int) -> ssl.SSLContext:
@@ -86,6 +88,7 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         if protocol == ssl.PROTOCOL_TLS_CLIENT:
             context.check_hostname = False
+        # Both sides: every node of the cluster proves that it belongs to it.
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(cafile=self.ca)
@@ -99,7 +102,7 @@ class TlsFiles:
 
 @dataclass
 class PeerClient:
-    """Asks in this node's name. Safe for threads. `clock` is wall time."""
+    """Sends requests signed as the node `own`. Thread-safe. `clock`: wall time in seconds."""
 
     own: str
     keys: Callable[[], tuple[Key, ...]]
@@ -167,7 +170,7 @@ class PeerClient:
                 _refuse(peer, response.status, response.headers, answer.read(_ERROR_BYTES))
             yield answer
         except BaseException:
-            # What is left of a body makes the connection unusable.
+            # Closed, not returned to the pool: an unread rest of the body makes the connection unusable.
             response.close()
             raise
         finally:
@@ -193,6 +196,7 @@ def _refuse(peer: str, status: int, headers: Mapping[str, str], body: bytes) -> 
 
 
 def _seconds(headers: Mapping[str, str]) -> float | None:
+    # Bounded: a peer must not make this node wait for hours.
     try:
         return max(0.0, min(60.0, float(headers.get("Retry-After", ""))))
     except ValueError:

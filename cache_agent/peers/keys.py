@@ -1,4 +1,4 @@
-"""The shared keys as they are in their file now: a rotated secret counts without a restart."""
+"""Reads the shared keys from their file and follows its changes: rotating them needs no restart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOK_SECONDS: Final = 5.0
 
 @dataclass
 class KeyFile:
-    """Keys of a file, read again when it changed. Safe for threads."""
+    """The keys of a file, read again every few seconds. Thread-safe."""
 
     path: Path
     monotonic: Callable[[], float]
@@ -25,15 +25,16 @@ class KeyFile:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self) -> tuple[Key, ...]:
-        """The keys, the signing one first. Raises InvalidInput when none could ever be read."""
+        """The current keys, the signing one first. Raises InvalidInput if they could never be read."""
         with self._lock:
             now = self.monotonic()
             if now - self._looked >= _LOOK_SECONDS:
+                # Before reading: an unreadable file is retried after the interval, not at each request.
                 self._looked = now
                 try:
                     self._keys = parse_keys(self.path.read_text())
                 except (OSError, UnicodeDecodeError, InvalidInput) as error:
-                    # In the middle of a rotation the file may be away: the keys known stay good.
+                    # During a rotation the file may be missing: the keys read last stay valid.
                     if not self._keys:
                         raise InvalidInput(
                             f"can't read the peer keys of {self.path}: {error}",

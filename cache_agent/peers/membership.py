@@ -1,7 +1,7 @@
-"""Who the peers are: a list from the settings, and what a DNS name gives. No tracker, no election.
+"""The list of peers, from the settings and from a DNS name. No tracker, no election.
 
-A headless service's name gives the addresses of the pods behind it, so the same code finds peers in Kubernetes and
-anywhere else. What DNS said last counts while DNS is away; this node is a member whether others see it yet or not.
+A headless service's name resolves to the addresses of its pods, so the same code works in Kubernetes and elsewhere.
+While DNS fails, its last result is used. This node works as a member even before others see it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Resolve = Callable[[str], Sequence[str]]
 
 
 def resolve_host(host: str) -> list[str]:
-    """What the system's resolver says."""
+    """Resolve a host with the system's resolver. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return sorted({str(sockaddr[0]) for *_, sockaddr in found})
 
 
 @dataclass
 class Membership:
-    """The other members, kept fresh by whoever asks. Safe for threads.
+    """The other members, refreshed by its callers' threads. Thread-safe.
 
-    `own`: the name this node goes by. `dns`: `host:port` of a name whose every address is a member's.
+    `own`: this node's name. `dns`: `host:port`; each address of the host is a member.
     """
 
     own: str
@@ -44,11 +44,12 @@ class Membership:
 
     @property
     def may_have_others(self) -> bool:
-        """Whether there is anybody to expect, now or later."""
+        """Whether there are other members, or may be later."""
         return self.dns is not None or bool(self.others())
 
     def others(self) -> list[Member]:
-        """All members but this node, each once, those listed first."""
+        """All members except this node, each once, by name; the settings' entry wins over DNS."""
+        # Listed members last: their entry has a zone, which DNS doesn't.
         every = {member.id: member for member in (*self._from_dns(), *self.listed)}
         every.pop(self.own, None)
         return sorted(every.values(), key=lambda member: member.id)
@@ -59,7 +60,7 @@ class Membership:
         with self._lock:
             due = self.monotonic() >= self._until
             if due:
-                # Whoever asks next meanwhile gets the old answer rather than to wait.
+                # Set before resolving: other threads use the old result meanwhile instead of waiting.
                 self._until = self.monotonic() + REFRESH_SECONDS
         if due:
             self._ask(self.dns)
@@ -69,5 +70,5 @@ class Membership:
         try:
             hosts = self.resolve(name.host)
         except OSError:
-            return  # the name may have no pods yet, or DNS is away: what was known stays
+            return  # the name has no pods yet, or DNS fails: keep the last result
         self._found = tuple(Member(str(Address(host, name.port))) for host in hosts)

@@ -1,11 +1,11 @@
-"""Where a node gets a chunk that peers want too: from one of them, from upstream, or not yet. Pure.
+"""Decides for each chunk that several nodes need: take it from a peer, fetch it from upstream, or wait. Pure.
 
-Each chunk has an owner among the nodes that take part: the first by rendezvous hashing, which every node computes alike
-without asking. The owner fetches from upstream, the others wait for it and take the chunk from whoever has it. So one
-copy leaves upstream, and a node that joins or leaves changes the owner of its own share only.
+Each chunk has an owner among the nodes that fetch the file: the first by rendezvous hashing, which every node computes
+without communication. The owner fetches from upstream; the others wait and take the chunk from a node that has it. So
+upstream sends one copy, and a node that joins or leaves changes the owner of its own share only.
 
-What nodes say of themselves (has, is fetching, received so many bytes) may be late or a lie. A late word costs a
-second copy of one chunk at worst; a lie costs time, since the receiver checks every byte.
+A node's report (has, is fetching, received bytes) may be outdated or a lie. An outdated one costs at most a second copy
+of one chunk; a lie costs time, since the receiver verifies every byte.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class PeerLimits:
-    """When to give up on others. Seconds; `fan_out` is how many nodes at once may take a chunk from one that has it.
+    """Limits for waiting on peers, in seconds. `fan_out`: how many nodes may take a chunk from one holder concurrently.
 
-    Without progress for `patience`, a peer counts for nothing. A node with nothing left of its own share takes over
-    others' chunks that nobody has begun, the n-th in line after n times `steal_after`. `poll`: how soon to look again.
+    A peer without progress for `patience` is ignored. A node whose own share is done takes over others' chunks that no
+    node is fetching, the n-th in rank after n times `steal_after`. `poll`: the interval between two decisions.
     """
 
     patience: float = 10.0
@@ -32,10 +32,10 @@ class PeerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A node that takes part in this file, as seen from here, for one chunk.
+    """Another node that fetches or has this file, for one chunk.
 
-    `coming`: it says that it is fetching the chunk from upstream. `moving`: it made progress lately. It asked not to be
-    asked before `free_at`, on the clock of `now`.
+    `coming`: it announced that it fetches the chunk from upstream. `moving`: it made progress recently. `free_at`: it
+    is busy until then, on the clock of `now`.
     """
 
     id: str
@@ -48,9 +48,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class LocalState:
-    """This node, for one chunk. `waited`: seconds since it first wanted it, `held`: since it first saw who has it.
+    """This node, for one chunk. `waited`: seconds since it first needed it, `held`: since it first saw a holder.
 
-    `idle`: nothing is left of its own share. `slots`: how many more chunks it may fetch from upstream now.
+    `idle`: its own share is done. `slots`: how many more chunks it may fetch from upstream now.
     """
 
     id: str
@@ -63,14 +63,14 @@ class LocalState:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Get it from this peer."""
+    """Take the chunk from this peer."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Look again after so many seconds; `in_line`: or once this node has fetched another chunk from upstream."""
+    """Decide again after `seconds`; with `in_line` as soon as this node has fetched another chunk from upstream."""
 
     seconds: float
     in_line: bool = False
@@ -78,7 +78,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Fetch it from where the image is."""
+    """Fetch the chunk from an upstream source."""
 
 
 Step = Take | Wait | Upstream
@@ -86,22 +86,22 @@ _UPSTREAM: Final = Upstream()
 
 
 def weight(chunk: str, member: str) -> bytes:
-    """How much a member is meant for a chunk; who has most owns it. (Thaler, Ravishankar: rendezvous hashing.)"""
+    """A member's weight for a chunk; the highest owns it. (Thaler, Ravishankar: rendezvous hashing.)"""
     return hashlib.blake2b(f"{chunk}\0{member}".encode(), digest_size=8).digest()
 
 
 def ranked(chunk: str, members: Iterable[str]) -> list[str]:
-    """Members by how much they are meant for a chunk, its owner first."""
+    """The members by weight for a chunk, its owner first."""
     return sorted(members, key=lambda member: (weight(chunk, member), member), reverse=True)
 
 
 def decide(
     chunk: str, here: LocalState, peers: Sequence[Peer], now: float, rules: PeerLimits
 ) -> Step:
-    """What to do about one chunk now. `peers` are the live nodes that take part, this one not among them.
+    """The next step for one chunk. `peers`: the live nodes that fetch or have the file, without this one.
 
-    Laws: without peers it is Upstream if a slot is free; never Take from one who hasn't got it; if nothing changes but
-    time, it becomes Take or Upstream.
+    Laws: without peers it is Upstream if a slot is free; never Take from a peer that lacks the chunk; if only time
+    passes, it becomes Take or Upstream.
     """
     if any(peer.has for peer in peers):
         return _from_holder(chunk, here, peers, now, rules)
@@ -113,34 +113,38 @@ def decide(
 def _from_holder(
     chunk: str, here: LocalState, peers: Sequence[Peer], now: float, rules: PeerLimits
 ) -> Step:
-    """From one in this zone, else across zones. Those who want it queue up, so that no holder is overrun."""
+    """Take it from a holder in this zone, else across zones. Nodes queue by rank, so no holder is overloaded."""
     holders = [peer for peer in peers if peer.has]
     near = [peer for peer in holders if peer.zone == here.zone]
-    # One node of a zone carries the chunk across, the others take it from that one.
+    # Only one node of a zone takes the chunk across zones; the others take it from that node.
     places = rules.fan_out * len(near) if near else 1
-    impatient = here.held >= rules.patience
-    if not impatient and _place(chunk, here, peers) >= places:
+    # After `patience`, queue and zones no longer count: holders that never serve must not block the chunk.
+    fail_fast = here.held >= rules.patience
+    if not fail_fast and _place(chunk, here, peers) >= places:
         return Wait(rules.poll)
     free = [peer for peer in near or holders if peer.free_at <= now]
-    free = free or [peer for peer in holders if peer.free_at <= now and impatient]
+    free = free or [peer for peer in holders if peer.free_at <= now and fail_fast]
     if free:
-        # Another order for each node: holders share the load.
+        # Hashed with this node's id: each node prefers another holder, so holders share the load.
         return Take(ranked(f"{chunk}\0{here.id}", [peer.id for peer in free])[0])
-    if impatient:
+    if fail_fast:
         return _from_upstream(chunk, here, peers, rules)
     return Wait(max(rules.poll, min(peer.free_at for peer in near or holders) - now))
 
 
 def _place(chunk: str, here: LocalState, peers: Sequence[Peer]) -> int:
-    """This node's place among those of its zone that lack the chunk."""
+    """This node's rank among the nodes of its zone that lack the chunk."""
     lacking = [p.id for p in peers if not p.has and p.moving and p.zone == here.zone]
     return ranked(chunk, [here.id, *lacking]).index(here.id)
 
 
 def _from_upstream(chunk: str, here: LocalState, peers: Sequence[Peer], rules: PeerLimits) -> Step:
+    # Stalled peers don't count: their share passes to the next in rank.
     order = ranked(chunk, [here.id, *(peer.id for peer in peers if peer.moving)])
     place = order.index(here.id)
+    # Staggered by rank: without it, all idle nodes would fetch the same chunk from upstream.
     takes_over = here.idle and here.waited >= rules.steal_after * place
+    # Also staggered: there are holders, but none has served this node.
     overdue = here.waited >= rules.patience * (place + 1) and here.held >= rules.patience
     if not (place == 0 or takes_over or overdue):
         return Wait(rules.poll)

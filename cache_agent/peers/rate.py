@@ -1,4 +1,4 @@
-"""Ends a transfer from a peer that crawls: one slow node must not hold up a chunk that others could give."""
+"""Ends transfers from very slow peers: one slow node must not delay a chunk that other peers have."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Final
 from modelimage.errors import Unreachable
 from modelimage.repository import BlobStream
 
-# A peer is judged once it had so many seconds.
+# A transfer isn't judged before it has run this many seconds.
 GRACE_SECONDS: Final = 3.0
 MIN_RATE: Final = 64 << 10
 _TIMES_SLOWER: Final = 20.0
 
 
-class TooSlow(Unreachable):
-    """A peer sends far more slowly than others do."""
+class PeerTooSlow(Unreachable):
+    """A peer sends far more slowly than other peers do."""
 
 
 @dataclass
 class RateBaseline:
-    """What transfers from peers usually reach here, bytes per second, and what is too slow. Safe for threads."""
+    """The usual rate of transfers from peers, in bytes per second, and the limit below it. Thread-safe."""
 
     usual: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, size: int, seconds: float) -> None:
-        """A transfer ended well."""
+        """Average in a successful transfer: bytes and seconds."""
         rate = size / max(seconds, 1e-3)
         with self._lock:
             self.usual = rate if not self.usual else self.usual * 0.8 + rate * 0.2
 
     def is_too_slow(self, size: int, seconds: float) -> bool:
-        """Whether so many bytes in so many seconds are too few to go on."""
+        """Whether a transfer of `size` bytes in `seconds` is too slow to continue."""
         if seconds < GRACE_SECONDS:
             return False
         return size / seconds < max(MIN_RATE, self.usual / _TIMES_SLOWER)
 
 
 class PacedStream:
-    """A stream that ends with TooSlow when it crawls."""
+    """A stream that raises TooSlow when its rate falls below the limit."""
 
     def __init__(
         self, stream: BlobStream, pace: RateBaseline, monotonic: Callable[[], float]
@@ -65,7 +65,7 @@ class PacedStream:
         self.received += count
         self._last = self._monotonic()
         if count and self._pace.is_too_slow(self.received, self.seconds):
-            raise TooSlow(f"{self.received} bytes in {self.seconds:.0f} s")
+            raise PeerTooSlow(f"{self.received} bytes in {self.seconds:.0f} s")
         return count
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Which peers to leave alone for a while: a penalty for each thing that went wrong, halved every minute. No IO.
+"""Ejects misbehaving peers for a while: each offence adds a penalty, and penalties halve every minute. No IO.
 
-A node whose penalty is above one isn't asked. So one broken connection costs a peer a few seconds, a lie minutes, and
-whoever is bad again and again stays out; nobody stays out for ever.
+A peer with a penalty above 1 gets no requests. One broken connection ejects a peer for seconds, a wrong chunk for
+minutes; repeated offences keep it ejected, but never for ever.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Final
 
 HALF_LIFE_SECONDS: Final = 60.0
 _LIMIT: Final = 1.0
+# A cap, so that repeated offences can't eject a peer for more than five half-lives.
 _MOST: Final = 32.0
 
 
 class Offence(Enum):
-    """What a peer did; the value is its penalty."""
+    """A peer's offence; its value is the penalty."""
 
+    # Below the limit on its own: a chunk list may be outdated.
     MISSED = 0.3
     UNREACHABLE = 1.2
     SLOW = 1.5
@@ -31,13 +33,13 @@ class Offence(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PeerPenalty:
-    """A penalty as it was at `at`."""
+    """A penalty at the time `at`, in seconds."""
 
     penalty: float = 0.0
     at: float = 0.0
 
     def after(self, now: float) -> float:
-        """What is left of it."""
+        """The penalty left at `now`."""
         return float(self.penalty * 0.5 ** (max(0.0, now - self.at) / HALF_LIFE_SECONDS))
 
     def with_offence(self, offence: Offence, now: float) -> PeerPenalty:
@@ -47,14 +49,14 @@ class PeerPenalty:
         return self.after(now) > _LIMIT
 
     def seconds_out(self, now: float) -> float:
-        """For how long from now."""
+        """Seconds from `now` until the peer is used again."""
         left = self.after(now)
         return HALF_LIFE_SECONDS * math.log2(left) if left > _LIMIT else 0.0
 
 
 @dataclass
 class Reputation:
-    """What one node thinks of the others. Safe for threads. `ejected` is told of each peer that is put out, and why."""
+    """The peers' penalties, as one node sees them. Thread-safe. `ejected(peer, reason)`: called at each ejection."""
 
     monotonic: Callable[[], float]
     ejected: Callable[[str, str], None] = lambda peer, why: None
@@ -62,21 +64,22 @@ class Reputation:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, peer: str, offence: Offence) -> None:
-        """Count an offence."""
+        """Add an offence's penalty; calls `ejected` if it ejects the peer."""
         now = self.monotonic()
         with self._lock:
             before = self._standings.get(peer, PeerPenalty())
             after = self._standings[peer] = before.with_offence(offence, now)
+        # Outside the lock: the callback writes events.
         if after.is_out(now) and not before.is_out(now):
             self.ejected(peer, offence.name.lower())
 
     def is_out(self, peer: str) -> bool:
-        """Whether to leave a peer alone now."""
+        """Whether a peer is ejected now."""
         with self._lock:
             return self._standings.get(peer, PeerPenalty()).is_out(self.monotonic())
 
     def outs(self) -> dict[str, float]:
-        """Who is left alone, and for how many seconds more."""
+        """The ejected peers, each with the seconds left."""
         now = self.monotonic()
         with self._lock:
             return {p: s.seconds_out(now) for p, s in self._standings.items() if s.is_out(now)}

@@ -1,11 +1,11 @@
-"""Who may ask: a signature over the whole request, by a key that the cluster's nodes share. No sockets.
+"""Signs and verifies requests between peers, with keys shared by the cluster's nodes. No sockets.
 
     Authorization: Weightyard-Peer key=3f2a…, sender=10.0.0.7:7946, receiver=10.0.0.9:7946, time=1800000000,
                    nonce=9c…, mac=5e…
 
 The MAC (HMAC-SHA256) covers method, path with query, range, sender, receiver, time and nonce. So a captured request
-can't be sent to another node, for another chunk, later than the clocks' tolerance, or twice. Several keys are accepted
-at a time, the first signs: that is how keys are changed without a pause.
+can't be sent to another node, for another chunk, after the clock tolerance, or twice. Several keys are accepted, the
+first one signs: keys can be rotated without downtime.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER_LIMIT: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A shared key. Its name is safe to show."""
+    """A shared key. Its name, a hash of it, may be shown."""
 
     secret: bytes = field(repr=False)
 
@@ -42,13 +42,14 @@ class Key:
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """Keys from a file: one a line, the first signs, blank lines and # comments aside. Raises InvalidInput."""
+    """Parse a key file: one key a line, the first signs; ignores blank lines and # comments. Raises InvalidInput."""
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise InvalidInput(
             "the peer key file is empty", hint="Write one with: openssl rand -hex 32"
         )
+    # A short key could be guessed offline from one captured request.
     if any(len(line) < MIN_KEY_LENGTH for line in found):
         raise InvalidInput(
             f"a peer key is shorter than {MIN_KEY_LENGTH} characters",
@@ -59,7 +60,7 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a signature covers of a request. `range` is the Range header, empty without one."""
+    """The signed part of a request. `range`: the Range header, empty without one."""
 
     method: str
     path: str
@@ -68,7 +69,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Who asks whom, when (whole seconds since the epoch), and what makes this request unlike any other."""
+    """Sender and receiver of a request, its time (whole seconds since the epoch), and its unique nonce."""
 
     sender: str
     receiver: str
@@ -90,7 +91,7 @@ def sign(key: Key, asked: Asked, stamp: Stamp) -> str:
 
 
 def _mac(key: Key, asked: Asked, stamp: Stamp) -> str:
-    # Lengths stand before the parts: no two requests give the same text.
+    # Length-prefixed: no two requests have the same text.
     parts = (
         SCHEME, asked.method, asked.path, asked.range,
         stamp.sender, stamp.receiver, str(stamp.time), stamp.nonce,
@@ -111,21 +112,22 @@ def _parse(header: str) -> tuple[str, str, Stamp]:
         fields[match[1]] = match[2]
     if fields.keys() != _NAMES or not (fields["time"].isascii() and fields["time"].isdecimal()):
         raise AccessDenied("malformed signature")
+    # Digits limited before the conversion: the header isn't authenticated yet.
     stamp = Stamp(fields["sender"], fields["receiver"], int(fields["time"][:15]), fields["nonce"])
     return fields["key"], fields["mac"], stamp
 
 
 class Replayed(AccessDenied):
-    """The very same request came before."""
+    """The same request was received before."""
 
 
 class WrongClock(AccessDenied):
-    """A request from another time: the nodes' clocks differ, or it was kept."""
+    """The request's time is out of tolerance: the nodes' clocks differ, or it was replayed later."""
 
 
 @dataclass
 class Verifier:
-    """Checks requests that come to one node. Safe for threads. `clock` is wall time, `names` what the node goes by."""
+    """Verifies requests to one node. Thread-safe. `clock`: wall time; `names`: the node's names as a receiver."""
 
     keys: Callable[[], Iterable[Key]]
     names: Collection[str]
@@ -135,10 +137,15 @@ class Verifier:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def verify(self, header: str | None, asked: Asked) -> str:
-        """Who asks. Raises AccessDenied, WrongClock, Replayed; says no more than who has the key may know."""
+        """Verify a request and return its sender. Raises AccessDenied, WrongClock, Replayed.
+
+        Details are given only after the MAC was right: clients without a key learn nothing.
+        """
+        # The MAC first: receiver, clock and replay errors are reported only to holders of a key.
         name, mac, stamp = _parse(header or "")
         if not any(self._fits(key, name, mac, asked, stamp) for key in self.keys()):
             raise AccessDenied("the signature isn't right")
+        # Else any peer could forward this request to a third node in the sender's name.
         if stamp.receiver not in self.names:
             raise AccessDenied("the request is meant for another node")
         now = self.clock()
@@ -156,9 +163,9 @@ class Verifier:
         return right and hmac.compare_digest(key.name.encode(), name.encode())
 
     def _once(self, stamp: Stamp, now: float) -> None:
-        """Only who has the key gets here, so only peers can fill this memory; it forgets what the clock refuses."""
+        """Record a nonce. Raises Replayed. Called after the MAC check, so only peers can fill this memory."""
         with self._lock:
-            # Seconds that a request stays valid from its coming: the sender's clock may be ahead.
+            # Twice the tolerance: a sender whose clock is ahead by `skew` stays valid that long after its arrival.
             while self._seen and next(iter(self._seen.values())) < now - 2 * self.skew:
                 self._seen.popitem(last=False)
             name = (stamp.sender, stamp.nonce)

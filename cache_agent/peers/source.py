@@ -1,10 +1,10 @@
-"""The peer role: chunks from the nodes that have them, and word to them of what this node fetches itself.
+"""The peer tier as a source: reads chunks from other nodes, and announces what this node fetches from upstream.
 
-`PeerSource` stands before all other sources of a pull. Asked for a chunk it never waits: it takes it from a peer, or
-says NotYet (another node is at it: do something else meanwhile), or YourTurn (this node is to fetch it from upstream).
-`Announced` wraps the sources upstream, so that peers see what is on its way.
+`PeerSource` comes before all other sources of a pull. For a chunk it never waits: it reads it from a peer, or raises
+RetryLater (another node is fetching it: fetch another chunk meanwhile), or FetchUpstream (this node is to fetch it).
+`Announced` wraps the upstream sources, so peers see the chunks being fetched.
 
-What comes from a peer proves nothing about who may read it, as with every place that knows files by digest only.
+Bytes from a peer prove nothing about who may read them, as from every source that names files by digest only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from cache_agent.peers.planner import (
     decide,
     ranked,
 )
-from cache_agent.peers.rate import PacedStream, RateBaseline, TooSlow
+from cache_agent.peers.rate import PacedStream, PeerTooSlow, RateBaseline
 from cache_agent.peers.reputation import Offence, Reputation
-from cache_agent.peers.watch import FileName, Watching
+from cache_agent.peers.watch import ChunkListPoller, FileName
 from cache_agent.sources.decorators import Wrapped
 from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Tier
 from cache_agent.sources.streams import chained
@@ -49,20 +49,20 @@ from modelimage.ranges import ByteRange
 from modelimage.record import RecordFile
 from modelimage.repository import BlobStream
 
-# With many chunks waiting, each is looked at less often: looking costs the processor, and none is urgent.
+# With many pending chunks each is checked less often: checks cost CPU time, and none is urgent.
 _PENDING_PER_SECOND: Final = 1000.0
 _MOST_WAIT: Final = 2.0
 _BUSY_SECONDS: Final = 0.25
-# A stream that was closed from outside while bytes were coming was cancelled: not its sender's fault.
+# A stream closed from outside less than this many seconds after its last byte was cancelled: not the sender's fault.
 _CANCELLED_SECONDS: Final = 1.0
 _IDLE_LOOK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPeer:
-    """This node among its peers. `streams`: how many chunks it fetches at once, from wherever.
+    """This node among its peers. `streams`: its concurrent transfers from all sources.
 
-    `apart`: each zone fetches a copy of its own, and nothing crosses zones.
+    `apart`: each zone fetches its own copy, and no chunk crosses zones.
     """
 
     id: str
@@ -74,7 +74,7 @@ class LocalPeer:
 
 @dataclass
 class _Waiting:
-    """A chunk that this pull wants: since when, and since when it is known who has it."""
+    """A chunk that this pull needs: `since` when, and `held`: since when some peer is known to have it."""
 
     since: float
     held: float | None = None
@@ -82,18 +82,18 @@ class _Waiting:
 
 @dataclass
 class PeerSource:
-    """The peers, for one pull."""
+    """The peers as one source of one pull."""
 
     own: LocalPeer
     announcements: FetchAnnouncements
-    watching: Watching
+    watching: ChunkListPoller
     link: PeerLink
     reputation: Reputation
     pace: RateBaseline
     monotonic: Callable[[], float]
     name: str = "peers"
     tier: Tier = Tier.PEER
-    proves: bool = False
+    authorizes: bool = False
     _names: dict[Digest, FileName] = field(default_factory=dict)
     _waiting: dict[ChunkId, _Waiting] = field(default_factory=dict)
     _busy: dict[str, float] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class PeerSource:
 
     @contextmanager
     def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
-        """See `Source.open`. Several small files go together: what holds of the first is taken to hold of all."""
+        """See `Source.open`. For several small files, the decision on the first one is used for all."""
         name, chunk = self._chunk(pieces[0])
         self._want(chunk)
         match self._step(name, chunk):
@@ -116,14 +116,14 @@ class PeerSource:
                 raise self._not_yet(seconds, in_line=in_line)
 
     def done(self, pieces: Sequence[ChunkRange]) -> None:
-        """These have come, from wherever."""
+        """Forget chunks that arrived, from any source."""
         for piece in pieces:
             chunk = self._chunk(piece)[1]
             with self._lock:
                 self._waiting.pop(chunk, None)
 
     def announce(self, pieces: Sequence[ChunkRange], *, ended: bool = False) -> None:
-        """Tell peers that this node fetches these from upstream, or no longer does: the first stands for all."""
+        """Announce that this node fetches these from upstream, or with `ended` no longer does, by their first chunk."""
         chunk = self._chunk(pieces[0])[1]
         (self.announcements.end if ended else self.announcements.begin)(chunk)
 
@@ -133,15 +133,18 @@ class PeerSource:
         self.watching.refresh(name)
         step = self._decide(name, chunk)
         if not isinstance(step, Upstream):
+            # An announcement from an earlier decision would keep other nodes waiting.
             self.announcements.end(chunk)
             return step
-        # First say so, then look again: of two nodes that decide at once, one sees the other.
+        # Announce first, then poll again: of two nodes that decide concurrently at least one sees the other's
+        # announcement. In the other order both could miss it and fetch the same chunk.
         self.announcements.intend(chunk)
         self.watching.refresh(name, since=self.monotonic())
         rivals = [peer.id for peer in self._peers(name, chunk) if peer.coming and peer.moving]
         again = self._decide(name, chunk)
         if isinstance(again, Upstream):
             return again
+        # If both see each other, both must not withdraw: the one ranked first keeps its announcement.
         first = ranked(chunk.text, [self.own.id, *rivals])[0] == self.own.id
         if isinstance(again, Take) or not first:
             self.announcements.end(chunk)
@@ -153,6 +156,7 @@ class PeerSource:
         waiting = self._want(chunk)
         if waiting.held is None and any(peer.has for peer in peers):
             waiting.held = now
+        # Without peers upstream isn't shared with anyone; the engine alone limits the transfers.
         free = self._slots(name) - self.announcements.busy() if peers else 1
         here = LocalState(
             self.own.id,
@@ -160,14 +164,15 @@ class PeerSource:
             waited=now - waiting.since,
             held=now - waiting.held if waiting.held is not None else 0.0,
             idle=self._is_idle(name),
+            # This chunk's own announcement must not use up the slot that it asks for.
             slots=free + self.announcements.is_up(chunk),
         )
         return decide(chunk.text, here, peers, now, self.own.rules)
 
     def _slots(self, name: FileName) -> int:
-        """How many chunks to fetch from upstream at once: all nodes together as many as one node alone would.
+        """Concurrent transfers from upstream: all nodes together have as many as one node alone.
 
-        So a node's chunks come one after the other, and are passed on while the next one comes.
+        So a node's chunks arrive one after the other, and each is passed on while the next one arrives.
         """
         fetching = sum(not have.complete for _, have, _ in self.watching.views(name))
         return -(-self.own.streams // (fetching + 1))
@@ -187,7 +192,7 @@ class PeerSource:
         ]
 
     def _is_idle(self, name: FileName) -> bool:
-        """Whether nothing of this node's own share waits. Looked up now and then: it takes a look at every chunk."""
+        """Whether none of this node's own chunks is pending. Cached for a while: it iterates over all chunks."""
         now = self.monotonic()
         if now - self._idle[0] < _IDLE_LOOK_SECONDS:
             return self._idle[1]
@@ -202,6 +207,7 @@ class PeerSource:
             for chunk in waiting
             if chunk.file == name.identity
         )
+        # One assignment without the lock: a lost update costs one more computation.
         self._idle = (now, idle)
         return idle
 
@@ -210,6 +216,7 @@ class PeerSource:
             return self._waiting.setdefault(chunk, _Waiting(self.monotonic()))
 
     def _chunk(self, piece: ChunkRange) -> tuple[FileName, ChunkId]:
+        # Without the lock: threads that race here compute equal values.
         name = self._names.get(piece.file.digest)
         if name is None:
             name = self._names[piece.file.digest] = _name(piece.file)
@@ -226,13 +233,18 @@ class PeerSource:
     def _from(
         self, peer: str, name: FileName, pieces: Sequence[ChunkRange]
     ) -> Iterator[BlobStream]:
-        """A stream from one peer. What goes wrong is that peer's, and the chunk waits for another."""
+        """A stream from one peer. Errors count against that peer only; the chunk is retried from another one.
+
+        Raises RetryLater for all of them.
+        """
         stream: PacedStream | None = None
         try:
             with chained(pieces, lambda piece: self._open(peer, piece)) as raw:
                 stream = PacedStream(raw, self.pace, self.monotonic)
                 yield stream
+            # Only after success: a slow peer must not lower the limit that it is judged by.
             self.pace.note(stream.received, stream.seconds)
+        # RetryLater in every case: the engine would count other errors against all peers together.
         except RateLimited as error:
             pause = _BUSY_SECONDS if error.retry_after is None else error.retry_after
             self._busy[peer] = self.monotonic() + pause
@@ -241,6 +253,7 @@ class PeerSource:
             self.watching.doubt(peer, name, pieces[0].index)
             raise self._not_yet(0.0) from error
         except (DigestMismatch, AccessDenied, RemoteRefused, Unreachable) as error:
+            # Closed by this node while bytes were arriving: a cancelled pull, for which no peer is penalized.
             if stream is None or not stream.closed or stream.quiet >= _CANCELLED_SECONDS:
                 self.reputation.note(peer, _offence(error))
             raise RetryLater(f"peer {peer}: {error.message}", after=0.0) from error
@@ -258,7 +271,7 @@ def _offence(error: Exception) -> Offence:
     match error:
         case DigestMismatch():
             return Offence.LIED
-        case TooSlow():
+        case PeerTooSlow():
             return Offence.SLOW
         case AccessDenied():
             return Offence.REFUSED
@@ -272,7 +285,7 @@ def _name(file: RecordFile) -> FileName:
 
 @dataclass(frozen=True)
 class Announced(Wrapped):
-    """A source upstream whose transfers peers are told of."""
+    """An upstream source whose transfers are announced to peers."""
 
     peers: PeerSource
 
@@ -285,4 +298,5 @@ class Announced(Wrapped):
                 yield stream
         finally:
             self.peers.announce(pieces, ended=True)
+        # Only after success: a chunk that failed is still pending.
         self.peers.done(pieces)

@@ -1,7 +1,7 @@
-"""The peer tier of one agent, put together from its settings: part of the composition root.
+"""Builds the peer tier of one agent from its settings: part of the composition root.
 
-Lives as long as the agent: keys, membership, reputations and the board are shared by all pulls and by the server that
-answers peers.
+Lives as long as the agent: keys, membership, reputations and announcements are shared by all pulls and by the peer
+server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cache_agent.peers.reputation import Reputation
 from cache_agent.peers.signing import Verifier
 from cache_agent.peers.source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.values import Member
-from cache_agent.peers.watch import Watching
+from cache_agent.peers.watch import ChunkListPoller
 from cache_agent.sources.source import Resolved, Source
 from cache_agent.store.partials import identity
 from modelimage.errors import WeightyardError
@@ -35,7 +35,7 @@ from modelimage.reference import RegistryReference, parse_image
 from modelimage.repository import ImageReader
 
 _ASKING_THREADS: Final = 8
-# As clouds and Kubernetes itself label nodes.
+# The well-known label that cloud providers set on nodes.
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 # Opens a repository without any credentials.
 Anonymous = Callable[[RegistryReference], ImageReader]
@@ -43,7 +43,7 @@ Anonymous = Callable[[RegistryReference], ImageReader]
 
 @dataclass
 class Peers:
-    """The peers of one agent. `encrypted`: they talk over mutual TLS, so that private models may be shared too."""
+    """The peers of one agent. `encrypted`: connections use mutual TLS, so private models may be shared too."""
 
     own: LocalPeer
     announcements: FetchAnnouncements
@@ -66,9 +66,10 @@ class Peers:
     def of(
         cls, section: PeersSection, *, streams: int, events: Events, anonymous: Anonymous
     ) -> Peers:
-        """What the settings say. Raises InvalidInput for settings, keys and certificates that can't work."""
+        """Build it from the settings. Raises InvalidInput for unusable settings, keys or certificates."""
         own = section.name()
         keys = KeyFile(section.key_file, time.monotonic)
+        # Read once now: an unreadable key file must fail the start, not every request.
         keys()
         tls = tls_files(section)
         rules = PeerLimits(patience=section.stall_seconds, steal_after=section.stall_seconds / 4)
@@ -87,14 +88,15 @@ class Peers:
         )
 
     def wrap(self, sources: Sequence[Source], resolved: Resolved, repository: str) -> list[Source]:
-        """The sources of a pull with the peers before them; as they are where peers can be of no use.
+        """Put the peers before the sources of a pull; returns the sources unchanged where peers can't serve it.
 
-        Peers share what has chunk digests, so no foreign image that is still to be verified; and over connections that
-        aren't encrypted only what the registry gives to anyone.
+        Peers share only files with chunk digests, so no foreign image that isn't verified yet; and over unencrypted
+        connections only public images.
         """
         record = resolved.record
         if not isinstance(record, Record) or not self.membership.may_have_others:
             return list(sources)
+        # For the peer server too: without TLS it serves only public files.
         if self._is_public(resolved, repository):
             self.announcements.publish(identity(file) for file in record.files)
         elif not self.encrypted:
@@ -103,7 +105,7 @@ class Peers:
         return [peers, *(Announced(source, peers) for source in sources)]
 
     def members(self) -> list[Member]:
-        """The other members, with the zones that they told."""
+        """The other members, with the zones from the settings or else from their responses."""
         found = self.membership.others()
         with self._lock:
             return [
@@ -112,16 +114,16 @@ class Peers:
             ]
 
     def take_zone(self, labels: Mapping[str, str]) -> None:
-        """Take this node's zone from its labels, unless the settings name one; pulls that begin later go by it."""
+        """Set this node's zone from its labels, unless the settings have one. Affects pulls that start later."""
         if not self.zone_given:
             self.own = replace(self.own, zone=labels.get(ZONE_LABEL, ""))
 
     def close(self) -> None:
-        """Wait for the questions under way."""
+        """Wait for pending requests."""
         self._executor.shutdown(wait=True)
 
     def _source(self) -> PeerSource:
-        watching = Watching(
+        watching = ChunkListPoller(
             self.members,
             self.link,
             self.reputation,
@@ -145,7 +147,8 @@ class Peers:
             self._zones[peer] = zone
 
     def _is_public(self, resolved: Resolved, repository: str) -> bool:
-        """Whether the registry gives the image to who shows no credentials: it is asked once a pull."""
+        """Whether the registry serves the image to anonymous clients: one request per pull."""
+        # A layout directory has no access control that could declare it public.
         if repository.startswith("oci:"):
             return False
         reference = parse_image(repository)
@@ -159,6 +162,6 @@ class Peers:
 
 
 def tls_files(section: PeersSection) -> TlsFiles | None:
-    """The PEM files that the settings name, if they do."""
+    """The PEM files of the settings; None without TLS."""
     tls = section.tls
     return TlsFiles(tls.ca, tls.certificate, tls.key, tls.name) if tls else None

@@ -1,4 +1,4 @@
-"""What peers say to each other of a file. Values and their text; no sockets."""
+"""Messages between peers about a file, and their encoding; no sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_HAVE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node of the cluster: the `host:port` that it answers peers at, which is its name too, and its zone if known."""
+    """A node of the cluster. `id`: its peer server's `host:port`, which is also its name; `zone`: empty if unknown."""
 
     id: str
     zone: str = ""
@@ -21,9 +21,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """What a node has of one file. Bit n of `have`: chunk n is verified; of `coming`: it comes from upstream now.
+    """A node's chunks of one file. Bit n of `have`: chunk n is verified; of `coming`: it is fetched from upstream now.
 
-    `received` counts bytes, so that progress shows within a chunk too. Law: `Have.parse(h.to_bytes()) == h`.
+    `received` counts bytes, to show progress within a chunk too. Law: `Have.parse(h.to_bytes()) == h`.
     """
 
     count: int
@@ -48,7 +48,7 @@ class Have:
 
     @classmethod
     def parse(cls, data: bytes) -> Have:
-        """Raises RemoteRefused for what no honest node says."""
+        """Parse a peer's response. Raises RemoteRefused for one that is malformed or impossible."""
         try:
             document = json.loads(data)
             found = cls(
@@ -68,7 +68,7 @@ class Have:
 
 
 def bits(indices: Iterable[int]) -> int:
-    """A number whose bits are these."""
+    """The number with exactly these bits set."""
     number = 0
     for index in indices:
         number |= 1 << index

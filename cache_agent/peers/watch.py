@@ -1,7 +1,7 @@
-"""What the peers last said of each file, asked again as often as it is of use. One per pull; safe for threads.
+"""Polls the peers' chunk lists of each file, with adaptive intervals. One per pull; thread-safe.
 
-There is no thread of its own: whoever is about to decide on a chunk refreshes what has grown old first. A peer whose
-answers change is asked again soon, one without news less and less often, one that has all of the file never.
+It has no thread: the worker that decides on a chunk first refreshes outdated lists. A peer whose list changes is polled
+again soon, an unchanged one less and less often, one with the complete file never again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound, RateLimited, RemoteRefused, Unreachable
 
 _SOON: Final = 0.1
+# Each node polls each other one: a fixed interval would make the load grow with the square of the nodes.
 _SOON_PER_MEMBER: Final = 0.005
 _LATEST: Final = 1.0
 _LATEST_ABSENT: Final = 2.0
 _SLOWER: Final = 1.5
-# A peer that used to show progress every so often is given up for slow after so many times that.
+# A peer counts as stalled after this many times its usual interval between two signs of progress.
 _GAPS: Final = 8.0
 _LEAST_PATIENCE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """A file as peers name it: sha256, identity of its record's claims, number of chunks."""
+    """A file as named between peers: sha256, identity of its record's claims, number of chunks."""
 
     sha256: Digest
     identity: Digest
@@ -39,7 +40,10 @@ class FileName:
 
 @dataclass(slots=True)
 class View:
-    """What one peer said of one file. Times are on the monotonic clock."""
+    """One peer's last chunk list of one file. Times are on the monotonic clock.
+
+    `asked`: last response, `again`: next poll, `progressed`: last change, `gap`: usual seconds between changes.
+    """
 
     asked: float = float("-inf")
     again: float = float("-inf")
@@ -50,15 +54,16 @@ class View:
     asking: bool = False
 
     def patience(self, most: float) -> float:
-        """For how long it may show no progress: adapted to how often it did, `most` at most."""
+        """How many seconds it may show no progress: adapted to its usual interval, at most `most`."""
         return min(most, max(most * _LEAST_PATIENCE, _GAPS * self.gap)) if self.gap else most
 
 
 def heard(view: View, have: Have | None, now: float, soon: float) -> None:
-    """Take an answer down; None: it takes no part in the file. Pure but for `view`."""
+    """Record a response in `view`; `have` None: the peer doesn't have the file. No other effect."""
     news = have != view.have
     if have is not None and news:
         if view.have is not None:
+            # Decays slowly: a quick burst must not make the following normal interval look like a stall.
             view.gap = max(now - view.progressed, view.gap / 2)
         view.progressed = now
     latest = _LATEST if have is not None else _LATEST_ABSENT
@@ -68,8 +73,8 @@ def heard(view: View, have: Have | None, now: float, soon: float) -> None:
 
 
 @dataclass
-class Watching:
-    """The peers' words on the files of one pull. `patience`: seconds without progress before one counts for nothing."""
+class ChunkListPoller:
+    """The peers' chunk lists for one pull's files. `patience`: seconds without progress until a peer is ignored."""
 
     members: Callable[[], Sequence[Member]]
     link: PeerLink
@@ -82,11 +87,11 @@ class Watching:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def live(self) -> list[Member]:
-        """The members that aren't left alone now."""
+        """The members that aren't ejected now."""
         return [each for each in self.members() if not self.reputation.is_out(each.id)]
 
     def refresh(self, file: FileName, since: float | None = None) -> None:
-        """Ask whom it is time to ask; with `since`, everyone who wasn't asked after that."""
+        """Poll the peers that are due; with `since`, all peers not polled after that time. Blocks for the responses."""
         due = list(self._due(file, since))
         if len(due) == 1:
             self._ask(due[0], file)
@@ -94,7 +99,7 @@ class Watching:
             list(self.executor.map(lambda peer: self._ask(peer, file), due))
 
     def views(self, file: FileName) -> list[tuple[Member, Have, bool]]:
-        """Who takes part in a file: what it has of it, and whether it made progress lately."""
+        """The live peers that have or fetch a file: (member, its chunks, whether it made progress recently)."""
         now = self.monotonic()
         live = self.live()
         with self._lock:
@@ -106,7 +111,7 @@ class Watching:
             ]
 
     def doubt(self, peer: str, file: FileName, index: int) -> None:
-        """It hadn't got a chunk that it said it had: ask it again. It may be late by a moment; not again and again."""
+        """Record that a peer lacked a chunk of its list, and poll it soon. A small offence: lists may be outdated."""
         with self._lock:
             view = self._views.get((peer, file.identity))
             if view is not None and view.have is not None:
@@ -122,6 +127,7 @@ class Watching:
                 view = self._views.setdefault((member.id, file.identity), View())
                 wanted = view.again <= now if since is None else view.asked <= since
                 complete = view.have is not None and view.have.complete
+                # With `since` also while another thread polls: that response may predate this node's announcement.
                 if wanted and not complete and (not view.asking or since is not None):
                     view.asking = True
                     yield member.id
@@ -142,6 +148,7 @@ class Watching:
     def _answer(self, peer: str, file: FileName) -> tuple[Have | None, Offence | None]:
         try:
             have = self.link.have(peer, file.sha256, file.identity)
+        # No offence: a peer without the file, or a busy one, does nothing wrong.
         except (NotFound, RateLimited):
             return None, None
         except AccessDenied:
@@ -150,4 +157,5 @@ class Watching:
             return None, Offence.LIED
         except Unreachable:
             return None, Offence.UNREACHABLE
+        # The identity covers the chunk digests, so an honest peer has the same number of chunks.
         return (have, None) if have.count == file.count else (None, Offence.LIED)

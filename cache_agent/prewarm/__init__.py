@@ -1,1 +1,1 @@
-"""Wanted state: what should be on this node, read from a directory or a cluster, planned, carried out, reported."""
+"""Pre-warming: reads the desired state from a directory or a cluster, plans, carries the plan out and reports."""

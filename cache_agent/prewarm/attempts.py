@@ -1,4 +1,4 @@
-"""What was tried for each target and how it went: in memory, for as long as it is wanted."""
+"""The progress and failures of each target, in memory, for as long as the target is desired."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cache_agent.prewarm.values import Failure, Known, Target
+from cache_agent.prewarm.values import Failure, Target, TargetState
 from modelimage.digest import Digest
 from modelimage.errors import RateLimited, WeightyardError
 
@@ -15,11 +15,12 @@ LONGEST_WAIT: Final = 300.0
 
 
 def failure_of(error: Exception, *, times: int, now: float, random: Callable[[], float]) -> Failure:
-    """An error as something to try again: later each time, and not all nodes at once."""
+    """A failure with exponential backoff. The jitter keeps nodes from retrying at the same time."""
     message = error.message if isinstance(error, WeightyardError) else str(error)
     hint = error.hint if isinstance(error, WeightyardError) else None
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(times - 1, 16)) * (0.5 + random() / 2)
     if isinstance(error, RateLimited) and error.retry_after is not None:
+        # Not before the server's Retry-After, unless that is longer than our own longest wait.
         wait = min(LONGEST_WAIT, max(wait, error.retry_after))
     text = f"{message}. {hint}" if hint else message
     return Failure(type(error).__name__, text, now + wait)
@@ -27,50 +28,52 @@ def failure_of(error: Exception, *, times: int, now: float, random: Callable[[],
 
 @dataclass
 class Attempts:
-    """`clock` in seconds since the epoch, `random` in [0, 1)."""
+    """The state of all targets. `clock` in seconds since the epoch, `random` in [0, 1)."""
 
     clock: Callable[[], float]
     random: Callable[[], float]
-    known: dict[Target, Known] = field(default_factory=dict)
+    known: dict[Target, TargetState] = field(default_factory=dict)
+    # Consecutive failures, for the backoff. A retry that starts doesn't reset them, only a success does.
     _failures: dict[Target, int] = field(default_factory=dict)
 
     def keep(self, targets: Collection[Target]) -> None:
-        """Forget what nobody wants and nothing runs for."""
+        """Forget targets that are no longer desired and have nothing running."""
         self.known = {
             target: known
             for target, known in self.known.items()
+            # Entries of running tasks stay, because their results are still to come.
             if target in targets or known.running or known.asking
         }
         self._failures = {t: n for t, n in self._failures.items() if t in self.known}
 
     def means(self, target: Target, key: Digest | None) -> None:
-        """The store knows which model a target is."""
+        """Set the model that the store resolves a target to; None when it has none."""
         self._change(target, key=key)
 
     def asking(self, target: Target) -> None:
-        """Its registry is being asked."""
+        """A request to its registry is running."""
         self._change(target, asking=True)
 
     def answered(self, target: Target, key: Digest | None, need: int) -> None:
-        """The registry told."""
-        known = self.known.get(target, Known())
+        """The registry answered."""
+        known = self.known.get(target, TargetState())
         self._change(target, key=key or known.key, need=need, asking=False, failure=None)
 
     def running(self, target: Target) -> None:
-        """It is being fetched."""
+        """Its fetch began."""
         self._change(target, running=True)
 
     def fetched(self, target: Target, key: Digest) -> None:
-        """It is in the store."""
+        """Its fetch succeeded: the model is in the store."""
         self._failures.pop(target, None)
-        self.known[target] = Known(key)
+        self.known[target] = TargetState(key)
 
     def stopped(self, target: Target) -> None:
-        """A fetch ended early on request; how much is missing has to be asked again."""
+        """A fetch was stopped on request. `need` is cleared because part of it has arrived."""
         self._change(target, running=False, need=None)
 
     def failed(self, target: Target, error: Exception) -> None:
-        """Asking or fetching failed."""
+        """Resolving or fetching failed."""
         self._failures[target] = self._failures.get(target, 0) + 1
         failure = failure_of(
             error, times=self._failures[target], now=self.clock(), random=self.random
@@ -78,4 +81,4 @@ class Attempts:
         self._change(target, running=False, asking=False, need=None, failure=failure)
 
     def _change(self, target: Target, **changes: object) -> None:
-        self.known[target] = replace(self.known.get(target, Known()), **changes)  # type: ignore[arg-type]
+        self.known[target] = replace(self.known.get(target, TargetState()), **changes)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Pull secrets of wishes: read from a directory or from the agent's own namespace, used for one image at a time."""
+"""Reads the pull secrets of desired models, from a directory or the agent's own namespace, each for one image only."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _KEY: Final = ".dockerconfigjson"
 
 
 class Secrets(Protocol):
-    """Where pull secrets are."""
+    """A source of pull secrets."""
 
     async def read(self, name: str) -> Mapping[str, str]:
-        """A secret's texts. Raises NotFound, AccessDenied, Unreachable, InvalidInput."""
+        """A secret's decoded values, by key. Raises NotFound, AccessDenied, Unreachable, InvalidInput."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretFiles:
-    """A directory for each secret, as Kubernetes mounts them: DIR/NAME/.dockerconfigjson. No directory: no secrets."""
+    """Secrets as Kubernetes mounts them: DIR/NAME/.dockerconfigjson. None means that there are no secrets."""
 
     directory: Path | None
 
@@ -53,7 +53,7 @@ class SecretFiles:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSecrets:
-    """Secrets of one namespace, read when they are needed and not kept."""
+    """Secrets of one namespace, read from the API server at each use and never cached."""
 
     api: Api
     namespace: str
@@ -71,7 +71,7 @@ class ClusterSecrets:
 
 @dataclass(frozen=True, slots=True)
 class PullCredentials:
-    """Reads images with the credentials of pull secrets. `access` says how registries are reached."""
+    """Opens images with the credentials of pull secrets. `access`: the settings for reaching registries."""
 
     access: Access
     secrets: Secrets
@@ -87,11 +87,12 @@ class PullCredentials:
                 f"pull secret {secret} has nothing for {image.registry}",
                 hint="Add the registry to its .dockerconfigjson.",
             )
+        # Bound to the image's registry, so that no other host gets it.
         source = ExplicitCredential(image.registry, caller.credential)
         return open_repository(image, replace(self.access, credentials=source))
 
     async def authorize(self, image: str, secret: str) -> dict[str, str]:
-        """A pull secret as the CRI's AuthConfig, for one container image."""
+        """The CRI AuthConfig fields from a pull secret, for one container image. Raises what `Secrets.read` raises."""
         reference = parse_image(image)
         if not isinstance(reference, RegistryReference):
             return {}

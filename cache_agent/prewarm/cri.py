@@ -1,7 +1,7 @@
-"""A container runtime's images, through the ImageService of the Container Runtime Interface (CRI) v1 on its socket.
+"""A client of a container runtime's ImageService, Container Runtime Interface (CRI) v1, on its unix socket.
 
-As kubelet speaks it, so that an image is where kubelet looks for it. Only the fields that are used have a place in the
-messages; numbers are the specification's (kubernetes/cri-api, api.proto).
+Kubelet uses the same API, so it finds the images that are pulled here. The messages hold only the fields that are used;
+field numbers are the specification's (kubernetes/cri-api, api.proto).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _MESSAGES: Final = message_classes(
         }
     }
 )
-# There is no status of its own for a registry's refusal.
+# CRI has no status code for a registry's refusal, so the text of the error has to tell.
 _REFUSALS: Final = ("authorization failed", "access denied", "401 Unauthorized", "403 Forbidden")
 _STATUS_SECONDS: Final = 10.0
-# kubelet gives up on a pull that makes no progress; the runtime does the same, so this only bounds the whole.
+# The runtime itself ends a pull that makes no progress; this only bounds the total.
 _PULL_SECONDS: Final = 3600.0
 
 
@@ -85,6 +85,7 @@ class Cri:
         except grpc.RpcError as error:
             _refused(error, self._socket)
         finally:
+            # When this coroutine is cancelled the RPC must end too: the runtime pulls for as long as it runs.
             call.cancel()
             channel.close()
 

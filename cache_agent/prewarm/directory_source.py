@@ -1,7 +1,7 @@
-"""Wanted state from a directory or a file: read at once, and again whenever something in it changes.
+"""The desired state from a directory or a file, read at the start and after every change.
 
-The kernel tells of changes (inotify), so nothing is done while nothing changes. A filesystem that doesn't tell, such
-as NFS, is looked at now and then.
+Changes come from inotify, so an idle directory costs nothing. Filesystems without change events, such as NFS, are
+polled.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from cache_agent.prewarm.documents import Parsed, parse_documents
 from modelimage.errors import NotWritable
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
-# Between looks at a place that doesn't tell of changes, in seconds; for one that does, only a safety net.
+# The polling interval in seconds. With inotify it is only a safety net.
 LOOK_SECONDS: Final = 30.0
-# Changes come in bursts: writing a file and renaming it is one.
+# Changes come in bursts, such as writing a file and renaming it: wait for the burst to end.
 _SETTLE_SECONDS: Final = 0.05
 _MAX_BYTES: Final = 16 << 20
 
 _CLOEXEC, _NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
+# CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
 _CHANGES: Final = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800  # see inotify(7)
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """All that is wanted, by name, and what is wrong with the rest."""
+    """All desired models, by name, and the problems of the documents that were refused."""
 
     models: dict[str, CachedModel]
     problems: tuple[str, ...] = ()
@@ -41,20 +42,21 @@ class DesiredState:
 
 @dataclass
 class DirectorySource:
-    """One directory of documents, or one file. `make` makes a directory that isn't there yet."""
+    """One directory of documents, or one file."""
 
     path: Path
+    # Each file's identity and documents, so that unchanged files aren't parsed again.
     _seen: dict[Path, tuple[tuple[int, ...], Parsed]] = field(default_factory=dict)
 
     def make(self) -> None:
-        """Make the directory. Raises NotWritable."""
+        """Create the directory if it is missing. Raises NotWritable."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise NotWritable(f"can't make {self.path}: {error.strerror}") from error
 
     def read(self) -> DesiredState:
-        """Everything in it; files that didn't change since aren't read again."""
+        """Read all documents. Files that didn't change since the last call aren't read again."""
         before, self._seen = self._seen, {}
         models: dict[str, CachedModel] = {}
         problems: list[str] = []
@@ -62,6 +64,7 @@ class DirectorySource:
             parsed = self._parsed(path, before)
             problems += parsed.problems
             for model in parsed.models:
+                # The first file in sorted order wins, so that the result doesn't depend on the directory's order.
                 if model.name in models:
                     problems.append(f"{path.name}: {model.name} is in another file as well")
                 else:
@@ -69,8 +72,9 @@ class DirectorySource:
         return DesiredState(models, tuple(problems))
 
     async def watch(self, tell: Callable[[DesiredState], None], look: float = LOOK_SECONDS) -> None:
-        """Tell what is wanted, now and after every change, until cancelled."""
+        """Call `tell` with the desired state now and after every change, until cancelled. `look`: polling interval."""
         changed = asyncio.Event()
+        # Watch before the first read, or a change between the two would be lost.
         with self._changes(changed.set):
             last: DesiredState | None = None
             while True:
@@ -84,7 +88,7 @@ class DirectorySource:
 
     @property
     def _directory(self) -> Path:
-        """What is watched: a file is replaced by renaming, which its directory tells."""
+        """The watched directory: a file's parent, because replacing a file by rename is an event of its directory."""
         return self.path if self.path.is_dir() else self.path.parent
 
     def _files(self) -> list[Path]:
@@ -94,6 +98,7 @@ class DirectorySource:
             return sorted(
                 path
                 for path in self.path.iterdir()
+                # Hidden files are editors' temporary files and the `..data` links of mounted ConfigMaps.
                 if path.suffix in SUFFIXES and not path.name.startswith(".")
             )
         except OSError:
@@ -102,6 +107,7 @@ class DirectorySource:
     def _parsed(self, path: Path, before: dict[Path, tuple[tuple[int, ...], Parsed]]) -> Parsed:
         try:
             facts = path.stat()
+            # Inode and ctime too, because a rename or a quick rewrite can keep size and mtime.
             identity = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
             known = before.get(path)
             if known is not None and known[0] == identity:
@@ -121,7 +127,7 @@ class DirectorySource:
 
     @contextmanager
     def _changes(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Call `tell` in the event loop after every change. Where the kernel won't, it is never called."""
+        """Call `tell` in the event loop after every change. Without inotify it is never called."""
         libc = ctypes.CDLL(None, use_errno=True)
         fd = libc.inotify_init1(_CLOEXEC | _NONBLOCK)
         if fd < 0:

@@ -1,6 +1,6 @@
-"""From text to CachedModels: what a file of the wanted directory asks for, and what is wrong with it.
+"""Parses files of the prewarm directory into CachedModels and problems. Pure.
 
-A Workspace in the directory counts too: what it serves is wanted. Pure: text in, documents and problems out.
+A Workspace in the directory counts too: its model becomes a desired model.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from modelimage.reference import LayoutReference, parse_image
 
 Json = dict[str, Any]
 
-# What a Workspace serves is wanted more than what is only warmed ahead.
+# A model that a Workspace serves comes before models that are only pre-warmed.
 WORKSPACE_PRIORITY: Final = 90
 _WORKSPACE: Final = "Workspace"
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The documents of one text, and its problems in words."""
+    """The documents of one text, and messages for the invalid ones."""
 
     models: tuple[CachedModel, ...] = ()
     problems: tuple[str, ...] = field(default=())
 
 
 def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
-    """Read a text's documents; one that is wrong leaves the others be. `base` is what `oci:` paths are relative to."""
+    """Parse a text's documents. An invalid one doesn't affect the others. `oci:` paths are relative to `base`."""
     models: list[CachedModel] = []
     problems: list[str] = []
     try:
+        # All at once: after a syntax error the boundaries of the documents are unknown, so none counts.
         documents = list(_documents(text))
     except yaml.YAMLError as error:
         return Parsed(problems=(f"{where}: not valid YAML: {error}",))
@@ -52,7 +53,7 @@ def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
 
 
 def explain(error: ValidationError) -> str:
-    """A document's first problem, with where it is."""
+    """A document's first problem, with the field's path."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}" if where else str(first["msg"])
@@ -62,6 +63,7 @@ def _documents(text: str) -> Iterator[Any]:
     for document in yaml.safe_load_all(text):
         if document is None:
             continue
+        # `kubectl get -o yaml` writes a List.
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             yield from document["items"]
         else:
@@ -78,7 +80,7 @@ def _model(document: Any) -> CachedModel:
 
 
 def _of_workspace(document: Json) -> Json:
-    """What a Workspace serves, as something wanted. Whether it is a good Workspace is for others to say."""
+    """A Workspace's model as a CachedModel. The rest of the Workspace is validated elsewhere."""
     spec = document.get("spec")
     spec = spec if isinstance(spec, dict) else {}
     model, resources = spec.get("model"), spec.get("resources")
@@ -97,13 +99,14 @@ def _of_workspace(document: Json) -> Json:
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
+        # With a prefix, so that it doesn't clash with a CachedModel of the same name.
         "metadata": {"name": f"workspace.{name}"},
         "spec": wanted,
     }
 
 
 def _absolute(model: CachedModel, base: Path) -> CachedModel:
-    """With an image that any directory's process understands, spelled in one way. Raises InvalidInput."""
+    """The model with its image in canonical form, layout paths made absolute. Raises InvalidInput."""
     reference = parse_image(model.spec.image)
     if isinstance(reference, LayoutReference):
         reference = replace(reference, path=base / reference.path)

@@ -1,4 +1,4 @@
-"""What this node has: its models as planning sees them, and its space. Reads the store; changes nothing."""
+"""Takes a snapshot of this node's models and space, for the planner. Only reads the store."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 
-# Between a model's arrival and its lease kubelet may take its time to ask again.
+# A pod leases its model when kubelet retries, which may be this long after the pull ended.
 FRESH_SECONDS: Final = 150.0
 
 
 def take_inventory(roots: Roots, now: float) -> Inventory:
-    """Look at every root. Raises DiskFailed.
+    """Take a snapshot of all roots. Raises DiskFailed.
 
-    A model lies on one root whole, so room is made on one alone: the one that could have most of it. What lies on
-    others frees nothing.
+    A model is stored whole on one root, so space is freed on one root only: the one that could have the most. Models
+    on other roots count as freeing nothing.
     """
     views = [(store, store.space(), store.candidates()) for store in roots.stores]
     chosen, view, _ = max(views, key=lambda each: each[1].headroom + evictable(each[2]))
@@ -39,6 +39,7 @@ def take_inventory(roots: Roots, now: float) -> Inventory:
 def _holdings(
     candidates: list[Candidate], store: Store, chosen: Store, now: float
 ) -> dict[Digest, CachedModelState]:
+    # A file shared by two models is freed only with the last of them, so it counts for neither.
     shared = Counter(digest for each in candidates for digest in each.files)
     return {
         each.key: CachedModelState(

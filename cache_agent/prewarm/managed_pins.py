@@ -1,6 +1,6 @@
-"""Which pins came from wishes, kept beside the store: so that a wish taken away while no agent ran ends its pin too.
+"""Records which pins the reconciler set, so that it can remove them when a CachedModel was deleted while it was down.
 
-Pins made by hand aren't in it and stay. Lost, it only means that pins stay which nobody wants any more.
+Pins made by hand aren't recorded and stay. If the file is lost, pins stay that no desired model needs any more.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ FILE_NAME: Final = "wanted-pins.json"
 
 
 class ManagedPins:
-    """The set of models pinned for wishes, durable."""
+    """The durable set of models that are pinned for desired models."""
 
     def __init__(self, root: Path, disk: Disk) -> None:
         self._path, self._disk = root / FILE_NAME, disk
         self.keys = self._read()
 
     def add(self, key: Digest) -> None:
-        """Note before pinning. Raises NoSpace, NotWritable, DiskFailed."""
+        """Record a pin; call it before pinning. Raises NoSpace, NotWritable, DiskFailed."""
         self._write(self.keys | {key})
 
     def drop(self, key: Digest) -> None:
-        """Note after unpinning."""
+        """Forget a pin; call it after unpinning. Raises NoSpace, NotWritable, DiskFailed."""
         self._write(self.keys - {key})
 
     def _write(self, keys: frozenset[Digest]) -> None:
@@ -44,7 +44,7 @@ class ManagedPins:
         with reading(self._path):
             data = self._path.read_bytes()
         try:
-            document = canonical.parse(data, what="the pins of wishes")
+            document = canonical.parse(data, what="managed pins")
             return frozenset(Digest.parse(text) for text in document["pinned"])
         except (InvalidImage, KeyError, TypeError, WeightyardError):
             return frozenset()

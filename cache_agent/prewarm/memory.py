@@ -1,4 +1,4 @@
-"""The models that should be in memory: brought there, looked after, and let be where they don't stay."""
+"""Keeps memory-tier models in the page cache; backs off when the kernel evicts them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cache_agent.store.roots import Roots
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
 
-# Of a model's bytes, in memory: then it counts as being there.
+# The share of a model's bytes that must be in memory for it to count as warm.
 _ENOUGH: Final = 0.95
-# A read tells how fast the store is when so little of it was in memory before, and so much was read.
+# A read measures the disk only if at most this share was in memory before, and at least this many bytes were read.
 _COLD: Final = 0.1
 _TELLING: Final = 64 << 20
-# One that the kernel threw out isn't fought for: it is tried again after so many seconds.
+# A model that the kernel evicted is tried again after so many seconds, because memory is short.
 REST_SECONDS: Final = 600.0
 
 
 @dataclass
 class Memory:
-    """One node's memory tier, for wishes. Its methods read files: call them in a thread.
+    """The memory tier of one node. Methods read files: call them in a thread.
 
-    `read_rate` is how fast models were last read from the disk, in bytes a second; None until one was.
+    `read_rate`: the rate at which a model was last read from the disk, in bytes per second; None until measured.
     """
 
     roots: Roots
@@ -38,12 +38,13 @@ class Memory:
     _resting: dict[Digest, float] = field(default_factory=dict)
 
     def bring(self, key: Digest) -> None:
-        """Read a model into memory; `warm` or `cold` tells how it went."""
+        """Read a model into memory; afterwards it is in `warm` or in `cold`."""
         try:
             store = self.roots.require(key)
             digests = [file.digest for file in store.ledger.model_files(key)]
             files = [store.paths.file(digest) for digest in digests]
             before, start = self.warmer.measure(files), self.monotonic()
+            # Held, so that no file is evicted while it is read.
             with store.hold(digests):
                 done = self.warmer.warm(files)
             seconds = self.monotonic() - start
@@ -57,7 +58,7 @@ class Memory:
             self.warm |= {key}
 
     def look(self, wanted: Collection[Digest]) -> None:
-        """Which of these are still there; the others are brought again after a rest."""
+        """Check which of these models are still in memory. The others are read again after `REST_SECONDS`."""
         for key in list(self.warm):
             if key not in wanted:
                 self.warm -= {key}
@@ -72,13 +73,13 @@ class Memory:
                 self._rest(key)
 
     def cold(self) -> frozenset[Digest]:
-        """Those that were tried lately and don't stay."""
+        """The models that didn't stay in memory, for `REST_SECONDS` after that was noticed."""
         now = self.clock()
         self._resting = {key: until for key, until in self._resting.items() if until > now}
         return frozenset(self._resting)
 
     def room(self) -> int:
-        """Bytes that wishes may have in memory at most: what they have and what is free."""
+        """The most bytes that desired models may have in memory: what they have now plus what is free."""
         held = sum(model.size for key in self.warm if (model := self.roots.model(key)) is not None)
         return held + max(0, self.warmer.budget or self.warmer.facts.available())
 
@@ -88,7 +89,7 @@ class Memory:
 
 
 def read_rate(before: Resident, read: int, seconds: float) -> int | None:
-    """Bytes a second of the disk, to two digits; None for a read that came from memory, or was short."""
+    """The disk's rate in bytes per second, to two digits; None for a read that came from memory or was short."""
     cold = before.believable and before.resident <= before.size * _COLD
     if not cold or read < _TELLING or seconds <= 0:
         return None
@@ -96,5 +97,5 @@ def read_rate(before: Resident, read: int, seconds: float) -> int | None:
 
 
 def _stays(resident: int, size: int, believable: bool) -> bool:
-    """Where the kernel hides what is in memory, what was read is taken to be there."""
+    """Whether a model counts as in memory. Where the kernel hides residency, what was read is assumed to stay."""
     return not believable or resident >= size * _ENOUGH

@@ -1,4 +1,4 @@
-"""How a node stands with what is wanted, as a document: for an agent that reports, and for a command without one."""
+"""Builds the NodeCache document, for agents that report it and for commands that run without an agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEBI: Final = 1 << 20
 
 
 def node_cache(name: str, status: NodeCacheStatus) -> NodeCache:
-    """The document that says how a node stands."""
+    """The NodeCache document with a status."""
     return NodeCache(
         api_version=API_VERSION,
         kind=KIND,
@@ -32,17 +32,17 @@ def node_cache(name: str, status: NodeCacheStatus) -> NodeCache:
 
 
 def node_name() -> str:
-    """What this node is called: NODE_NAME, which the chart sets, else the host's name, as Kubernetes would spell it."""
+    """This node's name in Kubernetes' spelling: NODE_NAME, which the chart sets, else the host's name."""
     return (os.environ.get("NODE_NAME") or platform.node()).lower().replace("_", "-")
 
 
 def folder_of(path: Path | None, root: Path) -> DirectorySource:
-    """Where what is wanted stands without a cluster."""
+    """The source of the desired state without a cluster: `path`, else a directory below the store's root."""
     return DirectorySource(path or root / FOLDER)
 
 
 def node_facts() -> NodeFacts:
-    """What this machine is."""
+    """Facts about this machine: architecture, kernel, agent version, and memory in bytes, in whole MiB."""
     try:
         agent = version("weightyard")
     except PackageNotFoundError:
@@ -57,7 +57,7 @@ def node_facts() -> NodeFacts:
 
 
 def status_without_agent(node: Node) -> NodeCache:
-    """What the store holds of what its own directory wants, while nobody works on it. Raises DiskFailed."""
+    """The NodeCache without an agent: which models of its own prewarm directory are stored. Raises DiskFailed."""
     found = folder_of(None, node.store.first.paths.root).read()
     desired_models = [DesiredModel.of(model) for model in found.models.values()]
     view = View(

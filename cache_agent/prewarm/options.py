@@ -1,4 +1,4 @@
-"""What a keeper is told: how much at once, how long to wait, and who reads images for it."""
+"""The reconciler's options, and its interface to pull credentials."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final, Protocol
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
-# Nothing tells of models that other ways brought or took, so the store is looked at now and then, in seconds.
+# Seconds between two inventories: the safety net for changes of the store that raise no event.
 LOOK_SECONDS: Final = 30.0
-# How long a label's removal is waited for before a model is deleted: leases, not labels, are what guarantee.
+# Seconds to wait for a label's removal before its model is deleted. Bounded, because leases are what protects pods.
 LABEL_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcilerOptions:
-    """`fetches` at once; `bandwidth` caps them all together, in bytes per second (0: no cap)."""
+    """At most `fetches` concurrent fetches; `bandwidth` caps their sum, in bytes per second (0: no cap)."""
 
     fetches: int = 2
     bandwidth: int = 0
@@ -25,7 +25,10 @@ class ReconcilerOptions:
 
 
 class Credentials(Protocol):
-    """How a wish's image is read."""
+    """Opens images with the pull secrets of desired models."""
 
     async def reader(self, image: ImageReference, secret: str | None) -> ImageReader | None:
-        """With a pull secret's credentials; None: as the node reads. Raises NotFound, AccessDenied, InvalidInput."""
+        """A reader with a pull secret's credentials; None: use the node's own.
+
+        Raises NotFound, AccessDenied, InvalidInput.
+        """

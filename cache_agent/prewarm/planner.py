@@ -1,8 +1,8 @@
-"""What to do so that this node holds what is wanted: pure, the same plan for the same situation, at any time.
+"""Plans the actions that bring a node to its desired state. Pure and deterministic.
 
-Every call decides everything anew from what is so. Carried out, plans reach a point where nothing is left to do.
-Wishes are served by priority, then by name. Nothing leased, nothing pinned by hand and nothing wanted as much is ever
-evicted for a wish.
+Every call decides everything anew from its input. Repeated plans converge to one without actions. Desired models are
+served by priority, then by name. Models that are leased, pinned by hand or desired with at least the same priority are
+never evicted for one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from cache_agent.prewarm.values import (
     DesiredModel,
     Evict,
     Fetch,
-    Known,
     Outcome,
     Pin,
     Plan,
@@ -27,28 +26,30 @@ from cache_agent.prewarm.values import (
     RuntimeImage,
     Stop,
     Target,
+    TargetState,
     Warm,
 )
 from cache_agent.prewarm.windows import state_at
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
-_NOTHING = Known()
+_NOTHING = TargetState()
 _UNWANTED = -1
 
 
 def plan(planner_input: PlannerInput) -> Plan:
-    """The plan for a situation.
+    """Compute the plan for an input.
 
-    Laws: carried out, repeated plans come to one without actions; no action evicts what is leased, pinned by hand, or
-    wanted with at least the priority of what it makes room for; fetches begun fit into the free space together.
+    Laws: carried out, repeated plans converge to one without actions; no action evicts a model that is leased, pinned
+    by hand, or desired with at least the priority of the one it frees space for; the fetches that are started fit into
+    the free space together.
     """
     return _Planning(planner_input).decide()
 
 
 @dataclass
 class _Planning:
-    """One call's working."""
+    """The working state of one call of `plan`."""
 
     planner_input: PlannerInput
     actions: list[Action] = field(default_factory=list)
@@ -61,12 +62,13 @@ class _Planning:
         self.slots = self.planner_input.fetches
         self.begun: dict[Target, Outcome] = {}
         self.warming = False
-        self.making_room = self.planner_input.settling
+        self.freeing_space = self.planner_input.settling
         self.pulling = any(image.pulling for image in self.planner_input.runtime.values())
         self.order = sorted(self.planner_input.desired_models, key=lambda w: (-w.priority, w.name))
         self.standing = _standing(self.planner_input, self.order)
 
     def decide(self) -> Plan:
+        # By priority, because each takes space, memory and slots that the following ones can't have.
         for desired in self.order:
             outcome = self._of_model(desired)
             self.outcomes[desired.name] = self._with_runtime(desired, outcome)
@@ -82,6 +84,7 @@ class _Planning:
         if holding is not None:
             return self._held(desired, holding)
         open_now, why_not = self._is_open(desired)
+        # Before the window check: another desired model with an open window may have started the shared fetch.
         begun = self.begun.get(desired.target)
         if begun is not None:
             return begun
@@ -105,12 +108,12 @@ class _Planning:
             return Outcome(
                 "Ready", "NotInMemory", "held on the disk; it didn't stay in memory", key
             )
-        if not self.warming:  # one at a time: two would compete for the disk
+        if not self.warming:  # one at a time, because two would compete for the disk
             self.warming = True
             self.actions.append(Warm(key))
         return Outcome("Warming", key=key)
 
-    def _unheld(self, desired: DesiredModel, known: Known) -> Outcome:
+    def _unheld(self, desired: DesiredModel, known: TargetState) -> Outcome:
         failure = known.failure
         if known.running:
             return self._turn(known)
@@ -119,7 +122,9 @@ class _Planning:
             return Outcome("Failed", failure.reason, failure.message, known.key)
         if known.need is None:
             return self._unanswered(desired, known)
-        if self.making_room or self.slots == 0:
+        # While space is being freed for a higher priority, a smaller fetch must not take it; nor may a fetch start
+        # while another settles, because `free` still counts that one's space.
+        if self.freeing_space or self.slots == 0:
             return _queued(known)
         if known.need > self.free:
             return self._make_room(desired, known, known.need)
@@ -127,37 +132,39 @@ class _Planning:
         self.actions.append(Fetch(desired))
         return self._turn(known)
 
-    def _unanswered(self, desired: DesiredModel, known: Known) -> Outcome:
-        """How much is missing has to be asked first."""
+    def _unanswered(self, desired: DesiredModel, known: TargetState) -> Outcome:
+        """Resolve the image first, to learn how much is missing."""
         if not known.asking:
             self.actions.append(Resolve(desired))
-        if known.failure is not None:  # until it goes well, nothing is better than it was
+        if (
+            known.failure is not None
+        ):  # a retry isn't a success: the state stays Failed until it is one
             return Outcome("Failed", known.failure.reason, known.failure.message, known.key)
         return Outcome("Pending", "Resolving", "asking the registry what the image is")
 
-    def _turn(self, known: Known) -> Outcome:
-        """One of the fetches that run at once, or a place in the queue."""
+    def _turn(self, known: TargetState) -> Outcome:
+        """Take a fetch slot, or queue."""
         if self.slots == 0:
             return _queued(known)
         self.slots -= 1
         return Outcome("Fetching", key=known.key)
 
-    def _make_room(self, desired: DesiredModel, known: Known, need: int) -> Outcome:
+    def _make_room(self, desired: DesiredModel, known: TargetState, need: int) -> Outcome:
         candidates = self._evictable_for(desired)
         victims = _fewest(candidates, need - self.free)
         if victims:
             self.actions += [Evict(each.key) for each in victims]
-            self.making_room = True  # nobody less wanted may take it
+            self.freeing_space = True  # reserves the freed space for this model
             return Outcome("Waiting", "MakingRoom", "less wanted models are making room", known.key)
         could = sum(each.freed for each in candidates)
         text = (
             f"needs {need} bytes, {self.free} are free and {could} could be freed; raise the budget, "
-            "take pins or other wishes away, or raise its priority"
+            "remove pins or other CachedModels, or raise its priority"
         )
         return Outcome("Waiting", "NoSpace", text, known.key)
 
     def _evictable_for(self, desired: DesiredModel) -> list[CachedModelState]:
-        """What may go for a wish, first to go first."""
+        """The models that may be evicted for a desired model, in order of eviction."""
         s = self.planner_input
         free_to_go: list[tuple[tuple[int, int, float, Digest], CachedModelState]] = []
         for key, holding in s.held.items():
@@ -166,12 +173,13 @@ class _Planning:
             in_use = holding.leased or (holding.fresh and standing == _UNWANTED)
             if in_use or pinned_by_hand or standing >= desired.priority or not holding.freed:
                 continue
+            # Models that are being removed come first, or the next plan would choose more than needed.
             rank = (0 if key in s.releasing else 1, standing, holding.value, key)
             free_to_go.append((rank, holding))
         return [holding for _, holding in sorted(free_to_go, key=lambda each: each[0])]
 
     def _stop_unwanted(self) -> None:
-        """Fetches that may not go on: outranked, out of their window, or wanted by nobody now."""
+        """Stop fetches that are outranked, outside their window, or no longer desired."""
         for target, known in self.planner_input.known.items():
             if not known.running:
                 continue
@@ -189,6 +197,7 @@ class _Planning:
         for key, holding in sorted(s.held.items()):
             if key in wanted and not holding.pinned:
                 self.actions.append(Pin(key))
+            # Removing a model also removes our pin, so models to be evicted need no Release.
             elif key in s.pinned_for and key not in wanted and key not in going:
                 self.actions.append(Release(key))
 
@@ -202,6 +211,7 @@ class _Planning:
         if known.present or not known.supported:
             return outcome
         waiting = self._pull_runtime(desired, image, known)
+        # The image decides the outcome only once the model is ready: an earlier state must not hide the model's.
         return waiting if outcome.state == "Ready" else outcome
 
     def _pull_runtime(self, desired: DesiredModel, image: str, known: RuntimeImage) -> Outcome:
@@ -237,12 +247,12 @@ class _Planning:
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
 
-def _queued(known: Known) -> Outcome:
+def _queued(known: TargetState) -> Outcome:
     return Outcome("Waiting", "Queued", "what is wanted more is fetched first", known.key)
 
 
 def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dict[Digest, int]:
-    """How much each held model is wanted: the highest priority of its wishes; a pin is beyond every priority."""
+    """Each held model's rank: the highest priority of its desired models; a pin (100) is above all of them (0-99)."""
     standing: dict[Digest, int] = {}
     for desired in order:
         key = planner_input.known.get(desired.target, _NOTHING).key
@@ -253,7 +263,7 @@ def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dic
 
 
 def _fewest(candidates: Sequence[CachedModelState], need: int) -> list[CachedModelState]:
-    """The first that together free `need`, less those that turn out not to be needed; none if all aren't enough."""
+    """The first candidates that together free `need`, less the unnecessary ones; empty if all aren't enough."""
     chosen: list[CachedModelState] = []
     for each in candidates:
         if _freed(chosen) >= need:
@@ -261,6 +271,7 @@ def _fewest(candidates: Sequence[CachedModelState], need: int) -> list[CachedMod
         chosen.append(each)
     if _freed(chosen) < need:
         return []
+    # A large model at the end may make smaller ones before it unnecessary.
     for each in list(chosen):
         if _freed(chosen) - each.freed >= need:
             chosen.remove(each)

@@ -1,4 +1,4 @@
-"""How fast each fetch goes, smoothed over its last seconds. Memory only; time is given."""
+"""The rate of each fetch, averaged over its last ten seconds. In memory only; the clock is injected."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _STEP: Final = 0.5
 
 @dataclass
 class Rates:
-    """`monotonic` in seconds."""
+    """The rates of all running fetches. `monotonic` in seconds."""
 
     monotonic: Callable[[], float]
+    # Samples of (monotonic time, bytes done), at least `_STEP` seconds apart.
     _seen: dict[Target, list[tuple[float, int]]] = field(default_factory=dict)
 
     def progress(self, target: Target, snapshot: PullSnapshot) -> Progress:
-        """A fetch's progress now, and its rate since at most ten seconds ago."""
+        """A fetch's progress now, and its rate over at most the last ten seconds."""
         now = self.monotonic()
         points = self._seen.setdefault(target, [])
         if not points or now - points[-1][0] >= _STEP:
@@ -30,11 +31,11 @@ class Rates:
         while len(points) > 1 and now - points[0][0] > _SPAN:
             points.pop(0)
         elapsed = now - points[0][0]
-        # What was there before, resumed or shared, came in no time and says nothing of the rate.
+        # Resumed and reused bytes took no time to arrive, so they would inflate the rate.
         came = max(0, snapshot.done - max(points[0][1], snapshot.resumed + snapshot.reused))
         rate = came / elapsed if elapsed > 0 else 0.0
         return Progress(snapshot.done, snapshot.total, rate)
 
     def forget(self, target: Target) -> None:
-        """It ended."""
+        """The fetch ended: drop its samples."""
         self._seen.pop(target, None)

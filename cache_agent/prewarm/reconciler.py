@@ -1,7 +1,7 @@
-"""Carries plans out: the one owner of every fetch, warming, eviction and runtime pull that wishes ask for.
+"""The reconcile loop: carries out plans, and owns every fetch, warming, eviction and runtime pull of pre-warming.
 
-One loop: look, plan, act, wait until something changes. It is woken by new wishes, by the end of what it began, and by
-the time a plan names; at rest it does nothing but look at long intervals. Store and files are touched in threads.
+Each round takes an inventory, plans, acts, and waits for a change: new desired models, the end of an action, or the
+time that the plan names. When idle it only takes an inventory at long intervals. Store and files are used in threads.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from modelimage.errors import InUse, NotFound, WeightyardError
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
-# Caps below it would look like a stalled source.
+# Bytes per second. A source under a lower cap would look stalled.
 _LEAST_RATE: Final = 1_000_000
 
 
 @dataclass
 class Reconciler:
-    """Makes a node hold what is wanted. `note` tells of what happened, for the log; `facts` go into the report."""
+    """Brings a node to its desired state. `note` writes to the log; `facts` go into the report."""
 
     node: Node
     executor: BlockingExecutor
@@ -71,20 +71,27 @@ class Reconciler:
     facts: NodeFacts = field(default_factory=NodeFacts)
     options: ReconcilerOptions = field(default_factory=ReconcilerOptions)
     random: Callable[[], float] = random.random
-    # Waits until this node has no such label, bounded; without a cluster there are none.
+    # Waits until this node lacks a label. None without a cluster, where there are no labels.
     label_gone: Callable[[str], Awaitable[None]] | None = None
+    # Called when the report may have changed.
     changed: Callable[[], None] = lambda: None
+    # None until the source has reported: nothing may be evicted or unpinned before.
     _desired_models: tuple[DesiredModel, ...] | None = None
     _problems: tuple[str, ...] = ()
     _trouble: str = ""
     _inventory: Inventory = field(default_factory=Inventory)
+    # The monotonic time of the last inventory; None: take one in the next round.
     _looked: float | None = None
     _plan: Plan = field(default_factory=lambda: Plan((), {}))
     _pulls: dict[Target, Pull] = field(default_factory=dict)
+    # Evictions under way. A later plan that doesn't need one cancels it.
     _releasing: dict[Digest, asyncio.Task[None]] = field(default_factory=dict)
     _warming: set[Digest] = field(default_factory=set)
+    # Fetches whose space isn't reserved yet, so that the inventory's free space is too large.
     _settling: set[Target] = field(default_factory=set)
+    # Report entries of the last report, reused while their inputs don't change.
     _made: Made = field(default_factory=dict)
+    # The last logged state of each desired model, so that each is logged once.
     _told: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,35 +104,35 @@ class Reconciler:
         self._rates = Rates(self._monotonic)
         self._pins: ManagedPins | None = None
 
-    # What others tell
+    # Called from outside the loop
 
     def want(self, desired_models: Sequence[DesiredModel], problems: Sequence[str] = ()) -> None:
-        """What is wanted from now on."""
+        """Set the desired models, and the problems of the documents that were refused."""
         self._desired_models, self._problems = tuple(desired_models), tuple(problems)
         self._attempts.keep({desired.target for desired in desired_models})
         self.wake()
 
     def status(self, previous: NodeCacheStatus) -> NodeCacheStatus:
-        """The report now; `previous` tells since when conditions hold."""
+        """The current report. `previous` gives the transition times of unchanged conditions."""
         return status(self.view(), previous, self._made)
 
     def trouble(self, message: str) -> None:
-        """Why what is wanted can't be followed; empty when it can."""
+        """Set why the desired state can't be followed; empty when it can."""
         if message != self._trouble:
             self._trouble = message
             self.changed()
 
     def wake(self) -> None:
-        """Something changed: plan again."""
+        """Plan again: something changed."""
         self._wake.set()
 
     def stale(self) -> None:
-        """The store changed by other ways: look at it, and plan again."""
+        """Take a new inventory and plan again: something else changed the store."""
         self._looked = None
         self._wake.set()
 
     def view(self) -> View:
-        """What a report is made from."""
+        """The input of a report."""
         return View(
             facts=self.facts.model_copy(update={"read_bytes_per_second": self._memory.read_rate}),
             inventory=self._inventory,
@@ -147,19 +154,20 @@ class Reconciler:
 
     @property
     def busy(self) -> bool:
-        """Whether a fetch runs, so that a report changes by itself."""
+        """Whether a fetch runs, so that the report changes without an event."""
         return bool(self._pulls)
 
     # The loop
 
     async def run(self) -> None:
-        """Until cancelled. What it began ends with it."""
+        """Run until cancelled, and then end all fetches and other tasks."""
         self._pins = await self.executor.call(
             lambda: ManagedPins(self.node.store.first.paths.root, self.node.store.first.disk)
         )
         async with asyncio.TaskGroup() as self._group:
             try:
                 while True:
+                    # Cleared before the inventory, so that a change during the step causes another one.
                     self._wake.clear()
                     await self._step()
                     await self._wait()
@@ -171,6 +179,7 @@ class Reconciler:
         try:
             await self._look()
         except WeightyardError as error:
+            # No plan on an old inventory, which lacks the leases and pulls since then.
             self.note("store not readable", problem=error.message)
             return
         if self._desired_models is not None:
@@ -184,11 +193,12 @@ class Reconciler:
     async def _wait(self) -> None:
         seconds = self.options.look_seconds
         if self._plan.wake_at is not None:
+            # Slightly late, so that the time has really come when the next plan is made.
             seconds = min(seconds, max(0.0, self._plan.wake_at - self._clock()) + 0.01)
         await wait_event(self._wake, seconds)
 
     async def _look(self) -> None:
-        """Look at the store if it may have changed, and find out what new targets mean."""
+        """Take an inventory if the store may have changed, and resolve new targets from the store."""
         now = self._monotonic()
         unknown = [
             desired.target
@@ -243,7 +253,7 @@ class Reconciler:
         )
 
     def _tell_news(self) -> None:
-        """Successes and failures, once each, for the log."""
+        """Log successes and failures, once each."""
         self._told = {
             name: each for name, each in self._told.items() if name in self._plan.outcomes
         }
@@ -261,6 +271,7 @@ class Reconciler:
     # Actions
 
     async def _carry_out(self, action: Action) -> None:
+        # State is set before the task that it describes starts: the next plan may come first, and must not repeat it.
         match action:
             case Resolve(desired):
                 self._attempts.asking(desired.target)
@@ -308,11 +319,13 @@ class Reconciler:
             image = parse_wanted(target.image)
             request = PullRequest(
                 image, target.variant, desired.priority,
+                # Not evicting: only the planner decides evictions; a pull could remove models of higher priority.
                 await self.credentials.reader(image, desired.pull_secret), self._caps(desired), evicting=False,
             )  # fmt: skip
             self._pulls[target] = pull = self.node.pull(request)
             await follow(pull, self.executor, partial(self._settled, target))
             result = pull.result(0)
+        # The plan stopped it: that is no failure, so it causes no backoff.
         except Cancelled:
             self._attempts.stopped(target)
         except WeightyardError as error:
@@ -338,7 +351,7 @@ class Reconciler:
         return tuple(caps)
 
     async def _pin(self, key: Digest, *, pinned: bool) -> None:
-        """The note comes first and goes last, so that no pin is ever taken for one made by hand."""
+        """Pin or unpin. The record outlives the pin on both sides, or a crash would leave a pin that seems manual."""
         pins = self._pins
         if pins is None:
             return
@@ -361,6 +374,7 @@ class Reconciler:
     async def _evict(self, key: Digest) -> None:
         self.changed()
         try:
+            # The label goes first, so that no new pod is scheduled here for a model that is about to vanish.
             if self.label_gone is not None:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.options.label_seconds):
@@ -371,10 +385,11 @@ class Reconciler:
             self.wake()
 
     def _remove(self, key: Digest) -> None:
-        """Remove a model; one that somebody has come to use, or that is gone, is left."""
+        """Remove a model. One that is in use by now, or gone, is skipped."""
         with suppress(InUse, NotFound):
             pins = self._pins
             mine = pins is not None and key in pins.keys
+            # Only our own pin is overridden; one made by hand raises InUse.
             freed = self.node.store.remove(key, unpin=mine)
             if pins is not None:
                 pins.drop(key)
@@ -382,6 +397,7 @@ class Reconciler:
 
     def _end_needless_releases(self) -> None:
         wanted = {action.key for action in self._plan.actions if isinstance(action, Evict)}
+        # An eviction that still waits for its label can be taken back when its space isn't needed any more.
         for key, task in self._releasing.items():
             if key not in wanted:
                 task.cancel()

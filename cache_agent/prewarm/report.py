@@ -1,4 +1,4 @@
-"""What an agent says of itself: its NodeCache's status, made from what is so. Pure."""
+"""Computes the status of this node's NodeCache. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Literal, NamedTuple
 from cache_agent.api.cached_model import Tier
 from cache_agent.api.document import Condition, timestamp
 from cache_agent.api.node_cache import Held, NodeCacheStatus, NodeFacts, Space, Wanted
-from cache_agent.prewarm.values import DesiredModel, Inventory, Known, Outcome, RuntimeImage, Target
+from cache_agent.prewarm.values import (
+    DesiredModel,
+    Inventory,
+    Outcome,
+    RuntimeImage,
+    Target,
+    TargetState,
+)
 from cache_agent.store.values import Model
 from modelimage.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a fetch is: `done` of `total` bytes, at `rate` bytes per second."""
+    """The progress of a fetch: `done` of `total` bytes, at `rate` bytes per second."""
 
     done: int
     total: int
@@ -25,7 +32,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that a report is made from. `trouble` says why what is wanted isn't known, or only as it was."""
+    """The input of a report. `trouble`: why the desired state is unknown or may be out of date."""
 
     facts: NodeFacts
     inventory: Inventory
@@ -35,7 +42,7 @@ class View:
     problems: tuple[str, ...] = ()
     desired_models: Sequence[DesiredModel] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    known: Mapping[Target, Known] = field(default_factory=dict)
+    known: Mapping[Target, TargetState] = field(default_factory=dict)
     progress: Mapping[Target, Progress] = field(default_factory=dict)
     runtime: Mapping[str, RuntimeImage] = field(default_factory=dict)
     warm: frozenset[Digest] = frozenset()
@@ -47,7 +54,7 @@ _PENDING = Outcome("Pending")
 
 
 class _Of(NamedTuple):
-    """What is said of a wish is made from."""
+    """The input of one desired model's entry."""
 
     desired: DesiredModel
     outcome: Outcome
@@ -61,9 +68,9 @@ Made = dict[str, tuple[_Of, Wanted]]
 
 
 def status(view: View, previous: NodeCacheStatus, made: Made | None = None) -> NodeCacheStatus:
-    """The status now. Conditions keep the time at which they last changed.
+    """The current status. Conditions keep the time at which they last changed.
 
-    `made` keeps what was said of each wish for the next time: of a thousand, few change at once.
+    `made` caches each desired model's entry between calls: of a thousand, few change from one to the next.
     """
     made = {} if made is None else made
     wanted = tuple(
@@ -98,6 +105,7 @@ def _wanted(view: View, desired: DesiredModel, made: Made) -> Wanted:
         _runtime(view, desired),
     )  # fmt: skip
     before = made.get(desired.name)
+    # Compared by value: an entry is built only when one of its inputs has changed.
     if before is None or before[0] != of:
         before = made[desired.name] = (of, _said(of))
     return before[1]
@@ -167,6 +175,7 @@ def _conditions(view: View, wanted: Sequence[Wanted]) -> list[_Fact]:
     pinned = {desired.name for desired in view.desired_models if desired.pin}
     late = [each for each in wanted if each.name in pinned and each.state != "Ready"]
     cramped = [each.name for each in wanted if each.reason == "NoSpace"]
+    # An unknown desired state is never ready, or the controller would remove the startup taint too early.
     known = view.synced
     return [
         ("Ready", True, "Running", "the agent runs and its store is sound"),

@@ -1,4 +1,4 @@
-"""What an image means now, and how much of it this node lacks: asked before a fetch, so that it can be planned."""
+"""Resolves an image and counts the bytes that this node lacks, before a fetch, so that the fetch can be planned."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from modelimage.resolve import resolve_root
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`need` bytes are missing. The model's key is known ahead only for images with a record."""
+    """A resolved image: `need` bytes are missing. `key` is None for images without a record."""
 
     key: Digest | None
     need: int
 
 
 def parse_wanted(text: str) -> RegistryReference | LayoutReference:
-    """An image that a node can fetch. Raises InvalidInput."""
+    """Parse the name of an image that a node can fetch. Raises InvalidInput."""
     image = parse_image(text)
     if isinstance(image, EngineReference):
         raise InvalidInput(
@@ -48,13 +48,13 @@ def ask(
     target: Target,
     platform: Platform,
 ) -> Answer:
-    """Resolve an image and count what is missing. Raises what resolving raises, DiskFailed.
+    """Resolve an image and count its missing bytes. Raises the errors of resolving, and DiskFailed.
 
-    Files that came through another repository count as missing: they may have to be fetched through this one again.
+    Files that came through another repository count as missing: they may have to be fetched again through this one.
     """
     root = reader.resolve(image.name)
     if not is_ours(reader, root):
-        # Without a record only the layers' sizes are known; what they hold may be smaller or larger.
+        # Without a record only the layers' sizes are known; their files may be smaller or larger.
         manifest = resolve_manifest(reader, root, platform)
         document = canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
         layers = document.get("layers")
@@ -66,7 +66,7 @@ def ask(
     missing = [
         file
         for file in unique_files(record.files)
-        if roots.file(file.digest) is None or not roots.is_proven(place, file)
+        if roots.file(file.digest) is None or not roots.is_authorized(place, file)
     ]
     here = sum(max(store.partial_bytes(file) for store in roots.stores) for file in missing)
     return Answer(record.key, sum(file.size for file in missing) - here)

@@ -1,6 +1,6 @@
-"""Container images that go with models, such as the inference server's: pulled ahead through the node's own runtime.
+"""Pre-pulls container images that go with models, such as the inference server's, through the node's own runtime.
 
-Without a runtime's socket nothing is pulled, and that is said.
+Without a runtime's socket nothing is pulled, and the image is reported as unsupported.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from cache_agent.prewarm.attempts import failure_of
 from cache_agent.prewarm.values import RuntimeImage
 from modelimage.errors import WeightyardError
 
-# How long it is believed that an image is there: kubelet removes unused ones when its disk fills.
+# An image counts as present for so long; then it is checked again, because kubelet removes unused images.
 _PRESENT_SECONDS: Final = 600.0
 
 
 class ImageService(Protocol):
-    """A container runtime's images."""
+    """The images of a container runtime."""
 
     async def has(self, image: str) -> bool:
-        """Whether it has an image. Raises Unreachable, RemoteRefused, AccessDenied."""
+        """Whether the runtime has an image. Raises Unreachable, RemoteRefused, AccessDenied."""
 
     async def pull(self, image: str, auth: Mapping[str, str]) -> None:
-        """Pull it; cancelled, the runtime stops. Raises the same, and NotFound."""
+        """Pull an image; cancelling stops the runtime's pull. Raises the same, and NotFound."""
 
 
 Authorizing = Callable[[str, str], Awaitable[Mapping[str, str]]]
@@ -33,7 +33,7 @@ Authorizing = Callable[[str, str], Awaitable[Mapping[str, str]]]
 
 @dataclass
 class RuntimeImages:
-    """What is known of each image that wishes name, and pulls of it. `authorize` reads a pull secret for an image."""
+    """The state of the images that desired models name, and their pulls. `authorize` reads an image's pull secret."""
 
     service: ImageService | None
     authorize: Authorizing
@@ -41,10 +41,11 @@ class RuntimeImages:
     random: Callable[[], float] = random.random
     known: dict[str, RuntimeImage] = field(default_factory=dict)
     _failures: dict[str, int] = field(default_factory=dict)
+    # When each image was last found present, in seconds since the epoch.
     _seen: dict[str, float] = field(default_factory=dict)
 
     def keep(self, images: Collection[str]) -> None:
-        """Forget images that nobody names any more, and what is too old to be believed."""
+        """Forget images that are no longer desired, and results that are older than ten minutes."""
         now = self.clock()
         for image in images:
             if self.service is None:
@@ -56,15 +57,16 @@ class RuntimeImages:
                 self._seen.pop(image, None)
 
     def begin(self, image: str) -> None:
-        """It is about to be pulled."""
+        """Mark an image as being pulled, before the pull starts."""
         self.known[image] = RuntimeImage(pulling=True)
 
     async def pull(self, image: str, secret: str | None) -> None:
-        """Make the runtime have it; how that went is in `known`."""
+        """Pull an image unless the runtime has it. The result, or the failure, goes into `known`."""
         if self.service is None:
             self.known[image] = RuntimeImage(supported=False)
             return
         try:
+            # Pulling a present image would still contact its registry, which may be down.
             if not await self.service.has(image):
                 auth = await self.authorize(image, secret) if secret else {}
                 await self.service.pull(image, auth)

@@ -1,4 +1,4 @@
-"""The values that planning speaks in. Frozen; times are seconds since the epoch, sizes are bytes."""
+"""The planner's input and output types. Frozen; times are seconds since the epoch, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelimage.reference import parse_image
 
 
 class Target(NamedTuple):
-    """What is fetched: one variant of an image, whoever wants it."""
+    """The subject of a fetch: one variant of an image. Several desired models may share one."""
 
     image: str
     variant: str | None
@@ -40,7 +40,7 @@ class DesiredModel:
 
     @classmethod
     def of(cls, model: CachedModel) -> DesiredModel:
-        """What a document asks for."""
+        """The desired model that a document describes."""
         spec, metadata = model.spec, model.metadata
         return cls(
             name=metadata.name,
@@ -58,7 +58,7 @@ class DesiredModel:
 
 
 def _canonical(image: str) -> str:
-    """An image spelled as the store spells it. What makes no sense is left for the fetch to refuse, with its reason."""
+    """An image name in the store's spelling. An invalid name is returned unchanged, for the fetch to refuse."""
     try:
         return str(parse_image(image))
     except InvalidInput:
@@ -67,9 +67,9 @@ def _canonical(image: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CachedModelState:
-    """A model in the store. `freed` is what removing it alone would free, `value` what keeping it is worth.
+    """A model in the store. `freed`: bytes that removing it alone frees. `value`: its expected use.
 
-    `fresh`: used or brought a moment ago. Whoever asked for it, such as a pod that starts, may be about to lease it.
+    `fresh`: used or pulled moments ago, so its client, such as a starting pod, may be about to lease it.
     """
 
     key: Digest
@@ -83,7 +83,7 @@ class CachedModelState:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """One look. `free` is what a new model may take at most; sizes in bytes."""
+    """A snapshot of the store. `free`: the space that a new model may take at most."""
 
     models: Mapping[Digest, Model] = field(default_factory=dict)
     held: Mapping[Digest, CachedModelState] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt ended, and before when it isn't tried again."""
+    """Why an attempt failed, and the time before which it isn't retried."""
 
     reason: str
     message: str
@@ -103,8 +103,11 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of a target: the model it means, the bytes still missing, what is under way, what went wrong."""
+class TargetState:
+    """The state of a target: its model, the missing bytes (`need`), running work, and the last failure.
+
+    `asking`: a request to the registry runs. `running`: a fetch runs.
+    """
 
     key: Digest | None = None
     need: int | None = None
@@ -115,7 +118,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeImage:
-    """What is known of a container image. `supported` is False where no runtime can be reached."""
+    """The state of a container image. `supported` is False when no container runtime is configured."""
 
     present: bool = False
     pulling: bool = False
@@ -125,11 +128,11 @@ class RuntimeImage:
 
 @dataclass(frozen=True, slots=True)
 class PlannerInput:
-    """All that a plan is made from. `free` may be taken without evicting; `memory` holds what `tier: memory` asks for.
+    """The input of the planner. `free`: space without evicting. `memory`: space for models with `tier: memory`.
 
-    `pinned_for` are the models whose pins came from wishes; other pins were made by hand and stay. `warm` are in
-    memory, `cold` were tried and don't stay there. `releasing` are on their way out. `settling`: a fetch has just
-    begun, and what it takes isn't counted in `free` yet.
+    `pinned_for`: models whose pins came from desired models; other pins were made by hand and stay. `warm`: models in
+    memory. `cold`: models that the kernel lately evicted from it. `releasing`: models whose removal has begun.
+    `settling`: a fetch has just begun and its space isn't subtracted from `free` yet.
     """
 
     desired_models: tuple[DesiredModel, ...]
@@ -137,7 +140,7 @@ class PlannerInput:
     free: int
     memory: int = 0
     fetches: int = 2
-    known: Mapping[Target, Known] = field(default_factory=dict)
+    known: Mapping[Target, TargetState] = field(default_factory=dict)
     held: Mapping[Digest, CachedModelState] = field(default_factory=dict)
     runtime: Mapping[str, RuntimeImage] = field(default_factory=dict)
     pinned_for: frozenset[Digest] = frozenset()
@@ -149,56 +152,56 @@ class PlannerInput:
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """Ask the registry what a wish's image means and how much of it is missing."""
+    """Resolve a desired model's image in its registry and count the missing bytes."""
 
     desired: DesiredModel
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Begin to fetch."""
+    """Start a fetch."""
 
     desired: DesiredModel
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop a fetch; what came is kept for when it goes on."""
+    """Stop a fetch. Its bytes are kept, to resume from."""
 
     target: Target
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Never evict this model."""
+    """Pin a model against eviction."""
 
     key: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nobody wants it pinned any more: it stays until its space is needed."""
+    """Unpin a model. It stays until its space is needed."""
 
     key: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """Bring it into memory."""
+    """Read a model into memory."""
 
     key: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Remove it, to make room for what is wanted more."""
+    """Remove a model, to free space for one of higher priority."""
 
     key: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class PullRuntime:
-    """Have the container runtime pull an image."""
+    """Pull an image through the container runtime."""
 
     image: str
     pull_secret: str | None
@@ -209,7 +212,7 @@ Action = Resolve | Fetch | Stop | Pin | Release | Warm | Evict | PullRuntime
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a wish stands, for whoever reads the report."""
+    """The state of a desired model, for the report."""
 
     state: WantedState
     reason: str = ""
@@ -219,7 +222,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now, how each wish stands, and when to look again if nothing happens before (None: never)."""
+    """The actions to take now, each desired model's outcome by name, and when to plan again at the latest (or None)."""
 
     actions: tuple[Action, ...]
     outcomes: Mapping[str, Outcome]

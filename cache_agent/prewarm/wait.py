@@ -1,4 +1,4 @@
-"""A pull seen from the event loop: until its space is reserved, and until it ends. Cancelled, the pull is too."""
+"""Waits in the event loop until a pull has reserved its space, and until it ends. Cancelling also cancels the pull."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STEP_SECONDS: Final = 0.05
 
 
 async def follow(pull: Pull, executor: BlockingExecutor, settled: Callable[[], None]) -> None:
-    """Wait for a pull's end, which its result tells. Cancelled, the pull is, and its end is waited for all the same.
+    """Wait until a pull ends; its `result` has the outcome. Cancelled, it cancels the pull and still waits for its end.
 
-    `settled` is called once what it takes is reserved, which its first byte tells: until then free space isn't known.
+    `settled` is called once the pull's space is reserved, at its first byte. Until then the free space isn't known.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

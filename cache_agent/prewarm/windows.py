@@ -1,6 +1,6 @@
-"""When a maintenance window is open. Pure: a window and a time in, an answer and when it changes out.
+"""Computes whether a maintenance window is open, and until when. Pure.
 
-Times are of the window's own zone, so that 22:00 stays 22:00 when clocks change.
+Times are in the window's own zone, so 22:00 stays 22:00 when the clocks change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from modelimage.errors import InvalidInput
 
 
 def zone_of(window: Window) -> ZoneInfo:
-    """The window's time zone. Raises InvalidInput for one that this machine doesn't know."""
+    """The window's time zone. Raises InvalidInput when this machine's database lacks it."""
     try:
         return ZoneInfo(window.time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -30,6 +30,7 @@ def state_at(window: Window, now: float) -> tuple[bool, float]:
     """
     zone = zone_of(window)
     today = datetime.fromtimestamp(now, zone).date()
+    # From two days back, for a window that began yesterday, to a week ahead, for one that opens once a week.
     spans = sorted(
         span
         for offset in range(-2, 9)
@@ -37,7 +38,7 @@ def state_at(window: Window, now: float) -> tuple[bool, float]:
     )
     closes = None
     for opens, ends in spans:
-        # Windows of two days may touch or overlap: then they are one.
+        # The windows of two days may touch or overlap: they count as one.
         if closes is not None and opens <= closes:
             closes = max(closes, ends)
         elif opens <= now < ends:
@@ -50,12 +51,12 @@ def state_at(window: Window, now: float) -> tuple[bool, float]:
 
 
 def _span(window: Window, day: date, zone: ZoneInfo) -> tuple[float, float] | None:
-    """The window that starts on a day, if one does."""
+    """The window that starts on a day, as (opens, ends); None when there is none."""
     if DAYS[day.weekday()] not in window.days:
         return None
     start, end = time.fromisoformat(window.start), time.fromisoformat(window.end)
     last = day if end > start else day + timedelta(days=1)
     opens = datetime.combine(day, start, zone).timestamp()
     ends = datetime.combine(last, end, zone).timestamp()
-    # An hour that the clocks skip may swallow it.
+    # A window inside the hour that the clocks skip is empty.
     return (opens, ends) if ends > opens else None

@@ -1,1 +1,1 @@
-"""The memory tier: how much of a model is in the page cache, and bringing it there."""
+"""The memory tier: measures how much of a model is in the page cache, and reads it in."""

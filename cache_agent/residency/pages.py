@@ -1,7 +1,7 @@
-"""The page cache as the kernel shows it: which pages of a file are in memory, and asking for them to be.
+"""Page cache access: measures which pages of a file are resident, requests readahead, locks pages.
 
-mincore(2) tells a process that neither owns nor may write a file that every page is resident (CVE-2019-5489), so a
-measurement by a stranger is marked as not believable instead of being passed on.
+mincore(2) reports every page as resident to a process that neither owns nor may write the file (CVE-2019-5489), so such
+a measurement is marked as not believable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """How much of a file is in memory, in bytes. `believable` is False where the kernel hides the truth."""
+    """Resident bytes of a file. `believable` is False where the kernel hides the truth."""
 
     size: int
     resident: int
@@ -51,19 +51,21 @@ def resident(path: Path) -> Resident:
     with open_for_reading(path) as fd:
         size = os.fstat(fd).st_size
         pages = 0
+        # In windows, to bound the mapping and its residency vector.
         for start in range(0, size, _WINDOW):
             pages += _resident_pages(fd, path, start, min(_WINDOW, size - start))
     believable = os.geteuid() in (0, path.stat().st_uid)
+    # The last page may reach beyond the end of the file.
     return Resident(size, min(size, pages * PAGE), believable)
 
 
 def read_ahead(fd: int, start: int, size: int) -> None:
-    """Ask for pages to be read; returns before they are."""
+    """Request readahead of pages; returns before they are read."""
     os.posix_fadvise(fd, start, size, os.POSIX_FADV_WILLNEED)
 
 
 class Locked:
-    """Pages of a file that stay in memory until `release` or the end of the process (RLIMIT_MEMLOCK permitting)."""
+    """Pages of a file locked in memory until `release` or the end of the process, within RLIMIT_MEMLOCK."""
 
     def __init__(self, path: Path) -> None:
         with open_for_reading(path) as fd, reading(path):
@@ -71,12 +73,13 @@ class Locked:
             self._address = _map(fd, 0, self.size) if self.size else None
         if self._address is not None and _libc.mlock(self._address, self.size) != 0:
             code = ctypes.get_errno()
+            # Unmapped first, or the failed mapping would leak.
             self.release()
             with reading(path):
                 raise OSError(code, os.strerror(code))
 
     def release(self) -> None:
-        """Let the pages go; again does nothing."""
+        """Unlock the pages. Idempotent."""
         address, self._address = self._address, None
         if address is not None:
             _libc.munmap(address, self.size)
@@ -92,6 +95,7 @@ def _resident_pages(fd: int, path: Path, start: int, size: int) -> int:
                 raise OSError(code, os.strerror(code))
         finally:
             _libc.munmap(address, size)
+    # Only the lowest bit is defined (mincore(2)).
     return sum(page & 1 for page in bytes(vector))
 
 

@@ -1,6 +1,6 @@
-"""The Residency role: brings models into memory within a budget, and lets go under pressure.
+"""The page cache warmer: reads models into memory within a budget, and backs off under memory pressure.
 
-Warming is advice to the kernel: pages may go again. Only `lock` keeps them, and counts fully against the budget.
+The kernel may evict warmed pages at any time. Only `lock` keeps them, and counts fully against the budget.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEP: Final = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What warming did: bytes read, what is in memory now, who is charged, and why it stopped early if it did."""
+    """The result of warming: bytes read, bytes resident now, the charged cgroup, and the reason for an early stop."""
 
     read: int
     now: Resident
@@ -33,7 +33,7 @@ class Residency:
 
 @dataclass
 class PageCacheWarmer:
-    """One node's memory tier. `budget` caps what it asks for at once, in bytes; 0 means what the machine has free."""
+    """One node's memory tier. `budget`: bytes that one call may read in; 0: the machine's available memory."""
 
     facts: MemoryFacts
     budget: int = 0
@@ -44,18 +44,20 @@ class PageCacheWarmer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def measure(self, files: Sequence[Path]) -> Resident:
-        """How much of these files is in memory."""
+        """Resident bytes of these files."""
         return sum((resident(path) for path in files), Resident(0, 0, believable=True))
 
     def warm(self, files: Sequence[Path]) -> Residency:
-        """Read files into the page cache, in order. Raises NoSpace when they don't fit the budget, DiskFailed."""
+        """Read files into the page cache, in order. Raises DiskFailed; NoSpace when they exceed the budget."""
         before = self.measure(files)
+        # A measurement that isn't believable counts as nothing resident.
         self._admit(before.size - (before.resident if before.believable else 0))
         done, stopped = 0, None
         for path in files:
             size = path.stat().st_size
             with open_for_reading(path) as fd:
                 for start in range(0, size, _STEP):
+                    # At each step: warming itself may be what causes the pressure.
                     stopped = self._pressed()
                     if stopped:
                         break
@@ -69,7 +71,8 @@ class PageCacheWarmer:
         return Residency(done, now, self.facts.cgroup(), stopped)
 
     def lock(self, files: Sequence[Path]) -> int:
-        """Keep files in memory until `unlock`; bytes locked. Raises NoSpace over budget, NotWritable over the limit."""
+        """Lock files in memory until `unlock`; returns bytes locked. Raises NoSpace
+        over budget, NotWritable over the limit."""
         self._admit(sum(path.stat().st_size for path in files))
         with self._lock:
             for path in files:
@@ -78,11 +81,11 @@ class PageCacheWarmer:
         return self.locked(files)
 
     def locked(self, files: Sequence[Path]) -> int:
-        """How many bytes of these files are locked."""
+        """Locked bytes of these files."""
         return sum(held.size for path, held in self._locked.items() if path in set(files))
 
     def unlock(self, files: Sequence[Path]) -> None:
-        """Let files go; those that weren't locked are no error."""
+        """Unlock files; those that weren't locked are no error."""
         with self._lock:
             for path in files:
                 held = self._locked.pop(path, None)
@@ -90,7 +93,7 @@ class PageCacheWarmer:
                     held.release()
 
     def relieve(self) -> bool:
-        """Under pressure, let everything go that is locked. Whether anything was."""
+        """Under memory pressure, unlock everything; returns whether anything was locked."""
         if self._pressed() is None or not self._locked:
             return False
         self.unlock(list(self._locked))

@@ -1,1 +1,1 @@
-"""What others talk to. asyncio lives here; `bridge` alone crosses to the threads that do the work."""
+"""The agent's servers. They run in asyncio; only `BlockingExecutor` crosses to the threads that do the work."""

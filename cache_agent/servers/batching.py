@@ -1,7 +1,7 @@
-"""For callers that come at the same time: one question for all who ask the same, one call for all who ask alike.
+"""Deduplicates identical concurrent calls (SingleFlight) and batches similar ones (Batcher).
 
-A thread for each of fifty pods that start together costs more than what they want done, so what they want is gathered
-in the event loop and done in few threads. Belongs to one event loop; nothing here keeps an answer.
+When fifty pods start together, a thread for each would cost more than the work itself, so calls are collected in the
+event loop and run in few threads. Instances belong to one event loop. Results are not cached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class BatchWindow:
-    """How long to wait for others: until none came for `pause` seconds, `most` times at most."""
+    """How long a call waits for others to join: until none came for `pause` seconds, at most `most` pauses."""
 
     pause: float = 0.0
     most: int = 0
@@ -30,23 +30,23 @@ class BatchWindow:
 
 @dataclass(slots=True)
 class _Question(Generic[T]):
-    """Something that is being asked, and by how many."""
+    """A call in progress and the number of callers that wait for it."""
 
     askers: int = 0
     answer: asyncio.Future[T] = field(init=False)
 
 
 class SingleFlight(Generic[T]):
-    """One question for all who ask it at the same time; who asks after an answer came asks anew."""
+    """Runs one call for all concurrent callers with the same key. A caller that comes after the result starts anew."""
 
     def __init__(self, executor: BlockingExecutor, patience: BatchWindow | None = None) -> None:
         self._executor, self._patience = executor, patience or BatchWindow()
         self._asking: dict[Hashable, _Question[T]] = {}
 
     async def ask(self, what: Hashable, question: Callable[[], T]) -> T:
-        """The answer to a question that is being asked already, else to this one. Raises what it raised.
+        """Join the running call with the key `what`, or start `question` in a thread. Raises what the call raised.
 
-        Whoever is cancelled leaves the others their answer.
+        Cancelling one caller doesn't cancel the call for the others.
         """
         asked = self._asking.get(what)
         if asked is None:
@@ -54,6 +54,7 @@ class SingleFlight(Generic[T]):
             asked.answer = self._executor.begin(partial(self._put, asked, question))
             asked.answer.add_done_callback(partial(self._answered, what))
         asked.askers += 1
+        # Without the shield, one cancelled caller would cancel the future that the others await.
         return await asyncio.shield(asked.answer)
 
     def _put(self, asked: _Question[T], question: Callable[[], T]) -> T:
@@ -67,13 +68,13 @@ class SingleFlight(Generic[T]):
 
     def _answered(self, what: Hashable, answer: asyncio.Future[T]) -> None:
         del self._asking[what]
-        answer.exception()  # seen, also when everyone who asked has gone
+        answer.exception()  # retrieved here, or asyncio logs it when every caller was cancelled
 
 
 class Batcher(Generic[Asked, Answer]):
-    """Calls `do` with all that is asked while it is busy, in the order in which it was asked.
+    """Collects requests while `do` is running, then calls it with all of them, in order of arrival.
 
-    `do` gives an answer for each, in order. What it raises is raised to all of that call.
+    `do` returns one answer per request, in the same order. An error that it raises goes to all callers of that batch.
     """
 
     def __init__(
@@ -84,24 +85,26 @@ class Batcher(Generic[Asked, Answer]):
         self._busy = self._planned = False
 
     async def ask(self, what: Asked) -> Answer:
-        """The answer. Whoever is cancelled before the call began has asked for nothing."""
+        """Wait for the answer to a request. Cancelled before its batch begins, the request is dropped."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
         self._plan()
         return await answer
 
     def _plan(self) -> None:
-        """Go when those who ask in the same moment have asked."""
+        """Start a batch in the next iteration of the event loop, so that callers of this one are in it."""
         if not self._busy and not self._planned:
             self._planned = True
             asyncio.get_running_loop().call_soon(self._go)
 
     def _go(self) -> None:
         self._planned = False
+        # Requests of cancelled callers are dropped: nobody would use the result.
         batch = [(what, answer) for what, answer in self._waiting if not answer.cancelled()]
         self._waiting.clear()
         if not batch:
             return
+        # One batch at a time: requests that come meanwhile form the next one, which makes it larger under load.
         self._busy = True
         doing = self._executor.begin(partial(self._do, [what for what, _ in batch]))
         doing.add_done_callback(partial(self._done, [answer for _, answer in batch]))

@@ -1,13 +1,13 @@
-"""The control API: HTTP over a unix socket, and over a loopback port where one is asked for.
+"""The control API: HTTP over a unix socket, and over a loopback port if one is configured.
 
     GET  /livez /readyz /metrics
     GET  /v1/models               GET, DELETE /v1/model?name=
-    POST /v1/pull                 progress as JSON lines, then `done` or `error`; hanging up cancels
+    POST /v1/pull                 progress as JSON lines, then `done` or `error`; closing the connection cancels
     GET, POST /v1/leases          DELETE /v1/leases/{id}
     POST /v1/pin /v1/gc /v1/check /v1/warm
     GET  /v1/space /v1/status     /v1/explain?name=
 
-Parses, asks the service in a thread, writes the answer. Knows no store and no source.
+Parses requests, calls the service in a thread and writes responses. Must not use the store or sources directly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ControlApi:
-    """Routes for one agent."""
+    """The control API's routes for one agent."""
 
     def __init__(self, service: Service, executor: BlockingExecutor, observe: ObserveApi) -> None:
         self._service, self._executor, self._observe = service, executor, observe
@@ -84,9 +84,11 @@ class ControlApi:
                 async for snapshot in snapshots:
                     await _line(answer, progress_view(snapshot))
         except BaseException:
+            # Also when `prepare` fails, before `follow` watches the pull: nobody else would cancel it.
             pull.cancel()
             raise
         try:
+            # The status line is sent already, so an error can only be the last event of the stream.
             await _line(answer, done_view(pull, body.image))
         except WeightyardError as error:
             await _line(answer, to_view(error))
@@ -123,7 +125,7 @@ class ControlApi:
         return _many(await self._executor.call(lambda: self._service.explain(name)))
 
     async def _status(self, request: web.Request) -> web.Response:
-        # Made in the event loop, where what is wanted lives.
+        # Not in a thread: the desired state belongs to the event loop.
         return web.json_response(self._service.status().to_document())
 
     async def _space(self, request: web.Request) -> web.Response:
@@ -138,7 +140,7 @@ class ControlApi:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors raised on purpose become their status and a document."""
+    """Turn a WeightyardError into its HTTP status and an ErrorView."""
     try:
         return await handler(request)
     except WeightyardError as error:

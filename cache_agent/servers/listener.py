@@ -1,7 +1,7 @@
-"""Where a server listens, and how long it puts up with who connects and then says or takes nothing.
+"""Listening sockets, with timeouts for idle and slow clients.
 
-A connection on which no request began for a while is closed: clients who never finish theirs can't use up what
-connections cost. One whose peer doesn't take its answer is ended by the kernel: it can't hold a model forever.
+A connection on which no request begins for a while is closed, so clients that never finish a request can't exhaust
+file descriptors. The kernel ends a connection whose peer stops reading, so it can't keep a model from eviction forever.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class _Watched:
-    """How many requests a connection began, and how many of them are being answered."""
+    """A connection's requests: how many have begun, and how many are still running."""
 
     begun: int = 0
     running: int = 0
@@ -37,17 +37,18 @@ class _Watched:
 
 @dataclass
 class IdleTimeout:
-    """Closes connections on which `seconds` went by without a request beginning or running. For one application.
+    """Closes connections on which no request began or ran for `seconds`. For one application.
 
-    `untaken`: for how many seconds a peer may take nothing of what it is sent.
+    `untaken`: seconds for which sent data may stay unacknowledged (TCP_USER_TIMEOUT).
     """
 
     seconds: float = PATIENCE_SECONDS
     untaken: float = UNTAKEN_SECONDS
+    # One entry per open connection; `_look` removes it once the connection is closed.
     _watched: dict[asyncio.BaseProtocol, _Watched] = field(default_factory=dict)
 
     def watching(self, app: web.Application) -> web.Application:
-        """An application that counts its requests here, before it answers any."""
+        """Add a middleware that counts requests; it comes first, so that refused requests count too."""
 
         @web.middleware
         async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -57,7 +58,7 @@ class IdleTimeout:
         return app
 
     def watch(self, protocol: RequestHandler) -> RequestHandler:
-        """Look at a new connection from time to time."""
+        """Check a new connection every `seconds`."""
         self._watched[protocol] = _Watched()
         asyncio.get_running_loop().call_later(self.seconds, self._look, protocol, 0)
         return protocol
@@ -77,6 +78,7 @@ class IdleTimeout:
             del self._watched[protocol]
             return
         if watched.begun == before and not watched.running:
+            # Not `close`, which would wait until the peer has taken the buffered data.
             transport.abort()
         asyncio.get_running_loop().call_later(self.seconds, self._look, protocol, watched.begun)
 
@@ -88,7 +90,7 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     patience: IdleTimeout | None = None,
 ) -> Address:
-    """Answer at an address until the stack is left; where it is. Raises Busy when it is taken."""
+    """Serve at an address until the stack is left; return it with the real port. Raises Busy when it is taken."""
     watcher = patience or IdleTimeout()
     runner = web.AppRunner(
         watcher.watching(app),
@@ -103,6 +105,7 @@ async def serve(
     if make is None:
         raise RuntimeError("a runner that was set up has a server")
     loop = asyncio.get_running_loop()
+    # Not web.TCPSite, which has no hook for each new connection.
     server = await loop.create_server(
         lambda: watcher.watch(make()), sock=listening, backlog=_BACKLOG, ssl=tls
     )
@@ -121,7 +124,7 @@ def _listen(address: Address, untaken: float) -> socket.socket:
         raise Busy(
             f"can't listen on {address}: {error.strerror or error}", hint="Choose another port."
         ) from error
-    # Connections inherit it.
+    # Set on the listening socket because accepted connections inherit it.
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(untaken * 1000))
     server.setblocking(False)
     return server

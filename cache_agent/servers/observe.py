@@ -1,7 +1,7 @@
-"""What watches an agent from outside may ask: is it alive, is it ready, what has it counted. Nothing changes here.
+"""Liveness, readiness and metrics over HTTP. Read-only.
 
-The control socket answers the same; this can have an address of its own, for the kubelet and for Prometheus, which
-reach no unix socket.
+The control socket serves the same routes. They can also have an address of their own, because the kubelet and
+Prometheus can't reach a unix socket.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from cache_agent.node.threads import BlockingExecutor
 
 
 class ObserveApi:
-    """`GET /livez`, `/readyz` (503 with what is wrong) and `/metrics` of one agent."""
+    """`GET /livez`, `/readyz` (503 with the failed checks) and `/metrics` of one agent."""
 
     def __init__(self, executor: BlockingExecutor, health: Health, metrics: Metrics) -> None:
         self._executor, self._health, self._metrics = executor, health, metrics
 
     def routes(self) -> list[web.RouteDef]:
-        """For an application that answers more than this."""
+        """The routes, for an application that serves other routes too."""
         return [
             web.get("/livez", self._livez),
             web.get("/readyz", self._readyz),
@@ -28,7 +28,7 @@ class ObserveApi:
         ]
 
     def application(self) -> web.Application:
-        """An application that answers nothing else."""
+        """An application that serves only these routes."""
         app = web.Application()
         app.add_routes(self.routes())
         return app

@@ -1,7 +1,7 @@
-"""Sends pieces of files and memory as one HTTP answer: the kernel copies from the page cache to the socket (sendfile).
+"""Sends pieces of files and memory as one HTTP response. Files go from the page cache to the socket by sendfile.
 
-Nothing is buffered whole; a client that reads slowly costs one connection and no memory. Pieces of a few kilobytes are
-read instead, since a system call each would cost more than the copy.
+Nothing is buffered whole, so a slow client costs a connection but no memory. Pieces of up to 64 KiB are read and
+joined instead, because a system call for each would cost more than the copy.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ _SMALL: Final = 64 << 10
 _READAHEAD: Final = 8 << 20
 _RELAY_BUFFER: Final = 256 << 10
 _POLL_SECONDS: Final = 0.02
-# Linux alone has it.
+# Only Linux has it.
 _TCP_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """Bytes of a file."""
+    """A range of a file."""
 
     path: Path
     wanted: ByteRange
 
 
-# No bytes at all: what is next isn't there yet, and what was given before should leave.
+# An empty piece flushes: the next bytes aren't there yet, so the pending ones must not wait for them.
 Piece = bytes | FilePiece
 
 
 class ClientGone(ConnectionResetError):
-    """The client hung up in the middle of an answer."""
+    """The client closed the connection in the middle of a response."""
 
 
 def asked_range(request: web.Request, size: int, etag: str) -> ByteRange | None:
-    """The range that a request asks of `size` bytes; None for all. Raises InvalidInput for a 416."""
+    """The range that a request asks for, of `size` bytes; None for all. Raises InvalidInput, which means a 416."""
     header = request.headers.get("Range")
     condition = request.headers.get("If-Range")
+    # A client that holds a part of another version must get the whole (RFC 9110, section 13.1.5).
     if header is None or (condition is not None and condition != etag):
         return None
     return parse_range(header, size)
@@ -62,9 +63,9 @@ def asked_range(request: web.Request, size: int, etag: str) -> ByteRange | None:
 def answer_of(
     request: web.Request, size: int, etag: str, headers: dict[str, str]
 ) -> tuple[web.StreamResponse, ByteRange | None]:
-    """The answer to a GET or HEAD of something of `size` bytes, not yet begun, and which bytes it has to be given.
+    """The unsent response to a GET or HEAD of `size` bytes, and the range of bytes to send in it.
 
-    None of them for a HEAD, a 416 and what is empty.
+    The range is None for a HEAD, a 416 and an empty body.
     """
     common = {**headers, "Accept-Ranges": "bytes", "ETag": etag}
     try:
@@ -85,9 +86,9 @@ def answer_of(
 async def send(
     request: web.Request, answer: web.StreamResponse, pieces: AsyncIterator[Piece]
 ) -> None:
-    """Send the head and the pieces; the head only once the first piece is there.
+    """Send the headers and the pieces. The headers wait for the first piece, so its errors can still become a status.
 
-    Raises what the pieces raise, OSError when a file or the connection fails; `answer.prepared` tells which it was.
+    Raises what the pieces raise, OSError when a file or the connection fails; `answer.prepared`: the headers are sent.
     """
     first = await anext(pieces)
     await answer.prepare(request)
@@ -110,9 +111,9 @@ async def deliver(
     pieces: AsyncGenerator[Piece, None],
     held: AbstractContextManager[object],
 ) -> None:
-    """Send the pieces while what they come from is held. Before the head is out, raises as `send` does.
+    """Send the pieces while `held` protects their files from eviction. Before the headers are sent, raises as `send`.
 
-    After that a short body is the only way left to say that something failed: the connection ends.
+    After that only a short body can report a failure: the connection is closed.
     """
     try:
         async with aclosing(pieces):
@@ -131,7 +132,7 @@ async def _chain(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[Pi
 
 
 async def each(pieces: Iterable[Piece]) -> AsyncGenerator[Piece, None]:
-    """Pieces that are all there."""
+    """Yield pieces that are all available."""
     for piece in pieces:
         yield piece
 
@@ -139,16 +140,17 @@ async def each(pieces: Iterable[Piece]) -> AsyncGenerator[Piece, None]:
 async def following(
     executor: BlockingExecutor, ready: Callable[[int], ReadablePrefix | None], start: int, stop: int
 ) -> AsyncGenerator[Piece, None]:
-    """A range of a file that is still on its way, as far as it may be read and further as it comes."""
+    """Yield a range of a file that is still downloading, as its readable prefix grows."""
     position = start
     while position < stop:
         found = await executor.call(partial(ready, position))
-        # Renamed since it was asked for: it is whole, and somewhere else.
+        # A missing file was committed since `ready` answered, which renamed it: the next poll finds its new path.
         opened = None if found is None else _opened(found.path)
         if found is None or opened is None:
             yield b""
             await asyncio.sleep(_POLL_SECONDS)
             continue
+        # By descriptor, because a commit may rename the file before the piece is sent.
         with opened as file:
             until = min(found.stop, stop)
             yield FilePiece(Path(f"/proc/self/fd/{file.fileno()}"), ByteRange(position, until))
@@ -165,7 +167,7 @@ def _opened(path: Path) -> FileIO | None:
 async def relay(
     executor: BlockingExecutor, opening: AbstractContextManager[BlobStream]
 ) -> AsyncGenerator[Piece, None]:
-    """What a stream that is read in threads gives, as it comes."""
+    """Yield the bytes of a stream as they arrive. The stream is opened and read in threads."""
     stream = await executor.call(opening.__enter__)
     buffer = memoryview(bytearray(_RELAY_BUFFER))
     try:
@@ -177,7 +179,7 @@ async def relay(
 
 
 def hang_up(request: web.Request) -> None:
-    """End an answer that can't be completed: the client must see that it is short."""
+    """Abort the connection of a response that can't be completed, so that the client sees a short body."""
     if request.transport is not None:
         request.transport.abort()
 
@@ -199,7 +201,9 @@ def _read(piece: FilePiece) -> bytes:
 async def _send_file(request: web.Request, answer: web.StreamResponse, piece: FilePiece) -> None:
     loop = asyncio.get_running_loop()
     with piece.path.open("rb", buffering=0) as file:
+        # sendfile blocks the event loop on pages that aren't in memory, so they are read ahead.
         os.posix_fadvise(file.fileno(), piece.wanted.start, _READAHEAD, os.POSIX_FADV_WILLNEED)
+        # asyncio's sendfile raises RuntimeError for a closing transport; this is the client's doing, not a bug.
         if request.transport is None or request.transport.is_closing():
             raise ClientGone("the client hung up")
         with _corked(request.transport):
@@ -211,7 +215,7 @@ async def _send_file(request: web.Request, answer: web.StreamResponse, piece: Fi
 
 @contextmanager
 def _corked(transport: asyncio.Transport) -> Iterator[None]:
-    """Send full segments only, and the rest at the end: sending as sendfile gives costs a third more (tcp(7))."""
+    """Send only full segments, and the rest at the end (TCP_CORK, tcp(7)). Without it sendfile costs a third more."""
     connection = transport.get_extra_info("socket")
     if _TCP_CORK is None or connection is None or connection.family not in _INTERNET:
         yield
@@ -220,5 +224,5 @@ def _corked(transport: asyncio.Transport) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the client hung up
+        with suppress(OSError):  # the client closed the connection
             connection.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 0)

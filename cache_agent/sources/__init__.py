@@ -1,1 +1,1 @@
-"""Where bytes come from when the disk doesn't have them: one small interface, one module per kind of place."""
+"""Sources of chunks that aren't on disk: one small interface, one module per kind of source."""

@@ -1,6 +1,6 @@
-"""What any source may be wrapped in, each a source itself: a bandwidth cap, a circuit breaker, a measurement.
+"""Decorators for any source, each a source itself: bandwidth cap, circuit breaker, rate measurement.
 
-Retrying is the engine's, as it alone knows the other sources.
+None retries: the engine does, because only it has the other sources.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modelimage.repository import BlobStream
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A source around another."""
+    """A source that delegates to another."""
 
     inner: Source
 
@@ -31,8 +31,8 @@ class Wrapped:
         return self.inner.name
 
     @property
-    def proves(self) -> bool:
-        return self.inner.proves
+    def authorizes(self) -> bool:
+        return self.inner.authorizes
 
     @contextmanager
     def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
@@ -42,7 +42,7 @@ class Wrapped:
 
 
 class _ToldStream:
-    """A stream that tells of every read."""
+    """A stream that reports the size of every read to `tell`."""
 
     def __init__(self, stream: BlobStream, tell: Callable[[int], None]) -> None:
         self._stream, self._tell = stream, tell
@@ -58,7 +58,7 @@ class _ToldStream:
 
 @dataclass(frozen=True)
 class _CappedStream:
-    """A stream that brings little at a time, with pauses."""
+    """A stream with small reads and pauses, to keep a rate."""
 
     stream: BlobStream
     throttle: Throttle | Caps
@@ -77,7 +77,7 @@ class _CappedStream:
 
 @dataclass(frozen=True)
 class Limited(Wrapped):
-    """At most so many bytes per second from this source. `sleep` waits."""
+    """A source with a bandwidth cap. `sleep` waits the given seconds."""
 
     throttle: Throttle | Caps
     sleep: Callable[[float], object]
@@ -90,7 +90,7 @@ class Limited(Wrapped):
 
 @dataclass
 class Breaker:
-    """Counts failures in a row of one place, over all pulls. Open: the place isn't asked until the rest is over."""
+    """A circuit breaker: opens after `after` consecutive failures of one source, over all pulls, for `rest` seconds."""
 
     monotonic: Callable[[], float]
     after: int = 5
@@ -100,16 +100,17 @@ class Breaker:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_open(self) -> bool:
-        """Whether to leave the place alone. After the rest one request is let through to try."""
+        """Whether to reject requests. After the rest, one request in each `rest` seconds is let through as a probe."""
         with self._lock:
             now = self.monotonic()
             if self._failures < self.after or now >= self._until:
+                # Set for the probe: the other callers stay rejected until it has ended.
                 self._until = now + self.rest
                 return False
             return True
 
     def note(self, *, failed: bool) -> None:
-        """How a request ended."""
+        """Record the result of a request."""
         with self._lock:
             self._failures = self._failures + 1 if failed else 0
             if failed:
@@ -117,20 +118,21 @@ class Breaker:
 
 
 @dataclass(frozen=True)
-class Breaking(Wrapped):
-    """A source that is left alone after it failed several times in a row."""
+class WithBreaker(Wrapped):
+    """A source with a circuit breaker: not used for a while after consecutive failures."""
 
     breaker: Breaker
 
     @contextmanager
     def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         if self.breaker.is_open():
-            # Said as 'not here', so that a pull goes on with its other sources at once.
+            # NotFound, so a pull excludes it and continues with its other sources immediately, without a backoff.
             raise NotFound(f"{self.name} failed too often; it is left alone for a while")
         try:
             with self.inner.open(pieces) as stream:
                 yield stream
         except Unreachable:
+            # Only outages count: a NotFound or a refusal shows that the source works.
             self.breaker.note(failed=True)
             raise
         self.breaker.note(failed=False)
@@ -138,7 +140,7 @@ class Breaking(Wrapped):
 
 @dataclass
 class Rate:
-    """Bytes and seconds of one place, for `status` and for what a fetch costs."""
+    """Bytes and seconds of one source, for `status` and for the cost of a fetch. Thread-safe."""
 
     size: int = 0
     seconds: float = 0.0
@@ -152,13 +154,13 @@ class Rate:
             self.failures += failed
 
     def per_second(self) -> float:
-        """Bytes a second of one stream; 0 before anything came."""
+        """Bytes per second of one stream; 0 before the first byte."""
         return self.size / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Measured(Wrapped):
-    """A source whose speed is known."""
+    """A source whose transfers are measured."""
 
     rate: Rate
     monotonic: Callable[[], float]

@@ -1,4 +1,4 @@
-"""A mounted filesystem that a cluster shares (NFS, Lustre, a hostPath) as a shared place."""
+"""A mounted filesystem that all nodes share (NFS, Lustre, a hostPath) as a shared store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FULL: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
 
 @dataclass(frozen=True)
 class SharedDirectory:
-    """`<path>/files/sha256/ab/<hex>`, as in a store. `clock` is wall time, which nodes are taken to share roughly."""
+    """`<path>/files/sha256/ab/<hex>`, as in a store. `clock`: wall time, assumed to be roughly equal on all nodes."""
 
     path: Path
     clock: Callable[[], float] = time.time
@@ -35,7 +35,7 @@ class SharedDirectory:
 
     @contextmanager
     def open(self, digest: Digest, wanted: ByteRange) -> Iterator[BlobStream]:
-        """See `SharedPlace.open`."""
+        """See `SharedStore.open`."""
         with self._mapped():
             try:
                 fd = os.open(self._file(digest), os.O_RDONLY | os.O_CLOEXEC)
@@ -49,7 +49,7 @@ class SharedDirectory:
             stream.end()
 
     def has(self, digest: Digest, size: int) -> bool:
-        """See `SharedPlace.has`."""
+        """See `SharedStore.has`."""
         with self._mapped():
             try:
                 return self._file(digest).stat().st_size == size
@@ -57,21 +57,24 @@ class SharedDirectory:
                 return False
 
     def claim(self, digest: Digest) -> bool:
-        """See `SharedPlace.claim`."""
+        """See `SharedStore.claim`."""
         claim = self.path / "claims" / digest.hex
         with self._mapped():
             claim.parent.mkdir(parents=True, exist_ok=True)
+            # Exclusive creation is atomic on a shared filesystem too: one node wins.
             try:
                 claim.touch(exist_ok=False)
             except FileExistsError:
                 if self.clock() - claim.stat().st_mtime < CLAIM_SECONDS:
                     return False
+                # Taken over by touching it. Two nodes may both do so: each writes its own temporary file, no harm.
                 os.utime(claim, (self.clock(), self.clock()))
         return True
 
     def put(self, digest: Digest, size: int, data: Iterator[memoryview]) -> None:
-        """See `SharedPlace.put`."""
+        """See `SharedStore.put`."""
         target = self._file(digest)
+        # Unique: after an expired claim two nodes may write the same file.
         temporary = target.with_name(f".{digest.hex}.{uuid.uuid4().hex}")
         try:
             with self._mapped():
@@ -79,10 +82,12 @@ class SharedDirectory:
                 with temporary.open("wb", buffering=0) as file:
                     for buffer in data:
                         file.write(buffer)
+                    # Before the rename: other nodes must never see the name without the bytes.
                     os.fsync(file.fileno())
                 temporary.chmod(0o444)
                 temporary.rename(target)
         finally:
+            # The claim ends on failure too: another node then tries without waiting for its expiry.
             temporary.unlink(missing_ok=True)
             (self.path / "claims" / digest.hex).unlink(missing_ok=True)
 

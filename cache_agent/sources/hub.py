@@ -1,6 +1,6 @@
-"""The hub role: files as they were published, at the commit that the record names, over the Hub's resolve address.
+"""The hub tier: reads files as published on the Hub, at the record's commit, through the Hub's `resolve` URLs.
 
-Only an unquantized variant's files are there; the rest are NotFound, and another source is asked.
+The Hub has only an unquantized variant's files; the others are NotFound, and the pull uses another source.
 """
 
 from __future__ import annotations
@@ -39,29 +39,30 @@ class _HubStream:
             raise Unreachable(f"the hub broke off: {error}") from error
 
     def close(self) -> None:
-        # Shutting the connection down ends a read that is pending in another thread.
+        # Shutting the connection down ends a read pending in another thread.
         with suppress(RuntimeError, ValueError, OSError):  # it has ended
             self._response.shutdown()
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """One repository of a Hub at one commit. `token` is sent to the Hub only, never to where it redirects."""
+    """One Hub repository at one commit. `token` is sent to the Hub only, never to a host it redirects to."""
 
     record: Record
     endpoint: str = DEFAULT_ENDPOINT
     token: str | None = None
+    # No retries here: the engine retries, and can use another source.
     pool: urllib3.PoolManager = field(
         default_factory=lambda: urllib3.PoolManager(
             maxsize=16, retries=False, timeout=urllib3.Timeout(connect=5, read=60)
         )
     )
     tier: Tier = Tier.HUB
-    proves: bool = False
+    authorizes: bool = False
 
     @classmethod
     def of(cls, record: Record, endpoint: str, token: str | None) -> HubSource | None:
-        """The source of a record that came from a Hub as it was published; None for any other."""
+        """The source of an unquantized record that was built from a Hub repository; None for any other."""
         if not record.source.startswith(_SCHEME) or not record.revision or record.quantization:
             return None
         return cls(record, endpoint.rstrip("/"), token)
@@ -80,6 +81,7 @@ class HubSource:
 
     @contextmanager
     def _open(self, piece: ChunkRange) -> Iterator[BlobStream]:
+        # `safe=""`: a revision with a slash must stay one path segment.
         path = quote(piece.file.path)
         url = f"{self.endpoint}/{self._repository}/resolve/{quote(self.record.revision, safe='')}/{path}"
         response = self._get(url, {"Range": piece.range.header, "Accept-Encoding": "identity"})
@@ -89,11 +91,12 @@ class HubSource:
                 raise RemoteRefused(f"{self.name} answered another range than was asked for")
             yield _HubStream(response)
         finally:
-            # A body that wasn't read to its end makes the connection unusable.
+            # Closed, not returned to the pool: an unread rest of the body makes the connection unusable.
             response.close()
 
     def _get(self, url: str, headers: dict[str, str]) -> Any:
         hub = urlsplit(self.endpoint).netloc
+        # Redirects are followed here, not by urllib3: the token must not reach the storage host behind the Hub.
         for _ in range(_MAX_REDIRECTS):
             own = dict(headers)
             if self.token and urlsplit(url).netloc == hub:

@@ -1,7 +1,6 @@
-"""The registry role: files out of the layers of a model image, in a registry or a layout directory.
+"""The registry tier: reads files from the layers of an image, in a registry or a layout directory.
 
-Small files that lie near each other in one layer come through one ranged request; the tar headers between them
-are read over.
+Small files close to each other in one layer are read with one ranged request; the tar headers between them are skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _SKIP_BUFFER = 64 << 10
 
 
 class _PieceStream:
-    """A stream over a span of a layer that gives only the wanted ranges of it, in order."""
+    """A stream over a range of a layer that returns only the wanted parts of it, in order."""
 
     def __init__(self, stream: BlobStream, wanted: Sequence[ByteRange]) -> None:
         self._stream = stream
@@ -55,19 +54,20 @@ class _PieceStream:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """One model image in one repository. `layers` are the manifest's: what it doesn't list isn't read."""
+    """One image in one repository. `layers` are the manifest's. Raises InvalidImage if the record names another one."""
 
     reader: ImageReader
     record: Layered
     layers: Sequence[Descriptor]
     name: str
     tier: Tier = Tier.REGISTRY
-    proves: bool = True
+    authorizes: bool = True
     _by_digest: dict[Digest, Descriptor] = field(init=False, default_factory=dict)
     _places: dict[Digest, dict[str, ByteRange]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._by_digest.update({layer.digest: layer for layer in self.layers})
+        # The manifest is the authority: a record must not choose other blobs of the repository.
         for layer in self.record.layers:
             if layer.digest not in self._by_digest:
                 raise InvalidImage(
@@ -84,6 +84,7 @@ class ImageSource:
         if layer.digest not in self._places:
             raise NotFound(f"layer {layer.digest} can only be read from its beginning")
         wanted = [self._in_layer(piece) for piece in joined(pieces)]
+        # One range over all files: skipping the headers between them costs less than a request each.
         span = ByteRange(wanted[0].start, wanted[-1].stop)
         if len(wanted) == 1:
             return self.reader.blob(layer, span)

@@ -1,4 +1,4 @@
-"""Fills the shelf: once a model was pulled, what else a container runtime will ask for when it pulls the same image."""
+"""Fills the manifest cache after a pull with the manifests and configs that a container runtime requests."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _MAX_CONFIG = 4 << 20
 def cache_manifests(
     manifest_cache: ManifestCache, image: ImageReference, resolved: Resolved, reader: ImageReader
 ) -> None:
-    """Keep the index that names a model, every manifest of that model in it, and their configs.
+    """Cache the index that names a model, every manifest of that model in it, and their configs.
 
-    Images in layout directories aren't asked for by name through a registry's API, so nothing of them is kept.
-    Raises what the reader and the shelf raise.
+    Does nothing for layout directories: no registry client requests them by name. Raises the reader's and the
+    cache's errors.
     """
     if not isinstance(image, RegistryReference):
         return
+    # A pull by digest shows nothing about the tag's current target.
     tags = {image.name: resolved.root.digest} if image.digest is None else {}
     manifest_cache.keep(repository_of(image), list(_documents(resolved, reader)), tags)
 
@@ -44,13 +45,13 @@ def _documents(resolved: Resolved, reader: ImageReader) -> Iterator[tuple[Descri
 
 
 def config_of(manifest: bytes, descriptor: Descriptor) -> Descriptor:
-    """The config that a manifest names. Raises InvalidImage."""
+    """The config descriptor of a manifest. Raises InvalidImage."""
     document = canonical.parse(manifest, what=f"manifest {descriptor.digest}")
     return Descriptor.from_json(document.get("config"))
 
 
 def layers_of(manifest: bytes) -> Iterator[Descriptor]:
-    """The layers that a manifest names; none of an index. Raises InvalidImage."""
+    """The layer descriptors of a manifest; none for an index. Raises InvalidImage."""
     layers = canonical.parse(manifest, what="a manifest").get("layers", [])
     if not isinstance(layers, list):
         raise InvalidImage("malformed manifest: layers")
@@ -58,7 +59,7 @@ def layers_of(manifest: bytes) -> Iterator[Descriptor]:
 
 
 def layer_sizes(reader: ImageReader, manifest: Descriptor) -> dict[Digest, int]:
-    """Bytes of an image's layers. Of a foreign image that is all that is known before they were read."""
+    """The sizes in bytes of an image's layers: all that is known about a foreign image before they are read."""
     return {layer.digest: layer.size for layer in layers_of(reader.manifest(manifest))}
 
 

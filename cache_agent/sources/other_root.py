@@ -1,6 +1,6 @@
-"""The disk role across roots: what another root of this node holds is copied, not fetched.
+"""The disk tier across roots: copies files that another root of this node has, instead of fetching them.
 
-It proves nothing about who may read it: see `fetch.reuse`.
+Having the bytes proves nothing about who may read them: see `fetch.reuse_check`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class OtherRootSource:
 
     store: Store
     tier: Tier = Tier.DISK
-    proves: bool = False
+    authorizes: bool = False
 
     @property
     def name(self) -> str:
@@ -40,6 +40,7 @@ class OtherRootSource:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as error:
             raise NotFound(f"{self.name} has no file {piece.file.digest.short}") from error
+        # Unreachable, not DiskFailed: another root's failing disk must not end a pull that has other sources.
         except OSError as error:
             raise Unreachable(f"{path} can't be opened: {error.strerror}") from error
         stream = FileStream(fd, piece.range.start, piece.range.stop)

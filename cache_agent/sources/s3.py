@@ -1,4 +1,4 @@
-"""An S3 bucket as a shared place. boto3 is imported on first use, since it takes 40 MB that most nodes don't need."""
+"""An S3 bucket as a shared store. boto3 is imported on first use: it takes 40 MB that most nodes don't need."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream
 
 CLAIM_SECONDS: Final = 3600.0
+# S3 allows 10,000 parts: enough for files of 625 GiB.
 _PART: Final = 64 << 20
 _DENIED: Final = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"})
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -30,7 +31,7 @@ _SLOW: Final = frozenset({"SlowDown", "503", "TooManyRequests", "429", "Throttli
 
 
 class _BodyStream:
-    """boto3's body as a stream."""
+    """A boto3 response body as a stream."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -39,14 +40,14 @@ class _BodyStream:
         return int(self._body.readinto(buffer[:SLICE_BYTES]))
 
     def close(self) -> None:
-        # Closing a body waits for a read that is pending in another thread; shutting its connection down ends it.
+        # Shutting the connection down ends a read pending in another thread; closing the body would wait for it.
         with suppress(AttributeError, RuntimeError, ValueError, OSError):  # it has ended
             self._body._raw_stream.shutdown()
 
 
 @dataclass
 class S3Bucket:
-    """`s3://bucket/prefix`. `options` go to boto3's client: endpoint, region, keys; by default its own search."""
+    """`s3://bucket/prefix`. `options` for boto3's client: endpoint, region, keys; unset ones by boto3's own lookup."""
 
     bucket: str
     prefix: str = ""
@@ -60,7 +61,8 @@ class S3Bucket:
 
     @contextmanager
     def open(self, digest: Digest, wanted: ByteRange) -> Iterator[BlobStream]:
-        """See `SharedPlace.open`."""
+        """See `SharedStore.open`."""
+        # The body is read inside, so errors of reading are mapped too.
         with self._mapped(digest):
             answer = self._s3().get_object(
                 Bucket=self.bucket, Key=self._key(digest), Range=wanted.header
@@ -72,7 +74,7 @@ class S3Bucket:
                 body.close()
 
     def has(self, digest: Digest, size: int) -> bool:
-        """See `SharedPlace.has`."""
+        """See `SharedStore.has`."""
         try:
             with self._mapped(digest):
                 head = self._s3().head_object(Bucket=self.bucket, Key=self._key(digest))
@@ -81,7 +83,7 @@ class S3Bucket:
         return bool(head["ContentLength"] == size)
 
     def claim(self, digest: Digest) -> bool:
-        """See `SharedPlace.claim`. Where the server has no conditional writes, two nodes may both write: no harm."""
+        """See `SharedStore.claim`. Without conditional writes on the server two nodes may both write: harmless."""
         key = self._join("claims", digest.hex)
         try:
             with self._mapped(digest):
@@ -92,6 +94,7 @@ class S3Bucket:
                 self._s3().delete_object(Bucket=self.bucket, Key=key)
         except NotFound:
             pass
+        # Conditional: of several nodes that found no claim or an expired one, one wins.
         try:
             with self._mapped(digest):
                 self._s3().put_object(Bucket=self.bucket, Key=key, Body=b"", IfNoneMatch="*")
@@ -100,7 +103,7 @@ class S3Bucket:
         return True
 
     def put(self, digest: Digest, size: int, data: Iterator[memoryview]) -> None:
-        """See `SharedPlace.put`: a multipart upload, completed only after the last byte was right."""
+        """See `SharedStore.put`: a multipart upload, completed only after all bytes were verified."""
         s3, key = self._s3(), self._key(digest)
         try:
             with self._mapped(digest):
@@ -116,9 +119,11 @@ class S3Bucket:
                     ]
                     s3.complete_multipart_upload(**where, MultipartUpload={"Parts": parts})
                 except BaseException:
+                    # Also on cancellation: S3 keeps and bills the parts of an upload that isn't aborted.
                     s3.abort_multipart_upload(**where)
                     raise
         finally:
+            # On failure too: another node then tries without waiting for the claim's expiry.
             with self._mapped(digest):
                 s3.delete_object(Bucket=self.bucket, Key=self._join("claims", digest.hex))
 
@@ -155,6 +160,7 @@ class S3Bucket:
             raise Unreachable(f"{self.name} doesn't answer: {error}") from error
 
     def _of(self, error: Any, digest: Digest) -> WeightyardError:
+        # Both: a HEAD response has no body, so its code is only the HTTP status.
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         if code in _MISSING:
@@ -171,7 +177,7 @@ class S3Bucket:
 
 
 def _parts(data: Iterator[memoryview]) -> Iterator[bytes]:
-    """Buffers gathered to parts of 64 MiB; one empty part for an empty file."""
+    """The buffers joined into parts of at least 64 MiB, except the last; one empty part for an empty file."""
     part = bytearray()
     sent = False
     for buffer in data:

@@ -1,7 +1,7 @@
-"""The shared role: one place for a whole cluster that holds weight files by sha256, read by all, written back once.
+"""The shared tier: a store of weight files by sha256 that all nodes of a cluster read and fill once.
 
-`SharedPlace` is the interface, `SharedSource` reads any of them as a source, `populate_shared` fills one. Files are named
-by digest, not by image, so what comes from here proves nothing about who may read it: see `fetch.reuse`.
+`SharedStore` is the interface, `SharedSource` adapts it to a source, `populate_shared` fills it. Files are named by
+digest, not by image, so their bytes prove nothing about who may read them: see `fetch.reuse_check`.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from modelimage.repository import BlobStream
 WRITE_BUFFER = 8 << 20
 
 
-class SharedPlace(Protocol):
-    """Holds files by sha256. Safe for several threads and several nodes at once.
+class SharedStore(Protocol):
+    """A shared store: files by sha256. Safe for concurrent use by several threads and several nodes.
 
     All methods raise AccessDenied, Unreachable, RemoteRefused, NoSpace.
     """
 
     @property
     def name(self) -> str:
-        """Which place it is, for people."""
+        """A name for people: a bucket, a directory."""
 
     def open(self, digest: Digest, wanted: ByteRange) -> AbstractContextManager[BlobStream]:
-        """A range of a file. Raises NotFound."""
+        """A byte range of a file. Raises NotFound."""
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Whether the whole file is there."""
+        """Whether the complete file exists."""
 
     def claim(self, digest: Digest) -> bool:
-        """Whether this node is to write the file: true for one node of a cluster, until the claim grows old."""
+        """Claim writing a file: True for one node of the cluster, until the claim expires."""
 
     def put(self, digest: Digest, size: int, data: Iterator[memoryview]) -> None:
-        """Store a file; visible only whole. What `data` raises leaves nothing visible."""
+        """Store a file and end the claim. It becomes visible only when complete; never if `data` raises."""
 
 
 @dataclass(frozen=True)
 class SharedSource:
-    """Any shared place as a source."""
+    """A shared store as a source."""
 
-    place: SharedPlace
+    place: SharedStore
     tier: Tier = Tier.SHARED
-    proves: bool = False
+    authorizes: bool = False
 
     @property
     def name(self) -> str:
@@ -64,12 +64,13 @@ class SharedSource:
 
 
 def populate_shared(
-    place: SharedPlace, digest: Digest, path: Path, pause: Callable[[int], None]
+    place: SharedStore, digest: Digest, path: Path, pause: Callable[[int], None]
 ) -> bool:
-    """Copy a verified file to the shared place, unless it is there or another node is at it. True when it was copied.
+    """Copy a file to the shared store, unless it is there or another node is writing it. Returns whether it copied.
 
-    The bytes are hashed again on their way out. Raises DigestMismatch when they aren't what their name says.
+    Hashes the bytes again while reading. Raises DigestMismatch if they don't match the file's name.
     """
+    # First `has`, which changes nothing, then the claim: most nodes find the file there.
     size = path.stat().st_size
     if place.has(digest, size) or not place.claim(digest):
         return False
@@ -78,10 +79,11 @@ def populate_shared(
 
 
 def _verified(digest: Digest, path: Path, pause: Callable[[int], None]) -> Iterator[memoryview]:
-    """The file's buffers; raises after the last one if they weren't right, so that nothing becomes visible."""
+    """The file's buffers. Raises before the last one if their hash is wrong, so `put` never completes."""
     hashed = hashlib.sha256()
     buffer = memoryview(bytearray(WRITE_BUFFER))
     with path.open("rb", buffering=0) as file:
+        # One buffer behind: the last one is handed out only after the hash of the whole file was checked.
         held: bytes | None = None
         while count := file.readinto(buffer):
             hashed.update(buffer[:count])
@@ -99,5 +101,5 @@ def _verified(digest: Digest, path: Path, pause: Callable[[int], None]) -> Itera
 
 
 def missing(name: str, digest: Digest) -> NotFound:
-    """The error of a place that hasn't got a file."""
+    """The error of a shared store that doesn't have a file."""
     return NotFound(f"{name} has no file {digest.short}")

@@ -1,7 +1,7 @@
-"""The Source role: a place that weight files can be fetched from. The interface only; one module per kind beside it.
+"""The Source interface: where weight files are fetched from. Implementations are one module per kind.
 
-Bytes from a source are never trusted: whoever reads them checks each chunk against the record and each file's
-sha256. So a source owes honesty about errors, not about content.
+Bytes from a source are never trusted: the reader checks each chunk against the record and each file's sha256. So
+implementations must report errors exactly, and needn't check content.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from modelimage.repository import BlobStream
 
 
 class RetryLater(NotFound):
-    """This place will have it soon: the span waits `after` seconds, others come first, no other place is asked."""
+    """This source will have it soon: the request is delayed by `after` seconds, and no other source is tried for it."""
 
     def __init__(self, message: str, *, after: float, in_line: bool = False) -> None:
-        """`in_line`: it waits for one of this node's own transfers to end, which may be sooner."""
+        """`in_line`: it waits for one of this node's own transfers to end, and is due as soon as one does."""
         super().__init__(message)
         self.after, self.in_line = after, in_line
 
 
 class FetchUpstream(NotFound):
-    """This place leaves it to the next. Should that one fail, it is of use to ask here again."""
+    """This source delegates the request to the next one. If that fails, this one may be tried again."""
 
 
 class Tier(Enum):
-    """What kind of place bytes came from, fastest first. The value labels metrics."""
+    """The kind of source, fastest first. Its value labels metrics."""
 
     MEMORY = "memory"
     DISK = "disk"
@@ -47,39 +47,39 @@ class Tier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChunkRange:
-    """Part of a file, `range` in its bytes: one chunk, or several in a row that are asked for at once.
+    """Part of a file, `range` in its bytes: one chunk, or several consecutive ones in one request.
 
-    `index` is the number of the first.
+    `index` is the number of the first chunk.
     """
 
     file: RecordFile
     index: int
     range: ByteRange
 
-    def goes_on_with(self, other: ChunkRange) -> bool:
+    def is_followed_by(self, other: ChunkRange) -> bool:
         """Whether `other` begins in the same file where this one ends."""
         return self.file is other.file and self.range.stop == other.range.start
 
 
 class Identified(Protocol):
-    """What has a digest."""
+    """Anything with a digest."""
 
     @property
     def digest(self) -> Digest: ...
 
 
 class Layered(Protocol):
-    """What a source must know of a model's layers: a record does, and so does a foreign image that is on its way."""
+    """A model's layers as sources need them: a record, or a foreign image that is being fetched."""
 
     @property
     def layers(self) -> Sequence[Identified]: ...
 
     def recipe(self, layer: Digest) -> Recipe | None:
-        """Where a layer's files lie; None where that can't be told."""
+        """The positions of a layer's files; None if unknown."""
 
 
 class Resolved(Protocol):
-    """An image of ours or of others, resolved to one model."""
+    """A model image or a foreign image, resolved to one model."""
 
     @property
     def root(self) -> Descriptor: ...
@@ -94,24 +94,24 @@ class Resolved(Protocol):
 
 
 class Source(Protocol):
-    """One place, bound to one model. Safe for use from several threads at once."""
+    """One source, bound to one model. Safe for concurrent use from several threads."""
 
     @property
     def tier(self) -> Tier:
-        """What kind of place it is."""
+        """The kind of source."""
 
     @property
     def name(self) -> str:
-        """Which place it is, for people: a host, a bucket, a directory."""
+        """A name for people: a host, a bucket, a directory."""
 
     @property
-    def proves(self) -> bool:
-        """Whether its bytes come out of the image's own layers, so that having them shows the caller may have them."""
+    def authorizes(self) -> bool:
+        """Whether its bytes come from the image's own layers, which proves that the caller may have them."""
 
     def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
-        """The bytes of all pieces back to back: files of one layer, in the layer's order, as one stream.
+        """The bytes of all pieces, concatenated: files of one layer, in the layer's order, as one stream.
 
-        `readinto` returns 0 only after the last byte. Raises NotFound when this place hasn't got them (another may),
-        NotYet, YourTurn, AccessDenied, Unreachable, RateLimited, RemoteRefused. Closing the stream from another thread
-        ends a pending read.
+        `readinto` returns 0 only after the last byte. Raises NotFound when this source doesn't have them (another may),
+        RetryLater, FetchUpstream, AccessDenied, Unreachable, RateLimited, RemoteRefused. Closing the stream from
+        another thread ends a pending read.
         """

@@ -1,4 +1,4 @@
-"""Streams made of others, for places that hold files rather than layers."""
+"""Streams over several files or ranges, for sources that store files instead of layers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cache_agent.sources.source import ChunkRange
 from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream
 
-# What to ask of a library that waits until a buffer is full: a slow sender must be seen to make progress.
+# Buffer size for libraries that block until the buffer is full: small, so a slow sender still shows progress.
 SLICE_BYTES: Final = 128 << 10
 
 OpenPiece = Callable[[ChunkRange], AbstractContextManager[BlobStream]]
 
 
 class ChainedStream:
-    """Several pieces as one stream; each is opened when the one before has ended."""
+    """Several pieces as one stream; each is opened when the previous one has ended."""
 
     def __init__(self, pieces: Sequence[ChunkRange], open_piece: OpenPiece) -> None:
         self._left = list(reversed(pieces))
@@ -36,26 +36,27 @@ class ChainedStream:
         if self._current is None or self._remaining == 0:
             return 0
         count = self._current.readinto(buffer[: self._remaining])
-        # A piece that ends early ends the stream: the reader sees that bytes are missing.
+        # A short piece ends the stream: continuing with the next would shift its bytes into this one's place.
         self._remaining = self._remaining - count if count else 0
         if count == 0:
             self._left.clear()
         return count
 
     def close(self) -> None:
+        # Not the stack: `close` may be called from another thread, and the stack belongs to the reader's.
         if self._current is not None:
             self._current.close()
 
     def end(self) -> None:
-        """Free what is open."""
+        """Close the open piece."""
         self._stack.close()
 
 
 def joined(pieces: Sequence[ChunkRange]) -> list[ChunkRange]:
-    """The same bytes in as few pieces as can be: what follows in the same file is asked for at once."""
+    """The same bytes in as few pieces as possible: consecutive pieces of a file are merged into one request."""
     out: list[ChunkRange] = []
     for piece in pieces:
-        if out and out[-1].goes_on_with(piece):
+        if out and out[-1].is_followed_by(piece):
             whole = ByteRange(out[-1].range.start, piece.range.stop)
             out[-1] = ChunkRange(piece.file, out[-1].index, whole)
         else:
@@ -65,7 +66,7 @@ def joined(pieces: Sequence[ChunkRange]) -> list[ChunkRange]:
 
 @contextmanager
 def chained(pieces: Sequence[ChunkRange], open_piece: OpenPiece) -> Iterator[BlobStream]:
-    """All pieces back to back. The first is opened now, so that what is missing is said at once."""
+    """All pieces as one stream. A single piece is opened now, several are opened on reading."""
     pieces = joined(pieces)
     if len(pieces) == 1:
         with open_piece(pieces[0]) as stream:
@@ -93,11 +94,11 @@ class FileStream:
         return count
 
     def close(self) -> None:
-        """A read of a local file can't be interrupted; the next one ends the stream."""
+        """End the stream at the next read: a pending read of a local file can't be interrupted."""
         self._stop = self._position
 
     def end(self) -> None:
-        """Close the descriptor; again does nothing."""
+        """Close the descriptor. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""Bandwidth caps: token buckets that say how long to pause after so many bytes. No sleeping here; time is given."""
+"""Bandwidth caps: token buckets that return how long to pause after a number of bytes. They never sleep themselves."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
-# How much may come at once, in seconds of the rate.
+# The bucket's size, in seconds of the rate.
 _BURST_SECONDS: Final = 0.25
 _LEAST_BURST: Final = 16 << 10
 
 
 class Throttle:
-    """A cap in bytes per second; 0 means none. Safe for several threads, which share the rate."""
+    """A cap in bytes per second; 0: none. Thread-safe; all threads share the rate."""
 
     def __init__(self, rate: float, monotonic: Callable[[], float]) -> None:
         self._rate, self._monotonic = rate, monotonic
@@ -20,34 +20,35 @@ class Throttle:
         self._free_at = monotonic()
 
     def set_rate(self, rate: float) -> None:
-        """Another cap from now on."""
+        """Change the cap."""
         with self._lock:
             self._rate = rate
 
     def burst(self, size: int) -> int:
-        """How many of `size` bytes to ask for at once, so that they come steadily and progress is seen."""
+        """The largest read, at most `size` bytes: small enough for a steady rate and visible progress."""
         rate = self._rate
         return min(size, max(_LEAST_BURST, int(rate * _BURST_SECONDS))) if rate > 0 else size
 
     def take(self, size: int) -> float:
-        """Count `size` bytes; the seconds to pause now to keep the rate."""
+        """Count `size` bytes; returns the seconds to pause now to keep the rate."""
         if self._rate <= 0:
             return 0.0
         with self._lock:
             now = self._monotonic()
+            # Unused bandwidth is kept for one burst only: else a pause would be followed by a flood.
             self._free_at = max(self._free_at, now - _BURST_SECONDS) + size / self._rate
             return max(0.0, self._free_at - now)
 
 
 class Caps:
-    """Several caps at once, until they are lifted: for a transfer that nobody waits for yet. Safe for threads."""
+    """Several caps on one transfer that can be lifted once a caller waits for it. Thread-safe."""
 
     def __init__(self, caps: Sequence[Throttle]) -> None:
         self._caps = tuple(caps)
         self._lifted = threading.Event()
 
     def lift(self) -> None:
-        """No cap from now on; who pauses goes on at once."""
+        """Remove all caps; threads in `pause` continue immediately."""
         self._lifted.set()
 
     def burst(self, size: int) -> int:
@@ -60,8 +61,9 @@ class Caps:
         """See `Throttle.take`."""
         if self._lifted.is_set():
             return 0.0
+        # Every cap is charged; the slowest determines the pause.
         return max((cap.take(size) for cap in self._caps), default=0.0)
 
     def pause(self, seconds: float) -> None:
-        """Wait so long, or until the caps are lifted."""
+        """Wait `seconds`, or until the caps are lifted."""
         self._lifted.wait(seconds)

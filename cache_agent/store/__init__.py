@@ -1,1 +1,1 @@
-"""What is on this node's disk: files, models, partial downloads, the ledger. Knows no network."""
+"""The store on this node's disk: files, models, partial downloads, the ledger. No network access."""

@@ -1,4 +1,7 @@
-"""Reservations against one store's space, and making room for them: the IO around `space` and `policy`."""
+"""Space accounting of one store: reservations, and eviction to satisfy them.
+
+The IO around the pure modules `space` and `policy`.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,15 @@ from modelimage.errors import InUse, NoSpace, NotFound
 
 @dataclass
 class Reservations:
-    """Bytes promised to running pulls and not written yet."""
+    """Bytes reserved for running pulls and not written yet."""
 
     _open: dict[int, int] = field(default_factory=dict)
     _next: int = 0
+    # Reentrant: `reserve` holds it while it calls `promised` and `add`.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def exclusive(self) -> threading.RLock:
-        """Held while room is made, so that two pulls don't count on the same bytes."""
+        """The lock to hold from measuring free space to reserving it, so that two pulls never count the same bytes."""
         return self._lock
 
     def promised(self) -> int:
@@ -47,6 +51,7 @@ class Reservations:
     def spend(self, number: int, size: int) -> None:
         with self._lock:
             if number in self._open:
+                # More may be written than was reserved; a negative rest would count as free space.
                 self._open[number] = max(0, self._open[number] - size)
 
     def end(self, number: int) -> None:
@@ -56,13 +61,13 @@ class Reservations:
 
 @dataclass(frozen=True)
 class Reservation:
-    """A promise of space. A context manager: what wasn't spent is given back at the end."""
+    """Reserved space. A context manager: the unspent rest is released at the end."""
 
     _book: Reservations
     _number: int
 
     def spend(self, size: int) -> None:
-        """So many of the promised bytes are on the disk now, and counted there."""
+        """Convert `size` reserved bytes into stored ones: they are on the disk now and counted there."""
         self._book.spend(self._number, size)
 
     def __enter__(self) -> Reservation:
@@ -74,7 +79,7 @@ class Reservation:
 
 @dataclass
 class StoreSpace:
-    """The space of one store."""
+    """Measures, reserves and frees the space of one store."""
 
     paths: StorePaths
     ledger: Ledger
@@ -87,6 +92,7 @@ class StoreSpace:
             disk = os.statvfs(self.paths.root)
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         return SpaceView(
+            # A partial's blocks are allocated when it is created, so it counts with its full size.
             own=self.ledger.stored_bytes() + self._partial_bytes(),
             promised=self.reservations.promised(),
             disk_total=total,
@@ -99,17 +105,20 @@ class StoreSpace:
         return plan_eviction(self.candidates(), need=need, now=now)
 
     def reserve(self, need: int, now: float, evict: Callable[[Digest], int] | None) -> Reservation:
-        """Promise `need` bytes; evicts first when there is too little. Raises NoSpace and evicts nothing in vain.
+        """Reserve `need` bytes, evicting models when there is too little. Raises NoSpace, before any futile eviction.
 
-        Without `evict` only free space is promised.
+        Without `evict`, reserve free space only.
         """
         with self.reservations.exclusive():
+            # Bounded: leases taken between plan and eviction shrink what a plan
+            # frees, and must not loop a pull forever.
             for _ in range(3):
                 view = self.view()
                 short = view.shortfall(need) if need else 0
                 if short == 0:
                     return self.reservations.add(need)
                 plan = self.plan(short, now)
+                # A plan that frees too little isn't started: models would be lost and the pull refused all the same.
                 if evict is None or plan.freed < short:
                     break
                 for victim in plan.victims:
@@ -136,7 +145,7 @@ class StoreSpace:
         ]
 
     def _evict(self, victim: Victim, evict: Callable[[Digest], int]) -> None:
-        """A model leased or removed since the plan was made is left; the plan is then made again."""
+        """Evict one model. One leased or removed since the plan was made is skipped; `reserve` then plans again."""
         try:
             freed = evict(victim.key)
         except (InUse, NotFound):

@@ -1,13 +1,13 @@
-"""The checker: proves every invariant of a store, and is what each test of the store ends with.
+"""The checker: verifies every invariant of a store. Every store test ends with it.
 
     files      each name in files/ is the sha256 of its bytes; a plain file, read-only, right size in the ledger
-    models     each directory holds exactly its record's files, each the store's own inode, and the record itself
-    ledger     says of files and models exactly what is on the disk
+    models     each directory holds exactly its record's files, each a hard link to the store's inode, and the record
+    ledger     lists exactly the files and models on the disk
     leases     are on models that exist
-    partials   belong to a journal; each chunk that a bitmap vouches for is right
-    leftovers  none: no trash, no staging, no file that nobody wants
+    partials   belong to a journal; each chunk marked in a bitmap is correct
+    leftovers  none: no trash, no staging directory, no unreferenced file
 
-Reads only; `repair` acts on what it finds.
+Read-only; `repairer` acts on the findings.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from modelimage.record import CHUNK_SIZE, RecordFile
 
 
 class Kind(Enum):
-    """What is wrong. The value goes over the wire."""
+    """The kind of a finding. The value goes over the wire."""
 
     @property
     def advice(self) -> str:
-        """What an operator does about it."""
+        """The remedy for an operator."""
         return _ADVICE[self]
 
     WRONG_BYTES = "wrong bytes"
@@ -72,7 +72,7 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One invariant that doesn't hold."""
+    """One violated invariant."""
 
     kind: Kind
     path: Path
@@ -82,7 +82,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FileVerdict:
-    """What reading a whole file showed: its sha256 and the BLAKE3 of its chunks."""
+    """Digests of a whole file as read from the disk: its sha256 and the BLAKE3 of its chunks."""
 
     sha256: Digest
     chunks: tuple[str, ...]
@@ -91,8 +91,12 @@ class FileVerdict:
 
 
 def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> FileVerdict:
-    """Read a file once, off the disk, for all its digests. `pause` is told of bytes read. Raises DiskFailed."""
+    """Read a file once, bypassing the page cache, and compute all its digests. Raises DiskFailed.
+
+    `pause` is called with the size of each buffer read, to limit the rate.
+    """
     whole, chunks = hashlib.sha256(), []
+    # Direct: the page cache would hide a damaged sector.
     with open_for_reading(path, direct=True) as fd:
         with reading(path):
             status = os.fstat(fd)
@@ -109,7 +113,7 @@ def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> 
 
 @dataclass
 class Checker:
-    """Checks one store. `quick` believes file contents and looks at everything else."""
+    """Checks one store. `quick` skips file contents; `busy` (pulls are running) skips partials and leftovers."""
 
     paths: StorePaths
     ledger: Ledger
@@ -120,7 +124,7 @@ class Checker:
     models: int = 0
 
     def run(self) -> list[Finding]:
-        """Everything that is wrong. Raises DiskFailed only when directories can't be listed."""
+        """All findings. Raises DiskFailed only when directories can't be listed."""
         return [
             *self._files(),
             *self._models(),
@@ -130,6 +134,7 @@ class Checker:
         ]
 
     def _files(self) -> Iterator[Finding]:
+        # One prefix at a time, to bound memory.
         for number in range(256):
             prefix = f"{number:02x}"
             known = self.ledger.file_digests(prefix)
@@ -148,6 +153,7 @@ class Checker:
                 yield Finding(Kind.FOREIGN, path, "not a directory of files")
 
     def _file(self, path: Path, digest: Digest, size: int | None) -> Iterator[Finding]:
+        # Metadata first: a wrong mode or size is reported even when the bytes can't be read.
         status = path.lstat()
         if status.st_mode & 0o222:
             yield Finding(Kind.WRITABLE, path, f"mode {stat.S_IMODE(status.st_mode):o}", digest)
@@ -161,12 +167,14 @@ class Checker:
         try:
             verdict = read_file(path)
         except DiskFailed as error:
+            # A finding, not an error: one unreadable file must not end the check of all others.
             yield Finding(Kind.UNREADABLE, path, error.message, digest)
             return
         self.bytes_read += verdict.size
         if verdict.sha256 != digest:
             yield Finding(Kind.WRONG_BYTES, path, f"its bytes are {verdict.sha256}", digest)
             return
+        # For correct bytes only: wrong ones are reported already.
         stored = self.ledger.file(digest)
         if stored is not None and stored.chunks and stored.chunks != verdict.chunks:
             yield Finding(Kind.LEDGER, path, "chunk digests in the ledger are wrong", digest)
@@ -175,7 +183,7 @@ class Checker:
         known = {key.hex for key in self.ledger.model_keys()}
         for path in listed(self.paths.models):
             if path.name.startswith("."):
-                continue  # counted among the leftovers
+                continue  # reported as a leftover
             if path.name not in known:
                 yield Finding(Kind.LEDGER, path, "on the disk, not in the ledger")
             known.discard(path.name)
@@ -186,12 +194,14 @@ class Checker:
 
     def _model(self, path: Path) -> Iterator[Finding]:
         try:
+            # Without a readable record nothing else about the directory can be judged.
             record = read_record(path / RECORD_NAME)
             with reading(self.paths.origin(record.key)):
                 Origin.parse(self.paths.origin(record.key).read_bytes())
         except (InvalidImage, DiskFailed) as error:
             yield Finding(Kind.MODEL, path, error.message)
             return
+        # A valid record in the wrong directory would be served as another model.
         if record.key.hex != path.name:
             yield Finding(Kind.MODEL, path, f"holds the record of {record.key}")
             return
@@ -202,6 +212,7 @@ class Checker:
             if found not in expected:
                 yield Finding(Kind.MODEL, found, "isn't in the record")
         for name, file in expected.items():
+            # Same inode, not same bytes: a copy would be neither scrubbed nor repaired with the store's file.
             if not same_file(name, self.paths.file(file.digest)):
                 yield Finding(Kind.MODEL, name, "isn't the store's own file", file.digest)
         rows = {file.digest for file in self.ledger.model_files(record.key)}
@@ -215,6 +226,7 @@ class Checker:
 
     def _partials(self) -> Iterator[Finding]:
         claimed: dict[str, RecordFile | None] = {}
+        # All journals first: any of them may claim a partial.
         for path in listed(self.paths.partial):
             if path.suffix == ".json":
                 try:
@@ -228,12 +240,14 @@ class Checker:
                 yield Finding(Kind.LEFTOVER, path, "no pull's journal claims it")
                 continue
             file = claimed[path.stem]
-            # Of a foreign image's chunks nothing is known: nobody believes them before their layer is whole.
+            # A foreign image's chunks have no digests: its partials are trusted
+            # only once their whole layer is verified.
             if file is not None and path.suffix == ".bitmap" and not self.quick:
                 yield from self._bitmap(path, file)
 
     def _bitmap(self, path: Path, file: RecordFile) -> Iterator[Finding]:
-        """A damaged bitmap is no finding, as nobody believes it; one that vouches for wrong bytes is."""
+        """Check a bitmap's chunks. A damaged bitmap is no finding, since it is
+        ignored; one that marks a wrong chunk is."""
         with reading(path):
             decoded = Bitmap.decode(path.read_bytes(), file.chunk_count())
         data = path.with_suffix(".data")
@@ -248,8 +262,10 @@ class Checker:
                     yield Finding(Kind.PARTIAL, path, f"vouches for chunk {index}, which is wrong")
 
     def _leftovers(self) -> Iterator[Finding]:
+        # Running pulls own staging directories, files and journals that look exactly like leftovers.
         if self.busy:
             return
+        # A journal protects files that no model references yet.
         wanted = {digest for journal in self._journals() for digest in journal.files}
         for stored in self.ledger.unreferenced_files():
             if stored.digest not in wanted:
@@ -278,7 +294,7 @@ class Checker:
                 try:
                     yield read_claims(path)
                 except (InvalidImage, DiskFailed):
-                    continue  # reported among the partials
+                    continue  # reported by `_partials`
 
 
 def _mode(path: Path) -> int:
@@ -286,7 +302,7 @@ def _mode(path: Path) -> int:
 
 
 def _below(directory: Path) -> Iterator[Path]:
-    """Everything under a directory that isn't a directory itself."""
+    """All non-directories below a directory."""
     for path in listed(directory):
         if path.is_dir() and not path.is_symlink():
             yield from _below(path)

@@ -1,7 +1,7 @@
-"""The few ways in which a store changes a filesystem, each mapped to named errors and told to an observer first.
+"""The only operations by which a store changes its filesystem. Each reports to an observer first and maps OSError.
 
-Nothing else in the store writes, links, renames or removes: so a test that counts, refuses, or dies at every
-operation covers every step there is. Knows nothing of models, digests or the ledger.
+Nothing else in the store writes, links, renames or removes, so a test that counts, refuses or crashes at every
+operation covers every step. Independent of models, digests and the ledger.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cache_agent.errors import DiskFailed, LinkRefused
 from modelimage.durable import start_writeback
 from modelimage.errors import NoSpace, NotWritable, WeightyardError
 
-# A longer write makes the kernel look for a larger page in one piece: 1 MiB costs twice the system time of two halves.
+# 1 MiB costs twice the system time of two 512 KiB writes: the kernel then looks for larger contiguous pages.
 WRITE_BYTES: Final = 512 << 10
 READ_ONLY_FILE: Final = 0o444
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -36,7 +36,7 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, _off_t, _off_t]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change about to be made: `kind` is the method's name, `target` the second path of rename and link."""
+    """One change about to be made. `kind` is the method's name, `target` the second path of rename and link."""
 
     kind: str
     path: Path
@@ -47,11 +47,11 @@ Observer = Callable[[Operation], None]
 
 
 def ignore(operation: Operation) -> None:
-    """The observer of a store in production."""
+    """The no-op observer of a production store."""
 
 
 class Disk:
-    """Changes to one filesystem. `observe` is called before each; what it raises (an OSError) is that change's failure.
+    """Changes one filesystem. `observe` runs before each change; an OSError that it raises fails that change.
 
     Every method raises NoSpace, NotWritable, LinkRefused or DiskFailed, never OSError.
     """
@@ -60,10 +60,12 @@ class Disk:
         self._observe = observe
 
     def open_partial(self, path: Path, size: int) -> int:
-        """A descriptor for reading and writing a file of `size` bytes whose space is taken now, not later."""
+        """Open a file of `size` bytes for reading and writing, with its blocks allocated now rather than on write."""
         with self._change("open_partial", path):
+            # O_NOFOLLOW: a link in `partial/` must not redirect writes.
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            # Allocated now, so that a full disk fails a pull at its start and not after gigabytes.
             with self._change("allocate", path):
                 os.ftruncate(fd, size)
                 _allocate(fd, size)
@@ -80,7 +82,7 @@ class Disk:
                 data, offset = data[written:], offset + written
 
     def start_writeback(self, fd: int, offset: int, size: int) -> None:
-        """Ask the kernel to begin writing pages out, so that the fsync at the end finds little to do."""
+        """Start asynchronous writeback of pages, so that the final fsync has little left to do."""
         start_writeback(fd, offset, size)
 
     def fsync(self, fd: int, path: Path) -> None:
@@ -88,7 +90,8 @@ class Disk:
             os.fsync(fd)
 
     def seal(self, fd: int, path: Path) -> None:
-        """Make a file read-only for everyone, then durable: content and mode."""
+        """Make a file read-only for everyone, then make content and mode durable."""
+        # Mode before fsync: one flush makes both durable.
         with self._change("seal", path):
             os.fchmod(fd, READ_ONLY_FILE)
         self.fsync(fd, path)
@@ -107,16 +110,17 @@ class Disk:
                 os.close(fd)
 
     def mkdir(self, path: Path) -> bool:
-        """Make a directory, durably; False when it was there."""
+        """Create a directory durably; False when it existed."""
         if path.is_dir():
             return False
         with self._change("mkdir", path):
             path.mkdir(mode=0o755, exist_ok=True)
+        # A directory's name is durable only once its parent is synced.
         self.sync_directory(path.parent)
         return True
 
     def make_staging(self, path: Path) -> None:
-        """Make a directory that needs no durability yet."""
+        """Create a directory without making it durable."""
         with self._change("mkdir", path):
             path.mkdir(mode=0o755)
 
@@ -125,7 +129,8 @@ class Disk:
             path.rename(target)
 
     def link(self, path: Path, target: Path) -> None:
-        """A second name for a file's inode. Raises LinkRefused where the filesystem can't."""
+        """Hard-link a file. Raises LinkRefused where the filesystem doesn't support it."""
+        # Not through `_change`: here EPERM and EXDEV mean that hard links are unsupported, not that writing is denied.
         try:
             self._observe(Operation("link", path, target))
             target.hardlink_to(path)
@@ -135,17 +140,17 @@ class Disk:
             raise _mapped(target, error) from error
 
     def write_small(self, path: Path, data: bytes) -> None:
-        """Replace a small file whole; a process that dies leaves the old or the new one. Not yet durable."""
-        # Two threads may note the same thing at once.
+        """Replace a small file atomically: after a crash the old or the new content is there. Not yet durable."""
+        # Two threads may write the same file concurrently: each needs its own temporary name.
         temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
         with self._change("write_small", path):
             temporary.write_bytes(data)
             temporary.rename(path)
 
     def overwrite_small(self, path: Path, data: bytes) -> None:
-        """Write a small file over what is there, for what carries a checksum: it may be cut short. Not yet durable.
+        """Overwrite a small file in place: not durable, and truncated by a crash, so only for checksummed content.
 
-        Spares the wait for the disk that a rename over another file means on ext4.
+        Avoids the flush that ext4 does when a rename replaces a file.
         """
         with self._change("overwrite_small", path):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -155,7 +160,7 @@ class Disk:
                 os.close(fd)
 
     def write_durable(self, path: Path, data: bytes, mode: int = READ_ONLY_FILE) -> None:
-        """Replace a small file whole and durably: temporary name, write, fsync, rename, fsync of the directory."""
+        """Replace a small file atomically and durably: temporary name, write, fsync, rename, fsync of the directory."""
         temporary = path.with_name(f".{path.name}.tmp")
         with self._change("write_temporary", temporary):
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -170,15 +175,16 @@ class Disk:
         self.sync_directory(path.parent)
 
     def unlink(self, path: Path) -> None:
-        """Remove a file; one that isn't there is removed already."""
+        """Remove a file; a missing one is no error."""
         with self._change("unlink", path), suppress(FileNotFoundError):
             path.unlink()
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a directory and all below it, not following links."""
+        """Remove a directory tree without following links."""
         if path.is_symlink() or not path.is_dir():
             self.unlink(path)
             return
+        # Sorted: a test that fails the nth operation must be reproducible.
         for entry in sorted(path.iterdir()):
             self.remove_tree(entry)
         with self._change("rmdir", path), suppress(FileNotFoundError):
@@ -187,6 +193,7 @@ class Disk:
     @contextmanager
     def _change(self, kind: str, path: Path, target: Path | None = None) -> Iterator[None]:
         try:
+            # Inside the try: an error injected by a test is mapped like the kernel's.
             self._observe(Operation(kind, path, target))
             yield
         except OSError as error:
@@ -195,7 +202,7 @@ class Disk:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Map what reading a store's file may raise to DiskFailed or NotWritable."""
+    """Map OSErrors from reading a store's file to NoSpace, NotWritable or DiskFailed."""
     try:
         yield
     except OSError as error:
@@ -203,7 +210,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def is_plain_file(path: Path) -> bool:
-    """Whether a path is a regular file itself, not through a link."""
+    """Whether a path itself is a regular file; symbolic links are not followed."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
@@ -211,7 +218,7 @@ def is_plain_file(path: Path) -> bool:
 
 
 def _allocate(fd: int, size: int) -> None:
-    """Take the space now where the filesystem can. Not posix_fallocate: glibc would write every block instead."""
+    """Allocate blocks where the filesystem can. Not posix_fallocate: glibc falls back to writing every block."""
     if size == 0 or _libc.fallocate(fd, 0, 0, size) == 0:
         return
     code = ctypes.get_errno()

@@ -1,8 +1,8 @@
-"""The marks of pulls under way, `partial/<model key>.json`: what they have so far, so that a restart keeps it.
+"""Journals of running pulls, `partial/<model key>.json`: the progress that a restart keeps.
 
-A pull of our own images writes down the record that it works from, which names every file beforehand. Of a foreign
-image nothing is known before its layers were read, so its pull writes down what each finished layer held; the bytes
-wait in spools named after layer and member until the model's files are known.
+The journal of our own images is the record, which names every file beforehand. A foreign image's files are unknown
+until its layers are read, so its journal lists the contents of each finished layer; the bytes stay in staged layer
+files, named after layer and member, until the model's files are known.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PULL_STATE_SCHEMA: Final = "weightyard.dev/harvest/v1"
 
 
 def staged_name(layer: Digest, member: int) -> Digest:
-    """What a member of a layer goes by while its own digest isn't known."""
+    """The name of a layer's member while its own digest is unknown."""
     return Digest.of(f"{layer}/{member}".encode())
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignPullState:
-    """What a pull of a foreign image has: finished layers, and how many members those have that come by ranges.
+    """Progress of a foreign image's pull: finished layers, and the member count of layers that arrive by ranges.
 
-    Law: `Harvest.parse(h.to_bytes()) == h`.
+    Law: `ForeignPullState.parse(s.to_bytes()) == s`.
     """
 
     key: Digest
@@ -65,21 +65,22 @@ class ForeignPullState:
         return cls.from_json(canonical.parse(data, what="a journal"))
 
     def digests(self) -> set[Digest]:
-        """The files that it has digests of."""
+        """Digests of its files that are known already."""
         return {found.digest for layer in self.done.values() for found in layer.files.values()}
 
     def staged_files(self) -> set[str]:
-        """The names of its spools in `partial/`."""
+        """Names of its staged layer files in `partial/`."""
         finished = {(layer, n) for layer, found in self.done.items() for n in found.files}
+        # Any member of a layer that arrives by ranges may be staged already.
         arriving = {(layer, n) for layer, count in self.arriving.items() for n in range(count)}
         return {staged_name(layer, number).hex for layer, number in finished | arriving}
 
 
 @dataclass(frozen=True, slots=True)
 class JournalRefs:
-    """What the journal of one pull keeps from being cleared away.
+    """The files that a pull's journal protects from cleanup.
 
-    `files` in `files/`, `partials` by their names in `partial/`, with the file that each becomes where that is known.
+    `files` in `files/`, `partials` by name in `partial/`, each with the file that it becomes where that is known.
     """
 
     key: Digest
@@ -102,7 +103,7 @@ class JournalRefs:
 
 
 def read_journal(path: Path) -> AnyRecord | ForeignPullState:
-    """The journal of a pull. Raises InvalidImage, DiskFailed."""
+    """Read a pull's journal. Raises InvalidImage, DiskFailed."""
     with reading(path):
         data = path.read_bytes()
     document = canonical.parse(data, what="a journal")
@@ -112,5 +113,5 @@ def read_journal(path: Path) -> AnyRecord | ForeignPullState:
 
 
 def read_claims(path: Path) -> JournalRefs:
-    """What a journal claims. Raises InvalidImage, DiskFailed."""
+    """Read the files that a journal protects. Raises InvalidImage, DiskFailed."""
     return JournalRefs.of(read_journal(path))

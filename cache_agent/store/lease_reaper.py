@@ -1,4 +1,4 @@
-"""What an open store does by itself: leases of holders that are gone end, and leases lost with the ledger come back."""
+"""Lease maintenance of an open store: ends leases of dead holders, restores leases lost with the ledger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cache_agent.store.values import Holder, Lease, Use
 
 @dataclass(frozen=True, slots=True)
 class LeaseReaper:
-    """Keeps leases true to who is there. `is_gone` answers for certain or not at all."""
+    """Ends and restores leases. `is_gone` must return True only when the holder is certainly gone."""
 
     ledger: Ledger
     events: Events
@@ -20,19 +20,21 @@ class LeaseReaper:
     clock: Callable[[], float]
 
     def expire(self) -> list[Lease]:
-        """End the leases whose holders are gone; time alone ends none."""
+        """End the leases whose holders are gone. Leases never expire by time alone."""
         gone = [lease for lease in self.ledger.leases() if self.is_gone(lease.holder)]
         for lease in gone:
+            # It may have been released meanwhile: report only leases that this call ended.
             if self.ledger.drop_lease(lease.id):
                 self.events.expired(lease.id, str(lease.holder))
         return gone
 
     def restore(self, users: Iterable[Use]) -> list[Lease]:
-        """Leases for who uses a model and has none, after a ledger was lost."""
+        """Create the missing leases of current users, after a ledger was lost."""
         restored = []
         with self.ledger.transaction():
             known = {(lease.model, lease.holder) for lease in self.ledger.leases()}
             for use in users:
+                # Idempotent: a holder that is found twice gets one lease.
                 if (use.model, use.holder) in known or self.ledger.model(use.model) is None:
                     continue
                 known.add((use.model, use.holder))

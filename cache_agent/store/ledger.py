@@ -1,10 +1,9 @@
-"""The ledger: SQLite beside the files, holding what the files can't say (leases, pins, use, proofs of access).
+"""The ledger: SQLite beside the files, for facts that the files can't hold (leases, pins, use, proofs of access).
 
-The files are the truth of what is stored; the ledger is the truth of who uses it. It is durable before an answer
-is given (`synchronous=FULL`), and what it says of files can be rebuilt from them. One connection writes, behind one
-lock; callers compose steps inside `transaction()`, which is all or nothing. Another reads what is committed, so that
-a question doesn't wait for an fsync; who writes reads through the first, and so sees its own changes. Holds no policy
-and opens no other file.
+Files are the truth about content, the ledger about use. It is durable before a reply is sent (`synchronous=FULL`), and
+its file and model rows can be rebuilt from the files. One connection writes, behind one lock; callers compose steps in
+`transaction()`, which is atomic. A second one reads committed state, so that queries never wait for an fsync; the
+writing thread reads through the first connection and sees its own changes. Holds no policy, opens no other file.
 """
 
 from __future__ import annotations
@@ -57,10 +56,11 @@ CREATE TABLE proofs (
 
 
 class Ledger(Queries):
-    """One open ledger. Safe for use from several threads. Raises LedgerDamaged, NoSpace, DiskFailed."""
+    """One open ledger. Thread-safe. Raises LedgerDamaged, NoSpace, DiskFailed."""
 
     def __init__(self, paths: StorePaths) -> None:
         self._paths, self._path = paths, paths.ledger
+        # Two connections, each with a lock: a reader must not wait for a writer's fsync.
         self._lock, self._reading = threading.RLock(), threading.RLock()
         self._depth = 0
         self._writer: int | None = None
@@ -70,6 +70,7 @@ class Ledger(Queries):
             with self.writing(), self._mapped():
                 self._open()
                 self._reader = _connect(self._path)
+                # A query with a bug must not write past the writer's lock.
                 self._reader.execute("PRAGMA query_only=ON")
         except WeightyardError:
             self._db.close()
@@ -77,14 +78,15 @@ class Ledger(Queries):
 
     def close(self) -> None:
         with self._lock, self._reading:
-            # The last to close tidies up, which one that only reads can't.
+            # The last connection to close checkpoints the WAL, which a read-only one can't: close the reader first.
             self._reader.close()
             self._db.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """No other thread writes the ledger meanwhile; others read what was committed before."""
+        """Exclude other writers; readers see the state committed before."""
         with self._lock:
+            # `_all` needs it: only the writing connection shows the writer its uncommitted changes.
             before, self._writer = self._writer, threading.get_ident()
             try:
                 yield
@@ -93,36 +95,41 @@ class Ledger(Queries):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """No other thread reads or writes the ledger meanwhile: for short steps that must not be seen in part."""
+        """Exclude other readers and writers: for short steps whose intermediate state must stay invisible."""
+        # Always in this order, writer before reader: the reverse could deadlock.
         with self.writing(), self._reading:
             yield
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything inside is durable when this ends, or never happened. Nests; no other thread sees the middle."""
+        """Run the block atomically and durably. Nests; other threads never see the intermediate state."""
         with self.writing(), self._mapped():
             if self._depth == 0:
+                # IMMEDIATE takes SQLite's write lock now; a deferred transaction could fail in its middle.
                 self._db.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield
             except BaseException:
+                # BaseException: an interrupted thread must roll back too.
                 self._depth -= 1
                 if self._depth == 0 and self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
             self._depth -= 1
+            # Only the outermost level commits: a caller's larger step must not become visible in parts.
             if self._depth == 0:
                 self._commit()
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Inside a transaction: what is inside this happens whole or not at all, whatever becomes of the rest."""
+        """Inside a transaction: make the block atomic, independent of the rest of the transaction."""
         with self.writing(), self._mapped():
             self._db.execute("SAVEPOINT one")
             try:
                 yield
             except BaseException:
+                # SQLite may have rolled the whole transaction back by itself (disk full).
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK TO one")
                     self._db.execute("RELEASE one")
@@ -141,10 +148,11 @@ class Ledger(Queries):
 
     def drop_file(self, digest: Digest) -> None:
         self._run("DELETE FROM files WHERE sha256 = ?", digest.hex)
+        # Proofs end with the file: a file fetched again must prove its origin again.
         self._run("DELETE FROM proofs WHERE sha256 = ?", digest.hex)
 
     def put_model(self, model: Model, record: AnyRecord) -> None:
-        """Add or replace a model's row; leases and the images that name it stay."""
+        """Add or replace a model's row, without touching its leases and image names."""
         self._run(
             f"INSERT OR REPLACE INTO models ({MODEL_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
             model.key.hex, model.variant, model.image, model.size, model.files,
@@ -164,7 +172,8 @@ class Ledger(Queries):
         self._run("UPDATE models SET pinned = ? WHERE key = ?", int(pinned), key.hex)
 
     def note_use(self, key: Digest, at: float) -> bool:
-        """Count one more use; False when there is no such model."""
+        """Count one use; False when there is no such model."""
+        # MAX: a clock that was set back must not make a model look unused.
         counted = "UPDATE models SET last_used = MAX(last_used, ?), uses = uses + 1 WHERE key = ?"
         return self._run(counted, at, key.hex) > 0
 
@@ -178,8 +187,9 @@ class Ledger(Queries):
             at,
         )
 
-    def add_proofs(self, repository: str, files: Iterable[RecordFile]) -> None:
-        """Note that these files came through these layers of a repository whose manifest the caller could read."""
+    def add_authorizations(self, repository: str, files: Iterable[RecordFile]) -> None:
+        """Record that these files came from these layers of a repository whose
+        manifest the caller was authorized to read."""
         self._many(
             "INSERT OR IGNORE INTO proofs VALUES (?, ?, ?)",
             [(file.digest.hex, repository, file.layer.hex) for file in files],
@@ -198,17 +208,21 @@ class Ledger(Queries):
         return self._run("DELETE FROM leases WHERE id = ?", lease_id) > 0
 
     def _open(self) -> None:
+        # WAL: readers go on while a transaction is written.
         self._db.execute("PRAGMA journal_mode=WAL")
+        # FULL: a granted lease must survive a power loss.
         self._db.execute("PRAGMA synchronous=FULL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0:
+            # One transaction: a crash must not leave half a schema.
             self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
         elif version != _VERSION:
+            # Treated like damage: the ledger is rebuilt from the files.
             raise LedgerDamaged(f"the ledger {self._path} has version {version}, not {_VERSION}")
         (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise LedgerDamaged(f"the ledger {self._path} is damaged: {verdict}")
-        # The pages may be in order and what stands in them not.
+        # Intact pages may still hold invalid values: parse every row before trusting the ledger.
         self.models()
         with self._parsed():
             for row in self._db.execute("SELECT * FROM files"):
@@ -218,6 +232,7 @@ class Ledger(Queries):
         try:
             self._db.execute("COMMIT")
         except sqlite3.Error:
+            # SQLite may keep the transaction open after a failed COMMIT (disk full); the next BEGIN would then fail.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise

@@ -1,4 +1,4 @@
-"""One process per store: an advisory lock that dies with its holder, so a crash never leaves it behind."""
+"""One process per store, by an advisory lock. The kernel drops it with its process, so a crash leaves no stale lock."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class StoreLock:
 
     def __init__(self, path: Path) -> None:
         with reading(path):
+            # No O_TRUNC: the file holds the pid of the current holder.
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,7 +30,7 @@ class StoreLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Give the lock back; again does nothing."""
+        """Release the lock. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,10 +1,10 @@
-"""The shelf: manifests, indexes and configs of model images, so that a runtime can be given the whole image.
+"""The manifest cache: manifests, indexes and configs of model images, to serve whole images to container runtimes.
 
     <root>/images/documents/<hex>           the bytes of a document
-    <root>/images/repositories/<hash>.json  what one repository is known to hold: documents, tags, since when public
+    <root>/images/repositories/<hash>.json  a repository's documents and tags, and since when it is public
 
-A document is given out for a repository only when it came from there. What is lost here is fetched again, so a
-damaged entry counts as missing.
+A document is served for a repository only if it came from there. Lost entries are fetched
+again, so a damaged entry counts as missing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _NO_TAGS: Final[Mapping[str, Digest]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What one repository is known to hold. `documents` are media types by digest, `public` seconds since the epoch."""
+class RepositoryEntry:
+    """One repository's entry. `documents`: media types by digest; `public`: seconds since the epoch."""
 
     repository: str
     documents: dict[str, str] = field(default_factory=dict)
@@ -49,9 +49,9 @@ class Known:
         )
 
     @classmethod
-    def parse(cls, data: bytes) -> Known:
+    def parse(cls, data: bytes) -> RepositoryEntry:
         """Raises InvalidImage."""
-        document = canonical.parse(data, what="an entry of the shelf")
+        document = canonical.parse(data, what="an entry of the manifest cache")
         try:
             return cls(
                 str(document["repository"]),
@@ -60,18 +60,18 @@ class Known:
                 None if document["public"] is None else float(document["public"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InvalidImage(f"malformed entry of the shelf: {error!r}") from error
+            raise InvalidImage(f"malformed entry of the manifest cache: {error!r}") from error
 
 
 class ManifestCache:
-    """The shelf of one store. Safe for threads. Raises NoSpace, NotWritable, DiskFailed."""
+    """The manifest cache of one store. Thread-safe. Raises NoSpace, NotWritable, DiskFailed."""
 
     def __init__(self, paths: StorePaths, disk: Disk) -> None:
         images = paths.records.parent
         self._documents, self._repositories = images / "documents", images / "repositories"
         self._disk = disk
         self._lock = threading.RLock()
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, RepositoryEntry] = {}
 
     def keep(
         self,
@@ -79,28 +79,30 @@ class ManifestCache:
         documents: Iterable[tuple[Descriptor, bytes]],
         tags: Mapping[str, Digest] = _NO_TAGS,
     ) -> None:
-        """Put documents on the shelf, whose bytes have been checked against their digests, and note what tags mean."""
+        """Store documents, already verified against their digests, and record the tags' digests."""
         with self._lock:
             known = self._of(repository)
             types, meanings = dict(known.documents), dict(known.tags)
             for descriptor, data in documents:
                 path = self._documents / descriptor.digest.hex
+                # Content-addressed: an existing document needs no rewrite.
                 if not is_plain_file(path):
                     self._disk.mkdir(self._documents)
                     self._disk.write_durable(path, data)
                 types[str(descriptor.digest)] = descriptor.media_type
             meanings.update({tag: str(digest) for tag, digest in tags.items()})
+            # After the documents: an entry must never name one that isn't durable.
             if (types, meanings) != (known.documents, known.tags):
                 self._put(replace(known, documents=types, tags=meanings))
 
     def tagged(self, repository: str, tag: str) -> Digest | None:
-        """What a tag last meant."""
+        """The last known digest of a tag."""
         with self._lock:
             text = self._of(repository).tags.get(tag)
         return Digest.parse(text) if text else None
 
     def find(self, repository: str, digest: Digest) -> tuple[str, bytes] | None:
-        """Media type and bytes of a document that came from this repository; None when it isn't here or is damaged."""
+        """Media type and bytes of a document that came from this repository; None when it is missing or damaged."""
         with self._lock:
             media_type = self._of(repository).documents.get(str(digest))
         path = self._documents / digest.hex
@@ -108,13 +110,14 @@ class ManifestCache:
             return None
         with reading(path):
             data = path.read_bytes()
+        # On every read: a damaged disk must never serve a wrong manifest.
         if Digest.of(data) != digest:
             self._disk.unlink(path)
             return None
         return media_type, data
 
     def documents(self, repository: str) -> dict[Digest, str]:
-        """Media types by digest of what came from a repository."""
+        """Media types by digest of a repository's documents."""
         with self._lock:
             return {
                 Digest.parse(each): kind for each, kind in self._of(repository).documents.items()
@@ -126,7 +129,8 @@ class ManifestCache:
             return self._of(place).public
 
     def note_public(self, place: str, at: float | None) -> None:
-        """See `PublicPlaces`. Only of places that something is kept of, else callers could fill the disk with names."""
+        """See `PublicPlaces`. Only for repositories with documents, else callers
+        could fill the disk with invented names."""
         with self._lock:
             known = self._of(place)
             if known.documents:
@@ -135,7 +139,7 @@ class ManifestCache:
                 self._known.pop(place, None)
 
     def prune(self, wanted: Callable[[str], bool]) -> int:
-        """Forget the places that aren't wanted, and documents that no place holds; how many went."""
+        """Remove unwanted repositories, then unreferenced documents; the number of entries removed."""
         with self._lock:
             kept: set[str] = set()
             gone = 0
@@ -147,31 +151,34 @@ class ManifestCache:
                     gone += 1
                 else:
                     kept.update(Digest.parse(each).hex for each in known.documents)
+            # After the entries: a crash in between leaves unreferenced documents, never dangling entries.
             for path in listed(self._documents):
                 if path.name not in kept:
                     self._disk.unlink(path)
                     gone += 1
         return gone
 
-    def _of(self, repository: str) -> Known:
+    def _of(self, repository: str) -> RepositoryEntry:
         known = self._known.get(repository)
         if known is None:
             read = self._read(self._path(repository))
-            known = read if read and read.repository == repository else Known(repository)
+            # The file's name is a truncated hash: a colliding repository's entry must not be used.
+            known = read if read and read.repository == repository else RepositoryEntry(repository)
+            # Unknown repositories aren't remembered: clients choose the names and could fill the memory.
             if known.documents:
                 self._known[repository] = known
         return known
 
-    def _read(self, path: Path) -> Known | None:
+    def _read(self, path: Path) -> RepositoryEntry | None:
         if not is_plain_file(path):
             return None
         try:
             with reading(path):
-                return Known.parse(path.read_bytes())
+                return RepositoryEntry.parse(path.read_bytes())
         except WeightyardError:
-            return None  # damaged, so missing: see above
+            return None  # damaged counts as missing
 
-    def _put(self, known: Known) -> None:
+    def _put(self, known: RepositoryEntry) -> None:
         self._disk.mkdir(self._repositories)
         self._disk.write_durable(self._path(known.repository), known.to_bytes(), _MODE)
         self._known[known.repository] = known
@@ -181,7 +188,7 @@ class ManifestCache:
 
 
 def _texts(value: Any) -> dict[str, str]:
-    """A JSON object of text to text."""
+    """Validate a JSON object of strings to strings."""
     for text in (*value.keys(), *value.values()):
         if not isinstance(text, str):
             raise TypeError(f"expected text, got {text!r:.80}")

@@ -1,9 +1,8 @@
-"""A file on its way: a data file of full size and a bitmap of the chunks verified so far.
+"""A file being downloaded: a data file of full size and a bitmap of the chunks verified so far.
 
-A partial is named after all that its record claims of the file (sha256, size and chunk digests), so a forged
-record that claims another's sha256 never shares a partial with it. The bitmap is believed only if its own
-checksum holds and it was written since this boot: after a power loss pages may be missing that it vouches for,
-so chunks are read and checked again.
+A partial is named after all claims of its record about the file (sha256, size and chunk digests), so a forged record
+that claims another file's sha256 never shares its partial. The bitmap is trusted only if its own checksum holds and it
+was written since this boot: after a power loss pages that it marks may be missing, so chunks are verified again.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ READ_BUFFER: Final = 1 << 20
 
 
 def identity(file: RecordFile) -> Digest:
-    """The name of the partial that holds a file with exactly these claims."""
+    """The name of a partial: a digest of all claims about its file."""
     claims = {"sha256": file.digest.hex, "size": file.size, "blake3": list(file.chunks)}
     return Digest.of(canonical.to_bytes(claims))
 
 
 @dataclass(frozen=True, slots=True)
 class Bitmap:
-    """Which chunks of a file are verified. Law: `decode(b.encode(boot), count) == (b, boot)`."""
+    """The verified chunks of a file. Law: `decode(b.encode(boot), count) == (b, boot)`."""
 
     bits: bytes
     count: int
@@ -59,14 +58,14 @@ class Bitmap:
         return {index for index in range(self.count) if self.bits[index // 8] >> index % 8 & 1}
 
     def encode(self, boot: str) -> bytes:
-        """The bitmap file's bytes: magic, boot id, count, bits, checksum."""
+        """Encode the bitmap file: magic, boot id, count, bits, checksum."""
         head = _MAGIC + boot.encode().ljust(_BOOT_BYTES)[:_BOOT_BYTES]
         body = head + self.count.to_bytes(8, "little") + self.bits
         return body + blake3(body).digest(length=_CHECKSUM_BYTES)
 
     @classmethod
     def decode(cls, data: bytes, count: int) -> tuple[Bitmap, str] | None:
-        """The bitmap and the boot that it was written in; None when it is damaged or of another file."""
+        """The bitmap and the boot id of its writer; None when it is damaged or belongs to another file."""
         body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         head = len(_MAGIC) + _BOOT_BYTES + 8
         if len(body) != head + -(-count // 8) or not body.startswith(_MAGIC):
@@ -81,11 +80,11 @@ class Bitmap:
 
 
 class Partial:
-    """One partial, open. Safe for several threads that write different chunks.
+    """One open partial. Safe for threads that write different chunks.
 
-    `verified` grows only through `mark`, after the chunk's bytes were checked, and shrinks through `unmark`. `name` is
-    what it goes by where nothing is known of the file yet: then `mark` says that a chunk came, and `vouch` what the
-    whole turned out to be.
+    `verified` grows only through `mark`, after the chunk's bytes were verified, and shrinks through `unmark`. `name` is
+    used while the file is unknown: then `mark` only means that a chunk arrived, and `vouch` sets the file once its
+    whole content is verified.
     """
 
     def __init__(
@@ -97,34 +96,36 @@ class Partial:
         self._bitmap_path = paths.partial_bitmap(self.identity)
         self._disk, self._boot = disk, boot
         self._lock = threading.Lock()
+        # Before `open_partial`, which creates the file.
         existed = self.path.exists()
         self._fd = disk.open_partial(self.path, file.size)
         self.verified: set[int] = self._recall() if existed else set()
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write bytes and have the disk begin with them: little by little, since whoever asks a busy disk waits."""
+        """Write bytes and start their writeback: in small steps, since synchronous requests to a busy disk stall."""
         self._disk.pwrite(self._fd, self.path, data, offset)
         self._disk.start_writeback(self._fd, offset, len(data))
 
     def mark(self, index: int) -> None:
         """Record that a chunk is written and verified."""
         with self._lock:
+            # After the data: the bitmap may only claim chunks that are written and verified.
             self.verified.add(index)
             self._note()
 
     def unmark(self, index: int) -> None:
-        """Take that back: the chunk's bytes turned out not to be what was written."""
+        """Revert `mark`: the chunk's bytes on the disk turned out wrong."""
         with self._lock:
             self.verified.discard(index)
             self._note()
 
     def vouch(self, file: RecordFile) -> None:
-        """Say what the bytes are: all of them were hashed on this node, and their layer is the manifest's."""
+        """Set the file: all its bytes were hashed on this node, and the manifest names their layer."""
         self.file = file
         self.verified = set(range(file.chunk_count()))
 
     def arrived(self) -> set[int]:
-        """The chunks verified by now; a copy, for who isn't writing."""
+        """A copy of the verified chunks, for threads that don't write."""
         with self._lock:
             return set(self.verified)
 
@@ -132,11 +133,11 @@ class Partial:
         return [index for index in range(self.file.chunk_count()) if index not in self.verified]
 
     def read(self, wanted: ByteRange) -> Iterator[memoryview]:
-        """Bytes as they are in the file now; a buffer is valid until the next one."""
+        """Current bytes of a range; a buffer is valid until the next one."""
         yield from read_range(self._fd, self.path, wanted)
 
     def is_right(self, index: int, see: Callable[[memoryview], object] | None = None) -> bool:
-        """Whether a chunk can be read and is what the record promises. `see` is shown its bytes on the way."""
+        """Whether a chunk is readable and matches the record. `see` is called with its buffers."""
         if not self.file.chunks:
             return False
         hasher = blake3()
@@ -146,19 +147,20 @@ class Partial:
                 if see is not None:
                     see(buffer)
         except DiskFailed:
+            # Fetched again, like a wrong chunk.
             return False
         return bool(hasher.hexdigest() == self.file.chunks[index])
 
     def seal(self) -> None:
-        """Make the data read-only and durable, to be renamed next."""
+        """Make the data read-only and durable, before its rename."""
         self._disk.seal(self._fd, self.path)
 
     def forget(self) -> None:
-        """Drop the bitmap: the data has moved to its place, or is worthless."""
+        """Remove the bitmap: the data was renamed into the store, or is worthless."""
         self._disk.unlink(self._bitmap_path)
 
     def discard(self) -> None:
-        """Remove everything of this partial."""
+        """Remove data and bitmap."""
         self._disk.unlink(self.path)
         self.forget()
 
@@ -166,6 +168,7 @@ class Partial:
         os.close(self._fd)
 
     def _note(self) -> None:
+        # A single chunk is verified by reading it, for which a bitmap saves nothing.
         if self.file.chunk_count() > 1:
             bitmap = Bitmap.of(self.verified, self.file.chunk_count())
             self._disk.overwrite_small(self._bitmap_path, bitmap.encode(self._boot))
@@ -177,20 +180,21 @@ class Partial:
             try:
                 decoded = Bitmap.decode(self._bitmap_path.read_bytes(), count)
             except OSError:
-                decoded = None  # as good as a damaged one: what it vouched for is read and checked
+                decoded = None  # like a damaged one: its chunks are verified again
             if decoded is not None:
                 bitmap, boot = decoded
                 if boot == self._boot:
                     return bitmap.chunks()
                 claimed = bitmap.chunks()
         elif count > 1:
+            # Data without a bitmap: no chunk was verified before the crash.
             return set()
         return {index for index in claimed if self.is_right(index)}
 
 
 def read_range(fd: int, path: Path, wanted: ByteRange) -> Iterator[memoryview]:
-    """Bytes of a range of an open file, in buffers valid until the next; short when the file is."""
-    # Anonymous memory is aligned to pages, as reads past the page cache ask for.
+    """Yield a range of an open file in buffers, each valid until the next; short when the file is."""
+    # O_DIRECT needs page-aligned buffers: anonymous memory is aligned.
     buffer = memoryview(mmap.mmap(-1, READ_BUFFER))
     offset = wanted.start
     while offset < wanted.stop:
@@ -204,15 +208,16 @@ def read_range(fd: int, path: Path, wanted: ByteRange) -> Iterator[memoryview]:
 
 @contextmanager
 def open_for_reading(path: Path, *, direct: bool = False) -> Iterator[int]:
-    """A descriptor of a stored file, not through a link. Raises DiskFailed.
+    """A descriptor of a stored file; symbolic links are refused. Raises DiskFailed.
 
-    `direct` reads what the disk holds rather than what the page cache remembers, where the filesystem can.
+    `direct` bypasses the page cache where the filesystem can, to read the disk's own content.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     with reading(path):
         try:
             fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
         except OSError as error:
+            # Some filesystems (tmpfs) refuse O_DIRECT with EINVAL.
             if error.errno != errno.EINVAL:
                 raise
             fd = os.open(path, flags)
@@ -223,6 +228,6 @@ def open_for_reading(path: Path, *, direct: bool = False) -> Iterator[int]:
 
 
 def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Names this boot of the machine."""
+    """The id of this boot of the machine."""
     with reading(path):
         return path.read_text().strip()

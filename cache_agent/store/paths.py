@@ -1,4 +1,4 @@
-"""Names of everything below a store's root. Pure: joins paths, touches nothing."""
+"""Paths below a store's root. Pure: no IO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGING_PREFIX: Final = ".new-"
 
 @dataclass(frozen=True, slots=True)
 class StorePaths:
-    """The layout of one store, complete on one filesystem."""
+    """The layout of one store, all on one filesystem."""
 
     root: Path
 
@@ -84,22 +84,22 @@ class StorePaths:
         return self.models / key.hex
 
     def staging(self, key: Digest) -> Path:
-        """Where a model directory is put together before it becomes visible."""
+        """Where a model directory is assembled before it becomes visible."""
         return self.models / f"{STAGING_PREFIX}{key.hex}"
 
     def record(self, key: Digest) -> Path:
         return self.records / f"{key.hex}.json"
 
     def origin(self, key: Digest) -> Path:
-        """The publish record: where a model came from, kept to rebuild a lost ledger."""
+        """The publish record: a model's origin, kept to rebuild a lost ledger."""
         return self.origins / f"{key.hex}.json"
 
     def pin(self, key: Digest) -> Path:
-        """The mark that a model is pinned, kept for the day when the ledger is lost."""
+        """The mark of a pinned model, kept to rebuild a lost ledger."""
         return self.pins / key.hex
 
     def journal(self, key: Digest) -> Path:
-        """The mark of a pull that began and hasn't ended: the record it works from."""
+        """The journal of an unfinished pull."""
         return self.partial / f"{key.hex}.json"
 
     def partial_data(self, identity: Digest) -> Path:

@@ -1,4 +1,4 @@
-"""Pins, noted twice: in the ledger, which decides, and as empty files `images/pins/<key>`, which outlive the ledger."""
+"""Pins, stored twice: in the ledger, which decides, and as empty files `images/pins/<key>`, which survive its loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Pins:
     ledger: Ledger
 
     def set(self, key: Digest, *, pinned: bool) -> None:
-        """Pin or unpin a model that is there: durable in the file first, so that a lost ledger forgets no pin."""
+        """Pin or unpin a stored model."""
+        # File first when pinning, last when unpinning: a crash between the steps must never lose a pin with the ledger.
         if pinned:
             self.disk.write_durable(self.paths.pin(key), b"")
         self.ledger.set_pin(key, pinned)
@@ -28,7 +29,8 @@ class Pins:
             self.disk.unlink(self.paths.pin(key))
 
     def settle(self, *, ledger_was_lost: bool) -> int:
-        """Bring files and ledger in line: the files tell a ledger made anew, else it tells them. How many differed."""
+        """Reconcile files and ledger; the number of differences. The ledger
+        decides, unless it was lost: then the files do."""
         noted = {digest for path in listed(self.paths.pins) if (digest := parse_hex(path.name))}
         if ledger_was_lost:
             with self.ledger.transaction():

@@ -1,11 +1,10 @@
-"""Which models to give up when space is needed. Pure: facts in, an explained plan out; no clock, no disk.
+"""Plans which models to evict when space is needed. Pure: facts in, an explained plan out; no clock, no disk.
 
-A model's value is what it would cost to get it back times how soon it is likely to be wanted, for each byte it
-frees:
+A model's value is its cost of fetching it again times the expected use, per byte freed:
 
     value = fetch_seconds * uses * 2 ** -(age / HALF_LIFE) / bytes freed
 
-Pinned and leased models aren't candidates at all. Files shared with a model that stays free nothing.
+Pinned and leased models are never candidates. Files shared with a model that stays free nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import Final
 from modelimage.digest import Digest
 
 HALF_LIFE: Final = 7 * 86400.0
-# What an unmeasured fetch is taken to have cost, in seconds for each byte (1 Gbit/s).
+# Assumed cost of a fetch that was never measured, in seconds per byte (1 Gbit/s).
 DEFAULT_SECONDS_PER_BYTE: Final = 1 / 125e6
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What the policy knows of one model. `files` maps each file to its size; `held_by` names leases and pins."""
+    """One model as the policy sees it. `files`: size by file; `held_by`: names of leases and pins."""
 
     key: Digest
     image: str
@@ -41,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A model to evict, what that frees, and the numbers that chose it."""
+    """A model to evict, the bytes that this frees, and the reason with its numbers."""
 
     key: Digest
     image: str
@@ -52,7 +51,7 @@ class Victim:
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """Victims in the order to evict them. `freed` may be short of what was needed: then nothing should be done."""
+    """Victims in eviction order. When `freed` is less than needed, evict nothing."""
 
     victims: tuple[Victim, ...]
     freed: int
@@ -60,27 +59,30 @@ class Eviction:
 
 
 def expected_use(candidate: Candidate, now: float) -> float:
-    """Decayed number of uses. A clock that jumped back makes nothing younger than new."""
+    """Decayed number of uses. Timestamps in the future (the clock was set back) count as age 0."""
     age = max(0.0, now - candidate.last_used)
+    # The lower bound keeps the fetch cost relevant for models that were never used.
     return float(max(candidate.uses, 0.01) * 2.0 ** -(age / HALF_LIFE))
 
 
 def value(candidate: Candidate, freed: int, now: float) -> float:
-    """What keeping a model is worth, for each byte that losing it frees."""
+    """The value of keeping a model, per byte that its eviction frees."""
     cost = candidate.fetch_seconds or candidate.size * DEFAULT_SECONDS_PER_BYTE
     return cost * expected_use(candidate, now) / max(freed, 1)
 
 
 def plan_eviction(candidates: Sequence[Candidate], *, need: int, now: float) -> Eviction:
-    """The least valuable models that together free `need` bytes.
+    """Choose the least valuable models that together free `need` bytes.
 
     Laws: no victim is held; without any one victim, too little is freed; equal input gives an equal plan.
     """
     free_to_go = [candidate for candidate in candidates if not candidate.held_by]
     chosen: list[Candidate] = []
+    # Held models count too: a file that they share frees nothing.
     references = _references(candidates)
     freed = 0
     while freed < need:
+        # Values are computed again after each choice: of a shared file only the last chosen holder frees bytes.
         best = _least_valuable(free_to_go, chosen, references, now)
         if best is None:
             break
@@ -92,7 +94,7 @@ def plan_eviction(candidates: Sequence[Candidate], *, need: int, now: float) -> 
 
 
 def evictable(candidates: Sequence[Candidate]) -> int:
-    """Bytes that evicting everything not held would free."""
+    """Bytes freed by evicting every model that isn't held."""
     return _freed_by([c for c in candidates if not c.held_by], candidates)
 
 
@@ -104,6 +106,7 @@ def _least_valuable(
 ) -> Candidate | None:
     taken = {candidate.key for candidate in chosen}
     rest = [candidate for candidate in free_to_go if candidate.key not in taken]
+    # A model that frees nothing alone may free shared files together with others: rank it by its size.
     return min(
         rest,
         key=lambda c: (value(c, _frees(c, references) or c.size, now), c.key),
@@ -114,7 +117,7 @@ def _least_valuable(
 def _without_needless(
     chosen: list[Candidate], candidates: Sequence[Candidate], need: int
 ) -> list[Candidate]:
-    """Spare the most valuable of the chosen that turned out not to be needed."""
+    """Drop superfluous victims, most valuable first: the greedy choice may overshoot."""
     kept = list(chosen)
     if _freed_by(kept, candidates) < need:
         return kept

@@ -1,7 +1,7 @@
-"""How bytes become visible: a file after its sha256 was computed here, a model when all its files are there.
+"""Publishes files and models: a file after its sha256 was computed here, a model once all its files are there.
 
-Both follow one order: verified, durable, renamed, directory durable, then told to the ledger. A crash between any
-two leaves either nothing visible or something complete, and `recovery` settles the rest at the next start.
+Both follow one order: verify, make durable, rename within the ledger's transaction, sync the directory. A crash between
+any two steps leaves nothing visible or something complete; `recovery` settles the rest at the next start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HINT = "The image's record doesn't describe its files: build and push the image
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Makes files and models visible. `clock` gives seconds since the epoch."""
+    """Publishes files and models in one store. `clock` returns seconds since the epoch."""
 
     paths: StorePaths
     disk: Disk
@@ -35,22 +35,26 @@ class Publisher:
     def admit(
         self, partial: Partial, computed: Digest, repository: str | None, *, replace: bool = False
     ) -> None:
-        """Let a complete file into `files/`. `computed` is the sha256 of its bytes, computed on this node.
+        """Move a complete file into `files/`. `computed` is the sha256 of its bytes, computed on this node.
 
-        `replace` puts it in the place of a damaged one. Raises DigestMismatch when that isn't what the
-        record claims; the partial is then discarded.
+        `replace` overwrites a damaged file. Raises DigestMismatch, after discarding the partial, when `computed`
+        differs from the record's sha256.
         """
         file = partial.file
         if computed != file.digest or partial.missing():
+            # The record contradicts itself: no later pull of it can use these chunks.
             partial.discard()
             raise DigestMismatch(
                 f"{file.path}: the record promises {file.digest}, the bytes are {computed}",
                 hint=_HINT,
             )
+        # Before the rename: a name in `files/` promises verified, durable bytes.
         partial.seal()
         target = self.paths.file(file.digest)
         self.disk.mkdir(target.parent)
+        # Renamed under the ledger's lock: a removal must not run between the name and its row.
         with self.ledger.transaction():
+            # Another pull may have admitted the same file meanwhile.
             if is_plain_file(target) and not replace:
                 self.disk.unlink(partial.path)
             else:
@@ -59,29 +63,32 @@ class Publisher:
                 StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
             )
             if repository is not None:
-                self.ledger.add_proofs(repository, [file])
+                self.ledger.add_authorizations(repository, [file])
         self.disk.sync_directory(target.parent)
+        # Last, since a crash before may undo the rename: the bitmap then spares fetching the partial's chunks again.
         partial.forget()
 
     def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
-        """Make a model visible; all its files are in `files/`, and stay there while the caller holds them."""
+        """Publish a model. Its files must be in `files/`, and held by the caller so that none is evicted meanwhile."""
         key = record.key
         if self.ledger.model(key) is None:
             self._stage(record)
+        # Before the rename: without a ledger, recovery only accepts a model that has its origin.
         self.disk.write_durable(self.paths.origin(key), origin.to_bytes())
         with self.ledger.transaction():
+            # Again under the lock: a concurrent pull may have published the model.
             model = self.ledger.model(key)
             if model is None:
                 self.disk.rename(self.paths.staging(key), self.paths.model(key))
                 model = self.model_row(record, origin.image, fetch_seconds)
                 self.ledger.put_model(model, record)
             self.ledger.put_image(origin, key, self.clock())
-            self.ledger.add_proofs(origin.repository, record.files)
+            self.ledger.add_authorizations(origin.repository, record.files)
         self.disk.sync_directory(self.paths.models)
         return model
 
     def model_row(self, record: AnyRecord, image: str, fetch_seconds: float = 0.0) -> Model:
-        """The ledger's row of a model that becomes known now."""
+        """The ledger's row of a new model."""
         now = self.clock()
         return Model(
             key=record.key,
@@ -97,11 +104,12 @@ class Publisher:
         )
 
     def _stage(self, record: AnyRecord) -> None:
-        """Put the directory of hard links together under a hidden name, durable from the bottom up."""
+        """Build the directory of hard links under a hidden name, made durable bottom-up."""
         staging, visible = self.paths.staging(record.key), self.paths.model(record.key)
+        # Left by a pull that crashed.
         self.disk.remove_tree(staging)
         if visible.is_dir():
-            # The ledger failed after a publish, or the disk before the end of a removal: nobody was told of it.
+            # A leftover of a failed ledger commit or an interrupted removal: no caller ever received its path.
             self.disk.rename(visible, staging)
             self.disk.remove_tree(staging)
         if not is_plain_file(self.paths.record(record.key)):
@@ -122,13 +130,13 @@ class Publisher:
 
 
 def mtime_ns(path: Path) -> int:
-    """When a file's bytes were last written. Raises DiskFailed."""
+    """A file's modification time. Raises DiskFailed."""
     with reading(path):
         return path.lstat().st_mtime_ns
 
 
 def read_record(path: Path) -> AnyRecord:
-    """A record on disk, of our own images or derived here of a foreign one. Raises InvalidImage, DiskFailed."""
+    """Read a record: of our own image, or derived on this node from a foreign one. Raises InvalidImage, DiskFailed."""
     with reading(path):
         data = path.read_bytes()
     return parse_record(data)

@@ -1,4 +1,4 @@
-"""What the ledger is asked: statements, and the values that their rows are. Holds no connection and changes nothing."""
+"""The ledger's read queries and the parsing of their rows. Holds no connection, changes nothing."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _VERIFIED: Final = (
 
 
 class LedgerDamaged(DiskFailed):
-    """The ledger can't be read as what it should be; the store moves it aside and rebuilds it."""
+    """The ledger is unreadable or inconsistent; the store moves it aside and rebuilds it."""
 
 
 class Queries(ABC):
-    """Raise LedgerDamaged, DiskFailed. A question of several statements may see a change between them."""
+    """Read queries. Raise LedgerDamaged, DiskFailed. Queries of several statements may see changes between them."""
 
     _paths: StorePaths
 
     @abstractmethod
     def _all(self, statement: str, *values: object) -> list[Row]:
-        """All rows of one statement, as one moment has them."""
+        """All rows of one statement, from one snapshot."""
 
     def _one(self, statement: str, *values: object) -> Row:
         """The only row, or an empty one."""
@@ -47,7 +47,8 @@ class Queries(ABC):
         return self._files([row])[0] if row else None
 
     def file_digests(self, prefix: str) -> dict[str, int]:
-        """sha256 hex -> size of files whose digest begins with two hex digits."""
+        """Sizes by sha256 hex, of the files whose digest begins with two hex digits."""
+        # `g` sorts after all hex digits: a range query uses the primary key's index.
         rows = self._all(
             "SELECT sha256, size FROM files WHERE sha256 >= ? AND sha256 < ?", prefix, prefix + "g"
         )
@@ -55,7 +56,7 @@ class Queries(ABC):
             return {Digest(name).hex: int(size) for name, size in rows}
 
     def files_due(self, before: float, now: float, limit: int) -> list[StoredFile]:
-        """Files verified before a time, or after now (the clock was set back), oldest first."""
+        """Files last verified before `before`, or after `now` (the clock was set back), oldest first."""
         rows = self._all(
             "SELECT * FROM files WHERE verified < ? OR verified > ? ORDER BY verified, sha256 LIMIT ?",
             before,
@@ -65,7 +66,7 @@ class Queries(ABC):
         return self._files(rows)
 
     def unreferenced_files(self) -> list[StoredFile]:
-        """Files that no model holds."""
+        """Files of no model."""
         rows = self._all(
             "SELECT f.* FROM files f LEFT JOIN model_files m ON m.sha256 = f.sha256 WHERE m.sha256 IS NULL"
         )
@@ -103,7 +104,7 @@ class Queries(ABC):
         return self._files(rows)
 
     def sizes_by_model(self) -> dict[Digest, dict[Digest, int]]:
-        """The files of every model that has any, and their sizes."""
+        """File sizes of every model that has files."""
         rows = self._all(
             "SELECT m.key, f.sha256, f.size FROM model_files m JOIN files f ON f.sha256 = m.sha256"
         )
@@ -114,13 +115,13 @@ class Queries(ABC):
             return {Digest(key): files for key, files in found.items()}
 
     def models_of(self, digest: Digest) -> list[Digest]:
-        """The models that hold a file."""
+        """The models that contain a file."""
         rows = self._all("SELECT key FROM model_files WHERE sha256 = ? ORDER BY key", digest.hex)
         with self._parsed():
             return [Digest(row[0]) for row in rows]
 
     def meaning(self, image: str, variant: str | None) -> ResolvedRef | None:
-        """What an image last meant; None when that model isn't here."""
+        """The last resolution of an image reference; None when that model isn't stored."""
         row = self._one(
             "SELECT i.key, i.root, i.at FROM images i JOIN models m ON m.key = i.key"
             " WHERE i.image = ? AND i.variant = ?",
@@ -134,12 +135,12 @@ class Queries(ABC):
         rows = self._all("SELECT image FROM images WHERE key = ? ORDER BY image", key.hex)
         return list(dict.fromkeys(row[0] for row in rows))
 
-    def proven_by(self, digest: Digest) -> set[str]:
-        """The repositories that a file is known to have come through."""
+    def authorized_by(self, digest: Digest) -> set[str]:
+        """The repositories that a file is known to have come from."""
         rows = self._all("SELECT DISTINCT repository FROM proofs WHERE sha256 = ?", digest.hex)
         return {row[0] for row in rows}
 
-    def is_proven(self, repository: str, layer: Digest, digest: Digest) -> bool:
+    def is_authorized(self, repository: str, layer: Digest, digest: Digest) -> bool:
         return bool(
             self._one(
                 "SELECT 1 FROM proofs WHERE sha256 = ? AND repository = ? AND layer = ?",
@@ -165,7 +166,7 @@ class Queries(ABC):
             ]
 
     def _models(self, where: str, *values: object) -> list[Model]:
-        """The models that a condition on their key selects, in three statements however many they are."""
+        """Models selected by a condition on their key, in three statements regardless of their number."""
         rows = self._all(f"SELECT {MODEL_COLUMNS} FROM models {where} ORDER BY key", *values)  # noqa: S608
         verified: dict[str, float] = dict(self._all(f"{_VERIFIED} {where} GROUP BY m.key", *values))
         leases: dict[Digest, list[Lease]] = defaultdict(list)
@@ -203,7 +204,7 @@ class Queries(ABC):
 
     @contextmanager
     def _parsed(self) -> Iterator[None]:
-        """What stands in a row isn't what was written there."""
+        """Map invalid row values to LedgerDamaged."""
         try:
             yield
         except (ValueError, TypeError, InvalidInput) as error:
@@ -213,7 +214,7 @@ class Queries(ABC):
 
 
 def parsed_file(row: Row) -> StoredFile:
-    """What a row of the table of files says. Raises ValueError, TypeError, InvalidInput."""
+    """Parse a row of the `files` table. Raises ValueError, TypeError, InvalidInput."""
     digest, size, chunks, verified, mtime_ns = row
     return StoredFile(
         Digest(digest), int(size), tuple(json.loads(chunks)), float(verified), int(mtime_ns)

@@ -1,8 +1,7 @@
-"""What a store does when it is opened: settles whatever a crash left between two steps.
+"""Recovery when a store is opened: completes or reverts every step that a crash interrupted.
 
-Names on disk decide what is stored; the ledger is brought in line with them. Half-built directories, trash and
-partial downloads that no pull's journal claims are removed. Never removes a complete model, never trusts a byte
-that wasn't verified before it got its name.
+The names on the disk are the truth; the ledger is adjusted to them. Half-built directories, trash and partials without
+a journal are removed. Never removes a complete model, never trusts a byte that wasn't verified before it was named.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from modelimage.paths import RECORD_NAME
 
 @dataclass
 class Recovery:
-    """What recovery did, for logs: counts by kind."""
+    """The result of a recovery, for logs: counts by kind."""
 
     files_found: int = 0
     files_lost: int = 0
@@ -44,7 +43,7 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Recoverer:
-    """Brings ledger and disk of one store in line."""
+    """Reconciles ledger and disk of one store."""
 
     paths: StorePaths
     disk: Disk
@@ -53,10 +52,11 @@ class Recoverer:
     clock: Callable[[], float]
 
     def run(self) -> Recovery:
-        """Settle everything; the store is not in use yet. Raises DiskFailed, NoSpace, NotWritable."""
+        """Recover a store that is not in use yet. Raises DiskFailed, NoSpace, NotWritable."""
         done = Recovery()
         self._remove_leftovers(done)
         journals = self._journals(done)
+        # In this order: a model is judged by the files found, an orphan by the models found.
         self._files(done)
         with self.ledger.transaction():
             self._models(done)
@@ -79,13 +79,14 @@ class Recoverer:
             done.leftovers += 1
 
     def _journals(self, done: Recovery) -> list[JournalRefs]:
-        """What pulls that were under way claim; partials that none of them claims are removed."""
+        """Read the journals of interrupted pulls; remove the partials that none of them references."""
         journals = []
         for path in listed(self.paths.partial):
             if path.suffix == ".json":
                 try:
                     journals.append(read_claims(path))
                 except (InvalidImage, DiskFailed) as error:
+                    # Without its journal a pull starts anew; its partials are removed below.
                     done.notes.append(f"dropped an unreadable journal: {error}")
                     self.disk.unlink(path)
         claimed = {name for journal in journals for name in journal.partials}
@@ -101,11 +102,13 @@ class Recoverer:
             on_disk = {each.name: each for each in listed(self.paths.files / prefix)}
             known = self.ledger.file_digests(prefix)
             if on_disk.keys() == known.keys():
+                # One transaction per prefix that differs: a healthy store opens without a write.
                 continue
             with self.ledger.transaction():
                 for name in on_disk.keys() - known.keys():
                     self._found_file(on_disk[name], done)
                 for name in known.keys() - on_disk.keys():
+                    # A model may still link the file's inode: then only the name was lost.
                     if not self._relink(Digest(name)):
                         self.ledger.drop_file(Digest(name))
                         done.files_lost += 1
@@ -116,12 +119,12 @@ class Recoverer:
             self.disk.rename(path, self.paths.quarantine / path.name)
             done.notes.append(f"moved {path.name} to quarantine: not a file of this store")
             return
-        # Not verified since the ledger knows of it: first in line for the scrubber.
+        # Its bytes weren't verified since this ledger exists: first in line for the scrubber.
         self.ledger.put_file(StoredFile(digest, path.stat().st_size, (), 0.0))
         done.files_found += 1
 
     def _relink(self, digest: Digest) -> bool:
-        """Get a file's name back from a model that still holds its inode."""
+        """Restore a file's name from a model directory that still links its inode."""
         for key in self.ledger.models_of(digest):
             for held in self._held_paths(key, digest):
                 if is_plain_file(held):
@@ -159,16 +162,17 @@ class Recoverer:
             done.notes.append(f"model {path.name}: {error}")
             usable = False
         if not usable:
+            # Quarantined, not removed: its bytes may be all that is left of a model.
             self.disk.rename(path, self.paths.quarantine / path.name)
             done.models_broken += 1
             return
         self.ledger.put_model(self.publisher.model_row(record, origin.image), record)
         self.ledger.put_image(origin, record.key, self.clock())
-        self.ledger.add_proofs(origin.repository, record.files)
+        self.ledger.add_authorizations(origin.repository, record.files)
         done.models_found += 1
 
     def _is_whole(self, directory: Path, record: AnyRecord) -> bool:
-        """Whether every file of a model is there and is the store's own inode."""
+        """Whether every file of a model is there and is a hard link to the store's inode."""
         return all(
             same_file(directory / file.path, self.paths.file(file.digest)) for file in record.files
         )
@@ -181,6 +185,7 @@ class Recoverer:
                 done.leases_dropped += 1
 
     def _orphans(self, journals: list[JournalRefs], done: Recovery) -> None:
+        # An interrupted pull continues with the files that its journal names.
         wanted = {digest for journal in journals for digest in journal.files}
         for file in self.ledger.unreferenced_files():
             if file.digest not in wanted:
@@ -195,7 +200,7 @@ class Recoverer:
 
 
 def listed(directory: Path) -> list[Path]:
-    """What is in a directory, sorted; nothing when it isn't there."""
+    """The entries of a directory, sorted; empty when it doesn't exist. Raises DiskFailed."""
     try:
         return sorted(directory.iterdir(), key=lambda path: path.name)
     except FileNotFoundError:
@@ -205,7 +210,7 @@ def listed(directory: Path) -> list[Path]:
 
 
 def parse_hex(name: str) -> Digest | None:
-    """The digest that a file name is, if it is one."""
+    """The digest that a file name spells, or None."""
     try:
         return Digest(name)
     except InvalidInput:
@@ -215,6 +220,7 @@ def parse_hex(name: str) -> Digest | None:
 def same_file(one: Path, other: Path) -> bool:
     """Whether two names are one inode; False when either is missing."""
     try:
+        # lstat: a symbolic link to the file is no hard link.
         return one.lstat().st_ino == other.lstat().st_ino
     except OSError:
         return False

@@ -1,8 +1,8 @@
-"""How bytes go away: never while leased, pinned or wanted by a running pull.
+"""Removes models and files: never while they are leased, pinned or used by a running pull.
 
-The decision and the renames into `trash/` happen while no lease can be taken and no file admitted (inside the
-ledger's lock); the slow unlinking happens after it. The ledger forgets first: a crash in between leaves a complete
-model that the next start finds again, never a model that is there in name only.
+The decision and the renames into `trash/` happen inside the ledger's lock, while no lease can be taken and no file
+admitted; the slow unlinking follows outside. The ledger's rows go first: a crash in between leaves a complete model,
+found again at the next start, never a row without its model.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from modelimage.errors import InUse, NotFound
 
 @dataclass
 class Holds:
-    """Files that running pulls count on. In memory: a pull doesn't outlive its process."""
+    """Files that running pulls need. In memory only: a pull doesn't outlive its process."""
 
     _held: Counter[Digest] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
-        """While inside, none of these files is removed."""
+        """Protect files from removal while inside."""
         held = list(digests)
         with self._lock:
             self._held.update(held)
@@ -41,6 +41,7 @@ class Holds:
         finally:
             with self._lock:
                 self._held.subtract(held)
+                # Drops zero counts, or the counter would grow with every pull.
                 self._held = +self._held
 
     def __contains__(self, digest: Digest) -> bool:
@@ -50,7 +51,7 @@ class Holds:
 
 @dataclass
 class Remover:
-    """Takes models and unreferenced files out of a store."""
+    """Removes models and unreferenced files from a store."""
 
     paths: StorePaths
     disk: Disk
@@ -59,7 +60,8 @@ class Remover:
     _serial: Iterator[int] = field(default_factory=count)
 
     def remove_model(self, key: Digest, *, unpin: bool = False) -> int:
-        """Remove a model and the files that only it held; bytes freed. Raises NotFound, InUse."""
+        """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
+        # Readers are excluded too: none may see a model's row without its directory.
         with self.ledger.exclusive():
             with self.ledger.transaction():
                 model = self.ledger.model(key)
@@ -72,6 +74,7 @@ class Remover:
                 for file in orphans:
                     self.ledger.drop_file(file.digest)
             trashed = self._to_trash([self.paths.model(key), *map(self._path, orphans)])
+        # Outside the lock: these files alone don't make a model visible.
         self.disk.unlink(self.paths.origin(key))
         self.disk.unlink(self.paths.record(key))
         self.disk.unlink(self.paths.pin(key))
@@ -79,7 +82,7 @@ class Remover:
         return sum(file.size for file in orphans)
 
     def remove_orphans(self, keep: Container[Digest]) -> int:
-        """Remove the files that no model, running pull or `keep` wants; bytes freed."""
+        """Remove files that no model, running pull or `keep` references; returns the bytes freed."""
         with self.ledger.exclusive():
             with self.ledger.transaction():
                 orphans = [
@@ -100,9 +103,10 @@ class Remover:
         return self.paths.file(file.digest)
 
     def _to_trash(self, paths: Iterable[Path]) -> list[Path]:
-        """Rename out of sight; fast, so it is done while nobody can take a lease or admit a file."""
+        """Rename into `trash/`: fast enough to do under the ledger's lock."""
         trashed = []
         for path in paths:
+            # Numbered: the same name may be trashed again before the first one is removed.
             target = self.paths.trash / f"{path.name}.{next(self._serial)}"
             if path.exists():
                 self.disk.rename(path, target)
@@ -111,13 +115,14 @@ class Remover:
 
     def _empty(self, trashed: Iterable[Path], changed: set[Path]) -> None:
         for directory in changed:
+            # Before unlinking: after a crash, a half-emptied directory must not be back under the model's name.
             self.disk.sync_directory(directory)
         for path in trashed:
             self.disk.remove_tree(path)
 
 
 def refuse_if_held(model: Model, *, unpin: bool = False) -> None:
-    """Raises InUse naming who holds a model."""
+    """Raises InUse with the holders of a leased or pinned model."""
     holders = [str(lease.holder) for lease in model.leases]
     if holders:
         raise InUse(

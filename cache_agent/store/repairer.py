@@ -1,7 +1,7 @@
-"""Local mending of an open store: keep what is right, put whole copies in place, set aside the rest.
+"""Local repair of an open store: keeps correct chunks, puts whole copies in place, sets aside what can't be repaired.
 
-A damaged file is never written to: servers may have it mapped. A whole copy replaces its name in `files/` and in every
-model, in that order; a crash in between leaves models on the old inode, which the checker reports and `relink` ends.
+A damaged file is never written to, since servers may have it mapped. A whole copy replaces its name in `files/`, then
+in every model; a crash in between leaves models on the old inode, which the checker reports and `relink` repairs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from modelimage.record import RecordFile
 
 @dataclass(frozen=True, slots=True)
 class Repairer:
-    """Mends one store. Nothing here fetches."""
+    """Repairs one store without fetching anything."""
 
     paths: StorePaths
     disk: Disk
     ledger: Ledger
 
     def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
-        """Copy the right chunks of a damaged file into its partial; how many were wrong or couldn't be read."""
+        """Copy a damaged file's correct chunks into its partial; returns the number of wrong or unreadable ones."""
         file, source = partial.file, self.paths.file(partial.file.digest)
         wrong = 0
         with open_for_reading(source) as fd:
@@ -53,10 +53,12 @@ class Repairer:
         try:
             for view in read_range(fd, self.paths.file(partial.file.digest), wanted):
                 hashed.update(view)
+                # Written before it is verified: only `mark` makes it count.
                 partial.write(view, offset)
                 offset += len(view)
                 pause(len(view))
         except DiskFailed:
+            # Fetched again, like a wrong chunk.
             return False
         if hashed.hexdigest() != partial.file.chunks[index]:
             return False
@@ -64,11 +66,12 @@ class Repairer:
         return True
 
     def relink(self, digest: Digest) -> int:
-        """Make every model's name for a file the store's own inode; how many weren't."""
+        """Make every model's name of a file a hard link to the store's inode; returns the number repaired."""
         target, mended = self.paths.file(digest), 0
         for key in self.ledger.models_of(digest):
             for file, path in self._names(key, digest):
                 if not same_file(path, target):
+                    # Link, then rename over it: the model's file must exist at every moment.
                     fresh = path.with_name(f".{file.digest.hex}.new")
                     self.disk.unlink(fresh)
                     self.disk.link(target, fresh)
@@ -78,11 +81,11 @@ class Repairer:
         return mended
 
     def protect(self, path: Path) -> None:
-        """Take write permission from a file again."""
+        """Remove write permission from a file."""
         self.disk.chmod(path, READ_ONLY_FILE)
 
     def set_aside(self, digest: Digest) -> list[Digest]:
-        """Take a file that can't be mended out of use, with the models that hold it and nobody leases.
+        """Quarantine a file beyond repair and all models that contain it, unless one of them is leased.
 
         Their other files stay, for the next pull. Returns the models set aside.
         """
@@ -90,7 +93,7 @@ class Repairer:
             keys = self.ledger.models_of(digest)
             idle = [key for key in keys if not self.ledger.leases(key)]
             if len(idle) < len(keys):
-                # A running server reads it anyway; the name stays until the last lease ends.
+                # A running server reads the file anyway; its name stays until the last lease ends.
                 return []
             with self.ledger.transaction():
                 for key in idle:
@@ -103,7 +106,7 @@ class Repairer:
         return idle
 
     def relist(self) -> int:
-        """Make the ledger list for every model the files that its record names; for how many it didn't."""
+        """Make the ledger's file list of every model match its record; returns the number of models corrected."""
         mended = 0
         for key in self.ledger.model_keys():
             try:
@@ -113,13 +116,15 @@ class Repairer:
             with self.ledger.transaction():
                 model = self.ledger.model(key)
                 listed = {file.digest for file in self.ledger.model_files(key)}
+                # The model may have been removed since its key was listed.
                 if model and listed != {file.digest for file in record.files}:
                     self.ledger.put_model(model, record)
                     mended += 1
         return mended
 
     def drop_broken_models(self) -> list[Digest]:
-        """Set aside the models that lack files and that nobody leases, so that the next pull makes them anew."""
+        """Set aside models that lack files and aren't leased, so that the
+        next pull rebuilds them; returns their keys."""
         broken = [
             key
             for key in self.ledger.model_keys()
@@ -145,6 +150,7 @@ class Repairer:
         )
 
     def _keep_journal(self, key: Digest) -> None:
+        # Until the next pull uses them, recovery keeps the model's intact files only if a journal names them.
         record = self.paths.record(key)
         if is_plain_file(record):
             self.disk.write_small(self.paths.journal(key), record.read_bytes())
@@ -152,6 +158,7 @@ class Repairer:
     def _quarantine(self, path: Path) -> None:
         if not path.exists():
             return
+        # Numbered: an earlier quarantined copy must not be overwritten.
         taken = (self.paths.quarantine / f"{path.name}.{number}" for number in count())
         self.disk.rename(path, next(each for each in taken if not each.exists()))
 

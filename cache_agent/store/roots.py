@@ -1,7 +1,7 @@
-"""A node's store: one or several roots, each a complete store on a filesystem of its own, seen as one.
+"""A node's store: one or more roots, each a complete store on its own filesystem, behind one interface.
 
-Models and leases are found wherever they are; a new model is placed on one root (`placement`) and lives there. A root
-whose disk fails is left out: the others go on. Safe for use from several threads. Knows no network.
+Models and leases are found in any root; a new model is placed on one root (`placement`) and stays there. A root whose
+disk fails is left out while the others go on. Thread-safe. No network access.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A model that a running pull brings to a store, and the files it expects there."""
+    """A model that a running pull brings to a store, with the sizes of its files."""
 
     key: Digest
     store: Store
@@ -38,7 +38,7 @@ class Placement:
 
 
 class Roots:
-    """The open stores of one node, the main one first. `left_out`: further roots that can't be used now, and why."""
+    """The open stores of one node, the main one first. `left_out`: unusable extra roots, with the reason."""
 
     def __init__(self, stores: Sequence[Store], left_out: Mapping[Path, str] | None = None) -> None:
         self.stores, self.left_out = tuple(stores), dict(left_out or {})
@@ -47,34 +47,36 @@ class Roots:
 
     @classmethod
     def open(cls, main: Path, more: Sequence[Path], options: StoreOptions) -> Roots:
-        """Open them all. The main one must open; another whose disk fails is left out.
+        """Open all roots. The main one must open; an extra one whose disk fails is left out.
 
-        Raises Busy, InvalidInput for one root named twice or inside another; NotWritable, NoSpace, DiskFailed.
+        Raises Busy, NotWritable, NoSpace, DiskFailed; InvalidInput for overlapping roots.
         """
         refuse_overlap([main, *more])
         left_out: dict[Path, str] = {}
+        # Closes the roots that are open already when another one raises.
         with ExitStack() as opened:
             stores = [opened.enter_context(Store(main, options))]
             for root in more:
                 try:
                     stores.append(opened.enter_context(Store(root, options)))
                 except (DiskFailed, NotWritable) as error:
+                    # Busy isn't caught: a root in use elsewhere is a wrong setting, not a failed disk.
                     left_out[root] = error.message
             opened.pop_all()
         return cls(stores, left_out)
 
     @property
     def first(self) -> Store:
-        """The main store: its root is the node's address."""
+        """The main store; its root is the node's address."""
         return self.stores[0]
 
     def close(self) -> None:
-        """Give the locks back. Running pulls must have ended."""
+        """Release the locks. Running pulls must have ended."""
         for store in self.stores:
             store.close()
 
     def set_limits(self, limits: SpaceLimits) -> None:
-        """Another budget and minimum free space for each root; nothing is evicted before space is needed."""
+        """Set budget and minimum free space of each root. Evicts nothing until space is needed."""
         for store in self.stores:
             store.set_limits(limits)
 
@@ -82,10 +84,12 @@ class Roots:
 
     @contextmanager
     def placed(self, key: Digest, files: Callable[[], Mapping[Digest, int]]) -> Iterator[Store]:
-        """The store that a model is pulled to. `files` are its files' sizes; asked only when there is a choice.
+        """Choose the store that a model is pulled to. `files` returns its file
+        sizes; called only when there is a choice.
 
-        While inside, other pulls of the model go there too, and models that share files with it gladly.
+        While inside, other pulls of the model use the same store, and pulls of models that share files prefer it.
         """
+        # Chosen and recorded under one lock: pulls that share files must see each other's placement.
         with self._lock:
             placed = Placement(key, *self._choose(key, files))
             self._placed.append(placed)
@@ -103,9 +107,10 @@ class Roots:
         wanted = files()
         usable: list[tuple[Store, RootFacts]] = []
         for store in self.stores:
-            with suppress(DiskFailed):  # a disk that died takes no new model
+            with suppress(DiskFailed):  # a failed disk takes no new model
                 usable.append((store, self._facts(store, key, wanted)))
         if not usable:
+            # Every disk failed: let the main one raise its error.
             return self.first, wanted
         return usable[choose_root([facts for _, facts in usable], sum(wanted.values()))][0], wanted
 
@@ -115,6 +120,7 @@ class Roots:
         return RootFacts(
             headroom=store.space().headroom,
             evictable=evictable(store.candidates()),
+            # Files that other pulls bring to this root count too: they will be shared.
             held=sum(
                 size
                 for digest, size in wanted.items()
@@ -126,11 +132,11 @@ class Roots:
         )
 
     def others(self, store: Store) -> list[Store]:
-        """The stores beside one."""
+        """All stores but one."""
         return [each for each in self.stores if each is not store]
 
     def _ask(self, question: Callable[[Store], T]) -> Iterator[tuple[Store, T]]:
-        """Every store's answer. A further root whose disk fails is passed over and noted; the main one raises."""
+        """Query every store. An extra root whose disk fails is skipped and noted in `left_out`; the main one raises."""
         for store in self.stores:
             try:
                 answer = question(store)
@@ -139,11 +145,12 @@ class Roots:
                     raise
                 self.left_out[store.paths.root] = error.message
             else:
+                # A disk may come back.
                 self.left_out.pop(store.paths.root, None)
                 yield store, answer
 
     def spaces(self) -> list[tuple[Store, SpaceView]]:
-        """The space of every root that can be used now."""
+        """The space of every usable root."""
         return list(self._ask(lambda s: s.space()))
 
     # -- models ------------------------------------------------------------------------------
@@ -173,12 +180,13 @@ class Roots:
         return store.model(key) if store else None
 
     def find(self, text: str) -> Model:
-        """A model by its key, the beginning of its key, or an image. Raises NotFound, InvalidInput."""
+        """Find a model by key, key prefix or image. Raises NotFound, InvalidInput when ambiguous."""
         prefix = text.removeprefix("sha256:")
         keys: set[Digest] = set()
         if len(prefix) >= 4 and all(letter in "0123456789abcdef" for letter in prefix):
             found = self._ask(lambda s: s.ledger.model_keys(prefix))
             keys = {key for _, some in found for key in some}
+        # Only if no key matches: this reads every model.
         keys = keys or {m.key for m in self.models() if text in (m.image, *self.images_of(m.key))}
         if len(keys) > 1:
             names = ", ".join(key.short for key in sorted(keys)[:5])
@@ -189,34 +197,34 @@ class Roots:
         return model
 
     def images_of(self, key: Digest) -> list[str]:
-        """The images that mean a model."""
+        """The image references that resolve to a model."""
         found = self._ask(lambda s: s.images_of(key))
         return list(dict.fromkeys(image for _, images in found for image in images))
 
     def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
-        """The cached model that an image last meant, and when that was asked; for when its registry is away."""
+        """The cached model that an image last resolved to, and when: used while its registry is unreachable."""
         found = self._ask(lambda s: s.resolved(image, variant))
         return max((each for _, each in found if each), key=lambda each: each[1], default=None)
 
     def meaning(self, image: str, variant: str | None) -> ResolvedRef | None:
-        """What `resolved` finds, without the model's leases, of which it has one for each pod."""
+        """Like `resolved`, without loading the model's leases, one for each pod."""
         found = self._ask(lambda s: s.ledger.meaning(image, variant))
         return max((each for _, each in found if each), key=lambda each: each.at, default=None)
 
     def origin(self, key: Digest) -> Origin:
-        """Where a model came from. Raises NotFound, DiskFailed, InvalidImage."""
+        """A model's origin. Raises NotFound, DiskFailed, InvalidImage."""
         return self.require(key).origin(key)
 
     def record(self, key: Digest) -> AnyRecord:
-        """What a cached model holds. Raises NotFound, DiskFailed, InvalidImage."""
+        """A cached model's record. Raises NotFound, DiskFailed, InvalidImage."""
         return self.require(key).record(key)
 
     def remove(self, key: Digest, *, unpin: bool = False) -> int:
-        """Remove a model and what only it held; bytes freed. Raises NotFound, InUse."""
+        """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
         return self.require(key).remove(key, unpin=unpin)
 
     def pin(self, key: Digest, *, pinned: bool) -> None:
-        """Keep a model, or stop keeping it. Raises NotFound."""
+        """Pin or unpin a model. Raises NotFound."""
         self.require(key).pin(key, pinned=pinned)
 
     # -- files -------------------------------------------------------------------------------
@@ -230,21 +238,22 @@ class Roots:
         return store.file(digest) if store else None
 
     def path(self, digest: Digest) -> Path:
-        """Where a file is, or would be."""
+        """The path of a file, stored or not."""
         return (self.having(digest) or self.first).paths.file(digest)
 
     def file_count(self) -> int:
         return sum(count for _, count in self._ask(lambda s: s.file_count()))
 
-    def is_proven(self, repository: str, file: RecordFile) -> bool:
-        """Whether this file came through this layer of this repository before."""
-        return any(proven for _, proven in self._ask(lambda s: s.is_proven(repository, file)))
+    def is_authorized(self, repository: str, file: RecordFile) -> bool:
+        """Whether this file came from this layer of this repository before."""
+        return any(proven for _, proven in self._ask(lambda s: s.is_authorized(repository, file)))
 
     @contextmanager
     def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
-        """While inside, none of these files is removed."""
+        """Protect files from removal while inside."""
         held = list(digests)
         with ExitStack() as stack:
+            # On every root: a file may be stored on several.
             for store in self.stores:
                 stack.enter_context(store.hold(held))
             yield
@@ -252,22 +261,23 @@ class Roots:
     # -- leases ------------------------------------------------------------------------------
 
     def lease(self, key: Digest, holder: Holder, lease_id: str | None = None) -> Lease:
-        """Promise that a model is in use, durably, before it is mounted. Same id: same lease. Raises NotFound."""
+        """Lease a model durably, before it is mounted. Idempotent by id. Raises NotFound."""
         (lease,) = self.lease_all([Use(key, holder, lease_id)])
         if lease is None:
             raise NotFound(f"no model {key} in the store", hint="Pull it first.")
         return lease
 
     def lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
-        """A lease of each, those of one root durable together; None where the model isn't here."""
+        """Lease several models, those of one root in one commit; None for a model that isn't stored."""
         given: list[Lease | None] = [None] * len(uses)
         for store, leases in self._ask(lambda s: s.lease_all(uses)):
+            # A model lies on one root, so at most one store returns a lease.
             given = [lease or before for lease, before in zip(leases, given, strict=True)]
             self._end_elsewhere(store, [lease.id for lease in leases if lease])
         return given
 
     def _end_elsewhere(self, store: Store, lease_ids: Sequence[str]) -> None:
-        """An id names one lease on the whole node."""
+        """Release a lease id in all other roots: an id names one lease on the whole node."""
         for other in self.others(store):
             with suppress(DiskFailed):
                 other.release_all(lease_ids)
@@ -277,12 +287,12 @@ class Roots:
         return self.release_all([lease_id])[0]
 
     def release_all(self, lease_ids: Sequence[str]) -> list[bool]:
-        """End leases, those of one root durably together; whether there was one of each."""
+        """End leases, those of one root in one commit; returns for each whether it existed."""
         ended = [every for _, every in self._ask(lambda s: s.release_all(lease_ids))]
         return [any(each) for each in zip(*ended, strict=True)]
 
     def lease_named(self, lease_id: str) -> Lease | None:
-        """The lease of an id."""
+        """The lease with this id."""
         found = self._ask(lambda s: s.lease_named(lease_id))
         return next((lease for _, lease in found if lease is not None), None)
 
@@ -293,7 +303,7 @@ class Roots:
 
 
 def refuse_overlap(roots: Sequence[Path]) -> None:
-    """Raises InvalidInput when one root is another, or lies within it."""
+    """Raises InvalidInput when one root is another or lies within it."""
     resolved = [root.resolve() for root in roots]
     for number, one in enumerate(resolved):
         for other in resolved[:number]:

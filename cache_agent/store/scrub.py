@@ -1,7 +1,7 @@
-"""The scrubber: reads stored files again, oldest verdict first, within an IO budget, and says what is damaged.
+"""The scrubber: reads stored files again, longest unverified first, within an IO budget, and reports damage.
 
-Reading only: what becomes of a damaged file is decided by who asked. A file whose bytes are right gets a new
-'last verified' and, where they weren't known, its chunk digests.
+Read-only: the caller decides about a damaged file. A correct file gets a new 'last verified' time and, where they were
+unknown, its chunk digests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A stored file that isn't what its name says."""
+    """A stored file whose bytes don't match its name."""
 
     digest: Digest
     detail: str
@@ -30,7 +30,8 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Scrubber:
-    """`period` is how old a verdict may grow, in seconds; `pause` is told of bytes read and may wait."""
+    """Scrubs one store. `period`: the maximum age of a verification in seconds;
+    `pause` is called with bytes read, may wait."""
 
     paths: StorePaths
     ledger: Ledger
@@ -40,9 +41,10 @@ class Scrubber:
     pause: Callable[[int], None] = lambda count: None
 
     def due(self) -> Iterator[StoredFile]:
-        """The files whose verdict is too old; a clock that jumped back makes verdicts of the future due as well."""
+        """Files whose verification is too old, or in the future because the clock was set back."""
         now = self.clock()
         seen: set[Digest] = set()
+        # A file that stays damaged stays due: skip those seen, and enlarge the query by their number to get past them.
         while True:
             batch = self.ledger.files_due(now - self.period, now, _BATCH + len(seen))
             fresh = [file for file in batch if file.digest not in seen]
@@ -53,18 +55,20 @@ class Scrubber:
                 yield file
 
     def scrub(self, file: StoredFile) -> Damage | None:
-        """Read one file: its damage, or None when it is right (or was removed meanwhile)."""
+        """Read one file; returns its damage, or None when it is correct or was removed meanwhile."""
         path = self.paths.file(file.digest)
         try:
             verdict = read_file(path, self.pause)
         except DiskFailed as error:
             if self.ledger.file(file.digest) is None:
+                # Removed while it was read, so not damaged.
                 return None
             self.events.damaged(file.digest.hex, error.message)
             return Damage(file.digest, error.message)
         self.events.scrubbed(verdict.size)
         if verdict.sha256 == file.digest:
             with self.ledger.transaction():
+                # Removed while it was read: a new row would claim a file that isn't there.
                 if self.ledger.file(file.digest) is not None:
                     sound = replace(
                         file,
@@ -75,6 +79,7 @@ class Scrubber:
                     )
                     self.ledger.put_file(sound)
             return None
+        # A truncated file has fewer chunks than the ledger lists.
         wrong = [
             index
             for index, (was, now) in enumerate(zip(file.chunks, verdict.chunks, strict=False))

@@ -1,7 +1,7 @@
-"""The space ledger: who may write how much. Pure arithmetic over what is stored, promised and free.
+"""Space arithmetic: how much may be written, from stored, promised and free bytes. Pure.
 
-A store counts its own bytes apart from the disk's, so another tenant's disk use never looks like ours; yet it
-keeps a minimum of free space on the disk, below which kubelet would begin to evict pods.
+A store counts its own bytes apart from the disk's, so other users of the disk don't count against its budget; it also
+keeps a minimum free on the disk, below which the kubelet would evict pods.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AMOUNT: Final = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:(%)|([kMGT]i?)?B?)")
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """So many bytes, or so many percent of a filesystem. Written `200GB`, `150Gi`, `80%`."""
+    """An amount of space: bytes, or a percentage of a filesystem. Written `200GB`, `150Gi`, `80%`."""
 
     bytes: int = 0
     percent: float | None = None
@@ -40,7 +40,7 @@ class Amount:
         return cls(bytes=int(float(number) * _UNITS[unit or ""]))
 
     def of(self, total: int) -> int:
-        """Bytes, on a filesystem of `total` bytes."""
+        """The amount in bytes, on a filesystem of `total` bytes."""
         return self.bytes if self.percent is None else int(total * self.percent / 100)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ DEFAULT_MIN_FREE: Final = Amount(percent=5.0)
 
 @dataclass(frozen=True, slots=True)
 class SpaceLimits:
-    """What a store may use: `budget` for its own bytes, `min_free` of free space left on the disk."""
+    """A store's limits: `budget` for its own bytes, `min_free` to leave free on the disk."""
 
     budget: Amount = DEFAULT_BUDGET
     min_free: Amount = DEFAULT_MIN_FREE
@@ -61,9 +61,9 @@ class SpaceLimits:
 
 @dataclass(frozen=True, slots=True)
 class SpaceView:
-    """One look at the space of a store, in bytes.
+    """A snapshot of a store's space, in bytes.
 
-    `own` is what files and partial downloads take; `promised` what running downloads may still write.
+    `own`: files and partial downloads; `promised`: reserved for running pulls and not written yet.
     """
 
     own: int
@@ -75,18 +75,18 @@ class SpaceView:
 
     @property
     def headroom(self) -> int:
-        """What may still be promised; negative when the store is over its limits."""
+        """Bytes that can still be reserved; negative when the store is over its limits."""
         by_budget = self.budget - self.own
         by_disk = self.disk_free - self.min_free
         return min(by_budget, by_disk) - self.promised
 
     def shortfall(self, need: int) -> int:
-        """How much must be freed before `need` bytes can be promised."""
+        """Bytes to free before `need` bytes can be reserved."""
         return max(0, need - self.headroom)
 
 
 def refusal(need: int, view: SpaceView, can_evict: int, held_by: tuple[str, ...]) -> str:
-    """One line that says all four numbers an operator asks for."""
+    """The error message, with needed, available, evictable and held space in one line."""
     holders = f", held by {', '.join(held_by[:5])}" if held_by else ""
     more = f" and {len(held_by) - 5} more" if len(held_by) > 5 else ""
     return (
@@ -97,7 +97,7 @@ def refusal(need: int, view: SpaceView, can_evict: int, held_by: tuple[str, ...]
 
 
 def human(count: int) -> str:
-    """Bytes for people: 1.5 GB."""
+    """Format bytes for people: 1.5 GB."""
     value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while abs(value) >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]

@@ -1,6 +1,6 @@
-"""Where the files of a foreign image wait: nothing is known of them until the layer that they came in is verified.
+"""Staged layer files: files of a foreign image, kept until the layer that contains them is verified.
 
-A spool is a partial that goes by its layer and its number in it. What a pull has of an image is noted in its journal.
+Each is a partial named after its layer and its member number. The pull's journal records the progress.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from modelimage.record import RecordFile, Role
 
 @dataclass(frozen=True, slots=True)
 class StagedLayerFiles:
-    """The spools of one store. `boot` names this boot of the machine."""
+    """The staged layer files of one store. `boot` is the id of this boot of the machine."""
 
     paths: StorePaths
     disk: Disk
     boot: str
 
     def open(self, layer: Digest, member: int, size: int) -> Partial:
-        """A spool of `size` bytes, new or continued. Raises NoSpace, NotWritable, DiskFailed."""
+        """Open a staged file of `size` bytes, new or continued. Raises NoSpace, NotWritable, DiskFailed."""
         file = unknown_file(layer, member, size)
         return Partial(file, self.paths, self.disk, self.boot, file.digest)
 
     def reopen(self, layer: Digest, member: int, file: RecordFile) -> Partial:
-        """A finished spool as the file that it turned out to be. Raises DiskFailed when it is gone."""
+        """Open a finished staged file as its final file. Raises DiskFailed when it is gone."""
         path = self.path(layer, member)
         if file.size and self.size(layer, member) != file.size:
             raise DiskFailed(f"{path} was changed while a pull counted on it", hint="Pull again.")
@@ -42,27 +42,28 @@ class StagedLayerFiles:
         return staged_file
 
     def path(self, layer: Digest, member: int) -> Path:
-        """Where a spool's bytes are; it need not exist."""
+        """The path of a staged file, which need not exist."""
         return self.paths.partial_data(staged_name(layer, member))
 
     def size(self, layer: Digest, member: int) -> int | None:
-        """What a spool takes on disk; None when there is none."""
+        """The size of a staged file; None when there is none."""
         path = self.path(layer, member)
         return path.stat().st_size if is_plain_file(path) else None
 
     def drop(self, layer: Digest, member: int) -> None:
-        """Remove a spool, if it is there."""
+        """Remove a staged file, if there is one."""
         self.disk.unlink(self.path(layer, member))
         self.disk.unlink(self.paths.partial_bitmap(staged_name(layer, member)))
 
     def note(self, pull_state: ForeignPullState) -> None:
-        """Write down what a pull has so far."""
+        """Write the journal of a pull's progress."""
         self.disk.write_small(self.paths.journal(pull_state.key), pull_state.to_bytes())
 
     def recall(self, key: Digest) -> ForeignPullState:
-        """What an earlier pull of a model had when it ended early."""
+        """The progress of an earlier, interrupted pull of a model; empty when there is none."""
         path = self.paths.journal(key)
         if is_plain_file(path):
+            # An unreadable journal costs no more than fetching again.
             with suppress(InvalidImage):
                 journal = read_journal(path)
                 if isinstance(journal, ForeignPullState) and journal.key == key:
@@ -70,7 +71,8 @@ class StagedLayerFiles:
         return ForeignPullState(key)
 
     def forget(self, pull_state: ForeignPullState) -> None:
-        """Remove the journal's spools, then the journal."""
+        """Remove the pull's staged files, then its journal."""
+        # The journal goes last: after a crash in between, it still names the remaining files.
         for name in sorted(pull_state.staged_files()):
             for suffix in (".data", ".bitmap"):
                 self.disk.unlink(self.paths.partial / f"{name}{suffix}")
@@ -78,6 +80,6 @@ class StagedLayerFiles:
 
 
 def unknown_file(layer: Digest, member: int, size: int) -> RecordFile:
-    """A member of which only its place is known: it goes by the digest of that, and has no chunk digests."""
+    """A layer's member before its content is known: named after layer and number, without chunk digests."""
     name = staged_name(layer, member)
     return RecordFile(f"{layer.short}/{member}", size, name, Role.WEIGHT, layer, ())

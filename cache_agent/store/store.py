@@ -1,6 +1,6 @@
-"""One store, open: the composition of its rooms, and what the rest of the agent may ask of it.
+"""One open store: composes its parts and offers their operations to the rest of the agent.
 
-Holds the store's lock from `open` to `close`. Safe for use from several threads. Knows no network.
+Holds the store's lock from `open` to `close`. Thread-safe. No network access.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to open a store. `observe` sees every change of the disk; `boot` names this boot of the machine.
+    """How to open a store. `observe` is called before every change of the disk; `boot` is the id of this boot.
 
-    `is_gone` tells that a lease's holder certainly isn't there any more; `users` tells who uses the models of a
-    directory now, from which leases are restored when the ledger was lost.
+    `is_gone` returns True when a lease's holder is certainly gone. `users` lists the current users of the models in a
+    directory: their leases are restored after a ledger was lost.
     """
 
     limits: SpaceLimits
@@ -66,6 +66,7 @@ class Store:
         self._clock, self._options = options.clock, options
         self._boot = options.boot or boot_id()
         make_root(self.paths.root)
+        # Before recovery, which assumes that no other process uses the store.
         self._lock = StoreLock(self.paths.lock)
         try:
             for directory in self.paths.directories()[1:]:
@@ -77,36 +78,39 @@ class Store:
             )
             self.recovered = self._recover()
         except BaseException:
+            # Else a failed start would keep the lock until the process ends.
             self._lock.close()
             raise
         self.holds = Holds()
         self.staged_files = StagedLayerFiles(self.paths, self.disk, self._boot)
         self.repairer = Repairer(self.paths, self.disk, self.ledger)
-        self.reconciler = LeaseReaper(self.ledger, options.events, options.is_gone, options.clock)
+        self.lease_reaper = LeaseReaper(self.ledger, options.events, options.is_gone, options.clock)
         self._commits = GroupCommit(self.ledger)
         self.pins = Pins(self.paths, self.disk, self.ledger)
         self.pins.settle(ledger_was_lost=self.ledger_was_lost)
         if self.ledger_was_lost:
-            self.reconciler.restore(options.users(self.paths.models))
+            # Before the first eviction can run: the models of running servers must have their leases back.
+            self.lease_reaper.restore(options.users(self.paths.models))
         self._remover = Remover(self.paths, self.disk, self.ledger, self.holds)
         self._space = StoreSpace(
             self.paths, self.ledger, options.limits, Reservations(), options.events
         )
 
     def _recover(self) -> Recovery:
-        """Settle the store; a ledger that turns out damaged on the way is made anew from the files."""
+        """Recover the store; a ledger that turns out damaged on the way is rebuilt from the files."""
         try:
             return self._recoverer.run()
         except LedgerDamaged:
             self.ledger.close()
             set_ledger_aside(self.paths, self.disk)
+            # Everything built on the damaged ledger is replaced with it.
             self.ledger, self.ledger_was_lost = Ledger(self.paths), True
             self.publisher = replace(self.publisher, ledger=self.ledger)
             self._recoverer = replace(self._recoverer, ledger=self.ledger, publisher=self.publisher)
             return self._recoverer.run()
 
     def close(self) -> None:
-        """Give the lock back. Running pulls must have ended."""
+        """Release the lock. Running pulls must have ended."""
         self.ledger.close()
         self._lock.close()
 
@@ -128,22 +132,24 @@ class Store:
         return self.ledger.images_of(key)
 
     def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
-        """The cached model that an image last meant, and when that was asked; for when its registry is away."""
+        """The cached model that an image last resolved to, and when: used while its registry is unreachable."""
         found = self.ledger.meaning(image, variant)
         model = self.ledger.model(found.key) if found else None
         return (model, found.at) if found and model else None
 
     def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
-        """Make a model visible and forget its pull's journal."""
+        """Publish a model and remove its pull's journal."""
         model = self.publisher.publish(record, origin, fetch_seconds)
+        # After publishing: the journal protects the files until the model's row does.
         self.disk.unlink(self.paths.journal(record.key))
         return model
 
     def remove(self, key: Digest, *, unpin: bool = False) -> int:
-        """Remove a model and what only it held; bytes freed. Raises NotFound, InUse."""
+        """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
         return self._remover.remove_model(key, unpin=unpin)
 
     def pin(self, key: Digest, *, pinned: bool) -> None:
+        # One transaction: the model can't be removed between the check and the pin.
         with self.ledger.transaction():
             self._require(key)
             self.pins.set(key, pinned=pinned)
@@ -154,9 +160,9 @@ class Store:
         return self.ledger.file(digest)
 
     def is_untouched(self, file: StoredFile) -> bool:
-        """Whether a stored file looks as it did when it was verified: size, time of last write, and read-only.
+        """Whether a stored file still looks as verified: same size and modification time, and read-only.
 
-        Costs no read; whoever writes to a cached file by accident is noticed before the file is used again.
+        Costs no read, and detects an accidental write to a cached file before the file is used again.
         """
         try:
             status = self.paths.file(file.digest).lstat()
@@ -169,86 +175,88 @@ class Store:
         )
 
     def reverify(self, file: StoredFile) -> bool:
-        """Read a file that was touched: whether it is right all the same, and is protected again."""
+        """Read a file that fails `is_untouched`; when it is correct, make it read-only again and return True."""
         if self.scrubber(0.0, lambda count: None).scrub(file) is not None:
             return False
+        # The scrub has recorded the new modification time; the mode remains to be restored.
         self.repairer.protect(self.paths.file(file.digest))
         return True
 
-    def is_proven(self, repository: str, file: RecordFile) -> bool:
-        """Whether this file came through this layer of this repository before."""
-        return self.ledger.is_proven(repository, file.layer, file.digest)
+    def is_authorized(self, repository: str, file: RecordFile) -> bool:
+        """Whether this file came from this layer of this repository before."""
+        return self.ledger.is_authorized(repository, file.layer, file.digest)
 
     def hold(self, digests: Iterable[Digest]) -> AbstractContextManager[None]:
-        """While inside, none of these files is removed."""
+        """Protect files from removal while inside."""
         return self.holds.hold(digests)
 
     def begin(self, record: AnyRecord) -> None:
-        """Note that a pull of this record is under way, so that what it fetched survives a restart."""
+        """Write the journal of a pull, so that its fetched chunks survive a restart."""
         self.disk.write_small(self.paths.journal(record.key), record.to_bytes())
 
     def end(self, record: AnyRecord) -> None:
-        """Forget the journal: nothing of this record is on its way any more."""
+        """Remove the journal: no pull of this record is running any more."""
         self.disk.unlink(self.paths.journal(record.key))
 
     def partial(self, file: RecordFile) -> Partial:
-        """The file's partial download, new or continued. Raises NoSpace when the disk can't take the whole of it."""
+        """Open the file's partial download, new or continued. Raises NoSpace
+        when the disk can't hold the whole file."""
         return Partial(file, self.paths, self.disk, self._boot)
 
     def partial_bytes(self, file: RecordFile) -> int:
-        """What an earlier partial download of this file takes on disk."""
+        """Size on disk of an earlier partial download of this file."""
         path = self.paths.partial_data(identity(file))
         return path.stat().st_size if is_plain_file(path) else 0
 
     def admit(
         self, partial: Partial, computed: Digest, repository: str | None, *, replace: bool = False
     ) -> None:
-        """Let a complete, verified file in that came through its layer of `repository`. Raises DigestMismatch.
+        """Move a complete, verified file into the store, from its layer of `repository`. Raises DigestMismatch.
 
-        None: it came from elsewhere, and nobody's right to it is proven yet.
+        `repository` is None for a file from elsewhere: then it proves no access to a repository.
         """
         self.publisher.admit(partial, computed, repository, replace=replace)
 
     # -- damage ------------------------------------------------------------------------------
 
     def note_lost(self, file: RecordFile, index: int) -> None:
-        """A chunk of a download isn't any more what was written: it is fetched again, and people are told."""
+        """Report a chunk of a download that changed on this disk and is fetched again."""
         detail = f"chunk {index} of a download changed on this disk; it is fetched again"
         self._options.events.damaged(file.digest.hex, detail)
 
     def scrubber(self, period: float, pause: Callable[[int], None]) -> Scrubber:
-        """A scrubber over this store."""
+        """A scrubber of this store."""
         return Scrubber(
             self.paths, self.ledger, self._options.events, self._options.clock, period, pause
         )
 
     def models_of(self, digest: Digest) -> list[Digest]:
-        """The models that hold a file."""
+        """The models that contain a file."""
         return self.ledger.models_of(digest)
 
     def origin(self, key: Digest) -> Origin:
-        """Where a model came from. Raises DiskFailed, InvalidImage."""
+        """A model's origin. Raises DiskFailed, InvalidImage."""
         with reading(self.paths.origin(key)):
             return Origin.parse(self.paths.origin(key).read_bytes())
 
     def record(self, key: Digest) -> AnyRecord:
-        """What a cached model holds. Raises DiskFailed, InvalidImage."""
+        """A cached model's record. Raises DiskFailed, InvalidImage."""
         return read_record(self.paths.record(key))
 
     def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
-        """Copy the right chunks of the damaged stored file into its partial; how many were wrong."""
+        """Copy a damaged file's correct chunks into its partial; returns the number of wrong ones."""
         return self.repairer.salvage(partial, pause)
 
     def relink(self, digest: Digest) -> int:
-        """Make every model's name for a file the store's own inode again."""
+        """Make every model's name of a file a hard link to the store's inode again."""
         return self.repairer.relink(digest)
 
     def set_aside(self, digest: Digest) -> list[Digest]:
-        """Take a file that can't be mended out of use, with the models that nobody leases."""
+        """Quarantine a file beyond repair and the models that contain it, unless one of them is leased."""
         return self.repairer.set_aside(digest)
 
     def settle(self) -> Recovery:
-        """Bring ledger and disk in line while open; no pull may be running."""
+        """Reconcile ledger and disk of an open store. No pull may be running."""
         done = self._recoverer.run()
         self.pins.settle(ledger_was_lost=False)
         return done
@@ -256,24 +264,26 @@ class Store:
     # -- leases ------------------------------------------------------------------------------
 
     def lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
-        """Promise that models are in use, durably together, before they are mounted. Same id: same lease.
+        """Lease models in one commit, before they are mounted. Idempotent by id.
 
-        None where the model isn't here.
+        None for a model that isn't stored.
         """
         return self._commits.run(lambda: [self._take(use) for use in uses])
 
     def _take(self, use: Use) -> Lease | None:
         lease = Lease(use.lease or uuid.uuid4().hex, use.model, use.holder, self._clock())
+        # The kubelet repeats its requests: the same id must not count as another use.
         known = self.ledger.lease(lease.id)
         if known is not None and known.model == use.model:
             return known
+        # Within one change of the ledger: a model can't be evicted between the check for its row and the lease.
         if not self.ledger.note_use(use.model, lease.since):
             return None
         self.ledger.put_lease(lease)
         return lease
 
     def release_all(self, lease_ids: Sequence[str]) -> list[bool]:
-        """End leases, durably together; whether there was one of each."""
+        """End leases in one commit; returns for each whether it existed."""
         return self._commits.run(lambda: [self.ledger.drop_lease(each) for each in lease_ids])
 
     def lease_named(self, lease_id: str) -> Lease | None:
@@ -288,23 +298,26 @@ class Store:
         return self._space.view()
 
     def reserve(self, need: int, *, evicting: bool = True) -> Reservation:
-        """Promise `need` bytes, evicting what is worth least if that makes room. Raises NoSpace with the numbers."""
+        """Reserve `need` bytes, evicting the least valuable models if that
+        suffices. Raises NoSpace with the numbers."""
+        # First end the leases of dead holders, else a full store refuses for models that nobody uses any more.
         if need and self.space().shortfall(need):
-            self.reconciler.expire()
+            self.lease_reaper.expire()
         return self._space.reserve(need, self._clock(), self.remove if evicting else None)
 
     def set_limits(self, limits: SpaceLimits) -> None:
-        """Another budget and minimum free space from now on; nothing is evicted before space is needed."""
+        """Set budget and minimum free space. Evicts nothing until space is needed."""
         self._space.limits = limits
 
     def plan_gc(self, need: int) -> Eviction:
-        """What would be evicted to free `need` bytes, and why."""
+        """The models that would be evicted to free `need` bytes, with reasons."""
         return self._space.plan(need, self._clock())
 
     def gc(self, need: int = 0) -> tuple[int, Eviction]:
-        """Remove interrupted downloads and unreferenced files, then evict for `need` bytes: bytes freed, and the plan.
+        """Remove interrupted downloads and unreferenced files, then evict for `need`
+        bytes; returns bytes freed and the plan.
 
-        Nothing that a running pull, a lease or a pin counts on is touched.
+        Never touches anything that a running pull, a lease or a pin protects.
         """
         freed = self._drop_stale_partials() + self._remover.remove_orphans(keep=())
         plan = self.plan_gc(max(0, need - freed))
@@ -314,7 +327,7 @@ class Store:
         return freed, plan
 
     def candidates(self) -> list[Candidate]:
-        """What the eviction policy knows of every model."""
+        """Every model as the eviction policy sees it."""
         return self._space.candidates()
 
     def file_count(self) -> int:
@@ -322,6 +335,7 @@ class Store:
 
     def _drop_stale_partials(self) -> int:
         freed = 0
+        # A running pull owns partials, and all of them look alike.
         if self._space.reservations.active():
             return 0
         for path in listed(self.paths.partial):
@@ -338,7 +352,7 @@ class Store:
 
 
 def make_root(root: Path) -> None:
-    """Make the root directory with its parents. Raises NotWritable."""
+    """Create the root directory with its parents. Raises NotWritable."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -353,7 +367,8 @@ def make_root(root: Path) -> None:
 
 
 def open_ledger(paths: StorePaths, disk: Disk) -> tuple[Ledger, bool]:
-    """The ledger, and whether it had to be made anew though the store holds models."""
+    """Open the ledger; also returns whether a new one had to be created although the store holds models."""
+    # A missing ledger beside models was lost; an empty store never had one.
     lost = not paths.ledger.exists() and any(listed(paths.models))
     try:
         return Ledger(paths), lost
@@ -363,7 +378,8 @@ def open_ledger(paths: StorePaths, disk: Disk) -> tuple[Ledger, bool]:
 
 
 def set_ledger_aside(paths: StorePaths, disk: Disk) -> None:
-    """Keep a damaged ledger for whoever wants to look at it."""
+    """Move a damaged ledger to quarantine, for inspection."""
+    # With its WAL, or SQLite would replay that into the new ledger.
     for suffix in ("", "-wal", "-shm"):
         path = paths.ledger.with_name(paths.ledger.name + suffix)
         if path.exists():

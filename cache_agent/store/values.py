@@ -1,4 +1,4 @@
-"""The values that a store speaks in. Frozen; times are seconds since the epoch, sizes are bytes."""
+"""The store's value types. Frozen; times are seconds since the epoch, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modelimage.reference import LayoutReference, RegistryReference
 
 
 class HolderKind(Enum):
-    """Who can hold a lease; the kind says how to find out whether the holder is still there."""
+    """Kinds of lease holders; the kind determines how to check whether the holder still exists."""
 
     POD = "pod"  # name: the pod's UID
     PROCESS = "process"  # name: pid/start time/boot id
@@ -23,7 +23,7 @@ class HolderKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """`kind:name`. Law: `Holder.parse(str(h)) == h`."""
+    """A lease holder, `kind:name`. Law: `Holder.parse(str(h)) == h`."""
 
     kind: HolderKind
     name: str
@@ -38,6 +38,7 @@ class Holder:
             raise InvalidInput(
                 f"not a lease holder: {text[:120]!r}", hint="Write pod:UID, or manual:NAME."
             ) from error
+        # Bounded and printable: holders come from clients, and are logged.
         if not colon or not name or len(name) > 500 or not name.isprintable():
             raise InvalidInput(f"a lease holder needs a name: {text[:120]!r}")
         return cls(parsed, name)
@@ -48,7 +49,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A promise that `model` is in use by `holder`."""
+    """A promise that `holder` is using `model`, which can't be evicted meanwhile."""
 
     id: str
     model: Digest
@@ -58,7 +59,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """That a holder uses a model now, as the machine shows it. `lease`: the id its lease has, where that is known."""
+    """A holder's current use of a model, as observed on this machine. `lease`: the id of its lease, where known."""
 
     model: Digest
     holder: Holder
@@ -67,9 +68,9 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a model came from: the image as asked for, its repository, and the manifests that named it.
+    """A model's origin: the image as requested, its repository, and the manifests that name it.
 
-    Kept beside the model as its publish record, so that a lost ledger can be rebuilt.
+    Kept beside the model as its publish record, to rebuild a lost ledger.
     """
 
     image: str
@@ -114,7 +115,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRef:
-    """What an image's name led to when it was last asked, at `at`: the manifest `root`, and of it the model `key`."""
+    """The last resolution of an image reference, at time `at`: the manifest `root`, and its model `key`."""
 
     key: Digest
     root: Digest
@@ -122,15 +123,16 @@ class ResolvedRef:
 
 
 def repository_of(reference: RegistryReference | LayoutReference) -> str:
-    """What access was proven to: one repository of one registry, or one layout directory."""
+    """The unit of access checks: one repository of one registry, or one layout directory."""
     if isinstance(reference, RegistryReference):
         return f"{reference.registry}/{reference.repository}"
+    # Resolved: two spellings of a directory are one repository.
     return f"oci:{reference.path.resolve()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A cached model. `size` counts all its files, shared with other models or not."""
+    """A cached model. `size` counts all its files, including those shared with other models."""
 
     key: Digest
     path: Path
@@ -149,10 +151,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A weight file in `files/`: chunk digests are those that were verified here, empty when not known.
+    """A weight file in `files/`. `chunks`: digests verified on this node, empty when unknown.
 
-    `mtime_ns` is when its bytes were last written, as the filesystem said when they were verified: another time now
-    means that somebody wrote to it.
+    `mtime_ns`: the modification time when the bytes were verified; another one now means that the file was written to.
     """
 
     digest: Digest

@@ -1,13 +1,13 @@
-"""Images that others made, resolved to one description: files, sizes, digests, and how to read their bytes.
+"""Images in other tools' formats, resolved to one description: files, sizes, digests, and access to their bytes.
 
 ModelPack, KitOps, Docker's model artifacts, files pushed with oras, modelcars and any container image. A foreign image
-carries no chunk digests, so it is believed layer by layer: verified by the digests that its manifest names, after which
-`derive` writes the record that it lacks.
+has no chunk digests, so it is trusted layer by layer: each is verified by its digest in the manifest, and `derive` then
+writes the record that the image lacks.
 
     model = describe_foreign(reader, reader.resolve(name))
     for layer in model.layers:
         with open_layer(reader, layer) as stream:
-            for piece in stream: ...           # bytes of files, verified when the loop has ended
+            for piece in stream: ...           # bytes of files, verified once the loop has ended
         found[layer.digest] = stream.members
     model = model.listed(found)                # now model.files are known, whatever the packing
 """

@@ -1,8 +1,8 @@
-"""Files pushed one by one as an OCI artifact, as oras does: each layer a file, named by its title. Pure.
+"""Files pushed one by one as an OCI artifact, as oras does: each layer is a file named by its title. Pure.
 
-A directory is a gzipped tar. The oras command says so in the annotation `io.deis.oras.content.unpack` and writes
-whole paths into it; the Python client says so by the media type, and writes paths below the directory's parent. No
-other media type means anything here: oras says `image.layer.v1.tar` of any file whose type it wasn't told.
+A directory is a gzipped tar. The oras command marks it with the annotation `io.deis.oras.content.unpack` and uses
+complete paths in it; the Python client marks it with the media type, and uses paths below the directory's parent. Other
+media types have no meaning here: oras uses `image.layer.v1.tar` for any file without a stated type.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _ARCHIVES: Final = (".gz", ".tgz")
 
 
 def map_artifact(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
-    """Raises InvalidImage for an unsafe name."""
+    """Map an artifact's layers to files. Raises InvalidImage for an unsafe name."""
     layers: list[ForeignLayer] = []
     left_out: dict[str, str] = {}
     for descriptor in manifest.layers:
         path = filepath(descriptor)
         if descriptor.annotations.get(_UNPACK) == "true":
             layers.append(tar_layer(descriptor, Packing.TAR_GZIP))
+        # A pushed directory has an image layer's media type, as does an archive pushed as a file. Its name decides.
         elif path and descriptor.media_type == _DIRECTORY and not path.endswith(_ARCHIVES):
             parent = path.rpartition("/")[0]
             layers.append(tar_layer(descriptor, Packing.TAR_GZIP, path=parent))

@@ -1,6 +1,6 @@
-"""Which manifest of a foreign index is meant: platform choice, nested indexes, attestations passed over.
+"""Chooses a manifest of a foreign index: by platform, through nested indexes, without attestations.
 
-The deciding is pure; `resolve_manifest` reads the indexes on the way.
+The choice is pure; `resolve_manifest` reads the indexes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor, Platform
 from modelimage.errors import InvalidImage, NotFound
 from modelimage.repository import ImageReader
 
+# Nested indexes are rare; a long chain is an error or an attack.
 _MAX_NESTED: Final = 4
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 
 
 def resolve_manifest(reader: ImageReader, root: Descriptor, platform: Platform) -> Descriptor:
-    """The manifest below a root that fits a platform. Raises NotFound, InvalidImage, and what the reader raises."""
+    """The manifest below a root for a platform. Raises NotFound, InvalidImage, and any error of the reader."""
     found = root
     for _ in range(_MAX_NESTED):
         if found.media_type not in mediatypes.INDEX_TYPES:
@@ -32,10 +33,11 @@ def resolve_manifest(reader: ImageReader, root: Descriptor, platform: Platform) 
 
 
 def choose(candidates: Sequence[Descriptor], platform: Platform) -> Descriptor:
-    """The first for the platform, else the first for none in particular, else the only one there is.
+    """The first manifest for the platform, else the first without a platform, else the only one.
 
-    A model's bytes run on no processor, so a single image of another platform will do. Raises NotFound.
+    Model files don't depend on the processor, so a single image of another platform is accepted. Raises NotFound.
     """
+    # BuildKit lists its attestations beside the images, as manifests of an unknown platform.
     models = [each for each in candidates if _REFERENCE_TYPE not in each.annotations]
     exact = [each for each in models if each.platform == platform]
     unbound = [

@@ -1,7 +1,7 @@
-"""What one verified layer holds: its members, and the digests of those of its files whose bytes were kept.
+"""The contents of one verified layer: its members, and the digests of the files whose bytes were kept.
 
-Known once a layer was read to its end, and worth keeping: with it a layer that another image shares, or one that was
-done before a crash, need not be read again, not even where it is compressed. Pure.
+Known once a layer was read to its end, and worth storing: a layer shared with another image, or finished before a
+crash, then need not be read again even if it is compressed. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from modelimage.hashing import FileDigests
 
 @dataclass(frozen=True, slots=True)
 class LayerContents:
-    """The members of a layer in its order; `files` has digests by member number. Law: `parse(c.to_json()) == c`."""
+    """A layer's members in order; `files` has digests by member number. Law: `parse(c.to_json()) == c`."""
 
     members: tuple[TarMember, ...]
     files: Mapping[int, FileDigests]
@@ -34,7 +34,7 @@ class LayerContents:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> LayerContents:
-        """Raises InvalidImage."""
+        """Parse `to_json`'s output. Raises InvalidImage."""
         try:
             members = tuple(_member(each) for each in value["members"])
             files = {
@@ -67,7 +67,7 @@ def _member(value: Sequence[Any]) -> TarMember:
     return TarMember(_name(path), MemberKind(kind), size, offset, _name(target))
 
 
-# A base image's names need not be UTF-8, and JSON must be.
+# Names in a base image need not be UTF-8, but JSON must be.
 def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("latin-1")
 

@@ -1,8 +1,8 @@
-"""What a node writes down of a foreign image once it has verified every byte: the record that the image lacks.
+"""The record that a node derives from a foreign image after verifying every byte, because the image has none.
 
-It has what stores and peers ask of a weightyard record, chunk digests derived here included, so that they deal with one
-kind of record. Its key is the manifest's digest, so it need not be the same bytes everywhere. Where a layer is not
-compressed and all its files are kept, it also says how to make the blob again from them.
+It has all that stores and peers need from a weightyard record, including chunk digests, so they handle both alike.
+Its key is the manifest's digest, so its bytes may differ between nodes. If a layer is not compressed and all its files
+are kept, the record also describes how to rebuild the blob from them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from modelimage.record import CHUNK_SIZE, Record, RecordFile, Role
 
 DERIVED_SCHEMA: Final = "weightyard.dev/derived/v1"
 AS_PUBLISHED: Final = "as-published"
+# Literals and members are stored in the record, so their number is bounded.
 _MAX_LITERALS: Final = 1 << 20
 _MAX_MEMBERS: Final = 20_000
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
@@ -34,9 +35,9 @@ _BLAKE3 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class DerivedLayer:
-    """A layer blob. `parts` make it again: literal bytes, and paths of whole files; None where that can't be done.
+    """A layer blob. `parts` rebuild it: literal bytes, and paths of whole files; None if that isn't possible.
 
-    `contents`: what it holds, so that whoever shares it need not read it again; None where that would be much.
+    `contents`: the layer's members, so that an image sharing it need not read it again; None if there are too many.
     """
 
     descriptor: Descriptor
@@ -54,7 +55,7 @@ class DerivedLayer:
 
 @dataclass(frozen=True, slots=True)
 class DerivedRecord:
-    """The files of a foreign image, verified, sorted by path. Law: `DerivedRecord.parse(r.to_bytes()) == r`."""
+    """The verified files of a foreign image, sorted by path. Law: `DerivedRecord.parse(r.to_bytes()) == r`."""
 
     manifest: Digest
     kind: Kind
@@ -68,7 +69,7 @@ class DerivedRecord:
 
     @property
     def variant(self) -> str:
-        """A foreign image has one precision, which it doesn't name."""
+        """The fixed variant of foreign images: they have one precision, which they don't state."""
         return AS_PUBLISHED
 
     @property
@@ -80,7 +81,7 @@ class DerivedRecord:
         return [file for file in self.files if file.layer == layer]
 
     def recipe(self, layer: Digest) -> Recipe | None:
-        """How the blob of one layer is made from files; None where only the registry has it."""
+        """The recipe of one layer's blob; None if it can't be rebuilt and must come from the registry."""
         found = next((each for each in self.layers if each.digest == layer), None)
         if found is None or found.parts is None:
             return None
@@ -88,7 +89,7 @@ class DerivedRecord:
         return Recipe.of(_segment(part, files) for part in found.parts)
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes, to be kept beside the model."""
+        """The canonical bytes, stored beside the model."""
         return canonical.to_bytes(
             {
                 "schema": DERIVED_SCHEMA,
@@ -102,12 +103,12 @@ class DerivedRecord:
 
     @classmethod
     def parse(cls, data: bytes) -> DerivedRecord:
-        """Raises InvalidImage."""
+        """Parse and validate a derived record. Raises InvalidImage."""
         return cls.from_json(canonical.parse(data, what="a derived record"))
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> DerivedRecord:
-        """Raises InvalidImage."""
+        """Build and validate a record from parsed JSON. Raises InvalidImage."""
         try:
             if document["schema"] != DERIVED_SCHEMA or document["chunkSize"] != CHUNK_SIZE:
                 raise InvalidImage("a derived record of another version")
@@ -125,28 +126,30 @@ class DerivedRecord:
         return record
 
 
-# A record of either kind: what a node keeps of a model, and asks of it, is the same.
+# A record of either kind; nodes store and use both alike.
 AnyRecord = Record | DerivedRecord
 
 
 def parse_record(data: bytes) -> AnyRecord:
-    """A record of either kind, as a node keeps it. Raises InvalidImage."""
+    """Parse a record of either kind as stored by a node. Raises InvalidImage."""
     document = canonical.parse(data, what="the record")
+    # A weightyard record has `schemaVersion` instead.
     if "schema" in document:
         return DerivedRecord.from_json(document)
     return Record.parse(data)
 
 
 def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRecord:
-    """The record of a model all of whose layers were verified, with what was computed of each file, by path.
+    """The record of a model whose layers have all been verified, given its files' computed digests by path.
 
-    Raises DigestMismatch where a raw layer's file has another digest than the layer, InvalidImage for a file missing.
+    Raises DigestMismatch if a raw layer's file has another digest than the layer, InvalidImage for a missing file.
     """
     files = []
     for file in model.files:
         found = digests.get(file.path)
         if found is None:
             raise InvalidImage(f"no digests of {file.path!r}")
+        # Known only for a raw layer, whose digest is its file's.
         if file.digest is not None and file.digest != found.digest:
             raise DigestMismatch(f"{file.path!r} has {found.digest}, not {file.digest}")
         files.append(
@@ -159,6 +162,7 @@ def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRe
                 chunks=found.chunks,
             )
         )
+    # With more members than this, the record would be too large.
     keep = sum(len(layer.members or ()) for layer in model.layers) <= _MAX_MEMBERS
     layers = {
         layer.digest: DerivedLayer(
@@ -174,7 +178,7 @@ def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRe
 
 
 def _parts(layer: ForeignLayer, files: tuple[ForeignFile, ...]) -> tuple[bytes | str, ...] | None:
-    """The parts of a layer, if its literals are known and small and each of its files is in the model."""
+    """The parts of a layer, if its literals are known and small and all its files are in the model."""
     if (
         layer.literals is None
         or layer.members is None
@@ -183,6 +187,7 @@ def _parts(layer: ForeignLayer, files: tuple[ForeignFile, ...]) -> tuple[bytes |
         return None
     paths = {file.member: file.path for file in files if file.layer == layer.digest}
     held = [number for number, member in enumerate(layer.members) if member.size]
+    # A file that the model leaves out isn't stored, so its bytes couldn't be put back into the blob.
     if any(number not in paths for number in held):
         return None
     parts: list[bytes | str] = [layer.literals[0]]
@@ -259,12 +264,15 @@ def _file(value: Mapping[str, Any]) -> RecordFile:
 def _check(record: DerivedRecord) -> None:
     paths = [file.path for file in record.files]
     directories = {parent for path in paths for parent in parents(path)}
+    # A store publishes these paths as one directory tree.
     if paths != sorted(set(paths)) or directories & set(paths):
         raise InvalidImage("malformed derived record: paths unsorted, repeated or ambiguous")
     for file in record.files:
+        # As for weightyard records: without them, chunks from peers couldn't be verified.
         if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
             raise InvalidImage(f"malformed derived record: chunk digests of {file.path!r}")
     for layer in record.layers:
         recipe = record.recipe(layer.digest)
+        # A recipe of another size would serve wrong ranges of the blob.
         if recipe is not None and recipe.size != layer.size:
             raise InvalidImage(f"malformed derived record: layer {layer.digest} has another size")

@@ -1,4 +1,4 @@
-"""From a reader to the description of a foreign image: the thin part that asks the registry. The rest is pure."""
+"""Describes a foreign image: the thin part that queries the registry. The rest of the package is pure."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from modelimage.foreign.packing import Mapped
 from modelimage.repository import ImageReader
 from modelimage.resolve import read_blob
 
+# Configs are read into memory, so untrusted ones are bounded.
 MAX_CONFIG_BYTES: Final = 8 << 20
 
 _MAPPINGS: Final[Mapping[Kind, Callable[[ForeignManifest, Mapping[str, Any]], Mapped]]] = {
@@ -40,10 +41,10 @@ def describe_foreign(
     platform: Platform = LINUX_AMD64,
     limits: Limits | None = None,
 ) -> ForeignModel:
-    """Describe the image below `root`, an index or a manifest, as far as can be done without reading it all.
+    """Describe the image below `root`, an index or a manifest, as far as possible without reading all of it.
 
-    Raises NotFound when an index has nothing for the platform, InvalidImage, DigestMismatch, and what the reader
-    raises.
+    Raises NotFound if an index has no manifest for the platform, InvalidImage, DigestMismatch, and any error of the
+    reader.
     """
     bounds = limits or Limits()
     descriptor = resolve_manifest(reader, root, platform)
@@ -68,8 +69,9 @@ def describe_foreign(
 
 
 def is_ours(reader: ImageReader, root: Descriptor) -> bool:
-    """Whether an image was published by weightyard, so that `resolve_model` finds a record in it."""
+    """Whether weightyard published the image, so that `resolve_model` finds its record."""
     document = canonical.parse(reader.manifest(root), what=f"manifest {root.digest}")
+    # Manifests have this annotation, and an index's entries repeat it.
     members = [document, *(document.get("manifests") or [])]
     return any(
         mediatypes.ANNOTATION_MODEL_KEY in (member.get("annotations") or {})
@@ -79,7 +81,7 @@ def is_ours(reader: ImageReader, root: Descriptor) -> bool:
 
 
 def _config(reader: ImageReader, manifest: ForeignManifest) -> Mapping[str, Any]:
-    # An artifact's config is anything at all, and says nothing of its layers.
+    # An artifact's config may be anything and doesn't describe its layers.
     if manifest.kind is Kind.ARTIFACT:
         return {}
     data = read_blob(reader, manifest.config, limit=MAX_CONFIG_BYTES)

@@ -1,4 +1,4 @@
-"""From a manifest to its kind. Pure: a parsed document in, a ForeignManifest out."""
+"""Detects the kind of a foreign manifest. Pure: parsed document to ForeignManifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SIGNED_V1: Final = "application/vnd.docker.distribution.manifest.v1"
 
 @dataclass(frozen=True, slots=True)
 class ForeignManifest:
-    """A manifest of someone else's, and what kind it is of."""
+    """A manifest in another tool's format, and its kind."""
 
     kind: Kind
     config: Descriptor
@@ -36,7 +36,7 @@ class ForeignManifest:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> ForeignManifest:
-        """Raises InvalidImage for what is no image or artifact manifest."""
+        """Parse a manifest. Raises InvalidImage if it is no image or artifact manifest."""
         layers = document.get("layers")
         if str(document.get("mediaType", "")).startswith(_SIGNED_V1) or "fsLayers" in document:
             raise InvalidImage(
@@ -57,16 +57,18 @@ class ForeignManifest:
 
 def _kind(config: Descriptor, layers: tuple[Descriptor, ...], artifact_type: str) -> Kind:
     named = (artifact_type, config.media_type)
+    # The specific formats first: they all use layers and configs that also look like an image's or an artifact's.
     if any(name.startswith(MODELPACK_PREFIXES) for name in named):
         return Kind.MODELPACK
     if any(name.startswith(KITOPS_PREFIX) for name in named):
         return Kind.KITOPS
     if any(name.startswith(DOCKER_MODEL_PREFIX) for name in named):
         return Kind.DOCKER_MODEL
+    # With an artifactType, the image config is only a placeholder.
     if config.media_type in _IMAGE_CONFIGS and not artifact_type:
         return Kind.IMAGE
     if all(layer.media_type.startswith(IMAGE_LAYER_PREFIXES) for layer in layers):
-        # oras keeps a pushed directory in such a layer, under its name.
+        # oras stores a pushed directory in such a layer, with its name as title.
         titled = any(mediatypes.ANNOTATION_TITLE in layer.annotations for layer in layers)
         return Kind.ARTIFACT if titled else Kind.IMAGE
     return Kind.ARTIFACT

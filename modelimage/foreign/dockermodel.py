@@ -1,6 +1,6 @@
-"""Docker's model artifacts (`docker model`, docker/model-runner): a raw file for each layer, some tars. Pure.
+"""Docker's model artifacts (`docker model`, docker/model-runner): a raw file per layer, and some tars. Pure.
 
-Version 0.2 names every file in an annotation; in 0.1 the model runner's own fixed names hold, which are kept here.
+Version 0.2 names every file in an annotation; version 0.1 uses the model runner's fixed names, which are listed here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modelimage.foreign.packing import Mapped, diff_ids, filepath, raw_layer, ta
 from modelimage.record import Role
 
 _TARS: Final = frozenset({"vllm.config.tar", "dir.tar"})
-# Type -> file name, where one of its type may stand alone, and role.
+# Type -> file name if it is the only layer of its type, and role.
 _FILES: Final = {
     "gguf.v3": ("model.gguf", Role.WEIGHT),
     "gguf.v3.lora": ("adapter.gguf", Role.WEIGHT),
@@ -31,7 +31,7 @@ _FILE: Final = "model.file"
 
 
 def map_docker_model(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
-    """Raises InvalidImage for a layer of a type that isn't known."""
+    """Map an artifact's layers to files. Raises InvalidImage for a layer of unknown type."""
     known = diff_ids(config.get("rootfs"), ("diff_ids",), len(manifest.layers))
     totals = Counter(layer.media_type for layer in manifest.layers)
     seen: Counter[str] = Counter()

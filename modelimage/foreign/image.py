@@ -1,4 +1,4 @@
-"""Container images, Docker's and OCI's: tars over each other, plain, gzip or zstd. Pure."""
+"""Container images in Docker's and OCI's format: overlaid tars, plain, gzip or zstd. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelimage.foreign.packing import Mapped, diff_ids, tar_layer, tar_packing
 
 
 def map_image(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
-    """Raises InvalidImage for a layer that no runtime would unpack."""
+    """Map an image's layers. Raises InvalidImage for a layer that no runtime would unpack."""
     known = diff_ids(config.get("rootfs"), ("diff_ids",), len(manifest.layers))
     layers = []
     for descriptor, diff_id in zip(manifest.layers, known, strict=True):
@@ -19,5 +19,5 @@ def map_image(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
         if packing is None or not descriptor.media_type.startswith(IMAGE_LAYER_PREFIXES):
             raise InvalidImage(f"not a layer of a container image: {descriptor.media_type!r}")
         layers.append(tar_layer(descriptor, packing, diff_id=diff_id))
-    # An overlay keeps its repeated layers: each time, what came between is covered again.
+    # Repeated layers are kept: a repetition covers again what the layers between added.
     return Mapped(tuple(layers), {})

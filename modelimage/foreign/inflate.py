@@ -1,7 +1,7 @@
-"""Compressed streams read piece by piece, never more in memory than was asked for, however well they compress.
+"""Decompresses streams piece by piece, with no more output in memory than requested, whatever the ratio.
 
-gzip (RFC 1952, several members one after the other, as eStargz and pigz write them) and zstd (RFC 8878, several frames
-and skippable ones). The libraries' errors become InvalidImage here.
+gzip (RFC 1952, several members in a row, as eStargz and pigz write them) and zstd (RFC 8878, several frames and
+skippable ones). The libraries' errors are mapped to InvalidImage here.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import zstandard
 
 from modelimage.errors import InvalidImage
 
-# Gives at most so many bytes; none at the end.
+# Returns at most the given number of bytes; none at the end.
 Read = Callable[[int], bytes]
 
 _INPUT: Final = 256 << 10
 _GZIP_WINDOW: Final = 31
-# What the zstd program itself accepts without being told otherwise.
+# The limit that the zstd program accepts by default.
 _ZSTD_WINDOW: Final = 128 << 20
 
 
 class Inflater(Protocol):
-    """A compressed stream, read uncompressed."""
+    """A decompressed view of a compressed stream."""
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill a part of the buffer; 0 at the end only. Raises InvalidImage, and what the source raises."""
+        """Fill part of the buffer; 0 only at the end. Raises InvalidImage, and any error of the source."""
 
 
 class GzipInflater:
-    """Reads gzip. What follows the last member may be zeros only."""
+    """Decompresses gzip. Only zeros may follow the last member."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -49,6 +49,7 @@ class GzipInflater:
                 data = self._member.decompress(self._input, len(buffer))
             except zlib.error as error:
                 raise InvalidImage(f"a layer is not valid gzip: {error}") from error
+            # The source has ended, but the member has not.
             if not data and not self._input and not self._member.eof:
                 raise InvalidImage("a gzip layer ends in the middle")
             self._input = self._member.unconsumed_tail
@@ -59,7 +60,7 @@ class GzipInflater:
                 return len(data)
 
     def _begin(self) -> bool:
-        """Start the next member; False when there is none."""
+        """Start the next member; False if there is none."""
         while self._input and not self._input.lstrip(b"\0"):
             self._input = self._read(_INPUT)
         self._input = self._input.lstrip(b"\0")
@@ -70,9 +71,10 @@ class GzipInflater:
 
 
 class ZstdInflater:
-    """Reads zstd."""
+    """Decompresses zstd."""
 
     def __init__(self, read: Read) -> None:
+        # A frame states its own window: without a limit, a small frame could claim gigabytes of memory.
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._stream = decompressor.stream_reader(
             cast("IO[bytes]", _Source(read)), read_size=_INPUT, read_across_frames=True
@@ -86,7 +88,7 @@ class ZstdInflater:
 
 
 class _Source:
-    """What zstandard reads from: it calls nothing but `read`."""
+    """The source for zstandard, which only calls `read`."""
 
     def __init__(self, read: Read) -> None:
         self._read = read

@@ -1,6 +1,6 @@
-"""KitOps modelkits: a tar, or tar+gzip, for each entry of the Kitfile, which is the config. Pure.
+"""KitOps modelkits: a tar or tar+gzip for each entry of the Kitfile, which is the config. Pure.
 
-Kits of today hold full paths in their tars and say each layer's digest in the Kitfile. Older ones don't, and hold paths
+Current kits have full paths in their tars and each layer's digest in the Kitfile. Older ones don't, and have paths
 relative to the parent of the entry's path (KitOps, pkg/cmd/unpack). Data sets are left out.
 """
 
@@ -19,13 +19,13 @@ from modelimage.foreign.packing import Mapped, parse_digest, tar_layer, tar_pack
 from modelimage.record import Role
 
 _TYPE = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.tar(?:\+\w+)?")
-# A data set in a kit is `dataset`, its list in the Kitfile `datasets`.
+# The layer type of a data set is `dataset`, its list in the Kitfile `datasets`.
 _LISTS: Final = {"code": "code", "dataset": "datasets", "docs": "docs", "prompt": "prompts"}
 _ROLES: Final = {"model": Role.WEIGHT, "docs": Role.DOC, "code": Role.CODE}
 
 
 def map_kitops(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
-    """Raises InvalidImage."""
+    """Map a modelkit's layers. Raises InvalidImage."""
     seen: Counter[str] = Counter()
     layers: list[ForeignLayer] = []
     left_out: dict[str, str] = {}
@@ -40,6 +40,7 @@ def map_kitops(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
             left_out[str(entry.get("path") or descriptor.digest)] = "a data set"
         else:
             layers.append(_layer(descriptor, content, entry))
+    # Such a kit refers to another kit for its model, which isn't fetched.
     if not seen["model"] and not seen["modelpart"] and _model(config).get("path"):
         left_out["model"] = f"the kit takes its model from another: {_model(config)['path']!r:.200}"
     return Mapped(tuple(layers), left_out)
@@ -50,6 +51,7 @@ def _layer(descriptor: Descriptor, content: str, entry: Mapping[str, Any]) -> Fo
     if packing is None:
         raise InvalidImage(f"unsupported layer of a modelkit: {descriptor.media_type!r}")
     stated = entry.get("digest")
+    # Entries are matched to layers by their order; a stated digest shows whether the match is right.
     if stated and stated != str(descriptor.digest):
         raise InvalidImage(f"the Kitfile says {stated!r:.80} of layer {descriptor.digest}")
     diff_id = parse_digest(entry["diffId"]) if entry.get("diffId") else None
@@ -58,7 +60,7 @@ def _layer(descriptor: Descriptor, content: str, entry: Mapping[str, Any]) -> Fo
 
 
 def _entry(config: Mapping[str, Any], content: str, number: int) -> Mapping[str, Any]:
-    """The Kitfile's entry for a layer: the n-th of its type."""
+    """The Kitfile's entry for a layer: the n-th of the layer's type."""
     if content == "model":
         return _model(config)
     listed = (

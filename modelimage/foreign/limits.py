@@ -1,7 +1,7 @@
-"""How much of a foreign image is believed before it is refused.
+"""Bounds on a foreign image; beyond them it is refused.
 
-An image of another's making may claim a million files or inflate a megabyte into a terabyte. Each bound is far above
-any model published so far, and a caller with a budget lowers them.
+An untrusted image may claim a million files or inflate a megabyte to a terabyte. Each bound is far above any model
+published so far; callers with a budget lower them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from modelimage.errors import InvalidImage
 class Limits:
     """Bounds in bytes and counts.
 
-    `ratio` is bytes out for each byte in of a compressed layer, above `slack` bytes. `literal_bytes` refuses nothing:
-    a layer with more than that around its files is not kept in a form that can be made again.
+    `ratio` is decompressed bytes per compressed byte of a layer, above `slack` bytes. `literal_bytes` refuses nothing:
+    a layer with more than that around its files is not stored in a form that can be rebuilt.
     """
 
     members: int = 200_000
@@ -27,7 +27,7 @@ class Limits:
     literal_bytes: int = 16 << 20
 
     def check_members(self, count: int) -> None:
-        """Raises InvalidImage above the bound."""
+        """Raise InvalidImage above the bound."""
         if count > self.members:
             raise InvalidImage(
                 f"the image has more than {self.members} entries",
@@ -35,12 +35,12 @@ class Limits:
             )
 
     def check_size(self, path: str, size: int) -> None:
-        """Raises InvalidImage for a file above the bound."""
+        """Raise InvalidImage for a file above the bound."""
         if size > self.file_bytes:
             raise InvalidImage(f"{path!r} claims {size} bytes, above {self.file_bytes}")
 
     def check_inflated(self, taken: int, given: int) -> None:
-        """Raises InvalidImage when `taken` compressed bytes gave more than they may."""
+        """Raise InvalidImage if `taken` compressed bytes gave more than allowed."""
         if given > self.total_bytes or given > self.slack + self.ratio * taken:
             raise InvalidImage(
                 f"a compressed layer inflates beyond measure: {taken} bytes gave {given} and more",

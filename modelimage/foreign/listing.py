@@ -1,7 +1,7 @@
-"""What is in an uncompressed tar layer, found by reading its headers over the network and skipping its files.
+"""Lists an uncompressed tar layer by reading its headers over the network and skipping its files.
 
-A window grows while headers lie close together and shrinks back after a jump, so a layer of one large file costs two
-requests and a layer of many small ones few.
+The read window grows while headers are close together and shrinks after a jump, so a layer of one large file costs two
+requests, and a layer of many small files few.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MAX_WINDOW: Final = 4 << 20
 
 
 def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> ForeignLayer:
-    """The layer with its members and, where they aren't too large, its literals.
+    """The layer with its members and, if they aren't too large, its literals.
 
-    Only headers were read, and no digest checked: the layer is verified when its files are. Raises InvalidImage, and
-    what the reader raises.
+    Reads only headers and verifies no digest: the layer is verified together with its files. Raises InvalidImage, and
+    any error of the reader.
     """
     blob = _Window(reader, layer.descriptor)
     walk, members, gaps = TarWalk(), list[TarMember](), _Gaps(blob, limits.literal_bytes)
@@ -35,6 +35,7 @@ def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> Fore
         member = walk.feed(gaps.read(wanted.stop)[-len(wanted) :])
         if member is None:
             continue
+        # Checked for each member: the headers of a hostile tar could go on without end.
         limits.check_members(len(members) + 1)
         limits.check_size(member.path, member.size)
         members.append(member)
@@ -45,11 +46,12 @@ def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> Fore
 
 
 class _Window:
-    """Ranges of a blob, through a buffer of its last part read."""
+    """Reads ranges of a blob, through a buffer of the last range."""
 
     def __init__(self, reader: ImageReader, descriptor: Descriptor) -> None:
         self._reader = reader
         self._descriptor = descriptor
+        # Only a request close behind the last one doubles the window: headers are dense there.
         self.size = descriptor.size
         self._start = 0
         self._data = b""
@@ -78,18 +80,19 @@ class _Window:
 
 
 class _Gaps:
-    """Reads what is before, between and after the files' data, and keeps it unless it is much."""
+    """Reads the bytes before, between and after the files' data, and keeps them unless they exceed a bound."""
 
     def __init__(self, blob: _Window, bound: int) -> None:
         self._blob = blob
         self._bound = bound
         self._literals: list[bytes] = []
         self._current = bytearray()
+        # Still counted when no longer kept: `finish` must see that the bound was exceeded.
         self._position = 0
         self._total = 0
 
     def read(self, stop: int) -> bytes:
-        """The bytes from where the last ones ended."""
+        """The bytes from the current position to `stop`."""
         data = self._blob.read(ByteRange(self._position, stop))
         self._position = stop
         self._total += len(data)
@@ -98,13 +101,13 @@ class _Gaps:
         return data
 
     def skip(self, stop: int) -> None:
-        """Pass over a file's data, which ends at `stop`."""
+        """Skip a file's data, which ends at `stop`."""
         self._literals.append(bytes(self._current))
         self._current.clear()
         self._position = stop
 
     def finish(self) -> tuple[bytes, ...] | None:
-        """The literals, the last up to the blob's end; None when they are much."""
+        """The literals, the last one up to the blob's end; None if they exceed the bound."""
         rest = self._blob.size - self._position
         if self._total + rest > self._bound:
             return None

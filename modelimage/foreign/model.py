@@ -1,7 +1,7 @@
-"""What a foreign image turns out to be: the same values whatever made it. Pure.
+"""The description of a foreign image: the same values for all formats. Pure.
 
-Its layers are known from the manifest; its files once every layer was listed: a raw layer is one file, an uncompressed
-tar is listed by its headers alone, a compressed one only by reading it all.
+The manifest gives its layers; its files are known once every layer was listed: a raw layer is one file, an uncompressed
+tar is listed by its headers alone, a compressed one only by reading all of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from modelimage.record import Role
 
 
 class Kind(Enum):
-    """Who made it, by its media types."""
+    """The format of an image, determined by its media types."""
 
     MODELPACK = "modelpack"
     KITOPS = "kitops"
@@ -33,7 +33,7 @@ class Kind(Enum):
 
 
 class Packing(Enum):
-    """How files lie in a layer blob."""
+    """How a layer blob contains its files."""
 
     RAW = "raw"
     TAR = "tar"
@@ -49,10 +49,10 @@ class Packing(Enum):
 class ForeignLayer:
     """One layer blob.
 
-    `path`: a raw layer's file, or the directory that a tar's members go under. `role`: what its files are for, None to
-    judge each by its name. `diff_id`: the digest of the uncompressed tar, where the image says. `members`: what is in
-    it, None while not known. `literals`: the bytes of the blob before, between and after its non-empty files, None
-    where the blob can't be made again from its files.
+    `path`: a raw layer's file, or the directory for a tar's members. `role`: the role of its files, None to derive it
+    from each name. `diff_id`: the digest of the uncompressed tar, if the image states it. `members`: the layer's
+    members, None while unknown. `literals`: the bytes of the blob before, between and after its non-empty files, None
+    if the blob can't be rebuilt from its files.
     """
 
     descriptor: Descriptor
@@ -68,7 +68,7 @@ class ForeignLayer:
         return self.descriptor.digest
 
     def recipe(self, file: Callable[[int], LayerFile]) -> Recipe | None:
-        """How to make the blob from its files; `file` gives that of a member by number. None when it can't be made."""
+        """The recipe of the blob; `file` returns the file of a member number. None if it can't be rebuilt."""
         if self.literals is None or self.members is None:
             return None
         segments: list[Segment] = [Literal(self.literals[0])]
@@ -82,8 +82,8 @@ class ForeignLayer:
 class ForeignFile:
     """A file of the model.
 
-    `member` is its number in the layer. `offset` is where its bytes start in the layer blob, None where they are
-    compressed. `digest` is known beforehand for a raw layer only, whose digest is its file's.
+    `member` is its number in the layer. `offset` is the start of its bytes in the layer blob, None if compressed.
+    `digest` is known in advance only for a raw layer, whose digest is that of its file.
     """
 
     path: str
@@ -97,9 +97,9 @@ class ForeignFile:
 
 @dataclass(frozen=True, slots=True)
 class ForeignModel:
-    """A foreign image, resolved. `files` is empty until `is_listed`.
+    """A resolved foreign image. `files` is empty until `is_listed`.
 
-    `left_out` holds paths and layers that were passed over, and why.
+    `left_out` maps ignored paths and layers to the reason.
     """
 
     root: Descriptor
@@ -122,14 +122,15 @@ class ForeignModel:
 
     @property
     def size(self) -> int:
-        """Bytes of all files; those that share bytes count each."""
+        """Bytes of all files; files that share bytes count separately."""
         return sum(file.size for file in self.files)
 
     def listed(self, members: Mapping[Digest, Sequence[TarMember]]) -> ForeignModel:
-        """The same with what was found in some layers, by their digests. Raises InvalidImage.
+        """A copy with the members found in some layers, by layer digest. Raises InvalidImage.
 
-        What a stream found replaces what headers promised before: only the stream's bytes were checked.
+        Members found by streaming replace those listed from headers, because only the stream's bytes were verified.
         """
+        # A raw layer's only member is known from the manifest, with the path of its annotation.
         layers = tuple(
             replace(layer, members=tuple(members[layer.digest]))
             if layer.digest in members and layer.packing is not Packing.RAW
@@ -151,11 +152,13 @@ class ForeignModel:
         tree = Tree(overlay=is_image, limits=self.limits)
         for number, layer in enumerate(self.layers):
             tree.add(number, _placed(layer))
+        # Modelcars have the model below /models beside a base system; other images have it at their root.
         view = tree.view(MODELS_LINK if is_image and tree.holds_files(MODELS_LINK) else "")
         files = tuple(self._files(view))
         if not files:
             raise InvalidImage("the image holds no files")
         left_out = {**self.left_out, **view.left_out}
+        # The cache writes its own record under this name.
         if any(path == RECORD_NAME for path, _ in view.files):
             left_out[RECORD_NAME] = "the name of the cache's own record"
         return replace(self, files=files, left_out=left_out)
@@ -169,7 +172,7 @@ class ForeignModel:
 
 
 def _placed(layer: ForeignLayer) -> list[TarMember]:
-    """A layer's members with the paths that they have in the model."""
+    """A layer's members with their paths in the model."""
     members = layer.members or ()
     if layer.packing is Packing.RAW or not layer.path:
         return list(members)
@@ -177,6 +180,7 @@ def _placed(layer: ForeignLayer) -> list[TarMember]:
         replace(
             member,
             path=f"{layer.path}/{member.path}".rstrip("/"),
+            # A hard link names another member, which moves too; a symbolic link stays relative.
             target=f"{layer.path}/{member.target}"
             if member.kind is MemberKind.HARDLINK
             else member.target,

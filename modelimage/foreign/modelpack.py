@@ -1,7 +1,7 @@
-"""ModelPack (modelpack/model-spec v0.0.7 and before, CNAI's older names too): one file or tar for each layer. Pure.
+"""ModelPack (modelpack/model-spec v0.0.7 and earlier, including its older name CNAI): one file or tar per layer. Pure.
 
-v0.0.7 writes `diffIds`, v0.0.6 wrote `diff_ids`. Docker's model runner wrote raw layers that end in `.gguf` and
-`.safetensors`; they are read alike. Data sets are left out: no server of models reads them.
+v0.0.7 writes `diffIds`, v0.0.6 wrote `diff_ids`. Docker's model runner wrote raw layers with media types ending in
+`.gguf` and `.safetensors`; they are handled alike. Data sets are left out: no inference server reads them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TYPE = re.compile(
     r"application/vnd\.(?:cncf|cnai)\.model\.(weight\.config|weight|doc|code|dataset)\.v1\.(.+)"
 )
 _RAW: Final = frozenset({"raw", "gguf", "safetensors"})
-# Tokenizers come as weight.config: their role is judged by name.
+# Tokenizers have the type weight.config: their role is determined by name.
 _ROLES: Final = {"weight": Role.WEIGHT, "doc": Role.DOC, "code": Role.CODE}
 
 
 def map_modelpack(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
-    """Raises InvalidImage for a layer that isn't ModelPack's."""
+    """Map ModelPack layers to files. Raises InvalidImage for a layer of another format."""
     known = diff_ids(config.get("modelfs"), ("diffIds", "diff_ids"), len(manifest.layers))
     layers: list[ForeignLayer] = []
     left_out: dict[str, str] = {}

@@ -1,11 +1,11 @@
-"""Layers on top of each other: one tree of files, as a container that runs the image would see it. Pure.
+"""Overlays the layers of an image: one tree of files, as seen by a container that runs the image. Pure.
 
-OCI image-spec v1.1, layer.md: later layers win; `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` all that they
-have in a directory. A model artifact isn't an overlay: there, a path named twice is an error.
+OCI image-spec v1.1, layer.md: later layers win; `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` everything
+they have in a directory. A model artifact isn't an overlay: in it, a path that occurs twice is an error.
 
-Links are resolved here, inside the tree, and nothing is ever written through one: what leaves the tree is refused, and
-so is a member whose parent is a link, since runtimes disagree on where it goes. Devices and such are refused
-where the model would hold them and passed over elsewhere, as a base image's are none of our business.
+Links are resolved here, inside the tree, and nothing is ever written through one. A link that leaves the tree is
+refused, and so is a member whose parent is a link, because runtimes disagree on its location. Devices and similar
+members are refused inside the model and ignored elsewhere, for example in a base image.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ class FileNode:
 
 @dataclass(frozen=True, slots=True)
 class LinkNode:
-    """A symbolic link's text."""
+    """A symbolic link with its target as stored."""
 
     target: str
 
 
 @dataclass(frozen=True, slots=True)
 class BadNode:
-    """Something that no model may hold, and why."""
+    """A member that is not allowed in a model, and the reason."""
 
     reason: str
 
 
 @dataclass(slots=True, eq=False)
 class DirectoryNode:
-    """Names and what they are."""
+    """A directory: child nodes by name."""
 
     children: dict[str, Node] = field(default_factory=dict)
 
@@ -60,14 +60,14 @@ Node = FileNode | LinkNode | BadNode | DirectoryNode
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The files below a root by path, sorted, and what was passed over with the reason."""
+    """The files below a root by path, sorted, and ignored paths with the reason."""
 
     files: tuple[tuple[str, FileNode], ...]
     left_out: dict[str, str]
 
 
 class Tree:
-    """The merge of layers, lowest first. `overlay`: whether later layers may replace and hide what is below."""
+    """Merges layers, lowest first. `overlay`: whether later layers may replace and hide what is below."""
 
     def __init__(self, *, overlay: bool, limits: Limits) -> None:
         self._root = DirectoryNode()
@@ -78,11 +78,11 @@ class Tree:
         self._visited = 0
 
     def add(self, layer: int, members: Sequence[TarMember]) -> None:
-        """Put a layer on top. Raises InvalidImage."""
+        """Add a layer on top. Raises InvalidImage."""
         self._members += len(members)
         self._limits.check_members(self._members)
         if self._overlay:
-            # Whiteouts hide what is below only, wherever in the layer they stand.
+            # Whiteouts hide only lower layers, wherever in this layer they are, so they are applied first.
             for member in members:
                 if _is_whiteout(member.path):
                     self._hide(member.path)
@@ -91,15 +91,16 @@ class Tree:
                 self._put(layer, number, member)
 
     def holds_files(self, path: str) -> bool:
-        """Whether a path leads to a directory with something in it."""
+        """Whether a path leads to a non-empty directory."""
         found = self._resolve(tuple(path.split("/")))
         return isinstance(found[1], DirectoryNode) and bool(found[1].children)
 
     def view(self, root: str = "") -> View:
-        """The files below a directory of the tree, links resolved. Raises InvalidImage for what can't be contained."""
+        """The files below a directory of the tree, with links resolved. Raises InvalidImage for unsafe members."""
         where, node = self._resolve(tuple(root.split("/")) if root else ())
         if not isinstance(node, DirectoryNode):
             raise InvalidImage(f"{root!r} in the image is not a directory")
+        # Only conflicts inside the model matter: base systems have directories that are links in a lower layer.
         self._check_conflicts({root, "/".join(where)})
         left_out: dict[str, str] = {}
         self._visited = 0
@@ -111,10 +112,12 @@ class Tree:
     def _put(self, layer: int, number: int, member: TarMember) -> None:
         *parents, name = member.path.split("/")
         directory = self._make(parents)
+        # Recorded, not raised: such members matter only inside the model.
         if directory is None:
             self._conflicts[member.path] = "lies below a link or a file"
             return
         known = directory.children.get(name)
+        # A repeated entry for a directory keeps its contents.
         if member.kind is MemberKind.DIRECTORY and isinstance(known, DirectoryNode):
             return
         if known is not None and not self._overlay:
@@ -133,7 +136,7 @@ class Tree:
                 return BadNode("is a device or a named pipe")
             case MemberKind.HARDLINK:
                 target = self._find(member.target.split("/"))
-                # What it would replace is gone before it is made.
+                # A link to itself or below itself: its target is replaced before the link is created.
                 itself = f"{member.target}/".startswith(f"{member.path}/")
                 if isinstance(target, FileNode | LinkNode | BadNode) and not itself:
                     return target
@@ -162,7 +165,7 @@ class Tree:
         return directory
 
     def _find(self, parts: Sequence[str]) -> Node | None:
-        """What a path names, without following links."""
+        """The node at a path, without following links."""
         node: Node | None = self._root
         for part in parts:
             node = node.children.get(part) if isinstance(node, DirectoryNode) else None
@@ -181,7 +184,7 @@ class Tree:
         if len(prefix) > MAX_DEPTH:
             raise InvalidImage("links in the image nest beyond measure")
         for name, child in directory.children.items():
-            # Links to directories multiply: what counts is what is seen.
+            # Links to directories multiply the tree, so the paths seen are counted, not the members.
             self._visited += 1
             self._limits.check_members(self._visited)
             parts = (*prefix, name)
@@ -189,6 +192,7 @@ class Tree:
             place, node = (*where, name), child
             if isinstance(child, LinkNode):
                 found = self._resolve(place)
+                # Dangling links are common in base images and no reason to refuse a model.
                 if found[1] is None:
                     left_out[path] = "a link to something that isn't in the image"
                     continue
@@ -203,8 +207,9 @@ class Tree:
                 yield from self._walk(place, node, parts, (*above, directory), left_out)
 
     def _resolve(self, parts: tuple[str, ...]) -> tuple[tuple[str, ...], Node | None]:
-        """Where a path leads and what is there, links followed inside the tree; None for nothing."""
+        """Resolve a path, following links inside the tree: the final path and its node, None if there is none."""
         todo, links = list(reversed(parts)), 0
+        # The trail holds the directories entered, so that ".." after a link leads to the target's parent.
         trail: list[tuple[tuple[str, ...], Node]] = [((), self._root)]
         while todo:
             part = todo.pop()
@@ -223,6 +228,7 @@ class Tree:
                 trail.append(((*place, part), child))
                 continue
             links += 1
+            # The same limit as in Linux: a loop of links leads nowhere.
             if links > _MAX_LINKS:
                 return (*place, part), None
             if child.target.startswith("/"):
@@ -230,7 +236,7 @@ class Tree:
                     raise InvalidImage(
                         f"an absolute link in a model artifact: {'/'.join((*place, part))!r}"
                     )
-                # A container's root is the image's.
+                # An absolute link starts at the container's root, which is the image's root.
                 trail = trail[:1]
             todo += reversed(child.target.split("/"))
         return trail[-1]

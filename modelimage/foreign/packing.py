@@ -1,4 +1,4 @@
-"""What the mappings of all kinds share: packing from a media type, diff_ids, and paths that may be names in a model."""
+"""Helpers shared by all formats: packing by media type, diff_ids, and file paths from annotations."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _FILEPATHS: Final = (
 
 
 class Mapped(NamedTuple):
-    """The layers of an image that belong to the model, and why others don't."""
+    """The layers of an image that belong to the model, and the reasons why others don't."""
 
     layers: tuple[ForeignLayer, ...]
     left_out: dict[str, str]
 
 
 def tar_packing(media_type: str) -> Packing | None:
-    """How a tar layer is packed; None when the media type says that it is no tar."""
+    """The packing of a tar layer; None if its media type is no tar."""
     for suffixes, packing in _SUFFIXES:
         if media_type.endswith(suffixes):
             return packing
@@ -44,9 +44,10 @@ def tar_packing(media_type: str) -> Packing | None:
 def raw_layer(
     descriptor: Descriptor, path: str, role: Role | None = None, diff_id: Digest | None = None
 ) -> ForeignLayer:
-    """A layer that is one file as it is. Raises InvalidImage for an unsafe path."""
+    """A layer that is a single file. Raises InvalidImage for an unsafe path."""
     _check_diff_id(descriptor, diff_id)
     member = TarMember(check_path(path), MemberKind.FILE, descriptor.size)
+    # One literal more than non-empty files: before, between and after them.
     literals = (b"", b"") if descriptor.size else (b"",)
     return ForeignLayer(
         descriptor,
@@ -67,21 +68,22 @@ def tar_layer(
     role: Role | None = None,
     diff_id: Digest | None = None,
 ) -> ForeignLayer:
-    """A layer that is a tar, yet to be listed. Raises InvalidImage."""
+    """A tar layer whose members aren't listed yet. Raises InvalidImage."""
     if path:
         check_path(path)
+    # An uncompressed layer's diff_id is its digest, so a wrong one is found before anything is read.
     if not packing.is_compressed:
         _check_diff_id(descriptor, diff_id)
     return ForeignLayer(descriptor, packing, path=path, role=role, diff_id=diff_id)
 
 
 def unique(layers: Sequence[ForeignLayer]) -> tuple[ForeignLayer, ...]:
-    """The layers without those that say the same twice: one blob under one path."""
+    """The layers without exact repetitions, that is the same blob with the same path."""
     return tuple({(layer.digest, layer.path): layer for layer in layers}.values())
 
 
 def filepath(descriptor: Descriptor) -> str | None:
-    """The path that a layer's annotations give its file, without a leading './'."""
+    """The file path in a layer's annotations, without a leading './'."""
     for name in _FILEPATHS:
         if path := descriptor.annotations.get(name):
             return path.removeprefix("./")
@@ -89,9 +91,9 @@ def filepath(descriptor: Descriptor) -> str | None:
 
 
 def diff_ids(holder: object, names: Sequence[str], count: int) -> list[Digest | None]:
-    """The diff_ids of `count` layers, from the first of the members `names` of a JSON object that is there.
+    """The diff_ids of `count` layers, from the first existing member of `names` in a JSON object.
 
-    Raises InvalidImage when they are malformed or of another number.
+    Raises InvalidImage if they are malformed or of a different number.
     """
     listed: object = None
     if isinstance(holder, Mapping):
@@ -104,7 +106,7 @@ def diff_ids(holder: object, names: Sequence[str], count: int) -> list[Digest | 
 
 
 def parse_digest(value: Any) -> Digest:
-    """A digest in somebody's config. Raises InvalidImage."""
+    """Parse a digest from an untrusted config. Raises InvalidImage."""
     try:
         return Digest.parse(str(value))
     except WeightyardError as error:

@@ -1,4 +1,4 @@
-"""What a file is for, judged by its name, where the image doesn't say. Pure."""
+"""The role of a file, determined by its name if the image doesn't state it. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from modelimage.record import Role
 
-# The first that matches decides.
+# The first match wins.
 _RULES: Final = (
     (Role.WEIGHT, (
         "*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.onnx", "*.onnx_data", "*.ckpt", "*.h5", "*.msgpack",
@@ -23,7 +23,7 @@ _RULES: Final = (
 
 
 def role_of(path: str) -> Role:
-    """The role of a file; what no rule knows is for people."""
+    """The role of a file; files that match no rule are documentation."""
     name = path.rpartition("/")[2].lower()
     for role, patterns in _RULES:
         if any(fnmatchcase(name, pattern) for pattern in patterns):

@@ -1,4 +1,4 @@
-"""What planners ask of a foreign image: its files and what they say of the model, before or after it is pulled."""
+"""Foreign images as planners see them: files and model facts, before or after the image is pulled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NamedFile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A foreign model as a planner sees it: what a record would say of ours. `key` is the model key."""
+    """A foreign model's data for planners, equivalent to a record. `key` is the model key."""
 
     key: Digest
     facts: ModelFacts
@@ -36,12 +36,12 @@ class ServedModel:
 
     @property
     def variant(self) -> str:
-        """The one precision that it has."""
+        """The fixed variant of foreign images."""
         return AS_PUBLISHED
 
 
 def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform) -> ServedModel:
-    """From a registry or layout, by a few small ranged reads. Raises InvalidImage for compressed layers."""
+    """Read from a registry or layout with a few small range reads. Raises InvalidImage for compressed layers."""
     model = describe_foreign(reader, root, platform=platform)
     if not model.is_listed or any(file.offset is None for file in model.files):
         raise InvalidImage(
@@ -61,7 +61,7 @@ def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform)
 
 
 def served_from_directory(directory: Path, record: DerivedRecord) -> ServedModel:
-    """From where a pull put it. Raises InvalidImage, NotFound, AccessDenied."""
+    """Read from the directory of a pulled model. Raises InvalidImage, NotFound, AccessDenied."""
 
     def read(path: str, wanted: ByteRange) -> bytes:
         place = directory / path

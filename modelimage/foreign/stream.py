@@ -1,6 +1,6 @@
-"""One pass over a layer blob, whatever its packing: its files' bytes come out, and its digests are checked.
+"""Reads a layer blob once, whatever its packing: yields its files' bytes and verifies its digests.
 
-Nothing that comes out may be believed before the pass has ended: until then it's only what a registry sent.
+The bytes must not be trusted before the pass has ended: until then they are unverified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def open_layer(
     limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[LayerStream]:
-    """A layer to iterate over once. `progress` gets counts of blob bytes. Raises what the reader raises."""
+    """Open a layer to iterate over once. `progress` gets counts of blob bytes. Raises any error of the reader."""
     with reader.blob(layer.descriptor) as blob:
         yield LayerStream(layer, blob, limits=limits, progress=progress)
 
@@ -38,9 +38,9 @@ def open_layer(
 class LayerStream:
     """Iterates over the pieces of a layer's files, in the order of the blob.
 
-    Raises InvalidImage for a malformed layer or one beyond the limits, DigestMismatch for other bytes than the
-    manifest names, and what the blob's stream raises. After the last piece, and only then, the layer is verified and
-    `members` says what is in it. The blob may come from a registry, or from a file where it was kept whole.
+    Raises InvalidImage for a malformed layer or one beyond the limits, DigestMismatch if the bytes differ from the
+    manifest's digest, and any error of the blob's stream. Only after the last piece is the layer verified and `members`
+    available. The blob may come from a registry, or from a file that holds the whole blob.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class LayerStream:
 
     @property
     def members(self) -> tuple[TarMember, ...]:
-        """What is in the layer, once it was read to its end."""
+        """The layer's members, available once it was read to its end."""
         if self._members is None:
             raise DigestMismatch(f"layer {self._layer.digest} wasn't read to its end")
         return self._members
 
     def close(self) -> None:
-        """Close the blob; from another thread too, which ends the iteration with what the blob's stream raises."""
+        """Close the blob. May be called from another thread, which ends the iteration with the stream's error."""
         self._blob.close()
 
     def __iter__(self) -> Iterator[TarPiece]:
         try:
             yield from self._raw() if self._layer.packing is Packing.RAW else self._tar()
         except InvalidImage:
-            # Bytes that make no sense may be the registry's fault: then another source has the right ones.
+            # Damaged bytes look malformed too: DigestMismatch takes precedence, since another source may be intact.
             self._source.check()
             raise
 
@@ -82,6 +82,7 @@ class LayerStream:
             yield TarPiece(0, offset, buffer[:count], self._layer.descriptor.size)
             offset += count
         self._source.check()
+        # So that an empty file is created, too.
         if not offset:
             yield TarPiece(0, 0, memoryview(b""), 0)
         self._members = self._layer.members
@@ -92,6 +93,7 @@ class LayerStream:
         while count := inflater.readinto(buffer):
             given += count
             if self._layer.packing.is_compressed:
+                # Checked before the bytes are passed on, so a decompression bomb is stopped before it fills a disk.
                 self._limits.check_inflated(self._source.count, given)
                 plain.update(buffer[:count])
             yield from splitter.feed(buffer[:count])
@@ -119,7 +121,7 @@ class LayerStream:
 
 
 class _Checked:
-    """A blob's bytes, counted and digested on the way."""
+    """Reads a blob's bytes, counting and hashing them."""
 
     def __init__(
         self, layer: ForeignLayer, blob: BlobStream, progress: Callable[[int], None] | None
@@ -134,6 +136,7 @@ class _Checked:
         count = self._blob.readinto(buffer)
         self._hasher.update(buffer[:count])
         self.count += count
+        # Checked per read: a registry could send bytes without end.
         if self.count > self._layer.descriptor.size:
             raise self._mismatch("more bytes than the manifest says")
         if self._progress and count:
@@ -146,7 +149,7 @@ class _Checked:
         return bytes(memoryview(buffer)[:count])
 
     def check(self) -> None:
-        """Read what is left, then compare. Raises DigestMismatch."""
+        """Read the rest, then compare size and digest. Raises DigestMismatch."""
         rest = memoryview(bytearray(64 << 10))
         while self.readinto(rest):
             pass

@@ -1,4 +1,4 @@
-"""Cuts a tar stream that passes by into the bytes of its files. Pure: buffers in, pieces out; it never looks back."""
+"""Splits a tar stream into the bytes of its files. Pure: buffers to pieces, in one pass."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from modelimage.foreign.tarwalk import MemberKind, TarMember, TarWalk
 
 @dataclass(frozen=True, slots=True)
 class TarPiece:
-    """Bytes of one file: the number of its member in the layer, where in the file they go, and the file's size.
+    """Bytes of one file: its member number in the layer, their offset in the file, and the file's size.
 
-    `data` is valid until the next piece is asked for. An empty file gives one empty piece.
+    `data` is valid until the next piece is requested. An empty file gives one empty piece.
     """
 
     member: int
@@ -23,7 +23,7 @@ class TarPiece:
 
 
 class TarSplitter:
-    """Feed it the archive's bytes in order, in buffers of any size; then `finish`. Raises InvalidImage."""
+    """Accepts the archive's bytes in order with `feed`, in buffers of any size; then `finish`. Raises InvalidImage."""
 
     def __init__(self, limits: Limits) -> None:
         self.members: list[TarMember] = []
@@ -33,10 +33,11 @@ class TarSplitter:
         self._held = bytearray()
 
     def feed(self, data: memoryview) -> Iterator[TarPiece]:
-        """The pieces in these bytes."""
+        """Yield the pieces in these bytes."""
         stop = self._position + len(data)
         while self._position < stop:
             rest = data[len(data) - (stop - self._position) :]
+            # File data is passed on without a copy; only headers are collected.
             if self._position < self._data_stop():
                 piece = self._cut(rest)
                 self._position += len(piece.data)
@@ -45,7 +46,7 @@ class TarSplitter:
                 yield TarPiece(len(self.members) - 1, 0, memoryview(b""), 0)
 
     def finish(self) -> None:
-        """Say that there are no more bytes. Raises InvalidImage when the archive isn't at its end."""
+        """End the archive. Raises InvalidImage if it is incomplete."""
         self._walk.finish(self._position)
 
     def _data_stop(self) -> int:
@@ -61,7 +62,7 @@ class TarSplitter:
         )
 
     def _collect(self, rest: memoryview) -> bool:
-        """Take the bytes that the walker wants and skip those it doesn't; whether an empty file was found."""
+        """Pass wanted bytes to the walker and skip the others; returns whether an empty file was found."""
         wanted = self._walk.wanted
         if wanted is None:
             self._position += len(rest)
@@ -70,6 +71,7 @@ class TarSplitter:
             self._position += min(len(rest), wanted.start - self._position)
             return False
         taken = rest[: wanted.stop - self._position]
+        # A header may arrive in several buffers.
         self._held += taken
         self._position += len(taken)
         if self._position < wanted.stop:
@@ -79,6 +81,7 @@ class TarSplitter:
         return member is not None and self._add(member)
 
     def _add(self, member: TarMember) -> bool:
+        # Before any byte of the member is passed on.
         self._limits.check_members(len(self.members) + 1)
         self._limits.check_size(member.path, member.size)
         self.members.append(member)

@@ -1,10 +1,11 @@
-"""The grammar of tar archives that others wrote: bytes in, members out. No files, no sockets.
+"""The tar grammar for archives made by other tools: bytes to members. No files, no sockets.
 
-POSIX ustar and pax (IEEE 1003.1-2001), GNU long names and base-256 numbers, and the old v7 format. A walker says which
-bytes it needs next, so one grammar serves small ranged reads of a remote blob and a stream that passes by.
+POSIX ustar and pax (IEEE 1003.1-2001), GNU long names and base-256 numbers, and the old v7 format. A walker states
+which bytes it needs next, so one grammar serves both small range reads of a remote blob and a stream.
 
-Where two tar programs would read an archive differently, it is refused, since what was checked must be what
-is used: a lone zero block in the middle, two names for one member, global names, numbers with odd letters.
+Archives that two tar programs would interpret differently are refused, because the interpretation that was checked
+must be the one that is used: a lone zero block in the middle, two names for one member, global names, malformed
+numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from modelimage.errors import InvalidImage
 from modelimage.ranges import ByteRange
 from modelimage.tar import BLOCK, padding
 
+# Bounds for untrusted headers, far above those of real archives.
 MAX_EXTENSION: Final = 1 << 20
 MAX_PATH: Final = 4096
 MAX_DEPTH: Final = 100
@@ -30,7 +32,7 @@ _SPARSE: Final = b"GNU.sparse."
 
 
 class MemberKind(Enum):
-    """What a member is. SPECIAL: a device or a named pipe, which no model has."""
+    """The type of a member. SPECIAL: a device or named pipe, never part of a model."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -54,10 +56,10 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One member. `path` is relative and normalized, '' for the root directory; `offset` is where its data starts.
+    """One member. `path` is relative and normalized, '' for the root directory; `offset` is the start of its data.
 
-    Bytes of names that aren't UTF-8 come as surrogates. `target` is a hard link's path, normalized likewise, or a
-    symbolic link's text as it is.
+    Bytes of names that aren't UTF-8 become surrogates. `target` is a hard link's path, also normalized, or a symbolic
+    link's text, unchanged.
     """
 
     path: str
@@ -68,13 +70,13 @@ class TarMember:
 
     @property
     def stop(self) -> int:
-        """Where its data ends."""
+        """The end of its data."""
         return self.offset + self.size
 
 
 @dataclass(slots=True)
 class _Extensions:
-    """What extension headers said of the member that follows them."""
+    """Values from extension headers for the member that follows them."""
 
     path: bytes | None = None
     target: bytes | None = None
@@ -109,9 +111,9 @@ _EXTENSIONS: Final = {
 
 @dataclass(slots=True)
 class TarWalk:
-    """Walks one archive: give it the bytes of `wanted` until that is None.
+    """Walks one archive: feed it the bytes of `wanted` until that is None.
 
-    Law: the members don't depend on how their bytes were fetched. Raises InvalidImage, and nothing else, for any bytes.
+    Law: the members don't depend on how their bytes were fetched. Raises only InvalidImage, for any bytes.
     """
 
     _need: _Need = _Need.HEADER
@@ -122,13 +124,13 @@ class TarWalk:
 
     @property
     def wanted(self) -> ByteRange | None:
-        """The bytes of the archive that it needs next; None after the end of the archive."""
+        """The range of the archive needed next; None after the end of the archive."""
         if self._need is _Need.NOTHING:
             return None
         return ByteRange(self._next, self._next + self._length)
 
     def feed(self, data: bytes) -> TarMember | None:
-        """Take exactly the wanted bytes; the member that they complete, if any."""
+        """Take exactly the wanted bytes; return the member that they complete, if any."""
         if len(data) != self._length or self._need is _Need.NOTHING:
             raise InvalidImage(f"the archive ends in the middle, at {self._next + len(data)}")
         if self._need in (_Need.HEADER, _Need.SECOND_ZERO):
@@ -138,9 +140,9 @@ class TarWalk:
         return None
 
     def finish(self, size: int) -> None:
-        """Say that the archive has no more than `size` bytes. Raises InvalidImage when that is too early.
+        """End the archive at `size` bytes. Raises InvalidImage if it is incomplete.
 
-        The trailer may be missing, and the last file's padding: umoci leaves both out.
+        The trailer and the last file's padding may be missing: umoci omits both.
         """
         at_member = self._need in (_Need.HEADER, _Need.SECOND_ZERO) and not self._extensions.seen
         if self._need is not _Need.NOTHING and not (
@@ -156,12 +158,14 @@ class TarWalk:
             ended = self._need is _Need.SECOND_ZERO
             self._expect(self._next + BLOCK, _Need.NOTHING if ended else _Need.SECOND_ZERO)
             return None
+        # A single zero block ends the archive for some tar programs and is skipped by others.
         if self._need is _Need.SECOND_ZERO:
             raise InvalidImage("the archive goes on after a zero block")
         _check_sum(data)
         flag = data[156:157]
         size = _number(data[124:136], "size")
         if flag in _EXTENSIONS:
+            # Bounded before the bytes are requested, because they are held in memory.
             if not 0 < size <= MAX_EXTENSION:
                 raise InvalidImage(f"a tar extension header of {size} bytes")
             self._extensions.seen = True
@@ -178,12 +182,13 @@ class TarWalk:
         target = given.target if given.target is not None else _text(data[157:257])
         if given.size is not None:
             size = given.size
+        # v7 archives have no type for directories: a trailing slash marks them. In later formats it is ambiguous.
         if name.endswith(b"/") and kind is MemberKind.FILE:
             if flag != b"\x00":
                 raise InvalidImage(f"a tar file with the name of a directory: {name[:200]!r}")
             kind = MemberKind.DIRECTORY
         start = self._next + BLOCK
-        # Links and directories carry no data, whatever their size says.
+        # Links and directories have no data, whatever their size field says.
         size = size if kind is MemberKind.FILE else 0
         self._expect(start + size + padding(size))
         self._ended = start + size
@@ -199,7 +204,7 @@ class TarWalk:
                 self._apply(_pax_records(data))
             case _:
                 _check_global(_pax_records(data))
-                # It announces no member: the archive may end after it.
+                # It precedes no particular member: the archive may end after it.
                 self._extensions.seen = self._extensions != _Extensions(seen=True)
 
     def _apply(self, records: dict[bytes, bytes]) -> None:
@@ -217,6 +222,7 @@ class TarWalk:
 
 
 def _once(known: bytes | None, value: bytes) -> bytes:
+    # Programs differ in which of two names wins.
     if known is not None and known != value:
         raise InvalidImage(f"a tar member with two names: {known[:80]!r} and {value[:80]!r}")
     return value
@@ -225,13 +231,13 @@ def _once(known: bytes | None, value: bytes) -> bytes:
 def _check_sum(block: bytes) -> None:
     stated = _number(block[148:156], "checksum")
     blanked = block[:148] + b" " * 8 + block[156:]
-    # Some old programs summed the bytes as signed.
+    # Some old programs computed the sum of signed bytes.
     if stated not in (sum(blanked), sum(byte - 256 if byte > 127 else byte for byte in blanked)):
         raise InvalidImage("not a tar header: its checksum is wrong")
 
 
 def _number(text: bytes, what: str) -> int:
-    """A number in octal, or in GNU's base 256."""
+    """Parse a number in octal or in GNU's base 256."""
     if text[0] & 0x80:
         number = int.from_bytes(text[1:], "big")
         if text[0] != 0x80 or number >= _MAX_SIZE:
@@ -262,12 +268,12 @@ def _no_nul(value: bytes) -> bytes:
 
 def _header_name(block: bytes) -> bytes:
     name, prefix = _text(block[:100]), _text(block[345:500])
-    # GNU and v7 headers hold other things where ustar has its prefix.
+    # GNU and v7 headers use ustar's prefix field for other data.
     return prefix + b"/" + name if prefix and block[257:263] == _USTAR else name
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """The records `length key=value\\n` of a pax header."""
+    """Parse the records `length key=value\\n` of a pax header."""
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(data):
@@ -284,6 +290,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def _check_global(records: dict[bytes, bytes]) -> None:
+    # A global value would apply to all members, and some programs ignore it.
     named = [key for key in records if key in (b"path", b"linkpath", b"size")]
     if named or any(key.startswith(_SPARSE) for key in records):
         raise InvalidImage("a global pax header that names members")
@@ -293,6 +300,7 @@ def _path(name: bytes, kind: MemberKind) -> str:
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if not parts and kind is MemberKind.DIRECTORY:
         return ""
+    # Refused, not repaired: programs repair such paths differently.
     if not parts or name.startswith(b"/") or b".." in parts:
         raise InvalidImage(
             f"unsafe path in an archive: {name[:200]!r}",

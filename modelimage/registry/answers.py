@@ -1,4 +1,4 @@
-"""What a registry's refusal means: from status and error body to our classes (distribution-spec, "Error Codes")."""
+"""Maps a registry's status and error body to our error classes (distribution-spec, "Error Codes")."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from modelimage.errors import (
 )
 from modelimage.registry.exchange import Response
 
+# Only the first message of an error is used, so larger bodies are not worth reading.
 _MAX_ERROR_BODY: Final = 64 << 10
 _ABSENT: Final = frozenset(
     {"MANIFEST_UNKNOWN", "MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"}
@@ -23,17 +24,18 @@ _ABSENT: Final = frozenset(
 
 
 def refusal(response: Response, what: str) -> WeightyardError:
-    """The error for an answer that isn't the one hoped for. Reads the rest of the answer."""
+    """The error for an unsuccessful response. Consumes the response's body."""
     try:
         body = response.read(_MAX_ERROR_BODY)
     except (Unreachable, RemoteRefused):
+        # The status is enough for an error; a broken body must not hide it.
         body = b""
     codes, message = parse_errors(body)
     return error_for(response.status, codes, f"{what}: {message or _phrase(response.status)}")
 
 
 def parse_errors(body: bytes) -> tuple[frozenset[str], str]:
-    """The codes and the first message of an error body; nothing of both when it isn't one. Never raises."""
+    """The codes and the first message of an error body; both empty if it isn't one. Never raises."""
     try:
         errors = json.loads(body)["errors"]
         codes = [str(each["code"]).upper() for each in errors]
@@ -45,7 +47,8 @@ def parse_errors(body: bytes) -> tuple[frozenset[str], str]:
 
 
 def error_for(status: int, codes: frozenset[str], message: str) -> WeightyardError:
-    """The error of ours for a status and the codes that came with it."""
+    """The error class for a status and its error codes."""
+    # The code first: it is more specific than the status.
     if "DIGEST_INVALID" in codes:
         return DigestMismatch(message, hint="The bytes sent don't have their digest: build again.")
     if status in (401, 403):

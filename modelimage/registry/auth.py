@@ -1,7 +1,7 @@
-"""Tokens: learned from a 401, cached for each set of scopes, renewed before they expire and when refused.
+"""Registry tokens: requested after a 401, cached per set of scopes, renewed before they expire and when refused.
 
-The protocol is distribution's token authentication (docs/spec/auth/token.md, oauth.md). A token is asked for
-with each request, so one that expires in the middle of a transfer costs the transfer nothing.
+The protocol is distribution's token authentication (docs/spec/auth/token.md, oauth.md). The token is looked up for
+each request, so one that expires during a transfer doesn't affect it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ from modelimage.registry.credentials import (
 )
 from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
 
+# Seconds, if the token server states none (token.md).
 _DEFAULT_LIFETIME: Final = 60.0
+# Responses are read into memory, so those of untrusted servers are bounded.
 _MAX_TOKEN_BYTES: Final = 1 << 20
 _CLIENT_ID: Final = "weightyard"
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An access token; `renew_at` is on the clock that the cache uses."""
+    """An access token; `renew_at` is a time of the cache's clock."""
 
     value: str
     renew_at: float
 
 
 def parse_token(data: bytes, now: float) -> Token:
-    """A token server's answer. It is renewed after 9/10 of its life. Raises RemoteRefused.
+    """Parse a token server's response. The token is renewed after 9/10 of its lifetime. Raises RemoteRefused.
 
-    The lifetime counts from its arrival here, not from `issued_at`, so two clocks need not agree.
+    The lifetime counts from arrival, not from `issued_at`, so the two clocks need not agree.
     """
     try:
         document = json.loads(data)
@@ -51,6 +53,7 @@ def parse_token(data: bytes, now: float) -> Token:
         lifetime = _DEFAULT_LIFETIME if expires_in is None else float(expires_in)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise RemoteRefused("the token server answered without a token") from error
+    # It becomes part of a header: a line break would inject others.
     if not isinstance(value, str) or not value.isascii() or not value.isprintable():
         raise RemoteRefused("the token server answered with a malformed token")
     return Token(value, now + 0.9 * lifetime)
@@ -59,7 +62,7 @@ def parse_token(data: bytes, now: float) -> Token:
 def token_request(
     challenge: Challenge, scopes: frozenset[str], credential: Credential | None
 ) -> Request:
-    """The request for a token that covers the scopes. Raises RemoteRefused for a challenge without a realm."""
+    """The request for a token that covers the scopes. Raises RemoteRefused if the challenge has no realm."""
     realm = challenge.parameters.get("realm", "")
     service = challenge.parameters.get("service", "")
     try:
@@ -69,6 +72,7 @@ def token_request(
             f"the registry names no usable token server: {realm[:200]!r}"
         ) from error
     ordered = sorted(scopes)
+    # Identity tokens are exchanged by POST (oauth.md), passwords and anonymous requests by GET (token.md).
     if isinstance(credential, IdentityToken):
         form = {
             "grant_type": "refresh_token",
@@ -89,13 +93,13 @@ def token_request(
 
 
 def basic_header(credential: BasicCredential) -> str:
-    """The Authorization header of RFC 7617."""
+    """The Authorization header for basic authentication (RFC 7617)."""
     pair = f"{credential.username}:{credential.password}".encode()
     return f"Basic {base64.b64encode(pair).decode()}"
 
 
 class Authorizing:
-    """A Sender that authorizes requests to one registry, and to it alone."""
+    """A Sender that authorizes requests to one registry, and only to it."""
 
     def __init__(
         self,
@@ -110,15 +114,17 @@ class Authorizing:
         self._clock = clock
         self._challenge: Challenge | None = None
         self._tokens: dict[frozenset[str], Token] = {}
-        # One token server request at a time: threads that start together want the same token.
+        # One token request at a time: threads that start together need the same token.
         self._lock = threading.Lock()
 
     def send(self, request: Request) -> Response:
-        """Send with what is known; after a 401 once more with what it taught. Raises AccessDenied."""
+        """Send with a cached token; after a 401, retry once as the challenge requires. Raises AccessDenied."""
+        # Other hosts must not see this registry's token.
         if request.origin != self._registry:
             return self._inner.send(request)
         sent = self._header(request.scopes)
         response = self._inner.send(request.with_header("Authorization", sent))
+        # A 401 of a redirect's target is returned: only the registry may request our credentials.
         if response.status != 401 or Origin.parse(response.url) != self._registry:
             return response
         offered = parse_challenges(response.header("WWW-Authenticate") or "")
@@ -131,17 +137,18 @@ class Authorizing:
         return response
 
     def _header(self, scopes: frozenset[str]) -> str | None:
-        """The header to send, as far as the registry's ways are known."""
+        """The Authorization header, or None before the registry's first challenge."""
         with self._lock:
             if self._challenge is None:
                 return None
             return self._authorization(self._challenge, scopes)
 
     def _renew(self, offered: list[Challenge], scopes: frozenset[str], sent: str | None) -> str:
-        """Another header than the one that was refused. Raises AccessDenied when there is none."""
+        """An Authorization header other than the refused one. Raises AccessDenied if there is none."""
         with self._lock:
             self._challenge = self._choose(offered)
             cached = self._tokens.get(scopes)
+            # Only the refused token is dropped: another thread may have renewed it while this one waited for the lock.
             if cached is not None and f"Bearer {cached.value}" == sent:
                 del self._tokens[scopes]
             header = self._authorization(self._challenge, scopes)
@@ -150,6 +157,7 @@ class Authorizing:
         return header
 
     def _choose(self, offered: list[Challenge]) -> Challenge:
+        # Bearer first: with it, the password is sent only to the token server and not with each request.
         for scheme in ("bearer", "basic"):
             for challenge in offered:
                 if challenge.scheme == scheme:
@@ -173,6 +181,7 @@ class Authorizing:
 
     def _fetch(self, request: Request, credential: Credential | None) -> Token:
         server = request.origin
+        # A registry must not be able to make us send its password unencrypted.
         if credential and self._registry.encrypted and not server.encrypted:
             raise RemoteRefused(f"{self._registry} wants its credentials sent to {server} in clear")
         response = self._inner.send(request)

@@ -1,4 +1,4 @@
-"""The grammar of WWW-Authenticate (RFC 9110, section 11.6.1). Text in, values out; no sockets, no credentials."""
+"""Grammar of WWW-Authenticate (RFC 9110, section 11.6.1). Parses text to values; no sockets, no credentials."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _MAX_HEADER = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to authenticate that a server offers. `scheme` and the parameters' names are in lower case."""
+    """One authentication method offered by a server. `scheme` and parameter names are in lower case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """The challenges of a header, in order; what can't be understood ends the list. Never raises."""
+    """The challenges in a header, in order; parsing stops at the first malformed one. Never raises."""
+    # Bounded: the header comes from an untrusted server.
     text, position = header[:_MAX_HEADER], 0
     challenges: list[Challenge] = []
     while match := _SCHEME.match(text, _skip(text, position)):

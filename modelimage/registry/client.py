@@ -1,4 +1,4 @@
-"""A registry's repository as an ImageReader and ImageWriter."""
+"""A registry repository as an ImageReader and ImageWriter."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_T
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 _TAGS_PER_PAGE: Final = 1000
 _MAX_PAGES: Final = 10_000
-# Besides "no such thing" also what registries say that never heard of the API.
+# Besides 404, the statuses of registries that don't implement the API.
 _NO_REFERRERS_API: Final = frozenset({400, 404, 405, 406, 501})
 _MAX_PAGE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryOptions:
-    """How a repository is written. `mount_from`: repositories of the same registry that may hold the same blobs.
+    """Options for writing a repository. `mount_from`: repositories of the same registry that may have the same blobs.
 
-    `profile` None means the one listed for the host.
+    `profile` None selects the profile for the host.
     """
 
     backoff: Backoff = field(default_factory=Backoff)
@@ -61,7 +61,7 @@ class RepositoryOptions:
 
 
 class RegistryRepository:
-    """One repository of one registry. Safe for threads; makes no connection before the first call."""
+    """One repository of a registry. Safe for threads; connects only on the first call."""
 
     def __init__(
         self,
@@ -95,23 +95,25 @@ class RegistryRepository:
     # Reading
 
     def resolve(self, name: str) -> Descriptor:
-        """The manifest that a tag or digest names. Raises NotFound, AccessDenied, Unreachable."""
+        """The manifest with a tag or digest. Raises NotFound, AccessDenied, Unreachable."""
         wanted = Digest.parse(name) if ":" in name else None
         response = self._send("HEAD", f"manifests/{name}", {"Accept": _ACCEPT})
         described = _described(response) if response.status == 200 else None
+        # 405 means that the registry doesn't support HEAD here, so the manifest itself is fetched below.
         if response.status in (200, 405):
             response.discard()
         else:
-            # The answer to a HEAD has no body to quote.
+            # The response to a HEAD has no body to quote.
             raise answers.refusal(response, f"image {self._named(name)}")
         if described is None:
             described = self._resolve_by_reading(name)
+        # A digest must never resolve to another manifest, whatever the registry's headers say.
         if wanted is not None and described.digest != wanted:
             raise DigestMismatch(f"{self.origin} names {described.digest} when asked for {wanted}")
         return described
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest's bytes, checked: raises DigestMismatch, InvalidImage above 16 MiB."""
+        """A manifest's verified bytes. Raises DigestMismatch, and InvalidImage above 16 MiB."""
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise InvalidImage(f"manifest {descriptor.digest} has {descriptor.size} bytes")
         data, _ = self._get_manifest(str(descriptor.digest), limit=descriptor.size)
@@ -124,9 +126,9 @@ class RegistryRepository:
 
     @contextlib.contextmanager
     def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
-        """A blob, or a range of it, unchecked. Raises NotFound, AccessDenied, Unreachable, RemoteRefused.
+        """A blob or a range of it, not verified. Raises NotFound, AccessDenied, Unreachable, RemoteRefused.
 
-        A registry that ignores the range is RemoteRefused, since its stream would hold other bytes than asked.
+        If the registry ignores the range, raises RemoteRefused, because the stream would contain other bytes.
         """
         headers = {"Range": wanted.header} if wanted else {}
         response = self._send("GET", f"blobs/{descriptor.digest}", headers)
@@ -141,9 +143,10 @@ class RegistryRepository:
             yield stream
 
     def tags(self) -> list[str]:
-        """All tags, sorted. Raises NotFound when the repository isn't there."""
+        """All tags, sorted. Raises NotFound if the repository doesn't exist."""
         found: set[str] = set()
         url = f"{self._base}tags/list?n={_TAGS_PER_PAGE}"
+        # Bounded: a registry could link its pages in a circle.
         for _ in range(_MAX_PAGES):
             response = self.sender.send(Request("GET", url, scopes=self._pull))
             if response.status != 200:
@@ -157,7 +160,7 @@ class RegistryRepository:
         raise RemoteRefused(f"{self.origin} lists tags without end")
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
-        """The manifests whose subject it is: from the referrers API, else from the fallback tag."""
+        """The manifests with this subject: from the referrers API, else from the fallback tag."""
         found: list[Descriptor] = []
         url = f"{self._base}referrers/{subject}"
         for _ in range(_MAX_PAGES):
@@ -177,7 +180,8 @@ class RegistryRepository:
     # Writing
 
     def has_blob(self, descriptor: Descriptor) -> bool:
-        """Whether the registry has the blob in its full length."""
+        """Whether the registry has the blob with its full length."""
+        # The push scope, so that the upload that usually follows uses the same cached token.
         response = self._send("HEAD", f"blobs/{descriptor.digest}", scopes=self._push)
         if response.status == 404:
             response.discard()
@@ -189,10 +193,10 @@ class RegistryRepository:
         return length is None or length == str(descriptor.size)
 
     def put_blob(self, content: BlobContent, progress: Callable[[int], None] | None = None) -> None:
-        """Send a blob unless it is there; after a failure, of this process or an earlier one, go on where it ended.
+        """Send a blob unless it exists; resume an upload interrupted in this process or an earlier one.
 
-        `progress` gets counts whose sum is the blob's size unless it was there already: bytes sent or mounted,
-        negative ones for what must be sent again.
+        `progress` gets counts whose sum is the blob's size, unless it already existed: bytes sent or mounted, negative
+        for bytes that must be sent again.
         Raises DigestMismatch, AccessDenied, Unreachable, RemoteRefused; nothing is visible then.
         """
         if self.has_blob(content.descriptor):
@@ -207,11 +211,11 @@ class RegistryRepository:
     def put_passing(
         self, content: PassingContent, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Send a blob whose digest is known once all of it was sent; else as `put_blob`."""
+        """Send a blob whose digest is known only after all of it was sent; otherwise as `put_blob`."""
         self._blobs.send_passing(content, f"{self._base}blobs/{content.name}", progress)
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
-        """Store a manifest and point a tag at it. Raises NotFound when something it names isn't there."""
+        """Store a manifest and point a tag at it. Raises NotFound if a blob or manifest it refers to is missing."""
         if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
             raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
         document = canonical.parse(data, what=f"manifest {descriptor.digest}")
@@ -223,22 +227,24 @@ class RegistryRepository:
                 )
                 break
             except DigestMismatch:
-                # Our digest is right. docker-registry says so too while another client pushes a blob that the
-                # manifest names: it reads that blob's link file half written.
+                # Our digest is right. docker-registry also returns DIGEST_INVALID while another client pushes a blob
+                # of the manifest, because it reads that blob's link file half written.
                 if not self._backoff.wait(attempt):
                     raise
         if subject is not None and not knows_referrers:
+            # The fallback index is read, extended and replaced: without the lock, another thread's referrer is lost.
             with self._referrers_lock:
                 self._list_referrer(subject, described_referrer(descriptor, document))
 
     def delete_manifest(self, digest: Digest) -> None:
-        """Delete a manifest and the tags on it; one that is gone is no error. Raises RemoteRefused where disabled."""
+        """Delete a manifest and its tags; no error if it doesn't exist. Raises RemoteRefused if that's disabled."""
         response = self._send("DELETE", f"manifests/{digest}", scopes=self._delete)
         if response.status == 405:
             response.discard()
             raise RemoteRefused(
                 f"{self.origin} doesn't allow deletion", hint="Have its operator enable it."
             )
+        # Idempotent: a manifest that doesn't exist is what the caller wants.
         if response.status not in (200, 202, 404):
             raise answers.refusal(response, f"deletion of {self._named(str(digest))}")
         response.discard()
@@ -246,7 +252,7 @@ class RegistryRepository:
     # Inside
 
     def _put_manifest(self, descriptor: Descriptor, data: bytes, name: str) -> bool:
-        """Whether the registry itself noted the subject, if the manifest has one."""
+        """Store a manifest; return whether the registry itself recorded its subject."""
         response = self._send(
             "PUT",
             f"manifests/{name}",
@@ -259,6 +265,7 @@ class RegistryRepository:
         stored = response.header("Docker-Content-Digest")
         noted = response.header("OCI-Subject") is not None
         response.discard()
+        # Some registries rewrite manifests; the image would then have another digest than the one we publish.
         if stored is not None and stored != str(descriptor.digest):
             raise RemoteRefused(f"{self.origin} stored manifest {descriptor.digest} as {stored}")
         return noted
@@ -290,7 +297,7 @@ class RegistryRepository:
         )
 
     def _resolve_by_reading(self, name: str) -> Descriptor:
-        """For registries whose HEAD doesn't say digest, type or size."""
+        """Resolve with a GET, for registries whose HEAD response lacks digest, type or size."""
         data, media_type = self._get_manifest(name, limit=MAX_MANIFEST_BYTES)
         if media_type is None:
             media_type = str(canonical.parse(data, what=f"manifest {name}").get("mediaType", ""))
@@ -315,6 +322,7 @@ class RegistryRepository:
     def _same_origin(self, base: str, link: str) -> str:
         try:
             url = urljoin(base, link)
+            # A page link must not direct requests to another host.
             if Origin.parse(url) == self.origin:
                 return url
         except (ValueError, InvalidInput) as error:
@@ -323,7 +331,7 @@ class RegistryRepository:
 
 
 def _described(response: Response) -> Descriptor | None:
-    """The descriptor that a HEAD's headers make, or None when they don't say enough."""
+    """The descriptor from the headers of a HEAD response; None if they are incomplete."""
     media_type, length = _media_type(response), response.header("Content-Length")
     digest = response.header("Docker-Content-Digest")
     if media_type is None or not (length and length.isdecimal() and int(length)) or digest is None:
@@ -340,10 +348,11 @@ def _media_type(response: Response) -> str | None:
 
 
 def _promised(response: Response, descriptor: Descriptor, wanted: ByteRange | None) -> int | None:
-    """How many bytes the answer to a blob request holds; None when it is a refusal. Raises RemoteRefused."""
+    """The number of bytes in a response to a blob request; None for an error status. Raises RemoteRefused."""
     what = f"the answer for blob {descriptor.digest}"
     if response.status not in (200, 206):
         return None
+    # Checked before any byte is used: a range has no digest, so wrong bytes would look like a damaged blob.
     encoding = response.header("Content-Encoding")
     if encoding not in (None, "", "identity"):
         raise RemoteRefused(f"{what} is encoded as {encoding[:40]!r}, which wasn't asked for")

@@ -1,4 +1,4 @@
-"""Puts the decorators together: redirects over repetition over the network. What repositories may share."""
+"""Combines the decorators: redirects over retries over the network. Holds the state that repositories share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelimage.registry.transport import Network, Timeouts, TlsOptions, environ
 
 
 class Connections:
-    """Connection pools and the pauses that hosts asked for, shared by all who hold this object. Safe for threads."""
+    """Connection pools and the pauses requested by hosts, shared by the repositories of an Access. Safe for threads."""
 
     def __init__(
         self,
@@ -33,10 +33,12 @@ class Connections:
         self._lock = threading.Lock()
 
     def sender(self, tls: TlsOptions) -> Sender:
-        """An unauthorized sender with these TLS options. Raises InvalidInput for an unusable CA file."""
+        """A Sender without authorization and with these TLS options. Raises InvalidInput for an unusable CA file."""
+        # One stack of decorators per TLS setting, so that all repositories share its connection pools.
         with self._lock:
             if tls not in self._senders:
                 network = Network(tls, self._timeouts, self._proxy_for)
+                # Redirects outside, retries inside: each hop is retried at its own host, which may be a storage server.
                 retrying = Retrying(network, self._pauses, self._policy, self._environment)
                 self._senders[tls] = FollowingRedirects(retrying)
             return self._senders[tls]

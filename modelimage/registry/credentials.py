@@ -1,8 +1,8 @@
-"""Where credentials come from: docker's config.json with its helpers, Kubernetes pull secrets, explicit ones.
+"""Credential sources: docker's config.json with its helpers, Kubernetes pull secrets, explicit credentials.
 
-Formats: docker/cli's config file and docker/docker-credential-helpers' protocol; kubernetes.io/dockerconfigjson
-secrets hold the same document, with keys that may name a path or contain `*`. Looked up only once a registry
-asked for credentials. Secrets never stand in a repr.
+Formats: docker/cli's config file and the protocol of docker/docker-credential-helpers; kubernetes.io/dockerconfigjson
+secrets hold the same document, with keys that may contain a path or `*`. Credentials are looked up only after a
+registry has requested them. Secrets never appear in a repr.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from modelimage import durable
 from modelimage.child import run_child
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, TimedOut
 
+# Names under which config files have the credentials for Docker Hub.
 _DOCKER_HUB_KEYS: Final = ("index.docker.io", "docker.io", "registry-1.docker.io")
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_HELPER_STALL_SECONDS: Final = 60.0
-# A helper answers this as the user name when the secret is an OAuth2 refresh token.
+# A helper may have to query a keychain or a cloud service.
+_HELPER_STALL_SECONDS: Final = 300.0  # some wait for a person to log in
+# The user name that a helper returns when the secret is an OAuth2 refresh token.
 _REFRESH_USER: Final = "<token>"
 
 
@@ -45,7 +47,7 @@ class IdentityToken:
 
 @dataclass(frozen=True, slots=True)
 class RegistryToken:
-    """A bearer token that the registry takes as it is."""
+    """A bearer token that is sent to the registry unchanged."""
 
     token: str = field(repr=False)
 
@@ -57,12 +59,12 @@ class CredentialSource(Protocol):
     """Finds the credential for a repository."""
 
     def find(self, registry: str, repository: str) -> Credential | None:
-        """None when there is none. `registry` as references write it. Raises AccessDenied when a helper fails."""
+        """The credential, or None. `registry` as written in references. Raises AccessDenied when a helper fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anonymous:
-    """No credentials for anyone."""
+    """A source without credentials."""
 
     def find(self, registry: str, repository: str) -> Credential | None:
         return None
@@ -70,7 +72,7 @@ class Anonymous:
 
 @dataclass(frozen=True, slots=True)
 class ExplicitCredential:
-    """One credential for one registry, as given on a command line."""
+    """One credential for one registry, as given on the command line."""
 
     registry: str
     credential: Credential
@@ -81,7 +83,7 @@ class ExplicitCredential:
 
 @dataclass(frozen=True, slots=True)
 class FirstOf:
-    """The first source that has a credential."""
+    """Returns the credential of the first source that has one."""
 
     sources: Sequence[CredentialSource]
 
@@ -96,13 +98,19 @@ HelperRunner = Callable[[str, str], str]
 
 
 def run_helper(name: str, server: str) -> str:
-    """What `docker-credential-<name> get` prints for a server, '' when it has none. Raises AccessDenied."""
+    """The output of `docker-credential-<name> get` for a server, '' if it has no credential. Raises AccessDenied."""
+    # The name comes from a file and becomes part of a program's name: it must not contain a path.
     if not _HELPER_NAME.fullmatch(name):
         raise AccessDenied(f"not the name of a credential helper: {name[:80]!r}")
     command = [f"docker-credential-{name}", "get"]
     try:
         done = run_child(command, stdin=server, stall_seconds=_HELPER_STALL_SECONDS)
-    except (OSError, TimedOut) as error:
+    except TimedOut as error:
+        raise AccessDenied(
+            f"the credential helper {command[0]} doesn't answer: {error.message}",
+            hint=f"Run `{command[0]} get` by hand to see what it waits for.",
+        ) from error
+    except OSError as error:
         raise AccessDenied(
             f"the credential helper {command[0]} can't be run: {error}",
             hint="Install it, or remove it from docker's config.json.",
@@ -117,7 +125,7 @@ def run_helper(name: str, server: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DockerConfig:
-    """A parsed config.json. A helper named for a registry wins over the general store, that over `auths`."""
+    """A parsed config.json. A registry's own helper takes precedence over the general store, and that over `auths`."""
 
     auths: Mapping[str, Credential] = field(default_factory=dict)
     helpers: Mapping[str, str] = field(default_factory=dict)
@@ -126,7 +134,7 @@ class DockerConfig:
 
     @classmethod
     def parse(cls, data: bytes, *, what: str, run: HelperRunner = run_helper) -> DockerConfig:
-        """Parse a config.json. Raises InvalidInput, which never quotes a secret."""
+        """Parse a config.json. Raises InvalidInput, whose message never quotes a secret."""
         try:
             document = json.loads(data)
             auths = {
@@ -154,14 +162,14 @@ class DockerConfig:
 
 
 def load_docker_config(path: Path) -> DockerConfig:
-    """A config.json or the `.dockerconfigjson` of a mounted pull secret. Raises NotFound, InvalidInput."""
+    """Load a config.json or the `.dockerconfigjson` of a mounted pull secret. Raises NotFound, InvalidInput."""
     with durable.reading(path):
         data = path.read_bytes()
     return DockerConfig.parse(data, what=str(path))
 
 
 def from_environment(environment: Mapping[str, str], home: Path) -> CredentialSource:
-    """What docker and podman would use: $DOCKER_CONFIG or ~/.docker, then podman's auth.json."""
+    """The files that docker and podman would use: $DOCKER_CONFIG or ~/.docker, then podman's auth.json."""
     candidates = [Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json"]
     if explicit := environment.get("REGISTRY_AUTH_FILE"):
         candidates.insert(0, Path(explicit))
@@ -178,6 +186,7 @@ def _load_if_there(path: Path) -> DockerConfig | None:
 
 
 def _entry(value: Mapping[str, Any]) -> Credential | None:
+    # First, because with an identity token `auth` has no password.
     if token := value.get("identitytoken"):
         return IdentityToken(str(token))
     if token := value.get("registrytoken"):
@@ -189,6 +198,7 @@ def _entry(value: Mapping[str, Any]) -> Credential | None:
             )
         except binascii.Error as error:
             raise ValueError("auth is not base64") from error
+        # Trimmed as docker/cli does: the value may be padded with zero bytes.
         return BasicCredential(username, password.strip("\0"))
     if value.get("username"):
         return BasicCredential(str(value["username"]), str(value.get("password", "")))
@@ -209,7 +219,7 @@ def _from_helper(output: str) -> Credential | None:
 
 
 def _host_path(key: str) -> str:
-    """A key of `auths` without scheme, API version and closing slash."""
+    """A key of `auths` without scheme, API version and trailing slash."""
     text = re.sub(r"^https?://", "", key).rstrip("/")
     return re.sub(r"/v[12]$", "", text)
 
@@ -219,16 +229,18 @@ def _names(registry: str) -> Sequence[str]:
 
 
 def _server(registry: str) -> str:
+    # The key under which docker stores Docker Hub's credentials.
     return "https://index.docker.io/v1/" if registry == "docker.io" else registry
 
 
 def _best_match(
     auths: Mapping[str, Credential], registry: str, repository: str
 ) -> Credential | None:
-    """The credential whose key matches most of the path; among equals a key without `*`."""
+    """The credential whose key matches the longest path; among equals, a key without `*` wins."""
     found: list[tuple[int, bool, Credential]] = []
     for key, credential in auths.items():
         host, _, path = key.partition("/")
+        # Both end with "/": the key team/model must not match the repository team/model2.
         if _host_matches(host, registry) and (repository + "/").startswith(
             path + "/" if path else ""
         ):
@@ -237,7 +249,7 @@ def _best_match(
 
 
 def _host_matches(pattern: str, registry: str) -> bool:
-    """Kubernetes' rule: `*` stands within one label of the name, never across a dot."""
+    """Kubernetes' rule: `*` matches within one label of the host name, never across a dot."""
     for name in _names(registry):
         labels, wanted = name.split("."), pattern.split(".")
         if len(labels) == len(wanted) and all(map(fnmatchcase, labels, wanted)):

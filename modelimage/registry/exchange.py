@@ -1,4 +1,4 @@
-"""One HTTP exchange: the values, and the interface that the network and its decorators share. No sockets here."""
+"""One HTTP exchange: its values, and the interface shared by the network and its decorators. No sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port: credentials never leave the origin they were meant for (RFC 6454)."""
+    """Scheme, host and port: credentials are never sent to another origin than their own (RFC 6454)."""
 
     scheme: str
     host: str
@@ -45,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request sends: `length` bytes, from `open()`, which can be called again for a repetition."""
+    """A request body of `length` bytes from `open()`, which can be called again for a retry."""
 
     length: int
     open: Callable[[], Iterator[bytes | memoryview]]
@@ -57,9 +57,9 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`scopes` are what a token for it must cover; `repeatable` says whether sending it twice does no harm.
+    """One HTTP request. `scopes`: what its token must cover; `repeatable`: whether sending it twice is harmless.
 
-    `patience` is for how many seconds the answer may take to begin; None means the usual.
+    `patience`: seconds until the response must begin; None means the default.
     """
 
     method: str
@@ -75,29 +75,30 @@ class Request:
         return Origin.parse(self.url)
 
     def with_header(self, name: str, value: str | None) -> Request:
-        """With one header set, or removed for None."""
+        """A copy with one header set, or removed if `value` is None."""
+        # Header names are case-insensitive: another spelling would send the header twice.
         headers = {key: text for key, text in self.headers.items() if key.lower() != name.lower()}
         return replace(self, headers=headers if value is None else {**headers, name: value})
 
 
 class Response(Protocol):
-    """An answer whose body is still on its way. Exactly one of `read`, `stream`, `discard` is called."""
+    """A response whose body has not been read. Exactly one of `read`, `stream`, `discard` must be called."""
 
     @property
     def status(self) -> int: ...
 
     @property
     def url(self) -> str:
-        """What was answered, after redirects."""
+        """The URL that responded, after redirects."""
 
     def header(self, name: str) -> str | None:
-        """A header by its name in any case; several of one name joined by ', '."""
+        """A header by case-insensitive name; several of the same name are joined by ', '."""
 
     def read(self, limit: int) -> bytes:
-        """The whole body. Raises RemoteRefused above `limit` bytes, Unreachable when it breaks off."""
+        """The whole body. Raises RemoteRefused above `limit` bytes, Unreachable if the connection breaks off."""
 
     def stream(self, length: int) -> BlobStream:
-        """The body, which must have `length` bytes."""
+        """Stream the body, which must have `length` bytes."""
 
     def discard(self) -> None:
         """Free the connection."""
@@ -107,4 +108,4 @@ class Sender(Protocol):
     """Sends requests. Safe for threads. Raises Unreachable, RateLimited, AccessDenied, RemoteRefused."""
 
     def send(self, request: Request) -> Response:
-        """One exchange. Statuses are returned, not raised, unless a decorator gives up on one."""
+        """Perform one exchange. Statuses are returned, not raised, unless a decorator gives up on one."""

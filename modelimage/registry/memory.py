@@ -1,7 +1,7 @@
-"""What is remembered of half-sent uploads, so that another process goes on with them.
+"""Persistent state of unfinished uploads, so that another process can resume them.
 
-A session's location is only good for the process that may write to that repository, but is no less private than a
-token, so the files are their owner's alone. One process at a time holds an upload's memory.
+A session's location is useful only to a client that may write to the repository, but it is as private as a token, so
+only the owner can read the files. One process at a time holds an upload's state.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from modelimage.registry.upload import Session
 
 
 class UploadNote(Protocol):
-    """The memory of one upload."""
+    """The state of one upload."""
 
     def recall(self) -> Session | None:
-        """The session last kept, if any."""
+        """The last saved session, if any."""
 
     def keep(self, session: Session) -> None:
-        """Remember the newest session."""
+        """Save the latest session."""
 
     def forget(self) -> None:
-        """The upload is over."""
+        """Delete the state: the upload has ended."""
 
 
 class UploadMemory(Protocol):
-    """Where notes are kept."""
+    """Stores the state of uploads."""
 
     def note(self, target: str) -> AbstractContextManager[UploadNote]:
-        """The note of one upload, by the URL of the blob it makes. Held by one holder at a time."""
+        """The state of one upload, by the URL of the blob it creates. Has one holder at a time."""
 
 
 class NullUploadState:
-    """Remembers nothing."""
+    """An UploadNote that stores nothing."""
 
     def recall(self) -> Session | None:
         return None
@@ -56,7 +56,7 @@ class NullUploadState:
 
 @dataclass(frozen=True, slots=True)
 class NoMemory:
-    """An UploadMemory for those who want none."""
+    """An UploadMemory that stores nothing."""
 
     @contextlib.contextmanager
     def note(self, target: str) -> Iterator[UploadNote]:
@@ -65,20 +65,22 @@ class NoMemory:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryMemory:
-    """Notes as small files of a directory, made when first needed. Raises NoSpace, NotWritable."""
+    """Stores upload state in small files of a directory, created when first needed. Raises NoSpace, NotWritable."""
 
     directory: Path
 
     @contextlib.contextmanager
     def note(self, target: str) -> Iterator[UploadNote]:
-        """Where another process is at the same upload, a note that forgets: two must not write one session."""
+        """While another process has the same upload, yields a NullUploadState: two must not write to one session."""
         path = self.directory / f"{hashlib.sha256(target.encode()).hexdigest()[:32]}.json"
         with durable.writing(path):
             durable.make_directories(self.directory)
+            # Created with its final mode, so that the session's location is never readable by others.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            # Not waited for: the other upload may take hours, and storing a blob twice is harmless.
             os.close(descriptor)
             yield NullUploadState()
             return
@@ -89,7 +91,7 @@ class DirectoryMemory:
 
 
 class FileNote:
-    """An UploadNote in a locked file. A note that a crash left malformed recalls nothing."""
+    """An UploadNote in a locked file. If a crash left it malformed, `recall` returns None."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -114,7 +116,7 @@ class FileNote:
         }
         data = json.dumps(document).encode()
         with durable.writing(self._path):
-            # Shortened last: whoever dies in between leaves text that is no JSON, which recalls nothing.
+            # Truncated last: a crash in between leaves invalid JSON, which `recall` ignores.
             os.pwrite(self._descriptor, data, 0)
             os.ftruncate(self._descriptor, len(data))
 

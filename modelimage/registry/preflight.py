@@ -1,4 +1,4 @@
-"""Says before the first byte what a registry would refuse after the last one. Pure."""
+"""Reports, before the first byte is sent, that a registry would refuse an image. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from modelimage.errors import RemoteRefused
 from modelimage.publication import Document
 from modelimage.registry.profiles import Limits, RegistryProfile, profile_for
 
-# Below this an upload of the size limit would not end within the time limit anyway.
+# Layers are reported if they need a tenth of this rate or more to be sent within the registry's time limit.
 _ASSUMED_BYTES_PER_SECOND = 50 << 20
 _MANY_LAYERS = 100
 
 
 class RegistryLimit(RemoteRefused):
-    """An image is beyond a limit of the registry that it is meant for."""
+    """An image exceeds a limit of its target registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something a registry may not take. `fatal` when it is sure to refuse."""
+    """A limit that the image may exceed. `fatal`: the registry is certain to refuse it."""
 
     message: str
     hint: str
@@ -35,9 +35,9 @@ def findings(
     manifest_sizes: Iterable[int] = (),
     layer_count: int = 0,
 ) -> list[Finding]:
-    """What of an image a registry won't take, the sure things first. Sizes in bytes.
+    """The limits of a registry that an image exceeds, fatal ones first. Sizes in bytes.
 
-    `layer_count` is that of the manifest with most layers.
+    `layer_count` is the largest number of layers in one manifest.
     """
     limits = profile.limits
     found = [
@@ -51,7 +51,7 @@ def findings(
 def check_image(
     host: str, manifests: Sequence[Document], blobs: Sequence[Descriptor]
 ) -> list[Finding]:
-    """Raise RegistryLimit for what the registry at `host` is sure to refuse; return what it may."""
+    """Raise RegistryLimit if the registry at `host` is certain to refuse the image; return the other findings."""
     found = findings(
         profile_for(host),
         layer_sizes=[blob.size for blob in blobs],

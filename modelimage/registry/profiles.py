@@ -1,7 +1,7 @@
-"""What each registry takes: how large, how long, in which pieces. Pure: a host name in, a profile out.
+"""The limits and upload styles of known registries. Pure: host name to profile.
 
-From the registries' own documentation and their issue trackers; docs/registries.md has the sources and what was tried
-against what. A registry that isn't listed is tried with chunks and falls back to one request.
+Sources are the registries' documentation and issue trackers; docs/registries.md lists them and the tests made.
+Unlisted registries are tried with chunks first, then with a single request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEFAULT_CHUNK: Final = 64 * MIB
 
 
 class UploadStyle(Enum):
-    """How a blob is sent."""
+    """How a blob is uploaded."""
 
     MONOLITHIC = "one request"
     CHUNKED = "chunks"
@@ -25,7 +25,7 @@ class UploadStyle(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a registry refuses; None where no limit is known. Sizes in bytes, times in seconds."""
+    """Limits of a registry; None if no limit is known. Sizes in bytes, times in seconds."""
 
     layer_bytes: int | None = None
     upload_seconds: int | None = None
@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RegistryProfile:
-    """One kind of registry. `hosts` are patterns with `*`; if CHUNKED, blobs above `chunk_bytes` go in chunks."""
+    """One kind of registry. `hosts` are patterns with `*`; if CHUNKED, blobs above `chunk_bytes` are sent in chunks."""
 
     name: str
     hosts: tuple[str, ...]
@@ -47,14 +47,14 @@ class RegistryProfile:
 UNLISTED: Final = RegistryProfile("unlisted", ("*",), UploadStyle.CHUNKED)
 
 PROFILES: Final = (
-    # Chunks above 4 MiB are answered with 416; an upload ends after ten minutes.
+    # Chunks above 4 MiB get status 416; an upload is ended after ten minutes.
     RegistryProfile(
         "GitHub Container Registry",
         ("ghcr.io",),
         UploadStyle.MONOLITHIC,
         Limits(layer_bytes=10 * 10**9, upload_seconds=600),
     ),
-    # The first chunk is answered as if it were the last (201).
+    # The first chunk is treated as if it were the last (201).
     RegistryProfile(
         "Amazon ECR",
         ("*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.cn", "*.dkr-ecr.*.on.aws"),
@@ -67,7 +67,7 @@ PROFILES: Final = (
         UploadStyle.MONOLITHIC,
         Limits(layer_bytes=10_000 * MIB),
     ),
-    # No chunks at all.
+    # Doesn't support chunks.
     RegistryProfile(
         "Google Artifact Registry",
         ("*.pkg.dev", "gcr.io", "*.gcr.io"),
@@ -84,7 +84,7 @@ PROFILES: Final = (
         "GitLab", ("registry.gitlab.com",), UploadStyle.CHUNKED, Limits(manifest_bytes=4 * MIB)
     ),
     RegistryProfile("Docker Hub", ("docker.io", "registry-1.docker.io"), UploadStyle.CHUNKED),
-    # Known by name only: a Harbor has any host. Its users put the word into it often enough.
+    # Recognized by name only: a Harbor can have any host name, but often has the word in it.
     RegistryProfile(
         "Harbor", ("harbor.*", "*.harbor.*"), UploadStyle.CHUNKED, Limits(layer_bytes=32 * GIB)
     ),
@@ -92,7 +92,7 @@ PROFILES: Final = (
 
 
 def profile_for(host: str) -> RegistryProfile:
-    """The profile of a registry's `host[:port]`; UNLISTED where none is known."""
+    """The profile of a registry's `host[:port]`; UNLISTED if none matches."""
     name = host.partition(":")[0].lower()
     for profile in PROFILES:
         if any(fnmatchcase(name, pattern) for pattern in profile.hosts):

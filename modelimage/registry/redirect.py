@@ -1,6 +1,6 @@
-"""Following redirects by hand: credentials stay with the origin they were meant for.
+"""Follows redirects itself, because credentials must stay with their origin.
 
-Registries redirect blobs to object stores with signed URLs; those reject, and must not see, the registry's token.
+Registries redirect blobs to object stores with signed URLs; those reject the registry's token and must not see it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from modelimage.registry.exchange import Origin, Request, Response, Sender
 
 _MAX_HOPS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# The others may turn a write into a GET, which would lose the body.
+# The other statuses may turn a write into a GET, which would lose the body.
 _KEEPS_METHOD = frozenset({307, 308})
 
 
 class FollowingRedirects:
-    """A Sender that follows redirects, at most five."""
+    """A Sender that follows at most five redirects."""
 
     def __init__(self, inner: Sender) -> None:
         self._inner = inner
 
     def send(self, request: Request) -> Response:
-        """Raises RemoteRefused for a redirect that is endless, malformed, or leaves encryption."""
+        """Send and follow redirects. Raises RemoteRefused if they are endless, malformed, or leave encryption."""
         for _ in range(_MAX_HOPS + 1):
             response = self._inner.send(request)
             location = response.header("Location")
@@ -36,7 +36,7 @@ class FollowingRedirects:
 
 
 def next_hop(request: Request, status: int, location: str) -> Request:
-    """The request that a redirect leads to. Pure. Raises RemoteRefused."""
+    """The next request after a redirect. Pure. Raises RemoteRefused."""
     here = request.origin
     if request.method not in ("GET", "HEAD") and status not in _KEEPS_METHOD:
         raise RemoteRefused(f"{here} redirects a {request.method} with status {status}")
@@ -45,10 +45,12 @@ def next_hop(request: Request, status: int, location: str) -> Request:
         there = Origin.parse(url)
     except (ValueError, InvalidInput) as error:
         raise RemoteRefused(f"{here} redirects to {location[:200]!r}") from error
+    # A redirect must not downgrade a request made over TLS.
     if here.encrypted and not there.encrypted:
         raise RemoteRefused(
             f"{here} redirects to {there}, which isn't encrypted",
             hint="Have the registry's storage served over HTTPS.",
         )
     moved = replace(request, url=url)
+    # Only the same origin may see the token: scheme, host and port.
     return moved if there == here else moved.with_header("Authorization", None)

@@ -1,7 +1,7 @@
-"""When to repeat an exchange, and how long to wait. The deciding is pure; the waiting is injected.
+"""When to retry an exchange, and how long to wait. The decision is pure; waiting is injected.
 
-A registry that says Retry-After is believed, and speaks for its whole host: every thread that talks to that host
-waits, since the limit counts all of them together.
+A registry's Retry-After is obeyed and applies to its whole host: every thread that uses that host waits, because the
+registry's limit counts all of them together.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from modelimage.errors import RateLimited, Unreachable
 from modelimage.registry.exchange import Origin, Request, Response, Sender
 
 _SLOW_DOWN = frozenset({429, 503})
+# Statuses that may pass with time; all others are final answers to the request.
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """At most `attempts` tries; waits double from `base` to `cap` seconds; a Retry-After above `patience` gives up."""
+    """At most `attempts` tries, with waits from `base` doubling to `cap` seconds; no retry above `patience` seconds."""
 
     attempts: int = 5
     base: float = 0.5
@@ -31,7 +32,7 @@ class RetryPolicy:
     patience: float = 300.0
 
     def delay(self, attempt: int, retry_after: float | None, jitter: float) -> float | None:
-        """Seconds to wait after the `attempt`-th try (from 1) failed; None to give up.
+        """Seconds to wait after the `attempt`-th failed try (from 1); None to give up.
 
         `jitter` in [0, 1) spreads the clients of one outage over the upper half of the wait.
         """
@@ -42,23 +43,25 @@ class RetryPolicy:
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds from a Retry-After header in either form (RFC 9110, section 10.2.3); None when absent or malformed."""
+    """Seconds from a Retry-After header in either form (RFC 9110, section 10.2.3); None if absent or malformed."""
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
+        # Cut to 9 digits: an absurd value only has to exceed `patience`.
         return float(text[:9])
     try:
         when = parsedate_to_datetime(text)
     except ValueError:
         return None
+    # Dates without a zone are in GMT, as RFC 9110 requires.
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return max(0.0, (when - now).total_seconds())
 
 
 class HostPauses:
-    """Until when each host asked to be left alone. Safe for threads."""
+    """The time until which each host must not be sent requests. Safe for threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -66,20 +69,21 @@ class HostPauses:
         self._lock = threading.Lock()
 
     def pause(self, origin: Origin, seconds: float) -> None:
-        """Leave a host alone for at least so long from now."""
+        """Pause requests to a host for at least `seconds` from now."""
         with self._lock:
             until = self._clock() + seconds
+            # The later end wins: a short pause must not cut a longer one that another thread was given.
             self._until[origin] = max(until, self._until.get(origin, until))
 
     def remaining(self, origin: Origin) -> float:
-        """Seconds left to wait; 0 when free."""
+        """Seconds left to wait; 0 if the host isn't paused."""
         with self._lock:
             return max(0.0, self._until.get(origin, 0.0) - self._clock())
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Time and chance, injected."""
+    """Time and randomness, injected."""
 
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
@@ -88,13 +92,13 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits between tries of something larger than one exchange."""
+    """Waits between tries of an operation of more than one exchange."""
 
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     environment: Environment = field(default_factory=Environment)
 
     def wait(self, attempt: int) -> bool:
-        """Wait after the `attempt`-th try (from 1) failed; False, at once, when there is to be no other."""
+        """Wait after the `attempt`-th failed try (from 1). Returns False, without waiting, if no try is left."""
         delay = self.policy.delay(attempt, None, self.environment.jitter())
         if delay is not None:
             self.environment.sleep(delay)
@@ -102,7 +106,7 @@ class Backoff:
 
 
 class Retrying:
-    """A Sender that repeats what failed for reasons that pass."""
+    """A Sender that retries after transient failures."""
 
     def __init__(
         self,
@@ -117,10 +121,11 @@ class Retrying:
         self._environment = environment
 
     def send(self, request: Request) -> Response:
-        """Send until it works or the policy gives up. Raises the last Unreachable or RateLimited."""
+        """Send until it succeeds or the policy gives up. Raises the last Unreachable or RateLimited."""
         origin = request.origin
         attempt = 1
         while True:
+            # Checked again after each sleep: another thread may have extended the pause meanwhile.
             while (wait := self._pauses.remaining(origin)) > 0:
                 self._environment.sleep(wait)
             try:
@@ -130,10 +135,11 @@ class Retrying:
             attempt += 1
 
     def _wait(self, error: Unreachable, origin: Origin, attempt: int, repeatable: bool) -> None:
-        """Wait before the next try, or raise the error when there is to be none."""
+        """Wait before the next try, or raise the error if there is none."""
         limited = isinstance(error, RateLimited)
         asked = error.retry_after if isinstance(error, RateLimited) else None
         delay = self._policy.delay(attempt, asked, self._environment.jitter())
+        # Recorded even if this request isn't repeated: other threads must slow down too. `send` waits it out.
         if limited and delay is not None:
             self._pauses.pause(origin, delay)
         if delay is None or not repeatable:
@@ -142,7 +148,7 @@ class Retrying:
             self._environment.sleep(delay)
 
     def _checked(self, response: Response) -> Response:
-        """The response, or the passing trouble it tells of as an error."""
+        """Return the response, or raise its transient status as an error."""
         if response.status not in _TRANSIENT:
             return response
         asked = parse_retry_after(response.header("Retry-After"), self._environment.now())

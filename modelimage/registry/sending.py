@@ -1,7 +1,7 @@
-"""How a blob gets into a repository: mounted, resumed, in chunks or in one request, whatever the registry takes.
+"""Gets a blob into a repository: mounted, resumed, in chunks or in one request, as the registry supports.
 
-Only the newest Location of a session is any good, so it is noted after each chunk; after any failure the registry is
-asked how far it got. A registry that refuses the first chunk gets the blob in one request, and so do the next blobs.
+Only the latest Location of a session is valid, so it is saved after each chunk; after any failure the registry is
+queried for its offset. If a registry refuses the first chunk, this blob and all later ones are sent in one request.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from modelimage.registry.retry import Backoff
 from modelimage.registry.upload import ChunkRefused, Outgoing, Session, Tally, Uploader
 from modelimage.repository import BlobContent, PassingContent
 
+# Per blob: a registry that loses so many sessions won't accept it.
 _MAX_RESTARTS: Final = 3
+# The aim for the duration of a chunk, and so for the work that a killed process loses.
 _CHUNK_SECONDS: Final = 2.0
 _LEAST_CHUNK: Final = 4 << 20
+# Used before the speed is known.
 _FIRST_CHUNK: Final = 16 << 20
 
 
 def chunk_stop(session: Session, size: int, chunk: int) -> int:
-    """Where the chunk that begins at the session's offset ends. Pure.
+    """The end of the chunk that starts at the session's offset. Pure.
 
-    No chunk but the last is below the registry's minimum; a last one that would be is joined to the one before.
+    No chunk except the last is below the registry's minimum; a last one that would be is joined to the one before.
     """
     length = max(chunk, session.minimum)
     stop = session.offset + length
@@ -35,17 +38,17 @@ def chunk_stop(session: Session, size: int, chunk: int) -> int:
 
 
 def most_chunk(size: int, allowed: int, *, killed: bool) -> int:
-    """The most that a chunk of a blob may have, so that what kills cost stays a few percent of the blob. Pure.
+    """The largest chunk size for a blob, so that a killed process loses at most a few percent of the blob. Pure.
 
-    Small chunks cost the registry time, so the smallest are for who goes on after a process that was `killed`.
+    Small chunks cost the registry time, so the smallest are used only when resuming after a process was `killed`.
     """
     return min(allowed, max(size // (128 if killed else 64), _LEAST_CHUNK))
 
 
 def chunk_bytes(sent: int, seconds: float, most: int) -> int:
-    """How large the next chunk is to be after one of `sent` bytes that took so long: about two seconds' worth. Pure.
+    """The size of the next chunk, after one of `sent` bytes that took `seconds`: about two seconds' worth. Pure.
 
-    What a killed process loses is the chunk under way, so a slow line has small ones; `most` is what a fast one has.
+    A killed process loses the current chunk, so slow connections use small chunks; fast ones use up to `most`.
     """
     fitting = int(sent * _CHUNK_SECONDS / max(seconds, 1e-6))
     return max(min(most, _LEAST_CHUNK), min(most, fitting))
@@ -70,7 +73,7 @@ class BlobSender:
         self._memory = memory
         self._mount_from = tuple(mount_from)
         self._clock = clock
-        # Set by any thread once the registry showed that it takes no chunks; never taken back.
+        # Set by any thread once the registry has refused chunks; never reset.
         self._chunks_refused = False
 
     def send(
@@ -80,7 +83,7 @@ class BlobSender:
         is_there: Callable[[], bool],
         progress: Callable[[int], None] | None,
     ) -> None:
-        """Send a blob that isn't there. `target` is its URL; `is_there` asks for it again after a failure."""
+        """Send a blob that doesn't exist yet. `target` is its URL; `is_there` checks again for it after a failure."""
         digest = content.descriptor.digest
         with self._memory.note(target) as note:
             session = self._resumed(note) or self._opened(digest)
@@ -89,7 +92,7 @@ class BlobSender:
     def send_passing(
         self, content: PassingContent, target: str, progress: Callable[[int], None] | None
     ) -> None:
-        """Send a blob whose digest is known only in the end. `target` stands for these bytes in this repository."""
+        """Send a blob whose digest is known only at its end. `target` identifies these bytes in this repository."""
         with self._memory.note(target) as note:
             session = self._resumed(note) or self._uploader.begin()
             self._send(Outgoing.passing(content), session, note, lambda: False, Tally(progress))
@@ -103,6 +106,7 @@ class BlobSender:
         tally: Tally,
     ) -> None:
         failures = restarts = 0
+        # An offset at the start was left by an earlier process that stopped, which may happen again.
         killed = session is not None and session.offset > 0
         while session is not None:
             transfer = Transfer(self._uploader, session, note, tally, self._clock)
@@ -112,6 +116,7 @@ class BlobSender:
                 break
             except (ChunkRefused, DigestMismatch) as error:
                 restarts += 1
+                # Chunks refused even in a single request won't succeed later; a lost session may.
                 hopeless = chunk is None and isinstance(error, ChunkRefused) and not error.lost
                 if (
                     hopeless
@@ -122,36 +127,40 @@ class BlobSender:
                     raise
                 session = self._uploader.begin()
             except Unreachable:
+                # Progress resets the count: a long upload survives many interruptions, a dead registry only a few.
                 failures = 1 if transfer.session.offset > session.offset else failures + 1
                 if not self._backoff.wait(failures):
                     raise
+                # The registry may have stored the blob although its final response was lost.
                 if is_there():
                     break
                 session = self._uploader.ask(transfer.session)
                 if session is None:
-                    # Lost: a line that breaks before each end must not send the same bytes for ever.
+                    # The session is lost: a connection that always breaks early must not send the same bytes forever.
                     restarts += 1
                     if restarts > _MAX_RESTARTS:
                         raise
                     session = self._uploader.begin()
+        # Bytes that the registry had before this upload were not counted while sending.
         tally.reach(content.size)
         note.forget()
 
     def _may_restart(
         self, error: ChunkRefused | DigestMismatch, began: Session, transfer: Transfer
     ) -> bool:
-        """Whether a new session may fare better than this one, which began at `began`."""
+        """Whether a new session may succeed where this one, which began as `began`, has failed."""
         if isinstance(error, DigestMismatch):
-            # What was there before may have been of other bytes; what this session sent is not.
+            # Bytes that were there before may have been wrong; those sent in this session were not.
             return began.offset > 0
         if transfer.session.offset == 0:
             self._chunks_refused = True
         return True
 
     def _chunk_bytes(self, content: Outgoing, *, killed: bool) -> int | None:
-        """The most that a chunk may have; None to send all in one request."""
+        """The largest chunk size; None to send all in one request."""
         most = most_chunk(content.size, self._profile.chunk_bytes, killed=killed)
         chunked = self._profile.style is UploadStyle.CHUNKED and not self._chunks_refused
+        # Below one chunk, a single request saves round trips.
         return most if chunked and content.size > min(most, _FIRST_CHUNK) else None
 
     def _resumed(self, note: UploadNote) -> Session | None:
@@ -161,24 +170,26 @@ class BlobSender:
         try:
             return self._uploader.ask(noted)
         except (RemoteRefused, NotFound, AccessDenied):
+            # A saved session may have expired or be refused now; that must not prevent a new upload.
             return None
 
     def _opened(self, digest: Digest) -> Session | None:
-        """A new session, or None when another repository's blob could be mounted."""
+        """A new session, or None if the blob could be mounted from another repository."""
         session: Session | None = None
         for source in self._mount_from:
             try:
                 session = self._uploader.mount(digest, source)
             except (AccessDenied, NotFound, RemoteRefused):
-                # The source may be private or gone: then the blob is sent as if nobody had it.
+                # The source may be private or gone: the blob is sent instead.
                 continue
             if session is None:
                 return None
+        # A failed mount opens a session, which then serves the upload.
         return session or self._uploader.begin()
 
 
 class Transfer:
-    """One run at the rest of a blob; `session` is the newest known, whatever happened."""
+    """One attempt to send the rest of a blob; `session` is always the latest one, even after a failure."""
 
     def __init__(
         self,
@@ -195,16 +206,18 @@ class Transfer:
         self.session = session
 
     def run(self, content: Outgoing, most: int | None) -> None:
-        """Send all that is missing: in chunks of at most `most` bytes or, for None, in one request.
+        """Send all missing bytes: in chunks of at most `most` bytes or, if None, in one request.
 
-        Raises StopRequested, where the callback asked for it, between two chunks.
+        Raises StopRequested between two chunks if the progress callback has raised it.
         """
+        # Saved before the first byte: a process killed during the first chunk can then still resume.
         self._note.keep(self.session)
-        # A small blob is no more than a chunk.
+        # A small blob is treated as one chunk.
         self._tally.patient = most is not None or content.size <= _FIRST_CHUNK
         if most is not None:
             self._send_chunks(content, most)
         elif content.passes and self.session.offset < content.size:
+            # The digest of a streamed blob must be known in the final request's URL, so its bytes go in a PATCH before.
             self._append(content, content.size, ranged=False)
         self._uploader.finish(self.session, content, self._tally)
 

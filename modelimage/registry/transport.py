@@ -1,7 +1,7 @@
-"""The network: urllib3's connection pools, with its errors turned into ours and its time bounded.
+"""Network access through urllib3's connection pools, with mapped errors and bounded time.
 
-Bodies are read straight from the socket into the caller's buffer. What makes no progress for `stall` seconds is
-Unreachable, so that a caller can go on elsewhere. No credentials, redirects or repetitions here.
+Bodies are read from the socket directly into the caller's buffer. A transfer without progress for `stall` seconds is
+Unreachable, so that the caller can use another source. Handles no credentials, redirects or retries.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from modelimage.registry.exchange import Body, Origin, Request
 
 _SEND_SLICE: Final = 256 << 10
 _READ_SLICE: Final = 64 << 10
+# A larger body isn't worth reading just to reuse its connection.
 _DISCARD_LIMIT: Final = 64 << 10
 _CONNECTIONS_PER_HOST: Final = 64
 _AGENT: Final = "weightyard"
@@ -34,7 +35,7 @@ _AGENT: Final = "weightyard"
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """Whom to trust: the system's authorities and those of `ca_file`; nobody is checked without `verify`."""
+    """Trusted authorities: the system's and those in `ca_file`; without `verify`, certificates aren't checked."""
 
     ca_file: Path | None = None
     verify: bool = True
@@ -42,7 +43,7 @@ class TlsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: to connect, without any progress, and for an answer to a finished upload, which a registry copies."""
+    """In seconds: to connect, without any progress, and for the response to a finished upload (registries copy it)."""
 
     connect: float = 10.0
     stall: float = 10.0
@@ -50,14 +51,14 @@ class Timeouts:
 
 
 def environment_proxy(origin: Origin) -> str | None:
-    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an origin."""
+    """The proxy for an origin according to HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
     if urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
         return None
     return urllib.request.getproxies().get(origin.scheme)
 
 
 class Network:
-    """A Sender on real sockets. Safe for threads."""
+    """A Sender over sockets. Safe for threads."""
 
     def __init__(
         self,
@@ -68,20 +69,22 @@ class Network:
         self._tls = tls
         self._timeouts = timeouts
         self._proxy_for = proxy_for
-        # A file of authorities that is of no use is told now; the system's are loaded when TLS is first spoken.
+        # An unusable CA file is reported now; the system's authorities are loaded at the first TLS connection.
         self._context = _ssl_context(tls) if tls.ca_file is not None else None
         self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def send(self, request: Request) -> NetworkResponse:
-        """One exchange, without repetition. Raises Unreachable, RemoteRefused."""
+        """Perform one exchange, without retries. Raises Unreachable, RemoteRefused."""
         origin = request.origin
         proxy = None if is_loopback(origin.host) else self._proxy_for(origin)
         manager = self._manager(proxy, secure=origin.scheme == "https")
+        # Identity: digests and ranges are of the stored bytes, which a compressing proxy would change.
         headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT, **request.headers}
         if request.body is not None:
             headers["Content-Length"] = str(request.body.length)
         stall = self._timeouts.stall if request.patience is None else request.patience
+        # Redirects and retries belong to the decorators, which handle credentials and body offsets correctly.
         with network_errors(origin):
             response = manager.request(
                 request.method,
@@ -97,6 +100,7 @@ class Network:
         return NetworkResponse(response, request.url, origin)
 
     def _manager(self, proxy: str | None, *, secure: bool) -> urllib3.PoolManager:
+        # Under the lock: two managers for one proxy would double the connections to a host.
         with self._lock:
             name = proxy, secure
             if name not in self._managers:
@@ -112,7 +116,7 @@ class Network:
 
 
 class NetworkResponse:
-    """A Response on its socket."""
+    """A Response that reads from its socket."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, url: str, origin: Origin) -> None:
         self._response = response
@@ -140,7 +144,7 @@ class NetworkResponse:
         return SocketStream(self._response, length, self._origin)
 
     def discard(self) -> None:
-        # A connection is of use again only once the body is read: worth it for a small one, as errors have.
+        # The connection can be reused only after the body is read: worthwhile for small bodies, such as errors.
         with contextlib.suppress(Unreachable, RemoteRefused):
             self.read(_DISCARD_LIMIT)
 
@@ -150,17 +154,17 @@ class SocketStream:
 
     def __init__(self, response: urllib3.BaseHTTPResponse, length: int, origin: Origin) -> None:
         self._response = response
-        # urllib3's own readinto copies; http.client's, below it, reads into the buffer.
+        # urllib3's own readinto copies; http.client's, below it, reads directly into the buffer.
         self._raw: Any = response._fp  # type: ignore[attr-defined]
         self._origin = origin
         self._left = length
         self._closed = False
         self._reading = threading.Lock()
-        # A second handle on the socket, so that another thread can end a read that waits on the first.
+        # A second descriptor of the socket, so that another thread can end a blocked read on the first.
         self._handle = _second_handle(self._raw) if length else None
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill a part of the buffer; 0 only after the last byte promised. Raises Unreachable."""
+        """Fill part of the buffer; 0 only after the last promised byte. Raises Unreachable."""
         if not self._left:
             return 0
         with self._reading, network_errors(self._origin):
@@ -175,11 +179,12 @@ class SocketStream:
         return count
 
     def _read(self, buffer: memoryview) -> int:
-        """What one read of the socket brings.
+        """The bytes from one read of the socket.
 
-        http.client's own readinto waits until the buffer is full, so nobody would see a slow sender make progress.
+        http.client's own readinto blocks until the buffer is full, which would hide a slow sender's progress.
         """
         raw = self._raw
+        # Chunked bodies have their own framing, which only http.client decodes.
         if raw.fp is None or raw.chunked or raw.length is None:
             return int(raw.readinto(buffer))
         count = int(raw.fp.readinto1(buffer))
@@ -192,6 +197,7 @@ class SocketStream:
         if self._closed:
             return
         self._closed = True
+        # Shut down without the lock: a blocked reader holds it until its socket ends.
         finished = self._left == 0 and self._raw.isclosed()
         if self._handle is not None:
             with contextlib.closing(self._handle), contextlib.suppress(OSError):
@@ -205,7 +211,7 @@ class SocketStream:
 
 @contextlib.contextmanager
 def network_errors(origin: Origin) -> Iterator[None]:
-    """Map what urllib3, http.client and the socket raise to ours; ours pass."""
+    """Map exceptions of urllib3, http.client and sockets to our classes; ours pass unchanged."""
     try:
         yield
     except WeightyardError:
@@ -217,7 +223,7 @@ def network_errors(origin: Origin) -> Iterator[None]:
         ) from error
     except (urllib3.exceptions.LocationValueError, urllib3.exceptions.URLSchemeUnknown) as error:
         raise RemoteRefused(f"{origin} led to an unusable URL: {error}") from error
-    except urllib3.exceptions.NewConnectionError as error:  # a TimeoutError by its class
+    except urllib3.exceptions.NewConnectionError as error:  # a subclass of TimeoutError
         raise _no_talk(origin, error) from error
     except (TimeoutError, urllib3.exceptions.TimeoutError) as error:
         raise Unreachable(
@@ -228,7 +234,7 @@ def network_errors(origin: Origin) -> Iterator[None]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address, without port and brackets, is this machine."""
+    """Whether a host name or address, without port and brackets, refers to this machine."""
     if host == "localhost" or host.endswith(".localhost") or host == "::1":
         return True
     parts = host.split(".")
@@ -243,6 +249,7 @@ def _no_talk(origin: Origin, error: Exception) -> Unreachable:
 
 def _reason(error: Exception) -> str:
     cause: BaseException = error
+    # The innermost cause is the system's message; urllib3's own repeat the URL and the pool.
     while cause.__cause__ is not None:
         cause = cause.__cause__
     return str(cause) or type(cause).__name__
@@ -252,12 +259,12 @@ def _second_handle(raw: Any) -> socket.socket | None:
     try:
         return socket.socket(fileno=os.dup(raw.fileno()))
     except (OSError, ValueError):
-        # Already at its end, for example an empty body: nothing to wait for.
+        # The response is already complete, for example an empty body: no read can block.
         return None
 
 
 def _slices(body: Body) -> Iterator[Any]:
-    """The body in pieces that are each small enough to be sent within the stall timeout."""
+    """Split the body into slices small enough to be sent within the stall timeout."""
     for buffer in body.open():
         view = memoryview(buffer).cast("B")
         for start in range(0, len(view), _SEND_SLICE):
@@ -277,6 +284,6 @@ def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        # The user asked for it by name; a warning on each request would only hide other ones.
+        # The user disabled verification explicitly; a warning per request would only hide others.
         warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
     return context

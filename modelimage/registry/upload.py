@@ -1,6 +1,6 @@
-"""The steps of a blob upload (distribution-spec, "Pushing blobs"), one request each.
+"""The requests of a blob upload (distribution-spec, "Pushing blobs"), one method each.
 
-A session's newest Location carries the registry's state, so each answer's Location replaces the one before.
+A session's latest Location carries the registry's state, so each response's Location replaces the one before.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from modelimage.repository import BlobContent, PassingContent, StopRequested
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
-# A registry may copy or hash what it got before it answers.
+# A registry may copy or hash the received bytes before it responds.
 _PATIENCE: Final = 300.0
-# To a chunk: "not so", as against "not now" or "not you".
-# ECR answers a first chunk with 201, as if it were the whole blob.
+# Statuses that refuse a chunk as such, rather than temporarily or for lack of permission.
+# ECR responds to a first chunk with 201, as if it were the whole blob.
 _NO_CHUNKS: Final = frozenset({201, 400, 404, 405, 411, 413, 415, 416, 501})
-# To a question about a session: it is forgotten, or such questions aren't answered.
+# Statuses to a session query: the session has expired, or the registry doesn't support such queries.
 _FORGOTTEN: Final = frozenset({400, 404, 405, 410, 416, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An upload under way at `location`; the registry holds `offset` bytes; `minimum` is the least size of a chunk."""
+    """An open upload at `location`; the registry has `offset` bytes; `minimum` is the smallest size of a chunk."""
 
     location: str
     offset: int = 0
@@ -39,7 +39,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A blob to send. `passes` when its digest is known only once all of it was read; `label` names it in errors."""
+    """A blob to send. `passes`: its digest is known only after all of it was read; `label` is its name in errors."""
 
     label: str
     size: int
@@ -58,9 +58,9 @@ class Outgoing:
 
 
 class Tally:
-    """Tells a progress callback how many bytes the registry holds; takes back what must be sent again.
+    """Reports to a progress callback how many bytes the registry has, and subtracts those to be sent again.
 
-    While `patient`, a callback's StopRequested is kept until `check`: a chunk that is sent to its end isn't lost.
+    While `patient`, a callback's StopRequested is deferred to `check`, so that the current chunk isn't lost.
     """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
@@ -81,35 +81,36 @@ class Tally:
             self._stop = stop
 
     def reach(self, position: int) -> None:
-        """Make the sum of what was told `position`."""
+        """Make the sum of all reported counts equal `position`."""
         self.add(position - self._told)
 
     def check(self) -> None:
-        """Raise the StopRequested that was kept."""
+        """Raise the deferred StopRequested, if any."""
         if self._stop is not None:
             raise self._stop
 
 
 class ChunkRefused(RemoteRefused):
-    """The registry won't have this chunk in this session. `lost` when it may only have forgotten the session."""
+    """The registry refuses a chunk in this session. `lost`: the session may merely have expired."""
 
     lost = False
 
 
 def parse_offset(header: str | None) -> int:
-    """How many bytes a Range header of an upload says are there. `0-0` also stands for none in a new session."""
+    """The number of bytes according to an upload's Range header. `0-0` is also sent for an empty new session."""
     match = _RANGE.fullmatch(header.strip()) if header else None
     return int(match[1]) + 1 if match and int(match[1]) else 0
 
 
 def with_digest(location: str, digest: Digest) -> str:
-    """The URL that finishes an upload."""
+    """The URL that completes an upload."""
+    # The location's own query carries the registry's state.
     joiner = "&" if "?" in location else "?"
     return f"{location}{joiner}digest={quote(str(digest), safe='')}"
 
 
 class Uploader:
-    """Uploads to one repository. `uploads` is its `blobs/uploads/` URL, `scopes` what its tokens must cover."""
+    """Uploads to one repository. `uploads` is its `blobs/uploads/` URL, `scopes` are those its tokens must cover."""
 
     def __init__(self, sender: Sender, uploads: str, scopes: frozenset[str]) -> None:
         self._sender = sender
@@ -124,9 +125,9 @@ class Uploader:
         return self._session(response, self._uploads, offset=0)
 
     def mount(self, digest: Digest, source: str) -> Session | None:
-        """Take a blob over from another repository: None when done, else the session opened instead.
+        """Mount a blob from another repository. Returns None on success, else the session opened instead.
 
-        Raises AccessDenied where the source may not be read.
+        Raises AccessDenied if the source may not be read.
         """
         url = f"{self._uploads}?{urlencode({'mount': str(digest), 'from': source})}"
         response = self._post(url, self._scopes | {f"repository:{source}:pull"})
@@ -138,7 +139,7 @@ class Uploader:
         return self._session(response, self._uploads, offset=0)
 
     def ask(self, session: Session) -> Session | None:
-        """The session as the registry sees it; None when it has forgotten it."""
+        """The session's current state at the registry; None if it has expired."""
         response = self._sender.send(Request("GET", session.location, scopes=self._scopes))
         if response.status in _FORGOTTEN:
             response.discard()
@@ -153,7 +154,7 @@ class Uploader:
     ) -> Session:
         """Send the bytes from the session's offset to `stop`. Raises ChunkRefused, Unreachable and so on.
 
-        Without `ranged` it is the one request that `docker push` makes, which registries without chunks take as well.
+        Without `ranged`, sends the single request of `docker push`, which registries without chunks also accept.
         """
         start = session.offset
         headers = dict(_OCTETS)
@@ -166,15 +167,17 @@ class Uploader:
         if response.status in _NO_CHUNKS - accepted:
             error = answers.refusal(response, "the registry refuses a chunk")
             refused = ChunkRefused(error.message, hint=error.hint)
+            # 404 to a chunk means that the session has expired.
             refused.lost = response.status == 404
             raise refused from error
         if response.status not in accepted:
             raise answers.refusal(response, f"the registry refuses a part of blob {content.label}")
+        # The registry may have kept fewer bytes than were sent; its Range decides where the next chunk starts.
         held = parse_offset(response.header("Range")) or stop
         return self._session(response, session.location, offset=held, minimum=session.minimum)
 
     def finish(self, session: Session, content: Outgoing, tally: Tally) -> None:
-        """Send what is missing, if anything, and close. Raises DigestMismatch, Unreachable, RemoteRefused and so on."""
+        """Send missing bytes and complete the upload. Raises DigestMismatch, Unreachable, RemoteRefused and so on."""
         size, start = content.size, session.offset
         headers = dict(_OCTETS)
         if 0 < start < size:
@@ -199,12 +202,13 @@ class Uploader:
     ) -> Response:
         start, stop = part
         body = Body(stop - start, lambda: content_bytes(content, start, stop, tally))
+        # Never repeated blindly: the registry may have kept part of the body, so the offset must be queried first.
         return self._sender.send(
             Request(method, url, headers, body, self._scopes, repeatable=False, patience=_PATIENCE)
         )
 
     def _session(self, response: Response, base: str, *, offset: int, minimum: int = 0) -> Session:
-        """What the answer says; a registry tells the least size of a chunk once, when the upload is opened."""
+        """The session in a response. The minimum chunk size is stated only once, when the upload is opened."""
         location = response.header("Location")
         said = response.header("OCI-Chunk-Min-Length") or ""
         response.discard()
@@ -213,7 +217,7 @@ class Uploader:
 
 
 def upload_url(base: str, location: str) -> str:
-    """Where to send an upload. Raises RemoteRefused when that leaves encryption or is no URL."""
+    """The URL for an upload. Raises RemoteRefused if it leaves encryption or is no URL."""
     try:
         url = urljoin(base, location)
         here, there = Origin.parse(base), Origin.parse(url)
@@ -228,12 +232,12 @@ def upload_url(base: str, location: str) -> str:
 
 
 def content_bytes(content: Outgoing, start: int, stop: int, tally: Tally) -> Iterator[memoryview]:
-    """The content's bytes from `start` to `stop`, told to `tally` once they are taken.
+    """The content's bytes from `start` to `stop`, counted in `tally` after they were consumed.
 
-    Raises DigestMismatch when the content is shorter, or longer than it says.
+    Raises DigestMismatch if the content is shorter or longer than stated.
     """
     position = start
-    # A repetition, as after an expired token, begins again.
+    # A retry, for example after an expired token, starts again.
     tally.reach(start)
     if start == stop:
         return
@@ -245,6 +249,7 @@ def content_bytes(content: Outgoing, start: int, stop: int, tally: Tally) -> Ite
         yield view
         position += len(view)
         tally.add(len(view))
+        # At the content's own end, reading goes on: further bytes mean that the file has grown.
         if position == stop and stop < content.size:
             return
     if position != stop:
@@ -252,7 +257,7 @@ def content_bytes(content: Outgoing, start: int, stop: int, tally: Tally) -> Ite
 
 
 def content_changed(content: Outgoing) -> WeightyardError:
-    """The content isn't as long as its descriptor says."""
+    """The error for content whose length differs from its descriptor."""
     return DigestMismatch(
         f"the content of blob {content.label} isn't {content.size} bytes long",
         hint="A file changed while it was sent: build again.",

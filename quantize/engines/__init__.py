@@ -1,4 +1,4 @@
-"""Engines other than the built-in one. Each runs in a process of its own; `collect` takes what it made."""
+"""Engines other than the built-in one. Each runs in its own process; `collect` takes over its output."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from quantize.sqnr import Energies
 from quantize.staging import Staging
 
 GPTQ_INSTALL: Final = "pip install 'weightyard[gptq]'"
-# GPTQModel's own pools ask for two workers each, whatever the machine has. Arithmetic keeps to `Job.threads`.
+# GPTQModel's own pools need two workers each on any machine. Its arithmetic uses `Job.threads`.
 GPTQ_MIN_WORKERS: Final = 2
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an engine works on."""
+    """The input of an engine."""
 
     checkpoint: Checkpoint
     plan: Plan
@@ -44,7 +44,7 @@ class Job:
 
 
 def gptq_installed() -> bool:
-    """Whether GPTQModel can be imported here; doesn't import it."""
+    """Whether GPTQModel is installed here, without importing it."""
     return importlib.util.find_spec("gptqmodel") is not None
 
 
@@ -57,7 +57,7 @@ def check_installed(engine: Engine, environment: Mapping[str, str]) -> None:
 
 
 def versions(engine: Engine, environment: Mapping[str, str]) -> dict[str, str]:
-    """The versions that an engine's bytes depend on; none for the built-in one."""
+    """The library versions that an engine's bytes depend on; none for the built-in one."""
     if engine is Engine.GPTQ:
         return {name: importlib.metadata.version(name) for name in ("gptqmodel", "torch")}
     if engine is Engine.LLM_COMPRESSOR:
@@ -71,6 +71,7 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
         raise EngineFailed(f"{engine.value} needs calibration text")
     _check_finite(job.checkpoint.root, job.plan)
     made = staging.directory / ".engine"
+    # Left by an interrupted run.
     if made.exists():
         shutil.rmtree(made)
     document = {
@@ -103,7 +104,7 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
 
 
 def _check_finite(source: Path, plan: Plan) -> None:
-    """Engines take minutes and then fail obscurely, or not at all, so this is looked for before."""
+    """Check the source before the engine runs: engines take minutes, then fail obscurely or not at all."""
     for shard in plan.shards:
         file = TensorFile(source / shard.name)
         for conversion in shard.conversions:

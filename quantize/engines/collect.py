@@ -1,9 +1,9 @@
-"""Takes the quantized tensors out of what another engine wrote, and nothing else.
+"""Collects the quantized tensors from another engine's output, and nothing else.
 
-Engines write temporary paths, dates and versions into their results, rename files and touch tensors that
-should stay as published. So the result is put together anew: shards and names as planned, everything that
-isn't quantized from the source, byte by byte. Only a method that rescales (AWQ, SmoothQuant) has reason to
-touch more, the norms before the matrices; then those are taken from its output too.
+Engines write temporary paths, dates and versions into their results, rename files and change tensors that should stay
+as published. So the result is assembled anew: planned shards and names, and unquantized tensors from the source, byte
+by byte. Only a method that rescales (AWQ, SmoothQuant) has reason to change more, namely the norms before the matrices:
+then those come from its output too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quantize.stream import copy_range, write_at
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A range of bytes to copy: from which file, where, and to where in the target."""
+    """A range of bytes to copy: source file, offset there, offset in the target, size."""
 
     path: Path
     source: int
@@ -38,9 +38,9 @@ class _Piece:
 def collect(
     source: Path, made: Path, plan: Plan, staging: Staging, *, rescaled: bool
 ) -> dict[str, Energies]:
-    """Write the planned shards from the source and an engine's output; the energies of every matrix.
+    """Write the planned shards from the source and an engine's output; returns the energies of every matrix.
 
-    Raises EngineFailed when the engine left out a matrix or gave it another shape.
+    Raises EngineFailed when the engine omitted a matrix or changed its shape.
     """
     found = _tensors(made)
     energies: dict[str, Energies] = {}
@@ -60,7 +60,7 @@ def collect(
 
 
 def _tensors(directory: Path) -> dict[str, tuple[Path, int, TensorInfo]]:
-    """Every tensor an engine wrote: its file, where its bytes begin there, and its header entry."""
+    """Every tensor that an engine wrote: file, offset of its bytes, and header entry."""
     files = [TensorFile(path) for path in sorted(directory.glob("*.safetensors"))]
     return {
         tensor.name: (file.path, file.header.data_offset + tensor.start, tensor)
@@ -77,7 +77,7 @@ def _pieces(
     *,
     rescaled: bool,
 ) -> tuple[bytes, list[_Piece]]:
-    """A shard's header, with the dtypes the engine chose for scales, and what to copy to where."""
+    """A shard's header, with the engine's dtypes for scales, and the ranges to copy."""
     wanted = _wanted(shard, plan)
     entries = {t.name: (t.dtype, t.shape) for t in shard.tensors}
     for name, shape in wanted.items():
@@ -86,6 +86,7 @@ def _pieces(
                 f"the engine didn't quantize {name.rpartition('.')[0]} as planned",
                 hint="Use --engine rtn for this architecture.",
             )
+        # The shape must be as planned; the dtype of scales is the engine's choice.
         entries[name] = (found[name][2].dtype, shape)
     written, header = lay_out(entries, {}, shard.name)
     where = {tensor.name: header.data_offset + tensor.start for tensor in header.tensors}
@@ -107,7 +108,7 @@ def _from_engine(
     entries: Mapping[str, tuple[str, tuple[int, ...]]],
     found: Mapping[str, tuple[Path, int, TensorInfo]],
 ) -> _Piece:
-    """The engine's version of a tensor that isn't quantized, where it has one of the same kind."""
+    """The engine's version of an unquantized tensor, if it has one of the same dtype and shape."""
     if name not in found or (found[name][2].dtype, found[name][2].shape) != entries[name]:
         return piece
     return replace(piece, path=found[name][0], source=found[name][1])
@@ -150,10 +151,10 @@ def _measure(original: TensorFile, result: TensorFile, conversion: Conversion) -
 
 
 def _measure_rescaled(original: TensorFile, result: TensorFile, conversion: Conversion) -> Energies:
-    """The same up to one factor per column and one per row, fitted by least squares.
+    """Like `_measure`, up to one factor per column and one per row, fitted by least squares.
 
-    A method that rescales multiplies columns, and divides rows of the matrix before; what remains after
-    the fit is what rounding changed.
+    A method that rescales multiplies columns, and divides rows of the matrix before; the
+    rest after the fit is the rounding error.
     """
     matrix = conversion.matrix
     exact = np.concatenate([rows for _, _, rows in source_rows(original, matrix)])

@@ -1,8 +1,7 @@
-"""Runs GPTQModel in a process of its own: `python gptq_worker.py < job.json`.
+"""Runs GPTQModel in its own process: `python gptq_worker.py < job.json`.
 
-It stands alone (imports nothing of this distribution), so that the engine's threads, its memory and what it
-does to its libraries end with the process. Its output directory is read by `collect`, which takes the
-quantized tensors alone.
+Imports nothing of this distribution. The engine's threads, memory and changes to its libraries end with the process.
+`collect` reads its output directory and takes the quantized tensors alone.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 
 def main() -> None:
-    """Quantize as the job on stdin says; progress and errors go to stderr."""
+    """Run the job on stdin; progress and errors go to stderr."""
     job: dict[str, Any] = json.load(sys.stdin)
+    # The same job must produce the same bytes.
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     config = QuantizeConfig(
@@ -28,6 +28,7 @@ def main() -> None:
         dynamic={f"-:^{name}$": {} for name in job["ignored"]} or None,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
+    # Code from a checkpoint is never run.
     model = GPTQModel.load(job["source"], config, backend=BACKEND.AUTO, trust_remote_code=False)
     model.quantize(job["samples"], batch_size=1)
     model.save(job["out"])

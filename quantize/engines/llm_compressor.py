@@ -1,4 +1,4 @@
-"""Where llm-compressor lives. It pins another compressed-tensors than vLLM, so it has its own environment."""
+"""Locates llm-compressor. It pins another compressed-tensors than vLLM, so it has its own environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSIONS = (
 
 
 def interpreter(environment: Mapping[str, str]) -> Path:
-    """The Python that has llm-compressor. Raises EngineMissing with the commands that make it."""
+    """The Python that has llm-compressor. Raises EngineMissing with the commands that install it."""
     stated = environment.get(VARIABLE)
     python = Path(stated) if stated else managed_environment(environment) / "bin" / "python"
     if python.is_file():
@@ -38,13 +38,13 @@ def interpreter(environment: Mapping[str, str]) -> Path:
 
 
 def managed_environment(environment: Mapping[str, str]) -> Path:
-    """The directory of the environment that this program looks for by itself."""
+    """The default directory of the environment."""
     cache = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "/")) / ".cache")
     return Path(cache) / "weightyard" / "venvs" / "llmcompressor"
 
 
 def versions(python: Path) -> dict[str, str]:
-    """What is installed there. Raises EngineFailed."""
+    """The library versions installed there. Raises EngineFailed."""
     done = subprocess.run([python, "-c", _VERSIONS], capture_output=True, check=False)
     if done.returncode != 0:
         raise EngineFailed(

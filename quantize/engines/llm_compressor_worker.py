@@ -1,6 +1,6 @@
-"""Runs llm-compressor in the environment it was installed in: `python llm_compressor_worker.py < job.json`.
+"""Runs llm-compressor in its own environment: `python llm_compressor_worker.py < job.json`.
 
-It stands alone: the environment has neither this distribution nor its libraries' versions.
+Imports nothing of this distribution, which that environment lacks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ MAX_TOKENS = 512
 
 
 def main() -> None:
-    """Quantize as the job on stdin says."""
+    """Run the job on stdin."""
     job: dict[str, Any] = json.load(sys.stdin)
+    # The same job must produce the same bytes.
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     if not torch.accelerator.is_available():
-        # AWQ pins memory for copies to an accelerator without asking whether there is one.
+        # AWQ pins memory for copies to an accelerator without checking that there is one.
         IntermediatesCache.pin_memory = lambda _cache, _index: None
     model = AutoModelForCausalLM.from_pretrained(job["source"], dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(job["source"])

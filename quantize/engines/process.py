@@ -1,4 +1,4 @@
-"""Runs an engine's worker: a job as JSON on its stdin, its output in a file, its last words in the error."""
+"""Runs a worker process: the job as JSON on stdin, output to a file, its end in the error message."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def run_worker(
     name: str,
     scratch: Path,
 ) -> None:
-    """Run to the end in `scratch`, where engines leave logs and temporary files.
+    """Run a worker to its end in `scratch`, where engines leave logs and temporary files.
 
-    Raises EngineFailed with the end of what the worker wrote.
+    Raises EngineFailed with the end of the worker's output.
     """
+    # Offline: the job is a worker's only input, nothing may be downloaded.
     offline = {**environment, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     offline |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch)}
+    # A file, not a pipe: a verbose engine must neither block nor fill the memory.
     with tempfile.TemporaryFile() as log:
         try:
             done = subprocess.run(

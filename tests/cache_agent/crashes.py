@@ -136,7 +136,7 @@ class LedgerFailsAtStep(CountsSteps):
         _limit_files(self.log.stat().st_size)
 
     @staticmethod
-    def mend() -> None:
+    def repair() -> None:
         """Work again."""
         _limit_files(resource.RLIM_INFINITY)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from tests.servers.process import child_environment
+
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "weightyard"
@@ -29,6 +31,7 @@ def helm(*arguments: str, values: Json | None = None) -> str:
     done = subprocess.run(
         [str(HELM), *arguments, *extra],
         input=json.dumps(values or {}),
+        env=child_environment(Path.home()),
         capture_output=True,
         text=True,
         check=False,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelimage.child import StallTimer, Work, run_child, work_of
+from modelimage.child import StallTimer, Work, read_stat, run_child, work_of
 from modelimage.errors import TimedOut
 from tests.servers.process import wait_until
 
@@ -130,15 +132,48 @@ def test_input_is_sent_once_however_long_the_child_takes(monkeypatch: pytest.Mon
     assert done.stdout == "1000000\n"
 
 
-def test_a_child_that_stands_still_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+FAMILY = """
+import subprocess, sys, threading
+child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+open(sys.argv[1], "w").write(str(child.pid))
+threading.Event().wait()
+"""
+
+
+def test_a_child_that_stands_still_is_killed_with_its_descendants_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("modelimage.child._LOOK_SECONDS", 0.01)
-    code = "import os; print(os.getpid(), flush=True); import threading; threading.Event().wait()"
-    with pytest.raises(TimedOut, match=r"has done nothing for 0\.5 s") as caught:
-        run_child([sys.executable, "-c", code], stall_seconds=0.5)
-    stalled = caught.value.__cause__
-    assert isinstance(stalled, subprocess.TimeoutExpired)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(stalled.output), 0)
+    with pytest.raises(TimedOut, match=r"has done nothing for 3 s"):
+        run_child([sys.executable, "-c", FAMILY, str(tmp_path / "pid")], stall_seconds=3)
+    grandchild = int((tmp_path / "pid").read_text())
+    wait_until(lambda: (read_stat(grandchild) or ["Z"])[0] == "Z", what="end of the grandchild")
+
+
+def test_a_daemon_that_a_child_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    """It still holds the child's output."""
+    code = (
+        "import subprocess, sys; "
+        "daemon = subprocess.Popen([sys.executable, '-c', 'import threading; threading.Event().wait()']); "
+        "print(daemon.pid)"
+    )
+    done = run_child([sys.executable, "-c", code], stall_seconds=300)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.returncode == 0
+
+
+def test_a_child_with_a_lower_number_than_its_parent_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where the kernel has started to count again. A process that isn't ours to see is passed over."""
+    for pid, parent in ((900, 1), (20, 900), (10, 20), (30, 1)):
+        (tmp_path / str(pid)).mkdir()
+        fields = ["S", str(parent), *["0"] * 9, "100", "0", "0", "0"]
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a b) c) {' '.join(fields)}")
+    (tmp_path / "40").mkdir()
+    monkeypatch.setattr("modelimage.child._PROC", tmp_path)
+    assert work_of(900).processes == {900, 20, 10}
+    assert work_of(900).cpu == 300 / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_program_that_is_not_there() -> None:

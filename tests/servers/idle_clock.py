@@ -40,7 +40,7 @@ class IdleClock:
 
     def __init__(self, read: Callable[[], Sample] | None = None, *, cores: int = 0) -> None:
         self._read = read or read_sample
-        self._cores = cores or os.cpu_count() or 1
+        self._cores = cores or count_cores(_STAT.read_text())
         self._last = self._read()
         self._counted = 0.0
 
@@ -60,3 +60,8 @@ def read_sample() -> Sample:
 def parse_idle(stat: str) -> float:
     """The idle seconds of all cores in /proc/stat's first line, `cpu user nice system idle iowait ...`."""
     return int(stat.split(maxsplit=5)[4]) / _TICKS
+
+
+def count_cores(stat: str) -> int:
+    """The cores that /proc/stat counts, each a line `cpuN ...`: in a container not always as many as Python counts."""
+    return sum(line.startswith("cpu") and line[3:4].isdigit() for line in stat.splitlines()) or 1

@@ -100,6 +100,7 @@ class ServerProcess:
     ) -> None:
         self.name = Path(command[0]).name
         self.log = log
+        self._ended = False
         with log.open("wb") as out:
             self._child = subprocess.Popen(
                 command,
@@ -153,6 +154,9 @@ class ServerProcess:
 
     def stop(self, *, idle_seconds: float = STOP_IDLE_SECONDS) -> None:
         """End the child's whole process group: SIGTERM, then SIGKILL for what is left. Calling it twice is fine."""
+        if self._ended:
+            return  # the group's number may be another's by now
+        self._ended = True
         self._signal(signal.SIGTERM)
         try:
             wait_until(lambda: not self.is_running(), what="end", idle_seconds=idle_seconds)
@@ -163,6 +167,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL the group at once, as a power cut would."""
+        self._ended = True
         self._signal(signal.SIGKILL)
         self._child.wait()
 

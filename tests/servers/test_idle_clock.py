@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.servers.idle_clock import SLOWEST, IdleClock, Sample, idle_seconds, parse_idle
+from tests.servers.idle_clock import (
+    SLOWEST,
+    IdleClock,
+    Sample,
+    count_cores,
+    idle_seconds,
+    parse_idle,
+)
 
 STAT = "cpu  4705 356 584 3699 23 0 17 5 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n"
 
@@ -56,6 +63,7 @@ def test_calls_in_quick_succession_get_one_answer() -> None:
 
 def test_the_kernels_count_without_its_waiting_for_disks() -> None:
     assert parse_idle(STAT) == 36.99
+    assert count_cores(STAT) == 1
 
 
 def test_a_test_that_stands_still_is_ended_with_its_stacks(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.workspace.controller.simulation import Cluster
 from weightyard.cli import main
 from weightyard.commands import prewarm as command
 from weightyard.kubectl import InvalidContext, refused
-from weightyard.prewarm_client import ClusterPlace
+from weightyard.prewarm_client import ClusterTarget
 from workspace.controller.api import RESOURCES
 
 Json = dict[str, Any]
@@ -77,8 +77,8 @@ class Agents:
 @pytest.fixture
 def agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agents]:
     made = Agents()
-    often = partial(ClusterPlace, poll_seconds=0.02)
-    monkeypatch.setattr(command, "ClusterPlace", often)
+    often = partial(ClusterTarget, poll_seconds=0.02)
+    monkeypatch.setattr(command, "ClusterTarget", often)
     with ServedCluster(made.cluster, alive=True) as url:
         point_kubectl_at(url, monkeypatch)
         yield made

@@ -10,11 +10,11 @@ from workspace.hardware import Hardware, asked_hardware
 from workspace.render.release import (
     PinnedAdapter,
     PinnedModel,
-    Place,
     Release,
     Resolved,
+    SiteFactory,
     plan_release,
-    pod_place,
+    pod_site,
 )
 from workspace.schema import Workspace
 
@@ -89,7 +89,7 @@ def resolved(each: Workspace, model: PinnedModel | None = None) -> Resolved:
 
 
 def release(
-    each: Workspace, *, place: Place | None = None, hardware: Hardware | None = None,
+    each: Workspace, *, place: SiteFactory | None = None, hardware: Hardware | None = None,
     model: PinnedModel | None = None,
 ) -> Release:  # fmt: skip
     """A decided version of a Workspace, for a pod unless another place is given."""
@@ -97,5 +97,5 @@ def release(
         each,
         resolved(each, model),
         hardware=hardware or asked_hardware(each.spec.resources),
-        place=place or pod_place(each),
+        place=place or pod_site(each),
     )

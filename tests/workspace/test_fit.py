@@ -59,7 +59,7 @@ def on(gpu: str, count: int = 1) -> Hardware:
         (Hardware(memory_bytes=64 * GIB), "bf16", 0),
         (Hardware(memory_bytes=14 * GIB), "int8", 0),
         (Hardware(), "bf16", 0),
-        (Hardware(memory_bytes=11 * GIB, cpu_flags=AVX512), "int4", 0),
+        (Hardware(memory_bytes=11 * GIB, cpus=(AVX512,)), "int4", 0),
     ],
 )
 def test_choices(hardware: Hardware, variant: str, gpus: int) -> None:
@@ -77,7 +77,7 @@ def test_eight_bit_weights_alone_are_for_gpus() -> None:
 
 def test_a_cpu_without_avx512_passes_over_four_bits_and_says_why() -> None:
     """int4 alone would fit its memory: the model is refused with the reason, and no smaller context is advised."""
-    small = Hardware(memory_bytes=11 * GIB, cpu_flags=AVX2)
+    small = Hardware(memory_bytes=11 * GIB, cpus=(AVX2,))
     with pytest.raises(DoesNotFit, match="int4 only on CPUs with AVX-512"):
         choose(LLAMA_8B, small, Demand())
     candidates = {"int4": facts(weight_bytes=6 * GB), "int8": facts(weight_bytes=6 * GB)}
@@ -91,7 +91,7 @@ def test_a_cpu_without_avx512_passes_over_four_bits_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("hardware", "runs"),
     [
-        (Hardware(cpu_flags=AVX2), "one that runs here (bf16, int8)"),
+        (Hardware(cpus=(AVX2,)), "one that runs here (bf16, int8)"),
         (on("V100"), "one that runs here (bf16)"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_variant_without_kernels_names_those_that_have_them(
 
 def test_other_engines_are_not_judged_by_vllms_kernels_on_a_cpu() -> None:
     only = {"int4": LLAMA_8B["int4"]}
-    assert choose(only, Hardware(cpu_flags=AVX2), Demand(engine=Engine.LLAMA_CPP)).variant == "int4"
+    assert choose(only, Hardware(cpus=(AVX2,)), Demand(engine=Engine.LLAMA_CPP)).variant == "int4"
 
 
 def test_reasons_say_what_was_passed_over() -> None:

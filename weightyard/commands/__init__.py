@@ -1,4 +1,4 @@
-"""One module per subcommand: options in, one call into a package, the result rendered. No logic of its own.
+"""One module per subcommand: options, one call into a package, the rendered result. No logic of its own.
 
-`weightyard.cli` lists them by import path and loads one only when it is run.
+`weightyard.cli` lists them by import path and imports one only when it runs.
 """

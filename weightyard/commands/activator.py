@@ -1,4 +1,4 @@
-"""`weightyard activator`: hold requests of a workspace that is scaled to zero, until a server answers."""
+"""`weightyard activator`: holds requests of a workspace that is scaled to zero, until a server is ready."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ from workspace.activator.proxy import Activator, Options, serve
 def activator(
     console: Console, *, listen: str, upstreams: tuple[str, ...], health_path: str, capacity: int, patience: float
 ) -> None:  # fmt: skip
-    """Hand requests on to the servers at --upstream, and hold them while none answers.
+    """Forward requests to the servers at --upstream, and hold them while none is ready.
 
-    The controller runs one beside each workspace that may scale to zero; it is in the path only while nothing runs.
+    The controller runs one beside each workspace that may scale to zero; requests pass through it only while no server
+    runs.
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit():

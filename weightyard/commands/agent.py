@@ -1,4 +1,4 @@
-"""`weightyard agent`: run the cache agent of a node until it is told to stop."""
+"""`weightyard agent`: runs the cache agent of a node until it is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from cache_agent.access.registries import AllowedRegistries
 from cache_agent.config import AgentConfig, json_schema, parse_config
-from cache_agent.daemon.agent import AgentOptions, Ready, run_agent
+from cache_agent.daemon.agent import AgentAddresses, AgentOptions, run_agent
 from cache_agent.servers.mirror.containerd import configure
 from modelimage.access import Access
 from modelimage.errors import InvalidInput, NotFound
@@ -61,17 +61,18 @@ def agent(
     containerd_dir: Path | None,
     given: Mapping[str, Any],
 ) -> None:
-    """Hold the cache at --root open and answer on its control socket (<root>/agent.sock).
+    """Run the agent of the cache at --root, with its control socket (<root>/agent.sock).
 
-    Every setting of the --config file is an option here and an environment variable too: fetch.streams is
-    --fetch-streams and WEIGHTYARD_FETCH__STREAMS. Options beat variables, variables beat the file.
+    Every setting of the --config file is also an option and an environment variable: fetch.streams is --fetch-streams
+    and WEIGHTYARD_FETCH__STREAMS. Options override variables, variables override the file.
 
-    While it runs, `weightyard pull`, `ls`, `rm` and the others on the same --root go through it.
+    While it runs, `weightyard pull`, `ls`, `rm` and the others with the same --root use it.
     """
     if print_schema:
         console.result(json_schema(), json.dumps(json_schema(), indent=2))
         return
 
+    # Called again at SIGHUP, with options and variables still overriding the file.
     def load() -> AgentConfig:
         return parse_config(_read(config_file), os.environ, {**given, "root": root})
 
@@ -82,7 +83,7 @@ def agent(
             hint="Add --mirror PORT.",
         )
 
-    def ready(where: Ready) -> None:
+    def ready(where: AgentAddresses) -> None:
         servers = where.servers.named()
         console.event(
             "ready", socket=where.socket, port=where.port, models=where.models, servers=servers
@@ -99,7 +100,7 @@ def agent(
 
 
 def _configure(console: Console, directory: Path, config: AgentConfig, url: str) -> None:
-    """Point containerd at the mirror for every registry that is named in full, and say so."""
+    """Points containerd at the mirror for every registry that is named in full, and reports the files."""
     allowed = AllowedRegistries.of(config.servers.registries)
     for path in configure(directory, allowed.hosts(), url):
         console.say(f"  containerd: {path}")

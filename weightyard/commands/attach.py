@@ -54,7 +54,7 @@ def attach(
 ) -> None:
     """Attach small files, such as an SBOM or a report, to an image.
 
-    They are an artifact of their own that refers to the image; the image and its digest stay as they are.
+    They form an artifact of their own that refers to the image; the image and its digest don't change.
     """
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference | LayoutReference):
@@ -74,6 +74,7 @@ def attach(
 
 def _read(path: Path) -> ArtifactFile:
     with durable.reading(path):
+        # Checked before reading, since the whole file goes into memory.
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InvalidInput(

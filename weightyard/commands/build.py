@@ -1,4 +1,4 @@
-"""`weightyard build`: options in, builder called, result shown."""
+"""`weightyard build`: parses options, runs the builder, shows the result."""
 
 from __future__ import annotations
 
@@ -182,13 +182,14 @@ def build(
     """Pack a checkpoint into a model image.
 
     SOURCE is a checkpoint directory, hf://ORG/NAME[@REVISION] on the Hugging Face Hub, s3://BUCKET/PREFIX, or
-    mlflow:models:/NAME/VERSION. The same source and options give the same digests on any machine. A build that was
-    interrupted goes on where it was when it is run again.
+    mlflow:models:/NAME/VERSION. The same source and options give the same digests on any machine. An interrupted build
+    resumes when it is run again.
     """
     target = parse_image(destination)
     options = _options(given)
     _check_apart(source, target)
     opened = open_source(source, os.environ, uri=given["source_uri"], revision=given["revision"])
+    # A dry run needs no credentials for the destination: it ends before they are used.
     if dry_run:
         document, text = _shown_plan(plan_build(opened, options), target, options)
         console.result(document, text)
@@ -197,6 +198,7 @@ def build(
     below = _base(given["base"])
     if below is not None:
         options = replace(options, base=open_base(below, reach))
+    # The base's registry may already hold its layers: they are mounted instead of uploaded.
     mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
     result = build_image(
         opened,
@@ -212,13 +214,13 @@ def build(
 
 
 def cache_directory() -> Path:
-    """Where what may be lost is kept for the next build."""
+    """The directory for data that speeds up the next build and may be lost."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "weightyard"
 
 
 def _check_apart(source: str, target: ImageReference) -> None:
-    """Raise InvalidInput for a layout inside the checkpoint, which the next build would pack."""
+    """Raises InvalidInput for a layout inside the checkpoint, which the next build would pack."""
     directory = Path(source).resolve()
     if isinstance(target, LayoutReference) and directory in (
         target.path.resolve(),
@@ -259,7 +261,7 @@ def _destination(
 ) -> Destination:
     if not isinstance(target, EngineReference):
         return open_destination(target, reach, mount_from=mount_from)
-    # Only who builds into an engine needs the extra that brings the docker SDK.
+    # Imported late: only builds into an engine need the extra with the docker SDK.
     from builder.engine import EngineWriter  # noqa: PLC0415
 
     writer = EngineWriter(target.repository, os.environ, console)
@@ -289,6 +291,7 @@ def _with_login(
         )
     if not isinstance(target, RegistryReference):
         raise InvalidInput("--username is for a registry", hint="Leave it out for oci:DIR.")
+    # From stdin, since command lines are visible to all users of the machine.
     password = sys.stdin.read().rstrip("\r\n")
     explicit = ExplicitCredential(target.registry, BasicCredential(username, password))
     return replace(access, credentials=FirstOf([explicit, access.credentials]))

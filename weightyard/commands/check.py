@@ -1,4 +1,4 @@
-"""`weightyard check`: prove that a cache is sound."""
+"""`weightyard check`: verifies a cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from weightyard.text import format_bytes
 @access_options
 @pass_console
 def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Access) -> None:
-    """Read the whole cache and prove every invariant: digests, links, ledger, leases, no leftovers."""
+    """Read the whole cache and check every invariant: digests, links, ledger, leases, no leftovers."""
     with open_cache(root, access) as cache:
         view = cache.check(repair=repair, quick=quick)
     lines = [_line(finding) for finding in view.findings]

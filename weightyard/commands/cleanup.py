@@ -1,4 +1,4 @@
-"""`weightyard cleanup`: take Weightyard's marks off a cluster's nodes before it is uninstalled."""
+"""`weightyard cleanup`: removes Weightyard's labels and taints from nodes before it is uninstalled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from weightyard.console import Console, pass_console
 from workspace.controller.api import KubernetesApi
 from workspace.controller.handlers import connect
-from workspace.controller.uninstall import Release, Removed, leave
+from workspace.controller.uninstall import Installation, Removed, leave
 
 
 @click.command()
@@ -24,17 +24,17 @@ from workspace.controller.uninstall import Release, Removed, leave
 @click.option("--force", is_flag=True, help="Go on although pods use cached models.")
 @pass_console
 def cleanup(console: Console, *, namespace: str, controller: str | None, force: bool) -> None:
-    """Make sure that no pod uses a cached model, stop the controller, and take labels and taints off all nodes.
+    """Check that no pod uses a cached model, stop the controller, and remove labels and taints from all nodes.
 
-    The chart runs this before `helm uninstall` deletes anything. Connects as the pod's service account, or as
-    KUBECONFIG says. Running it twice does no harm.
+    The chart runs this before `helm uninstall` deletes anything. Connects as the pod's service account, or by
+    KUBECONFIG. Running it twice does no harm.
     """
-    left = asyncio.run(_leave(Release(namespace, controller, force)))
+    left = asyncio.run(_leave(Installation(namespace, controller, force)))
     lines = [f"unmarked: {', '.join(left.nodes)}" if left.nodes else "no node was marked"]
     lines += [f"still uses a cached model: {pod}" for pod in left.pods]
     console.result(asdict(left), "\n".join(lines))
 
 
-async def _leave(release: Release) -> Removed:
+async def _leave(release: Installation) -> Removed:
     async with aiohttp.ClientSession() as session:
         return await leave(KubernetesApi(session, connect), release)

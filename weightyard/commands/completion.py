@@ -1,4 +1,4 @@
-"""`weightyard completion SHELL`: the script that makes a shell complete this command."""
+"""`weightyard completion SHELL`: prints the shell's completion script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`weightyard configure-containerd`: make containerd ask this node's mirror first, or stop doing so."""
+"""`weightyard configure-containerd`: adds this node's mirror to containerd's registries, or removes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def configure_containerd(
     registries: tuple[str, ...],
     remove: bool,
 ) -> None:
-    """Write the mirror into DIRECTORY/<registry>/hosts.toml, before what others wrote there.
+    """Write the mirror into DIRECTORY/<registry>/hosts.toml, before hosts that others configured.
 
     DIRECTORY is containerd's `config_path`, usually /etc/containerd/certs.d. Running it twice changes nothing.
     """

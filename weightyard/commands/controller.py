@@ -1,4 +1,4 @@
-"""`weightyard controller`: run the controller of Workspaces."""
+"""`weightyard controller`: runs the Workspace controller."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, Environmen
 def controller(
     console: Console, *, namespace: str, image: str, builder_image: str, health: str | None, access: Access,
 ) -> None:  # fmt: skip
-    """Keep every Workspace of a cluster as its spec says.
+    """Reconcile every Workspace of a cluster with its spec.
 
-    Connects as the pod's service account, or as KUBECONFIG says. Several may run: one leads, the others stand by.
+    Connects as the pod's service account, or by KUBECONFIG. Several may run: one leads, the others stand by.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -70,7 +70,7 @@ def controller(
 async def _run(
     console: Console, options: Options, liveness: Liveness, *, health: tuple[str, int]
 ) -> None:
-    """`health` is a host and a port; no host means to answer nowhere."""
+    """`health` is a host and a port; an empty host disables the health server."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -1,4 +1,4 @@
-"""`weightyard copy`: images between registries and layouts, for mirrors and for places without a network."""
+"""`weightyard copy`: copies images between registries and layouts, for mirrors and air-gapped sites."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def copy(
     dry_run: bool,
     access: Access,
 ) -> None:
-    """Copy an image with everything it names, digests unchanged.
+    """Copy an image with all its manifests and blobs, digests unchanged.
 
-    What the destination holds already is not sent; an interrupted copy goes on where it was when it is run again.
+    What the destination already holds is not sent; an interrupted copy resumes when it is run again.
     """
     start = _reference(source)
     target = parse_image(destination)
@@ -93,6 +93,7 @@ def copy(
     trees = [read_tree(reader, root) for root in tags.values()]
     if referrers:
         trees += _referrer_trees(reader, trees)
+    # Tags of one version share most blobs: each is sent once.
     manifests, blobs = merge_trees(trees)
     if isinstance(end, RegistryReference):
         for doubt in check_image(end.registry, manifests, blobs):
@@ -116,7 +117,7 @@ def copy(
 def _into_engine(
     console: Console, reader: Place, start: _Reference, target: EngineReference
 ) -> None:
-    # Only who loads into an engine needs the extra that brings the docker SDK.
+    # Imported late: only copies into an engine need the extra with the docker SDK.
     from modelimage.engine import Engine, archive, image_for  # noqa: PLC0415
 
     engine = Engine(os.environ)
@@ -166,7 +167,7 @@ def _reference(text: str) -> _Reference:
 
 
 def _mount_sources(start: _Reference, end: _Reference) -> list[str]:
-    """The source's repository where the same registry holds both: its blobs need not move."""
+    """The source's repository if both are in one registry: its blobs are mounted instead of uploaded."""
     if not isinstance(start, RegistryReference) or not isinstance(end, RegistryReference):
         return []
     return [start.repository] if start.registry == end.registry else []
@@ -175,7 +176,7 @@ def _mount_sources(start: _Reference, end: _Reference) -> list[str]:
 def _tags(
     reader: Place, start: _Reference, end: _Reference, *, all_tags: bool
 ) -> dict[str, Descriptor]:
-    """Each tag of the destination with what it is to name."""
+    """The destination's tags, each with its root descriptor."""
     root = reader.resolve(start.name)
     version = end.tag or start.tag or "latest"
     tags = {version: root}
@@ -185,7 +186,7 @@ def _tags(
         for tag in reader.tags():
             if tag.startswith(f"{start.tag}-"):
                 tags[version + tag.removeprefix(start.tag)] = reader.resolve(tag)
-    # The version's own tag last: whoever watches it finds the others in place.
+    # The version's own tag last: a client that watches it finds the others in place.
     return dict(reversed(tags.items()))
 
 
@@ -197,7 +198,7 @@ def _referrer_trees(reader: Place, trees: Iterable[ImageTree]) -> list[ImageTree
                 try:
                     found.setdefault(referrer.digest, read_tree(reader, referrer))
                 except NotFound:
-                    # Listed, but deleted since: an image is whole without it.
+                    # Listed, but deleted since: the image is complete without it.
                     continue
     return list(found.values())
 

@@ -1,4 +1,4 @@
-"""`weightyard crds`: print this version's CustomResourceDefinitions, or bring a cluster's to this version."""
+"""`weightyard crds`: prints this version's CustomResourceDefinitions, or updates a cluster's to them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Json = dict[str, Any]
 def crds(console: Console, *, apply_them: bool) -> None:
     """Print the definitions of Workspace, CachedModel and NodeCache as YAML, for kubectl apply --server-side.
 
-    helm never changes the definitions of an installed chart: the chart runs this with --apply before each upgrade.
-    Objects and fields that are there stay; applying twice changes nothing.
+    helm never changes the definitions of an installed chart, so the chart runs this with --apply before each upgrade.
+    Existing objects and fields stay; applying twice changes nothing.
     """
     if not apply_them:
         text = yaml.safe_dump_all(definitions().values(), sort_keys=False)

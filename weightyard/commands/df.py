@@ -1,4 +1,4 @@
-"""`weightyard df`: the space of the cache."""
+"""`weightyard df`: shows the space of the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weightyard.text import format_bytes
 @access_options
 @pass_console
 def df(console: Console, *, root: Path, access: Access) -> None:
-    """Show what the cache uses, may use and could free."""
+    """Show how much space the cache uses, may use and could free."""
     with open_cache(root, access) as cache:
         space = cache.space()
     rows = [

@@ -1,4 +1,4 @@
-"""`weightyard diff`: what differs between two images, from their records and what was measured of them."""
+"""`weightyard diff`: compares two images by their records and measured quality."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def diff(
     variant_b: str | None,
     access: Access,
 ) -> None:
-    """Show which files and layers differ between two images, and how many bytes an update moves.
+    """Show which files and layers differ between two images, and how many bytes an update transfers.
 
-    Of quantized variants also what was measured of either.
+    For quantized variants, also the measured quality of both.
     """
     before, quality_before = _resolve(first, variant, access)
     after, quality_after = _resolve(second, variant_b or variant, access)

@@ -1,4 +1,4 @@
-"""`weightyard discover`: lists what is attached to an image, and fetches it."""
+"""`weightyard discover`: lists the artifacts attached to an image, and downloads their files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def discover(
 
 def _fetch(place: Place, artifact: Descriptor, folder: Path) -> None:
     for file in read_artifact(place, artifact):
-        # An artifact is a stranger's: its names may not leave the folder.
+        # Artifacts are untrusted input: their file names must not leave the folder.
         path = folder / check_path(file.name)
         with durable.writing(path):
             durable.make_directories(path.parent)

@@ -1,4 +1,4 @@
-"""`weightyard doctor`: is this machine, or a cluster, fit for Weightyard?"""
+"""`weightyard doctor`: checks whether this machine or a cluster meets Weightyard's requirements."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from weightyard import __version__
 from weightyard.console import Console, format_table, pass_console
 from weightyard.definitions import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
-from weightyard.doctor.clusters import Questions, ask
+from weightyard.doctor.clusters import ClusterQuery, ask
 from weightyard.doctor.finding import Finding, Level, PreflightFailed, fail
-from weightyard.doctor.gather import Places, gather
-from weightyard.doctor.node_checks import Wanted, check_node
+from weightyard.doctor.gather import ProbePaths, gather
+from weightyard.doctor.node_checks import NodePurpose, check_node
 from weightyard.doctor.pods import Probe, Probing
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import default_root
 
 _RBAC: Final = "rbac.authorization.k8s.io"
-# what `helm install` makes
+# The objects that `helm install` creates.
 NEEDED: Final = (
     Permission("create", "customresourcedefinitions", "apiextensions.k8s.io"),
     Permission("create", "clusterroles", _RBAC),
@@ -56,7 +56,7 @@ class Size(click.ParamType[Amount]):
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """How a cluster is looked at. `probe` None starts no pods."""
+    """How to check a cluster. `probe` None starts no pods."""
 
     selector: str
     namespace: str
@@ -169,10 +169,10 @@ def doctor(
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
-    """Check what Weightyard needs, before it is installed or when it doesn't work.
+    """Check Weightyard's requirements, before it is installed or when it doesn't work.
 
-    Each check is ok, warn or fail, with what was seen and what to do. The exit code is 20 when one fails.
-    With --cluster, kubectl is used as it is set up here.
+    Each check is ok, warn or fail, with what was seen and what to do. The exit code is 20 when one fails. With
+    --cluster, kubectl is used as it is configured here.
     """
     if in_cluster:
         probe = Probe(
@@ -185,19 +185,19 @@ def doctor(
         return
     store = root or default_root(os.environ)
     facts = gather(
-        Places(store.absolute(), kubelet, host, trial=disk_trial.bytes, api=api, api_ca=api_ca)
+        ProbePaths(store.absolute(), kubelet, host, trial=disk_trial.bytes, api=api, api_ca=api_ca)
     )
     if facts_only:
         console.result(facts.model_dump(mode="json"), facts.model_dump_json(indent=2))
         return
-    wanted = Wanted(in_cluster=facts.kubelet.found, min_free=min_free or Amount(percent=5.0))
+    wanted = NodePurpose(in_cluster=facts.kubelet.found, min_free=min_free or Amount(percent=5.0))
     _report(console, check_node(facts, wanted))
 
 
 def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterator[Finding]:
-    """Every finding of a cluster: what its API server says, then what is found on its nodes."""
+    """All findings of a cluster: from its API server, then from its nodes."""
     expected = Expected(definitions(), preflight.selector)
-    questions = Questions(preflight.selector, preflight.namespace, NEEDED, tuple(expected.crds))
+    questions = ClusterQuery(preflight.selector, preflight.namespace, NEEDED, tuple(expected.crds))
     facts = ask(cluster, questions)
     yield from check_cluster(facts, expected)
     if preflight.probe is None or not facts.nodes:
@@ -217,7 +217,7 @@ def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterato
 def _on_nodes(
     cluster: Kubectl, probe: Probe, names: list[str], min_free: Amount
 ) -> Iterator[Finding]:
-    wanted = Wanted(in_cluster=True, min_free=min_free)
+    wanted = NodePurpose(in_cluster=True, min_free=min_free)
     found = Probing(cluster, probe, secrets.token_hex(3)).gather(names)
     for node, told in sorted(found.items()):
         if isinstance(told, str):
@@ -228,7 +228,7 @@ def _on_nodes(
 
 
 def _report(console: Console, findings: list[Finding]) -> None:
-    """The table, or the findings as JSON. Raises PreflightFailed when a check failed."""
+    """Prints the table, or the findings as JSON. Raises PreflightFailed when a check failed."""
     on_nodes = any(each.where for each in findings)
     rows = [
         ([each.where or "-"] if on_nodes else []) + [each.level.value, each.check, each.seen]
@@ -238,6 +238,7 @@ def _report(console: Console, findings: list[Finding]) -> None:
     lines = format_table(columns, rows).splitlines()
     told = [lines[0]]
     for line, each in zip(lines[1:], findings, strict=True):
+        # On its own line: as a column it would exceed a terminal's width.
         told += [line, f"    do: {each.advice}"] if each.advice else [line]
     console.result({"findings": [asdict(each) for each in findings]}, "\n".join(told))
     failed = sum(each.level is Level.FAIL for each in findings)

@@ -1,4 +1,4 @@
-"""`weightyard down`: stop workspaces of this machine."""
+"""`weightyard down`: stops workspaces of this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from weightyard.up.stop import check_name, stop_workspace
 def down(
     console: Console, /, *, names: tuple[str, ...], everything: bool, timeout: float, root: Path
 ) -> None:
-    """Stop the workspaces NAMES and their servers. What doesn't run is left as it is, which is no error."""
+    """Stop the workspaces NAMES and their servers. One that doesn't run is no error."""
     if everything == bool(names):
         raise click.UsageError("name the workspaces to stop, or give --all")
     wanted = [s.name for s in all_workspaces(root) if is_running(s)] if everything else names

@@ -1,4 +1,4 @@
-"""`weightyard explain`: why does it wait, where do its bytes come from, how long still."""
+"""`weightyard explain`: shows why a pod or an image waits, the sources of its bytes, and the time left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from weightyard.text import format_bytes, format_duration
 @access_options
 @pass_console
 def explain(console: Console, *, subject: str, root: Path, access: Access) -> None:
-    """Say what a pod waits for, or how an image is, on this node.
+    """Show what a pod waits for, or the state of an image, on this node.
 
     A pod is named by its UID, its name, or namespace/name.
     """

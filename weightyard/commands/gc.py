@@ -1,4 +1,4 @@
-"""`weightyard gc`: free space in the cache."""
+"""`weightyard gc`: frees space in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`weightyard hf-view`: a cached model as an HF cache directory of hard links."""
+"""`weightyard hf-view`: shows a cached model as an HF cache directory of hard links."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hf_view(console: Console, *, model: str, directory: Path, root: Path, access
     """Make DIRECTORY an HF cache that holds MODEL, for programs that run with HF_HUB_OFFLINE=1.
 
     MODEL is a key, the beginning of one, or an image, as `weightyard ls` shows them. Files are hard links to the
-    cache's, so DIRECTORY must be on the same filesystem; removing the model from the cache leaves them readable.
+    cache's, so DIRECTORY must be on the same filesystem; they stay readable when the model is removed from the cache.
     """
     with open_cache(root, access) as cache:
         path = Path(cache.find(model).path)

@@ -1,4 +1,4 @@
-"""`weightyard inspect`: what an image holds, from its manifests and its record; no weights are read."""
+"""`weightyard inspect`: shows an image's contents from its manifests and record; reads no weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def inspect(
 ) -> None:
     """Show what a model image holds: source, licence, size, memory needed, variants.
 
-    Only manifests and the record are fetched; of an image that others made, the headers of its layers.
+    Only manifests and the record are fetched; of a foreign image, the headers of its layers.
     """
     reference = parse_image(image)
     if isinstance(reference, EngineReference):

@@ -1,4 +1,4 @@
-"""`weightyard lease`: see, take and end leases."""
+"""`weightyard lease`: lists, takes and ends leases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weightyard.text import format_duration
 
 @click.group()
 def lease() -> None:
-    """Leases: what is in use can't be evicted."""
+    """List, take and end leases. A leased model can't be evicted."""
 
 
 @lease.command("ls")
@@ -26,7 +26,7 @@ def lease() -> None:
 @access_options
 @pass_console
 def list_leases(console: Console, *, root: Path, access: Access) -> None:
-    """List all leases and who holds them."""
+    """List all leases and their holders."""
     with open_cache(root, access) as cache:
         found = cache.leases()
     now = time.time()

@@ -1,4 +1,4 @@
-"""`weightyard logs`: what a workspace's inference server wrote."""
+"""`weightyard logs`: shows the output of a workspace's inference server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def logs(console: Console, /, *, name: str, follow: bool, tail: int | None, root
 
 def _follow(log: IO[str], directory: WorkspaceDirectory, out: IO[str]) -> None:
     while True:
-        # Asked before reading: what was written last is still read after the end.
+        # Checked before reading: output written just before the end is still read.
         state = directory.read()
         running = state is not None and is_running(state)
         out.write(log.read())

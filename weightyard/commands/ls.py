@@ -1,4 +1,4 @@
-"""`weightyard ls`: what is cached."""
+"""`weightyard ls`: lists the cached models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`weightyard mount`: show a model at a directory without Kubernetes."""
+"""`weightyard mount`: mounts a model at a directory without Kubernetes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mount(
     root: Path,
     access: Access,
 ) -> None:
-    """Fetch IMAGE into the cache and show it at DIRECTORY, read-only; it isn't evicted until `weightyard umount`.
+    """Pull IMAGE into the cache and mount it at DIRECTORY, read-only; it isn't evicted until `weightyard umount`.
 
     Needs root. Nothing is copied: DIRECTORY shows the cache's own files.
     """
@@ -45,13 +45,16 @@ def mount(
                 f"{directory} shows model {shown.short}",
                 hint="Run `weightyard umount` there first.",
             )
+        # The lease comes before the mount, so that a crash in between leaves a lease too many and
+        # not a mount whose files can be evicted.
         held = {lease.id: lease.model for lease in cache.leases()}
         if held.get(name, done.key) != done.key:
-            cache.release(name)  # of a mount that a reboot took away
+            cache.release(name)  # from a mount that a reboot removed
         cache.lease(LeaseBody(model=done.key, holder=f"manual:mount {directory}", id=name))
         try:
             changed = mount_model(Path(done.path), directory)
         except BaseException:
+            # An earlier mount's lease stays: this call didn't take it.
             if name not in held:
                 cache.release(name)
             raise

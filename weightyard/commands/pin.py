@@ -1,4 +1,4 @@
-"""`weightyard pin`: keep a model in the cache whatever else needs its space."""
+"""`weightyard pin`: keeps a model in the cache whatever else needs its space."""
 
 from __future__ import annotations
 

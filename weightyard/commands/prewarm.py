@@ -1,4 +1,4 @@
-"""`weightyard prewarm`: say that nodes should hold a model, before anybody asks for it."""
+"""`weightyard prewarm`: makes nodes hold a model before it is requested."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import ModelName, access_options, root_option
 from weightyard.prewarm_client import (
-    ClusterPlace,
-    LocalPlace,
-    Place,
+    ClusterTarget,
+    LocalTarget,
     PrewarmStatus,
+    PrewarmTarget,
     checked,
     name_of,
     node_selector,
@@ -104,10 +104,10 @@ def prewarm(
     root: Path,
     access: Access,
 ) -> None:
-    """Have IMAGE fetched ahead: by the nodes of a cluster, or by the agent of this machine.
+    """Have the nodes of a cluster, or this machine's agent, fetch IMAGE ahead.
 
     Writes a CachedModel: into the cluster with --cluster, --nodes, --context or --kubeconfig, else into the directory
-    that the agent of --root reads. Run again, it changes what was said before.
+    that the agent of --root reads. Running it again updates that CachedModel.
     """
     name = name or name_of(image, variant)
     spec = {
@@ -121,8 +121,8 @@ def prewarm(
     if dry_run:
         console.result(document, yaml.safe_dump(document, sort_keys=False).rstrip())
         return
-    place: Place = (
-        ClusterPlace(kubectl(context, kubeconfig)) if in_cluster else LocalPlace(root, access)
+    place: PrewarmTarget = (
+        ClusterTarget(kubectl(context, kubeconfig)) if in_cluster else LocalTarget(root, access)
     )
     if remove:
         place.remove(name)
@@ -155,7 +155,7 @@ def _window(text: str | None, zone: str | None) -> Json | None:
     return {"start": start, "end": end, **({"timeZone": zone} if zone else {})}
 
 
-def _wait(console: Console, place: Place, name: str, seconds: float | None) -> None:
+def _wait(console: Console, place: PrewarmTarget, name: str, seconds: float | None) -> None:
     told: list[PrewarmStatus] = []
 
     def tell(standing: PrewarmStatus) -> None:

@@ -1,4 +1,4 @@
-"""`weightyard prune`: removes old versions by a policy, and in a layout the blobs that nothing names any more."""
+"""`weightyard prune`: removes old versions by a policy, and in a layout the unreferenced blobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from weightyard.text import format_bytes
 
-# A build stores blobs before the manifest that names them: what is younger than this may be on its way.
+# A build stores blobs before the manifest that refers to them: younger ones may belong to a running
+# build.
 GRACE_SECONDS: Final = 3600.0
 
 
@@ -64,7 +65,7 @@ def prune(
 ) -> None:
     """Remove versions that a policy doesn't keep.
 
-    Shows what it would do; --yes does it. A manifest that a kept tag names is never removed.
+    Shows what it would do; --yes does it. A manifest with a kept tag is never removed.
     """
     reference = parse_image(repository)
     if not isinstance(reference, RegistryReference | LayoutReference):
@@ -91,6 +92,7 @@ def prune(
 
 def _remove(place: Place, plan: PrunePlan) -> None:
     if isinstance(place, Layout):
+        # Tags go before blobs: an interrupted run leaves garbage, never a tag without its blobs.
         for tag in plan.removed:
             place.untag(tag)
         for entry in _orphans(place, plan):
@@ -101,7 +103,7 @@ def _remove(place: Place, plan: PrunePlan) -> None:
 
 
 def _orphans(layout: Layout, plan: PrunePlan) -> list[Descriptor]:
-    """Untagged artifacts about manifests that go."""
+    """Untagged artifacts that refer to removed manifests."""
     found = {entry.digest: entry for digest in plan.manifests for entry in layout.referrers(digest)}
     tagged = {
         entry.digest for entry in layout.entries() if ANNOTATION_REF_NAME in entry.annotations
@@ -110,7 +112,7 @@ def _orphans(layout: Layout, plan: PrunePlan) -> list[Descriptor]:
 
 
 def _garbage(layout: Layout, plan: PrunePlan, *, younger_than: float) -> dict[Digest, int]:
-    """The blobs that nothing will name once the plan is carried out, but for young ones."""
+    """The blobs without references once the plan is executed, except young ones."""
     orphans = {entry.digest for entry in _orphans(layout, plan)}
     trees = [
         read_tree(layout, entry)
@@ -126,6 +128,7 @@ def _garbage(layout: Layout, plan: PrunePlan, *, younger_than: float) -> dict[Di
         for tree in trees
     ]
     found = unreferenced(dict(layout.blobs()), alive)
+    # By age, since a blob of a running build has no references yet.
     newest = time.time() - younger_than
     return {
         digest: size

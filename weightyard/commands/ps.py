@@ -1,4 +1,4 @@
-"""`weightyard ps`: the workspaces of this machine."""
+"""`weightyard ps`: lists the workspaces of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weightyard.up.state import State, all_workspaces, condition, is_running
 @root_option
 @pass_console
 def ps(console: Console, /, *, everything: bool, root: Path) -> None:
-    """List the workspaces that run here: name, model, variant, state, port and how long they run."""
+    """List the workspaces that run here: name, model, variant, state, port and uptime."""
     known = all_workspaces(root, lambda error: console.say(error.message))
     shown = [state for state in known if everything or is_running(state)]
     if console.json:

@@ -1,4 +1,4 @@
-"""`weightyard pull`: fetch a model image into this machine's cache, through its agent where one runs."""
+"""`weightyard pull`: pulls a model image into this machine's cache, through its agent if one is running."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from weightyard.text import format_bytes, format_duration
 @access_options
 @pass_console
 def pull(console: Console, *, image: str, variant: str | None, root: Path, access: Access) -> None:
-    """Fetch IMAGE into the cache, verified and durable, and print the directory that holds the model.
+    """Pull IMAGE into the cache, verified and durable, and print the model's directory.
 
     IMAGE is registry.example/team/model:tag, or oci:DIR[:TAG] for a layout directory.
     """

@@ -1,4 +1,4 @@
-"""`weightyard quantize SRC OUT`: options in, engine called, what was made and measured shown."""
+"""`weightyard quantize SRC OUT`: parses options, runs the engine, shows the result and its quality."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _FILE = click.Path(path_type=Path)
 def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **given: Any) -> None:
     """Make an INT8 or INT4 checkpoint OUT from the 16-bit checkpoint SRC.
 
-    OUT appears when it is complete. An interrupted run is continued by the next one.
+    OUT appears when it is complete. The next run continues an interrupted one.
     """
     options = _options(given)
     _, plan, engine = plan_checkpoint(source, options)
@@ -125,7 +125,7 @@ def _evaluation(gates: Gates, given: dict[str, Any]) -> Evaluation:
 
 
 def _advancing(bar: Bar) -> Progress:
-    """The engine reports how much is done; a bar wants how much more."""
+    """Adapts the engine's total of done bytes to the increments that a bar takes."""
     before = 0
 
     def advance(done: int, _total: int) -> None:
@@ -161,7 +161,7 @@ def _plan_text(plan: Plan, engine: Engine) -> str:
 
 
 def _kept_text(plan: Plan) -> list[str]:
-    """What stays in 16 bits, by reason; names where few have the same."""
+    """What stays in 16 bits, by reason, with the first name and the number of others."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in sorted(plan.kept.items()):
         by_reason.setdefault(reason, []).append(name)

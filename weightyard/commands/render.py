@@ -1,4 +1,4 @@
-"""`weightyard render`: show what a workspace becomes elsewhere."""
+"""`weightyard render`: renders a workspace for other systems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 import yaml
 
 from modelimage.access import Access, open_reader
-from modelimage.cpus import cpu_condition, local_cpu_flags
+from modelimage.cpus import cpu_condition, local_cpus
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, default_root
@@ -24,7 +24,7 @@ from workspace.render.compose import ROOT, render_compose
 from workspace.render.kubernetes import AGENT_IMAGE, Environment
 from workspace.render.llmd import inference_pool, render_llmd
 from workspace.render.local import render_up
-from workspace.render.release import Place, Release, plan_release, pod_place, store_place
+from workspace.render.release import Release, SiteFactory, plan_release, pod_site, store_site
 from workspace.schema import Workspace
 
 TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
@@ -56,9 +56,9 @@ def render(
     console: Console, *, file: Path, name: str | None, target: str,
     system_namespace: str, agent_image: str, access: Access,
 ) -> None:  # fmt: skip
-    """Write what a workspace becomes, as YAML on stdout.
+    """Render a workspace as YAML on stdout.
 
-    The image is resolved and pinned by its digest, and the variant chosen for the GPU that the workspace names
+    The image is resolved and pinned by its digest, and the variant chosen for the GPU in the workspace
     (spec.resources.gpu or gpuMemory). The server's command line is the same for every target.
     """
     workspace = parse_workspace(_read(file), name=str(file), only=name)
@@ -68,7 +68,7 @@ def render(
     for reason in release.plan.reasons:
         console.say(f"not chosen: {reason}")
     condition = cpu_condition(release.plan.engine.value, release.plan.variant)
-    if not release.plan.gpus and condition and hardware.cpu_flags is None:
+    if not release.plan.gpus and condition and not hardware.cpus:
         console.say(
             f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it"
         )
@@ -95,17 +95,17 @@ def _documents(
 
 
 def _hardware(workspace: Workspace, target: str) -> Hardware:
-    """What the spec describes; for `up`, which runs here, with this machine's CPU."""
+    """The hardware in the spec; for `up`, which runs here, with this machine's CPU."""
     asked = asked_hardware(workspace.spec.resources)
-    return replace(asked, cpu_flags=local_cpu_flags()) if target == "up" else asked
+    return replace(asked, cpus=local_cpus()) if target == "up" else asked
 
 
-def _place(workspace: Workspace, target: str) -> Place:
+def _place(workspace: Workspace, target: str) -> SiteFactory:
     if target == "compose":
-        return store_place(workspace, ROOT)
+        return store_site(workspace, ROOT)
     if target == "up":
-        return store_place(workspace, PurePosixPath(default_root(os.environ)), host="127.0.0.1")
-    return pod_place(workspace)
+        return store_site(workspace, PurePosixPath(default_root(os.environ)), host="127.0.0.1")
+    return pod_site(workspace)
 
 
 def _read(file: Path) -> str:

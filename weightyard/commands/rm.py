@@ -1,4 +1,4 @@
-"""`weightyard rm`: take models out of the cache."""
+"""`weightyard rm`: removes models from the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`weightyard rollout`: which versions of a workspace there were, and back to one of them."""
+"""`weightyard rollout`: lists the versions of a workspace, and returns to one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
 
 
 class Cluster:
-    """The workspaces of one namespace and their versions, as kubectl reaches them."""
+    """The workspaces of one namespace and their versions, through kubectl."""
 
     def __init__(self, cluster: Kubectl, namespace: str) -> None:
         self._cluster = cluster
@@ -48,7 +48,7 @@ def _reach(namespace: str, context: str | None, kubeconfig: str | None) -> Clust
 
 @click.group()
 def rollout() -> None:
-    """Look at the versions of a workspace in a cluster, and go back to one."""
+    """Show the versions of a workspace in a cluster, and return to one."""
 
 
 @rollout.command("history")
@@ -75,7 +75,7 @@ def show_history(
 def status(
     console: Console, *, name: str, namespace: str, context: str | None, kubeconfig: str | None
 ) -> None:
-    """Show where a workspace's roll-out stands."""
+    """Show the status of a workspace's rollout."""
     found = _reach(namespace, context, kubeconfig).workspace(name).get("status") or {}
     rows = [
         [each["type"], each["status"], each["reason"], each["message"]]
@@ -95,9 +95,10 @@ def status(
 def undo(
     console: Console, *, name: str, to_revision: int | None, namespace: str, context: str | None, kubeconfig: str | None
 ) -> None:  # fmt: skip
-    """Go back to an earlier version: the same spec, and the same bytes, even where a tag has moved since."""
+    """Return to an earlier version: the same spec, and the same bytes, even if a tag has moved since."""
     cluster = _reach(namespace, context, kubeconfig)
     target = pick(cluster.revisions(name), to_revision)
+    # With the resourceVersion that was read: a concurrent edit makes it fail and isn't lost.
     cluster.replace(with_version(cluster.workspace(name), target))
     console.result(
         {"revision": target.number, "image": target.image, "variant": target.variant},
@@ -106,7 +107,7 @@ def undo(
 
 
 def pick(kept: list[Revision], number: int | None) -> Revision:
-    """The version asked for, or the one before the newest. Raises NotFound."""
+    """The requested version, or the one before the newest. Raises NotFound."""
     if number is not None:
         found = next((each for each in kept if each.number == number), None)
         if found is None:
@@ -121,7 +122,7 @@ def pick(kept: list[Revision], number: int | None) -> Revision:
 
 
 def with_version(document: Json, revision: Revision) -> Json:
-    """The Workspace asking for what a version asked for; everything else stays as it is."""
+    """The Workspace with an earlier version's spec; parts of the spec outside of versions stay unchanged."""
     spec = {name: value for name, value in document["spec"].items() if name not in ASKED}
     spec |= {name: revision.asked[name] for name in ASKED if name in revision.asked}
     rollout_part = {k: v for k, v in spec.pop("rollout", {}).items() if k != "restartedAt"}

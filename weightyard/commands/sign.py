@@ -1,4 +1,4 @@
-"""`weightyard sign`: signs an image with a private key, offline, as cosign does."""
+"""`weightyard sign`: signs an image with a private key, offline, in cosign's format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Examples:
 def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
     """Sign an image with a private key.
 
-    The signature covers the image's digest, and through it every manifest, layer and file below.
+    The signature covers the image's digest, and through it every manifest, layer and file.
     """
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference | LayoutReference):

@@ -1,4 +1,4 @@
-"""`weightyard status`: which nodes hold which models, how far the others are, and what keeps them."""
+"""`weightyard status`: shows which nodes hold which models, the progress of others, and problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import access_options, root_option
-from weightyard.prewarm_client import ClusterPlace, LocalPlace, Place, percent
+from weightyard.prewarm_client import ClusterTarget, LocalTarget, PrewarmTarget, percent
 from weightyard.text import format_bytes, format_duration
 
 _COLUMNS = (
@@ -50,13 +50,13 @@ def status(
     root: Path,
     access: Access,
 ) -> None:
-    """Show what is wanted and what is held, model by model and node by node: one NAME, or all.
+    """Show desired and cached models, by model and node: one NAME, or all.
 
-    Of this machine's agent; of the whole cluster with --cluster, --context or --kubeconfig.
+    For this machine's agent; for the whole cluster with --cluster, --context or --kubeconfig.
     """
     in_cluster = cluster or bool(context or kubeconfig)
-    place: Place = (
-        ClusterPlace(kubectl(context, kubeconfig)) if in_cluster else LocalPlace(root, access)
+    place: PrewarmTarget = (
+        ClusterTarget(kubectl(context, kubeconfig)) if in_cluster else LocalTarget(root, access)
     )
     now = time.time()
     nodes = place.nodes()
@@ -64,6 +64,7 @@ def status(
         (row for node in nodes for row in _rows(node, now) if name in (None, row[0])),
         key=lambda row: (str(row[0]), str(row[1])),
     )
+    # Before the table and the errors, since a problem may explain missing rows.
     for node in nodes:
         for problem in _problems(node):
             console.say(f"{node.name}: {problem}")
@@ -95,7 +96,7 @@ def _wanted(node: str, wanted: Wanted, now: float) -> list[Any]:
 
 
 def _held(node: str, model: Held, now: float) -> list[Any]:
-    """A model that came by itself: somebody used it, or used to want it."""
+    """The row of a held model that isn't desired: a server uses it, or it was desired before."""
     used = f"used by {model.leases}" if model.leases else None
     state = "held" if model.state == "Ready" else "leaving"
     return [

@@ -1,4 +1,4 @@
-"""`weightyard umount`: take away what `weightyard mount` shows."""
+"""`weightyard umount`: unmounts a model mounted by `weightyard mount`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from weightyard.options import access_options, root_option
 @access_options
 @pass_console
 def umount(console: Console, *, directory: Path, root: Path, access: Access) -> None:
-    """Take the model at DIRECTORY away and end its lease. The directory stays, and so does the model in the cache."""
+    """Unmount the model at DIRECTORY and end its lease. The directory stays, and so does the model in the cache."""
     try:
         key = unmount_model(directory)
     except NotFound:
         key = None  # a directory that is gone may have left its lease
+    # The lease ends after the mount, never before: mounted files must not be evicted.
     with open_cache(root, access) as cache:
         released = cache.release(lease_id(directory))
     if key is None and not released:

@@ -1,4 +1,4 @@
-"""`weightyard up`: cache the model of a workspace and serve it on this machine."""
+"""`weightyard up`: caches the model of a workspace and serves it on this machine."""
 
 from __future__ import annotations
 
@@ -76,13 +76,14 @@ def up(
     root: Path,
     access: Access,
 ) -> None:
-    """Cache the model that a workspace FILE names and serve it here with vLLM.
+    """Cache the model of a workspace FILE and serve it here with vLLM.
 
-    A model on the Hub (model.hub) or in S3 (model.s3) is built into an image of this machine first, once.
+    A model on the Hub (model.hub) or in S3 (model.s3) is built into a local image first, once.
 
     Runs until Ctrl-C or `weightyard down`, or in the background with --detach. FILE `-` is stdin.
     """
     workspace = parse_workspace(_read(file), name=str(file), only=name)
+    # Built in the foreground even with --detach, which shows progress and errors directly.
     workspace = _with_image(workspace, root=root, access=access, console=console)
     directory = WorkspaceDirectory(root, workspace.name)
     if detach:
@@ -114,7 +115,7 @@ def _read(file: Path) -> str:
 def _with_image(
     workspace: Workspace, *, root: Path, access: Access, console: Console
 ) -> Workspace:  # fmt: skip
-    """The workspace with an image as its model. The builder is imported for a source only: it is an extra."""
+    """The workspace with an image as its model. The builder, an extra, is imported only for sources."""
     if source_uri(workspace.spec.model) is None:
         return workspace
     from weightyard.up.build import with_image  # noqa: PLC0415
@@ -136,7 +137,7 @@ def _hardware(console: Console, workspace: Workspace, *, cpu: bool) -> Hardware:
 
 
 def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirectory) -> None:
-    """Run the same command in the background, from a copy of the workspace, and watch until it is ready."""
+    """Runs the same command in the background with a copy of the workspace, and follows it until it is ready."""
     arguments = ["up", str(directory.keep_document(json.dumps(workspace.to_document())))]
     for parameter, value in click.get_current_context().params.items():
         arguments += _words(parameter, value)
@@ -152,7 +153,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
 
 
 def _words(parameter: str, value: object) -> list[str]:
-    """An option as it was given, for the background's command line."""
+    """The command-line words of an option's value, for the background process."""
     if parameter in ("file", "name", "detach") or value is None or value is False:
         return []
     option = f"--{parameter.replace('_', '-')}"

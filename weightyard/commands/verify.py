@@ -1,4 +1,4 @@
-"""`weightyard verify`: reads all of an image or a model directory and says what is wrong with it."""
+"""`weightyard verify`: reads all of an image or a model directory and lists its problems."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ Examples:
 def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: Access) -> None:
     """Check every byte of an image, or of an unpacked model directory.
 
-    Every blob is read and compared with its digest, every file in it with the record; of an image that others made,
-    what each layer inflates to and the paths in it. All problems are listed; the exit code is 5 when there is one.
+    Every blob is read and compared with its digest, every file in it with the record; of a foreign image, the digests
+    of its decompressed layers and the paths in them. All problems are listed; the exit code is 5 when there is one.
     """
     directory = Path(target)
+    # Signatures first: an unsigned image isn't worth reading.
     if keys:
         _check_signature(target, keys, access)
     verification = (
@@ -66,7 +67,7 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
 
 
 def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> None:
-    # Only who checks signatures needs the extra that brings the cryptography.
+    # Imported late: only signatures need the extra with the cryptography package.
     from modelimage import signing  # noqa: PLC0415
 
     reference = parse_image(target)
@@ -87,6 +88,7 @@ def _image(console: Console, target: str, access: Access) -> Verification:
             f"can't verify {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
     reader = open_reader(reference, access)
+    # Without a record there are no file digests to compare with: only layers and paths are checked.
     root = reader.resolve(reference.name)
     if not is_ours(reader, root):
         model = describe_foreign(reader, root)

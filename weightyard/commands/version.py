@@ -1,4 +1,4 @@
-"""`weightyard version`: what is installed here, for bug reports."""
+"""`weightyard version`: prints the installed versions, for bug reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS: Final = (
 @click.command()
 @pass_console
 def version(console: Console) -> None:
-    """Show the versions of weightyard, of Python and of the packages that matter, as far as they are installed."""
+    """Show the versions of weightyard, Python and the relevant installed packages."""
     versions = {"weightyard": __version__, "python": platform.python_version()}
     versions |= {part: found for part in _PARTS if (found := _version(part))}
     console.result(versions, "\n".join(f"{part} {text}" for part, text in versions.items()))

@@ -1,4 +1,4 @@
-"""`weightyard warm`: bring a cached model into memory, so that its server starts from the page cache."""
+"""`weightyard warm`: reads a cached model into memory, so that its server starts from the page cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from weightyard.text import format_bytes
 def warm(
     console: Console, *, model: str, lock: bool, unlock: bool, root: Path, access: Access
 ) -> None:
-    """Read MODEL (key, beginning of a key, or image) into the page cache and say how much of it is there."""
+    """Read MODEL (key, beginning of a key, or image) into the page cache and show how much of it is resident."""
     with open_cache(root, access) as cache:
         view = cache.warm(WarmBody(model=model, lock=lock, unlock=unlock))
     if view.stopped:

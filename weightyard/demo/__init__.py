@@ -1,4 +1,4 @@
-"""What the demonstration, the benchmarks and the tests run on: a real small model, synthetic ones, the demo itself.
+"""Real and synthetic small models for the demonstration, the benchmarks and the tests; and the demonstration itself.
 
-Nothing here is needed by a node or a builder in production, and no other module of the package imports it.
+No node or builder needs it in production, and no other module of the package imports it.
 """

@@ -10,7 +10,7 @@ from weightyard.demo.run import demo
 
 
 def main() -> int:
-    """Run it; the exit code says whether the model answered as it should."""
+    """Runs the demo. The exit code is 0 when the model's answer is the expected one."""
     console = Console()
     return guarded(
         lambda: demo.main(

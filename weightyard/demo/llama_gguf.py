@@ -1,8 +1,8 @@
 """Converts a llama-architecture GGUF file into the files of a Hugging Face checkpoint.
 
-Only what such a file holds goes in: weights are dequantized to bfloat16, the tokenizer and the configuration come from
-the metadata. Knows nothing of where the file came from or where the checkpoint is kept. Checked once, tensor by tensor
-and token by token, against what transformers makes of the same file.
+Uses only the file's own contents: weights are dequantized to bfloat16; tokenizer and configuration come from the
+metadata. Independent of where the file comes from and where the checkpoint goes. Verified once, tensor by tensor and
+token by token, against transformers' conversion of the same file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTROL_TOKEN = 3  # gguf's TokenType.CONTROL
 
 
 def convert(gguf_path: Path, out: Path) -> None:
-    """Write weights, configuration, tokenizer and chat template of `gguf_path` into the directory `out`."""
+    """Writes weights, configuration, tokenizer and chat template of `gguf_path` into the directory `out`."""
     reader = GGUFReader(gguf_path)
     architecture = _Architecture.read(reader)
     _write_weights(reader, architecture, out / "model.safetensors")
@@ -36,7 +36,7 @@ def convert(gguf_path: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """The numbers of the model that both the tensors and config.json need."""
+    """The model's dimensions, for the tensors and for config.json."""
 
     layers: int
     hidden: int
@@ -62,7 +62,7 @@ class _Architecture:
             context=value("context_length"),
             vocabulary=value("vocab_size"),
             rope_theta=value("rope.freq_base"),
-            # stored as float32: its shortest decimal form is the number that was meant
+            # Stored as float32: its shortest decimal form is the intended number.
             norm_epsilon=float(str(np.float32(value("attention.layer_norm_rms_epsilon")))),
         )
 
@@ -89,7 +89,7 @@ _TOP_NAMES = {
 
 
 def checkpoint_name(gguf_name: str) -> str:
-    """The name that transformers' LlamaForCausalLM gives the tensor llama.cpp calls `gguf_name`."""
+    """The name in transformers' LlamaForCausalLM of llama.cpp's tensor `gguf_name`."""
     if gguf_name in _TOP_NAMES:
         return _TOP_NAMES[gguf_name]
     _, layer, part, suffix = gguf_name.split(".")
@@ -97,7 +97,7 @@ def checkpoint_name(gguf_name: str) -> str:
 
 
 def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Undo llama.cpp's reordering of a query or key projection: interleaved rotary pairs back to two halves.
+    """Reverses llama.cpp's reordering of a query or key projection: interleaved rotary pairs back to two halves.
 
     `weights` is [heads * head size, hidden]; see `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py.
     """
@@ -110,6 +110,7 @@ def _write_weights(reader: GGUFReader, architecture: _Architecture, path: Path) 
     names = sorted(sources)
     permuted = {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}
 
+    # A generator, so that only one dequantized tensor is in memory at a time.
     def values() -> Iterator[NDArray[np.uint16]]:
         for name in names:
             tensor = sources[name]
@@ -117,7 +118,7 @@ def _write_weights(reader: GGUFReader, architecture: _Architecture, path: Path) 
             heads = permuted.get(name.split(".")[-2])
             yield to_bf16(unpermute(weights, heads) if heads else weights)
 
-    # gguf lists a shape from the fastest dimension to the slowest
+    # gguf lists dimensions from the fastest to the slowest.
     shapes = {name: tuple(int(n) for n in reversed(sources[name].shape)) for name in names}
     write_bf16(path, shapes, values())
 
@@ -179,7 +180,7 @@ _TOKEN_FLAGS = {
 
 
 def _tokenizer(reader: GGUFReader) -> dict[str, object]:
-    """tokenizer.json: GPT-2's byte-level BPE with every digit a token of its own (llama.cpp's `smollm`)."""
+    """tokenizer.json: GPT-2's byte-level BPE with each digit as its own token (llama.cpp's `smollm`)."""
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,

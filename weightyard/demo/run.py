@@ -1,7 +1,7 @@
-"""The demonstration: a real small model from checkpoint to answer, through the same commands that a user types.
+"""The demonstration: a real small model from checkpoint to answer, through the commands that a user types.
 
-Every step is a `weightyard` command run in this process, timed, and shown with its words; the question goes to the
-server's own HTTP API. Whatever happens, nothing is left running. A second run finds its files in the caches.
+Each step is a `weightyard` command run in this process, timed, and shown with its arguments; the question goes to the
+server's HTTP API. Nothing is left running in any case. A second run finds its files in the caches.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ NAME: Final = "smollm2-demo"
 
 
 class WrongAnswer(EngineFailed):
-    """The model answered, but not with what this model is known to answer."""
+    """The model's answer isn't the one that it is known to give."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said, and how many tokens that took."""
+    """The server's answer, and its number of tokens."""
 
     text: str
     tokens: int
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass
 class Demo:
-    """One run in a directory that is kept for the next. Steps and their seconds are collected in `times`."""
+    """One run in a directory that is reused by the next. `times` collects the steps' seconds."""
 
     directory: Path
     console: Console
@@ -61,7 +61,7 @@ class Demo:
         return self.directory / "store"
 
     def run(self) -> Answer:
-        """All steps. Raises what a step raises, WrongAnswer when the model is off."""
+        """Runs all steps. Raises a step's errors, and WrongAnswer for an unexpected answer."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._step("checkpoint", "SmolLM2-135M-Instruct as a Hugging Face checkpoint"):
             checkpoint = smollm2_checkpoint(default_cache(self.environ))
@@ -88,7 +88,7 @@ class Demo:
         return answer
 
     def _workspace(self) -> Path:
-        """The file that `up` gets: what a user would write."""
+        """The workspace file for `up`, as a user would write it."""
         path = self.directory / "workspace.yaml"
         path.write_text(
             "apiVersion: weightyard.dev/v1alpha1\n"
@@ -125,7 +125,7 @@ class Demo:
 
 
 def ask(url: str, prompt: str) -> Answer:
-    """The greedy continuation of a prompt, however long it takes. Raises Unreachable, EngineFailed."""
+    """Requests the greedy continuation of a prompt, without a time limit. Raises Unreachable, EngineFailed."""
     body = {"model": NAME, "prompt": prompt, "max_tokens": 8, "temperature": 0, "stop": "\n"}
     with urllib3.PoolManager(retries=False) as http:
         try:
@@ -140,7 +140,7 @@ def ask(url: str, prompt: str) -> Answer:
 
 
 def summary(times: Mapping[str, float], answer: Answer) -> str:
-    """The table at the end, and the answer."""
+    """The final table of times, and the answer."""
     rows = [(name, format_duration(seconds)) for name, seconds in times.items()]
     rows.append(("total", format_duration(sum(times.values()))))
     return f"\n{format_table(['step', 'time'], rows)}\n\n{PROMPT}{answer.text}"

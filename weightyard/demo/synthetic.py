@@ -1,7 +1,7 @@
-"""Random llama-shaped checkpoints of a given size, written fast, the same bytes for the same arguments.
+"""Writes random llama-shaped checkpoints of a given size, fast; the same arguments give the same bytes.
 
-Benchmarks and tests pack, pull and quantize them where a trained model would be too small or too slow to get. The
-weights are finite and of usual magnitudes (2^-7 to 2^-3), no two blocks of them are alike, and nothing compresses away.
+Benchmarks and tests pack, pull and quantize them where a trained model would be too small or too slow to download. The
+weights are finite and of usual magnitudes (2^-7 to 2^-3), no two blocks are equal, and nothing compresses well.
 
     python -m weightyard.demo.synthetic DIR GIGABYTES [SEED]
 """
@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from weightyard.demo.safetensors_file import BF16_BYTES, Shape, bf16_size, write_bf16
 
 SHARD_BYTES = 1 << 30
-BLOCK_VALUES = 1 << 21  # 4 MiB: stays in the processor's cache between making and writing
-# Of a bfloat16: keep sign, mantissa and the exponent's two low bits as drawn; fix the rest to 2^-7 and up.
+BLOCK_VALUES = 1 << 21  # 4 MiB: stays in the CPU cache between generating and writing
+# Bits of a bfloat16: sign, mantissa and the exponent's two low bits are random; the rest is fixed
+# to 2^-7 and up.
 DRAWN_BITS = np.uint16(0x81FF)
 FIXED_BITS = np.uint16(0x3C00)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A llama of `layers` layers; the other widths follow from `hidden`."""
+    """A llama with `layers` layers; the other widths follow from `hidden`."""
 
     hidden: int
     layers: int
@@ -48,7 +49,7 @@ class Architecture:
 
 
 def architecture_of(total_bytes: int) -> Architecture:
-    """The widest architecture of at least four layers that takes about `total_bytes`, to half a layer."""
+    """The widest architecture of at least four layers with about `total_bytes`, to half a layer."""
     for hidden in (4096, 2048, 1024, 512, 256, 128, 64, 32):
         vocabulary = 32 * hidden
         one = bf16_size(tensor_shapes(Architecture(hidden, 1, vocabulary)))
@@ -60,7 +61,7 @@ def architecture_of(total_bytes: int) -> Architecture:
 
 
 def tensor_shapes(architecture: Architecture) -> dict[str, Shape]:
-    """Every tensor of a LlamaForCausalLM with untied embeddings, in the order it's written."""
+    """All tensors of a LlamaForCausalLM with untied embeddings, in writing order."""
     hidden, intermediate = architecture.hidden, architecture.intermediate
     kv = hidden // architecture.heads * architecture.kv_heads
     layer = {
@@ -84,7 +85,7 @@ def tensor_shapes(architecture: Architecture) -> dict[str, Shape]:
 
 
 def split(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Shape]]:
-    """Deal tensors to shards in order, a new shard where the next tensor would pass `shard_bytes`."""
+    """Distributes tensors over shards in order; a new shard starts where the next tensor would exceed `shard_bytes`."""
     shards: list[dict[str, Shape]] = [{}]
     for name, shape in shapes.items():
         if shards[-1] and bf16_size(shards[-1]) + bf16_size({name: shape}) > shard_bytes:
@@ -96,9 +97,9 @@ def split(shapes: Mapping[str, Shape], shard_bytes: int) -> list[dict[str, Shape
 def synthetic_checkpoint(
     out: Path, *, total_bytes: int, seed: int = 0, shard_bytes: int = SHARD_BYTES
 ) -> Path:
-    """Write a checkpoint of about `total_bytes` into `out` (made when missing) and return `out`.
+    """Writes a checkpoint of about `total_bytes` into `out` (created when missing) and returns `out`.
 
-    A tensor's values depend on `seed` and its name's position alone, not on how the tensors are sharded.
+    A tensor's values depend only on `seed` and the position of its name, not on the sharding.
     """
     out.mkdir(parents=True, exist_ok=True)
     architecture = architecture_of(total_bytes)
@@ -161,7 +162,7 @@ def _config(architecture: Architecture) -> dict[str, object]:
 
 
 def _tokenizer(architecture: Architecture) -> dict[str, object]:
-    """A tokenizer whose words are the token numbers: enough to load, and to see what a random model says."""
+    """A tokenizer whose words are token numbers: enough to load, and to read a random model's output."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
     vocabulary |= {f"token{i}": i for i in range(3, architecture.vocabulary)}
     return {
@@ -176,7 +177,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the checkpoint that the command line asks for and print where it is."""
+    """Writes the requested checkpoint and prints its path."""
     if len(arguments) not in {2, 3}:
         print("usage: python -m weightyard.demo.synthetic DIR GIGABYTES [SEED]", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""`weightyard doctor`: is this machine, is this cluster, fit for Weightyard?
+"""`weightyard doctor`: checks whether this machine or a cluster meets Weightyard's requirements.
 
-Facts are gathered first (`gathering`, `clusters`, `pods`), then judged by pure checks (`node_checks`,
-`cluster_checks`): each says how it is, what was seen and what to do. A pod on a node gathers the same facts as this
-machine's own doctor.
+Facts are gathered first (`gather`, `clusters`, `pods`), then judged by pure checks (`node_checks`, `cluster_checks`).
+Each finding has a level, what was seen, and advice. A pod on a node gathers the same facts as the doctor of this
+machine.
 """

@@ -1,4 +1,4 @@
-"""The checks of a cluster by what its API server tells: facts in, findings out. Pure."""
+"""Checks of a cluster by facts from its API server. Facts in, findings out; pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OPTIONAL: Final = {
     "monitoring.coreos.com": "Prometheus operator", "keda.sh": "KEDA", "karpenter.sh": "Karpenter",
     "nvidia.com": "NVIDIA GPU Operator",
 }  # fmt: skip
-# what the chart's CSIDriver says; kubelet works otherwise with others
+# The values of the chart's CSIDriver; with others, kubelet mounts volumes differently.
 DRIVER_SPEC: Final[Mapping[str, object]] = {
     "attachRequired": False, "podInfoOnMount": True, "volumeLifecycleModes": ["Ephemeral"],
     "fsGroupPolicy": "None", "requiresRepublish": False,
@@ -27,7 +27,7 @@ DRIVER_SPEC: Final[Mapping[str, object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A right that somebody needs: `create` of `clusterroles` in a group; in the namespace or everywhere."""
+    """A permission that an installation needs, such as `create clusterroles`; in the namespace or cluster-wide."""
 
     verb: str
     resource: str
@@ -40,7 +40,7 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """What the API server says. `nodes` are those selected; `crds` and `driver` as they are there, None where not."""
+    """Facts from the API server. `nodes` are the selected ones; missing CRDs and a missing driver are None."""
 
     version: str
     groups: frozenset[str]
@@ -56,19 +56,20 @@ class ClusterFacts:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What this version brings: its CRDs by name, and the labels by which nodes were selected."""
+    """What this version installs: its CRDs by name; and the label selector of its nodes."""
 
     crds: Mapping[str, Json]
     selector: str
 
 
 def check_cluster(facts: ClusterFacts, expected: Expected) -> list[Finding]:
-    """Every check, in the order in which an installation would stumble."""
+    """All findings, in the order in which an installation would fail."""
     return [check(facts, expected) for check in CHECKS]
 
 
 def version(facts: ClusterFacts, expected: Expected) -> Finding:
     numbers = re.match(r"v?(\d+)\.(\d+)", facts.version)
+    # Compared as numbers: as text, 1.9 would be newer than 1.25.
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
         return fail(
             "Kubernetes",
@@ -119,6 +120,8 @@ def nodes(facts: ClusterFacts, expected: Expected) -> Finding:
             f"none has {expected.selector}",
             "Label the nodes (GPU feature discovery does), or set agent.nodeSelector and --selector.",
         )
+    # The checks go from what stops an installation to what only degrades it; the first finding
+    # counts.
     wrong = [_name(e) for e in facts.nodes if _label(e, "kubernetes.io/os") not in ("linux", None)]
     if wrong:
         return fail(
@@ -140,7 +143,7 @@ def nodes(facts: ClusterFacts, expected: Expected) -> Finding:
 
 
 def runtimes(facts: ClusterFacts, expected: Expected) -> Finding:
-    """The mirror is configured for containerd; volumes work with every runtime."""
+    """Warns about runtimes other than containerd: the mirror needs it; volumes work with any."""
     found = Counter(e["status"]["nodeInfo"]["containerRuntimeVersion"] for e in facts.nodes)
     seen = ", ".join(f"{name} on {count}" for name, count in sorted(found.items())) or "no nodes"
     if any(not name.startswith("containerd://") for name in found):
@@ -153,7 +156,7 @@ def runtimes(facts: ClusterFacts, expected: Expected) -> Finding:
 
 
 def gpus(facts: ClusterFacts, expected: Expected) -> Finding:
-    """A device plugin makes GPUs allocatable; feature discovery only labels."""
+    """Counts allocatable GPUs. A device plugin makes them allocatable; feature discovery only adds labels."""
     counts = {_name(each): _gpus_of(each) for each in facts.nodes}
     without = [name for name, count in counts.items() if not count]
     total = f"{sum(counts.values())} on {len(counts) - len(without)} nodes"
@@ -243,7 +246,7 @@ def _gpus_of(node: Json) -> int:
 
 
 def _same(found: Json | None, expected: Json) -> bool:
-    """Whether a CRD has our versions' schemas; the server adds to the rest."""
+    """Whether a CRD has this version's schemas. Other fields are completed by the API server."""
     if found is None:
         return False
     return _schemas(found) == _schemas(expected)

@@ -1,4 +1,4 @@
-"""What the API server tells of a cluster, asked through kubectl. Gathers, decides nothing."""
+"""Gathers facts of a cluster from its API server, through kubectl. Decides nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """What to ask about: the nodes with these labels, the namespace to install into, the rights and CRDs needed."""
+class ClusterQuery:
+    """What to look up: nodes by labels, the namespace to install into, the permissions and CRDs needed."""
 
     selector: str
     namespace: str
@@ -27,8 +27,8 @@ class Questions:
     crds: tuple[str, ...]
 
 
-def ask(cluster: Kubectl, questions: Questions) -> ClusterFacts:
-    """The cluster's facts. Raises what Kubectl raises when the API server can't be reached or refuses to list nodes."""
+def ask(cluster: Kubectl, questions: ClusterQuery) -> ClusterFacts:
+    """The cluster's facts. Raises Kubectl's errors when the API server is unreachable or refuses to list nodes."""
     version = cluster.get("/version")
     groups = [str(each["name"]) for each in cluster.get("/apis").get("groups", ())]
     csi_nodes = _allowed(lambda: cluster.get(f"{_STORAGE}/csinodes")) or {}
@@ -50,7 +50,7 @@ def ask(cluster: Kubectl, questions: Questions) -> ClusterFacts:
 def _denied(
     cluster: Kubectl, permissions: Iterable[Permission], namespace: str
 ) -> Iterable[Permission]:
-    """Those of the permissions that the caller lacks (SelfSubjectAccessReview, which everyone may ask)."""
+    """The permissions that the caller lacks, by SelfSubjectAccessReview, which every user may create."""
     for each in permissions:
         attributes = {"group": each.group, "resource": each.resource, "verb": each.verb}
         if each.namespaced:
@@ -78,7 +78,7 @@ def _with_driver(csi_nodes: Iterable[Json]) -> Iterable[str]:
 
 
 def _allowed(call: Callable[[], Json]) -> Json | None:
-    """What a call answers; None when there is no such thing, or it isn't ours to see."""
+    """A call's result; None when the object doesn't exist or the caller may not read it."""
     try:
         return call()
     except (NotFound, AccessDenied):

@@ -1,4 +1,4 @@
-"""How fast a disk is, and whether it has hard links: one file is written through, read back, linked, removed."""
+"""Measures a disk and tests hard links: writes one file through to the disk, reads, links and removes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK: Final = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Rates in bytes per second; `problem` in words when it ended early."""
+    """Rates in bytes per second. `problem` says why the trial ended early."""
 
     write_rate: float | None = None
     read_rate: float | None = None
@@ -24,9 +24,10 @@ class Trial:
 
 
 def try_disk(directory: Path, size: int, *, clock: Callable[[], float] = time.monotonic) -> Trial:
-    """Write `size` bytes (0: only what links need) below an existing directory. Leaves nothing behind, raises nothing.
+    """Writes `size` bytes (0: only what the link test needs) below an existing directory.
 
-    Written with fsync, and read after the kernel was told to forget it, so that the disk is measured, not memory.
+    Leaves nothing behind and raises nothing. The file is written with fsync, and dropped from the page cache before it
+    is read, so that the disk is measured and not memory.
     """
     try:
         free = os.statvfs(directory)
@@ -44,7 +45,7 @@ def try_disk(directory: Path, size: int, *, clock: Callable[[], float] = time.mo
 def _write(path: Path, size: int, clock: Callable[[], float]) -> float:
     block = (
         os.urandom(min(size, _BLOCK)) or b"\0"
-    )  # random: filesystems compress, disks have caches of zeros
+    )  # random: filesystems compress, and disks optimize zeros
     started = clock()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -1,6 +1,6 @@
-"""What is known of one node, as values: gathered there, sent as JSON, judged anywhere. Decides and reads nothing.
+"""Facts of one node as values: gathered on it, sent as JSON, judged anywhere. Decides and reads nothing.
 
-Sizes are bytes, rates bytes per second (of network cards: bits per second), times seconds. None is unknown.
+Sizes are bytes, rates bytes per second (of network cards: bits per second), times seconds. None means unknown.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class _Facts(BaseModel):
 
 
 class Disk(_Facts):
-    """Where models are kept. The rates are of one small file, written through and read back past the page cache.
+    """The disk of the cache. The rates come from one small file, written through and read past the page cache.
 
-    `problem` is why the trial failed, in words; `nodefs` and `imagefs` whether kubelet's own, and the container
-    images', filesystem is the same one.
+    `problem` says why the trial failed. `nodefs` and `imagefs`: whether the cache shares the filesystem of kubelet, or
+    of the container images.
     """
 
     path: str
@@ -35,9 +35,9 @@ class Disk(_Facts):
 
 
 class Kubelet(_Facts):
-    """kubelet's directory: whether it is there, takes drivers and pods, and passes mounts on to the pods that see it.
+    """kubelet's directory: whether it exists, has directories for drivers and pods, and propagates mounts to pods.
 
-    `eviction_hard` are the thresholds of its configuration file, empty where that says nothing or can't be read.
+    `eviction_hard` has the thresholds of its configuration file; empty when that sets none or can't be read.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Kubelet(_Facts):
 
 
 class Clock(_Facts):
-    """Whether something keeps the clock right, its greatest error, and how far the API server's is ahead."""
+    """Whether the clock is synchronized, its maximum error, and how far the API server's clock is ahead."""
 
     synchronized: bool | None = None
     error: float | None = None
@@ -65,7 +65,7 @@ class Nic(_Facts):
 
 
 class Containerd(_Facts):
-    """containerd's registry settings. `inline_mirrors` are those of the old style, which exclude a `config_path`."""
+    """containerd's registry settings. `inline_mirrors` are old-style ones, which exclude a `config_path`."""
 
     configuration: str | None = None
     config_path: str | None = None
@@ -74,7 +74,7 @@ class Containerd(_Facts):
 
 
 class Gpus(_Facts):
-    """What the NVIDIA driver of the kernel shows; `engine` is the version of vLLM installed beside this program."""
+    """What the kernel's NVIDIA driver shows. `engine` is the version of vLLM installed with this program."""
 
     driver: str | None = None
     count: int = 0
@@ -82,9 +82,9 @@ class Gpus(_Facts):
 
 
 class NodeFacts(_Facts):
-    """Everything about a node that a check asks for. `selinux` is enforcing, permissive or None (off).
+    """All facts of a node that the checks use. `selinux` is enforcing, permissive or None (off).
 
-    `cpu_flags` are those of the CPU's instruction sets that decide which variants it serves.
+    `cpu_flags` are the CPU's instruction sets that decide which variants it can serve.
     """
 
     node: str

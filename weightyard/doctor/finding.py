@@ -1,4 +1,4 @@
-"""What a check says: how it is, what was seen, and what to do about it."""
+"""A check's finding: level, what was seen, and advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ORDER: Final = ("ok", "warn", "fail")
 
 
 class Level(StrEnum):
-    """`warn` works, but not as well or not for everyone; `fail` doesn't work."""
+    """`warn`: works, but not as well or not for everyone. `fail`: doesn't work."""
 
     OK = "ok"
     WARN = "warn"
@@ -22,7 +22,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's answer. `advice` is an imperative sentence; empty where all is well. `where` is a node's name."""
+    """The result of one check. `advice` is an imperative sentence, empty for OK. `where` is a node's name."""
 
     check: str
     level: Level
@@ -32,26 +32,26 @@ class Finding:
 
 
 class PreflightFailed(WeightyardError):
-    """A check of `weightyard doctor` found what keeps Weightyard from working."""
+    """A check of `weightyard doctor` found something that prevents Weightyard from working."""
 
     fault = Fault.NODE
 
 
 def ok(check: str, seen: str) -> Finding:
-    """All is well."""
+    """A finding without a problem."""
     return Finding(check, Level.OK, seen)
 
 
 def warn(check: str, seen: str, advice: str) -> Finding:
-    """It works, but."""
+    """A finding for something that works with restrictions."""
     return Finding(check, Level.WARN, seen, advice)
 
 
 def fail(check: str, seen: str, advice: str) -> Finding:
-    """It doesn't work."""
+    """A finding for something that doesn't work."""
     return Finding(check, Level.FAIL, seen, advice)
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The worst level among them; OK when there are none."""
+    """The worst level of the findings; OK without any."""
     return max((each.level for each in findings), key=_ORDER.index, default=Level.OK)

@@ -1,6 +1,6 @@
-"""Gathers the facts of the node that this runs on. Reads, tries the disk, decides nothing.
+"""Gathers the facts of the node that this runs on. Reads files and tries the disk; decides nothing.
 
-In a pod the node's root is seen at `host`; the cache's and kubelet's directories are at the same path as on the node.
+In a pod, the node's root directory is mounted at `host`; the cache's and kubelet's directories have the node's paths.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
 from weightyard.doctor.facts import Clock, Containerd, Disk, Gpus, Kubelet, Nic, NodeFacts
 
-# where Kubernetes' distributions keep containerd's configuration and kubelet's
+# Locations of containerd's and kubelet's configuration in Kubernetes distributions.
 _CONTAINERD: Final = (
     "etc/containerd/config.toml", "var/lib/rancher/k3s/agent/etc/containerd/config.toml",
     "var/lib/rancher/rke2/agent/etc/containerd/config.toml", "etc/k0s/containerd.toml",
@@ -37,12 +37,12 @@ _KUBELET_ELSEWHERE: Final = (
 )  # fmt: skip
 _IMAGES: Final = ("var/lib/containerd", "var/lib/containers", "var/lib/rancher/k3s/agent/containerd")  # fmt: skip
 _TIME_ERROR: Final = 5  # adjtimex(2): the clock isn't synchronized
-_MAXERROR_OFFSET: Final = 24  # of struct timex on 64-bit machines, in microseconds
+_MAXERROR_OFFSET: Final = 24  # of maxerror in struct timex on 64-bit machines; microseconds
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where to look. `trial` is the size of the file that the disk is tried with; `api` tells the time."""
+class ProbePaths:
+    """The paths to read. `trial` is the size of the disk trial's file; `api` is a server whose clock is compared."""
 
     store: Path
     kubelet: Path = Path("/var/lib/kubelet")
@@ -52,8 +52,8 @@ class Places:
     api_ca: Path | None = None
 
 
-def gather(places: Places) -> NodeFacts:
-    """This node's facts. Raises nothing for what can't be read: it stays unknown."""
+def gather(places: ProbePaths) -> NodeFacts:
+    """This node's facts. Raises nothing: unreadable facts stay unknown."""
     host = places.host
     mountinfo = _text(Path("/proc/self/mountinfo"))
     return NodeFacts(
@@ -71,7 +71,7 @@ def gather(places: Places) -> NodeFacts:
     )  # fmt: skip
 
 
-def _disk(places: Places, mountinfo: str) -> Disk:
+def _disk(places: ProbePaths, mountinfo: str) -> Disk:
     place = _existing(places.store)
     space = os.statvfs(place)
     mount = parsing.mount_of(mountinfo, PurePosixPath(place))
@@ -94,7 +94,7 @@ def _disk(places: Places, mountinfo: str) -> Disk:
     )
 
 
-def _kubelet(places: Places, mountinfo: str) -> Kubelet:
+def _kubelet(places: ProbePaths, mountinfo: str) -> Kubelet:
     path = places.kubelet
     mount = parsing.mount_of(mountinfo, PurePosixPath(path))
     candidates = [path / each for each in _KUBELET]
@@ -119,14 +119,14 @@ def _containerd(host: Path) -> Containerd:
     return Containerd()
 
 
-def _clock(places: Places) -> Clock:
+def _clock(places: ProbePaths) -> Clock:
     synchronized, error = _kernel_clock()
     offset = None if places.api is None else _offset(places.api, places.api_ca)
     return Clock(synchronized=synchronized, error=error, offset=offset)
 
 
 def _kernel_clock() -> tuple[bool | None, float | None]:
-    """Whether the kernel's clock is kept, and its greatest error in seconds (adjtimex(2), reading only)."""
+    """Whether the kernel's clock is synchronized, and its maximum error in seconds (adjtimex(2), read only)."""
     timex = ctypes.create_string_buffer(256)
     state = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
     if state < 0:
@@ -136,7 +136,7 @@ def _kernel_clock() -> tuple[bool | None, float | None]:
 
 
 def _offset(url: str, ca: Path | None) -> float | None:
-    """Seconds that a server's clock is ahead of ours, to about one, by its Date header; any answer has one."""
+    """Seconds that a server's clock is ahead of ours, to about one, by the Date header of any response."""
     try:
         trust = ssl.create_default_context(cafile=str(ca) if ca else None)
         before = time.time()
@@ -146,6 +146,7 @@ def _offset(url: str, ca: Path | None) -> float | None:
                 said = answer.headers["Date"]
         except urllib.error.HTTPError as refused:
             said = refused.headers["Date"]
+        # The Date header has whole seconds: half of one is its mean error.
         middle = (before + time.time()) / 2
         return parsedate_to_datetime(said).timestamp() + 0.5 - middle
     except (OSError, TypeError, ValueError):
@@ -153,7 +154,7 @@ def _offset(url: str, ca: Path | None) -> float | None:
 
 
 def _nics(folder: Path) -> list[Nic]:
-    """Cards that are up and belong to a device, so no bridges, tunnels or pods' ends."""
+    """Cards that are up and belong to a device; no bridges, tunnels or veth pairs."""
     found = []
     for each in sorted(folder.iterdir()) if folder.is_dir() else ():
         if (each / "device").exists() and _text(each / "operstate").strip() != "down":
@@ -186,7 +187,7 @@ def _vllm() -> str | None:
 
 
 def _existing(path: Path) -> Path:
-    """The directory, or the nearest one above it that is there."""
+    """The directory, or its nearest existing ancestor."""
     return next(each for each in (path, *path.parents) if each.is_dir())
 
 
@@ -198,10 +199,11 @@ def _same_disk(one: Path, other: Path) -> bool | None:
 
 
 def _text(path: Path) -> str:
-    """A file's text; empty when there is none, or it can't be read."""
+    """A file's text; empty when it is missing or unreadable."""
     try:
         return path.read_text(errors="replace")
     except OSError as error:
+        # I/O errors are raised: a broken disk must not look like a missing file.
         if error.errno in (errno.EIO, errno.ENOMEM):
             raise
         return ""

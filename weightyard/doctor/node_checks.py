@@ -1,6 +1,6 @@
-"""The checks of one node: facts in, findings out. Pure.
+"""Checks of one node. Facts in, findings out; pure.
 
-Bounds are where users begin to notice: a 14 GB model at 0.5 GB/s takes half a minute from disk to GPU.
+The limits are where users begin to notice: a 14 GB model at 0.5 GB/s takes half a minute from disk to GPU.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ SLOW_WRITE: Final = 0.3e9
 SLOW_NIC: Final = 10_000_000_000
 SKEW_SECONDS: Final = 5.0
 OLDEST_KERNEL: Final = (5, 12)
-# kubelet's own defaults on Linux (its configuration reference, evictionHard)
+# kubelet's defaults on Linux (its configuration reference, evictionHard).
 DEFAULT_THRESHOLDS: Final = {"nodefs.available": "10%", "imagefs.available": "15%"}
 _LOCAL: Final = {"ext4", "xfs", "btrfs", "f2fs", "zfs"}
 _FAR: Final = {"nfs", "nfs4", "cifs", "ceph", "fuse.s3fs", "9p", "virtiofs"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the node is for: `in_cluster` whether pods use it, `min_free` the free space that its cache will leave."""
+class NodePurpose:
+    """The node's purpose: `in_cluster` whether pods use it; `min_free` the cache's minimum free space."""
 
     in_cluster: bool
     min_free: Amount
 
 
-Check = Callable[[NodeFacts, Wanted], Finding]
+Check = Callable[[NodeFacts, NodePurpose], Finding]
 
 
-def check_node(facts: NodeFacts, wanted: Wanted) -> list[Finding]:
-    """Every check that concerns such a node, in the order in which things would go wrong."""
+def check_node(facts: NodeFacts, wanted: NodePurpose) -> list[Finding]:
+    """All findings that apply to such a node, in the order in which failures would occur."""
     return [check(facts, wanted) for check in (CLUSTER_NODE if wanted.in_cluster else MACHINE)]
 
 
-def kernel(facts: NodeFacts, wanted: Wanted) -> Finding:
+def kernel(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     numbers = re.match(r"(\d+)\.(\d+)", facts.kernel)
     if numbers is None:
         return warn("kernel", facts.kernel, "Make sure that it is Linux 5.12 or newer.")
@@ -56,7 +56,7 @@ def kernel(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("kernel", facts.kernel)
 
 
-def kubelet_directory(facts: NodeFacts, wanted: Wanted) -> Finding:
+def kubelet_directory(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     kubelet = facts.kubelet
     if not kubelet.found or not kubelet.pods:
         return fail(
@@ -71,7 +71,7 @@ def kubelet_directory(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("kubelet directory", kubelet.path)
 
 
-def csi_registration(facts: NodeFacts, wanted: Wanted) -> Finding:
+def csi_registration(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     where = f"{facts.kubelet.path}/plugins_registry"
     if not facts.kubelet.registration:
         return fail(
@@ -80,7 +80,7 @@ def csi_registration(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("CSI registration", where)
 
 
-def filesystem(facts: NodeFacts, wanted: Wanted) -> Finding:
+def filesystem(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     disk = facts.disk
     seen = f"{disk.filesystem or 'unknown'} at {disk.path}, {human(disk.total)}"
     move = "Put the cache on a local disk (agent.hostPath, or --root)."
@@ -93,7 +93,7 @@ def filesystem(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("filesystem", seen)
 
 
-def hard_links(facts: NodeFacts, wanted: Wanted) -> Finding:
+def hard_links(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     if facts.disk.hard_links is None:
         why = facts.disk.problem or "not tried"
         return warn("hard links", why, "Make the directory writable and run this again.")
@@ -106,7 +106,7 @@ def hard_links(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("hard links", "supported")
 
 
-def disk_speed(facts: NodeFacts, wanted: Wanted) -> Finding:
+def disk_speed(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     disk = facts.disk
     if disk.problem is not None:
         return warn("disk speed", disk.problem, "Repair that, and run this again.")
@@ -118,8 +118,8 @@ def disk_speed(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("disk speed", seen)
 
 
-def free_space(facts: NodeFacts, wanted: Wanted) -> Finding:
-    """Free space now, and the cache's minimum free space, against the thresholds at which kubelet evicts pods."""
+def free_space(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+    """Checks free space, and the cache's minimum free space against kubelet's eviction thresholds."""
     disk = facts.disk
     min_free = wanted.min_free.of(disk.total)
     seen = f"{human(disk.free)} of {human(disk.total)} free, {human(min_free)} stay free"
@@ -130,14 +130,16 @@ def free_space(facts: NodeFacts, wanted: Wanted) -> Finding:
         return ok("free space", seen)
     seen += f"; kubelet evicts pods below {human(threshold)} ({name})"
     advice = "Raise agent.config.min_free well above that, or give the cache a disk of its own."
+    # Below kubelet's threshold a cache within its own limits would get pods evicted from the node.
     if min_free < threshold:
         return fail("free space", seen, advice)
     return warn("free space", seen, advice) if min_free == threshold else ok("free space", seen)
 
 
-def clock(facts: NodeFacts, wanted: Wanted) -> Finding:
-    """Tokens, signatures and certificates are all bound to time."""
+def clock(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+    """Checks the clock: tokens, signatures and certificates depend on it."""
     found, keep = facts.clock, "Run an NTP client (chrony, systemd-timesyncd)."
+    # The offset comes first: a clock can be synchronized to a wrong source.
     if found.offset is not None and abs(found.offset) > SKEW_SECONDS:
         return fail("clock", f"{found.offset:+.1f} s from the API server's", keep)
     if found.synchronized is None:
@@ -149,7 +151,7 @@ def clock(facts: NodeFacts, wanted: Wanted) -> Finding:
     )
 
 
-def network(facts: NodeFacts, wanted: Wanted) -> Finding:
+def network(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     known = [nic for nic in facts.nics if nic.rate is not None]
     if not known:
         return ok(
@@ -167,7 +169,7 @@ def network(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("network", seen)
 
 
-def containerd(facts: NodeFacts, wanted: Wanted) -> Finding:
+def containerd(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     found, where = facts.containerd, "[plugins.'io.containerd.cri.v1.images'.registry]"
     if found.problem is not None:
         return warn(
@@ -195,7 +197,7 @@ def containerd(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("containerd", f"config_path {found.config_path}")
 
 
-def access_control(facts: NodeFacts, wanted: Wanted) -> Finding:
+def access_control(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     kinds = [f"SELinux {facts.selinux}" if facts.selinux else "", "AppArmor" if facts.apparmor else ""]  # fmt: skip
     seen = ", ".join(filter(None, kinds)) or "neither SELinux nor AppArmor"
     if facts.selinux == "enforcing":
@@ -203,7 +205,7 @@ def access_control(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("access control", seen)
 
 
-def gpus(facts: NodeFacts, wanted: Wanted) -> Finding:
+def gpus(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     if not facts.gpus.count:
         return warn(
             "GPUs",
@@ -213,8 +215,8 @@ def gpus(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("GPUs", f"{facts.gpus.count}, driver {facts.gpus.driver or 'of unknown version'}")
 
 
-def cpu(facts: NodeFacts, wanted: Wanted) -> Finding:
-    """Which variants vLLM serves on the CPU, where there is no GPU to serve them."""
+def cpu(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+    """Checks which variants vLLM can serve on the CPU, on nodes without GPUs."""
     if facts.gpus.count:
         return ok("CPU", "models are served on the GPUs")
     if facts.cpu_flags is None:
@@ -241,7 +243,7 @@ def cpu(facts: NodeFacts, wanted: Wanted) -> Finding:
     return ok("CPU", f"vLLM serves {', '.join(runs)} on it")
 
 
-def engine(facts: NodeFacts, wanted: Wanted) -> Finding:
+def engine(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     if facts.gpus.engine is None:
         return warn(
             "vLLM",
@@ -261,7 +263,7 @@ MACHINE: Final[tuple[Check, ...]] = (
 
 
 def _threshold(facts: NodeFacts) -> tuple[str, int | None]:
-    """The highest of kubelet's thresholds that counts on the cache's disk, in bytes."""
+    """The highest of kubelet's thresholds that apply to the cache's disk, in bytes."""
     shared = {"nodefs.available": facts.disk.nodefs, "imagefs.available": facts.disk.imagefs}
     given = facts.kubelet.eviction_hard or DEFAULT_THRESHOLDS
     found = [

@@ -1,4 +1,4 @@
-"""What the node's own files say: mountinfo, containerd's and kubelet's configuration. Text in, facts out."""
+"""Parses the node's files: mountinfo, and containerd's and kubelet's configuration. Text in, facts out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 
 from weightyard.doctor.facts import Containerd
 
-# containerd 1 and 2 keep the registry's settings in differently named plugins
+# containerd 1 and 2 have the registry settings in differently named plugins.
 _REGISTRIES: Final = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images")
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo; `shared` when mounts below it pass on, or are passed on to it."""
+    """One line of mountinfo. `shared`: mounts propagate to or from its peer group."""
 
     at: str
     filesystem: str
@@ -27,7 +27,7 @@ class Mount:
 
 
 def mount_of(mountinfo: str, path: PurePosixPath) -> Mount | None:
-    """The mount that a path is on (proc(5), mountinfo); of two at one place, the later lies on top."""
+    """The mount that contains a path (proc(5), mountinfo). Of two at one path, the later is on top."""
     best: Mount | None = None
     for found in _mounts(mountinfo):
         if path.is_relative_to(found.at) and (best is None or len(found.at) >= len(best.at)):
@@ -40,14 +40,14 @@ def _mounts(text: str) -> Iterator[Mount]:
         fields, _, rest = line.partition(" - ")
         parts, kind = fields.split(" "), rest.split(" ")
         if len(parts) >= 6 and len(kind) >= 3:
-            at = parts[4].encode().decode("unicode_escape")  # blanks are written \040
+            at = parts[4].encode().decode("unicode_escape")  # spaces are written as \040
             shared = any(each.startswith(("shared:", "master:")) for each in parts[6:])
             read_only = "ro" in parts[5].split(",") or "ro" in kind[2].split(",")
             yield Mount(at, kind[0], read_only, shared)
 
 
 def containerd_of(where: str, text: str) -> Containerd:
-    """The registry's settings in a config.toml."""
+    """The registry settings in a config.toml."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -65,7 +65,7 @@ def containerd_of(where: str, text: str) -> Containerd:
 
 
 def eviction_hard(text: str) -> Mapping[str, str]:
-    """The thresholds of a KubeletConfiguration; empty when it sets none or isn't one."""
+    """The thresholds of a KubeletConfiguration; empty when it sets none or is something else."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -1,6 +1,6 @@
-"""Gathers facts on the nodes of a cluster: a short-lived pod on each prints what its doctor gathers.
+"""Gathers facts on a cluster's nodes: a short-lived pod on each prints the facts that its doctor gathers.
 
-Pods are named and labelled so that a run which was killed is cleaned up after by the next one. `manifest` is pure.
+Pods have a common label, so that a run removes the pods that a killed run left. `manifest` is pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _API: Final = "https://kubernetes.default.svc/livez"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How a pod looks at its node: `store` and `kubelet` are directories of the node, `trial` bytes to try the disk."""
+    """A probe pod's settings: `store` and `kubelet` are node directories, `trial` the bytes of the disk trial."""
 
     namespace: str
     image: str
@@ -37,7 +37,7 @@ class Probe:
 
 
 def manifest(probe: Probe, node: str, name: str) -> Json:
-    """The pod of one node. It reads the node's root, and writes below the cache's directory alone."""
+    """The pod for one node. It can read the node's root, and write only below the cache's directory."""
     arguments = [
         "--json", "doctor", "--facts", f"--root={probe.store}", f"--kubelet={probe.kubelet}", "--host=/host",
         f"--disk-trial={probe.trial}", f"--api={_API}", "--api-ca=/etc/weightyard-api/ca.crt",
@@ -50,7 +50,8 @@ def manifest(probe: Probe, node: str, name: str) -> Json:
         "resources": {
             "requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}
         },
-        # root: kubelet's and containerd's settings are root's, and so is a new cache directory
+        # Root, since kubelet's and containerd's configuration and a new cache directory belong to
+        # root.
         "securityContext": {
             "runAsUser": 0, "runAsNonRoot": False, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]},
@@ -70,6 +71,7 @@ def manifest(probe: Probe, node: str, name: str) -> Json:
             "labels": {LABEL: COMPONENT, "app.kubernetes.io/part-of": "weightyard"},
         },
         "spec": {
+            # Set directly: the scheduler would refuse nodes that are full or cordoned.
             "nodeName": node,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": probe.seconds,
@@ -91,7 +93,7 @@ def manifest(probe: Probe, node: str, name: str) -> Json:
 
 @dataclass
 class Probing:
-    """One run over some nodes. `run` tells runs apart; clock and sleep are injected."""
+    """One run over some nodes. `run` distinguishes runs; clock and sleep are injected."""
 
     cluster: Kubectl
     probe: Probe
@@ -101,7 +103,7 @@ class Probing:
     _made: dict[str, str] = field(default_factory=dict)
 
     def gather(self, nodes: Iterable[str]) -> Mapping[str, NodeFacts | str]:
-        """Each node's facts, or why there are none, in words. Every pod is gone afterwards, whatever happened."""
+        """Each node's facts, or the reason why there are none. All pods are deleted afterwards, in every case."""
         found: dict[str, NodeFacts | str] = {}
         self._sweep()
         try:
@@ -120,13 +122,14 @@ class Probing:
         return found
 
     def _sweep(self) -> None:
-        """Remove what a killed run left."""
+        """Deletes ended pods of an earlier, killed run."""
         for pod in self._list():
+            # Only ended pods: running ones may belong to another run, and end by their deadline.
             if pod.get("status", {}).get("phase") in _ENDED:
                 self.cluster.delete(self._path(pod["metadata"]["name"]))
 
     def _ended(self) -> Iterator[tuple[str, Json]]:
-        """Our pods as they end, until all have or the time is up."""
+        """Yields our pods as they end, until all have ended or the time is up."""
         waiting, until = set(self._made), self.clock() + self.probe.seconds
         while waiting:
             for pod in self._list():
@@ -140,7 +143,7 @@ class Probing:
                 self.sleep(_POLL_SECONDS)
 
     def _told(self, name: str, pod: Json) -> NodeFacts | str:
-        """The facts that a pod printed, or what it said instead."""
+        """The facts that a pod printed, or its error."""
         try:
             lines = self.cluster.text(self._path(name) + "/log?container=doctor").splitlines()
             return NodeFacts.model_validate_json(lines[-1] if lines else "")
@@ -152,7 +155,7 @@ class Probing:
             return f"the pod ended as {status.get('phase')}: {said or 'it printed nothing'}"
 
     def _silent(self, name: str) -> str:
-        """Why a pod hasn't ended, by its container's state and its last event."""
+        """Why a pod hasn't ended: its container's state and its last event."""
         try:
             pod = self.cluster.get(self._path(name))
         except NotFound:

@@ -1,7 +1,7 @@
-"""`up`'s cache on the node's agent: the running one's control API, or the store opened here for a moment.
+"""The cache of `up`: the running agent's control API, or the store opened here briefly.
 
-A store has one owner at a time, so a moment in which another process owns it is waited for. The owner holds a lock
-that ends with it, so it is at work for as long as the store is busy: however long that takes.
+A store has one owner at a time, so `up` waits while another process owns it. The owner's lock is released when it ends,
+so a busy store always means a live owner; the wait has no limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Event = PullProgress | PullDone
 
 
 class AgentCache:
-    """The cache of one root, through its agent where one runs."""
+    """The cache of one root, through its agent if one is running."""
 
     def __init__(self, root: Path, access: Access, console: Console) -> None:
         self._root = root
@@ -39,10 +39,11 @@ class AgentCache:
         self._console = console
 
     def variants(self, image: str, variant: str | None) -> dict[str, Servable]:
-        """See ModelCache. A foreign image says nothing of its weights, so it is pulled for that."""
+        """See ModelCache. A foreign image has no record, so it is pulled to read its facts."""
         reference = parse_image(image)
         try:
             found = _resolve(reference, self._access, variant)
+        # Only an unreachable registry falls back to the cache: a denied or deleted image must fail.
         except Unreachable:
             known = self._cached(image, variant)
             if not known:
@@ -71,9 +72,10 @@ class AgentCache:
             return cache.lease(LeaseBody(model=str(model.record.key), holder=holder)).id
 
     def release(self, lease: str) -> None:
-        """See ModelCache."""
-        with self._open() as cache:
-            cache.release(lease)
+        """See ModelCache. Never waits: the lease names a process, so it ends with that process anyway."""
+        with self._open_now() as cache:
+            if cache is not None:
+                cache.release(lease)
 
     def _cached(self, image: str, variant: str | None) -> dict[str, Servable]:
         with self._open() as cache:
@@ -85,6 +87,16 @@ class AgentCache:
     def _open(self) -> Iterator[Cache]:
         with ExitStack() as stack:
             yield self._enter(stack)
+
+    @contextmanager
+    def _open_now(self) -> Iterator[Cache | None]:
+        """The cache, or None while another process owns the store."""
+        with ExitStack() as stack:
+            try:
+                cache = stack.enter_context(open_cache(self._root, self._access))
+            except Busy:
+                cache = None
+            yield cache
 
     def _enter(self, stack: ExitStack) -> Cache:
         told = False
@@ -99,7 +111,7 @@ class AgentCache:
 
 
 def read_record(model_dir: Path) -> Servable:
-    """What a model directory says that it holds. Raises NotFound, InvalidImage."""
+    """The record in a model directory. Raises NotFound, InvalidImage."""
     path = model_dir / RECORD_NAME
     try:
         record = parse_record(path.read_bytes())
@@ -114,7 +126,7 @@ def read_record(model_dir: Path) -> Servable:
 def _resolve(
     reference: ImageReference, access: Access, variant: str | None
 ) -> dict[str, Servable] | None:
-    """The records of an image's variants: the default first, then the others that it names. None if it isn't ours."""
+    """The records of an image's variants, default first; None for a foreign image."""
     reader = open_reader(reference, access)
     if isinstance(reference, EngineReference):
         raise InvalidInput(f"{reference} is in a docker engine", hint="Push it to a registry.")
@@ -131,5 +143,5 @@ def _resolve(
 
 
 def _closing(events: Iterator[Event]) -> AbstractContextManager[object]:
-    """Closing the iterator cancels the pull, whatever ended the loop over it."""
+    """Closes the iterator when its loop ends: closing it cancels the pull."""
     return closing(events) if isinstance(events, Generator) else nullcontext()

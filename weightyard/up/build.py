@@ -1,6 +1,6 @@
-"""A workspace whose model is on the Hub or in S3, served here: built once into a layout of the cache's root.
+"""Builds a workspace's Hub or S3 model once, into an OCI layout under the cache's root.
 
-The same builder, variants and tag as in a cluster; only the place is this machine's, so no registry is needed.
+Builder, variants and tag are the same as in a cluster, but the target is local, so no registry is needed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def with_image(
     workspace: Workspace, *, root: Path, access: Access, console: Console,
     environ: Mapping[str, str] = os.environ,
 ) -> Workspace:  # fmt: skip
-    """The workspace with an image of this machine as its model; one that names an image stays as it is.
+    """The workspace with a local image as its model. One that already names an image is returned unchanged.
 
-    Raises what a build raises. A build that was interrupted goes on when it is asked for again.
+    Raises the build's errors. An interrupted build resumes at the next call.
     """
     source = source_uri(workspace.spec.model)
     if source is None:

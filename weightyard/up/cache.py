@@ -1,7 +1,7 @@
-"""What `up` asks of the cache, and how it is asked: for moments only, so that many workspaces share one root.
+"""The cache interface of `up`. It is used only briefly, so that many workspaces share one root.
 
-The cache belongs to the agent when one runs on the root; else it is opened in this process, used, and closed again. A
-lease in the name of the server's own process outlives a crash of the supervisor and ends with the server.
+A running agent owns the cache; otherwise it is opened in this process, used, and closed. A lease held by the server's
+own process survives a crash of the supervisor and ends with the server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workspace.servable import Servable
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A model on disk, verified: its directory and what it holds."""
+    """A verified model on disk: its directory and its record."""
 
     path: Path
     record: Servable
@@ -26,16 +26,16 @@ class ModelCache(Protocol):
     """One root's cache."""
 
     def variants(self, image: str, variant: str | None) -> dict[str, Servable]:
-        """What an image's variants (or one) are, by variant; from the cache when the registry is away.
+        """The records of an image's variants (or of one), by variant; from the cache when the registry is unreachable.
 
         Raises NotFound, UnknownVariant, AccessDenied, Unreachable.
         """
 
     def pull(self, image: str, variant: str | None) -> Cached:
-        """Fetch what is missing of a variant (None: the default one), with progress. Raises what a pull raises."""
+        """Pulls what is missing of a variant (None: the default one), with progress. Raises a pull's errors."""
 
     def hold(self, model: Cached, process: ProcessIdentity) -> str:
-        """Keep the model for as long as the process lives or until `release`; returns the lease's id."""
+        """Leases the model until the process ends or `release`; returns the lease's id."""
 
     def release(self, lease: str) -> None:
-        """End a lease; none there is no error."""
+        """Ends a lease. A missing one is no error."""

@@ -1,7 +1,7 @@
-"""The supervisor in the background, and the foreground's view of it until the workspace is ready.
+"""Runs the supervisor in the background, and shows its progress in the foreground until it is ready.
 
-The background process is the same command with --json and its events in a file; the foreground follows that file
-and shows the same progress, so there is one way of running and one of telling.
+The background process is the same command with --json, writing events to a file. The foreground reads the file and
+shows the same progress, so there is one implementation of running and of reporting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from weightyard.up.state import State, WorkspaceDirectory, is_running, runs_alre
 
 @dataclass(frozen=True)
 class Background:
-    """A supervisor in the background, and its events as a stream to read."""
+    """A supervisor in the background, and its event stream."""
 
     process: subprocess.Popen[bytes]
     events: IO[str]
@@ -34,10 +34,10 @@ class Background:
 
 @contextmanager
 def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> Iterator[Background]:
-    """Start `weightyard --json ARGUMENTS` in a session of its own; it outlives the context.
+    """Starts `weightyard --json ARGUMENTS` in its own session; it outlives the context.
 
-    Its events go to a new file in the workspace's directory: an earlier one may still be followed. Raises Busy when
-    the workspace runs.
+    Its events go to a new file in the workspace's directory, since the previous one may still be read. Raises Busy when
+    the workspace is running.
     """
     state = directory.read()
     if state is not None and is_running(state):
@@ -45,8 +45,9 @@ def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> Iterator[B
     command = [sys.executable, "-m", "weightyard.cli", "--json", *arguments]
     directory.supervisor_log.unlink(missing_ok=True)
     with directory.supervisor_log.open("wb") as output:
+        # Opened through the descriptor: a second `up` may replace the file under the same name.
         same_file = f"/proc/self/fd/{output.fileno()}"
-        with open(same_file, encoding="utf-8", errors="replace") as events:  # noqa: PTH123 - not a path to anyone else
+        with open(same_file, encoding="utf-8", errors="replace") as events:  # noqa: PTH123 - valid in this process only
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
@@ -56,9 +57,9 @@ def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> Iterator[B
 
 
 def follow(background: Background, directory: WorkspaceDirectory, console: Console) -> State:
-    """Show the background's progress until it is ready. Raises Relayed with its words when it ends.
+    """Shows the background's progress until it is ready. Raises Relayed with its error when it ends.
 
-    Ctrl-C here ends the watching, not the workspace.
+    Ctrl-C ends only the display, not the workspace.
     """
     with ExitStack() as open_jobs:
         teller = _EventDisplay(console, open_jobs)
@@ -72,9 +73,11 @@ def follow(background: Background, directory: WorkspaceDirectory, console: Conso
 
 
 def _events(background: Background) -> Iterator[dict[str, Any]]:
-    """The events in the file as they come, until the process has ended and all are read."""
+    """The events in the file as they are written, until the process has ended and all are read."""
     rest = ""
     while True:
+        # Checked before reading: events written between a read and the exit would be lost
+        # otherwise.
         ended = background.process.poll() is not None
         rest += background.events.read()
         *lines, rest = rest.split("\n")
@@ -88,7 +91,7 @@ def _events(background: Background) -> Iterator[dict[str, Any]]:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """An event; a line that is none (a warning of some library) counts as an error's text."""
+    """Parses an event. Other lines, such as a library's warning, become text for a possible error."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -145,7 +148,7 @@ class _EventDisplay:
         if done > self._done:
             self._progress.advance(done - self._done)
             self._done = done
-        # One that failed stays open until the error itself closes it.
+        # A failed job stays open until the error closes it.
         if event.get("state") == "done":
             self._open_jobs.close()
             self._progress = None

@@ -1,4 +1,4 @@
-"""What this machine has to serve with: NVIDIA GPUs as the driver tells, else the CPU, its flags and its free memory."""
+"""This machine's hardware for serving: NVIDIA GPUs from the driver, else the CPU, its flags and free memory."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from pathlib import Path
 from typing import Final
 
 from modelimage.child import run_child
-from modelimage.cpus import local_cpu_flags
+from modelimage.cpus import local_cpus
 from modelimage.errors import EngineFailed, TimedOut
 from workspace.hardware import Gpu, Hardware
 
 _QUERY: Final = ("--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 _MIB: Final = 1 << 20
-_STALL_SECONDS: Final = 60.0  # a driver that is broken often never answers
+_STALL_SECONDS: Final = 60.0  # a broken driver often never responds
 _MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def local_hardware(*, cpu_only: bool) -> Hardware:
-    """This machine's hardware. Raises EngineFailed when the driver is there and doesn't answer."""
+    """This machine's hardware. Raises EngineFailed when a driver is installed but doesn't respond."""
     gpus = [] if cpu_only else _nvidia()
     if not gpus:
-        return Hardware(memory_bytes=_memory(), cpu_flags=local_cpu_flags())
+        return Hardware(memory_bytes=_memory(), cpus=local_cpus())
+    # Tensor parallelism divides a model evenly, so the smallest GPU decides.
     least = min(gpus, key=lambda gpu: gpu.memory_bytes)
     return Hardware(least, len(gpus))
 
 
 def parse_nvidia_smi(text: str) -> list[Gpu]:
-    """`NVIDIA L4, 23034, 8.9` a line, memory in MiB. Lines of GPUs that don't tell their memory are left out."""
+    """Parses lines like `NVIDIA L4, 23034, 8.9`, memory in MiB. GPUs without known memory are skipped."""
     gpus = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
@@ -41,7 +42,7 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
 
 
 def parse_meminfo(text: str) -> int:
-    """Bytes of memory that programs can still have (MemAvailable of /proc/meminfo); 0 when it isn't said."""
+    """Available memory in bytes (MemAvailable of /proc/meminfo); 0 when unknown."""
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -71,6 +72,7 @@ def _no_answer(why: str) -> EngineFailed:
 
 def _memory() -> int:
     available = parse_meminfo(_MEMINFO.read_text())
+    # In a container, the cgroup's limit counts: /proc/meminfo shows the whole machine.
     try:
         limit = _CGROUP_LIMIT.read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The life of a local workspace as a table: which event leads from which phase to which."""
+"""The phases of a local workspace, as a transition table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class Phase(Enum):
-    """Where a workspace is. The value stands in the state file and in `weightyard ps`."""
+    """A workspace's phase, as in the state file and in `weightyard ps`."""
 
     PULLING = "pulling"
     STARTING = "starting"
@@ -23,7 +23,7 @@ class Phase(Enum):
 
 
 class Event(Enum):
-    """What happens to a workspace."""
+    """An event in a workspace's life."""
 
     CACHED = "the model is verified on disk"
     HEALTHY = "the server answers its health check"
@@ -48,7 +48,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
 
 
 def after(phase: Phase, event: Event) -> Phase:
-    """The phase that follows. Raises ValueError for an event that can't happen in a phase: a bug."""
+    """The next phase. Raises ValueError for an event that is impossible in a phase: a bug."""
     following = TRANSITIONS.get((phase, event))
     if following is None:
         raise ValueError(f"{event.name} can't happen while {phase.value}")

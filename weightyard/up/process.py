@@ -1,6 +1,6 @@
-"""Processes named so that a reused pid is never mistaken for them: pid, start time and boot, from /proc.
+"""Identifies processes by pid, start time and boot, from /proc, so that a reused pid is never mistaken.
 
-A server is started as the leader of a session of its own, so all that it starts can be found and stopped together.
+A server is started as a session leader, so all its child processes can be found and stopped together.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from modelimage.child import read_stat
 from modelimage.errors import TimedOut
 
 _PROC: Final = Path("/proc")
-# Positions in /proc/PID/stat behind the command's name (proc(5) counts them from 1 and that name is the second).
+# Field positions in /proc/PID/stat after the command's name, which is the second (proc(5)).
 _STATE, _SESSION, _START = 0, 3, 19
 _KILL_SECONDS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process of one boot: `start` in clock ticks since that boot. No other process ever equals it."""
+    """A process of one boot. `start` is in clock ticks since that boot. No other process ever equals it."""
 
     pid: int
     start: int
@@ -33,13 +34,13 @@ class ProcessIdentity:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ProcessIdentity:
-        """Raises KeyError, TypeError or ValueError when it isn't one."""
+        """Raises KeyError, TypeError or ValueError for an invalid value."""
         return cls(int(value["pid"]), int(value["start"]), str(value["boot"]))
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of a live process; None when there is none, or only its zombie."""
-    fields = _stat(pid)
+    """The identity of a live process; None when it doesn't exist or is a zombie."""
+    fields = read_stat(pid)
     if fields is None or fields[_STATE] in ("Z", "X"):
         return None
     return ProcessIdentity(pid, int(fields[_START]), _boot())
@@ -50,9 +51,9 @@ def is_alive(process: ProcessIdentity) -> bool:
 
 
 def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
-    """The live processes of the session that `leader` opened, itself among them.
+    """The live processes of the session that `leader` opened, the leader included.
 
-    Empty once another process has the leader's pid: a session's number is free only when all of it are gone.
+    Empty once another process has the leader's pid: a session id is reused only when all its processes are gone.
     """
     holder = identify(leader.pid)
     if (holder is not None and holder != leader) or leader.boot != _boot():
@@ -62,9 +63,9 @@ def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
 
 
 def send(process: ProcessIdentity, signal_number: signal.Signals) -> bool:
-    """Signal exactly this process; False when it is gone.
+    """Sends a signal to exactly this process; returns False when it is gone.
 
-    The descriptor is opened first and the identity checked after, so the pid can't change hands in between.
+    The pidfd is opened first and the identity checked after, so the pid can't be reused in between.
     """
     try:
         descriptor = os.pidfd_open(process.pid)
@@ -82,7 +83,7 @@ def send(process: ProcessIdentity, signal_number: signal.Signals) -> bool:
 
 
 def send_session(leader: ProcessIdentity, signal_number: signal.Signals) -> int:
-    """Signal every process of a session; how many were there."""
+    """Sends a signal to every process of a session; returns their number."""
     return sum(send(member, signal_number) for member in session_members(leader))
 
 
@@ -94,11 +95,10 @@ def stop_session(
     clock: Callable[[], float],
     hurry: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """SIGTERM to the leader, `grace` seconds to go, then SIGKILL to all that is left; True when that was needed.
+    """Sends SIGTERM to the leader, waits `grace` seconds, then sends SIGKILL to the rest; True if that was needed.
 
-    Only the leader is asked first: an inference server stops its own workers in order. `pause` waits a
-    moment (and reaps, where the caller is the parent); `hurry` ends the grace early. Raises TimedOut when
-    something can't be killed.
+    Only the leader gets SIGTERM: an inference server stops its own workers in order. `pause` waits briefly (and reaps,
+    if the caller is the parent); `hurry` ends the grace period early. Raises TimedOut when a process can't be killed.
     """
     send(leader, signal.SIGTERM)
     deadline = clock() + grace
@@ -108,6 +108,7 @@ def stop_session(
         pause()
     killed = send_session(leader, signal.SIGKILL) > 0
     deadline = clock() + _KILL_SECONDS
+    # Repeated, since a process may fork between listing and killing.
     while left := session_members(leader):
         if clock() >= deadline:
             raise TimedOut(
@@ -119,17 +120,8 @@ def stop_session(
     return killed
 
 
-def _stat(pid: int) -> list[str] | None:
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name is in parentheses and may hold anything, so fields are counted from its end.
-    return text.rpartition(")")[2].split()
-
-
 def _session(pid: int) -> int | None:
-    fields = _stat(pid)
+    fields = read_stat(pid)
     return int(fields[_SESSION]) if fields else None
 
 

@@ -1,6 +1,6 @@
-"""An inference server as a child process: started, watched until healthy, and stopped with all that it started.
+"""An inference server as a child process: starts it, watches it until healthy, stops it with its children.
 
-Its output goes straight into a file, so it neither blocks on a pipe nor dies with whoever reads it.
+Its output goes directly to a file, so it never blocks on a pipe or dies with a reader.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from workspace.plan import LaunchPlan
 from workspace.schema import Engine
 
 POLL: Final = 0.2  # seconds
-_LOOK: Final = 1.0  # seconds between two looks at what the server has done
-_PROBE_STALL: Final = 120.0  # seconds in which an interpreter does nothing, not even start
+_LOOK: Final = 5.0  # seconds between two measurements of the server's progress
+_PROBE_STALL: Final = 120.0  # seconds without any activity of the interpreter
 _TAIL_BYTES: Final = 1 << 20
 _LAST_LINES: Final = 12
 _INSTALL: Final = {
@@ -35,11 +35,11 @@ _INSTALL: Final = {
 
 
 class Stopped(Exception):
-    """Somebody asked to stop while the server was starting."""
+    """A stop was requested while the server was starting."""
 
 
 class Server:
-    """One running server. Its first process leads a session of its own."""
+    """One running server. Its first process leads its own session."""
 
     def __init__(
         self, child: subprocess.Popen[bytes], plan: LaunchPlan, log: Path, url: str
@@ -62,9 +62,9 @@ class Server:
         stall_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Block until the health check answers, reporting the stages on the way. A slow start is never cut short.
+        """Blocks until the health check succeeds, and reports the stages. A slow start is never cut short.
 
-        Raises Stopped, EngineFailed when the server dies, TimedOut when it stands still for `stall_seconds`.
+        Raises Stopped, EngineFailed when the server exits, TimedOut without any progress for `stall_seconds`.
         """
         stall, looked = StallTimer(stall_seconds, clock), clock()
         describe(BOOTING)
@@ -73,7 +73,7 @@ class Server:
                 raise Stopped
             if self.exited(POLL):
                 raise self.death()
-            if clock() - looked >= _LOOK:
+            if clock() - looked >= min(_LOOK, stall_seconds / 3):
                 looked = clock()
                 self._check_progress(stall)
             for stage in self._new_stages():
@@ -83,12 +83,12 @@ class Server:
         work = work_of(self.identity.pid, written=self._log.stat().st_size)
         if stall.stalled(work):
             raise TimedOut(
-                f"the server stands still: for {stall.limit:g} s it has written no log, read nothing and used no CPU",
+                f"the server stands still: for {stall.limit:g} s it has written no log and hardly read or used the CPU",
                 hint=f"See its log: {self._log}. If it only needs longer, raise --start-timeout.",
             )
 
     def exited(self, timeout: float) -> bool:
-        """Whether the first process has ended, after waiting up to `timeout` seconds for that."""
+        """Whether the first process has exited, after waiting up to `timeout` seconds."""
         try:
             self._child.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -96,7 +96,7 @@ class Server:
         return True
 
     def death(self) -> EngineFailed:
-        """Why the server ended, from its exit code and its log."""
+        """The error for a server that exited, from its exit code and its log."""
         lines = read_tail(self._log)
         code = self._child.poll()
         how = (
@@ -113,7 +113,7 @@ class Server:
         )
 
     def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """End the server and all it started; True when it had to be killed. Idempotent."""
+        """Stops the server and its children; True when they had to be killed. Idempotent."""
         return stop_session(
             self.identity,
             grace=grace,
@@ -124,7 +124,8 @@ class Server:
 
     def _pause(self) -> None:
         if self.exited(POLL):
-            # The leader is reaped; what it started may need a moment more.
+            # The leader is reaped, so waiting for it returns immediately; its children may take
+            # longer.
             time.sleep(POLL / 10)
 
     def _healthy(self) -> bool:
@@ -134,6 +135,7 @@ class Server:
         with self._log.open("rb") as log:
             log.seek(self._offset)
             data = log.read(_TAIL_BYTES)
+        # Only complete lines: the rest is read again. Progress bars end their lines with \r.
         whole = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
         self._offset += len(whole)
         lines = whole.decode(errors="replace").replace("\r", "\n").splitlines()
@@ -143,7 +145,8 @@ class Server:
 def start(
     plan: LaunchPlan, *, program: Sequence[str], host: str, log: Path, environ: Mapping[str, str]
 ) -> Server:
-    """Start the server; returns at once. Raises Busy when the port is taken, EngineFailed, InvalidInput."""
+    """Starts the server and returns immediately. Raises Busy when the port is taken, EngineFailed, InvalidInput."""
+    # Otherwise another server on this port would pass the health check.
     check_port(host, plan.port)
     environment = {**environ, **plain_environment(plan)}
     with log.open("wb") as output:
@@ -159,7 +162,7 @@ def start(
 
 
 def find_program(plan: LaunchPlan, python: Path) -> list[str]:
-    """The words that start the plan's engine here. Raises EngineFailed with the command that installs it."""
+    """The command that starts the plan's engine here. Raises EngineFailed with the install command."""
     module = plan.template.module
     if module is None:
         raise InvalidInput(
@@ -184,7 +187,7 @@ def find_program(plan: LaunchPlan, python: Path) -> list[str]:
 
 
 def plain_environment(plan: LaunchPlan) -> dict[str, str]:
-    """The plan's environment. Raises InvalidInput for a Secret, which only a cluster has."""
+    """The plan's environment. Raises InvalidInput for Secrets, which exist only in clusters."""
     for each in plan.env:
         if each.secret is not None:
             raise InvalidInput(
@@ -195,7 +198,7 @@ def plain_environment(plan: LaunchPlan) -> dict[str, str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise Busy when nothing can listen there."""
+    """Raises Busy when the port can't be bound."""
     with _listener(host) as listener:
         try:
             listener.bind((host, port))
@@ -207,14 +210,14 @@ def check_port(host: str, port: int) -> None:
 
 
 def free_port(host: str) -> int:
-    """A port that nothing listens on now."""
+    """A port that is free now."""
     with _listener(host) as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
 
 
 def reachable(host: str) -> str:
-    """The address to connect to for a server that listens on `host`."""
+    """The address for connecting to a server that listens on `host`."""
     if host in ("", "0.0.0.0"):  # noqa: S104 - compared, not bound
         return "127.0.0.1"
     if ":" in host:
@@ -223,7 +226,7 @@ def reachable(host: str) -> str:
 
 
 def answers(url: str, path: str) -> bool:
-    """Whether a server answers 200 there within two seconds."""
+    """Whether a server returns 200 within two seconds."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=2)
     try:
         connection.request("GET", path)
@@ -244,5 +247,6 @@ def read_tail(log: Path) -> list[str]:
 def _listener(host: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
+    # As the server sets it: otherwise a port with connections in TIME_WAIT would count as taken.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return listener

@@ -1,4 +1,4 @@
-"""What an inference server is doing, read from its log, and why it died. Lines in, words out."""
+"""Parses an inference server's log: its current stage, and the cause of its death. Lines in, text out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-# The first pattern found in a line names the stage. vLLM's messages of 0.6 to 0.32.
+# The first matching pattern determines the stage. Messages of vLLM 0.6 to 0.32.
 _STAGES: Final = tuple(
     (re.compile(pattern), stage)
     for pattern, stage in (
@@ -28,7 +28,7 @@ BOOTING: Final = "importing vLLM"
 _PREFIX = re.compile(r"^\(\S+( pid=\d+)?\)\s+")
 _LOGGED = re.compile(r"^(ERROR|WARNING|INFO|DEBUG)\s+\d\d-\d\d \d\d:\d\d:\d\d (\[[^\]]+\])?\s*")
 _RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt): .+")
-# Raised only to pass on that something else was raised before.
+# Raised only as a consequence of an earlier exception.
 _ECHOES: Final = (
     "Engine core initialization failed",
     "EngineCore encountered an issue",
@@ -50,13 +50,13 @@ def plain(line: str) -> str:
 
 
 def cause(lines: Sequence[str]) -> str | None:
-    """The exception that ended a server: the first one raised that isn't an echo of another."""
+    """The exception that ended a server: the first one that isn't a consequence of another."""
     raised = [text for line in lines if _RAISED.match(text := plain(line))]
     first = [text for text in raised if not any(echo in text for echo in _ECHOES)]
     return next(iter(first or raised), None)
 
 
 def last_words(lines: Sequence[str], count: int) -> list[str]:
-    """The last lines that say something, without their prefixes."""
+    """The last lines with content, without their prefixes."""
     said = [text for line in lines if (text := plain(line)).strip(" ^~")]
     return said[-count:]

@@ -1,7 +1,7 @@
-"""What is known of a local workspace, in its directory under the root: `state.json`, the server's log, a lock.
+"""The state of a local workspace, in its directory under the root: `state.json`, the server's log, a lock.
 
-The supervisor alone writes; a write is whole or absent. A lock that dies with its holder says who that is, so two
-`up` of one name can't both run.
+Only the supervisor writes; writes are atomic. The lock is released when its holder ends and keeps a second `up` of the
+same name from running.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weightyard.up.process import ProcessIdentity, is_alive, session_members
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a workspace failed, as the command line would say it."""
+    """Why a workspace failed, as the CLI reports it."""
 
     message: str
     hint: str | None
@@ -57,7 +57,7 @@ class State:
         return f"http://{self.host}:{self.port}"
 
     def moved(self, event: Event, **changes: Any) -> State:
-        """The state after an event, with what changed besides the phase."""
+        """The state after an event, with other changed fields."""
         return replace(self, phase=after(self.phase, event), **changes)
 
     def to_text(self) -> str:
@@ -89,14 +89,14 @@ class State:
 
 
 class Condition:
-    """What `ps` says of a workspace beyond its phase: whether its processes are there."""
+    """A workspace's condition in `ps` that isn't a phase: whether its processes exist."""
 
-    ORPHANED = "orphaned"  # the supervisor is gone, its server runs on
-    DIED = "died"  # both are gone, and nobody said why
+    ORPHANED = "orphaned"  # the supervisor is gone, its server still runs
+    DIED = "died"  # both are gone without a recorded reason
 
 
 def condition(state: State) -> str:
-    """The phase, or what became of the processes that should be there."""
+    """The phase, or the condition of missing processes."""
     if state.phase.over or is_alive(state.supervisor):
         return state.phase.value
     if state.server is not None and session_members(state.server):
@@ -123,11 +123,11 @@ class WorkspaceDirectory:
 
     @property
     def supervisor_log(self) -> Path:
-        """The supervisor's events when it runs in the background: JSON lines."""
+        """The supervisor's events in the background, as JSON lines."""
         return self.path / "up.log"
 
     def read(self) -> State | None:
-        """The state; None when nothing was ever started here. Raises InvalidInput when the file is no state."""
+        """The state; None when nothing was ever started here. Raises InvalidInput for an invalid file."""
         path = self.path / "state.json"
         try:
             return State.parse(path.read_text())
@@ -139,8 +139,9 @@ class WorkspaceDirectory:
             ) from error
 
     def write(self, state: State) -> None:
-        """Replace the state. Raises NotWritable."""
+        """Replaces the state file. Raises NotWritable."""
         temporary = self.path / "state.json.new"
+        # Renamed into place: other commands read the file at any time.
         try:
             temporary.write_text(state.to_text())
             temporary.replace(self.path / "state.json")
@@ -148,7 +149,7 @@ class WorkspaceDirectory:
             raise _not_writable(self.path, error) from error
 
     def keep_document(self, text: str) -> Path:
-        """Keep the workspace's own document here, for the supervisor in the background. Raises NotWritable."""
+        """Stores the workspace's document for the supervisor in the background. Raises NotWritable."""
         path = self.path / "workspace.yaml"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -159,13 +160,14 @@ class WorkspaceDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the one supervisor of this name. Raises Busy, NotWritable."""
+        """Holds the lock of this name's supervisor. Raises Busy, NotWritable."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _not_writable(self.path, error) from error
         try:
+            # flock, not a pid file: the kernel releases it however the supervisor ends.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError as error:
@@ -175,7 +177,7 @@ class WorkspaceDirectory:
 
 
 def runs_already(name: str) -> Busy:
-    """The refusal to start a workspace twice."""
+    """The error for starting a workspace twice."""
     return Busy(
         f"workspace {name!r} runs already",
         hint=f"See `weightyard ps`; stop it with `weightyard down {name}`.",
@@ -191,7 +193,7 @@ def _not_writable(path: Path, error: OSError) -> NotWritable:
 def all_workspaces(
     root: Path, unreadable: Callable[[InvalidInput], None] | None = None
 ) -> list[State]:
-    """The states of all workspaces of a root, by name; those that can't be read are told and left out."""
+    """The states of all workspaces of a root, by name. Unreadable ones are reported and left out."""
     try:
         names = sorted(entry.name for entry in (root / "up").iterdir() if entry.is_dir())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`down`: ask a workspace's supervisor to stop; finish what it can't. Stopping what doesn't run is no error."""
+"""Implements `down`: asks the supervisor to stop, and finishes what it can't. Stopping a stopped one is no error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from weightyard.up.process import is_alive, send, session_members, stop_session
 from weightyard.up.state import State, WorkspaceDirectory
 
 _POLL: Final = 0.1
-_CLEANUP_SECONDS: Final = 10.0  # for the supervisor, after its server had its grace
+_CLEANUP_SECONDS: Final = 10.0  # for the supervisor, after its server's grace period
 
 
 class Outcome(Enum):
-    """What became of a workspace that was told to stop."""
+    """The result of stopping a workspace."""
 
     STOPPED = "stopped"
     KILLED = "killed"
@@ -31,9 +31,9 @@ def stop_workspace(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Outcome:
-    """Stop a workspace within about `timeout` seconds, then kill what is left of it. Idempotent.
+    """Stops a workspace within about `timeout` seconds, then kills what is left. Idempotent.
 
-    Raises InvalidInput when the name holds no readable state, TimedOut when something can't be killed.
+    Raises InvalidInput for an unreadable state, TimedOut when a process can't be killed.
     """
     state = directory.read()
     if state is None:
@@ -42,12 +42,13 @@ def stop_workspace(
     deadline = clock() + timeout
     while is_alive(state.supervisor) and clock() < deadline:
         sleep(_POLL)
-    # A second signal says to hurry: the supervisor kills its server and tidies up.
+    # A second signal ends the grace period: the supervisor kills its server and cleans up.
     if send(state.supervisor, signal.SIGTERM):
         deadline = clock() + _CLEANUP_SECONDS
         while is_alive(state.supervisor) and clock() < deadline:
             sleep(_POLL)
     killed = send(state.supervisor, signal.SIGKILL)
+    # Read again: the server may have been started after the first read.
     orphans = _stop_server(directory.read() or state, clock, sleep)
     if killed or (orphans and asked):
         return Outcome.KILLED
@@ -55,7 +56,7 @@ def stop_workspace(
 
 
 def _stop_server(state: State, clock: Callable[[], float], sleep: Callable[[float], None]) -> bool:
-    """Stop a server that its supervisor left behind; whether there was one."""
+    """Stops a server that its supervisor left running. Returns whether there was one."""
     if state.server is None or not session_members(state.server):
         return False
     stop_session(state.server, grace=_CLEANUP_SECONDS, pause=lambda: sleep(_POLL), clock=clock)
@@ -63,7 +64,7 @@ def _stop_server(state: State, clock: Callable[[], float], sleep: Callable[[floa
 
 
 def check_name(name: str) -> str:
-    """A workspace's name as it may stand in a path. Raises InvalidInput."""
+    """A workspace's name, checked to be safe in a path. Raises InvalidInput."""
     if not name or "/" in name or name.startswith("."):
         raise InvalidInput(f"not a workspace's name: {name!r}", hint="See `weightyard ps`.")
     return name

@@ -1,7 +1,7 @@
-"""The supervisor of one workspace: pulls, starts, waits, serves, stops, and keeps the state file true at each step.
+"""The supervisor of one workspace: pulls, starts, waits, serves, stops, and updates the state file at each step.
 
-Phases move only by the table in `weightyard.up.phases`. Signals are noted and looked at between waits, but while
-bytes are pulled they raise, so that Ctrl-C needn't wait for a chunk. Knows no command line.
+Phases change only by the table in `weightyard.up.phases`. Signals are recorded and checked between waits; during a pull
+they raise, so that Ctrl-C needn't wait for a chunk. Independent of the CLI.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run: `python` is the server's interpreter, `grace` the seconds it gets to stop.
+    """Run options. `python` is the server's interpreter; `grace` the seconds that it gets to stop.
 
-    `start_timeout` is how many seconds its start may stand still; None: as the workspace says.
+    `start_timeout` is the number of seconds that a start may go without progress; None: the workspace's value.
     """
 
     root: Path
@@ -59,11 +59,11 @@ class Options:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came while bytes were pulled."""
+    """A signal arrived during a pull."""
 
 
 class StopSignals:
-    """Notes signals. `asked` after the first, `hurried` after the second; `number` is the first's."""
+    """Records signals. `asked` after the first, `hurried` after the second; `number` is the first's."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -78,7 +78,7 @@ class StopSignals:
 
     @contextmanager
     def noted(self) -> Iterator[StopSignals]:
-        """Inside, signals are noted instead of ending the process. For the main thread."""
+        """Within the context, signals are recorded instead of ending the process. Main thread only."""
         before = {each: signal.signal(each, self._note) for each in _SIGNALS}
         try:
             yield self
@@ -88,7 +88,7 @@ class StopSignals:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Inside, a signal raises Interrupted, and so does one that came before."""
+        """Within the context, a signal raises Interrupted; so does one recorded before."""
         self._raise = True
         try:
             if self.asked():
@@ -102,6 +102,8 @@ class StopSignals:
             self.number = signal.Signals(number)
         self.count += 1
         if self._raise:
+            # Raised once only: a second signal during cleanup is only recorded, and ends the grace
+            # period.
             self._raise = False
             raise Interrupted
 
@@ -130,7 +132,7 @@ class Supervisor:
         self._signals = StopSignals()
 
     def run(self, on_ready: Callable[[State], None]) -> signal.Signals:
-        """Run until somebody asks to stop; returns the signal that did. Raises what went wrong."""
+        """Runs until a stop is requested; returns the signal. Raises the error that ended it."""
         with self._directory.locked(), self._signals.noted() as signals:
             self._state = self._first_state()
             self._directory.write(self._state)
@@ -145,7 +147,7 @@ class Supervisor:
                 self._fail(error, server)
                 raise
             finally:
-                # Even when the state can't be written: a server never outlives its supervisor's end.
+                # Even when the state can't be written: the server never outlives its supervisor.
                 self._end(server)
             return signals.number
 
@@ -165,7 +167,7 @@ class Supervisor:
         )  # fmt: skip
 
     def _check_neighbours(self) -> None:
-        """Raise Busy when another workspace of this root has the port: its server may not listen there yet."""
+        """Raises Busy when another workspace of this root has the port: its server may not be listening yet."""
         mine = self._state
         for other in all_workspaces(self._options.root):
             if other.name != mine.name and other.port == mine.port and is_running(other):
@@ -189,9 +191,12 @@ class Supervisor:
             log=self._directory.log,
             environ=self._environ,
         )
+        # Written before waiting: `down` can then stop a server whose supervisor was killed.
         self._update(server=server.identity)
         try:
-            self._leases.append(self._cache.hold(cached, server.identity))
+            # A second lease, held by the server: the first ends with the supervisor.
+            with self._signals.raising():
+                self._leases.append(self._cache.hold(cached, server.identity))
             with self._console.progress(f"starting {plan.engine.value}") as progress:
                 server.wait_until_healthy(
                     describe=progress.describe,
@@ -204,7 +209,7 @@ class Supervisor:
         return server
 
     def _stall_seconds(self) -> float:
-        """How long the start may stand still: as the command line says, else the workspace, else the default."""
+        """The seconds a start may go without progress: from the command line, else the workspace, else the default."""
         asked = self._options.start_timeout
         return asked or self._workspace.spec.runtime.startup_seconds or STALL_SECONDS
 
@@ -216,6 +221,8 @@ class Supervisor:
             for reason in fit.reasons:
                 self._console.say(f"not chosen: {reason}")
             cached = self._cache.pull(image, fit.variant)
+            # Leased by the supervisor until the server has its own lease, so that eviction can't
+            # come between.
             self._leases.append(self._cache.hold(cached, self._state.supervisor))
         return fit, cached
 
@@ -251,6 +258,7 @@ class Supervisor:
     def _stop(self, server: Server | None) -> None:
         self._move(Event.ASKED_TO_STOP)
         self._console.say(f"stopping {self._workspace.name}")
+        # The leases go only after the server: it maps the model's files.
         self._end(server)
         self._release()
         self._move(Event.GONE)
@@ -261,6 +269,7 @@ class Supervisor:
             failure = Failure(error.message, error.hint, exit_code(error))
         else:
             failure = Failure(f"{type(error).__name__}: {error}", None, BUG)
+        # Recorded before the leases are released, which may fail as well.
         self._move(Event.BROKE, failure=failure)
         self._release()
 

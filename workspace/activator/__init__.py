@@ -1,1 +1,1 @@
-"""A small proxy that holds requests while no server runs, and hands them on as soon as one does."""
+"""A small proxy that holds requests while no server runs, and forwards them once one is ready."""

@@ -1,6 +1,7 @@
-"""A bounded queue in front of servers that may not be there yet: who may wait, for how long, and who has to come back.
+"""A bounded queue in front of servers that may not be running yet; full or timed out, it rejects requests.
 
-Knows nothing of HTTP. When a server answers, all who wait go on at once: its own queue is the better place to wait.
+Independent of HTTP. Once a server is ready, all waiting requests proceed immediately: the server's own queue is the
+better one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from modelimage.errors import Busy, TimedOut
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`capacity` requests may wait, each for `patience` seconds; the servers are asked every `interval`."""
+    """`capacity` requests may wait, each for `patience` seconds; servers are probed every `interval` seconds."""
 
     capacity: int = 512
     patience: float = 600.0
@@ -24,7 +25,7 @@ class Limits:
 
 
 class RequestQueue:
-    """Opens while `upstream` names a server that answers."""
+    """Lets requests pass while `upstream` returns the address of a ready server."""
 
     def __init__(self, upstream: Callable[[], Awaitable[str | None]], limits: Limits) -> None:
         self._upstream = upstream
@@ -36,7 +37,9 @@ class RequestQueue:
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[str]:
-        """Wait for a server and yield its address. Raises Busy when too many wait, TimedOut when none came."""
+        """Waits for a server and yields its address. Raises Busy when the queue is full, TimedOut when none became
+        ready.
+        """
         if self.waiting >= self.limits.capacity:
             raise Busy(f"{self.waiting} requests wait already", hint="Try again in a while.")
         self.waiting += 1
@@ -55,6 +58,8 @@ class RequestQueue:
             self._found = asyncio.get_running_loop().create_future()
             self._asking = asyncio.create_task(self._ask(self._found))
         assert self._found is not None  # noqa: S101 - made together with the task
+        # Shielded: one client's timeout or disconnect must not cancel the future that all others
+        # await.
         try:
             async with asyncio.timeout(self.limits.patience):
                 return await asyncio.shield(self._found)
@@ -65,17 +70,19 @@ class RequestQueue:
             ) from error
 
     async def _ask(self, found: asyncio.Future[str]) -> None:
-        """One question at a time for all who wait, until somebody answers or nobody waits any more."""
+        """Probes on behalf of all waiting requests, until a server is ready or no request waits."""
         while self.waiting:
             await asyncio.sleep(self.limits.interval)
             address = await self._upstream()
             if address is not None:
                 found.set_result(address)
                 return
+        # Cancelled rather than left pending: the next request then starts a new probe task and
+        # future.
         found.cancel()
 
     async def close(self) -> None:
-        """Stop asking; who still waits gets CancelledError."""
+        """Stops probing. Requests that still wait get CancelledError."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)

@@ -1,7 +1,8 @@
-"""The activator's HTTP side: streams requests and answers through, byte by byte, once the gate lets them.
+"""The activator's HTTP proxy: streams requests and responses through once the queue admits them.
 
-A request's body is read before it waits, since a server that starts takes minutes and clients' connections don't; it is
-bounded. A connection that breaks before the server took the request is tried again; after that, never.
+A request's body is read (up to a limit) before the request waits, since a server takes minutes to start and a client's
+connection may not last that long. A connection that fails before the server accepted the request is retried; later
+failures never are.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _CHUNK: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`upstreams` gives the addresses of servers; `health_path` answers 200 where one is ready."""
+    """`upstreams` returns the servers' addresses; `health_path` returns 200 on a ready server."""
 
     upstreams: Callable[[], Sequence[str]]
     health_path: str = "/health"
@@ -53,7 +54,7 @@ class Activator:
         self._metrics = _Metrics(self.gate)
 
     def app(self) -> web.Application:
-        """The application to serve."""
+        """The aiohttp application."""
         app = web.Application(client_max_size=self._options.max_body)
         app.router.add_get(f"{PREFIX}/health", self._health)
         app.router.add_get(f"{PREFIX}/metrics", self._metrics_page)
@@ -62,8 +63,11 @@ class Activator:
         return app
 
     async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
+        # No total timeout: a generation may stream for as long as it takes.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        # The servers' queues limit concurrency, not this pool.
         connector = aiohttp.TCPConnector(limit=0)
+        # Bodies pass through unchanged, compressed or not.
         self._session = aiohttp.ClientSession(
             timeout=timeout, connector=connector, auto_decompress=False
         )
@@ -84,7 +88,7 @@ class Activator:
                 async with self.gate.enter() as upstream:
                     return await self._forward(request, upstream, body)
             except _NotTaken:
-                continue  # nothing has read the request yet: it may wait for another server
+                continue  # the server hasn't read the request, so another may serve it
             except (Busy, TimedOut) as error:
                 return self._come_back(error)
 
@@ -95,6 +99,8 @@ class Activator:
         try:
             async with self._open(request, upstream, body) as answer:
                 return await _relay(request, answer)
+        # Only a failed connect is retried. Later errors may follow tokens that the client already
+        # has.
         except aiohttp.ClientConnectorError as error:
             raise _NotTaken from error
         except aiohttp.ClientError as error:
@@ -117,7 +123,7 @@ class Activator:
         )
 
     async def _ready_upstream(self) -> str | None:
-        """The ready server with the fewest requests of ours, in turn among equals; None when none answers."""
+        """The ready server with the fewest of our requests, round robin among equals; None when none is ready."""
         addresses = list(self._options.upstreams())
         start = next(self._turn) % max(1, len(addresses))
         in_turn = addresses[start:] + addresses[:start]
@@ -143,11 +149,11 @@ class Activator:
 
 
 class _NotTaken(Exception):
-    """The server went away before it took the request."""
+    """The server went away before it accepted the request."""
 
 
 class _Metrics:
-    """What the scaler and people read of one activator."""
+    """Prometheus metrics of one activator, read by the scaler and by people."""
 
     def __init__(self, gate: RequestQueue) -> None:
         self._registry = CollectorRegistry()
@@ -168,7 +174,7 @@ class _Metrics:
 
 
 async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    """Send an answer on as it comes: tokens of a stream must not wait for each other."""
+    """Forwards a response as it arrives: streamed tokens must not be batched."""
     response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
     if "Content-Length" in answer.headers:
         response.content_length = answer.content_length
@@ -186,15 +192,15 @@ def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
 
 
 def _problem(message: str) -> dict[str, dict[str, str]]:
-    """An error as OpenAI's clients expect it."""
+    """An error in the format of OpenAI's API."""
     return {"error": {"message": message, "type": "service_unavailable"}}
 
 
 async def serve(
     activator: Activator, *, host: str, port: int, ready: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Serve until cancelled; requests under way get a minute to end. `ready` is told the port."""
-    # A client that went away must not be counted among those who wait.
+    """Serves until cancelled; running requests get a minute to finish. `ready` is called with the port."""
+    # Cancels a handler when its client disconnects: it must not count as waiting.
     runner = web.AppRunner(
         activator.app(), access_log=None, shutdown_timeout=60, handler_cancellation=True
     )

@@ -1,1 +1,1 @@
-"""The controller of Workspaces: a pure reconcile, and thin handlers that observe and carry out."""
+"""The Workspace controller: a pure reconcile, and thin handlers that observe the cluster and execute decisions."""

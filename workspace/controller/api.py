@@ -1,7 +1,7 @@
-"""The few calls to a Kubernetes API server that the controller makes, with its errors as ours.
+"""The Kubernetes API requests that the controller makes, with API errors mapped to ours.
 
-Server-side apply for objects and statuses, deletes with preconditions, and plain reads. Watching is kopf's. Knows paths
-and status codes, nothing of Workspaces.
+Server-side apply for objects and statuses, deletes with preconditions, and plain reads; kopf does the watching. Handles
+paths and status codes only, nothing of Workspaces.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Json = dict[str, Any]
 
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
-_PAGE: Final = 500  # objects of one answer to a list
+_PAGE: Final = 500  # objects per page of a list
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=10)
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Where the objects of a kind are. `api` is `v1` or `group/version`."""
+    """The API path of a kind. `api` is `v1` or `group/version`."""
 
     api: str
     plural: str
@@ -69,7 +69,7 @@ RESOURCES: Final = {
 
 
 class KubernetesApi:
-    """One cluster. `connection` is asked at each call, since tokens of service accounts are renewed."""
+    """One cluster. `connection` is called for each request, since service account tokens are renewed."""
 
     def __init__(
         self, session: aiohttp.ClientSession, connection: Callable[[], kopf.ConnectionInfo]
@@ -78,18 +78,20 @@ class KubernetesApi:
         self._connection = connection
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Json:
-        """One object. Raises NotFound."""
+        """Reads one object. Raises NotFound."""
         return await self._call("GET", RESOURCES[kind].path(namespace, name))
 
     async def pages(self, kind: str, *, label: str | None = None) -> AsyncIterator[list[Json]]:
-        """All objects of a kind (that have a label), in the whole cluster, a page at a time. Raises NotFound where the
-        cluster has no such kind."""
+        """Lists all objects of a kind (with a label, if given) in the whole cluster, page by page.
+
+        Raises NotFound when the cluster has no such kind.
+        """
         resource, params = RESOURCES[kind], {"limit": str(_PAGE)}
         if label is not None:
             params["labelSelector"] = label
         while True:
             page = await self._call("GET", resource.path(None), params=params)
-            # Items of a list lack the kind that they are of.
+            # Items of a list have no kind and apiVersion.
             yield [
                 {**each, "kind": kind, "apiVersion": resource.api}
                 for each in page.get("items") or ()
@@ -100,13 +102,15 @@ class KubernetesApi:
             params = {**params, "continue": token}
 
     async def merge(self, kind: str, name: str, patch: Json) -> Json:
-        """Change fields of a cluster's object, null taking one away. With a resourceVersion, raises Conflict when the
-        object changed since. Returns the result."""
+        """Merge-patches a cluster-scoped object; null removes a field. Returns the result.
+
+        With a resourceVersion in the patch, raises Conflict when the object has changed since.
+        """
         path = RESOURCES[kind].path(None, name)
         return await self._call("PATCH", path, patch, content_type=_MERGE)
 
     async def apply(self, document: Json, *, status: bool = False) -> Json:
-        """Server-side apply as the manager `weightyard`, taking over fields that others set. Returns the result."""
+        """Server-side apply as field manager `weightyard`, taking over others' fields. Returns the result."""
         metadata = document["metadata"]
         path = RESOURCES[document["kind"]].path(metadata.get("namespace"), metadata["name"])
         return await self._call(
@@ -118,18 +122,18 @@ class KubernetesApi:
         )
 
     async def create(self, document: Json) -> Json:
-        """A new object. Raises Conflict when it is there."""
+        """Creates an object. Raises Conflict when it exists."""
         path = RESOURCES[document["kind"]].path(document["metadata"].get("namespace"))
         return await self._call("POST", path, document)
 
     async def replace(self, document: Json) -> Json:
-        """Write back what was read. Raises Conflict when it changed in between."""
+        """Replaces an object that was read before. Raises Conflict when it has changed since."""
         metadata = document["metadata"]
         path = RESOURCES[document["kind"]].path(metadata.get("namespace"), metadata["name"])
         return await self._call("PUT", path, document)
 
     async def delete(self, reference: Reference, namespace: str | None, *, uid: str) -> None:
-        """Delete the object with this uid. One that is gone is fine; Conflict when another has its name."""
+        """Deletes the object with this uid; a missing one is fine. Raises Conflict when another object has its name."""
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -143,7 +147,7 @@ class KubernetesApi:
             return
 
     async def groups(self) -> frozenset[str]:
-        """The API groups that the server has."""
+        """The API groups of the server."""
         answer = await self._call("GET", "/apis")
         return frozenset(str(each["name"]) for each in answer.get("groups", ()))
 
@@ -171,6 +175,7 @@ class KubernetesApi:
                         retry_after=after,
                     )
                 found = json.loads(text)
+        # ValueError: a proxy or load balancer may return a page that isn't JSON.
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(f"the API server doesn't answer {method} {path}: {error}") from error
         return found if isinstance(found, dict) else {}

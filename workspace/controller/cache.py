@@ -1,7 +1,7 @@
-"""What the watches told, kept small: objects of Workspaces as compressed JSON, nodes as the few facts that are read.
+"""Caches watched objects compactly: a Workspace's objects as compressed JSON, nodes as a few facts.
 
-A thousand Workspaces have ten thousand objects; as dictionaries they would take hundreds of megabytes. Memory only;
-knows nothing of where events come from.
+A thousand Workspaces have ten thousand objects, which would take hundreds of megabytes as dictionaries. Memory only;
+independent of where events come from.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from workspace.render import names
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # namespace and name of a Workspace
+# Fast compression: objects are packed at every event.
 _LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What is read of a NodeCache: labels of the models held, and bytes a second."""
+    """The facts read from a NodeCache: labels of the models held, and the read rate in bytes a second."""
 
     held: frozenset[str]
     rate: float | None
@@ -32,7 +33,7 @@ class _Told:
 
 @dataclass(slots=True)
 class Cache:
-    """Objects by Workspace. `put` and `drop` return the Workspaces that a change concerns."""
+    """Watched objects by Workspace. `put` and `drop` return the Workspaces affected by a change."""
 
     _documents: dict[Key, bytes] = field(default_factory=dict)
     _objects: dict[Key, dict[tuple[str, str], bytes]] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Cache:
     _told: dict[str, _Told] = field(default_factory=dict)  # by node
 
     def put(self, document: Json) -> set[Key]:
-        """Take in the newest state of an object."""
+        """Stores the newest state of an object."""
         kind, name = document["kind"], document["metadata"]["name"]
         if kind == "Node":
             return self._put_node(self._as_told(Node.of(document)))
@@ -61,7 +62,7 @@ class Cache:
         return _changed(self._objects.setdefault(found, {}), (kind, name), _pack(document), {found})
 
     def drop(self, document: Json) -> set[Key]:
-        """Forget an object that was deleted."""
+        """Removes a deleted object."""
         kind, name = document["kind"], document["metadata"]["name"]
         if kind == "Node":
             return set(self._documents) if self._nodes.pop(name, None) else set()
@@ -79,7 +80,7 @@ class Cache:
         return {found}
 
     def known(self, kind: str) -> dict[tuple[str, str], Json]:
-        """The objects of a kind that are kept, by namespace and name: as much of each as `drop` needs."""
+        """The cached objects of a kind by namespace and name, with only the fields that `drop` needs."""
         if kind in ("Node", "NodeCache"):
             held: Iterable[str] = self._nodes if kind == "Node" else self._told
             return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held}
@@ -106,7 +107,7 @@ class Cache:
         return sorted(self._documents)
 
     def workspace(self, key: Key) -> Json | None:
-        """The Workspace's document; None when it was deleted."""
+        """The Workspace's document; None when it doesn't exist."""
         packed = self._documents.get(key)
         return None if packed is None else _unpack(packed)
 
@@ -117,12 +118,15 @@ class Cache:
         return tuple(self._nodes.values())
 
     def _put_node(self, node: Node) -> set[Key]:
-        """A node concerns everyone, but only where something that is read changed: heartbeats don't. Where only
-        models came or went, it concerns those that serve them."""
+        """Stores a node. Unread fields, such as heartbeats, affect no Workspace.
+
+        When only held models changed, those Workspaces are affected that serve them; otherwise all are.
+        """
         before = self._nodes.get(node.name)
         self._nodes[node.name] = node
         if before == node:
             return set()
+        # Without this a fetch on one node would reconcile every Workspace of the cluster.
         if before is None or replace(before, held=node.held) != node:
             return set(self._documents)
         moved = before.held ^ node.held
@@ -138,14 +142,14 @@ class Cache:
         return self._put_node(self._as_told(node)) if node else set()
 
     def _forget_node_cache(self, name: str) -> set[Key]:
-        """A node without an agent can mount nothing."""
+        """Clears a node's models: without an agent it can't mount any."""
         node = self._nodes.get(name)
         if self._told.pop(name, None) is None or node is None:
             return set()
         return self._put_node(replace(node, held=frozenset(), read_rate=None))
 
     def _as_told(self, node: Node) -> Node:
-        """A node with what its NodeCache says; its labels come later, and from there."""
+        """The node with its NodeCache's facts, which take precedence over labels: those are written later."""
         told = self._told.get(node.name)
         return replace(node, held=told.held, read_rate=told.rate) if told else node
 
@@ -164,6 +168,7 @@ def _changed(place: dict[Any, bytes], key: Any, packed: bytes, concerned: set[Ke
 
 
 def _pack(document: Json) -> bytes:
+    # These fields change on every write. Without them, writes that change nothing compare equal.
     metadata = {
         k: v
         for k, v in document["metadata"].items()

@@ -1,6 +1,6 @@
-"""What the watches told of CachedModels, NodeCaches and nodes, and whom a change of one concerns. Pure values.
+"""Caches CachedModels, NodeCaches and nodes, and computes which keys a change affects. Pure values.
 
-Of a node's report, what it is worth a write of its own (a state, a failure) is told apart from how far it is.
+Changes of a node's report that need an immediate write (a state, a failure) are separated from mere progress.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MODEL, CACHE, NODE = "CachedModel", "NodeCache", "Node"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A CachedModel: as it was parsed, or why it can't be; its generation and its status as it stands."""
+class ParsedModel:
+    """A CachedModel: parsed, or its parse error; with its generation and its current status."""
 
     model: CachedModel | InvalidInput
     uid: str
@@ -35,7 +35,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """What is read of a Node."""
+    """The facts read from a Node."""
 
     labels: dict[str, str]
     marks: NodeLabels
@@ -51,14 +51,14 @@ class CacheView:
 
 @dataclass
 class View:
-    """Everything the watches told. `put` and `drop` say whom a change concerns: at once, and after a while."""
+    """All watched objects. `put` returns the affected keys: those to handle immediately, and those that may wait."""
 
-    models: dict[str, Known] = field(default_factory=dict)
+    models: dict[str, ParsedModel] = field(default_factory=dict)
     caches: dict[str, CacheView] = field(default_factory=dict)
     nodes: dict[str, NodeView] = field(default_factory=dict)
 
     def put(self, document: Json) -> tuple[set[Key], set[Key]]:
-        """Take in the newest state of an object."""
+        """Stores the newest state of an object."""
         kind, name = document["kind"], document["metadata"]["name"]
         if kind == MODEL:
             return self._put_model(name, _known(document)), set()
@@ -67,7 +67,7 @@ class View:
         return self._put_cache(name, document)
 
     def drop(self, document: Json) -> set[Key]:
-        """Forget an object that was deleted."""
+        """Removes a deleted object; returns the keys to handle immediately."""
         kind, name = document["kind"], document["metadata"]["name"]
         if kind == MODEL:
             return self._starting_nodes() if self.models.pop(name, None) else set()
@@ -78,14 +78,14 @@ class View:
         return {(NODE, name), *self._all_models()}
 
     def known(self, kind: str) -> dict[Key, Json]:
-        """The objects of a kind that are kept: as much of each as `drop` needs."""
+        """The cached objects of a kind, with only the fields that `drop` needs."""
         held: dict[str, Iterable[str]] = {
             MODEL: self.models, CACHE: self.caches, NODE: self.nodes,
         }  # fmt: skip
         return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held[kind]}
 
     def entries(self, model: CachedModel) -> dict[str, Wanted | None]:
-        """What each node that should hold a model reports of it."""
+        """The report of a model from each node that should hold it; None where there is none yet."""
         return {
             name: view.reports.get(model.name)
             for name, view in self.caches.items()
@@ -95,11 +95,12 @@ class View:
     def readable_models(self) -> list[CachedModel]:
         return [k.model for k in self.models.values() if isinstance(k.model, CachedModel)]
 
-    def _put_model(self, name: str, known: Known) -> set[Key]:
+    def _put_model(self, name: str, known: ParsedModel) -> set[Key]:
         before = self.models.get(name)
         self.models[name] = known
         if before == known:
             return set()
+        # A changed spec can change which nodes have started. A status write, often our own, can't.
         is_same_spec = before is not None and before.generation == known.generation
         return {(MODEL, name)} | (set() if is_same_spec else self._starting_nodes())
 
@@ -108,6 +109,7 @@ class View:
         self.nodes[name] = view
         if before == view:
             return set()
+        # Our own labels are excluded, or every label we write would requeue all models.
         relabelled = before is None or _own(before.labels) != _own(view.labels)
         return {(NODE, name)} | (self._all_models() if relabelled else set())
 
@@ -135,7 +137,7 @@ class View:
         return {(NODE, name) for name, view in self.nodes.items() if view.marks.starting}
 
 
-def _known(document: Json) -> Known:
+def _known(document: Json) -> ParsedModel:
     metadata = document["metadata"]
     model: CachedModel | InvalidInput
     try:
@@ -144,7 +146,7 @@ def _known(document: Json) -> Known:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         model = InvalidInput(f"{where}: {first['msg']}", hint="Correct the CachedModel.")
-    return Known(
+    return ParsedModel(
         model=model,
         uid=str(metadata.get("uid", "")),
         generation=int(metadata.get("generation", 1)),
@@ -157,7 +159,7 @@ def _node(document: Json) -> NodeView:
 
 
 def _own(labels: dict[str, str]) -> dict[str, str]:
-    """A node's labels without those that are written here."""
+    """A node's labels without those that this controller writes."""
     return {k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)}
 
 
@@ -171,7 +173,7 @@ def _marks_agree(before: NodeCache, after: NodeCache) -> bool:
 
 
 def _state(entry: Wanted | None) -> object:
-    """What of a report is passed on at once."""
+    """The part of a report whose change is passed on immediately."""
     if entry is None:
         return None
     return (

@@ -1,7 +1,7 @@
-"""The cache's side of the controller: CachedModels get their status, nodes their labels, from the agents' NodeCaches.
+"""The controller's part for the cache: CachedModel statuses and node labels from the agents' NodeCaches.
 
-Keeps what the watches told, asks the pure modules what should be, and writes what differs. A change of a node's
-progress alone is passed on after a while only, so a thousand nodes that fetch cost a write every few seconds.
+Stores what the watches deliver, lets the pure modules compute the desired state, and writes the differences. Progress
+of a node is passed on with a delay, so a thousand fetching nodes cost one write every few seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cache_agent.api.refusals import Conflict
 from modelimage.errors import NotFound
 from workspace.controller import cached_models, conditions, node_marks
 from workspace.controller.api import RESOURCES, KubernetesApi
-from workspace.controller.cache_view import MODEL, NODE, Key, Known, NodeView, View
+from workspace.controller.cache_view import MODEL, NODE, Key, NodeView, ParsedModel, View
 from workspace.controller.cached_models import News
 from workspace.controller.informers import CACHES, Name, fill, sweep
 from workspace.controller.queue import WorkQueue
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 5.0
 RESYNC: Final = 600.0
-_EVENTS_IN: Final = "default"  # where Events of objects without a namespace go
+_EVENTS_IN: Final = "default"  # namespace of Events about cluster-scoped objects
 _SOURCE: Final = "weightyard-controller"
 
 
 class CacheRunner:
-    """All CachedModels and nodes of a cluster. `run` works for as long as it isn't cancelled."""
+    """Reconciles all CachedModels and nodes of a cluster. `run` works until cancelled."""
 
     def __init__(
         self, api: KubernetesApi, *, workers: int = 4,
@@ -48,7 +48,7 @@ class CacheRunner:
         self.queue: WorkQueue[Key] = WorkQueue()
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
-        """An event of a watch."""
+        """Handles a watch event."""
         now, later = (self.view.drop(document), set()) if deleted else self.view.put(document)
         for key in now:
             self.queue.add(key)
@@ -56,11 +56,11 @@ class CacheRunner:
             self.queue.add_later(key, PROGRESS_SECONDS)
 
     def known(self, kind: str) -> dict[Name, Json]:
-        """See `Knows`."""
+        """See `ObjectCache`."""
         return self.view.known(kind)
 
     async def run(self) -> None:
-        """Work until cancelled. Everything is listed first: what a watch hasn't told yet must not look like gone."""
+        """Works until cancelled. Lists everything first: an object not yet watched must not look deleted."""
         await fill(self._api, CACHES, self)
         for key in [*((MODEL, m) for m in self.view.models), *((NODE, n) for n in self.view.nodes)]:
             self.queue.add(key)
@@ -69,7 +69,7 @@ class CacheRunner:
             group.create_task(work(self.queue, self.reconcile, workers=self._workers))
 
     async def reconcile(self, key: Key) -> float | None:
-        """One pass over a CachedModel or a node; returns when to look again, in seconds. Raises what the API raises."""
+        """One pass over a CachedModel or a node. Returns the seconds until the next pass. Raises the API's errors."""
         kind, name = key
         try:
             if kind == MODEL and name in self.view.models:
@@ -79,10 +79,10 @@ class CacheRunner:
             else:
                 return None
         except NotFound:
-            return None  # deleted meanwhile; its watch says so
+            return None  # deleted meanwhile; the watch will report it
         return RESYNC
 
-    async def _report(self, name: str, known: Known) -> None:
+    async def _report(self, name: str, known: ParsedModel) -> None:
         now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
         if isinstance(known.model, CachedModel):
             entries = self.view.entries(known.model)
@@ -93,16 +93,19 @@ class CacheRunner:
             )
         if conditions.same(known.status, status):
             return
-        # Events first: what is told twice after a crash has the same name, what isn't told is lost.
+        # Events before the status: after a crash in between they are created again under the same
+        # name. In the opposite order they would be lost.
         for each in cached_models.news(known.status, status):
             await self._tell(name, known, each, now=now)
         document = {
             "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "metadata": {"name": name}, "status": status,
         }  # fmt: skip
+        # The result is cached right away, so the next pass doesn't act on the state before this
+        # write.
         self.view.put(await self._api.apply(document, status=True))
 
-    async def _tell(self, name: str, known: Known, news: News, *, now: str) -> None:
-        """An Event. Its name says what it follows on, so that it is made once."""
+    async def _tell(self, name: str, known: ParsedModel, news: News, *, now: str) -> None:
+        """Creates an Event. Its name is a hash of what preceded it, so a retry creates no second one."""
         after = [known.uid, news.reason, news.message, str(known.status.get("conditions"))]
         digest = hashlib.sha256("\n".join(after).encode()).hexdigest()[:16]
         event = {
@@ -127,7 +130,9 @@ class CacheRunner:
         patch = node_marks.patch(view.marks, wanted)
         if patch is not None:
             self._took(await self._api.merge(NODE, name, patch))
+        # The taint goes last and only if still present, since pods may start right after.
         if view.marks.starting and not wanted.starting:
+            # Read again with its resourceVersion: taints are one list, and others write to it too.
             untainted = node_marks.without_taint(await self._api.get(NODE, None, name))
             if untainted is not None:
                 self._took(await self._api.merge(NODE, name, untainted))

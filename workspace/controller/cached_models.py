@@ -1,7 +1,7 @@
-"""How far a CachedModel is, summed up over the nodes that should hold it. Pure: what agents report in, a status out.
+"""Computes a CachedModel's status from the nodes that should hold it. Pure: agents' reports in, a status out.
 
-Nodes that should hold it are those that its selector names and that run an agent, which a NodeCache says. What an agent
-reports of an older generation counts as nothing yet.
+Those nodes match the selector and run an agent, that is, have a NodeCache. A report about an older generation counts as
+no report.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from workspace.controller.conditions import Condition
 Json = dict[str, Any]
 
 READY, PROGRESSING, DEGRADED = "Ready", "Progressing", "Degraded"
-_NAMED: Final = 5  # nodes that a message names
-_FAILURES: Final = 16  # nodes that a status names
+_NAMED: Final = 5  # nodes listed in a message
+_FAILURES: Final = 16  # nodes listed in a status
 
 
 class Phase(Enum):
-    """Where one node stands."""
+    """The state of the model on one node."""
 
     READY = "ready"
     WORKING = "working"
@@ -36,7 +36,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something that happened to a model, as an Event tells it."""
+    """A change to publish as an Event."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -46,7 +46,7 @@ class News:
 def status_of(
     model: CachedModel, entries: Mapping[str, Wanted | None], *, before: Json, now: str
 ) -> Json:
-    """The whole status. `entries` are the selected nodes' reports of this model, `before` the status as it stands."""
+    """The whole status. `entries` are the selected nodes' reports of this model; `before` is the current status."""
     phases = {node: phase_of(model, entry) for node, entry in sorted(entries.items())}
     count = Counter(phases.values())
     known = {n: e for n, e in entries.items() if e is not None and _is_fresh(model, e)}
@@ -70,28 +70,30 @@ def status_of(
 
 
 def invalid(generation: int, error: WeightyardError, *, before: Json, now: str) -> Json:
-    """The status of a document that can't be read; what was known of it stays."""
+    """The status of an invalid document; other fields keep their values."""
     found = [conditions.failed(READY, error)]
     merged = conditions.merge(before.get("conditions") or (), found, generation=generation, now=now)
     return {**before, "observedGeneration": generation, "conditions": merged}
 
 
 def phase_of(model: CachedModel, entry: Wanted | None) -> Phase:
-    """Where a node stands by its report; the server's image is part of it, where one is asked for."""
+    """A node's phase from its report. With spec.runtimeImage, the image must be present as well."""
     if entry is None or not _is_fresh(model, entry):
         return Phase.WAITING
     if entry.state == "Failed":
         return Phase.FAILED
     if entry.state != "Ready":
         return Phase.WORKING if entry.state in ("Fetching", "Warming") else Phase.WAITING
+    # Unsupported counts as ready, or nodes that can't pull images ahead would never be.
     if model.spec.runtime_image is None or entry.runtime_image in ("Present", "Unsupported"):
         return Phase.READY
     return Phase.FAILED if entry.runtime_image == "Failed" else Phase.WORKING
 
 
 def news(before: Json, after: Json) -> list[News]:
-    """What a new status tells that the one before didn't."""
+    """The Events for the change from one status to the next."""
     found = []
+    # Only transitions, so that an Event isn't repeated with every write.
     if _turned(before, after, READY, "True"):
         found.append(News("Normal", "Cached", _message(after, READY)))
     if _turned(before, after, DEGRADED, "True"):
@@ -101,6 +103,8 @@ def news(before: Json, after: Json) -> list[News]:
 
 
 def _is_fresh(model: CachedModel, entry: Wanted) -> bool:
+    # A CachedModel that was deleted and created again starts at generation 1: only the uid tells
+    # them apart.
     another = entry.uid and model.metadata.uid and entry.uid != model.metadata.uid
     return not another and entry.observed_generation >= model.metadata.generation
 
@@ -116,12 +120,13 @@ def _failure(node: str, entry: Wanted) -> NodeFailure:
 
 
 def _identity(known: Mapping[str, Wanted]) -> dict[str, Any]:
-    """What the image means to most nodes: a tag that moves may mean different things for a while."""
+    """The resolved image that most nodes report: a moving tag may resolve differently for a while."""
     named = Counter(
         (e.model_key, e.image, e.variant) for e in known.values() if e.model_key is not None
     )
     if not named:
         return {}
+    # Ties are broken by text, or the status would alternate between passes.
     (key, image, variant), _ = max(named.items(), key=lambda each: (each[1], str(each[0])))
     return {"model_key": key, "image": image, "variant": variant}
 
@@ -139,6 +144,7 @@ def _progress(phases: Mapping[str, Phase], known: Mapping[str, Wanted]) -> dict[
     verified = [known[node].verified_at for node in ready]
     return {
         "bytes_total": total or None,
+        # 100 only when every node is ready: rounding must not announce it early.
         "percent": 100 if complete else min(99, int(share * 100)),
         "bytes_per_second": sum(entry.bytes_per_second for entry in others),
         "seconds_left": 0

@@ -1,4 +1,4 @@
-"""Where a version stands in the cluster: nodes it could run on, nodes that hold it, servers that run it."""
+"""The state of a version in the cluster: eligible nodes, nodes that hold it, servers that run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CachedState:
-    """A version's state. `chosen` are the nodes that should hold it, `warm` those that do."""
+    """A version's state. `chosen` nodes should hold it, `warm` nodes do."""
 
     eligible: tuple[str, ...]
     chosen: tuple[str, ...]
@@ -26,7 +26,7 @@ class CachedState:
 
     @property
     def is_cached(self) -> bool:
-        """Whether all nodes that should hold the version do; where there is no node, nothing can be waited for."""
+        """Whether all chosen nodes hold the version. With no node at all, there is nothing to wait for."""
         return set(self.chosen) <= self.warm
 
     @property
@@ -37,9 +37,9 @@ class CachedState:
 def standing(
     workspace: Workspace, revision: Revision, observed: Observed, *, replicas: int
 ) -> CachedState:
-    """Where a version stands, when so many replicas are wanted of it.
+    """The state of a version for a number of desired replicas.
 
-    A node is wanted warm for each replica that isn't ready yet, beside those where servers of it run.
+    Besides the nodes that already run its servers, one warm node is chosen for each replica that isn't ready yet.
     """
     nodes = observed.nodes
     label = names.node_label(revision.key)
@@ -64,7 +64,7 @@ def standing(
 
 
 def _nodes_with(pods: list[Json], revision: Revision) -> set[str]:
-    """Nodes where pods of a version have their volumes."""
+    """Nodes where pods of a version have their volumes mounted."""
     wanted = {names.REVISION: revision.id}
     return _nodes_of([pod for pod in pods if has_labels(pod, wanted) and is_mounted(pod)])
 
@@ -74,7 +74,7 @@ def _nodes_of(pods: list[Json]) -> set[str]:
 
 
 def server_count(observed: Observed, revision: Revision | None = None) -> tuple[int, int]:
-    """The Workspace's servers, and how many of them are ready; of one version, if given."""
+    """The number of the Workspace's servers and of the ready ones; of one version, if given."""
     pods = [
         pod
         for pod in observed.pods(names.SERVER)

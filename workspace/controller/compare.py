@@ -1,8 +1,8 @@
-"""Whether the server already holds what is wanted, so that nothing is written at rest.
+"""Decides whether the API server already holds the desired object, so that nothing is written in a steady state.
 
-The server adds defaults and others add fields of their own: those don't count. What we no longer want is noticed by
-the hash of our whole intent, which is kept in an annotation. Lists that the server merges by a key may hold
-items of others; all other lists are compared whole.
+Defaults added by the server and fields of other managers don't count. Fields that we no longer want are detected by a
+hash of our whole document, kept in an annotation. Lists that the server merges by key may contain others' items; all
+other lists are compared whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workspace.render import names
 
 Json = dict[str, Any]
 
-# Field -> the members that tell its items apart (`x-kubernetes-list-map-keys` of the built-in types).
+# Field -> keys that identify its items (`x-kubernetes-list-map-keys` of the built-in types).
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
     "containers": ("name",),
     "env": ("name",),
@@ -29,14 +29,14 @@ _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 
 
 def with_intent(document: Json) -> Json:
-    """The document with the hash of itself as an annotation."""
+    """The document with its own hash as an annotation."""
     metadata = document["metadata"]
     annotations = {**metadata.get("annotations", {}), names.INTENT: intent(document)}
     return {**document, "metadata": {**metadata, "annotations": annotations}}
 
 
 def intent(document: Json) -> str:
-    """A hash of what is wanted, but for the number of replicas, which may be another's to change."""
+    """A hash of the desired object without the number of replicas, which an autoscaler may change."""
     spec = document.get("spec")
     if isinstance(spec, dict) and "replicas" in spec:
         spec = {name: value for name, value in spec.items() if name != "replicas"}
@@ -46,7 +46,8 @@ def intent(document: Json) -> str:
 
 
 def holds(actual: Any, wanted: Any, field: str = "") -> bool:
-    """Whether everything wanted stands in what is there."""
+    """Whether `actual` contains everything in `wanted`."""
+    # The server drops empty fields, so an empty value equals a missing one.
     if wanted in _EMPTY:
         return True if actual in _EMPTY else isinstance(actual, dict)
     if isinstance(wanted, dict):

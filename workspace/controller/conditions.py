@@ -1,4 +1,4 @@
-"""What is so, in the five conditions of a Workspace, each with a reason and what to do about it."""
+"""The conditions of a status, each with a reason and a remedy; the names of a Workspace's five."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Condition:
 def merge(
     previous: Iterable[Json], current: Iterable[Condition], *, generation: int, now: str
 ) -> list[Json]:
-    """Conditions as the status holds them; a time changes only where a status does."""
+    """Conditions in the status's form. lastTransitionTime changes only when a condition's status does."""
     before = {each["type"]: each for each in previous}
     merged = []
     for each in current:
@@ -56,7 +56,7 @@ def merge(
 
 
 def ready(parts: Iterable[Condition], *, done: Condition) -> Condition:
-    """Ready is `done`, unless one of the others says no: then it is that one's reason."""
+    """The Ready condition: `done`, unless another condition isn't true; then that one's reason."""
     for each in parts:
         if each.ok is not True:
             return Condition(READY, each.ok, each.reason, each.message)
@@ -64,13 +64,13 @@ def ready(parts: Iterable[Condition], *, done: Condition) -> Condition:
 
 
 def failed(kind: str, error: WeightyardError) -> Condition:
-    """An error as a condition: its class is the reason, and its hint what to do."""
+    """An error as a condition: the class name is the reason, and the message includes the hint."""
     message = f"{error.message}. {error.hint}" if error.hint else error.message
     return Condition(kind, False, type(error).__name__, message)
 
 
 def same(one: Json, other: Json) -> bool:
-    """Whether two statuses say the same; a server keeps conditions in the order in which they came."""
+    """Whether two statuses are equal, ignoring the order of conditions: the server keeps its own order."""
     return _by_type(one) == _by_type(other)
 
 

@@ -1,7 +1,7 @@
-"""kopf's side: watches what concerns Workspaces and the cache, and hands every event on. Nothing is decided here.
+"""kopf event handlers: watch the kinds of Workspaces and the cache, and pass every event on. No decisions here.
 
-Only event handlers are used: they leave no finalizers or annotations on anybody's objects, so deleting one works while
-no controller runs. kopf brings the watching itself: resuming, relisting after 410, backing off.
+Only event handlers are used: they add no finalizers or annotations to objects, so deleting works while no controller
+runs. kopf does the watching: resuming, relisting after 410, backing off.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.informers import CACHES, WORKSPACES, label_of
 from workspace.controller.runner import Runner
 
-Seen = Callable[..., None]  # of a document, and whether it was `deleted`
+Seen = Callable[..., None]  # called with a document, and whether it was `deleted`
 
 
 def make_registry(
     runner: Runner, caching: CacheRunner, *, with_keda: bool
 ) -> kopf.OperatorRegistry:
-    """The handlers of one controller; several controllers may run in one process."""
+    """The handlers of one controller. Several controllers may run in one process."""
     registry = kopf.OperatorRegistry()
     workspaces = (*WORKSPACES, *(("ScaledObject",) if with_keda else ()))
     for kind in dict.fromkeys((*workspaces, *CACHES)):
@@ -42,7 +42,7 @@ def make_registry(
 
 def _handler(kind: str, api: str, told: Sequence[Seen]) -> Callable[..., Awaitable[None]]:
     async def seen(event: Mapping[str, Any], **_: Any) -> None:
-        # Items of a list lack the kind that they are of.
+        # Items of a list have no kind and apiVersion.
         document = {**event["object"], "kind": kind, "apiVersion": api}
         for each in told:
             each(document, deleted=event["type"] == "DELETED")
@@ -51,17 +51,18 @@ def _handler(kind: str, api: str, told: Sequence[Seen]) -> Callable[..., Awaitab
 
 
 def make_settings() -> kopf.OperatorSettings:
-    """kopf without what it would write: no Events of its own, no peering."""
+    """kopf settings without writes: no Events of its own, no peering."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
-    # A task for each object that stays for as long as its events might come in bursts.
+    # kopf keeps a task per object for this long after its last event; the default is too long for
+    # thousands of objects.
     settings.queueing.idle_timeout = 0.5
     return settings
 
 
 def connect() -> kopf.ConnectionInfo:
-    """How to reach the API server: as a pod's service account, else as KUBECONFIG says. Raises InvalidInput."""
+    """Connects as a pod's service account, else by KUBECONFIG. Raises InvalidInput."""
     found = kopf.login_with_service_account(settings=make_settings()) or kopf.login_with_kubeconfig(
         settings=make_settings()
     )
@@ -79,7 +80,7 @@ async def watch(
     stop: asyncio.Event,
     connection: Callable[[], kopf.ConnectionInfo],
 ) -> None:
-    """Run kopf's watches until `stop`."""
+    """Runs kopf's watches until `stop`."""
     kopf.on.login(registry=registry)(lambda **_: connection())
     await kopf.operator(
         registry=registry,

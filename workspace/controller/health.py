@@ -1,7 +1,7 @@
-"""Whether a controller is alive and ready, over HTTP for the kubelet. It answers from the loop that does the work.
+"""Liveness and readiness of a controller over HTTP, for the kubelet; served from the event loop that does the work.
 
-Ready means that the API server was reached within the last while, leader or not: a standby that could not take over
-isn't ready. Knows nothing of Workspaces.
+Ready means that the API server was reached recently, leader or not: a standby that couldn't take over isn't ready.
+Independent of Workspaces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SILENCE_SECONDS: Final = 60.0
 
 
 class Liveness:
-    """When the API server last answered; `beat` after each answer."""
+    """When the API server last responded; call `beat` after each response."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -26,11 +26,11 @@ class Liveness:
         self.leads = False
 
     def beat(self, *, leads: bool) -> None:
-        """The API server answered just now."""
+        """Records that the API server just responded."""
         self._last, self.leads = self._clock(), leads
 
     def problem(self) -> str | None:
-        """What keeps the controller from being ready, in words."""
+        """The reason why the controller isn't ready; None when it is."""
         if self._last is None:
             return "the API server has not answered yet"
         silent = self._clock() - self._last
@@ -40,7 +40,7 @@ class Liveness:
 
 
 def application(liveness: Liveness) -> web.Application:
-    """`GET /livez`, and `/readyz`: 503 with what is wrong."""
+    """`GET /livez` and `/readyz`; the latter returns 503 with the problem."""
 
     async def livez(request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -57,7 +57,7 @@ def application(liveness: Liveness) -> web.Application:
 
 @asynccontextmanager
 async def answering(liveness: Liveness, *, host: str, port: int) -> AsyncIterator[int]:
-    """Answer while the context lasts; yields the port. Raises Busy for an address that is taken."""
+    """Serves for the duration of the context; yields the port. Raises Busy when the address is taken."""
     runner = web.AppRunner(application(liveness), access_log=None)
     await runner.setup()
     try:

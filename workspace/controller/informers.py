@@ -1,7 +1,7 @@
-"""Which kinds are watched, and how what is there is learnt beside the watches: at first, and now and then again.
+"""The watched kinds, and the listing beside the watches: before acting, and periodically.
 
-A watch that was away for too long starts anew with a list, which doesn't say what was deleted meanwhile; and a watch
-that has only begun hasn't told everything yet. So a leader lists before it acts, and later drops what no list has.
+A watch that restarts after a long outage begins with a list, which doesn't report deletions; a new watch hasn't
+delivered everything yet. So a leader lists before it acts, and later drops objects that no list contains.
 """
 
 from __future__ import annotations
@@ -20,40 +20,45 @@ logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 Name = tuple[str, str]  # namespace, empty for a cluster's objects, and name
 
-# Changes of others that reconcile must see; the rest is compared at each resync only.
+# Kinds whose changes by others must be seen; the rest is compared at each resync only.
 WORKSPACES: Final = (
     "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
     "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
 )  # fmt: skip
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
-_WHOLE: Final = frozenset({"Workspace", *CACHES})  # the others by the Workspace's label only
+_WHOLE: Final = frozenset(
+    {"Workspace", *CACHES}
+)  # unfiltered; the others are filtered by the Workspace's label
 SWEEP_SECONDS: Final = 600.0
 
 
 class ObjectCache(Protocol):
-    """Whoever is told of objects, and remembers them."""
+    """Receives object events and caches the objects."""
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
-        """The newest state of an object, or its end."""
+        """Handles the newest state of an object, or its deletion."""
 
     def known(self, kind: str) -> dict[Name, Json]:
-        """The objects of a kind that are remembered, each with as much of it as `seen` needs to forget it."""
+        """The cached objects of a kind, each with the fields that `seen` needs to remove it."""
 
 
 def label_of(kind: str) -> str | None:
-    """The label that objects of a kind must have to be watched; None for all objects."""
+    """The label that watched objects of a kind must have; None watches all."""
     return None if kind in _WHOLE else names.WORKSPACE
 
 
 async def fill(api: KubernetesApi, kinds: Iterable[str], who: ObjectCache) -> None:
-    """Tell of what isn't known yet, and of what isn't there any more. Raises what lists raise.
+    """Lists the kinds; adds unknown objects and removes missing ones. Raises what lists raise.
 
-    What is known is left to the watches: a list may be older than what they told.
+    Known objects are left to the watches: a list may be older than their events.
     """
     for kind in kinds:
+        # Only objects known before the list began may be removed: others may be newer than the
+        # list.
         before, there = who.known(kind), set()
         try:
             async for page in api.pages(kind, label=label_of(kind)):
+                # Read again for each page: watches run meanwhile.
                 known = who.known(kind)
                 for document in page:
                     name = _name(document)
@@ -72,7 +77,7 @@ def _name(document: Json) -> Name:
 
 
 async def sweep(api: KubernetesApi, kinds: Iterable[str], who: ObjectCache) -> None:
-    """Fill again and again until cancelled; what can't be listed now is listed the next time."""
+    """Fills periodically until cancelled. A kind that can't be listed is retried the next time."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         for kind in kinds:

@@ -1,7 +1,7 @@
-"""Who acts: one controller at a time, by a Lease that the leader renews and others take over once it has run out.
+"""Leader election: one controller acts at a time. The leader renews a Lease; others take it over when it expires.
 
-`claim` is the pure rule. The clocks of two machines are never compared: a standby measures with its own how long
-a Lease stayed as it was (as client-go's leader election does).
+`claim` is the pure rule. Clocks of two machines are never compared: a standby measures on its own clock how long a
+Lease stayed unchanged (like client-go's leader election).
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ RENEW_SECONDS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A Lease's last known version, and when (on our own clock) it was first seen so."""
+    """A Lease's last seen version, and when it was first seen, on our own clock."""
 
     version: str
     since: float
 
 
 def claim(lease: Json, *, me: str, seen: Seen | None, now: float, stamp: str) -> Json | None:
-    """The Lease with us as its holder; None while another holds it. `stamp` is RFC 3339 with microseconds."""
+    """The Lease with us as holder; None while another holds it. `stamp` is RFC 3339 with microseconds."""
     spec = lease.get("spec") or {}
     holder = spec.get("holderIdentity") or ""
     if holder and holder != me:
+        # The holder's renewTime is on its own clock, so expiry is measured from the last change we
+        # saw.
         unchanged = seen is not None and seen.version == lease["metadata"].get("resourceVersion")
         seconds = spec.get("leaseDurationSeconds", LEASE_SECONDS)
         if not unchanged or seen is None or now < seen.since + seconds:
@@ -55,7 +57,7 @@ def claim(lease: Json, *, me: str, seen: Seen | None, now: float, stamp: str) ->
 
 
 class Leadership:
-    """Keeps trying for the Lease, then keeps renewing it; `run` ends when it is lost."""
+    """Acquires the Lease, then renews it; `run` ends when it is lost."""
 
     def __init__(
         self, api: KubernetesApi, *, namespace: str, me: str, clock: Callable[[], float],
@@ -71,7 +73,7 @@ class Leadership:
         self.leads = asyncio.Event()
 
     async def run(self) -> None:
-        """Until leadership that was had is lost. Raises Unreachable then: the caller must stop acting at once."""
+        """Runs until leadership is lost. Then raises Unreachable: the caller must stop acting immediately."""
         renewed = self._clock()
         while True:
             held = await self._try()
@@ -80,13 +82,15 @@ class Leadership:
             if held:
                 renewed = self._clock()
                 self.leads.set()
+            # Another holder ends leadership immediately; an unreachable API server only once the
+            # Lease may have expired, since nobody can take over before.
             elif self.leads.is_set() and (held is False or self._clock() > renewed + LEASE_SECONDS):
                 self.leads.clear()
                 raise Unreachable("leadership was lost", hint="Start again; another one leads now.")
             await asyncio.sleep(RENEW_SECONDS)
 
     async def _try(self) -> bool | None:
-        """Whether we hold the Lease after this attempt; None when the API server couldn't tell."""
+        """Whether we hold the Lease after this attempt; None when the attempt was inconclusive."""
         try:
             lease = await self._read()
             self._look(lease)
@@ -95,12 +99,13 @@ class Leadership:
             )
             if mine is None:
                 return False
+            # Fails with Conflict when another controller changed the Lease since the read.
             if "resourceVersion" in lease["metadata"]:
                 await self._api.replace(mine)
             else:
                 await self._api.create(mine)
         except WeightyardError:
-            return None  # a conflict, or no answer: the next attempt tells
+            return None  # a conflict or no response: the next attempt decides
         return True
 
     async def _read(self) -> Json:

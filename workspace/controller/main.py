@@ -1,4 +1,4 @@
-"""The controller's composition root: connects, watches, waits to lead, then reconciles and scales until stopped."""
+"""The controller's composition root: connects, watches, waits for leadership, then reconciles and scales."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workspace.render.kubernetes import Environment
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`me` names this controller among several; `connection` is asked again and again, since tokens are renewed."""
+    """`me` identifies this controller; `connection` is called repeatedly, since tokens are renewed."""
 
     me: str
     environment: Environment
@@ -39,7 +39,7 @@ class Options:
 async def run_controller(
     options: Options, *, stop: asyncio.Event, leading: Callable[[], None] = lambda: None
 ) -> None:
-    """Run until `stop`. Raises Unreachable once leadership is lost: whoever runs this starts it again."""
+    """Runs until `stop`. Raises Unreachable when leadership is lost: the process must be restarted."""
     working = asyncio.create_task(_work(options, stop=stop, leading=leading))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -64,6 +64,8 @@ async def _work(options: Options, *, stop: asyncio.Event, leading: Callable[[], 
             stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             liveness=options.liveness,
         )
+        # One group: losing the Lease cancels reconciling too, so that two controllers never act
+        # together.
         async with asyncio.TaskGroup() as group:
             group.create_task(leadership.run())
             group.create_task(
@@ -72,7 +74,7 @@ async def _work(options: Options, *, stop: asyncio.Event, leading: Callable[[], 
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The first error of a group; the others are what came of it."""
+    """The first error of a group; the others are its consequences."""
     found = group.exceptions[0]
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
@@ -81,7 +83,7 @@ async def _lead(
     options: Options, api: KubernetesApi, session: aiohttp.ClientSession, *,
     leadership: Leadership, stop: asyncio.Event, leading: Callable[[], None],
 ) -> None:  # fmt: skip
-    """What a leader does. Watches start before, so that whoever takes over knows everything at once."""
+    """The leader's tasks. Watches start before leadership, so that a new leader has a filled cache."""
     groups = await api.groups()
     runner = Runner(
         api=api,

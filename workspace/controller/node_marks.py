@@ -1,7 +1,7 @@
-"""What a node carries for all to see: a label for each model that it holds, and at first a taint that keeps pods away.
+"""Node labels for held models, and the startup taint that keeps pods away until pinned models are ready.
 
-Pure. Labels follow the NodeCache: a model that the agent is about to release loses its label first, and the agent
-waits for that before it deletes. An annotation of the label's name says which model it is, whole.
+Pure. Labels follow the NodeCache: before an agent releases a model, its label is removed, and the agent waits for that
+before deleting. An annotation with the label's name has the model's full identity.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALL_TRUE: Final = ("Ready", "Synced", "PinnedReady")
 
 @dataclass(frozen=True, slots=True)
 class NodeLabels:
-    """A node's labels and annotations of models, by name, and whether it has the startup taint."""
+    """A node's model labels and annotations by name, and whether it has the startup taint."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class NodeLabels:
 
     @classmethod
     def of(cls, node: Json) -> NodeLabels:
-        """What a Node carries."""
+        """The labels, annotations and taint of a Node."""
         metadata, spec = node["metadata"], node.get("spec") or {}
         return cls(
             labels=_models(metadata.get("labels")),
@@ -43,8 +43,7 @@ class NodeLabels:
 
 
 def parse_node_cache(document: Json) -> NodeCache | None:
-    """A NodeCache as its agent wrote it; None for one that can't be read, of an agent from another time: what was
-    known of its node stays."""
+    """Parses a NodeCache. None for an invalid one, from an agent of another version; its node's cached state stays."""
     try:
         return NodeCache.model_validate(document)
     except ValidationError:
@@ -52,7 +51,8 @@ def parse_node_cache(document: Json) -> NodeCache | None:
 
 
 def held_labels(cache: NodeCache) -> dict[str, str]:
-    """The labels that a NodeCache stands for, each with the model's whole name; none while its store isn't sound."""
+    """The labels for a NodeCache, with each model's full identity; none while its store isn't sound."""
+    # A node with a damaged store must not attract pods.
     if _condition(cache, "Ready") == "False":
         return {}
     found = {}
@@ -66,7 +66,7 @@ def held_labels(cache: NodeCache) -> dict[str, str]:
 def wanted_marks(
     cache: NodeCache | None, models: Iterable[CachedModel], labels: Mapping[str, str]
 ) -> NodeLabels:
-    """What a node with these labels should carry; without a NodeCache it holds nothing, and has yet to start."""
+    """The desired labels of a node. Without a NodeCache it holds nothing and hasn't started."""
     if cache is None:
         return NodeLabels(starting=True)
     named = held_labels(cache)
@@ -74,7 +74,9 @@ def wanted_marks(
 
 
 def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping[str, str]) -> bool:
-    """Whether every pinned model that selects the node is held and verified, by the newest word of what is wanted."""
+    """Whether every pinned model that selects the node is held and verified at the model's current generation."""
+    # Synced is required: until the agent has the current desired state, its reports may omit a
+    # model.
     if any(_condition(cache, each) != "True" for each in _ALL_TRUE):
         return False
     reports = {each.name: each for each in cache.status.wanted}
@@ -88,7 +90,7 @@ def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping
 
 
 def patch(there: NodeLabels, wanted: NodeLabels) -> Json | None:
-    """A merge patch of a node's metadata; None where nothing differs. The taint isn't part of it."""
+    """A merge patch of a node's labels and annotations, without the taint; None when nothing differs."""
     parts = {
         name: changed
         for name, old, new in (
@@ -101,11 +103,12 @@ def patch(there: NodeLabels, wanted: NodeLabels) -> Json | None:
 
 
 def without_taint(node: Json) -> Json | None:
-    """A merge patch that takes the startup taint away, if the node is still as it was read; None without one."""
+    """A merge patch that removes the startup taint from the node as it was read; None without the taint."""
     taints = (node.get("spec") or {}).get("taints") or []
     kept = [each for each in taints if each.get("key") != STARTUP_TAINT]
     if len(kept) == len(taints):
         return None
+    # Merge patches replace lists whole: the resourceVersion keeps taints that others add meanwhile.
     version = node["metadata"]["resourceVersion"]
     return {"metadata": {"resourceVersion": version}, "spec": {"taints": kept or None}}
 
@@ -125,7 +128,7 @@ def _condition(cache: NodeCache, kind: str) -> str:
 
 
 def _digest(text: str) -> Digest | None:
-    """An agent of another version may name models otherwise: such a model gets no label."""
+    """The parsed model key; None for another format, from an agent of another version: the model gets no label."""
     try:
         return Digest.parse(text)
     except InvalidInput:

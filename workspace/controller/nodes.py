@@ -1,7 +1,7 @@
-"""Which nodes a Workspace may use, what accelerators they have, and which of them to warm.
+"""Node facts: which nodes a Workspace may use, their accelerators, and which of them to warm.
 
-Pure readings of Node objects. GPU models come from the labels that NVIDIA's GPU feature discovery and AMD's node
-labeller write; a Workspace that names its GPU itself needs neither.
+Pure functions of Node objects. GPU models come from the labels of NVIDIA's GPU feature discovery and AMD's node
+labeller; a Workspace that names its GPU needs neither.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cache_agent.api.document import parse_quantity
 from cache_agent.api.names import MODEL_LABELS
+from modelimage.cpus import FLAGS
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, asked_hardware, find_gpu
@@ -29,9 +30,9 @@ _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What is read of a Node. `held` are the labels of the models that it holds, by its NodeCache where it has one.
+    """The facts read from a Node. `held` are its model labels, from its NodeCache if there is one.
 
-    `read_rate` is the rate at which it reads weights, in bytes a second, where its agent measured one.
+    `read_rate` is its rate of reading weights in bytes a second, if its agent measured one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Node:
     allocatable: Mapping[str, str]
     usable: bool
     held: frozenset[str] = frozenset()
+    # Not compared: a new measurement alone must not requeue Workspaces.
     read_rate: float | None = field(default=None, compare=False)
 
     @classmethod
@@ -49,6 +51,7 @@ class Node:
         labels = document["metadata"].get("labels") or {}
         return cls(
             name=document["metadata"]["name"],
+            # Model labels are only in `held`, so that a NodeCache can replace them.
             labels={k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)},
             taints=tuple(spec.get("taints") or ()),
             allocatable=status.get("allocatable") or {},
@@ -59,7 +62,7 @@ class Node:
         )
 
     def count(self, resource: str) -> int:
-        """How many of an extended resource pods can have here."""
+        """The number of an extended resource that pods can request here."""
         text = str(self.allocatable.get(resource, "0"))
         return int(text) if text.isdigit() else 0
 
@@ -67,12 +70,12 @@ class Node:
         return label in self.held
 
     def has(self, label: str, value: str) -> bool:
-        """Whether the node has a label, a model's included."""
+        """Whether the node has a label, model labels included."""
         return self.labels.get(label) == value or (value == names.READY and self.holds(label))
 
 
 def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[Node]:
-    """Nodes that a replica with so many GPUs could run on, by name."""
+    """Nodes that could run a replica with so many GPUs, sorted by name."""
     accepted = tolerations(resources, gpus=gpus)
     return sorted(
         (
@@ -88,13 +91,13 @@ def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[
 
 
 def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
-    """What a replica gets: what the spec says, else the weakest GPU or CPU among the nodes it could run on.
+    """The hardware of a replica: from the spec, else the weakest GPU or CPU among the nodes it could run on.
 
-    Raises InvalidInput when neither tells which GPU.
+    Raises InvalidInput when neither determines the GPU.
     """
     if resources.gpus == 0:
         possible = eligible(nodes, resources, gpus=0)
-        return replace(asked_hardware(resources), cpu_flags=_common_cpu_flags(possible))
+        return replace(asked_hardware(resources), cpus=_cpus(possible))
     if resources.gpu or resources.gpu_memory or resources.mig_profile:
         return asked_hardware(resources)
     least = resources.gpus or 1
@@ -108,12 +111,13 @@ def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
             f"no usable node says which {resources.vendor.value} GPU it has",
             hint="Set spec.resources.gpu (such as L4) or gpuMemory, or install the vendor's feature discovery.",
         )
+    # The weakest, since the scheduler may put a replica on any of these nodes.
     weakest = min((gpu for gpu, _ in found), key=lambda gpu: (gpu.memory_bytes, gpu.capability))
     return Hardware(weakest, resources.gpus or min(count for _, count in found))
 
 
 def read_rate(nodes: Iterable[Node], resources: Resources) -> float | None:
-    """The slowest rate at which a node that a replica could run on reads weights; None where none measured one."""
+    """The slowest measured read rate of the nodes that a replica could run on; None when none was measured."""
     least = 1 if resources.gpus is None else resources.gpus
     rates = (node.read_rate for node in eligible(nodes, resources, gpus=least))
     return min((rate for rate in rates if rate), default=None)
@@ -122,8 +126,10 @@ def read_rate(nodes: Iterable[Node], resources: Resources) -> float | None:
 def choose_warm(
     candidates: Sequence[Node], count: int, *, label: str, preference: Sequence[set[str]]
 ) -> list[Node]:
-    """The nodes that should hold a model: those of the first set of names, then of the next; else spread by a hash."""
+    """The nodes that should hold a model, in order of the preference sets, then of a hash."""
 
+    # Hashed with the label: each model gets an order of its own, so models spread over the nodes,
+    # and the choice stays the same between calls.
     def spread(node: Node) -> bytes:
         return hashlib.sha256(f"{label}/{node.name}".encode()).digest()
 
@@ -138,17 +144,17 @@ def choose_warm(
     return chosen
 
 
-def _common_cpu_flags(nodes: Sequence[Node]) -> frozenset[str] | None:
-    """The instruction sets that every node's CPU has; None unless node feature discovery labelled them all."""
-    found = [
-        frozenset(
+def _cpus(nodes: Sequence[Node]) -> tuple[frozenset[str], ...]:
+    """The instruction sets of each node's CPU; empty unless node feature discovery labelled every node."""
+    found = {
+        FLAGS.intersection(
             name.removeprefix(_CPU_FEATURE).lower()
             for name, value in node.labels.items()
             if name.startswith(_CPU_FEATURE) and value == "true"
         )
         for node in nodes
-    ]
-    return frozenset.intersection(*found) if found and all(found) else None
+    }
+    return tuple(sorted(found, key=sorted)) if all(found) else ()
 
 
 def _gpu(node: Node, vendor: Vendor) -> Gpu | None:
@@ -159,6 +165,7 @@ def _gpu(node: Node, vendor: Vendor) -> Gpu | None:
         memory, name = labels.get("amd.com/gpu.vram"), labels.get("amd.com/gpu.product-name", "AMD")
         known = find_gpu(name)
         if memory:
+            # AMD's labeller writes GiB as `G`.
             return Gpu(name, _bytes(f"{memory}i" if memory.endswith("G") else memory), 0, vendor)
         return known
     return None

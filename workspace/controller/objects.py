@@ -1,4 +1,4 @@
-"""Readings of Kubernetes objects as the API server gives them: plain documents in, plain facts out."""
+"""Facts of Kubernetes objects as the API server returns them: plain documents in, plain values out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def has_labels(document: Json, wanted: Mapping[str, str]) -> bool:
 
 
 def is_owned(document: Json, uid: str) -> bool:
-    """Whether an object says that the Workspace of this uid controls it."""
+    """Whether the Workspace with this uid controls the object."""
     owners: Iterable[Json] = document["metadata"].get("ownerReferences") or ()
     return any(each.get("uid") == uid and each.get("controller") for each in owners)
 
 
 def condition(document: Json, kind: str) -> Json:
-    """A condition of any object's status; empty when it has none of that type."""
+    """A condition from an object's status; empty when it has none of that type."""
     found: Iterable[Json] = (document.get("status") or {}).get("conditions") or ()
     return next((each for each in found if each.get("type") == kind), {})
 
@@ -30,7 +30,7 @@ def is_ready(pod: Json) -> bool:
 
 
 def is_mounted(pod: Json) -> bool:
-    """Whether a pod's volumes are there: a container starts, or fails to, only afterwards."""
+    """Whether a pod's volumes are mounted: a container starts, or fails to start, only afterwards."""
     states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()
     return any(
         each.get("restartCount") or {"running", "terminated"} & set(each.get("state") or ())

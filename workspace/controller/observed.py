@@ -1,6 +1,6 @@
-"""What reconcile looks at, and what it answers: values only.
+"""Input and output types of reconcile(). Values only.
 
-Objects stay the plain documents that the API server gives; the few facts that are read often have names here.
+Objects stay plain documents as the API server returns them; facts that are read often have names here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEDA_GROUP: Final = "keda.sh"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One object of the Workspace's namespace."""
+    """One object in the Workspace's namespace."""
 
     kind: str
     name: str
@@ -32,9 +32,9 @@ class Reference:
 class Observed:
     """Everything known at one moment.
 
-    `objects` are those of the namespace that carry the Workspace's label or a name that it needs, pods included.
-    `resolved` is what the registry answered, or its error; None when it wasn't asked. `wanted` is the scaler's number
-    of replicas; None where nothing scales or it doesn't know yet. `now` is RFC 3339.
+    `objects` are those of the namespace with the Workspace's label or with a name that it needs, pods included.
+    `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
+    replicas; None without autoscaling or before its first result. `now` is RFC 3339.
     """
 
     document: Json
@@ -51,14 +51,14 @@ class Observed:
         return str(self.document["metadata"]["uid"])
 
     def find(self, kind: str, name: str) -> Json | None:
-        """One object; None when it isn't there."""
+        """One object; None when it doesn't exist."""
         for each in self.objects:
             if each["kind"] == kind and each["metadata"]["name"] == name:
                 return each
         return None
 
     def pods(self, role: str) -> list[Json]:
-        """The Workspace's own pods of a role that aren't on their way out, by name."""
+        """The Workspace's own pods of a role, except those being deleted, by name."""
         name = self.document["metadata"]["name"]
         found = [
             each
@@ -72,14 +72,14 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Server-side apply of one object, by our field manager."""
+    """Server-side apply of one object as our field manager."""
 
     document: Json
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete one object, if it is still the one that was seen."""
+    """Deletes one object if it still has the uid that was seen."""
 
     reference: Reference
     uid: str
@@ -90,7 +90,7 @@ Action = Apply | Delete
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do. `status` None leaves it as it is; `ask_registry` wants `resolved` and another call."""
+    """The actions to take. `status` None leaves it unchanged; `ask_registry` requests `resolved` and another call."""
 
     actions: tuple[Action, ...] = ()
     status: Json | None = None

@@ -1,8 +1,8 @@
-"""Pods that bring a version to a node before any GPU is held: the same volume, the same image, no GPU, no work.
+"""Pods that pre-warm a version on a node before any GPU is held: same volume, same image, no GPU, no work.
 
-One mechanism for public and private models alike: the pod is in the Workspace's namespace, so its pull secret is too,
-and an owner reference cleans up. Its image is the server's, so that is pulled ahead as well, and its volume is a lease
-on the model until the server has one.
+Works the same for public and private models: the pod is in the Workspace's namespace, where its pull secret is, and an
+owner reference deletes it. It uses the server's image, which is thereby pulled too, and its volume leases the model
+until the server has its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pod_name(workspace: Workspace, revision: Revision, node: str) -> str:
 
 
 def prewarm_pod(workspace: Workspace, revision: Revision, node: str) -> Json:
-    """A pod that makes a node hold a version, for as long as it is there."""
+    """A pod that makes a node hold a version for as long as the pod exists."""
     spec = revision.template["spec"]
     server = spec["containers"][0]
     wanted = [each for each in spec["volumes"] if "csi" in each]
@@ -41,6 +41,7 @@ def prewarm_pod(workspace: Workspace, revision: Revision, node: str) -> Json:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": spec["securityContext"],
+            # As process 1, sleep ignores SIGTERM.
             "terminationGracePeriodSeconds": 1,
             "restartPolicy": "Never",
             "affinity": _on(node),
@@ -50,7 +51,8 @@ def prewarm_pod(workspace: Workspace, revision: Revision, node: str) -> Json:
                 {
                     "name": names.PREWARM,
                     "image": server["image"],
-                    # An image without it fails to start, by which time the volume was mounted all the same.
+                    # An image without `sleep` fails to start, but only after the volume was
+                    # mounted.
                     "command": ["sleep", "infinity"],
                     "resources": {"requests": small, "limits": small},
                     "securityContext": server["securityContext"],
@@ -63,7 +65,7 @@ def prewarm_pod(workspace: Workspace, revision: Revision, node: str) -> Json:
 
 
 def _on(node: str) -> Json:
-    """To this node, through the scheduler: naming it in the spec would skip taints and room."""
+    """Affinity to one node. It goes through the scheduler: spec.nodeName would skip taints and free resources."""
     field = {"key": "metadata.name", "operator": "In", "values": [node]}
     required = {"nodeSelectorTerms": [{"matchFields": [field]}]}
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}

@@ -1,4 +1,4 @@
-"""Which Workspaces to look at next: each at most once at a time, later again where asked, soonest first."""
+"""The work queue: each key at most once at a time, delayed keys when due, soonest first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class WorkQueue(Generic[K]):
-    """Keys that wait. A key added while it is worked on comes back when that is done."""
+    """Keys to work on. A key added during its own work is queued again when that is done."""
 
     def __init__(self) -> None:
         self._waiting: dict[K, None] = {}  # in order of arrival
@@ -20,10 +20,11 @@ class WorkQueue(Generic[K]):
         self._ready = asyncio.Event()
 
     def add(self, key: K) -> None:
-        """Look at a key as soon as possible."""
+        """Queues a key as soon as possible."""
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
+        # Never handed out twice: two passes over one key would act on different observations.
         if key in self._working:
             self._again.add(key)
         else:
@@ -31,7 +32,7 @@ class WorkQueue(Generic[K]):
             self._ready.set()
 
     def add_later(self, key: K, seconds: float) -> None:
-        """Look at a key after a while; of several such wishes the soonest counts."""
+        """Queues a key after a delay. Of several delays the soonest counts."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         if timer is not None:
@@ -57,7 +58,7 @@ class WorkQueue(Generic[K]):
             self.add(key)
 
     def close(self) -> None:
-        """Cancel what was to come later."""
+        """Cancels all delayed keys."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

@@ -1,7 +1,7 @@
-"""From what is observed to what to do: pure, the same answer for the same observation, so that it may run at any time.
+"""Decides what to do from an observation. Pure: the same decision for the same observation, at any time.
 
-Every call decides everything anew. Nothing is remembered between calls but what the API server holds, so a crash
-between two writes is just another observation.
+Every call decides everything anew. Nothing is kept between calls except in the API server, so a crash between two
+writes is just another observation.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from workspace.render.kubernetes import (
     surrounding_objects,
     wanted_range,
 )
-from workspace.render.release import Resolved, plan_release, pod_place
+from workspace.render.release import Resolved, plan_release, pod_site
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
 
-# What we may have made; nothing of another kind is ever deleted.
+# Kinds that the controller creates. Objects of other kinds are never deleted.
 OWN_KINDS: Final = (
     "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
     "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod", "Job",
@@ -51,9 +51,9 @@ OWN_KINDS: Final = (
 
 
 def reconcile(observed: Observed) -> Decision:
-    """What to do about one Workspace. Law: carried out, the next call on what is then observed writes nothing."""
+    """Decides about one Workspace. Law: carried out, the next call on what is then observed writes nothing."""
     if observed.document["metadata"].get("deletionTimestamp"):
-        return Decision()  # owner references take everything with it
+        return Decision()  # owner references delete its objects
     try:
         workspace = workspace_of(observed.document)
     except InvalidInput as error:
@@ -63,7 +63,7 @@ def reconcile(observed: Observed) -> Decision:
 
 
 def workspace_of(document: Json) -> Workspace:
-    """The Workspace in a document of the API server, which holds more than a file does. Raises InvalidInput."""
+    """Parses the Workspace from an API server's document, which has more fields than a file. Raises InvalidInput."""
     metadata = document["metadata"]
     own = {
         name: metadata[name]
@@ -86,7 +86,7 @@ def workspace_of(document: Json) -> Workspace:
 
 
 class _Reconciliation:
-    """One call's working: the parts of a decision, each found from the observation."""
+    """The intermediate values of one call, each derived from the observation."""
 
     def __init__(self, workspace: Workspace, observed: Observed) -> None:
         self.workspace = workspace
@@ -95,6 +95,7 @@ class _Reconciliation:
             [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
         )
         self.current = observed.find("Deployment", workspace.name)
+        # The order matters: each of these reads the ones before it.
         self.target = self._target()
         self.goal = self._goal()
         self.standing = self._standing(self._target_or_deployed())
@@ -126,11 +127,13 @@ class _Reconciliation:
     # Versions
 
     def _target(self) -> Revision | WeightyardError | None:
-        """The version asked for: kept from before, or planned from what the registry says."""
+        """The desired version: an existing one with the same spec, or one planned from the registry's result."""
         name = revisions.revision_name(self.workspace)
         newest = max((each.number for each in self.kept if each.name != name), default=0)
         for each in self.kept:
             if each.name == name:
+                # A version that returns gets the highest number again, as `rollout history` orders
+                # by it.
                 return replace(each, number=each.number if each.number > newest else newest + 1)
         resolved = self.observed.resolved
         if not isinstance(resolved, Resolved):
@@ -140,7 +143,7 @@ class _Reconciliation:
                 self.workspace,
                 resolved,
                 hardware=self._hardware(),
-                place=pod_place(self.workspace, read_rate=self._read_rate()),
+                place=pod_site(self.workspace, read_rate=self._read_rate()),
             )
         except WeightyardError as error:
             return error
@@ -168,11 +171,12 @@ class _Reconciliation:
         return standing(self.workspace, revision, self.observed, replicas=self.goal)
 
     def _active(self) -> Revision | None:
-        """The version to run: the one asked for once it is cached, the one before until then."""
+        """The version to run: the previous one until the desired one is cached, then the desired one."""
         deployed = self._deployed()
         if not isinstance(self.target, Revision):
             return deployed
         serves = self._current_replicas() > 0
+        # With no running server to replace, the desired version is active right away.
         if self.current is None or not serves or (deployed and deployed.name == self.target.name):
             return self.target
         ready_to_roll = self.standing is not None and self.standing.is_cached
@@ -184,12 +188,13 @@ class _Reconciliation:
         return int(self.current["spec"].get("replicas", 1)) if self.current else 0
 
     def _goal(self) -> int:
-        """How many replicas are wanted, whatever may be started yet."""
+        """The desired number of replicas, regardless of how many may start now."""
         least, most = wanted_range(self.workspace)
         if self._scaled_elsewhere():
             return max(least, min(most, self._current_replicas()))
         if self.workspace.spec.scale is None:
             return least
+        # Before the scaler's first result (after a restart) the current number is kept.
         wanted = self._current_replicas() if self.observed.wanted is None else self.observed.wanted
         return max(least, min(most, wanted))
 
@@ -198,12 +203,12 @@ class _Reconciliation:
         return scale is not None and scale.by is not Autoscaler.BUILTIN
 
     def _allowed(self) -> int:
-        """How many replicas may run now: as many as nodes are warm, and never fewer than run already."""
+        """The replicas that may run now: at most the warm nodes, but never fewer than already run."""
         if self.active is None:
             return 0
         goal, current = self.goal, self._current_replicas()
         if goal == 0 and current > 0 and has_activator(self.workspace):
-            # Requests must have somewhere to go before the last server does.
+            # The activator must receive requests before the last server stops.
             return 0 if self._service_role() == names.ACTIVATOR else current
         where = self._standing_of(self.active)
         if where.is_cached:
@@ -213,7 +218,7 @@ class _Reconciliation:
         return min(goal, max(len(where.warm), running))
 
     def _standing_of(self, active: Revision) -> CachedState:
-        """The standing of the version that runs: mostly the one asked for, whose standing is known."""
+        """The state of the version that runs; usually the desired one, whose state is already computed."""
         shown = self._target_or_deployed()
         if self.standing is not None and shown is not None and shown.name == active.name:
             return self.standing
@@ -222,7 +227,7 @@ class _Reconciliation:
     # Objects
 
     def _wanted(self) -> list[Json]:
-        """Every object as it should be, but for those that must stay as they are."""
+        """Every object in its desired form, except those that must stay unchanged."""
         wanted = surrounding_objects(
             self.workspace, self.observed.environment, role=self._wanted_role()
         )
@@ -258,7 +263,7 @@ class _Reconciliation:
         return service["spec"].get("selector", {}).get(names.ROLE) if service else None
 
     def _wanted_role(self) -> str:
-        """Who answers requests: the activator while no server does, or is about to go."""
+        """The pods behind the Service: the activator while no server is ready, or the last is about to stop."""
         if not has_activator(self.workspace):
             return names.SERVER
         holds_requests = any(map(is_ready, self.observed.pods(names.ACTIVATOR)))
@@ -268,7 +273,7 @@ class _Reconciliation:
         return names.SERVER
 
     def _nodes_to_warm(self) -> list[str]:
-        """Nodes that get a pre-warm pod: those that should hold the version asked for, until servers of it do."""
+        """Nodes that get a pre-warm pod: the chosen nodes, until servers of the desired version are ready."""
         if not isinstance(self.target, Revision) or self.standing is None:
             return []
         stopped = self.goal == 0 and self.workspace.spec.scale is None
@@ -280,13 +285,15 @@ class _Reconciliation:
             for pod in self.observed.pods(names.SERVER)
             if is_mounted(pod) and has_labels(pod, {names.REVISION: self.target.id})
         }
+        # A node whose server has mounted the model needs no pre-warm pod: the server's volume is
+        # the lease.
         held = self.standing.labelled | serving
         return [name for name in self.standing.chosen if name not in held]
 
     # Actions
 
     def _owned_or_conflicting(self, wanted: list[Json]) -> tuple[list[Json], tuple[str, ...]]:
-        """Leave out what would take over an object that somebody else made."""
+        """Excludes objects whose names are taken by objects that we don't own; returns those as conflicts."""
         ours, conflicts = [], []
         for each in wanted:
             found = self.observed.find(each["kind"], each["metadata"]["name"])
@@ -304,15 +311,17 @@ class _Reconciliation:
         if found is None:
             return True
         if "deletionTimestamp" in found["metadata"] or each["kind"] in ("Pod", "Job"):
-            return False  # its spec can't change; a changed one has another name
+            return False  # its spec is immutable; a changed one has another name
         return not holds(found, each)
 
     def _deletes(self, wanted: list[Json]) -> list[Action]:
         keep = {reference(each) for each in wanted}
+        # Without a version to run (registry unreachable) a running Deployment must not be deleted.
         if self.active is None:
             keep.add(Reference("Deployment", self.workspace.name))
         if not isinstance(self.target, Revision):
-            # What is on its way to a version goes on while the registry can't say what that is.
+            # Pods and Jobs in progress are kept while the registry doesn't say which version is
+            # desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
             keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
         surplus = self._surplus_versions()
@@ -337,7 +346,7 @@ class _Reconciliation:
 
 
 def _is_spent(document: Json) -> bool:
-    """A pre-warm pod that ended before it had its volume, by eviction or a lost node: another one must try."""
+    """Whether a pre-warm pod ended before it had its volume (evicted, node lost) and must be replaced."""
     if document["kind"] != "Pod":
         return False
     phase = (document.get("status") or {}).get("phase")
@@ -360,5 +369,5 @@ def _owned_by(document: Json, owner: Json) -> Json:
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:
-    """The status, if it says something new."""
+    """The status, if it differs from the current one."""
     return None if conditions.same(observed.document.get("status") or {}, status) else status

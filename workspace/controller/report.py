@@ -1,4 +1,4 @@
-"""The status of a Workspace: readings of the cluster turned into conditions and counts. Pure."""
+"""Computes a Workspace's status: conditions and counts from the observed cluster. Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """What reconcile found and decided, for the report.
+    """What reconcile found and decided, as input of the report.
 
-    `target` is the version asked for, `active` the one that the Deployment is to run, `goal` how many replicas are
-    wanted and `allowed` how many may be started now.
+    `target` is the desired version, `active` the one that the Deployment should run, `goal` the desired number of
+    replicas and `allowed` the number that may start now.
     """
 
     workspace: Workspace
@@ -66,7 +66,7 @@ def report(report_input: ReportInput) -> Json:
 
 
 def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
-    """The status of a document that can't be read: whatever runs runs on, and what was known of it stays."""
+    """The status of an invalid document: servers keep running, and earlier values stay."""
     before: Json = document.get("status") or {}
     kept = {each["type"]: each for each in before.get("conditions") or ()}
     problem = conditions.failed(conditions.MODEL_RESOLVED, error)
@@ -121,7 +121,7 @@ def _resolved(report_input: ReportInput) -> Condition:
 
 
 def _building(report_input: ReportInput, target: NotBuilt) -> Condition:
-    """How the build stands that makes the image out of its source."""
+    """The condition for a model whose image is being built: the state of the build Job."""
     kind = conditions.MODEL_RESOLVED
     jobs = [each for each in report_input.observed.objects if each["kind"] == "Job"]
     job = build_job(report_input.workspace, report_input.observed.environment)["metadata"]["name"]
@@ -158,7 +158,7 @@ def _cached(report_input: ReportInput) -> Condition:
 
 
 def _prewarm_problem(report_input: ReportInput) -> str:
-    """What keeps a pre-warm pod from its volume or image, in the kubelet's words."""
+    """Why a pre-warm pod lacks its volume or image, in the kubelet's words; empty without a problem."""
     for pod in report_input.observed.pods(names.PREWARM):
         unscheduled = condition(pod, "PodScheduled")
         if unscheduled.get("status") == "False":
@@ -190,7 +190,7 @@ def _scheduled(report_input: ReportInput) -> Condition:
 
 
 def _unscheduled(pod: Json, servers: list[Json]) -> Condition:
-    """A pod without a node: for want of room, or because the version before it holds the room."""
+    """A pod without a node: no free resources at all, or the previous version holds them."""
     said = condition(pod, "PodScheduled").get("message", "")
     version = pod["metadata"]["labels"].get(names.REVISION)
     if any(each["metadata"]["labels"].get(names.REVISION) != version for each in servers):
@@ -240,7 +240,7 @@ def _crash(observed: Observed) -> str:
 
 
 def _done(report_input: ReportInput) -> Condition:
-    """Whether all that was asked for runs, when no part says no."""
+    """The Ready condition when all others are true: whether everything desired is running."""
     kind, target = conditions.READY, report_input.target
     if report_input.conflicts:
         text = ", ".join(report_input.conflicts)

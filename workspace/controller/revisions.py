@@ -1,8 +1,8 @@
-"""Versions of a Workspace, each kept whole in a ControllerRevision: what was asked, what it meant, the pod it became.
+"""Versions of a Workspace, each stored in a ControllerRevision: the spec, the resolved image, the pod template.
 
-A version is identified by what was asked, so going back to an earlier spec finds the earlier version, with the digest
-that its tag meant then, and needs no registry. Its pod template is kept as it was made: an upgrade of Weightyard
-restarts no server. The Deployment's own history can't serve, since the controller would undo an undo.
+A version is identified by its spec, so returning to an earlier spec finds the earlier version with the digest that its
+tag then had, and needs no registry. Its pod template is stored, so upgrading Weightyard restarts no server. The
+Deployment's own history can't be used: the controller would undo an undo.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from workspace.schema import Workspace
 
 Json = dict[str, Any]
 
-# The parts of a spec that make the pod; the others change nothing that runs.
+# The parts of a spec that determine the pod; the others change nothing that runs.
 ASKED = ("model", "runtime", "resources", "placement")
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One version. `number` grows with every roll-out, also when an old version comes back."""
+    """One version. `number` grows with every rollout, also when an old version returns."""
 
     name: str
     number: int
@@ -44,12 +44,12 @@ class Revision:
 
     @property
     def id(self) -> str:
-        """What pods of this version carry as a label."""
+        """The value of the revision label on this version's pods."""
         return self.name.rpartition("-")[2]
 
 
 def asked(workspace: Workspace) -> Json:
-    """What identifies a version: the parts of the spec that make the pod."""
+    """The identity of a version: the parts of the spec that determine the pod."""
     spec = workspace.to_document()["spec"]
     parts = {name: spec[name] for name in ASKED if name in spec}
     restarted = workspace.spec.rollout.restarted_at
@@ -62,7 +62,7 @@ def revision_name(workspace: Workspace) -> str:
 
 
 def new_revision(workspace: Workspace, release: Release, *, number: int) -> Revision:
-    """The version that a Workspace asks for now, as planned."""
+    """The version that a Workspace's spec now describes, as planned."""
     name, plan = revision_name(workspace), release.plan
     return Revision(
         name=name,
@@ -101,7 +101,7 @@ def to_document(workspace: Workspace, revision: Revision) -> Json:
 
 
 def of_document(document: Json) -> Revision:
-    """A version as it was kept; whoever edits one by hand may be met with KeyError or InvalidInput."""
+    """Parses a ControllerRevision. One that was edited by hand may raise KeyError or InvalidInput."""
     data = document["data"]
     return Revision(
         name=document["metadata"]["name"],
@@ -119,7 +119,7 @@ def of_document(document: Json) -> Revision:
 
 
 def history(documents: Iterable[Json], workspace: str) -> list[Revision]:
-    """All kept versions of a Workspace, oldest first."""
+    """All stored versions of a Workspace, oldest first."""
     found = [
         of_document(each)
         for each in documents

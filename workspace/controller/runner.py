@@ -1,7 +1,7 @@
-"""Carries decisions out: takes a Workspace from the queue, observes, decides, writes, keeps what was written.
+"""Executes decisions: takes a Workspace from the queue, observes, decides, writes, caches the results.
 
-The deciding is `reconcile`'s and the scaler's; which errors mean trying again is said in `workers`. One task owns each
-Workspace at a time.
+`reconcile` and the scaler decide; `workers` defines which errors are retried. Each Workspace is handled by one task at
+a time.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Resolver = Callable[[Workspace], Awaitable[Resolved]]
 
 
 @dataclass(slots=True)
-class Wanted:
-    """What the scaler wants of each Workspace; it writes here, the runner reads."""
+class ReplicaTargets:
+    """The scaler's number of replicas per Workspace. The scaler writes it, the runner reads it."""
 
     replicas: dict[Key, int]
 
 
 class Runner:
-    """All Workspaces of a cluster. `run` works for as long as it isn't cancelled."""
+    """Reconciles all Workspaces of a cluster. `run` works until cancelled."""
 
     def __init__(
         self, *, api: KubernetesApi, cache: Cache, resolver: Resolver, environment: Environment,
@@ -59,22 +59,22 @@ class Runner:
         self._workers = workers
         self._now = now
         self.queue: WorkQueue[Key] = WorkQueue()
-        self.wanted = Wanted({})
+        self.wanted = ReplicaTargets({})
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
-        """An event of a watch."""
+        """Handles a watch event."""
         concerned = self.cache.drop(document) if deleted else self.cache.put(document)
         for key in concerned:
             self.queue.add(key)
 
     def known(self, kind: str) -> dict[Name, Json]:
-        """See `Knows`."""
+        """See `ObjectCache`."""
         return self.cache.known(kind)
 
     async def run(self) -> None:
-        """Work until cancelled; every Workspace is looked at now, and again every `RESYNC` seconds.
+        """Works until cancelled. Every Workspace is reconciled now, and again every `RESYNC` seconds.
 
-        Everything is listed first: what a watch hasn't told yet must not look like gone.
+        Everything is listed first: an object not yet watched must not look deleted.
         """
         kinds = (*WORKSPACES, *(("ScaledObject",) if KEDA_GROUP in self._groups else ()))
         await fill(self.api, kinds, self)
@@ -85,15 +85,18 @@ class Runner:
             group.create_task(work(self.queue, self.reconcile, workers=self._workers))
 
     async def reconcile(self, key: Key) -> float | None:
-        """One pass over a Workspace; returns when to look again, in seconds. Raises what the API raises."""
+        """One pass over a Workspace. Returns the seconds until the next pass. Raises the API's errors."""
         observed = self._observe(key)
         if observed is None:
             self.wanted.replicas.pop(key, None)
             return None
         decision = reconcile(observed)
+        # The registry is queried only when no stored version matches, so outages don't affect what
+        # runs.
         if decision.ask_registry:
             observed = replace(observed, resolved=await self._resolve(observed))
             decision = reconcile(observed)
+        # Server-side apply would take over an object of the same name that others made.
         strangers = await self._strangers(observed, decision)
         if strangers:
             observed = replace(observed, objects=(*observed.objects, *strangers))
@@ -123,7 +126,7 @@ class Runner:
             return error
 
     async def _strangers(self, observed: Observed, decision: Decision) -> list[Json]:
-        """Objects of others under the names that are about to be taken; watches by label don't show them."""
+        """Others' objects with the names about to be applied. Watches filter by label and don't show them."""
         found = []
         for action in decision.actions:
             if not isinstance(action, Apply):
@@ -141,6 +144,8 @@ class Runner:
         namespace, _ = key
         for action in decision.actions:
             if isinstance(action, Apply):
+                # The result is cached right away, so the next pass doesn't act on the state before
+                # this write.
                 self.cache.put(await self.api.apply(action.document))
                 logger.info("%s/%s: applied %s %s", *key, *_named(action.document))
             else:
@@ -148,6 +153,7 @@ class Runner:
                 logger.info(
                     "%s/%s: deleted %s %s", *key, action.reference.kind, action.reference.name
                 )
+        # The status comes last: a failed write leaves it unchanged, and the pass is retried.
         if decision.status is not None:
             document = {
                 "apiVersion": observed.document["apiVersion"],

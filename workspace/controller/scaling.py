@@ -1,7 +1,7 @@
-"""The built-in scaler at work: reads the load of each Workspace's servers, and says how many are wanted.
+"""The built-in autoscaler's loop: reads the load of each Workspace's servers and sets the replicas to run.
 
-It decides nothing itself (`workspace.scaler` does) and writes nothing to the cluster (the runner does). Its history is
-in memory: after a restart the windows start anew, which only delays.
+`workspace.scaler` decides; the runner writes to the cluster. History is in memory: after a restart the windows start
+anew, which only delays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from workspace.controller.runner import Runner
 from workspace.metrics import parse_held, parse_reading
 from workspace.render import names
 from workspace.render.release import server_port
-from workspace.scaler import DEFAULT_BATCH, Answer, Load, Policy, Reading, ReplicaTarget, decide
+from workspace.scaler import (
+    DEFAULT_BATCH,
+    Load,
+    Policy,
+    Reading,
+    ReplicaTarget,
+    ScalingDecision,
+    decide,
+)
 from workspace.schema import Autoscaler, Workspace
 
 Json = dict[str, Any]
@@ -37,7 +45,7 @@ _SCRAPE_TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where one Workspace's load is read: the servers that are ready, and its activator, if any."""
+    """Where to read one Workspace's load: its ready servers, and its activator, if any."""
 
     current: int
     servers: tuple[str, ...]
@@ -45,22 +53,22 @@ class Targets:
 
 
 class Scaler:
-    """One Workspace's scaling: a policy, and what was wished for lately."""
+    """One Workspace's scaling: its policy, and its recent targets."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._history: tuple[ReplicaTarget, ...] = ()
 
-    def step(self, load: Load, now: float) -> Answer:
+    def step(self, load: Load, now: float) -> ScalingDecision:
         answer = decide(self.policy, load, self._history, now)
         self._history = answer.history
         return answer
 
 
 def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
-    """The built-in scaler's policy for a Workspace; None where it has nothing to scale.
+    """The built-in autoscaler's policy for a Workspace; None when it doesn't apply.
 
-    `args` are those that its servers run with; they tell how many requests one takes at once.
+    `args` are its servers' actual arguments, from which the number of concurrent requests per server is read.
     """
     scale = workspace.spec.scale
     if scale is None or scale.by is not Autoscaler.BUILTIN:
@@ -77,7 +85,7 @@ def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
 
 
 async def read_load(session: aiohttp.ClientSession, targets: Targets) -> Load:
-    """The load of one Workspace now. A server that doesn't answer is missing from the readings."""
+    """The current load of one Workspace. A server that doesn't respond is missing in the readings."""
     pages = await asyncio.gather(*(_reading(session, each) for each in targets.servers))
     held = await _held(session, targets.activator) if targets.activator else 0
     readings = tuple(each for each in pages if each is not None)
@@ -85,7 +93,7 @@ async def read_load(session: aiohttp.ClientSession, targets: Targets) -> Load:
 
 
 class ScalingLoop:
-    """Scales all Workspaces that a runner knows."""
+    """Scales all Workspaces of a runner."""
 
     def __init__(
         self, runner: Runner, session: aiohttp.ClientSession,
@@ -97,7 +105,7 @@ class ScalingLoop:
         self._scalers: dict[Key, Scaler] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Runs until cancelled."""
         while True:
             keys = self._runner.cache.workspaces()
             for gone in set(self._scalers) - set(keys):
@@ -106,7 +114,7 @@ class ScalingLoop:
             await asyncio.sleep(PERIOD)
 
     async def scale(self, key: Key) -> None:
-        """Read one Workspace's load and say how many replicas it wants."""
+        """Reads one Workspace's load and sets its number of replicas."""
         found = self._find(key)
         if found is None:
             self._runner.wanted.replicas.pop(key, None)
@@ -135,17 +143,19 @@ class ScalingLoop:
             workspace = workspace_of(document)
             policy = policy_of(workspace, server_args(workspace, objects))
         except InvalidInput:
-            return None  # its condition says why
+            return None  # the Workspace's condition has the reason
         if policy is None:
             return None
         scaler = self._scalers.get(key)
+        # A changed policy starts with an empty history: the old targets were made under other
+        # bounds.
         if scaler is None or scaler.policy != policy:
             scaler = self._scalers[key] = Scaler(policy)
         return scaler, find_targets(workspace, objects)
 
 
 def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
-    """The arguments of a Workspace's servers, as its Deployment has them; none before there is one."""
+    """The arguments of a Workspace's servers from its Deployment; empty before it exists."""
     deployment = _deployment(workspace, objects)
     if deployment is None:
         return ()
@@ -155,7 +165,7 @@ def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
 
 
 def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
-    """Where to read a Workspace's load, out of what the watches told."""
+    """Where to read a Workspace's load, from its watched objects."""
     port, name = server_port(workspace), workspace.name
     pods = [each for each in objects if each["kind"] == "Pod" and is_ready(each)]
     addresses = {

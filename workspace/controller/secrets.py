@@ -1,6 +1,6 @@
-"""Asks registries for a Workspace with the credentials of its own namespace, and with no others.
+"""Resolves a Workspace's images with credentials of its own namespace only.
 
-A pull secret is the tenant's text: helper programs that it names are never run.
+A pull secret is tenant input: credential helpers that it names are never run.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ _DATA_KEY = ".dockerconfigjson"
 
 
 class NamespacedResolver:
-    """A `Resolver` that reads pull secrets through the API. `access` says how registries are reached."""
+    """A `Resolver` that reads pull secrets through the API. `access` has the registry settings."""
 
     def __init__(self, api: KubernetesApi, access: Access) -> None:
         self._api = api
         self._access = access
 
     async def __call__(self, workspace: Workspace) -> Resolved:
-        """Pin a Workspace's images. Raises what readers raise, and NotFound for a secret that isn't there."""
+        """Pins a Workspace's images. Raises the readers' errors, and NotFound for a missing secret."""
         access = await self._access_of(workspace)
+        # Readers block: in the event loop, a slow registry would delay renewing the Lease.
         return await asyncio.to_thread(
             resolve_workspace, workspace, lambda reference: open_reader(reference, access)
         )
@@ -48,6 +49,8 @@ class NamespacedResolver:
                 hint="Make it with: kubectl create secret docker-registry.",
             ) from error
         config = DockerConfig.parse(data, what=f"the secret {name}", run=_no_helpers)
+        # Replaced, not merged: a tenant's images must never be read with the controller's
+        # credentials.
         return replace(self._access, credentials=config)
 
 

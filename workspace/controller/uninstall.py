@@ -1,6 +1,6 @@
-"""What has to happen before Weightyard is uninstalled: nobody uses a volume of it, and nodes lose its marks.
+"""Prepares uninstalling: requires that no pod uses our volumes, and removes labels and taints from nodes.
 
-Deciding is `users` and node_marks; `leave` does it. The controller is stopped first: it would write the marks again.
+`users` and node_marks decide; `leave` executes. The controller is stopped first, or it would write the labels again.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ DRIVER: Final = "cache.weightyard.dev"
 _ENDED: Final = ("Succeeded", "Failed")
 _POLL_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 120
-_ATTEMPTS: Final = 5  # at a node that others change as well
+_ATTEMPTS: Final = 5  # per node, on conflicts with other writers
 
 Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """What is uninstalled: the controller's Deployment, if it has one. `force` leaves although pods use models."""
+class Installation:
+    """The installation: its namespace and its controller's Deployment. `force` proceeds although pods use models."""
 
     namespace: str
     controller: str | None
@@ -38,7 +38,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was done: the nodes that lost marks, and the pods (namespace/name) that use models still."""
+    """The result: nodes that lost labels, and pods (namespace/name) that still use models."""
 
     nodes: tuple[str, ...]
     pods: tuple[str, ...]
@@ -58,10 +58,12 @@ def users(pods: Iterable[Json]) -> list[str]:
     return sorted(found)
 
 
-async def leave(api: KubernetesApi, release: Release, *, sleep: Sleep = asyncio.sleep) -> Removed:
-    """Stop the controller and unmark every node. Doing it twice is doing it once.
+async def leave(
+    api: KubernetesApi, release: Installation, *, sleep: Sleep = asyncio.sleep
+) -> Removed:
+    """Stops the controller and removes labels and taints from every node. Idempotent.
 
-    Raises InUse, before anything is changed, while pods use models; TimedOut when the controller doesn't end.
+    Raises InUse, before any change, while pods use models; TimedOut when the controller doesn't stop.
     """
     found = users(await _all(api, "Pod"))
     if found and not release.force:
@@ -72,13 +74,14 @@ async def leave(api: KubernetesApi, release: Release, *, sleep: Sleep = asyncio.
         )
     if release.controller is not None:
         await _stop(api, release.namespace, release.controller, sleep)
+    # Listed after the controller has stopped, so that no label is added later.
     nodes = [each["metadata"]["name"] for each in await _all(api, "Node")]
     changed = [name for name in nodes if await _unmark(api, name)]
     return Removed(tuple(changed), tuple(found))
 
 
 async def _stop(api: KubernetesApi, namespace: str, name: str, sleep: Sleep) -> None:
-    """Scale the controller to nothing, and wait until its last pod is gone."""
+    """Scales the controller to zero and waits until its last pod is gone."""
     try:
         found = await api.get("Deployment", namespace, name)
     except NotFound:
@@ -102,7 +105,7 @@ async def _stop(api: KubernetesApi, namespace: str, name: str, sleep: Sleep) -> 
 
 
 async def _unmark(api: KubernetesApi, name: str) -> bool:
-    """Take the labels, annotations and the taint off a node; whether there were any."""
+    """Removes our labels, annotations and taint from a node. Returns whether there were any."""
     changed = False
     for _ in range(_ATTEMPTS):
         try:
@@ -117,7 +120,7 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
         except NotFound:
             return changed
         except Conflict:
-            continue  # it changed in between: look again
+            continue  # changed in between: read it again
         return changed
     raise Conflict(f"node {name} changes all the time", hint="Try again.")
 

@@ -1,4 +1,4 @@
-"""Tasks that take keys from a queue and work on them; which errors mean trying again, and when, is here."""
+"""Worker tasks that take keys from a queue. Defines which errors are retried, and when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelimage.errors import RateLimited, WeightyardError
 from workspace.controller.queue import WorkQueue
 
 Key = tuple[str, str]
-Work = Callable[[Key], Awaitable[float | None]]  # returns when to look again, in seconds
+Work = Callable[[Key], Awaitable[float | None]]  # returns the seconds until the next pass
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _LAST_RETRY: Final = 60.0
 
 
 async def work(queue: WorkQueue[Key], once: Work, *, workers: int) -> None:
-    """Work with so many tasks until cancelled. A key whose work failed comes back, later each time."""
+    """Runs `workers` tasks until cancelled. A failed key is retried with growing delays."""
     failures: Counter[Key] = Counter()
     try:
         async with asyncio.TaskGroup() as group:
@@ -45,6 +45,7 @@ async def _handle(
 ) -> None:  # fmt: skip
     try:
         again = await once(key)
+    # Only our own errors are retried. Any other is a bug: it ends the controller with a traceback.
     except WeightyardError as error:
         delay = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(failures[key], 10))
         failures[key] += 1

@@ -1,1 +1,1 @@
-"""A release of a Workspace as what other systems read: Kubernetes objects, a compose file, llm-d values. Pure."""
+"""Renders a release of a Workspace for other systems: Kubernetes objects, a compose file, llm-d values. Pure."""

@@ -1,7 +1,8 @@
-"""The Job that builds a Workspace's image out of the Hub or S3, in the Workspace's namespace, with its secrets.
+"""The Job that builds a Workspace's image from the Hub or S3, in the Workspace's namespace, with its secrets.
 
-The pull secret opens the registry, and must allow pushing; `model.build.secret` becomes the environment that opens the
-source (HF_TOKEN, AWS_ACCESS_KEY_ID, …). A build that was interrupted goes on where the registry has it.
+The pull secret authenticates to the registry and must allow pushing. `model.build.secret` becomes the environment that
+authenticates to the source (HF_TOKEN, AWS_ACCESS_KEY_ID, …). An interrupted build resumes from what the registry
+already holds.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _REQUESTS: Final = {"cpu": "1", "memory": "1Gi"}
 
 
 def build_job(workspace: Workspace, environment: Environment) -> Json:
-    """The Job. Its name tells what it does, since a Job can't be changed."""
+    """The build Job. Its name contains a hash of its template, since a Job's template is immutable."""
     template = _template(workspace, environment)
     digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
-    # With 52 characters of a Workspace's name it is a label's 63 long, which `job-name` is.
+    # With a Workspace's name of 52 characters this has 63, the limit of the `job-name` label.
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -78,7 +79,7 @@ def _container(workspace: Workspace, environment: Environment) -> Json:
 
 
 def _login_volumes(workspace: Workspace) -> list[Json]:
-    """The pull secret as docker's configuration file."""
+    """The pull secret as a docker configuration file."""
     name = workspace.spec.model.pull_secret
     if name is None:
         return []

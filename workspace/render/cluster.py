@@ -1,4 +1,4 @@
-"""A whole Workspace as a list of Kubernetes objects, for `kubectl apply` where no controller runs."""
+"""Renders a whole Workspace as Kubernetes objects, for `kubectl apply` in clusters without the controller."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Json = dict[str, Any]
 def render_kubernetes(
     workspace: Workspace, release: Release, environment: Environment
 ) -> list[Json]:
-    """Every object, in an order that can be applied from top to bottom.
+    """All objects, in an order in which they can be applied.
 
-    Without a controller nothing waits for the cache or scales from zero, so at least one replica is asked for.
+    Without a controller nothing waits for the cache or scales from zero, so at least one replica is requested.
     """
     template = pod_template(workspace, release, revision=release.key.hex[:10])
     replicas = max(1, wanted_range(workspace)[0])
@@ -44,6 +44,6 @@ def render_kubernetes(
 
 
 def _needs_controller(workspace: Workspace, each: Json) -> bool:
-    """The activator and the Service behind it: only a controller can switch between them and the servers."""
+    """Whether the object is the activator or its Service: only a controller switches between them and the servers."""
     own = (names.activator(workspace.name), names.server_service(workspace.name))
     return has_activator(workspace) and each["metadata"]["name"] in own

@@ -1,7 +1,7 @@
-"""A compose file of the same Workspace: an agent with its cache, a pull through it, then the server on what it left.
+"""Renders a Workspace as a compose file: an agent with its cache, pulls into it, then the server.
 
-The server mounts the cache's volume read-only and serves the directory of the model's key. Docker Compose and
-podman-compose both read it; registries that need a login take the host's docker configuration, which is mounted.
+The server mounts the cache volume read-only and serves the model key's directory. Works with Docker Compose and
+podman-compose. Registry logins come from the host's docker configuration, which is mounted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AMD_DEVICES: Final = ["/dev/kfd", "/dev/dri"]
 
 
 def render_compose(workspace: Workspace, release: Release, environment: Environment) -> Json:
-    """The compose document, as plain data."""
+    """The compose document as plain data."""
     pulls = {"model": _pull(environment, release.model, release.plan.variant)} | {
         f"adapter-{name}": _pull(environment, adapter.image, None)
         for name, adapter in sorted(release.adapters.items())
@@ -60,7 +60,7 @@ def _agent(environment: Environment) -> Json:
 
 
 def _pull(environment: Environment, image: str, variant: str | None) -> Json:
-    """Ends well once the model is in the cache, whole and checked; the agent does the work."""
+    """A service that exits 0 once the agent has the complete, verified model in its cache."""
     chosen = ["--variant", variant] if variant else []
     return {
         "image": environment.agent_image,
@@ -90,12 +90,14 @@ def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
         "command": [_escaped(word) for word in plan.args],
         "environment": {each.name: _value(each) for each in plan.env},
         "volumes": [f"{_VOLUME}:{ROOT}:ro"],
+        # Loopback only: engines don't authenticate clients.
         "ports": [f"127.0.0.1:{port}:{port}"],
         "restart": "unless-stopped",
         "shm_size": f"{max(1, plan.gpus)}gb",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "stop_grace_period": f"{drain.grace_seconds(workspace.spec.runtime.drain_seconds)}s",
+        # Started only after every pull has succeeded: an engine reads its directory once, at start.
         "depends_on": {each: {"condition": "service_completed_successfully"} for each in pulls},
         "healthcheck": {
             "test": probe,
@@ -109,7 +111,7 @@ def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
 
 
 def _devices(workspace: Workspace, release: Release) -> Json:
-    """The GPUs: a reservation where the engine knows the vendor's driver, device files for AMD."""
+    """The GPUs: a device reservation for NVIDIA, device files for other vendors."""
     count, vendor = release.plan.gpus, workspace.spec.resources.vendor
     if not count:
         return {}
@@ -126,12 +128,12 @@ def _devices(workspace: Workspace, release: Release) -> Json:
 
 
 def _value(each: EnvVar) -> str:
-    """Secrets of a cluster come from the environment of whoever starts compose, and must be there."""
+    """A variable's value. Secrets are read from the environment of the compose command and are required."""
     if each.secret is not None:
         return f"${{{each.name}:?set it: {each.secret.name}/{each.secret.key}}}"
     return _escaped(each.value or "")
 
 
 def _escaped(text: str) -> str:
-    """Compose reads `$` as the start of a variable."""
+    """Escapes `$`, which compose reads as the start of a variable."""
     return text.replace("$", "$$")

@@ -1,8 +1,8 @@
-"""How a server in a pod finishes its running requests before it is told to stop.
+"""The preStop hook that lets a server finish its running requests before SIGTERM.
 
-Kubernetes takes a pod out of its Services and calls preStop at the same moment, so the hook first waits until no new
-request can arrive, then until none runs. vLLM aborts what runs on SIGTERM unless told otherwise by a flag
-that older images refuse; asking its metrics works with every version.
+Kubernetes removes a pod from its Services and calls preStop at the same moment. The hook therefore waits first until no
+new request can arrive, then until none is running. vLLM aborts running requests on SIGTERM unless a flag says
+otherwise, which older images reject; reading its metrics works with every version.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Final
 
 from workspace.schema import Engine
 
-SETTLE_SECONDS: Final = 5  # until every node's proxy knows that the endpoint is gone
-STOP_SECONDS: Final = 20  # from SIGTERM to the end of an idle server
+SETTLE_SECONDS: Final = 5  # until every node's proxy has removed the endpoint
+STOP_SECONDS: Final = 20  # from SIGTERM to the exit of an idle server
 
 _METRICS: Final = {
     Engine.VLLM: ("vllm:num_requests_running", "vllm:num_requests_waiting"),
     Engine.SGLANG: ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
 }
 
-# Counts every line of the metrics named; a server that doesn't answer has nothing left to finish.
+# Sums all lines of the given metrics. A server that doesn't respond has nothing left to finish.
 _SCRIPT: Final = """\
 import time, urllib.request
 end = time.monotonic() + {seconds}
@@ -37,9 +37,10 @@ while time.monotonic() < end:
 
 
 def pre_stop(engine: Engine, *, port: int, seconds: int) -> list[str]:
-    """The command of the preStop hook; ends within `seconds` and a settling time."""
+    """The command of the preStop hook. It ends within `seconds` plus the settle time."""
     metrics = _METRICS.get(engine)
     if metrics is None:
+        # No known metric of running requests for these engines: wait the whole time.
         return ["/bin/sh", "-c", f"sleep {SETTLE_SECONDS + seconds}"]
     script = _SCRIPT.format(
         seconds=SETTLE_SECONDS + seconds, settle=SETTLE_SECONDS, port=port, metrics=metrics
@@ -48,5 +49,5 @@ def pre_stop(engine: Engine, *, port: int, seconds: int) -> list[str]:
 
 
 def grace_seconds(seconds: int) -> int:
-    """terminationGracePeriodSeconds that leaves room for the hook and for the stop itself."""
+    """terminationGracePeriodSeconds: long enough for the hook and for the exit."""
     return SETTLE_SECONDS + seconds + STOP_SECONDS

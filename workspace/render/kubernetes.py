@@ -1,7 +1,7 @@
-"""A Workspace's Kubernetes objects beside the pod itself: what runs it, reaches it, fences it in and scales it.
+"""A Workspace's Kubernetes objects other than the pod: Deployment, Services, policies, quotas, autoscalers.
 
-Every object holds only what Weightyard decides; what the server fills in is left to it. The pod template
-comes as data, since a version's template is kept in its ControllerRevision and outlives upgrades of this code.
+Objects contain only fields that Weightyard decides; defaults are left to the API server. The pod template is passed as
+data, since a version's template is stored in its ControllerRevision and outlives upgrades of this code.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _CLIENT_PORT: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the objects must know of the cluster: where Weightyard itself runs, and the images of its programs.
+    """Facts of the cluster: the namespace of Weightyard's system, and the images of its programs.
 
-    `image` is the controller's, which runs activators too.
+    `image` is the controller's; activators use it too.
     """
 
     system_namespace: str = "weightyard"
     image: str = DEFAULT_IMAGE
     agent_image: str = AGENT_IMAGE
     builder_image: str = BUILDER_IMAGE
-    quiet_seconds: int = 600  # a rollout's deadline beyond the server's own start
+    quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
 
 
 def meta(workspace: Workspace, name: str, role: str | None = None) -> Json:
@@ -44,7 +44,7 @@ def meta(workspace: Workspace, name: str, role: str | None = None) -> Json:
 
 
 def wanted_range(workspace: Workspace) -> tuple[int, int]:
-    """The fewest and the most replicas that the spec allows."""
+    """The minimum and maximum of replicas that the spec allows."""
     spec = workspace.spec
     if spec.scale is not None:
         return spec.scale.min, spec.scale.max
@@ -53,7 +53,7 @@ def wanted_range(workspace: Workspace) -> tuple[int, int]:
 
 
 def has_activator(workspace: Workspace) -> bool:
-    """Whether requests may arrive while nothing runs: only where our own loop scales from zero."""
+    """Whether requests may arrive while no server runs: only when the built-in autoscaler scales from zero."""
     scale = workspace.spec.scale
     return scale is not None and scale.min == 0 and scale.by is Autoscaler.BUILTIN
 
@@ -62,13 +62,15 @@ def deployment(
     workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
     environment: Environment,
 ) -> Json:  # fmt: skip
-    """The servers. A new version starts beside the old one, and the old one goes once the new one is ready."""
+    """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready."""
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": meta(workspace, workspace.name),
         "spec": {
             "replicas": replicas,
+            # Versions are kept in ControllerRevisions, so old ReplicaSets aren't needed for
+            # `rollout undo`.
             "revisionHistoryLimit": 2,
             "progressDeadlineSeconds": startup_seconds + environment.quiet_seconds,
             "strategy": {
@@ -82,17 +84,17 @@ def deployment(
 
 
 def service(workspace: Workspace, *, role: str = names.SERVER) -> Json:
-    """The Workspace's address. `role` is the activator's while nothing runs that could answer."""
+    """The Workspace's Service. `role` is the activator's while no server is ready."""
     return _service(workspace, workspace.name, role)
 
 
 def server_service(workspace: Workspace) -> Json:
-    """The address of the servers alone, which the activator forwards to."""
+    """The Service of the servers only; the activator forwards to it."""
     return _service(workspace, names.server_service(workspace.name), names.SERVER)
 
 
 def service_account(workspace: Workspace) -> Json:
-    """An identity without a token: servers have nothing to ask the API server."""
+    """A ServiceAccount without a token: servers make no API requests."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -102,7 +104,7 @@ def service_account(workspace: Workspace) -> Json:
 
 
 def disruption_budget(workspace: Workspace) -> Json:
-    """Node drains take one server at a time."""
+    """Lets node drains evict one server at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -115,7 +117,7 @@ def disruption_budget(workspace: Workspace) -> Json:
 
 
 def network_policy(workspace: Workspace, environment: Environment) -> Json:
-    """Who reaches servers: their namespace, those allowed, our scrapes. What they reach: the agent alone."""
+    """Ingress from the own namespace, allowed namespaces and the controller's scrapes; egress to the agent only."""
     allowed = workspace.spec.tenancy.network_policy
     sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
     if allowed is not None and allowed.allow_from_namespaces:
@@ -136,7 +138,7 @@ def network_policy(workspace: Workspace, environment: Environment) -> Json:
 
 
 def quota(workspace: Workspace) -> list[Json]:
-    """ResourceQuota and LimitRange, where the spec asks for them."""
+    """ResourceQuota and LimitRange, if the spec has them."""
     tenancy, objects = workspace.spec.tenancy, []
     if tenancy.quota:
         objects.append(
@@ -144,6 +146,7 @@ def quota(workspace: Workspace) -> list[Json]:
                 "apiVersion": "v1",
                 "kind": "ResourceQuota",
                 "metadata": meta(workspace, workspace.name),
+                # In the server's form, or every comparison would find a difference.
                 "spec": {"hard": canonical_all(tenancy.quota)},
             }
         )
@@ -162,7 +165,7 @@ def quota(workspace: Workspace) -> list[Json]:
 
 
 def autoscaler(workspace: Workspace) -> list[Json]:
-    """The object that scales instead of our own loop, where the spec asks for one."""
+    """The object that scales in place of the built-in autoscaler, if the spec has one."""
     scale = workspace.spec.scale
     if scale is None or scale.by is Autoscaler.BUILTIN:
         return []
@@ -172,7 +175,7 @@ def autoscaler(workspace: Workspace) -> list[Json]:
 
 
 def activator_deployment(workspace: Workspace, environment: Environment) -> Json:
-    """The small proxy that holds requests while a server starts from zero."""
+    """The proxy that holds requests while a server starts from zero."""
     name, limits = names.activator(workspace.name), {"cpu": "100m", "memory": "128Mi"}
     listen = server_port(workspace)
     probe = {"httpGet": {"path": "/activator/health", "port": names.PORT_NAME}}
@@ -195,6 +198,7 @@ def activator_deployment(workspace: Workspace, environment: Environment) -> Json
         "kind": "Deployment",
         "metadata": meta(workspace, name),
         "spec": {
+            # One replica: its queue is in memory, and the autoscaler reads the queue from one page.
             "replicas": 1,
             "selector": {"matchLabels": names.selector(workspace.name, names.ACTIVATOR)},
             "template": {
@@ -214,7 +218,7 @@ def activator_deployment(workspace: Workspace, environment: Environment) -> Json
 def surrounding_objects(
     workspace: Workspace, environment: Environment, *, role: str = names.SERVER
 ) -> list[Json]:
-    """Everything but the servers' Deployment. `role` says who answers at the Workspace's address."""
+    """All objects except the servers' Deployment. `role` selects the pods behind the Workspace's Service."""
     objects = [
         service_account(workspace),
         service(workspace, role=role),
@@ -257,7 +261,7 @@ def _system_pods(environment: Environment, component: str) -> Json:
 
 
 def _behavior(scale: Scale) -> Json:
-    """The same windows and steps as our own loop: doubling up, one at a time down."""
+    """The windows and steps of the built-in autoscaler: at most doubles up, one replica down."""
     minute = {"periodSeconds": 60}
     return {
         "scaleUp": {
@@ -275,7 +279,8 @@ def _horizontal_autoscaler(workspace: Workspace, scale: Scale) -> Json:
     metric = {
         "type": "Pods",
         "pods": {
-            # As an adapter publishes it; the custom metrics API takes no colon.
+            # The name under which a metrics adapter publishes it: the custom metrics API allows no
+            # colon.
             "metric": {"name": "vllm_num_requests_waiting"},
             "target": {"type": "AverageValue", "averageValue": str(scale.queue_depth)},
         },

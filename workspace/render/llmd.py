@@ -1,7 +1,7 @@
-"""Values for llm-d's modelservice chart (llm-d-modelservice 0.4): the same pod, started and routed to by llm-d.
+"""Renders values for llm-d's modelservice chart (llm-d-modelservice 0.4), which starts and routes to the same pod.
 
-The chart's own ways to fetch a model aren't used: `mountModelVolume` stays false and the model comes as the same CSI
-volume. The routing sidecar belongs to split prefill and decode, so it is off and the server keeps its port.
+The chart doesn't fetch the model: `mountModelVolume` stays false and the model is mounted as the same CSI volume. The
+routing sidecar serves split prefill and decode, so it is off and the server keeps its port.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from workspace.schema import Vendor, Workspace
 
 Json = dict[str, Any]
 
-# The chart's kinds. It has none for Neuron, whose resource goes under the kind that adds nothing else.
+# The chart's accelerator types. It has none for Neuron; its resource uses the type that adds
+# nothing else.
 _ACCELERATORS: Final = {
     Vendor.NVIDIA: "nvidia", Vendor.AMD: "amd", Vendor.INTEL: "intel-xe", Vendor.NEURON: "nvidia",
 }  # fmt: skip
-# Fields of a container that the chart's own template has a place for; it passes the others on.
+# Container fields that the chart's template handles itself; the others go through `extraConfig`.
 _CHART_FIELDS: Final = (
     "name",
     "image",
@@ -42,7 +43,7 @@ _CHART_FIELDS: Final = (
 
 
 def render_llmd(workspace: Workspace, release: Release) -> Json:
-    """The values document. Its pods carry the labels that `inference_pool` selects."""
+    """The values document. Its pods have the labels that `inference_pool` selects."""
     spec, plan = workspace.spec, release.plan
     accepted = tolerations(spec.resources, gpus=plan.gpus)
     found = affinity(spec.placement, names.node_label(release.key))
@@ -56,7 +57,7 @@ def render_llmd(workspace: Workspace, release: Release) -> Json:
         "fullnameOverride": workspace.name,
         "modelArtifacts": {
             "name": plan.served_name,
-            # Only read where the chart fetches the model itself.
+            # Read only when the chart fetches the model itself.
             "uri": f"hf://{plan.served_name}",
             "labels": _chart_labels(workspace),
         },
@@ -82,7 +83,7 @@ def render_llmd(workspace: Workspace, release: Release) -> Json:
 
 
 def _accelerator(workspace: Workspace, release: Release) -> Json:
-    """The kind, and the resource that the chart asks for: its own list has no MIG slices and no Neuron."""
+    """The accelerator type and resource name: the chart's own list has no MIG slices and no Neuron."""
     if not release.plan.gpus:
         return {"type": "cpu"}
     asked = workspace.spec.resources
@@ -108,7 +109,7 @@ def inference_pool(workspace: Workspace) -> Json:
 
 
 def _chart_labels(workspace: Workspace) -> dict[str, str]:
-    """The chart adds `llm-d.ai/role` itself."""
+    """The pod labels without `llm-d.ai/role`, which the chart adds itself."""
     labels = inference_pool_labels(workspace.name)
     return {name: value for name, value in labels.items() if name != "llm-d.ai/role"}
 

@@ -1,4 +1,4 @@
-"""What `weightyard up` starts for a Workspace, as data: the command, its environment and the model it serves."""
+"""Renders the child process of `weightyard up` as data: command, environment and model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workspace.render.release import Release
 
 
 def render_up(release: Release, *, python: str = "python3") -> dict[str, Any]:
-    """The command line of the child. Raises InvalidInput for an engine that runs in containers only."""
+    """The child's command line. Raises InvalidInput for an engine that runs only in containers."""
     plan = release.plan
     if plan.template.module is None:
         raise InvalidInput(
@@ -20,7 +20,8 @@ def render_up(release: Release, *, python: str = "python3") -> dict[str, Any]:
         "model": {"image": release.model, "variant": plan.variant, "key": str(release.key)},
         "command": [python, "-m", plan.template.module, *plan.args],
         "environment": {
-            each.name: f"${each.name}" if each.secret else each.value for each in plan.env
+            # Secrets stay references to the caller's environment: this is printed.
+            each.name: f"${each.name}" if each.secret else each.value
+            for each in plan.env
         },
-        "startupSeconds": plan.probes.startup_seconds,
     }

@@ -1,6 +1,6 @@
-"""Names, labels and annotations of what a Workspace becomes. One place, since selectors must agree for ever.
+"""Names, labels and annotations of a Workspace's objects, in one module because selectors must never change.
 
-A Deployment's selector can't change once it exists, so the labels of `selector` are part of the interface.
+A Deployment's selector is immutable, so the labels of `selector` are part of the interface.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PORT_NAME: Final = "http"
 
 
 def server_service(workspace: str) -> str:
-    """The Service that always means the servers, whoever the Workspace's own Service points to."""
+    """The Service that always selects the servers, whatever the Workspace's own Service selects."""
     return f"{workspace}-{SERVER}"
 
 
@@ -44,12 +44,12 @@ def activator(workspace: str) -> str:
 
 
 def selector(workspace: str, role: str) -> dict[str, str]:
-    """What selects the pods of one role; never changes."""
+    """Labels that select the pods of one role. They never change."""
     return {WORKSPACE: workspace, ROLE: role}
 
 
 def labels(workspace: str, role: str | None = None) -> dict[str, str]:
-    """Labels of every object; those of a role's pods include its selector."""
+    """Labels of every object; with a role, they include its selector."""
     common = {
         "app.kubernetes.io/name": workspace,
         "app.kubernetes.io/part-of": "weightyard",

@@ -1,7 +1,7 @@
-"""The pod that serves: one container with the plan's command line and the model as a read-only CSI volume.
+"""The serving pod: one container with the plan's command line and the model as a read-only CSI volume.
 
-Fits the restricted pod security standard: no root, no capabilities, a read-only root, no host paths, no token.
-Only fields that Kubernetes 1.25 knows: an older server would drop others and never match what was asked for.
+Meets the restricted pod security standard: no root, no capabilities, a read-only root, no host paths, no token. Only
+fields of Kubernetes 1.25: an older server drops others, and the object would never match the desired one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ RESOURCE_NAMES: Final = {
 }
 _USER: Final = 65532
 _SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
-_SHARED_MEMORY: Final = 1 << 30  # of each GPU's worker
+_SHARED_MEMORY: Final = 1 << 30  # for each GPU's worker
 
 
 def pod_template(workspace: Workspace, release: Release, *, revision: str) -> Json:
-    """The template of the Deployment's pods. `revision` marks which version a pod is of."""
+    """The Deployment's pod template. `revision` labels a pod with its version."""
     return {
         "metadata": {
             "labels": {
@@ -49,7 +49,7 @@ def pod_template(workspace: Workspace, release: Release, *, revision: str) -> Js
 
 
 def inference_pool_labels(workspace: str) -> dict[str, str]:
-    """What an llm-d InferencePool selects the pods of one model by; `both` is prefill and decode in one server."""
+    """Labels by which an llm-d InferencePool selects a model's pods; `both` is prefill and decode in one server."""
     return {
         "llm-d.ai/inference-serving": "true",
         "llm-d.ai/model": workspace,
@@ -73,7 +73,7 @@ def volumes(workspace: Workspace, release: Release) -> list[Json]:
 
 
 def volume_mounts(release: Release) -> list[Json]:
-    """Where `volumes` appear in the container."""
+    """The container's mounts of `volumes`."""
     adapters = [
         {
             "name": f"adapter-{name}",
@@ -91,7 +91,7 @@ def volume_mounts(release: Release) -> list[Json]:
 
 
 def model_volume(name: str, image: str, variant: str | None, secret: str | None) -> Json:
-    """An inline CSI volume: the node's agent fetches, checks, mounts, and leases it for the pod's life."""
+    """An inline CSI volume: the node's agent pulls, verifies, mounts and leases the model for the pod's life."""
     attributes = {"image": image} | ({"variant": variant} if variant else {})
     csi: Json = {"driver": names.CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}
     if secret:
@@ -100,7 +100,7 @@ def model_volume(name: str, image: str, variant: str | None, secret: str | None)
 
 
 def container_security() -> Json:
-    """What the restricted standard asks of a container, and a read-only root."""
+    """The restricted standard's container settings, plus a read-only root filesystem."""
     return {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -118,10 +118,10 @@ def pod_security() -> Json:
 
 
 def environment(release: Release) -> list[Json]:
-    """The plan's environment, and a home that can be written by a user whom the image doesn't know."""
+    """The plan's environment, plus a writable home for a user that the image doesn't define."""
     derived = {
         "HOME": _SCRATCH,
-        "USER": "weightyard",  # torch asks for a user's name, which this uid doesn't have
+        "USER": "weightyard",  # torch looks up the user's name, which this uid doesn't have
         "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
         "XDG_CACHE_HOME": f"{_SCRATCH}/cache",
     }
@@ -131,12 +131,13 @@ def environment(release: Release) -> list[Json]:
 
 
 def resources(spec: Spec, release: Release) -> Json:
-    """Requests and limits of the server: its GPUs, and memory from what the model needs when nothing is asked."""
+    """Requests and limits of the server: its GPUs, and memory estimated from the model unless the spec sets it."""
     asked = spec.resources
     requests = {
         "cpu": canonical(asked.cpu or str(max(1, release.plan.gpus) * 2)),
         "memory": canonical(asked.memory or total_bytes(release.memory_bytes)),
     }
+    # No limit on an estimate: the kernel would kill a server that needs slightly more.
     limits = {"memory": canonical(asked.memory)} if asked.memory else {}
     if release.plan.gpus:
         count = str(release.plan.gpus)
@@ -146,14 +147,14 @@ def resources(spec: Spec, release: Release) -> Json:
 
 
 def gpu_resource(asked: Resources) -> str:
-    """The extended resource that stands for the accelerator, or for the slice of it."""
+    """The extended resource's name of the accelerator or its MIG slice."""
     if asked.mig_profile:
         return f"nvidia.com/mig-{asked.mig_profile}"
     return RESOURCE_NAMES[asked.vendor]
 
 
 def tolerations(asked: Resources, *, gpus: int) -> list[Json]:
-    """The spec's, and the one for nodes that are kept for pods with GPUs."""
+    """The spec's tolerations, plus the usual taint of nodes reserved for GPU pods."""
     own = [_toleration(each) for each in asked.tolerations]
     name = RESOURCE_NAMES[asked.vendor]
     if gpus and not any(each.get("key") == name for each in own):
@@ -162,7 +163,7 @@ def tolerations(asked: Resources, *, gpus: int) -> list[Json]:
 
 
 def affinity(placement: Placement, label: str) -> Json | None:
-    """Towards nodes that hold the model."""
+    """Node affinity to nodes that hold the model."""
     term = {"matchExpressions": [{"key": label, "operator": "In", "values": [names.READY]}]}
     if placement is Placement.REQUIRED:
         required = {"nodeSelectorTerms": [term]}
@@ -208,6 +209,7 @@ def _pod_spec(workspace: Workspace, release: Release) -> Json:
     return {
         "serviceAccountName": workspace.name,
         "automountServiceAccountToken": False,
+        # Service links would set variables such as VLLM_PORT, which vLLM reads as its own.
         "enableServiceLinks": False,
         "securityContext": pod_security(),
         "terminationGracePeriodSeconds": drain.grace_seconds(spec.runtime.drain_seconds),
@@ -215,6 +217,7 @@ def _pod_spec(workspace: Workspace, release: Release) -> Json:
             {
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
+                # Preferred only: a cluster with one node must still run all replicas.
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
             }

@@ -1,8 +1,7 @@
-"""Kubernetes quantities in the form that the API server gives back, so that what was applied compares equal.
+"""Normalizes Kubernetes quantities to the API server's form, so that applied and stored objects compare equal.
 
-The server parses `1024Mi`, `0.5` and `2000m` and stores `1Gi`, `500m` and `2`
-(k8s.io/apimachinery/pkg/api/resource: Quantity.CanonicalizeBytes). Text that is no quantity is left alone: the server
-refuses it with a better message than we could give.
+The server parses `1024Mi`, `0.5` and `2000m` and stores `1Gi`, `500m` and `2` (k8s.io/apimachinery/pkg/api/resource:
+Quantity.CanonicalizeBytes). Text that is no quantity is left unchanged: the server refuses it with a better message.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ _DECIMAL: Final = {
 
 
 def canonical(text: str) -> str:
-    """The stored form of a quantity. Law: `canonical(canonical(q)) == canonical(q)`, and both mean the same."""
+    """A quantity's stored form. Law: `canonical(canonical(q)) == canonical(q)`, and both mean the same."""
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
         return text
     sign, number, suffix = match[1], Fraction(match[2]), match[3] or ""
     if suffix in _BINARY[1:]:
         value = number * 1024 ** _BINARY.index(suffix)
-        # Binary quantities below 1024 and fractional ones are written in decimal, as the server does.
+        # Binary quantities below 1024 and fractional ones are stored in decimal form.
         body = _binary(value) if value >= 1024 and value.denominator == 1 else _decimal(value)
     elif suffix[:1] in ("e", "E") and len(suffix) > 1:
         exponent = int(suffix[1:])
@@ -54,7 +53,7 @@ def canonical_all(quantities: Mapping[str, str]) -> dict[str, str]:
 
 
 def total_bytes(count: int) -> str:
-    """A number of bytes, rounded up to MiB, as a quantity."""
+    """A byte count, rounded up to MiB, as a quantity."""
     return canonical(f"{-(-count // (1 << 20))}Mi")
 
 
@@ -66,7 +65,7 @@ def _binary(value: Fraction) -> str:
 
 
 def _nano(value: Fraction) -> int:
-    """In units of 10^-9, rounded up: nothing finer is kept."""
+    """The value in units of 10^-9, rounded up: Kubernetes keeps nothing finer."""
     scaled = value * 10**9
     return -(-scaled.numerator // scaled.denominator)
 

@@ -1,6 +1,6 @@
-"""One version of a Workspace, decided and pinned: what every renderer takes.
+"""One planned and pinned version of a Workspace: the input of every renderer.
 
-The image is a digest by now, so that all replicas, today's and those of next month, serve the same bytes.
+Images are digests here, so that all replicas, today's and next month's, serve the same bytes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from workspace.render import names
 from workspace.schema import DEFAULT_PORT, Workspace
 from workspace.servable import Servable
 
-_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container, where ports and policies say who gets there
-_RUNTIME_MEMORY: Final = 4 << 30  # the interpreter, CUDA's context and host buffers of one server
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container, where ports and policies restrict access
+_RUNTIME_MEMORY: Final = 4 << 30  # interpreter, CUDA context and host buffers of one server
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedModel:
-    """What an image's name meant when it was resolved: the image by digest, and its records by variant."""
+    """A resolved model: its image by digest, and its records by variant."""
 
     image: str
     records: Mapping[str, Servable]
@@ -42,7 +42,7 @@ class PinnedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """All that a Workspace's images turned out to be."""
+    """A Workspace's resolved images."""
 
     model: PinnedModel
     adapters: Mapping[str, PinnedAdapter] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A plan and the images it runs on, by digest. `memory_bytes` is what a replica needs of its host."""
+    """A plan with its images by digest. `memory_bytes` is the host memory that a replica needs."""
 
     plan: LaunchPlan
     model: str
@@ -67,12 +67,12 @@ class Release:
         return self.plan.template
 
 
-# Says where a server finds its model and adapters, by their keys.
-Place = Callable[[Digest, Mapping[str, Digest]], Site]
+# Returns the server's Site for a model key and its adapters' keys.
+SiteFactory = Callable[[Digest, Mapping[str, Digest]], Site]
 
 
-def pod_place(workspace: Workspace, *, read_rate: float | None = None) -> Place:
-    """In a pod: volumes at fixed directories, every address, the Workspace's port."""
+def pod_site(workspace: Workspace, *, read_rate: float | None = None) -> SiteFactory:
+    """The Site in a pod: volumes at fixed directories, all addresses, the Workspace's port."""
 
     def place(_: Digest, adapters: Mapping[str, Digest]) -> Site:
         return Site(
@@ -86,8 +86,10 @@ def pod_place(workspace: Workspace, *, read_rate: float | None = None) -> Place:
     return place
 
 
-def store_place(workspace: Workspace, root: PurePosixPath, *, host: str = _EVERYWHERE) -> Place:
-    """Beside an agent's store at `root`: each model in the directory of its key."""
+def store_site(
+    workspace: Workspace, root: PurePosixPath, *, host: str = _EVERYWHERE
+) -> SiteFactory:
+    """The Site beside an agent's store at `root`: each model in its key's directory."""
 
     def place(model: Digest, adapters: Mapping[str, Digest]) -> Site:
         return Site(
@@ -101,18 +103,19 @@ def store_place(workspace: Workspace, root: PurePosixPath, *, host: str = _EVERY
 
 
 def server_port(workspace: Workspace) -> int:
-    """Where the server listens; a port left to the system means the usual one where nobody could tell it."""
+    """The server's port. 0 (any free port) becomes the default port, since renderers must name one."""
     return workspace.spec.runtime.port or DEFAULT_PORT
 
 
 def plan_release(
-    workspace: Workspace, resolved: Resolved, *, hardware: Hardware, place: Place
+    workspace: Workspace, resolved: Resolved, *, hardware: Hardware, place: SiteFactory
 ) -> Release:
-    """Decide a version: variant, GPUs, context, command line, images. Raises what the planner raises."""
+    """Plans a version: variant, GPUs, context, command line, images. Raises the planner's errors."""
     fit = choose_variant(workspace, resolved.model.records, hardware)
     record = resolved.model.records[fit.variant]
     site = place(record.key, {name: each.key for name, each in resolved.adapters.items()})
     plan = plan_launch(workspace, record=record, fit=fit, hardware=hardware, site=site)
+    # On GPUs the weights only pass through host memory; a CPU server keeps them there.
     on_host = 0 if fit.gpus else needed_bytes(record.facts, context=fit.context or 0, gpus=0)
     return Release(
         plan=plan,

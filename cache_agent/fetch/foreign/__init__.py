@@ -1,1 +1,1 @@
-"""Gets images that others made into the store, layer by layer: each is verified whole before anything is believed."""
+"""Fetches foreign images into the store layer by layer; trusts nothing before a layer's digest is verified."""

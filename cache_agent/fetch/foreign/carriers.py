@@ -1,6 +1,6 @@
-"""Who carries a layer of a foreign image: in one pass, or in ranges. The engine's threads hand them what they read.
+"""ChunkSinks for the layers of foreign images: read in one pass, or in ranges. Called by the engine's threads.
 
-Both end the same way: `found` has the layer's contents once its digest was computed here and is the manifest's.
+Both end alike: `verified` is called with the layer's contents once the digest computed here equals the manifest's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from cache_agent.chunks import chunk_range
 from cache_agent.fetch.download import Tick, counting, fill
 from cache_agent.fetch.foreign.plan import Found, LayerPlan, empty_files
-from cache_agent.fetch.foreign.staging import LayerSpooler, SpaceReservation
+from cache_agent.fetch.foreign.staging import LayerStager, SpaceReservation
 from cache_agent.fetch.readable import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial
@@ -24,12 +24,12 @@ from modelimage.recipe import LayerFile, Recipe
 from modelimage.record import CHUNK_SIZE
 from modelimage.repository import BlobStream
 
-# Told of every layer that turned out right.
+# Called with every layer whose digest was verified, and its contents.
 Verified = Callable[[Digest, Found], None]
 
 
 class StreamedLayer:
-    """Carries a layer in one pass. A pass that breaks off leaves nothing, and the next begins at the beginning."""
+    """Receives a layer in one pass. An interrupted pass leaves nothing on disk; the next starts from the beginning."""
 
     def __init__(
         self,
@@ -46,20 +46,21 @@ class StreamedLayer:
         self._verified = verified
 
     def open(self, room: SpaceReservation) -> dict[Digest, list[int]]:
-        """What is missing, by name: all of it, whatever an earlier pass got."""
+        """The missing chunks by name: always the whole layer, since a pass can't be resumed."""
         return {self.plan.layer.digest: [0]}
 
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
     ) -> None:
-        """Read the whole layer off the stream. Raises DigestMismatch, InvalidImage, and what stream and disk do."""
+        """Read the whole layer. Raises DigestMismatch, InvalidImage, and the stream's and disk's errors."""
         self.read(_Ticking(stream, tick))
 
     def read(self, blob: BlobStream) -> None:
         """See `receive`."""
+        # Decompressed in the worker's thread: a slow disk then slows the source down instead of filling memory.
         layer = self.plan.layer
         passing = LayerStream(layer, blob, limits=self._limits, progress=self._count)
-        spooler = LayerSpooler(layer.digest, self.plan.wanted, self._store, self._room)
+        spooler = LayerStager(layer.digest, self.plan.wanted, self._store, self._room)
         try:
             for piece in passing:
                 spooler.take(piece)
@@ -71,7 +72,7 @@ class StreamedLayer:
         self._verified(layer.digest, Found(LayerContents(passing.members, spooler.files)))
 
     def advance(self) -> Sequence[ChunkRange]:
-        """An empty blob is read without asking anybody for it."""
+        """Verify an empty blob without requesting it."""
         if not self.plan.whole.size:
             self.read(_Nothing())
         return ()
@@ -81,9 +82,9 @@ class StreamedLayer:
 
 
 class RangedLayer:
-    """Carries a layer whose files come in ranges, in any order; whichever thread brings the last byte verifies it.
+    """Receives a layer's files in ranges, in any order; the thread that receives the last byte verifies the layer.
 
-    What came stays for the next pull, until the layer turns out wrong: then nobody can tell which bytes are.
+    Received bytes stay for the next pull. If the layer's digest is wrong, all are dropped: which are wrong is unknown.
     """
 
     def __init__(
@@ -101,7 +102,10 @@ class RangedLayer:
         self.verified = False
 
     def open(self, room: SpaceReservation) -> dict[Digest, list[int]]:
-        """Open the spools: the missing chunks of each, by its name. Raises NoSpace, NotWritable, DiskFailed."""
+        """Open the staged files; returns each one's missing chunks by its name.
+
+        Raises NoSpace, NotWritable, DiskFailed.
+        """
         layer = self.plan.layer.digest
         for member, file in self.plan.ranged.items():
             there = self._store.staged_files.size(layer, member) or 0
@@ -124,7 +128,7 @@ class RangedLayer:
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
     ) -> None:
-        """Read one chunk off the stream. Raises Unreachable when it ends early, and what stream and disk raise."""
+        """Read one chunk. Raises Unreachable when the stream ends early, and the stream's and disk's errors."""
         staged_file, done = self._staged_files[piece.file.digest], 0
         with counting(self._count, tick) as told:
             while done < len(piece.range):
@@ -132,10 +136,11 @@ class RangedLayer:
                 _check_more(count, piece)
                 staged_file.write(buffer[:count], piece.range.start + done)
                 done += count
+        # Marked as received only: a foreign file has no chunk digests, so the layer's digest is the first check.
         staged_file.mark(piece.index)
 
     def advance(self) -> Sequence[ChunkRange]:
-        """Verify the layer once all of it is there; `failure` says that it wasn't the manifest's."""
+        """Verify the layer once all files are complete; sets `failure` if its digest isn't the manifest's."""
         if (
             not any(staged_file.missing() for staged_file in self._staged_files.values())
             and self._is_first()
@@ -147,10 +152,12 @@ class RangedLayer:
         layer = self.plan.layer
         found = verify_files(self.plan, self._store, self._watch)
         if found is not None:
+            # Tar headers weren't fetched: counted now, so the progress reaches the layer's size.
             self._received = layer.descriptor.size - self.resumed
             self.verified = True
             self._verified(layer.digest, found)
             return
+        # Kept, not raised: an error here would end the whole job. `ForeignFetch` fetches this layer once more.
         self.failure = DigestMismatch(
             f"layer {layer.digest} arrived with other bytes",
             hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
@@ -160,11 +167,15 @@ class RangedLayer:
             self._store.staged_files.drop(layer.digest, member)
 
     def ready(self, position: int) -> ReadablePrefix | None:
-        """How far a raw layer's file can be read from `position` on; its last chunk only once the layer is verified."""
+        """How far a raw layer's file can be read from `position` on; None: not yet.
+
+        The last chunk is withheld until the layer is verified: no client gets a complete file that is wrong.
+        """
         if self.plan.layer.packing is not Packing.RAW or not self._staged_files:
             return None
         (staged_file,) = self._staged_files.values()
         index, last = position // CHUNK_SIZE, staged_file.file.chunk_count() - 1
+        # "Verified" means received here: a foreign file has no chunk digests.
         arrived = staged_file.verified
         while index in arrived and (index < last or self.verified):
             index += 1
@@ -172,7 +183,7 @@ class RangedLayer:
         return ReadablePrefix(staged_file.path, stop) if stop > position else None
 
     def check(self) -> None:
-        """Raises DigestMismatch when the layer turned out wrong."""
+        """Raises DigestMismatch if the layer's digest was wrong."""
         if self.failure is not None:
             raise self.failure
 
@@ -181,6 +192,7 @@ class RangedLayer:
             staged_file.close()
 
     def _is_first(self) -> bool:
+        # Several workers may find all files complete; only one verifies.
         with self._lock:
             first, self._ended = not self._ended, True
             return first
@@ -191,14 +203,14 @@ class RangedLayer:
 
 
 class Finished:
-    """A layer that an earlier pull brought."""
+    """A layer that an earlier pull fetched; for progress."""
 
     def __init__(self, size: int) -> None:
         self.received = self.resumed = size
 
 
 def verify_files(plan: LayerPlan, store: Store, watch: Callable[[int], None]) -> Found | None:
-    """The contents of a layer all of whose files are in spools, if those and its literals make up its digest."""
+    """Hash a layer from its staged files and literals. Returns its contents; None if its digest is wrong."""
     layer = plan.layer
     recipe = layer.recipe(
         lambda number: LayerFile(str(number), plan.ranged[number].size, layer.digest)
@@ -227,11 +239,11 @@ class _Nothing:
         return 0
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing."""
 
 
 class _Ticking:
-    """A stream that tells of every read."""
+    """A stream that calls `tick` after every read."""
 
     def __init__(self, stream: BlobStream, tick: Tick) -> None:
         self._stream, self._tick = stream, tick

@@ -1,7 +1,7 @@
-"""A foreign image's way into the store: describe, reuse what may be reused, fetch layers, verify each, let files in.
+"""Fetches a foreign image into the store: describe, reuse layers, fetch the others, verify each, commit the files.
 
-Nothing is visible before every layer of the image is verified, those too that give no file. What is done by then
-survives a crash: the journal says what each finished layer held, and its files wait in spools.
+No file is visible before every layer of the image is verified, including layers without files. Finished layers survive
+a crash: the journal lists their contents, and their bytes are in staged files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from cache_agent.fetch.foreign.carriers import Finished, RangedLayer, StreamedLayer
-from cache_agent.fetch.foreign.known import KnownLayers, LayerClaims, is_sound, recall_layer
+from cache_agent.fetch.foreign.known import KnownLayers, LayerLocks, is_sound, recall_layer
 from cache_agent.fetch.foreign.plan import (
     FetchPlan,
     Found,
@@ -49,7 +49,7 @@ _POLL_SECONDS: Final = 0.2
 
 
 class Progressing(Protocol):
-    """What a pull's progress is summed up from, in bytes of layers."""
+    """Part of a pull's progress, in bytes."""
 
     @property
     def received(self) -> int: ...
@@ -58,13 +58,13 @@ class Progressing(Protocol):
 
 
 class Host(Protocol):
-    """What the pull around it does for a fetch."""
+    """The services of the pull that runs a ForeignFetch."""
 
     def check_cancelled(self) -> None:
         """Raises Cancelled."""
 
     def show(self, *, total: int, reused: int, parts: Sequence[Progressing]) -> None:
-        """Sum the progress up from these from now on."""
+        """Replace the values that the pull's progress is computed from. Sizes in bytes."""
 
     def run(
         self,
@@ -72,12 +72,12 @@ class Host(Protocol):
         sources: Sequence[Source],
         carriers: Mapping[Digest, ChunkSink],
     ) -> None:
-        """Carry spans out. Raises what ended it early."""
+        """Run the range requests as one job and block. Raises the error that ended it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignImage:
-    """A foreign image in one repository, as one caller reads it."""
+    """A foreign image in one repository, read with one caller's credentials."""
 
     reader: ImageReader
     root: Descriptor
@@ -87,12 +87,12 @@ class ForeignImage:
 
 @dataclass
 class ForeignFetch:
-    """Fetches one foreign image. `hold` keeps what it counts on, claims included, until its owner leaves it."""
+    """Fetches one foreign image. Files it uses and layers it claims are kept until the owner of `hold` closes it."""
 
     store: Store
     image: ForeignImage
     sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
-    claims: LayerClaims
+    claims: LayerLocks
     host: Host
     hold: ExitStack
     _noted: ForeignPullState = field(init=False)
@@ -109,42 +109,45 @@ class ForeignFetch:
         return self.image.manifest
 
     def get(self) -> DerivedRecord:
-        """The record of the image; all its files are in the store, held. Raises what a pull raises."""
+        """Fetch the image; returns its derived record. All its files are in the store, held. Raises a pull's errors."""
         image = self.image
         self._noted = self.store.staged_files.recall(self.manifest.digest)
         known = KnownLayers(self.store, image.reader, image.repository)
         record = self._cached(known)
         if record is not None:
             return record
+        # Against decompression bombs: more than the cache's budget could never be stored.
         limits = Limits(total_bytes=min(Limits().total_bytes, self.store.space().budget))
         described = describe_foreign(image.reader, self.manifest, limits=limits)
         try:
             return self._get(replace(described, root=image.root), known)
         except InvalidImage:
-            # It never will be a model.
+            # Malformed for good: no later pull can use the staged files.
             self.forget()
             raise
 
     def forget(self) -> None:
-        """Remove what the journal kept, an earlier pull's too: the model is published, or refused."""
+        """Remove the journal and staged files, also those of an earlier pull: the model is published, or refused."""
         self.store.staged_files.forget(self._noted)
         self.store.staged_files.forget(self._pull_state())
 
     def _get(self, model: ForeignModel, known: KnownLayers) -> DerivedRecord:
+        # Ends: each round adds to `_unkept`, whose layers are then fetched instead of reused.
         layers = distinct_layers(model)
         while True:
             self._look(layers, known)
             with ExitStack() as stack:
                 self._claim(self._missing(layers), stack)
-                # Another pull may have brought some of them while this one waited.
+                # Another pull may have fetched some of them while this one waited for its claim.
                 self._look(self._missing(layers), known)
                 listed = self._gather(model, stack)
                 unkept = lacking(listed, self._found)
                 if not unkept:
                     record = self._let_in(listed)
+                    # Claims last until the model is published; before, another pull wouldn't find these layers.
                     self.hold.enter_context(stack.pop_all())
                     return record
-            # A known layer gives a file that was hidden in the models that had it: it has to be read again.
+            # A known layer has a file that the models which had it didn't use, so it wasn't kept: read the layer again.
             self._unkept |= unkept
             for digest in unkept:
                 del self._found[digest]
@@ -152,7 +155,7 @@ class ForeignFetch:
     # -- what is there -----------------------------------------------------------------------
 
     def _cached(self, known: KnownLayers) -> DerivedRecord | None:
-        """The record of the model, if it is in the store and may be used as it is."""
+        """The record of the model, if it is in the store and this caller may use it."""
         key = self.manifest.digest
         self._hold(file.digest for file in self.store.ledger.model_files(key))
         record = known.record(key)
@@ -162,12 +165,13 @@ class ForeignFetch:
         return record
 
     def _look(self, layers: Mapping[Digest, ForeignLayer], known: KnownLayers) -> None:
-        """Use the layers that cached models share with this one."""
+        """Reuse the layers that this model shares with cached models."""
         for digest, layer in layers.items():
             found = None if digest in self._unkept else known.find(layer.descriptor)
             if found is None:
                 continue
             files = {each.digest for each in found.contents.files.values()}
+            # Held first, then checked: eviction may run in between.
             self._hold(files)
             if all(self.store.file(each) is not None for each in files):
                 self._found[digest] = found
@@ -177,6 +181,7 @@ class ForeignFetch:
         return {digest: layer for digest, layer in layers.items() if digest not in self._found}
 
     def _claim(self, layers: Collection[Digest], stack: ExitStack) -> None:
+        # Polled, so cancelling doesn't have to wait for another pull's layers.
         while not self.claims.take(layers, _POLL_SECONDS):
             self.host.check_cancelled()
         stack.callback(self.claims.give, layers)
@@ -187,8 +192,8 @@ class ForeignFetch:
     # -- fetching ----------------------------------------------------------------------------
 
     def _gather(self, model: ForeignModel, stack: ExitStack) -> ForeignModel:
-        """Bring what is missing: the model with all its layers known."""
-        # While space is promised, nobody takes spools for leftovers.
+        """Fetch the missing layers; returns the model with the contents of all its layers."""
+        # An open reservation, even of 0 bytes, keeps the store from removing staged files as leftovers.
         stack.enter_context(self.store.reserve(0))
         self._recall(model)
         partly = assemble(model, self._found)
@@ -199,14 +204,14 @@ class ForeignFetch:
             room = self._reserve(plans, stack)
             failed = self._fetch(partly, plans, room)
             if failed:
-                # Other bytes than the manifest's may be a bad connection once.
+                # Wrong bytes may come from a bad connection once; the second time the error is raised.
                 for again in self._fetch(partly, [each.plan for each in failed], room):
                     again.check()
         return assemble(model, self._found)
 
     def _recall(self, model: ForeignModel) -> None:
-        """Take over what an earlier pull of this image finished."""
-        # Read again: another pull of this image may have ended while this one waited.
+        """Take over the layers that an earlier pull of this image finished."""
+        # Read the journal again: another pull of this image may have ended while this one waited.
         self._noted = noted = self.store.staged_files.recall(model.key)
         known = KnownLayers(self.store, self.image.reader, self.image.repository)
         self._arriving |= noted.arriving
@@ -223,7 +228,7 @@ class ForeignFetch:
                 self._parts.append(Finished(layer.descriptor.size))
 
     def _reserve(self, plans: Sequence[LayerPlan], stack: ExitStack) -> SpaceReservation:
-        """Ask for the space of all of them before the first byte. Raises NoSpace."""
+        """Reserve the space of all layers before the first byte is fetched. Raises NoSpace."""
         need = sum(max(0, plan.need - self._spooled(plan)) for plan in plans)
         return SpaceReservation(self.store, need, stack.enter_context(self.store.reserve(need)))
 
@@ -234,10 +239,11 @@ class ForeignFetch:
     def _fetch(
         self, model: ForeignModel, plans: Sequence[LayerPlan], room: SpaceReservation
     ) -> list[RangedLayer]:
-        """Fetch layers; those that came whole and turned out wrong."""
+        """Fetch layers; returns those that are complete but have the wrong digest."""
         self._arriving |= {
             plan.layer.digest: len(plan.layer.members or ()) for plan in plans if plan.ranged
         }
+        # Before the first byte: staged files that no journal names are removed as leftovers after a restart.
         self._note()
         ranged = [
             RangedLayer(plan, self.store, self._watch, self._verified)
@@ -261,14 +267,17 @@ class ForeignFetch:
     def _run(self, carriers: Sequence[RangedLayer | StreamedLayer], room: SpaceReservation) -> None:
         image, plan = self.image, FetchPlan.of([each.plan for each in carriers])
         resolved = ResolvedForeign(image.root, self.manifest, plan, plan.layers)
-        sources = [s for s in self.sources(resolved, image.reader, image.repository) if s.proves]
+        # The others name files by sha256, which is unknown until the layer is verified.
+        sources = [
+            s for s in self.sources(resolved, image.reader, image.repository) if s.authorizes
+        ]
         by_name: dict[Digest, ChunkSink] = {}
         tracks: list[FileQueue] = []
         for each in carriers:
             missing = each.open(room)
             by_name |= dict.fromkeys(missing, each)
             tracks += each.plan.tracks(missing)
-            # What was complete before a crash, and what is empty, nobody needs to be asked for.
+            # Layers that are empty or were complete before a crash: no request will trigger their verification.
             each.advance()
         self.host.run(tracks, sources, by_name)
 
@@ -276,7 +285,8 @@ class ForeignFetch:
         self.host.check_cancelled()
 
     def _verified(self, layer: Digest, found: Found) -> None:
-        """Called by whichever thread finished a layer."""
+        """Record a verified layer in the journal. Called by the thread that finished it."""
+        # The journal is written under the lock: an older state must not overwrite a newer one.
         with self._lock:
             self._found[layer] = found
             self._done[layer] = found.contents
@@ -294,13 +304,13 @@ class ForeignFetch:
         self.host.show(total=sum(sizes.values()), reused=reused, parts=list(self._parts))
 
     def resolved(self) -> ResolvedForeign:
-        """What was resolved, for whoever keeps its documents."""
+        """The resolved image without layers to fetch, for callers that store its manifests."""
         return ResolvedForeign(self.image.root, self.manifest, FetchPlan.of([]), ())
 
     # -- letting in --------------------------------------------------------------------------
 
     def _let_in(self, model: ForeignModel) -> DerivedRecord:
-        """Every layer is verified: the model's files become the store's."""
+        """Commit the model's files to the store and return its record. Every layer must be verified."""
         found = {
             file.path: self._found[file.layer].contents.files[file.member] for file in model.files
         }
@@ -313,6 +323,7 @@ class ForeignFetch:
         return record
 
     def _admit(self, file: RecordFile, member: int) -> None:
+        # Another model may have the file: then its staged copy isn't needed.
         if is_sound(self.store, file.digest):
             return
         damaged = self.store.file(file.digest) is not None

@@ -1,7 +1,7 @@
-"""What a node knows of a foreign image's layers already: from models that it holds, and from pulls that ended early.
+"""Finds layers of a foreign image that a node already has: from cached models, and from interrupted pulls.
 
-Bytes that came through another repository are used only if the caller's own credentials open the layer that they came
-in; that they make up that layer was computed on this node.
+Bytes fetched through another repository are used only if the caller's own credentials can read the layer they came in.
+That they make up that layer was computed on this node.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from modelimage.hashing import FileDigests, hash_file
 from modelimage.repository import ImageReader
 
 
-class LayerClaims:
-    """Which layers of foreign images are on their way: each by one pull at a time, on the whole node."""
+class LayerLocks:
+    """The layers of foreign images being fetched on this node: each by one pull at a time. Thread-safe."""
 
     def __init__(self) -> None:
         self._taken: set[Digest] = set()
         self._changed = threading.Condition()
 
     def take(self, layers: Collection[Digest], timeout: float) -> bool:
-        """Claim all of them, or none when another pull has one of them for longer than `timeout` seconds.
+        """Claim all layers, or none and return False if another pull still has one after `timeout` seconds.
 
-        All or none, so that no two pulls wait for each other.
+        All or none, so two pulls can't deadlock.
         """
         with self._changed:
             if self._taken.intersection(layers):
@@ -46,7 +46,7 @@ class LayerClaims:
             return True
 
     def give(self, layers: Collection[Digest]) -> None:
-        """End a claim."""
+        """Release a claim."""
         with self._changed:
             self._taken.difference_update(layers)
             self._changed.notify_all()
@@ -54,7 +54,7 @@ class LayerClaims:
 
 @dataclass
 class KnownLayers:
-    """The layers of cached foreign models, as far as one caller may use them."""
+    """The layers of cached foreign models that one caller may use."""
 
     store: Store
     reader: ImageReader
@@ -75,7 +75,8 @@ class KnownLayers:
         return record if usable else None
 
     def find(self, layer: Descriptor) -> Found | None:
-        """What a layer holds, if that is known and its files may be used."""
+        """The contents of a layer, if a cached model has it and its files may be used."""
+        # Any model with this layer will do: continue with the next if one's files are damaged or not allowed.
         for model in self.store.models():
             record = self._record(model.key)
             known = (
@@ -91,7 +92,7 @@ class KnownLayers:
         return None
 
     def is_readable(self, layer: Descriptor) -> bool:
-        """Whether the caller's credentials open a layer; asked once."""
+        """Whether the caller's credentials can read a layer; requested once, then remembered."""
         if layer.digest not in self._readable:
             self._readable[layer.digest] = can_read(self.reader, layer)
         return self._readable[layer.digest]
@@ -99,6 +100,7 @@ class KnownLayers:
     def _record(self, key: Digest) -> DerivedRecord | None:
         if self.store.model(key) is None:
             return None
+        # An unreadable record only means that nothing of this model is reused.
         with suppress(InvalidImage, DiskFailed):
             record = read_record(self.store.paths.record(key))
             return record if isinstance(record, DerivedRecord) else None
@@ -108,14 +110,16 @@ class KnownLayers:
         digests = set(files)
         if not all(is_sound(self.store, digest) for digest in digests):
             return False
+        # A layer without files has no proof in the ledger: the caller's credentials decide.
         proven = digests and all(
-            self.store.ledger.is_proven(self.repository, layer.digest, digest) for digest in digests
+            self.store.ledger.is_authorized(self.repository, layer.digest, digest)
+            for digest in digests
         )
         return bool(proven) or self.is_readable(layer)
 
 
 def is_sound(store: Store, digest: Digest) -> bool:
-    """Whether a file is in the store and is what it was when it was verified."""
+    """Whether a file is in the store and unchanged since it was verified."""
     stored = store.file(digest)
     return stored is not None and (store.is_untouched(stored) or store.reverify(stored))
 
@@ -123,7 +127,8 @@ def is_sound(store: Store, digest: Digest) -> bool:
 def recall_layer(
     store: Store, plan: LayerPlan, noted: LayerContents, watch: Callable[[int], None]
 ) -> Found | None:
-    """What an earlier pull noted of a layer, if its files are all there still; its spools are read again."""
+    """The contents of a layer that an earlier pull finished, if all its files still exist. Rehashes staged files."""
+    # Rehashed: staged files aren't synced, so a crash may have lost pages of a file that the journal lists.
     numbers = [number for number, found in noted.files.items() if noted.members[number].size]
     if plan.ranged.keys() == set(numbers) and all(
         store.staged_files.size(plan.layer.digest, number) == file.size

@@ -1,8 +1,7 @@
-"""How each layer of a foreign image is fetched, and what that takes. Pure.
+"""Plans how each layer of a foreign image is fetched, and the space it needs. Pure.
 
-A layer whose files lie in it as they are, and whose other bytes are known from its headers, comes in parallel ranges
-and is verified afterwards: exactly those bytes and these files must make up its digest. Any other is read once from
-its beginning to its end.
+An uncompressed layer whose other bytes (tar headers, padding) are known is fetched in parallel ranges and verified
+afterwards: those bytes and the files must hash to its digest. Any other layer is read in one pass.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, LayerFile, Recipe
 from modelimage.record import RecordFile, Role
 
-# Each file that comes in ranges keeps a descriptor open until its layer is whole.
+# Each file fetched in ranges keeps a file descriptor open until its layer is complete.
 _MAX_FILES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a verified layer holds. `literals` are its bytes beside its files, where those were verified too."""
+    """The contents of a verified layer. `literals`: its bytes between the files, where those were verified too."""
 
     contents: LayerContents
     literals: tuple[bytes, ...] | None = None
@@ -35,9 +34,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One layer to fetch. `wanted`: the members that the model has, None while that isn't known.
+    """One layer to fetch. `wanted`: the members that belong to the model, None while unknown.
 
-    `ranged`: by member number the files that come in ranges; empty for a layer that is read in one pass.
+    `ranged`: the files fetched in ranges, by member number; empty for a layer that is read in one pass.
     """
 
     layer: ForeignLayer
@@ -46,14 +45,15 @@ class LayerPlan:
 
     @property
     def whole(self) -> RecordFile:
-        """The layer itself, as the one thing that a pass over it fetches."""
+        """The layer as a single file, for a layer that is read in one pass."""
+        # Without chunk digests: nothing but the layer's own digest can verify it.
         digest = self.layer.digest
         return RecordFile(
             f"layer {digest.short}", self.layer.descriptor.size, digest, Role.WEIGHT, digest, ()
         )
 
     def tracks(self, missing: Mapping[Digest, Collection[int]]) -> list[FileQueue]:
-        """What to ask for, when these chunks are missing."""
+        """The queues of range requests for these missing chunks."""
         if self.ranged:
             return plan_queues(list(self.ranged.values()), missing)
         whole = self.whole
@@ -65,7 +65,7 @@ class LayerPlan:
 
     @property
     def recipe(self) -> Recipe:
-        """Where in the blob lies what is fetched."""
+        """The positions in the blob of the files to fetch."""
         if self.ranged:
             recipe = self.layer.recipe(lambda number: _layer_file(self.ranged[number]))
             if recipe is not None:
@@ -74,7 +74,7 @@ class LayerPlan:
 
     @property
     def need(self) -> int:
-        """Bytes that it takes on disk at least."""
+        """The least number of bytes it needs on disk."""
         if self.ranged:
             return sum(file.size for file in self.ranged.values())
         members = self.layer.members
@@ -85,7 +85,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """The layers of one foreign image that must be fetched, in the words that sources understand."""
+    """The layers of one foreign image to fetch, as a `Layered` for sources."""
 
     layers: tuple[Descriptor, ...]
     plans: Mapping[Digest, LayerPlan]
@@ -105,7 +105,7 @@ class FetchPlan:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedForeign:
-    """A foreign image and what sources are asked for of it: see `Resolved`."""
+    """A foreign image and the layers to fetch from its sources: see `Resolved`."""
 
     root: Descriptor
     manifest: Descriptor
@@ -118,12 +118,12 @@ class ResolvedForeign:
 
 
 def distinct_layers(model: ForeignModel) -> dict[Digest, ForeignLayer]:
-    """The layers by digest; one that a model has under two paths is fetched once."""
+    """The layers by digest: a layer that a model has under two paths is fetched once."""
     return {layer.digest: layer for layer in model.layers}
 
 
 def assemble(model: ForeignModel, found: Mapping[Digest, Found]) -> ForeignModel:
-    """The model with what is known of its layers. Raises InvalidImage."""
+    """The model with the known contents of its layers filled in. Raises InvalidImage."""
     layers = tuple(
         replace(layer, literals=found[layer.digest].literals)
         if layer.digest in found and layer.packing is not Packing.RAW
@@ -135,12 +135,13 @@ def assemble(model: ForeignModel, found: Mapping[Digest, Found]) -> ForeignModel
 
 
 def plan_layer(model: ForeignModel, layer: ForeignLayer) -> LayerPlan:
-    """How to fetch one layer of a model, of which as much is known as can be."""
+    """Choose between ranges and one pass for one layer of a model whose known layers are filled in."""
     wanted = None
     if model.is_listed:
         wanted = frozenset(file.member for file in model.files if file.layer == layer.digest)
     if layer.members is None or layer.literals is None:
         return LayerPlan(layer, wanted)
+    # Ranges need every file of the layer: its digest is computed over all of them, also those the model doesn't use.
     held = [number for number, member in enumerate(layer.members) if member.size]
     if not held or len(held) > _MAX_FILES or (wanted is not None and not wanted.issuperset(held)):
         return LayerPlan(layer, wanted)
@@ -149,14 +150,14 @@ def plan_layer(model: ForeignModel, layer: ForeignLayer) -> LayerPlan:
 
 
 def lacking(model: ForeignModel, found: Mapping[Digest, Found]) -> set[Digest]:
-    """The layers that hold a file of the model whose bytes weren't kept when they were read."""
+    """The layers with a file of the model whose bytes weren't kept when the layer was read."""
     return {
         file.layer for file in model.files if file.member not in found[file.layer].contents.files
     }
 
 
 def empty_files(layer: ForeignLayer) -> list[int]:
-    """The members that are files without bytes."""
+    """The members that are empty files."""
     return [
         number
         for number, member in enumerate(layer.members or ())

@@ -1,6 +1,6 @@
-"""Where the damaged chunks of a foreign image are fetched again, by the record that was derived here.
+"""Sources for the damaged chunks of a foreign image, by the record that was derived on this node.
 
-A layer that can be read in ranges is. One that is compressed is read from its beginning up to the chunk.
+Uncompressed layers are read in ranges. A compressed layer is read from its beginning up to the chunk.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from modelimage.repository import BlobStream, ImageReader
 
 @dataclass(frozen=True)
 class PassingSource:
-    """Files out of layers that can only be read from their beginning."""
+    """Files from compressed layers, which can only be read from their beginning."""
 
     reader: ImageReader
     manifest: Descriptor
     record: DerivedRecord
     name: str
     tier: Tier = Tier.REGISTRY
-    proves: bool = True
+    authorizes: bool = True
 
     def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
         """See `Source.open`."""
@@ -53,7 +53,10 @@ class PassingSource:
 def resolve_derived(
     reader: ImageReader, record: DerivedRecord, origin: Origin
 ) -> tuple[ResolvedForeign, PassingSource]:
-    """What sources need to fetch a cached foreign model's chunks. Raises NotFound, and what the reader raises."""
+    """What `sources` needs for a cached foreign model, and the source that reads whole layers.
+
+    Raises NotFound, and the reader's errors.
+    """
     manifest = reader.resolve(str(origin.manifest))
     layers = tuple(layer.descriptor for layer in record.layers)
     resolved = ResolvedForeign(manifest, manifest, record, layers)
@@ -61,7 +64,7 @@ def resolve_derived(
 
 
 class _Cut:
-    """A range of one member of a layer that passes by."""
+    """A byte range of one member, cut out of a layer that is read sequentially."""
 
     def __init__(self, stream: LayerStream, member: int, wanted: ByteRange) -> None:
         self._stream, self._pieces = stream, iter(stream)
@@ -86,5 +89,6 @@ class _Cut:
         self._stream.close()
 
     def _overlap(self, piece: TarPiece) -> memoryview:
+        # Empty for a piece before or after the wanted range: then start is past its end, or stop is 0.
         start = max(self._wanted.start - piece.offset, 0)
         return piece.data[start : max(self._wanted.stop - piece.offset, start)]

@@ -1,4 +1,4 @@
-"""From the pieces of a layer that passes by to spools and digests; nothing is believed before the pass has ended."""
+"""Writes a streamed layer's files to staged files and hashes them; nothing is trusted before the pass has ended."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from modelimage.record import CHUNK_SIZE
 
 
 class SpaceReservation:
-    """The space that a pull was promised before it began; what a compressed layer needs beyond it asks for by the file.
+    """The space reserved for a pull before it starts. Compressed layers reserve more for each file as they need it.
 
-    Safe for several threads.
+    Thread-safe.
     """
 
     def __init__(self, store: Store, promised: int, reservation: Reservation) -> None:
@@ -30,17 +30,19 @@ class SpaceReservation:
 
     @contextmanager
     def taking(self, size: int) -> Iterator[None]:
-        """Inside, so many bytes come to be on the disk, and are counted there. Raises NoSpace."""
+        """Cover `size` bytes that are allocated on disk inside the block. Raises NoSpace."""
         with self._lock:
+            # A compressed layer's files may be larger than the layer: what isn't covered is reserved now.
             covered = min(max(size, 0), self._left)
             self._left -= covered
         with self._store.reserve(max(size, 0) - covered):
             yield
+        # After the allocation: the bytes count as promised or as used, never as neither.
         self._reservation.spend(covered)
 
 
 class FileHash:
-    """The digests of one file whose bytes come in order."""
+    """Computes the sha256 and the chunks' BLAKE3 of one file whose bytes arrive in order."""
 
     def __init__(self) -> None:
         self._whole, self._chunk = hashlib.sha256(), blake3()
@@ -58,7 +60,7 @@ class FileHash:
             data = data[len(taken) :]
 
     def digests(self) -> FileDigests:
-        """After the last byte."""
+        """The digests; call it once, after the last byte."""
         if self._filled:
             self._end_chunk()
         return FileDigests(Digest(self._whole.hexdigest()), tuple(self._chunks))
@@ -68,8 +70,8 @@ class FileHash:
         self._chunk, self._filled = blake3(), 0
 
 
-class LayerSpooler:
-    """Spools one pass over a layer: `take` its pieces in order, then `finish`; `discard` whatever went wrong.
+class LayerStager:
+    """Stages the files of one pass over a layer: `take` its pieces in order, then `finish`; on error `discard`.
 
     `wanted`: the members to keep, None for all.
     """
@@ -85,7 +87,8 @@ class LayerSpooler:
         self._begun: list[int] = []
 
     def take(self, piece: TarPiece) -> None:
-        """Raises NoSpace, NotWritable, DiskFailed."""
+        """Write and hash the next piece of the layer. Raises NoSpace, NotWritable, DiskFailed."""
+        # Not written, but still read by the caller: the layer's digest covers every byte.
         if self._wanted is not None and piece.member not in self._wanted:
             return
         if not piece.size:
@@ -99,17 +102,18 @@ class LayerSpooler:
             self._hash.update(piece.data)
 
     def finish(self) -> None:
-        """End the file that is under way."""
+        """Finish the current file, if any."""
         if self._staged_file is not None:
             self.files[self._member] = self._hash.digests()
             self._staged_file.close()
             self._staged_file = None
 
     def discard(self) -> None:
-        """Remove what was spooled."""
+        """Remove the files staged by this pass."""
         if self._staged_file is not None:
             self._staged_file.close()
             self._staged_file = None
+        # All of them, also complete ones: no digest vouches for the files of an interrupted pass.
         for member in self._begun:
             self._store.staged_files.drop(self._layer, member)
 

@@ -1,1 +1,1 @@
-"""Wanted state from a Kubernetes API server, and this node's report to it."""
+"""Reads the desired state from a Kubernetes API server and writes this node's report to it."""

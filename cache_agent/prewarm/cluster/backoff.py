@@ -1,4 +1,4 @@
-"""How long to wait before trying again: longer each time, never all nodes at the same moment."""
+"""Exponential backoff with jitter, so that nodes don't retry at the same moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modelimage.errors import RateLimited, WeightyardError
 
 @dataclass
 class Backoff:
-    """Doubles from `first` to `most` seconds, each between half and whole. `random` gives [0, 1)."""
+    """Delays that double from `first` to `most` seconds, each times 0.5 to 1. `random` returns [0, 1)."""
 
     random: Callable[[], float]
     first: float = 0.5
@@ -18,7 +18,7 @@ class Backoff:
     _failures: int = 0
 
     def after(self, error: WeightyardError) -> float:
-        """Seconds to wait after a failure; a server that says how long is believed."""
+        """The delay in seconds after a failure. A server's Retry-After takes precedence, up to `most`."""
         self._failures += 1
         if isinstance(error, RateLimited) and error.retry_after is not None:
             return min(error.retry_after, self.most) + self.random() * self.first
@@ -26,5 +26,5 @@ class Backoff:
         return whole * (0.5 + self.random() / 2)
 
     def reset(self) -> None:
-        """It went well."""
+        """Start again from `first`, after a success."""
         self._failures = 0

@@ -1,6 +1,6 @@
-"""The few calls to a Kubernetes API server that an agent makes, with its errors as ours.
+"""A small Kubernetes API client with the calls that an agent makes. Raises Weightyard's errors.
 
-Knows paths and status codes, nothing of models. kubernetes-asyncio would bring 38 MB of memory for them.
+Must not depend on models. kubernetes-asyncio would take 38 MB of memory for the same calls.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from modelimage.errors import Unreachable
 Json = dict[str, Any]
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, connect=10)
-# A watch says nothing for long while nothing changes; servers end it after the time asked for.
+# A watch is silent while nothing changes, so its read timeout exceeds the time after which the server ends it.
 WATCH_SECONDS: Final = 290
 _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SECONDS + 30)
 _LIST_LIMIT: Final = 500
-# One object of etcd's largest size fits, and so does what watching adds.
+# Room for an object of etcd's largest size in a watch event.
 _LINE_BYTES: Final = 8 << 20
 
 
 class Api:
-    """One API server. A context manager that holds its connections."""
+    """A client of one API server. A context manager that owns its connections."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.namespace = connection.namespace
 
     async def __aenter__(self) -> Api:
+        # A watch event is one line, and aiohttp bounds the length of lines by the read buffer.
         connector = aiohttp.TCPConnector(ssl=self._connection.tls or True, limit=8)
         self._session = aiohttp.ClientSession(connector=connector, read_bufsize=_LINE_BYTES)
         return self
@@ -44,19 +45,19 @@ class Api:
         await self._session.close()
 
     async def get(self, path: str) -> Json:
-        """One object. Raises NotFound."""
+        """Get one object. Raises NotFound."""
         return await self._call("GET", path)
 
     async def create(self, path: str, document: Json) -> Json:
-        """A new object. Raises Conflict when it is there."""
+        """Create an object. Raises Conflict when it exists."""
         return await self._call("POST", path, document)
 
     async def patch(self, path: str, document: Json | str) -> Json:
-        """Merge into an object; a text is JSON. With a resourceVersion, raises Conflict when it changed since."""
+        """Merge-patch an object; a str is JSON. With a resourceVersion, raises Conflict when the object has changed."""
         return await self._call("PATCH", path, document, kind="application/merge-patch+json")
 
     async def list(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
-        """All objects, page by page, and the resourceVersion from which to watch. Raises Gone."""
+        """List all objects, in pages; return them and the resourceVersion to watch from. Raises Gone."""
         found: list[Json] = []
         page = ""
         while True:
@@ -71,7 +72,7 @@ class Api:
     async def watch(
         self, path: str, query: Mapping[str, str], version: str
     ) -> AsyncIterator[tuple[str, Json]]:
-        """Changes since a version, as (type, object), until the server ends the watch. Raises Gone."""
+        """Yield changes since a version, as (type, object), until the server ends the watch. Raises Gone."""
         asked = {
             **query, "watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
             "timeoutSeconds": str(WATCH_SECONDS),
@@ -120,6 +121,7 @@ class Api:
 def _event(line: bytes, call: str) -> tuple[str, Json]:
     event = json.loads(line)
     kind, found = str(event["type"]), event["object"]
+    # A watch has sent its status 200 already, so errors such as an expired version (410) arrive as events.
     if kind == "ERROR":
         _refuse(int(found.get("code") or 500), json.dumps(found), call, {})
     return kind, found

@@ -1,6 +1,6 @@
-"""Where the API server is and who asks it: a pod's service account, or a kubeconfig outside of a cluster.
+"""The API server's address and credentials, from a pod's service account or, outside a cluster, a kubeconfig.
 
-A service account's token is renewed on disk, so it is read again for every request.
+The kubelet rotates a service account's token on disk, so it is read again for every request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One API server. `tls` None is plain HTTP; the token comes from `token_file` if that is given."""
+    """How to reach one API server. `tls` None means plain HTTP. `token_file` takes precedence over `token`."""
 
     server: str
     tls: ssl.SSLContext | None = None
@@ -34,7 +34,7 @@ class Connection:
     namespace: str = "default"
 
     def headers(self) -> dict[str, str]:
-        """What says who asks. Raises NotFound when the token's file can't be read."""
+        """The Authorization header. Raises NotFound when the token's file can't be read."""
         token = self.token
         if self.token_file is not None:
             token = _read(self.token_file).decode().strip()
@@ -42,7 +42,7 @@ class Connection:
 
 
 def in_cluster(environ: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> Connection:
-    """As the pod's service account. Raises NotFound outside of a pod."""
+    """A connection as the pod's service account. Raises NotFound outside of a pod."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise NotFound(
@@ -59,7 +59,7 @@ def in_cluster(environ: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> C
 
 
 def of_kubeconfig(path: Path, context: str | None = None) -> Connection:
-    """As a kubeconfig says: a token, a token's file, or a client certificate. Raises NotFound, InvalidInput."""
+    """A connection from a kubeconfig with a token, token file or client certificate. Raises NotFound, InvalidInput."""
     try:
         document = yaml.safe_load(_read(path))
         chosen = context or document["current-context"]
@@ -95,7 +95,7 @@ def _kubeconfig_tls(path: Path, server: str, cluster: Json, user: Json) -> ssl.S
     certificate = _data(path, user, "client-certificate")
     key = _data(path, user, "client-key")
     if certificate and key:
-        # The ssl module reads a client's certificate from files alone.
+        # The ssl module reads client certificates only from files.
         with tempfile.NamedTemporaryFile(prefix="weightyard-") as file:
             file.write(certificate + b"\n" + key)
             file.flush()
@@ -111,7 +111,7 @@ def _context(authorities: bytes | None) -> ssl.SSLContext:
 
 
 def _data(path: Path, document: Json, name: str) -> bytes | None:
-    """`name-data` in base64, or the file that `name` names, relative to the kubeconfig."""
+    """The base64 value of `name-data`, or the contents of the file `name`, relative to the kubeconfig."""
     try:
         if f"{name}-data" in document:
             return base64.b64decode(document[f"{name}-data"], validate=True)

@@ -1,6 +1,6 @@
-"""Writes this node's NodeCache: soon after something changed, seldom while only numbers move, never at rest.
+"""Writes this node's NodeCache: soon after a change of state, rarely while only numbers move, never when idle.
 
-A report that can't be written is written again, the newest one, when the server can be reached.
+After a failed write the newest status is written once the server is reachable again.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from modelimage.errors import NotFound, WeightyardError
 Json = dict[str, Any]
 
 PATH: Final = f"/apis/{API_VERSION}/{PLURAL}"
-# At least so long between two writes, in seconds: for changes of state, for progress, for numbers that drift.
+# The least seconds between two writes: for changes of state, for progress, for drifting numbers.
 SOON, PROGRESS, SELDOM = 0.5, 5.0, 300.0
-# Less than this share of the whole space is no change of it.
+# Changes of less than this share of the total space aren't reported.
 _SPACE_SHARE: Final = 0.01
 
 
 def urgency(written: NodeCacheStatus | None, now: NodeCacheStatus) -> float | None:
-    """How long after the last write a report may be written; None when it says nothing new."""
+    """The least seconds between the last write and this one; None when there is nothing new to write."""
     if written is None or _states(written) != _states(now):
         return SOON
     if written.wanted != now.wanted:
@@ -47,7 +47,7 @@ def urgency(written: NodeCacheStatus | None, now: NodeCacheStatus) -> float | No
 
 
 def _states(status: NodeCacheStatus) -> object:
-    """What others act upon."""
+    """The fields that controllers act on, without the numbers that merely move."""
     return (
         [(w.name, w.uid, w.observed_generation, w.state, w.reason, w.message, w.tier, w.pinned,
           w.runtime_image) for w in status.wanted],
@@ -58,7 +58,7 @@ def _states(status: NodeCacheStatus) -> object:
 
 @dataclass
 class Reporter:
-    """One node's reports. `make` gives the newest status, `busy` tells that it moves by itself."""
+    """Writes one node's reports. `make` returns the newest status; `busy`: it changes without a call of `changed`."""
 
     api: Api
     node: str
@@ -68,8 +68,10 @@ class Reporter:
     monotonic: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     backoff: Backoff = field(default_factory=lambda: Backoff(random.random, first=1.0))
+    # The status on the server; None: unknown, so the next patch has all fields.
     written: NodeCacheStatus | None = None
     writes: int = 0
+    # The resourceVersion: sent with each patch, so that it fails when another client wrote in between.
     _version: str | None = None
     _at: float = float("-inf")
 
@@ -78,18 +80,18 @@ class Reporter:
         self._changed.set()
 
     def changed(self) -> None:
-        """There may be something new to say."""
+        """The status may have changed."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Write reports until cancelled."""
         while True:
             await wait_event(self._changed, PROGRESS if self.busy() else None)
             self._changed.clear()
             await self._report()
 
     async def _report(self) -> None:
-        """Write what is new once it is time, the newest by then."""
+        """Wait until a change may be written, then write the status of that moment."""
         while True:
             status = self.make(self.written or NodeCacheStatus())
             after = urgency(self.written, status)
@@ -107,9 +109,10 @@ class Reporter:
         try:
             await self._patch(status)
         except Conflict:
-            self._version = None  # somebody else wrote: read again, then say it again
+            self._version = None  # another client wrote: read the object, then write again
             self._changed.set()
         except WeightyardError as error:
+            # `_changed` is set again so that the loop retries although nothing new happened.
             self.note("report not written", problem=error.message)
             self._changed.set()
             await self.sleep(self.backoff.after(error))
@@ -126,12 +129,13 @@ class Reporter:
         try:
             answer = await self.api.patch(f"{PATH}/{self.node}/status", body)
         except NotFound:
-            self._version, self.written = None, None  # deleted: the next report makes it anew
+            self._version, self.written = None, None  # deleted: the next report creates it
             raise
         self._version = _version_of(answer)
 
     async def _existing(self) -> str:
-        """The object's version; made if it isn't there, owned by the Node, with which it goes."""
+        """The object's resourceVersion. Creates a missing object, owned by the Node so that it is deleted with it."""
+        # The stored status is unknown, so the next patch must hold every field, not only the changed ones.
         self.written = None
         try:
             found = await self.api.get(f"{PATH}/{self.node}")
@@ -141,6 +145,7 @@ class Reporter:
 
     async def _document(self) -> Json:
         metadata: Json = {"name": self.node}
+        # An agent outside of the cluster may have no Node: then its object has no owner.
         with suppress(NotFound):
             node = await self.api.get(f"/api/v1/nodes/{self.node}")
             owner = {"apiVersion": "v1", "kind": "Node", "name": self.node}
@@ -158,7 +163,7 @@ def _version_of(document: Json) -> str:
 
 
 def _fields(status: NodeCacheStatus, written: NodeCacheStatus | None) -> str:
-    """The parts of a status that differ from what was written, as JSON: so that little is made and sent."""
+    """The top-level fields of a status that differ from the last write, as JSON, to keep patches small."""
     differ = {
         name
         for name in NodeCacheStatus.model_fields

@@ -1,4 +1,4 @@
-"""What is wanted of this node, from the API server: the CachedModels that select it, by the labels that it has now."""
+"""Computes this node's desired state: the CachedModels whose selector matches the node's current labels."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ NODES_PATH: Final = "/api/v1/nodes"
 
 
 @dataclass
-class ClusterWanted:
-    """Told by two followers; tells `want` once both the models and the node are known, and at every change after.
+class ClusterSource:
+    """Joins the events of two followers. Calls `want` once models and node are both known, and after every change.
 
-    `labelled` is told the node's labels whenever they change.
+    `labelled` is called with the node's labels whenever they change.
     """
 
     want: Callable[[Sequence[DesiredModel], Sequence[str]], None]
     trouble: Callable[[str], None]
     labelled: Callable[[Mapping[str, str]], None] = lambda labels: None
+    # None until the Node was listed.
     _labels: dict[str, str] | None = None
-    # Each with the wish that it makes, so that a change of one costs nothing for the others.
+    # With the desired model made from each, so that one change doesn't convert all of them again.
     _models: dict[str, tuple[CachedModel, DesiredModel]] | None = None
     _problems: dict[str, str] = field(default_factory=dict)
+    # By follower, because one may fail while the other works.
     _troubles: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -43,13 +45,13 @@ class ClusterWanted:
         self.node = NodeListener(self)
 
     async def label_gone(self, label: str) -> None:
-        """Wait until the node has no such label. What isn't known counts as there."""
+        """Wait until the node lacks a label. While the labels are unknown the label counts as present."""
         while self._labels is None or label in self._labels:
             self._relabelled.clear()
             await self._relabelled.wait()
 
     def put_models(self, documents: Sequence[Json], *, anew: bool = False) -> None:
-        """New or changed documents; `anew`: they are all there are."""
+        """Add new or changed documents. `anew`: they replace all earlier ones."""
         if anew or self._models is None:
             self._models, self._problems = {}, {}
             changed = True
@@ -73,7 +75,7 @@ class ClusterWanted:
             self._tell()
 
     def note_trouble(self, what: str, error: WeightyardError | None) -> None:
-        """One of the two can't be followed, or can again."""
+        """Set or, with None, clear the error of one of the followers."""
         if error is None:
             self._troubles.pop(what, None)
         else:
@@ -81,20 +83,24 @@ class ClusterWanted:
         self.trouble("; ".join(self._troubles.values()))
 
     def note_missing_node(self, *, missing: bool) -> None:
-        """The server knows no Node of this name, or does."""
+        """Set or clear the problem that the API server has no Node of this name."""
+        # Reported as trouble, because the labels of a missing node will never arrive.
         problem = NotFound("the API server has no Node of this agent's name; set NODE_NAME")
         self.note_trouble("name", problem if missing else None)
 
     def _put(self, models: dict[str, tuple[CachedModel, DesiredModel]], document: Json) -> bool:
-        """Take one in; False when nothing that an agent acts upon is new: statuses change far more often than specs."""
+        """Add one document. Returns False if its spec is unchanged, as in most events, which change only the status."""
         metadata = document["metadata"]
         name = metadata["name"]
         old = models[name][0] if name in models else None
+        # An object that waits for its finalizers is no longer desired.
         if metadata.get("deletionTimestamp"):
             return models.pop(name, None) is not None
+        # The API server raises the generation only when the spec changes; 0 means that it set none.
         same = (metadata.get("uid", ""), metadata.get("generation", 0))
         if old is not None and (old.metadata.uid, old.metadata.generation) == same and same[1]:
             return False
+        # Without the status, which agents don't use: an odd one must not make the object invalid.
         whole = {"apiVersion": API_VERSION, "kind": "CachedModel", **document, "status": {}}
         try:
             model = CachedModel.parse(whole)
@@ -107,6 +113,7 @@ class ClusterWanted:
         return True
 
     def _tell(self) -> None:
+        # While the labels are unknown, models with a node selector would seem unwanted and lose their pins.
         if self._models is None or self._labels is None:
             return
         desired_models = [
@@ -117,9 +124,9 @@ class ClusterWanted:
 
 @dataclass(frozen=True, slots=True)
 class ModelListener:
-    """Passes CachedModels on."""
+    """Passes events of CachedModels to a `ClusterSource`."""
 
-    wanted: ClusterWanted
+    wanted: ClusterSource
 
     def replace(self, documents: list[Json]) -> None:
         self.wanted.put_models(documents, anew=True)
@@ -136,9 +143,9 @@ class ModelListener:
 
 @dataclass(frozen=True, slots=True)
 class NodeListener:
-    """Passes this node's labels on. A Node that is gone leaves the labels that it had."""
+    """Passes this node's labels to a `ClusterSource`. After the Node is deleted its last labels stay in force."""
 
-    wanted: ClusterWanted
+    wanted: ClusterSource
 
     def replace(self, documents: list[Json]) -> None:
         for document in documents:
@@ -149,7 +156,7 @@ class NodeListener:
         self.wanted.put_labels(document["metadata"].get("labels") or {})
 
     def drop(self, document: Json) -> None:
-        """Its objects go with it; the agent will too."""
+        """Do nothing: the agent's pod is deleted along with its Node."""
 
     def trouble(self, error: WeightyardError | None) -> None:
         self.wanted.note_trouble("node", error)

@@ -1,6 +1,6 @@
-"""Follow one kind of object: list, watch from there, resume where a watch ended, list anew when that is too long ago.
+"""Follows one API path: list, watch from there, resume where a watch ended, list again when the version has expired.
 
-What listens is told the whole at each list and single changes in between, so it holds what the server holds.
+A listener gets all objects at each list and single changes in between, so its state converges to the server's.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ Json = dict[str, Any]
 
 
 class Listener(Protocol):
-    """Who is told."""
+    """Receives the objects of a followed path."""
 
     def replace(self, documents: list[Json]) -> None:
-        """All there is."""
+        """These are all objects; others no longer exist."""
 
     def put(self, document: Json) -> None:
-        """One is new or changed."""
+        """An object is new or has changed."""
 
     def drop(self, document: Json) -> None:
-        """One was deleted."""
+        """An object was deleted."""
 
     def trouble(self, error: WeightyardError | None) -> None:
-        """The server can't be followed now, and why; None when it can again."""
+        """Following failed with this error; None: it works again."""
 
 
 @dataclass
 class Follower:
-    """Follows one path for ever. `sleep` and `backoff` are where waiting happens."""
+    """Follows one path for ever. `sleep` and `backoff` are injected for tests."""
 
     api: Api
     path: str
@@ -49,13 +49,15 @@ class Follower:
     _version: str | None = None
 
     async def run(self) -> None:
-        """Until cancelled; errors are told, waited out and tried again."""
+        """Follow until cancelled. Errors are reported to the listener and retried with backoff."""
         while True:
             try:
                 if self._version is None:
                     documents, self._version = await self.api.list(self.path, self.query)
+                    # Before watching, so that changes apply to the state that the version belongs to.
                     self.listener.replace(documents)
                     self._well()
+                # A server that ends watches without an event would otherwise be requested in a tight loop.
                 if not await self._watch(self._version):
                     await self.sleep(self.backoff.first)
             except Gone:
@@ -65,7 +67,7 @@ class Follower:
                 await self.sleep(self.backoff.after(error))
 
     async def _watch(self, version: str) -> bool:
-        """Tell changes until the watch ends; whether there were any. Where it got to is kept, for the next."""
+        """Pass changes to the listener until the watch ends; return whether there were any. Keeps the last version."""
         told = False
         async for kind, document in self.api.watch(self.path, self.query, version):
             self._version = str(document["metadata"].get("resourceVersion") or self._version)

@@ -1,6 +1,6 @@
-"""How the agent gives orders to the mounter: those that come together on one connection, which ends with them.
+"""The client of the mounter: sends each batch of orders over a connection of its own.
 
-So either side may die and start again at any time.
+No state outlives a connection, so either side may crash and restart at any time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class MounterClient:
-    """Talks to the mounter at a socket. Blocking."""
+    """Sends orders to the mounter at a unix socket. Blocking."""
 
     path: Path
 
     def give(self, orders: Sequence[Order]) -> list[Report]:
-        """Give orders; a report of each, in order. Where none came, it says Unreachable: it may have been done."""
+        """Send orders; return one report each, in order. Unreachable if none came: the order may have been executed."""
         reports: list[Report] = []
         for begin in range(0, len(orders), MAX_LINES):
             reports += self._give(orders[begin : begin + MAX_LINES])
@@ -39,9 +39,11 @@ class MounterClient:
         try:
             with connect(self.path, _SECONDS) as peer:
                 peer.sendall(b"".join(order.to_bytes() for order in orders))
+                # The mounter reads to the end of the stream before it executes the first order.
                 peer.shutdown(socket.SHUT_WR)
                 reports = [Report.parse(line) for line in lines_of(peer)]
         except (OSError, InvalidInput) as error:
+            # How many of the orders were executed is unknown, so none is reported as failed or done.
             return [_unreachable(f"the mounter at {self.path} doesn't answer: {error}")] * len(
                 orders
             )
@@ -55,9 +57,10 @@ def _unreachable(message: str) -> Report:
 
 
 def checked(report: Report) -> Report:
-    """A report of success. Raises what the mounter raised, Unreachable when it didn't answer."""
+    """Return a report of success. Raises the mounter's error, or Unreachable when it didn't answer."""
     if not report.error:
         return report
+    # The name comes over a socket: only error classes may be looked up by it.
     kind = getattr(errors, report.error, NotWritable)
     if not (isinstance(kind, type) and issubclass(kind, WeightyardError)):
         kind = NotWritable
@@ -66,9 +69,9 @@ def checked(report: Report) -> Report:
 
 
 class Mounts:
-    """The pods' mounts, for coroutines. Raise what the mounter raised, Unreachable when it doesn't answer.
+    """The pods' mounts, for coroutines. Methods raise the mounter's errors, Unreachable when it doesn't answer.
 
-    One who is cancelled may have been obeyed; orders that are given afterwards are carried out after.
+    A cancelled order may still be executed, but always before any order that is sent later.
     """
 
     def __init__(self, client: MounterClient, executor: BlockingExecutor) -> None:

@@ -1,4 +1,4 @@
-"""What a CSI driver needs to be told. Apart from the driver, so that an agent without one needn't import gRPC."""
+"""The CSI driver's options. In a module of their own because the driver's imports gRPC, which costs memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DRIVER: Final = "cache.weightyard.dev"
 
 @dataclass(frozen=True, slots=True)
 class CsiOptions:
-    """`kubelet` is its directory, the same path here as on the host; `node` what Kubernetes calls this node."""
+    """`kubelet`: its directory, at the same path as on the host. `mounter`: its socket. `node`: this node's name."""
 
     kubelet: Path
     mounter: Path
@@ -26,10 +26,10 @@ class CsiOptions:
 
     @property
     def registration(self) -> Path:
-        """The socket that kubelet watches for."""
+        """The socket by which kubelet's plugin watcher discovers the driver."""
         return self.kubelet / "plugins_registry" / f"{DRIVER}-reg.sock"
 
 
 def node_name(environ: Mapping[str, str]) -> str:
-    """What this node is called: NODE_NAME, which the chart sets, else the host's name."""
+    """This node's name: NODE_NAME, which the chart sets, else the host's name."""
     return environ.get("NODE_NAME") or os.uname().nodename

@@ -1,6 +1,6 @@
-"""What kubelet asks, parsed once into values. Pure: text in, values out, everything else refused.
+"""Kubelet's CSI requests, parsed once into values. Pure; invalid requests raise InvalidInput.
 
-An inline volume's attributes are written by whoever writes the pod, so nothing in them is trusted.
+The author of a pod writes an inline volume's attributes, so nothing in them is trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_TEXT: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A model to be shown in a pod. `secrets` never stand in a repr."""
+    """A request to mount a model into a pod. `secrets` are left out of the repr."""
 
     volume_id: str
     target: str
@@ -35,7 +35,7 @@ class Publish:
 
     @property
     def what(self) -> tuple[str, str | None]:
-        """The model asked for."""
+        """The requested image and variant."""
         return str(self.image), self.variant
 
 
@@ -48,14 +48,16 @@ def parse_publish(
     block: bool,
     kubelet: PurePosixPath,
 ) -> Publish:
-    """A NodePublishVolume request. Raises InvalidInput that says which part is wrong."""
+    """Parse a NodePublishVolume request. Raises InvalidInput, which names the wrong part."""
     place = Target.parse(target, kubelet)
     if block:
         raise InvalidInput("a model is a directory, not a block device")
+    # Persistent volumes need a controller service, which this driver doesn't have.
     if attributes.get(_EPHEMERAL) != "true":
         raise InvalidInput("only inline volumes are served", hint="Use `csi:` in the pod itself.")
     if attributes.get(_POD_UID) != place.pod:
         raise InvalidInput("the volume's directory is another pod's, or podInfoOnMount is off")
+    # Ignoring a misspelled attribute would mount the wrong variant without a word.
     unknown = {n for n in attributes if not n.startswith(_KUBERNETES)} - _ATTRIBUTES
     if unknown:
         raise InvalidInput(
@@ -74,14 +76,14 @@ def parse_publish(
 
 
 def parse_volume_id(text: str) -> str:
-    """A volume's id, which names its lease. Raises InvalidInput."""
+    """Check a volume's id, which is also the id of its lease. Raises InvalidInput."""
     if not 0 < len(text) <= 200 or not text.isascii() or not text.isprintable():
         raise InvalidInput("the volume's id is missing or malformed")
     return text
 
 
 def _pod_name(attributes: Mapping[str, str]) -> str:
-    """namespace/name, for people; empty when kubelet doesn't say."""
+    """The pod's namespace/name, for messages; empty when kubelet sends none."""
     names = (attributes.get(f"{_KUBERNETES}pod.{part}", "") for part in ("namespace", "name"))
     namespace, name = names
     return f"{namespace}/{name}"[:300] if namespace and name else ""
@@ -91,6 +93,7 @@ def _image(text: str) -> RegistryReference:
     if not text or len(text) > _MAX_TEXT:
         raise InvalidInput("the volume names no image", hint="Add volumeAttributes.image.")
     image = parse_image(text)
+    # A layout path would let the author of a pod read directories of the node.
     if not isinstance(image, RegistryReference):
         raise InvalidInput(f"a volume's image is in a registry, not at {text[:200]!r}")
     return image

@@ -1,7 +1,7 @@
-"""The driver's gRPC: CSI's Identity and Node services, and the registration that kubelet looks for.
+"""The driver's gRPC services: CSI Identity and Node, and kubelet's plugin registration.
 
-Translates messages to calls and errors to codes; decides nothing. kubelet shows a code's message in `describe pod`.
-Calls are answered in the agent's event loop, since a thread for each would cost more than publishing does.
+Translates messages to calls and errors to status codes; decides nothing. Kubelet shows an error's message in
+`describe pod`. Calls run in the agent's event loop, because a thread for each would cost more than publishing does.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from cache_agent.mounter.orders import Target
 from cache_agent.servers.csi import wire
 from cache_agent.servers.csi.options import DRIVER, CsiOptions
 from cache_agent.servers.csi.requests import parse_publish, parse_volume_id
-from cache_agent.servers.csi.volumes import OtherVolume, StillPulling, Volumes
+from cache_agent.servers.csi.volumes import StillPulling, VolumeConflict, Volumes
 from modelimage import errors
 from modelimage.errors import NotWritable, WeightyardError
 
+# Below kubelet's two minutes per CSI call (csiTimeout), so that pods show our error and not a deadline.
 _LONGEST_SECONDS: Final = 110.0
-# What is left of the caller's deadline for the answer to reach it.
+# Time reserved for the reply to arrive before the caller's deadline.
 _MARGIN_SECONDS: Final = 3.0
 _STOP_SECONDS: Final = 5.0
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Context], Awaitable[Any]]
 
-# The most specific class that matches, from the top. kubelet tries all of them again.
+# The first class that matches wins, so subclasses come before their bases. Kubelet retries after every code.
 _CODES: Final[tuple[tuple[type[WeightyardError], grpc.StatusCode], ...]] = (
     (StillPulling, grpc.StatusCode.ABORTED),
-    (OtherVolume, grpc.StatusCode.ALREADY_EXISTS),
+    (VolumeConflict, grpc.StatusCode.ALREADY_EXISTS),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
     (errors.AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.UnknownVariant, grpc.StatusCode.NOT_FOUND),
@@ -50,7 +51,7 @@ _CODES: Final[tuple[tuple[type[WeightyardError], grpc.StatusCode], ...]] = (
 
 
 def code_of(error: WeightyardError) -> grpc.StatusCode:
-    """The gRPC code of an error; INTERNAL for what is this node's fault."""
+    """The gRPC code of an error; INTERNAL for this node's own faults."""
     return next(
         (code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL
     )
@@ -58,11 +59,12 @@ def code_of(error: WeightyardError) -> grpc.StatusCode:
 
 @dataclass
 class Driver:
-    """The methods of the services, by name."""
+    """The implementation of the three services: for each a mapping of method names to coroutines."""
 
     volumes: Volumes
     options: CsiOptions
     version: str
+    # Called with kubelet's verdict on the registration, and its error.
     registered: Callable[[bool, str], None] = lambda ok, error: None
     _answers: Mapping[str, Any] = field(default_factory=lambda: wire.MESSAGES)
 
@@ -130,6 +132,7 @@ class Driver:
         )
 
     def _check_target(self, path: str) -> None:
+        # Paths come from outside: none but kubelet's volume directories may reach the mounter.
         Target.parse(path, PurePosixPath(self.options.kubelet))
 
     def _capabilities(self) -> Any:
@@ -143,13 +146,13 @@ class Driver:
 
 
 class CsiServer:
-    """The driver on its two sockets, from `start` to `stop`. Raises NotWritable when it can't listen."""
+    """Serves the driver on its two sockets, from `start` to `stop`. `start` raises NotWritable when it can't listen."""
 
     def __init__(self, driver: Driver) -> None:
         options = driver.options
         self._servers = [
             (options.endpoint, _server({"csi.v1.Identity": driver.identity(), "csi.v1.Node": driver.node()})),
-            # Last, since kubelet calls the driver as soon as it sees this socket.
+            # Registration comes last: kubelet calls the driver as soon as this socket exists.
             (options.registration, _server({"pluginregistration.Registration": driver.registration()})),
         ]  # fmt: skip
 
@@ -159,7 +162,8 @@ class CsiServer:
             await server.start()
 
     async def stop(self) -> None:
-        """Let running calls end, and take the sockets away."""
+        """Remove the sockets, registration first, and let running calls end for up to 5 seconds."""
+        # A socket is removed before its server stops, so that kubelet makes no new calls meanwhile.
         for path, server in reversed(self._servers):
             path.unlink(missing_ok=True)
             await server.stop(_STOP_SECONDS)
@@ -176,6 +180,7 @@ def _bind(server: grpc.aio.Server, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
+        # The socket of a crashed agent was removed above: it would make this bind fail.
         bound = server.add_insecure_port(f"unix:{path}")
     except (OSError, RuntimeError) as error:
         raise NotWritable(
@@ -204,6 +209,7 @@ def _handler(name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     async def call(message: Any, context: Context) -> Any:
         try:
             return await method(message, context)
+        # Any other exception is a bug: gRPC logs it and answers UNKNOWN.
         except WeightyardError as error:
             hint = f" ({error.hint})" if error.hint else ""
             await context.abort(code_of(error), f"{error.message}{hint}")

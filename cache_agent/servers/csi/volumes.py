@@ -1,8 +1,8 @@
-"""Publishing and unpublishing: who may, which model, here yet?, lease, mount; and all of it again when asked again.
+"""Publish a volume: authorize, resolve, pull, lease, mount. Unpublish: unmount, release. Both are idempotent.
 
-The order is what makes it safe to die anywhere: a lease is durable before its mount is made, and outlives it until the
-mount is gone. So a call may be cancelled anywhere too, when its caller gave up; a pull goes on all the same, and the
-next call joins it. What blocks is done in threads, for all who want it at that time at once. Knows no gRPC.
+The order makes a crash safe at any point: a lease is durable before its mount is made, and ends only after the mount
+is gone. A call may also be cancelled at any point; its pull goes on and kubelet's next call joins it. Blocking work
+runs in threads, batched over concurrent calls. Must not import gRPC.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from cache_agent.store.values import Holder, HolderKind, Lease, Use, repository_
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
 
-# Pods that start together come within a few milliseconds.
+# The calls of pods that start together arrive within a few milliseconds.
 _PATIENCE: Final = BatchWindow(0.001, 12)
 
 
 class StillPulling(TimedOut):
-    """The model isn't here yet; the pull goes on, and the same call continues to wait for it."""
+    """The pull didn't finish in time. It goes on, and the same call repeated waits for it again."""
 
 
-class OtherVolume(InUse):
-    """A volume of this id is there already and shows something else."""
+class VolumeConflict(InUse):
+    """A volume with this id is already published with another model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a published volume holds."""
+    """The size in bytes and the number of files of a published volume."""
 
     size: int
     files: int
@@ -51,9 +51,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Where waiting is done: `upstream` for what a registry is asked, `local` for the disk and the mounter.
+    """Thread pools for blocking calls: `upstream` for registries, `local` for the disk and the mounter.
 
-    They are apart, so that a registry that doesn't answer holds up no pod of another.
+    Two pools, so that an unresponsive registry doesn't delay pods whose models are cached.
     """
 
     upstream: BlockingExecutor
@@ -61,7 +61,7 @@ class Threads:
 
 
 class Volumes:
-    """The volumes of one node, in one event loop."""
+    """The volumes of one node. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -82,14 +82,16 @@ class Volumes:
         self._leases = Batcher(threads.local, self._lease_all)
         self._releases = Batcher(threads.local, node.store.release_all)
         self._pulls: dict[tuple[object, ...], Pull] = {}
+        # Guards `_pulls`: `_pull` runs in threads.
         self._lock = threading.Lock()
 
     async def publish(self, wanted: Publish, seconds: float) -> None:
-        """Show a model in a pod, waiting for it at most `seconds`.
+        """Mount a model into a pod; wait at most `seconds` for its pull.
 
-        Raises StillPulling, OtherVolume, Refused, RegistryNotAllowed, and what pulls and the mounter raise.
+        Raises StillPulling, OtherVolume, Refused, RegistryNotAllowed, and the errors of pulls and of the mounter.
         """
         activity, volume = self.node.activity, wanted.volume_id
+        # Recorded before and after the work, so that `explain` can say why a pod waits.
         activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
         try:
             await self._publish(wanted, seconds)
@@ -100,26 +102,29 @@ class Volumes:
 
     async def _publish(self, wanted: Publish, seconds: float) -> None:
         admission = await self._admitted(wanted)
+        # The caller is part of the key: an answer obtained with one pod's credentials must not serve another.
         what = (admission.caller, *wanted.what)
         key = await self._meanings.ask(what, lambda: self._cached(wanted, admission))
         key = key or await self._pulled(wanted, admission, seconds)
+        # Leased before the mount exists: after a crash in between nothing can evict a mounted model.
         await self._lease(wanted, key)
         try:
             await self._mounts.bind(key, wanted.target)
         except Unreachable:
-            raise  # it may have been bound: the lease stays until the volume is unpublished
+            raise  # the mount may exist: the lease stays until the volume is unpublished
         except WeightyardError:
             await self._releases.ask(wanted.volume_id)
             raise
 
     async def unpublish(self, volume_id: str, target: str) -> None:
-        """Take a volume away; one that isn't there is no error. Raises Busy while it is in use."""
+        """Unmount a volume and release its lease; a missing one is no error. Raises Busy while it is in use."""
+        # The reverse order of publish: the lease must outlive the mount.
         await self._mounts.unbind(target)
         await self._releases.ask(volume_id)
         self.node.activity.gone(volume_id)
 
     async def usage(self, target: str) -> Usage:
-        """What is shown at a target. Raises NotFound when no model is."""
+        """The usage of the model mounted at a target. Raises NotFound when there is none."""
         key = await self._mounts.look(target)
         model = await self._threads.local.call(lambda: self.node.store.model(key)) if key else None
         if model is None:
@@ -131,21 +136,25 @@ class Volumes:
         place = repository_of(image)
         caller = caller_of_pull_secret(wanted.secrets, image.registry, image.repository)
         question = self.questions.manifest_question(image)
+        # A cached proof is checked in the event loop, so that the usual case takes no thread.
         return self.gate.known(place, caller) or await self._admissions.ask(
             (place, caller, image.name), lambda: self.gate.admit(place, caller, question)
         )
 
     def _cached(self, wanted: Publish, admission: Admission) -> Digest | None:
-        """The model, when it is here and is what the image means now. Blocking."""
+        """The key of the cached model, if the image still resolves to it. Blocking."""
         meant = self.node.store.meaning(*wanted.what)
+        # A signature rule may have been added since the pull: then the image must be verified again, by a pull.
         if meant is None or not self.node.trust.knows(wanted.image, meant.root):
             return None
+        # A digest can't move, so the registry needn't be contacted.
         if wanted.image.digest is not None:
             return meant.key
         reader = self.questions.repository(wanted.image, admission.caller)
         try:
             now = reader.resolve(wanted.image.name)
         except Unreachable:
+            # A registry outage must not keep pods from a model that this caller may read and the node has.
             return meant.key
         return meant.key if now.digest == meant.root else None
 
@@ -154,6 +163,7 @@ class Volumes:
         pull = await self._threads.local.call(lambda: self._pull(wanted, caller))
         began, before = self._monotonic(), pull.snapshot().done
         try:
+            # The timeout ends only the waiting. The pull goes on, so that kubelet's retries make progress.
             async with asyncio.timeout(max(0.0, seconds)):
                 await end_of(pull).wait()
         except TimeoutError as error:
@@ -165,10 +175,11 @@ class Volumes:
         return result.model.key
 
     def _pull(self, wanted: Publish, caller: Caller) -> Pull:
-        """The running pull of this image for this caller, or a new one."""
+        """Join this caller's running pull of the image, or start one. Callers never share: a pull uses one's token."""
         name = (caller, *wanted.what)
         with self._lock:
             for key, pull in list(self._pulls.items()):
+                # Ended pulls are dropped at the next call, so the table needs no clean-up task.
                 if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
                     del self._pulls[key]
             running = self._pulls.get(name)
@@ -179,23 +190,24 @@ class Volumes:
         return running
 
     async def _lease(self, wanted: Publish, key: Digest) -> None:
-        """Have the model leased to the pod. Raises OtherVolume, NotFound when it was removed just now."""
+        """Lease the model to the pod. Raises OtherVolume, and NotFound when the model was just removed."""
         use = Use(key, Holder(HolderKind.POD, wanted.pod), wanted.volume_id)
         lease = await self._leases.ask(use)
         if lease is not None and lease.model != key:
+            # A running server may have mapped the mounted files, so the model of a published volume never changes.
             if await self._mounts.look(wanted.target) is not None:
-                raise OtherVolume(
+                raise VolumeConflict(
                     f"volume {wanted.volume_id} shows model {lease.model.short}, not {key.short}",
                     hint="The image's tag moved on while the volume was published; make the pod anew.",
                 )
-            # Left by a publish that died before its mount.
+            # The lease of a publish that ended before its mount: nothing uses it.
             await self._releases.ask(wanted.volume_id)
             lease = await self._leases.ask(use)
         if lease is None:
             raise NotFound(f"model {key.short} was removed just now", hint="Ask again.")
 
     def _lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
-        """The lease that each volume has then: one that it had for another model stays."""
+        """Each volume's lease afterwards; an existing lease stays, even of another model. None: the model is gone."""
         store = self.node.store
         had = [store.lease_named(use.lease or "") for use in uses]
         asked = [use for use, lease in zip(uses, had, strict=True) if lease is None]

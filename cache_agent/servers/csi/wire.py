@@ -1,7 +1,7 @@
 """The messages of CSI v1 (container-storage-interface/spec, csi.proto) and of kubelet's plugin registration v1.
 
-Only the fields that a node driver of inline volumes reads or writes; protobuf skips the others. Made from one table at
-import, so there is no generated code that would have to match the installed protobuf. Numbers are the specifications'.
+Holds only the fields that a node driver for inline volumes reads or writes; protobuf skips the others. Built from a
+table at import, because generated code would have to match the installed protobuf. Field numbers are the specs'.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ _REGISTRATION_MESSAGES: Final[Table] = {
     "RegistrationStatusResponse": (),
 }
 
+# Values of csi.proto's enums VolumeUsage.Unit and NodeServiceCapability.RPC.Type.
 UNIT_BYTES: Final = 1
 UNIT_INODES: Final = 2
 GET_VOLUME_STATS: Final = 2

@@ -1,1 +1,1 @@
-"""The Hub endpoint: what programs ask of the Hugging Face Hub, answered from this node (`HF_ENDPOINT`)."""
+"""The Hub endpoint: serves the Hugging Face Hub's download API from this node (`HF_ENDPOINT`)."""

@@ -1,4 +1,4 @@
-"""The part of the Hub's addresses that downloading models needs: text in, values out."""
+"""Parses the Hub URLs that model downloads use. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_REVISION = "main"
 
 
 class View(Enum):
-    """What is asked of a repository."""
+    """The kinds of request for a repository."""
 
     INFO = "info"
     TREE = "tree"
@@ -31,7 +31,7 @@ class View(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
-    """One question about one revision of one repository; `path` is a file, or the directory that a tree is of."""
+    """A request for one revision of one repository. `path` is a file, or the directory of a tree request."""
 
     view: View
     repo: str
@@ -40,7 +40,7 @@ class HubAddress:
 
 
 def parse_hub_address(raw_path: str) -> HubAddress:
-    """What a request's path, as it came, asks for. Raises InvalidInput."""
+    """Parse a request's path, still percent-encoded. Raises InvalidInput."""
     if match := _API.fullmatch(raw_path):
         view = View.INFO if match["view"] in (None, "revision") else View(match["view"])
         path = _path(match["path"]) if match["path"] and view is View.TREE else ""

@@ -1,4 +1,4 @@
-"""The Hub endpoint's HTTP: the headers and error codes that huggingface_hub reads. Decides nothing."""
+"""The Hub endpoint's HTTP layer: the headers and error codes that huggingface_hub reads. Decides nothing."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ from modelimage.errors import (
 from modelimage.ranges import ByteRange
 
 _MAX_BODY: Final = 1 << 20
+# Shorter ranges are relayed from the Hub instead of starting a download of the whole file.
 _WORTH_KEEPING: Final = 8 << 20
 _TRUE: Final = frozenset({"1", "true"})
 
 
 class HubApi:
-    """Serves one node's Hub endpoint. It can't change a thing."""
+    """Serves one node's Hub endpoint. Read-only."""
 
     def __init__(self, service: HubService, executor: BlockingExecutor) -> None:
         self._service, self._executor = service, executor
@@ -107,7 +108,7 @@ class HubApi:
             case bytes() as data:
                 return each([data[wanted.start : wanted.stop]])
             case Fill() as fill:
-                # A look at a header is no reason to fetch gigabytes.
+                # Clients read a safetensors header alone: that must not download gigabytes.
                 if len(wanted) < min(content.file.size, _WORTH_KEEPING):
                     return relay(self._executor, fill.stream(wanted))
                 return self._through_the_cache(fill, wanted)
@@ -117,7 +118,7 @@ class HubApi:
     async def _through_the_cache(
         self, fill: Fill, wanted: ByteRange
     ) -> AsyncGenerator[Piece, None]:
-        """A file as it comes into the cache; from the Hub alone where the node can't keep it."""
+        """Yield a file while it is downloaded into the cache; relay it from the Hub if the node can't keep it."""
         position = wanted.start
         try:
             follow = await self._executor.call(fill.begin)
@@ -127,9 +128,11 @@ class HubApi:
                     yield piece
                     position = piece.wanted.stop if isinstance(piece, FilePiece) else position
         except DigestMismatch:
+            # The Hub's bytes are wrong, so relaying them would pass on the damage.
             raise
         except WeightyardError:
-            # No space, for one; the log has the pull's end. The client needn't suffer from it.
+            # For example no space. The log has the pull's error; the client gets the rest from the Hub.
+            # From `position` on, because the bytes before it were sent.
             rest = relay(self._executor, fill.stream(ByteRange(position, wanted.stop)))
             async with aclosing(rest):
                 async for piece in rest:
@@ -137,7 +140,7 @@ class HubApi:
 
 
 async def _paths(request: web.Request) -> list[str]:
-    """The paths of a paths-info request, as a form or as JSON."""
+    """The paths of a paths-info request, sent as a form or as JSON. Raises InvalidInput."""
     body = await request.read()
     try:
         asked: Any = parse_qs(body.decode())
@@ -157,7 +160,7 @@ def _refusal(error: WeightyardError, caller: Caller) -> web.Response:
         case Declined():
             return _error(error.status, error.code, error.message)
         case AccessDenied() | NotFound():
-            # As the Hub does: who shows nothing is asked to, who may not read can't tell it from what isn't there.
+            # As the Hub does: 401 asks anonymous callers to log in; 404 hides private repositories from the others.
             return _error(401 if caller == NOBODY else 404, "RepoNotFound", error.message)
         case RateLimited():
             limited = _error(429, "", error.message)

@@ -1,8 +1,8 @@
-"""Files of the Hub on their way into the cache, each as what others' images are: an artifact of one layer.
+"""Downloads Hub files into the cache, each as a foreign image: an artifact with one layer.
 
-The Hub's listing names a weight file by its sha256, so it is a layer whose digest is known. It comes as any other: in
-ranges over several connections, resumed after a crash, once on the node however many ask, believed once its sha256 was
-computed here, counted against the budget, evicted when it is worth least. It is called `<hub>/<repository>:<file>`.
+The Hub's listing gives the sha256 of a weight file, so it can be a layer with a known digest and is pulled like any
+other: in ranges over several connections, resumed after a crash, once per node for all callers, trusted once its sha256
+was computed here, counted against the budget, evicted by value. Its image name is `<hub>/<repository>:<file>`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from modelimage.ranges import ByteRange
 from modelimage.reference import RegistryReference
 from modelimage.repository import BlobStream
 
-# How far a file can be read from a position on; None for not yet.
+# Returns the readable prefix at a position; None when that position isn't readable yet.
 Follow = Callable[[int], ReadablePrefix | None]
 _ARTIFACT = "application/vnd.weightyard.hub.file.v1"
 _CONFIG = Descriptor(mediatypes.OCI_EMPTY, Digest.of(b"{}"), 2)
@@ -40,7 +40,7 @@ _CONFIG = Descriptor(mediatypes.OCI_EMPTY, Digest.of(b"{}"), 2)
 
 @dataclass(frozen=True, slots=True)
 class HubImage:
-    """One weight file of a listing, read as an image with a caller's own token: see `ImageReader`."""
+    """An `ImageReader` of one weight file of a listing, with the caller's own token."""
 
     upstream: HubUpstream
     listing: Listing
@@ -50,7 +50,7 @@ class HubImage:
 
     @property
     def reference(self) -> RegistryReference:
-        """What it is called in the cache. Registries are stricter about names than the Hub is."""
+        """Its image name in the cache. Characters that registries forbid and the Hub allows are replaced."""
         parts = (
             re.sub(r"[^a-z0-9]+", "-", each).strip("-")
             for each in self.listing.repo.lower().split("/")
@@ -80,7 +80,7 @@ class HubImage:
         return []
 
     def _manifest(self) -> bytes:
-        """The same for the same file of a repository, at whichever commit it is asked for."""
+        """The manifest. It leaves out the commit, so that the same file at two commits is one image."""
         layer = Descriptor(
             "application/octet-stream", self.layer, self.file.size,
             annotations={mediatypes.ANNOTATION_TITLE: self.file.path},
@@ -98,25 +98,27 @@ class HubImage:
 
 @dataclass
 class Fills:
-    """Brings weight files of the Hub into one node's cache, each once at a time. Safe for threads."""
+    """Downloads Hub weight files into one node's cache, with at most one pull per file. Thread-safe."""
 
     node: Node
     _pulls: dict[tuple[str, Digest], Pull] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, image: HubImage) -> Follow:
-        """Begin to fetch a file, or join who does: tells how far it can be read, and raises what ended the fetching."""
+        """Start or join the pull of a file. The result returns its readable prefix and raises the pull's error."""
         with self._lock:
             for name, pull in list(self._pulls.items()):
                 if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
                     del self._pulls[name]
             name = (image.listing.repo, image.layer)
+            # `pull` is called under the lock, or two callers could both start one.
             if name not in self._pulls:
                 self._pulls[name] = self.node.pull(PullRequest(image.reference, reader=image))
             return partial(self._ready, self._pulls[name], image)
 
     def _ready(self, pull: Pull, image: HubImage, position: int) -> ReadablePrefix | None:
         store = self.node.store
+        # `result(0)` also raises the error of a pull that failed.
         if store.file(image.layer) is not None or pull.result(0) is not None:
             return ReadablePrefix(store.path(image.layer), image.file.size)
         return ready_layer(pull, image.layer, position)
@@ -124,7 +126,7 @@ class Fills:
 
 @contextmanager
 def _mapped() -> Iterator[None]:
-    """The Hub's refusals in the words that a pull acts on."""
+    """Translate the Hub's refusals into the errors that a pull handles."""
     try:
         yield
     except Declined as error:

@@ -1,7 +1,7 @@
-"""What a repository holds at one commit, and how the Hub's API words it. Pure.
+"""The files of a Hub repository at one commit, and their JSON in the Hub's API. Pure.
 
-A listing comes from the Hub itself, or is made of a record whose claim of its source an operator vouches for. Files in
-Git LFS are named by sha256, which is their identity in the store too; the others by git's object id.
+A listing comes from the Hub itself, or is made from a record whose stated source an operator trusts. Git LFS files are
+identified by sha256, as in the store; other files by git's object id.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _POINTER_BYTES = 135
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file: `oid` is git's object id, `sha256` known of LFS files only."""
+    """A file: `oid` is git's object id; `sha256` is known only for LFS files."""
 
     path: str
     size: int
@@ -33,16 +33,16 @@ class HubFile:
 
     @property
     def etag(self) -> str:
-        """What names its content, as the Hub has it."""
+        """The ETag that the Hub gives the file: its sha256, or else git's object id."""
         return self.sha256.hex if self.sha256 else self.oid
 
     def entry(self) -> dict[str, Any]:
-        """As the tree and paths-info views have it."""
+        """Its JSON in the tree and paths-info views."""
         common = {"type": "file", "path": self.path, "size": self.size, "oid": self.oid}
         return {**common, "lfs": self._lfs("oid")} if self.sha256 else common
 
-    def other_root(self, *, blobs: bool) -> dict[str, Any]:
-        """As the model's description has it."""
+    def sibling(self, *, blobs: bool) -> dict[str, Any]:
+        """Its JSON among the `siblings` of the model's info."""
         if not blobs:
             return {"rfilename": self.path}
         known = {"rfilename": self.path, "size": self.size, "blobId": self.oid}
@@ -63,7 +63,7 @@ class Listing:
 
     @classmethod
     def of_tree(cls, repo: str, commit: str, entries: Sequence[Any]) -> Listing:
-        """From the Hub's recursive tree. Raises InvalidImage."""
+        """A listing from the Hub's recursive tree. Raises InvalidImage."""
         try:
             files = [_file(each) for each in entries if each["type"] == "file"]
         except (KeyError, TypeError, ValueError, WeightyardError) as error:
@@ -72,11 +72,12 @@ class Listing:
 
     @classmethod
     def of_record(cls, record: Record) -> Listing | None:
-        """From a record of files as they were published on the Hub; None for any other record."""
+        """A listing from a record of unchanged Hub files; None for any other record."""
         repo = source_repo(record)
         if repo is None:
             return None
         files = [
+            # A record has no git object ids, but the API needs 40 digits: part of the sha256 stands in.
             HubFile(file.path, file.size, file.digest.hex[:40], file.digest)
             for file in record.files
         ]
@@ -88,7 +89,7 @@ class Listing:
 
     @classmethod
     def parse(cls, data: bytes) -> Listing:
-        """Raises InvalidImage."""
+        """Parse what `to_bytes` wrote. Raises InvalidImage."""
         document = canonical.parse(data, what="a listing")
         try:
             repo, commit = str(document["repo"]), str(document["commit"])
@@ -97,7 +98,7 @@ class Listing:
             raise InvalidImage(f"malformed listing: {error!r}") from error
 
     def info(self, *, blobs: bool) -> dict[str, Any]:
-        """As `/api/models/<repo>` has it."""
+        """The JSON of `/api/models/<repo>`."""
         return {
             "_id": self.commit[:24],
             "id": self.repo,
@@ -107,11 +108,11 @@ class Listing:
             "gated": False,
             "disabled": False,
             "tags": [],
-            "siblings": [file.other_root(blobs=blobs) for file in self.files.values()],
+            "siblings": [file.sibling(blobs=blobs) for file in self.files.values()],
         }
 
     def tree(self, under: str, *, recursive: bool) -> list[dict[str, Any]] | None:
-        """As `/tree/` has it; None when there is nothing under `under`."""
+        """The JSON of `/tree/`; None when there is nothing below `under`."""
         found = list(self._entries(under, recursive=recursive))
         return found if found or not under else None
 
@@ -130,7 +131,7 @@ class Listing:
 
 
 def source_repo(record: Record) -> str | None:
-    """The Hub repository that a record says its files are of, unchanged and at a known commit."""
+    """The Hub repository that a record names as its source; None if its files were changed or its commit is unknown."""
     if not record.source.startswith(SCHEME) or not record.revision or record.quantization:
         return None
     return record.source.removeprefix(SCHEME).split("@", maxsplit=1)[0]
@@ -142,6 +143,7 @@ def git_oid(data: bytes) -> str:
 
 
 def _tree_oid(path: str) -> str:
+    # Made up, because a listing keeps no ids of directories.
     return hashlib.sha1(path.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""What the Hub endpoint has to say to one request. Blocking; called in threads.
+"""Answers requests to the Hub endpoint. Blocking; called in threads.
 
-The Hub's own word comes first: its listing of a commit is kept, and files are found in the store by the identities in
-it, whichever image brought them. Without the Hub, the records of images that an operator vouches for are believed
-in what they say of their source; their readers are those of the image.
+The Hub is the first authority: its listing of a commit is cached, and files are found in the store by the digests in
+it, whichever image brought them. When the Hub is unreachable, the records of images that an operator trusts stand in
+for it; only files of images that anyone may read are served then.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.credentials import Credential
 from modelimage.repository import BlobStream
 
+# Files without a sha256 up to this size are cached as documents; larger ones are only relayed.
 _SMALL: Final = 10 << 20
+# A revision of 40 characters is a commit; any other is a branch or tag.
 _COMMIT_LENGTH: Final = 40
 Stream = Callable[[ByteRange], AbstractContextManager[BlobStream]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A file to be brought into the cache while it is given out; `stream` is for when the node can't keep it."""
+    """A file to download into the cache while it is served; `stream` relays it when the node can't keep it."""
 
     begin: Callable[[], Follow]
     stream: Stream
@@ -55,7 +57,7 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class HubContent:
-    """A file to be given out: at a path of the store, in memory, through the cache, or streamed from the Hub."""
+    """A file to serve: from a path in the store, from memory, through the cache, or streamed from the Hub."""
 
     commit: str
     file: HubFile
@@ -63,20 +65,21 @@ class HubContent:
 
     @property
     def held(self) -> list[Digest]:
-        """What must not be evicted while it is sent."""
+        """The files that must not be evicted while this is sent."""
         stored = isinstance(self.body, Path | Fill)
         return [self.file.sha256] if stored and self.file.sha256 else []
 
 
 @dataclass
 class HubService:
-    """Answers for one node. `vouched` are patterns of image repositories whose word on their source counts."""
+    """Answers for one node. `vouched`: patterns of image repositories trusted to state their Hub origin."""
 
     node: Node
     gate: Authorizer
     upstream: HubUpstream
     registries: Upstream
     vouched: tuple[str, ...] = ()
+    # git object ids of stored files, because computing one reads the whole file.
     _oids: dict[Digest, str] = field(default_factory=dict)
     _fills: Fills = field(init=False)
 
@@ -84,7 +87,8 @@ class HubService:
         self._fills = Fills(self.node)
 
     def listing(self, address: HubAddress, caller: Caller) -> Listing:
-        """What a revision holds. Raises Declined, NotFound, Unreachable, Refused."""
+        """The listing of a revision. Raises Declined, NotFound, Unreachable, Refused."""
+        # Not `hub:`, the scope of files: a caller that may list a gated repository may still not read its files.
         place = f"hub-api:{address.repo}"
         ask = partial(self.upstream.commit, address.repo, address.revision)
         try:
@@ -110,7 +114,7 @@ class HubService:
                 raise
             return HubContent(listing.commit, file, stored)
 
-    # -- the Hub's word ----------------------------------------------------------------------
+    # -- from the Hub ------------------------------------------------------------------------
 
     def _file_of_hub(self, address: HubAddress, caller: Caller) -> HubContent:
         repo = address.repo
@@ -130,12 +134,14 @@ class HubService:
         stream = partial(self.upstream.stream, listing.repo, listing.commit, file.path, caller)
         if file.sha256 is None:
             return stream
+        # Only with a sha256 can the file be a layer, which the store verifies.
         image = HubImage(self.upstream, listing, file, file.sha256, caller)
         return Fill(partial(self._fills.begin, image), stream)
 
     def _admit(
         self, place: str, caller: Caller, ask: Callable[[Credential | None], object]
     ) -> None:
+        # The authorizer reduces errors to an `Answer`; the Hub's own error is kept, to pass it on.
         declined: list[Declined] = []
         limited: list[RateLimited] = []
 
@@ -163,11 +169,13 @@ class HubService:
 
     def _from_hub(self, repo: str, revision: str, caller: Caller) -> Listing:
         place = f"hub:{repo}"
+        # A commit never changes; a branch or tag must be resolved again while the Hub is reachable.
         if len(revision) == _COMMIT_LENGTH and (kept := self._kept_listing(place, revision)):
             return kept
         try:
             commit = self.upstream.commit(repo, revision, caller)
         except Unreachable:
+            # The branch's last known commit is better than no model while the Hub is down.
             if kept := self._kept_listing(place, revision):
                 return kept
             raise
@@ -194,7 +202,7 @@ class HubService:
         return self.node.store.path(file.sha256)
 
     def _stored_small(self, repo: str, file: HubFile) -> bytes | None:
-        """A file that only git's object id names, found among those of images that say they are of this repository."""
+        """A stored file found by git's object id, among the images that name this repository as their source."""
         for record in self._records():
             if source_repo(record) != repo or file.sha256 is not None:
                 continue
@@ -216,6 +224,7 @@ class HubService:
 
     def _fetch_small(self, listing: Listing, file: HubFile, caller: Caller) -> bytes:
         data = self.upstream.read(listing.repo, listing.commit, file.path, caller, file.size)
+        # Cached under the object id for all callers, so it must be verified first.
         if git_oid(data) != file.oid:
             raise Unreachable(f"{file.path} arrived with other bytes than the Hub lists")
         place, digest = f"hub:{listing.repo}", Digest.of(data)
@@ -223,10 +232,11 @@ class HubService:
         self.node.manifest_cache.keep(place, [(described, data)], {f"blob:{file.oid}": digest})
         return data
 
-    # -- images vouched for ------------------------------------------------------------------
+    # -- trusted images ----------------------------------------------------------------------
 
     def _vouched(self, repo: str, revision: str) -> Listing | None:
-        """What an image that an operator vouches for says of a repository, if anyone may read that image."""
+        """A listing of a repository from a trusted image's record, if anyone may read that image."""
+        # Newest first, so that a branch name means the revision that was pulled last.
         models = sorted(self.node.store.models(), key=lambda model: model.added, reverse=True)
         for model in models:
             record = self._record(model.key)
@@ -247,6 +257,7 @@ class HubService:
             return True
         try:
             question = self.registries.manifest_question(image)
+            # Anonymously: without the Hub no caller can prove access to a private repository.
             self.gate.admit(repository_of(image), NOBODY, question)
         except WeightyardError:
             return False
@@ -260,7 +271,7 @@ class HubService:
         try:
             record = self.node.store.record(key)
         except WeightyardError:
-            return None  # damaged, which `check` reports
+            return None  # damaged; `check` reports it
         # A foreign image names no source.
         return record if isinstance(record, Record) else None
 

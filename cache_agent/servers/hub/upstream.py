@@ -1,6 +1,6 @@
-"""The Hub itself, asked with the caller's own token: who may read, what a revision is, what it holds, and bytes.
+"""A client of the Hub that uses the caller's own token: access checks, revisions, listings and file bytes.
 
-Blocking. The token goes to the Hub only, never to where it redirects.
+Blocking. The token is sent to the Hub only, never to the target of a redirect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 
 
 class Declined(RemoteRefused):
-    """The Hub's own refusal, to be passed on: its status and its `X-Error-Code`."""
+    """A refusal by the Hub, with its status and `X-Error-Code`, to pass on to the client."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -53,12 +53,12 @@ class HubUpstream:
     def ask_for_file(
         self, repo: str, revision: str, path: str, credential: Credential | None
     ) -> None:
-        """Whether a caller may read a file. Raises Declined, Unreachable."""
+        """Check that a caller may read a file. Raises Declined, Unreachable."""
         url = self.file_url(repo, revision, path)
         self._send(Request("HEAD", url), credential).discard()
 
     def commit(self, repo: str, revision: str, caller: Caller) -> str:
-        """The commit that a revision is. Raises Declined, Unreachable."""
+        """Resolve a revision to its commit. Raises Declined, Unreachable, RemoteRefused."""
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
         commit = self._json(url, caller)[0].get("sha")
         if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
@@ -66,9 +66,10 @@ class HubUpstream:
         return commit
 
     def tree(self, repo: str, commit: str, caller: Caller) -> list[Any]:
-        """Everything that a repository holds at a commit. Raises Declined, Unreachable."""
+        """All entries of a repository at a commit. Raises Declined, Unreachable, RemoteRefused."""
         url: str | None = f"{self.endpoint}/api/models/{repo}/tree/{commit}?recursive=true"
         entries: list[Any] = []
+        # Bounded, because a server could link to next pages for ever.
         for _ in range(_MAX_PAGES):
             if url is None:
                 return entries
@@ -77,7 +78,7 @@ class HubUpstream:
         raise RemoteRefused(f"{self.endpoint} lists {repo} without end")
 
     def read(self, repo: str, commit: str, path: str, caller: Caller, limit: int) -> bytes:
-        """A small file. Raises Declined, Unreachable, RemoteRefused above `limit` bytes."""
+        """Read a small file. Raises Declined, Unreachable, RemoteRefused above `limit` bytes."""
         url = self.file_url(repo, commit, path)
         return self._send(Request("GET", url), caller.credential).read(limit)
 
@@ -85,10 +86,11 @@ class HubUpstream:
     def stream(
         self, repo: str, commit: str, path: str, caller: Caller, wanted: ByteRange
     ) -> Iterator[BlobStream]:
-        """A range of a file. Raises Declined, Unreachable, RemoteRefused."""
+        """Stream a range of a file. Raises Declined, Unreachable, RemoteRefused."""
         request = Request("GET", self.file_url(repo, commit, path), {"Range": wanted.header})
         response = self._send(request, caller.credential)
         got = parse_content_range(response.header("Content-Range") or "")
+        # A server that ignores Range would put the file's beginning into the middle of it.
         if response.status != 206 or got is None or got[0] != wanted:
             response.discard()
             raise RemoteRefused(f"{self.endpoint} answered another range than was asked for")
@@ -103,6 +105,7 @@ class HubUpstream:
         except (ValueError, RecursionError) as error:
             raise RemoteRefused(f"{self.endpoint} answered with no JSON") from error
         following = urljoin(url, link[1]) if link else None
+        # The next page is requested with the caller's token, which no other host may get.
         if following is not None and Origin.parse(following) != Origin.parse(self.endpoint):
             raise RemoteRefused(f"{self.endpoint} links to another host")
         return document, following
@@ -120,7 +123,7 @@ class HubUpstream:
 
 
 def answer_of(error: WeightyardError | None) -> Answer:
-    """What an answer of the Hub means to the gate."""
+    """Translate the Hub's response into the authorizer's `Answer`. Re-raises errors that say nothing about access."""
     match error:
         case None:
             return Answer.ALLOWED

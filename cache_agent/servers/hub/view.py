@@ -1,7 +1,7 @@
-"""An HF cache directory made of hard links: what `HF_HUB_OFFLINE=1` programs read, with no second copy of a byte.
+"""Makes a Hugging Face cache directory from hard links, for programs with `HF_HUB_OFFLINE=1`. Copies no bytes.
 
-The layout is huggingface_hub's: `models--org--name/{refs/main, snapshots/<commit>/<file>}`. Snapshots hold plain files
-there too (on systems without symbolic links), so the links need no `blobs/`. Knows the format and the disk only.
+The layout is huggingface_hub's: `models--org--name/{refs/main, snapshots/<commit>/<file>}`. It allows plain files in
+snapshots (for systems without symbolic links), so there is no `blobs/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEME = "hf://"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A snapshot in an HF cache directory. `linked` counts files that weren't there before."""
+    """A snapshot in an HF cache directory. `linked` counts the new files."""
 
     repo: str
     commit: str
@@ -27,9 +27,9 @@ class View:
 
 
 def make_view(cache: Path, model: Path, record: Record) -> View:
-    """Link a model's files into `cache`, which must be on the model's filesystem; what is there already stays.
+    """Link a model's files into `cache`, which must be on the model's filesystem. Existing links stay.
 
-    Raises InvalidInput for a model that isn't of the Hub, as published there; NotWritable, NoSpace.
+    Raises InvalidInput for a model whose record names no Hub repository and commit; NotWritable, NoSpace.
     """
     repo, revision = _source(record)
     home = cache / f"models--{repo.replace('/', '--')}"
@@ -40,6 +40,7 @@ def make_view(cache: Path, model: Path, record: Record) -> View:
         with durable.writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         linked += _link(model / file.path, target)
+    # Written last, so that `main` never names an incomplete snapshot.
     ref = home / "refs" / "main"
     with durable.writing(ref):
         ref.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""The registry mirror: a read-only `/v2/` that gives container runtimes what this node has, or fetches it."""
+"""The registry mirror: a read-only `/v2/` that serves container runtimes from this node's cache, or from upstream."""

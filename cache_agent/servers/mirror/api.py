@@ -1,4 +1,4 @@
-"""The mirror's HTTP: addresses, ranges, headers and error bodies of the distribution specification. Decides nothing."""
+"""The mirror's HTTP layer: routes, ranges, headers and error bodies of the distribution spec. Decides nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cache_agent.api.errors import status_of
 from cache_agent.fetch.readable import ReadablePrefix
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.mirror.content import Content, Document, Layer, Relayed
-from cache_agent.servers.mirror.paths import BadAddress, Kind, Wanted, parse_address
+from cache_agent.servers.mirror.paths import BadAddress, Kind, MirrorRequest, parse_address
 from cache_agent.servers.mirror.service import MirrorService
 from cache_agent.servers.sender import (
     FilePiece,
@@ -32,11 +32,12 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Literal
 
 _VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}
+# Retry-After, in seconds.
 _SLOW_DOWN: Final = "5"
 
 
 class MirrorApi:
-    """Serves one node's mirror. It can't change a thing: every other method is 405."""
+    """Serves one node's mirror. Read-only: methods other than GET and HEAD get a 405."""
 
     def __init__(self, service: MirrorService, executor: BlockingExecutor) -> None:
         self._service, self._executor = service, executor
@@ -64,7 +65,7 @@ class MirrorApi:
         return await self._answer(request, wanted, caller)
 
     async def _answer(
-        self, request: web.Request, wanted: Wanted, caller: Caller
+        self, request: web.Request, wanted: MirrorRequest, caller: Caller
     ) -> web.StreamResponse:
         try:
             content = await self._executor.call(lambda: self._service.content(wanted, caller))
@@ -80,8 +81,10 @@ class MirrorApi:
                 answer.headers["Retry-After"] = _SLOW_DOWN
             return answer
 
-    async def _refuse(self, wanted: Wanted, caller: Caller, error: AccessDenied) -> web.Response:
-        """To who showed nothing: how upstream wants to be asked. To others a miss, so that they go upstream."""
+    async def _refuse(
+        self, wanted: MirrorRequest, caller: Caller, error: AccessDenied
+    ) -> web.Response:
+        """Anonymous callers get upstream's challenge. Others get a 404, so that the runtime goes upstream itself."""
         offered = None
         if caller == NOBODY:
             offered = await self._executor.call(lambda: self._challenge(wanted))
@@ -91,13 +94,11 @@ class MirrorApi:
         answer.headers["WWW-Authenticate"] = offered
         return answer
 
-    def _challenge(self, wanted: Wanted) -> str | None:
+    def _challenge(self, wanted: MirrorRequest) -> str | None:
         try:
             return self._service.challenge(wanted)
         except WeightyardError:
-            return (
-                None  # then it is a miss, and the runtime hears from upstream what is wrong there
-            )
+            return None  # a 404, so the runtime goes upstream and gets the error from there
 
     async def _send(self, request: web.Request, content: Content) -> web.StreamResponse:
         headers = {
@@ -111,7 +112,7 @@ class MirrorApi:
         return answer
 
     def _held(self, content: Content) -> AbstractContextManager[None]:
-        """What is being sent isn't evicted meanwhile."""
+        """Protect the files of a response from eviction while it is sent."""
         if isinstance(content, Layer):
             return self._service.node.store.hold(content.files())
         return nullcontext()
@@ -128,7 +129,7 @@ class MirrorApi:
                 return relay(self._executor, content.open(wanted))
 
     def _stored(self, layer: Layer, wanted: ByteRange) -> Iterator[Piece]:
-        """The pieces of a layer whose files are all in the store."""
+        """Yield the pieces of a layer whose files are all in the store."""
         store = self._service.node.store
         for segment in layer.recipe.cut(wanted):
             match segment:
@@ -140,7 +141,7 @@ class MirrorApi:
     async def _as_they_arrive(
         self, layer: Layer, wanted: ByteRange, ready: Callable[[Digest, int], ReadablePrefix | None]
     ) -> AsyncGenerator[Piece, None]:
-        """Each chunk as soon as it may be read, so that the runtime sees progress while others are on their way."""
+        """Yield each chunk as soon as it is readable, so that the runtime sees progress during the pull."""
         for segment in layer.recipe.cut(wanted):
             match segment:
                 case Literal(data):

@@ -1,7 +1,7 @@
-"""The mirror in containerd's registry configuration (docs/hosts.md): `<dir>/<registry>/hosts.toml`.
+"""Adds the mirror to containerd's registry configuration (docs/hosts.md): `<dir>/<registry>/hosts.toml`.
 
-What others wrote there stays: our host goes before theirs, between two marks, and taking it out again leaves the file
-as it was, byte for byte. containerd reads these files at every pull, so nothing is restarted.
+Existing content stays: the mirror's host is inserted before the others, between two markers, and removing it restores
+the file byte for byte. containerd reads these files at every pull, so it needs no restart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FILE: Final = "hosts.toml"
 
 
 def with_mirror(text: str | None, url: str) -> str:
-    """A hosts.toml with the mirror first; `text` None is no file yet. Raises InvalidInput for one that isn't TOML.
+    """A hosts.toml with the mirror first. `text` None: no file yet. Raises InvalidInput when it isn't TOML.
 
     Laws: `with_mirror(with_mirror(t, u), u) == with_mirror(t, u)` and `without_mirror(with_mirror(t, u)) == t`.
     """
@@ -37,6 +37,7 @@ def with_mirror(text: str | None, url: str) -> str:
     made = bare[:position] + block + bare[position:]
     if bare and not bare[:position].endswith("\n") and position:
         raise InvalidInput("hosts.toml has no line end at its end", hint="Add one.")
+    # The edit is textual, to keep comments and formatting, so its result is checked: the other hosts must be unchanged.
     after = _parsed(made)
     after["host"].pop(url)
     if after["host"] != before.get("host", {}):
@@ -45,13 +46,13 @@ def with_mirror(text: str | None, url: str) -> str:
 
 
 def without_mirror(text: str) -> str | None:
-    """The file without the mirror; None when nothing but ours was in it."""
+    """The file's text without the mirror; None when the file was created for the mirror alone."""
     bare = _BLOCK.sub("", text)
     return None if bare == f"{_CREATED}\n" else bare
 
 
 def configure(directory: Path, registries: Iterable[str], url: str) -> list[Path]:
-    """Put the mirror before each registry; the files that changed. Raises InvalidInput, NotWritable, NoSpace."""
+    """Add the mirror for each registry; return the changed files. Raises InvalidInput, NotWritable, NoSpace."""
     changed = []
     for registry in registries:
         path = directory / registry / _FILE
@@ -66,7 +67,7 @@ def configure(directory: Path, registries: Iterable[str], url: str) -> list[Path
 
 
 def unconfigure(directory: Path) -> list[Path]:
-    """Take the mirror out wherever it is; the files that changed. Raises NotWritable, NoSpace."""
+    """Remove the mirror from every hosts.toml; return the changed files. Raises InvalidInput, NotWritable, NoSpace."""
     changed = []
     for path in sorted(directory.glob(f"*/{_FILE}")):
         text = _read(path) or ""
@@ -85,7 +86,7 @@ def unconfigure(directory: Path) -> list[Path]:
 
 
 def _first_table(text: str) -> int:
-    """Where the first table begins: containerd tries hosts in the order of the file."""
+    """The position of the first table. The mirror goes there because containerd tries hosts in file order."""
     match = re.search(r"^[ \t]*\[", text, re.MULTILINE)
     return match.start() if match else len(text)
 
@@ -109,6 +110,7 @@ def _read(path: Path) -> str | None:
 
 
 def _replace(path: Path, text: str) -> None:
+    # By rename, because containerd may read the file at any moment.
     temporary = path.with_name(f".{path.name}.tmp")
     with durable.writing(path):
         temporary.write_bytes(text.encode())

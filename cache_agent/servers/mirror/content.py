@@ -1,4 +1,4 @@
-"""What the mirror answers with. Values only: who sends them is `cache_agent.servers.sender` and `api`."""
+"""The mirror's response bodies, as values. `api` and `cache_agent.servers.sender` send them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer made from files of the store.
+    """A layer that is rebuilt from files in the store.
 
-    While a pull still brings them, `ready` tells how far a file may be read from a position on; it raises what ended
-    the pull.
+    While a pull is still downloading them, `ready` returns a file's readable prefix at a position, None when that
+    position isn't readable yet; it raises the pull's error.
     """
 
     digest: Digest
@@ -46,13 +46,13 @@ class Layer:
         return self.recipe.size
 
     def files(self) -> list[Digest]:
-        """The files that it is made from."""
+        """The files that the layer is made from."""
         return [s.file.digest for s in self.recipe.segments if isinstance(s, FileSlice)]
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A blob that isn't kept here: `open` streams a range of it from upstream with the caller's credentials."""
+    """A blob that isn't cached: `open` streams a range of it from upstream with the caller's credentials."""
 
     digest: Digest
     size: int

@@ -1,4 +1,4 @@
-"""Which layers can be made from what the store has: an index over the records of its models."""
+"""An index of the layers that can be rebuilt from stored files, made from the records of cached models."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ LINK_LAYER = (Digest.of(_LINK), Recipe.of([Literal(_LINK)]))
 
 @dataclass
 class LayerIndex:
-    """Finds records by the layers that they describe. Safe for threads."""
+    """Finds records by the layers that they describe. Thread-safe."""
 
     store: Roots
+    # None for a damaged record, so that it isn't read again at each request.
     _records: dict[Digest, AnyRecord | None] = field(default_factory=dict)
     _by_layer: dict[Digest, set[Digest]] = field(default_factory=dict)
     _by_record_layer: dict[Digest, Digest] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def with_layer(self, layer: Digest) -> list[AnyRecord]:
-        """The records of cached models, others' images too, that say how this layer is made of files."""
+        """The records of cached models, foreign ones too, that have a recipe for this layer."""
         with self._lock:
             self._refresh()
             return [r for key in self._by_layer.get(layer, ()) if (r := self._records.get(key))]
@@ -42,6 +43,7 @@ class LayerIndex:
         return record if isinstance(record, Record) else None
 
     def _refresh(self) -> None:
+        # Incremental, because reading every record at each request would be slow.
         keys = self.store.model_keys()
         for key in self._records.keys() - keys:
             del self._records[key]
@@ -53,7 +55,7 @@ class LayerIndex:
             if isinstance(record, Record):
                 self._by_record_layer[Digest.of(record_layer(record))] = key
             for layer in record.layers if record else ():
-                # A compressed layer can't be made again; nor is one without files given out by what files prove.
+                # A compressed layer can't be rebuilt. A layer without files has none whose proof would authorize it.
                 if record and record.layer_files(layer.digest) and record.recipe(layer.digest):
                     self._by_layer.setdefault(layer.digest, set()).add(key)
 
@@ -61,4 +63,4 @@ class LayerIndex:
         try:
             return self.store.record(key)
         except WeightyardError:
-            return None  # damaged, which `check` reports
+            return None  # damaged; `check` reports it

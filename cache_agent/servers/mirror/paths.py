@@ -1,8 +1,8 @@
-"""The mirror's addresses (distribution-spec v1.1, "Endpoints"): text in, values out.
+"""Parses the mirror's URLs (distribution-spec v1.1, "Endpoints"). Pure.
 
-containerd asks `/v2/<repository>/…?ns=<registry>`; podman and CRI-O, which send no `ns`, are configured with the
-registry as the first part of the path: `/v2/<registry>/<repository>/…`. There a port is written with `_`, since a
-repository's name can't hold a colon: `registry.example_5000`.
+containerd requests `/v2/<repository>/…?ns=<registry>`. podman and CRI-O send no `ns` and are configured with the
+registry as the first part of the path: `/v2/<registry>/<repository>/…`. There a port is written with `_`, because a
+repository name can't contain a colon: `registry.example_5000`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_PATH = 1024
 
 
 class BadAddress(InvalidInput):
-    """An address that names nothing here. `status` and `code` are what the specification answers."""
+    """A URL that the mirror doesn't serve. `status` and `code` are those of the specification."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -29,14 +29,14 @@ class BadAddress(InvalidInput):
 
 
 class Kind(Enum):
-    """What is asked for. The value is the part of the path that says so."""
+    """The kinds of request. The values are the path segments."""
 
     MANIFEST = "manifests"
     BLOB = "blobs"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class MirrorRequest:
     """One manifest (by tag or digest) or blob (by digest) of one repository."""
 
     kind: Kind
@@ -44,19 +44,19 @@ class Wanted:
 
     @property
     def digest(self) -> Digest:
-        """The digest asked for. Only of addresses that have one, as those of blobs do."""
+        """The requested digest. Raises ValueError for a request by tag; blobs always have one."""
         if self.image.digest is None:
             raise ValueError("an address by tag has no digest")
         return self.image.digest
 
     @property
     def upstream_path(self) -> str:
-        """The path below the repository, as the registry has it."""
+        """The path below the repository in the upstream registry."""
         return f"{self.kind.value}/{self.image.name}"
 
 
-def parse_address(path: str, namespace: str | None) -> Wanted | None:
-    """What a request is for; None for `/v2/` itself. `path` is as it came, not decoded. Raises BadAddress."""
+def parse_address(path: str, namespace: str | None) -> MirrorRequest | None:
+    """Parse a request's path, still percent-encoded; None for `/v2/` itself. Raises BadAddress."""
     if path in ("/v2/", "/v2"):
         return None
     match = _ENDPOINT.fullmatch(path) if len(path) <= _MAX_PATH else None
@@ -65,9 +65,9 @@ def parse_address(path: str, namespace: str | None) -> Wanted | None:
     kind, reference = Kind(match["kind"]), match["reference"]
     repository = _repository(match["name"], namespace)
     if kind is Kind.BLOB or ":" in reference:
-        return Wanted(kind, _with_digest(repository, reference))
+        return MirrorRequest(kind, _with_digest(repository, reference))
     try:
-        return Wanted(kind, repository.with_tag(check_tag(reference)))
+        return MirrorRequest(kind, repository.with_tag(check_tag(reference)))
     except InvalidInput as error:
         raise BadAddress(404, "MANIFEST_UNKNOWN", error.message) from error
 

@@ -1,7 +1,7 @@
-"""What the mirror has to say to one request: the gate first, then the shelf, the store, and upstream at last.
+"""Answers the mirror's requests: authorize, then look in the manifest cache, the store, and last upstream.
 
-Blocking; called in threads. Nothing is given out for a repository that didn't come from there, or was shown to be there
-with the caller's own credentials.
+Blocking; called in threads. Content is served for a repository only if it came from there, or the caller's own
+credentials proved that it is there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node.node import Node
 from cache_agent.servers.mirror.content import Content, Document, Layer, Relayed
 from cache_agent.servers.mirror.layers import LINK_LAYER, LayerIndex
-from cache_agent.servers.mirror.paths import Kind, Wanted
+from cache_agent.servers.mirror.paths import Kind, MirrorRequest
 from cache_agent.sources.manifests import layers_of
 from cache_agent.store.values import repository_of
 from modelimage import canonical
@@ -47,7 +47,7 @@ from modelimage.resolve import resolve_model
 
 @dataclass
 class MirrorService:
-    """Answers for one node. `questions` fails fast, `transfers` is patient. Safe for threads."""
+    """Answers for one node. `questions` fails fast, `transfers` retries and waits longer. Thread-safe."""
 
     node: Node
     gate: Authorizer
@@ -60,8 +60,8 @@ class MirrorService:
     def __post_init__(self) -> None:
         self._layers = LayerIndex(self.node.store)
 
-    def content(self, wanted: Wanted, caller: Caller) -> Content:
-        """What was asked for. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
+    def content(self, wanted: MirrorRequest, caller: Caller) -> Content:
+        """The requested content. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
         place = repository_of(wanted.image)
         if wanted.kind is Kind.MANIFEST:
             return self._manifest(wanted.image, place, caller)
@@ -69,8 +69,8 @@ class MirrorService:
         admission = self.gate.admit(place, caller, question)
         return self._blob(wanted, place, admission)
 
-    def challenge(self, wanted: Wanted) -> str | None:
-        """How upstream asks for credentials; None when it doesn't, or can't be asked."""
+    def challenge(self, wanted: MirrorRequest) -> str | None:
+        """Upstream's WWW-Authenticate challenge; None when it sends none or is unreachable."""
         try:
             return self.questions.challenge(wanted.image, wanted.upstream_path)
         except Unreachable:
@@ -81,11 +81,13 @@ class MirrorService:
     def _manifest(self, image: RegistryReference, place: str, caller: Caller) -> Document:
         admission = self.gate.admit(place, caller, self.questions.manifest_question(image))
         if image.digest is not None:
+            # A digest can't move, so the cached manifest is current.
             kept = self._kept(place, image.digest)
             return kept or self._fetch_manifest(image, place, admission)
         try:
             return self._fetch_manifest(image, place, admission)
         except Unreachable:
+            # With the registry down, the tag's last known manifest lets pods start.
             last = self.node.manifest_cache.tagged(place, image.name)
             kept = self._kept(place, last) if last else None
             if kept is None:
@@ -101,7 +103,7 @@ class MirrorService:
             kept = self._kept(place, descriptor.digest)
             data = kept.data if kept else reader.manifest(descriptor)
         except AccessDenied:
-            # It was taken back since it was proved.
+            # Access was revoked after the proof was cached: forget it now, not when it expires.
             self.gate.note(place, admission.caller, allowed=False)
             raise
         if is_ours(descriptor, data):
@@ -115,8 +117,9 @@ class MirrorService:
 
     # -- blobs -------------------------------------------------------------------------------
 
-    def _blob(self, wanted: Wanted, place: str, admission: Admission) -> Content:
+    def _blob(self, wanted: MirrorRequest, place: str, admission: Admission) -> Content:
         digest = wanted.digest
+        # Proven local content first; relaying last, because it caches nothing.
         return (
             self._kept(place, digest)
             or self._small_layer(place, digest)
@@ -127,7 +130,8 @@ class MirrorService:
         )
 
     def _small_layer(self, place: str, digest: Digest) -> Layer | None:
-        """The layers that are made of no weight file: the link and the record."""
+        """The layers without weight files: the link layer and the record layer."""
+        # The same bytes in every model image, so they reveal nothing about a repository.
         if digest == LINK_LAYER[0]:
             return Layer(*LINK_LAYER)
         record = self._layers.record_in(digest)
@@ -141,19 +145,19 @@ class MirrorService:
         return {repository_of(each) for each in images if isinstance(each, RegistryReference)}
 
     def _layer_of(self, place: str, digest: Digest) -> Layer | None:
-        """A layer all of whose files came through it, from this repository."""
+        """A layer whose files all came through it, from this repository."""
         store = self.node.store
         for record in self._layers.with_layer(digest):
             files, recipe = record.layer_files(digest), record.recipe(digest)
-            if recipe and all(store.is_proven(place, file) for file in files):
+            if recipe and all(store.is_authorized(place, file) for file in files):
                 return Layer(digest, recipe)
         return None
 
-    def _borrowed(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:
-        """A layer whose files came from elsewhere: only if it is rebuilt here, and the caller can read it there."""
+    def _borrowed(self, wanted: MirrorRequest, place: str, admission: Admission) -> Layer | None:
+        """A layer whose files came from other repositories, if rebuilding it proves them and the caller can read it."""
         for record in self._layers.with_layer(wanted.digest):
             recipe, store = record.recipe(wanted.digest), self.node.store.holding(record.key)
-            # What others made is shared by layers, and only by a pull: see `fetch.foreign.known`.
+            # Foreign images share whole layers, not files, and only in a pull: see `fetch.foreign.known`.
             if recipe is None or store is None or not isinstance(record, Record):
                 continue
             layer = Descriptor(OCI_LAYER_TAR, wanted.digest, recipe.size)
@@ -161,12 +165,13 @@ class MirrorService:
             reuse = ReuseCheck(store, place, reader, [layer])
             files = record.layer_files(wanted.digest)
             if files and all(reuse.allowed(record, file) for file in files):
-                store.ledger.add_proofs(place, files)
+                # Recorded, so that the next request needn't rebuild the layer.
+                store.ledger.add_authorizations(place, files)
                 return Layer(wanted.digest, recipe)
         return None
 
-    def _arriving(self, wanted: Wanted, place: str, admission: Admission) -> Layer | None:
-        """A layer of a model that isn't here yet: the whole model is pulled, once, given on as its chunks come."""
+    def _arriving(self, wanted: MirrorRequest, place: str, admission: Admission) -> Layer | None:
+        """A layer of a model that isn't cached yet: pull the whole model, once, and serve its chunks as they arrive."""
         manifest = self._model_with(place, wanted.digest)
         if manifest is None:
             return None
@@ -183,7 +188,8 @@ class MirrorService:
 
         def ready(digest: Digest, position: int) -> ReadablePrefix | None:
             store, file = self.node.store, files[digest]
-            here = store.file(digest) is not None and store.is_proven(place, file)
+            # Proven for this repository: the same file may be stored through one that the caller can't read.
+            here = store.file(digest) is not None and store.is_authorized(place, file)
             if here or pull.result(0) is not None:
                 return ReadablePrefix(store.path(digest), file.size)
             return ready_file(pull, digest, position)
@@ -195,13 +201,14 @@ class MirrorService:
             for name, pull in list(self._pulls.items()):
                 if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
                     del self._pulls[name]
+            # Looked up and started under one lock, or two requests could both start a pull.
             running = self._pulls.get((place, record.key))
             if running is None:
                 running = self._pulls[place, record.key] = self.node.pull(request)
         return running
 
     def _model_with(self, place: str, layer: Digest) -> Digest | None:
-        """A model's manifest, known of this repository, that lists a layer."""
+        """The digest of a cached model manifest of this repository that lists the layer."""
         manifest_cache = self.node.manifest_cache
         for digest, media_type in manifest_cache.documents(place).items():
             found = manifest_cache.find(place, digest) if media_type not in INDEX_TYPES else None
@@ -211,8 +218,9 @@ class MirrorService:
                 return digest
         return None
 
-    def _relayed(self, wanted: Wanted, admission: Admission) -> Relayed:
+    def _relayed(self, wanted: MirrorRequest, admission: Admission) -> Relayed:
         reader = self.transfers.repository(wanted.image, admission.caller)
+        # The size comes through the client that fails fast; the transfer itself may wait and retry.
         size = blob_size(self.questions.repository(wanted.image, admission.caller), wanted.digest)
         descriptor = Descriptor(OCI_LAYER_TAR, wanted.digest, size)
 
@@ -225,7 +233,7 @@ class MirrorService:
 
 
 def is_ours(descriptor: Descriptor, data: bytes) -> bool:
-    """Whether a manifest is a model's of ours, or an index that names one: only those are kept."""
+    """Whether a manifest is of our model images, or an index that lists one. Only those are cached."""
     document = canonical.parse(data, what=f"manifest {descriptor.digest}")
     if descriptor.media_type in INDEX_TYPES:
         entries = document.get("manifests")

@@ -1,1 +1,1 @@
-"""What other nodes may ask of this one: chunks of files that it holds or is fetching. Nothing here changes state."""
+"""The server for peers: chunks of files that this node holds or is downloading. Read-only."""

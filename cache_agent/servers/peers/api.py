@@ -1,6 +1,6 @@
-"""The HTTP that peers speak: see docs/peers.md. Reads only; every request is checked before anything is looked up.
+"""The HTTP API for peers, see docs/peers.md. Read-only; signatures are verified before anything is looked up.
 
-GET /v1/files/{sha256}/{identity}            -> what is here of a file, JSON
+GET /v1/files/{sha256}/{identity}            -> which chunks of a file are here, JSON
 GET /v1/files/{sha256}/{identity}/chunks/{n} -> a chunk, or a range of it
 """
 
@@ -29,21 +29,22 @@ from modelimage.ranges import ByteRange
 _ADDRESS: Final = re.compile(
     r"/v1/files/([0-9a-f]{64})/([0-9a-f]{64})(?:/chunks/(0|[1-9][0-9]{0,9}))?"
 )
+# The unit of the upload cap and of a slow peer's deadline.
 _SLICE: Final = 4 << 20
-# How soon a peer that found all places taken may ask again, in seconds; a fraction is understood.
+# Seconds until a peer may retry when all upload slots are taken; our client accepts fractions.
 _BUSY: Final = {"Retry-After": "0.25"}
 
 
 def patience(size: int) -> float:
-    """Seconds in which a peer is to have taken so many bytes; one that is slower gives up on this node too."""
+    """Seconds in which a peer must take `size` bytes. The client has the same limit: a slower peer gives up as well."""
     return GRACE_SECONDS + size / MIN_RATE
 
 
 @dataclass
 class PeersApi:
-    """Answers peers. `uploads` chunks at once, at the throttle's rate in all.
+    """Serves chunks to peers: at most `uploads` concurrently, together at the throttle's rate.
 
-    A peer that doesn't take a slice of a chunk within `patience` loses its place to others.
+    A peer that doesn't take a slice of a chunk within `patience` loses its upload slot.
     """
 
     offers: ServableChunks
@@ -64,6 +65,7 @@ class PeersApi:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         asked = Asked(request.method, request.raw_path, request.headers.get("Range", ""))
         try:
+            # First of all, so that unsigned requests learn nothing about this node.
             sender = self.verifier.verify(request.headers.get("Authorization"), asked)
         except AccessDenied as error:
             self.events.peer_refused(_why(error))
@@ -87,13 +89,14 @@ class PeersApi:
         except WeightyardError as error:
             return web.Response(status=500, text=error.message)
         except OSError:
-            # It was moved or removed since it was found: next time it is found where it is now.
+            # The file was moved or removed after the lookup: a retry looks it up again.
             return web.Response(status=503, headers=_BUSY)
 
     async def _chunk(
         self, request: web.Request, sender: str, digest: Digest, offer: ServableRange, index: int
     ) -> web.StreamResponse:
         chunk = offer.chunk(index)
+        # Needs no lock: only the event loop counts, and there is no await before the increment.
         if self._uploading >= self.uploads:
             return web.Response(status=503, text="all places are taken", headers=_BUSY)
         headers = {"Content-Type": "application/octet-stream"}
@@ -103,6 +106,7 @@ class PeersApi:
         self._uploading += 1
         try:
             asked = ByteRange(chunk.start + wanted.start, chunk.start + wanted.stop)
+            # Without a deadline at first: `_pieces` sets one for each slice.
             async with asyncio.timeout(None) as limit:
                 pieces = self._pieces(offer, asked, limit)
                 await deliver(request, answer, pieces, self.offers.store.hold([digest]))
@@ -117,9 +121,10 @@ class PeersApi:
     async def _pieces(
         self, offer: ServableRange, asked: ByteRange, limit: asyncio.Timeout
     ) -> AsyncGenerator[Piece, None]:
-        """The range in slices, so that a rate can be kept and the next slice be waited for so long.
+        """Yield the range in slices; each passes the throttle and gets its own deadline.
 
-        What a cap of ours holds up isn't the peer's fault. A file that lands in the store meanwhile stays open.
+        The deadline excludes the throttle's pause, which isn't the peer's fault. The file stays open, because a
+        download may be committed, and so renamed, while it is sent.
         """
         clock = asyncio.get_running_loop().time
         with offer.path.open("rb", buffering=0) as file:

@@ -1,8 +1,8 @@
-"""What this node can give to peers of a file: the chunks verified so far, of one that is stored or on its way.
+"""Finds the chunks of a file that this node can serve to peers: the verified ones, stored or still downloading.
 
-A file is asked for by its sha256 and by the identity of all that its record claims: a forged record that claims another
-file's sha256 has another identity, so its chunks are never given for that file's. Files whose chunk digests weren't
-verified here (a foreign image's, until they are derived) have nothing to offer.
+Peers request a file by its sha256 and its identity, a digest of all that its record claims. A forged record that claims
+another file's sha256 has another identity, so its chunks are never served as that file's. Files without chunk digests
+verified here (a foreign image's, until they are derived) aren't served.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from modelimage.record import RecordFile, Role
 
 @dataclass(frozen=True, slots=True)
 class ServableRange:
-    """One file as it is here now: where its bytes lie, its size, and which chunks are right."""
+    """One file as it is here now: the path of its bytes, its size, and its verified chunks."""
 
     path: Path
     size: int
     have: Have
 
     def chunk(self, index: int) -> ByteRange:
-        """Where a chunk lies in the file. Raises NotFound for one that isn't here yet."""
+        """The range of a chunk in the file. Raises NotFound when it isn't here yet."""
         if not 0 <= index < self.have.count or not self.have.have >> index & 1:
             raise NotFound("that chunk isn't here")
         return chunk_range(self.size, index)
@@ -42,9 +42,9 @@ class ServableRange:
 
 @dataclass
 class ServableChunks:
-    """Reads one node's roots and flights. `is_public` tells whether anyone may read a repository.
+    """Looks up files in one node's roots and downloads. `is_public`: whether anyone may read a repository.
 
-    `everything`: who asks may have private files too, since the line is encrypted.
+    `everything`: serve private files too, because the connection is encrypted.
     """
 
     store: Roots
@@ -53,12 +53,13 @@ class ServableChunks:
     everything: bool
     is_public: Callable[[str], bool]
     zone: Callable[[], str] = lambda: ""
+    # Identities of stored files, with the chunk digests that they were computed from.
     _names: dict[Digest, tuple[tuple[str, ...], Digest]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, sha256: Digest, file: Digest) -> ServableRange:
-        """What is here of a file. Raises NotFound: also for what this caller may not have, so that it tells nothing."""
-        download = self.downloads.flying(file)
+        """The servable chunks of a file. Raises NotFound, also for private files, to hide that they exist."""
+        download = self.downloads.running(file)
         offer = self._stored(sha256, file)
         if offer is None and download is not None and download.file.digest == sha256:
             offer = self._flying(download, file)
@@ -67,10 +68,11 @@ class ServableChunks:
         return offer
 
     def _may_give(self, sha256: Digest, file: Digest) -> bool:
+        # Without encryption only public files are served: anyone on the network could read along.
         if self.everything or self.announcements.is_public(file):
             return True
         store = self.store.having(sha256)
-        return store is not None and any(map(self.is_public, store.ledger.proven_by(sha256)))
+        return store is not None and any(map(self.is_public, store.ledger.authorized_by(sha256)))
 
     def _flying(self, download: Download, name: Digest) -> ServableRange:
         count = download.file.chunk_count()
@@ -85,6 +87,7 @@ class ServableChunks:
         stored = store.file(sha256) if store else None
         if store is None or stored is None or self._name(stored) != name:
             return None
+        # The chunk digests describe the file as it was verified; a changed file could serve other bytes.
         if not store.is_untouched(stored):
             return None
         count = len(stored.chunks)
@@ -99,6 +102,7 @@ class ServableChunks:
             claims = RecordFile(
                 "", stored.size, stored.digest, Role.WEIGHT, stored.digest, stored.chunks
             )
+            # Computed outside the lock: two threads may do it twice, with the same result.
             known = stored.chunks, identity(claims)
             with self._lock:
                 self._names[stored.digest] = known

@@ -47,7 +47,7 @@ def test_what_the_cores_did_lately_decides(busy: float, joined: int) -> None:
     machine = Machine(busy)
     limiter = machine.limiter(cores=2)
     for _ in range(6):
-        if limiter.has_room():
+        if limiter.has_slot():
             limiter.join()
         machine.pass_time(WINDOW_SECONDS)
     assert limiter._active == joined
@@ -59,20 +59,20 @@ def test_the_first_takes_the_cores_as_busy_whatever_was_before() -> None:
     limiter.join()
     limiter.leave()
     machine.pass_time(3600)
-    assert limiter.has_room()
+    assert limiter.has_slot()
     limiter.join()
     machine.pass_time(WINDOW_SECONDS / 2)
-    assert not limiter.has_room()
+    assert not limiter.has_slot()
     machine.pass_time(WINDOW_SECONDS / 2)
-    assert limiter.has_room()
+    assert limiter.has_slot()
 
 
 def test_who_left_makes_room() -> None:
     limiter = Machine(busy=1.0).limiter(cores=1)
     limiter.join()
-    assert not limiter.has_room()
+    assert not limiter.has_slot()
     limiter.leave()
-    assert limiter.has_room()
+    assert limiter.has_slot()
 
 
 class Meeting(Place):

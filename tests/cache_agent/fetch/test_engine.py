@@ -137,7 +137,7 @@ def test_the_only_source_is_never_too_slow(
 VIEWS = st.lists(
     st.builds(
         SourceView,
-        rests_until=st.sampled_from([0.0, 5.0]),
+        backoff_until=st.sampled_from([0.0, 5.0]),
         excluded=st.booleans(),
         failures=st.integers(0, 2),
         rate=st.none() | st.floats(1, 1e9),
@@ -155,7 +155,7 @@ def test_a_source_is_left_for_a_better_one_only_and_never_back_and_forth(
     if not isinstance(chosen, int):
         return
     assert not views[chosen].excluded
-    usable = [v for v in views if not v.excluded and v.rests_until <= 1.0]
+    usable = [v for v in views if not v.excluded and v.backoff_until <= 1.0]
     if len(usable) == 1:
         assert not is_too_slow(views, chosen, 1.0, min_rate)
     fewest = min(view.failures for view in usable)

@@ -15,7 +15,7 @@ from cache_agent.fetch.download import Tick
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.job import Job, RetryPolicy, Work
 from cache_agent.fetch.planner import (
-    LAST_TRACKS,
+    LAST_QUEUES,
     RUN_CHUNKS,
     RangeRequest,
     choose_queue,
@@ -54,7 +54,7 @@ class Place:
 
     tier: Tier = Tier.REGISTRY
     name: str = "place"
-    proves: bool = True
+    authorizes: bool = True
     ranges: list[ByteRange] = field(default_factory=list)
 
     def open(self, pieces: Sequence[ChunkRange]) -> AbstractContextManager[BlobStream]:
@@ -155,7 +155,7 @@ def test_when_few_files_are_left_all_of_them_come_to_their_end_together() -> Non
     assert choose_queue([3, 9], [0, 0], 0) == 1
     assert choose_queue([9, 9], [0, 0], 1) == 1, "of equals one's own"
     assert choose_queue([3, 9], [0, 1], 0) == 0, "where another worker is it could not hash"
-    many = [3, *[9] * LAST_TRACKS]
+    many = [3, *[9] * LAST_QUEUES]
     assert choose_queue(many, [0] * len(many), 0) == 0, "of many files some are to land soon"
 
 

@@ -15,13 +15,13 @@ from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node.tiers import Tiers
-from cache_agent.sources.decorators import Breaker, Breaking, Limited, Measured, Rate
+from cache_agent.sources.decorators import Breaker, Limited, Measured, Rate, WithBreaker
 from cache_agent.sources.directory import CLAIM_SECONDS, SharedDirectory
 from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.other_root import OtherRootSource
 from cache_agent.sources.s3 import S3Bucket
-from cache_agent.sources.shared import SharedPlace, SharedSource, populate_shared
+from cache_agent.sources.shared import SharedSource, SharedStore, populate_shared
 from cache_agent.sources.source import ChunkRange, Source
 from cache_agent.sources.throttle import Throttle
 from modelimage.descriptor import Descriptor
@@ -66,12 +66,12 @@ def bucket(s3: S3, unique_name: Callable[[str], str]) -> S3Bucket:
 
 
 @pytest.fixture(params=["directory", pytest.param("bucket", marks=pytest.mark.servers)])
-def place(request: pytest.FixtureRequest) -> SharedPlace:
-    made: SharedPlace = request.getfixturevalue(request.param)
+def place(request: pytest.FixtureRequest) -> SharedStore:
+    made: SharedStore = request.getfixturevalue(request.param)
     return made
 
 
-def put(place: SharedPlace, data: bytes) -> Digest:
+def put(place: SharedStore, data: bytes) -> Digest:
     digest = Digest.of(data)
     place.put(digest, len(data), iter([memoryview(data)]))
     return digest
@@ -93,7 +93,7 @@ def drain(readinto: Callable[[memoryview], int]) -> bytes:
 # -- every shared place ------------------------------------------------------------------------
 
 
-def test_a_place_gives_back_any_range_of_what_was_put(place: SharedPlace) -> None:
+def test_a_place_gives_back_any_range_of_what_was_put(place: SharedStore) -> None:
     data = noise(200_000, 9)
     digest = put(place, data)
     assert place.has(digest, len(data))
@@ -103,14 +103,14 @@ def test_a_place_gives_back_any_range_of_what_was_put(place: SharedPlace) -> Non
             assert drain(stream.readinto) == data[wanted.start : wanted.stop]
 
 
-def test_a_place_says_not_found_for_what_it_has_not(place: SharedPlace) -> None:
+def test_a_place_says_not_found_for_what_it_has_not(place: SharedStore) -> None:
     absent = Digest.of(b"absent")
     assert not place.has(absent, 6)
     with pytest.raises(NotFound), place.open(absent, ByteRange(0, 1)) as stream:
         stream.readinto(memoryview(bytearray(1)))
 
 
-def test_a_claim_is_given_once(place: SharedPlace) -> None:
+def test_a_claim_is_given_once(place: SharedStore) -> None:
     digest = Digest.of(b"claimed")
     assert place.claim(digest)
     assert not place.claim(digest)
@@ -118,7 +118,7 @@ def test_a_claim_is_given_once(place: SharedPlace) -> None:
     assert place.claim(digest), "a claim ends with the write"
 
 
-def test_what_breaks_off_while_it_is_put_is_not_there(place: SharedPlace) -> None:
+def test_what_breaks_off_while_it_is_put_is_not_there(place: SharedStore) -> None:
     def broken() -> Iterator[memoryview]:
         yield memoryview(b"half")
         raise DigestMismatch("rotten")
@@ -131,7 +131,7 @@ def test_what_breaks_off_while_it_is_put_is_not_there(place: SharedPlace) -> Non
 
 
 def test_write_back_copies_what_is_missing_once_and_nothing_rotten(
-    place: SharedPlace, tmp_path: Path
+    place: SharedStore, tmp_path: Path
 ) -> None:
     data = noise(9_000_000, 11)
     path = tmp_path / "file"
@@ -198,7 +198,7 @@ def source(
         case "decorated":
             throttle = Throttle(1e12, lambda: 0.0)
             limited = Limited(from_image, throttle, lambda seconds: None)
-            return Measured(Breaking(limited, Breaker(lambda: 0.0)), Rate(), lambda: 0.0)
+            return Measured(WithBreaker(limited, Breaker(lambda: 0.0)), Rate(), lambda: 0.0)
         case "peer":
             node = request.getfixturevalue("open_node")({"reg.test/m": image})
             pull(node)
@@ -222,7 +222,7 @@ def source(
             assert made is not None
             return made
         case _:
-            place: SharedPlace = request.getfixturevalue(request.param)
+            place: SharedStore = request.getfixturevalue(request.param)
             for data in CONTENTS.values():
                 put(place, data)
             return SharedSource(place)
@@ -266,7 +266,7 @@ def test_the_hub_says_what_is_wrong(
 def test_a_place_that_fails_is_left_alone_and_tried_again(record: Record) -> None:
     now = [0.0]
     image = MemoryImage.of([record], make_record([CONTENTS])[1])
-    source = Breaking(
+    source = WithBreaker(
         SharedSource(SharedDirectory(Path("/proc/1/mem/nowhere"))),
         Breaker(lambda: now[0], after=3, rest=30.0),
     )

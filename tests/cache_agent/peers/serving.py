@@ -24,7 +24,7 @@ from cache_agent.peers.reputation import Reputation
 from cache_agent.peers.signing import Key, Verifier
 from cache_agent.peers.source import LocalPeer, PeerSource
 from cache_agent.peers.values import Member
-from cache_agent.peers.watch import Watching
+from cache_agent.peers.watch import ChunkListPoller
 from cache_agent.servers.peers.api import PeersApi
 from cache_agent.servers.peers.servable import ServableChunks
 from cache_agent.sources.throttle import Throttle
@@ -143,7 +143,7 @@ def serving(node: Node, **options: object) -> Iterator[Serving]:
 def peer_source(served: Serving) -> PeerSource:
     """That node as a source of another one's pulls."""
     client, reputation = served.client(), Reputation(lambda: 0.0)
-    watching = Watching(
+    watching = ChunkListPoller(
         lambda: [Member(served.name)], client, reputation, Inline(), lambda: 0.0, 10.0
     )
     own = LocalPeer("asker:1")

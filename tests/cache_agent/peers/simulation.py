@@ -20,7 +20,7 @@ from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
 from cache_agent.peers.source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.values import Have, Member, bits
-from cache_agent.peers.watch import Watching
+from cache_agent.peers.watch import ChunkListPoller
 from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Tier
 from cache_agent.store.partials import identity
 from modelimage.digest import Digest
@@ -94,7 +94,7 @@ class Origin:
     clock: Clock
     name: str = "origin"
     tier: Tier = Tier.REGISTRY
-    proves: bool = True
+    authorizes: bool = True
     asked: Counter[int] = field(default_factory=Counter)
     away: set[str] = field(default_factory=set)
 
@@ -125,7 +125,7 @@ class Node:
         clock = self.cluster.clock
         self.announcements, self.reputation = FetchAnnouncements(clock), Reputation(clock)
         link = Link(self)
-        watching = Watching(
+        watching = ChunkListPoller(
             self.members, link, self.reputation, Inline(), clock, self.cluster.rules.patience
         )
         own = LocalPeer(self.name, self.zone, WORKERS, self.cluster.apart, self.cluster.rules)

@@ -17,12 +17,12 @@ from cache_agent.fetch.planner import RangeRequest, plan_queues
 from cache_agent.net.addresses import Address
 from cache_agent.observability.events import Events
 from cache_agent.peers.membership import REFRESH_SECONDS, Membership
-from cache_agent.peers.rate import PacedStream, RateBaseline, TooSlow
+from cache_agent.peers.rate import PacedStream, PeerTooSlow, RateBaseline
 from cache_agent.peers.source import Announced, PeerSource
 from cache_agent.peers.tier import Peers
 from cache_agent.peers.values import Have, Member
 from cache_agent.peers.watch import View, heard
-from cache_agent.prewarm.cluster.source import ClusterWanted
+from cache_agent.prewarm.cluster.source import ClusterSource
 from cache_agent.sources.source import FetchUpstream, RetryLater, Source, Tier
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused, Unreachable
 from modelimage.record import CHUNK_SIZE
@@ -58,7 +58,7 @@ class Origin:
 class Plain:
     """A source upstream."""
 
-    tier, name, proves = Tier.REGISTRY, "reg.test", True
+    tier, name, authorizes = Tier.REGISTRY, "reg.test", True
 
     @contextmanager
     def open(self, pieces: Sequence[object]) -> Iterator[Bytes]:
@@ -85,7 +85,7 @@ def test_a_private_model_is_shared_over_mutual_tls_only(
         sources = peers.wrap(upstream, resolved, "reg.test/m")
         if shared:
             assert [type(source) for source in sources] == [PeerSource, Announced]
-            assert [source.proves for source in sources] == [False, True]
+            assert [source.authorizes for source in sources] == [False, True]
         else:
             assert sources == upstream
         assert origin.asked == 1
@@ -124,7 +124,7 @@ def test_a_node_takes_its_zone_from_its_labels_unless_it_is_set(
     tmp_path: Path, given: str, zone: str
 ) -> None:
     peers = Peers.of(settings(tmp_path, zone=given), streams=4, events=Events(), anonymous=_nobody)
-    wanted = ClusterWanted(lambda *_: None, lambda _: None, peers.take_zone)
+    wanted = ClusterSource(lambda *_: None, lambda _: None, peers.take_zone)
     document = {"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "b"}}}
     wanted.node.replace([document])
     assert peers.own.zone == zone
@@ -214,7 +214,7 @@ def test_a_transfer_that_crawls_beside_others_is_ended() -> None:
         now[0] += 0.9
         assert stream.readinto(buffer)
     now[0] += 0.9
-    with pytest.raises(TooSlow):
+    with pytest.raises(PeerTooSlow):
         stream.readinto(buffer)
 
 

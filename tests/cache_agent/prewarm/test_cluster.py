@@ -16,7 +16,7 @@ from cache_agent.prewarm.cluster.backoff import Backoff
 from cache_agent.prewarm.cluster.client import Api
 from cache_agent.prewarm.cluster.connection import Connection
 from cache_agent.prewarm.cluster.reporter import Reporter, urgency
-from cache_agent.prewarm.cluster.source import MODELS_PATH, NODES_PATH, ClusterWanted
+from cache_agent.prewarm.cluster.source import MODELS_PATH, NODES_PATH, ClusterSource
 from cache_agent.prewarm.cluster.watch import Follower
 from cache_agent.prewarm.credentials import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
@@ -81,7 +81,7 @@ async def a_cluster(
         Api(Connection(str(http.url).rstrip("/"))) as api,
         keeping(node, open_node._reader) as at,
     ):
-        wanted = ClusterWanted(at.reconciler.want, at.reconciler.trouble)
+        wanted = ClusterSource(at.reconciler.want, at.reconciler.trouble)
         at.reconciler.label_gone = wanted.label_gone
         reporter = Reporter(
             api, "n1", at.reconciler.status, lambda: at.reconciler.busy,

@@ -249,7 +249,9 @@ def test_a_fetch_stops_when_its_window_closes_and_goes_on_with_what_it_has(
             open_node.now += 3600
             at.reconciler.wake()
             await at.reaches("a", "Waiting", "OutsideWindow")
-            await until(lambda: not node.downloads.flying(identity(large)), what="end of the fetch")
+            await until(
+                lambda: not node.downloads.running(identity(large)), what="end of the fetch"
+            )
             open_node.images["reg.test/m0"] = image
             image.requests.clear()
             open_node.now += 22.5 * 3600

@@ -15,7 +15,6 @@ from cache_agent.prewarm.values import (
     Evict,
     Failure,
     Fetch,
-    Known,
     Pin,
     Plan,
     PlannerInput,
@@ -25,6 +24,7 @@ from cache_agent.prewarm.values import (
     RuntimeImage,
     Stop,
     Target,
+    TargetState,
     Warm,
 )
 from modelimage.digest import Digest
@@ -48,7 +48,7 @@ class ModelNode:
     budget: int
     desired_models: tuple[DesiredModel, ...]
     held: dict[Digest, CachedModelState] = field(default_factory=dict)
-    known: dict[Target, Known] = field(default_factory=dict)
+    known: dict[Target, TargetState] = field(default_factory=dict)
     pinned_for: frozenset[Digest] = frozenset()
     warm: frozenset[Digest] = frozenset()
     runtime: dict[str, RuntimeImage] = field(default_factory=dict)
@@ -68,13 +68,13 @@ class ModelNode:
         key, size = key_of(image), size_of(image)
         if size <= self.free:
             self.held[key] = CachedModelState(key, size, size, pinned, leased)
-            self.known[Target(image, None)] = Known(key, 0)
+            self.known[Target(image, None)] = TargetState(key, 0)
 
     def carry_out(self, made: Plan) -> None:
         for action in made.actions:
             match action:
                 case Resolve(desired):
-                    self.known[desired.target] = Known(
+                    self.known[desired.target] = TargetState(
                         key_of(desired.target.image), size_of(desired.target.image)
                     )
                 case Fetch(desired):
@@ -86,7 +86,7 @@ class ModelNode:
                     assert not gone.pinned or key in self.pinned_for
                     for target, known in self.known.items():
                         if known.key == key:
-                            self.known[target] = Known(key, size_of(target.image))
+                            self.known[target] = TargetState(key, size_of(target.image))
                 case Pin(key):
                     self.held[key] = replace(self.held[key], pinned=True)
                     self.pinned_for |= {key}
@@ -191,8 +191,8 @@ def a_desired_model(image: str = "m1", **options: object) -> DesiredModel:
     return replace(DesiredModel(str(options.pop("name", "a")), Target(image, None)), **options)  # type: ignore[arg-type]
 
 
-def running(*images: str) -> dict[Target, Known]:
-    return {Target(image, None): Known(key_of(image), 5, running=True) for image in images}
+def running(*images: str) -> dict[Target, TargetState]:
+    return {Target(image, None): TargetState(key_of(image), 5, running=True) for image in images}
 
 
 def test_a_more_wanted_model_takes_the_turn_of_one_that_is_being_fetched() -> None:
@@ -200,7 +200,7 @@ def test_a_more_wanted_model_takes_the_turn_of_one_that_is_being_fetched() -> No
         a_desired_model("m1", name="low", priority=1),
         a_desired_model("m2", name="high", priority=90),
     )
-    known = {**running("m1"), Target("m2", None): Known(key_of("m2"), 5)}
+    known = {**running("m1"), Target("m2", None): TargetState(key_of("m2"), 5)}
     made = plan(PlannerInput(desired_models, NOON, free=100, fetches=1, known=known))
     assert made.actions == (Fetch(desired_models[1]), Stop(Target("m1", None)))
     assert made.outcomes["low"].reason == "Queued"
@@ -213,7 +213,9 @@ def test_a_fetch_stops_when_its_window_closes_and_goes_on_when_it_opens() -> Non
     assert made.actions == (Stop(desired.target),)
     assert made.outcomes["a"].reason == "OutsideWindow"
     assert made.wake_at == NOON + 10 * 3600
-    later = replace(planner_input, now=made.wake_at, known={desired.target: Known(key_of("m1"), 5)})
+    later = replace(
+        planner_input, now=made.wake_at, known={desired.target: TargetState(key_of("m1"), 5)}
+    )
     assert plan(later).actions == (Fetch(desired),)
 
 
@@ -224,7 +226,7 @@ def test_what_nobody_wants_any_more_stops() -> None:
 
 
 def test_a_failure_is_told_and_tried_again_at_its_time() -> None:
-    failed = Known(need=5, failure=Failure("Unreachable", "no route", NOON + 5))
+    failed = TargetState(need=5, failure=Failure("Unreachable", "no route", NOON + 5))
     planner_input = PlannerInput(
         (a_desired_model(),), NOON, free=100, known={Target("m1", None): failed}
     )
@@ -240,8 +242,8 @@ def test_no_one_takes_the_room_that_is_being_made_for_another() -> None:
     )
     node.add("m4")
     node.known |= {
-        Target("m5", None): Known(key_of("m5"), size_of("m5")),
-        Target("m0", None): Known(key_of("m0"), size_of("m0")),
+        Target("m5", None): TargetState(key_of("m5"), size_of("m5")),
+        Target("m0", None): TargetState(key_of("m0"), size_of("m0")),
     }
     made = plan(node.planner_input())
     assert made.actions == (Evict(key_of("m4")),)
@@ -250,7 +252,7 @@ def test_no_one_takes_the_room_that_is_being_made_for_another() -> None:
 
 def test_two_wishes_for_one_model_are_one_fetch() -> None:
     desired_models = (a_desired_model(name="a"), a_desired_model(name="b", pin=True))
-    known = {Target("m1", None): Known(key_of("m1"), 5)}
+    known = {Target("m1", None): TargetState(key_of("m1"), 5)}
     made = plan(PlannerInput(desired_models, NOON, free=100, known=known))
     assert made.actions == (Fetch(desired_models[0]),)
     assert {v.state for v in made.outcomes.values()} == {"Fetching"}
@@ -259,7 +261,7 @@ def test_two_wishes_for_one_model_are_one_fetch() -> None:
 def test_a_wish_without_memory_for_it_is_ready_on_the_disk() -> None:
     key = key_of("m1")
     held = {key: CachedModelState(key, 17, 17)}
-    known = {Target("m1", None): Known(key, 0)}
+    known = {Target("m1", None): TargetState(key, 0)}
     desired = a_desired_model(tier="memory")
     planner_input = PlannerInput((desired,), NOON, free=0, memory=20, known=known, held=held)
     assert plan(planner_input).actions == (Warm(key),)
@@ -273,7 +275,7 @@ def test_a_wish_is_ready_only_with_its_runtime_image_where_there_is_a_runtime() 
     key = key_of("m1")
     desired = a_desired_model(runtime_image="vllm")
     planner_input = PlannerInput(
-        (desired,), NOON, free=0, known={desired.target: Known(key, 0)},
+        (desired,), NOON, free=0, known={desired.target: TargetState(key, 0)},
         held={key: CachedModelState(key, 17, 17)},
     )  # fmt: skip
     made = plan(planner_input)

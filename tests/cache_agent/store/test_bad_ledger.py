@@ -25,7 +25,7 @@ LOG_BYTES = 64 << 10
 def disk() -> Iterator[LedgerFailsAtStep]:
     fault = LedgerFailsAtStep()
     yield fault
-    fault.mend()
+    fault.repair()
 
 
 def open_with_log(root: Path, image: MemoryImage, stack: ExitStack, fault: CountsSteps) -> Node:
@@ -58,7 +58,7 @@ def test_a_ledger_that_cannot_be_written_at_any_step_of_a_pull(
                 pull(node)
             except DiskFailed:
                 failed += 1
-            disk.mend()
+            disk.repair()
             assert all(files_of(model.path) == contents for model in node.store.models())
             assert files_of(pull(node).path) == contents
         assert findings(root) == []
@@ -81,7 +81,7 @@ def test_a_lease_that_the_ledger_cannot_note_was_not_given(
         with pytest.raises(DiskFailed):
             node.store.release("before")
         assert {lease.id for lease in node.store.leases()} == {"before"}
-        disk.mend()
+        disk.repair()
         node.store.lease(record.key, ME, "afterwards")
     with ExitStack() as stack:
         node = NodeFactory(root, stack)({"reg.test/m": image})

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.store.disk import Disk
-from cache_agent.store.manifests import Known, ManifestCache
+from cache_agent.store.manifests import ManifestCache, RepositoryEntry
 from cache_agent.store.paths import StorePaths
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -77,8 +77,12 @@ texts = st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3)
 
 @given(
     st.builds(
-        Known, st.text(max_size=9), texts, texts, st.none() | st.integers(0, 1 << 40).map(float)
+        RepositoryEntry,
+        st.text(max_size=9),
+        texts,
+        texts,
+        st.none() | st.integers(0, 1 << 40).map(float),
     )
 )
-def test_entries_survive_the_disk(known: Known) -> None:
-    assert Known.parse(known.to_bytes()) == known
+def test_entries_survive_the_disk(known: RepositoryEntry) -> None:
+    assert RepositoryEntry.parse(known.to_bytes()) == known

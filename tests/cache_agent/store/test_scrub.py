@@ -266,7 +266,7 @@ def test_a_lease_ends_when_its_process_is_gone_and_not_before(open_node: NodeFac
     node.store.lease(key, gone)
     node.store.lease(key, Holder.parse("manual:me"))
     open_node.now += 10_000 * DAY
-    node.store.first.reconciler.expire()
+    node.store.first.lease_reaper.expire()
     assert seen.expirations == [str(gone)]
     assert {str(lease.holder) for lease in node.store.leases()} == {str(alive), "manual:me"}
 

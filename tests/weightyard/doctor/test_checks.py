@@ -15,9 +15,9 @@ from tests.weightyard.doctor.sound import CLUSTER, CRD_NAME, DEFINITION, EXPECTE
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Permission, check_cluster
 from weightyard.doctor.facts import NodeFacts
 from weightyard.doctor.finding import Finding, Level
-from weightyard.doctor.node_checks import Wanted, check_node, free_space
+from weightyard.doctor.node_checks import NodePurpose, check_node, free_space
 
-WANTED = Wanted(in_cluster=True, min_free=Amount.parse("20%"))
+WANTED = NodePurpose(in_cluster=True, min_free=Amount.parse("20%"))
 CHANGED = deepcopy(DEFINITION)
 CHANGED["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": {"type": "object"}}
 
@@ -40,7 +40,7 @@ def found(findings: list[Finding]) -> list[tuple[str, str]]:
 
 def test_a_sound_node_passes_every_check() -> None:
     assert found(check_node(NODE, WANTED)) == []
-    assert found(check_node(NODE, Wanted(in_cluster=False, min_free=Amount.parse("5%")))) == []
+    assert found(check_node(NODE, NodePurpose(in_cluster=False, min_free=Amount.parse("5%")))) == []
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_space_is_well_only_where_kubelet_evicts_nobody(
     )
     facts = NODE.model_copy(update={"disk": disk, "kubelet": kubelet})
     amount = Amount(percent=float(min_free))
-    level = free_space(facts, Wanted(in_cluster=True, min_free=amount)).level
+    level = free_space(facts, NodePurpose(in_cluster=True, min_free=amount)).level
     if level is Level.OK:
         assert free > amount.of(total) > Amount(percent=float(threshold)).of(total)
 

@@ -8,9 +8,9 @@ from cache_agent.store.space import Amount
 from tests.weightyard.doctor.sound import NODE
 from weightyard.doctor.facts import Gpus
 from weightyard.doctor.finding import Finding, Level
-from weightyard.doctor.node_checks import Wanted, check_node, cpu
+from weightyard.doctor.node_checks import NodePurpose, check_node, cpu
 
-LAPTOP = Wanted(in_cluster=False, min_free=Amount.parse("5%"))
+LAPTOP = NodePurpose(in_cluster=False, min_free=Amount.parse("5%"))
 
 
 def judge(flags: tuple[str, ...] | None, *, gpus: int = 0) -> Finding:

@@ -16,7 +16,7 @@ from weightyard.doctor import disk_trial
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
 from weightyard.doctor.facts import Containerd, Kubelet, Nic, NodeFacts
-from weightyard.doctor.gather import Places, gather
+from weightyard.doctor.gather import ProbePaths, gather
 
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime - ext4 /dev/root rw
@@ -111,7 +111,7 @@ def host(tmp_path: Path) -> Path:
 
 
 def test_facts_of_a_node(host: Path, tmp_path: Path) -> None:
-    facts = gather(Places(tmp_path / "not/yet", tmp_path / "kubelet", host, trial=1 << 20))
+    facts = gather(ProbePaths(tmp_path / "not/yet", tmp_path / "kubelet", host, trial=1 << 20))
     assert (facts.selinux, facts.apparmor) == ("enforcing", True)
     assert facts.nics == (Nic(name="eth0", rate=25_000_000_000), Nic(name="eth2"))
     assert (facts.gpus.driver, facts.gpus.count) == ("570.124.06", 1)
@@ -131,7 +131,7 @@ def test_facts_of_a_node(host: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_known_of_an_empty_root(tmp_path: Path) -> None:
-    facts = gather(Places(tmp_path, tmp_path / "none", tmp_path))
+    facts = gather(ProbePaths(tmp_path, tmp_path / "none", tmp_path))
     assert not facts.kubelet.found
     assert (facts.containerd, facts.nics, facts.selinux) == (Containerd(), (), None)
     assert facts.gpus.count == 0
@@ -152,12 +152,13 @@ def test_the_api_servers_clock_is_compared(tmp_path: Path) -> None:
     with HourAhead() as server:
 
         def an_hour() -> bool:
-            offset = gather(Places(tmp_path, tmp_path, tmp_path, api=server.url)).clock.offset
+            offset = gather(ProbePaths(tmp_path, tmp_path, tmp_path, api=server.url)).clock.offset
             return offset == pytest.approx(3600, abs=3)
 
         wait_until(an_hour, what="answer that came at once")
     assert (
-        gather(Places(tmp_path, tmp_path, tmp_path, api="http://127.0.0.1:1")).clock.offset is None
+        gather(ProbePaths(tmp_path, tmp_path, tmp_path, api="http://127.0.0.1:1")).clock.offset
+        is None
     )
 
 

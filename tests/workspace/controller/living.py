@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +27,13 @@ from workspace.schema import Workspace
 
 
 def point_kubectl_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the stand-in for kubectl, which lies beside this file, before any other."""
+    """Put the stand-in for kubectl, which lies beside this file, before any other.
+
+    It is run by a python3 of the machine, and by the tests' own where there is none.
+    """
     monkeypatch.setenv("KUBE_SERVER", url)
-    monkeypatch.setenv("PATH", f"{Path(__file__).parent}{os.pathsep}{os.environ['PATH']}")
+    places = (Path(__file__).parent, os.environ["PATH"], Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, places)))
 
 
 async def resolve(workspace: Workspace) -> Resolved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workspace.controller.nodes import Node, hardware
+from workspace.hardware import refusal
 from workspace.schema import Resources
 
 PREFIX = "feature.node.kubernetes.io/cpu-cpuid."
@@ -20,23 +21,36 @@ def node(name: str, *features: str, **labels: str) -> Node:
 @pytest.mark.parametrize(
     ("nodes", "flags"),
     [
-        ([node("a", "AVX2", "AVX512F")], {"avx2", "avx512f"}),
-        ([node("a", "AVX2", "AVX512F"), node("b", "AVX2")], {"avx2"}),
-        ([node("a", "AVX2"), node("b")], None),  # of one nothing is known
-        ([], None),
+        ([node("a", "AVX2", "AVX512F", "SSE4")], [{"avx2", "avx512f"}]),
+        ([node("a", "AVX2", "AVX512F"), node("b", "AVX2")], [{"avx2"}, {"avx2", "avx512f"}]),
+        ([node("a", "AVX2"), node("b", "ASIMD")], [{"asimd"}, {"avx2"}]),
+        ([node("a", "AVX2"), node("b")], []),  # of one nothing is known
+        (
+            [node("a", "AVX2"), node("b", "VMX")],
+            [],
+        ),  # nor of one whose labels leave out what matters
+        ([], []),
     ],
 )
-def test_the_least_of_the_nodes_counts(nodes: list[Node], flags: set[str] | None) -> None:
-    assert hardware(nodes, Resources(gpus=0)).cpu_flags == flags
+def test_every_nodes_cpu_counts(nodes: list[Node], flags: list[set[str]]) -> None:
+    assert list(hardware(nodes, Resources(gpus=0)).cpus) == flags
 
 
 def test_a_selector_leaves_the_nodes_that_matter() -> None:
     nodes = [node("a", "AVX2", "AVX512F", pool="new"), node("b", "AVX2")]
     chosen = Resources.model_validate({"gpus": 0, "nodeSelector": {"pool": "new"}})
-    assert hardware(nodes, chosen).cpu_flags == {"avx2", "avx512f"}
+    assert hardware(nodes, chosen).cpus == ({"avx2", "avx512f"},)
 
 
 def test_a_feature_that_is_denied_isnt_one() -> None:
     labels = {f"{PREFIX}AVX2": "true", f"{PREFIX}AVX512F": "false"}
     (found,) = [Node.of({"metadata": {"name": "a", "labels": labels}, "status": READY})]
-    assert hardware([found], Resources(gpus=0)).cpu_flags == {"avx2"}
+    assert hardware([found], Resources(gpus=0)).cpus == ({"avx2"},)
+
+
+def test_what_one_node_does_not_run_is_passed_over_and_what_all_run_is_not() -> None:
+    nodes = [node("a", "AVX2", "AVX512F"), node("b", "ASIMD")]
+    found = hardware(nodes, Resources(gpus=0))
+    assert refusal(found, "bf16") is None
+    assert "AVX-512" in str(refusal(found, "int4"))
+    assert refusal(hardware(nodes[:1], Resources(gpus=0)), "int4") is None

@@ -16,14 +16,14 @@ from tests.workspace.controller.httpapi import HttpApi
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
 from workspace.controller.api import KubernetesApi
-from workspace.controller.uninstall import Release, Removed, leave, users
+from workspace.controller.uninstall import Installation, Removed, leave, users
 
 Json = dict[str, Any]
 SYSTEM = "weightyard"
 CONTROLLER = "weightyard-controller"
 LABELS = {"app.kubernetes.io/component": "controller"}
 MARK = "cache.weightyard.dev/m.0123456789ab"
-RELEASE = Release(SYSTEM, CONTROLLER)
+RELEASE = Installation(SYSTEM, CONTROLLER)
 
 
 def pod(
@@ -67,7 +67,7 @@ def api() -> FakeApi:
     return made  # fmt: skip
 
 
-def run(api: FakeApi, release: Release, *, while_waiting: Callable[[], None]) -> Removed:
+def run(api: FakeApi, release: Installation, *, while_waiting: Callable[[], None]) -> Removed:
     """Leave the cluster; each wait lets it go on."""
 
     async def sleep(_: float) -> None:
@@ -142,7 +142,7 @@ def test_pods_with_models_are_named_and_nothing_is_changed(api: FakeApi) -> None
 
 def test_force_goes_on_and_says_who_uses_models(api: FakeApi) -> None:
     api.create(pod("server", driver="cache.weightyard.dev"))
-    left = run(api, Release(SYSTEM, CONTROLLER, force=True), while_waiting=end_controller(api))
+    left = run(api, Installation(SYSTEM, CONTROLLER, force=True), while_waiting=end_controller(api))
     assert left.pods == ("team/server",)
     assert marks(api) == []
 
@@ -154,9 +154,9 @@ def test_a_controller_that_does_not_end_is_said(api: FakeApi) -> None:
 
 
 def test_without_a_controller_nodes_are_unmarked_all_the_same(api: FakeApi) -> None:
-    run(api, Release(SYSTEM, None), while_waiting=lambda: None)
+    run(api, Installation(SYSTEM, None), while_waiting=lambda: None)
     assert marks(api) == []
-    run(api, Release(SYSTEM, "gone"), while_waiting=lambda: None)
+    run(api, Installation(SYSTEM, "gone"), while_waiting=lambda: None)
 
 
 def test_ended_pods_use_nothing() -> None:
@@ -169,11 +169,11 @@ def test_the_command_says_what_it_did(
 ) -> None:
     asked = []
 
-    async def left(release: Release) -> Removed:
+    async def left(release: Installation) -> Removed:
         asked.append(release)
         return Removed(("n1",), ("team/a",))
 
     monkeypatch.setattr(command, "_leave", left)
     assert main(["cleanup", "-n", "here", "--controller", "c", "--force"]) == 0
-    assert asked == [Release("here", "c", force=True)]
+    assert asked == [Installation("here", "c", force=True)]
     assert capsys.readouterr().out == "unmarked: n1\nstill uses a cached model: team/a\n"

@@ -22,7 +22,7 @@ from workspace.render.compose import ROOT, render_compose
 from workspace.render.kubernetes import Environment
 from workspace.render.llmd import render_llmd
 from workspace.render.local import render_up
-from workspace.render.release import pod_place, store_place
+from workspace.render.release import pod_site, store_site
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ ARGS = [[], ["--max-num-seqs", "8"], ["--served-model-name=x"], ["--chat-templat
 
 
 def pod_words(workspace: Workspace) -> list[str]:
-    release = samples.release(workspace, place=pod_place(workspace))
+    release = samples.release(workspace, place=pod_site(workspace))
     objects = render_kubernetes(workspace, release, ENVIRONMENT)
     template = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]
     container = template["spec"]["containers"][0]
@@ -45,7 +45,7 @@ def pod_words(workspace: Workspace) -> list[str]:
 
 
 def compose_words(workspace: Workspace) -> list[str]:
-    release = samples.release(workspace, place=store_place(workspace, ROOT))
+    release = samples.release(workspace, place=store_site(workspace, ROOT))
     server = render_compose(workspace, release, ENVIRONMENT)["services"]["server"]
     return server["entrypoint"] + [word.replace("$$", "$") for word in server["command"]]
 
@@ -57,7 +57,7 @@ def llmd_words(workspace: Workspace) -> list[str]:
 
 
 def up_words(workspace: Workspace) -> list[str]:
-    place = store_place(workspace, PurePosixPath("/home/a/store"), host="127.0.0.1")
+    place = store_site(workspace, PurePosixPath("/home/a/store"), host="127.0.0.1")
     return render_up(samples.release(workspace, place=place))["command"]
 
 
@@ -95,7 +95,7 @@ def test_each_place_names_its_own_adapter_directories() -> None:
 
 
 def compose(workspace: Workspace) -> Json:
-    release = samples.release(workspace, place=store_place(workspace, ROOT))
+    release = samples.release(workspace, place=store_site(workspace, ROOT))
     return render_compose(workspace, release, ENVIRONMENT)
 
 
