@@ -85,10 +85,13 @@ class MaintenanceSection(_Section):
         default=7.0, ge=0, description="Each file is read again so often. 0: never."
     )
     scrub_rate: AmountText = Field(
-        default="50MB", description="What scrubs and write-backs may read, in bytes a second."
+        default="50MB",
+        description="What scrubs and copies to shared stores may read, in bytes a second.",
     )
     interval_seconds: float = Field(
-        default=30.0, gt=0, description="Between two rounds of upkeep: leases, write-backs, scrubs."
+        default=30.0,
+        gt=0,
+        description="Between two rounds of maintenance: leases, copies to shared stores, scrubs.",
     )
 
 

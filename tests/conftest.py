@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.servers.process import FAR_ZONE
 from weightyard.demo.smollm import default_cache
@@ -19,8 +19,12 @@ from weightyard.demo.smollm import default_cache
 pytest_plugins = ["tests.servers.fixtures", "tests.standstill"]
 
 # `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores.
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("dev", deadline=None, print_blob=True)
+# Neither has a limit in seconds: a busy machine draws slowly.
+SLOW = (HealthCheck.too_slow,)
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=SLOW
+)
+settings.register_profile("dev", deadline=None, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 # A user's settings, credentials and proxies, which no test may see.

@@ -62,7 +62,7 @@ def test_an_option_sets_its_setting(name: str) -> None:
 
 
 def test_a_switch_turns_off_and_what_is_not_given_is_unset() -> None:
-    assert given("--no-tiers-write-back") == {"tiers.write_back": False}
+    assert given("--no-tiers-populate-shared") == {"tiers.populate_shared": False}
     assert given() == {}
 
 

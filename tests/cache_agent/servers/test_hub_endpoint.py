@@ -67,7 +67,7 @@ def own_hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def open_faces(tmp_root: Path) -> Iterator[Callable[..., ServersInProcess]]:
+def open_servers(tmp_root: Path) -> Iterator[Callable[..., ServersInProcess]]:
     opened: list[ServersInProcess] = []
 
     def start(hub: str, *images: str) -> ServersInProcess:
@@ -97,7 +97,7 @@ def snapshot(servers: ServersInProcess, repo: str, to: Path, **options: Any) -> 
 
 
 def test_a_snapshot_comes_from_the_cache_after_the_hub_has_gone(
-    open_faces: Callable[..., ServersInProcess],
+    open_servers: Callable[..., ServersInProcess],
     own_hub: Hub,
     registry: DockerRegistry,
     tmp_path: Path,
@@ -105,7 +105,7 @@ def test_a_snapshot_comes_from_the_cache_after_the_hub_has_gone(
     files = model_files(21)
     commit = own_hub.add("org/model", directory_of(files, tmp_path / "src"))
     model = published_from("org/model", commit, f"{registry.host}/hub/gone:v1", 21)
-    servers = open_faces(own_hub.url)
+    servers = open_servers(own_hub.url)
     servers.pull(model.image)
     before = len(own_hub.cdn.requests)
     first = snapshot(servers, "org/model", tmp_path / "one")
@@ -121,30 +121,30 @@ def test_a_snapshot_comes_from_the_cache_after_the_hub_has_gone(
 
 
 def test_an_image_vouched_for_stands_in_for_a_hub_never_reached(
-    open_faces: Callable[..., ServersInProcess],
+    open_servers: Callable[..., ServersInProcess],
     registry: DockerRegistry,
     tmp_path: Path,
     deserted: str,
 ) -> None:
     commit = "ab" * 20
     model = published_from("org/model", commit, f"{registry.host}/hub/vouched:v1", 22)
-    servers = open_faces(f"http://{deserted}", f"{registry.host}/hub/*")
+    servers = open_servers(f"http://{deserted}", f"{registry.host}/hub/*")
     servers.pull(model.image)
     found = snapshot(servers, "org/model", tmp_path / "one")
     assert (Path(found).name, contents(found)) == (commit, dict(model.files))
 
 
 def test_a_record_s_word_on_its_source_is_not_believed_unless_vouched_for(
-    open_faces: Callable[..., ServersInProcess], registry: DockerRegistry, deserted: str
+    open_servers: Callable[..., ServersInProcess], registry: DockerRegistry, deserted: str
 ) -> None:
     model = published_from("org/model", "ab" * 20, f"{registry.host}/evil/model:v1", 23)
-    servers = open_faces(f"http://{deserted}", f"{registry.host}/hub/*")
+    servers = open_servers(f"http://{deserted}", f"{registry.host}/hub/*")
     servers.pull(model.image)
     assert fetch(str(servers.servers.hub), "/org/model/resolve/main/config.json").status == 502
 
 
 def test_a_forged_source_gives_no_other_bytes_than_the_hub_lists(
-    open_faces: Callable[..., ServersInProcess],
+    open_servers: Callable[..., ServersInProcess],
     own_hub: Hub,
     registry: DockerRegistry,
     tmp_path: Path,
@@ -152,17 +152,17 @@ def test_a_forged_source_gives_no_other_bytes_than_the_hub_lists(
     files = model_files(24)
     commit = own_hub.add("org/model", directory_of(files, tmp_path / "src"))
     forged = published_from("org/model", commit, f"{registry.host}/evil/other:v1", 25)
-    servers = open_faces(own_hub.url)
+    servers = open_servers(own_hub.url)
     servers.pull(forged.image)
     assert contents(snapshot(servers, "org/model", tmp_path / "one")) == files
 
 
 def test_what_is_not_cached_comes_from_the_hub(
-    open_faces: Callable[..., ServersInProcess], own_hub: Hub, tmp_path: Path
+    open_servers: Callable[..., ServersInProcess], own_hub: Hub, tmp_path: Path
 ) -> None:
     files = model_files(26)
     own_hub.add("org/plain", directory_of(files, tmp_path / "src"))
-    servers = open_faces(own_hub.url)
+    servers = open_servers(own_hub.url)
     assert contents(snapshot(servers, "org/plain", tmp_path / "one")) == files
     host = str(servers.servers.hub)
     part = fetch(host, "/org/plain/resolve/main/model.safetensors", headers={"Range": "bytes=7-99"})
@@ -174,7 +174,7 @@ def test_what_is_not_cached_comes_from_the_hub(
 
 
 def test_a_private_model_is_given_to_its_readers_only(
-    open_faces: Callable[..., ServersInProcess],
+    open_servers: Callable[..., ServersInProcess],
     own_hub: Hub,
     registry: DockerRegistry,
     tmp_path: Path,
@@ -188,7 +188,7 @@ def test_a_private_model_is_given_to_its_readers_only(
     }.items():
         commit = own_hub.add(name, source, readers=(reader,), **options)
     model = published_from("org/private", commit, f"{registry.host}/hub/private:v1", 27)
-    servers = open_faces(own_hub.url)
+    servers = open_servers(own_hub.url)
     servers.pull(model.image)
     for name in ("org/private", "org/gated"):
         assert contents(snapshot(servers, name, tmp_path / name, token=reader)) == files
@@ -204,10 +204,10 @@ def test_a_private_model_is_given_to_its_readers_only(
 
 
 def test_errors_are_the_hub_s(
-    open_faces: Callable[..., ServersInProcess], own_hub: Hub, tmp_path: Path
+    open_servers: Callable[..., ServersInProcess], own_hub: Hub, tmp_path: Path
 ) -> None:
     own_hub.add("org/model", directory_of(model_files(28), tmp_path / "src"))
-    servers = open_faces(own_hub.url)
+    servers = open_servers(own_hub.url)
     where: dict[str, Any] = {"endpoint": endpoint(servers), "cache_dir": tmp_path / "none"}
     with pytest.raises(EntryNotFoundError):
         hf_hub_download("org/model", "nothing.json", **where)
@@ -218,11 +218,11 @@ def test_errors_are_the_hub_s(
 
 
 def test_the_api_s_views(
-    open_faces: Callable[..., ServersInProcess], own_hub: Hub, tmp_path: Path
+    open_servers: Callable[..., ServersInProcess], own_hub: Hub, tmp_path: Path
 ) -> None:
     files = model_files(29)
     commit = own_hub.add("org/model", directory_of(files, tmp_path / "src"))
-    api, direct = HfApi(endpoint=endpoint(open_faces(own_hub.url))), HfApi(endpoint=own_hub.url)
+    api, direct = HfApi(endpoint=endpoint(open_servers(own_hub.url))), HfApi(endpoint=own_hub.url)
     info = api.model_info("org/model", files_metadata=True)
     assert info.sha == commit
     assert info.siblings == direct.model_info("org/model", files_metadata=True).siblings
@@ -240,9 +240,9 @@ def test_the_api_s_views(
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 def test_nothing_can_be_changed(
-    open_faces: Callable[..., ServersInProcess], deserted: str, method: str
+    open_servers: Callable[..., ServersInProcess], deserted: str, method: str
 ) -> None:
-    host = str(open_faces(f"http://{deserted}").servers.hub)
+    host = str(open_servers(f"http://{deserted}").servers.hub)
     for path in ("/api/models/org/m", "/org/m/resolve/main/x"):
         assert fetch(host, path, method=method).status == 405
     assert fetch(host, "/api/repos/create", method=method).status == 404
@@ -254,13 +254,13 @@ def test_nothing_can_be_changed(
      "/../m/resolve/main/x", "/api/models/..%2f..", "/api/models/a/b/c/d", "/", "/org/m/resolve/main/a%00b"],
 )  # fmt: skip
 def test_path_tricks_lead_nowhere(
-    open_faces: Callable[..., ServersInProcess], deserted: str, path: str
+    open_servers: Callable[..., ServersInProcess], deserted: str, path: str
 ) -> None:
-    assert fetch(str(open_faces(f"http://{deserted}").servers.hub), path).status in (400, 404)
+    assert fetch(str(open_servers(f"http://{deserted}").servers.hub), path).status in (400, 404)
 
 
 def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
-    open_faces: Callable[..., ServersInProcess],
+    open_servers: Callable[..., ServersInProcess],
     own_hub: Hub,
     smollm2: Path,
     tmp_path: Path,
@@ -276,7 +276,7 @@ def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
         if file.stat().st_size < 10_000_000:
             shutil.copy(file, small)
     own_hub.add("org/smol", small)
-    servers = open_faces(own_hub.url)
+    servers = open_servers(own_hub.url)
     snapshot(servers, "org/smol", tmp_path / "warm")
     own_hub.__exit__(None, None, None)
     # As HF_ENDPOINT in a program's environment does before it starts.
@@ -296,14 +296,14 @@ def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
 
 
 def test_a_view_is_an_hf_cache_of_the_same_inodes(
-    open_faces: Callable[..., ServersInProcess],
+    open_servers: Callable[..., ServersInProcess],
     registry: DockerRegistry,
     tmp_root: Path,
     deserted: str,
 ) -> None:
     commit = "cd" * 20
     model = published_from("org/model", commit, f"{registry.host}/hub/view:v1", 30)
-    servers = open_faces(f"http://{deserted}")
+    servers = open_servers(f"http://{deserted}")
     path = servers.pull(model.image).path
     view = make_view(tmp_root / "hf", path, model.record)
     assert make_view(tmp_root / "hf", path, model.record).linked == 0
