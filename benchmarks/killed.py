@@ -69,7 +69,6 @@ def bytes_sent(layout: Path, size: int, situation: Situation, work: Path, seed: 
                     proxy.uploaded >= target or process.poll() is not None
                 ),
                 what="progress",
-                seconds=120,
             )
             process.send_signal(situation.sent)
             process.wait()

@@ -33,9 +33,9 @@ from modelimage.registry.exchange import Origin
 from modelimage.registry.transport import NetworkResponse, SocketStream, network_errors
 from modelimage.repository import BlobStream
 
-# Short: a node that is gone must not delay the decision on a chunk.
-CONNECT_SECONDS: Final = 1.0
-_ANSWER_SECONDS: Final = 3.0
+# Of the time without progress after which a peer is left: a node that is gone must not delay the decision on a chunk.
+_CONNECT_SHARE: Final = 0.1
+_ANSWER_SHARE: Final = 0.3
 _ERROR_BYTES: Final = 4096
 # urllib3 drops the least used pool beyond this number, and its open connections with it.
 _POOLS: Final = 256
@@ -123,7 +123,7 @@ class PeerClient:
     def have(self, peer: str, sha256: Digest, file: Digest) -> Have:
         """See `PeerLink`."""
         asked = Asked("GET", have_path(sha256, file))
-        with self._get(peer, asked, _ANSWER_SECONDS) as response:
+        with self._get(peer, asked, self.stall * _ANSWER_SHARE) as response:
             return Have.parse(response.read(MAX_HAVE_BYTES))
 
     @contextmanager
@@ -158,7 +158,7 @@ class PeerClient:
                 "GET",
                 url,
                 headers=headers,
-                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=patience),
+                timeout=urllib3.Timeout(connect=self.stall * _CONNECT_SHARE, read=patience),
                 retries=False,
                 redirect=False,
                 preload_content=False,

@@ -21,6 +21,7 @@ from cache_agent.store.paths import StorePaths
 from tests.cache_agent.nodes import UNDISTURBED, findings
 from tests.servers.process import ServerProcess, child_environment
 
+BUSY = 100.0  # seconds: a node on a busy machine answers late
 KEY = "a key that only these tests' nodes share, and nobody else"
 
 
@@ -130,6 +131,7 @@ class Cluster:
             "listen": name,
             "members": [{"address": each} for each in self.names],
             "key_file": str(key_file),
+            "stall_seconds": BUSY,
             **self.peers,
             **peers,
         }

@@ -232,17 +232,17 @@ def take(job: Job) -> Work:
 
 
 def index_of(work: Work) -> int:
-    return work.state.span.pieces[0].index
+    return work.state.range_request.pieces[0].index
 
 
 def test_what_isnt_there_yet_lets_others_go_first_and_comes_back_in_its_place() -> None:
     now = [0.0]
     job = job_of(3, now)
     first = take(job)
-    job.failed(first, RetryLater("coming", after=1.0), first.state.span)
+    job.failed(first, RetryLater("coming", after=1.0), first.state.range_request)
     second = take(job)
     assert (index_of(first), index_of(second), second.source) == (0, 1, 0)
-    job.failed(second, RetryLater("coming", after=5.0), second.state.span)
+    job.failed(second, RetryLater("coming", after=5.0), second.state.range_request)
     third = take(job)
     job.succeeded(third)
     assert job.next_work(0) == 1.0, "the time to ask again"
@@ -259,7 +259,7 @@ def test_what_waits_in_line_comes_when_a_transfer_ends() -> None:
     job = job_of(3, [0.0])
     under_way, first, second = take(job), take(job), take(job)
     for work in (second, first):
-        job.failed(work, RetryLater("no slot", after=9.0, in_line=True), work.state.span)
+        job.failed(work, RetryLater("no slot", after=9.0, in_line=True), work.state.range_request)
     assert job.next_work(0) == 9.0
     job.succeeded(under_way)
     assert index_of(take(job)) == 1
@@ -269,7 +269,7 @@ def test_what_waits_in_line_comes_when_a_transfer_ends() -> None:
 def test_a_cancelled_job_ends_with_what_was_put_off() -> None:
     job = job_of(1, [0.0])
     work = take(job)
-    job.failed(work, RetryLater("coming", after=9.0), work.state.span)
+    job.failed(work, RetryLater("coming", after=9.0), work.state.range_request)
     job.cancel()
     assert job.finished.is_set()
 
@@ -278,7 +278,7 @@ def test_when_upstream_fails_the_peers_are_asked_again() -> None:
     now = [0.0]
     job = job_of(1, now)
     work = take(job)
-    span: RangeRequest = work.state.span
+    span: RangeRequest = work.state.range_request
     job.failed(work, FetchUpstream("fetch it"), span)
     upstream = take(job)
     assert upstream.source == 1
