@@ -43,7 +43,7 @@ class Machine:
     """The facts of this machine that show which holders exist. Paths are injected for tests."""
 
     proc: Path = Path("/proc")
-    kubelet: Path = KUBELET
+    kubelet: Path = field(default_factory=lambda: KUBELET)
     architecture: str = field(default_factory=lambda: os.uname().machine)
 
     @property

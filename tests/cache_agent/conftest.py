@@ -27,6 +27,15 @@ PATIENCE = (
 
 
 @pytest.fixture(autouse=True, scope="package")
+def no_kubelet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A kubelet on this machine keeps none of the tests' pods, so its leases would end."""
+    with pytest.MonkeyPatch.context() as patched:
+        none = tmp_path_factory.mktemp("no-kubelet") / "kubelet"
+        patched.setattr("cache_agent.leases.holders.KUBELET", none)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="package")
 def patience() -> Iterator[None]:
     """Waits that end: a hang is for the tests' own watch to find."""
     with pytest.MonkeyPatch.context() as patched:
