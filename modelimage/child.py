@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,7 @@ def work_of(pid: int, *, written: int = 0) -> Work:
 
 
 def run_child(
-    command: Sequence[str],
-    *,
-    stall_seconds: float,
-    stdin: str | None = None,
-    environment: Mapping[str, str] | None = None,
+    command: Sequence[str], *, stall_seconds: float, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and capture its output as text.
 
@@ -106,16 +102,18 @@ def run_child(
         given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         given.write((stdin or "").encode())
         given.seek(0)
-        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, env=environment)
+        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=err)
         try:
-            _wait(child, StallTimer(stall_seconds), [out, err])
+            _wait(child, Path(command[0]).name, StallTimer(stall_seconds), [out, err])
         except BaseException:
             _kill(child)
             raise
         return subprocess.CompletedProcess(command, child.returncode, _text(out), _text(err))
 
 
-def _wait(child: subprocess.Popen[bytes], timer: StallTimer, outputs: Sequence[IO[bytes]]) -> None:
+def _wait(
+    child: subprocess.Popen[bytes], name: str, timer: StallTimer, outputs: Sequence[IO[bytes]]
+) -> None:
     """Wait for the child's end. Raises TimedOut when it makes no progress."""
     while True:
         try:
@@ -124,7 +122,6 @@ def _wait(child: subprocess.Popen[bytes], timer: StallTimer, outputs: Sequence[I
             # Output is progress even if it costs less CPU time than the threshold.
             written = sum(os.fstat(each.fileno()).st_size for each in outputs)
             if timer.stalled(work_of(child.pid, written=written)):
-                name = Path(str(child.args[0])).name if isinstance(child.args, Sequence) else "it"
                 raise TimedOut(f"{name} has done nothing for {timer.limit:g} s") from late
         else:
             return

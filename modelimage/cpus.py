@@ -31,16 +31,15 @@ class Kernels:
 
 
 _VECTORS: Final = tuple(frozenset({flag}) for flag in ("avx2", "asimd", "vx"))
+_VECTORS_NAMED: Final = "AVX2 (x86-64), ASIMD (Arm) or VX (IBM Z)"
 KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
     "vllm": {
-        "bf16": Kernels(_VECTORS, "AVX2 (x86-64), ASIMD (Arm) or VX (IBM Z)", experts=True),
-        "int8": Kernels(_VECTORS, "AVX2 (x86-64), ASIMD (Arm) or VX (IBM Z)"),
+        "bf16": Kernels(_VECTORS, _VECTORS_NAMED, experts=True),
+        "int8": Kernels(_VECTORS, _VECTORS_NAMED),
         "int4": Kernels((frozenset({"avx512f"}),), "AVX-512"),
         "int8-w8a16": Kernels(),
     }
 }
-
-
 _NAMES: Final = {"vllm": "vLLM"}
 # The CPU flags that the table uses; nodes need to report no others.
 FLAGS: Final = frozenset[str]().union(

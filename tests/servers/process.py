@@ -65,10 +65,10 @@ def _give_up_after(idle_seconds: float, idle: IdleClock, what: str) -> None:
         raise TimeoutError(f"no {what}, and the machine was idle for {idle_seconds:g} s")
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """A port nobody listens on now, for programs that can't bind port 0 and tell which one they got."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from typing import Final
 
@@ -73,9 +80,8 @@ class AgentCache:
 
     def release(self, lease: str) -> None:
         """See ModelCache. Never waits: the lease names a process, so it ends with that process anyway."""
-        with self._open_now() as cache:
-            if cache is not None:
-                cache.release(lease)
+        with suppress(Busy), open_cache(self._root, self._access) as cache:
+            cache.release(lease)
 
     def _cached(self, image: str, variant: str | None) -> dict[str, Servable]:
         with self._open() as cache:
@@ -87,16 +93,6 @@ class AgentCache:
     def _open(self) -> Iterator[Cache]:
         with ExitStack() as stack:
             yield self._enter(stack)
-
-    @contextmanager
-    def _open_now(self) -> Iterator[Cache | None]:
-        """The cache, or None while another process owns the store."""
-        with ExitStack() as stack:
-            try:
-                cache = stack.enter_context(open_cache(self._root, self._access))
-            except Busy:
-                cache = None
-            yield cache
 
     def _enter(self, stack: ExitStack) -> Cache:
         told = False

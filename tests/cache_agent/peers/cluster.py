@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from cache_agent.api.wire import PullBody, PullDone
 from cache_agent.net.sockets import connect
 from cache_agent.store.paths import StorePaths
 from tests.cache_agent.nodes import UNDISTURBED, findings
-from tests.servers.process import ServerProcess, child_environment
+from tests.servers.process import ServerProcess, child_environment, free_port
 
 BUSY = 100.0  # seconds: a node on a busy machine answers late
 KEY = "a key that only these tests' nodes share, and nobody else"
@@ -29,13 +28,7 @@ def addresses(count: int) -> list[str]:
     """Free addresses that no other tests use: on loopback networks named after this process."""
     pid = os.getpid()
     hosts = [f"127.{100 + (pid >> 8) % 100}.{pid % 256}.{n + 1}" for n in range(count)]
-    return [f"{host}:{_free_port(host)}" for host in hosts]
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    return [f"{host}:{free_port(host)}" for host in hosts]
 
 
 @dataclass
