@@ -156,7 +156,7 @@ def check_refused(image: str, variant: str, root: Path) -> None:
         "spec": {"model": model, "resources": {"gpus": 0}},
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", _COMMAND, "up", "-", "--plain-http", "--root", str(root)],
+        [sys.executable, "-c", _COMMAND, "up", "-", "--root", str(root)],
         input=json.dumps(document), cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 10, done.stderr
