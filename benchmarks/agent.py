@@ -30,14 +30,14 @@ import yaml
 from benchmarks.pull import cpu_of, published
 from benchmarks.wanted import kubeconfig
 from cache_agent.api.cached_model import PLURAL
-from cache_agent.api.client import AgentClient
-from cache_agent.api.document import API_VERSION
+from cache_agent.api.control_client import AgentClient
+from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.wire import PullBody
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import Store, StoreOptions
-from cache_agent.store.values import Model, StoredFile
+from cache_agent.store.values import StoredFile, StoredModel
 from modelimage.digest import Digest
 from tests.cache_agent.prewarm.documents import cached_model
 from tests.cache_agent.prewarm.servers import ApiServer
@@ -88,7 +88,9 @@ def _put_model(paths: StorePaths, ledger: Ledger, files: Sequence[Digest], numbe
     directory.mkdir()
     for index, digest in enumerate(files):
         (directory / f"{index}").hardlink_to(paths.file(digest))
-    row = Model(key, directory, "bf16", f"reg.test/m:{number}", 1, len(files), 1.0, 1.0, 1.0, 1.0)
+    row = StoredModel(
+        key, directory, "bf16", f"reg.test/m:{number}", 1, len(files), 1.0, 1.0, 1.0, 1.0
+    )
     ledger.put_model(row, _Listed(files))  # type: ignore[arg-type]
 
 

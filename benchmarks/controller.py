@@ -27,14 +27,14 @@ from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
-from workspace.controller.api import KubernetesApi
-from workspace.controller.cache import Cache
 from workspace.controller.cache_view import MODEL, NODE
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import Environment
-from workspace.render.release import Resolved
+from workspace.render.kubernetes import SystemSettings
+from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 EDITS = 5
@@ -104,7 +104,9 @@ async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -
     connection = kopf.ConnectionInfo(server=url)
     async with aiohttp.ClientSession() as session:
         api = KubernetesApi(session, lambda: connection)
-        runner = Runner(api=api, cache=Cache(), resolver=_resolve, environment=Environment())
+        runner = Runner(
+            api=api, cache=WatchCache(), resolver=_resolve, environment=SystemSettings()
+        )
         caching, stop = CacheRunner(api), asyncio.Event()
         registry = make_registry(runner, caching, with_keda=False)
         tasks = [asyncio.create_task(watch(registry, stop=stop, connection=lambda: connection))]
@@ -186,7 +188,7 @@ async def _ask(pipe: Connection, what: object) -> Any:
     return await asyncio.to_thread(pipe.recv)
 
 
-async def _resolve(workspace: Workspace) -> Resolved:
+async def _resolve(workspace: Workspace) -> ResolvedImages:
     return samples.resolved(workspace, samples.pinned(workspace.spec.model.image or ""))
 
 

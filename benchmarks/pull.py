@@ -36,7 +36,7 @@ from benchmarks._parts import Parts, Task, measure_parts, room_for
 from modelimage.access import Access, open_reader
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.resolve import resolve_model
-from modelimage.workers import available_cores
+from modelimage.stage_workers import available_cores
 from tests.servers.containerd import Containerd
 from tests.servers.hub import Hub
 from tests.servers.process import child_environment, program

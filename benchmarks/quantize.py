@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from modelimage.safetensors import build_header
-from quantize.api import QuantizeOptions, quantize_checkpoint
 from quantize.engines import llm_compressor
 from quantize.kernels import kernel
-from quantize.schemes import NUMERICS, Engine, Scheme
+from quantize.quantizer import QuantizeOptions, quantize_checkpoint
+from quantize.schemes import NUMERICS, QuantizationEngine, Scheme
 from weightyard.demo.synthetic import synthetic_checkpoint
 
 Results = dict[str, dict[str, float]]
@@ -102,7 +102,7 @@ def measure_checkpoint(source: Path, work: Path, scheme: Scheme, count: int) -> 
     out, copy = work / "out", work / "copy"
 
     def ours() -> None:
-        quantize_checkpoint(source, out, QuantizeOptions(scheme, engine=Engine.RTN))
+        quantize_checkpoint(source, out, QuantizeOptions(scheme, engine=QuantizationEngine.RTN))
 
     def cp() -> None:
         subprocess.run(["cp", "-r", "--reflink=never", source, copy], check=True)
@@ -154,7 +154,9 @@ def peak(source: Path, out: Path) -> str:
         nonlocal anonymous
         anonymous = max(anonymous, _status("RssAnon"))
 
-    quantize_checkpoint(source, out, QuantizeOptions(Scheme.INT4, engine=Engine.RTN), sample)
+    quantize_checkpoint(
+        source, out, QuantizeOptions(Scheme.INT4, engine=QuantizationEngine.RTN), sample
+    )
     return json.dumps({"RSS MB": _status("VmHWM") / 1000, "RssAnon MB": anonymous / 1000})
 
 

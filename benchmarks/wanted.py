@@ -26,8 +26,8 @@ import yaml
 
 from benchmarks.pull import cpu_of
 from cache_agent.api.cached_model import PLURAL
-from cache_agent.api.client import AgentClient
-from cache_agent.api.document import API_VERSION
+from cache_agent.api.control_client import AgentClient
+from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.store.paths import StorePaths
 from tests.cache_agent.prewarm.documents import cached_model
 from tests.cache_agent.prewarm.servers import ApiServer

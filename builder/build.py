@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from builder.base import Base
-from builder.collect import Checkpoint, collect
+from builder.base_image import Base
+from builder.collect import CollectedCheckpoint, collect
 from builder.destination import Destination, check_space, preflight
 from builder.digest_cache import DigestCache
+from builder.layer_plan import PlannedLayer, plan_layers
 from builder.pack import PackedLayer, Packer
-from builder.plan import PlannedLayer, plan_layers
 from builder.publish import LayerSource, Sent, send, set_tags
-from builder.quality import modelpack_manifest, quality_artifact
+from builder.quality_report import modelpack_manifest, quality_artifact
 from builder.records import Origin, make_record
 from builder.reporter import Reporter, Silent
 from builder.reshard import bounded_sizes, is_large, reshard
-from builder.sources.base import ModelSource
+from builder.sources.interface import ModelSource
 from builder.survey import Survey, survey
-from builder.variants import QuantizeChoices, Variant, check_variants, quantized_variant
+from builder.variants import BuiltVariant, QuantizeChoices, check_variants, quantized_variant
 from modelimage.digest import Digest
 from modelimage.publication import Publication, publication
 from modelimage.record import Record
@@ -72,7 +72,7 @@ class PackedVariant:
     """One variant, ready to be published. `quality` is the document to attach to it, if any."""
 
     record: Record
-    checkpoint: Checkpoint
+    checkpoint: CollectedCheckpoint
     layers: Sequence[PackedLayer]
     quality: bytes | None = None
 
@@ -116,7 +116,7 @@ def build(
     packed = []
     for name in options.variants:
         variant = (
-            Variant(name, published)
+            BuiltVariant(name, published)
             if name == DEFAULT_VARIANT
             else quantized_variant(published, name, options.quantize, tools.reporter)
         )
@@ -136,7 +136,7 @@ def may_pass(surveyed: Survey, destination: Destination, options: BuildOptions) 
     return destination.passing is not None and not options.staged and not made
 
 
-def _split(variant: Variant, limit: int | None, reporter: Reporter) -> Variant:
+def _split(variant: BuiltVariant, limit: int | None, reporter: Reporter) -> BuiltVariant:
     """Split the variant's weight files that are above the limit."""
     if limit is None:
         return variant
@@ -145,7 +145,7 @@ def _split(variant: Variant, limit: int | None, reporter: Reporter) -> Variant:
 
 
 def pack_variant(
-    variant: Variant, destination: Destination, tools: BuildTools, *, origin: Origin
+    variant: BuiltVariant, destination: Destination, tools: BuildTools, *, origin: Origin
 ) -> PackedVariant:
     """Compute the digests of a variant's files, store them if the destination needs it, and make the record."""
     checkpoint = variant.checkpoint

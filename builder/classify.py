@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from modelimage.errors import InvalidCheckpoint, InvalidImage
-from modelimage.paths import RECORD_NAME, check_model_path
+from modelimage.path_rules import RECORD_NAME, check_model_path
 from modelimage.record import Role
 
 
@@ -108,7 +108,7 @@ def _by_name(name: str) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class Classification:
     """The classification of a whole checkpoint: roles by path, reasons by path, pickles to convert. All sorted."""
 
     roles: dict[str, Role]
@@ -119,24 +119,24 @@ class Selection:
     def weights(self) -> list[str]:
         return [path for path, role in self.roles.items() if role is Role.WEIGHT]
 
-    def without(self, dropped: Iterable[str], reason: str) -> Selection:
+    def without(self, dropped: Iterable[str], reason: str) -> Classification:
         """A copy with more files left out, for a reason found later."""
         gone = set(dropped)
         roles = {path: role for path, role in self.roles.items() if path not in gone}
-        return Selection(roles, self.ignored, self.pickles).also_ignored(
+        return Classification(roles, self.ignored, self.pickles).also_ignored(
             dict.fromkeys(gone, reason)
         )
 
-    def also_ignored(self, reasons: Mapping[str, str]) -> Selection:
+    def also_ignored(self, reasons: Mapping[str, str]) -> Classification:
         """A copy with the files that the source itself left out."""
-        return Selection(
+        return Classification(
             self.roles, dict(sorted({**self.ignored, **reasons}.items())), self.pickles
         )
 
 
 def select(
     paths: Iterable[str], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Selection:
+) -> Classification:
     """Classify all paths of a checkpoint together.
 
     A path that matches `exclude` is left out; one that matches `include` is packed even if its name alone would leave
@@ -156,7 +156,7 @@ def select(
                 ignored[path] = reason
             case Pickle():
                 pickles.append(path)
-    return _drop_copies(Selection(roles, ignored, tuple(pickles)))
+    return _drop_copies(Classification(roles, ignored, tuple(pickles)))
 
 
 def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdict:
@@ -170,7 +170,7 @@ def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdic
     return verdict
 
 
-def _drop_copies(selection: Selection) -> Selection:
+def _drop_copies(selection: Classification) -> Classification:
     weights = selection.weights
     # Consolidated files are copies only beside others; alone they are the weights.
     own = [path for path in weights if not _matches(_name(path).lower(), [_CONSOLIDATED])]
@@ -180,7 +180,7 @@ def _drop_copies(selection: Selection) -> Selection:
     # Pickles beside safetensors are the same weights again.
     if weights and selection.pickles:
         reasons = dict.fromkeys(selection.pickles, "pickle; the safetensors files are packed")
-        selection = Selection(selection.roles, selection.ignored, ()).also_ignored(reasons)
+        selection = Classification(selection.roles, selection.ignored, ()).also_ignored(reasons)
     return selection
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from builder.build_dir import BuildDir
-from builder.checkpoint import (
+from builder.completeness import (
     INDEX,
     WeightIndex,
     check_shards,
@@ -22,24 +22,24 @@ from builder.checkpoint import (
     take_header,
 )
 from builder.convert import convert, converted_names, write_index
+from builder.layer_plan import PlannedFile
 from builder.licence import MAX_BYTES, licence, states_licence
-from builder.plan import PlannedFile
 from builder.reporter import Reporter
-from builder.sources.base import RemoteFile, SourceFile
+from builder.sources.interface import RemoteFile, SourceFile
 from builder.survey import Survey
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
-from modelimage.facts import model_facts
+from modelimage.model_facts import model_facts
 from modelimage.record import ModelFacts, Role
 from modelimage.safetensors import Header
-from modelimage.workers import run_all
+from modelimage.stage_workers import run_all
 
 _FETCHES_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class CollectedCheckpoint:
     """Files of one model on this machine, validated: what to pack, and each file's location.
 
     Files in `remote` stayed at their source; `locations` has all others. `claimed` has a file's sha256 according to the
@@ -59,7 +59,7 @@ class Checkpoint:
 
 def collect(
     surveyed: Survey, work_root: Path, reporter: Reporter, *, staged: bool = True
-) -> Checkpoint:
+) -> CollectedCheckpoint:
     """Fetch the selected files, convert pickles under `work_root`, and validate everything.
 
     Unless `staged`, weight files stay at a source that supports streaming: only their headers are read.
@@ -174,7 +174,7 @@ def checked(
     build_dir: BuildDir,
     converted: bool = False,
     remote: Mapping[str, RemoteFile] | None = None,
-) -> Checkpoint:
+) -> CollectedCheckpoint:
     """A Checkpoint whose headers, index and sizes agree. Raises InvalidCheckpoint otherwise."""
     away = remote or {}
     for file in files:
@@ -185,7 +185,7 @@ def checked(
     if index is not None:
         check_shards(index, headers)
     check_unique(headers)
-    return Checkpoint(
+    return CollectedCheckpoint(
         files=tuple(sorted(files)),
         locations=locations,
         facts=model_facts(config, headers.values()),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from builder.checkpoint import INDEX, read_header
+from builder.completeness import INDEX, read_header
 from modelimage import canonical
 from modelimage.durable import pending_file, write_file, writing
 from modelimage.errors import InvalidCheckpoint, InvalidInput, UnsafePickle

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from builder.plan import PlannedLayer
+from builder.layer_plan import PlannedLayer
 from builder.publish import put_document
 from modelimage import mediatypes
 from modelimage.access import Access, open_place

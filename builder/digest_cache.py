@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from builder.plan import PlannedLayer
-from builder.sources.base import RemoteFile
+from builder.layer_plan import PlannedLayer
+from builder.sources.interface import RemoteFile
 from modelimage import canonical, durable
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
-from modelimage.hashing import FileDigests, LayerDigests
+from modelimage.hasher import FileDigests, LayerDigests
 
 _VERSION: Final = 1
 # Filesystem clocks are coarse: a file changed twice within one tick has the same time.

@@ -9,21 +9,21 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from builder.collect import Checkpoint
+from builder.collect import CollectedCheckpoint
 from builder.digest_cache import DigestCache
-from builder.plan import PlannedLayer
+from builder.layer_plan import PlannedLayer
 from builder.publish import LayerSource
 from builder.source_digests import check_claims
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.hashing import EMPTY_FILE, LayerDigests, hash_layer
+from modelimage.hasher import EMPTY_FILE, LayerDigests, hash_layer
+from modelimage.layer_source import StreamingLayer
 from modelimage.layout import Layout
 from modelimage.record import RecordFile, RecordLayer
 from modelimage.repository import PassingContent, PassingWriter
-from modelimage.streaming import StreamingLayer
-from modelimage.workers import available_cores, run_all
+from modelimage.stage_workers import available_cores, run_all
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, reading and writing.
 _CORES_PER_LAYER = 3
@@ -52,7 +52,7 @@ class Packer:
     `layout` receives every layer; `passing` receives those with files that stayed at their source.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: CollectedCheckpoint
     remembered: DigestCache
     layout: Layout | None = None
     passing: PassingWriter | None = None

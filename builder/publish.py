@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Final
 
 from builder.reporter import Advance
-from builder.sources.base import RemoteFile
+from builder.sources.interface import RemoteFile
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, NotFound
-from modelimage.hashing import fill
+from modelimage.hasher import fill
 from modelimage.publication import Document, Publication
 from modelimage.push import find_present, plan_push, relayed
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
 from modelimage.referrers import blob_content
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
-from modelimage.workers import both, run_all
+from modelimage.stage_workers import both, run_all
 
 SENDS_AT_ONCE: Final = 4
 _BUFFER_SIZE: Final = 1 << 20

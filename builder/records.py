@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from builder.collect import Checkpoint
+from builder.collect import CollectedCheckpoint
 from builder.pack import PackedLayer
 from builder.source_digests import check_claims
 from modelimage.errors import InvalidInput
@@ -24,7 +24,7 @@ class Origin:
 
 
 def make_record(
-    checkpoint: Checkpoint,
+    checkpoint: CollectedCheckpoint,
     packed: Sequence[PackedLayer],
     *,
     origin: Origin,

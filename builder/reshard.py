@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from builder.checkpoint import INDEX, WeightIndex, read_header, read_json
-from builder.collect import Checkpoint, checked
-from builder.plan import PlannedFile, plan_layers
+from builder.collect import CollectedCheckpoint, checked
+from builder.completeness import INDEX, WeightIndex, read_header, read_json
+from builder.layer_plan import PlannedFile, plan_layers
 from builder.reporter import Reporter
 from modelimage import canonical, tar
 from modelimage.durable import pending_file, reading, write_file, writing
 from modelimage.errors import DigestMismatch, InvalidCheckpoint, InvalidInput
-from modelimage.hashing import hash_file
+from modelimage.hasher import hash_file
 from modelimage.record import Role
 from modelimage.safetensors import Header, TensorInfo, build_header
 
@@ -75,7 +75,9 @@ def bounded_sizes(files: Sequence[PlannedFile], limit: int | None) -> list[Plann
     ]
 
 
-def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter) -> Checkpoint:
+def reshard(
+    checkpoint: CollectedCheckpoint, limit: int, folder: str, reporter: Reporter
+) -> CollectedCheckpoint:
     """Split weight files so that each layer has at most `limit` bytes; returns the same checkpoint if none is larger.
 
     Parts go into `folder` of the build directory. Raises InvalidInput if it isn't possible, NoSpace, NotWritable.
@@ -110,7 +112,7 @@ def reshard(checkpoint: Checkpoint, limit: int, folder: str, reporter: Reporter)
     return resharded
 
 
-def _check_claim(checkpoint: Checkpoint, path: str) -> None:
+def _check_claim(checkpoint: CollectedCheckpoint, path: str) -> None:
     """Compare the whole file with its source's sha256, which isn't possible after the split."""
     claimed = checkpoint.claimed.get(path)
     if claimed is None:
@@ -136,13 +138,13 @@ def is_large(file: PlannedFile, limit: int) -> bool:
 
 
 def _with_files(
-    checkpoint: Checkpoint,
+    checkpoint: CollectedCheckpoint,
     made: Mapping[str, Role],
     target: Path,
     index: WeightIndex,
     *,
     gone: Mapping[str, object],
-) -> Checkpoint:
+) -> CollectedCheckpoint:
     """The checkpoint with files of `target` replacing those in `gone`, validated again as a whole."""
     kept = [file for file in checkpoint.files if file.path not in gone and file.path not in made]
     new = [PlannedFile(name, (target / name).stat().st_size, role) for name, role in made.items()]
@@ -163,7 +165,7 @@ def _with_files(
 
 
 def _index(
-    checkpoint: Checkpoint,
+    checkpoint: CollectedCheckpoint,
     headers: Mapping[str, Header],
     parts: Mapping[str, Sequence[Part]],
 ) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def _tensor_bytes(source: Path, start: int, size: int) -> Iterator[memoryview]:
             left -= count
 
 
-def _check_layers(checkpoint: Checkpoint, limit: int) -> None:
+def _check_layers(checkpoint: CollectedCheckpoint, limit: int) -> None:
     """Raise InvalidInput if shared layers exceed the limit: beyond 100 layers, files share one."""
     layers = plan_layers(checkpoint.files)
     largest = max(layer.size for layer in layers if layer.role is Role.WEIGHT)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.checkpoint import CONFIG, INDEX, WeightIndex, read_json, unlisted_weights
-from builder.classify import Selection, select
-from builder.plan import PlannedFile
-from builder.sources.base import ModelSource, SourceFile
+from builder.classify import Classification, select
+from builder.completeness import CONFIG, INDEX, WeightIndex, read_json, unlisted_weights
+from builder.layer_plan import PlannedFile
+from builder.sources.interface import ModelSource, SourceFile
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 
 
@@ -24,7 +24,7 @@ class Survey:
 
     source: ModelSource
     files: dict[str, SourceFile]
-    selection: Selection
+    selection: Classification
     config: dict[str, Any]
     index: WeightIndex | None
 
@@ -63,7 +63,7 @@ def survey(
     return Survey(source, files, selection, config, index)
 
 
-def _check_weights(selection: Selection, source: ModelSource, *, convert_pickle: bool) -> None:
+def _check_weights(selection: Classification, source: ModelSource, *, convert_pickle: bool) -> None:
     if selection.weights or (selection.pickles and convert_pickle):
         return
     if selection.pickles:
@@ -80,7 +80,7 @@ def _check_weights(selection: Selection, source: ModelSource, *, convert_pickle:
 
 
 def _document(
-    source: ModelSource, files: dict[str, SourceFile], selection: Selection, name: str
+    source: ModelSource, files: dict[str, SourceFile], selection: Classification, name: str
 ) -> dict[str, Any] | None:
     # An excluded document must not decide about the other files.
     if name not in selection.roles:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from builder.checkpoint import CONFIG, INDEX, WeightIndex, read_json
 from builder.classify import select
-from builder.collect import Checkpoint, checked
-from builder.plan import SHARED_ROLES, PlannedFile
+from builder.collect import CollectedCheckpoint, checked
+from builder.completeness import CONFIG, INDEX, WeightIndex, read_json
+from builder.layer_plan import SHARED_ROLES, PlannedFile
 from builder.reporter import Reporter
 from builder.sources.local import LocalSource
 from modelimage import canonical
@@ -26,8 +26,8 @@ from modelimage.record import Role
 from modelimage.resolve import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
-    from quantize.api import QuantizeOptions
     from quantize.quality import Gates
+    from quantize.quantizer import QuantizeOptions
 
 # Listed here instead of imported: `quantize` needs numba and numpy.
 QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
@@ -58,14 +58,14 @@ class QuantizeChoices:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class BuiltVariant:
     """A checkpoint of one precision, how it was made, and its quality document.
 
     `quantization` and `quality` are None for the published weights.
     """
 
     name: str
-    checkpoint: Checkpoint
+    checkpoint: CollectedCheckpoint
     quantization: Mapping[str, Any] | None = None
     quality: bytes | None = None
 
@@ -84,7 +84,9 @@ def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([DEFAULT_VARIANT, *names]))
 
 
-def check_variants(published: Checkpoint, names: Sequence[str], choices: QuantizeChoices) -> None:
+def check_variants(
+    published: CollectedCheckpoint, names: Sequence[str], choices: QuantizeChoices
+) -> None:
     """Check from the headers that every quantized variant can be made, before anything is packed.
 
     Raises the errors of `quantize` for an unsuitable checkpoint, option or machine.
@@ -92,7 +94,7 @@ def check_variants(published: Checkpoint, names: Sequence[str], choices: Quantiz
     quantized = [name for name in names if name != DEFAULT_VARIANT]
     if not quantized:
         return
-    from quantize.api import check_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
+    from quantize.quantizer import check_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
 
     # Quantizers read one directory, but the files may be in several caches.
     view = _view(published)
@@ -101,8 +103,8 @@ def check_variants(published: Checkpoint, names: Sequence[str], choices: Quantiz
 
 
 def quantized_variant(
-    published: Checkpoint, name: str, choices: QuantizeChoices, reporter: Reporter
-) -> Variant:
+    published: CollectedCheckpoint, name: str, choices: QuantizeChoices, reporter: Reporter
+) -> BuiltVariant:
     """Make a quantized variant, or reuse one that an earlier run finished in the same build directory.
 
     Raises the errors of `quantize`, and InvalidCheckpoint.
@@ -112,7 +114,7 @@ def quantized_variant(
     if made is None:
         made = _quantize(_view(published), out, name, choices, reporter)
     _check_gates(made, choices.evaluation)
-    return Variant(
+    return BuiltVariant(
         name, _merged(published, out), made["recipe"], canonical.to_bytes(made["quality"])
     )
 
@@ -155,7 +157,7 @@ def _finished(out: Path) -> dict[str, Any] | None:
 def _quantize(
     source: Path, out: Path, name: str, choices: QuantizeChoices, reporter: Reporter
 ) -> dict[str, Any]:
-    from quantize.api import quantize_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
+    from quantize.quantizer import quantize_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
 
     options = _options(name, choices)
     with reporter.progress(f"quantizing {name}") as progress:
@@ -170,16 +172,16 @@ def _quantize(
 
 
 def _options(name: str, choices: QuantizeChoices) -> QuantizeOptions:
-    from quantize.api import Evaluation, QuantizeOptions  # noqa: PLC0415 - as above
     from quantize.evaluate import Evaluator  # noqa: PLC0415
-    from quantize.schemes import Engine, Scheme  # noqa: PLC0415
+    from quantize.quantizer import Evaluation, QuantizeOptions  # noqa: PLC0415 - as above
+    from quantize.schemes import QuantizationEngine, Scheme  # noqa: PLC0415
 
     evaluation = None
     if (wanted := choices.evaluation) is not None:
         evaluation = Evaluation(_gates(wanted), wanted.text, Evaluator(wanted.evaluator))
     return QuantizeOptions(
         scheme=Scheme(name),
-        engine=Engine(choices.engine),
+        engine=QuantizationEngine(choices.engine),
         group_size=choices.group_size,
         calibration=choices.calibration,
         calibration_samples=choices.calibration_samples,
@@ -214,7 +216,7 @@ class _Steps:
         self._done = done
 
 
-def _view(published: Checkpoint) -> Path:
+def _view(published: CollectedCheckpoint) -> Path:
     """The published files as one directory of links, whichever caches contain them."""
     folder = published.build_dir.folder("published")
     with writing(folder):
@@ -227,7 +229,7 @@ def _view(published: Checkpoint) -> Path:
     return folder
 
 
-def _merged(published: Checkpoint, out: Path) -> Checkpoint:
+def _merged(published: CollectedCheckpoint, out: Path) -> CollectedCheckpoint:
     """Combine the quantized weights and config with the published other files."""
     listing = LocalSource(out).list()
     sizes = {file.path: file.size for file in listing.files}

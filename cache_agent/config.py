@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 
-from cache_agent.net.addresses import Address
+from cache_agent.net.listen_addresses import Address
 from cache_agent.store.space import Amount
 from modelimage.errors import InvalidInput, WeightyardError
 

@@ -23,9 +23,9 @@ from modelimage.registry.auth import Authorizing
 from modelimage.registry.client import RegistryRepository, RepositoryOptions
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, CredentialSource
-from modelimage.registry.exchange import Origin
-from modelimage.registry.memory import DirectoryMemory, NoMemory, UploadMemory
+from modelimage.registry.exchange import WebOrigin
 from modelimage.registry.transport import TlsOptions, is_loopback
+from modelimage.registry.upload_state import DirectoryMemory, NoMemory, UploadMemory
 from modelimage.repository import ImageReader, ImageWriter
 
 
@@ -73,16 +73,16 @@ class Access:
             # The helper may hold credentials that it can't return now. Access must not be widened on a guess.
             return False
 
-    def origin(self, reference: RegistryReference) -> Origin:
+    def origin(self, reference: RegistryReference) -> WebOrigin:
         """The base URL of a reference's registry API: HTTP if configured or on loopback, else HTTPS.
 
         On loopback, a CA file or an `unverified_tls` entry means that the registry uses TLS.
         """
-        encrypted = Origin.parse(f"https://{reference.api_host}")
+        encrypted = WebOrigin.parse(f"https://{reference.api_host}")
         asked_for_tls = self.ca_file is not None or reference.registry in self.unverified_tls
         plain = is_loopback(encrypted.host) and not asked_for_tls
         if plain or reference.registry in self.plain_http:
-            return Origin.parse(f"http://{reference.api_host}")
+            return WebOrigin.parse(f"http://{reference.api_host}")
         return encrypted
 
 

@@ -33,7 +33,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ProcessActivity:
     """Activity of a program and its descendants so far: `cpu` in seconds, `read` and `written` in bytes.
 
     `written` is counted by the caller, for example the size of a log.
@@ -52,15 +52,15 @@ class StallTimer:
         self.limit = limit
         self._clock = clock
         self._since = clock()
-        self._work = Work()
+        self._work = ProcessActivity()
 
-    def stalled(self, work: Work) -> bool:
+    def stalled(self, work: ProcessActivity) -> bool:
         """Record the work done so far; return whether it has shown no progress for more than `limit` seconds."""
         if self._progressed(work):
             self._work, self._since = work, self._clock()
         return self._clock() - self._since > self.limit
 
-    def _progressed(self, work: Work) -> bool:
+    def _progressed(self, work: ProcessActivity) -> bool:
         before = self._work
         return (
             # Compared with the last progress, not the last look: many small steps add up to progress.
@@ -71,7 +71,7 @@ class StallTimer:
         )
 
 
-def work_of(pid: int, *, written: int = 0) -> Work:
+def work_of(pid: int, *, written: int = 0) -> ProcessActivity:
     """Work of a process and its descendants. An ended process counts only in its parent's CPU times."""
     stats = {
         int(each.name): read_stat(int(each.name)) for each in _PROC.iterdir() if each.name.isdigit()
@@ -86,7 +86,7 @@ def work_of(pid: int, *, written: int = 0) -> Work:
         family.add(each)
         found += children.get(each, ())
     cpu = sum(int(ticks) for each in family for ticks in (stats.get(each) or ())[_TIMES])
-    return Work(frozenset(family), cpu / _TICKS, sum(map(_bytes_read, family)), written)
+    return ProcessActivity(frozenset(family), cpu / _TICKS, sum(map(_bytes_read, family)), written)
 
 
 def run_child(

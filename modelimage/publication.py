@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from modelimage import canonical, mediatypes
-from modelimage.base import BaseImage
+from modelimage.base_images import BaseImage
 from modelimage.descriptor import (
     LINUX_AMD64,
     LINUX_ARM64,
@@ -24,7 +24,7 @@ from modelimage.descriptor import (
     Platform,
 )
 from modelimage.digest import Digest
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 from modelimage.recipe import models_link_layer, single_file_layer
 from modelimage.record import Record, RecordLayer, Role
 

@@ -21,7 +21,7 @@ from modelimage.publication import Document
 from modelimage.ranges import ByteRange
 from modelimage.registry.retry import Backoff
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
-from modelimage.workers import both, run_all
+from modelimage.stage_workers import both, run_all
 
 WORKERS: Final = 4
 _BUFFER_BYTES: Final = 1 << 20

@@ -14,7 +14,7 @@ from itertools import accumulate
 from modelimage import tar
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.paths import MODELS_LINK, parents
+from modelimage.path_rules import MODELS_LINK, parents
 from modelimage.ranges import ByteRange
 from modelimage.tar import EntryKind, TarEntry
 

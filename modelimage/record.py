@@ -16,7 +16,7 @@ from typing import Any, Final
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
-from modelimage.paths import check_model_path, parents
+from modelimage.path_rules import check_model_path, parents
 from modelimage.recipe import LayerFile, Recipe, layer_recipe
 
 SCHEMA_VERSION: Final = 1

@@ -14,7 +14,7 @@ from modelimage import canonical, mediatypes, tar
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 from modelimage.recipe import single_file_layer
 from modelimage.record import MAX_RECORD_BYTES, Record, Role
 from modelimage.repository import ImageReader

@@ -57,7 +57,7 @@ _EXPERT = re.compile(r"(.*\.experts)\.\d+\..*")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class TensorSelection:
     """The tensors to quantize and those to keep.
 
     `matrices`: source tensor to its matrices (several for fused experts); `kept`: each module whose weight matrix stays
@@ -115,7 +115,7 @@ def select(
     numeric: Numeric,
     format_: Format,
     group_size: int | None,
-) -> Selection:
+) -> TensorSelection:
     """Select among the tensors of all shards together: fused parts may lie in different shards.
 
     Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture;
@@ -143,7 +143,7 @@ def select(
     }
     if not selected:
         raise _nothing_left(misfits, group_size)
-    return Selection(selected, kept | misfits, group)
+    return TensorSelection(selected, kept | misfits, group)
 
 
 def _candidate(

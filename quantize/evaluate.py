@@ -23,7 +23,7 @@ from typing import Any, Final
 from modelimage.cpus import cpu_refusal, local_cpu_flags
 from modelimage.errors import EngineFailed
 from quantize.calibration import Calibration
-from quantize.engines.process import run_worker
+from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.plan import Plan
 from quantize.quality import Comparison

@@ -11,8 +11,8 @@ from typing import Any
 from quantize.calibration import Calibration
 from quantize.checkpoint import CONFIG, INDEX, Checkpoint
 from quantize.plan import Plan
-from quantize.schemes import Engine
-from quantize.staging import Staging
+from quantize.schemes import QuantizationEngine
+from quantize.staging_dir import Staging
 
 
 def write_other_files(staging: Staging, checkpoint: Checkpoint, plan: Plan) -> None:
@@ -34,7 +34,7 @@ def to_text(document: Mapping[str, Any]) -> bytes:
 def recipe(
     plan: Plan,
     *,
-    engine: Engine,
+    engine: QuantizationEngine,
     method: str | None = None,
     calibration: Calibration | None,
     versions: Mapping[str, str],
@@ -45,7 +45,7 @@ def recipe(
     Of `calibration` it holds the text's digest and the number of samples; `versions` and `threads` are stated only for
     engines whose bytes depend on them.
     """
-    anywhere = engine is Engine.RTN
+    anywhere = engine is QuantizationEngine.RTN
     return {
         "scheme": plan.scheme.value,
         "format": plan.format.value,

@@ -20,7 +20,7 @@ from modelimage.safetensors import (
     parse_header,
 )
 from quantize import formats
-from quantize.architecture import Selection, check_config, select
+from quantize.architecture import TensorSelection, check_config, select
 from quantize.experts import Matrix
 from quantize.schemes import NUMERICS, Format, Numeric, Scheme
 
@@ -69,7 +69,7 @@ class Plan:
     format: Format
     group: int
     architecture: str
-    selection: Selection
+    selection: TensorSelection
     shards: tuple[ShardPlan, ...]
     config: Mapping[str, Any]
 
@@ -140,7 +140,7 @@ def make_plan(
 
 
 def _plan_shard(
-    name: str, header: Header, selection: Selection, format_: Format, numeric: Numeric
+    name: str, header: Header, selection: TensorSelection, format_: Format, numeric: Numeric
 ) -> ShardPlan:
     entries: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in header.tensors:

@@ -19,7 +19,7 @@ from typing import Final
 from quantize.checkpoint import Checkpoint
 from quantize.plan import Conversion, Plan, ShardPlan
 from quantize.sqnr import Energies
-from quantize.staging import Staging
+from quantize.staging_dir import Staging
 from quantize.stream import Block, BlockResult, ShardFiles, blocks
 
 # Called with source bytes done and source bytes in all, from any thread, one call at a time.

@@ -31,7 +31,7 @@ class Format(Enum):
     GPTQ = "gptq"
 
 
-class Engine(Enum):
+class QuantizationEngine(Enum):
     """The engine that computes the quantized values."""
 
     AUTO = "auto"
@@ -80,10 +80,14 @@ FORMATS: Final[Mapping[Scheme, tuple[Format, ...]]] = {
     Scheme.INT4: (Format.PACK_QUANTIZED, Format.GPTQ),
     Scheme.INT8_W8A16: (Format.PACK_QUANTIZED,),
 }
-ENGINES: Final[Mapping[Scheme, tuple[Engine, ...]]] = {
-    Scheme.INT8: (Engine.RTN, Engine.LLM_COMPRESSOR),
-    Scheme.INT4: (Engine.RTN, Engine.GPTQ, Engine.LLM_COMPRESSOR),
-    Scheme.INT8_W8A16: (Engine.RTN, Engine.LLM_COMPRESSOR),
+ENGINES: Final[Mapping[Scheme, tuple[QuantizationEngine, ...]]] = {
+    Scheme.INT8: (QuantizationEngine.RTN, QuantizationEngine.LLM_COMPRESSOR),
+    Scheme.INT4: (
+        QuantizationEngine.RTN,
+        QuantizationEngine.GPTQ,
+        QuantizationEngine.LLM_COMPRESSOR,
+    ),
+    Scheme.INT8_W8A16: (QuantizationEngine.RTN, QuantizationEngine.LLM_COMPRESSOR),
 }
 NUMERICS: Final[Mapping[Scheme, Numeric]] = {
     Scheme.INT8: Numeric(bits=8, grouped=False, packed=False),
@@ -99,9 +103,11 @@ METHODS: Final[Mapping[Scheme, tuple[Method, ...]]] = {
 }
 
 
-def resolve_method(scheme: Scheme, asked: Method | None, engine: Engine) -> Method | None:
+def resolve_method(
+    scheme: Scheme, asked: Method | None, engine: QuantizationEngine
+) -> Method | None:
     """The method of llm-compressor; None for other engines. Raises IncompatibleOptions."""
-    if engine is not Engine.LLM_COMPRESSOR:
+    if engine is not QuantizationEngine.LLM_COMPRESSOR:
         if asked is not None:
             raise IncompatibleOptions(
                 "--method is for llm-compressor alone", hint="Add --engine llm-compressor."
@@ -115,7 +121,7 @@ def resolve_method(scheme: Scheme, asked: Method | None, engine: Engine) -> Meth
     return asked or METHODS[scheme][0]
 
 
-def resolve_format(scheme: Scheme, asked: Format | None, engine: Engine) -> Format:
+def resolve_format(scheme: Scheme, asked: Format | None, engine: QuantizationEngine) -> Format:
     """The format to write: the requested one, else the engine's first.
 
     Raises IncompatibleOptions.
@@ -131,14 +137,20 @@ def resolve_format(scheme: Scheme, asked: Format | None, engine: Engine) -> Form
     return asked
 
 
-def resolve_engine(scheme: Scheme, asked: Engine, *, gptq_installed: bool) -> Engine:
+def resolve_engine(
+    scheme: Scheme, asked: QuantizationEngine, *, gptq_installed: bool
+) -> QuantizationEngine:
     """The engine to use. `auto` selects rtn for 8 bits and gptq, where installed, for 4.
 
     Raises IncompatibleOptions when the engine doesn't support the scheme.
     """
-    if asked is Engine.AUTO:
-        return Engine.GPTQ if scheme is Scheme.INT4 and gptq_installed else Engine.RTN
-    engine = Engine.GPTQ if asked is Engine.AUTO_GPTQ else asked
+    if asked is QuantizationEngine.AUTO:
+        return (
+            QuantizationEngine.GPTQ
+            if scheme is Scheme.INT4 and gptq_installed
+            else QuantizationEngine.RTN
+        )
+    engine = QuantizationEngine.GPTQ if asked is QuantizationEngine.AUTO_GPTQ else asked
     if engine not in ENGINES[scheme]:
         raise IncompatibleOptions(
             f"engine {asked.value} doesn't do {scheme.value}",
@@ -147,9 +159,9 @@ def resolve_engine(scheme: Scheme, asked: Engine, *, gptq_installed: bool) -> En
     return engine
 
 
-def _written_by(engine: Engine, scheme: Scheme) -> tuple[Format, ...]:
-    if engine is Engine.GPTQ:
+def _written_by(engine: QuantizationEngine, scheme: Scheme) -> tuple[Format, ...]:
+    if engine is QuantizationEngine.GPTQ:
         return (Format.GPTQ,)
-    if engine is Engine.LLM_COMPRESSOR:
+    if engine is QuantizationEngine.LLM_COMPRESSOR:
         return FORMATS[scheme][:1]
     return FORMATS[scheme]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from modelimage import errors
-from weightyard.doctor.finding import PreflightFailed
+from weightyard.doctor.result import PreflightFailed
 from weightyard.extras import MissingExtra
 
 OK: Final = 0
@@ -69,7 +69,7 @@ MEANINGS: Final[Mapping[int, str]] = {
 }
 
 
-class Relayed(errors.WeightyardError):
+class RelayedError(errors.WeightyardError):
     """The error of another weightyard process: its message, and its exit code as `code`."""
 
     fault = errors.Fault.NODE
@@ -81,7 +81,7 @@ class Relayed(errors.WeightyardError):
 
 def exit_code(error: errors.WeightyardError) -> int:
     """The exit code of an error's class or its nearest listed ancestor; BUG when none is listed."""
-    if isinstance(error, Relayed):
+    if isinstance(error, RelayedError):
         return error.code
     for ancestor in type(error).__mro__:
         if ancestor in EXIT_CODES:

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from cache_agent.api import cached_model, node_cache
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.document import API_VERSION
+from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.node_cache import NodeCache
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from cache_agent.prewarm.documents import explain
 from modelimage import errors
 from modelimage.access import Access

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import yaml
 
-from cache_agent.api import crd
-from cache_agent.api.crd import Resource, Rules, keyed, model_schema
+from cache_agent.api import crd_schema
+from cache_agent.api.crd_schema import CustomResource, Rules, keyed, model_schema
 from workspace.schema import KIND, Spec
 
 Json = dict[str, Any]
@@ -84,8 +84,8 @@ _COLUMNS: Final = (
 
 def definition() -> Json:
     """The CustomResourceDefinition."""
-    return crd.definition(
-        Resource(
+    return crd_schema.definition(
+        CustomResource(
             kind=KIND,
             plural=PLURAL,
             singular="workspace",

@@ -19,7 +19,7 @@ from itertools import product
 from typing import Final
 
 from modelimage.errors import NoSpace, UnknownVariant
-from modelimage.memory import DEFAULT_CONTEXT
+from modelimage.gpu_memory import DEFAULT_CONTEXT
 from modelimage.record import ModelFacts
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, refusal
 from workspace.schema import Engine, Variant

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from cache_agent.api.document import parse_quantity
+from cache_agent.api.kube_objects import parse_quantity
 from modelimage.cpus import cpu_refusal
 from modelimage.errors import InvalidInput
 from workspace.schema import Engine, Resources, Variant, Vendor

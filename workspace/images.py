@@ -22,7 +22,7 @@ from modelimage.reference import (
 )
 from modelimage.repository import ImageReader
 from modelimage.resolve import resolve_model, resolve_root
-from workspace.render.release import PinnedAdapter, PinnedModel, Resolved
+from workspace.render.release import PinnedAdapter, PinnedModel, ResolvedImages
 from workspace.schema import Variant, Workspace
 from workspace.servable import Servable
 from workspace.sources import image_of, not_built
@@ -30,13 +30,13 @@ from workspace.sources import image_of, not_built
 Opener = Callable[[ImageReference], ImageReader]
 
 
-def resolve_workspace(workspace: Workspace, opener: Opener) -> Resolved:
+def resolve_workspace(workspace: Workspace, opener: Opener) -> ResolvedImages:
     """Pins the model and the adapters. Raises NotBuilt when a source's image doesn't exist, and the readers' errors."""
     spec, image = workspace.spec, image_of(workspace)
     wanted = None if spec.model.variant is Variant.AUTO else spec.model.variant.value
     adapters = {each.name: _pin_adapter(each.image, opener) for each in spec.runtime.adapters}
     try:
-        return Resolved(_pin_model(image, wanted, opener), adapters)
+        return ResolvedImages(_pin_model(image, wanted, opener), adapters)
     except NotFound as error:
         # Only a Hub or S3 source has an image that may have to be built first.
         if spec.model.image is not None:

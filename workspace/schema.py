@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from cache_agent.api.document import Namespace, NonEmpty, Quantity, SecretName, Strict
+from cache_agent.api.kube_objects import Namespace, NonEmpty, Quantity, SecretName, Strict
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from builder.sources.base import ModelSource
+from builder.sources.interface import ModelSource
 from builder.sources.local import LOCAL_URI, LocalSource
 from modelimage.errors import InvalidInput
 
@@ -40,9 +40,9 @@ def open_source(
 def _remote(text: str, environment: Mapping[str, str]) -> ModelSource | None:
     """Open a remote source. Its library is imported only here, because each import takes a second or more."""
     if text.startswith(HUB_SCHEME):
-        from builder.sources.hub import HubSource, parse_hub  # noqa: PLC0415
+        from builder.sources.hub import HubModelSource, parse_hub  # noqa: PLC0415
 
-        return HubSource(parse_hub(text), endpoint=environment.get("HF_ENDPOINT"))
+        return HubModelSource(parse_hub(text), endpoint=environment.get("HF_ENDPOINT"))
     if text.startswith(S3_SCHEME):
         return _open_s3(text, environment)
     if text.startswith(MLFLOW_SCHEME):

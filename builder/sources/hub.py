@@ -34,8 +34,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from builder.sources.base import Advance, Listing, RemoteFile, SourceFile
 from builder.sources.httpfile import HttpFile
+from builder.sources.interface import Advance, Listing, RemoteFile, SourceFile
 from modelimage.digest import Digest
 from modelimage.durable import write_error
 from modelimage.errors import (
@@ -100,7 +100,7 @@ def parse_hub(text: str) -> HubReference:
     return HubReference(name, revision or None)
 
 
-class HubSource:
+class HubModelSource:
     """A ModelSource for one Hub repository. Connects on the first call."""
 
     def __init__(

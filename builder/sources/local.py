@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from builder.sources.base import Advance, Listing, SourceFile
+from builder.sources.interface import Advance, Listing, SourceFile
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, InvalidInput, NotFound
 

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from builder.sources.base import Advance, Listing, ModelSource, RemoteFile, SourceFile
+from builder.sources.interface import Advance, Listing, ModelSource, RemoteFile, SourceFile
 from builder.sources.local import LocalSource
 from modelimage import canonical
 from modelimage.durable import make_directories, writing

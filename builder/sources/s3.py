@@ -22,7 +22,7 @@ from typing import Any, Final
 import boto3
 from botocore.config import Config
 
-from builder.sources.base import Advance, Listing, RemoteFile, SourceFile
+from builder.sources.interface import Advance, Listing, RemoteFile, SourceFile
 from builder.sources.parts import PartFile
 from builder.sources.s3errors import mapped
 from modelimage import canonical

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Answer(Enum):
+class UpstreamAnswer(Enum):
     """The upstream's answer to an access request."""
 
     ALLOWED = "allowed"
@@ -77,30 +77,30 @@ class Step(Enum):
 def next_step(
     anyone: AccessState,
     own: AccessState | None,
-    said_anyone: Answer | None,
-    said_own: Answer | None,
+    said_anyone: UpstreamAnswer | None,
+    said_own: UpstreamAnswer | None,
 ) -> Step:
     """The next step for a caller's request.
 
     `anyone` and `own`: validity of the cached proofs; `own` is None for a caller without credentials. `said_*`: the
     upstream's answers during this request. Law: never GRANT unless a cached proof or an answer says allowed.
     """
-    if AccessState.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own):
+    if AccessState.ALLOWED in (anyone, own) or UpstreamAnswer.ALLOWED in (said_anyone, said_own):
         return Step.GRANT
     # Anonymously first: a public image then needs no credential, and one answer serves every caller.
     if said_anyone is None and anyone is not AccessState.REFUSED:
         return Step.ASK_ANONYMOUSLY
     # An upstream that just didn't answer isn't tried again: each attempt costs the caller a timeout.
-    reachable = said_anyone is not Answer.UNREACHABLE
+    reachable = said_anyone is not UpstreamAnswer.UNREACHABLE
     if own is not None and said_own is None and own is not AccessState.REFUSED and reachable:
         return Step.ASK_AS_CALLER
-    if Answer.UNREACHABLE in (said_anyone, said_own):
+    if UpstreamAnswer.UNREACHABLE in (said_anyone, said_own):
         # A refusal of this credential outweighs a lapsed permission: grace is for outages only.
         lapsed = (
             AccessState.LAPSED in (anyone, own)
-            and said_own != Answer.REFUSED
+            and said_own != UpstreamAnswer.REFUSED
             and own is not AccessState.REFUSED
         )
         return Step.GRANT if lapsed else Step.UNREACHABLE
     final = said_anyone if own is None else said_own
-    return Step.ABSENT if final is Answer.ABSENT else Step.REFUSE
+    return Step.ABSENT if final is UpstreamAnswer.ABSENT else Step.REFUSE

@@ -25,7 +25,7 @@ from modelimage.repository import ImageReader
 
 # For types only: importing it needs the optional dependency.
 if TYPE_CHECKING:
-    from modelimage.signing import PublicKey
+    from modelimage.cosign import PublicKey
 
 _MOST_NOTES: Final = 4096
 
@@ -74,11 +74,11 @@ class Trust:
         if rule is None or self._noted(rule, root.digest):
             return
         # Imported here: only nodes with rules need the optional dependency.
-        from modelimage import signing  # noqa: PLC0415
+        from modelimage import cosign  # noqa: PLC0415
 
         try:
-            signing.verify(reader, root, rule.keys)
-        except (signing.NotSigned, signing.BadSignature) as error:
+            cosign.verify(reader, root, rule.keys)
+        except (cosign.NotSigned, cosign.BadSignature) as error:
             raise _untrusted(image, error) from error
         self._note(rule, root.digest)
 
@@ -123,7 +123,7 @@ def _rules(sections: Sequence[SignatureSection]) -> tuple[Rule, ...]:
 
 
 def _rule_of(section: SignatureSection, read: Mapping[Path, bytes]) -> Rule:
-    from modelimage.signing import load_public_key  # noqa: PLC0415 - as above
+    from modelimage.cosign import load_public_key  # noqa: PLC0415 - as above
 
     pems = [read[path] for path in section.keys]
     fingerprint = hashlib.sha256(b"\0".join(sorted(pems))).hexdigest()[:16]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cache_agent.access.callers import Caller
-from cache_agent.access.decide import Answer
+from cache_agent.access.decide import UpstreamAnswer
 from cache_agent.access.registries import AllowedRegistries
 from modelimage.access import Access, open_repository
 from modelimage.digest import Digest
@@ -37,7 +37,7 @@ def fail_fast(access: Access) -> Access:
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
+class UpstreamRegistries:
     """The registries that tenants may name. `access`: how to reach them; its credentials are never used."""
 
     access: Access
@@ -54,13 +54,15 @@ class Upstream:
         )
         return open_repository(image, replace(self.access, credentials=source))
 
-    def manifest_question(self, image: RegistryReference) -> Callable[[Credential | None], Answer]:
+    def manifest_question(
+        self, image: RegistryReference
+    ) -> Callable[[Credential | None], UpstreamAnswer]:
         """A function that requests whether a credential can read a manifest. Raises RegistryNotAllowed."""
         return self._question(image, f"manifests/{image.name}")
 
     def blob_question(
         self, image: RegistryReference, digest: Digest
-    ) -> Callable[[Credential | None], Answer]:
+    ) -> Callable[[Credential | None], UpstreamAnswer]:
         """A function that requests whether a credential can read a blob. Raises RegistryNotAllowed."""
         return self._question(image, f"blobs/{digest}")
 
@@ -81,12 +83,12 @@ class Upstream:
 
     def _question(
         self, image: RegistryReference, path: str
-    ) -> Callable[[Credential | None], Answer]:
+    ) -> Callable[[Credential | None], UpstreamAnswer]:
         self.allowed.require(image.registry)
         return lambda credential: ask(self.repository(image, Caller(credential)), path)
 
 
-def ask(repository: RegistryRepository, path: str) -> Answer:
+def ask(repository: RegistryRepository, path: str) -> UpstreamAnswer:
     """Send a HEAD request for a path in a repository and map the response to an Answer."""
     url = f"{repository.origin}/v2/{repository.repository}/{path}"
     scopes = frozenset({f"repository:{repository.repository}:pull"})
@@ -94,15 +96,15 @@ def ask(repository: RegistryRepository, path: str) -> Answer:
         response = repository.sender.send(Request("HEAD", url, {"Accept": _ACCEPT}, scopes=scopes))
         if response.status == 200:
             response.discard()
-            return Answer.ALLOWED
+            return UpstreamAnswer.ALLOWED
         raise answers.refusal(response, url)
     except AccessDenied:
-        return Answer.REFUSED
+        return UpstreamAnswer.REFUSED
     except NotFound:
-        return Answer.ABSENT
+        return UpstreamAnswer.ABSENT
     # A broken response says nothing about access: like an outage, it leaves a lapsed permission in force.
     except (Unreachable, RemoteRefused):
-        return Answer.UNREACHABLE
+        return UpstreamAnswer.UNREACHABLE
 
 
 def blob_size(repository: RegistryRepository, digest: Digest) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from cache_agent.api.document import (
+from cache_agent.api.kube_objects import (
     Condition,
     Count,
     Metadata,

@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from cache_agent.api import cached_model, node_cache
-from cache_agent.api.crd import Resource, Rules, at, definition, keyed, model_schema
+from cache_agent.api.crd_schema import CustomResource, Rules, at, definition, keyed, model_schema
 
 Json = dict[str, Any]
 
@@ -69,7 +69,7 @@ def cached_model_definition() -> Json:
     _type_conditions(status, cached_model.CONDITIONS)
     keyed(status, ("failures",), "node")
     return definition(
-        Resource(
+        CustomResource(
             kind=cached_model.KIND,
             plural=cached_model.PLURAL,
             singular="cachedmodel",
@@ -93,7 +93,7 @@ def node_cache_definition() -> Json:
     keyed(status, ("wanted",), "name")
     keyed(status, ("models",), "key")
     return definition(
-        Resource(
+        CustomResource(
             kind=node_cache.KIND,
             plural=node_cache.PLURAL,
             singular="nodecache",

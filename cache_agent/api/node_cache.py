@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from cache_agent.api.cached_model import Tier
-from cache_agent.api.document import (
+from cache_agent.api.kube_objects import (
     Condition,
     Count,
     Metadata,

@@ -19,17 +19,17 @@ from aiohttp import web
 
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.config import AgentConfig
-from cache_agent.daemon.prewarming import PrewarmParts, WakeOnEvents, open_prewarming
+from cache_agent.daemon.prewarm_setup import PrewarmParts, WakeOnEvents, open_prewarming
 from cache_agent.daemon.servers import RunningServers, ServerOptions, open_servers
 from cache_agent.net.sockets import listen
+from cache_agent.node.control_service import Service
 from cache_agent.node.health import Health
 from cache_agent.node.metrics import Metrics
 from cache_agent.node.node import Node, NodeOptions, NodeParts
-from cache_agent.node.service import Service
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.events import Broadcast
-from cache_agent.observability.logs import JsonLog
-from cache_agent.observability.tracing import open_traces
+from cache_agent.observability.log_lines import JsonLog
+from cache_agent.observability.traces import open_traces
 from cache_agent.servers.control import ControlApi
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access

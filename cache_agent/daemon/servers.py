@@ -14,27 +14,27 @@ from pathlib import Path
 
 from aiohttp import web
 
+from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.decide import CacheTTL
-from cache_agent.access.gate import Authorizer
 from cache_agent.access.registries import AllowedRegistries
-from cache_agent.access.upstream import Upstream, fail_fast
+from cache_agent.access.upstream import UpstreamRegistries, fail_fast
 from cache_agent.config import PeersSection, ServersSection
-from cache_agent.net.addresses import Address
+from cache_agent.net.listen_addresses import Address
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.peers.client import TlsFiles
+from cache_agent.peers.peer_client import TlsFiles
 from cache_agent.peers.tier import tls_files
+from cache_agent.servers.csi.driver_options import CsiOptions, node_name
 from cache_agent.servers.csi.mount_client import MounterClient
-from cache_agent.servers.csi.options import CsiOptions, node_name
 from cache_agent.servers.csi.volumes import Threads, Volumes
 from cache_agent.servers.hub.api import HubApi
+from cache_agent.servers.hub.hub_client import HubUpstream
 from cache_agent.servers.hub.service import HubService
-from cache_agent.servers.hub.upstream import HubUpstream
 from cache_agent.servers.listener import serve
 from cache_agent.servers.mirror.api import MirrorApi
 from cache_agent.servers.mirror.service import MirrorService
 from cache_agent.servers.peers.api import PeersApi
-from cache_agent.servers.peers.servable import ServableChunks
+from cache_agent.servers.peers.servable_chunks import ServableChunks
 from cache_agent.sources.hub import DEFAULT_ENDPOINT
 from cache_agent.sources.throttle import Throttle
 from cache_agent.store.space import Amount
@@ -130,7 +130,10 @@ async def open_servers(
     prune_manifest_cache(node)
     allowed = AllowedRegistries.of(options.registries)
     # Access checks fail fast, because a runtime can go to the registry itself; transfers retry.
-    questions, transfers = Upstream(fail_fast(access), allowed), Upstream(access, allowed)
+    questions, transfers = (
+        UpstreamRegistries(fail_fast(access), allowed),
+        UpstreamRegistries(access, allowed),
+    )
     # The mirror and the CSI driver share one authorizer, so that a proof of access serves both.
     gate = Authorizer(node.clock, places=node.manifest_cache)
     mirror = hub = observe = None
@@ -151,7 +154,7 @@ async def open_servers(
     csi = None
     if options.csi is not None:
         # Imported here: gRPC takes 11 MB, which an agent without a CSI driver doesn't need.
-        from cache_agent.servers.csi.server import CsiServer, Driver  # noqa: PLC0415
+        from cache_agent.servers.csi.driver import CsiServer, Driver  # noqa: PLC0415
 
         volumes = Volumes(
             node,

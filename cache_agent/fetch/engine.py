@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.job import Job, Preempted, TooSlow, Work
+from cache_agent.fetch.job import AssignedRange, Job, Preempted, TooSlow
 from cache_agent.fetch.limiter import WINDOW_SECONDS, ConcurrencyLimiter
-from cache_agent.fetch.planner import BUNDLE_BYTES, RangeRequest
+from cache_agent.fetch.range_planner import BUNDLE_BYTES, RangeRequest
 from cache_agent.sources.source import RetryLater
 from cache_agent.sources.throttle import Throttle
 from modelimage.errors import Unreachable, WeightyardError
 from modelimage.repository import BlobStream
-from modelimage.workers import available_cores
+from modelimage.stage_workers import available_cores
 
 DEFAULT_STREAMS: Final = 4
 DEFAULT_STALL_SECONDS: Final = 10.0
@@ -44,7 +44,7 @@ class EngineOptions:
     min_rate: float = 0.0
 
 
-class Transfer:
+class ReadProgress:
     """The progress of a worker's current read, for the watchdog. `left`: why the watchdog closed it, if it did."""
 
     # No lock: one worker writes, the watchdog reads and at worst acts one period late. Only `left` is the watchdog's.
@@ -53,11 +53,11 @@ class Transfer:
         self.last_progress = monotonic()
         self.left: WeightyardError | None = None
         self.stream: BlobStream | None = None
-        self.work: Work | None = None
+        self.work: AssignedRange | None = None
         self._began = self._paused = 0.0
         self._received = 0
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: AssignedRange) -> None:
         self.work, self.left, self.stream = work, None, None
         self._began, self._paused, self._received = self._monotonic(), 0.0, 0
         self.progressed(0)
@@ -89,7 +89,7 @@ class Transfer:
             stream.close()
 
 
-class Engine:
+class FetchEngine:
     """Runs jobs on shared worker threads, which start with the first job and end with `close`."""
 
     def __init__(
@@ -106,7 +106,7 @@ class Engine:
         self._closing = False
         self._threads: list[threading.Thread] = []
         # A fixed list: the watchdog and `cancel` iterate over it without a lock.
-        self._transfers = [Transfer(monotonic) for _ in range(options.streams)]
+        self._transfers = [ReadProgress(monotonic) for _ in range(options.streams)]
 
     def run(self, job: Job) -> None:
         """Run a job and block until it has finished. Raises the error that ended it."""
@@ -174,7 +174,7 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def _worker(self, transfer: Transfer) -> Callable[[], None]:
+    def _worker(self, transfer: ReadProgress) -> Callable[[], None]:
         def loop() -> None:
             buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
             last: tuple[Job, int] | None = None
@@ -184,7 +184,7 @@ class Engine:
 
         return loop
 
-    def _next(self, last: tuple[Job, int] | None) -> Work | None:
+    def _next(self, last: tuple[Job, int] | None) -> AssignedRange | None:
         """Release the worker's slot, if it has one, and wait for the next work; None when closing."""
         with self._wake:
             if last is not None:
@@ -199,7 +199,7 @@ class Engine:
                 # Stable: among equal priorities the oldest job comes first.
                 for job in sorted(self._jobs, key=lambda job: -job.priority):
                     found = job.next_work(last[1] if last and last[0] is job else None)
-                    if isinstance(found, Work):
+                    if isinstance(found, AssignedRange):
                         self._limiter.join()
                         return found
                     if found is not None:
@@ -208,7 +208,7 @@ class Engine:
                 self._wake.wait(None if again is None else max(0.0, again - self.monotonic()))
         return None
 
-    def _carry_out(self, work: Work, transfer: Transfer, buffer: memoryview) -> None:
+    def _carry_out(self, work: AssignedRange, transfer: ReadProgress, buffer: memoryview) -> None:
         job, pieces = work.job, work.state.range_request.pieces
         done, error = self._read(work, transfer, buffer)
         try:
@@ -224,7 +224,7 @@ class Engine:
             job.failed(work, error, RangeRequest(pieces[done:]))
 
     def _read(
-        self, work: Work, transfer: Transfer, buffer: memoryview
+        self, work: AssignedRange, transfer: ReadProgress, buffer: memoryview
     ) -> tuple[int, Exception | None]:
         """Read a range request from its source. Returns the number of complete chunk ranges and the error, if any."""
         job, pieces = work.job, work.state.range_request.pieces
@@ -252,7 +252,7 @@ class Engine:
         # Outside the `with`: an error inside it would count against the source (circuit breaker, peer penalty).
         return done, None if done == len(pieces) else Preempted("a more urgent pull waits")
 
-    def _is_outranked(self, work: Work) -> bool:
+    def _is_outranked(self, work: AssignedRange) -> bool:
         """Whether a more urgent job waits for a worker. A request of at most one chunk is never interrupted."""
         if work.state.range_request.size <= BUNDLE_BYTES:
             return False
@@ -260,19 +260,19 @@ class Engine:
             return any(each.priority > work.job.priority and each.has_work() for each in self._jobs)
 
     @staticmethod
-    def _reason(error: Exception, transfer: Transfer) -> Exception:
+    def _reason(error: Exception, transfer: ReadProgress) -> Exception:
         # After the watchdog closed a stream, the read's own error is only the consequence; keep the watchdog's.
         if transfer.left is None or isinstance(error, RetryLater):
             return error
         transfer.left.__cause__ = error
         return transfer.left
 
-    def _note_rate(self, work: Work, transfer: Transfer) -> None:
+    def _note_rate(self, work: AssignedRange, transfer: ReadProgress) -> None:
         rate = transfer.rate(self._options.stall_seconds)
         if rate is not None:
             work.job.note_rate(work.source, rate)
 
-    def _ticker(self, work: Work, transfer: Transfer) -> Callable[[int], None]:
+    def _ticker(self, work: AssignedRange, transfer: ReadProgress) -> Callable[[int], None]:
         job, source = work.job, work.source
 
         def tick(count: int) -> None:
@@ -303,7 +303,7 @@ class Engine:
                 if work is not None and transfer.stream is not None:
                     self._look_at(work, transfer)
 
-    def _look_at(self, work: Work, transfer: Transfer) -> None:
+    def _look_at(self, work: AssignedRange, transfer: ReadProgress) -> None:
         patience, name = self._options.stall_seconds, work.job.sources[work.source].name
         if transfer.last_progress < self.monotonic() - patience:
             transfer.left = Unreachable(

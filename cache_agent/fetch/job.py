@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.download import Tick
-from cache_agent.fetch.planner import (
+from cache_agent.fetch.range_planner import (
     FileQueue,
     RangeRequest,
     SourceView,
@@ -96,7 +96,7 @@ class DelayedRequest:
 
 
 @dataclass
-class Work:
+class AssignedRange:
     """A range request assigned to a worker, with its source."""
 
     job: Job
@@ -106,7 +106,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class SourceRetryPolicy:
     """How often a request may fail at one source before that source is excluded for it.
 
     `min_rate`: bytes per second of one transfer below which another source is tried; 0: never.
@@ -128,7 +128,7 @@ class Job:
         *,
         priority: int,
         monotonic: Callable[[], float],
-        policy: RetryPolicy,
+        policy: SourceRetryPolicy,
     ) -> None:
         self.sources, self.downloads = sources, downloads
         self.priority = priority
@@ -151,7 +151,7 @@ class Job:
         self._lock = threading.Lock()
         self._update_finished()
 
-    def next_work(self, last: int | None) -> Work | float | None:
+    def next_work(self, last: int | None) -> AssignedRange | float | None:
         """Work for a free worker, the time at which there will be some (a float), or None while nothing is queued."""
         with self._lock:
             if self.stopped.is_set():
@@ -171,21 +171,21 @@ class Job:
             if isinstance(source, float):
                 return source
             self._workers[file_queue] += 1
-            return Work(self, file_queue, self._take(file_queue), source)
+            return AssignedRange(self, file_queue, self._take(file_queue), source)
 
     def has_work(self) -> bool:
         """Whether any request waits for a worker."""
         with self._lock:
             return any(self._waiting)
 
-    def succeeded(self, work: Work) -> None:
+    def succeeded(self, work: AssignedRange) -> None:
         with self._lock:
             self._workers[work.file_queue] -= 1
             self._left -= 1
             self._call_next_in_line()
             self._update_finished()
 
-    def failed(self, work: Work, error: BaseException, remaining: RangeRequest) -> None:
+    def failed(self, work: AssignedRange, error: BaseException, remaining: RangeRequest) -> None:
         """Handle a failed request: queue its `remaining` part again, or end the pull."""
         with self._lock:
             self._workers[work.file_queue] -= 1
@@ -208,7 +208,7 @@ class Job:
                     self._note_failure(work, error)
                     self._waiting[work.file_queue].appendleft(work.state)
 
-    def fetch_again(self, work: Work, pieces: Sequence[ChunkRange]) -> None:
+    def fetch_again(self, work: AssignedRange, pieces: Sequence[ChunkRange]) -> None:
         """Queue chunk ranges again, in the queue of the work that is about to end."""
         with self._lock:
             if not self.stopped.is_set():
@@ -276,7 +276,7 @@ class Job:
             # Half of it the newest: a source's rate may change in the middle of a pull.
             self._rates[source] = rate if before is None else (before + rate) / 2
 
-    def is_too_slow(self, work: Work) -> bool:
+    def is_too_slow(self, work: AssignedRange) -> bool:
         """Whether a running request should move to another source."""
         with self._lock:
             views = self._views(work.state)
@@ -294,7 +294,7 @@ class Job:
             for index, source in enumerate(self.sources)
         ]
 
-    def _note_failure(self, work: Work, error: WeightyardError) -> None:
+    def _note_failure(self, work: AssignedRange, error: WeightyardError) -> None:
         # Two scopes: backoff after an overload or an outage holds for the whole source (`_rests`), so one dead source
         # doesn't cost each request a timeout; everything else concerns this request only (`state`).
         state, source = work.state, work.source

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from cache_agent.access.signatures import Trust
 from cache_agent.errors import Cancelled
+from cache_agent.fetch.caching_reader import CachingReader
 from cache_agent.fetch.download import Download, Downloads, followed_layers
-from cache_agent.fetch.engine import Engine
+from cache_agent.fetch.engine import FetchEngine
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage, Progressing
 from cache_agent.fetch.foreign.known import LayerLocks
-from cache_agent.fetch.job import ChunkSink, Job, RetryPolicy, by_source
-from cache_agent.fetch.manifests import CachingReader
-from cache_agent.fetch.planner import FileQueue, plan_queues, unique_files
+from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source
+from cache_agent.fetch.range_planner import FileQueue, plan_queues, unique_files
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.fetch.values import (
     PRIORITY_WAITING,
@@ -30,13 +30,13 @@ from cache_agent.fetch.values import (
 )
 from cache_agent.observability.events import Events, PullEnd
 from cache_agent.sources.decorators import Limited
-from cache_agent.sources.manifests import layer_sizes
 from cache_agent.sources.other_root import OtherRootSource
-from cache_agent.sources.source import Resolved, Source, Tier
+from cache_agent.sources.runtime_manifests import layer_sizes
+from cache_agent.sources.source import ResolvedSource, Source, Tier
 from cache_agent.sources.throttle import Caps
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
-from cache_agent.store.values import Origin, repository_of
+from cache_agent.store.values import ImageOrigin, repository_of
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, UnknownVariant, Unreachable
@@ -47,10 +47,10 @@ from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel, resolve_root
 
 # Called for every model that a pull published, in the pull's thread, before the pull is done.
-Published = Callable[[PullRequest, Resolved, ImageReader], None]
+Published = Callable[[PullRequest, ResolvedSource, ImageReader], None]
 
 
-def ignore_published(request: PullRequest, resolved: Resolved, reader: ImageReader) -> None:
+def ignore_published(request: PullRequest, resolved: ResolvedSource, reader: ImageReader) -> None:
     """Does nothing: the default, for callers that need only the store."""
 
 
@@ -62,14 +62,14 @@ class Puller:
     """
 
     roots: Roots
-    engine: Engine
+    engine: FetchEngine
     open_reader: Callable[[ImageReference], ImageReader]
-    sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
+    sources: Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]
     downloads: Downloads = field(default_factory=Downloads)
     publishing: threading.Lock = field(default_factory=threading.Lock)
     running: set[Pull] = field(default_factory=set)
     events: Events = field(default_factory=Events)
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    policy: SourceRetryPolicy = field(default_factory=SourceRetryPolicy)
     published: Published = ignore_published
     platform: Platform = LINUX_AMD64
     claims: LayerLocks = field(default_factory=LayerLocks)
@@ -236,14 +236,14 @@ class Pull:
         self._puller.published(request, resolved, reader)
         return result
 
-    def _publish(self, store: Store, record: AnyRecord, resolved: Resolved) -> PullResult:
+    def _publish(self, store: Store, record: AnyRecord, resolved: ResolvedSource) -> PullResult:
         self._enter(PullState.PUBLISHING)
         seconds = self._puller.engine.monotonic() - self._started
         # Bytes copied from another root of this node were in the cache already.
         fetched = sum(n for tier, _, n in by_source(self._jobs) if tier != Tier.DISK.value)
         # Seconds to fetch the whole model again, extrapolated from this pull: the eviction policy's cost.
         cost = seconds * self._total / fetched if fetched else 0.0
-        origin = Origin(
+        origin = ImageOrigin(
             image=str(self._request.image),
             repository=self.repository,
             root=resolved.root.digest,
@@ -325,7 +325,7 @@ class Pull:
             left = [named[f.file.digest] for f in (*theirs, *mine) if f not in settled]
 
     def _sources(
-        self, resolved: Resolved, reader: ImageReader, repository: str
+        self, resolved: ResolvedSource, reader: ImageReader, repository: str
     ) -> Sequence[Source]:
         found = self._puller.sources(resolved, reader, repository)
         if not self._request.caps:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cache_agent.fetch.download import Download
-from cache_agent.fetch.engine import Engine
-from cache_agent.fetch.foreign.repairer import resolve_derived
-from cache_agent.fetch.job import Job, RetryPolicy
-from cache_agent.fetch.planner import plan_queues
+from cache_agent.fetch.engine import FetchEngine
+from cache_agent.fetch.foreign.repair_sources import resolve_derived
+from cache_agent.fetch.job import Job, SourceRetryPolicy
+from cache_agent.fetch.range_planner import plan_queues
 from cache_agent.observability.events import Events
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.store.store import Store
-from cache_agent.store.values import Origin
+from cache_agent.store.values import ImageOrigin
 from modelimage.digest import Digest
 from modelimage.errors import NotFound, WeightyardError
 from modelimage.foreign import AnyRecord, DerivedRecord
@@ -26,12 +26,12 @@ PRIORITY_REPAIR = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Repairer:
+class NodeRepairer:
     """Repairs files of one node. `pause` is called with the number of bytes read locally and may sleep."""
 
-    engine: Engine
+    engine: FetchEngine
     open_reader: Callable[[ImageReference], ImageReader]
-    sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
+    sources: Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]
     events: Events
     pause: Callable[[int], None] = lambda count: None
 
@@ -81,12 +81,14 @@ class Repairer:
             {file.digest: download},
             priority=PRIORITY_REPAIR,
             monotonic=self.engine.monotonic,
-            policy=RetryPolicy(),
+            policy=SourceRetryPolicy(),
         )
         self.engine.run(job)
         return len(missing)
 
-    def _resolve(self, record: AnyRecord, origin: Origin) -> tuple[AnyRecord, Sequence[Source]]:
+    def _resolve(
+        self, record: AnyRecord, origin: ImageOrigin
+    ) -> tuple[AnyRecord, Sequence[Source]]:
         """Record and sources of the image, by the manifest digest that the model came from: the tag may have moved.
 
         Raises NotFound for an image that can't be fetched, and the reader's errors.

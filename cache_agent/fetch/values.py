@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from cache_agent.sources.throttle import Throttle
-from cache_agent.store.values import Model
+from cache_agent.store.values import StoredModel
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
@@ -47,7 +47,7 @@ class PullResult:
     `stale`: the registry was unreachable, and the model that the image last resolved to was used.
     """
 
-    model: Model
+    model: StoredModel
     path: Path
     fetched: int
     reused: int

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from cache_agent.mounter import kernel
-from cache_agent.mounter.orders import Target
+from cache_agent.mounter.orders import VolumeTarget
 from modelimage.digest import Digest
 from modelimage.errors import Busy, InvalidInput, NotFound, NotWritable
 
@@ -29,7 +29,7 @@ class Binder:
     models: Sequence[Path]
     kubelet: Path
 
-    def bind(self, key: Digest, target: Target) -> bool:
+    def bind(self, key: Digest, target: VolumeTarget) -> bool:
         """Mount a model at a pod's volume, read-only. False when it was mounted already.
 
         Raises NotFound without the model or the kubelet's directory, Busy when something else is mounted there,
@@ -59,7 +59,7 @@ class Binder:
                 raise
         return True
 
-    def unbind(self, target: Target) -> bool:
+    def unbind(self, target: VolumeTarget) -> bool:
         """Unmount a model from a pod's volume and remove the directory. False when nothing was there.
 
         Raises Busy while a process uses it; InvalidInput when another thing than a model is mounted there.
@@ -77,7 +77,7 @@ class Binder:
             return changed
         return True
 
-    def look(self, target: Target) -> Digest | None:
+    def look(self, target: VolumeTarget) -> Digest | None:
         """The model mounted at a pod's volume, or None. Raises InvalidInput when it is no model."""
         try:
             with _mapped(target), self._volume(target) as parent:
@@ -102,7 +102,7 @@ class Binder:
         raise NotFound(f"no model {key.short} in the store: {why}") from problem
 
     @contextmanager
-    def _volume(self, target: Target) -> Iterator[int]:
+    def _volume(self, target: VolumeTarget) -> Iterator[int]:
         """The directory that the kubelet made for a volume."""
         with kernel.opened(self.kubelet) as home, kernel.opened(target.parent, home) as parent:
             yield parent
@@ -114,7 +114,7 @@ def shown_key(place: int) -> Digest | None:
     return Digest(name) if re.fullmatch("[0-9a-f]{64}", name) else None
 
 
-def _shown(parent: int, target: Target) -> Digest | None:
+def _shown(parent: int, target: VolumeTarget) -> Digest | None:
     """The key of the topmost model mounted at a volume. Raises InvalidInput when it is something else."""
     with kernel.opened("mount", parent) as place:
         if not kernel.is_mount(place):
@@ -139,7 +139,7 @@ def _make(parent: int) -> bool:
 
 
 @contextmanager
-def _mapped(target: Target) -> Iterator[None]:
+def _mapped(target: VolumeTarget) -> Iterator[None]:
     try:
         yield
     except OSError as error:

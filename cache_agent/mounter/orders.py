@@ -18,7 +18,7 @@ MAX_LINES: Final = 64  # of one connection
 _KIND: Final = "kubernetes.io~csi"
 
 
-class Operation(Enum):
+class MountOperation(Enum):
     """Operations of an order. The value goes over the wire."""
 
     BIND = "bind"
@@ -27,14 +27,14 @@ class Operation(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class VolumeTarget:
     """A pod's volume directory: `pods/<uid>/volumes/kubernetes.io~csi/<name>/mount` below the kubelet's."""
 
     pod: str
     volume: str
 
     @classmethod
-    def parse(cls, text: str, kubelet: PurePosixPath) -> Target:
+    def parse(cls, text: str, kubelet: PurePosixPath) -> VolumeTarget:
         """Parse the absolute path sent by the kubelet. Raises InvalidInput for any other path."""
         match text.removeprefix(f"{kubelet}/").split("/"):
             case ["pods", pod, "volumes", kind, volume, "mount"] if kind == _KIND:
@@ -60,7 +60,7 @@ class Target:
 class Order:
     """A request. Only BIND has a `key`. Law: `Order.parse(o.to_bytes()) == o`."""
 
-    operation: Operation
+    operation: MountOperation
     target: str
     key: Digest | None = None
 
@@ -72,10 +72,10 @@ class Order:
         """Raises InvalidInput."""
         with _well_formed("order"):
             known = json.loads(line)
-            order = cls(Operation(known["op"]), known["target"], _key(known["key"]))
+            order = cls(MountOperation(known["op"]), known["target"], _key(known["key"]))
             if not isinstance(order.target, str):
                 raise TypeError("target")
-            if (order.key is None) == (order.operation is Operation.BIND):
+            if (order.key is None) == (order.operation is MountOperation.BIND):
                 raise ValueError("key")
         return order
 

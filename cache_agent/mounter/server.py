@@ -17,7 +17,14 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from cache_agent.mounter.binder import Binder
-from cache_agent.mounter.orders import MAX_LINE, MAX_LINES, Operation, Order, Report, Target
+from cache_agent.mounter.orders import (
+    MAX_LINE,
+    MAX_LINES,
+    MountOperation,
+    Order,
+    Report,
+    VolumeTarget,
+)
 from modelimage.errors import AccessDenied, InvalidInput, WeightyardError
 
 _PEER_SECONDS: Final = 5.0
@@ -74,11 +81,11 @@ class Mounter:
 
     def carry_out(self, order: Order) -> Report:
         """Execute one order. Raises what `Binder` raises."""
-        target = Target.parse(order.target, PurePosixPath(self.binder.kubelet))
+        target = VolumeTarget.parse(order.target, PurePosixPath(self.binder.kubelet))
         with self._locks[hash(target) % _LOCKS]:
-            if order.operation is Operation.BIND and order.key is not None:
+            if order.operation is MountOperation.BIND and order.key is not None:
                 return Report(order.key, self.binder.bind(order.key, target))
-            if order.operation is Operation.UNBIND:
+            if order.operation is MountOperation.UNBIND:
                 return Report(None, self.binder.unbind(target))
             return Report(self.binder.look(target))
 

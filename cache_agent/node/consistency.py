@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cache_agent.api.wire import CheckView, FindingView
-from cache_agent.fetch.repair import Repairer
-from cache_agent.store.check import Checker, Finding, Kind
+from cache_agent.fetch.repair import NodeRepairer
+from cache_agent.store.checker import Checker, Violation, ViolationKind
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
@@ -18,7 +18,7 @@ class ConsistencyCheck:
     """Checks the roots of one node. `quick` skips file contents; `busy`: pulls are running."""
 
     roots: Roots
-    repairer: Repairer
+    repairer: NodeRepairer
     quick: bool
     busy: bool
 
@@ -52,31 +52,31 @@ class ConsistencyCheck:
     def _checker(self, store: Store) -> Checker:
         return Checker(store.paths, store.ledger, self.quick, busy=self.busy)
 
-    def _repair(self, store: Store, findings: Sequence[Finding]) -> None:
+    def _repair(self, store: Store, findings: Sequence[Violation]) -> None:
         """Repair names first, then bytes, then links: each step relies on the ones before."""
         store.settle()
         for finding in findings:
-            if finding.kind is Kind.WRITABLE and finding.path.exists():
+            if finding.kind is ViolationKind.WRITABLE and finding.path.exists():
                 store.repairer.protect(finding.path)
-        for digest in _digests(findings, Kind.WRONG_BYTES, Kind.UNREADABLE):
+        for digest in _digests(findings, ViolationKind.WRONG_BYTES, ViolationKind.UNREADABLE):
             self.repairer.repair(store, digest)
         # Read again: only the bytes can correct a row's size and chunk digests.
-        for digest in _digests(findings, Kind.LEDGER):
+        for digest in _digests(findings, ViolationKind.LEDGER):
             stored = store.file(digest)
             if stored is not None:
                 store.reverify(stored)
         store.repairer.relist()
-        for digest in _digests(findings, Kind.MODEL):
+        for digest in _digests(findings, ViolationKind.MODEL):
             store.relink(digest)
         # Last: what is still broken is set aside for the next pull.
         store.repairer.drop_broken_models()
 
 
-def _digests(findings: Sequence[Finding], *kinds: Kind) -> set[Digest]:
+def _digests(findings: Sequence[Violation], *kinds: ViolationKind) -> set[Digest]:
     return {f.digest for f in findings if f.kind in kinds and f.digest is not None}
 
 
-def _view(finding: Finding, *, repaired: bool) -> FindingView:
+def _view(finding: Violation, *, repaired: bool) -> FindingView:
     return FindingView(
         kind=finding.kind.value,
         path=str(finding.path),

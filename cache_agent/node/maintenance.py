@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.repair import Repairer
+from cache_agent.fetch.repair import NodeRepairer
 from cache_agent.sources.shared import SharedStore, populate_shared
 from cache_agent.sources.throttle import Throttle
 from cache_agent.store.roots import Roots
@@ -44,7 +44,7 @@ class Maintenance:
     def __init__(
         self,
         roots: Roots,
-        repairer: Repairer,
+        repairer: NodeRepairer,
         options: MaintenanceOptions,
         shared: Callable[[], Sequence[SharedStore]] = lambda: (),
         relieve: Callable[[], bool] = lambda: False,

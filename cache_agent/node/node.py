@@ -12,10 +12,10 @@ from cache_agent.access.signatures import Trust
 from cache_agent.api.wire import CheckView
 from cache_agent.config import AgentConfig, FetchSection, SignatureSection
 from cache_agent.fetch.download import Downloads
-from cache_agent.fetch.engine import Engine, EngineOptions
-from cache_agent.fetch.job import RetryPolicy
+from cache_agent.fetch.engine import EngineOptions, FetchEngine
+from cache_agent.fetch.job import SourceRetryPolicy
 from cache_agent.fetch.pull import Published, Pull, Puller
-from cache_agent.fetch.repair import Repairer
+from cache_agent.fetch.repair import NodeRepairer
 from cache_agent.fetch.values import PullRequest
 from cache_agent.leases.holders import Machine
 from cache_agent.leases.usage import users_of
@@ -28,9 +28,9 @@ from cache_agent.peers.tier import Peers
 from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.sources.image import ImageSource
-from cache_agent.sources.manifests import cache_manifests
+from cache_agent.sources.runtime_manifests import cache_manifests
 from cache_agent.sources.shared import SharedStore
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.manifests import ManifestCache
 from cache_agent.store.roots import Roots
@@ -88,10 +88,12 @@ def _min_rate(fetch: FetchSection) -> float:
     return min(slow, cap / fetch.streams / 2) if cap else float(slow)
 
 
-SourcesOf = Callable[[Resolved, ImageReader, str], Sequence[Source]]
+SourcesOf = Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]
 
 
-def image_sources(resolved: Resolved, reader: ImageReader, repository: str) -> Sequence[Source]:
+def image_sources(
+    resolved: ResolvedSource, reader: ImageReader, repository: str
+) -> Sequence[Source]:
     """The image itself as the only source."""
     return [ImageSource(reader, resolved.record, resolved.layers, repository)]
 
@@ -172,7 +174,7 @@ class Node:
                 users=lambda models: users_of(models, parts.machine),
             ),
         )
-        self.engine = Engine(options.engine)
+        self.engine = FetchEngine(options.engine)
         self.manifest_cache = ManifestCache(self.store.first.paths, self.store.first.disk)
         self.activity = Activity(parts.clock)
         self._puller = Puller(
@@ -181,7 +183,7 @@ class Node:
             parts.open_reader,
             parts.sources,
             events=parts.events,
-            policy=RetryPolicy(min_rate=options.engine.min_rate),
+            policy=SourceRetryPolicy(min_rate=options.engine.min_rate),
             published=self._cache_manifests(parts),
             platform=parts.machine.platform,
             trust=self.trust,
@@ -191,7 +193,7 @@ class Node:
         )
         self._maintenance: Maintenance | None = None
         self._shared, self._sources = parts.shared, parts.sources
-        self.repairer = Repairer(self.engine, parts.open_reader, parts.sources, parts.events)
+        self.repairer = NodeRepairer(self.engine, parts.open_reader, parts.sources, parts.events)
 
     def pull(self, request: PullRequest) -> Pull:
         """Start a pull; returns its handle."""
@@ -245,7 +247,7 @@ class Node:
         return {"maintenance": self._maintenance.problem} if self._maintenance else {}
 
     def _cache_manifests(self, parts: NodeParts) -> Published:
-        def keep(request: PullRequest, resolved: Resolved, reader: ImageReader) -> None:
+        def keep(request: PullRequest, resolved: ResolvedSource, reader: ImageReader) -> None:
             image = request.image
             try:
                 cache_manifests(self.manifest_cache, image, resolved, reader)

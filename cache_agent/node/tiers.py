@@ -17,7 +17,7 @@ from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.s3 import S3Bucket
 from cache_agent.sources.shared import SharedSource, SharedStore
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.sources.throttle import Throttle
 from modelimage.errors import InvalidImage
 from modelimage.record import Record
@@ -41,7 +41,7 @@ class Tiers:
     _places: tuple[SharedStore, ...] | None = None
 
     def __call__(
-        self, resolved: Resolved, reader: ImageReader, repository: str
+        self, resolved: ResolvedSource, reader: ImageReader, repository: str
     ) -> Sequence[Source]:
         """Sources of one model, in the configured order."""
         found = [
@@ -77,7 +77,7 @@ class Tiers:
             throttle.set_rate(rate_per_source)
 
     def _of_tier(
-        self, tier: str, resolved: Resolved, reader: ImageReader, repository: str
+        self, tier: str, resolved: ResolvedSource, reader: ImageReader, repository: str
     ) -> Iterator[Source]:
         if tier == "shared":
             yield from (SharedSource(place) for place in self.places())
@@ -90,7 +90,7 @@ class Tiers:
             if hub is not None:
                 yield hub
 
-    def _mirrors(self, resolved: Resolved, repository: str) -> Iterator[Source]:
+    def _mirrors(self, resolved: ResolvedSource, repository: str) -> Iterator[Source]:
         """The same repository on each mirror of its registry, nearest first; digests name the layers there too."""
         reference = parse_image(repository) if not repository.startswith("oci:") else None
         if not isinstance(reference, RegistryReference):
@@ -110,7 +110,7 @@ class Tiers:
         )
 
 
-def _image(resolved: Resolved, reader: ImageReader, repository: str) -> Source:
+def _image(resolved: ResolvedSource, reader: ImageReader, repository: str) -> Source:
     return ImageSource(reader, resolved.record, resolved.layers, repository)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cache_agent.peers.signing import Key, parse_keys
+from cache_agent.peers.request_signatures import Key, parse_keys
 from modelimage.errors import InvalidInput
 
 _LOOK_SECONDS: Final = 5.0

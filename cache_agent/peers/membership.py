@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cache_agent.net.addresses import Address
+from cache_agent.net.listen_addresses import Address
 from cache_agent.peers.values import Member
 
 REFRESH_SECONDS: Final = 10.0

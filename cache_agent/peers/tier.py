@@ -14,20 +14,20 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cache_agent.config import PeersSection
-from cache_agent.net.addresses import Address
+from cache_agent.net.listen_addresses import Address
 from cache_agent.observability.events import Events
 from cache_agent.peers.announcements import FetchAnnouncements
-from cache_agent.peers.client import PeerClient, PeerLink, TlsFiles
+from cache_agent.peers.chunk_planner import PeerLimits
+from cache_agent.peers.chunk_watch import ChunkListPoller
 from cache_agent.peers.keys import KeyFile
 from cache_agent.peers.membership import Membership
-from cache_agent.peers.planner import PeerLimits
+from cache_agent.peers.peer_client import PeerClient, PeerLink, TlsFiles
+from cache_agent.peers.peer_source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
-from cache_agent.peers.signing import Verifier
-from cache_agent.peers.source import Announced, LocalPeer, PeerSource
+from cache_agent.peers.request_signatures import Verifier
 from cache_agent.peers.values import Member
-from cache_agent.peers.watch import ChunkListPoller
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.store.partials import identity
 from modelimage.errors import WeightyardError
 from modelimage.record import Record
@@ -87,7 +87,9 @@ class Peers:
             zone_given=bool(section.zone),
         )
 
-    def wrap(self, sources: Sequence[Source], resolved: Resolved, repository: str) -> list[Source]:
+    def wrap(
+        self, sources: Sequence[Source], resolved: ResolvedSource, repository: str
+    ) -> list[Source]:
         """Put the peers before the sources of a pull; returns the sources unchanged where peers can't serve it.
 
         Peers share only files with chunk digests, so no foreign image that isn't verified yet; and over unencrypted
@@ -146,7 +148,7 @@ class Peers:
         with self._lock:
             self._zones[peer] = zone
 
-    def _is_public(self, resolved: Resolved, repository: str) -> bool:
+    def _is_public(self, resolved: ResolvedSource, repository: str) -> bool:
         """Whether the registry serves the image to anonymous clients: one request per pull."""
         # A layout directory has no access control that could declare it public.
         if repository.startswith("oci:"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cache_agent.prewarm.values import Failure, Target, TargetState
+from cache_agent.prewarm.values import Failure, FetchTarget, TargetState
 from modelimage.digest import Digest
 from modelimage.errors import RateLimited, WeightyardError
 
@@ -32,11 +32,11 @@ class Attempts:
 
     clock: Callable[[], float]
     random: Callable[[], float]
-    known: dict[Target, TargetState] = field(default_factory=dict)
+    known: dict[FetchTarget, TargetState] = field(default_factory=dict)
     # Consecutive failures, for the backoff. A retry that starts doesn't reset them, only a success does.
-    _failures: dict[Target, int] = field(default_factory=dict)
+    _failures: dict[FetchTarget, int] = field(default_factory=dict)
 
-    def keep(self, targets: Collection[Target]) -> None:
+    def keep(self, targets: Collection[FetchTarget]) -> None:
         """Forget targets that are no longer desired and have nothing running."""
         self.known = {
             target: known
@@ -46,33 +46,33 @@ class Attempts:
         }
         self._failures = {t: n for t, n in self._failures.items() if t in self.known}
 
-    def means(self, target: Target, key: Digest | None) -> None:
+    def means(self, target: FetchTarget, key: Digest | None) -> None:
         """Set the model that the store resolves a target to; None when it has none."""
         self._change(target, key=key)
 
-    def asking(self, target: Target) -> None:
+    def asking(self, target: FetchTarget) -> None:
         """A request to its registry is running."""
         self._change(target, asking=True)
 
-    def answered(self, target: Target, key: Digest | None, need: int) -> None:
+    def answered(self, target: FetchTarget, key: Digest | None, need: int) -> None:
         """The registry answered."""
         known = self.known.get(target, TargetState())
         self._change(target, key=key or known.key, need=need, asking=False, failure=None)
 
-    def running(self, target: Target) -> None:
+    def running(self, target: FetchTarget) -> None:
         """Its fetch began."""
         self._change(target, running=True)
 
-    def fetched(self, target: Target, key: Digest) -> None:
+    def fetched(self, target: FetchTarget, key: Digest) -> None:
         """Its fetch succeeded: the model is in the store."""
         self._failures.pop(target, None)
         self.known[target] = TargetState(key)
 
-    def stopped(self, target: Target) -> None:
+    def stopped(self, target: FetchTarget) -> None:
         """A fetch was stopped on request. `need` is cleared because part of it has arrived."""
         self._change(target, running=False, need=None)
 
-    def failed(self, target: Target, error: Exception) -> None:
+    def failed(self, target: FetchTarget, error: Exception) -> None:
         """Resolving or fetching failed."""
         self._failures[target] = self._failures.get(target, 0) + 1
         failure = failure_of(
@@ -80,5 +80,5 @@ class Attempts:
         )
         self._change(target, running=False, asking=False, need=None, failure=failure)
 
-    def _change(self, target: Target, **changes: object) -> None:
+    def _change(self, target: FetchTarget, **changes: object) -> None:
         self.known[target] = replace(self.known.get(target, TargetState()), **changes)  # type: ignore[arg-type]

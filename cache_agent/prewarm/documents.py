@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import KIND, CachedModel
-from cache_agent.api.document import API_VERSION
+from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import WeightyardError
 from modelimage.reference import LayoutReference, parse_image
 

@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from cache_agent.api.document import API_VERSION, Metadata
+from cache_agent.api.kube_objects import API_VERSION, Metadata
 from cache_agent.api.node_cache import KIND, NodeCache, NodeCacheSpec, NodeCacheStatus, NodeFacts
 from cache_agent.node.node import Node
 from cache_agent.prewarm.directory_source import DirectorySource
 from cache_agent.prewarm.inventory import take_inventory
-from cache_agent.prewarm.report import View, status
-from cache_agent.prewarm.values import DesiredModel, Outcome
+from cache_agent.prewarm.report import NodeReportInput, status
+from cache_agent.prewarm.values import DesiredModel, ModelOutcome
 
 FOLDER: Final = "prewarm"
 _MEBI: Final = 1 << 20
@@ -60,7 +60,7 @@ def status_without_agent(node: Node) -> NodeCache:
     """The NodeCache without an agent: which models of its own prewarm directory are stored. Raises DiskFailed."""
     found = folder_of(None, node.store.first.paths.root).read()
     desired_models = [DesiredModel.of(model) for model in found.models.values()]
-    view = View(
+    view = NodeReportInput(
         facts=node_facts(),
         inventory=take_inventory(node.store, node.clock()),
         now=node.clock(),
@@ -72,8 +72,8 @@ def status_without_agent(node: Node) -> NodeCache:
     return node_cache(node_name(), status(view, NodeCacheStatus()))
 
 
-def _outcome(node: Node, desired: DesiredModel) -> Outcome:
+def _outcome(node: Node, desired: DesiredModel) -> ModelOutcome:
     held = node.store.resolved(desired.target.image, desired.target.variant)
     if held is not None:
-        return Outcome("Ready", key=held[0].key)
-    return Outcome("Pending", "NoAgent", "no agent runs here: start `weightyard agent`")
+        return ModelOutcome("Ready", key=held[0].key)
+    return ModelOutcome("Pending", "NoAgent", "no agent runs here: start `weightyard agent`")

@@ -16,16 +16,16 @@ from cache_agent.prewarm.values import (
     DesiredModel,
     Evict,
     Fetch,
-    Outcome,
+    FetchTarget,
+    ModelOutcome,
     Pin,
-    Plan,
     PlannerInput,
+    PrewarmPlan,
     PullRuntime,
-    Release,
+    ReleasePin,
     Resolve,
     RuntimeImage,
     Stop,
-    Target,
     TargetState,
     Warm,
 )
@@ -37,7 +37,7 @@ _NOTHING = TargetState()
 _UNWANTED = -1
 
 
-def plan(planner_input: PlannerInput) -> Plan:
+def plan(planner_input: PlannerInput) -> PrewarmPlan:
     """Compute the plan for an input.
 
     Laws: carried out, repeated plans converge to one without actions; no action evicts a model that is leased, pinned
@@ -53,32 +53,32 @@ class _Planning:
 
     planner_input: PlannerInput
     actions: list[Action] = field(default_factory=list)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, ModelOutcome] = field(default_factory=dict)
     wake_at: float | None = None
 
     def __post_init__(self) -> None:
         self.free = self.planner_input.free
         self.memory = self.planner_input.memory
         self.slots = self.planner_input.fetches
-        self.begun: dict[Target, Outcome] = {}
+        self.begun: dict[FetchTarget, ModelOutcome] = {}
         self.warming = False
         self.freeing_space = self.planner_input.settling
         self.pulling = any(image.pulling for image in self.planner_input.runtime.values())
         self.order = sorted(self.planner_input.desired_models, key=lambda w: (-w.priority, w.name))
         self.standing = _standing(self.planner_input, self.order)
 
-    def decide(self) -> Plan:
+    def decide(self) -> PrewarmPlan:
         # By priority, because each takes space, memory and slots that the following ones can't have.
         for desired in self.order:
             outcome = self._of_model(desired)
             self.outcomes[desired.name] = self._with_runtime(desired, outcome)
         self._stop_unwanted()
         self._pins()
-        return Plan(tuple(self.actions), self.outcomes, self.wake_at)
+        return PrewarmPlan(tuple(self.actions), self.outcomes, self.wake_at)
 
     # Models
 
-    def _of_model(self, desired: DesiredModel) -> Outcome:
+    def _of_model(self, desired: DesiredModel) -> ModelOutcome:
         known = self.planner_input.known.get(desired.target, _NOTHING)
         holding = self.planner_input.held.get(known.key) if known.key else None
         if holding is not None:
@@ -89,37 +89,37 @@ class _Planning:
         if begun is not None:
             return begun
         if not open_now:
-            return Outcome("Waiting", "OutsideWindow", why_not)
+            return ModelOutcome("Waiting", "OutsideWindow", why_not)
         outcome = self._unheld(desired, known)
         self.begun[desired.target] = outcome
         return outcome
 
-    def _held(self, desired: DesiredModel, holding: CachedModelState) -> Outcome:
+    def _held(self, desired: DesiredModel, holding: CachedModelState) -> ModelOutcome:
         key = holding.key
         if desired.tier == "disk" or key in self.planner_input.warm:
             if desired.tier == "memory":
                 self.memory -= holding.size
-            return Outcome("Ready", key=key)
+            return ModelOutcome("Ready", key=key)
         if holding.size > self.memory:
             text = "held on the disk; there isn't enough memory to keep it there as well"
-            return Outcome("Ready", "NoMemory", text, key)
+            return ModelOutcome("Ready", "NoMemory", text, key)
         self.memory -= holding.size
         if key in self.planner_input.cold:
-            return Outcome(
+            return ModelOutcome(
                 "Ready", "NotInMemory", "held on the disk; it didn't stay in memory", key
             )
         if not self.warming:  # one at a time, because two would compete for the disk
             self.warming = True
             self.actions.append(Warm(key))
-        return Outcome("Warming", key=key)
+        return ModelOutcome("Warming", key=key)
 
-    def _unheld(self, desired: DesiredModel, known: TargetState) -> Outcome:
+    def _unheld(self, desired: DesiredModel, known: TargetState) -> ModelOutcome:
         failure = known.failure
         if known.running:
             return self._turn(known)
         if failure is not None and self.planner_input.now < failure.not_before:
             self._wake(failure.not_before)
-            return Outcome("Failed", failure.reason, failure.message, known.key)
+            return ModelOutcome("Failed", failure.reason, failure.message, known.key)
         if known.need is None:
             return self._unanswered(desired, known)
         # While space is being freed for a higher priority, a smaller fetch must not take it; nor may a fetch start
@@ -132,36 +132,38 @@ class _Planning:
         self.actions.append(Fetch(desired))
         return self._turn(known)
 
-    def _unanswered(self, desired: DesiredModel, known: TargetState) -> Outcome:
+    def _unanswered(self, desired: DesiredModel, known: TargetState) -> ModelOutcome:
         """Resolve the image first, to learn how much is missing."""
         if not known.asking:
             self.actions.append(Resolve(desired))
         if (
             known.failure is not None
         ):  # a retry isn't a success: the state stays Failed until it is one
-            return Outcome("Failed", known.failure.reason, known.failure.message, known.key)
-        return Outcome("Pending", "Resolving", "asking the registry what the image is")
+            return ModelOutcome("Failed", known.failure.reason, known.failure.message, known.key)
+        return ModelOutcome("Pending", "Resolving", "asking the registry what the image is")
 
-    def _turn(self, known: TargetState) -> Outcome:
+    def _turn(self, known: TargetState) -> ModelOutcome:
         """Take a fetch slot, or queue."""
         if self.slots == 0:
             return _queued(known)
         self.slots -= 1
-        return Outcome("Fetching", key=known.key)
+        return ModelOutcome("Fetching", key=known.key)
 
-    def _make_room(self, desired: DesiredModel, known: TargetState, need: int) -> Outcome:
+    def _make_room(self, desired: DesiredModel, known: TargetState, need: int) -> ModelOutcome:
         candidates = self._evictable_for(desired)
         victims = _fewest(candidates, need - self.free)
         if victims:
             self.actions += [Evict(each.key) for each in victims]
             self.freeing_space = True  # reserves the freed space for this model
-            return Outcome("Waiting", "MakingRoom", "less wanted models are making room", known.key)
+            return ModelOutcome(
+                "Waiting", "MakingRoom", "less wanted models are making room", known.key
+            )
         could = sum(each.freed for each in candidates)
         text = (
             f"needs {need} bytes, {self.free} are free and {could} could be freed; raise the budget, "
             "remove pins or other CachedModels, or raise its priority"
         )
-        return Outcome("Waiting", "NoSpace", text, known.key)
+        return ModelOutcome("Waiting", "NoSpace", text, known.key)
 
     def _evictable_for(self, desired: DesiredModel) -> list[CachedModelState]:
         """The models that may be evicted for a desired model, in order of eviction."""
@@ -199,11 +201,11 @@ class _Planning:
                 self.actions.append(Pin(key))
             # Removing a model also removes our pin, so models to be evicted need no Release.
             elif key in s.pinned_for and key not in wanted and key not in going:
-                self.actions.append(Release(key))
+                self.actions.append(ReleasePin(key))
 
     # Runtime images
 
-    def _with_runtime(self, desired: DesiredModel, outcome: Outcome) -> Outcome:
+    def _with_runtime(self, desired: DesiredModel, outcome: ModelOutcome) -> ModelOutcome:
         image = desired.runtime_image
         if image is None:
             return outcome
@@ -214,21 +216,23 @@ class _Planning:
         # The image decides the outcome only once the model is ready: an earlier state must not hide the model's.
         return waiting if outcome.state == "Ready" else outcome
 
-    def _pull_runtime(self, desired: DesiredModel, image: str, known: RuntimeImage) -> Outcome:
+    def _pull_runtime(self, desired: DesiredModel, image: str, known: RuntimeImage) -> ModelOutcome:
         key = self.planner_input.known.get(desired.target, _NOTHING).key
         failure = known.failure
         if known.pulling:
-            return Outcome("Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key)
+            return ModelOutcome(
+                "Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key
+            )
         if failure is not None and self.planner_input.now < failure.not_before:
             self._wake(failure.not_before)
-            return Outcome("Failed", failure.reason, f"{image}: {failure.message}", key)
+            return ModelOutcome("Failed", failure.reason, f"{image}: {failure.message}", key)
         open_now, why_not = self._is_open(desired)
         if not open_now:
-            return Outcome("Waiting", "OutsideWindow", why_not, key)
+            return ModelOutcome("Waiting", "OutsideWindow", why_not, key)
         if not self.pulling:
             self.pulling = True
             self.actions.append(PullRuntime(image, desired.pull_secret))
-        return Outcome("Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key)
+        return ModelOutcome("Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key)
 
     # Time
 
@@ -247,8 +251,8 @@ class _Planning:
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
 
-def _queued(known: TargetState) -> Outcome:
-    return Outcome("Waiting", "Queued", "what is wanted more is fetched first", known.key)
+def _queued(known: TargetState) -> ModelOutcome:
+    return ModelOutcome("Waiting", "Queued", "what is wanted more is fetched first", known.key)
 
 
 def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dict[Digest, int]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cache_agent.fetch.values import PullSnapshot
-from cache_agent.prewarm.report import Progress
-from cache_agent.prewarm.values import Target
+from cache_agent.prewarm.report import FetchProgress
+from cache_agent.prewarm.values import FetchTarget
 
 _SPAN: Final = 10.0  # seconds over which a rate is averaged
 _STEP: Final = 0.5
@@ -20,9 +20,9 @@ class Rates:
 
     monotonic: Callable[[], float]
     # Samples of (monotonic time, bytes done), at least `_STEP` seconds apart.
-    _seen: dict[Target, list[tuple[float, int]]] = field(default_factory=dict)
+    _seen: dict[FetchTarget, list[tuple[float, int]]] = field(default_factory=dict)
 
-    def progress(self, target: Target, snapshot: PullSnapshot) -> Progress:
+    def progress(self, target: FetchTarget, snapshot: PullSnapshot) -> FetchProgress:
         """A fetch's progress now, and its rate over at most the last ten seconds."""
         now = self.monotonic()
         points = self._seen.setdefault(target, [])
@@ -34,8 +34,8 @@ class Rates:
         # Resumed and reused bytes took no time to arrive, so they would inflate the rate.
         came = max(0, snapshot.done - max(points[0][1], snapshot.resumed + snapshot.reused))
         rate = came / elapsed if elapsed > 0 else 0.0
-        return Progress(snapshot.done, snapshot.total, rate)
+        return FetchProgress(snapshot.done, snapshot.total, rate)
 
-    def forget(self, target: Target) -> None:
+    def forget(self, target: FetchTarget) -> None:
         """The fetch ended: drop its samples."""
         self._seen.pop(target, None)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from cache_agent.api.names import node_label
 from cache_agent.api.node_cache import NodeCacheStatus, NodeFacts
+from cache_agent.api.shared_names import node_label
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest
@@ -24,11 +24,11 @@ from cache_agent.node.threads import BlockingExecutor, wait_event
 from cache_agent.prewarm.attempts import Attempts
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.managed_pins import ManagedPins
-from cache_agent.prewarm.memory import Memory
-from cache_agent.prewarm.options import Credentials, ReconcilerOptions
+from cache_agent.prewarm.memory_tier import Memory
 from cache_agent.prewarm.planner import plan
 from cache_agent.prewarm.rates import Rates
-from cache_agent.prewarm.report import Made, View, status
+from cache_agent.prewarm.reconciler_options import Credentials, ReconcilerOptions
+from cache_agent.prewarm.report import Made, NodeReportInput, status
 from cache_agent.prewarm.resolver import ask, parse_wanted
 from cache_agent.prewarm.runtime import RuntimeImages
 from cache_agent.prewarm.values import (
@@ -36,15 +36,15 @@ from cache_agent.prewarm.values import (
     DesiredModel,
     Evict,
     Fetch,
+    FetchTarget,
     Inventory,
     Pin,
-    Plan,
     PlannerInput,
+    PrewarmPlan,
     PullRuntime,
-    Release,
+    ReleasePin,
     Resolve,
     Stop,
-    Target,
     Warm,
 )
 from cache_agent.prewarm.wait import follow
@@ -82,13 +82,13 @@ class Reconciler:
     _inventory: Inventory = field(default_factory=Inventory)
     # The monotonic time of the last inventory; None: take one in the next round.
     _looked: float | None = None
-    _plan: Plan = field(default_factory=lambda: Plan((), {}))
-    _pulls: dict[Target, Pull] = field(default_factory=dict)
+    _plan: PrewarmPlan = field(default_factory=lambda: PrewarmPlan((), {}))
+    _pulls: dict[FetchTarget, Pull] = field(default_factory=dict)
     # Evictions under way. A later plan that doesn't need one cancels it.
     _releasing: dict[Digest, asyncio.Task[None]] = field(default_factory=dict)
     _warming: set[Digest] = field(default_factory=set)
     # Fetches whose space isn't reserved yet, so that the inventory's free space is too large.
-    _settling: set[Target] = field(default_factory=set)
+    _settling: set[FetchTarget] = field(default_factory=set)
     # Report entries of the last report, reused while their inputs don't change.
     _made: Made = field(default_factory=dict)
     # The last logged state of each desired model, so that each is logged once.
@@ -131,9 +131,9 @@ class Reconciler:
         self._looked = None
         self._wake.set()
 
-    def view(self) -> View:
+    def view(self) -> NodeReportInput:
         """The input of a report."""
-        return View(
+        return NodeReportInput(
             facts=self.facts.model_copy(update={"read_bytes_per_second": self._memory.read_rate}),
             inventory=self._inventory,
             now=self._clock(),
@@ -231,7 +231,7 @@ class Reconciler:
         }
         return {key for key in keys if key is not None and key in inventory.held}
 
-    def _meaning(self, target: Target) -> Digest | None:
+    def _meaning(self, target: FetchTarget) -> Digest | None:
         found = self.node.store.resolved(target.image, target.variant)
         return found[0].key if found else None
 
@@ -284,7 +284,7 @@ class Reconciler:
                 pull = self._pulls.get(target)
                 if pull is not None:
                     pull.cancel()
-            case Pin(key) | Release(key):
+            case Pin(key) | ReleasePin(key):
                 await self._pin(key, pinned=isinstance(action, Pin))
             case Warm(key) if not self._warming:
                 self._warming.add(key)
@@ -340,7 +340,7 @@ class Reconciler:
             self._looked = None
             self.wake()
 
-    def _settled(self, target: Target) -> None:
+    def _settled(self, target: FetchTarget) -> None:
         self._settling.discard(target)
         self.stale()
 

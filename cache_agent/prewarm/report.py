@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from cache_agent.api.cached_model import Tier
-from cache_agent.api.document import Condition, timestamp
+from cache_agent.api.kube_objects import Condition, timestamp
 from cache_agent.api.node_cache import Held, NodeCacheStatus, NodeFacts, Space, Wanted
 from cache_agent.prewarm.values import (
     DesiredModel,
+    FetchTarget,
     Inventory,
-    Outcome,
+    ModelOutcome,
     RuntimeImage,
-    Target,
     TargetState,
 )
-from cache_agent.store.values import Model
+from cache_agent.store.values import StoredModel
 from modelimage.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FetchProgress:
     """The progress of a fetch: `done` of `total` bytes, at `rate` bytes per second."""
 
     done: int
@@ -31,7 +31,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class NodeReportInput:
     """The input of a report. `trouble`: why the desired state is unknown or may be out of date."""
 
     facts: NodeFacts
@@ -41,25 +41,25 @@ class View:
     trouble: str = ""
     problems: tuple[str, ...] = ()
     desired_models: Sequence[DesiredModel] = ()
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    known: Mapping[Target, TargetState] = field(default_factory=dict)
-    progress: Mapping[Target, Progress] = field(default_factory=dict)
+    outcomes: Mapping[str, ModelOutcome] = field(default_factory=dict)
+    known: Mapping[FetchTarget, TargetState] = field(default_factory=dict)
+    progress: Mapping[FetchTarget, FetchProgress] = field(default_factory=dict)
     runtime: Mapping[str, RuntimeImage] = field(default_factory=dict)
     warm: frozenset[Digest] = frozenset()
     releasing: frozenset[Digest] = frozenset()
 
 
 _RuntimeState = Literal["Pulling", "Present", "Failed", "Unsupported"]
-_PENDING = Outcome("Pending")
+_PENDING = ModelOutcome("Pending")
 
 
 class _Of(NamedTuple):
     """The input of one desired model's entry."""
 
     desired: DesiredModel
-    outcome: Outcome
-    model: Model | None
-    progress: Progress | None
+    outcome: ModelOutcome
+    model: StoredModel | None
+    progress: FetchProgress | None
     tier: Tier | None
     runtime: _RuntimeState | None
 
@@ -67,7 +67,9 @@ class _Of(NamedTuple):
 Made = dict[str, tuple[_Of, Wanted]]
 
 
-def status(view: View, previous: NodeCacheStatus, made: Made | None = None) -> NodeCacheStatus:
+def status(
+    view: NodeReportInput, previous: NodeCacheStatus, made: Made | None = None
+) -> NodeCacheStatus:
     """The current status. Conditions keep the time at which they last changed.
 
     `made` caches each desired model's entry between calls: of a thousand, few change from one to the next.
@@ -97,7 +99,7 @@ def status(view: View, previous: NodeCacheStatus, made: Made | None = None) -> N
     )
 
 
-def _wanted(view: View, desired: DesiredModel, made: Made) -> Wanted:
+def _wanted(view: NodeReportInput, desired: DesiredModel, made: Made) -> Wanted:
     outcome = view.outcomes.get(desired.name, _PENDING)
     model = view.inventory.models.get(outcome.key) if outcome.key else None
     of = _Of(
@@ -137,7 +139,7 @@ def _said(of: _Of) -> Wanted:
     )
 
 
-def _runtime(view: View, desired: DesiredModel) -> _RuntimeState | None:
+def _runtime(view: NodeReportInput, desired: DesiredModel) -> _RuntimeState | None:
     if desired.runtime_image is None:
         return None
     known = view.runtime.get(desired.runtime_image, RuntimeImage())
@@ -148,7 +150,7 @@ def _runtime(view: View, desired: DesiredModel) -> _RuntimeState | None:
     return "Failed" if known.failure is not None and not known.pulling else "Pulling"
 
 
-def _held(view: View, model: Model) -> Held:
+def _held(view: NodeReportInput, model: StoredModel) -> Held:
     return Held(
         key=str(model.key),
         state="Releasing" if model.key in view.releasing else "Ready",
@@ -162,7 +164,7 @@ def _held(view: View, model: Model) -> Held:
     )
 
 
-def _tier(view: View, model: Model | None) -> Tier | None:
+def _tier(view: NodeReportInput, model: StoredModel | None) -> Tier | None:
     if model is None:
         return None
     return "memory" if model.key in view.warm else "disk"
@@ -171,7 +173,7 @@ def _tier(view: View, model: Model | None) -> Tier | None:
 _Fact = tuple[str, bool | None, str, str]
 
 
-def _conditions(view: View, wanted: Sequence[Wanted]) -> list[_Fact]:
+def _conditions(view: NodeReportInput, wanted: Sequence[Wanted]) -> list[_Fact]:
     pinned = {desired.name for desired in view.desired_models if desired.pin}
     late = [each for each in wanted if each.name in pinned and each.state != "Ready"]
     cramped = [each.name for each in wanted if each.reason == "NoSpace"]
@@ -187,7 +189,7 @@ def _conditions(view: View, wanted: Sequence[Wanted]) -> list[_Fact]:
     ]  # fmt: skip
 
 
-def _synced(view: View) -> _Fact:
+def _synced(view: NodeReportInput) -> _Fact:
     if not view.synced:
         return ("Synced", False, "NotSynced", view.trouble or "what is wanted isn't known yet")
     if view.trouble:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache_agent.fetch.planner import unique_files
-from cache_agent.prewarm.values import Target
+from cache_agent.fetch.range_planner import unique_files
+from cache_agent.prewarm.values import FetchTarget
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import repository_of
 from modelimage import canonical
@@ -24,7 +24,7 @@ from modelimage.resolve import resolve_root
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResolvedTarget:
     """A resolved image: `need` bytes are missing. `key` is None for images without a record."""
 
     key: Digest | None
@@ -45,9 +45,9 @@ def ask(
     roots: Roots,
     reader: ImageReader,
     image: RegistryReference | LayoutReference,
-    target: Target,
+    target: FetchTarget,
     platform: Platform,
-) -> Answer:
+) -> ResolvedTarget:
     """Resolve an image and count its missing bytes. Raises the errors of resolving, and DiskFailed.
 
     Files that came through another repository count as missing: they may have to be fetched again through this one.
@@ -60,7 +60,7 @@ def ask(
         layers = document.get("layers")
         if not isinstance(layers, list):
             raise InvalidImage(f"malformed manifest {manifest.digest}: no list of layers")
-        return Answer(None, sum(Descriptor.from_json(layer).size for layer in layers))
+        return ResolvedTarget(None, sum(Descriptor.from_json(layer).size for layer in layers))
     record = resolve_root(reader, root, target.variant).record
     place = repository_of(image)
     missing = [
@@ -69,4 +69,4 @@ def ask(
         if roots.file(file.digest) is None or not roots.is_authorized(place, file)
     ]
     here = sum(max(store.partial_bytes(file) for store in roots.stores) for file in missing)
-    return Answer(record.key, sum(file.size for file in missing) - here)
+    return ResolvedTarget(record.key, sum(file.size for file in missing) - here)

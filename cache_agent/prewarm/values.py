@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cache_agent.api.cached_model import CachedModel, Tier, Window
-from cache_agent.api.document import parse_quantity
+from cache_agent.api.kube_objects import parse_quantity
 from cache_agent.api.node_cache import WantedState
-from cache_agent.store.values import Model
+from cache_agent.store.values import StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.reference import parse_image
 
 
-class Target(NamedTuple):
+class FetchTarget(NamedTuple):
     """The subject of a fetch: one variant of an image. Several desired models may share one."""
 
     image: str
@@ -27,7 +27,7 @@ class DesiredModel:
     """One CachedModel that selects this node. `bandwidth` in bytes per second, 0 for no cap of its own."""
 
     name: str
-    target: Target
+    target: FetchTarget
     uid: str = ""
     generation: int = 0
     tier: Tier = "disk"
@@ -44,7 +44,7 @@ class DesiredModel:
         spec, metadata = model.spec, model.metadata
         return cls(
             name=metadata.name,
-            target=Target(_canonical(spec.image), spec.variant),
+            target=FetchTarget(_canonical(spec.image), spec.variant),
             uid=metadata.uid,
             generation=metadata.generation,
             tier=spec.tier,
@@ -85,7 +85,7 @@ class CachedModelState:
 class Inventory:
     """A snapshot of the store. `free`: the space that a new model may take at most."""
 
-    models: Mapping[Digest, Model] = field(default_factory=dict)
+    models: Mapping[Digest, StoredModel] = field(default_factory=dict)
     held: Mapping[Digest, CachedModelState] = field(default_factory=dict)
     free: int = 0
     total: int = 0
@@ -140,7 +140,7 @@ class PlannerInput:
     free: int
     memory: int = 0
     fetches: int = 2
-    known: Mapping[Target, TargetState] = field(default_factory=dict)
+    known: Mapping[FetchTarget, TargetState] = field(default_factory=dict)
     held: Mapping[Digest, CachedModelState] = field(default_factory=dict)
     runtime: Mapping[str, RuntimeImage] = field(default_factory=dict)
     pinned_for: frozenset[Digest] = frozenset()
@@ -168,7 +168,7 @@ class Fetch:
 class Stop:
     """Stop a fetch. Its bytes are kept, to resume from."""
 
-    target: Target
+    target: FetchTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class ReleasePin:
     """Unpin a model. It stays until its space is needed."""
 
     key: Digest
@@ -207,11 +207,11 @@ class PullRuntime:
     pull_secret: str | None
 
 
-Action = Resolve | Fetch | Stop | Pin | Release | Warm | Evict | PullRuntime
+Action = Resolve | Fetch | Stop | Pin | ReleasePin | Warm | Evict | PullRuntime
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ModelOutcome:
     """The state of a desired model, for the report."""
 
     state: WantedState
@@ -221,9 +221,9 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PrewarmPlan:
     """The actions to take now, each desired model's outcome by name, and when to plan again at the latest (or None)."""
 
     actions: tuple[Action, ...]
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, ModelOutcome]
     wake_at: float | None = None

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from cache_agent.api.errors import status_of, to_view
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
-from cache_agent.node.service import Service, done_view, progress_view
+from cache_agent.node.control_service import Service, done_view, progress_view
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.observe import ObserveApi
 from modelimage.errors import InvalidInput, WeightyardError

@@ -17,7 +17,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from cache_agent.net.addresses import Address
+from cache_agent.net.listen_addresses import Address
 from modelimage.errors import Busy
 
 SHUTDOWN_SECONDS: Final = 5.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cache_agent.sources.shared import missing
-from cache_agent.sources.streams import FileStream
+from cache_agent.sources.streams import DescriptorStream
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NoSpace, Unreachable, WeightyardError
 from modelimage.ranges import ByteRange
@@ -41,7 +41,7 @@ class SharedDirectory:
                 fd = os.open(self._file(digest), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError as error:
                 raise missing(self.name, digest) from error
-        stream = FileStream(fd, wanted.start, wanted.stop)
+        stream = DescriptorStream(fd, wanted.start, wanted.stop)
         try:
             with self._mapped():
                 yield stream

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from cache_agent.sources.source import ChunkRange, Tier
-from cache_agent.sources.streams import FileStream, chained
+from cache_agent.sources.streams import DescriptorStream, chained
 from cache_agent.store.store import Store
 from modelimage.errors import NotFound, Unreachable
 from modelimage.repository import BlobStream
@@ -43,7 +43,7 @@ class OtherRootSource:
         # Unreachable, not DiskFailed: another root's failing disk must not end a pull that has other sources.
         except OSError as error:
             raise Unreachable(f"{path} can't be opened: {error.strerror}") from error
-        stream = FileStream(fd, piece.range.start, piece.range.stop)
+        stream = DescriptorStream(fd, piece.range.start, piece.range.stop)
         try:
             yield stream
         except OSError as error:

@@ -78,7 +78,7 @@ class Layered(Protocol):
         """The positions of a layer's files; None if unknown."""
 
 
-class Resolved(Protocol):
+class ResolvedSource(Protocol):
     """A model image or a foreign image, resolved to one model."""
 
     @property

@@ -79,7 +79,7 @@ def chained(pieces: Sequence[ChunkRange], open_piece: OpenPiece) -> Iterator[Blo
         stream.end()
 
 
-class FileStream:
+class DescriptorStream:
     """A range of an open file as a stream. Owns the descriptor until `end`."""
 
     def __init__(self, fd: int, start: int, stop: int) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from cache_agent.errors import DiskFailed
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.queries import MODEL_COLUMNS, LedgerDamaged, Queries, Row, parsed_file
-from cache_agent.store.values import Lease, Model, Origin, StoredFile
+from cache_agent.store.values import ImageOrigin, Lease, StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import NoSpace, WeightyardError
 from modelimage.foreign import AnyRecord
@@ -151,7 +151,7 @@ class Ledger(Queries):
         # Proofs end with the file: a file fetched again must prove its origin again.
         self._run("DELETE FROM proofs WHERE sha256 = ?", digest.hex)
 
-    def put_model(self, model: Model, record: AnyRecord) -> None:
+    def put_model(self, model: StoredModel, record: AnyRecord) -> None:
         """Add or replace a model's row, without touching its leases and image names."""
         self._run(
             f"INSERT OR REPLACE INTO models ({MODEL_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
@@ -177,7 +177,7 @@ class Ledger(Queries):
         counted = "UPDATE models SET last_used = MAX(last_used, ?), uses = uses + 1 WHERE key = ?"
         return self._run(counted, at, key.hex) > 0
 
-    def put_image(self, origin: Origin, key: Digest, at: float) -> None:
+    def put_image(self, origin: ImageOrigin, key: Digest, at: float) -> None:
         self._run(
             "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)",
             origin.image,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.values import Holder, Lease, Model, ResolvedRef, StoredFile
+from cache_agent.store.values import Holder, Lease, ResolvedRef, StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
@@ -78,14 +78,14 @@ class Queries(ABC):
     def file_count(self) -> int:
         return int(self._one("SELECT COUNT(*) FROM files")[0])
 
-    def model(self, key: Digest) -> Model | None:
+    def model(self, key: Digest) -> StoredModel | None:
         found = self._models("WHERE key = ?", key.hex)
         return found[0] if found else None
 
     def has_model(self, key: Digest) -> bool:
         return bool(self._one("SELECT 1 FROM models WHERE key = ?", key.hex))
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[StoredModel]:
         """All models, by key."""
         return self._models("")
 
@@ -165,7 +165,7 @@ class Queries(ABC):
                 Lease(row[0], Digest(row[1]), Holder.parse(row[2]), float(row[3])) for row in rows
             ]
 
-    def _models(self, where: str, *values: object) -> list[Model]:
+    def _models(self, where: str, *values: object) -> list[StoredModel]:
         """Models selected by a condition on their key, in three statements regardless of their number."""
         rows = self._all(f"SELECT {MODEL_COLUMNS} FROM models {where} ORDER BY key", *values)  # noqa: S608
         verified: dict[str, float] = dict(self._all(f"{_VERIFIED} {where} GROUP BY m.key", *values))
@@ -179,10 +179,10 @@ class Queries(ABC):
                 self._model(row, verified.get(row[0], 0.0), leases[Digest(row[0])]) for row in rows
             ]
 
-    def _model(self, row: Row, verified: float, leases: Iterable[Lease]) -> Model:
+    def _model(self, row: Row, verified: float, leases: Iterable[Lease]) -> StoredModel:
         variant, image, size, files, added, last_used, uses, fetch_seconds, pinned = row[1:]
         key = Digest(row[0])
-        return Model(
+        return StoredModel(
             key=key,
             path=self._paths.model(key),
             variant=variant,

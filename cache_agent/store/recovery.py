@@ -15,12 +15,12 @@ from cache_agent.store.disk import Disk, is_plain_file, reading
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import STAGING_PREFIX, StorePaths
-from cache_agent.store.publish import Publisher, read_record
-from cache_agent.store.values import Origin, StoredFile
+from cache_agent.store.publisher import Publisher, read_record
+from cache_agent.store.values import ImageOrigin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
 from modelimage.foreign import AnyRecord
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Recoverer:
         try:
             record = read_record(path / RECORD_NAME)
             with reading(self.paths.origin(record.key)):
-                origin = Origin.parse(self.paths.origin(record.key).read_bytes())
+                origin = ImageOrigin.parse(self.paths.origin(record.key).read_bytes())
             usable = record.key == key and self._is_whole(path, record)
         except (InvalidImage, DiskFailed) as error:
             done.notes.append(f"model {path.name}: {error}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from cache_agent.store.disk import Disk
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.values import Model, StoredFile
+from cache_agent.store.values import StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound
 
@@ -121,7 +121,7 @@ class Remover:
             self.disk.remove_tree(path)
 
 
-def refuse_if_held(model: Model, *, unpin: bool = False) -> None:
+def refuse_if_held(model: StoredModel, *, unpin: bool = False) -> None:
     """Raises InUse with the holders of a leased or pinned model."""
     holders = [str(lease.holder) for lease in model.leases]
     if holders:

@@ -19,16 +19,16 @@ from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.partials import Partial, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.publish import read_record
+from cache_agent.store.publisher import read_record
 from cache_agent.store.recovery import same_file
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 from modelimage.record import RecordFile
 
 
 @dataclass(frozen=True, slots=True)
-class Repairer:
+class StoreRepairer:
     """Repairs one store without fetching anything."""
 
     paths: StorePaths

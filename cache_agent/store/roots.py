@@ -19,7 +19,15 @@ from cache_agent.store.placement import RootFacts, choose_root
 from cache_agent.store.policy import evictable
 from cache_agent.store.space import SpaceLimits, SpaceView
 from cache_agent.store.store import Store, StoreOptions
-from cache_agent.store.values import Holder, Lease, Model, Origin, ResolvedRef, StoredFile, Use
+from cache_agent.store.values import (
+    Holder,
+    ImageOrigin,
+    Lease,
+    ResolvedRef,
+    StoredFile,
+    StoredModel,
+    Use,
+)
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
@@ -29,7 +37,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class IncomingModel:
     """A model that a running pull brings to a store, with the sizes of its files."""
 
     key: Digest
@@ -42,7 +50,7 @@ class Roots:
 
     def __init__(self, stores: Sequence[Store], left_out: Mapping[Path, str] | None = None) -> None:
         self.stores, self.left_out = tuple(stores), dict(left_out or {})
-        self._placed: list[Placement] = []
+        self._placed: list[IncomingModel] = []
         self._lock = threading.RLock()
 
     @classmethod
@@ -91,7 +99,7 @@ class Roots:
         """
         # Chosen and recorded under one lock: pulls that share files must see each other's placement.
         with self._lock:
-            placed = Placement(key, *self._choose(key, files))
+            placed = IncomingModel(key, *self._choose(key, files))
             self._placed.append(placed)
         try:
             yield placed.store
@@ -167,7 +175,7 @@ class Roots:
             raise NotFound(f"no model {key} in the store", hint="Pull it first.")
         return store
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[StoredModel]:
         """All models, by key."""
         every = (model for _, models in self._ask(lambda s: s.models()) for model in models)
         return sorted(every, key=lambda model: model.key)
@@ -175,11 +183,11 @@ class Roots:
     def model_keys(self) -> set[Digest]:
         return {key for _, keys in self._ask(lambda s: s.ledger.model_keys()) for key in keys}
 
-    def model(self, key: Digest) -> Model | None:
+    def model(self, key: Digest) -> StoredModel | None:
         store = self.holding(key)
         return store.model(key) if store else None
 
-    def find(self, text: str) -> Model:
+    def find(self, text: str) -> StoredModel:
         """Find a model by key, key prefix or image. Raises NotFound, InvalidInput when ambiguous."""
         prefix = text.removeprefix("sha256:")
         keys: set[Digest] = set()
@@ -201,7 +209,7 @@ class Roots:
         found = self._ask(lambda s: s.images_of(key))
         return list(dict.fromkeys(image for _, images in found for image in images))
 
-    def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
+    def resolved(self, image: str, variant: str | None) -> tuple[StoredModel, float] | None:
         """The cached model that an image last resolved to, and when: used while its registry is unreachable."""
         found = self._ask(lambda s: s.resolved(image, variant))
         return max((each for _, each in found if each), key=lambda each: each[1], default=None)
@@ -211,7 +219,7 @@ class Roots:
         found = self._ask(lambda s: s.ledger.meaning(image, variant))
         return max((each for _, each in found if each), key=lambda each: each.at, default=None)
 
-    def origin(self, key: Digest) -> Origin:
+    def origin(self, key: Digest) -> ImageOrigin:
         """A model's origin. Raises NotFound, DiskFailed, InvalidImage."""
         return self.require(key).origin(key)
 

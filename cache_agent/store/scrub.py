@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from cache_agent.errors import DiskFailed
 from cache_agent.observability.events import Events
-from cache_agent.store.check import read_file
+from cache_agent.store.checker import read_file
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import StoredFile

@@ -23,15 +23,15 @@ from cache_agent.store.partials import Partial, boot_id, identity
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.pins import Pins
 from cache_agent.store.policy import Candidate, Eviction
-from cache_agent.store.publish import Publisher, read_record
+from cache_agent.store.publisher import Publisher, read_record
 from cache_agent.store.queries import LedgerDamaged
 from cache_agent.store.recovery import Recoverer, Recovery, listed
 from cache_agent.store.removal import Holds, Remover
-from cache_agent.store.repairer import Repairer
+from cache_agent.store.repairer import StoreRepairer
 from cache_agent.store.scrub import Scrubber
 from cache_agent.store.space import SpaceLimits, SpaceView
 from cache_agent.store.staged_files import StagedLayerFiles
-from cache_agent.store.values import Holder, Lease, Model, Origin, StoredFile, Use
+from cache_agent.store.values import Holder, ImageOrigin, Lease, StoredFile, StoredModel, Use
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, NotWritable
 from modelimage.foreign import AnyRecord
@@ -83,7 +83,7 @@ class Store:
             raise
         self.holds = Holds()
         self.staged_files = StagedLayerFiles(self.paths, self.disk, self._boot)
-        self.repairer = Repairer(self.paths, self.disk, self.ledger)
+        self.repairer = StoreRepairer(self.paths, self.disk, self.ledger)
         self.lease_reaper = LeaseReaper(self.ledger, options.events, options.is_gone, options.clock)
         self._commits = GroupCommit(self.ledger)
         self.pins = Pins(self.paths, self.disk, self.ledger)
@@ -122,22 +122,22 @@ class Store:
 
     # -- models ------------------------------------------------------------------------------
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[StoredModel]:
         return self.ledger.models()
 
-    def model(self, key: Digest) -> Model | None:
+    def model(self, key: Digest) -> StoredModel | None:
         return self.ledger.model(key)
 
     def images_of(self, key: Digest) -> list[str]:
         return self.ledger.images_of(key)
 
-    def resolved(self, image: str, variant: str | None) -> tuple[Model, float] | None:
+    def resolved(self, image: str, variant: str | None) -> tuple[StoredModel, float] | None:
         """The cached model that an image last resolved to, and when: used while its registry is unreachable."""
         found = self.ledger.meaning(image, variant)
         model = self.ledger.model(found.key) if found else None
         return (model, found.at) if found and model else None
 
-    def publish(self, record: AnyRecord, origin: Origin, fetch_seconds: float) -> Model:
+    def publish(self, record: AnyRecord, origin: ImageOrigin, fetch_seconds: float) -> StoredModel:
         """Publish a model and remove its pull's journal."""
         model = self.publisher.publish(record, origin, fetch_seconds)
         # After publishing: the journal protects the files until the model's row does.
@@ -234,10 +234,10 @@ class Store:
         """The models that contain a file."""
         return self.ledger.models_of(digest)
 
-    def origin(self, key: Digest) -> Origin:
+    def origin(self, key: Digest) -> ImageOrigin:
         """A model's origin. Raises DiskFailed, InvalidImage."""
         with reading(self.paths.origin(key)):
-            return Origin.parse(self.paths.origin(key).read_bytes())
+            return ImageOrigin.parse(self.paths.origin(key).read_bytes())
 
     def record(self, key: Digest) -> AnyRecord:
         """A cached model's record. Raises DiskFailed, InvalidImage."""
@@ -344,7 +344,7 @@ class Store:
             self.disk.unlink(path)
         return freed
 
-    def _require(self, key: Digest) -> Model:
+    def _require(self, key: Digest) -> StoredModel:
         model = self.ledger.model(key)
         if model is None:
             raise NotFound(f"no model {key} in the store", hint="Pull it first.")

@@ -67,7 +67,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class ImageOrigin:
     """A model's origin: the image as requested, its repository, and the manifests that name it.
 
     Kept beside the model as its publish record, to rebuild a lost ledger.
@@ -94,12 +94,12 @@ class Origin:
         }
 
     @classmethod
-    def parse(cls, data: bytes) -> Origin:
+    def parse(cls, data: bytes) -> ImageOrigin:
         """Raises InvalidImage."""
         return cls.from_json(canonical.parse(data, what="a publish record"))
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Origin:
+    def from_json(cls, document: dict[str, Any]) -> ImageOrigin:
         try:
             return cls(
                 image=str(document["image"]),
@@ -131,7 +131,7 @@ def repository_of(reference: RegistryReference | LayoutReference) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class StoredModel:
     """A cached model. `size` counts all its files, including those shared with other models."""
 
     key: Digest

@@ -23,10 +23,10 @@ from modelimage.foreign.derived import (
     parse_record,
 )
 from modelimage.foreign.describe import describe_foreign, is_ours
+from modelimage.foreign.layer_stream import LayerStream, open_layer
 from modelimage.foreign.limits import Limits
-from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind, Packing
+from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, ImageFormat, Packing
 from modelimage.foreign.served import ServedModel, served_from_directory, served_from_image
-from modelimage.foreign.stream import LayerStream, open_layer
 from modelimage.foreign.tarsplit import TarPiece
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 
@@ -38,7 +38,7 @@ __all__ = [
     "ForeignFile",
     "ForeignLayer",
     "ForeignModel",
-    "Kind",
+    "ImageFormat",
     "LayerContents",
     "LayerStream",
     "Limits",

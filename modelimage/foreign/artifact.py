@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from modelimage.foreign.detect import ForeignManifest
+from modelimage.foreign.layer_values import Mapped, filepath, raw_layer, tar_layer, unique
 from modelimage.foreign.model import ForeignLayer, Packing
-from modelimage.foreign.packing import Mapped, filepath, raw_layer, tar_layer, unique
 
 _UNPACK: Final = "io.deis.oras.content.unpack"
 _DIRECTORY: Final = "application/vnd.oci.image.layer.v1.tar+gzip"

@@ -13,7 +13,7 @@ from typing import Any
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 from modelimage.foreign.tarwalk import MemberKind, TarMember
-from modelimage.hashing import FileDigests
+from modelimage.hasher import FileDigests
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, WeightyardError
 from modelimage.foreign.contents import LayerContents
-from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, Kind
-from modelimage.hashing import FileDigests
-from modelimage.paths import check_path, parents
+from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, ImageFormat
+from modelimage.hasher import FileDigests
+from modelimage.path_rules import check_path, parents
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
 from modelimage.record import CHUNK_SIZE, Record, RecordFile, Role
 
@@ -58,7 +58,7 @@ class DerivedRecord:
     """The verified files of a foreign image, sorted by path. Law: `DerivedRecord.parse(r.to_bytes()) == r`."""
 
     manifest: Digest
-    kind: Kind
+    kind: ImageFormat
     files: tuple[RecordFile, ...]
     layers: tuple[DerivedLayer, ...]
 
@@ -114,7 +114,7 @@ class DerivedRecord:
                 raise InvalidImage("a derived record of another version")
             record = cls(
                 manifest=Digest.parse(document["manifest"]),
-                kind=Kind(document["kind"]),
+                kind=ImageFormat(document["kind"]),
                 files=tuple(_file(each) for each in document["files"]),
                 layers=tuple(_layer(each) for each in document["layers"]),
             )

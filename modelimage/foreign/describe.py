@@ -10,27 +10,27 @@ from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.errors import InvalidImage
 from modelimage.foreign.artifact import map_artifact
 from modelimage.foreign.choose import resolve_manifest
+from modelimage.foreign.container_image import map_image
 from modelimage.foreign.detect import ForeignManifest
 from modelimage.foreign.dockermodel import map_docker_model
-from modelimage.foreign.image import map_image
 from modelimage.foreign.kitops import map_kitops
+from modelimage.foreign.layer_files import list_layer
+from modelimage.foreign.layer_values import Mapped
 from modelimage.foreign.limits import Limits
-from modelimage.foreign.listing import list_layer
-from modelimage.foreign.model import ForeignModel, Kind, Packing
+from modelimage.foreign.model import ForeignModel, ImageFormat, Packing
 from modelimage.foreign.modelpack import map_modelpack
-from modelimage.foreign.packing import Mapped
 from modelimage.repository import ImageReader
 from modelimage.resolve import read_blob
 
 # Configs are read into memory, so untrusted ones are bounded.
 MAX_CONFIG_BYTES: Final = 8 << 20
 
-_MAPPINGS: Final[Mapping[Kind, Callable[[ForeignManifest, Mapping[str, Any]], Mapped]]] = {
-    Kind.MODELPACK: map_modelpack,
-    Kind.KITOPS: map_kitops,
-    Kind.DOCKER_MODEL: map_docker_model,
-    Kind.ARTIFACT: map_artifact,
-    Kind.IMAGE: map_image,
+_MAPPINGS: Final[Mapping[ImageFormat, Callable[[ForeignManifest, Mapping[str, Any]], Mapped]]] = {
+    ImageFormat.MODELPACK: map_modelpack,
+    ImageFormat.KITOPS: map_kitops,
+    ImageFormat.DOCKER_MODEL: map_docker_model,
+    ImageFormat.ARTIFACT: map_artifact,
+    ImageFormat.IMAGE: map_image,
 }
 
 
@@ -82,7 +82,7 @@ def is_ours(reader: ImageReader, root: Descriptor) -> bool:
 
 def _config(reader: ImageReader, manifest: ForeignManifest) -> Mapping[str, Any]:
     # An artifact's config may be anything and doesn't describe its layers.
-    if manifest.kind is Kind.ARTIFACT:
+    if manifest.kind is ImageFormat.ARTIFACT:
         return {}
     data = read_blob(reader, manifest.config, limit=MAX_CONFIG_BYTES)
     return canonical.parse(data, what=f"config {manifest.config.digest}")

@@ -9,7 +9,7 @@ from typing import Any, Final
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidImage
-from modelimage.foreign.model import Kind
+from modelimage.foreign.model import ImageFormat
 
 # CNAI was ModelPack's name before it moved to the CNCF.
 MODELPACK_PREFIXES: Final = ("application/vnd.cncf.model.", "application/vnd.cnai.model.")
@@ -29,7 +29,7 @@ _SIGNED_V1: Final = "application/vnd.docker.distribution.manifest.v1"
 class ForeignManifest:
     """A manifest in another tool's format, and its kind."""
 
-    kind: Kind
+    kind: ImageFormat
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
@@ -55,20 +55,20 @@ class ForeignManifest:
         return cls(kind, config, parsed, annotations if isinstance(annotations, Mapping) else {})
 
 
-def _kind(config: Descriptor, layers: tuple[Descriptor, ...], artifact_type: str) -> Kind:
+def _kind(config: Descriptor, layers: tuple[Descriptor, ...], artifact_type: str) -> ImageFormat:
     named = (artifact_type, config.media_type)
     # The specific formats first: they all use layers and configs that also look like an image's or an artifact's.
     if any(name.startswith(MODELPACK_PREFIXES) for name in named):
-        return Kind.MODELPACK
+        return ImageFormat.MODELPACK
     if any(name.startswith(KITOPS_PREFIX) for name in named):
-        return Kind.KITOPS
+        return ImageFormat.KITOPS
     if any(name.startswith(DOCKER_MODEL_PREFIX) for name in named):
-        return Kind.DOCKER_MODEL
+        return ImageFormat.DOCKER_MODEL
     # With an artifactType, the image config is only a placeholder.
     if config.media_type in _IMAGE_CONFIGS and not artifact_type:
-        return Kind.IMAGE
+        return ImageFormat.IMAGE
     if all(layer.media_type.startswith(IMAGE_LAYER_PREFIXES) for layer in layers):
         # oras stores a pushed directory in such a layer, with its name as title.
         titled = any(mediatypes.ANNOTATION_TITLE in layer.annotations for layer in layers)
-        return Kind.ARTIFACT if titled else Kind.IMAGE
-    return Kind.ARTIFACT
+        return ImageFormat.ARTIFACT if titled else ImageFormat.IMAGE
+    return ImageFormat.ARTIFACT

@@ -12,8 +12,8 @@ from typing import Any, Final
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidImage
 from modelimage.foreign.detect import DOCKER_MODEL_PREFIX, ForeignManifest
+from modelimage.foreign.layer_values import Mapped, diff_ids, filepath, raw_layer, tar_layer, unique
 from modelimage.foreign.model import ForeignLayer, Packing
-from modelimage.foreign.packing import Mapped, diff_ids, filepath, raw_layer, tar_layer, unique
 from modelimage.record import Role
 
 _TARS: Final = frozenset({"vllm.config.tar", "dir.tar"})

@@ -14,8 +14,8 @@ from typing import Any, Final
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidImage
 from modelimage.foreign.detect import ForeignManifest
+from modelimage.foreign.layer_values import Mapped, parse_digest, tar_layer, tar_packing
 from modelimage.foreign.model import ForeignLayer
-from modelimage.foreign.packing import Mapped, parse_digest, tar_layer, tar_packing
 from modelimage.record import Role
 
 _TYPE = re.compile(r"application/vnd\.kitops\.modelkit\.(\w+)\.v1\.tar(?:\+\w+)?")

@@ -14,15 +14,15 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
 from modelimage.foreign.limits import Limits
-from modelimage.foreign.overlay import Tree, View
+from modelimage.foreign.overlay import OverlaidFiles, Tree
 from modelimage.foreign.roles import role_of
 from modelimage.foreign.tarwalk import MemberKind, TarMember
-from modelimage.paths import MODELS_LINK, RECORD_NAME
+from modelimage.path_rules import MODELS_LINK, RECORD_NAME
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
 from modelimage.record import Role
 
 
-class Kind(Enum):
+class ImageFormat(Enum):
     """The format of an image, determined by its media types."""
 
     MODELPACK = "modelpack"
@@ -104,7 +104,7 @@ class ForeignModel:
 
     root: Descriptor
     manifest: Descriptor
-    kind: Kind
+    kind: ImageFormat
     layers: tuple[ForeignLayer, ...]
     files: tuple[ForeignFile, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class ForeignModel:
         raise InvalidInput(f"the image has no layer {digest}")
 
     def _with_files(self) -> ForeignModel:
-        is_image = self.kind is Kind.IMAGE
+        is_image = self.kind is ImageFormat.IMAGE
         tree = Tree(overlay=is_image, limits=self.limits)
         for number, layer in enumerate(self.layers):
             tree.add(number, _placed(layer))
@@ -163,7 +163,7 @@ class ForeignModel:
             left_out[RECORD_NAME] = "the name of the cache's own record"
         return replace(self, files=files, left_out=left_out)
 
-    def _files(self, view: View) -> list[ForeignFile]:
+    def _files(self, view: OverlaidFiles) -> list[ForeignFile]:
         return [
             _file(path, self.layers[node.layer], node.member)
             for path, node in view.files

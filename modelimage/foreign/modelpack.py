@@ -14,8 +14,7 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.foreign.detect import ForeignManifest
-from modelimage.foreign.model import ForeignLayer
-from modelimage.foreign.packing import (
+from modelimage.foreign.layer_values import (
     Mapped,
     diff_ids,
     filepath,
@@ -24,6 +23,7 @@ from modelimage.foreign.packing import (
     tar_packing,
     unique,
 )
+from modelimage.foreign.model import ForeignLayer
 from modelimage.record import Role
 
 _TYPE = re.compile(

@@ -17,7 +17,7 @@ from typing import Final
 from modelimage.errors import InvalidImage
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.tarwalk import MAX_DEPTH, MemberKind, TarMember
-from modelimage.paths import check_path
+from modelimage.path_rules import check_path
 
 _WHITEOUT: Final = ".wh."
 _AUFS: Final = ".wh..wh."
@@ -59,7 +59,7 @@ Node = FileNode | LinkNode | BadNode | DirectoryNode
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class OverlaidFiles:
     """The files below a root by path, sorted, and ignored paths with the reason."""
 
     files: tuple[tuple[str, FileNode], ...]
@@ -95,7 +95,7 @@ class Tree:
         found = self._resolve(tuple(path.split("/")))
         return isinstance(found[1], DirectoryNode) and bool(found[1].children)
 
-    def view(self, root: str = "") -> View:
+    def view(self, root: str = "") -> OverlaidFiles:
         """The files below a directory of the tree, with links resolved. Raises InvalidImage for unsafe members."""
         where, node = self._resolve(tuple(root.split("/")) if root else ())
         if not isinstance(node, DirectoryNode):
@@ -105,7 +105,7 @@ class Tree:
         left_out: dict[str, str] = {}
         self._visited = 0
         files = list(self._walk(where, node, (), (), left_out))
-        return View(tuple(sorted(files, key=lambda each: each[0])), left_out)
+        return OverlaidFiles(tuple(sorted(files, key=lambda each: each[0])), left_out)
 
     # Building
 

@@ -11,9 +11,9 @@ from modelimage.descriptor import Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidImage
-from modelimage.facts import file_facts
 from modelimage.foreign.derived import AS_PUBLISHED, DerivedRecord
 from modelimage.foreign.describe import describe_foreign
+from modelimage.model_facts import file_facts
 from modelimage.ranges import ByteRange
 from modelimage.record import ModelFacts
 from modelimage.repository import ImageReader

@@ -24,7 +24,7 @@ from modelimage.registry.credentials import (
     IdentityToken,
     RegistryToken,
 )
-from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
+from modelimage.registry.exchange import Body, Request, Response, Sender, WebOrigin
 
 # Seconds, if the token server states none (token.md).
 _DEFAULT_LIFETIME: Final = 60.0
@@ -66,7 +66,7 @@ def token_request(
     realm = challenge.parameters.get("realm", "")
     service = challenge.parameters.get("service", "")
     try:
-        Origin.parse(realm)
+        WebOrigin.parse(realm)
     except InvalidInput as error:
         raise RemoteRefused(
             f"the registry names no usable token server: {realm[:200]!r}"
@@ -104,7 +104,7 @@ class Authorizing:
     def __init__(
         self,
         inner: Sender,
-        registry: Origin,
+        registry: WebOrigin,
         credential: Callable[[], Credential | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,13 +125,13 @@ class Authorizing:
         sent = self._header(request.scopes)
         response = self._inner.send(request.with_header("Authorization", sent))
         # A 401 of a redirect's target is returned: only the registry may request our credentials.
-        if response.status != 401 or Origin.parse(response.url) != self._registry:
+        if response.status != 401 or WebOrigin.parse(response.url) != self._registry:
             return response
         offered = parse_challenges(response.header("WWW-Authenticate") or "")
         response.discard()
         renewed = self._renew(offered, request.scopes, sent)
         response = self._inner.send(request.with_header("Authorization", renewed))
-        if response.status == 401 and Origin.parse(response.url) == self._registry:
+        if response.status == 401 and WebOrigin.parse(response.url) == self._registry:
             response.discard()
             raise self._refused()
         return response

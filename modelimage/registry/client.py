@@ -30,12 +30,12 @@ from modelimage.referrers import (
     with_referrer,
 )
 from modelimage.registry import answers
-from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
-from modelimage.registry.memory import NoMemory, UploadMemory
+from modelimage.registry.blob_upload import BlobSender
+from modelimage.registry.exchange import Body, Request, Response, Sender, WebOrigin
 from modelimage.registry.profiles import RegistryProfile, profile_for
 from modelimage.registry.retry import Backoff
-from modelimage.registry.sending import BlobSender
 from modelimage.registry.upload import Uploader
+from modelimage.registry.upload_state import NoMemory, UploadMemory
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream, PassingContent
 
 _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
@@ -66,7 +66,7 @@ class RegistryRepository:
     def __init__(
         self,
         sender: Sender,
-        origin: Origin,
+        origin: WebOrigin,
         repository: str,
         options: RepositoryOptions | None = None,
     ) -> None:
@@ -323,7 +323,7 @@ class RegistryRepository:
         try:
             url = urljoin(base, link)
             # A page link must not direct requests to another host.
-            if Origin.parse(url) == self.origin:
+            if WebOrigin.parse(url) == self.origin:
                 return url
         except (ValueError, InvalidInput) as error:
             raise RemoteRefused(f"{self.origin} links to {link[:200]!r}") from error

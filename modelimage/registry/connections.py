@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from modelimage.registry.exchange import Origin, Sender
+from modelimage.registry.exchange import Sender, WebOrigin
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import Backoff, Environment, HostPauses, Retrying, RetryPolicy
 from modelimage.registry.transport import Network, Timeouts, TlsOptions, environment_proxy
@@ -21,7 +21,7 @@ class Connections:
         policy: RetryPolicy | None = None,
         environment: Environment | None = None,
         pauses: HostPauses | None = None,
-        proxy_for: Callable[[Origin], str | None] = environment_proxy,
+        proxy_for: Callable[[WebOrigin], str | None] = environment_proxy,
     ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._policy = policy or RetryPolicy()

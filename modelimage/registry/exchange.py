@@ -14,7 +14,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class WebOrigin:
     """Scheme, host and port: credentials are never sent to another origin than their own (RFC 6454)."""
 
     scheme: str
@@ -22,7 +22,7 @@ class Origin:
     port: int
 
     @classmethod
-    def parse(cls, url: str) -> Origin:
+    def parse(cls, url: str) -> WebOrigin:
         """The origin of an absolute http or https URL. Raises InvalidInput."""
         try:
             parts = urlsplit(url)
@@ -71,8 +71,8 @@ class Request:
     patience: float | None = None
 
     @property
-    def origin(self) -> Origin:
-        return Origin.parse(self.url)
+    def origin(self) -> WebOrigin:
+        return WebOrigin.parse(self.url)
 
     def with_header(self, name: str, value: str | None) -> Request:
         """A copy with one header set, or removed if `value` is None."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from modelimage.descriptor import Descriptor
 from modelimage.errors import RemoteRefused
 from modelimage.publication import Document
-from modelimage.registry.profiles import Limits, RegistryProfile, profile_for
+from modelimage.registry.profiles import RegistryLimits, RegistryProfile, profile_for
 
 # Layers are reported if they need a tenth of this rate or more to be sent within the registry's time limit.
 _ASSUMED_BYTES_PER_SECOND = 50 << 20
@@ -20,7 +20,7 @@ class RegistryLimit(RemoteRefused):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LimitFinding:
     """A limit that the image may exceed. `fatal`: the registry is certain to refuse it."""
 
     message: str
@@ -34,7 +34,7 @@ def findings(
     layer_sizes: Iterable[int],
     manifest_sizes: Iterable[int] = (),
     layer_count: int = 0,
-) -> list[Finding]:
+) -> list[LimitFinding]:
     """The limits of a registry that an image exceeds, fatal ones first. Sizes in bytes.
 
     `layer_count` is the largest number of layers in one manifest.
@@ -50,7 +50,7 @@ def findings(
 
 def check_image(
     host: str, manifests: Sequence[Document], blobs: Sequence[Descriptor]
-) -> list[Finding]:
+) -> list[LimitFinding]:
     """Raise RegistryLimit if the registry at `host` is certain to refuse the image; return the other findings."""
     found = findings(
         profile_for(host),
@@ -63,10 +63,10 @@ def check_image(
     return found
 
 
-def _layers(profile: RegistryProfile, largest: int) -> Iterable[Finding]:
+def _layers(profile: RegistryProfile, largest: int) -> Iterable[LimitFinding]:
     limits = profile.limits
     if limits.layer_bytes is not None and largest > limits.layer_bytes:
-        yield Finding(
+        yield LimitFinding(
             f"{profile.name} takes layers of at most {limits.layer_bytes} bytes; the largest here has {largest}",
             f"Build with --max-layer-size {limits.layer_bytes}, which shards the weights losslessly.",
             fatal=True,
@@ -75,7 +75,7 @@ def _layers(profile: RegistryProfile, largest: int) -> Iterable[Finding]:
         limits.upload_seconds and largest > limits.upload_seconds * _ASSUMED_BYTES_PER_SECOND // 10
     ):
         needed = largest / limits.upload_seconds / (1 << 20)
-        yield Finding(
+        yield LimitFinding(
             f"{profile.name} ends an upload after {limits.upload_seconds} s: the largest layer needs "
             f"{needed:.0f} MiB/s all the time",
             "On a slower line build with a smaller --max-layer-size.",
@@ -83,25 +83,25 @@ def _layers(profile: RegistryProfile, largest: int) -> Iterable[Finding]:
         )
 
 
-def _manifests(profile: RegistryProfile, largest: int) -> Iterable[Finding]:
+def _manifests(profile: RegistryProfile, largest: int) -> Iterable[LimitFinding]:
     limit = profile.limits.manifest_bytes
     if limit is not None and largest > limit:
-        yield Finding(
+        yield LimitFinding(
             f"{profile.name} takes manifests of at most {limit} bytes; the largest here has {largest}",
             "Put fewer layers into the image.",
             fatal=True,
         )
 
 
-def _count(limits: Limits, name: str, count: int) -> Iterable[Finding]:
+def _count(limits: RegistryLimits, name: str, count: int) -> Iterable[LimitFinding]:
     if limits.layers is not None and count > limits.layers:
-        yield Finding(
+        yield LimitFinding(
             f"{name} takes at most {limits.layers} layers; here are {count}",
             "Group the weight files into fewer layers.",
             fatal=True,
         )
     elif count > _MANY_LAYERS:
-        yield Finding(
+        yield LimitFinding(
             f"{count} layers are more than older container runtimes can stack (127)",
             "Group the weight files into fewer layers.",
             fatal=False,

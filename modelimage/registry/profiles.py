@@ -24,7 +24,7 @@ class UploadStyle(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RegistryLimits:
     """Limits of a registry; None if no limit is known. Sizes in bytes, times in seconds."""
 
     layer_bytes: int | None = None
@@ -40,7 +40,7 @@ class RegistryProfile:
     name: str
     hosts: tuple[str, ...]
     style: UploadStyle
-    limits: Limits = field(default_factory=Limits)
+    limits: RegistryLimits = field(default_factory=RegistryLimits)
     chunk_bytes: int = DEFAULT_CHUNK
 
 
@@ -52,20 +52,20 @@ PROFILES: Final = (
         "GitHub Container Registry",
         ("ghcr.io",),
         UploadStyle.MONOLITHIC,
-        Limits(layer_bytes=10 * 10**9, upload_seconds=600),
+        RegistryLimits(layer_bytes=10 * 10**9, upload_seconds=600),
     ),
     # The first chunk is treated as if it were the last (201).
     RegistryProfile(
         "Amazon ECR",
         ("*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.cn", "*.dkr-ecr.*.on.aws"),
         UploadStyle.MONOLITHIC,
-        Limits(layer_bytes=52_000 * MIB),
+        RegistryLimits(layer_bytes=52_000 * MIB),
     ),
     RegistryProfile(
         "Amazon ECR Public",
         ("public.ecr.aws",),
         UploadStyle.MONOLITHIC,
-        Limits(layer_bytes=10_000 * MIB),
+        RegistryLimits(layer_bytes=10_000 * MIB),
     ),
     # Doesn't support chunks.
     RegistryProfile(
@@ -77,16 +77,24 @@ PROFILES: Final = (
         "Azure Container Registry",
         ("*.azurecr.io", "*.azurecr.cn", "*.azurecr.us"),
         UploadStyle.MONOLITHIC,
-        Limits(layer_bytes=200 * GIB, manifest_bytes=4 * MIB),
+        RegistryLimits(layer_bytes=200 * GIB, manifest_bytes=4 * MIB),
     ),
-    RegistryProfile("Quay", ("quay.io",), UploadStyle.MONOLITHIC, Limits(layer_bytes=50 * 10**9)),
     RegistryProfile(
-        "GitLab", ("registry.gitlab.com",), UploadStyle.CHUNKED, Limits(manifest_bytes=4 * MIB)
+        "Quay", ("quay.io",), UploadStyle.MONOLITHIC, RegistryLimits(layer_bytes=50 * 10**9)
+    ),
+    RegistryProfile(
+        "GitLab",
+        ("registry.gitlab.com",),
+        UploadStyle.CHUNKED,
+        RegistryLimits(manifest_bytes=4 * MIB),
     ),
     RegistryProfile("Docker Hub", ("docker.io", "registry-1.docker.io"), UploadStyle.CHUNKED),
     # Recognized by name only: a Harbor can have any host name, but often has the word in it.
     RegistryProfile(
-        "Harbor", ("harbor.*", "*.harbor.*"), UploadStyle.CHUNKED, Limits(layer_bytes=32 * GIB)
+        "Harbor",
+        ("harbor.*", "*.harbor.*"),
+        UploadStyle.CHUNKED,
+        RegistryLimits(layer_bytes=32 * GIB),
     ),
 )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from urllib.parse import urljoin
 
 from modelimage.errors import InvalidInput, RemoteRefused
-from modelimage.registry.exchange import Origin, Request, Response, Sender
+from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
 
 _MAX_HOPS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -42,7 +42,7 @@ def next_hop(request: Request, status: int, location: str) -> Request:
         raise RemoteRefused(f"{here} redirects a {request.method} with status {status}")
     try:
         url = urljoin(request.url, location)
-        there = Origin.parse(url)
+        there = WebOrigin.parse(url)
     except (ValueError, InvalidInput) as error:
         raise RemoteRefused(f"{here} redirects to {location[:200]!r}") from error
     # A redirect must not downgrade a request made over TLS.

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from modelimage.errors import RateLimited, Unreachable
-from modelimage.registry.exchange import Origin, Request, Response, Sender
+from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
 
 _SLOW_DOWN = frozenset({429, 503})
 # Statuses that may pass with time; all others are final answers to the request.
@@ -65,17 +65,17 @@ class HostPauses:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until: dict[Origin, float] = {}
+        self._until: dict[WebOrigin, float] = {}
         self._lock = threading.Lock()
 
-    def pause(self, origin: Origin, seconds: float) -> None:
+    def pause(self, origin: WebOrigin, seconds: float) -> None:
         """Pause requests to a host for at least `seconds` from now."""
         with self._lock:
             until = self._clock() + seconds
             # The later end wins: a short pause must not cut a longer one that another thread was given.
             self._until[origin] = max(until, self._until.get(origin, until))
 
-    def remaining(self, origin: Origin) -> float:
+    def remaining(self, origin: WebOrigin) -> float:
         """Seconds left to wait; 0 if the host isn't paused."""
         with self._lock:
             return max(0.0, self._until.get(origin, 0.0) - self._clock())
@@ -134,7 +134,7 @@ class Retrying:
                 self._wait(error, origin, attempt, request.repeatable)
             attempt += 1
 
-    def _wait(self, error: Unreachable, origin: Origin, attempt: int, repeatable: bool) -> None:
+    def _wait(self, error: Unreachable, origin: WebOrigin, attempt: int, repeatable: bool) -> None:
         """Wait before the next try, or raise the error if there is none."""
         limited = isinstance(error, RateLimited)
         asked = error.retry_after if isinstance(error, RateLimited) else None
@@ -153,7 +153,7 @@ class Retrying:
             return response
         asked = parse_retry_after(response.header("Retry-After"), self._environment.now())
         response.discard()
-        host = Origin.parse(response.url)
+        host = WebOrigin.parse(response.url)
         if response.status in _SLOW_DOWN:
             raise RateLimited(
                 f"{host} asks to slow down ({response.status})",

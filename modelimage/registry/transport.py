@@ -23,7 +23,7 @@ import urllib3
 import urllib3.exceptions
 
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
-from modelimage.registry.exchange import Body, Origin, Request
+from modelimage.registry.exchange import Body, Request, WebOrigin
 
 _SEND_SLICE: Final = 256 << 10
 _READ_SLICE: Final = 64 << 10
@@ -50,7 +50,7 @@ class Timeouts:
     finish: float = 300.0
 
 
-def environment_proxy(origin: Origin) -> str | None:
+def environment_proxy(origin: WebOrigin) -> str | None:
     """The proxy for an origin according to HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
     if urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
         return None
@@ -64,7 +64,7 @@ class Network:
         self,
         tls: TlsOptions,
         timeouts: Timeouts,
-        proxy_for: Callable[[Origin], str | None] = environment_proxy,
+        proxy_for: Callable[[WebOrigin], str | None] = environment_proxy,
     ) -> None:
         self._tls = tls
         self._timeouts = timeouts
@@ -118,7 +118,7 @@ class Network:
 class NetworkResponse:
     """A Response that reads from its socket."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, origin: Origin) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, origin: WebOrigin) -> None:
         self._response = response
         self.url = url
         self._origin = origin
@@ -152,7 +152,7 @@ class NetworkResponse:
 class SocketStream:
     """A BlobStream of exactly `length` bytes on a socket."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, length: int, origin: Origin) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, length: int, origin: WebOrigin) -> None:
         self._response = response
         # urllib3's own readinto copies; http.client's, below it, reads directly into the buffer.
         self._raw: Any = response._fp  # type: ignore[attr-defined]
@@ -210,7 +210,7 @@ class SocketStream:
 
 
 @contextlib.contextmanager
-def network_errors(origin: Origin) -> Iterator[None]:
+def network_errors(origin: WebOrigin) -> Iterator[None]:
     """Map exceptions of urllib3, http.client and sockets to our classes; ours pass unchanged."""
     try:
         yield
@@ -241,7 +241,7 @@ def is_loopback(host: str) -> bool:
     return len(parts) == 4 and parts[0] == "127" and all(part.isdigit() for part in parts)
 
 
-def _no_talk(origin: Origin, error: Exception) -> Unreachable:
+def _no_talk(origin: WebOrigin, error: Exception) -> Unreachable:
     return Unreachable(
         f"can't talk to {origin}: {_reason(error)}", hint="Check the host name and the network."
     )

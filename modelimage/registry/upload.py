@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode, urljoin
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidInput, RemoteRefused, WeightyardError
 from modelimage.registry import answers
-from modelimage.registry.exchange import Body, Origin, Request, Response, Sender
+from modelimage.registry.exchange import Body, Request, Response, Sender, WebOrigin
 from modelimage.repository import BlobContent, PassingContent, StopRequested
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
@@ -220,7 +220,7 @@ def upload_url(base: str, location: str) -> str:
     """The URL for an upload. Raises RemoteRefused if it leaves encryption or is no URL."""
     try:
         url = urljoin(base, location)
-        here, there = Origin.parse(base), Origin.parse(url)
+        here, there = WebOrigin.parse(base), WebOrigin.parse(url)
     except (ValueError, InvalidInput) as error:
         raise RemoteRefused(f"the registry wants uploads sent to {location[:200]!r}") from error
     if here.encrypted and not there.encrypted:

@@ -1,4 +1,4 @@
-"""Engines other than the built-in one. Each runs in its own process; `collect` takes over its output."""
+"""Engines other than the built-in one. Each runs in its own process; `engine_output` takes over its output."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from modelimage.errors import EngineFailed
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
 from quantize.dequantize import TensorFile, source_rows
-from quantize.engines import llm_compressor, process
-from quantize.engines.collect import collect
+from quantize.engines import llm_compressor, worker_process
+from quantize.engines.engine_output import collect
 from quantize.errors import EngineMissing, broken_weights
 from quantize.plan import Plan
-from quantize.schemes import Engine, Method
+from quantize.schemes import Method, QuantizationEngine
 from quantize.sqnr import Energies
-from quantize.staging import Staging
+from quantize.staging_dir import Staging
 
 GPTQ_INSTALL: Final = "pip install 'weightyard[gptq]'"
-# GPTQModel's own pools need two workers each on any machine. Its arithmetic uses `Job.threads`.
+# GPTQModel's own pools need two workers each on any machine. Its arithmetic uses `EngineJob.threads`.
 GPTQ_MIN_WORKERS: Final = 2
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EngineJob:
     """The input of an engine."""
 
     checkpoint: Checkpoint
@@ -48,24 +48,24 @@ def gptq_installed() -> bool:
     return importlib.util.find_spec("gptqmodel") is not None
 
 
-def check_installed(engine: Engine, environment: Mapping[str, str]) -> None:
+def check_installed(engine: QuantizationEngine, environment: Mapping[str, str]) -> None:
     """Raises EngineMissing with the command that installs the engine."""
-    if engine is Engine.GPTQ and not gptq_installed():
+    if engine is QuantizationEngine.GPTQ and not gptq_installed():
         raise EngineMissing("GPTQModel isn't installed", hint=f"Run: {GPTQ_INSTALL}")
-    if engine is Engine.LLM_COMPRESSOR:
+    if engine is QuantizationEngine.LLM_COMPRESSOR:
         llm_compressor.interpreter(environment)
 
 
-def versions(engine: Engine, environment: Mapping[str, str]) -> dict[str, str]:
+def versions(engine: QuantizationEngine, environment: Mapping[str, str]) -> dict[str, str]:
     """The library versions that an engine's bytes depend on; none for the built-in one."""
-    if engine is Engine.GPTQ:
+    if engine is QuantizationEngine.GPTQ:
         return {name: importlib.metadata.version(name) for name in ("gptqmodel", "torch")}
-    if engine is Engine.LLM_COMPRESSOR:
+    if engine is QuantizationEngine.LLM_COMPRESSOR:
         return llm_compressor.versions(llm_compressor.interpreter(environment))
     return {}
 
 
-def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
+def run(engine: QuantizationEngine, job: EngineJob, staging: Staging) -> dict[str, Energies]:
     """Run an engine into the staging directory. Raises BrokenWeights, EngineMissing, EngineFailed."""
     if job.calibration is None:
         raise EngineFailed(f"{engine.value} needs calibration text")
@@ -87,13 +87,13 @@ def run(engine: Engine, job: Job, staging: Staging) -> dict[str, Energies]:
     scratch = staging.directory / ".scratch"
     scratch.mkdir(exist_ok=True)
     environment = dict(os.environ)
-    if engine is Engine.GPTQ:
+    if engine is QuantizationEngine.GPTQ:
         python, worker = sys.executable, _HERE / "gptq_worker.py"
         environment |= {"GPTQMODEL_CPU_WORKERS": str(max(job.threads, GPTQ_MIN_WORKERS))}
     else:
         python = str(llm_compressor.interpreter(environment))
         worker = _HERE / "llm_compressor_worker.py"
-    process.run_worker(
+    worker_process.run_worker(
         [python, str(worker)], document, environment, name=engine.value, scratch=scratch
     )
     rescaled = job.method is not None and job.method.rescales

@@ -1,7 +1,7 @@
 """Runs GPTQModel in its own process: `python gptq_worker.py < job.json`.
 
 Imports nothing of this distribution. The engine's threads, memory and changes to its libraries end with the process.
-`collect` reads its output directory and takes the quantized tensors alone.
+`engine_output` reads its output directory and takes the quantized tensors alone.
 """
 
 from __future__ import annotations

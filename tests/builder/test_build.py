@@ -10,7 +10,7 @@ import torch
 
 from builder.build import BuildOptions
 from builder.variants import EvaluationChoices, QuantizeChoices, chosen_variants
-from builder.verify import image_contents, verify_image
+from builder.verifier import image_contents, verify_image
 from modelimage.digest import Digest
 from modelimage.errors import InvalidCheckpoint, NotFound, UnknownVariant, UnsafePickle
 from modelimage.layout import Layout
@@ -276,7 +276,7 @@ def test_a_broken_off_variant_is_not_quantized_again(
     with pytest.raises(Interrupted):
         build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
     monkeypatch.undo()
-    monkeypatch.setattr("quantize.api.quantize_checkpoint", interrupt)
+    monkeypatch.setattr("quantize.quantizer.quantize_checkpoint", interrupt)
     build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
     assert_intact(tmp_path / "out")
 

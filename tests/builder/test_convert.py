@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builder.checkpoint import INDEX, WeightIndex, check_shards, read_header, read_json
+from builder.completeness import INDEX, WeightIndex, check_shards, read_header, read_json
 from builder.convert import convert, converted_name, converted_names, write_index
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.errors import HfHubHTTPError
 
-from builder.sources.base import SourceFile
-from builder.sources.hub import HubReference, HubSource, parse_hub
+from builder.sources.hub import HubModelSource, HubReference, parse_hub
+from builder.sources.interface import SourceFile
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
@@ -46,8 +46,8 @@ def name(unique_name: UniqueName) -> str:
     return unique_name("org/tiny")
 
 
-def source(hub: Hub, tmp_path: Path, name: str, revision: str | None = None) -> HubSource:
-    return HubSource(HubReference(name, revision), endpoint=hub.url, cache=tmp_path / "cache")
+def source(hub: Hub, tmp_path: Path, name: str, revision: str | None = None) -> HubModelSource:
+    return HubModelSource(HubReference(name, revision), endpoint=hub.url, cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_branch_a_tag_and_a_commit_are_revisions(
         assert opened.revision == commit
 
 
-def fails(opened: HubSource) -> WeightyardError:
+def fails(opened: HubModelSource) -> WeightyardError:
     with pytest.raises(WeightyardError) as caught:
         opened.list()
     assert "\n" not in caught.value.message
@@ -162,7 +162,7 @@ def test_a_hub_that_does_not_answer_is_unreachable(tmp_path: Path, name: str) ->
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    opened = HubSource(HubReference(name), endpoint=address, cache=tmp_path)
+    opened = HubModelSource(HubReference(name), endpoint=address, cache=tmp_path)
     assert isinstance(fails(opened), Unreachable)
 
 
@@ -198,7 +198,7 @@ def test_no_exception_of_the_library_leaves(
 
     monkeypatch.setattr("builder.sources.hub.hf_hub_download", fail)
     with pytest.raises(expected) as caught:
-        HubSource(HubReference("org/name")).fetch(SourceFile("a", 1), lambda _: None)
+        HubModelSource(HubReference("org/name")).fetch(SourceFile("a", 1), lambda _: None)
     assert caught.value.__cause__ is raised
     assert "\n" not in caught.value.message
 
@@ -209,7 +209,7 @@ def test_a_hub_that_says_when_to_come_back_is_quoted(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("builder.sources.hub.hf_hub_download", fail)
     with pytest.raises(RateLimited) as caught:
-        HubSource(HubReference("org/name")).fetch(SourceFile("a", 1), lambda _: None)
+        HubModelSource(HubReference("org/name")).fetch(SourceFile("a", 1), lambda _: None)
     assert caught.value.retry_after == 7
 
 

@@ -13,7 +13,7 @@ import pytest
 from builder.build import BuildOptions, BuildResult, BuildTools, build
 from builder.destination import open_destination
 from builder.digest_cache import DigestCache
-from builder.sources.base import Listing, RemoteFile, SourceFile
+from builder.sources.interface import Listing, RemoteFile, SourceFile
 from builder.sources.local import LocalSource
 from modelimage.access import Access, open_reader
 from modelimage.digest import Digest

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.destination import Destination, check_writable, preflight
-from builder.plan import PlannedFile, PlannedLayer, plan_layers
+from builder.layer_plan import PlannedFile, PlannedLayer, plan_layers
 from builder.publish import LayerSource, Sent, blob_bytes, send, set_tags
 from builder.reporter import Silent
 from modelimage.descriptor import Descriptor
@@ -23,7 +23,7 @@ from modelimage.errors import (
     NotWritable,
     RemoteRefused,
 )
-from modelimage.hashing import hash_layer
+from modelimage.hasher import hash_layer
 from modelimage.publication import Publication, publication
 from modelimage.record import ModelFacts, Record, RecordFile, RecordLayer, Role
 from modelimage.reference import LayoutReference, RegistryReference

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from builder.digest_cache import SETTLED_SECONDS, DigestCache
-from builder.plan import PlannedFile, PlannedLayer
-from modelimage.hashing import hash_layer
+from builder.layer_plan import PlannedFile, PlannedLayer
+from modelimage.hasher import hash_layer
 from modelimage.record import Role
 
 DIGESTS_LATER = 3600.0

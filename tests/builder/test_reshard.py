@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from builder.build import BuildOptions
-from builder.checkpoint import INDEX
-from builder.collect import Checkpoint, collect
-from builder.plan import MAX_WEIGHT_LAYERS, PlannedFile, plan_layers
+from builder.collect import CollectedCheckpoint, collect
+from builder.completeness import INDEX
+from builder.layer_plan import MAX_WEIGHT_LAYERS, PlannedFile, plan_layers
 from builder.reshard import LAYER_OVERHEAD, bounded_sizes, plan_parts, reshard
 from builder.sources.local import LocalSource
 from builder.survey import survey
@@ -30,7 +30,7 @@ from tests.builder.checkpoints import single, weights, write
 from tests.builder.reports import Remembering
 
 
-def checkpoint_of(source: Path, work: Path) -> Checkpoint:
+def checkpoint_of(source: Path, work: Path) -> CollectedCheckpoint:
     return collect(survey(LocalSource(source)), work, Remembering())
 
 
@@ -56,7 +56,7 @@ def source(tmp_path: Path) -> Path:
     return write(directory, {"model.safetensors": weights(TENSORS, "F32")})
 
 
-def weight_files(checkpoint: Checkpoint) -> dict[str, Path]:
+def weight_files(checkpoint: CollectedCheckpoint) -> dict[str, Path]:
     return {
         file.path: checkpoint.locations[file.path]
         for file in checkpoint.files

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from mlflow import MlflowClient
 
-from builder.sources.base import ModelSource, SourceFile
 from builder.sources.factory import open_source
+from builder.sources.interface import ModelSource, SourceFile
 from builder.sources.local import LocalSource
 from builder.sources.mlflow import (
     MlflowReference,

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from builder.build import BuildOptions, BuildTools, build
 from builder.destination import open_destination
 from builder.digest_cache import DigestCache
-from builder.sources.base import SourceFile
 from builder.sources.factory import open_source
+from builder.sources.interface import SourceFile
 from builder.sources.local import LocalSource
 from builder.sources.parts import PartFile
 from builder.sources.s3 import S3Reference, S3Settings, S3Source, _whole_checksum, parse_s3

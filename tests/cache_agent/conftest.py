@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_agent.peers.source import PeerSource
+from cache_agent.peers.peer_source import PeerSource
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.peers.serving import peer_source, serving
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
+from cache_agent.node.control_service import Service
 from cache_agent.node.node import Node, NodeOptions, NodeParts, SourcesOf, image_sources
-from cache_agent.node.service import Service
 from cache_agent.observability.events import Events
 from cache_agent.prewarm.node_status import status_without_agent
-from cache_agent.store.check import Checker, Finding
+from cache_agent.store.checker import Checker, Violation
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
@@ -85,7 +85,7 @@ class NodeFactory:
         return self.images[name]
 
 
-def findings(root: Path) -> list[Finding]:
+def findings(root: Path) -> list[Violation]:
     """What the checker says of a closed store, as it is on disk."""
     paths = StorePaths(root)
     if not paths.ledger.exists():

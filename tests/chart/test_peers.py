@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cache_agent.config import PeersSection, parse_config
-from cache_agent.peers.signing import parse_keys
+from cache_agent.peers.request_signatures import parse_keys
 from tests.chart.charting import find, pod_specs, render
 from tests.chart.helmserver import HelmServer
 from tests.chart.matrix import MATRIX

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cache_agent.config import parse_config
-from cache_agent.servers.csi.options import DRIVER
+from cache_agent.servers.csi.driver_options import DRIVER
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
 from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name

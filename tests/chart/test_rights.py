@@ -14,7 +14,7 @@ from tests.chart.charting import CHART, find, helm, render
 from tests.chart.matrix import MATRIX
 from tests.workspace.openapi import OLDEST
 from weightyard.commands.cleanup import cleanup
-from weightyard.definitions import definitions
+from weightyard.crds import definitions
 
 Json = dict[str, Any]
 AGENT = "system:serviceaccount:weightyard-system:weightyard-agent"

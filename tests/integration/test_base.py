@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from builder.base import open_base
+from builder.base_image import open_base
 from builder.build import BuildOptions, BuildResult
-from builder.verify import image_contents, verify_image
+from builder.verifier import image_contents, verify_image
 from modelimage import canonical
 from modelimage.access import Access, open_reader
 from modelimage.errors import NotFound

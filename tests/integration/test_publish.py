@@ -15,13 +15,13 @@ import pytest
 
 from builder.build import BuildOptions, BuildResult
 from builder.variants import QuantizeChoices
-from builder.verify import image_contents, read_record, verify_directory, verify_image
+from builder.verifier import image_contents, read_record, verify_directory, verify_image
 from modelimage import mediatypes
 from modelimage.access import Access, open_reader
 from modelimage.digest import Digest
 from modelimage.errors import NotFound
 from modelimage.layout import Layout
-from modelimage.paths import MODELS_LINK, RECORD_NAME
+from modelimage.path_rules import MODELS_LINK, RECORD_NAME
 from modelimage.reference import parse_registry
 from modelimage.resolve import resolve_model
 from tests.builder.building import build_here, weightyard

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from modelimage.descriptor import Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
-from modelimage.paths import check_model_path, parents
+from modelimage.path_rules import check_model_path, parents
 from modelimage.recipe import LayerFile, layer_recipe
 from modelimage.record import CHUNK_SIZE, ModelFacts, Record, RecordFile, RecordLayer, Role
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelimage.child import StallTimer, Work, read_stat, run_child, work_of
+from modelimage.child import ProcessActivity, StallTimer, read_stat, run_child, work_of
 from modelimage.errors import TimedOut
 from tests.servers.process import wait_until
 
 LIMIT = 100.0
-FORMER = Work(frozenset({7}), cpu=5.0, read=1 << 30, written=100)
+FORMER = ProcessActivity(frozenset({7}), cpu=5.0, read=1 << 30, written=100)
 
 
 class Clock:
@@ -49,7 +49,7 @@ def timer(clock: Clock) -> StallTimer:
         replace(FORMER, processes=frozenset()),
     ],
 )
-def test_progress_of_any_kind_starts_the_time_anew(progress: Work) -> None:
+def test_progress_of_any_kind_starts_the_time_anew(progress: ProcessActivity) -> None:
     clock = Clock()
     watch = timer(clock)
     clock.now = 99
@@ -63,7 +63,7 @@ def test_progress_of_any_kind_starts_the_time_anew(progress: Work) -> None:
 @pytest.mark.parametrize(
     "stirring", [FORMER, replace(FORMER, cpu=FORMER.cpu + 0.9), replace(FORMER, read=FORMER.read + 100)]
 )  # fmt: skip
-def test_the_stirring_of_a_program_that_waits_is_none(stirring: Work) -> None:
+def test_the_stirring_of_a_program_that_waits_is_none(stirring: ProcessActivity) -> None:
     clock = Clock()
     watch = timer(clock)
     clock.now = 101

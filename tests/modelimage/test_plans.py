@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelimage.compare import Change, compare
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.pruning import PrunePolicy, plan_prune, unreferenced, version_key
+from modelimage.image_diff import Change, compare
+from modelimage.prune_plan import PrunePolicy, plan_prune, unreferenced, version_key
 from modelimage.publication import Document
 from modelimage.push import plan_push
 from modelimage.record import Record
+from modelimage.registry.blob_upload import chunk_stop
 from modelimage.registry.preflight import RegistryLimit, check_image, findings
 from modelimage.registry.profiles import GIB, MIB, UNLISTED, UploadStyle, profile_for
-from modelimage.registry.sending import chunk_stop
 from modelimage.registry.upload import Session, Tally
 from tests.modelimage.strategies import descriptors, digests, records
 

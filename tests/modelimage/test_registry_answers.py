@@ -20,12 +20,12 @@ from modelimage.errors import (
 from modelimage.ranges import ByteRange
 from modelimage.referrers import make_artifact
 from modelimage.registry.client import RegistryRepository
-from modelimage.registry.exchange import Origin, Request
+from modelimage.registry.exchange import Request, WebOrigin
 from modelimage.repository import MAX_MANIFEST_BYTES
 from tests.modelimage.conformance import described
 from tests.modelimage.exchanges import Answer, ScriptedSender
 
-ORIGIN = Origin.parse("https://r.example")
+ORIGIN = WebOrigin.parse("https://r.example")
 MANIFEST = b'{"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}'
 FOUND = described(MANIFEST, mediatypes.OCI_MANIFEST)
 TYPED = {"Content-Type": mediatypes.OCI_MANIFEST}

@@ -22,7 +22,7 @@ from modelimage.errors import (
 )
 from modelimage.registry import answers
 from modelimage.registry.challenge import Challenge, parse_challenges
-from modelimage.registry.exchange import Body, Origin, Request
+from modelimage.registry.exchange import Body, Request, WebOrigin
 from modelimage.registry.redirect import FollowingRedirects, next_hop
 from modelimage.registry.retry import (
     Backoff,
@@ -320,15 +320,15 @@ def test_an_error_without_body_says_its_status() -> None:
     ],
 )
 def test_origins(url: str, text: str) -> None:
-    assert str(Origin.parse(url)) == text
-    assert Origin.parse(text) == Origin.parse(url)
+    assert str(WebOrigin.parse(url)) == text
+    assert WebOrigin.parse(text) == WebOrigin.parse(url)
 
 
 @given(st.text())
 def test_what_has_no_origin_is_invalid_input(text: str) -> None:
     for url in (text, f"https://{text}"):
         try:
-            Origin.parse(url)
+            WebOrigin.parse(url)
         except InvalidInput:
             continue
         assert url.lower().startswith(("http:", "https:"))

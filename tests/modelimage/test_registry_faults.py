@@ -17,10 +17,10 @@ from modelimage.reference import RegistryReference
 from modelimage.registry.client import RegistryRepository, RepositoryOptions
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
-from modelimage.registry.memory import NoMemory, UploadMemory
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
 from modelimage.registry.retry import HostPauses
 from modelimage.registry.transport import Timeouts, TlsOptions
+from modelimage.registry.upload_state import NoMemory, UploadMemory
 from modelimage.repository import BlobContent
 from modelimage.resolve import read_blob
 from tests.modelimage.conformance import BLOB, blob_content, described, put_image, read_all

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.errors import RemoteRefused
+from modelimage.registry.blob_upload import chunk_bytes, most_chunk
 from modelimage.registry.client import RegistryRepository
 from modelimage.registry.profiles import PROFILES, UNLISTED, RegistryProfile, profile_for
-from modelimage.registry.sending import chunk_bytes, most_chunk
 from modelimage.repository import PassingContent
 from tests.modelimage.conformance import BLOB, blob_content, described, read_all
 from tests.modelimage.test_registry_faults import CHUNK, Opener, through

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelimage.access import Access
-from modelimage.registry.memory import DirectoryMemory
+from modelimage.registry.upload_state import DirectoryMemory
 from modelimage.repository import BlobContent, StopRequested
 from tests.modelimage.conformance import BLOB, blob_content, described, read_all
 from tests.modelimage.test_registry_faults import (

@@ -16,7 +16,7 @@ from modelimage.registry.credentials import (
     IdentityToken,
     RegistryToken,
 )
-from modelimage.registry.exchange import Origin, Request
+from modelimage.registry.exchange import Request, WebOrigin
 from tests.modelimage.exchanges import Answer, ScriptedSender, VirtualTime
 
 HOST = "https://r.example"
@@ -39,7 +39,7 @@ class TokenWorld:
         self.sender = ScriptedSender(self._answer)
 
     def _answer(self, request: Request, _: int) -> Answer:
-        if request.origin == Origin.parse(HOST):
+        if request.origin == WebOrigin.parse(HOST):
             given = request.headers.get("Authorization")
             return Answer(200) if given == self.accepted else Answer(401, self.challenge)
         self.issued += 1
@@ -47,7 +47,7 @@ class TokenWorld:
         return Answer(200, {}, json.dumps(body).encode())
 
     def client(self, credential: Credential | None = ALICE) -> Authorizing:
-        return Authorizing(self.sender, Origin.parse(HOST), lambda: credential, self.time.clock)
+        return Authorizing(self.sender, WebOrigin.parse(HOST), lambda: credential, self.time.clock)
 
 
 GET = Request("GET", f"{HOST}/v2/m/x", scopes=PULL)
@@ -121,7 +121,7 @@ def test_a_registry_token_is_sent_as_it_is() -> None:
 def test_the_401_of_a_storage_host_is_no_challenge_to_us() -> None:
     foreign = Answer(401, BEARER, url="https://storage.example/x")
     sender = ScriptedSender(lambda *_: foreign)
-    client = Authorizing(sender, Origin.parse(HOST), lambda: ALICE)
+    client = Authorizing(sender, WebOrigin.parse(HOST), lambda: ALICE)
     assert client.send(GET).status == 401
     assert len(sender.requests) == 1
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from modelimage import tar
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.paths import parents
+from modelimage.path_rules import parents
 from modelimage.ranges import ByteRange
 from modelimage.recipe import (
     FileSlice,

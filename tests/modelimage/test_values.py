@@ -14,7 +14,7 @@ from modelimage import canonical
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
-from modelimage.paths import check_model_path, check_path, parents
+from modelimage.path_rules import check_model_path, check_path, parents
 from modelimage.ranges import ByteRange, parse_content_range, parse_range
 from modelimage.reference import (
     EngineReference,

@@ -12,13 +12,13 @@ import pytest
 
 from modelimage.errors import EngineFailed
 from modelimage.safetensors import build_header
-from quantize.api import Evaluation, QuantizeOptions, quantize_checkpoint
 from quantize.checkpoint import read_header
 from quantize.engines import llm_compressor
-from quantize.engines.process import run_worker
+from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, QualityTooLow
 from quantize.quality import Gates
-from quantize.schemes import Engine, Format, Scheme
+from quantize.quantizer import Evaluation, QuantizeOptions, quantize_checkpoint
+from quantize.schemes import Format, QuantizationEngine, Scheme
 
 
 def test_a_worker_that_fails_is_quoted(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_environment_without_the_engine() -> None:
 @pytest.mark.slow
 def test_a_gate_that_is_missed_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
     options = QuantizeOptions(
-        Scheme.INT4, engine=Engine.RTN, evaluation=Evaluation(Gates(min_top1=0.95))
+        Scheme.INT4, engine=QuantizationEngine.RTN, evaluation=Evaluation(Gates(min_top1=0.95))
     )
     with pytest.raises(QualityTooLow, match="top-1 agreement"):
         quantize_checkpoint(smollm2, tmp_path / "out", options)
@@ -104,7 +104,7 @@ def test_calibrating_twice_gives_the_same_bytes(
 ) -> None:
     """With engine, threads and processor pinned; on one core too, where GPTQModel wants two workers."""
     options = QuantizeOptions(
-        Scheme.INT4, engine=Engine.GPTQ, threads=threads, calibration_samples=30
+        Scheme.INT4, engine=QuantizationEngine.GPTQ, threads=threads, calibration_samples=30
     )
     first = quantize_checkpoint(shallow_model, tmp_path / "first", options)
     second = quantize_checkpoint(shallow_model, tmp_path / "elsewhere" / "second", options)

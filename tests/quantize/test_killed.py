@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quantize.api import QuantizeOptions, quantize_checkpoint
-from quantize.schemes import Engine, Format, Scheme
+from quantize.quantizer import QuantizeOptions, quantize_checkpoint
+from quantize.schemes import Format, QuantizationEngine, Scheme
 from tests.quantize import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ SHARDS = 6
 CHILD = """
 import sys
 from pathlib import Path
-from quantize.api import QuantizeOptions, quantize_checkpoint
+from quantize.quantizer import QuantizeOptions, quantize_checkpoint
 from quantize.schemes import Engine, Format, Scheme
 
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -59,7 +59,7 @@ def test_a_killed_run_is_continued(
 ) -> None:
     source, out = tmp_path / "src", tmp_path / "out"
     checkpoints.write(source, checkpoints.llama(), shards=SHARDS)
-    options = QuantizeOptions(scheme, format=format_, engine=Engine.RTN)
+    options = QuantizeOptions(scheme, format=format_, engine=QuantizationEngine.RTN)
     quantize_checkpoint(source, tmp_path / "whole", options)
 
     _kill_after_two_shards(source, out, scheme.value, format_.value, str(threads))

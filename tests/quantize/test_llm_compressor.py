@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantize.api import QuantizeOptions, QuantizeResult, quantize_checkpoint
 from quantize.dequantize import TensorFile
 from quantize.engines import llm_compressor
-from quantize.schemes import Engine, Method, Scheme
+from quantize.quantizer import QuantizeOptions, QuantizeResult, quantize_checkpoint
+from quantize.schemes import Method, QuantizationEngine, Scheme
 from tests.quantize import checkpoints, reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -60,7 +60,7 @@ def compress(
     boats = [f"{n} boats went out in the morning, {n} came back." for n in range(8)]
     text.write_text("\n\n".join(boats))
     options = QuantizeOptions(
-        scheme, engine=Engine.LLM_COMPRESSOR, method=method, calibration=text, threads=2
+        scheme, engine=QuantizationEngine.LLM_COMPRESSOR, method=method, calibration=text, threads=2
     )
     return quantize_checkpoint(source, place / "out", options)
 

@@ -16,7 +16,7 @@ from tests.quantize import checkpoints
 CHILD = """
 import sys
 from pathlib import Path
-from quantize.api import QuantizeOptions, quantize_checkpoint
+from quantize.quantizer import QuantizeOptions, quantize_checkpoint
 from quantize.schemes import Engine, Format, Scheme
 
 def status(field):

@@ -13,7 +13,6 @@ import pytest
 from safetensors import safe_open
 
 from modelimage.errors import Busy, InvalidCheckpoint, InvalidInput, NotFound, UnsafePickle
-from quantize.api import QuantizeOptions, quantize_checkpoint
 from quantize.engines import llm_compressor
 from quantize.errors import (
     AlreadyQuantized,
@@ -22,8 +21,9 @@ from quantize.errors import (
     QualityTooLow,
     UnsupportedArchitecture,
 )
-from quantize.schemes import NUMERICS, Engine, Format, Scheme
-from quantize.staging import open_staging
+from quantize.quantizer import QuantizeOptions, quantize_checkpoint
+from quantize.schemes import NUMERICS, Format, QuantizationEngine, Scheme
+from quantize.staging_dir import open_staging
 from tests.quantize import checkpoints, reference
 from tests.quantize.checkpoints import Model
 from tests.servers.process import wait_until
@@ -49,7 +49,7 @@ SCHEMES = [
 
 
 def rtn(scheme: Scheme = Scheme.INT4, **more: Any) -> QuantizeOptions:
-    return QuantizeOptions(scheme, engine=Engine.RTN, **more)
+    return QuantizeOptions(scheme, engine=QuantizationEngine.RTN, **more)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -191,9 +191,11 @@ NOT_FINITE = {"NaN": 0x7FC0, "infinity": 0x7F80, "minus infinity": 0xFF80}
 
 
 @pytest.mark.parametrize("bits", NOT_FINITE.values(), ids=NOT_FINITE)
-@pytest.mark.parametrize("engine", [Engine.RTN, Engine.LLM_COMPRESSOR], ids=lambda e: e.value)
+@pytest.mark.parametrize(
+    "engine", [QuantizationEngine.RTN, QuantizationEngine.LLM_COMPRESSOR], ids=lambda e: e.value
+)
 def test_what_is_not_finite_is_refused_by_name_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, engine: Engine
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, engine: QuantizationEngine
 ) -> None:
     """Whatever engine is asked for, and before another process is started."""
     monkeypatch.setenv(llm_compressor.VARIABLE, sys.executable)

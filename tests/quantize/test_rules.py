@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.safetensors import DTYPE_BITS, TensorInfo
-from quantize.architecture import Selection, select
+from quantize.architecture import TensorSelection, select
 from quantize.errors import IncompatibleOptions, UnsupportedArchitecture
 from quantize.formats import quantization_config
 from quantize.schemes import (
     NUMERICS,
-    Engine,
     Format,
     Method,
+    QuantizationEngine,
     Scheme,
     resolve_engine,
     resolve_format,
@@ -36,7 +36,7 @@ def tensor(name: str, *shape: int, dtype: str = "BF16") -> TensorInfo:
 
 def chosen(
     *tensors: TensorInfo, scheme: Scheme = Scheme.INT4, config: Any = None, group: int | None = None
-) -> Selection:
+) -> TensorSelection:
     format_ = Format.INT_QUANTIZED if scheme is Scheme.INT8 else Format.PACK_QUANTIZED
     return select(
         config or CONFIG, tensors, numeric=NUMERICS[scheme], format_=format_, group_size=group
@@ -174,20 +174,32 @@ def test_an_empty_quantization_config_says_nothing() -> None:
 
 
 def test_auto_engine() -> None:
-    assert resolve_engine(Scheme.INT8, Engine.AUTO, gptq_installed=True) is Engine.RTN
-    assert resolve_engine(Scheme.INT4, Engine.AUTO, gptq_installed=True) is Engine.GPTQ
-    assert resolve_engine(Scheme.INT4, Engine.AUTO, gptq_installed=False) is Engine.RTN
-    assert resolve_engine(Scheme.INT4, Engine.AUTO_GPTQ, gptq_installed=False) is Engine.GPTQ
+    assert (
+        resolve_engine(Scheme.INT8, QuantizationEngine.AUTO, gptq_installed=True)
+        is QuantizationEngine.RTN
+    )
+    assert (
+        resolve_engine(Scheme.INT4, QuantizationEngine.AUTO, gptq_installed=True)
+        is QuantizationEngine.GPTQ
+    )
+    assert (
+        resolve_engine(Scheme.INT4, QuantizationEngine.AUTO, gptq_installed=False)
+        is QuantizationEngine.RTN
+    )
+    assert (
+        resolve_engine(Scheme.INT4, QuantizationEngine.AUTO_GPTQ, gptq_installed=False)
+        is QuantizationEngine.GPTQ
+    )
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: resolve_engine(Scheme.INT8, Engine.GPTQ, gptq_installed=True),
-        lambda: resolve_format(Scheme.INT8, Format.GPTQ, Engine.RTN),
-        lambda: resolve_format(Scheme.INT4, Format.PACK_QUANTIZED, Engine.GPTQ),
-        lambda: resolve_method(Scheme.INT4, Method.SMOOTHQUANT, Engine.LLM_COMPRESSOR),
-        lambda: resolve_method(Scheme.INT4, Method.AWQ, Engine.RTN),
+        lambda: resolve_engine(Scheme.INT8, QuantizationEngine.GPTQ, gptq_installed=True),
+        lambda: resolve_format(Scheme.INT8, Format.GPTQ, QuantizationEngine.RTN),
+        lambda: resolve_format(Scheme.INT4, Format.PACK_QUANTIZED, QuantizationEngine.GPTQ),
+        lambda: resolve_method(Scheme.INT4, Method.SMOOTHQUANT, QuantizationEngine.LLM_COMPRESSOR),
+        lambda: resolve_method(Scheme.INT4, Method.AWQ, QuantizationEngine.RTN),
     ],
 )
 def test_what_does_not_go_together_says_what_does(call: Any) -> None:

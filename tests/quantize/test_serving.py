@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from quantize import evaluate
-from quantize.api import Evaluation, QuantizeOptions, plan_checkpoint, quantize_checkpoint
 from quantize.calibration import load_evaluation
 from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.evaluate import Evaluator, check_possible, check_served
-from quantize.schemes import Engine, Format, Scheme
+from quantize.quantizer import Evaluation, QuantizeOptions, plan_checkpoint, quantize_checkpoint
+from quantize.schemes import Format, QuantizationEngine, Scheme
 from tests.quantize import checkpoints
 from tests.servers.cpu import serves
 
@@ -33,7 +33,9 @@ def test_vllm_and_transformers_measure_the_same(smollm2: Path, tmp_path: Path) -
     text.write_text("\n\n".join(load_evaluation().samples[:3]))
     evaluation = Evaluation(text=text, evaluator=Evaluator.VLLM)
     wanted = (Scheme.INT4, Format.GPTQ) if serves("int4") else (Scheme.INT8, Format.INT_QUANTIZED)
-    options = QuantizeOptions(wanted[0], format=wanted[1], engine=Engine.RTN, evaluation=evaluation)
+    options = QuantizeOptions(
+        wanted[0], format=wanted[1], engine=QuantizationEngine.RTN, evaluation=evaluation
+    )
     result = quantize_checkpoint(smollm2, tmp_path / "model", options)
     served = result.quality.comparison
     assert served is not None
@@ -66,7 +68,9 @@ def test_what_vllm_does_not_serve_on_the_cpu_is_refused(
     tmp_path: Path, model: checkpoints.Model, scheme: Scheme, flags: frozenset[str], words: str
 ) -> None:
     checkpoints.write(tmp_path / "src", model)
-    _, plan, _ = plan_checkpoint(tmp_path / "src", QuantizeOptions(scheme, engine=Engine.RTN))
+    _, plan, _ = plan_checkpoint(
+        tmp_path / "src", QuantizeOptions(scheme, engine=QuantizationEngine.RTN)
+    )
     with pytest.raises(IncompatibleOptions, match=words) as caught:
         check_served(plan, "cpu", flags)
     assert "--evaluator transformers" in (caught.value.hint or "")
@@ -80,7 +84,9 @@ def test_what_vllm_serves_on_the_cpu_is_let_through(
     tmp_path: Path, scheme: Scheme, flags: frozenset[str] | None
 ) -> None:
     checkpoints.write(tmp_path / "src", checkpoints.llama())
-    _, plan, _ = plan_checkpoint(tmp_path / "src", QuantizeOptions(scheme, engine=Engine.RTN))
+    _, plan, _ = plan_checkpoint(
+        tmp_path / "src", QuantizeOptions(scheme, engine=QuantizationEngine.RTN)
+    )
     check_served(plan, "cpu", flags)
 
 
@@ -88,7 +94,7 @@ def test_an_evaluator_that_is_not_installed_is_named_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints.write(tmp_path / "src", checkpoints.llama())
-    options = QuantizeOptions(Scheme.INT8, engine=Engine.RTN)
+    options = QuantizeOptions(Scheme.INT8, engine=QuantizationEngine.RTN)
     _, plan, _ = plan_checkpoint(tmp_path / "src", options)
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: name != "vllm" or None)

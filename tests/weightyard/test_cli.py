@@ -177,7 +177,7 @@ def test_error_in_json() -> None:
         (RateLimited("x", retry_after=3), 11),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
-        (exits.Relayed("x", hint=None, code=13), 13),
+        (exits.RelayedError("x", hint=None, code=13), 13),
         (ZeroDivisionError("x"), 1),
     ],
 )
@@ -257,7 +257,7 @@ def test_every_error_has_an_exit_code() -> None:
     uncovered = [
         kind.__qualname__
         for kind in ours
-        if kind is not exits.Relayed and not exits.EXIT_CODES.keys() & set(kind.__mro__)
+        if kind is not exits.RelayedError and not exits.EXIT_CODES.keys() & set(kind.__mro__)
     ]
     assert uncovered == []
 
@@ -295,8 +295,8 @@ def test_table_aligns() -> None:
 
 
 def test_cli_reference_is_generated() -> None:
-    """docs/cli.md says what the program says; `python -m weightyard.reference > docs/cli.md` writes it anew."""
-    from weightyard.reference import reference  # noqa: PLC0415
+    """docs/cli.md says what the program says; `python -m weightyard.cli_reference > docs/cli.md` writes it anew."""
+    from weightyard.cli_reference import reference  # noqa: PLC0415
 
     assert (REPOSITORY / "docs" / "cli.md").read_text() == reference()
 

@@ -9,7 +9,7 @@ import pytest
 
 from modelimage.descriptor import Platform
 from modelimage.digest import Digest
-from modelimage.engine import Engine, archive, image_for
+from modelimage.docker_engine import DockerEngine, archive, image_for
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, Unreachable
 from modelimage.layout import Layout
 from modelimage.resolve import resolve_model
@@ -88,7 +88,7 @@ def test_an_engine_that_is_not_there_says_how_to_name_one(
     home: Path,
 ) -> None:
     with pytest.raises(Unreachable, match="docker engine"):
-        Engine({"DOCKER_HOST": f"unix://{tmp_path}/absent.sock"})
+        DockerEngine({"DOCKER_HOST": f"unix://{tmp_path}/absent.sock"})
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/absent.sock")
     failed = weightyard_here(capsys, "copy", f"oci:{built}:v1", "docker:m")
     assert (failed.code, "DOCKER_HOST" in failed.err) == (11, True)

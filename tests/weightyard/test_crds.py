@@ -11,7 +11,7 @@ from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from weightyard.cli import main
 from weightyard.commands import crds as command
-from weightyard.definitions import definitions
+from weightyard.crds import definitions
 from workspace.controller import handlers
 
 

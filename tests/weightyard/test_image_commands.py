@@ -20,7 +20,7 @@ from modelimage.reference import RegistryReference
 from modelimage.referrers import fallback_tag
 from tests.builder.building import Outcome, build_here, weightyard_here
 from tests.builder.checkpoints import single
-from tests.modelimage.test_signing import pem, public_pem
+from tests.modelimage.test_cosign import pem, public_pem
 from tests.servers import skopeo
 from tests.servers.faulty_registry import FaultyRegistry
 from tests.servers.registry import DockerRegistry

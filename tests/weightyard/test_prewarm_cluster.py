@@ -19,7 +19,7 @@ from weightyard.cli import main
 from weightyard.commands import prewarm as command
 from weightyard.kubectl import InvalidContext, refused
 from weightyard.prewarm_client import ClusterTarget
-from workspace.controller.api import RESOURCES
+from workspace.controller.kube_api import RESOURCES
 
 Json = dict[str, Any]
 IMAGE = "registry.example/team/llama:v1"

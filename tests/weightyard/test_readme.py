@@ -14,7 +14,7 @@ from tests.servers.process import child_environment, free_port
 from tests.workspace.samples import record
 from workspace.document import parse_workspace
 from workspace.hardware import asked_hardware
-from workspace.plan import choose_variant
+from workspace.launch_plan import choose_variant
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from modelimage.errors import InUse
 from modelimage.foreign import Packing

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from modelimage.errors import Busy, InvalidInput
 from tests.servers.process import wait_until
-from weightyard.up.hardware import local_hardware, parse_meminfo, parse_nvidia_smi
+from weightyard.up.inference_server import check_port, free_port, reachable
+from weightyard.up.local_hardware import local_hardware, parse_meminfo, parse_nvidia_smi
 from weightyard.up.phases import TRANSITIONS, Event, Phase, after
 from weightyard.up.process import (
     ProcessIdentity,
@@ -27,10 +28,9 @@ from weightyard.up.process import (
     session_members,
     stop_session,
 )
-from weightyard.up.server import check_port, free_port, reachable
 from weightyard.up.stages import cause, last_words, plain, stage_of
-from weightyard.up.state import Failure, State, WorkspaceDirectory, condition, is_running
-from weightyard.up.stop import Outcome, check_name, stop_workspace
+from weightyard.up.state import State, WorkspaceDirectory, WorkspaceFailure, condition, is_running
+from weightyard.up.stop import StopResult, check_name, stop_workspace
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(600)"
 FAMILY = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"
@@ -178,7 +178,7 @@ states = st.builds(
     started_at=st.floats(0, 1e12), host=texts, port=st.integers(0, 65535), engine=texts, variant=texts,
     key=texts, served_name=texts, model_dir=texts, server=st.none() | identities,
     ready_at=st.none() | st.floats(0, 1e12),
-    failure=st.none() | st.builds(Failure, texts, st.none() | texts, st.integers(0, 255)),
+    failure=st.none() | st.builds(WorkspaceFailure, texts, st.none() | texts, st.integers(0, 255)),
 )  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_one_supervisor_per_name(tmp_path: Path) -> None:
 
 
 def test_stopping_nothing(tmp_path: Path) -> None:
-    assert stop_workspace(WorkspaceDirectory(tmp_path, "a"), timeout=1) is Outcome.NOT_RUNNING
+    assert stop_workspace(WorkspaceDirectory(tmp_path, "a"), timeout=1) is StopResult.NOT_RUNNING
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])

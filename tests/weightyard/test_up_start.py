@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import pytest
 
-from modelimage.child import Work
+from modelimage.child import ProcessActivity
 from modelimage.errors import TimedOut
 from tests.weightyard.local import Terminal, workspace
-from weightyard.up import server as servers
-from weightyard.up.server import Server
-from workspace.plan import LaunchPlan
+from weightyard.up import inference_server as servers
+from weightyard.up.inference_server import Server
+from workspace.launch_plan import LaunchPlan
 
 SLEEPER = "import threading; threading.Event().wait()"
 
@@ -38,11 +38,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
         child.kill()
 
 
-def wait(server: Server, monkeypatch: pytest.MonkeyPatch, works: Iterator[Work]) -> list[Any]:
+def wait(
+    server: Server, monkeypatch: pytest.MonkeyPatch, works: Iterator[ProcessActivity]
+) -> list[Any]:
     """Wait with a clock that jumps 100 s a look, and a server that has done what `works` says; the looks taken."""
-    looks: list[Work] = []
+    looks: list[ProcessActivity] = []
 
-    def look(_pid: int, *, written: int = 0) -> Work:
+    def look(_pid: int, *, written: int = 0) -> ProcessActivity:
         looks.append(next(works))
         return looks[-1]
 
@@ -60,7 +62,7 @@ def test_a_server_at_work_is_waited_for_however_long(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two hundred looks, hours on the clock: only the user's stop ends it."""
-    works = (Work(cpu=3.0 * number) for number in itertools.count())
+    works = (ProcessActivity(cpu=3.0 * number) for number in itertools.count())
     with pytest.raises(servers.Stopped):
         wait(server, monkeypatch, works)
 
@@ -69,7 +71,8 @@ def test_a_server_that_stops_working_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     works = itertools.chain(
-        (Work(cpu=3.0 * n) for n in range(50)), itertools.repeat(Work(cpu=150.0))
+        (ProcessActivity(cpu=3.0 * n) for n in range(50)),
+        itertools.repeat(ProcessActivity(cpu=150.0)),
     )
     with pytest.raises(TimedOut, match="for 300 s it has written no log") as caught:
         wait(server, monkeypatch, works)
@@ -117,12 +120,12 @@ def test_a_cache_in_use_is_waited_for_until_its_owner_is_done(
 def test_a_driver_that_never_answers_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from weightyard.up import hardware  # noqa: PLC0415
+    from weightyard.up import local_hardware  # noqa: PLC0415
 
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!{sys.executable}\n{SLEEPER}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(hardware, "_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(local_hardware, "_STALL_SECONDS", 0.5)
     with pytest.raises(Exception, match=r"nvidia-smi has done nothing for 0\.5 s"):
-        hardware.local_hardware(cpu_only=False)
+        local_hardware.local_hardware(cpu_only=False)

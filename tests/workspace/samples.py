@@ -11,7 +11,7 @@ from workspace.render.release import (
     PinnedAdapter,
     PinnedModel,
     Release,
-    Resolved,
+    ResolvedImages,
     SiteFactory,
     plan_release,
     pod_site,
@@ -78,14 +78,14 @@ def workspace(name: str = "chat", *, namespace: str | None = "team-a", **spec: A
     return Workspace.model_validate(document(name, namespace=namespace, **spec))
 
 
-def resolved(each: Workspace, model: PinnedModel | None = None) -> Resolved:
+def resolved(each: Workspace, model: PinnedModel | None = None) -> ResolvedImages:
     """What the registry would say of a Workspace's images."""
     adapters = {
         adapter.name: PinnedAdapter(f"{adapter.image}@{digest}", digest)
         for adapter in each.spec.runtime.adapters
         for digest in [Digest.of(adapter.name.encode())]
     }
-    return Resolved(model or pinned(), adapters)
+    return ResolvedImages(model or pinned(), adapters)
 
 
 def release(

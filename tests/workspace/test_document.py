@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.api.document import parse_quantity
+from cache_agent.api.kube_objects import parse_quantity
 from modelimage.errors import InvalidInput
 from tests.workspace.samples import document
 from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_workspaces

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelimage.memory import estimate
+from modelimage.gpu_memory import estimate
 from modelimage.record import ModelFacts
 from workspace import crd
 from workspace.fit import Demand, choose

@@ -17,8 +17,8 @@ from tests.workspace import openapi, samples
 from weightyard.cli import main
 from weightyard.demo.synthetic import synthetic_checkpoint
 from workspace.images import resolve_workspace
-from workspace.render.building import build_job
-from workspace.render.kubernetes import Environment
+from workspace.render.builder_objects import build_job
+from workspace.render.kubernetes import SystemSettings
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt, build_arguments, image_of, variants
 
@@ -76,13 +76,13 @@ def test_a_port_is_no_tag() -> None:
 
 
 def container(workspace: Workspace) -> Json:
-    spec = build_job(workspace, Environment())["spec"]["template"]["spec"]
+    spec = build_job(workspace, SystemSettings())["spec"]["template"]["spec"]
     found: Json = spec["containers"][0]
     return found
 
 
 def test_the_job_is_one_that_every_server_takes_and_the_restricted_standard_allows() -> None:
-    job = build_job(of_hub(pullSecret="pull", build={**TO, "secret": "hub"}), Environment())
+    job = build_job(of_hub(pullSecret="pull", build={**TO, "secret": "hub"}), SystemSettings())
     assert [p for v in (openapi.OLDEST, openapi.NEWEST) for p in openapi.problems(job, v)] == []
     pod = job["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
@@ -95,10 +95,10 @@ def test_the_job_is_one_that_every_server_takes_and_the_restricted_standard_allo
 
 def test_another_build_is_another_job() -> None:
     jobs = [of_hub(), of_hub("org/b"), of_hub(pullSecret="x"), of_hub(build={**TO, "secret": "s"})]
-    assert len({build_job(each, Environment())["metadata"]["name"] for each in jobs}) == 4
+    assert len({build_job(each, SystemSettings())["metadata"]["name"] for each in jobs}) == 4
     # The pods' label job-name holds it, so it is at most 63 characters long.
     long = samples.workspace("w" * 52, model={"hub": "a/b", "build": TO})
-    assert len(build_job(long, Environment())["metadata"]["name"]) <= 63
+    assert len(build_job(long, SystemSettings())["metadata"]["name"]) <= 63
 
 
 @pytest.mark.servers

@@ -10,8 +10,8 @@ import click
 
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
-from workspace.activator.gate import Limits
-from workspace.activator.proxy import Activator, Options, serve
+from workspace.activator.gate import QueueLimits
+from workspace.activator.proxy import Activator, ProxyOptions, serve
 
 
 @click.command()
@@ -60,8 +60,8 @@ def activator(
         raise InvalidInput(
             f"not an address: {listen!r}", hint="Write HOST:PORT, such as 0.0.0.0:8000."
         )
-    limits = Limits(capacity=capacity, patience=patience)
-    options = Options(lambda: upstreams, health_path=health_path, limits=limits)
+    limits = QueueLimits(capacity=capacity, patience=patience)
+    options = ProxyOptions(lambda: upstreams, health_path=health_path, limits=limits)
     asyncio.run(_serve(console, Activator(options), host=host.strip("[]"), port=int(port)))
 
 

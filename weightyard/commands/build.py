@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from builder.base import mount_source, open_base
+from builder.base_image import mount_source, open_base
 from builder.build import BuildOptions, BuildPlan, BuildResult, BuildTools, plan_build
 from builder.build import build as build_image
 from builder.destination import Destination, open_destination, published_tags
@@ -262,7 +262,7 @@ def _destination(
     if not isinstance(target, EngineReference):
         return open_destination(target, reach, mount_from=mount_from)
     # Imported late: only builds into an engine need the extra with the docker SDK.
-    from builder.engine import EngineWriter  # noqa: PLC0415
+    from builder.engine_destination import EngineWriter  # noqa: PLC0415
 
     writer = EngineWriter(target.repository, os.environ, console)
     writer.check()

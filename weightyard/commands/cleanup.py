@@ -9,8 +9,8 @@ import aiohttp
 import click
 
 from weightyard.console import Console, pass_console
-from workspace.controller.api import KubernetesApi
 from workspace.controller.handlers import connect
+from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.uninstall import Installation, Removed, leave
 
 

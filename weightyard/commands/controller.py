@@ -17,9 +17,9 @@ from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from workspace.controller.handlers import connect
-from workspace.controller.health import Liveness, answering
-from workspace.controller.main import Options, run_controller
-from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, Environment
+from workspace.controller.health_server import Liveness, answering
+from workspace.controller.main import ControllerOptions, run_controller
+from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSettings
 
 
 @click.command()
@@ -55,9 +55,9 @@ def controller(
     if health and (not host or not port.isdecimal()):
         raise InvalidInput(f"not an address: {health!r}", hint="Write HOST:PORT.")
     liveness = Liveness(time.monotonic)
-    options = Options(
+    options = ControllerOptions(
         me=f"{socket.gethostname()}_{os.getpid()}",
-        environment=Environment(
+        environment=SystemSettings(
             system_namespace=namespace, image=image, builder_image=builder_image
         ),
         access=access,
@@ -68,7 +68,7 @@ def controller(
 
 
 async def _run(
-    console: Console, options: Options, liveness: Liveness, *, health: tuple[str, int]
+    console: Console, options: ControllerOptions, liveness: Liveness, *, health: tuple[str, int]
 ) -> None:
     """`health` is a host and a port; an empty host disables the health server."""
     stop = asyncio.Event()

@@ -118,9 +118,9 @@ def _into_engine(
     console: Console, reader: Place, start: _Reference, target: EngineReference
 ) -> None:
     # Imported late: only copies into an engine need the extra with the docker SDK.
-    from modelimage.engine import Engine, archive, image_for  # noqa: PLC0415
+    from modelimage.docker_engine import DockerEngine, archive, image_for  # noqa: PLC0415
 
-    engine = Engine(os.environ)
+    engine = DockerEngine(os.environ)
     try:
         image = image_for(reader, reader.resolve(start.name), engine.platform())
         name = target.name if target.tag else f"{target.name}:{DEFAULT_TAG}"

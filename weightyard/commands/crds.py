@@ -9,7 +9,7 @@ import click
 import yaml
 
 from weightyard.console import Console, pass_console
-from weightyard.definitions import definitions
+from weightyard.crds import definitions
 
 Json = dict[str, Any]
 
@@ -41,8 +41,8 @@ def crds(console: Console, *, apply_them: bool) -> None:
 async def _apply() -> list[Json]:
     import aiohttp  # noqa: PLC0415 - printing needs no client
 
-    from workspace.controller.api import KubernetesApi  # noqa: PLC0415
     from workspace.controller.handlers import connect  # noqa: PLC0415
+    from workspace.controller.kube_api import KubernetesApi  # noqa: PLC0415
 
     async with aiohttp.ClientSession() as session:
         api = KubernetesApi(session, connect)

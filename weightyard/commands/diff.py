@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from builder.quality import published_quality, quality_text
+from builder.quality_report import published_quality, quality_text
 from modelimage.access import Access, open_reader
-from modelimage.compare import Difference, compare
 from modelimage.errors import InvalidInput
+from modelimage.image_diff import Difference, compare
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.resolve import ResolvedModel, resolve_model
 from quantize.quality import Quality

@@ -10,7 +10,7 @@ from modelimage import durable
 from modelimage.access import Access, Place, open_place
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidInput
-from modelimage.paths import check_path
+from modelimage.path_rules import check_path
 from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import list_referrers, read_artifact

@@ -14,13 +14,13 @@ import click
 from cache_agent.store.space import Amount
 from weightyard import __version__
 from weightyard.console import Console, format_table, pass_console
-from weightyard.definitions import definitions
+from weightyard.crds import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
 from weightyard.doctor.clusters import ClusterQuery, ask
-from weightyard.doctor.finding import Finding, Level, PreflightFailed, fail
 from weightyard.doctor.gather import ProbePaths, gather
 from weightyard.doctor.node_checks import NodePurpose, check_node
 from weightyard.doctor.pods import Probe, Probing
+from weightyard.doctor.result import Finding, Level, PreflightFailed, fail
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import default_root
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cache_agent.api.wire import GcBody
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from cache_agent.store.space import Amount
 from modelimage.access import Access
 from weightyard.console import Console, pass_console

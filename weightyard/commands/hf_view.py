@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from cache_agent.servers.hub.view import make_view
 from modelimage import durable
 from modelimage.access import Access
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 from modelimage.record import Record
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, root_option

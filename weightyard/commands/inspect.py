@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from builder.quality import published_quality, quality_text
+from builder.quality_report import published_quality, quality_text
 from modelimage.access import Access, open_place
 from modelimage.errors import InvalidInput
 from modelimage.foreign import describe_foreign, is_ours

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cache_agent.api.wire import LeaseBody
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console

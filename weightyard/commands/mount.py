@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cache_agent.api.wire import LeaseBody, PullBody
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from cache_agent.mounter.manual import lease_id, mount_model, shown_at
 from modelimage.access import Access
 from modelimage.errors import Busy

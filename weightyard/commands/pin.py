@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, access_options, root_option

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import yaml
 
-from cache_agent.api.document import API_VERSION
+from cache_agent.api.kube_objects import API_VERSION
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console

@@ -13,7 +13,7 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.layout import Layout
 from modelimage.mediatypes import ANNOTATION_REF_NAME
-from modelimage.pruning import PrunePlan, PrunePolicy, plan_prune, unreferenced
+from modelimage.prune_plan import PrunePlan, PrunePolicy, plan_prune, unreferenced
 from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from weightyard.console import Console, pass_console

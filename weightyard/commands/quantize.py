@@ -9,24 +9,24 @@ import click
 
 from builder.sources.datasets import calibration_file
 from modelimage.errors import InvalidInput
-from quantize.api import (
+from quantize.evaluate import Evaluator
+from quantize.plan import Plan
+from quantize.quality import Comparison, Gates
+from quantize.quantizer import (
     Evaluation,
     QuantizeOptions,
     QuantizeResult,
     plan_checkpoint,
     quantize_checkpoint,
 )
-from quantize.evaluate import Evaluator
-from quantize.plan import Plan
-from quantize.quality import Comparison, Gates
 from quantize.rtn import Progress
-from quantize.schemes import Engine, Format, Method, Scheme
+from quantize.schemes import Format, Method, QuantizationEngine, Scheme
 from weightyard.console import Console, pass_console
 from weightyard.progress import Progress as Bar
 
 
 def _choice(
-    kind: type[Scheme] | type[Format] | type[Engine] | type[Method] | type[Evaluator],
+    kind: type[Scheme] | type[Format] | type[QuantizationEngine] | type[Method] | type[Evaluator],
 ) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
@@ -41,7 +41,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--format", "format_", type=_choice(Format), help="The checkpoint format.")
 @click.option(
     "--engine",
-    type=_choice(Engine),
+    type=_choice(QuantizationEngine),
     default="auto",
     help="Who computes the values.",
     show_default=True,
@@ -109,7 +109,7 @@ def _options(given: dict[str, Any]) -> QuantizeOptions:
     return QuantizeOptions(
         scheme=Scheme(given["scheme"]),
         format=Format(given["format_"]) if given["format_"] else None,
-        engine=Engine(given["engine"]),
+        engine=QuantizationEngine(given["engine"]),
         method=Method(given["method"]) if given["method"] else None,
         group_size=given["group_size"],
         calibration=calibration_file(given["calibration"]) if given["calibration"] else None,
@@ -136,7 +136,7 @@ def _advancing(bar: Bar) -> Progress:
     return advance
 
 
-def _plan_document(plan: Plan, engine: Engine) -> dict[str, Any]:
+def _plan_document(plan: Plan, engine: QuantizationEngine) -> dict[str, Any]:
     return {
         "architecture": plan.architecture,
         "scheme": plan.scheme.value,
@@ -150,7 +150,7 @@ def _plan_document(plan: Plan, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _plan_text(plan: Plan, engine: Engine) -> str:
+def _plan_text(plan: Plan, engine: QuantizationEngine) -> str:
     group = f", group {plan.group}" if plan.group else ""
     lines = [
         f"{plan.architecture} as {plan.scheme.value} ({plan.format.value}{group}) by {engine.value}",

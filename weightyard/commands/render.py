@@ -19,11 +19,11 @@ from weightyard.options import access_options, default_root
 from workspace.document import parse_workspace
 from workspace.hardware import Hardware, asked_hardware
 from workspace.images import resolve_workspace
+from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
-from workspace.render.kubernetes import AGENT_IMAGE, Environment
+from workspace.render.kubernetes import AGENT_IMAGE, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
-from workspace.render.local import render_up
 from workspace.render.release import Release, SiteFactory, plan_release, pod_site, store_site
 from workspace.schema import Workspace
 
@@ -72,7 +72,7 @@ def render(
         console.say(
             f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it"
         )
-    environment = Environment(system_namespace=system_namespace, agent_image=agent_image)
+    environment = SystemSettings(system_namespace=system_namespace, agent_image=agent_image)
     documents = _documents(workspace, release, target=target, environment=environment)
     console.result(
         documents if len(documents) > 1 else documents[0],
@@ -81,7 +81,7 @@ def render(
 
 
 def _documents(
-    workspace: Workspace, release: Release, *, target: str, environment: Environment
+    workspace: Workspace, release: Release, *, target: str, environment: SystemSettings
 ) -> list[dict[str, Any]]:
     if target == "kubernetes":
         return render_kubernetes(workspace, release, environment)

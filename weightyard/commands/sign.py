@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from modelimage import durable, signing
+from modelimage import cosign, durable
 from modelimage.access import Access, open_place
 from modelimage.errors import InvalidInput
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
@@ -47,7 +47,7 @@ def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
     with durable.reading(key):
         pem = key.read_bytes()
     password = os.environ.get(PASSWORD_VARIABLE)
-    private = signing.load_private_key(pem, password.encode() if password else None)
+    private = cosign.load_private_key(pem, password.encode() if password else None)
     place = open_place(reference, access)
     subject = place.resolve(reference.name)
     name = (
@@ -55,6 +55,6 @@ def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
         if isinstance(reference, RegistryReference)
         else reference.path.name
     )
-    digest = signing.sign(place, place, subject, private, name=name)
+    digest = cosign.sign(place, place, subject, private, name=name)
     document = {"image": image, "digest": str(subject.digest), "signature": str(digest)}
     console.result(document, f"Signed {subject.digest}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cache_agent.daemon.cache import open_cache
+from cache_agent.daemon.cache_api import open_cache
 from cache_agent.mounter.manual import lease_id, unmount_model
 from modelimage.access import Access
 from modelimage.errors import NotFound

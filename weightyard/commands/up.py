@@ -17,9 +17,9 @@ from weightyard.exits import INTERRUPTED
 from weightyard.options import access_options, default_root, root_option
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
-from weightyard.up.hardware import local_hardware
+from weightyard.up.local_hardware import local_hardware
 from weightyard.up.state import State, WorkspaceDirectory
-from weightyard.up.supervisor import STALL_SECONDS, Options, Supervisor
+from weightyard.up.supervisor import STALL_SECONDS, RunOptions, Supervisor
 from workspace.document import parse_workspace
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
@@ -91,7 +91,7 @@ def up(
         return
     supervisor = Supervisor(
         workspace,
-        options=Options(
+        options=RunOptions(
             root=root, host=host, port=port, python=python, grace=grace,
             hardware=_hardware(console, workspace, cpu=cpu), start_timeout=start_timeout,
         ),
@@ -118,7 +118,7 @@ def _with_image(
     """The workspace with an image as its model. The builder, an extra, is imported only for sources."""
     if source_uri(workspace.spec.model) is None:
         return workspace
-    from weightyard.up.build import with_image  # noqa: PLC0415
+    from weightyard.up.image_build import with_image  # noqa: PLC0415
 
     return with_image(workspace, root=root, access=access, console=console)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from builder.verify import (
+from builder.verifier import (
     Verification,
     image_contents,
     read_record,
@@ -17,7 +17,7 @@ from builder.verify import (
 from modelimage.access import Access, open_reader
 from modelimage.errors import InvalidInput
 from modelimage.foreign import describe_foreign, is_ours
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, parse_image
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
@@ -68,7 +68,7 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
 
 def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> None:
     # Imported late: only signatures need the extra with the cryptography package.
-    from modelimage import signing  # noqa: PLC0415
+    from modelimage import cosign  # noqa: PLC0415
 
     reference = parse_image(target)
     if Path(target).is_dir() or isinstance(reference, EngineReference):
@@ -77,8 +77,8 @@ def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> Non
             hint="Give --key with an image: oci:DIR:TAG or a registry's.",
         )
     reader = open_reader(reference, access)
-    accepted = [signing.load_public_key(path.read_bytes()) for path in keys]
-    signing.verify(reader, reader.resolve(reference.name), accepted)
+    accepted = [cosign.load_public_key(path.read_bytes()) for path in keys]
+    cosign.verify(reader, reader.resolve(reference.name), accepted)
 
 
 def _image(console: Console, target: str, access: Access) -> Verification:

@@ -35,7 +35,7 @@ class WrongAnswer(EngineFailed):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Completion:
     """The server's answer, and its number of tokens."""
 
     text: str
@@ -60,7 +60,7 @@ class Demo:
     def root(self) -> Path:
         return self.directory / "store"
 
-    def run(self) -> Answer:
+    def run(self) -> Completion:
         """Runs all steps. Raises a step's errors, and WrongAnswer for an unexpected answer."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with self._step("checkpoint", "SmolLM2-135M-Instruct as a Hugging Face checkpoint"):
@@ -124,7 +124,7 @@ class Demo:
         )
 
 
-def ask(url: str, prompt: str) -> Answer:
+def ask(url: str, prompt: str) -> Completion:
     """Requests the greedy continuation of a prompt, without a time limit. Raises Unreachable, EngineFailed."""
     body = {"model": NAME, "prompt": prompt, "max_tokens": 8, "temperature": 0, "stop": "\n"}
     with urllib3.PoolManager(retries=False) as http:
@@ -135,11 +135,11 @@ def ask(url: str, prompt: str) -> Answer:
     with suppress(ValueError, KeyError, IndexError, TypeError):
         document: dict[str, Any] = json.loads(reply.data)
         tokens = int(document["usage"]["completion_tokens"])
-        return Answer(str(document["choices"][0]["text"]), tokens)
+        return Completion(str(document["choices"][0]["text"]), tokens)
     raise EngineFailed(f"the server answered {reply.status}: {reply.data[:200]!r}")
 
 
-def summary(times: Mapping[str, float], answer: Answer) -> str:
+def summary(times: Mapping[str, float], answer: Completion) -> str:
     """The final table of times, and the answer."""
     rows = [(name, format_duration(seconds)) for name, seconds in times.items()]
     rows.append(("total", format_duration(sum(times.values()))))

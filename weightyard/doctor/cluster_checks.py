@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from weightyard.doctor.finding import Finding, fail, ok, warn
+from weightyard.doctor.result import Finding, fail, ok, warn
 
 Json = dict[str, Any]
 OLDEST: Final = (1, 25)

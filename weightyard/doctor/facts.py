@@ -14,7 +14,7 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Disk(_Facts):
+class DiskFacts(_Facts):
     """The disk of the cache. The rates come from one small file, written through and read past the page cache.
 
     `problem` says why the trial failed. `nodefs` and `imagefs`: whether the cache shares the filesystem of kubelet, or
@@ -81,7 +81,7 @@ class Gpus(_Facts):
     engine: str | None = None
 
 
-class NodeFacts(_Facts):
+class HostFacts(_Facts):
     """All facts of a node that the checks use. `selinux` is enforcing, permissive or None (off).
 
     `cpu_flags` are the CPU's instruction sets that decide which variants it can serve.
@@ -89,7 +89,7 @@ class NodeFacts(_Facts):
 
     node: str
     kernel: str
-    disk: Disk
+    disk: DiskFacts
     kubelet: Kubelet
     clock: Clock = Clock()
     nics: tuple[Nic, ...] = ()

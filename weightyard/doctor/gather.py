@@ -22,7 +22,7 @@ from typing import Final
 from modelimage.cpus import FLAGS, local_cpu_flags
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
-from weightyard.doctor.facts import Clock, Containerd, Disk, Gpus, Kubelet, Nic, NodeFacts
+from weightyard.doctor.facts import Clock, Containerd, DiskFacts, Gpus, HostFacts, Kubelet, Nic
 
 # Locations of containerd's and kubelet's configuration in Kubernetes distributions.
 _CONTAINERD: Final = (
@@ -52,11 +52,11 @@ class ProbePaths:
     api_ca: Path | None = None
 
 
-def gather(places: ProbePaths) -> NodeFacts:
+def gather(places: ProbePaths) -> HostFacts:
     """This node's facts. Raises nothing: unreadable facts stay unknown."""
     host = places.host
     mountinfo = _text(Path("/proc/self/mountinfo"))
-    return NodeFacts(
+    return HostFacts(
         node=os.environ.get("NODE_NAME") or socket.gethostname(),
         kernel=os.uname().release,
         disk=_disk(places, mountinfo),
@@ -71,12 +71,12 @@ def gather(places: ProbePaths) -> NodeFacts:
     )  # fmt: skip
 
 
-def _disk(places: ProbePaths, mountinfo: str) -> Disk:
+def _disk(places: ProbePaths, mountinfo: str) -> DiskFacts:
     place = _existing(places.store)
     space = os.statvfs(place)
     mount = parsing.mount_of(mountinfo, PurePosixPath(place))
     trial = try_disk(place, places.trial)
-    return Disk(
+    return DiskFacts(
         path=str(places.store),
         filesystem=mount.filesystem if mount else None,
         read_only=bool(space.f_flag & os.ST_RDONLY),

@@ -13,8 +13,8 @@ from typing import Final
 from cache_agent.store.space import Amount, human
 from modelimage.cpus import KERNELS, cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
-from weightyard.doctor.facts import NodeFacts
-from weightyard.doctor.finding import Finding, fail, ok, warn
+from weightyard.doctor.facts import HostFacts
+from weightyard.doctor.result import Finding, fail, ok, warn
 
 SLOW_READ: Final = 0.5e9
 SLOW_WRITE: Final = 0.3e9
@@ -35,15 +35,15 @@ class NodePurpose:
     min_free: Amount
 
 
-Check = Callable[[NodeFacts, NodePurpose], Finding]
+Check = Callable[[HostFacts, NodePurpose], Finding]
 
 
-def check_node(facts: NodeFacts, wanted: NodePurpose) -> list[Finding]:
+def check_node(facts: HostFacts, wanted: NodePurpose) -> list[Finding]:
     """All findings that apply to such a node, in the order in which failures would occur."""
     return [check(facts, wanted) for check in (CLUSTER_NODE if wanted.in_cluster else MACHINE)]
 
 
-def kernel(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def kernel(facts: HostFacts, wanted: NodePurpose) -> Finding:
     numbers = re.match(r"(\d+)\.(\d+)", facts.kernel)
     if numbers is None:
         return warn("kernel", facts.kernel, "Make sure that it is Linux 5.12 or newer.")
@@ -56,7 +56,7 @@ def kernel(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("kernel", facts.kernel)
 
 
-def kubelet_directory(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def kubelet_directory(facts: HostFacts, wanted: NodePurpose) -> Finding:
     kubelet = facts.kubelet
     if not kubelet.found or not kubelet.pods:
         return fail(
@@ -71,7 +71,7 @@ def kubelet_directory(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("kubelet directory", kubelet.path)
 
 
-def csi_registration(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def csi_registration(facts: HostFacts, wanted: NodePurpose) -> Finding:
     where = f"{facts.kubelet.path}/plugins_registry"
     if not facts.kubelet.registration:
         return fail(
@@ -80,7 +80,7 @@ def csi_registration(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("CSI registration", where)
 
 
-def filesystem(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def filesystem(facts: HostFacts, wanted: NodePurpose) -> Finding:
     disk = facts.disk
     seen = f"{disk.filesystem or 'unknown'} at {disk.path}, {human(disk.total)}"
     move = "Put the cache on a local disk (agent.hostPath, or --root)."
@@ -93,7 +93,7 @@ def filesystem(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("filesystem", seen)
 
 
-def hard_links(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def hard_links(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if facts.disk.hard_links is None:
         why = facts.disk.problem or "not tried"
         return warn("hard links", why, "Make the directory writable and run this again.")
@@ -106,7 +106,7 @@ def hard_links(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("hard links", "supported")
 
 
-def disk_speed(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def disk_speed(facts: HostFacts, wanted: NodePurpose) -> Finding:
     disk = facts.disk
     if disk.problem is not None:
         return warn("disk speed", disk.problem, "Repair that, and run this again.")
@@ -118,7 +118,7 @@ def disk_speed(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("disk speed", seen)
 
 
-def free_space(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def free_space(facts: HostFacts, wanted: NodePurpose) -> Finding:
     """Checks free space, and the cache's minimum free space against kubelet's eviction thresholds."""
     disk = facts.disk
     min_free = wanted.min_free.of(disk.total)
@@ -136,7 +136,7 @@ def free_space(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return warn("free space", seen, advice) if min_free == threshold else ok("free space", seen)
 
 
-def clock(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def clock(facts: HostFacts, wanted: NodePurpose) -> Finding:
     """Checks the clock: tokens, signatures and certificates depend on it."""
     found, keep = facts.clock, "Run an NTP client (chrony, systemd-timesyncd)."
     # The offset comes first: a clock can be synchronized to a wrong source.
@@ -151,7 +151,7 @@ def clock(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     )
 
 
-def network(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def network(facts: HostFacts, wanted: NodePurpose) -> Finding:
     known = [nic for nic in facts.nics if nic.rate is not None]
     if not known:
         return ok(
@@ -169,7 +169,7 @@ def network(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("network", seen)
 
 
-def containerd(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def containerd(facts: HostFacts, wanted: NodePurpose) -> Finding:
     found, where = facts.containerd, "[plugins.'io.containerd.cri.v1.images'.registry]"
     if found.problem is not None:
         return warn(
@@ -197,7 +197,7 @@ def containerd(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("containerd", f"config_path {found.config_path}")
 
 
-def access_control(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def access_control(facts: HostFacts, wanted: NodePurpose) -> Finding:
     kinds = [f"SELinux {facts.selinux}" if facts.selinux else "", "AppArmor" if facts.apparmor else ""]  # fmt: skip
     seen = ", ".join(filter(None, kinds)) or "neither SELinux nor AppArmor"
     if facts.selinux == "enforcing":
@@ -205,7 +205,7 @@ def access_control(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("access control", seen)
 
 
-def gpus(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def gpus(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if not facts.gpus.count:
         return warn(
             "GPUs",
@@ -215,7 +215,7 @@ def gpus(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("GPUs", f"{facts.gpus.count}, driver {facts.gpus.driver or 'of unknown version'}")
 
 
-def cpu(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
     """Checks which variants vLLM can serve on the CPU, on nodes without GPUs."""
     if facts.gpus.count:
         return ok("CPU", "models are served on the GPUs")
@@ -243,7 +243,7 @@ def cpu(facts: NodeFacts, wanted: NodePurpose) -> Finding:
     return ok("CPU", f"vLLM serves {', '.join(runs)} on it")
 
 
-def engine(facts: NodeFacts, wanted: NodePurpose) -> Finding:
+def engine(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if facts.gpus.engine is None:
         return warn(
             "vLLM",
@@ -262,7 +262,7 @@ MACHINE: Final[tuple[Check, ...]] = (
 )  # fmt: skip
 
 
-def _threshold(facts: NodeFacts) -> tuple[str, int | None]:
+def _threshold(facts: HostFacts) -> tuple[str, int | None]:
     """The highest of kubelet's thresholds that apply to the cache's disk, in bytes."""
     shared = {"nodefs.available": facts.disk.nodefs, "imagefs.available": facts.disk.imagefs}
     given = facts.kubelet.eviction_hard or DEFAULT_THRESHOLDS

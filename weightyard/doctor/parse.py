@@ -17,7 +17,7 @@ _REGISTRIES: Final = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
+class MountPoint:
     """One line of mountinfo. `shared`: mounts propagate to or from its peer group."""
 
     at: str
@@ -26,16 +26,16 @@ class Mount:
     shared: bool
 
 
-def mount_of(mountinfo: str, path: PurePosixPath) -> Mount | None:
+def mount_of(mountinfo: str, path: PurePosixPath) -> MountPoint | None:
     """The mount that contains a path (proc(5), mountinfo). Of two at one path, the later is on top."""
-    best: Mount | None = None
+    best: MountPoint | None = None
     for found in _mounts(mountinfo):
         if path.is_relative_to(found.at) and (best is None or len(found.at) >= len(best.at)):
             best = found
     return best
 
 
-def _mounts(text: str) -> Iterator[Mount]:
+def _mounts(text: str) -> Iterator[MountPoint]:
     for line in text.splitlines():
         fields, _, rest = line.partition(" - ")
         parts, kind = fields.split(" "), rest.split(" ")
@@ -43,7 +43,7 @@ def _mounts(text: str) -> Iterator[Mount]:
             at = parts[4].encode().decode("unicode_escape")  # spaces are written as \040
             shared = any(each.startswith(("shared:", "master:")) for each in parts[6:])
             read_only = "ro" in parts[5].split(",") or "ro" in kind[2].split(",")
-            yield Mount(at, kind[0], read_only, shared)
+            yield MountPoint(at, kind[0], read_only, shared)
 
 
 def containerd_of(where: str, text: str) -> Containerd:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from modelimage.errors import NotFound
-from weightyard.doctor.facts import NodeFacts
+from weightyard.doctor.facts import HostFacts
 from weightyard.kubectl import Kubectl
 
 Json = dict[str, Any]
@@ -102,9 +102,9 @@ class Probing:
     sleep: Callable[[float], None] = time.sleep
     _made: dict[str, str] = field(default_factory=dict)
 
-    def gather(self, nodes: Iterable[str]) -> Mapping[str, NodeFacts | str]:
+    def gather(self, nodes: Iterable[str]) -> Mapping[str, HostFacts | str]:
         """Each node's facts, or the reason why there are none. All pods are deleted afterwards, in every case."""
-        found: dict[str, NodeFacts | str] = {}
+        found: dict[str, HostFacts | str] = {}
         self._sweep()
         try:
             for number, node in enumerate(nodes):
@@ -142,11 +142,11 @@ class Probing:
             if waiting:
                 self.sleep(_POLL_SECONDS)
 
-    def _told(self, name: str, pod: Json) -> NodeFacts | str:
+    def _told(self, name: str, pod: Json) -> HostFacts | str:
         """The facts that a pod printed, or its error."""
         try:
             lines = self.cluster.text(self._path(name) + "/log?container=doctor").splitlines()
-            return NodeFacts.model_validate_json(lines[-1] if lines else "")
+            return HostFacts.model_validate_json(lines[-1] if lines else "")
         except NotFound as error:
             return error.message
         except ValidationError:

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Final
 
 from cache_agent.api.wire import LeaseBody, PullBody, PullDone, PullProgress
-from cache_agent.daemon.cache import Cache, open_cache
+from cache_agent.daemon.cache_api import Cache, open_cache
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, InvalidInput, NotFound, Unreachable
 from modelimage.foreign import DerivedRecord, is_ours, parse_record, served_from_directory
-from modelimage.paths import RECORD_NAME
+from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, ImageReference, parse_image
 from modelimage.resolve import resolve_root
 from weightyard.console import Console
 from weightyard.pull_progress import follow
-from weightyard.up.cache import Cached
+from weightyard.up.cache_access import Cached
 from weightyard.up.process import ProcessIdentity
 from workspace.servable import Servable
 

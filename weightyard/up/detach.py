@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from weightyard.console import Console
-from weightyard.exits import Relayed
+from weightyard.exits import RelayedError
 from weightyard.progress import Progress
+from weightyard.up.inference_server import POLL
 from weightyard.up.phases import Phase
-from weightyard.up.server import POLL
 from weightyard.up.state import State, WorkspaceDirectory, is_running, runs_already
 
 
@@ -123,9 +123,9 @@ class _EventDisplay:
             case "progress":
                 self._progressed(event)
 
-    def failure(self, code: int) -> Relayed:
+    def failure(self, code: int) -> RelayedError:
         message = self._error.get("message") or "; ".join(self._stray[-1:])
-        return Relayed(
+        return RelayedError(
             str(message or f"the background process ended with code {code}"),
             hint=self._error.get("hint"),
             code=code,

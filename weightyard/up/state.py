@@ -21,7 +21,7 @@ from weightyard.up.process import ProcessIdentity, is_alive, session_members
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class WorkspaceFailure:
     """Why a workspace failed, as the CLI reports it."""
 
     message: str
@@ -50,7 +50,7 @@ class State:
     model_dir: str = ""
     server: ProcessIdentity | None = None
     ready_at: float | None = None
-    failure: Failure | None = None
+    failure: WorkspaceFailure | None = None
 
     @property
     def url(self) -> str:
@@ -82,13 +82,13 @@ class State:
             document["supervisor"] = ProcessIdentity.from_json(document["supervisor"])
             server, failure = document["server"], document["failure"]
             document["server"] = ProcessIdentity.from_json(server) if server else None
-            document["failure"] = Failure(**failure) if failure else None
+            document["failure"] = WorkspaceFailure(**failure) if failure else None
             return cls(**document)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"not a workspace's state: {error}") from error
 
 
-class Condition:
+class ProcessState:
     """A workspace's condition in `ps` that isn't a phase: whether its processes exist."""
 
     ORPHANED = "orphaned"  # the supervisor is gone, its server still runs
@@ -100,12 +100,12 @@ def condition(state: State) -> str:
     if state.phase.over or is_alive(state.supervisor):
         return state.phase.value
     if state.server is not None and session_members(state.server):
-        return Condition.ORPHANED
-    return Condition.DIED
+        return ProcessState.ORPHANED
+    return ProcessState.DIED
 
 
 def is_running(state: State) -> bool:
-    return condition(state) not in (Phase.STOPPED.value, Phase.FAILED.value, Condition.DIED)
+    return condition(state) not in (Phase.STOPPED.value, Phase.FAILED.value, ProcessState.DIED)
 
 
 class WorkspaceDirectory:

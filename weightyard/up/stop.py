@@ -16,7 +16,7 @@ _POLL: Final = 0.1
 _CLEANUP_SECONDS: Final = 10.0  # for the supervisor, after its server's grace period
 
 
-class Outcome(Enum):
+class StopResult(Enum):
     """The result of stopping a workspace."""
 
     STOPPED = "stopped"
@@ -30,14 +30,14 @@ def stop_workspace(
     timeout: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Outcome:
+) -> StopResult:
     """Stops a workspace within about `timeout` seconds, then kills what is left. Idempotent.
 
     Raises InvalidInput for an unreadable state, TimedOut when a process can't be killed.
     """
     state = directory.read()
     if state is None:
-        return Outcome.NOT_RUNNING
+        return StopResult.NOT_RUNNING
     asked = send(state.supervisor, signal.SIGTERM)
     deadline = clock() + timeout
     while is_alive(state.supervisor) and clock() < deadline:
@@ -51,8 +51,8 @@ def stop_workspace(
     # Read again: the server may have been started after the first read.
     orphans = _stop_server(directory.read() or state, clock, sleep)
     if killed or (orphans and asked):
-        return Outcome.KILLED
-    return Outcome.STOPPED if asked or orphans else Outcome.NOT_RUNNING
+        return StopResult.KILLED
+    return StopResult.STOPPED if asked or orphans else StopResult.NOT_RUNNING
 
 
 def _stop_server(state: State, clock: Callable[[], float], sleep: Callable[[float], None]) -> bool:

@@ -20,21 +20,21 @@ from modelimage.errors import Busy, InvalidInput, WeightyardError
 from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
 from weightyard.options import absolute_image
-from weightyard.up import server as servers
-from weightyard.up.cache import Cached, ModelCache
+from weightyard.up import inference_server as servers
+from weightyard.up.cache_access import Cached, ModelCache
+from weightyard.up.inference_server import Server, Stopped
 from weightyard.up.phases import Event, Phase
 from weightyard.up.process import identify
-from weightyard.up.server import Server, Stopped
 from weightyard.up.state import (
-    Failure,
     State,
     WorkspaceDirectory,
+    WorkspaceFailure,
     all_workspaces,
     is_running,
 )
 from workspace.fit import Fit
 from workspace.hardware import Hardware
-from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
+from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.schema import Variant, Workspace
 from workspace.sources import image_of
 
@@ -43,7 +43,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RunOptions:
     """Run options. `python` is the server's interpreter; `grace` the seconds that it gets to stop.
 
     `start_timeout` is the number of seconds that a start may go without progress; None: the workspace's value.
@@ -115,7 +115,7 @@ class Supervisor:
         self,
         workspace: Workspace,
         *,
-        options: Options,
+        options: RunOptions,
         cache: ModelCache,
         console: Console,
         environ: Mapping[str, str],
@@ -266,9 +266,9 @@ class Supervisor:
     def _fail(self, error: BaseException, server: Server | None) -> None:
         self._end(server)
         if isinstance(error, WeightyardError):
-            failure = Failure(error.message, error.hint, exit_code(error))
+            failure = WorkspaceFailure(error.message, error.hint, exit_code(error))
         else:
-            failure = Failure(f"{type(error).__name__}: {error}", None, BUG)
+            failure = WorkspaceFailure(f"{type(error).__name__}: {error}", None, BUG)
         # Recorded before the leases are released, which may fail as well.
         self._move(Event.BROKE, failure=failure)
         self._release()

@@ -15,7 +15,7 @@ from modelimage.errors import Busy, TimedOut
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QueueLimits:
     """`capacity` requests may wait, each for `patience` seconds; servers are probed every `interval` seconds."""
 
     capacity: int = 512
@@ -27,7 +27,7 @@ class Limits:
 class RequestQueue:
     """Lets requests pass while `upstream` returns the address of a ready server."""
 
-    def __init__(self, upstream: Callable[[], Awaitable[str | None]], limits: Limits) -> None:
+    def __init__(self, upstream: Callable[[], Awaitable[str | None]], limits: QueueLimits) -> None:
         self._upstream = upstream
         self.limits = limits
         self._found: asyncio.Future[str] | None = None

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
-from workspace.activator.gate import Limits, RequestQueue
-from workspace.metrics import HELD
+from workspace.activator.gate import QueueLimits, RequestQueue
+from workspace.server_metrics import HELD
 
 PREFIX: Final = "/activator"
 _HOP_BY_HOP: Final = frozenset(
@@ -33,19 +33,19 @@ _CHUNK: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ProxyOptions:
     """`upstreams` returns the servers' addresses; `health_path` returns 200 on a ready server."""
 
     upstreams: Callable[[], Sequence[str]]
     health_path: str = "/health"
-    limits: Limits = field(default_factory=Limits)
+    limits: QueueLimits = field(default_factory=QueueLimits)
     max_body: int = 64 << 20
 
 
 class Activator:
     """One Workspace's activator."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ProxyOptions) -> None:
         self._options = options
         self.gate = RequestQueue(self._ready_upstream, options.limits)
         self._in_flight: dict[str, int] = {}

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.names import MODEL_LABELS
 from cache_agent.api.node_cache import NodeCache, Wanted
+from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.errors import InvalidInput
 from workspace.controller import node_marks
 from workspace.controller.node_marks import NodeLabels
@@ -50,7 +50,7 @@ class CacheView:
 
 
 @dataclass
-class View:
+class ClusterView:
     """All watched objects. `put` returns the affected keys: those to handle immediately, and those that may wait."""
 
     models: dict[str, ParsedModel] = field(default_factory=dict)

@@ -17,10 +17,10 @@ from cache_agent.api.cached_model import CachedModel
 from cache_agent.api.refusals import Conflict
 from modelimage.errors import NotFound
 from workspace.controller import cached_models, conditions, node_marks
-from workspace.controller.api import RESOURCES, KubernetesApi
-from workspace.controller.cache_view import MODEL, NODE, Key, NodeView, ParsedModel, View
+from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
 from workspace.controller.cached_models import News
 from workspace.controller.informers import CACHES, Name, fill, sweep
+from workspace.controller.kube_api import RESOURCES, KubernetesApi
 from workspace.controller.queue import WorkQueue
 from workspace.controller.workers import work
 
@@ -44,7 +44,7 @@ class CacheRunner:
         self._api = api
         self._workers = workers
         self._now = now
-        self.view = View()
+        self.view = ClusterView()
         self.queue: WorkQueue[Key] = WorkQueue()
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:

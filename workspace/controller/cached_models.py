@@ -16,7 +16,7 @@ from cache_agent.api.cached_model import CachedModel, NodeFailure, Status
 from cache_agent.api.node_cache import Wanted
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
-from workspace.controller.conditions import Condition
+from workspace.controller.conditions import StatusCondition
 
 Json = dict[str, Any]
 
@@ -25,7 +25,7 @@ _NAMED: Final = 5  # nodes listed in a message
 _FAILURES: Final = 16  # nodes listed in a status
 
 
-class Phase(Enum):
+class ModelPhase(Enum):
     """The state of the model on one node."""
 
     READY = "ready"
@@ -50,14 +50,14 @@ def status_of(
     phases = {node: phase_of(model, entry) for node, entry in sorted(entries.items())}
     count = Counter(phases.values())
     known = {n: e for n, e in entries.items() if e is not None and _is_fresh(model, e)}
-    failures = [_failure(node, known[node]) for node, p in phases.items() if p is Phase.FAILED]
+    failures = [_failure(node, known[node]) for node, p in phases.items() if p is ModelPhase.FAILED]
     status = Status(
         observed_generation=model.metadata.generation,
         nodes_wanted=len(phases),
-        nodes_ready=count[Phase.READY],
-        nodes_working=count[Phase.WORKING],
-        nodes_failed=count[Phase.FAILED],
-        held=f"{count[Phase.READY]}/{len(phases)}",
+        nodes_ready=count[ModelPhase.READY],
+        nodes_working=count[ModelPhase.WORKING],
+        nodes_failed=count[ModelPhase.FAILED],
+        held=f"{count[ModelPhase.READY]}/{len(phases)}",
         failures=tuple(failures[:_FAILURES]),
         **_identity(known),
         **_progress(phases, known),
@@ -76,18 +76,18 @@ def invalid(generation: int, error: WeightyardError, *, before: Json, now: str) 
     return {**before, "observedGeneration": generation, "conditions": merged}
 
 
-def phase_of(model: CachedModel, entry: Wanted | None) -> Phase:
+def phase_of(model: CachedModel, entry: Wanted | None) -> ModelPhase:
     """A node's phase from its report. With spec.runtimeImage, the image must be present as well."""
     if entry is None or not _is_fresh(model, entry):
-        return Phase.WAITING
+        return ModelPhase.WAITING
     if entry.state == "Failed":
-        return Phase.FAILED
+        return ModelPhase.FAILED
     if entry.state != "Ready":
-        return Phase.WORKING if entry.state in ("Fetching", "Warming") else Phase.WAITING
+        return ModelPhase.WORKING if entry.state in ("Fetching", "Warming") else ModelPhase.WAITING
     # Unsupported counts as ready, or nodes that can't pull images ahead would never be.
     if model.spec.runtime_image is None or entry.runtime_image in ("Present", "Unsupported"):
-        return Phase.READY
-    return Phase.FAILED if entry.runtime_image == "Failed" else Phase.WORKING
+        return ModelPhase.READY
+    return ModelPhase.FAILED if entry.runtime_image == "Failed" else ModelPhase.WORKING
 
 
 def news(before: Json, after: Json) -> list[News]:
@@ -131,10 +131,10 @@ def _identity(known: Mapping[str, Wanted]) -> dict[str, Any]:
     return {"model_key": key, "image": image, "variant": variant}
 
 
-def _progress(phases: Mapping[str, Phase], known: Mapping[str, Wanted]) -> dict[str, Any]:
+def _progress(phases: Mapping[str, ModelPhase], known: Mapping[str, Wanted]) -> dict[str, Any]:
     """Bytes of all nodes together, and the time until the slowest is done."""
     total = max((entry.bytes_total or 0 for entry in known.values()), default=0)
-    ready = {node for node, phase in phases.items() if phase is Phase.READY}
+    ready = {node for node, phase in phases.items() if phase is ModelPhase.READY}
     others = [entry for node, entry in known.items() if node not in ready]
     done = len(ready) * total + sum(min(entry.bytes_done, total) for entry in others)
     share = done / (total * len(phases)) if total else len(ready) / max(1, len(phases))
@@ -156,41 +156,43 @@ def _progress(phases: Mapping[str, Phase], known: Mapping[str, Wanted]) -> dict[
     }
 
 
-def _conditions(phases: Mapping[str, Phase], failures: Sequence[NodeFailure]) -> list[Condition]:
-    busy = [node for node, p in phases.items() if p in (Phase.WORKING, Phase.WAITING)]
+def _conditions(
+    phases: Mapping[str, ModelPhase], failures: Sequence[NodeFailure]
+) -> list[StatusCondition]:
+    busy = [node for node, p in phases.items() if p in (ModelPhase.WORKING, ModelPhase.WAITING)]
     if busy:
         text = f"{len(busy)} nodes have yet to hold it: {_some(busy)}."
-        progressing = Condition(PROGRESSING, True, "Fetching", text)
+        progressing = StatusCondition(PROGRESSING, True, "Fetching", text)
     else:
-        progressing = Condition(PROGRESSING, False, "AtRest", "No node works on it.")
+        progressing = StatusCondition(PROGRESSING, False, "AtRest", "No node works on it.")
     return [_ready(phases, failures), progressing, _degraded(failures)]
 
 
-def _ready(phases: Mapping[str, Phase], failures: Sequence[NodeFailure]) -> Condition:
+def _ready(phases: Mapping[str, ModelPhase], failures: Sequence[NodeFailure]) -> StatusCondition:
     if not phases:
-        return Condition(
+        return StatusCondition(
             READY, False, "NoNode",
             "No node with an agent has the labels of spec.nodeSelector. Correct it, or start agents there.",
         )  # fmt: skip
-    held = sum(phase is Phase.READY for phase in phases.values())
+    held = sum(phase is ModelPhase.READY for phase in phases.values())
     if held == len(phases):
         whole = "The one node holds" if held == 1 else f"All {held} nodes hold"
-        return Condition(READY, True, "Cached", f"{whole} it, verified.")
+        return StatusCondition(READY, True, "Cached", f"{whole} it, verified.")
     if failures:
         first = failures[0]
-        return Condition(
+        return StatusCondition(
             READY, False, first.reason, f"{held} of {len(phases)} nodes hold it. {_told(first)}"
         )
-    working = any(phase is Phase.WORKING for phase in phases.values())
+    working = any(phase is ModelPhase.WORKING for phase in phases.values())
     reason = "Fetching" if working else "Waiting"
-    return Condition(READY, False, reason, f"{held} of {len(phases)} nodes hold it.")
+    return StatusCondition(READY, False, reason, f"{held} of {len(phases)} nodes hold it.")
 
 
-def _degraded(failures: Sequence[NodeFailure]) -> Condition:
+def _degraded(failures: Sequence[NodeFailure]) -> StatusCondition:
     if not failures:
-        return Condition(DEGRADED, False, "NoFailure", "No node failed.")
+        return StatusCondition(DEGRADED, False, "NoFailure", "No node failed.")
     text = f"{_told(failures[0])} Nodes that failed: {_some([each.node for each in failures])}."
-    return Condition(DEGRADED, True, failures[0].reason, text)
+    return StatusCondition(DEGRADED, True, failures[0].reason, text)
 
 
 def _told(failure: NodeFailure) -> str:

@@ -20,7 +20,7 @@ MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, READY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class StatusCondition:
     """One condition; `ok` None is Unknown."""
 
     type: str
@@ -34,7 +34,7 @@ class Condition:
 
 
 def merge(
-    previous: Iterable[Json], current: Iterable[Condition], *, generation: int, now: str
+    previous: Iterable[Json], current: Iterable[StatusCondition], *, generation: int, now: str
 ) -> list[Json]:
     """Conditions in the status's form. lastTransitionTime changes only when a condition's status does."""
     before = {each["type"]: each for each in previous}
@@ -55,18 +55,18 @@ def merge(
     return merged
 
 
-def ready(parts: Iterable[Condition], *, done: Condition) -> Condition:
+def ready(parts: Iterable[StatusCondition], *, done: StatusCondition) -> StatusCondition:
     """The Ready condition: `done`, unless another condition isn't true; then that one's reason."""
     for each in parts:
         if each.ok is not True:
-            return Condition(READY, each.ok, each.reason, each.message)
+            return StatusCondition(READY, each.ok, each.reason, each.message)
     return done
 
 
-def failed(kind: str, error: WeightyardError) -> Condition:
+def failed(kind: str, error: WeightyardError) -> StatusCondition:
     """An error as a condition: the class name is the reason, and the message includes the hint."""
     message = f"{error.message}. {error.hint}" if error.hint else error.message
-    return Condition(kind, False, type(error).__name__, message)
+    return StatusCondition(kind, False, type(error).__name__, message)
 
 
 def same(one: Json, other: Json) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 import kopf
 
 from modelimage.errors import InvalidInput
-from workspace.controller.api import RESOURCES
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.informers import CACHES, WORKSPACES, label_of
+from workspace.controller.kube_api import RESOURCES
 from workspace.controller.runner import Runner
 
 Seen = Callable[..., None]  # called with a document, and whether it was `deleted`

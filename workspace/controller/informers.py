@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from modelimage.errors import NotFound, WeightyardError
-from workspace.controller.api import KubernetesApi
+from workspace.controller.kube_api import KubernetesApi
 from workspace.render import names
 
 logger = logging.getLogger(__name__)

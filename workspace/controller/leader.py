@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelimage.errors import NotFound, Unreachable, WeightyardError
-from workspace.controller.api import KubernetesApi
-from workspace.controller.health import Liveness
+from workspace.controller.health_server import Liveness
+from workspace.controller.kube_api import KubernetesApi
 
 Json = dict[str, Any]
 

@@ -12,32 +12,32 @@ import aiohttp
 import kopf
 
 from modelimage.access import Access
-from workspace.controller.api import KubernetesApi
-from workspace.controller.cache import Cache
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
-from workspace.controller.health import Liveness
+from workspace.controller.health_server import Liveness
+from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.leader import Leadership
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.observed import KEDA_GROUP
 from workspace.controller.runner import Runner
-from workspace.controller.scaling import ScalingLoop
+from workspace.controller.scaling_loop import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
-from workspace.render.kubernetes import Environment
+from workspace.render.kubernetes import SystemSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ControllerOptions:
     """`me` identifies this controller; `connection` is called repeatedly, since tokens are renewed."""
 
     me: str
-    environment: Environment
+    environment: SystemSettings
     access: Access
     connection: Callable[[], kopf.ConnectionInfo]
     liveness: Liveness | None = None
 
 
 async def run_controller(
-    options: Options, *, stop: asyncio.Event, leading: Callable[[], None] = lambda: None
+    options: ControllerOptions, *, stop: asyncio.Event, leading: Callable[[], None] = lambda: None
 ) -> None:
     """Runs until `stop`. Raises Unreachable when leadership is lost: the process must be restarted."""
     working = asyncio.create_task(_work(options, stop=stop, leading=leading))
@@ -53,7 +53,9 @@ async def run_controller(
         raise _first(group) from group
 
 
-async def _work(options: Options, *, stop: asyncio.Event, leading: Callable[[], None]) -> None:
+async def _work(
+    options: ControllerOptions, *, stop: asyncio.Event, leading: Callable[[], None]
+) -> None:
     async with aiohttp.ClientSession() as session:
         api = KubernetesApi(session, options.connection)
         leadership = Leadership(
@@ -80,14 +82,14 @@ def _first(group: BaseExceptionGroup[Exception]) -> Exception:
 
 
 async def _lead(
-    options: Options, api: KubernetesApi, session: aiohttp.ClientSession, *,
+    options: ControllerOptions, api: KubernetesApi, session: aiohttp.ClientSession, *,
     leadership: Leadership, stop: asyncio.Event, leading: Callable[[], None],
 ) -> None:  # fmt: skip
     """The leader's tasks. Watches start before leadership, so that a new leader has a filled cache."""
     groups = await api.groups()
     runner = Runner(
         api=api,
-        cache=Cache(),
+        cache=WatchCache(),
         resolver=NamespacedResolver(api, options.access),
         environment=options.environment,
         groups=groups,

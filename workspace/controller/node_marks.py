@@ -13,8 +13,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.names import MODEL_LABELS, READY, STARTUP_TAINT, node_label
 from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.shared_names import MODEL_LABELS, READY, STARTUP_TAINT, node_label
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from cache_agent.api.document import parse_quantity
-from cache_agent.api.names import MODEL_LABELS
+from cache_agent.api.kube_objects import parse_quantity
+from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.cpus import FLAGS
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
@@ -29,7 +29,7 @@ _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class KubeNode:
     """The facts read from a Node. `held` are its model labels, from its NodeCache if there is one.
 
     `read_rate` is its rate of reading weights in bytes a second, if its agent measured one.
@@ -45,7 +45,7 @@ class Node:
     read_rate: float | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, document: Json) -> Node:
+    def of(cls, document: Json) -> KubeNode:
         spec, status = document.get("spec") or {}, document.get("status") or {}
         ready = condition(document, "Ready").get("status") == "True"
         labels = document["metadata"].get("labels") or {}
@@ -74,7 +74,7 @@ class Node:
         return self.labels.get(label) == value or (value == names.READY and self.holds(label))
 
 
-def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[Node]:
+def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> list[KubeNode]:
     """Nodes that could run a replica with so many GPUs, sorted by name."""
     accepted = tolerations(resources, gpus=gpus)
     return sorted(
@@ -90,7 +90,7 @@ def eligible(nodes: Iterable[Node], resources: Resources, *, gpus: int) -> list[
     )
 
 
-def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
+def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
     """The hardware of a replica: from the spec, else the weakest GPU or CPU among the nodes it could run on.
 
     Raises InvalidInput when neither determines the GPU.
@@ -116,7 +116,7 @@ def hardware(nodes: Iterable[Node], resources: Resources) -> Hardware:
     return Hardware(weakest, resources.gpus or min(count for _, count in found))
 
 
-def read_rate(nodes: Iterable[Node], resources: Resources) -> float | None:
+def read_rate(nodes: Iterable[KubeNode], resources: Resources) -> float | None:
     """The slowest measured read rate of the nodes that a replica could run on; None when none was measured."""
     least = 1 if resources.gpus is None else resources.gpus
     rates = (node.read_rate for node in eligible(nodes, resources, gpus=least))
@@ -124,16 +124,16 @@ def read_rate(nodes: Iterable[Node], resources: Resources) -> float | None:
 
 
 def choose_warm(
-    candidates: Sequence[Node], count: int, *, label: str, preference: Sequence[set[str]]
-) -> list[Node]:
+    candidates: Sequence[KubeNode], count: int, *, label: str, preference: Sequence[set[str]]
+) -> list[KubeNode]:
     """The nodes that should hold a model, in order of the preference sets, then of a hash."""
 
     # Hashed with the label: each model gets an order of its own, so models spread over the nodes,
     # and the choice stays the same between calls.
-    def spread(node: Node) -> bytes:
+    def spread(node: KubeNode) -> bytes:
         return hashlib.sha256(f"{label}/{node.name}".encode()).digest()
 
-    chosen: list[Node] = []
+    chosen: list[KubeNode] = []
     left = list(candidates)
     for wanted in (*preference, {node.name for node in candidates}):
         if len(chosen) >= count:
@@ -144,7 +144,7 @@ def choose_warm(
     return chosen
 
 
-def _cpus(nodes: Sequence[Node]) -> tuple[frozenset[str], ...]:
+def _cpus(nodes: Sequence[KubeNode]) -> tuple[frozenset[str], ...]:
     """The instruction sets of each node's CPU; empty unless node feature discovery labelled every node."""
     found = {
         FLAGS.intersection(
@@ -157,7 +157,7 @@ def _cpus(nodes: Sequence[Node]) -> tuple[frozenset[str], ...]:
     return tuple(sorted(found, key=sorted)) if all(found) else ()
 
 
-def _gpu(node: Node, vendor: Vendor) -> Gpu | None:
+def _gpu(node: KubeNode, vendor: Vendor) -> Gpu | None:
     labels = node.labels
     if vendor is Vendor.NVIDIA:
         return _nvidia(labels)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelimage.errors import WeightyardError
-from workspace.controller.nodes import Node
+from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_labels
 from workspace.render import names
-from workspace.render.kubernetes import Environment
-from workspace.render.release import Resolved
+from workspace.render.kubernetes import SystemSettings
+from workspace.render.release import ResolvedImages
 
 Json = dict[str, Any]
 
@@ -39,10 +39,10 @@ class Observed:
 
     document: Json
     objects: tuple[Json, ...]
-    nodes: tuple[Node, ...]
+    nodes: tuple[KubeNode, ...]
     now: str
-    environment: Environment
-    resolved: Resolved | WeightyardError | None = None
+    environment: SystemSettings
+    resolved: ResolvedImages | WeightyardError | None = None
     wanted: int | None = None
     groups: frozenset[str] = frozenset()
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from modelimage.errors import InvalidInput, WeightyardError
-from workspace.controller import conditions, nodes, report, revisions
+from workspace.controller import conditions, nodes, revisions, workspace_status
 from workspace.controller.cluster_state import CachedState, server_count, standing
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.objects import has_labels, is_mounted, is_owned, is_ready, node_of
@@ -26,18 +26,18 @@ from workspace.controller.observed import (
     Reference,
     reference,
 )
-from workspace.controller.prewarm import prewarm_pod
+from workspace.controller.prewarm_pods import prewarm_pod
 from workspace.controller.revisions import Revision
 from workspace.hardware import Hardware
 from workspace.render import names
-from workspace.render.building import build_job
+from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import (
     deployment,
     has_activator,
     surrounding_objects,
     wanted_range,
 )
-from workspace.render.release import Resolved, plan_release, pod_site
+from workspace.render.release import ResolvedImages, plan_release, pod_site
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
 
@@ -57,7 +57,7 @@ def reconcile(observed: Observed) -> Decision:
     try:
         workspace = workspace_of(observed.document)
     except InvalidInput as error:
-        status = report.invalid(observed.document, error, now=observed.now)
+        status = workspace_status.invalid(observed.document, error, now=observed.now)
         return Decision(status=_changed(observed, status))
     return _Reconciliation(workspace, observed).decide()
 
@@ -105,8 +105,8 @@ class _Reconciliation:
     def decide(self) -> Decision:
         wanted, conflicts = self._owned_or_conflicting(self._wanted())
         actions = [*self._applies(wanted), *self._deletes(wanted)]
-        status = report.report(
-            report.ReportInput(
+        status = workspace_status.report(
+            workspace_status.ReportInput(
                 workspace=self.workspace,
                 observed=self.observed,
                 target=self.target,
@@ -136,7 +136,7 @@ class _Reconciliation:
                 # by it.
                 return replace(each, number=each.number if each.number > newest else newest + 1)
         resolved = self.observed.resolved
-        if not isinstance(resolved, Resolved):
+        if not isinstance(resolved, ResolvedImages):
             return resolved
         try:
             release = plan_release(

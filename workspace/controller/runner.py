@@ -14,15 +14,15 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from modelimage.errors import NotFound, WeightyardError
-from workspace.controller.api import KubernetesApi
-from workspace.controller.cache import Cache, Key
 from workspace.controller.informers import WORKSPACES, Name, fill, sweep
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.observed import KEDA_GROUP, Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
 from workspace.controller.workers import work
-from workspace.render.kubernetes import Environment
-from workspace.render.release import Resolved
+from workspace.render.kubernetes import SystemSettings
+from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 RESYNC: Final = 600.0
 REGISTRY_RETRY: Final = 60.0
 
-Resolver = Callable[[Workspace], Awaitable[Resolved]]
+Resolver = Callable[[Workspace], Awaitable[ResolvedImages]]
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Runner:
     """Reconciles all Workspaces of a cluster. `run` works until cancelled."""
 
     def __init__(
-        self, *, api: KubernetesApi, cache: Cache, resolver: Resolver, environment: Environment,
+        self, *, api: KubernetesApi, cache: WatchCache, resolver: Resolver, environment: SystemSettings,
         groups: frozenset[str] = frozenset(), workers: int = 8,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
@@ -119,7 +119,7 @@ class Runner:
             groups=self._groups,
         )
 
-    async def _resolve(self, observed: Observed) -> Resolved | WeightyardError:
+    async def _resolve(self, observed: Observed) -> ResolvedImages | WeightyardError:
         try:
             return await self._resolver(workspace_of(observed.document))
         except WeightyardError as error:

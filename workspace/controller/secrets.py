@@ -13,9 +13,9 @@ from dataclasses import replace
 from modelimage.access import Access, open_reader
 from modelimage.errors import AccessDenied, InvalidInput
 from modelimage.registry.credentials import DockerConfig
-from workspace.controller.api import KubernetesApi
+from workspace.controller.kube_api import KubernetesApi
 from workspace.images import resolve_workspace
-from workspace.render.release import Resolved
+from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 _DATA_KEY = ".dockerconfigjson"
@@ -28,7 +28,7 @@ class NamespacedResolver:
         self._api = api
         self._access = access
 
-    async def __call__(self, workspace: Workspace) -> Resolved:
+    async def __call__(self, workspace: Workspace) -> ResolvedImages:
         """Pins a Workspace's images. Raises the readers' errors, and NotFound for a missing secret."""
         access = await self._access_of(workspace)
         # Readers block: in the event loop, a slow registry would delay renewing the Lease.

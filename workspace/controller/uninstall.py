@@ -13,7 +13,7 @@ from typing import Any, Final
 from cache_agent.api.refusals import Conflict
 from modelimage.errors import InUse, NotFound, TimedOut
 from workspace.controller import node_marks
-from workspace.controller.api import KubernetesApi
+from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.objects import has_labels
 
 Json = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 from workspace.render import names
 from workspace.render.kubernetes import (
-    Environment,
+    SystemSettings,
     deployment,
     has_activator,
     surrounding_objects,
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def render_kubernetes(
-    workspace: Workspace, release: Release, environment: Environment
+    workspace: Workspace, release: Release, environment: SystemSettings
 ) -> list[Json]:
     """All objects, in an order in which they can be applied.
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from workspace.render import drain, names
-from workspace.render.kubernetes import Environment
+from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import Release, server_port
 from workspace.schema import EnvVar, Vendor, Workspace
 
@@ -22,7 +22,7 @@ _VOLUME: Final = "weightyard"
 _AMD_DEVICES: Final = ["/dev/kfd", "/dev/dri"]
 
 
-def render_compose(workspace: Workspace, release: Release, environment: Environment) -> Json:
+def render_compose(workspace: Workspace, release: Release, environment: SystemSettings) -> Json:
     """The compose document as plain data."""
     pulls = {"model": _pull(environment, release.model, release.plan.variant)} | {
         f"adapter-{name}": _pull(environment, adapter.image, None)
@@ -39,7 +39,7 @@ def render_compose(workspace: Workspace, release: Release, environment: Environm
     }
 
 
-def _agent(environment: Environment) -> Json:
+def _agent(environment: SystemSettings) -> Json:
     ready = f"http://127.0.0.1:{_AGENT_PORT}/readyz"
     check = f"import urllib.request; urllib.request.urlopen({ready!r}, timeout=20)"
     return {
@@ -59,7 +59,7 @@ def _agent(environment: Environment) -> Json:
     }
 
 
-def _pull(environment: Environment, image: str, variant: str | None) -> Json:
+def _pull(environment: SystemSettings, image: str, variant: str | None) -> Json:
     """A service that exits 0 once the agent has the complete, verified model in its cache."""
     chosen = ["--variant", variant] if variant else []
     return {

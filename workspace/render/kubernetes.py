@@ -24,7 +24,7 @@ _CLIENT_PORT: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
+class SystemSettings:
     """Facts of the cluster: the namespace of Weightyard's system, and the images of its programs.
 
     `image` is the controller's; activators use it too.
@@ -60,7 +60,7 @@ def has_activator(workspace: Workspace) -> bool:
 
 def deployment(
     workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
-    environment: Environment,
+    environment: SystemSettings,
 ) -> Json:  # fmt: skip
     """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready."""
     return {
@@ -116,7 +116,7 @@ def disruption_budget(workspace: Workspace) -> Json:
     }
 
 
-def network_policy(workspace: Workspace, environment: Environment) -> Json:
+def network_policy(workspace: Workspace, environment: SystemSettings) -> Json:
     """Ingress from the own namespace, allowed namespaces and the controller's scrapes; egress to the agent only."""
     allowed = workspace.spec.tenancy.network_policy
     sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
@@ -174,7 +174,7 @@ def autoscaler(workspace: Workspace) -> list[Json]:
     return [_horizontal_autoscaler(workspace, scale)]
 
 
-def activator_deployment(workspace: Workspace, environment: Environment) -> Json:
+def activator_deployment(workspace: Workspace, environment: SystemSettings) -> Json:
     """The proxy that holds requests while a server starts from zero."""
     name, limits = names.activator(workspace.name), {"cpu": "100m", "memory": "128Mi"}
     listen = server_port(workspace)
@@ -216,7 +216,7 @@ def activator_deployment(workspace: Workspace, environment: Environment) -> Json
 
 
 def surrounding_objects(
-    workspace: Workspace, environment: Environment, *, role: str = names.SERVER
+    workspace: Workspace, environment: SystemSettings, *, role: str = names.SERVER
 ) -> list[Json]:
     """All objects except the servers' Deployment. `role` selects the pods behind the Workspace's Service."""
     objects = [
@@ -246,7 +246,7 @@ def _service(workspace: Workspace, name: str, role: str) -> Json:
     }
 
 
-def _system_pods(environment: Environment, component: str) -> Json:
+def _system_pods(environment: SystemSettings, component: str) -> Json:
     return {
         "namespaceSelector": {
             "matchLabels": {"kubernetes.io/metadata.name": environment.system_namespace}

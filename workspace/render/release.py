@@ -15,7 +15,7 @@ from modelimage.errors import InvalidInput
 from workspace.engines import Template
 from workspace.fit import needed_bytes
 from workspace.hardware import Hardware
-from workspace.plan import LaunchPlan, Site, choose_variant, plan_launch
+from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.render import names
 from workspace.schema import DEFAULT_PORT, Workspace
 from workspace.servable import Servable
@@ -41,7 +41,7 @@ class PinnedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedImages:
     """A Workspace's resolved images."""
 
     model: PinnedModel
@@ -108,7 +108,7 @@ def server_port(workspace: Workspace) -> int:
 
 
 def plan_release(
-    workspace: Workspace, resolved: Resolved, *, hardware: Hardware, place: SiteFactory
+    workspace: Workspace, resolved: ResolvedImages, *, hardware: Hardware, place: SiteFactory
 ) -> Release:
     """Plans a version: variant, GPUs, context, command line, images. Raises the planner's errors."""
     fit = choose_variant(workspace, resolved.model.records, hardware)

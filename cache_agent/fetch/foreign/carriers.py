@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from cache_agent.chunks import chunk_range
 from cache_agent.fetch.download import Tick, counting, fill
-from cache_agent.fetch.foreign.plan import Found, LayerPlan, empty_files
-from cache_agent.fetch.foreign.staging import LayerStager, SpaceReservation
+from cache_agent.fetch.foreign.fetch_plan import Found, LayerPlan, empty_files
+from cache_agent.fetch.foreign.staged_layer import LayerStager, SpaceReservation
 from cache_agent.fetch.readable import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial
@@ -19,7 +19,7 @@ from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
 from modelimage.foreign import LayerContents, LayerStream, Limits, Packing
-from modelimage.hashing import EMPTY_FILE, hash_layer
+from modelimage.hasher import EMPTY_FILE, hash_layer
 from modelimage.recipe import LayerFile, Recipe
 from modelimage.record import CHUNK_SIZE
 from modelimage.repository import BlobStream

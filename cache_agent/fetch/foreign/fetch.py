@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from cache_agent.fetch.foreign.carriers import Finished, RangedLayer, StreamedLayer
-from cache_agent.fetch.foreign.known import KnownLayers, LayerLocks, is_sound, recall_layer
-from cache_agent.fetch.foreign.plan import (
+from cache_agent.fetch.foreign.fetch_plan import (
     FetchPlan,
     Found,
     LayerPlan,
@@ -24,10 +23,11 @@ from cache_agent.fetch.foreign.plan import (
     lacking,
     plan_layer,
 )
-from cache_agent.fetch.foreign.staging import SpaceReservation
+from cache_agent.fetch.foreign.known import KnownLayers, LayerLocks, is_sound, recall_layer
+from cache_agent.fetch.foreign.staged_layer import SpaceReservation
 from cache_agent.fetch.job import ChunkSink
-from cache_agent.fetch.planner import FileQueue, unique_files
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.fetch.range_planner import FileQueue, unique_files
+from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.store.journal import ForeignPullState
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
@@ -91,7 +91,7 @@ class ForeignFetch:
 
     store: Store
     image: ForeignImage
-    sources: Callable[[Resolved, ImageReader, str], Sequence[Source]]
+    sources: Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]
     claims: LayerLocks
     host: Host
     hold: ExitStack

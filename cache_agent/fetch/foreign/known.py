@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 
 from cache_agent.errors import DiskFailed
 from cache_agent.fetch.foreign.carriers import verify_files
-from cache_agent.fetch.foreign.plan import Found, LayerPlan
+from cache_agent.fetch.foreign.fetch_plan import Found, LayerPlan
 from cache_agent.fetch.reuse_check import can_read
-from cache_agent.store.publish import read_record
+from cache_agent.store.publisher import read_record
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.foreign import DerivedLayer, DerivedRecord, LayerContents
-from modelimage.hashing import FileDigests, hash_file
+from modelimage.hasher import FileDigests, hash_file
 from modelimage.repository import ImageReader
 
 

@@ -9,7 +9,7 @@ from modelimage.errors import RateLimited, WeightyardError
 
 
 @dataclass
-class Backoff:
+class JitteredBackoff:
     """Delays that double from `first` to `most` seconds, each times 0.5 to 1. `random` returns [0, 1)."""
 
     random: Callable[[], float]

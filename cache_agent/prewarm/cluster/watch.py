@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cache_agent.api.refusals import Gone
-from cache_agent.prewarm.cluster.backoff import Backoff
-from cache_agent.prewarm.cluster.client import Api
+from cache_agent.prewarm.cluster.backoff import JitteredBackoff
+from cache_agent.prewarm.cluster.kube_client import Api
 from modelimage.errors import WeightyardError
 
 Json = dict[str, Any]
@@ -44,7 +44,7 @@ class Follower:
     listener: Listener
     query: Mapping[str, str] = field(default_factory=dict)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    backoff: Backoff = field(default_factory=lambda: Backoff(random.random))
+    backoff: JitteredBackoff = field(default_factory=lambda: JitteredBackoff(random.random))
 
     _version: str | None = None
 

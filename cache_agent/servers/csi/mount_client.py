@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_agent.mounter.orders import MAX_LINES, Operation, Order, Report
+from cache_agent.mounter.orders import MAX_LINES, MountOperation, Order, Report
 from cache_agent.mounter.server import lines_of
 from cache_agent.net.sockets import connect
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.servers.batching import Batcher
+from cache_agent.servers.batcher import Batcher
 from modelimage import errors
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotWritable, Unreachable, WeightyardError
@@ -79,15 +79,15 @@ class Mounts:
 
     async def bind(self, key: Digest, target: str) -> bool:
         """See `Binder.bind`."""
-        return (await self._give(Order(Operation.BIND, target, key))).changed
+        return (await self._give(Order(MountOperation.BIND, target, key))).changed
 
     async def unbind(self, target: str) -> bool:
         """See `Binder.unbind`."""
-        return (await self._give(Order(Operation.UNBIND, target))).changed
+        return (await self._give(Order(MountOperation.UNBIND, target))).changed
 
     async def look(self, target: str) -> Digest | None:
         """See `Binder.look`."""
-        return (await self._give(Order(Operation.LOOK, target))).key
+        return (await self._give(Order(MountOperation.LOOK, target))).key
 
     async def _give(self, order: Order) -> Report:
         return checked(await self._orders.ask(order))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
-from cache_agent.mounter.orders import Target
+from cache_agent.mounter.orders import VolumeTarget
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, parse_image
 
@@ -49,7 +49,7 @@ def parse_publish(
     kubelet: PurePosixPath,
 ) -> Publish:
     """Parse a NodePublishVolume request. Raises InvalidInput, which names the wrong part."""
-    place = Target.parse(target, kubelet)
+    place = VolumeTarget.parse(target, kubelet)
     if block:
         raise InvalidInput("a model is a directory, not a block device")
     # Persistent volumes need a controller service, which this driver doesn't have.

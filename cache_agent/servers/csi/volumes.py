@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cache_agent.access.authorizer import Admission, Authorizer
 from cache_agent.access.callers import Caller, caller_of_pull_secret
-from cache_agent.access.gate import Admission, Authorizer
-from cache_agent.access.upstream import Upstream
+from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node.node import Node
-from cache_agent.node.progress import Watched, describe
+from cache_agent.node.progress_text import Watched, describe
 from cache_agent.node.threads import BlockingExecutor, end_of
-from cache_agent.servers.batching import Batcher, BatchWindow, SingleFlight
+from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
 from cache_agent.servers.csi.mount_client import MounterClient, Mounts
 from cache_agent.servers.csi.requests import Publish
 from cache_agent.store.values import Holder, HolderKind, Lease, Use, repository_of
@@ -68,8 +68,8 @@ class Volumes:
         node: Node,
         gate: Authorizer,
         *,
-        questions: Upstream,
-        transfers: Upstream,
+        questions: UpstreamRegistries,
+        transfers: UpstreamRegistries,
         mounter: MounterClient,
         threads: Threads,
         monotonic: Callable[[], float] = time.monotonic,

@@ -14,9 +14,9 @@ from aiohttp import web
 from cache_agent.access.callers import NOBODY, Caller, caller_of_header
 from cache_agent.api.errors import status_of
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.servers.hub.addresses import HubAddress, View, parse_hub_address
+from cache_agent.servers.hub.hub_client import Declined
+from cache_agent.servers.hub.routes import HubAddress, RepoRequest, parse_hub_address
 from cache_agent.servers.hub.service import Fill, HubContent, HubService
-from cache_agent.servers.hub.upstream import Declined
 from cache_agent.servers.sender import (
     FilePiece,
     Piece,
@@ -60,11 +60,11 @@ class HubApi:
             caller = caller_of_header(request.headers.get("Authorization"))
         except InvalidInput as error:
             return _error(404, "", error.message)
-        asks = ("POST",) if address.view is View.PATHS else ("GET", "HEAD")
+        asks = ("POST",) if address.view is RepoRequest.PATHS else ("GET", "HEAD")
         if request.method not in asks:
             return _error(405, "", "this endpoint is read-only")
         try:
-            if address.view is View.FILE:
+            if address.view is RepoRequest.FILE:
                 content = await self._executor.call(lambda: self._service.file(address, caller))
                 return await self._send(request, content)
             return await self._describe(request, address, caller)
@@ -76,9 +76,9 @@ class HubApi:
     ) -> web.Response:
         listing = await self._executor.call(lambda: self._service.listing(address, caller))
         commit = {"X-Repo-Commit": listing.commit}
-        if address.view is View.INFO:
+        if address.view is RepoRequest.INFO:
             return web.json_response(listing.info(blobs=_flag(request, "blobs")), headers=commit)
-        if address.view is View.TREE:
+        if address.view is RepoRequest.TREE:
             entries = listing.tree(address.path, recursive=_flag(request, "recursive"))
             if entries is None:
                 return _error(404, "EntryNotFound", f"{address.path} is not in {listing.repo}")

@@ -22,8 +22,8 @@ from cache_agent.fetch.readable import ReadablePrefix
 from cache_agent.fetch.readable_files import ready_layer
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node.node import Node
-from cache_agent.servers.hub.listing import HubFile, Listing
-from cache_agent.servers.hub.upstream import Declined, HubUpstream
+from cache_agent.servers.hub.hub_client import Declined, HubUpstream
+from cache_agent.servers.hub.repo_files import HubFile, RepoFiles
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -43,7 +43,7 @@ class HubImage:
     """An `ImageReader` of one weight file of a listing, with the caller's own token."""
 
     upstream: HubUpstream
-    listing: Listing
+    listing: RepoFiles
     file: HubFile
     layer: Digest
     caller: Caller

@@ -15,22 +15,22 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cache_agent.access.authorizer import Authorizer, Refused
 from cache_agent.access.callers import NOBODY, Caller
-from cache_agent.access.decide import Answer
-from cache_agent.access.gate import Authorizer, Refused
-from cache_agent.access.upstream import Upstream
+from cache_agent.access.decide import UpstreamAnswer
+from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.node.node import Node
-from cache_agent.servers.hub.addresses import HubAddress
 from cache_agent.servers.hub.fill import Fills, Follow, HubImage
-from cache_agent.servers.hub.listing import (
+from cache_agent.servers.hub.hub_client import Declined, HubUpstream, answer_of
+from cache_agent.servers.hub.repo_files import (
     LISTING_TYPE,
     HubFile,
-    Listing,
+    RepoFiles,
     git_oid,
     source_repo,
 )
-from cache_agent.servers.hub.upstream import Declined, HubUpstream, answer_of
-from cache_agent.store.values import Origin, repository_of
+from cache_agent.servers.hub.routes import HubAddress
+from cache_agent.store.values import ImageOrigin, repository_of
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import NotFound, RateLimited, Unreachable, WeightyardError
@@ -77,7 +77,7 @@ class HubService:
     node: Node
     gate: Authorizer
     upstream: HubUpstream
-    registries: Upstream
+    registries: UpstreamRegistries
     vouched: tuple[str, ...] = ()
     # git object ids of stored files, because computing one reads the whole file.
     _oids: dict[Digest, str] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class HubService:
     def __post_init__(self) -> None:
         self._fills = Fills(self.node)
 
-    def listing(self, address: HubAddress, caller: Caller) -> Listing:
+    def listing(self, address: HubAddress, caller: Caller) -> RepoFiles:
         """The listing of a revision. Raises Declined, NotFound, Unreachable, Refused."""
         # Not `hub:`, the scope of files: a caller that may list a gated repository may still not read its files.
         place = f"hub-api:{address.repo}"
@@ -130,7 +130,7 @@ class HubService:
             body = self._from_upstream(listing, file, caller)
         return HubContent(listing.commit, file, body)
 
-    def _from_upstream(self, listing: Listing, file: HubFile, caller: Caller) -> Fill | Stream:
+    def _from_upstream(self, listing: RepoFiles, file: HubFile, caller: Caller) -> Fill | Stream:
         stream = partial(self.upstream.stream, listing.repo, listing.commit, file.path, caller)
         if file.sha256 is None:
             return stream
@@ -145,7 +145,7 @@ class HubService:
         declined: list[Declined] = []
         limited: list[RateLimited] = []
 
-        def question(credential: Credential | None) -> Answer:
+        def question(credential: Credential | None) -> UpstreamAnswer:
             try:
                 ask(credential)
             except WeightyardError as error:
@@ -154,7 +154,7 @@ class HubService:
                 if isinstance(error, RateLimited):
                     limited.append(error)
                 return answer_of(error)
-            return Answer.ALLOWED
+            return UpstreamAnswer.ALLOWED
 
         try:
             self.gate.admit(place, caller, question)
@@ -167,7 +167,7 @@ class HubService:
                 raise limited[-1] from None
             raise
 
-    def _from_hub(self, repo: str, revision: str, caller: Caller) -> Listing:
+    def _from_hub(self, repo: str, revision: str, caller: Caller) -> RepoFiles:
         place = f"hub:{repo}"
         # A commit never changes; a branch or tag must be resolved again while the Hub is reachable.
         if len(revision) == _COMMIT_LENGTH and (kept := self._kept_listing(place, revision)):
@@ -181,17 +181,17 @@ class HubService:
             raise
         listing = self._kept_listing(place, commit)
         if listing is None:
-            listing = Listing.of_tree(repo, commit, self.upstream.tree(repo, commit, caller))
+            listing = RepoFiles.of_tree(repo, commit, self.upstream.tree(repo, commit, caller))
         data = listing.to_bytes()
         described = Descriptor(LISTING_TYPE, Digest.of(data), len(data))
         tags = dict.fromkeys((revision, commit), described.digest)
         self.node.manifest_cache.keep(place, [(described, data)], tags)
         return listing
 
-    def _kept_listing(self, place: str, revision: str) -> Listing | None:
+    def _kept_listing(self, place: str, revision: str) -> RepoFiles | None:
         digest = self.node.manifest_cache.tagged(place, revision)
         found = self.node.manifest_cache.find(place, digest) if digest else None
-        return Listing.parse(found[1]) if found else None
+        return RepoFiles.parse(found[1]) if found else None
 
     # -- bytes -------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class HubService:
         found = self.node.manifest_cache.find(place, digest) if digest else None
         return found[1] if found else None
 
-    def _fetch_small(self, listing: Listing, file: HubFile, caller: Caller) -> bytes:
+    def _fetch_small(self, listing: RepoFiles, file: HubFile, caller: Caller) -> bytes:
         data = self.upstream.read(listing.repo, listing.commit, file.path, caller, file.size)
         # Cached under the object id for all callers, so it must be verified first.
         if git_oid(data) != file.oid:
@@ -234,13 +234,13 @@ class HubService:
 
     # -- trusted images ----------------------------------------------------------------------
 
-    def _vouched(self, repo: str, revision: str) -> Listing | None:
+    def _vouched(self, repo: str, revision: str) -> RepoFiles | None:
         """A listing of a repository from a trusted image's record, if anyone may read that image."""
         # Newest first, so that a branch name means the revision that was pulled last.
         models = sorted(self.node.store.models(), key=lambda model: model.added, reverse=True)
         for model in models:
             record = self._record(model.key)
-            listing = Listing.of_record(record) if record else None
+            listing = RepoFiles.of_record(record) if record else None
             if listing is None or listing.repo != repo:
                 continue
             exact = listing.commit == revision
@@ -249,7 +249,7 @@ class HubService:
         return None
 
     def _readable(self, key: Digest) -> bool:
-        origin: Origin = self.node.store.origin(key)
+        origin: ImageOrigin = self.node.store.origin(key)
         if not any(fnmatchcase(origin.repository, pattern) for pattern in self.vouched):
             return False
         image = parse_image(origin.image)
@@ -276,7 +276,7 @@ class HubService:
         return record if isinstance(record, Record) else None
 
 
-def _entry(listing: Listing, address: HubAddress) -> HubFile:
+def _entry(listing: RepoFiles, address: HubAddress) -> HubFile:
     file = listing.files.get(address.path)
     if file is None:
         raise Declined(404, "EntryNotFound", f"{address.path} is not in {listing.repo}")

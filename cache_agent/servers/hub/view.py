@@ -17,7 +17,7 @@ SCHEME = "hf://"
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SnapshotView:
     """A snapshot in an HF cache directory. `linked` counts the new files."""
 
     repo: str
@@ -26,7 +26,7 @@ class View:
     linked: int
 
 
-def make_view(cache: Path, model: Path, record: Record) -> View:
+def make_view(cache: Path, model: Path, record: Record) -> SnapshotView:
     """Link a model's files into `cache`, which must be on the model's filesystem. Existing links stay.
 
     Raises InvalidInput for a model whose record names no Hub repository and commit; NotWritable, NoSpace.
@@ -45,7 +45,7 @@ def make_view(cache: Path, model: Path, record: Record) -> View:
     with durable.writing(ref):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(revision)
-    return View(repo, revision, snapshot, linked)
+    return SnapshotView(repo, revision, snapshot, linked)
 
 
 def _source(record: Record) -> tuple[str, str]:

@@ -14,8 +14,13 @@ from cache_agent.access.callers import NOBODY, Caller, caller_of_header
 from cache_agent.api.errors import status_of
 from cache_agent.fetch.readable import ReadablePrefix
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.servers.mirror.content import Content, Document, Layer, Relayed
-from cache_agent.servers.mirror.paths import BadAddress, Kind, MirrorRequest, parse_address
+from cache_agent.servers.mirror.content import CachedManifest, Content, Layer, RelayedBlob
+from cache_agent.servers.mirror.mirror_routes import (
+    BadAddress,
+    MirrorRequest,
+    RequestKind,
+    parse_address,
+)
 from cache_agent.servers.mirror.service import MirrorService
 from cache_agent.servers.sender import (
     FilePiece,
@@ -73,7 +78,7 @@ class MirrorApi:
         except AccessDenied as error:
             return await self._refuse(wanted, caller, error)
         except NotFound as error:
-            code = "MANIFEST_UNKNOWN" if wanted.kind is Kind.MANIFEST else "BLOB_UNKNOWN"
+            code = "MANIFEST_UNKNOWN" if wanted.kind is RequestKind.MANIFEST else "BLOB_UNKNOWN"
             return _error(404, code, error.message)
         except WeightyardError as error:
             answer = _error(status_of(error), "UNAVAILABLE", error.message)
@@ -119,13 +124,13 @@ class MirrorApi:
 
     def _pieces(self, content: Content, wanted: ByteRange) -> AsyncGenerator[Piece, None]:
         match content:
-            case Document():
+            case CachedManifest():
                 return each([content.data[wanted.start : wanted.stop]])
             case Layer(ready=ready):
                 if ready is not None:
                     return self._as_they_arrive(content, wanted, ready)
                 return each(self._stored(content, wanted))
-            case Relayed():
+            case RelayedBlob():
                 return relay(self._executor, content.open(wanted))
 
     def _stored(self, layer: Layer, wanted: ByteRange) -> Iterator[Piece]:

@@ -16,7 +16,7 @@ BLOB_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class CachedManifest:
     """A manifest or config, in memory."""
 
     digest: Digest
@@ -51,7 +51,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Relayed:
+class RelayedBlob:
     """A blob that isn't cached: `open` streams a range of it from upstream with the caller's credentials."""
 
     digest: Digest
@@ -60,4 +60,4 @@ class Relayed:
     media_type: str = BLOB_TYPE
 
 
-Content = Document | Layer | Relayed
+Content = CachedManifest | Layer | RelayedBlob

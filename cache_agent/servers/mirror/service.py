@@ -11,19 +11,19 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cache_agent.access.authorizer import Admission, Authorizer
 from cache_agent.access.callers import Caller
-from cache_agent.access.gate import Admission, Authorizer
-from cache_agent.access.upstream import Upstream, blob_size
+from cache_agent.access.upstream import UpstreamRegistries, blob_size
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.readable import ReadablePrefix
 from cache_agent.fetch.readable_files import ready_file
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.fetch.values import PullRequest, PullState
 from cache_agent.node.node import Node
-from cache_agent.servers.mirror.content import Content, Document, Layer, Relayed
+from cache_agent.servers.mirror.content import CachedManifest, Content, Layer, RelayedBlob
 from cache_agent.servers.mirror.layers import LINK_LAYER, LayerIndex
-from cache_agent.servers.mirror.paths import Kind, MirrorRequest
-from cache_agent.sources.manifests import layers_of
+from cache_agent.servers.mirror.mirror_routes import MirrorRequest, RequestKind
+from cache_agent.sources.runtime_manifests import layers_of
 from cache_agent.store.values import repository_of
 from modelimage import canonical
 from modelimage.descriptor import Descriptor
@@ -51,8 +51,8 @@ class MirrorService:
 
     node: Node
     gate: Authorizer
-    questions: Upstream
-    transfers: Upstream
+    questions: UpstreamRegistries
+    transfers: UpstreamRegistries
     _layers: LayerIndex = field(init=False)
     _pulls: dict[tuple[str, Digest], Pull] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -63,7 +63,7 @@ class MirrorService:
     def content(self, wanted: MirrorRequest, caller: Caller) -> Content:
         """The requested content. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
         place = repository_of(wanted.image)
-        if wanted.kind is Kind.MANIFEST:
+        if wanted.kind is RequestKind.MANIFEST:
             return self._manifest(wanted.image, place, caller)
         question = self.questions.blob_question(wanted.image, wanted.digest)
         admission = self.gate.admit(place, caller, question)
@@ -78,7 +78,7 @@ class MirrorService:
 
     # -- manifests ---------------------------------------------------------------------------
 
-    def _manifest(self, image: RegistryReference, place: str, caller: Caller) -> Document:
+    def _manifest(self, image: RegistryReference, place: str, caller: Caller) -> CachedManifest:
         admission = self.gate.admit(place, caller, self.questions.manifest_question(image))
         if image.digest is not None:
             # A digest can't move, so the cached manifest is current.
@@ -96,7 +96,7 @@ class MirrorService:
 
     def _fetch_manifest(
         self, image: RegistryReference, place: str, admission: Admission
-    ) -> Document:
+    ) -> CachedManifest:
         reader = self.questions.repository(image, admission.caller)
         try:
             descriptor = reader.resolve(image.name)
@@ -109,11 +109,11 @@ class MirrorService:
         if is_ours(descriptor, data):
             tags = {image.name: descriptor.digest} if image.digest is None else {}
             self.node.manifest_cache.keep(place, [(descriptor, data)], tags)
-        return Document(descriptor.digest, descriptor.media_type, data)
+        return CachedManifest(descriptor.digest, descriptor.media_type, data)
 
-    def _kept(self, place: str, digest: Digest) -> Document | None:
+    def _kept(self, place: str, digest: Digest) -> CachedManifest | None:
         found = self.node.manifest_cache.find(place, digest)
-        return Document(digest, *found) if found else None
+        return CachedManifest(digest, *found) if found else None
 
     # -- blobs -------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class MirrorService:
                 return digest
         return None
 
-    def _relayed(self, wanted: MirrorRequest, admission: Admission) -> Relayed:
+    def _relayed(self, wanted: MirrorRequest, admission: Admission) -> RelayedBlob:
         reader = self.transfers.repository(wanted.image, admission.caller)
         # The size comes through the client that fails fast; the transfer itself may wait and retry.
         size = blob_size(self.questions.repository(wanted.image, admission.caller), wanted.digest)
@@ -229,7 +229,7 @@ class MirrorService:
             with reader.blob(descriptor, wanted) as opened:
                 yield opened
 
-        return Relayed(wanted.digest, size, stream)
+        return RelayedBlob(wanted.digest, size, stream)
 
 
 def is_ours(descriptor: Descriptor, data: bytes) -> bool:

@@ -18,8 +18,8 @@ from aiohttp import web
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.events import Events
 from cache_agent.peers.rate import GRACE_SECONDS, MIN_RATE
-from cache_agent.peers.signing import Asked, Replayed, Verifier, WrongClock
-from cache_agent.servers.peers.servable import ServableChunks, ServableRange
+from cache_agent.peers.request_signatures import Asked, Replayed, Verifier, WrongClock
+from cache_agent.servers.peers.servable_chunks import ServableChunks, ServableRange
 from cache_agent.servers.sender import FilePiece, Piece, answer_of, deliver, hang_up
 from cache_agent.sources.throttle import Throttle
 from modelimage.digest import Digest

@@ -7,30 +7,33 @@ from hypothesis import strategies as st
 
 from cache_agent.access.decide import (
     AccessState,
-    Answer,
     CacheTTL,
     Proof,
     Step,
+    UpstreamAnswer,
     next_step,
     standing,
 )
 
 RULES = CacheTTL(lifetime=300, refusal=10, grace=1000)
 standings = st.sampled_from(AccessState)
-said = st.none() | st.sampled_from(Answer)
+said = st.none() | st.sampled_from(UpstreamAnswer)
 
 
 @given(standings, st.none() | standings, said, said)
 def test_a_grant_needs_a_permission(
     anyone: AccessState,
     own: AccessState | None,
-    said_anyone: Answer | None,
-    said_own: Answer | None,
+    said_anyone: UpstreamAnswer | None,
+    said_own: UpstreamAnswer | None,
 ) -> None:
     step = next_step(anyone, own, said_anyone, said_own)
     if step is Step.GRANT:
-        allowed = AccessState.ALLOWED in (anyone, own) or Answer.ALLOWED in (said_anyone, said_own)
-        unreachable = Answer.UNREACHABLE in (said_anyone, said_own)
+        allowed = AccessState.ALLOWED in (anyone, own) or UpstreamAnswer.ALLOWED in (
+            said_anyone,
+            said_own,
+        )
+        unreachable = UpstreamAnswer.UNREACHABLE in (said_anyone, said_own)
         lapsed = AccessState.LAPSED in (anyone, own)
         assert allowed or (lapsed and unreachable)
 
@@ -39,17 +42,17 @@ def test_a_grant_needs_a_permission(
 def test_a_caller_is_asked_for_at_most_twice(
     anyone: AccessState, own: AccessState | None, data: st.DataObject
 ) -> None:
-    said_anyone: Answer | None = None
-    said_own: Answer | None = None
+    said_anyone: UpstreamAnswer | None = None
+    said_own: UpstreamAnswer | None = None
     for _ in range(2):
         match next_step(anyone, own, said_anyone, said_own):
             case Step.ASK_ANONYMOUSLY:
                 assert said_anyone is None
-                said_anyone = data.draw(st.sampled_from(Answer))
+                said_anyone = data.draw(st.sampled_from(UpstreamAnswer))
             case Step.ASK_AS_CALLER:
                 assert own is not None
                 assert said_own is None
-                said_own = data.draw(st.sampled_from(Answer))
+                said_own = data.draw(st.sampled_from(UpstreamAnswer))
             case _:
                 return
     final = next_step(anyone, own, said_anyone, said_own)
@@ -60,7 +63,7 @@ def test_a_caller_is_asked_for_at_most_twice(
 def test_a_fresh_refusal_of_the_caller_outweighs_what_was_once_public(
     anyone: AccessState, own: AccessState
 ) -> None:
-    step = next_step(anyone, AccessState.REFUSED, Answer.UNREACHABLE, None)
+    step = next_step(anyone, AccessState.REFUSED, UpstreamAnswer.UNREACHABLE, None)
     assert step is (Step.GRANT if anyone is AccessState.ALLOWED else Step.UNREACHABLE)
 
 

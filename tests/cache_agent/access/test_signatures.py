@@ -13,7 +13,7 @@ from cache_agent.access.signatures import Untrusted
 from cache_agent.config import AgentConfig, SignatureSection, parse_config
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.node.node import Node, NodeOptions, NodeParts
-from modelimage import signing
+from modelimage import cosign
 from modelimage.access import Access
 from modelimage.descriptor import Descriptor
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, Unreachable
@@ -33,7 +33,7 @@ class Signer:
         path.write_bytes(self._key.public_key().public_bytes(serialization.Encoding.PEM, form))
 
     def sign(self, layout: Layout, tag: str = "v1") -> None:
-        signing.sign(layout, layout, layout.resolve(tag), self._key, name="models")
+        cosign.sign(layout, layout, layout.resolve(tag), self._key, name="models")
 
 
 @pytest.fixture

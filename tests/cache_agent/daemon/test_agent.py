@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_agent.api.client import AgentClient
+from cache_agent.api.control_client import AgentClient
 from cache_agent.api.errors import from_view, status_of, to_view
 from cache_agent.api.wire import ErrorView, GcBody, LeaseBody, PullBody, PullDone, WarmBody
 from cache_agent.net.sockets import connect

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.fetch.engine import Engine, EngineOptions
-from cache_agent.fetch.planner import (
+from cache_agent.fetch.engine import EngineOptions, FetchEngine
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.range_planner import (
     BUNDLE_BYTES,
     SourceView,
     choose_queue,
@@ -21,7 +22,6 @@ from cache_agent.fetch.planner import (
     plan_queues,
     unique_files,
 )
-from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node import node as node_module
 from cache_agent.node.metrics import Metrics
@@ -127,7 +127,7 @@ def test_the_only_source_is_never_too_slow(
     """By a clock that only its reads move on: it is slow after a third of them, and never seems to stand still."""
     image, record, contents = simple_image(weights=[300_000])
     clock = [0.0]
-    monkeypatch.setattr(node_module, "Engine", partial(Engine, monotonic=lambda: clock[0]))
+    monkeypatch.setattr(node_module, "Engine", partial(FetchEngine, monotonic=lambda: clock[0]))
     slow = EngineOptions(streams=1, stall_seconds=0.2, min_rate=1e9)
     node = open_node({"reg.test/m": faults.Slow(image, 0.002, clock)}, engine=slow)
     assert files_of(pull(node).path) == contents

@@ -16,7 +16,7 @@ from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.sources.directory import SharedDirectory
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.shared import SharedSource
-from cache_agent.sources.source import Resolved, Source
+from cache_agent.sources.source import ResolvedSource, Source
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch
 from modelimage.record import CHUNK_SIZE
@@ -49,12 +49,12 @@ def test_both_digests_come_out_whatever_was_tried_in_between(
     assert following.layer() == Digest.of(before + data + after)
 
 
-def from_shared(tmp_path: Path) -> Callable[[Resolved, ImageReader, str], Sequence[Source]]:
+def from_shared(tmp_path: Path) -> Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]:
     place = SharedDirectory(tmp_path / "shared")
     for data in (*CONTENTS.values(), *OTHER.values()):
         place.put(Digest.of(data), len(data), iter([memoryview(data)]))
 
-    def sources(resolved: Resolved, reader: ImageReader, repository: str) -> Sequence[Source]:
+    def sources(resolved: ResolvedSource, reader: ImageReader, repository: str) -> Sequence[Source]:
         image = ImageSource(reader, resolved.record, resolved.layers, repository)
         return [SharedSource(place), image]
 

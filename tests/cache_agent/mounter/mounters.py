@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cache_agent.mounter.orders import Operation, Order, Report
+from cache_agent.mounter.orders import MountOperation, Order, Report
 from cache_agent.servers.csi.mount_client import MounterClient, checked
 from modelimage.digest import Digest
 from tests.servers.process import ServerProcess, child_environment, program
@@ -33,13 +33,13 @@ class Orders:
     socket: Path
 
     def bind(self, key: Digest, target: str) -> bool:
-        return self._give(Order(Operation.BIND, target, key)).changed
+        return self._give(Order(MountOperation.BIND, target, key)).changed
 
     def unbind(self, target: str) -> bool:
-        return self._give(Order(Operation.UNBIND, target)).changed
+        return self._give(Order(MountOperation.UNBIND, target)).changed
 
     def look(self, target: str) -> Digest | None:
-        return self._give(Order(Operation.LOOK, target)).key
+        return self._give(Order(MountOperation.LOOK, target)).key
 
     def _give(self, order: Order) -> Report:
         (report,) = MounterClient(self.socket).give([order])

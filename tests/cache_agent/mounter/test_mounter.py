@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.mounter.orders import MAX_LINES, Operation, Order, Report, Target
+from cache_agent.mounter.orders import MAX_LINES, MountOperation, Order, Report, VolumeTarget
 from cache_agent.mounter.server import lines_of
 from cache_agent.net.sockets import listen
 from cache_agent.servers.csi.mount_client import MounterClient
@@ -223,12 +223,12 @@ def test_orders_that_come_together_are_carried_out_in_order_each_with_its_own_ou
 ) -> None:
     key = fake_model(tmp_root / "store")
     targets = [volume(kubelet, f"pod-{number}") for number in range(MAX_LINES)]
-    binds = [Order(Operation.BIND, each, key) for each in targets]
+    binds = [Order(MountOperation.BIND, each, key) for each in targets]
     others = [
-        Order(Operation.BIND, targets[0].replace("pod-0", "nobody"), key),
-        Order(Operation.BIND, "/etc", key),
-        Order(Operation.UNBIND, targets[0]),
-        Order(Operation.LOOK, targets[1]),
+        Order(MountOperation.BIND, targets[0].replace("pod-0", "nobody"), key),
+        Order(MountOperation.BIND, "/etc", key),
+        Order(MountOperation.UNBIND, targets[0]),
+        Order(MountOperation.LOOK, targets[1]),
     ]
     reports = MounterClient(mounter.socket).give([*binds, *others])
     assert [each.changed for each in reports[:MAX_LINES]] == [True] * MAX_LINES
@@ -243,7 +243,7 @@ def test_orders_that_come_together_are_carried_out_in_order_each_with_its_own_ou
 def test_more_orders_than_a_connection_may_bring_are_not_begun(
     mounter: NamespacedMounter, tmp_root: Path, kubelet: Path
 ) -> None:
-    order = Order(Operation.BIND, volume(kubelet), fake_model(tmp_root / "store")).to_bytes()
+    order = Order(MountOperation.BIND, volume(kubelet), fake_model(tmp_root / "store")).to_bytes()
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(mounter.socket))
         peer.sendall(order * (MAX_LINES + 1))
@@ -255,7 +255,7 @@ def test_more_orders_than_a_connection_may_bring_are_not_begun(
 
 def test_a_mounter_that_dies_leaves_every_order_unanswered(tmp_root: Path) -> None:
     said = Report(changed=True).to_bytes()
-    orders = [Order(Operation.UNBIND, "/a"), Order(Operation.UNBIND, "/b")]
+    orders = [Order(MountOperation.UNBIND, "/a"), Order(MountOperation.UNBIND, "/b")]
     for answer in (b"", said, said + said[:5], b"nonsense\n"):
         with listen(tmp_root / "mounter.sock") as server, ThreadPoolExecutor(1) as pool:
             server.setblocking(True)
@@ -296,14 +296,14 @@ GOOD = f"{KUBELET}/pods/u-1/volumes/kubernetes.io~csi/model/mount"
 
 
 def test_a_target_is_a_pod_s_csi_volume_and_nothing_else() -> None:
-    assert Target.parse(GOOD, KUBELET) == Target("u-1", "model")
+    assert VolumeTarget.parse(GOOD, KUBELET) == VolumeTarget("u-1", "model")
     for bad in (
         "", "/", "/etc", str(KUBELET), GOOD + "/", GOOD + "/..", GOOD.replace("u-1", ".."), GOOD.replace("u-1", ""),
         GOOD.replace("csi", "empty-dir"), GOOD[1:], "//" + GOOD[1:], GOOD.replace("/mount", "/../mount"),
         GOOD.replace("/pods", "/pods/."), GOOD.replace("model", "a\nb"), GOOD + "\0",
     ):  # fmt: skip
         with pytest.raises(InvalidInput):
-            Target.parse(bad, KUBELET)
+            VolumeTarget.parse(bad, KUBELET)
 
 
 @given(
@@ -316,15 +316,15 @@ def test_a_target_is_a_pod_s_csi_volume_and_nothing_else() -> None:
 )
 def test_any_target_stays_below_its_pod(text: str) -> None:
     try:
-        target = Target.parse(text, KUBELET)
+        target = VolumeTarget.parse(text, KUBELET)
     except InvalidInput:
         return
     assert os.path.normpath(f"{KUBELET}/{target.parent}/mount") == text
 
 
-@given(st.sampled_from(Operation), st.text(max_size=20))
-def test_orders_survive_the_wire(operation: Operation, target: str) -> None:
-    key = Digest("ab" * 32) if operation is Operation.BIND else None
+@given(st.sampled_from(MountOperation), st.text(max_size=20))
+def test_orders_survive_the_wire(operation: MountOperation, target: str) -> None:
+    key = Digest("ab" * 32) if operation is MountOperation.BIND else None
     order = Order(operation, target, key)
     assert Order.parse(order.to_bytes()) == order
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cache_agent.peers.client import TlsFiles
+from cache_agent.peers.peer_client import TlsFiles
 
 _DAY = timedelta(days=1)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cache_agent.api.client import AgentClient
+from cache_agent.api.control_client import AgentClient
 from cache_agent.api.wire import PullBody, PullDone
 from cache_agent.net.sockets import connect
 from cache_agent.store.paths import StorePaths

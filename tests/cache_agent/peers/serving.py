@@ -18,15 +18,15 @@ from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.events import Events
 from cache_agent.peers.announcements import FetchAnnouncements
-from cache_agent.peers.client import PeerClient, TlsFiles
+from cache_agent.peers.chunk_watch import ChunkListPoller
+from cache_agent.peers.peer_client import PeerClient, TlsFiles
+from cache_agent.peers.peer_source import LocalPeer, PeerSource
 from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
-from cache_agent.peers.signing import Key, Verifier
-from cache_agent.peers.source import LocalPeer, PeerSource
+from cache_agent.peers.request_signatures import Key, Verifier
 from cache_agent.peers.values import Member
-from cache_agent.peers.watch import ChunkListPoller
 from cache_agent.servers.peers.api import PeersApi
-from cache_agent.servers.peers.servable import ServableChunks
+from cache_agent.servers.peers.servable_chunks import ServableChunks
 from cache_agent.sources.throttle import Throttle
 
 T = TypeVar("T")

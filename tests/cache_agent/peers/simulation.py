@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from cache_agent.chunks import chunk_range
 from cache_agent.peers.announcements import ChunkId, FetchAnnouncements
-from cache_agent.peers.planner import PeerLimits
+from cache_agent.peers.chunk_planner import PeerLimits
+from cache_agent.peers.chunk_watch import ChunkListPoller
+from cache_agent.peers.peer_source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
-from cache_agent.peers.source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.values import Have, Member, bits
-from cache_agent.peers.watch import ChunkListPoller
 from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Tier
 from cache_agent.store.partials import identity
 from modelimage.digest import Digest

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cache_agent.api.wire import PullBody, PullProgress
-from cache_agent.peers.client import TlsFiles
+from cache_agent.peers.peer_client import TlsFiles
 from modelimage.access import Access
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import RegistryReference, parse_image

@@ -12,17 +12,17 @@ import pytest
 import yaml
 
 from cache_agent.config import AgentConfig, PeersSection, parse_config
-from cache_agent.fetch.job import Job, RetryPolicy, Work
-from cache_agent.fetch.planner import RangeRequest, plan_queues
-from cache_agent.net.addresses import Address
+from cache_agent.fetch.job import AssignedRange, Job, SourceRetryPolicy
+from cache_agent.fetch.range_planner import RangeRequest, plan_queues
+from cache_agent.net.listen_addresses import Address
 from cache_agent.observability.events import Events
+from cache_agent.peers.chunk_watch import PeerChunkList, heard
 from cache_agent.peers.membership import REFRESH_SECONDS, Membership
+from cache_agent.peers.peer_source import Announced, PeerSource
 from cache_agent.peers.rate import PacedStream, PeerTooSlow, RateBaseline
-from cache_agent.peers.source import Announced, PeerSource
 from cache_agent.peers.tier import Peers
 from cache_agent.peers.values import Have, Member
-from cache_agent.peers.watch import View, heard
-from cache_agent.prewarm.cluster.source import ClusterSource
+from cache_agent.prewarm.cluster.desired_models import ClusterSource
 from cache_agent.sources.source import FetchUpstream, RetryLater, Source, Tier
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused, Unreachable
 from modelimage.record import CHUNK_SIZE
@@ -166,7 +166,7 @@ def test_members_come_from_dns_and_the_list_and_outlive_dns() -> None:
 
 
 def test_a_peer_without_news_is_asked_less_and_less_and_a_complete_one_never() -> None:
-    view, now, gaps = View(), 0.0, []
+    view, now, gaps = PeerChunkList(), 0.0, []
     for _ in range(8):
         heard(view, Have(3, 1, 2, 5), now, 0.1)
         gaps.append(round(view.again - now, 3))
@@ -222,16 +222,18 @@ def job_of(chunks: int, now: list[float]) -> Job:
     file = big_file(chunks)
     tracks = plan_queues([file], {file.digest: range(chunks)})
     sources: Any = [SimpleNamespace(tier=Tier.PEER), Plain()]
-    return Job(tracks, sources, {}, priority=0, monotonic=lambda: now[0], policy=RetryPolicy())
+    return Job(
+        tracks, sources, {}, priority=0, monotonic=lambda: now[0], policy=SourceRetryPolicy()
+    )
 
 
-def take(job: Job) -> Work:
+def take(job: Job) -> AssignedRange:
     work = job.next_work(0)
-    assert isinstance(work, Work)
+    assert isinstance(work, AssignedRange)
     return work
 
 
-def index_of(work: Work) -> int:
+def index_of(work: AssignedRange) -> int:
     return work.state.range_request.pieces[0].index
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from cache_agent.api.document import API_VERSION
+from cache_agent.api.kube_objects import API_VERSION
 
 Json = dict[str, Any]
 

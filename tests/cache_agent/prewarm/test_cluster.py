@@ -12,18 +12,18 @@ from typing import Any
 import kmock
 
 from cache_agent.api.node_cache import NodeCache, NodeCacheStatus, Wanted
-from cache_agent.prewarm.cluster.backoff import Backoff
-from cache_agent.prewarm.cluster.client import Api
+from cache_agent.prewarm.cluster.backoff import JitteredBackoff
 from cache_agent.prewarm.cluster.connection import Connection
-from cache_agent.prewarm.cluster.reporter import Reporter, urgency
-from cache_agent.prewarm.cluster.source import MODELS_PATH, NODES_PATH, ClusterSource
+from cache_agent.prewarm.cluster.desired_models import MODELS_PATH, NODES_PATH, ClusterSource
+from cache_agent.prewarm.cluster.kube_client import Api
+from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter, urgency
 from cache_agent.prewarm.cluster.watch import Follower
-from cache_agent.prewarm.credentials import ClusterSecrets
+from cache_agent.prewarm.pull_secrets import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.prewarm.documents import cached_model
-from tests.cache_agent.prewarm.keeping import Keeping, keeping
+from tests.cache_agent.prewarm.reconciling import Keeping, keeping
 from tests.cache_agent.prewarm.servers import ApiServer
-from tests.cache_agent.prewarm.test_keeper import images, run
+from tests.cache_agent.prewarm.test_reconciler import images, run
 from tests.servers.process import until
 
 Json = dict[str, Any]
@@ -34,8 +34,8 @@ CACHES_PATH = "/apis/weightyard.dev/v1alpha1/nodecaches"
 NODE = {"metadata": {"name": "n1", "uid": "u1", "labels": {"gpu": "l4"}}}
 
 
-def quick() -> Backoff:
-    return Backoff(lambda: 0.0, first=0.01, most=0.05)
+def quick() -> JitteredBackoff:
+    return JitteredBackoff(lambda: 0.0, first=0.01, most=0.05)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Cluster:
     server: kmock.KubernetesEmulator
     at: Keeping
     api: Api
-    reporter: Reporter
+    reporter: NodeCacheWriter
 
     async def report(self) -> NodeCache:
         found = await self.api.get(f"{CACHES_PATH}/n1")
@@ -83,7 +83,7 @@ async def a_cluster(
     ):
         wanted = ClusterSource(at.reconciler.want, at.reconciler.trouble)
         at.reconciler.label_gone = wanted.label_gone
-        reporter = Reporter(
+        reporter = NodeCacheWriter(
             api, "n1", at.reconciler.status, lambda: at.reconciler.busy,
             lambda event, **fields: at.log.append((event, fields)),
             node.engine.monotonic, backoff=quick(),

@@ -20,7 +20,7 @@ from cache_agent.api.definitions import (
     node_cache_definition,
     to_yaml,
 )
-from cache_agent.api.document import API_VERSION, parse_timestamp, timestamp
+from cache_agent.api.kube_objects import API_VERSION, parse_timestamp, timestamp
 from cache_agent.api.node_cache import Held, NodeCache, NodeCacheStatus, Wanted
 from tests.cache_agent.prewarm import documents
 from tests.workspace import openapi

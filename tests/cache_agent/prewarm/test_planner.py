@@ -15,15 +15,15 @@ from cache_agent.prewarm.values import (
     Evict,
     Failure,
     Fetch,
+    FetchTarget,
     Pin,
-    Plan,
     PlannerInput,
+    PrewarmPlan,
     PullRuntime,
-    Release,
+    ReleasePin,
     Resolve,
     RuntimeImage,
     Stop,
-    Target,
     TargetState,
     Warm,
 )
@@ -48,7 +48,7 @@ class ModelNode:
     budget: int
     desired_models: tuple[DesiredModel, ...]
     held: dict[Digest, CachedModelState] = field(default_factory=dict)
-    known: dict[Target, TargetState] = field(default_factory=dict)
+    known: dict[FetchTarget, TargetState] = field(default_factory=dict)
     pinned_for: frozenset[Digest] = frozenset()
     warm: frozenset[Digest] = frozenset()
     runtime: dict[str, RuntimeImage] = field(default_factory=dict)
@@ -68,9 +68,9 @@ class ModelNode:
         key, size = key_of(image), size_of(image)
         if size <= self.free:
             self.held[key] = CachedModelState(key, size, size, pinned, leased)
-            self.known[Target(image, None)] = TargetState(key, 0)
+            self.known[FetchTarget(image, None)] = TargetState(key, 0)
 
-    def carry_out(self, made: Plan) -> None:
+    def carry_out(self, made: PrewarmPlan) -> None:
         for action in made.actions:
             match action:
                 case Resolve(desired):
@@ -90,7 +90,7 @@ class ModelNode:
                 case Pin(key):
                     self.held[key] = replace(self.held[key], pinned=True)
                     self.pinned_for |= {key}
-                case Release(key):
+                case ReleasePin(key):
                     self.held[key] = replace(self.held[key], pinned=False)
                     self.pinned_for -= {key}
                 case Warm(key):
@@ -100,7 +100,7 @@ class ModelNode:
                 case Stop(_):
                     raise AssertionError("nothing runs on between plans")
 
-    def settle(self) -> Plan:
+    def settle(self) -> PrewarmPlan:
         """Plan and carry out until nothing is left to do."""
         for _ in range(50):
             made = plan(self.planner_input())
@@ -115,7 +115,7 @@ DESIRED_MODELS = st.lists(
     st.builds(
         DesiredModel,
         name=st.sampled_from("abcdefgh"),
-        target=st.sampled_from([Target(image, None) for image in MODELS]),
+        target=st.sampled_from([FetchTarget(image, None) for image in MODELS]),
         tier=st.sampled_from(["disk", "memory"]),
         pin=st.booleans(),
         priority=st.sampled_from([0, 50, 99]),
@@ -188,11 +188,13 @@ def test_what_is_taken_away_leaves_its_pin_but_not_its_bytes(
 
 
 def a_desired_model(image: str = "m1", **options: object) -> DesiredModel:
-    return replace(DesiredModel(str(options.pop("name", "a")), Target(image, None)), **options)  # type: ignore[arg-type]
+    return replace(DesiredModel(str(options.pop("name", "a")), FetchTarget(image, None)), **options)  # type: ignore[arg-type]
 
 
-def running(*images: str) -> dict[Target, TargetState]:
-    return {Target(image, None): TargetState(key_of(image), 5, running=True) for image in images}
+def running(*images: str) -> dict[FetchTarget, TargetState]:
+    return {
+        FetchTarget(image, None): TargetState(key_of(image), 5, running=True) for image in images
+    }
 
 
 def test_a_more_wanted_model_takes_the_turn_of_one_that_is_being_fetched() -> None:
@@ -200,9 +202,9 @@ def test_a_more_wanted_model_takes_the_turn_of_one_that_is_being_fetched() -> No
         a_desired_model("m1", name="low", priority=1),
         a_desired_model("m2", name="high", priority=90),
     )
-    known = {**running("m1"), Target("m2", None): TargetState(key_of("m2"), 5)}
+    known = {**running("m1"), FetchTarget("m2", None): TargetState(key_of("m2"), 5)}
     made = plan(PlannerInput(desired_models, NOON, free=100, fetches=1, known=known))
-    assert made.actions == (Fetch(desired_models[1]), Stop(Target("m1", None)))
+    assert made.actions == (Fetch(desired_models[1]), Stop(FetchTarget("m1", None)))
     assert made.outcomes["low"].reason == "Queued"
 
 
@@ -221,14 +223,14 @@ def test_a_fetch_stops_when_its_window_closes_and_goes_on_when_it_opens() -> Non
 
 def test_what_nobody_wants_any_more_stops() -> None:
     assert plan(PlannerInput((), NOON, free=1, known=running("m1"))).actions == (
-        Stop(Target("m1", None)),
+        Stop(FetchTarget("m1", None)),
     )
 
 
 def test_a_failure_is_told_and_tried_again_at_its_time() -> None:
     failed = TargetState(need=5, failure=Failure("Unreachable", "no route", NOON + 5))
     planner_input = PlannerInput(
-        (a_desired_model(),), NOON, free=100, known={Target("m1", None): failed}
+        (a_desired_model(),), NOON, free=100, known={FetchTarget("m1", None): failed}
     )
     made = plan(planner_input)
     assert (made.actions, made.wake_at) == ((), NOON + 5)
@@ -242,8 +244,8 @@ def test_no_one_takes_the_room_that_is_being_made_for_another() -> None:
     )
     node.add("m4")
     node.known |= {
-        Target("m5", None): TargetState(key_of("m5"), size_of("m5")),
-        Target("m0", None): TargetState(key_of("m0"), size_of("m0")),
+        FetchTarget("m5", None): TargetState(key_of("m5"), size_of("m5")),
+        FetchTarget("m0", None): TargetState(key_of("m0"), size_of("m0")),
     }
     made = plan(node.planner_input())
     assert made.actions == (Evict(key_of("m4")),)
@@ -252,7 +254,7 @@ def test_no_one_takes_the_room_that_is_being_made_for_another() -> None:
 
 def test_two_wishes_for_one_model_are_one_fetch() -> None:
     desired_models = (a_desired_model(name="a"), a_desired_model(name="b", pin=True))
-    known = {Target("m1", None): TargetState(key_of("m1"), 5)}
+    known = {FetchTarget("m1", None): TargetState(key_of("m1"), 5)}
     made = plan(PlannerInput(desired_models, NOON, free=100, known=known))
     assert made.actions == (Fetch(desired_models[0]),)
     assert {v.state for v in made.outcomes.values()} == {"Fetching"}
@@ -261,7 +263,7 @@ def test_two_wishes_for_one_model_are_one_fetch() -> None:
 def test_a_wish_without_memory_for_it_is_ready_on_the_disk() -> None:
     key = key_of("m1")
     held = {key: CachedModelState(key, 17, 17)}
-    known = {Target("m1", None): TargetState(key, 0)}
+    known = {FetchTarget("m1", None): TargetState(key, 0)}
     desired = a_desired_model(tier="memory")
     planner_input = PlannerInput((desired,), NOON, free=0, memory=20, known=known, held=held)
     assert plan(planner_input).actions == (Warm(key),)

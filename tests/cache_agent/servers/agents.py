@@ -16,7 +16,7 @@ from cache_agent.daemon.servers import RunningServers, ServerOptions, open_serve
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.leases.holders import Machine
-from cache_agent.net.addresses import Address
+from cache_agent.net.listen_addresses import Address
 from cache_agent.node.node import Node, NodeOptions, NodeParts
 from modelimage.access import Access
 from modelimage.reference import parse_image

@@ -16,9 +16,9 @@ import atheris
 atheris.enabled_hooks.add("RegEx")
 with atheris.instrument_imports(include=["cache_agent", "modelimage"]):
     from cache_agent.access.callers import caller_of_header, caller_of_pull_secret
-    from cache_agent.mounter.orders import Order, Target
-    from cache_agent.servers.hub.addresses import parse_hub_address
-    from cache_agent.servers.mirror.paths import BadAddress, Kind, parse_address
+    from cache_agent.mounter.orders import Order, VolumeTarget
+    from cache_agent.servers.hub.routes import parse_hub_address
+    from cache_agent.servers.mirror.mirror_routes import BadAddress, RequestKind, parse_address
     from modelimage.errors import InvalidInput, WeightyardError
     from modelimage.ranges import parse_content_range, parse_range
 
@@ -40,7 +40,7 @@ def mirror_address(data: atheris.FuzzedDataProvider) -> None:
         return
     assert "/" not in wanted.image.registry
     assert ".." not in wanted.image.repository.split("/")
-    assert wanted.kind is Kind.MANIFEST or wanted.digest
+    assert wanted.kind is RequestKind.MANIFEST or wanted.digest
     assert "//" not in wanted.upstream_path
 
 
@@ -86,7 +86,7 @@ def mount_order(data: atheris.FuzzedDataProvider) -> None:
     """Whatever comes over the mounter's socket is an order for a pod's volume, or refused."""
     try:
         order = Order.parse(data.ConsumeBytes(300))
-        target = Target.parse(order.target, KUBELET)
+        target = VolumeTarget.parse(order.target, KUBELET)
     except InvalidInput:
         return
     assert str(KUBELET / target.parent / "mount") == order.target

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import grpc
 
-from cache_agent.servers.csi.wire import MESSAGES, REGISTRATION
+from cache_agent.servers.csi.messages import MESSAGES, REGISTRATION
 from tests.cache_agent.mounter.mounters import volume
 from tests.cache_agent.servers.csi_spec import message
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from cache_agent.daemon.servers import ServerOptions
-from cache_agent.servers.csi.options import CsiOptions
+from cache_agent.servers.csi.driver_options import CsiOptions
 from tests.cache_agent.mounter.mounters import NamespacedMounter
 from tests.cache_agent.servers.agents import ServersInProcess
 from tests.cache_agent.servers.kubelet import Kubelet

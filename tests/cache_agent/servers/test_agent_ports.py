@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_agent.api.client import AgentClient
+from cache_agent.api.control_client import AgentClient
 from cache_agent.api.wire import PullBody
 from cache_agent.servers.control import ControlApi
 from tests.cache_agent.nodes import findings

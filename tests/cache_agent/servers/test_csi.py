@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cache_agent.config import SignatureSection
 from cache_agent.daemon.servers import ServerOptions
-from cache_agent.servers.csi.options import DRIVER, CsiOptions
+from cache_agent.servers.csi.driver_options import DRIVER, CsiOptions
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, Lease
 from modelimage.access import Access
@@ -148,7 +148,7 @@ def test_a_slow_pull_says_how_far_it_is_and_goes_on(
 ) -> None:
     model = publish_model(image, seed=47)
     # Told after a second, with an hour for the answer to come; and half a minute's worth of bytes.
-    monkeypatch.setattr("cache_agent.servers.csi.server._MARGIN_SECONDS", 3600.0)
+    monkeypatch.setattr("cache_agent.servers.csi.driver._MARGIN_SECONDS", 3600.0)
     machine.agent.node.engine.set_bandwidth(100_000)
     waiting = refused(lambda: machine.kubelet.publish("pod-1", image, seconds=3601))
     assert waiting.code() is Code.ABORTED

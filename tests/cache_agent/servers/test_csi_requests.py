@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent import errors as ours
+from cache_agent.servers.csi.driver import code_of
+from cache_agent.servers.csi.messages import MESSAGES
 from cache_agent.servers.csi.requests import Publish, parse_publish
-from cache_agent.servers.csi.server import code_of
-from cache_agent.servers.csi.wire import MESSAGES
 from modelimage import errors
 from modelimage.errors import InvalidInput, WeightyardError
 

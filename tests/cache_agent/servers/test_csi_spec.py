@@ -10,9 +10,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.servers.csi.options import CsiOptions
-from cache_agent.servers.csi.server import Driver
-from cache_agent.servers.csi.wire import CSI, MESSAGES
+from cache_agent.servers.csi.driver import Driver
+from cache_agent.servers.csi.driver_options import CsiOptions
+from cache_agent.servers.csi.messages import CSI, MESSAGES
 from tests.cache_agent.servers.csi_spec import message, specification
 
 OURS = sorted(name for name, kind in MESSAGES.items() if kind.DESCRIPTOR.file.package == CSI)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.fetch.values import PullSnapshot, PullState
-from cache_agent.node.progress import Watched, describe
+from cache_agent.node.progress_text import Watched, describe
 
 GIB = 1 << 30
 

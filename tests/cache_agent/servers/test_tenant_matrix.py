@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from cache_agent.daemon.servers import ServerOptions
-from cache_agent.servers.csi.server import CsiOptions
+from cache_agent.servers.csi.driver import CsiOptions
 from tests.cache_agent.mounter.mounters import NamespacedMounter, volume
 from tests.cache_agent.nodes import findings
 from tests.cache_agent.servers.agents import ANY, ServersInProcess

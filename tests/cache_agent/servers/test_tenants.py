@@ -17,7 +17,7 @@ import pytest
 
 from cache_agent.access.callers import Caller
 from cache_agent.access.registries import AllowedRegistries
-from cache_agent.access.upstream import Upstream
+from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.fetch.values import PullRequest
 from modelimage.access import Access
@@ -70,7 +70,7 @@ def access_of(image: str, user: str) -> Access:
 def pull_as(servers: ServersInProcess, image: str, user: str | None) -> None:
     reference = parse_registry(image)
     caller = Caller(credential(user) if user else None)
-    upstream = Upstream(Access(), AllowedRegistries(ALLOWED))
+    upstream = UpstreamRegistries(Access(), AllowedRegistries(ALLOWED))
     request = PullRequest(reference, reader=upstream.repository(reference, caller))
     assert servers.node.pull(request).result() is not None
 

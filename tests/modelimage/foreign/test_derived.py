@@ -23,7 +23,7 @@ from modelimage.foreign import (
     parse_record,
 )
 from modelimage.foreign.roles import role_of
-from modelimage.hashing import FileDigests, hash_file
+from modelimage.hasher import FileDigests, hash_file
 from modelimage.recipe import Literal
 from modelimage.record import ModelFacts, Record, Role
 from tests.modelimage.foreign.images import Maker, files_tar, pull

@@ -14,7 +14,7 @@ from modelimage.descriptor import (
     Platform,
 )
 from modelimage.errors import InvalidImage, NotFound
-from modelimage.foreign import Kind, Packing, describe_foreign
+from modelimage.foreign import ImageFormat, Packing, describe_foreign
 from modelimage.foreign.detect import ForeignManifest
 from modelimage.mediatypes import DOCKER_MANIFEST
 from tests.modelimage.foreign.describing import (
@@ -43,7 +43,7 @@ def test_a_modelcar(maker: Maker, packing: Packing) -> None:
     car = tar([directory("models"), *entries({f"models/{p}": data for p, data in FILES.items()})])
     maker.image(base, car, packing=packing)
     model = described(maker)
-    assert model.kind is Kind.IMAGE
+    assert model.kind is ImageFormat.IMAGE
     check_pull(maker, model, FILES)
 
 
@@ -114,8 +114,12 @@ def test_an_image_with_a_layer_that_is_no_tar(maker: Maker) -> None:
     assert described(maker).manifest == good
 
 
-@pytest.mark.parametrize(("titled", "kind"), [(False, Kind.IMAGE), (True, Kind.ARTIFACT)])
-def test_image_layers_below_a_config_nobody_knows(maker: Maker, titled: bool, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("titled", "kind"), [(False, ImageFormat.IMAGE), (True, ImageFormat.ARTIFACT)]
+)
+def test_image_layers_below_a_config_nobody_knows(
+    maker: Maker, titled: bool, kind: ImageFormat
+) -> None:
     title = {"org.opencontainers.image.title": "a.gguf"} if titled else {}
     layer = maker.blob("application/vnd.oci.image.layer.v1.tar", files_tar({"a.gguf": b"1"}), title)
     maker.manifest(maker.json("application/vnd.example.config+json", {}), [layer])

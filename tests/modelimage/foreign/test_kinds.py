@@ -9,7 +9,7 @@ import pytest
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
-from modelimage.foreign import ForeignModel, Kind, Packing
+from modelimage.foreign import ForeignModel, ImageFormat, Packing
 from modelimage.mediatypes import MODELPACK_MANIFEST, OCI_EMPTY
 from modelimage.record import Role
 from tests.modelimage.foreign.describing import FILES, PACKINGS, check_pull, described, entries
@@ -59,7 +59,7 @@ def test_modelpack_raw(maker: Maker, diff_ids: str, family: str) -> None:
     ]
     modelpack(maker, layers, diff_ids=diff_ids)
     model = described(maker)
-    assert model.kind is Kind.MODELPACK
+    assert model.kind is ImageFormat.MODELPACK
     assert model.is_listed
     assert {file.path: file.role for file in model.files} == {
         "model.safetensors": Role.WEIGHT,
@@ -181,7 +181,7 @@ def test_a_modelkit_of_today(maker: Maker, packing: Packing) -> None:
         "datasets": [info("dataset", "train.csv")],
     }
     model = kit(maker, kitfile, list(layers.values()))
-    assert model.kind is Kind.KITOPS
+    assert model.kind is ImageFormat.KITOPS
     assert model.left_out == {"train.csv": "a data set"}
     files = {
         "models/llm.gguf": b"weights",
@@ -252,7 +252,7 @@ def test_a_docker_model_of_version_01(maker: Maker) -> None:
         maker.blob(f"{DOCKER}.license", b"and BSD"),
     ]
     model = docker_model(maker, "v0.1", layers)
-    assert model.kind is Kind.DOCKER_MODEL
+    assert model.kind is ImageFormat.DOCKER_MODEL
     check_pull(
         maker,
         model,
@@ -318,7 +318,7 @@ def test_an_artifact_of_files(maker: Maker) -> None:
     ]
     maker.manifest(maker.blob(OCI_EMPTY, b"{}"), layers, artifactType="application/vnd.example")
     model = described(maker)
-    assert model.kind is Kind.ARTIFACT
+    assert model.kind is ImageFormat.ARTIFACT
     check_pull(
         maker,
         model,

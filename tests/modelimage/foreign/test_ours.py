@@ -8,15 +8,19 @@ import pytest
 
 from modelimage.descriptor import LINUX_ARM64
 from modelimage.digest import Digest
-from modelimage.foreign import Kind, describe_foreign, is_ours
+from modelimage.foreign import ImageFormat, describe_foreign, is_ours
 from modelimage.layout import Layout
 from tests.builder.building import build_here
 from tests.builder.checkpoints import single
 from tests.modelimage.foreign.images import pull, pull_ranges
 
 
-@pytest.mark.parametrize(("tag", "kind"), [("v1", Kind.IMAGE), ("v1-modelpack", Kind.MODELPACK)])
-def test_both_manifests_hold_what_the_record_says(tmp_path: Path, tag: str, kind: Kind) -> None:
+@pytest.mark.parametrize(
+    ("tag", "kind"), [("v1", ImageFormat.IMAGE), ("v1-modelpack", ImageFormat.MODELPACK)]
+)
+def test_both_manifests_hold_what_the_record_says(
+    tmp_path: Path, tag: str, kind: ImageFormat
+) -> None:
     built = build_here(single(tmp_path / "model"), f"oci:{tmp_path / 'out'}:v1", tmp_path)
     (record,) = built.records
     layout = Layout(tmp_path / "out")

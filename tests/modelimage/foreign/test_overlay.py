@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modelimage.errors import InvalidImage
 from modelimage.foreign.limits import Limits
-from modelimage.foreign.overlay import Tree, View
+from modelimage.foreign.overlay import OverlaidFiles, Tree
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 
 
@@ -36,14 +36,14 @@ def device(path: str) -> TarMember:
 
 def stack(
     *layers: Iterable[TarMember], root: str = "", overlay: bool = True, limits: Limits | None = None
-) -> View:
+) -> OverlaidFiles:
     tree = Tree(overlay=overlay, limits=limits or Limits())
     for number, members in enumerate(layers):
         tree.add(number, list(members))
     return tree.view(root)
 
 
-def seen(view: View) -> dict[str, tuple[int, int]]:
+def seen(view: OverlaidFiles) -> dict[str, tuple[int, int]]:
     """Path -> (layer, member)."""
     return {path: (node.layer, node.member) for path, node in view.files}
 

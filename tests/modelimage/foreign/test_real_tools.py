@@ -9,7 +9,7 @@ import pytest
 from oras.client import OrasClient
 
 from modelimage.access import Access, open_reader
-from modelimage.foreign import Kind, Packing, describe_foreign
+from modelimage.foreign import ImageFormat, Packing, describe_foreign
 from modelimage.layout import Layout
 from modelimage.reference import parse_registry
 from tests.modelimage.foreign.images import pull, pull_ranges
@@ -88,7 +88,7 @@ CAR = {**FILES, "link.safetensors": FILES["model.safetensors"]}
 def test_a_modelcar_of_buildah(modelcar: Path) -> None:
     layout = Layout(modelcar)
     model = describe_foreign(layout, layout.resolve("latest"))
-    assert model.kind is Kind.IMAGE
+    assert model.kind is ImageFormat.IMAGE
     assert len(model.layers) == 2
     assert pulled(modelcar) == CAR
     assert pull_ranges(layout, model) == CAR
@@ -148,5 +148,5 @@ def test_files_that_oras_pushed(
     reference = parse_registry(name)
     reader = open_reader(reference, Access())
     model = describe_foreign(reader, reader.resolve(reference.name))
-    assert model.kind is Kind.ARTIFACT
+    assert model.kind is ImageFormat.ARTIFACT
     assert pull(reader, model)[1] == FILES

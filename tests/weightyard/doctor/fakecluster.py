@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.workspace import openapi
 from weightyard.doctor.cluster_checks import DRIVER_SPEC
-from weightyard.doctor.facts import NodeFacts
+from weightyard.doctor.facts import HostFacts
 from weightyard.kubectl import Kubectl, refused
 
 Json = dict[str, Any]
@@ -50,7 +50,7 @@ class FakeCluster(LoopbackServer):
 
     HANDLER = _Api
 
-    def __init__(self, node: Callable[[str], NodeFacts | str | None], nodes: list[Json]) -> None:
+    def __init__(self, node: Callable[[str], HostFacts | str | None], nodes: list[Json]) -> None:
         self.node = node
         self.pods: dict[str, Json] = {}
         self.started: list[Json] = []
@@ -118,7 +118,7 @@ class FakeCluster(LoopbackServer):
 
     def _log(self, pod: Json) -> str:
         told = self.node(pod["spec"]["nodeName"])
-        return told.model_dump_json() + "\n" if isinstance(told, NodeFacts) else f"error: {told}\n"
+        return told.model_dump_json() + "\n" if isinstance(told, HostFacts) else f"error: {told}\n"
 
 
 class InProcess(Kubectl):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightyard.definitions import definitions
+from weightyard.crds import definitions
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Expected
-from weightyard.doctor.facts import Clock, Containerd, Disk, Gpus, Kubelet, Nic, NodeFacts
+from weightyard.doctor.facts import Clock, Containerd, DiskFacts, Gpus, HostFacts, Kubelet, Nic
 
 Json = dict[str, Any]
 TB = 10**12
 
-NODE = NodeFacts(
+NODE = HostFacts(
     node="gpu-1",
     kernel="6.8.0-45-generic",
-    disk=Disk(
+    disk=DiskFacts(
         path="/var/lib/weightyard", filesystem="xfs", total=4 * TB, free=3 * TB, write_rate=2e9, read_rate=5e9,
         hard_links=True, nodefs=True, imagefs=True,
     ),

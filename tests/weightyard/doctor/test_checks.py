@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from cache_agent.store.space import Amount
 from tests.weightyard.doctor.sound import CLUSTER, CRD_NAME, DEFINITION, EXPECTED, NODE, TB, node
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Permission, check_cluster
-from weightyard.doctor.facts import NodeFacts
-from weightyard.doctor.finding import Finding, Level
+from weightyard.doctor.facts import HostFacts
 from weightyard.doctor.node_checks import NodePurpose, check_node, free_space
+from weightyard.doctor.result import Finding, Level
 
 WANTED = NodePurpose(in_cluster=True, min_free=Amount.parse("20%"))
 CHANGED = deepcopy(DEFINITION)
 CHANGED["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": {"type": "object"}}
 
 
-def spoiled(path: str, value: object) -> NodeFacts:
+def spoiled(path: str, value: object) -> HostFacts:
     """The sound node, but for one fact."""
     section, _, name = path.partition(".")
     if not name:

@@ -11,7 +11,7 @@ from tests.weightyard.doctor.sound import EXPECTED, NODE, node
 from tests.workspace.controller.living import point_kubectl_at
 from weightyard.cli import main
 from weightyard.commands import doctor as command
-from weightyard.doctor.facts import NodeFacts
+from weightyard.doctor.facts import HostFacts
 from weightyard.doctor.pods import Probe, Probing, manifest
 from weightyard.kubectl import Kubectl, refused
 
@@ -21,7 +21,7 @@ PROBE = Probe(
 )
 
 
-def sound(name: str) -> NodeFacts | str | None:
+def sound(name: str) -> HostFacts | str | None:
     return NODE.model_copy(update={"node": name})
 
 

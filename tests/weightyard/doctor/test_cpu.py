@@ -7,8 +7,8 @@ import pytest
 from cache_agent.store.space import Amount
 from tests.weightyard.doctor.sound import NODE
 from weightyard.doctor.facts import Gpus
-from weightyard.doctor.finding import Finding, Level
 from weightyard.doctor.node_checks import NodePurpose, check_node, cpu
+from weightyard.doctor.result import Finding, Level
 
 LAPTOP = NodePurpose(in_cluster=False, min_free=Amount.parse("5%"))
 

@@ -15,7 +15,7 @@ from weightyard.cli import main
 from weightyard.doctor import disk_trial
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
-from weightyard.doctor.facts import Containerd, Kubelet, Nic, NodeFacts
+from weightyard.doctor.facts import Containerd, HostFacts, Kubelet, Nic
 from weightyard.doctor.gather import ProbePaths, gather
 
 MOUNTS = r"""
@@ -127,7 +127,7 @@ def test_facts_of_a_node(host: Path, tmp_path: Path) -> None:
     assert (facts.disk.read_rate or 0) > 0
     assert (facts.disk.write_rate or 0) > 0
     assert not (tmp_path / "not").exists()
-    assert NodeFacts.model_validate_json(facts.model_dump_json()) == facts
+    assert HostFacts.model_validate_json(facts.model_dump_json()) == facts
 
 
 def test_nothing_is_known_of_an_empty_root(tmp_path: Path) -> None:
@@ -206,5 +206,5 @@ def test_the_command_judges_this_machine(
 def test_the_command_prints_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--json", "doctor", "--facts", "--root", str(tmp_path), "--disk-trial", "0"]
     assert main(words) == 0
-    facts = NodeFacts.model_validate_json(capsys.readouterr().out)
+    facts = HostFacts.model_validate_json(capsys.readouterr().out)
     assert facts.disk.path == str(tmp_path)

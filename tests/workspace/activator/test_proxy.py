@@ -13,20 +13,22 @@ from yarl import URL
 
 from tests.servers.process import until
 from tests.workspace.activator.engine import Engine
-from workspace.activator.gate import Limits
-from workspace.activator.proxy import Activator, Options, serve
-from workspace.metrics import parse_held
+from workspace.activator.gate import QueueLimits
+from workspace.activator.proxy import Activator, ProxyOptions, serve
+from workspace.server_metrics import parse_held
 
-QUICK = Limits(capacity=4, patience=86400, interval=0.01, retry_after=7)
+QUICK = QueueLimits(capacity=4, patience=86400, interval=0.01, retry_after=7)
 ENDLESS = 86400.0  # seconds that a request takes which nobody waits for
 
 
 class Place:
     """An engine that can come and go, and an activator before it."""
 
-    def __init__(self, limits: Limits = QUICK) -> None:
+    def __init__(self, limits: QueueLimits = QUICK) -> None:
         self.upstreams: list[str] = []
-        self.activator = Activator(Options(lambda: self.upstreams, limits=limits, max_body=1 << 20))
+        self.activator = Activator(
+            ProxyOptions(lambda: self.upstreams, limits=limits, max_body=1 << 20)
+        )
         self._runners: list[web.AppRunner] = []
 
     async def start_engine(self, engine: Engine) -> str:
@@ -45,7 +47,7 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def place(limits: Limits = QUICK) -> AsyncIterator[tuple[Place, aiohttp.ClientSession]]:
+async def place(limits: QueueLimits = QUICK) -> AsyncIterator[tuple[Place, aiohttp.ClientSession]]:
     """The place, and a session whose base is the activator."""
     made, port = Place(limits), asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(
@@ -134,7 +136,7 @@ def test_beyond_the_bound_clients_are_told_when_to_come_back() -> None:
 def test_patience_ends_with_a_503_that_says_where_to_look() -> None:
     async def scenario() -> None:
         async with (
-            place(Limits(patience=0.05, interval=0.01)) as (_, session),
+            place(QueueLimits(patience=0.05, interval=0.01)) as (_, session),
             session.post("/v1/completions", json={}) as answer,
         ):
             assert answer.status == 503

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cache_agent.api.document import API_VERSION
-from cache_agent.api.names import STARTUP_TAINT
+from cache_agent.api.kube_objects import API_VERSION
+from cache_agent.api.shared_names import STARTUP_TAINT
 from modelimage.digest import Digest
 
 Json = dict[str, Any]

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+from cache_agent.api.refusals import Conflict
 from modelimage.errors import NotFound
 from tests.workspace.controller import fakeapi
 from tests.workspace.controller.fakeapi import FakeApi
-from workspace.controller import api
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ class DirectApi:
         except fakeapi.Missing as error:
             raise NotFound(str(error)) from error
         except fakeapi.Conflict as error:
-            raise api.Conflict(str(error)) from error
+            raise Conflict(str(error)) from error
         if fault is not None:
             raise fault
         return found

@@ -14,7 +14,7 @@ import kopf
 from aiohttp import web
 
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
-from workspace.controller.api import RESOURCES
+from workspace.controller.kube_api import RESOURCES
 from workspace.controller.objects import is_ready
 
 Json = dict[str, Any]

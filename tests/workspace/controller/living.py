@@ -16,13 +16,13 @@ import pytest
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
-from workspace.controller.api import KubernetesApi
-from workspace.controller.cache import Cache
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import Environment
-from workspace.render.release import Resolved
+from workspace.render.kubernetes import SystemSettings
+from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 
@@ -36,7 +36,7 @@ def point_kubectl_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join(map(str, places)))
 
 
-async def resolve(workspace: Workspace) -> Resolved:
+async def resolve(workspace: Workspace) -> ResolvedImages:
     """The tests' registry: every image name has its own digest."""
     return samples.resolved(workspace, samples.pinned(workspace.spec.model.image or ""))
 
@@ -73,7 +73,9 @@ class ServedCluster:
     async def _live(self, http: HttpApi) -> None:
         async with aiohttp.ClientSession() as session:
             api = KubernetesApi(session, http.connection)
-            runner = Runner(api=api, cache=Cache(), resolver=resolve, environment=Environment())
+            runner = Runner(
+                api=api, cache=WatchCache(), resolver=resolve, environment=SystemSettings()
+            )
             caching = CacheRunner(api)
             registry = make_registry(runner, caching, with_keda=False)
             watching = asyncio.create_task(

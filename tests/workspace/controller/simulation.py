@@ -13,12 +13,12 @@ from modelimage.errors import Unreachable, WeightyardError
 from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
-from workspace.controller.nodes import Node
+from workspace.controller.nodes import KubeNode
 from workspace.controller.observed import Action, Apply, Decision, Observed
 from workspace.controller.reconcile import OWN_KINDS, reconcile, workspace_of
 from workspace.render import names
-from workspace.render.kubernetes import Environment
-from workspace.render.release import Resolved
+from workspace.render.kubernetes import SystemSettings
+from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 from workspace.sources import image_of, not_built
 
@@ -93,9 +93,9 @@ class Cluster:
         return Observed(
             document=self.api.get("Workspace", NAMESPACE, NAME),
             objects=tuple(objects),
-            nodes=tuple(map(Node.of, self.api.list("Node"))),
+            nodes=tuple(map(KubeNode.of, self.api.list("Node"))),
             now="2026-01-01T00:00:00Z",
-            environment=Environment(),
+            environment=SystemSettings(),
             wanted=self.wanted,
             groups=frozenset({"keda.sh"}),
         )
@@ -138,7 +138,7 @@ class Cluster:
             except Missing:
                 return  # went by itself
 
-    def _resolve(self, workspace: Workspace) -> Resolved | WeightyardError:
+    def _resolve(self, workspace: Workspace) -> ResolvedImages | WeightyardError:
         if not self.registry_up:
             return Unreachable("the registry doesn't answer", hint="Wait.")
         try:

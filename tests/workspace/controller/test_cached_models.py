@@ -14,7 +14,7 @@ from modelimage.errors import InvalidInput
 from tests.workspace.controller import caches
 from workspace.controller import conditions
 from workspace.controller.cached_models import (
-    Phase,
+    ModelPhase,
     invalid,
     news,
     phase_of,
@@ -73,7 +73,7 @@ def test_laws_of_the_sum(found: dict[str, Wanted | None], image: str | None) -> 
     assert (parsed.percent == 100) == everywhere
     assert (condition(status, "Degraded")["status"] == "True") == bool(parsed.nodes_failed)
     assert [each.node for each in parsed.failures] == [
-        name for name, each in sorted(found.items()) if phase_of(model(**spec), each) is Phase.FAILED
+        name for name, each in sorted(found.items()) if phase_of(model(**spec), each) is ModelPhase.FAILED
     ]  # fmt: skip
     assert all(each["observedGeneration"] == 2 for each in status["conditions"])
     assert all(each["message"] for each in status["conditions"])
@@ -90,23 +90,28 @@ def test_asking_again_says_nothing_new(found: dict[str, Wanted | None]) -> None:
 def test_what_was_reported_of_an_older_spec_or_of_another_model_of_the_name_counts_for_nothing() -> (
     None
 ):
-    assert phase_of(model(), entry(generation=1)) is Phase.WAITING
-    assert phase_of(model(), entry(uid="another")) is Phase.WAITING
-    assert phase_of(model(), entry(generation=3)) is Phase.READY
-    assert phase_of(model(), None) is Phase.WAITING
+    assert phase_of(model(), entry(generation=1)) is ModelPhase.WAITING
+    assert phase_of(model(), entry(uid="another")) is ModelPhase.WAITING
+    assert phase_of(model(), entry(generation=3)) is ModelPhase.READY
+    assert phase_of(model(), None) is ModelPhase.WAITING
 
 
 @pytest.mark.parametrize(
     ("runtime_image", "phase"),
-    [(None, Phase.WORKING), ("Pulling", Phase.WORKING), ("Present", Phase.READY), ("Failed", Phase.FAILED),
-     ("Unsupported", Phase.READY)],
-)  # fmt: skip
+    [
+        (None, ModelPhase.WORKING),
+        ("Pulling", ModelPhase.WORKING),
+        ("Present", ModelPhase.READY),
+        ("Failed", ModelPhase.FAILED),
+        ("Unsupported", ModelPhase.READY),
+    ],
+)
 def test_the_servers_image_is_part_of_it_where_it_is_asked_for(
-    runtime_image: str | None, phase: Phase
+    runtime_image: str | None, phase: ModelPhase
 ) -> None:
     found = entry(runtimeImage=runtime_image)
     assert phase_of(model(runtimeImage="registry.example/vllm:1"), found) is phase
-    assert phase_of(model(), found) is Phase.READY
+    assert phase_of(model(), found) is ModelPhase.READY
 
 
 def test_bytes_rates_and_the_time_left_are_those_of_all_nodes() -> None:

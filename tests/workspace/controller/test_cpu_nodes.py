@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workspace.controller.nodes import Node, hardware
+from workspace.controller.nodes import KubeNode, hardware
 from workspace.hardware import refusal
 from workspace.schema import Resources
 
@@ -12,10 +12,10 @@ PREFIX = "feature.node.kubernetes.io/cpu-cpuid."
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
 
-def node(name: str, *features: str, **labels: str) -> Node:
+def node(name: str, *features: str, **labels: str) -> KubeNode:
     """A node that node feature discovery labelled, unless without features."""
     found = {f"{PREFIX}{feature}": "true" for feature in features} | labels
-    return Node.of({"metadata": {"name": name, "labels": found}, "status": READY})
+    return KubeNode.of({"metadata": {"name": name, "labels": found}, "status": READY})
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def node(name: str, *features: str, **labels: str) -> Node:
         ([], []),
     ],
 )
-def test_every_nodes_cpu_counts(nodes: list[Node], flags: list[set[str]]) -> None:
+def test_every_nodes_cpu_counts(nodes: list[KubeNode], flags: list[set[str]]) -> None:
     assert list(hardware(nodes, Resources(gpus=0)).cpus) == flags
 
 
@@ -44,7 +44,7 @@ def test_a_selector_leaves_the_nodes_that_matter() -> None:
 
 def test_a_feature_that_is_denied_isnt_one() -> None:
     labels = {f"{PREFIX}AVX2": "true", f"{PREFIX}AVX512F": "false"}
-    (found,) = [Node.of({"metadata": {"name": "a", "labels": labels}, "status": READY})]
+    (found,) = [KubeNode.of({"metadata": {"name": "a", "labels": labels}, "status": READY})]
     assert hardware([found], Resources(gpus=0)).cpus == ({"avx2"},)
 
 

@@ -16,8 +16,8 @@ from tests.servers.process import until
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from workspace.controller.leader import LEASE_NAME, LEASE_SECONDS, Seen, claim
-from workspace.controller.main import Options, run_controller
-from workspace.render.kubernetes import Environment
+from workspace.controller.main import ControllerOptions, run_controller
+from workspace.render.kubernetes import SystemSettings
 
 Json = dict[str, Any]
 
@@ -61,8 +61,8 @@ def test_our_own_lease_is_renewed_and_keeps_its_beginning() -> None:
     assert renewed["spec"]["leaseTransitions"] == 3
 
 
-def options(http: HttpApi, me: str) -> Options:
-    return Options(me, Environment(), Access(), http.connection)
+def options(http: HttpApi, me: str) -> ControllerOptions:
+    return ControllerOptions(me, SystemSettings(), Access(), http.connection)
 
 
 def holder(cluster: Cluster) -> str | None:

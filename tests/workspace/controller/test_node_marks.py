@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.names import STARTUP_TAINT, node_label
 from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.shared_names import STARTUP_TAINT, node_label
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import merge_json
 from workspace.controller.node_marks import (

@@ -19,12 +19,12 @@ from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
-from workspace.controller.api import KubernetesApi
-from workspace.controller.cache import Cache
 from workspace.controller.compare import holds, with_intent
-from workspace.controller.nodes import Node, read_rate
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.nodes import KubeNode, read_rate
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.queue import WorkQueue
-from workspace.controller.scaling import Targets, find_targets, policy_of
+from workspace.controller.scaling_loop import Targets, find_targets, policy_of
 from workspace.controller.secrets import NamespacedResolver
 from workspace.render import names
 from workspace.scaler import Policy
@@ -53,7 +53,7 @@ KEY = ("team-a", "chat")
 
 
 def test_the_cache_tells_whom_a_change_concerns() -> None:
-    cache = Cache()
+    cache = WatchCache()
     assert cache.put(samples.document()) == {KEY}
     assert cache.put(samples.document()) == set()
     assert cache.put(pod("a")) == {KEY}
@@ -70,7 +70,7 @@ def test_the_cache_tells_whom_a_change_concerns() -> None:
 
 
 def test_a_nodes_heartbeat_concerns_nobody() -> None:
-    cache = Cache()
+    cache = WatchCache()
     cache.put(samples.document())
     assert cache.put(node("n")) == {KEY}
     beat = node("n")
@@ -99,7 +99,7 @@ def serving(workspace: str) -> Json:
 
 
 def test_what_a_node_holds_is_what_its_agent_says_and_concerns_those_that_serve_it() -> None:
-    cache = Cache()
+    cache = WatchCache()
     for name in ("chat", "other"):
         cache.put(samples.document(name))
     cache.put(serving("chat"))
@@ -122,8 +122,8 @@ def test_what_a_node_holds_is_what_its_agent_says_and_concerns_those_that_serve_
 
 
 def test_the_startup_probe_waits_for_the_slowest_node_that_a_replica_could_get() -> None:
-    def at(rate: float | None, name: str) -> Node:
-        return Node(
+    def at(rate: float | None, name: str) -> KubeNode:
+        return KubeNode(
             name, {"pool": name[0]}, (), {"nvidia.com/gpu": "1"}, usable=True, read_rate=rate
         )
 

@@ -16,22 +16,22 @@ from tests.servers import process
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from workspace.controller.api import KubernetesApi
-from workspace.controller.cache import Cache
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.handlers import make_registry, watch
 from workspace.controller.informers import WORKSPACES, fill
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.observed import Reference
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.render.kubernetes import Environment
-from workspace.render.release import Resolved
+from workspace.render.kubernetes import SystemSettings
+from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
 
 
-async def resolve(workspace: Workspace) -> Resolved:
+async def resolve(workspace: Workspace) -> ResolvedImages:
     return samples.resolved(workspace, samples.pinned(workspace.spec.model.image or ""))
 
 
@@ -40,7 +40,7 @@ async def running(cluster: Cluster) -> AsyncIterator[tuple[HttpApi, Runner]]:
     """A controller at work on a cluster."""
     async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
         api = KubernetesApi(session, http.connection)
-        runner = Runner(api=api, cache=Cache(), resolver=resolve, environment=Environment())
+        runner = Runner(api=api, cache=WatchCache(), resolver=resolve, environment=SystemSettings())
         stop = asyncio.Event()
         registry = make_registry(runner, CacheRunner(api), with_keda=True)
         watching = asyncio.create_task(watch(registry, stop=stop, connection=http.connection))
@@ -140,8 +140,8 @@ def test_a_list_drops_tells_and_leaves_what_the_watches_know() -> None:
     async def scenario() -> None:
         cluster = prepared(replicas=1)
         async with HttpApi(cluster.api) as http, aiohttp.ClientSession() as session:
-            api, cache = KubernetesApi(session, http.connection), Cache()
-            runner = Runner(api=api, cache=cache, resolver=resolve, environment=Environment())
+            api, cache = KubernetesApi(session, http.connection), WatchCache()
+            runner = Runner(api=api, cache=cache, resolver=resolve, environment=SystemSettings())
             await fill(api, WORKSPACES, runner)
             assert [node.name for node in cache.nodes()] == ["n1", "n2"]
             newer = {**cluster.api.get("Node", "", "n1"), "spec": {"unschedulable": True}}

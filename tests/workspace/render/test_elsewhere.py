@@ -17,16 +17,16 @@ from modelimage.errors import InvalidInput
 from tests.servers.process import child_environment
 from tests.workspace import samples
 from weightyard.cli import entries
+from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
-from workspace.render.kubernetes import Environment
+from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import render_llmd
-from workspace.render.local import render_up
 from workspace.render.release import pod_site, store_site
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
-ENVIRONMENT = Environment()
+ENVIRONMENT = SystemSettings()
 RESOURCES = [
     {"gpu": "L4"},
     {"gpu": "H100", "gpus": 4},

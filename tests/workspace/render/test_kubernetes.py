@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import (
-    Environment,
+    SystemSettings,
     activator_deployment,
     server_service,
     surrounding_objects,
@@ -21,7 +21,7 @@ from workspace.render.kubernetes import (
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
-ENVIRONMENT = Environment(system_namespace="weightyard")
+ENVIRONMENT = SystemSettings(system_namespace="weightyard")
 
 EVERYTHING = {
     "model": {"image": samples.IMAGE, "variant": "auto", "pullSecret": "pull"},

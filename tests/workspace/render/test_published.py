@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
-from workspace.render.kubernetes import Environment, autoscaler
+from workspace.render.kubernetes import SystemSettings, autoscaler
 from workspace.render.llmd import inference_pool, render_llmd
 
 Json = dict[str, Any]
@@ -107,7 +107,7 @@ def test_the_pod_that_llmd_makes_of_the_values_is_a_valid_pod() -> None:
 def test_the_inference_pool_selects_the_pods_of_both_renderings() -> None:
     workspace = samples.workspace()
     selector = inference_pool(workspace)["spec"]["selector"]["matchLabels"].items()
-    objects = render_kubernetes(workspace, samples.release(workspace), Environment())
+    objects = render_kubernetes(workspace, samples.release(workspace), SystemSettings())
     template = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]
     assert selector <= template["metadata"]["labels"].items()
     values = render_llmd(workspace, samples.release(workspace))

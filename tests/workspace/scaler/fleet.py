@@ -16,9 +16,9 @@ from pathlib import Path
 import aiohttp
 
 from tests.servers.process import ServerProcess, child_environment, free_port
-from workspace.activator.gate import Limits
-from workspace.activator.proxy import Activator, Options, serve
-from workspace.controller.scaling import Scaler, Targets, read_load
+from workspace.activator.gate import QueueLimits
+from workspace.activator.proxy import Activator, ProxyOptions, serve
+from workspace.controller.scaling_loop import Scaler, Targets, read_load
 from workspace.scaler import Policy
 
 Command = Callable[[int], Sequence[str]]  # of a port
@@ -109,7 +109,9 @@ class Fleet:
 @contextlib.asynccontextmanager
 async def running(fleet: Fleet) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
     """A fleet that scales itself, a session, and the address that clients use."""
-    activator = Activator(Options(fleet.serving, limits=Limits(patience=86400, interval=0.1)))
+    activator = Activator(
+        ProxyOptions(fleet.serving, limits=QueueLimits(patience=86400, interval=0.1))
+    )
     port = asyncio.get_running_loop().create_future()
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.errors import RemoteRefused
-from workspace.metrics import parse_held, parse_reading
 from workspace.scaler import Load, Policy, Reading, ReplicaTarget, decide, wanted
+from workspace.server_metrics import parse_held, parse_reading
 
 POLICY = Policy(least=1, most=8, queue_depth=4, up_window=10, down_window=60)
 

@@ -1,0 +1,249 @@
+"""Reads an image or an unpacked model directory completely and reports every problem found.
+
+Trust runs manifest -> blob digest -> record -> file -> chunk, and every step is computed here: until then a record is
+only its author's claim. Verification continues after the first problem, so that one run reports all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from modelimage import canonical, mediatypes
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.durable import reading
+from modelimage.errors import DigestMismatch, InvalidImage, NotFound, WeightyardError
+from modelimage.foreign import (
+    AnyRecord,
+    ForeignLayer,
+    ForeignModel,
+    TarMember,
+    open_layer,
+    parse_record,
+)
+from modelimage.hasher import EMPTY_FILE, FileDigests, hash_file, hash_stream
+from modelimage.path_rules import RECORD_NAME
+from modelimage.recipe import Recipe
+from modelimage.record import MAX_RECORD_BYTES, Record, RecordFile, Role
+from modelimage.repository import ImageReader
+from modelimage.resolve import list_models, resolve_model
+from modelimage.stage_workers import run_all
+
+# Hashing one file already keeps several cores busy.
+_READS_AT_ONCE: Final = 2
+_NO_RECIPE: Final = Recipe.of(())
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem: the blob or path concerned, and a description."""
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The amount of data read, and the problems found; `problems` is empty if everything is intact."""
+
+    checked: int
+    size: int
+    problems: tuple[Problem, ...]
+
+    def raise_problems(self) -> None:
+        """Raise DigestMismatch with the first problem, if there is one."""
+        if self.problems:
+            first = self.problems[0]
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise DigestMismatch(
+                f"{first.where}: {first.what}{more}",
+                hint="Fetch or build it again; what is damaged can't be repaired in place.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContents:
+    """All blobs of an image, and its records."""
+
+    blobs: Mapping[Digest, Descriptor]
+    records: tuple[Record, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(blob.size for blob in self.blobs.values())
+
+
+def image_contents(reader: ImageReader, name: str) -> ImageContents:
+    """Follow an image from its tag or digest to all its blobs. Manifests and records are verified on the way.
+
+    Raises NotFound, AccessDenied, DigestMismatch, InvalidImage, Unreachable.
+    """
+    root = reader.resolve(name)
+    manifests = list_models(reader, root)
+    blobs: dict[Digest, Descriptor] = {}
+    records: dict[Digest, Record] = {}
+    for manifest in manifests:
+        layers = _blobs(
+            canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
+        )
+        blobs.update({blob.digest: blob for blob in layers})
+        # Manifests of other formats in the index have no record; their blobs are verified all the same.
+        if any(_role(blob) == Role.RECORD.value for blob in layers):
+            record = resolve_model(reader, str(manifest.digest)).record
+            records[record.key] = record
+    return ImageContents(blobs, tuple(records.values()))
+
+
+def verify_image(reader: ImageReader, contents: ImageContents, advance: Advance) -> Verification:
+    """Read every blob and compare it with its digest, and its files with the records."""
+
+    def check(blob: Descriptor, guarded: Advance) -> list[Problem]:
+        return list(_check_blob(reader, blob, contents.records, guarded))
+
+    found = run_all(contents.blobs.values(), check, advance=advance, workers=_READS_AT_ONCE)
+    problems = tuple(problem for each in found for problem in each)
+    return Verification(len(contents.blobs), contents.size, problems)
+
+
+def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -> Verification:
+    """Read every layer of a foreign image and check its digest, its diff_id, and the paths of its members."""
+
+    def check(layer: ForeignLayer, guarded: Advance) -> list[Problem]:
+        try:
+            with open_layer(reader, layer, limits=model.limits, progress=guarded) as stream:
+                # Reading to the end is what verifies the layer.
+                for _ in stream:
+                    pass
+        # Other errors end the verification, because they are not about the image.
+        except (NotFound, DigestMismatch, InvalidImage) as error:
+            return [Problem(str(layer.digest), error.message)]
+        found[layer.digest] = stream.members
+        return []
+
+    found: dict[Digest, Sequence[TarMember]] = {}
+    layers = {layer.digest: layer for layer in model.layers}
+    results = run_all(layers.values(), check, advance=advance, workers=_READS_AT_ONCE)
+    problems = [problem for each in results for problem in each]
+    # Paths can be checked only over all layers: whiteouts and links refer to other layers.
+    if not problems:
+        try:
+            model.listed(found)
+        except InvalidImage as error:
+            problems.append(Problem(str(model.key), error.message))
+    size = sum(layer.descriptor.size for layer in layers.values())
+    return Verification(len(layers), size, tuple(problems))
+
+
+def read_record(directory: Path) -> AnyRecord:
+    """The record of an unpacked model directory. Raises NotFound, InvalidImage."""
+    path = directory / RECORD_NAME
+    with reading(path), path.open("rb") as file:
+        data = file.read(MAX_RECORD_BYTES + 1)
+    if len(data) > MAX_RECORD_BYTES:
+        raise InvalidImage(f"{path} is larger than {MAX_RECORD_BYTES} bytes")
+    return parse_record(data)
+
+
+def verify_directory(directory: Path, record: AnyRecord, advance: Advance) -> Verification:
+    """Read every file of an unpacked model and compare it with the record; additional files are problems too."""
+
+    def check(file: RecordFile, guarded: Advance) -> list[Problem]:
+        return _check_file(directory, file, guarded)
+
+    found = run_all(record.files, check, advance=advance, workers=_READS_AT_ONCE)
+    # Additional files are reported because an engine could load them.
+    strangers = sorted(_paths(directory) - {file.path for file in record.files} - {RECORD_NAME})
+    problems = [
+        *(problem for each in found for problem in each),
+        *(Problem(path, "is not in the record") for path in strangers),
+    ]
+    return Verification(len(record.files), record.size, tuple(problems))
+
+
+def compare(file: RecordFile, found: FileDigests) -> list[Problem]:
+    """The problems of a file whose bytes have these digests. Pure."""
+    if found.digest == file.digest and found.chunks == file.chunks:
+        return []
+    if found.digest == file.digest:
+        return [Problem(file.path, "has the right bytes, but the record's chunk digests are wrong")]
+    bad = [
+        str(number)
+        for number, (ours, promised) in enumerate(zip(found.chunks, file.chunks, strict=False))
+        if ours != promised
+    ]
+    where = f"; wrong chunks of 32 MiB: {', '.join(bad[:8])}" if bad else ""
+    more = " …" if len(bad) > 8 else ""
+    return [
+        Problem(file.path, f"has sha256 {found.digest.hex}, not {file.digest.hex}{where}{more}")
+    ]
+
+
+def _check_file(directory: Path, file: RecordFile, advance: Advance) -> list[Problem]:
+    path = directory / file.path
+    try:
+        with reading(path):
+            size = path.stat().st_size
+        if size != file.size:
+            # Counted as read, so that the progress still reaches its total.
+            advance(file.size)
+            return [Problem(file.path, f"has {size} bytes, not {file.size}")]
+        return compare(file, hash_file(path, progress=advance))
+    except NotFound:
+        advance(file.size)
+        return [Problem(file.path, "is missing")]
+    except WeightyardError as error:
+        return [Problem(file.path, error.message)]
+
+
+def _check_blob(
+    reader: ImageReader, blob: Descriptor, records: Iterable[Record], advance: Advance
+) -> Iterator[Problem]:
+    name = str(blob.digest)
+    holders = [record for record in records if record.layer_files(blob.digest)]
+    recipe = holders[0].recipe(blob.digest) if holders else _NO_RECIPE
+    try:
+        with reader.blob(blob) as stream:
+            found = hash_stream(recipe, stream.readinto, progress=advance)
+    except NotFound:
+        yield Problem(name, "the blob is missing")
+        return
+    except (DigestMismatch, InvalidImage) as error:
+        yield Problem(name, error.message)
+        return
+    if found.digest != blob.digest:
+        yield Problem(name, f"the blob's bytes have the digest {found.digest}")
+    # Configs, links and base layers are in no record and have no recipe.
+    if holders and not found.follows_recipe:
+        yield Problem(name, "the layer holds other files than the record says")
+    # All records are compared: variants that share a layer may still state different digests.
+    for record in holders:
+        for file in record.layer_files(blob.digest):
+            digests = found.files.get(file.path) if file.size else EMPTY_FILE
+            if digests is not None:
+                yield from compare(file, digests)
+
+
+def _blobs(manifest: dict[str, Any]) -> list[Descriptor]:
+    layers = manifest.get("layers")
+    if not isinstance(layers, list):
+        raise InvalidImage("malformed manifest: no list of layers")
+    return [Descriptor.from_json(value) for value in (manifest.get("config"), *layers)]
+
+
+def _role(blob: Descriptor) -> str | None:
+    return blob.annotations.get(mediatypes.ANNOTATION_ROLE)
+
+
+def _paths(directory: Path) -> set[str]:
+    with reading(directory):
+        return {
+            (Path(folder) / name).relative_to(directory).as_posix()
+            for folder, _, names in os.walk(directory)
+            for name in names
+        }

@@ -1,0 +1,125 @@
+"""Writes a streamed layer's files to staged files and hashes them; nothing is trusted before the pass has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from blake3 import blake3
+
+from cache_agent.store.budget import Reservation
+from cache_agent.store.partials import Partial
+from cache_agent.store.store import Store
+from modelimage.digest import Digest
+from modelimage.foreign import TarPiece
+from modelimage.hasher import EMPTY_FILE, FileDigests
+from modelimage.record import CHUNK_SIZE
+
+
+class SpaceReservation:
+    """The space reserved for a pull before it starts. Compressed layers reserve more for each file as they need it.
+
+    Thread-safe.
+    """
+
+    def __init__(self, store: Store, promised: int, reservation: Reservation) -> None:
+        self._store, self._left, self._reservation = store, promised, reservation
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taking(self, size: int) -> Iterator[None]:
+        """Cover `size` bytes that are allocated on disk inside the block. Raises NoSpace."""
+        with self._lock:
+            # A compressed layer's files may be larger than the layer: what isn't covered is reserved now.
+            covered = min(max(size, 0), self._left)
+            self._left -= covered
+        with self._store.reserve(max(size, 0) - covered):
+            yield
+        # After the allocation: the bytes count as promised or as used, never as neither.
+        self._reservation.spend(covered)
+
+
+class FileHash:
+    """Computes the sha256 and the chunks' BLAKE3 of one file whose bytes arrive in order."""
+
+    def __init__(self) -> None:
+        self._whole, self._chunk = hashlib.sha256(), blake3()
+        self._chunks: list[str] = []
+        self._filled = 0
+
+    def update(self, data: memoryview) -> None:
+        self._whole.update(data)
+        while data:
+            taken = data[: CHUNK_SIZE - self._filled]
+            self._chunk.update(taken)
+            self._filled += len(taken)
+            if self._filled == CHUNK_SIZE:
+                self._end_chunk()
+            data = data[len(taken) :]
+
+    def digests(self) -> FileDigests:
+        """The digests; call it once, after the last byte."""
+        if self._filled:
+            self._end_chunk()
+        return FileDigests(Digest(self._whole.hexdigest()), tuple(self._chunks))
+
+    def _end_chunk(self) -> None:
+        self._chunks.append(str(self._chunk.hexdigest()))
+        self._chunk, self._filled = blake3(), 0
+
+
+class LayerStager:
+    """Stages the files of one pass over a layer: `take` its pieces in order, then `finish`; on error `discard`.
+
+    `wanted`: the members to keep, None for all.
+    """
+
+    def __init__(
+        self, layer: Digest, wanted: frozenset[int] | None, store: Store, room: SpaceReservation
+    ) -> None:
+        self.files: dict[int, FileDigests] = {}
+        self._layer, self._wanted, self._store, self._room = layer, wanted, store, room
+        self._member = -1
+        self._staged_file: Partial | None = None
+        self._hash = FileHash()
+        self._begun: list[int] = []
+
+    def take(self, piece: TarPiece) -> None:
+        """Write and hash the next piece of the layer. Raises NoSpace, NotWritable, DiskFailed."""
+        # Not written, but still read by the caller: the layer's digest covers every byte.
+        if self._wanted is not None and piece.member not in self._wanted:
+            return
+        if not piece.size:
+            self.files[piece.member] = EMPTY_FILE
+            return
+        if piece.member != self._member:
+            self.finish()
+            self._begin(piece)
+        if self._staged_file is not None:
+            self._staged_file.write(piece.data, piece.offset)
+            self._hash.update(piece.data)
+
+    def finish(self) -> None:
+        """Finish the current file, if any."""
+        if self._staged_file is not None:
+            self.files[self._member] = self._hash.digests()
+            self._staged_file.close()
+            self._staged_file = None
+
+    def discard(self) -> None:
+        """Remove the files staged by this pass."""
+        if self._staged_file is not None:
+            self._staged_file.close()
+            self._staged_file = None
+        # All of them, also complete ones: no digest vouches for the files of an interrupted pass.
+        for member in self._begun:
+            self._store.staged_files.drop(self._layer, member)
+
+    def _begin(self, piece: TarPiece) -> None:
+        there = self._store.staged_files.size(self._layer, piece.member) or 0
+        self._begun.append(piece.member)
+        with self._room.taking(piece.size - there):
+            self._staged_file = self._store.staged_files.open(self._layer, piece.member, piece.size)
+        self._member, self._hash = piece.member, FileHash()

@@ -1,0 +1,137 @@
+"""A client of the Hub that uses the caller's own token: access checks, revisions, listings and file bytes.
+
+Blocking. The token is sent to the Hub only, never to the target of a redirect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urljoin
+
+from cache_agent.access.callers import Caller
+from cache_agent.access.decide import UpstreamAnswer
+from modelimage.errors import (
+    AccessDenied,
+    NotFound,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.ranges import ByteRange, parse_content_range
+from modelimage.registry.credentials import Credential, RegistryToken
+from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
+from modelimage.repository import BlobStream
+
+_MAX_JSON: Final = 64 << 20
+_MAX_PAGES: Final = 1000
+_NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
+
+
+class Declined(RemoteRefused):
+    """A refusal by the Hub, with its status and `X-Error-Code`, to pass on to the client."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+@dataclass(frozen=True, slots=True)
+class HubUpstream:
+    """One Hub. `sender` follows redirects."""
+
+    endpoint: str
+    sender: Sender
+
+    def file_url(self, repo: str, revision: str, path: str) -> str:
+        return f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+
+    def ask_for_file(
+        self, repo: str, revision: str, path: str, credential: Credential | None
+    ) -> None:
+        """Check that a caller may read a file. Raises Declined, Unreachable."""
+        url = self.file_url(repo, revision, path)
+        self._send(Request("HEAD", url), credential).discard()
+
+    def commit(self, repo: str, revision: str, caller: Caller) -> str:
+        """Resolve a revision to its commit. Raises Declined, Unreachable, RemoteRefused."""
+        url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
+        commit = self._json(url, caller)[0].get("sha")
+        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise RemoteRefused(f"{self.endpoint} names no commit of {repo}")
+        return commit
+
+    def tree(self, repo: str, commit: str, caller: Caller) -> list[Any]:
+        """All entries of a repository at a commit. Raises Declined, Unreachable, RemoteRefused."""
+        url: str | None = f"{self.endpoint}/api/models/{repo}/tree/{commit}?recursive=true"
+        entries: list[Any] = []
+        # Bounded, because a server could link to next pages for ever.
+        for _ in range(_MAX_PAGES):
+            if url is None:
+                return entries
+            page, url = self._json(url, caller)
+            entries += page
+        raise RemoteRefused(f"{self.endpoint} lists {repo} without end")
+
+    def read(self, repo: str, commit: str, path: str, caller: Caller, limit: int) -> bytes:
+        """Read a small file. Raises Declined, Unreachable, RemoteRefused above `limit` bytes."""
+        url = self.file_url(repo, commit, path)
+        return self._send(Request("GET", url), caller.credential).read(limit)
+
+    @contextlib.contextmanager
+    def stream(
+        self, repo: str, commit: str, path: str, caller: Caller, wanted: ByteRange
+    ) -> Iterator[BlobStream]:
+        """Stream a range of a file. Raises Declined, Unreachable, RemoteRefused."""
+        request = Request("GET", self.file_url(repo, commit, path), {"Range": wanted.header})
+        response = self._send(request, caller.credential)
+        got = parse_content_range(response.header("Content-Range") or "")
+        # A server that ignores Range would put the file's beginning into the middle of it.
+        if response.status != 206 or got is None or got[0] != wanted:
+            response.discard()
+            raise RemoteRefused(f"{self.endpoint} answered another range than was asked for")
+        with contextlib.closing(response.stream(len(wanted))) as opened:
+            yield opened
+
+    def _json(self, url: str, caller: Caller) -> tuple[Any, str | None]:
+        response = self._send(Request("GET", url), caller.credential)
+        link = _NEXT.search(response.header("Link") or "")
+        try:
+            document = json.loads(response.read(_MAX_JSON))
+        except (ValueError, RecursionError) as error:
+            raise RemoteRefused(f"{self.endpoint} answered with no JSON") from error
+        following = urljoin(url, link[1]) if link else None
+        # The next page is requested with the caller's token, which no other host may get.
+        if following is not None and WebOrigin.parse(following) != WebOrigin.parse(self.endpoint):
+            raise RemoteRefused(f"{self.endpoint} links to another host")
+        return document, following
+
+    def _send(self, request: Request, credential: Credential | None) -> Response:
+        token = credential.token if isinstance(credential, RegistryToken) else None
+        header = f"Bearer {token}" if token else None
+        response = self.sender.send(request.with_header("Authorization", header))
+        if response.status in (200, 206):
+            return response
+        code = response.header("X-Error-Code") or ""
+        message = response.header("X-Error-Message") or f"the Hub answered {response.status}"
+        response.discard()
+        raise Declined(response.status, code, message)
+
+
+def answer_of(error: WeightyardError | None) -> UpstreamAnswer:
+    """Translate the Hub's response into the authorizer's `Answer`. Re-raises errors that say nothing about access."""
+    match error:
+        case None:
+            return UpstreamAnswer.ALLOWED
+        case Declined(status=401 | 403) | AccessDenied():
+            return UpstreamAnswer.REFUSED
+        case Declined(status=404) | NotFound():
+            return UpstreamAnswer.ABSENT
+        case Unreachable() | Declined():
+            return UpstreamAnswer.UNREACHABLE
+        case _:
+            raise error

@@ -1,0 +1,102 @@
+"""Parses the mirror's URLs (distribution-spec v1.1, "Endpoints"). Pure.
+
+containerd requests `/v2/<repository>/…?ns=<registry>`. podman and CRI-O send no `ns` and are configured with the
+registry as the first part of the path: `/v2/<registry>/<repository>/…`. There a port is written with `_`, because a
+repository name can't contain a colon: `registry.example_5000`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+from modelimage.reference import RegistryReference, check_tag, parse_registry
+
+_ENDPOINT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)")
+_HOST_WITH_PORT = re.compile(r"(?P<host>.+)_(?P<port>[0-9]{1,5})")
+_MAX_PATH = 1024
+
+
+class BadAddress(InvalidInput):
+    """A URL that the mirror doesn't serve. `status` and `code` are those of the specification."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class RequestKind(Enum):
+    """The kinds of request. The values are the path segments."""
+
+    MANIFEST = "manifests"
+    BLOB = "blobs"
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorRequest:
+    """One manifest (by tag or digest) or blob (by digest) of one repository."""
+
+    kind: RequestKind
+    image: RegistryReference
+
+    @property
+    def digest(self) -> Digest:
+        """The requested digest. Raises ValueError for a request by tag; blobs always have one."""
+        if self.image.digest is None:
+            raise ValueError("an address by tag has no digest")
+        return self.image.digest
+
+    @property
+    def upstream_path(self) -> str:
+        """The path below the repository in the upstream registry."""
+        return f"{self.kind.value}/{self.image.name}"
+
+
+def parse_address(path: str, namespace: str | None) -> MirrorRequest | None:
+    """Parse a request's path, still percent-encoded; None for `/v2/` itself. Raises BadAddress."""
+    if path in ("/v2/", "/v2"):
+        return None
+    match = _ENDPOINT.fullmatch(path) if len(path) <= _MAX_PATH else None
+    if match is None:
+        raise BadAddress(404, "UNSUPPORTED", "the mirror serves manifests and blobs only")
+    kind, reference = RequestKind(match["kind"]), match["reference"]
+    repository = _repository(match["name"], namespace)
+    if kind is RequestKind.BLOB or ":" in reference:
+        return MirrorRequest(kind, _with_digest(repository, reference))
+    try:
+        return MirrorRequest(kind, repository.with_tag(check_tag(reference)))
+    except InvalidInput as error:
+        raise BadAddress(404, "MANIFEST_UNKNOWN", error.message) from error
+
+
+def _repository(name: str, namespace: str | None) -> RegistryReference:
+    host, path = (namespace, name) if namespace else _split(name)
+    try:
+        parsed = parse_registry(f"{host}/{path}")
+    except InvalidInput as error:
+        raise BadAddress(400, "NAME_INVALID", error.message) from error
+    if parsed.registry != host or parsed.tag or parsed.digest:
+        raise BadAddress(400, "NAME_INVALID", f"not a registry and repository: {name[:200]!r}")
+    return parsed
+
+
+def _split(name: str) -> tuple[str, str]:
+    first, _, rest = name.partition("/")
+    if match := _HOST_WITH_PORT.fullmatch(first):
+        return f"{match['host']}:{match['port']}", rest
+    if rest and ("." in first or ":" in first or first == "localhost"):
+        return first, rest
+    raise BadAddress(
+        404, "NAME_UNKNOWN", "say which registry: /v2/<registry>/<repository>, or ?ns="
+    )
+
+
+def _with_digest(repository: RegistryReference, text: str) -> RegistryReference:
+    try:
+        digest = Digest.parse(text)
+    except InvalidInput as error:
+        raise BadAddress(400, "DIGEST_INVALID", error.message) from error
+    return RegistryReference(repository.registry, repository.repository, digest=digest)

@@ -1,0 +1,328 @@
+"""The checker: verifies every invariant of a store. Every store test ends with it.
+
+    files      each name in files/ is the sha256 of its bytes; a plain file, read-only, right size in the ledger
+    models     each directory holds exactly its record's files, each a hard link to the store's inode, and the record
+    ledger     lists exactly the files and models on the disk
+    leases     are on models that exist
+    partials   belong to a journal; each chunk marked in a bitmap is correct
+    leftovers  none: no trash, no staging directory, no unreferenced file
+
+Read-only; `repairer` acts on the findings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from blake3 import blake3
+
+from cache_agent.chunks import chunk_range
+from cache_agent.errors import DiskFailed
+from cache_agent.store.disk import reading
+from cache_agent.store.journal import JournalRefs, read_claims
+from cache_agent.store.ledger import Ledger
+from cache_agent.store.partials import Bitmap, open_for_reading, read_range
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.publisher import read_record
+from cache_agent.store.recovery import listed, parse_hex, same_file
+from cache_agent.store.values import ImageOrigin
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage
+from modelimage.path_rules import RECORD_NAME
+from modelimage.record import CHUNK_SIZE, RecordFile
+
+
+class ViolationKind(Enum):
+    """The kind of a finding. The value goes over the wire."""
+
+    @property
+    def advice(self) -> str:
+        """The remedy for an operator."""
+        return _ADVICE[self]
+
+    WRONG_BYTES = "wrong bytes"
+    UNREADABLE = "unreadable"
+    FOREIGN = "foreign file"
+    WRITABLE = "writable"
+    LEDGER = "ledger differs from disk"
+    MODEL = "model differs from its record"
+    LEASE = "lease on no model"
+    PARTIAL = "bad partial"
+    LEFTOVER = "leftover"
+
+
+_ADVICE = {
+    ViolationKind.WRONG_BYTES: "--repair fetches the damaged chunks again; if it comes back, replace the disk",
+    ViolationKind.UNREADABLE: "look at the kernel's log; --repair fetches the file again if the disk can be written",
+    ViolationKind.FOREIGN: "--repair moves it to quarantine/",
+    ViolationKind.WRITABLE: "--repair makes it read-only again; find out who changed it",
+    ViolationKind.LEDGER: "--repair brings the ledger in line with the disk",
+    ViolationKind.MODEL: "--repair links the store's files again, or sets the model aside for the next pull",
+    ViolationKind.LEASE: "--repair ends it",
+    ViolationKind.PARTIAL: "--repair removes it; the next pull fetches it again",
+    ViolationKind.LEFTOVER: "--repair removes it; so does the next start",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One violated invariant."""
+
+    kind: ViolationKind
+    path: Path
+    detail: str
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerdict:
+    """Digests of a whole file as read from the disk: its sha256 and the BLAKE3 of its chunks."""
+
+    sha256: Digest
+    chunks: tuple[str, ...]
+    size: int
+    mtime_ns: int
+
+
+def read_file(path: Path, pause: Callable[[int], None] = lambda count: None) -> FileVerdict:
+    """Read a file once, bypassing the page cache, and compute all its digests. Raises DiskFailed.
+
+    `pause` is called with the size of each buffer read, to limit the rate.
+    """
+    whole, chunks = hashlib.sha256(), []
+    # Direct: the page cache would hide a damaged sector.
+    with open_for_reading(path, direct=True) as fd:
+        with reading(path):
+            status = os.fstat(fd)
+        size = status.st_size
+        for index in range(-(-size // CHUNK_SIZE)):
+            chunk = blake3()
+            for view in read_range(fd, path, chunk_range(size, index)):
+                whole.update(view)
+                chunk.update(view)
+                pause(len(view))
+            chunks.append(str(chunk.hexdigest()))
+    return FileVerdict(Digest(whole.hexdigest()), tuple(chunks), size, status.st_mtime_ns)
+
+
+@dataclass
+class Checker:
+    """Checks one store. `quick` skips file contents; `busy` (pulls are running) skips partials and leftovers."""
+
+    paths: StorePaths
+    ledger: Ledger
+    quick: bool = False
+    busy: bool = False
+    bytes_read: int = 0
+    files: int = 0
+    models: int = 0
+
+    def run(self) -> list[Violation]:
+        """All findings. Raises DiskFailed only when directories can't be listed."""
+        return [
+            *self._files(),
+            *self._models(),
+            *self._leases(),
+            *self._partials(),
+            *self._leftovers(),
+        ]
+
+    def _files(self) -> Iterator[Violation]:
+        # One prefix at a time, to bound memory.
+        for number in range(256):
+            prefix = f"{number:02x}"
+            known = self.ledger.file_digests(prefix)
+            for path in listed(self.paths.files / prefix):
+                digest = parse_hex(path.name)
+                if digest is None or digest.hex[:2] != prefix or not stat.S_ISREG(_mode(path)):
+                    yield Violation(
+                        ViolationKind.FOREIGN, path, "no file of a store has this name or kind"
+                    )
+                    continue
+                self.files += 1
+                yield from self._file(path, digest, known.pop(digest.hex, None))
+            for name in known:
+                missing = self.paths.files / prefix / name
+                yield Violation(
+                    ViolationKind.LEDGER, missing, "in the ledger, not on the disk", Digest(name)
+                )
+        for path in listed(self.paths.files):
+            if len(path.name) != 2 or not path.is_dir():
+                yield Violation(ViolationKind.FOREIGN, path, "not a directory of files")
+
+    def _file(self, path: Path, digest: Digest, size: int | None) -> Iterator[Violation]:
+        # Metadata first: a wrong mode or size is reported even when the bytes can't be read.
+        status = path.lstat()
+        if status.st_mode & 0o222:
+            yield Violation(
+                ViolationKind.WRITABLE, path, f"mode {stat.S_IMODE(status.st_mode):o}", digest
+            )
+        if size is None:
+            yield Violation(ViolationKind.LEDGER, path, "on the disk, not in the ledger", digest)
+        elif size != status.st_size:
+            detail = f"{status.st_size} bytes on the disk, {size} in the ledger"
+            yield Violation(ViolationKind.LEDGER, path, detail, digest)
+        if self.quick:
+            return
+        try:
+            verdict = read_file(path)
+        except DiskFailed as error:
+            # A finding, not an error: one unreadable file must not end the check of all others.
+            yield Violation(ViolationKind.UNREADABLE, path, error.message, digest)
+            return
+        self.bytes_read += verdict.size
+        if verdict.sha256 != digest:
+            yield Violation(
+                ViolationKind.WRONG_BYTES, path, f"its bytes are {verdict.sha256}", digest
+            )
+            return
+        # For correct bytes only: wrong ones are reported already.
+        stored = self.ledger.file(digest)
+        if stored is not None and stored.chunks and stored.chunks != verdict.chunks:
+            yield Violation(
+                ViolationKind.LEDGER, path, "chunk digests in the ledger are wrong", digest
+            )
+
+    def _models(self) -> Iterator[Violation]:
+        known = {key.hex for key in self.ledger.model_keys()}
+        for path in listed(self.paths.models):
+            if path.name.startswith("."):
+                continue  # reported as a leftover
+            if path.name not in known:
+                yield Violation(ViolationKind.LEDGER, path, "on the disk, not in the ledger")
+            known.discard(path.name)
+            self.models += 1
+            yield from self._model(path)
+        for name in known:
+            yield Violation(
+                ViolationKind.LEDGER, self.paths.models / name, "in the ledger, not on the disk"
+            )
+
+    def _model(self, path: Path) -> Iterator[Violation]:
+        try:
+            # Without a readable record nothing else about the directory can be judged.
+            record = read_record(path / RECORD_NAME)
+            with reading(self.paths.origin(record.key)):
+                ImageOrigin.parse(self.paths.origin(record.key).read_bytes())
+        except (InvalidImage, DiskFailed) as error:
+            yield Violation(ViolationKind.MODEL, path, error.message)
+            return
+        # A valid record in the wrong directory would be served as another model.
+        if record.key.hex != path.name:
+            yield Violation(ViolationKind.MODEL, path, f"holds the record of {record.key}")
+            return
+        expected = {path / file.path: file for file in record.files}
+        for found in _below(path):
+            if found == path / RECORD_NAME:
+                continue
+            if found not in expected:
+                yield Violation(ViolationKind.MODEL, found, "isn't in the record")
+        for name, file in expected.items():
+            # Same inode, not same bytes: a copy would be neither scrubbed nor repaired with the store's file.
+            if not same_file(name, self.paths.file(file.digest)):
+                yield Violation(
+                    ViolationKind.MODEL, name, "isn't the store's own file", file.digest
+                )
+        rows = {file.digest for file in self.ledger.model_files(record.key)}
+        if rows != {file.digest for file in record.files}:
+            yield Violation(ViolationKind.LEDGER, path, "the ledger lists other files for it")
+
+    def _leases(self) -> Iterator[Violation]:
+        for lease in self.ledger.leases():
+            if self.ledger.model(lease.model) is None:
+                yield Violation(
+                    ViolationKind.LEASE, self.paths.model(lease.model), f"held by {lease.holder}"
+                )
+
+    def _partials(self) -> Iterator[Violation]:
+        claimed: dict[str, RecordFile | None] = {}
+        # All journals first: any of them may claim a partial.
+        for path in listed(self.paths.partial):
+            if path.suffix == ".json":
+                try:
+                    claimed.update(read_claims(path).partials)
+                except (InvalidImage, DiskFailed) as error:
+                    yield Violation(ViolationKind.PARTIAL, path, error.message)
+        for path in listed(self.paths.partial):
+            if path.suffix == ".json" or self.busy:
+                continue
+            if path.stem not in claimed:
+                yield Violation(ViolationKind.LEFTOVER, path, "no pull's journal claims it")
+                continue
+            file = claimed[path.stem]
+            # A foreign image's chunks have no digests: its partials are trusted
+            # only once their whole layer is verified.
+            if file is not None and path.suffix == ".bitmap" and not self.quick:
+                yield from self._bitmap(path, file)
+
+    def _bitmap(self, path: Path, file: RecordFile) -> Iterator[Violation]:
+        """Check a bitmap's chunks. A damaged bitmap is no finding, since it is
+        ignored; one that marks a wrong chunk is."""
+        with reading(path):
+            decoded = Bitmap.decode(path.read_bytes(), file.chunk_count())
+        data = path.with_suffix(".data")
+        if decoded is None or not data.exists():
+            return
+        with open_for_reading(data) as fd:
+            for index in sorted(decoded[0].chunks()):
+                hashed = blake3()
+                for view in read_range(fd, data, chunk_range(file.size, index)):
+                    hashed.update(view)
+                if hashed.hexdigest() != file.chunks[index]:
+                    yield Violation(
+                        ViolationKind.PARTIAL, path, f"vouches for chunk {index}, which is wrong"
+                    )
+
+    def _leftovers(self) -> Iterator[Violation]:
+        # Running pulls own staging directories, files and journals that look exactly like leftovers.
+        if self.busy:
+            return
+        # A journal protects files that no model references yet.
+        wanted = {digest for journal in self._journals() for digest in journal.files}
+        for stored in self.ledger.unreferenced_files():
+            if stored.digest not in wanted:
+                path = self.paths.file(stored.digest)
+                yield Violation(ViolationKind.LEFTOVER, path, "no model holds it", stored.digest)
+        models = {key.hex for key in self.ledger.model_keys()}
+        journals = {journal.key.hex for journal in self._journals()}
+        for path in (*listed(self.paths.records), *listed(self.paths.origins)):
+            if path.stem not in models | journals:
+                yield Violation(ViolationKind.LEFTOVER, path, "of a model that isn't here")
+        yield from self._pins()
+        staging = [each for each in listed(self.paths.models) if each.name.startswith(".")]
+        for path in (*listed(self.paths.trash), *staging):
+            yield Violation(ViolationKind.LEFTOVER, path, "of a step that never ended")
+
+    def _pins(self) -> Iterator[Violation]:
+        noted = {path.name for path in listed(self.paths.pins)}
+        pinned = {model.key.hex for model in self.ledger.models() if model.pinned}
+        for name in sorted(noted ^ pinned):
+            where = "on the disk, not in the ledger" if name in noted else "in the ledger only"
+            yield Violation(ViolationKind.LEDGER, self.paths.pins / name, f"a pin {where}")
+
+    def _journals(self) -> Iterator[JournalRefs]:
+        for path in listed(self.paths.partial):
+            if path.suffix == ".json":
+                try:
+                    yield read_claims(path)
+                except (InvalidImage, DiskFailed):
+                    continue  # reported by `_partials`
+
+
+def _mode(path: Path) -> int:
+    return path.lstat().st_mode
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """All non-directories below a directory."""
+    for path in listed(directory):
+        if path.is_dir() and not path.is_symlink():
+            yield from _below(path)
+        else:
+            yield path

@@ -1,0 +1,34 @@
+"""The agent's log: every line is one JSON object, whoever writes it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+from cache_agent.observability.events import PullEnd
+from cache_agent.observability.log_lines import JsonLog
+
+
+def test_libraries_warnings_are_lines_of_the_log_like_any() -> None:
+    out = io.StringIO()
+    log = JsonLog(out, clock=lambda: "now")
+    handler = log.adopt_libraries()
+    library = logging.getLogger("some.library")
+    try:
+        library.info("not this")
+        library.warning("retrying in %d s", 3)
+        try:
+            Path("/no/such/file").stat()
+        except OSError:
+            library.exception("it failed")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    log.pull_ended(PullEnd("reg.test/m:v1", "done", 1.0, 0, ()))
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["library", "library", "pull ended"]
+    assert lines[0]["message"] == "retrying in 3 s"
+    assert lines[1]["level"] == "error"
+    assert "No such file" in lines[1]["error"]
+    assert all(line["timestamp"] == "now" for line in lines)

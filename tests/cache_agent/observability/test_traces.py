@@ -1,0 +1,81 @@
+"""Pulls as spans, at a collector that speaks OTLP over HTTP; and nothing of it when none is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from cache_agent.observability.traces import open_traces
+from modelimage.errors import NotFound
+from tests.cache_agent.images import simple_image
+from tests.cache_agent.nodes import NodeFactory, pull
+from tests.servers.httpserver import Handler, LoopbackServer
+
+
+class _CollectorHandler(Handler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        owner = cast("Any", self.server).owner
+        owner.spans += [
+            span
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        self.answer(200)
+
+
+class Collector(LoopbackServer):
+    """Keeps the spans that it is sent."""
+
+    HANDLER = _CollectorHandler
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+
+
+def test_a_pull_is_a_span_with_a_child_for_each_phase(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _, contents = simple_image(weights=[5000])
+    with Collector() as collector:
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "3600",
+        }
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        traces = open_traces(environ, lambda: 1000.0)
+        assert traces is not None
+        node = open_node({"reg.test/m": image}, events=traces)
+        pull(node)
+        with pytest.raises(NotFound):
+            pull(node, "reg.test/nothing:v1")
+        traces.close()
+        spans = {span.name: span for span in reversed(collector.spans)}
+        whole = [span for span in collector.spans if span.name == "pull"]
+    assert set(spans) == {"pull", "resolving", "fetching", "publishing"}
+    done, failed = sorted(whole, key=lambda span: span.status.code)
+    attributes = {each.key: each.value for each in done.attributes}
+    assert attributes["weightyard.outcome"].string_value == "done"
+    size = sum({data: len(data) for data in contents.values()}.values())
+    assert attributes["weightyard.fetched_bytes.registry"].int_value == size
+    assert done.end_time_unix_nano == 1_000_000_000_000
+    assert spans["publishing"].parent_span_id == done.span_id
+    assert spans["publishing"].end_time_unix_nano == done.end_time_unix_nano
+    assert "no image" in failed.status.message
+
+
+def test_without_a_collector_nothing_of_it_is_imported() -> None:
+    assert open_traces({}, lambda: 0.0) is None
+    program = "import sys, cache_agent.daemon.agent; print([m for m in sys.modules if 'opentelemetry' in m])"
+    root = Path(__file__).parents[3]
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, check=True
+    )
+    assert said.stdout == b"[]\n"

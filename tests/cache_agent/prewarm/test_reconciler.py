@@ -1,0 +1,305 @@
+"""The keeper on a real store: what is wanted comes, gives way and comes back; leases and pins made by hand stay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from cache_agent.api.cached_model import Window
+from cache_agent.api.shared_names import node_label
+from cache_agent.fetch.values import PullRequest
+from cache_agent.node.node import Node
+from cache_agent.prewarm.reconciler_options import ReconcilerOptions
+from cache_agent.store.partials import identity
+from cache_agent.store.space import Amount, SpaceLimits
+from cache_agent.store.values import Holder, HolderKind
+from modelimage.errors import RemoteRefused
+from modelimage.record import CHUNK_SIZE
+from modelimage.reference import parse_image
+from tests.cache_agent.faults import Away, BreaksAfter
+from tests.cache_agent.fetch.test_pull import files_of
+from tests.cache_agent.images import MemoryImage, simple_image
+from tests.cache_agent.nodes import PATIENT, NodeFactory, pull
+from tests.cache_agent.prewarm.reconciling import Keeping, Runtime, desired, keeping
+from tests.servers.process import until
+
+# Two of the images fit together, three don't.
+TIGHT = SpaceLimits(Amount.parse("1100000"), Amount.parse("0"))
+NOON = 1_800_014_400.0  # 2027-01-15 12:00 UTC
+
+
+def images(count: int = 3) -> dict[str, MemoryImage]:
+    return {f"reg.test/m{n}": simple_image(weights=[150_000], seed=n)[0] for n in range(count)}
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+def kept(factory: NodeFactory, node: Node, **options: Any) -> Any:
+    return keeping(node, factory._reader, **options)
+
+
+def pinned(node: Node) -> int:
+    return sum(model.pinned for model in node.store.models())
+
+
+def lease(node: Node) -> None:
+    (model,) = node.store.models()
+    node.store.lease(model.key, Holder(HolderKind.MANUAL, "test"))
+
+
+def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -> None:
+    node = open_node(images(1))
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            assert at.status().conditions[1].reason == "NotSynced"
+            at.reconciler.want([desired("a", "reg.test/m0:v1", pin=True, tier="memory")])
+            await until(lambda: at.status().models and at.wanted("a").pinned, what="a pin")
+            done = await at.reaches("a", "Ready")
+            (model,) = node.store.models()
+            assert (done.model_key, done.bytes_done) == (str(model.key), model.size)
+            assert {c.type: c.status for c in at.status().conditions} == dict.fromkeys(
+                ("Ready", "Synced", "PinnedReady", "SpaceSufficient"), "True"
+            )
+            assert ("wanted model ready", "a") in [(event, f.get("name")) for event, f in at.log]
+
+    run(test())
+
+
+def test_a_pin_goes_with_its_wish_and_one_made_by_hand_stays(open_node: NodeFactory) -> None:
+    node = open_node(images(2))
+    pull(node, "reg.test/m1:v1")
+    (by_hand,) = node.store.models()
+    node.store.pin(by_hand.key, pinned=True)
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            desired_models = [desired(n, f"reg.test/{n}:v1", pin=True) for n in ("m0", "m1")]
+            at.reconciler.want(desired_models)
+            await until(lambda: pinned(node) == 2, what="two pins")
+        # The wishes go while no keeper runs.
+        async with kept(open_node, node) as at:
+            at.reconciler.want([])
+            await until(lambda: pinned(node) == 1, what="the pin made by hand alone")
+            assert node.store.model(by_hand.key).pinned
+
+    run(test())
+
+
+def test_pins_come_back_when_the_ledger_was_lost(open_node: NodeFactory) -> None:
+    node = open_node(images(1))
+    pull(node, "reg.test/m0:v1")
+    node.close()
+    for path in open_node.root.glob("ledger.db*"):
+        path.unlink()
+    again = open_node()
+
+    async def test() -> None:
+        async with kept(open_node, again) as at:
+            at.reconciler.want([desired("a", "reg.test/m0:v1", pin=True)])
+            await until(lambda: pinned(again) == 1, what="a pin")
+            await at.reaches("a", "Ready")
+
+    assert not again.store.models()[0].pinned
+    run(test())
+
+
+def test_the_less_wanted_makes_room_once_its_label_is_gone_and_comes_back(
+    open_node: NodeFactory,
+) -> None:
+    node = open_node(images(), limits=TIGHT)
+    gone, asked = asyncio.Event(), []
+
+    async def label_gone(label: str) -> None:
+        asked.append(label)
+        await gone.wait()
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.label_gone = label_gone
+            low = [desired(n, f"reg.test/{n}:v1", priority=10) for n in ("m0", "m1")]
+            at.reconciler.want(low)
+            await at.reaches("m0", "Ready")
+            await at.reaches("m1", "Ready")
+            at.reconciler.want([*low, desired("m2", "reg.test/m2:v1", priority=90)])
+            await at.reaches("m2", "Waiting", "MakingRoom")
+            (leaving,) = [m for m in at.status().models if m.state == "Releasing"]
+            await until(lambda: asked, what="question for the label")
+            assert asked[0] == node_label(node.store.find(leaving.key).key)
+            gone.set()
+            await at.reaches("m2", "Ready")
+            loser = next(w.name for w in low if w.target.image == leaving.image)
+            await at.reaches(loser, "Waiting", "NoSpace")
+            at.reconciler.want(low)
+            node.store.set_limits(SpaceLimits(Amount.parse("100%"), Amount.parse("0")))
+            await at.reaches(loser, "Ready")
+
+    run(test())
+
+
+def test_a_label_that_stays_is_waited_for_only_so_long(open_node: NodeFactory) -> None:
+    node = open_node(images(), limits=TIGHT)
+
+    async def never(label: str) -> None:
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        options = ReconcilerOptions(look_seconds=0.2, label_seconds=0.05)
+        async with kept(open_node, node, options=options) as at:
+            at.reconciler.label_gone = never
+            low = [desired(n, f"reg.test/{n}:v1", priority=10) for n in ("m0", "m1")]
+            at.reconciler.want([*low, desired("m2", "reg.test/m2:v1", priority=90)])
+            await at.reaches("m2", "Ready")
+
+    run(test())
+
+
+def test_what_is_leased_stays_and_the_wish_says_what_it_lacks(open_node: NodeFactory) -> None:
+    limits = SpaceLimits(Amount.parse("600000"), Amount.parse("0"))
+    node = open_node(images(2), limits=limits)
+    pull(node, "reg.test/m0:v1")
+    lease(node)
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a", "reg.test/m1:v1", priority=99)])
+            waiting = await at.reaches("a", "Waiting", "NoSpace")
+            assert "could be freed" in waiting.message
+            assert at.status().conditions[3].status == "False"
+            assert len(node.store.models()) == 1
+
+    run(test())
+
+
+def test_a_pod_s_pull_goes_before_what_is_warmed_ahead(open_node: NodeFactory) -> None:
+    """It may take the room of what was fetched ahead, which waits then, and doesn't fight for it."""
+    limits = SpaceLimits(Amount.parse("600000"), Amount.parse("0"))
+    node = open_node(images(2), limits=limits)
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a", "reg.test/m0:v1")])
+            await at.reaches("a", "Ready")
+            request = PullRequest(parse_image("reg.test/m1:v1"))
+            await asyncio.to_thread(lambda: node.pull(request).result())
+            lease(node)
+            await at.reaches("a", "Waiting", "NoSpace")
+
+    run(test())
+
+
+def test_a_registry_that_is_away_is_told_and_asked_again(open_node: NodeFactory) -> None:
+    (image,) = images(1).values()
+    node = open_node({"reg.test/m0": Away()})
+
+    async def test(at: Keeping) -> None:
+        at.reconciler.want([desired("a", "reg.test/m0:v1")])
+        failed = await at.reaches("a", "Failed")
+        assert failed.reason == "Unreachable"
+        open_node.images["reg.test/m0"] = image
+        open_node.now += 10
+        at.reconciler.wake()
+        await at.reaches("a", "Ready")
+
+    async def whole() -> None:
+        async with kept(open_node, node) as at:
+            await test(at)
+
+    run(whole())
+
+
+def test_a_closed_window_is_waited_for(open_node: NodeFactory) -> None:
+    open_node.now = NOON
+    node = open_node(images(1))
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want(
+                [desired("a", "reg.test/m0:v1", window=Window(start="22:00", end="23:00"))]
+            )
+            await at.reaches("a", "Waiting", "OutsideWindow")
+            assert not node.store.models()
+            open_node.now += 10 * 3600
+            at.reconciler.wake()
+            await at.reaches("a", "Ready")
+
+    run(test())
+
+
+def test_a_fetch_stops_when_its_window_closes_and_goes_on_with_what_it_has(
+    open_node: NodeFactory,
+) -> None:
+    open_node.now = NOON
+    image, record, contents = simple_image(weights=[2 * CHUNK_SIZE])
+    large = max(record.files, key=lambda file: file.size)
+    half = BreaksAfter(image, large.layer, CHUNK_SIZE, hang=True)
+    node = open_node({"reg.test/m0": half}, engine=PATIENT)
+    wanted = desired("a", "reg.test/m0:v1", window=Window(start="11:00", end="12:30"))
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([wanted])
+            await until(half.hanging.is_set, what="second chunk on its way")
+            assert at.wanted("a").state == "Fetching"
+            open_node.now += 3600
+            at.reconciler.wake()
+            await at.reaches("a", "Waiting", "OutsideWindow")
+            await until(
+                lambda: not node.downloads.running(identity(large)), what="end of the fetch"
+            )
+            open_node.images["reg.test/m0"] = image
+            image.requests.clear()
+            open_node.now += 22.5 * 3600
+            at.reconciler.wake()
+            await at.reaches("a", "Ready")
+
+    run(test())
+    assert files_of(node.store.models()[0].path) == contents
+    assert sum(len(r) for digest, r in image.requests if digest == large.layer) == CHUNK_SIZE + 1
+
+
+def test_nonsense_is_refused_with_its_reason(open_node: NodeFactory) -> None:
+    node = open_node(images(1))
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a", "::"), desired("b", "reg.test/none:v1")])
+            assert (await at.reaches("a", "Failed")).reason == "InvalidInput"
+            assert (await at.reaches("b", "Failed")).reason == "NotFound"
+
+    run(test())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_runtime_image_comes_with_the_model(open_node: NodeFactory, *, refused: bool) -> None:
+    node = open_node(images(1))
+    runtime = Runtime(refusals=[RemoteRefused("no")] if refused else [])
+
+    async def test() -> None:
+        async with kept(open_node, node, runtime=runtime) as at:
+            at.reconciler.want([desired("a", "reg.test/m0:v1", runtime_image="vllm:v1")])
+            if refused:
+                assert (await at.reaches("a", "Failed")).runtime_image == "Failed"
+                open_node.now += 10
+                at.reconciler.wake()
+            done = await at.reaches("a", "Ready")
+            assert done.runtime_image == "Present"
+            assert runtime.images == {"vllm:v1"}
+
+    run(test())
+
+
+def test_without_a_runtime_a_model_is_ready_and_says_so(open_node: NodeFactory) -> None:
+    node = open_node(images(1))
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a", "reg.test/m0:v1", runtime_image="vllm:v1")])
+            assert (await at.reaches("a", "Ready")).runtime_image == "Unsupported"
+
+    run(test())

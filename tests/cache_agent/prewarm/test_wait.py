@@ -1,0 +1,134 @@
+"""Following an API server: lists, watches, resumes where it was, lists anew after 410, waits as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from cache_agent.api.refusals import Gone
+from cache_agent.prewarm.cluster.backoff import JitteredBackoff
+from cache_agent.prewarm.cluster.watch import Follower
+from modelimage.errors import RateLimited, Unreachable, WeightyardError
+
+Json = dict[str, Any]
+
+
+class Enough(Exception):
+    """The script is at its end."""
+
+
+def an_object(name: str, version: int) -> Json:
+    return {"metadata": {"name": name, "resourceVersion": str(version)}}
+
+
+@dataclass
+class ScriptedApi:
+    """Answers from a script: lists are (objects, version), watches lists of events that may end with an error."""
+
+    lists: list[Any]
+    watches: list[list[Any]]
+    calls: list[str] = field(default_factory=list)
+
+    async def list(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
+        self.calls.append("list")
+        answer = self.lists.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def watch(
+        self, path: str, query: Mapping[str, str], version: str
+    ) -> AsyncIterator[tuple[str, Json]]:
+        self.calls.append(f"watch {version}")
+        if not self.watches:
+            raise Enough
+        for event in self.watches.pop(0):
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
+@dataclass
+class Seen:
+    """What a follower told."""
+
+    names: set[str] = field(default_factory=set)
+    troubles: list[str] = field(default_factory=list)
+
+    def replace(self, documents: list[Json]) -> None:
+        self.names = {each["metadata"]["name"] for each in documents}
+
+    def put(self, document: Json) -> None:
+        self.names.add(document["metadata"]["name"])
+
+    def drop(self, document: Json) -> None:
+        self.names.discard(document["metadata"]["name"])
+
+    def trouble(self, error: WeightyardError | None) -> None:
+        self.troubles.append(error.message if error else "")
+
+
+def follow(api: ScriptedApi) -> tuple[Seen, list[float]]:
+    """Follow a script to its end: what was told, and how long was waited."""
+    seen, waits = Seen(), []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    follower = Follower(api, "/x", seen, sleep=sleep, backoff=JitteredBackoff(lambda: 0.0))  # type: ignore[arg-type]
+    with pytest.raises(Enough):
+        asyncio.run(follower.run())
+    return seen, waits
+
+
+def test_changes_are_told_and_a_watch_that_ends_goes_on_where_it_was() -> None:
+    api = ScriptedApi(
+        [([an_object("a", 1)], "1")],
+        [
+            [("ADDED", an_object("b", 2)), ("BOOKMARK", an_object("", 7))],
+            [("DELETED", an_object("a", 8))],
+        ],
+    )
+    seen, waits = follow(api)
+    assert seen.names == {"b"}
+    assert api.calls == ["list", "watch 1", "watch 7", "watch 8"]
+    assert waits == []
+
+
+def test_after_410_everything_is_listed_anew() -> None:
+    api = ScriptedApi(
+        [([an_object("a", 1)], "1"), ([an_object("c", 50)], "50")],
+        [[("ADDED", an_object("b", 2)), Gone("too old")]],
+    )
+    seen, _ = follow(api)
+    assert seen.names == {"c"}
+    assert api.calls == ["list", "watch 1", "list", "watch 50"]
+
+
+def test_a_broken_watch_resumes_from_the_last_change_after_a_wait() -> None:
+    api = ScriptedApi(
+        [([], "1")],
+        [[("ADDED", an_object("a", 5)), Unreachable("reset")], [Unreachable("refused")]],
+    )
+    seen, waits = follow(api)
+    assert api.calls == ["list", "watch 1", "watch 5", "watch 5"]
+    assert waits == [0.25, 0.5]
+    assert seen.names == {"a"}
+    assert seen.troubles[-1] == "refused"
+
+
+def test_a_server_that_asks_to_wait_is_heeded() -> None:
+    api = ScriptedApi([RateLimited("busy", retry_after=7.0), ([], "1")], [])
+    seen, waits = follow(api)
+    assert waits == [7.0]
+    assert seen.troubles == ["busy", ""]
+
+
+def test_a_watch_that_says_nothing_and_ends_is_no_busy_loop() -> None:
+    api = ScriptedApi([([], "1")], [[], []])
+    _, waits = follow(api)
+    assert waits == [0.5, 0.5]

@@ -1,0 +1,148 @@
+"""Signatures: made by us and checked by openssl, made by openssl and checked by us, and what must not pass."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+
+from modelimage import cosign
+from modelimage.descriptor import Descriptor
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+from modelimage.layout import Layout
+from modelimage.referrers import ArtifactFile, attach, list_referrers, make_artifact
+from tests.modelimage.conformance import put_image
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+OTHER = ec.generate_private_key(ec.SECP256R1())
+
+
+def pem(key: cosign.PrivateKey, password: bytes | None = None) -> bytes:
+    encryption = (
+        serialization.BestAvailableEncryption(password)
+        if password
+        else serialization.NoEncryption()
+    )
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+
+
+def public_pem(key: cosign.PrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+@pytest.fixture
+def subject(layout: Layout) -> Descriptor:
+    return put_image(layout, "v1")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [KEY, ed25519.Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048)],
+    ids=["ecdsa", "ed25519", "rsa"],
+)
+def test_what_is_signed_verifies_with_that_key_alone(
+    layout: Layout, subject: Descriptor, key: cosign.PrivateKey
+) -> None:
+    loaded = cosign.load_private_key(pem(key))
+    digest = cosign.sign(layout, layout, subject, loaded, name="team/model")
+    public = cosign.load_public_key(public_pem(key))
+    cosign.verify(layout, subject, [OTHER.public_key(), public])
+    with pytest.raises(cosign.BadSignature):
+        cosign.verify(layout, subject, [OTHER.public_key()])
+    assert cosign.sign(layout, layout, subject, loaded, name="team/model") == digest
+    (found,) = list_referrers(layout, subject, cosign.ARTIFACT_TYPE)
+    assert found.digest == digest
+
+
+def test_signatures_of_several_keys_stand_beside_each_other(
+    layout: Layout, subject: Descriptor
+) -> None:
+    for key in (KEY, OTHER):
+        cosign.sign(layout, layout, subject, key, name="team/model")
+    for key in (KEY, OTHER):
+        cosign.verify(layout, subject, [key.public_key()])
+
+
+def test_an_unsigned_image_is_not_signed(layout: Layout, subject: Descriptor) -> None:
+    with pytest.raises(cosign.NotSigned):
+        cosign.verify(layout, subject, [KEY.public_key()])
+
+
+def test_a_signature_of_another_image_does_not_pass(layout: Layout, subject: Descriptor) -> None:
+    """A valid signature by an accepted key, moved below another image."""
+    other = put_image(layout, "v2", b"evil")
+    data = cosign.payload("team/model", subject.digest)
+    encoded = base64.b64encode(cosign.sign_bytes(KEY, data)).decode()
+    file = ArtifactFile("p", cosign.PAYLOAD_TYPE, data, {cosign.SIGNATURE_ANNOTATION: encoded})
+    stolen = make_artifact(other, cosign.ARTIFACT_TYPE, [file])
+    attach(layout, stolen, cosign.signature_tag(other.digest))
+    with pytest.raises(cosign.BadSignature):
+        cosign.verify(layout, other, [KEY.public_key()])
+
+
+@pytest.mark.parametrize("signature", ["", "!", base64.b64encode(b"x" * 70).decode()])
+def test_a_signature_that_is_none_does_not_pass(
+    layout: Layout, subject: Descriptor, signature: str
+) -> None:
+    file = ArtifactFile(
+        "p",
+        cosign.PAYLOAD_TYPE,
+        cosign.payload("n", subject.digest),
+        {cosign.SIGNATURE_ANNOTATION: signature},
+    )
+    artifact = make_artifact(subject, cosign.ARTIFACT_TYPE, [file])
+    attach(layout, artifact, cosign.signature_tag(subject.digest))
+    with pytest.raises(cosign.BadSignature):
+        cosign.verify(layout, subject, [KEY.public_key()])
+
+
+def test_openssl_agrees(layout: Layout, subject: Descriptor, tmp_path: Path) -> None:
+    cosign.sign(layout, layout, subject, KEY, name="team/model")
+    manifest = layout.manifest(layout.resolve(cosign.signature_tag(subject.digest)))
+    (layer,) = json.loads(manifest)["layers"]
+    payload = layout.blob_path(Digest.parse(layer["digest"]))
+    signature = base64.b64decode(layer["annotations"]["dev.cosignproject.cosign/signature"])
+    (tmp_path / "sig").write_bytes(signature)
+    (tmp_path / "key.pub").write_bytes(public_pem(KEY))
+    command = ["openssl", "dgst", "-sha256", "-verify", tmp_path / "key.pub",
+               "-signature", tmp_path / "sig", payload]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Verified OK"
+    claim = json.loads(payload.read_bytes())["critical"]
+    assert claim["image"] == {"docker-manifest-digest": str(subject.digest)}
+    assert claim["type"] == "cosign container image signature"
+
+
+def test_encrypted_keys_need_their_password() -> None:
+    data = pem(KEY, b"secret")
+    assert cosign.load_private_key(data, b"secret").key_size == 256  # type: ignore[union-attr]
+    for password in (None, b"wrong"):
+        with pytest.raises(InvalidInput, match="password"):
+            cosign.load_private_key(data, password)
+
+
+def test_what_is_no_key_or_of_no_use_is_invalid_input() -> None:
+    with pytest.raises(InvalidInput):
+        cosign.load_private_key(b"x")
+    with pytest.raises(InvalidInput):
+        cosign.load_public_key(b"x")
+    exchange = x25519.X25519PrivateKey.generate()
+    with pytest.raises(InvalidInput, match="kind"):
+        cosign.load_private_key(pem(exchange))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="kind"):
+        cosign.load_public_key(public_pem(exchange))  # type: ignore[arg-type]

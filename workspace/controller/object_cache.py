@@ -1,0 +1,182 @@
+"""Caches watched objects compactly: a Workspace's objects as compressed JSON, nodes as a few facts.
+
+A thousand Workspaces have ten thousand objects, which would take hundreds of megabytes as dictionaries. Memory only;
+independent of where events come from.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from modelimage.digest import Digest
+from workspace.controller.node_marks import held_labels, parse_node_cache
+from workspace.controller.nodes import KubeNode
+from workspace.render import names
+
+Json = dict[str, Any]
+Key = tuple[str, str]  # namespace and name of a Workspace
+# Fast compression: objects are packed at every event.
+_LEVEL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The facts read from a NodeCache: labels of the models held, and the read rate in bytes a second."""
+
+    held: frozenset[str]
+    rate: float | None
+
+
+@dataclass(slots=True)
+class WatchCache:
+    """Watched objects by Workspace. `put` and `drop` return the Workspaces affected by a change."""
+
+    _documents: dict[Key, bytes] = field(default_factory=dict)
+    _objects: dict[Key, dict[tuple[str, str], bytes]] = field(default_factory=dict)
+    _labels: dict[Key, set[str]] = field(
+        default_factory=dict
+    )  # of the models of a Workspace's versions
+    _nodes: dict[str, KubeNode] = field(default_factory=dict)
+    _told: dict[str, _Told] = field(default_factory=dict)  # by node
+
+    def put(self, document: Json) -> set[Key]:
+        """Stores the newest state of an object."""
+        kind, name = document["kind"], document["metadata"]["name"]
+        if kind == "Node":
+            return self._put_node(self._as_told(KubeNode.of(document)))
+        if kind == "NodeCache":
+            return self._put_node_cache(name, document)
+        if kind == "Workspace":
+            key = (document["metadata"]["namespace"], name)
+            return _changed(self._documents, key, _pack(document), {key})
+        found = self._key_of(document)
+        if found is None:
+            return set()
+        if kind == "ControllerRevision":
+            label = names.node_label(Digest.parse(document["data"]["key"]))
+            self._labels.setdefault(found, set()).add(label)
+        return _changed(self._objects.setdefault(found, {}), (kind, name), _pack(document), {found})
+
+    def drop(self, document: Json) -> set[Key]:
+        """Removes a deleted object."""
+        kind, name = document["kind"], document["metadata"]["name"]
+        if kind == "Node":
+            return set(self._documents) if self._nodes.pop(name, None) else set()
+        if kind == "NodeCache":
+            return self._forget_node_cache(name)
+        if kind == "Workspace":
+            self._documents.pop((document["metadata"]["namespace"], name), None)
+            self._labels.pop((document["metadata"]["namespace"], name), None)
+            return set()
+        found = self._key_of(document)
+        if found is None or self._objects.get(found, {}).pop((kind, name), None) is None:
+            return set()
+        if not self._objects[found]:
+            del self._objects[found]
+        return {found}
+
+    def known(self, kind: str) -> dict[tuple[str, str], Json]:
+        """The cached objects of a kind by namespace and name, with only the fields that `drop` needs."""
+        if kind in ("Node", "NodeCache"):
+            held: Iterable[str] = self._nodes if kind == "Node" else self._told
+            return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held}
+        if kind == "Workspace":
+            found = {key: ("", key[1]) for key in self._documents}
+        else:
+            found = {
+                (key[0], name): (key[1], name)
+                for key, objects in self._objects.items()
+                for (each, name) in objects
+                if each == kind
+            }
+        return {
+            (space, name): {
+                "kind": kind,
+                "metadata": {
+                    "namespace": space, "name": name, "labels": {names.WORKSPACE: workspace},
+                },
+            }
+            for (space, name), (workspace, _) in found.items()
+        }  # fmt: skip
+
+    def workspaces(self) -> list[Key]:
+        return sorted(self._documents)
+
+    def workspace(self, key: Key) -> Json | None:
+        """The Workspace's document; None when it doesn't exist."""
+        packed = self._documents.get(key)
+        return None if packed is None else _unpack(packed)
+
+    def objects(self, key: Key) -> tuple[Json, ...]:
+        return tuple(_unpack(each) for each in self._objects.get(key, {}).values())
+
+    def nodes(self) -> tuple[KubeNode, ...]:
+        return tuple(self._nodes.values())
+
+    def _put_node(self, node: KubeNode) -> set[Key]:
+        """Stores a node. Unread fields, such as heartbeats, affect no Workspace.
+
+        When only held models changed, those Workspaces are affected that serve them; otherwise all are.
+        """
+        before = self._nodes.get(node.name)
+        self._nodes[node.name] = node
+        if before == node:
+            return set()
+        # Without this a fetch on one node would reconcile every Workspace of the cluster.
+        if before is None or replace(before, held=node.held) != node:
+            return set(self._documents)
+        moved = before.held ^ node.held
+        return {key for key, labels in self._labels.items() if labels & moved}
+
+    def _put_node_cache(self, name: str, document: Json) -> set[Key]:
+        cache = parse_node_cache(document)
+        if cache is None:
+            return set()
+        rate = cache.status.node.read_bytes_per_second
+        self._told[name] = _Told(frozenset(held_labels(cache)), rate)
+        node = self._nodes.get(name)
+        return self._put_node(self._as_told(node)) if node else set()
+
+    def _forget_node_cache(self, name: str) -> set[Key]:
+        """Clears a node's models: without an agent it can't mount any."""
+        node = self._nodes.get(name)
+        if self._told.pop(name, None) is None or node is None:
+            return set()
+        return self._put_node(replace(node, held=frozenset(), read_rate=None))
+
+    def _as_told(self, node: KubeNode) -> KubeNode:
+        """The node with its NodeCache's facts, which take precedence over labels: those are written later."""
+        told = self._told.get(node.name)
+        return replace(node, held=told.held, read_rate=told.rate) if told else node
+
+    @staticmethod
+    def _key_of(document: Json) -> Key | None:
+        metadata = document["metadata"]
+        workspace = (metadata.get("labels") or {}).get(names.WORKSPACE)
+        return (metadata["namespace"], workspace) if workspace else None
+
+
+def _changed(place: dict[Any, bytes], key: Any, packed: bytes, concerned: set[Key]) -> set[Key]:
+    if place.get(key) == packed:
+        return set()
+    place[key] = packed
+    return concerned
+
+
+def _pack(document: Json) -> bytes:
+    # These fields change on every write. Without them, writes that change nothing compare equal.
+    metadata = {
+        k: v
+        for k, v in document["metadata"].items()
+        if k not in ("managedFields", "resourceVersion")
+    }
+    return zlib.compress(json.dumps({**document, "metadata": metadata}).encode(), _LEVEL)
+
+
+def _unpack(packed: bytes) -> Json:
+    found: Json = json.loads(zlib.decompress(packed))
+    return found

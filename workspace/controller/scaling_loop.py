@@ -1,0 +1,222 @@
+"""The built-in autoscaler's loop: reads the load of each Workspace's servers and sets the replicas to run.
+
+`workspace.scaler` decides; the runner writes to the cluster. History is in memory: after a restart the windows start
+anew, which only delays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
+from workspace import arguments
+from workspace.controller.object_cache import Key
+from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.reconcile import workspace_of
+from workspace.controller.runner import Runner
+from workspace.render import names
+from workspace.render.release import server_port
+from workspace.scaler import (
+    DEFAULT_BATCH,
+    Load,
+    Policy,
+    Reading,
+    ReplicaTarget,
+    ScalingDecision,
+    decide,
+)
+from workspace.schema import Autoscaler, Workspace
+from workspace.server_metrics import parse_held, parse_reading
+
+Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+PERIOD: Final = 2.0  # seconds between readings
+_SCRAPE_TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where to read one Workspace's load: its ready servers, and its activator, if any."""
+
+    current: int
+    servers: tuple[str, ...]
+    activator: str | None
+
+
+class Scaler:
+    """One Workspace's scaling: its policy, and its recent targets."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._history: tuple[ReplicaTarget, ...] = ()
+
+    def step(self, load: Load, now: float) -> ScalingDecision:
+        answer = decide(self.policy, load, self._history, now)
+        self._history = answer.history
+        return answer
+
+
+def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
+    """The built-in autoscaler's policy for a Workspace; None when it doesn't apply.
+
+    `args` are its servers' actual arguments, from which the number of concurrent requests per server is read.
+    """
+    scale = workspace.spec.scale
+    if scale is None or scale.by is not Autoscaler.BUILTIN:
+        return None
+    batch = arguments.number_of(args or workspace.spec.runtime.args, "--max-num-seqs")
+    return Policy(
+        least=scale.min,
+        most=scale.max,
+        queue_depth=scale.queue_depth,
+        up_window=scale.up_window_seconds,
+        down_window=scale.down_window_seconds,
+        batch=int(batch) if batch else DEFAULT_BATCH,
+    )
+
+
+async def read_load(session: aiohttp.ClientSession, targets: Targets) -> Load:
+    """The current load of one Workspace. A server that doesn't respond is missing in the readings."""
+    pages = await asyncio.gather(*(_reading(session, each) for each in targets.servers))
+    held = await _held(session, targets.activator) if targets.activator else 0
+    readings = tuple(each for each in pages if each is not None)
+    return Load(targets.current, len(targets.servers), readings, held)
+
+
+class ScalingLoop:
+    """Scales all Workspaces of a runner."""
+
+    def __init__(
+        self, runner: Runner, session: aiohttp.ClientSession,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._runner = runner
+        self._session = session
+        self._clock = clock
+        self._scalers: dict[Key, Scaler] = {}
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            keys = self._runner.cache.workspaces()
+            for gone in set(self._scalers) - set(keys):
+                del self._scalers[gone]
+            await asyncio.gather(*(self.scale(key) for key in keys))
+            await asyncio.sleep(PERIOD)
+
+    async def scale(self, key: Key) -> None:
+        """Reads one Workspace's load and sets its number of replicas."""
+        found = self._find(key)
+        if found is None:
+            self._runner.wanted.replicas.pop(key, None)
+            return
+        scaler, targets = found
+        load = await read_load(self._session, targets)
+        answer = scaler.step(load, self._clock())
+        if self._runner.wanted.replicas.get(key) != answer.replicas:
+            if answer.replicas != load.current:
+                logger.info(
+                    "%s/%s: %d -> %d replicas: %s",
+                    *key,
+                    load.current,
+                    answer.replicas,
+                    answer.reason,
+                )
+            self._runner.wanted.replicas[key] = answer.replicas
+            self._runner.queue.add(key)
+
+    def _find(self, key: Key) -> tuple[Scaler, Targets] | None:
+        document = self._runner.cache.workspace(key)
+        if document is None:
+            return None
+        objects = self._runner.cache.objects(key)
+        try:
+            workspace = workspace_of(document)
+            policy = policy_of(workspace, server_args(workspace, objects))
+        except InvalidInput:
+            return None  # the Workspace's condition has the reason
+        if policy is None:
+            return None
+        scaler = self._scalers.get(key)
+        # A changed policy starts with an empty history: the old targets were made under other
+        # bounds.
+        if scaler is None or scaler.policy != policy:
+            scaler = self._scalers[key] = Scaler(policy)
+        return scaler, find_targets(workspace, objects)
+
+
+def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
+    """The arguments of a Workspace's servers from its Deployment; empty before it exists."""
+    deployment = _deployment(workspace, objects)
+    if deployment is None:
+        return ()
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    found = [each for each in containers if each["name"] == names.SERVER_CONTAINER]
+    return tuple(found[0].get("args") or ()) if found else ()
+
+
+def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
+    """Where to read a Workspace's load, from its watched objects."""
+    port, name = server_port(workspace), workspace.name
+    pods = [each for each in objects if each["kind"] == "Pod" and is_ready(each)]
+    addresses = {
+        role: tuple(
+            f"http://{_host(pod['status']['podIP'])}:{port}"
+            for pod in pods
+            if has_labels(pod, names.selector(name, role))
+            and (pod.get("status") or {}).get("podIP")
+        )
+        for role in (names.SERVER, names.ACTIVATOR)
+    }
+    deployment = _deployment(workspace, objects)
+    current = int(deployment["spec"].get("replicas", 1)) if deployment else 0
+    return Targets(current, addresses[names.SERVER], next(iter(addresses[names.ACTIVATOR]), None))
+
+
+def _deployment(workspace: Workspace, objects: Sequence[Json]) -> Json | None:
+    found = (
+        each
+        for each in objects
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == workspace.name
+    )
+    return next(found, None)
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+async def _reading(session: aiohttp.ClientSession, server: str) -> Reading | None:
+    try:
+        return parse_reading(await _page(session, f"{server}/metrics"))
+    except WeightyardError as error:
+        logger.debug("%s: %s", server, error.message)
+        return None
+
+
+async def _held(session: aiohttp.ClientSession, activator: str) -> int:
+    try:
+        return parse_held(await _page(session, f"{activator}/activator/metrics"))
+    except WeightyardError as error:
+        logger.debug("%s: %s", activator, error.message)
+        return 0
+
+
+async def _page(session: aiohttp.ClientSession, url: str) -> str:
+    try:
+        async with session.get(url, timeout=_SCRAPE_TIMEOUT) as answer:
+            if answer.status != 200:
+                raise RemoteRefused(f"{url} answers {answer.status}")
+            data = await answer.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unreachable(f"{url} doesn't answer: {error}") from error
+    return data.decode(errors="replace")

@@ -1,0 +1,237 @@
+"""Turns a spec, the image's records and the hardware into one LaunchPlan: command line, environment, probes.
+
+Every way to run a Workspace (a child process, a pod, a compose service, llm-d) is rendered from the same plan, so the
+server's command line is the same everywhere. Pure: no files, no network, no clock; `Site` carries what differs between
+targets. The user's `runtime.args` override derived arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Final
+
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
+from workspace import arguments, engine_arguments
+from workspace.engines import TEMPLATES, Launch, Template
+from workspace.fit import KV_NATIVE, Demand, Fit, choose
+from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype
+from workspace.schema import Engine, EnvVar, Spec, Workspace
+from workspace.servable import Servable
+
+_GIB: Final = 1 << 30
+
+# Seconds. A start loads the interpreter and imports, reads weights, then (on GPUs) compiles and
+# captures graphs; published cold starts compile for up to 195 s. A probe counts seconds, not
+# progress, so it must outlast a start on a busy machine; a server that fails exits long before.
+_BOOT: Final = 600
+_COMPILE: Final = 300
+_PATIENCE: Final = 3
+_SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
+PROBE_PERIOD: Final = 5
+
+_CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
+_CPU_SEQUENCES: Final = 4  # full-length requests that a CPU server's KV cache holds
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where the server will run: directories of the model and the adapters, and the listening address.
+
+    `read_rate` is the rate of reading weights in bytes a second; None when not measured.
+    """
+
+    model_dir: PurePosixPath
+    host: str
+    port: int
+    read_rate: float | None = None
+    adapter_dirs: Mapping[str, PurePosixPath] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Startup limit: a start is abandoned `startup_seconds` after it began. `path` returns 200 once requests are
+    served.
+    """
+
+    path: str
+    startup_seconds: int
+    period_seconds: int = PROBE_PERIOD
+
+    @property
+    def startup_failures(self) -> int:
+        """The startup probe's failureThreshold in Kubernetes."""
+        return -(-self.startup_seconds // self.period_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """One server to start. `gpus` 0 means a CPU server; `reasons` explains why better variants weren't chosen."""
+
+    name: str
+    engine: Engine
+    key: Digest
+    variant: str
+    served_name: str
+    args: tuple[str, ...]
+    env: tuple[EnvVar, ...]
+    port: int
+    gpus: int
+    context: int | None
+    probes: Probes
+    reasons: tuple[str, ...]
+
+    @property
+    def template(self) -> Template:
+        return TEMPLATES[self.engine]
+
+
+def choose_variant(
+    workspace: Workspace, records: Mapping[str, Servable], hardware: Hardware
+) -> Fit:
+    """Chooses variant, GPUs and context; needs no site. Raises DoesNotFit, UnknownVariant, InvalidInput.
+
+    `records` are the image's records by variant.
+    """
+    spec = workspace.spec
+    user = spec.runtime.args
+    # These flags change the fit itself, so the user's values enter it instead of only being passed
+    # on.
+    tensor_parallel = arguments.number_of(user, "--tensor-parallel-size")
+    longest = arguments.number_of(user, "--max-model-len")
+    demand = Demand(
+        variant=spec.model.variant,
+        context=int(longest) if longest else spec.runtime.context_length,
+        gpus=int(tensor_parallel) if tensor_parallel else spec.resources.gpus or None,
+        utilization=_utilization(spec),
+        kv_dtype=engine_arguments.kv_dtype(spec.runtime.engine, user),
+        engine=spec.runtime.engine,
+    )
+    return choose({variant: record.facts for variant, record in records.items()}, hardware, demand)
+
+
+def plan_launch(
+    workspace: Workspace, *, record: Servable, fit: Fit, hardware: Hardware, site: Site
+) -> LaunchPlan:
+    """The plan for a chosen variant. Raises InvalidInput when engine and model, or args and spec, conflict.
+
+    The site must have a directory for every adapter of the spec.
+    """
+    spec = workspace.spec
+    template = TEMPLATES[spec.runtime.engine]
+    _check_format(spec.runtime.engine, template, record)
+    _check_fixed(template, spec.runtime.args)
+    launch = Launch(
+        model_dir=site.model_dir,
+        gguf_file=_gguf_file(record),
+        served_name=spec.runtime.served_model_name or workspace.name,
+        host=site.host,
+        port=site.port,
+        gpus=fit.gpus,
+        context=fit.context,
+        dtype=compute_dtype(hardware.gpu),
+        utilization=_utilization(spec),
+        sequences=engine_arguments.sequences(
+            _kv_tokens(spec, record=record, fit=fit, hardware=hardware)
+        ),
+        kv_dtype=None if fit.kv_dtype == KV_NATIVE else fit.kv_dtype,
+        prefix_caching=engine_arguments.caches_prefixes(record.facts),
+        adapters=tuple((each.name, site.adapter_dirs[each.name]) for each in spec.runtime.adapters),
+    )
+    return LaunchPlan(
+        name=workspace.name,
+        engine=spec.runtime.engine,
+        key=record.key,
+        variant=fit.variant,
+        served_name=_served_name(spec, launch),
+        args=arguments.merge(template.arguments(launch), spec.runtime.args),
+        env=_environment(spec, record=record, fit=fit, hardware=hardware),
+        port=site.port,
+        gpus=fit.gpus,
+        context=fit.context,
+        probes=Probes(
+            template.health_path,
+            spec.runtime.startup_seconds or startup_seconds(record, site, gpus=fit.gpus),
+        ),
+        reasons=fit.reasons,
+    )
+
+
+def startup_seconds(record: Servable, site: Site, *, gpus: int) -> int:
+    """Seconds that a start may take, from the size of the weights and the read rate."""
+    # At least 1: a measured rate may be close to 0.
+    rate = max(site.read_rate or _SLOWEST_READ, 1.0)
+    reading = record.facts.weight_bytes / rate
+    return int(_BOOT + (_COMPILE if gpus else 0) + _PATIENCE * reading)
+
+
+def _utilization(spec: Spec) -> float:
+    asked = arguments.number_of(spec.runtime.args, "--gpu-memory-utilization")
+    if asked is not None:
+        return min(asked, 1.0)
+    # On a shared GPU each server takes its part of the usual share.
+    return DEFAULT_UTILIZATION * (spec.resources.fraction or 1.0)
+
+
+def _served_name(spec: Spec, launch: Launch) -> str:
+    return arguments.value_of(spec.runtime.args, "--served-model-name") or launch.served_name
+
+
+def _check_format(engine: Engine, template: Template, record: Servable) -> None:
+    if record.facts.format not in template.formats:
+        raise InvalidInput(
+            f"{engine.value} serves {' or '.join(sorted(template.formats))}, the model is {record.facts.format}",
+            hint="Choose another spec.runtime.engine, or an image built from a checkpoint in that format.",
+        )
+
+
+def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
+    """Refuses user arguments that the plan itself sets: probes, Services and mounts depend on them."""
+    clash = sorted(arguments.given(user) & template.fixed_flags)
+    if clash:
+        raise InvalidInput(
+            f"spec.runtime.args can't have {', '.join(clash)}: the workspace decides it",
+            hint="The port is spec.runtime.port; the model is spec.model.",
+        )
+
+
+def _gguf_file(record: Servable) -> str | None:
+    """The GGUF file to open: the only one, or the first of several parts, which lists the others."""
+    return next((file.path for file in record.files if file.path.endswith(".gguf")), None)
+
+
+def _environment(
+    spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware
+) -> tuple[EnvVar, ...]:
+    # The model directory is complete and read-only: an engine must not contact the Hub or send
+    # usage data.
+    derived = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if hardware.gpu is None and spec.runtime.engine is Engine.VLLM:
+        derived[_CPU_CACHE] = str(_cpu_cache_gib(record, fit, hardware))
+    taken = {each.name for each in spec.runtime.env}
+    kept = tuple(EnvVar(name=n, value=v) for n, v in sorted(derived.items()) if n not in taken)
+    return kept + spec.runtime.env
+
+
+def _kv_tokens(spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware) -> int | None:
+    """KV cache capacity in tokens: from the GPUs' free memory, or from vLLM's CPU setting; None when unknown."""
+    if hardware.gpu is not None:
+        return fit.kv_tokens
+    given_by_user = any(each.name == _CPU_CACHE for each in spec.runtime.env)
+    is_given = spec.runtime.engine is Engine.VLLM and not given_by_user
+    if not is_given or not record.facts.kv_cache_bytes_per_token:
+        return None
+    given = _cpu_cache_gib(record, fit, hardware) * _GIB
+    return given // record.facts.kv_cache_bytes_per_token
+
+
+def _cpu_cache_gib(record: Servable, fit: Fit, hardware: Hardware) -> int:
+    """GiB of KV cache on a CPU: a few full-length requests, at most half of the memory left by the weights."""
+    tokens = _CPU_SEQUENCES * (fit.context or 0)
+    wanted = -(-tokens * record.facts.kv_cache_bytes_per_token // _GIB)
+    if not hardware.memory_bytes:
+        return max(1, wanted)
+    free = hardware.memory_bytes - record.facts.weight_bytes
+    return max(1, min(wanted, free // 2 // _GIB))
