@@ -20,19 +20,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import kopf
-
+from cache_agent.api.kube import connection as kube
+from cache_agent.api.kube.kube_client import KubeClient
 from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from workspace.controller.cache_view import MODEL, NODE
 from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.handlers import make_registry, watch
+from workspace.controller.health_server import Liveness
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.runner import Runner
+from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
@@ -79,7 +79,7 @@ def _cluster(workspaces: int, nodes: int, models: int) -> FakeApi:
         api.create(caches.cached_model(name, image))
     reports, held = tuple(map(caches.report, images)), tuple(map(caches.held, images.values()))
     for number in range(nodes):
-        api.create(caches.node_cache(f"n{number}", wanted=reports, models=held))
+        api.create(caches.node_cache(f"n{number}", desired=reports, models=held))
     for number in range(workspaces):
         api.create(samples.document(f"w{number}", namespace=f"ns{number % 100}", replicas=1))
     return api
@@ -88,7 +88,7 @@ def _cluster(workspaces: int, nodes: int, models: int) -> FakeApi:
 async def _answer(pipe: Connection, api: FakeApi) -> None:
     """Serves HTTP, and executes the measuring process's requests from the pipe."""
     async with HttpApi(api) as http:
-        pipe.send(http.url)
+        pipe.send((http.url, http.token, http.authority))
         while True:
             asked = await asyncio.to_thread(pipe.recv)
             if asked == "writes":
@@ -100,16 +100,20 @@ async def _answer(pipe: Connection, api: FakeApi) -> None:
 
 
 async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -> None:
-    url = await asyncio.to_thread(pipe.recv)
-    connection = kopf.ConnectionInfo(server=url)
-    async with aiohttp.ClientSession() as session:
-        api = KubernetesApi(session, lambda: connection)
+    url, token, authority = await asyncio.to_thread(pipe.recv)
+    connection = kube.Connection(url, kube.TokenCredentials(kube.make_context(authority), token))
+    async with KubeClient(connection, role="controller") as client:
+        api = KubernetesApi(client)
         runner = Runner(
             api=api, cache=WatchCache(), resolver=_resolve, environment=SystemSettings()
         )
-        caching, stop = CacheRunner(api), asyncio.Event()
-        registry = make_registry(runner, caching, with_keda=False)
-        tasks = [asyncio.create_task(watch(registry, stop=stop, connection=lambda: connection))]
+        caching = CacheRunner(api)
+        watches = Watches(
+            client, workspaces=runner, cached_models=caching, liveness=Liveness(time.monotonic),
+            present=runner.kind_present,
+        )  # fmt: skip
+        tasks = [asyncio.create_task(watches.run())]
+        await watches.synced()
         await _until(lambda: len(runner.cache.workspaces()) == workspaces)
         await _until(lambda: len(runner.cache.nodes()) == nodes)
         await _until(lambda: len(caching.view.models) == models)

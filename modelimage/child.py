@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 # Positions in /proc/PID/stat after the command's name, see proc(5): parent, then CPU time of itself and its children.
 _PARENT: Final = 1
 _TIMES: Final = slice(11, 15)
+# When the process started, in clock ticks since boot.
+START_TIME: Final = 19
 # Between two looks at a running program.
 _LOOK_SECONDS: Final = 1.0
 _KILL_SECONDS: Final = 5.0
@@ -90,7 +92,11 @@ def work_of(pid: int, *, written: int = 0) -> ProcessActivity:
 
 
 def run_child(
-    command: Sequence[str], *, stall_seconds: float, stdin: str | None = None
+    command: Sequence[str],
+    *,
+    stall_seconds: float,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and capture its output as text.
 
@@ -102,7 +108,7 @@ def run_child(
         given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         given.write((stdin or "").encode())
         given.seek(0)
-        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=err)
+        child = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, env=env)
         try:
             _wait(child, Path(command[0]).name, StallTimer(stall_seconds), [out, err])
         except BaseException:
@@ -122,7 +128,7 @@ def _wait(
             # Output is progress even if it costs less CPU time than the threshold.
             written = sum(os.fstat(each.fileno()).st_size for each in outputs)
             if timer.stalled(work_of(child.pid, written=written)):
-                raise TimedOut(f"{name} has done nothing for {timer.limit:g} s") from late
+                raise TimedOut(f"{name} made no progress for {timer.limit:g} s") from late
         else:
             return
 
@@ -147,6 +153,11 @@ def read_stat(pid: int) -> list[str] | None:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
+    return stat_fields(text)
+
+
+def stat_fields(text: str) -> list[str]:
+    """Parse the text of /proc/PID/stat: the fields after the command's name."""
     # The name is in parentheses and may contain any character, so fields are counted after the last ")".
     return text.rpartition(")")[2].split()
 

@@ -19,7 +19,8 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "prometheus_client": "agent",
     "structlog": "agent",
     "tzdata": "agent",
-    "kopf": "controller",
+    # Imported before `google.cloud`, because others bring a package `google` too.
+    "google_crc32c": "gs",
     "cryptography": "sign",
     "docker": "engine",
     "opentelemetry": "trace",

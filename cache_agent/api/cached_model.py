@@ -44,7 +44,7 @@ class Window(Strict):
     """When a model may be fetched: from `start` to `end` on each of `days`. An earlier `end` is on the next day."""
 
     start: TimeOfDay = Field(description="HH:MM.")
-    end: TimeOfDay = Field(description="HH:MM; before the start, it is on the next day.")
+    end: TimeOfDay = Field(description="HH:MM. An end before the start is on the next day.")
     days: tuple[Day, ...] = Field(
         default=DAYS,
         # JSON has lists only, which strict mode refuses for a tuple.
@@ -62,7 +62,7 @@ class Window(Strict):
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.start == self.end:
-            raise ValueError("start and end are the same")
+            raise ValueError("start and end must differ")
         if len(set(self.days)) != len(self.days):
             raise ValueError("days has a day twice")
         return self
@@ -83,16 +83,16 @@ class Spec(Strict):
         description="Labels of the nodes that should hold it; by default all that run an agent.",
     )
     tier: Tier = Field(
-        default="disk", description="memory keeps it in the page cache as well, as far as it fits."
+        default="disk", description="memory also keeps it in the page cache, if it fits."
     )
     pin: bool = Field(
         default=False,
-        description="Never evict it. Without, it gives way to what is wanted more, and comes back when there is room.",
+        description="Never evict it. Otherwise models of higher priority may evict it until there is space again.",
     )
     # Up to 99, because 100 is the rank of pinned models in the planner and of waiting pods in the fetch queue.
     priority: Annotated[int, Field(ge=0, le=99)] = Field(
         default=50,
-        description="Higher is fetched first and gives way last. What a pod waits for goes before all of them.",
+        description="Higher is fetched first and evicted last. Models that a pod waits for come before all others.",
     )
     pull_secret: SecretName | None = Field(
         default=None,
@@ -107,7 +107,7 @@ class Spec(Strict):
     )
     bandwidth: Quantity | None = Field(
         default=None,
-        description="Bytes per second that each node may fetch it with, such as 100M; by default the agent's own cap.",
+        description="Each node's limit in bytes per second, such as 100M; by default the agent's own limit.",
     )
 
     @model_validator(mode="after")
@@ -138,20 +138,20 @@ class Status(Reported):
     )
     variant: str | None = None
     bytes_total: Count | None = Field(default=None, description="The model's size on one node.")
-    nodes_wanted: Count = Field(default=0, description="Nodes that should hold it.")
+    nodes_desired: Count = Field(default=0, description="Nodes that should hold it.")
     nodes_ready: Count = Field(default=0, description="Nodes that hold it, verified.")
     nodes_working: Count = Field(default=0, description="Nodes that are fetching it.")
-    nodes_failed: Count = Field(default=0, description="Nodes that couldn't.")
+    nodes_failed: Count = Field(default=0, description="Nodes that failed to fetch it.")
     held: str | None = Field(
-        default=None, description="Nodes that hold it, of those that should: 3/5."
+        default=None, description="Nodes that hold it, of the nodes that should: 3/5."
     )
     percent: Annotated[int, Field(ge=0, le=100)] = 0
     bytes_per_second: Count = 0
     seconds_left: Count | None = Field(
-        default=None, description="Until the last node is done, at the present rates."
+        default=None, description="Seconds until the last node holds it, at the current rates."
     )
     verified_at: Timestamp | None = Field(
-        default=None, description="The longest ago that a node verified it."
+        default=None, description="The oldest verification among its nodes."
     )
     failures: tuple[NodeFailure, ...] = Field(
         default=(), description="The first nodes that failed.", max_length=16

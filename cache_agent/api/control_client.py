@@ -75,7 +75,7 @@ class AgentClient:
         self._path = socket_path
 
     @classmethod
-    def of_socket(cls, path: Path) -> AgentClient | None:
+    def from_socket(cls, path: Path) -> AgentClient | None:
         """A client of the agent at a socket; None when nothing listens there."""
         try:
             connect(path, _TIMEOUT).close()
@@ -96,9 +96,9 @@ class AgentClient:
                 yield event
                 if isinstance(event, PullDone):
                     return
-            raise Unreachable("the agent stopped in the middle of a pull", hint="Pull again.")
+            raise Unreachable("the agent stopped during a pull", hint="Pull again.")
         except ValidationError as error:
-            raise RemoteRefused(f"the agent sent an event of another kind: {error}") from error
+            raise RemoteRefused(f"the agent sent an unknown event: {error}") from error
         finally:
             connection.close()
 
@@ -154,7 +154,7 @@ class AgentClient:
         try:
             return json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unreachable(f"the agent broke off its answer: {error}") from error
+            raise Unreachable(f"the agent's answer was interrupted: {error}") from error
         finally:
             connection.close()
 
@@ -172,7 +172,7 @@ class AgentClient:
             connection.close()
             raise Unreachable(
                 f"the agent at {self._path} doesn't answer: {error}",
-                hint="Look at its log; start it with `weightyard agent`.",
+                hint="See its log; start it with `weightyard agent`.",
             ) from error
         if refused is not None:
             connection.close()
@@ -184,7 +184,9 @@ class AgentClient:
         try:
             return answer.readline()
         except (OSError, http.client.HTTPException) as error:
-            raise Unreachable(f"the agent broke off a pull: {error}", hint="Pull again.") from error
+            raise Unreachable(
+                f"the connection to the agent broke during a pull: {error}", hint="Pull again."
+            ) from error
 
 
 def _error(status: int, data: bytes) -> ErrorView:

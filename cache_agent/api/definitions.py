@@ -33,7 +33,7 @@ CACHED_MODEL_RULES: Final[Rules] = {
             "a label's name has 1 to 317 characters",
         ),
     ),
-    ("window",): (("self.start != self.end", "start and end are the same"),),
+    ("window",): (("self.start != self.end", "start and end must differ"),),
 }
 
 _CACHED_MODEL_COLUMNS: Final = (
@@ -51,7 +51,7 @@ _CACHED_MODEL_COLUMNS: Final = (
 )
 _NODE_CACHE_COLUMNS: Final = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
-    ("Wanted", "string", ".status.held", 0),
+    ("Desired", "string", ".status.held", 0),
     ("Pinned", "string", '.status.conditions[?(@.type=="PinnedReady")].status', 0),
     ("Used", "integer", ".status.space.used", 0),
     ("Free", "integer", ".status.space.free", 0),
@@ -75,7 +75,7 @@ def cached_model_definition() -> Json:
             singular="cachedmodel",
             short_names=("cmodel",),
             scope="Cluster",
-            description="A model that should be held by nodes: which one, by which, in which tier.",
+            description="A model that nodes should hold: its image, its nodes and its tier.",
             spec=spec,
             status=status,
             columns=_CACHED_MODEL_COLUMNS,
@@ -86,11 +86,11 @@ def cached_model_definition() -> Json:
 def node_cache_definition() -> Json:
     """The CustomResourceDefinition of NodeCache."""
     spec = model_schema(
-        node_cache.NodeCacheSpec, {(): (("self == oldSelf", "a NodeCache stays its node's"),)}
+        node_cache.NodeCacheSpec, {(): (("self == oldSelf", "a NodeCache's node can't change"),)}
     )
     status = model_schema(node_cache.NodeCacheStatus)
     _type_conditions(status, node_cache.CONDITIONS)
-    keyed(status, ("wanted",), "name")
+    keyed(status, ("desired",), "name")
     keyed(status, ("models",), "key")
     return definition(
         CustomResource(
@@ -99,13 +99,11 @@ def node_cache_definition() -> Json:
             singular="nodecache",
             short_names=("ncache",),
             scope="Cluster",
-            description="What one node's cache holds of what is wanted; written by that node's agent alone.",
+            description="A node's cached models and its progress with the desired ones. Only its agent writes it.",
             spec=spec,
             status=status,
             columns=_NODE_CACHE_COLUMNS,
-            rules=(
-                ("self.metadata.name == self.spec.node", "a NodeCache is named after its node"),
-            ),
+            rules=(("self.metadata.name == self.spec.node", "a NodeCache has its node's name"),),
         )
     )
 

@@ -54,13 +54,8 @@ Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-tim
 
 
 def timestamp(seconds: float) -> str:
-    """Format seconds since the epoch as a Timestamp. Law: `parse_timestamp(timestamp(n)) == n` for whole n."""
+    """Format seconds since the epoch as a Timestamp."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_timestamp(text: str) -> float:
-    """Parse a Timestamp into seconds since the epoch. Raises ValueError."""
-    return datetime.fromisoformat(text).timestamp()
 
 
 class Strict(BaseModel):

@@ -27,22 +27,24 @@ PLURAL: Final = "nodecaches"
 CONDITIONS: Final = ("Ready", "Synced", "PinnedReady", "SpaceSufficient")
 
 # Pending: not begun yet. Waiting: for its window, for space, or in the queue. Failed: will be retried.
-WantedState = Literal["Pending", "Waiting", "Fetching", "Warming", "Ready", "Failed"]
+DesiredModelState = Literal["Pending", "Waiting", "Fetching", "Warming", "Ready", "Failed"]
 # Ready: complete and verified. Releasing: to be deleted once its node label is gone.
 ModelState = Literal["Ready", "Releasing"]
 
 
-class Wanted(Reported):
+class DesiredModelStatus(Reported):
     """The node's progress with one CachedModel. Sizes in bytes."""
 
     name: ObjectName = Field(description="The CachedModel's name.")
     uid: str = Field(default="", description="The CachedModel's UID, empty without a cluster.")
     observed_generation: Count = Field(
-        default=0, description="The generation of the CachedModel that this is about."
+        default=0, description="The generation of the CachedModel that this reports on."
     )
-    state: WantedState
+    state: DesiredModelState
     reason: str = Field(default="", description="Why it is in this state, as one word.")
-    message: str = Field(default="", description="The same in a sentence, and what to do about it.")
+    message: str = Field(
+        default="", description="The reason as a sentence, and what to do about it."
+    )
     model_key: str | None = None
     image: str | None = Field(default=None, description="The image by digest, once known.")
     variant: str | None = None
@@ -50,13 +52,15 @@ class Wanted(Reported):
     bytes_total: Count | None = Field(default=None, description="Absent until it is known.")
     bytes_per_second: Count = 0
     seconds_left: Count | None = None
-    tier: Tier | None = Field(default=None, description="Where it is now; absent until it is held.")
+    tier: Tier | None = Field(
+        default=None, description="Its current tier; absent until the node holds it."
+    )
     pinned: bool = False
     verified_at: Timestamp | None = Field(
-        default=None, description="When the longest unchecked of its files was last checked."
+        default=None, description="The oldest verification among its files."
     )
     runtime_image: Literal["Pulling", "Present", "Failed", "Unsupported"] | None = Field(
-        default=None, description="The container image that goes with it, if one is asked for."
+        default=None, description="The state of its runtimeImage, if it has one."
     )
 
 
@@ -77,9 +81,9 @@ class Held(Reported):
 class Space(Reported):
     """The store's space, in bytes."""
 
-    total: Count = Field(default=0, description="What the store may use.")
+    total: Count = Field(default=0, description="Bytes that the store may use.")
     used: Count = 0
-    free: Count = Field(default=0, description="What it may still take without evicting.")
+    free: Count = Field(default=0, description="Bytes that it can still take without evicting.")
     evictable: Count = 0
 
 
@@ -99,7 +103,7 @@ class NodeFacts(Reported):
 class NodeCacheSpec(Strict):
     """The node that the cache is on. Never changes."""
 
-    node: ObjectName = Field(description="The node's name, which is the object's too.")
+    node: ObjectName = Field(description="The node's name; the object has the same name.")
 
 
 class NodeCacheStatus(Reported):
@@ -109,10 +113,10 @@ class NodeCacheStatus(Reported):
     conditions: tuple[Condition, ...] = ()
     node: NodeFacts = NodeFacts()
     space: Space = Space()
-    held: Annotated[str | None, Field(description="Wanted models held, of those wanted: 3/5.")] = (
-        None
-    )
-    wanted: tuple[Wanted, ...] = Field(
+    held: Annotated[
+        str | None, Field(description="Desired models held, of all desired models: 3/5.")
+    ] = None
+    desired: tuple[DesiredModelStatus, ...] = Field(
         default=(), max_length=4096, description="The CachedModels that select this node."
     )
     models: tuple[Held, ...] = Field(

@@ -8,11 +8,11 @@ from modelimage.digest import Digest
 
 DOMAIN: Final = "weightyard.dev"
 CACHE_DOMAIN: Final = f"cache.{DOMAIN}"
+CSI_DRIVER: Final = CACHE_DOMAIN  # the CSIDriver object, and kubelet's directory for the sockets
 
 READY: Final = "ready"  # the value of a model's label
 # A node starts with this taint. The controller removes it once the node's pinned models are verified.
 STARTUP_TAINT: Final = f"{CACHE_DOMAIN}/starting"
-
 
 MODEL_LABELS: Final = f"{CACHE_DOMAIN}/m."  # the prefix of model labels
 

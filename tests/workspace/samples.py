@@ -6,7 +6,7 @@ from typing import Any
 
 from modelimage.digest import Digest
 from modelimage.record import ModelFacts, Record
-from workspace.hardware import Hardware, asked_hardware
+from workspace.hardware import Hardware, requested_hardware
 from workspace.render.release import (
     PinnedAdapter,
     PinnedModel,
@@ -89,13 +89,13 @@ def resolved(each: Workspace, model: PinnedModel | None = None) -> ResolvedImage
 
 
 def release(
-    each: Workspace, *, place: SiteFactory | None = None, hardware: Hardware | None = None,
+    each: Workspace, *, site_of: SiteFactory | None = None, hardware: Hardware | None = None,
     model: PinnedModel | None = None,
 ) -> Release:  # fmt: skip
-    """A decided version of a Workspace, for a pod unless another place is given."""
+    """A decided version of a Workspace, for a pod unless another site is given."""
     return plan_release(
         each,
         resolved(each, model),
-        hardware=hardware or asked_hardware(each.spec.resources),
-        place=place or pod_site(each),
+        hardware=hardware or requested_hardware(each.spec.resources),
+        site_of=site_of or pod_site(each),
     )

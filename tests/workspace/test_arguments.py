@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.errors import InvalidInput
-from workspace.arguments import flag_name, merge, number_of, value_of
+from workspace.arguments import count_of, flag_name, merge, number_of, value_of
 from workspace.arguments import given as flags_given
 
 flags = st.sampled_from(
@@ -75,3 +75,14 @@ def test_numbers(text: str, number: float) -> None:
 def test_not_a_number(text: str) -> None:
     with pytest.raises(InvalidInput, match="--n needs a number"):
         number_of([f"--n={text}"], "--n")
+
+
+@pytest.mark.parametrize("text", ["0.5", "1e300", "99999999999", "1.5k1"])
+def test_a_flag_that_counts_needs_a_whole_number(text: str) -> None:
+    with pytest.raises(InvalidInput, match="needs a"):
+        count_of(["--max-num-seqs", text], "--max-num-seqs")
+
+
+def test_a_count() -> None:
+    assert count_of(["--max-model-len", "8k"], "--max-model-len") == 8000
+    assert count_of([], "--max-model-len") is None

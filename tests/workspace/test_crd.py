@@ -121,7 +121,7 @@ SPECS = st.fixed_dictionaries(
         ),
         "placement": st.sampled_from(["any", "never"]),
         "tenancy": optional(quota=st.dictionaries(TEXT, TEXT, max_size=2)),
-        "rollout": optional(strategy=st.sampled_from(["rolling", "canary"]), history=COUNTS),
+        "rollout": optional(history=COUNTS, restartedAt=TEXT),
     },
 )  # fmt: skip
 

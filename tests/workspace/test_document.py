@@ -101,7 +101,7 @@ def test_all_complaints_at_once() -> None:
         (GOOD.replace("kind: Workspace", "kind: Pod"), "w.yaml:2: kind: input should be 'Workspace'"),
         (GOOD.replace("name: chat", "name: Chat_1"), "w.yaml:4: metadata.name:"),
         (GOOD.replace("v1alpha1", "v9"), "w.yaml:1: apiVersion:"),
-        (GOOD + "  model: {image: other}\n", "w.yaml:8: the key 'model' stands here twice"),
+        (GOOD + "  model: {image: other}\n", "w.yaml:8: the key 'model' occurs twice"),
         ("a: 2026-99-99\n", "w.yaml: not valid YAML"),
         ("[" * 3000, "not valid YAML"),
         ("#" * (MAX_DOCUMENT_BYTES + 1), "more than 1 MiB"),

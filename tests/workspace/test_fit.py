@@ -22,7 +22,15 @@ from workspace.fit import (
     needed_bytes,
     overhead_bytes,
 )
-from workspace.hardware import GPUS, Gpu, Hardware, asked_hardware, compute_dtype, find_gpu, refusal
+from workspace.hardware import (
+    GPUS,
+    Gpu,
+    Hardware,
+    compute_dtype,
+    find_gpu,
+    refusal,
+    requested_hardware,
+)
 from workspace.schema import Engine, Resources, Variant, Vendor
 
 GIB = 1 << 30
@@ -258,7 +266,7 @@ def test_unknown_gpu(text: str) -> None:
     ],
 )  # fmt: skip
 def test_asked_hardware(resources: dict[str, object], memory: float, count: int) -> None:
-    found = asked_hardware(Resources.model_validate(resources))
+    found = requested_hardware(Resources.model_validate(resources))
     assert found.gpu is not None
     assert (found.gpu.memory_bytes / GIB, found.count) == (memory, count)
 
@@ -268,12 +276,12 @@ def test_asked_hardware(resources: dict[str, object], memory: float, count: int)
 )
 def test_hardware_that_is_not_known(resources: dict[str, object]) -> None:
     with pytest.raises(InvalidInput) as caught:
-        asked_hardware(Resources.model_validate(resources))
+        requested_hardware(Resources.model_validate(resources))
     assert caught.value.hint
 
 
 def test_cpu_hardware() -> None:
-    assert asked_hardware(Resources(gpus=0, memory="16Gi")) == Hardware(memory_bytes=16 * GIB)
+    assert requested_hardware(Resources(gpus=0, memory="16Gi")) == Hardware(memory_bytes=16 * GIB)
 
 
 @pytest.mark.parametrize(

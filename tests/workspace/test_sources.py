@@ -13,9 +13,9 @@ from modelimage.access import Access, open_reader
 from modelimage.errors import InvalidInput, NotFound
 from tests.servers.hub import Hub
 from tests.servers.registry import DockerRegistry
+from tests.synthetic import synthetic_checkpoint
 from tests.workspace import openapi, samples
 from weightyard.cli import main
-from weightyard.demo.synthetic import synthetic_checkpoint
 from workspace.images import resolve_workspace
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import SystemSettings

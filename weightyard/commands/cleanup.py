@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 
-import aiohttp
 import click
 
+from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.kubeconfig import default_connection
 from weightyard.console import Console, pass_console
-from workspace.controller.handlers import connect
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.uninstall import Installation, Removed, leave
 
 
 @click.command()
 @click.option(
-    "-n", "--namespace", default="weightyard", show_default=True, help="Where Weightyard is."
+    "-n", "--namespace", default="weightyard", show_default=True, help="Weightyard's namespace."
 )
 @click.option(
-    "--controller", metavar="DEPLOYMENT", help="Stop this controller first, so that it marks nothing again."
+    "--controller", metavar="DEPLOYMENT", help="Controller's Deployment; stopped first, or it would add the labels again."
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Go on although pods use cached models.")
+@click.option("--force", is_flag=True, help="Continue although pods use cached models.")
 @pass_console
 def cleanup(console: Console, *, namespace: str, controller: str | None, force: bool) -> None:
     """Check that no pod uses a cached model, stop the controller, and remove labels and taints from all nodes.
@@ -30,11 +30,15 @@ def cleanup(console: Console, *, namespace: str, controller: str | None, force: 
     KUBECONFIG. Running it twice does no harm.
     """
     left = asyncio.run(_leave(Installation(namespace, controller, force)))
-    lines = [f"unmarked: {', '.join(left.nodes)}" if left.nodes else "no node was marked"]
+    lines = [
+        f"labels and taints removed: {', '.join(left.nodes)}"
+        if left.nodes
+        else "no node had labels or taints to remove"
+    ]
     lines += [f"still uses a cached model: {pod}" for pod in left.pods]
     console.result(asdict(left), "\n".join(lines))
 
 
 async def _leave(release: Installation) -> Removed:
-    async with aiohttp.ClientSession() as session:
-        return await leave(KubernetesApi(session, connect), release)
+    async with KubeClient(default_connection(), role="cleanup Job") as client:
+        return await leave(KubernetesApi(client), release)

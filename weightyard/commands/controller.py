@@ -12,11 +12,11 @@ from contextlib import AsyncExitStack
 
 import click
 
+from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
-from workspace.controller.handlers import connect
 from workspace.controller.health_server import Liveness, answering
 from workspace.controller.main import ControllerOptions, run_controller
 from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSettings
@@ -25,7 +25,7 @@ from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSett
 @click.command()
 @click.option(
     "--namespace", envvar="WEIGHTYARD_NAMESPACE", show_envvar=True, default="weightyard", show_default=True,
-    help="Where Weightyard itself runs; its Lease is there.",
+    help="Weightyard's own namespace, which has its Lease.",
 )  # fmt: skip
 @click.option(
     "--image", envvar="WEIGHTYARD_IMAGE", show_envvar=True, default=DEFAULT_IMAGE, show_default=True,
@@ -33,10 +33,12 @@ from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSett
 )  # fmt: skip
 @click.option(
     "--builder-image", envvar="WEIGHTYARD_BUILDER_IMAGE", show_envvar=True, default=BUILDER_IMAGE,
-    show_default=True, help="Image of the builder, for models that come from the Hub or S3.",
+    show_default=True, help="Image of the builder, for models from the Hub or S3.",
 )  # fmt: skip
 @click.option(
-    "--health", metavar="HOST:PORT", help="Answer /livez and /readyz here.  [default: nowhere]"
+    "--health",
+    metavar="HOST:PORT",
+    help="Serve /livez and /readyz at this address.  [default: nowhere]",
 )
 @access_options
 @pass_console
@@ -50,7 +52,6 @@ def controller(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("kopf").setLevel(logging.WARNING)
     host, _, port = (health or ":0").rpartition(":")
     if health and (not host or not port.isdecimal()):
         raise InvalidInput(f"not an address: {health!r}", hint="Write HOST:PORT.")
@@ -61,7 +62,7 @@ def controller(
             system_namespace=namespace, image=image, builder_image=builder_image
         ),
         access=access,
-        connection=connect,
+        connection=default_connection(),
         liveness=liveness,
     )
     asyncio.run(_run(console, options, liveness, health=(host.strip("[]"), int(port))))

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 @click.command()
 @click.option(
     "--apply", "apply_them", is_flag=True,
-    help="Apply them, as this pod's service account or as KUBECONFIG says, instead of printing them.",
+    help="Apply them with this pod's service account or KUBECONFIG, instead of printing them.",
 )  # fmt: skip
 @pass_console
 def crds(console: Console, *, apply_them: bool) -> None:
@@ -39,11 +39,11 @@ def crds(console: Console, *, apply_them: bool) -> None:
 
 
 async def _apply() -> list[Json]:
-    import aiohttp  # noqa: PLC0415 - printing needs no client
-
-    from workspace.controller.handlers import connect  # noqa: PLC0415
+    # Imported here: printing needs no client.
+    from cache_agent.api.kube.kube_client import KubeClient  # noqa: PLC0415
+    from cache_agent.api.kube.kubeconfig import default_connection  # noqa: PLC0415
     from workspace.controller.kube_api import KubernetesApi  # noqa: PLC0415
 
-    async with aiohttp.ClientSession() as session:
-        api = KubernetesApi(session, connect)
+    async with KubeClient(default_connection(), role="upgrade Job") as client:
+        api = KubernetesApi(client)
         return [await api.apply(each) for each in definitions().values()]

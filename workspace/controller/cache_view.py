@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.node_cache import NodeCache, Wanted
+from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
 from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.errors import InvalidInput
-from workspace.controller import node_marks
-from workspace.controller.node_marks import NodeLabels
+from workspace.controller import node_labels
+from workspace.controller.node_labels import NodeLabels
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # a kind and a name
@@ -46,7 +46,7 @@ class CacheView:
     """A NodeCache, and its reports by CachedModel."""
 
     cache: NodeCache
-    reports: dict[str, Wanted]
+    reports: dict[str, DesiredModelStatus]
 
 
 @dataclass
@@ -84,7 +84,7 @@ class ClusterView:
         }  # fmt: skip
         return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held[kind]}
 
-    def entries(self, model: CachedModel) -> dict[str, Wanted | None]:
+    def entries(self, model: CachedModel) -> dict[str, DesiredModelStatus | None]:
         """The report of a model from each node that should hold it; None where there is none yet."""
         return {
             name: view.reports.get(model.name)
@@ -114,10 +114,10 @@ class ClusterView:
         return {(NODE, name)} | (self._all_models() if relabelled else set())
 
     def _put_cache(self, name: str, document: Json) -> tuple[set[Key], set[Key]]:
-        cache = node_marks.parse_node_cache(document)
+        cache = node_labels.parse_node_cache(document)
         if cache is None:
             return set(), set()
-        view = CacheView(cache, {each.name: each for each in cache.status.wanted})
+        view = CacheView(cache, {each.name: each for each in cache.status.desired})
         before = self.caches.get(name)
         self.caches[name] = view
         if before is None:
@@ -126,6 +126,7 @@ class ClusterView:
         later: set[Key] = set()
         for each in {*before.reports, *view.reports}:
             old, new = before.reports.get(each), view.reports.get(each)
+            # A state lets pods start, so it counts at once. Progress may wait, or downloads would keep the API busy.
             if old != new:
                 (now if _state(old) != _state(new) else later).add((MODEL, each))
         return now, later
@@ -155,7 +156,9 @@ def _known(document: Json) -> ParsedModel:
 
 
 def _node(document: Json) -> NodeView:
-    return NodeView(dict(document["metadata"].get("labels") or {}), NodeLabels.of(document))
+    return NodeView(
+        dict(document["metadata"].get("labels") or {}), NodeLabels.from_document(document)
+    )
 
 
 def _own(labels: dict[str, str]) -> dict[str, str]:
@@ -164,15 +167,15 @@ def _own(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _marks_agree(before: NodeCache, after: NodeCache) -> bool:
-    def told(cache: NodeCache) -> object:
+    def relevant(cache: NodeCache) -> object:
         states = [(c.type, c.status) for c in cache.status.conditions]
-        reports = [(w.name, w.state, w.observed_generation) for w in cache.status.wanted]
-        return states, reports, node_marks.held_labels(cache)
+        reports = [(w.name, w.state, w.observed_generation) for w in cache.status.desired]
+        return states, reports, node_labels.held_labels(cache)
 
-    return told(before) == told(after)
+    return relevant(before) == relevant(after)
 
 
-def _state(entry: Wanted | None) -> object:
+def _state(entry: DesiredModelStatus | None) -> object:
     """The part of a report whose change is passed on immediately."""
     if entry is None:
         return None

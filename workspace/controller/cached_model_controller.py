@@ -6,7 +6,6 @@ of a node is passed on with a delay, so a thousand fetching nodes cost one write
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
@@ -14,15 +13,15 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.refusals import Conflict
+from cache_agent.api.kube.refusals import Conflict
 from modelimage.errors import NotFound
-from workspace.controller import cached_models, conditions, node_marks
+from workspace.controller import cached_models, conditions, node_labels
 from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
 from workspace.controller.cached_models import News
-from workspace.controller.informers import CACHES, Name, fill, sweep
 from workspace.controller.kube_api import RESOURCES, KubernetesApi
 from workspace.controller.queue import WorkQueue
-from workspace.controller.workers import work
+from workspace.controller.watches import Name
+from workspace.controller.workers import Workers
 
 Json = dict[str, Any]
 
@@ -60,13 +59,10 @@ class CacheRunner:
         return self.view.known(kind)
 
     async def run(self) -> None:
-        """Works until cancelled. Lists everything first: an object not yet watched must not look deleted."""
-        await fill(self._api, CACHES, self)
+        """Works until cancelled. The view must hold every object by then."""
         for key in [*((MODEL, m) for m in self.view.models), *((NODE, n) for n in self.view.nodes)]:
             self.queue.add(key)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(sweep(self._api, CACHES, self))
-            group.create_task(work(self.queue, self.reconcile, workers=self._workers))
+        await Workers(self.queue, self.reconcile, workers=self._workers).run()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a CachedModel or a node. Returns the seconds until the next pass. Raises the API's errors."""
@@ -100,9 +96,8 @@ class CacheRunner:
         document = {
             "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "metadata": {"name": name}, "status": status,
         }  # fmt: skip
-        # The result is cached right away, so the next pass doesn't act on the state before this
-        # write.
-        self.view.put(await self._api.apply(document, status=True))
+        # Handled like a watch event right away: the next pass must not act on the state before this write.
+        self.seen(await self._api.apply(document, status=True))
 
     async def _tell(self, name: str, known: ParsedModel, news: News, *, now: str) -> None:
         """Creates an Event. Its name is a hash of what preceded it, so a retry creates no second one."""
@@ -124,19 +119,19 @@ class CacheRunner:
 
     async def _mark(self, name: str, view: NodeView) -> None:
         cache = self.view.caches.get(name)
-        wanted = node_marks.wanted_marks(
+        wanted = node_labels.wanted_marks(
             cache.cache if cache else None, self.view.readable_models(), view.labels
         )
-        patch = node_marks.patch(view.marks, wanted)
+        patch = node_labels.patch(view.marks, wanted)
         if patch is not None:
             self._took(await self._api.merge(NODE, name, patch))
         # The taint goes last and only if still present, since pods may start right after.
         if view.marks.starting and not wanted.starting:
             # Read again with its resourceVersion: taints are one list, and others write to it too.
-            untainted = node_marks.without_taint(await self._api.get(NODE, None, name))
+            untainted = node_labels.without_taint(await self._api.get(NODE, None, name))
             if untainted is not None:
                 self._took(await self._api.merge(NODE, name, untainted))
-                logger.info("node %s: its pinned models are verified, pods may come", name)
+                logger.info("node %s: its pinned models are verified; startup taint removed", name)
 
     def _took(self, node: Json) -> None:
-        self.view.put({**node, "kind": NODE})
+        self.seen({**node, "kind": NODE})

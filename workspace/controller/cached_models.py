@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from cache_agent.api.cached_model import CachedModel, NodeFailure, Status
-from cache_agent.api.node_cache import Wanted
+from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
@@ -44,7 +44,7 @@ class News:
 
 
 def status_of(
-    model: CachedModel, entries: Mapping[str, Wanted | None], *, before: Json, now: str
+    model: CachedModel, entries: Mapping[str, DesiredModelStatus | None], *, before: Json, now: str
 ) -> Json:
     """The whole status. `entries` are the selected nodes' reports of this model; `before` is the current status."""
     phases = {node: phase_of(model, entry) for node, entry in sorted(entries.items())}
@@ -53,7 +53,7 @@ def status_of(
     failures = [_failure(node, known[node]) for node, p in phases.items() if p is ModelPhase.FAILED]
     status = Status(
         observed_generation=model.metadata.generation,
-        nodes_wanted=len(phases),
+        nodes_desired=len(phases),
         nodes_ready=count[ModelPhase.READY],
         nodes_working=count[ModelPhase.WORKING],
         nodes_failed=count[ModelPhase.FAILED],
@@ -76,7 +76,7 @@ def invalid(generation: int, error: WeightyardError, *, before: Json, now: str) 
     return {**before, "observedGeneration": generation, "conditions": merged}
 
 
-def phase_of(model: CachedModel, entry: Wanted | None) -> ModelPhase:
+def phase_of(model: CachedModel, entry: DesiredModelStatus | None) -> ModelPhase:
     """A node's phase from its report. With spec.runtimeImage, the image must be present as well."""
     if entry is None or not _is_fresh(model, entry):
         return ModelPhase.WAITING
@@ -102,14 +102,14 @@ def news(before: Json, after: Json) -> list[News]:
     return found
 
 
-def _is_fresh(model: CachedModel, entry: Wanted) -> bool:
+def _is_fresh(model: CachedModel, entry: DesiredModelStatus) -> bool:
     # A CachedModel that was deleted and created again starts at generation 1: only the uid tells
     # them apart.
     another = entry.uid and model.metadata.uid and entry.uid != model.metadata.uid
     return not another and entry.observed_generation >= model.metadata.generation
 
 
-def _failure(node: str, entry: Wanted) -> NodeFailure:
+def _failure(node: str, entry: DesiredModelStatus) -> NodeFailure:
     image = entry.state == "Ready"
     return NodeFailure(
         node=node,
@@ -119,7 +119,7 @@ def _failure(node: str, entry: Wanted) -> NodeFailure:
     )
 
 
-def _identity(known: Mapping[str, Wanted]) -> dict[str, Any]:
+def _identity(known: Mapping[str, DesiredModelStatus]) -> dict[str, Any]:
     """The resolved image that most nodes report: a moving tag may resolve differently for a while."""
     named = Counter(
         (e.model_key, e.image, e.variant) for e in known.values() if e.model_key is not None
@@ -131,7 +131,9 @@ def _identity(known: Mapping[str, Wanted]) -> dict[str, Any]:
     return {"model_key": key, "image": image, "variant": variant}
 
 
-def _progress(phases: Mapping[str, ModelPhase], known: Mapping[str, Wanted]) -> dict[str, Any]:
+def _progress(
+    phases: Mapping[str, ModelPhase], known: Mapping[str, DesiredModelStatus]
+) -> dict[str, Any]:
     """Bytes of all nodes together, and the time until the slowest is done."""
     total = max((entry.bytes_total or 0 for entry in known.values()), default=0)
     ready = {node for node, phase in phases.items() if phase is ModelPhase.READY}
@@ -161,10 +163,10 @@ def _conditions(
 ) -> list[StatusCondition]:
     busy = [node for node, p in phases.items() if p in (ModelPhase.WORKING, ModelPhase.WAITING)]
     if busy:
-        text = f"{len(busy)} nodes have yet to hold it: {_some(busy)}."
+        text = f"{len(busy)} nodes don't hold it yet: {_some(busy)}."
         progressing = StatusCondition(PROGRESSING, True, "Fetching", text)
     else:
-        progressing = StatusCondition(PROGRESSING, False, "AtRest", "No node works on it.")
+        progressing = StatusCondition(PROGRESSING, False, "AtRest", "No node is fetching it.")
     return [_ready(phases, failures), progressing, _degraded(failures)]
 
 

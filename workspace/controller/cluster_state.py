@@ -34,24 +34,26 @@ class CachedState:
         return [name for name in self.chosen if name not in self.warm]
 
 
-def standing(
+def cached_state(
     workspace: Workspace, revision: Revision, observed: Observed, *, replicas: int
 ) -> CachedState:
     """The state of a version for a number of desired replicas.
 
-    Besides the nodes that already run its servers, one warm node is chosen for each replica that isn't ready yet.
+    Besides the nodes that already run its servers, one warm node is chosen for each replica without a server that has
+    mounted it. A server that has, but isn't ready yet, must not count twice: that would warm a node too many for each
+    replica that starts. Servers on nodes that can't take pods any more, such as cordoned ones, need a replacement.
     """
     nodes = observed.nodes
     label = names.node_label(revision.key)
     possible = eligible(nodes, workspace.spec.resources, gpus=revision.gpus)
     servers, warming = observed.pods(names.SERVER), observed.pods(names.PREWARM)
     serving = _nodes_with(servers, revision)
-    _, ready_count = server_count(observed, revision)
     usable = {node.name for node in possible}
+    placed = [pod for pod in _mounted(servers, revision) if node_of(pod) in usable]
     labelled = {node.name for node in nodes if node.holds(label)} & usable
     chosen = choose_warm(
         possible,
-        max(1, len(serving & usable) + max(0, replicas - ready_count)),
+        max(1, len(serving & usable) + max(0, replicas - len(placed))),
         label=label,
         preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
     )
@@ -65,8 +67,12 @@ def standing(
 
 def _nodes_with(pods: list[Json], revision: Revision) -> set[str]:
     """Nodes where pods of a version have their volumes mounted."""
+    return _nodes_of(_mounted(pods, revision))
+
+
+def _mounted(pods: list[Json], revision: Revision) -> list[Json]:
     wanted = {names.REVISION: revision.id}
-    return _nodes_of([pod for pod in pods if has_labels(pod, wanted) and is_mounted(pod)])
+    return [pod for pod in pods if has_labels(pod, wanted) and is_mounted(pod)]
 
 
 def _nodes_of(pods: list[Json]) -> set[str]:

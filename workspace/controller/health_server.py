@@ -1,6 +1,7 @@
 """Liveness and readiness of a controller over HTTP, for the kubelet; served from the event loop that does the work.
 
-Ready means that the API server was reached recently, leader or not: a standby that couldn't take over isn't ready.
+Ready means that the API server was reached recently and that all watches work, leader or not: a standby that couldn't
+take over isn't ready.
 Independent of Workspaces.
 """
 
@@ -15,28 +16,42 @@ from aiohttp import web
 from modelimage.errors import Busy
 
 SILENCE_SECONDS: Final = 60.0
+NOT_LISTED: Final = "it has not been listed yet"
 
 
 class Liveness:
-    """When the API server last responded; call `beat` after each response."""
+    """Whether the API server answers and every watch works. Updated by leader election and the watches."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last: float | None = None
+        self._failing: dict[str, tuple[str, float]] = {}  # by kind: the problem, and since when
         self.leads = False
 
     def beat(self, *, leads: bool) -> None:
         """Records that the API server just responded."""
         self._last, self.leads = self._clock(), leads
 
+    def watching(self, kind: str, problem: str | None) -> None:
+        """Records that the watch of a kind works, or its problem."""
+        if problem is None:
+            self._failing.pop(kind, None)
+        else:
+            _, since = self._failing.get(kind, (problem, self._clock()))
+            self._failing[kind] = problem, since
+
     def problem(self) -> str | None:
         """The reason why the controller isn't ready; None when it is."""
         if self._last is None:
             return "the API server has not answered yet"
         silent = self._clock() - self._last
-        return (
-            f"no answer of the API server for {silent:.0f} s" if silent > SILENCE_SECONDS else None
-        )
+        if silent > SILENCE_SECONDS:
+            return f"no answer of the API server for {silent:.0f} s"
+        for kind, (problem, since) in self._failing.items():
+            # A watch that breaks is resumed within seconds; readiness must not flap meanwhile.
+            if problem == NOT_LISTED or self._clock() - since > SILENCE_SECONDS:
+                return f"{kind} can't be watched: {problem}"
+        return None
 
 
 def application(liveness: Liveness) -> web.Application:

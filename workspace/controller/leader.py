@@ -7,7 +7,8 @@ Lease stayed unchanged (like client-go's leader election).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,9 +18,13 @@ from workspace.controller.kube_api import KubernetesApi
 
 Json = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 LEASE_NAME: Final = "weightyard-controller"
+# client-go's values. The leader gives up before a standby may take over, whatever their clocks say.
 LEASE_SECONDS: Final = 15
-RENEW_SECONDS: Final = 5
+RENEW_DEADLINE: Final = 10.0
+RETRY_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +61,16 @@ def claim(lease: Json, *, me: str, seen: Seen | None, now: float, stamp: str) ->
     }
 
 
+class LeadershipLost(Unreachable):
+    """Another controller leads, or may lead soon: everything that writes must stop."""
+
+
 class Leadership:
-    """Acquires the Lease, then renews it; `run` ends when it is lost."""
+    """Acquires the Lease, renews it, and releases it at the end."""
 
     def __init__(
         self, api: KubernetesApi, *, namespace: str, me: str, clock: Callable[[], float],
-        stamp: Callable[[], str], liveness: Liveness | None = None,
+        stamp: Callable[[], str], liveness: Liveness, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:  # fmt: skip
         self._api = api
         self._namespace = namespace
@@ -69,25 +78,49 @@ class Leadership:
         self._clock = clock
         self._stamp = stamp
         self._liveness = liveness
+        self._sleep = sleep
         self._seen: Seen | None = None
-        self.leads = asyncio.Event()
 
-    async def run(self) -> None:
-        """Runs until leadership is lost. Then raises Unreachable: the caller must stop acting immediately."""
+    async def acquire(self) -> None:
+        """Waits until we hold the Lease."""
+        while not await self._attempt(RENEW_DEADLINE):
+            await self._sleep(RETRY_SECONDS)
+
+    async def keep(self) -> None:
+        """Renews the Lease. Raises LeadershipLost when another holds it, or could not be renewed in time."""
         renewed = self._clock()
         while True:
-            held = await self._try()
-            if held is not None and self._liveness is not None:
-                self._liveness.beat(leads=held)
+            await self._sleep(RETRY_SECONDS)
+            # Measured before the request: the server may have stored it at any time since.
+            requested, left = self._clock(), renewed + RENEW_DEADLINE - self._clock()
+            held = await self._attempt(left) if left > 0 else None
             if held:
-                renewed = self._clock()
-                self.leads.set()
-            # Another holder ends leadership immediately; an unreachable API server only once the
-            # Lease may have expired, since nobody can take over before.
-            elif self.leads.is_set() and (held is False or self._clock() > renewed + LEASE_SECONDS):
-                self.leads.clear()
-                raise Unreachable("leadership was lost", hint="Start again; another one leads now.")
-            await asyncio.sleep(RENEW_SECONDS)
+                renewed = requested
+            elif held is False or self._clock() >= renewed + RENEW_DEADLINE:
+                raise LeadershipLost("leadership was lost: another controller may lead now")
+
+    async def release(self) -> None:
+        """Gives the Lease up, so that a standby leads at once instead of after its expiry. Never raises our errors."""
+        try:
+            async with asyncio.timeout(RETRY_SECONDS):
+                lease = await self._read()
+                if (lease.get("spec") or {}).get("holderIdentity") == self._me:
+                    freed = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+                    # A Conflict means that another controller has it already.
+                    await self._api.replace({**lease, "spec": freed})
+        except (WeightyardError, TimeoutError) as error:
+            logger.warning("the Lease expires by itself, it could not be released: %s", error)
+
+    async def _attempt(self, seconds: float) -> bool | None:
+        """Whether we hold the Lease after one attempt; None when it was inconclusive or took too long."""
+        try:
+            async with asyncio.timeout(seconds):
+                held = await self._try()
+        except TimeoutError:
+            return None
+        if held is not None:
+            self._liveness.beat(leads=held)
+        return held
 
     async def _try(self) -> bool | None:
         """Whether we hold the Lease after this attempt; None when the attempt was inconclusive."""

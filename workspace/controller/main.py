@@ -3,103 +3,120 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import aiohttp
-import kopf
 
+from cache_agent.api.kube.connection import Connection
+from cache_agent.api.kube.kube_client import KubeClient
 from modelimage.access import Access
 from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.handlers import make_registry, watch
 from workspace.controller.health_server import Liveness
 from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.leader import Leadership
+from workspace.controller.leader import Leadership, LeadershipLost
 from workspace.controller.object_cache import WatchCache
-from workspace.controller.observed import KEDA_GROUP
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
+from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """`me` identifies this controller; `connection` is called repeatedly, since tokens are renewed."""
+    """`me` identifies this controller among those that may lead."""
 
     me: str
     environment: SystemSettings
     access: Access
-    connection: Callable[[], kopf.ConnectionInfo]
-    liveness: Liveness | None = None
+    connection: Connection
+    liveness: Liveness
 
 
 async def run_controller(
     options: ControllerOptions, *, stop: asyncio.Event, leading: Callable[[], None] = lambda: None
 ) -> None:
-    """Runs until `stop`. Raises Unreachable when leadership is lost: the process must be restarted."""
-    working = asyncio.create_task(_work(options, stop=stop, leading=leading))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (working, stopping):
-        task.cancel()
-    try:
-        await working
-    except asyncio.CancelledError:
-        return
-    except ExceptionGroup as group:
-        raise _first(group) from group
+    """Runs until `stop`, then releases leadership. Survives an API server that is away."""
+    async with (
+        KubeClient(options.connection, role="controller") as client,
+        aiohttp.ClientSession() as servers,
+    ):
+        working = asyncio.create_task(_work(options, client, servers, leading=leading))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (working, stopping):
+            task.cancel()
+        try:
+            await working
+        except asyncio.CancelledError:
+            return
+        except ExceptionGroup as group:
+            raise _first(group) from group
 
 
 async def _work(
-    options: ControllerOptions, *, stop: asyncio.Event, leading: Callable[[], None]
+    options: ControllerOptions, client: KubeClient, servers: aiohttp.ClientSession, *,
+    leading: Callable[[], None],
+) -> None:  # fmt: skip
+    """Watches all the time and leads when it can. Watching first gives a new leader a filled cache."""
+    api = KubernetesApi(client)
+    runner = Runner(
+        api=api,
+        cache=WatchCache(),
+        resolver=NamespacedResolver(api, options.access),
+        environment=options.environment,
+    )
+    cached_models = CacheRunner(api)
+    watches = Watches(
+        client,
+        workspaces=runner,
+        cached_models=cached_models,
+        liveness=options.liveness,
+        present=runner.kind_present,
+    )
+    leadership = Leadership(
+        api,
+        namespace=options.environment.system_namespace,
+        me=options.me,
+        clock=time.monotonic,
+        stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        liveness=options.liveness,
+    )
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watches.run())
+        await watches.synced()
+        while True:
+            await leadership.acquire()
+            leading()
+            try:
+                await _lead(leadership, runner, cached_models, ScalingLoop(runner, servers))
+            except* LeadershipLost as lost:
+                # Nothing is kept that only a leader may know, so this process simply stands by again.
+                logger.warning("%s", lost.exceptions[0])
+
+
+async def _lead(
+    leadership: Leadership, runner: Runner, cached_models: CacheRunner, scaling: ScalingLoop
 ) -> None:
-    async with aiohttp.ClientSession() as session:
-        api = KubernetesApi(session, options.connection)
-        leadership = Leadership(
-            api,
-            namespace=options.environment.system_namespace,
-            me=options.me,
-            clock=time.monotonic,
-            stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            liveness=options.liveness,
-        )
-        # One group: losing the Lease cancels reconciling too, so that two controllers never act
-        # together.
+    """The leader's tasks. One group: losing the Lease cancels all, so that two controllers never act together."""
+    try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(leadership.run())
-            group.create_task(
-                _lead(options, api, session, leadership=leadership, stop=stop, leading=leading)
-            )
+            group.create_task(leadership.keep())
+            group.create_task(runner.run())
+            group.create_task(cached_models.run())
+            group.create_task(scaling.run())
+    except asyncio.CancelledError:
+        await leadership.release()
+        raise
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
     """The first error of a group; the others are its consequences."""
     found = group.exceptions[0]
     return _first(found) if isinstance(found, BaseExceptionGroup) else found
-
-
-async def _lead(
-    options: ControllerOptions, api: KubernetesApi, session: aiohttp.ClientSession, *,
-    leadership: Leadership, stop: asyncio.Event, leading: Callable[[], None],
-) -> None:  # fmt: skip
-    """The leader's tasks. Watches start before leadership, so that a new leader has a filled cache."""
-    groups = await api.groups()
-    runner = Runner(
-        api=api,
-        cache=WatchCache(),
-        resolver=NamespacedResolver(api, options.access),
-        environment=options.environment,
-        groups=groups,
-    )
-    caching = CacheRunner(api)
-    registry = make_registry(runner, caching, with_keda=KEDA_GROUP in groups)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(watch(registry, stop=stop, connection=options.connection))
-        await leadership.leads.wait()
-        leading()
-        group.create_task(runner.run())
-        group.create_task(caching.run())
-        group.create_task(ScalingLoop(runner, session).run())

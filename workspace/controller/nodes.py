@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from cache_agent.api.kube_objects import parse_quantity
 from cache_agent.api.shared_names import MODEL_LABELS
+from modelimage.bounds import parse_count
 from modelimage.cpus import FLAGS
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
-from workspace.hardware import Gpu, Hardware, asked_hardware, find_gpu
+from workspace.hardware import Gpu, Hardware, find_gpu, requested_hardware
 from workspace.render import names
 from workspace.render.pod import gpu_resource, tolerations
 from workspace.schema import Resources, Vendor
@@ -24,6 +25,7 @@ from workspace.schema import Resources, Vendor
 Json = dict[str, Any]
 
 _MIB: Final = 1 << 20
+_MOST_DEVICES: Final = 1024  # GPUs of one node
 # Node feature discovery's labels of a CPU's instruction sets: `<prefix>AVX512F: "true"`.
 _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 
@@ -45,7 +47,7 @@ class KubeNode:
     read_rate: float | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, document: Json) -> KubeNode:
+    def from_document(cls, document: Json) -> KubeNode:
         spec, status = document.get("spec") or {}, document.get("status") or {}
         ready = condition(document, "Ready").get("status") == "True"
         labels = document["metadata"].get("labels") or {}
@@ -63,8 +65,7 @@ class KubeNode:
 
     def count(self, resource: str) -> int:
         """The number of an extended resource that pods can request here."""
-        text = str(self.allocatable.get(resource, "0"))
-        return int(text) if text.isdigit() else 0
+        return parse_count(str(self.allocatable.get(resource, "0")), most=_MOST_DEVICES) or 0
 
     def holds(self, label: str) -> bool:
         return label in self.held
@@ -81,6 +82,7 @@ def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> l
         (
             node
             for node in nodes
+            # The scheduler's own predicates: a node that it would refuse must not be waited for to become warm.
             if node.usable
             and all(node.has(k, v) for k, v in resources.node_selector.items())
             and all(_tolerated(taint, accepted) for taint in node.taints)
@@ -97,9 +99,9 @@ def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
     """
     if resources.gpus == 0:
         possible = eligible(nodes, resources, gpus=0)
-        return replace(asked_hardware(resources), cpus=_cpus(possible))
+        return replace(requested_hardware(resources), cpus=_cpus(possible))
     if resources.gpu or resources.gpu_memory or resources.mig_profile:
-        return asked_hardware(resources)
+        return requested_hardware(resources)
     least = resources.gpus or 1
     found = [
         (gpu, node.count(gpu_resource(resources)))
@@ -108,7 +110,7 @@ def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
     ]
     if not found:
         raise InvalidInput(
-            f"no usable node says which {resources.vendor.value} GPU it has",
+            f"no usable node has a label for its {resources.vendor.value} GPU",
             hint="Set spec.resources.gpu (such as L4) or gpuMemory, or install the vendor's feature discovery.",
         )
     # The weakest, since the scheduler may put a replica on any of these nodes.
@@ -173,14 +175,18 @@ def _gpu(node: KubeNode, vendor: Vendor) -> Gpu | None:
 
 def _nvidia(labels: Mapping[str, str]) -> Gpu | None:
     product = labels.get("nvidia.com/gpu.product", "")
-    memory = labels.get("nvidia.com/gpu.memory", "")
+    memory = parse_count(labels.get("nvidia.com/gpu.memory"))
     known = find_gpu(product) if product else None
-    if not memory.isdigit():
+    if memory is None:
         return known
-    major, minor = (labels.get(f"nvidia.com/gpu.compute.{part}", "") for part in ("major", "minor"))
-    told = major.isdigit() and minor.isdigit()
-    capability = int(major) * 10 + int(minor) if told else known.capability if known else 0
-    return Gpu(product or "NVIDIA GPU", int(memory) * _MIB, capability)
+    capability = known.capability if known else 0
+    major, minor = (
+        parse_count(labels.get(f"nvidia.com/gpu.compute.{part}"), most=99)
+        for part in ("major", "minor")
+    )
+    if major is not None and minor is not None:
+        capability = major * 10 + minor
+    return Gpu(product or "NVIDIA GPU", memory * _MIB, capability)
 
 
 def _bytes(text: str) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelimage.digest import Digest
-from workspace.controller.node_marks import held_labels, parse_node_cache
+from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.nodes import KubeNode
 from workspace.render import names
 
@@ -24,7 +24,7 @@ _LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Report:
     """The facts read from a NodeCache: labels of the models held, and the read rate in bytes a second."""
 
     held: frozenset[str]
@@ -41,13 +41,16 @@ class WatchCache:
         default_factory=dict
     )  # of the models of a Workspace's versions
     _nodes: dict[str, KubeNode] = field(default_factory=dict)
-    _told: dict[str, _Told] = field(default_factory=dict)  # by node
+    _reports: dict[str, _Report] = field(default_factory=dict)  # by node
+    _versions: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
     def put(self, document: Json) -> set[Key]:
-        """Stores the newest state of an object."""
+        """Stores the state of an object, unless a newer one is known."""
+        if self._is_older(document):
+            return set()
         kind, name = document["kind"], document["metadata"]["name"]
         if kind == "Node":
-            return self._put_node(self._as_told(KubeNode.of(document)))
+            return self._put_node(self._with_report(KubeNode.from_document(document)))
         if kind == "NodeCache":
             return self._put_node_cache(name, document)
         if kind == "Workspace":
@@ -62,8 +65,13 @@ class WatchCache:
         return _changed(self._objects.setdefault(found, {}), (kind, name), _pack(document), {found})
 
     def drop(self, document: Json) -> set[Key]:
-        """Removes a deleted object."""
+        """Removes a deleted object, unless a newer one of its name is known."""
+        if self._is_older(document):
+            return set()
+        # Else the table would keep a version of every pod that ever ran.
+        self._versions.pop(_identity(document), None)
         kind, name = document["kind"], document["metadata"]["name"]
+        # Any Workspace may have chosen the node, so all are reconciled.
         if kind == "Node":
             return set(self._documents) if self._nodes.pop(name, None) else set()
         if kind == "NodeCache":
@@ -82,7 +90,7 @@ class WatchCache:
     def known(self, kind: str) -> dict[tuple[str, str], Json]:
         """The cached objects of a kind by namespace and name, with only the fields that `drop` needs."""
         if kind in ("Node", "NodeCache"):
-            held: Iterable[str] = self._nodes if kind == "Node" else self._told
+            held: Iterable[str] = self._nodes if kind == "Node" else self._reports
             return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held}
         if kind == "Workspace":
             found = {key: ("", key[1]) for key in self._documents}
@@ -137,21 +145,35 @@ class WatchCache:
         if cache is None:
             return set()
         rate = cache.status.node.read_bytes_per_second
-        self._told[name] = _Told(frozenset(held_labels(cache)), rate)
+        self._reports[name] = _Report(frozenset(held_labels(cache)), rate)
         node = self._nodes.get(name)
-        return self._put_node(self._as_told(node)) if node else set()
+        return self._put_node(self._with_report(node)) if node else set()
 
     def _forget_node_cache(self, name: str) -> set[Key]:
         """Clears a node's models: without an agent it can't mount any."""
         node = self._nodes.get(name)
-        if self._told.pop(name, None) is None or node is None:
+        if self._reports.pop(name, None) is None or node is None:
             return set()
         return self._put_node(replace(node, held=frozenset(), read_rate=None))
 
-    def _as_told(self, node: KubeNode) -> KubeNode:
+    def _with_report(self, node: KubeNode) -> KubeNode:
         """The node with its NodeCache's facts, which take precedence over labels: those are written later."""
-        told = self._told.get(node.name)
-        return replace(node, held=told.held, read_rate=told.rate) if told else node
+        report = self._reports.get(node.name)
+        return replace(node, held=report.held, read_rate=report.rate) if report else node
+
+    def _is_older(self, document: Json) -> bool:
+        """Whether a newer state is known: events are delayed, and the result of our own write comes before its event.
+
+        Resource versions of one kind are ordered numbers (KEP-5504); a server's that aren't are taken as they come.
+        """
+        version = str(document["metadata"].get("resourceVersion", ""))
+        if not version.isdecimal():
+            return False
+        identity = _identity(document)
+        if int(version) < self._versions.get(identity, 0):
+            return True
+        self._versions[identity] = int(version)
+        return False
 
     @staticmethod
     def _key_of(document: Json) -> Key | None:
@@ -160,10 +182,15 @@ class WatchCache:
         return (metadata["namespace"], workspace) if workspace else None
 
 
-def _changed(place: dict[Any, bytes], key: Any, packed: bytes, concerned: set[Key]) -> set[Key]:
-    if place.get(key) == packed:
+def _identity(document: Json) -> tuple[str, str, str]:
+    metadata = document["metadata"]
+    return document["kind"], metadata.get("namespace", ""), metadata["name"]
+
+
+def _changed(objects: dict[Any, bytes], key: Any, packed: bytes, concerned: set[Key]) -> set[Key]:
+    if objects.get(key) == packed:
         return set()
-    place[key] = packed
+    objects[key] = packed
     return concerned
 
 

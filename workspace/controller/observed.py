@@ -34,7 +34,8 @@ class Observed:
 
     `objects` are those of the namespace with the Workspace's label or with a name that it needs, pods included.
     `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
-    replicas; None without autoscaling or before its first result. `now` is RFC 3339.
+    replicas; None without autoscaling or before its first result. `now` is RFC 3339. `refused` are writes of this pass
+    that the API server refused, in its words.
     """
 
     document: Json
@@ -45,6 +46,7 @@ class Observed:
     resolved: ResolvedImages | WeightyardError | None = None
     wanted: int | None = None
     groups: frozenset[str] = frozenset()
+    refused: tuple[str, ...] = ()
 
     @property
     def uid(self) -> str:

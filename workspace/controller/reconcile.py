@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.controller import conditions, nodes, revisions, workspace_status
-from workspace.controller.cluster_state import CachedState, server_count, standing
+from workspace.controller.cluster_state import CachedState, cached_state, server_count
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.objects import has_labels, is_mounted, is_owned, is_ready, node_of
 from workspace.controller.observed import (
@@ -98,7 +98,7 @@ class _Reconciliation:
         # The order matters: each of these reads the ones before it.
         self.target = self._target()
         self.goal = self._goal()
-        self.standing = self._standing(self._target_or_deployed())
+        self.cached_state = self._cached_state(self._target_or_deployed())
         self.active = self._active()
         self.allowed = self._allowed()
 
@@ -111,7 +111,7 @@ class _Reconciliation:
                 observed=self.observed,
                 target=self.target,
                 active=self.active,
-                standing=self.standing,
+                cached_state=self.cached_state,
                 goal=self.goal,
                 allowed=self.allowed,
                 conflicts=conflicts,
@@ -143,7 +143,7 @@ class _Reconciliation:
                 self.workspace,
                 resolved,
                 hardware=self._hardware(),
-                place=pod_site(self.workspace, read_rate=self._read_rate()),
+                site_of=pod_site(self.workspace, read_rate=self._read_rate()),
             )
         except WeightyardError as error:
             return error
@@ -165,10 +165,10 @@ class _Reconciliation:
     def _target_or_deployed(self) -> Revision | None:
         return self.target if isinstance(self.target, Revision) else self._deployed()
 
-    def _standing(self, revision: Revision | None) -> CachedState | None:
+    def _cached_state(self, revision: Revision | None) -> CachedState | None:
         if revision is None:
             return None
-        return standing(self.workspace, revision, self.observed, replicas=self.goal)
+        return cached_state(self.workspace, revision, self.observed, replicas=self.goal)
 
     def _active(self) -> Revision | None:
         """The version to run: the previous one until the desired one is cached, then the desired one."""
@@ -179,7 +179,7 @@ class _Reconciliation:
         # With no running server to replace, the desired version is active right away.
         if self.current is None or not serves or (deployed and deployed.name == self.target.name):
             return self.target
-        ready_to_roll = self.standing is not None and self.standing.is_cached
+        ready_to_roll = self.cached_state is not None and self.cached_state.is_cached
         return self.target if ready_to_roll else deployed
 
     # Replicas
@@ -220,9 +220,9 @@ class _Reconciliation:
     def _standing_of(self, active: Revision) -> CachedState:
         """The state of the version that runs; usually the desired one, whose state is already computed."""
         shown = self._target_or_deployed()
-        if self.standing is not None and shown is not None and shown.name == active.name:
-            return self.standing
-        return standing(self.workspace, active, self.observed, replicas=self.goal)
+        if self.cached_state is not None and shown is not None and shown.name == active.name:
+            return self.cached_state
+        return cached_state(self.workspace, active, self.observed, replicas=self.goal)
 
     # Objects
 
@@ -238,6 +238,7 @@ class _Reconciliation:
             wanted += [
                 prewarm_pod(self.workspace, self.target, node) for node in self._nodes_to_warm()
             ]
+        # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
             wanted.append(build_job(self.workspace, self.observed.environment))
         if self.active is not None:
@@ -274,7 +275,7 @@ class _Reconciliation:
 
     def _nodes_to_warm(self) -> list[str]:
         """Nodes that get a pre-warm pod: the chosen nodes, until servers of the desired version are ready."""
-        if not isinstance(self.target, Revision) or self.standing is None:
+        if not isinstance(self.target, Revision) or self.cached_state is None:
             return []
         stopped = self.goal == 0 and self.workspace.spec.scale is None
         _, ready_count = server_count(self.observed, self.target)
@@ -287,8 +288,8 @@ class _Reconciliation:
         }
         # A node whose server has mounted the model needs no pre-warm pod: the server's volume is
         # the lease.
-        held = self.standing.labelled | serving
-        return [name for name in self.standing.chosen if name not in held]
+        held = self.cached_state.labelled | serving
+        return [name for name in self.cached_state.chosen if name not in held]
 
     # Actions
 

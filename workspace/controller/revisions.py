@@ -23,7 +23,7 @@ from workspace.schema import Workspace
 Json = dict[str, Any]
 
 # The parts of a spec that determine the pod; the others change nothing that runs.
-ASKED = ("model", "runtime", "resources", "placement")
+POD_PARTS = ("model", "runtime", "resources", "placement")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Revision:
 
     name: str
     number: int
-    asked: Json
+    requested: Json
     image: str
     key: Digest
     variant: str
@@ -48,16 +48,16 @@ class Revision:
         return self.name.rpartition("-")[2]
 
 
-def asked(workspace: Workspace) -> Json:
+def requested(workspace: Workspace) -> Json:
     """The identity of a version: the parts of the spec that determine the pod."""
     spec = workspace.to_document()["spec"]
-    parts = {name: spec[name] for name in ASKED if name in spec}
+    parts = {name: spec[name] for name in POD_PARTS if name in spec}
     restarted = workspace.spec.rollout.restarted_at
     return {**parts, **({"rollout": {"restartedAt": restarted}} if restarted else {})}
 
 
 def revision_name(workspace: Workspace) -> str:
-    text = json.dumps(asked(workspace), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(requested(workspace), sort_keys=True, separators=(",", ":"))
     return f"{workspace.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -67,7 +67,7 @@ def new_revision(workspace: Workspace, release: Release, *, number: int) -> Revi
     return Revision(
         name=name,
         number=number,
-        asked=asked(workspace),
+        requested=requested(workspace),
         image=release.model,
         key=release.key,
         variant=plan.variant,
@@ -80,14 +80,14 @@ def new_revision(workspace: Workspace, release: Release, *, number: int) -> Revi
 
 
 def to_document(workspace: Workspace, revision: Revision) -> Json:
-    """The ControllerRevision. Law: `of_document(to_document(w, r)) == r`."""
+    """The ControllerRevision. Law: `from_document(to_document(w, r)) == r`."""
     return {
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
         "metadata": meta(workspace, revision.name),
         "revision": revision.number,
         "data": {
-            "asked": revision.asked,
+            "requested": revision.requested,
             "image": revision.image,
             "key": str(revision.key),
             "variant": revision.variant,
@@ -100,13 +100,13 @@ def to_document(workspace: Workspace, revision: Revision) -> Json:
     }
 
 
-def of_document(document: Json) -> Revision:
+def from_document(document: Json) -> Revision:
     """Parses a ControllerRevision. One that was edited by hand may raise KeyError or InvalidInput."""
     data = document["data"]
     return Revision(
         name=document["metadata"]["name"],
         number=document["revision"],
-        asked=data["asked"],
+        requested=data["requested"],
         image=data["image"],
         key=Digest.parse(data["key"]),
         variant=data["variant"],
@@ -121,7 +121,7 @@ def of_document(document: Json) -> Revision:
 def history(documents: Iterable[Json], workspace: str) -> list[Revision]:
     """All stored versions of a Workspace, oldest first."""
     found = [
-        of_document(each)
+        from_document(each)
         for each in documents
         if each["kind"] == "ControllerRevision"
         and (each["metadata"].get("labels") or {}).get(names.WORKSPACE) == workspace

@@ -6,21 +6,22 @@ a time.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from modelimage.errors import NotFound, WeightyardError
-from workspace.controller.informers import WORKSPACES, Name, fill, sweep
-from workspace.controller.kube_api import KubernetesApi
+from cache_agent.api.kube.refusals import Conflict
+from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
+from workspace.controller import workspace_status
+from workspace.controller.kube_api import RESOURCES, KubernetesApi
 from workspace.controller.object_cache import Key, WatchCache
-from workspace.controller.observed import KEDA_GROUP, Apply, Decision, Observed, reference
+from workspace.controller.observed import Action, Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
-from workspace.controller.workers import work
+from workspace.controller.watches import Name
+from workspace.controller.workers import Workers
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
@@ -48,21 +49,21 @@ class Runner:
 
     def __init__(
         self, *, api: KubernetesApi, cache: WatchCache, resolver: Resolver, environment: SystemSettings,
-        groups: frozenset[str] = frozenset(), workers: int = 8,
+        workers: int = 8,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         self.api = api
         self.cache = cache
         self._resolver = resolver
         self._environment = environment
-        self._groups = groups
+        self._groups: frozenset[str] = frozenset()
         self._workers = workers
         self._now = now
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
-        """Handles a watch event."""
+        """Handles the newest state of an object, from a watch or as the result of our own write."""
         concerned = self.cache.drop(document) if deleted else self.cache.put(document)
         for key in concerned:
             self.queue.add(key)
@@ -71,18 +72,28 @@ class Runner:
         """See `ObjectCache`."""
         return self.cache.known(kind)
 
+    def kind_present(self, kind: str, present: bool) -> None:
+        """Handles that the cluster has a kind or lacks it, which may change while the controller runs."""
+        group = RESOURCES[kind].api.rpartition("/")[0]
+        groups = self._groups | {group} if present else self._groups - {group}
+        if kind == "ScaledObject" and groups != self._groups:
+            self._groups = groups
+            for key in self.cache.workspaces():
+                self.queue.add(key)
+
     async def run(self) -> None:
         """Works until cancelled. Every Workspace is reconciled now, and again every `RESYNC` seconds.
 
-        Everything is listed first: an object not yet watched must not look deleted.
+        The cache must hold every object by then: one not yet seen would look deleted.
         """
-        kinds = (*WORKSPACES, *(("ScaledObject",) if KEDA_GROUP in self._groups else ()))
-        await fill(self.api, kinds, self)
+        # Numbers of an earlier term of leadership are out of date.
+        self.wanted.replicas.clear()
         for key in self.cache.workspaces():
             self.queue.add(key)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(sweep(self.api, kinds, self))
-            group.create_task(work(self.queue, self.reconcile, workers=self._workers))
+        workers = Workers(
+            self.queue, self.reconcile, workers=self._workers, report=self._report_bug
+        )
+        await workers.run()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace. Returns the seconds until the next pass. Raises the API's errors."""
@@ -101,9 +112,9 @@ class Runner:
         if strangers:
             observed = replace(observed, objects=(*observed.objects, *strangers))
             decision = reconcile(observed)
-        await self._carry_out(key, observed, decision)
+        refused = await self._carry_out(key, observed, decision)
         failed = isinstance(observed.resolved, WeightyardError)
-        return REGISTRY_RETRY if failed or decision.ask_registry else RESYNC
+        return REGISTRY_RETRY if failed or refused or decision.ask_registry else RESYNC
 
     def _observe(self, key: Key) -> Observed | None:
         document = self.cache.workspace(key)
@@ -140,28 +151,58 @@ class Runner:
                     continue
         return found
 
-    async def _carry_out(self, key: Key, observed: Observed, decision: Decision) -> None:
-        namespace, _ = key
+    async def _carry_out(self, key: Key, observed: Observed, decision: Decision) -> bool:
+        """Writes what was decided. Returns whether the API server refused some of it for good.
+
+        Each write stands alone: a quota that refuses a pod must keep neither the Service nor the status from being
+        written. Raises Conflict at the end when an object changed meanwhile, and at once when the server is away.
+        """
+        refused: list[str] = []
+        conflict: Conflict | None = None
         for action in decision.actions:
-            if isinstance(action, Apply):
-                # The result is cached right away, so the next pass doesn't act on the state before
-                # this write.
-                self.cache.put(await self.api.apply(action.document))
-                logger.info("%s/%s: applied %s %s", *key, *_named(action.document))
-            else:
-                await self.api.delete(action.reference, namespace, uid=action.uid)
-                logger.info(
-                    "%s/%s: deleted %s %s", *key, action.reference.kind, action.reference.name
-                )
-        # The status comes last: a failed write leaves it unchanged, and the pass is retried.
-        if decision.status is not None:
-            document = {
-                "apiVersion": observed.document["apiVersion"],
-                "kind": observed.document["kind"],
-                "metadata": {"name": key[1], "namespace": namespace},
-                "status": decision.status,
-            }
-            self.cache.put(await self.api.apply(document, status=True))
+            try:
+                await self._act(key, action)
+            except Conflict as error:
+                conflict = error
+            except (AccessDenied, InvalidInput, NotFound, RemoteRefused) as error:
+                refused.append(error.message)
+        status = decision.status
+        if refused:
+            status = reconcile(replace(observed, refused=tuple(refused))).status
+        await self._write_status(key, observed.document, status)
+        if conflict is not None:
+            raise conflict
+        return bool(refused)
+
+    async def _act(self, key: Key, action: Action) -> None:
+        if isinstance(action, Apply):
+            # Handled like a watch event right away. The next pass must not act on the state before this write, and
+            # the event that follows will change nothing, so it would wake nobody.
+            self.seen(await self.api.apply(action.document))
+            logger.info("%s/%s: applied %s %s", *key, *_named(action.document))
+        else:
+            await self.api.delete(action.reference, key[0], uid=action.uid)
+            kind, name = action.reference.kind, action.reference.name
+            logger.info("%s/%s: deleted %s %s", *key, kind, name)
+
+    async def _write_status(self, key: Key, document: Json, status: Json | None) -> None:
+        if status is None:
+            return
+        written = {
+            "apiVersion": document["apiVersion"],
+            "kind": document["kind"],
+            "metadata": {"name": key[1], "namespace": key[0]},
+            "status": status,
+        }
+        self.seen(await self.api.apply(written, status=True))
+
+    async def _report_bug(self, key: Key, error: Exception) -> None:
+        """Writes an unexpected error to the Workspace's status, beside the log's traceback."""
+        document = self.cache.workspace(key)
+        if document is not None:
+            now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+            status = workspace_status.unexpected(document, error, now=now)
+            await self._write_status(key, document, status)
 
 
 def _named(document: Json) -> tuple[str, str]:

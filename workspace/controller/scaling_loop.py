@@ -40,6 +40,8 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 PERIOD: Final = 2.0  # seconds between readings
+# vLLM's page takes 100 kB; parsing a whole one takes the event loop's time.
+_PAGE_BYTES: Final = 1 << 20
 _SCRAPE_TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 
 
@@ -73,14 +75,14 @@ def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
     scale = workspace.spec.scale
     if scale is None or scale.by is not Autoscaler.BUILTIN:
         return None
-    batch = arguments.number_of(args or workspace.spec.runtime.args, "--max-num-seqs")
+    batch = arguments.count_of(args or workspace.spec.runtime.args, "--max-num-seqs")
     return Policy(
         least=scale.min,
         most=scale.max,
         queue_depth=scale.queue_depth,
         up_window=scale.up_window_seconds,
         down_window=scale.down_window_seconds,
-        batch=int(batch) if batch else DEFAULT_BATCH,
+        batch=batch or DEFAULT_BATCH,
     )
 
 
@@ -110,8 +112,16 @@ class ScalingLoop:
             keys = self._runner.cache.workspaces()
             for gone in set(self._scalers) - set(keys):
                 del self._scalers[gone]
-            await asyncio.gather(*(self.scale(key) for key in keys))
+            await asyncio.gather(*(self._scale_alone(key) for key in keys))
             await asyncio.sleep(PERIOD)
+
+    async def _scale_alone(self, key: Key) -> None:
+        """Scales one Workspace; whatever goes wrong with it is logged and leaves its replicas and the others alone."""
+        try:
+            await self.scale(key)
+        except Exception:
+            # A server's page is a tenant's input: it must not end the scaling of all others.
+            logger.exception("%s/%s: can't be scaled", *key)
 
     async def scale(self, key: Key) -> None:
         """Reads one Workspace's load and sets its number of replicas."""
@@ -166,6 +176,7 @@ def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
 
 def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     """Where to read a Workspace's load, from its watched objects."""
+    # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     port, name = server_port(workspace), workspace.name
     pods = [each for each in objects if each["kind"] == "Pod" and is_ready(each)]
     addresses = {
@@ -212,11 +223,23 @@ async def _held(session: aiohttp.ClientSession, activator: str) -> int:
 
 
 async def _page(session: aiohttp.ClientSession, url: str) -> str:
+    """A metrics page. The server belongs to a tenant, so nothing it answers leads elsewhere or takes much memory."""
+    # A redirect would make the controller send requests that the tenant can't send itself.
+    request = session.get(
+        url, timeout=_SCRAPE_TIMEOUT, allow_redirects=False,
+        headers={"Accept-Encoding": "identity"}, auto_decompress=False,
+    )  # fmt: skip
     try:
-        async with session.get(url, timeout=_SCRAPE_TIMEOUT) as answer:
+        async with request as answer:
             if answer.status != 200:
                 raise RemoteRefused(f"{url} answers {answer.status}")
-            data = await answer.read()
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise RemoteRefused(f"{url} answers compressed although that was declined")
+            data = bytearray()
+            async for chunk in answer.content.iter_any():
+                data += chunk
+                if len(data) > _PAGE_BYTES:
+                    raise RemoteRefused(f"{url} answers more than {_PAGE_BYTES} bytes")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"{url} doesn't answer: {error}") from error
     return data.decode(errors="replace")

@@ -1,6 +1,6 @@
 """Prepares uninstalling: requires that no pod uses our volumes, and removes labels and taints from nodes.
 
-`users` and node_marks decide; `leave` executes. The controller is stopped first, or it would write the labels again.
+`users` and node_labels decide; `leave` executes. The controller is stopped first, or it would write the labels again.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cache_agent.api.refusals import Conflict
+from cache_agent.api.kube.refusals import Conflict
+from cache_agent.api.shared_names import CSI_DRIVER
 from modelimage.errors import InUse, NotFound, TimedOut
-from workspace.controller import node_marks
+from workspace.controller import node_labels
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.objects import has_labels
 
 Json = dict[str, Any]
 
-DRIVER: Final = "cache.weightyard.dev"
 _ENDED: Final = ("Succeeded", "Failed")
 _POLL_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 120
@@ -51,7 +51,7 @@ def users(pods: Iterable[Json]) -> list[str]:
         for each in pods
         if (each.get("status") or {}).get("phase") not in _ENDED
         and any(
-            (volume.get("csi") or {}).get("driver") == DRIVER
+            (volume.get("csi") or {}).get("driver") == CSI_DRIVER
             for volume in each["spec"].get("volumes") or ()
         )
     ]
@@ -70,7 +70,7 @@ async def leave(
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise InUse(
             f"pods use cached models: {', '.join(found[:5])}{more}",
-            hint="Delete them first: without the agent nobody unmounts their volumes.",
+            hint="Delete them first: without the agent their volumes can't be unmounted.",
         )
     if release.controller is not None:
         await _stop(api, release.namespace, release.controller, sleep)
@@ -110,10 +110,12 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
     for _ in range(_ATTEMPTS):
         try:
             node = await api.get("Node", None, name)
-            patch = node_marks.patch(node_marks.NodeLabels.of(node), node_marks.NodeLabels())
+            patch = node_labels.patch(
+                node_labels.NodeLabels.from_document(node), node_labels.NodeLabels()
+            )
             if patch is not None:
                 node, changed = await api.merge("Node", name, patch), True
-            untainted = node_marks.without_taint(node)
+            untainted = node_labels.without_taint(node)
             if untainted is not None:
                 await api.merge("Node", name, untainted)
                 changed = True
@@ -122,7 +124,7 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
         except Conflict:
             continue  # changed in between: read it again
         return changed
-    raise Conflict(f"node {name} changes all the time", hint="Try again.")
+    raise Conflict(f"node {name} is changed by others all the time", hint="Try again.")
 
 
 async def _all(api: KubernetesApi, kind: str) -> list[Json]:

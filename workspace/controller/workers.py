@@ -1,4 +1,7 @@
-"""Worker tasks that take keys from a queue. Defines which errors are retried, and when."""
+"""Worker tasks that take keys from a queue. Defines which errors are retried, and when.
+
+Each key is a bulkhead: whatever goes wrong with one, known or not, delays that key alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from workspace.controller.queue import WorkQueue
 
 Key = tuple[str, str]
 Work = Callable[[Key], Awaitable[float | None]]  # returns the seconds until the next pass
+# Records an unexpected error where users look for it, such as the object's status.
+Report = Callable[[Key, Exception], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -20,40 +25,71 @@ _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 60.0
 
 
-async def work(queue: WorkQueue[Key], once: Work, *, workers: int) -> None:
-    """Runs `workers` tasks until cancelled. A failed key is retried with growing delays."""
-    failures: Counter[Key] = Counter()
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(_work(queue, once, failures))
-    finally:
-        queue.close()
+async def _log_only(_key: Key, _error: Exception) -> None:
+    """The log line that every unexpected error gets is enough."""
 
 
-async def _work(queue: WorkQueue[Key], once: Work, failures: Counter[Key]) -> None:
-    while True:
-        key = await queue.take()
+class Workers:
+    """Runs `workers` tasks over a queue. A failed key is retried with growing delays.
+
+    `failures` counts errors that aren't ours, which are bugs; `report` is called for each of them.
+    """
+
+    def __init__(
+        self, queue: WorkQueue[Key], once: Work, *, workers: int, report: Report = _log_only
+    ) -> None:
+        self._queue = queue
+        self._once = once
+        self._workers = workers
+        self._report = report
+        self._attempts: Counter[Key] = Counter()
+        self.failures = 0
+
+    async def run(self) -> None:
+        """Works until cancelled."""
         try:
-            await _handle(queue, once, failures, key=key)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._workers):
+                    group.create_task(self._work())
         finally:
-            queue.done(key)
+            self._queue.close()
 
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.take()
+            try:
+                await self._handle(key)
+            finally:
+                self._queue.done(key)
 
-async def _handle(
-    queue: WorkQueue[Key], once: Work, failures: Counter[Key], *, key: Key
-) -> None:  # fmt: skip
-    try:
-        again = await once(key)
-    # Only our own errors are retried. Any other is a bug: it ends the controller with a traceback.
-    except WeightyardError as error:
-        delay = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(failures[key], 10))
-        failures[key] += 1
+    async def _handle(self, key: Key) -> None:
+        try:
+            again = await self._once(key)
+        except WeightyardError as error:
+            delay = self._delay(key, error)
+            logger.warning("%s/%s: %s; again in %g s", *key, error.message, delay)
+            again = delay
+        except Exception as error:
+            # A bug, or input that nobody thought of. It must not reach the other keys, so it ends here.
+            delay = self._delay(key, None)
+            logger.exception("%s/%s: unexpected error; again in %g s", *key, delay)
+            self.failures += 1
+            await self._reported(key, error)
+            again = delay
+        else:
+            del self._attempts[key]
+        if again is not None:
+            self._queue.add_later(key, again)
+
+    async def _reported(self, key: Key, error: Exception) -> None:
+        try:
+            await self._report(key, error)
+        except Exception:
+            logger.exception("%s/%s: the error can't be reported", *key)
+
+    def _delay(self, key: Key, error: WeightyardError | None) -> float:
+        delay = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._attempts[key], 10))
+        self._attempts[key] += 1
         if isinstance(error, RateLimited) and error.retry_after:
             delay = max(delay, error.retry_after)
-        logger.warning("%s/%s: %s; again in %g s", *key, error.message, delay)
-        queue.add_later(key, delay)
-        return
-    del failures[key]
-    if again is not None:
-        queue.add_later(key, again)
+        return delay

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
@@ -19,6 +19,9 @@ from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
 
+# Characters of an unexpected error in a condition; the log has it whole.
+_MOST_SAID: Final = 300
+
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
@@ -32,7 +35,7 @@ class ReportInput:
     observed: Observed
     target: Revision | WeightyardError | None
     active: Revision | None
-    standing: CachedState | None
+    cached_state: CachedState | None
     goal: int
     allowed: int
     conflicts: tuple[str, ...]
@@ -49,7 +52,8 @@ def report(report_input: ReportInput) -> Json:
         _scheduled(report_input),
         _available(report_input),
     ]
-    found = [*parts, conditions.ready(parts, done=_done(report_input))]
+    ready = _refused(report_input) or conditions.ready(parts, done=_done(report_input))
+    found = [*parts, ready]
     generation = int(document["metadata"].get("generation", 1))
     before = (document.get("status") or {}).get("conditions") or ()
     selector = names.selector(report_input.workspace.name, names.SERVER)
@@ -82,12 +86,39 @@ def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
     return {**before, "observedGeneration": generation, "conditions": list(said.values())}
 
 
+def unexpected(document: Json, error: Exception, *, now: str) -> Json | None:
+    """The status after an error that isn't ours: Ready is False, the rest stays. None if that is the status already."""
+    before: Json = document.get("status") or {}
+    generation = int(document["metadata"].get("generation", 1))
+    said = f"{type(error).__name__}: {error}"[:_MOST_SAID]
+    problem = StatusCondition(
+        conditions.READY, False, "InternalError",
+        f"{said}. This is a bug: please report it with the controller's log. Running servers are left unchanged.",
+    )  # fmt: skip
+    merged = conditions.merge(
+        before.get("conditions") or (), [problem], generation=generation, now=now
+    )
+    kept = [each for each in before.get("conditions") or () if each["type"] != conditions.READY]
+    status = {**before, "observedGeneration": generation, "conditions": [*kept, *merged]}
+    return None if conditions.same(before, status) else status
+
+
+def _refused(report_input: ReportInput) -> StatusCondition | None:
+    """The Ready condition when the API server refused a write: a quota, a webhook, a missing right."""
+    refused = report_input.observed.refused
+    if not refused:
+        return None
+    more = f" ({len(refused) - 1} more)" if len(refused) > 1 else ""
+    text = f"The API server refused a write: {refused[0]}{more}. It is tried again every minute."
+    return StatusCondition(conditions.READY, False, "WriteRefused", text)
+
+
 def _version(report_input: ReportInput) -> Json:
     shown = (
         report_input.target if isinstance(report_input.target, Revision) else report_input.active
     )
-    standing = report_input.standing
-    if shown is None or standing is None:
+    cached_state = report_input.cached_state
+    if shown is None or cached_state is None:
         return {}
     workspace = report_input.workspace
     return {
@@ -99,7 +130,7 @@ def _version(report_input: ReportInput) -> Json:
         **({"notChosen": list(shown.reasons)} if shown.reasons else {}),
         "revision": shown.number,
         "url": f"http://{workspace.name}.{workspace.metadata.namespace}.svc",
-        "cached": f"{len(set(standing.chosen) & standing.warm)}/{len(standing.chosen)}",
+        "cached": f"{len(set(cached_state.chosen) & cached_state.warm)}/{len(cached_state.chosen)}",
     }
 
 
@@ -111,10 +142,10 @@ def _resolved(report_input: ReportInput) -> StatusCondition:
             found = _building(report_input, target)
         if report_input.active is None:
             return found
-        serving = f"{found.message}. The version before serves on."
+        serving = f"{found.message}. The previous version keeps serving."
         return StatusCondition(kind, False, found.reason, serving)
     if target is None:
-        return StatusCondition(kind, None, "Resolving", "Asking the registry what the image holds.")
+        return StatusCondition(kind, None, "Resolving", "Resolving the image.")
     context = f", {target.context} tokens of context" if target.context else ""
     where = f"on {target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "on CPUs"
     return StatusCondition(
@@ -135,29 +166,29 @@ def _building(report_input: ReportInput, target: NotBuilt) -> StatusCondition:
             f"{target.message}: {why}. See: kubectl logs -l job-name={job}; to try again: kubectl delete job {job}",
         )  # fmt: skip
     if condition(found, "Complete").get("status") == "True":
-        text = f"{target.message}, although the job {job} ended well. See its log: kubectl logs -l job-name={job}"
+        text = f"{target.message}, although the job {job} succeeded. See its log: kubectl logs -l job-name={job}"
         return StatusCondition(kind, False, "NotBuilt", text)
-    return StatusCondition(kind, False, "Building", f"{target.message}: the job {job} is at it")
+    return StatusCondition(kind, False, "Building", f"{target.message}: the job {job} is running")
 
 
 def _cached(report_input: ReportInput) -> StatusCondition:
-    kind, standing = conditions.CACHED, report_input.standing
-    if standing is None:
+    kind, cached_state = conditions.CACHED, report_input.cached_state
+    if cached_state is None:
         return StatusCondition(kind, None, "Unresolved", "No model to cache is known yet.")
-    if not standing.eligible:
+    if not cached_state.eligible:
         return StatusCondition(
             kind, False, "NoNode",
-            "No ready node fits spec.resources. Replicas are asked for all the same, so that an autoscaler can add "
-            "a node; without one, add a node with this GPU or change resources, nodeSelector or tolerations.",
+            "No ready node fits spec.resources. Replicas are created anyway, so that an autoscaler can add a node; "
+            "without one, add a node with this GPU or change resources, nodeSelector or tolerations.",
         )  # fmt: skip
-    held = len(set(standing.chosen) & standing.warm)
-    if standing.is_cached:
+    held = len(set(cached_state.chosen) & cached_state.warm)
+    if cached_state.is_cached:
         return StatusCondition(
-            kind, True, "Warm", f"{held} of {len(standing.chosen)} nodes hold it."
+            kind, True, "Warm", f"{held} of {len(cached_state.chosen)} nodes hold it."
         )
-    waiting = ", ".join(standing.missing[:5])
+    waiting = ", ".join(cached_state.missing[:5])
     problem = _prewarm_problem(report_input)
-    text = f"{held} of {len(standing.chosen)} nodes hold it; fetching on {waiting}."
+    text = f"{held} of {len(cached_state.chosen)} nodes hold it; fetching on {waiting}."
     return StatusCondition(
         kind, False, "FetchFailed" if problem else "Fetching", f"{text}{problem}"
     )
@@ -165,6 +196,7 @@ def _cached(report_input: ReportInput) -> StatusCondition:
 
 def _prewarm_problem(report_input: ReportInput) -> str:
     """Why a pre-warm pod lacks its volume or image, in the kubelet's words; empty without a problem."""
+    # The first found is enough: what keeps one node from warming usually keeps all, and a status has to stay short.
     for pod in report_input.observed.pods(names.PREWARM):
         unscheduled = condition(pod, "PodScheduled")
         if unscheduled.get("status") == "False":
@@ -181,14 +213,14 @@ def _prewarm_problem(report_input: ReportInput) -> str:
 def _scheduled(report_input: ReportInput) -> StatusCondition:
     kind, servers = conditions.SCHEDULED, report_input.observed.pods(names.SERVER)
     if not report_input.goal:
-        return StatusCondition(kind, True, "NotNeeded", "No replica is wanted.")
+        return StatusCondition(kind, True, "NotNeeded", "No replicas are requested.")
     for pod in servers:
         if condition(pod, "PodScheduled").get("status") == "False":
             return _unscheduled(pod, servers)
     if report_input.allowed < report_input.goal:
         return StatusCondition(
             kind, False, "WaitingForCache",
-            f"{report_input.allowed} of {report_input.goal} replicas are asked for until more nodes hold the model.",
+            f"{report_input.allowed} of {report_input.goal} replicas are created until more nodes hold the model.",
         )  # fmt: skip
     if not servers:
         return StatusCondition(kind, None, "Starting", "Servers are being created.")
@@ -202,8 +234,8 @@ def _unscheduled(pod: Json, servers: list[Json]) -> StatusCondition:
     if any(each["metadata"]["labels"].get(names.REVISION) != version for each in servers):
         return StatusCondition(
             conditions.SCHEDULED, False, "NoRoomForNewVersion",
-            f"The new version has no GPU beside the old one, which serves on: {said}. Free or add a GPU; or set "
-            "replicas to 0 and back, which stops serving meanwhile.",
+            f"There is no GPU for the new version while the old one keeps serving: {said}. Free or add a GPU; or set "
+            "replicas to 0 and back, which interrupts serving.",
         )  # fmt: skip
     name = pod["metadata"]["name"]
     return StatusCondition(
@@ -216,11 +248,11 @@ def _available(report_input: ReportInput) -> StatusCondition:
     kind, observed = conditions.AVAILABLE, report_input.observed
     _, ready_count = server_count(observed)
     if ready_count:
-        return StatusCondition(kind, True, "Serving", f"{ready_count} replicas answer.")
+        return StatusCondition(kind, True, "Serving", f"{ready_count} replicas are ready.")
     if not report_input.goal:
         scaled = report_input.workspace.spec.scale is not None
         reason, text = (
-            ("ScaledToZero", "Nothing runs; the first request starts a replica.")
+            ("ScaledToZero", "Scaled to 0; the first request starts a replica.")
             if scaled
             else ("Stopped", "spec.replicas is 0.")
         )
@@ -234,6 +266,7 @@ def _available(report_input: ReportInput) -> StatusCondition:
 def _crash(observed: Observed) -> str:
     for pod in observed.pods(names.SERVER):
         for each in (pod.get("status") or {}).get("containerStatuses") or ():
+            # `lastState`: a container that restarts is shown as waiting or running, without the reason of its end.
             last = (each.get("lastState") or {}).get("terminated")
             if each.get("restartCount", 0) and last:
                 name = pod["metadata"]["name"]
@@ -252,7 +285,8 @@ def _done(report_input: ReportInput) -> StatusCondition:
         text = ", ".join(report_input.conflicts)
         return StatusCondition(
             kind, False, "NameConflict",
-            f"These exist and aren't the Workspace's: {text}. Delete or rename them, or rename the Workspace.",
+            f"These objects exist and don't belong to the Workspace: {text}. "
+            "Delete or rename them, or rename the Workspace.",
         )  # fmt: skip
     if report_input.keda_missing:
         return StatusCondition(
@@ -267,7 +301,7 @@ def _done(report_input: ReportInput) -> StatusCondition:
             kind,
             False,
             "RollingOut",
-            f"{ready_count} replicas run the new version; the old ones follow.",
+            f"{ready_count} replicas run the new version; the others follow.",
         )
     if ready_count < report_input.goal:
         return StatusCondition(

@@ -22,17 +22,41 @@ NODES_PATH: Final = "/api/v1/nodes"
 
 
 @dataclass
-class ClusterSource:
-    """Joins the events of two followers. Calls `want` once models and node are both known, and after every change.
+class NodeLabels:
+    """The labels of this node's Node object; `current` is None until it was listed. Belongs to one event loop.
 
-    `labelled` is called with the node's labels whenever they change.
+    `changed` is called with the labels whenever they change.
     """
+
+    changed: Callable[[Mapping[str, str]], None] = lambda labels: None
+    current: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        self._arrived = asyncio.Event()
+
+    def put(self, labels: Mapping[str, str]) -> bool:
+        """Replace the labels. Returns whether they differ."""
+        if labels == self.current:
+            return False
+        self.current = dict(labels)
+        self._arrived.set()
+        self.changed(self.current)
+        return True
+
+    async def gone(self, label: str) -> None:
+        """Wait until the node lacks a label. While the labels are unknown the label counts as present."""
+        while self.current is None or label in self.current:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+
+@dataclass
+class ClusterSource:
+    """Joins the events of two followers. Calls `want` once models and node are both known, and after every change."""
 
     want: Callable[[Sequence[DesiredModel], Sequence[str]], None]
     trouble: Callable[[str], None]
-    labelled: Callable[[Mapping[str, str]], None] = lambda labels: None
-    # None until the Node was listed.
-    _labels: dict[str, str] | None = None
+    labels: NodeLabels
     # With the desired model made from each, so that one change doesn't convert all of them again.
     _models: dict[str, tuple[CachedModel, DesiredModel]] | None = None
     _problems: dict[str, str] = field(default_factory=dict)
@@ -40,15 +64,8 @@ class ClusterSource:
     _troubles: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._relabelled = asyncio.Event()
         self.models = ModelListener(self)
         self.node = NodeListener(self)
-
-    async def label_gone(self, label: str) -> None:
-        """Wait until the node lacks a label. While the labels are unknown the label counts as present."""
-        while self._labels is None or label in self._labels:
-            self._relabelled.clear()
-            await self._relabelled.wait()
 
     def put_models(self, documents: Sequence[Json], *, anew: bool = False) -> None:
         """Add new or changed documents. `anew`: they replace all earlier ones."""
@@ -60,19 +77,16 @@ class ClusterSource:
         for document in documents:
             changed |= self._put(self._models, document)
         if changed:
-            self._tell()
+            self._notify()
 
     def drop_model(self, name: str) -> None:
         if self._models is not None and self._models.pop(name, None) is not None:
-            self._tell()
+            self._notify()
         self._problems.pop(name, None)
 
     def put_labels(self, labels: Mapping[str, str]) -> None:
-        if labels != self._labels:
-            self._labels = dict(labels)
-            self._relabelled.set()
-            self.labelled(self._labels)
-            self._tell()
+        if self.labels.put(labels):
+            self._notify()
 
     def note_trouble(self, what: str, error: WeightyardError | None) -> None:
         """Set or, with None, clear the error of one of the followers."""
@@ -104,7 +118,7 @@ class ClusterSource:
         whole = {"apiVersion": API_VERSION, "kind": "CachedModel", **document, "status": {}}
         try:
             model = CachedModel.parse(whole)
-            models[name] = (model, DesiredModel.of(model))
+            models[name] = (model, DesiredModel.from_cached_model(model))
         except ValidationError as error:
             models.pop(name, None)
             self._problems[name] = f"{name}: {explain(error)}"
@@ -112,12 +126,13 @@ class ClusterSource:
             self._problems.pop(name, None)
         return True
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         # While the labels are unknown, models with a node selector would seem unwanted and lose their pins.
-        if self._models is None or self._labels is None:
+        labels = self.labels.current
+        if self._models is None or labels is None:
             return
         desired_models = [
-            desired for model, desired in self._models.values() if model.selects(self._labels)
+            desired for model, desired in self._models.values() if model.selects(labels)
         ]
         self.want(desired_models, sorted(self._problems.values()))
 

@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cache_agent.api.kube.backoff import JitteredBackoff
+from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.node_cache import KIND, PLURAL, NodeCacheStatus
-from cache_agent.api.refusals import Conflict
 from cache_agent.node.threads import wait_event
-from cache_agent.prewarm.cluster.backoff import JitteredBackoff
-from cache_agent.prewarm.cluster.kube_client import Api
 from modelimage.errors import NotFound, WeightyardError
 
 Json = dict[str, Any]
@@ -32,9 +32,11 @@ _SPACE_SHARE: Final = 0.01
 
 def urgency(written: NodeCacheStatus | None, now: NodeCacheStatus) -> float | None:
     """The least seconds between the last write and this one; None when there is nothing new to write."""
+    # Pods and rollouts wait for a state, so it is written at once. Numbers only inform, and each write of a thousand
+    # nodes reaches every watcher.
     if written is None or _states(written) != _states(now):
         return SOON
-    if written.wanted != now.wanted:
+    if written.desired != now.desired:
         return PROGRESS
     if written.models != now.models or written.conditions != now.conditions:
         return SELDOM
@@ -50,7 +52,7 @@ def _states(status: NodeCacheStatus) -> object:
     """The fields that controllers act on, without the numbers that merely move."""
     return (
         [(w.name, w.uid, w.observed_generation, w.state, w.reason, w.message, w.tier, w.pinned,
-          w.runtime_image) for w in status.wanted],
+          w.runtime_image) for w in status.desired],
         [(m.key, m.state, m.tier, m.pinned) for m in status.models],
         [(c.type, c.status, c.reason) for c in status.conditions],
     )  # fmt: skip
@@ -58,12 +60,16 @@ def _states(status: NodeCacheStatus) -> object:
 
 @dataclass
 class NodeCacheWriter:
-    """Writes one node's reports. `make` returns the newest status; `busy`: it changes without a call of `changed`."""
+    """Writes one node's reports. `make` returns the newest status; `busy`: it changes without `changed` being set.
 
-    api: Api
+    `changed` is set by the owner of the status whenever it may have changed. Belongs to one event loop.
+    """
+
+    api: KubeClient
     node: str
     make: Callable[[NodeCacheStatus], NodeCacheStatus]
     busy: Callable[[], bool]
+    changed: asyncio.Event
     note: Callable[..., None]
     monotonic: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -78,18 +84,14 @@ class NodeCacheWriter:
     _at: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self._changed = asyncio.Event()
-        self._changed.set()
-
-    def changed(self) -> None:
-        """The status may have changed."""
-        self._changed.set()
+        # The first status is always written.
+        self.changed.set()
 
     async def run(self) -> None:
         """Write reports until cancelled."""
         while True:
-            await wait_event(self._changed, PROGRESS if self.busy() else None)
-            self._changed.clear()
+            await wait_event(self.changed, PROGRESS if self.busy() else None)
+            self.changed.clear()
             await self._report()
 
     async def _report(self) -> None:
@@ -102,8 +104,9 @@ class NodeCacheWriter:
             left = self._at + after - self.monotonic()
             if left <= 0:
                 break
-            if await wait_event(self._changed, left):
-                self._changed.clear()
+            # A change while waiting may be more urgent: decide again, with the newest status.
+            if await wait_event(self.changed, left):
+                self.changed.clear()
                 await self.sleep(0)
         await self._write(status)
 
@@ -112,11 +115,11 @@ class NodeCacheWriter:
             await self._patch(status)
         except Conflict:
             self._version = None  # another client wrote: read the object, then write again
-            self._changed.set()
+            self.changed.set()
         except WeightyardError as error:
-            # `_changed` is set again so that the loop retries although nothing new happened.
+            # `changed` is set again so that the loop retries although nothing new happened.
             self.note("report not written", problem=error.message)
-            self._changed.set()
+            self.changed.set()
             await self.sleep(self.backoff.after(error))
         else:
             self.backoff.reset()

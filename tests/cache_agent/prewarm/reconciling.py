@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cache_agent.api.node_cache import NodeCacheStatus, Wanted
+from cache_agent.api.node_cache import DesiredModelStatus, NodeCacheStatus
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.prewarm.reconciler import Reconciler
@@ -62,13 +62,13 @@ class Keeping:
     def status(self) -> NodeCacheStatus:
         return self.reconciler.status(NodeCacheStatus())
 
-    def wanted(self, name: str) -> Wanted:
-        return next(each for each in self.status().wanted if each.name == name)
+    def wanted(self, name: str) -> DesiredModelStatus:
+        return next(each for each in self.status().desired if each.name == name)
 
-    async def reaches(self, name: str, state: str, reason: str | None = None) -> Wanted:
+    async def reaches(self, name: str, state: str, reason: str | None = None) -> DesiredModelStatus:
         """Wait until a wish stands so."""
 
-        def stands() -> Wanted | None:
+        def stands() -> DesiredModelStatus | None:
             found = self.wanted(name)
             return found if found.state == state and reason in (None, found.reason) else None
 
@@ -85,6 +85,8 @@ async def keeping(
     *,
     options: ReconcilerOptions | None = None,
     runtime: ImageService | None = None,
+    label_gone: Callable[[str], Awaitable[None]] | None = None,
+    changed: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Keeping]:
     """Run a keeper until left."""
     log: list[tuple[str, dict[str, object]]] = []
@@ -94,7 +96,9 @@ async def keeping(
         return {}
 
     reconciler = Reconciler(
-        node=node,
+        store=node.store,
+        pull=node.pull,
+        warmer=node.warmer,
         executor=executor,
         credentials=AsTheNode(),
         open_reader=open_reader,
@@ -102,7 +106,11 @@ async def keeping(
         note=lambda event, **fields: log.append((event, fields)),
         # A label that is slow to go is waited for, however long that takes.
         options=options or ReconcilerOptions(look_seconds=0.2, label_seconds=24 * 3600.0),
+        clock=node.clock,
+        monotonic=node.engine.monotonic,
         random=lambda: 0.0,
+        label_gone=label_gone,
+        changed=changed,
     )
     task = asyncio.create_task(reconciler.run())
     try:

@@ -61,7 +61,7 @@ def agents(root: Path, *labels: Json) -> Iterator[tuple[Path, list[RunningAgent]
 
 
 def states(node: NodeCache) -> dict[str, str]:
-    return {each.name: each.state for each in node.status.wanted}
+    return {each.name: each.state for each in node.status.desired}
 
 
 def all_reach(running: list[RunningAgent], *expected: dict[str, str]) -> None:

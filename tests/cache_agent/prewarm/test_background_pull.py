@@ -55,5 +55,5 @@ def test_pre_warming_takes_free_space_only(open_node: NodeFactory) -> None:
     pull(node)
     with pytest.raises(NoSpace):
         node.pull(PullRequest(parse_image("reg.test/n:v1"), evicting=False)).result()
-    assert [model.key for model in node.store.models()] == [record.key]
+    assert [model.key for model in node.store.models.all()] == [record.key]
     assert pull(node, "reg.test/n:v1").model.key != record.key

@@ -11,13 +11,18 @@ from typing import Any
 
 import kmock
 
-from cache_agent.api.node_cache import NodeCache, NodeCacheStatus, Wanted
-from cache_agent.prewarm.cluster.backoff import JitteredBackoff
-from cache_agent.prewarm.cluster.connection import Connection
-from cache_agent.prewarm.cluster.desired_models import MODELS_PATH, NODES_PATH, ClusterSource
-from cache_agent.prewarm.cluster.kube_client import Api
+from cache_agent.api.kube.backoff import JitteredBackoff
+from cache_agent.api.kube.connection import Connection, TokenCredentials
+from cache_agent.api.kube.follower import Follower
+from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.node_cache import DesiredModelStatus, NodeCache, NodeCacheStatus
+from cache_agent.prewarm.cluster.desired_models import (
+    MODELS_PATH,
+    NODES_PATH,
+    ClusterSource,
+    NodeLabels,
+)
 from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter, urgency
-from cache_agent.prewarm.cluster.watch import Follower
 from cache_agent.prewarm.pull_secrets import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.prewarm.documents import cached_model
@@ -44,7 +49,7 @@ class Cluster:
 
     server: kmock.KubernetesEmulator
     at: Keeping
-    api: Api
+    api: KubeClient
     reporter: NodeCacheWriter
 
     async def report(self) -> NodeCache:
@@ -57,7 +62,7 @@ class Cluster:
 
         def said() -> bool:
             written = self.reporter.written
-            return written is not None and [(w.name, w.state) for w in written.wanted] == list(
+            return written is not None and [(w.name, w.state) for w in written.desired] == list(
                 expected
             )
 
@@ -74,21 +79,19 @@ async def a_cluster(
 ) -> AsyncIterator[Cluster]:
     """A node's agent and its API server, which knows the node."""
     server.objects[NODES, None, "n1"] = NODE
-    node = open_node(images(2))
+    node, labels, changed = open_node(images(2)), NodeLabels(), asyncio.Event()
     async with (
         server,
         kmock.Server(server) as http,
-        Api(Connection(str(http.url).rstrip("/"))) as api,
-        keeping(node, open_node._reader) as at,
+        KubeClient(Connection(str(http.url).rstrip("/")), role="agent") as api,
+        keeping(node, open_node._reader, label_gone=labels.gone, changed=changed.set) as at,
     ):
-        wanted = ClusterSource(at.reconciler.want, at.reconciler.trouble)
-        at.reconciler.label_gone = wanted.label_gone
+        wanted = ClusterSource(at.reconciler.want, at.reconciler.trouble, labels)
         reporter = NodeCacheWriter(
-            api, "n1", at.reconciler.status, lambda: at.reconciler.busy,
+            api, "n1", at.reconciler.status, lambda: at.reconciler.busy, changed,
             lambda event, **fields: at.log.append((event, fields)),
             node.engine.monotonic, backoff=quick(),
         )  # fmt: skip
-        at.reconciler.changed = reporter.changed
         follow = partial(Follower, api, backoff=quick())
         tasks = [
             asyncio.create_task(work)
@@ -133,16 +136,16 @@ def test_what_the_cluster_wants_is_fetched_and_reported(open_node: NodeFactory) 
             assert cache.spec.node == "n1"
             assert cache.status.held == "1/1"
             assert [m.state for m in cache.status.models] == ["Ready"]
-            assert cache.status.wanted[0].uid == "uid-here"
+            assert cache.status.desired[0].uid == "uid-here"
             # A node's labels change, and so does what is wanted of it.
             await cluster.api.patch(f"{NODES_PATH}/n1", {"metadata": {"labels": {"gpu": "h100"}}})
             await cluster.reported(("elsewhere", "Ready"))
-            await cluster.api._call("DELETE", f"{MODELS_PATH}/elsewhere")
+            await cluster.api.call("DELETE", f"{MODELS_PATH}/elsewhere")
             await cluster.reported()
             writes = cluster.reporter.writes
             cluster.at.reconciler.stale()
             await until(lambda: cluster.at.reconciler._looked is not None, what="a look")
-            cluster.reporter.changed()
+            cluster.reporter.changed.set()
             await asyncio.sleep(0)
             assert cluster.reporter.writes == writes
 
@@ -164,7 +167,7 @@ def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
         async with a_cluster(open_node, server) as cluster:
             await cluster.reported(("a", "Ready"))
             await until(lambda: synced(cluster) == "Synced", what="a watch that works")
-            assert (await cluster.report()).status.wanted[0].state == "Ready"
+            assert (await cluster.report()).status.desired[0].state == "Ready"
             assert [event for event, _ in cluster.at.log].count("report not written") == 1
 
     run(test())
@@ -194,7 +197,9 @@ def test_pull_secrets_are_read_from_the_agent_s_namespace() -> None:
         async with (
             server,
             kmock.Server(server) as http,
-            Api(Connection(str(http.url).rstrip("/"), token="t")) as api,
+            KubeClient(
+                Connection(str(http.url).rstrip("/"), TokenCredentials(token="t")), role="agent"
+            ) as api,
         ):
             assert await ClusterSecrets(api, "wy").read("s") == {
                 ".dockerconfigjson": '{"auths":{}}'
@@ -205,11 +210,13 @@ def test_pull_secrets_are_read_from_the_agent_s_namespace() -> None:
 
 
 def test_only_news_is_written_and_progress_seldom() -> None:
-    status = NodeCacheStatus(wanted=(Wanted(name="a", state="Fetching", bytes_done=1),))
-    moved = status.model_copy(
-        update={"wanted": (Wanted(name="a", state="Fetching", bytes_done=2),)}
+    status = NodeCacheStatus(
+        desired=(DesiredModelStatus(name="a", state="Fetching", bytes_done=1),)
     )
-    done = status.model_copy(update={"wanted": (Wanted(name="a", state="Ready"),)})
+    moved = status.model_copy(
+        update={"desired": (DesiredModelStatus(name="a", state="Fetching", bytes_done=2),)}
+    )
+    done = status.model_copy(update={"desired": (DesiredModelStatus(name="a", state="Ready"),)})
     assert urgency(status, status) is None
     waits = [urgency(None, status), urgency(status, done), urgency(status, moved)]
     assert waits == [0.5, 0.5, 5.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from cache_agent.api.definitions import (
     node_cache_definition,
     to_yaml,
 )
-from cache_agent.api.kube_objects import API_VERSION, parse_timestamp, timestamp
-from cache_agent.api.node_cache import Held, NodeCache, NodeCacheStatus, Wanted
+from cache_agent.api.kube_objects import API_VERSION, timestamp
+from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache, NodeCacheStatus
 from tests.cache_agent.prewarm import documents
 from tests.workspace import openapi
 from tests.workspace.served import (
@@ -114,7 +115,7 @@ def test_a_node_cache_is_named_after_its_node() -> None:
     document = {"metadata": {"name": "a"}, "spec": {"node": "a"}}
     assert list(broken_rules(schema, document)) == []
     document["metadata"]["name"] = "b"
-    assert list(broken_rules(schema, document)) == ["a NodeCache is named after its node"]
+    assert list(broken_rules(schema, document)) == ["a NodeCache has its node's name"]
 
 
 def test_what_an_agent_reports_fits_the_definition_and_reads_back() -> None:
@@ -125,7 +126,7 @@ def test_what_an_agent_reports_fits_the_definition_and_reads_back() -> None:
         }
     )  # fmt: skip
     status = NodeCacheStatus(
-        wanted=(Wanted(name="chat", state="Fetching", bytes_done=1, bytes_total=2),),
+        desired=(DesiredModelStatus(name="chat", state="Fetching", bytes_done=1, bytes_total=2),),
         models=(Held(key="sha256:1", image="a", variant="bf16", size=2, verified_at=timestamp(1)),),
     )
     reported = cache.model_copy(update={"status": status})
@@ -142,4 +143,4 @@ def test_a_later_version_s_fields_are_passed_over_in_a_report_and_refused_in_a_w
 
 @given(st.integers(0, 4_000_000_000))
 def test_times_read_back(seconds: int) -> None:
-    assert parse_timestamp(timestamp(seconds)) == seconds
+    assert datetime.fromisoformat(timestamp(seconds)).timestamp() == seconds

@@ -71,7 +71,7 @@ def test_what_the_kernel_threw_out_rests_and_what_nobody_wants_is_forgotten(
     memory.look(())
     assert memory.warm == frozenset()
     memory.bring(key)
-    node.store.remove(key)
+    node.store.models.remove(key)
     memory.look({key})
     assert memory.warm == frozenset()
     memory.bring(key)

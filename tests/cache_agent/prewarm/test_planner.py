@@ -249,7 +249,7 @@ def test_no_one_takes_the_room_that_is_being_made_for_another() -> None:
     }
     made = plan(node.planner_input())
     assert made.actions == (Evict(key_of("m4")),)
-    assert made.outcomes["big"].reason == "MakingRoom"
+    assert made.outcomes["big"].reason == "Evicting"
 
 
 def test_two_wishes_for_one_model_are_one_fetch() -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import kmock
 import pytest
-import yaml
 
-from cache_agent.prewarm.cluster.connection import Connection, of_kubeconfig
-from cache_agent.prewarm.cluster.kube_client import Api
+from cache_agent.api.kube.connection import Connection
+from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.prewarm.pull_secrets import ClusterSecrets, PullCredentials, SecretFiles
 from modelimage.access import Access
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import NotFound
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.prewarm.reconciling import desired, keeping
@@ -54,7 +53,7 @@ def test_a_pull_with_a_secret_of_the_cluster(
         async with (
             server,
             kmock.Server(server) as http,
-            Api(Connection(str(http.url).rstrip("/"))) as api,
+            KubeClient(Connection(str(http.url).rstrip("/")), role="agent") as api,
             keeping(node, open_node._reader) as at,
         ):
             at.reconciler.credentials = PullCredentials(Access(), ClusterSecrets(api, "wy"))
@@ -63,7 +62,7 @@ def test_a_pull_with_a_secret_of_the_cluster(
                 at.reconciler.want([desired(name, model.image, pull_secret=name)])
                 failed = await at.reaches(name, "Failed", reason)
                 assert failed.message
-                assert not node.store.models()
+                assert not node.store.models.all()
                 at.reconciler.want([])  # so that the next is asked at once
             at.reconciler.want([desired("right", model.image, pull_secret="right")])
             open_node.now += 3600
@@ -80,41 +79,3 @@ def test_secrets_in_a_directory(tmp_path: Path) -> None:
     for directory in (tmp_path / "none", None):
         with pytest.raises(NotFound, match="secret"):
             asyncio.run(SecretFiles(directory).read("s"))
-
-
-def kubeconfig(path: Path, user: dict[str, object], **cluster: object) -> Path:
-    path.write_text(yaml.safe_dump({
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "n"}}],
-        "clusters": [{"name": "k", "cluster": {"server": "http://api.test/", **cluster}}],
-        "users": [{"name": "u", "user": user}],
-    }))  # fmt: skip
-    return path
-
-
-def test_what_a_kubeconfig_leads_to(tmp_path: Path) -> None:
-    path = kubeconfig(tmp_path / "k", {"token": "t"})
-    assert of_kubeconfig(path) == Connection("http://api.test", token="t", namespace="n")
-    (tmp_path / "token").write_text("renewed\n")
-    found = of_kubeconfig(kubeconfig(path, {"tokenFile": "token"}))
-    assert found.headers() == {"Authorization": "Bearer renewed"}
-    assert of_kubeconfig(kubeconfig(path, {}, server="https://api.test")).tls is not None
-    with pytest.raises(NotFound):
-        of_kubeconfig(tmp_path / "none")
-    with pytest.raises(InvalidInput, match="no other"):
-        of_kubeconfig(path, "other")
-
-
-@pytest.mark.parametrize(
-    ("user", "cluster", "says"),
-    [
-        ({"exec": {"command": "aws"}}, {}, "runs no programs"),
-        ({}, {"server": "https://a", "certificate-authority-data": "?"}, "isn't base64"),
-        ({}, {"server": "https://a", "certificate-authority-data": "eHg="}, "isn't a PEM"),
-    ],
-)
-def test_a_kubeconfig_that_can_t_be_used(
-    tmp_path: Path, user: dict[str, object], cluster: dict[str, object], says: str
-) -> None:
-    with pytest.raises(InvalidInput, match=says):
-        of_kubeconfig(kubeconfig(tmp_path / "k", user, **cluster))

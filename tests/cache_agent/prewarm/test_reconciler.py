@@ -44,12 +44,12 @@ def kept(factory: NodeFactory, node: Node, **options: Any) -> Any:
 
 
 def pinned(node: Node) -> int:
-    return sum(model.pinned for model in node.store.models())
+    return sum(model.pinned for model in node.store.models.all())
 
 
 def lease(node: Node) -> None:
-    (model,) = node.store.models()
-    node.store.lease(model.key, Holder(HolderKind.MANUAL, "test"))
+    (model,) = node.store.models.all()
+    node.store.leases.take(model.key, Holder(HolderKind.MANUAL, "test"))
 
 
 def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -> None:
@@ -61,7 +61,7 @@ def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -
             at.reconciler.want([desired("a", "reg.test/m0:v1", pin=True, tier="memory")])
             await until(lambda: at.status().models and at.wanted("a").pinned, what="a pin")
             done = await at.reaches("a", "Ready")
-            (model,) = node.store.models()
+            (model,) = node.store.models.all()
             assert (done.model_key, done.bytes_done) == (str(model.key), model.size)
             assert {c.type: c.status for c in at.status().conditions} == dict.fromkeys(
                 ("Ready", "Synced", "PinnedReady", "SpaceSufficient"), "True"
@@ -74,8 +74,8 @@ def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -
 def test_a_pin_goes_with_its_wish_and_one_made_by_hand_stays(open_node: NodeFactory) -> None:
     node = open_node(images(2))
     pull(node, "reg.test/m1:v1")
-    (by_hand,) = node.store.models()
-    node.store.pin(by_hand.key, pinned=True)
+    (by_hand,) = node.store.models.all()
+    node.store.models.pin(by_hand.key, pinned=True)
 
     async def test() -> None:
         async with kept(open_node, node) as at:
@@ -86,7 +86,7 @@ def test_a_pin_goes_with_its_wish_and_one_made_by_hand_stays(open_node: NodeFact
         async with kept(open_node, node) as at:
             at.reconciler.want([])
             await until(lambda: pinned(node) == 1, what="the pin made by hand alone")
-            assert node.store.model(by_hand.key).pinned
+            assert node.store.models.get(by_hand.key).pinned
 
     run(test())
 
@@ -105,7 +105,7 @@ def test_pins_come_back_when_the_ledger_was_lost(open_node: NodeFactory) -> None
             await until(lambda: pinned(again) == 1, what="a pin")
             await at.reaches("a", "Ready")
 
-    assert not again.store.models()[0].pinned
+    assert not again.store.models.all()[0].pinned
     run(test())
 
 
@@ -120,17 +120,16 @@ def test_the_less_wanted_makes_room_once_its_label_is_gone_and_comes_back(
         await gone.wait()
 
     async def test() -> None:
-        async with kept(open_node, node) as at:
-            at.reconciler.label_gone = label_gone
+        async with kept(open_node, node, label_gone=label_gone) as at:
             low = [desired(n, f"reg.test/{n}:v1", priority=10) for n in ("m0", "m1")]
             at.reconciler.want(low)
             await at.reaches("m0", "Ready")
             await at.reaches("m1", "Ready")
             at.reconciler.want([*low, desired("m2", "reg.test/m2:v1", priority=90)])
-            await at.reaches("m2", "Waiting", "MakingRoom")
+            await at.reaches("m2", "Waiting", "Evicting")
             (leaving,) = [m for m in at.status().models if m.state == "Releasing"]
             await until(lambda: asked, what="question for the label")
-            assert asked[0] == node_label(node.store.find(leaving.key).key)
+            assert asked[0] == node_label(node.store.models.find(leaving.key).key)
             gone.set()
             await at.reaches("m2", "Ready")
             loser = next(w.name for w in low if w.target.image == leaving.image)
@@ -150,8 +149,7 @@ def test_a_label_that_stays_is_waited_for_only_so_long(open_node: NodeFactory) -
 
     async def test() -> None:
         options = ReconcilerOptions(look_seconds=0.2, label_seconds=0.05)
-        async with kept(open_node, node, options=options) as at:
-            at.reconciler.label_gone = never
+        async with kept(open_node, node, options=options, label_gone=never) as at:
             low = [desired(n, f"reg.test/{n}:v1", priority=10) for n in ("m0", "m1")]
             at.reconciler.want([*low, desired("m2", "reg.test/m2:v1", priority=90)])
             await at.reaches("m2", "Ready")
@@ -171,7 +169,7 @@ def test_what_is_leased_stays_and_the_wish_says_what_it_lacks(open_node: NodeFac
             waiting = await at.reaches("a", "Waiting", "NoSpace")
             assert "could be freed" in waiting.message
             assert at.status().conditions[3].status == "False"
-            assert len(node.store.models()) == 1
+            assert len(node.store.models.all()) == 1
 
     run(test())
 
@@ -223,7 +221,7 @@ def test_a_closed_window_is_waited_for(open_node: NodeFactory) -> None:
                 [desired("a", "reg.test/m0:v1", window=Window(start="22:00", end="23:00"))]
             )
             await at.reaches("a", "Waiting", "OutsideWindow")
-            assert not node.store.models()
+            assert not node.store.models.all()
             open_node.now += 10 * 3600
             at.reconciler.wake()
             await at.reaches("a", "Ready")
@@ -259,7 +257,7 @@ def test_a_fetch_stops_when_its_window_closes_and_goes_on_with_what_it_has(
             await at.reaches("a", "Ready")
 
     run(test())
-    assert files_of(node.store.models()[0].path) == contents
+    assert files_of(node.store.models.all()[0].path) == contents
     assert sum(len(r) for digest, r in image.requests if digest == large.layer) == CHUNK_SIZE + 1
 
 

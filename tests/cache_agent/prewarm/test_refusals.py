@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cache_agent.api.refusals import Conflict, Gone, refuse
+from cache_agent.api.kube.refusals import Conflict, Gone, refuse
 from modelimage import errors
 
 

@@ -17,7 +17,7 @@ from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
 from workspace.server_metrics import parse_held
 
-QUICK = QueueLimits(capacity=4, patience=86400, interval=0.01, retry_after=7)
+QUICK = QueueLimits(capacity=4, timeout=86400, interval=0.01, retry_after=7)
 ENDLESS = 86400.0  # seconds that a request takes which nobody waits for
 
 
@@ -136,7 +136,7 @@ def test_beyond_the_bound_clients_are_told_when_to_come_back() -> None:
 def test_patience_ends_with_a_503_that_says_where_to_look() -> None:
     async def scenario() -> None:
         async with (
-            place(QueueLimits(patience=0.05, interval=0.01)) as (_, session),
+            place(QueueLimits(timeout=0.05, interval=0.01)) as (_, session),
             session.post("/v1/completions", json={}) as answer,
         ):
             assert answer.status == 503

@@ -46,7 +46,7 @@ def held(image: str, state: str = "Ready") -> Json:
 
 
 def node_cache(
-    name: str, *, wanted: tuple[Json, ...] = (), models: tuple[Json, ...] = (), **conditions: str
+    name: str, *, desired: tuple[Json, ...] = (), models: tuple[Json, ...] = (), **conditions: str
 ) -> Json:
     """What an agent wrote; its conditions are True unless said otherwise."""
     said = dict.fromkeys(("Ready", "Synced", "PinnedReady", "SpaceSufficient"), "True") | conditions
@@ -57,7 +57,7 @@ def node_cache(
                 {"type": t, "status": s, "reason": "Told", "message": "", "lastTransitionTime": NOW}
                 for t, s in said.items()
             ],
-            "wanted": list(wanted),
+            "desired": list(desired),
             "models": list(models),
         },
     }  # fmt: skip

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cache_agent.api.refusals import Conflict
+from cache_agent.api.kube.refusals import Conflict
 from modelimage.errors import NotFound
 from tests.workspace.controller import fakeapi
 from tests.workspace.controller.fakeapi import FakeApi

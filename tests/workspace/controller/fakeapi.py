@@ -240,6 +240,8 @@ class FakeApi:
             raise Conflict("precondition failed: another uid")
         key = (kind, namespace, name)
         del self.objects[key], self.managers[key]
+        # A deletion is a write too: the last state has a version of its own.
+        found["metadata"]["resourceVersion"] = str(next(self._numbers))
         self._written("delete", found)
         for each in list(self.objects.values()):
             owners = each["metadata"].get("ownerReferences") or ()

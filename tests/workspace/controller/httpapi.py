@@ -1,51 +1,79 @@
-"""The fake API server over real HTTP: lists, watches, server-side apply, and the faults that controllers meet."""
+"""The fake API server over HTTPS: authentication, lists, watches, server-side apply, and faults that controllers meet.
+
+Only callers with its token get an answer, and only clients that trust its authority reach it, like a real one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
+import secrets
+import ssl
+import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import kopf
 from aiohttp import web
 
+from cache_agent.api.kube.connection import Connection, TokenCredentials, make_context
+from cache_agent.api.kube.kube_client import KubeClient
+from tests.cache_agent.peers.certificates import Authority
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.objects import is_ready
 
 Json = dict[str, Any]
+_EXPIRED = {
+    "kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version",
+}  # fmt: skip
 # kubectl shows these words, not the number.
 _REASONS = {404: "NotFound", 409: "Conflict", 429: "TooManyRequests"}
 
 
 class HttpApi:
-    """Serves a FakeApi on a loopback port. `faults` are statuses for the next writes; `requests` counts by verb."""
+    """Serves a FakeApi on a loopback port. `faults` are statuses for the next writes; `requests` counts by verb.
 
-    def __init__(self, api: FakeApi, *, groups: tuple[str, ...] = ("keda.sh",)) -> None:
+    `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
+    `plain` serves HTTP without authentication instead, for programs that stand in for others.
+    """
+
+    def __init__(
+        self, api: FakeApi, *, groups: tuple[str, ...] = ("keda.sh",), plain: bool = False
+    ) -> None:
         self.api = api
+        self._plain = plain
+        self.token = secrets.token_hex(16)
         self.faults: deque[int] = deque()
+        self.refused: dict[str, tuple[int, str]] = {}
         self.requests: dict[str, int] = {}
         self._groups = groups
         self._deaf = False
-        self._streams: set[tuple[str, asyncio.Queue[Json | None]]] = set()
+        self._log: list[_Change] = []
+        self._oldest = 0  # a watch from before is told 410
+        self._known = {api.key(each): copy.deepcopy(each) for each in api.objects.values()}
+        self._latest = max(map(_version_of, self._known.values()), default=1)
+        self._streams: set[tuple[_Filter, asyncio.Queue[Json | None]]] = set()
         api.watchers.append(self._tell)
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
+        app = web.Application(middlewares=[] if self._plain else [self._authenticate])
         app.router.add_get("/api", self._core)
         app.router.add_get("/apis", self._apis)
         app.router.add_get("/version", self._version)
         app.router.add_route("*", "/{tail:.*}", self._any)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        self.authority, context = (None, None) if self._plain else _certificates()
+        site = web.TCPSite(self._runner, "localhost", 0, ssl_context=context)
         await site.start()
         port = self._runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http{'' if self._plain else 's'}://localhost:{port}"
         return self
 
     async def __aexit__(
@@ -54,8 +82,22 @@ class HttpApi:
         self.break_watches()
         await self._runner.cleanup()
 
-    def connection(self) -> kopf.ConnectionInfo:
-        return kopf.ConnectionInfo(server=self.url)
+    def connection(self) -> Connection:
+        """How a client with the right token connects."""
+        trusted = make_context(self.authority) if self.authority else None
+        return Connection(self.url, TokenCredentials(trusted, self.token))
+
+    def client(self) -> KubeClient:
+        """A client of this server."""
+        return KubeClient(self.connection(), role="controller")
+
+    @web.middleware
+    async def _authenticate(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
+            return _failure(401, "Unauthorized")
+        return await handler(request)
 
     def break_watches(self) -> None:
         """Every watch ends, as when a server restarts."""
@@ -73,26 +115,31 @@ class HttpApi:
 
     def expire_watches(self) -> None:
         """Every watch is told that what it asks for is too old (410), as after a compaction: it must list again."""
-        gone = {
-            "kind": "Status",
-            "status": "Failure",
-            "reason": "Expired",
-            "code": 410,
-            "message": "too old",
-        }
+        self._oldest = self._latest + 1
         for _, queue in self._streams:
-            queue.put_nowait({"type": "ERROR", "object": gone})
+            queue.put_nowait({"type": "ERROR", "object": _EXPIRED})
             queue.put_nowait(None)
 
     def writes(self) -> int:
         return sum(count for verb, count in self.requests.items() if verb != "GET")
 
     def _tell(self, kind: str, document: Json) -> None:
+        key = self.api.key(document)
+        before = self._known.pop(key, None)
+        if kind != "DELETED":
+            self._known[key] = document
+        self._latest = max(self._latest, _version_of(document))
         if self._deaf:
             return
-        for resource, queue in self._streams:
-            if resource == document["kind"]:
-                queue.put_nowait({"type": kind, "object": document})
+        change = _Change(
+            None if kind == "DELETED" else document,
+            document if kind == "DELETED" else before or document,
+        )
+        self._log.append(change)
+        for wanted, queue in self._streams:
+            event = change.event(wanted)
+            if event is not None:
+                queue.put_nowait(event)
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"major": "1", "minor": "25"})
@@ -134,14 +181,20 @@ class HttpApi:
         kind = next((k for k, r in RESOURCES.items() if (r.api, r.plural) == (api, rest[0])), None)
         if kind is None:
             return _failure(404, f"no {rest[0]}")
-        if request.method != "GET" and self.faults:
-            return _failure(self.faults.popleft(), "a fault that the test asked for")
+        fault = None if request.method == "GET" else self._fault(kind)
+        if fault is not None:
+            return _failure(*fault)
         try:
             return await self._object(request, kind, namespace, rest[1:])
         except Missing as error:
             return _failure(404, str(error))
         except Conflict as error:
             return _failure(409, str(error))
+
+    def _fault(self, kind: str) -> tuple[int, str] | None:
+        if self.faults:
+            return self.faults.popleft(), "a fault that the test asked for"
+        return self.refused.get(kind)
 
     def _discovery(self, api: str) -> web.Response:
         verbs = ["get", "list", "watch", "create", "update", "patch", "delete"]
@@ -156,9 +209,6 @@ class HttpApi:
             for k, r in RESOURCES.items()
             if r.api == api
         ]
-        if api == "v1":  # kopf waits until it has seen that there are namespaces
-            spaces = {"name": "namespaces", "singularName": "namespace", "kind": "Namespace"}
-            found.append({**spaces, "namespaced": False, "verbs": verbs})
         return web.json_response({"resources": found})
 
     async def _object(
@@ -223,31 +273,34 @@ class HttpApi:
     ) -> web.StreamResponse:
         if request.query.get("watch") == "true":
             return await self._watch(request, kind)
-        selector = request.query.get("labelSelector", "")
-        labels = dict(each.split("=", 1) for each in selector.split(",") if "=" in each)
-        there = [each for each in selector.split(",") if each and "=" not in each]
-        items = [
-            each
-            for each in self.api.list(kind, namespace, labels)
-            if all(name in (each["metadata"].get("labels") or {}) for name in there)
-        ]
+        wanted = _Filter.of(request, kind)
+        items = [each for each in self.api.list(kind, namespace) if wanted.matches(each)]
         for each in items:
             del each["kind"], each["apiVersion"]
-        metadata = {"resourceVersion": "1"}
+        metadata = {"resourceVersion": str(self._latest)}
         api = RESOURCES[kind].api
         return web.json_response(
             {"kind": f"{kind}List", "apiVersion": api, "metadata": metadata, "items": items}
         )
 
     async def _watch(self, request: web.Request, kind: str) -> web.StreamResponse:
+        """Replays what happened since the resourceVersion that is asked for, then goes on."""
+        since = int(request.query["resourceVersion"])
+        if since < self._oldest:
+            return web.json_response(_EXPIRED, status=410)
         stream = web.StreamResponse()
         await stream.prepare(request)
         queue: asyncio.Queue[Json | None] = asyncio.Queue()
-        entry = (kind, queue)
+        wanted = _Filter.of(request, kind)
+        entry = (wanted, queue)
         self._streams.add(entry)
-        # What happened between the list and this watch isn't replayed here, so it is sent again.
-        for each in self.api.list(kind):
-            queue.put_nowait({"type": "MODIFIED", "object": each})
+        for change in self._log:
+            event = change.event(wanted) if change.version > since else None
+            if event is not None:
+                queue.put_nowait(event)
+        if request.query.get("allowWatchBookmarks") == "true":
+            metadata = {"resourceVersion": str(self._latest)}
+            queue.put_nowait({"type": "BOOKMARK", "object": {"kind": kind, "metadata": metadata}})
         try:
             while (event := await queue.get()) is not None:
                 await stream.write(json.dumps(event).encode() + b"\n")
@@ -258,6 +311,68 @@ class HttpApi:
         with contextlib.suppress(ConnectionResetError):
             await stream.write_eof()
         return stream
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """Which objects a list or watch is about: a kind, labels with their values, and labels that must be there."""
+
+    kind: str
+    values: tuple[tuple[str, str], ...]
+    present: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: web.Request, kind: str) -> _Filter:
+        terms = [each for each in request.query.get("labelSelector", "").split(",") if each]
+        pairs = [each.split("=", 1) for each in terms if "=" in each]
+        present = tuple(each for each in terms if "=" not in each)
+        return cls(kind, tuple((name, value) for name, value in pairs), present)
+
+    def matches(self, document: Json | None) -> bool:
+        if document is None or document["kind"] != self.kind:
+            return False
+        labels = document["metadata"].get("labels") or {}
+        return all(name in labels for name in self.present) and set(self.values) <= set(
+            labels.items()
+        )
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One write. `after` is None for a deletion, whose `before` is the last state."""
+
+    after: Json | None
+    before: Json
+
+    @property
+    def version(self) -> int:
+        return _version_of(self.after or self.before)
+
+    def event(self, wanted: _Filter) -> Json | None:
+        """What a watch with this filter is told: an object that no longer matches was deleted, as far as it can see."""
+        was, is_ = wanted.matches(self.before), wanted.matches(self.after)
+        if is_:
+            kind = "MODIFIED" if was and self.before is not self.after else "ADDED"
+            return {"type": kind, "object": self.after}
+        if not was:
+            return None
+        version = {"resourceVersion": str(self.version)}
+        gone = {**self.before, "metadata": {**self.before["metadata"], **version}}
+        return {"type": "DELETED", "object": gone}
+
+
+def _version_of(document: Json) -> int:
+    return int(document["metadata"]["resourceVersion"])
+
+
+def _certificates() -> tuple[bytes, ssl.SSLContext]:
+    """A new authority's certificate, and the context of a server that it certifies."""
+    with tempfile.TemporaryDirectory() as directory:
+        authority = Authority(Path(directory) / "authority")
+        files = authority.issue("localhost")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(files.certificate, files.key)
+        return authority.certificate.read_bytes(), context
 
 
 def _failure(status: int, message: str) -> web.Response:

@@ -7,20 +7,22 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
-import aiohttp
 import pytest
 
+from cache_agent.api.kube.kube_client import KubeClient
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.handlers import make_registry, watch
+from workspace.controller.health_server import Liveness
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.runner import Runner
+from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
@@ -39,6 +41,27 @@ def point_kubectl_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def resolve(workspace: Workspace) -> ResolvedImages:
     """The tests' registry: every image name has its own digest."""
     return samples.resolved(workspace, samples.pinned(workspace.spec.model.image or ""))
+
+
+async def control(
+    client: KubeClient, runner: Runner | None = None, caching: CacheRunner | None = None
+) -> None:
+    """A controller's work without leader election, until cancelled."""
+    api = KubernetesApi(client)
+    runner, caching = runner or make_runner(api), caching or CacheRunner(api)
+    watches = Watches(
+        client, workspaces=runner, cached_models=caching, liveness=Liveness(time.monotonic),
+        present=runner.kind_present,
+    )  # fmt: skip
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watches.run())
+        await watches.synced()
+        group.create_task(runner.run())
+        group.create_task(caching.run())
+
+
+def make_runner(api: KubernetesApi) -> Runner:
+    return Runner(api=api, cache=WatchCache(), resolver=resolve, environment=SystemSettings())
 
 
 class ServedCluster:
@@ -63,7 +86,7 @@ class ServedCluster:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with HttpApi(self._cluster.api) as http:
+        async with HttpApi(self._cluster.api, plain=True) as http:
             self._url = http.url
             self._up.set()
             if self._alive:
@@ -71,24 +94,12 @@ class ServedCluster:
             await self._stop.wait()
 
     async def _live(self, http: HttpApi) -> None:
-        async with aiohttp.ClientSession() as session:
-            api = KubernetesApi(session, http.connection)
-            runner = Runner(
-                api=api, cache=WatchCache(), resolver=resolve, environment=SystemSettings()
-            )
-            caching = CacheRunner(api)
-            registry = make_registry(runner, caching, with_keda=False)
-            watching = asyncio.create_task(
-                watch(registry, stop=self._stop, connection=http.connection)
-            )
-            working = asyncio.gather(runner.run(), caching.run())
+        async with http.client() as client:
+            working = asyncio.create_task(control(client))
             while not self._stop.is_set():
                 self._cluster.step()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.02):
                         await self._stop.wait()
             working.cancel()
-            http.break_watches()
-            # kopf would wait 5 s for all tasks of its loop, the server's among them.
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+            await asyncio.gather(working, return_exceptions=True)

@@ -93,7 +93,7 @@ class Cluster:
         return Observed(
             document=self.api.get("Workspace", NAMESPACE, NAME),
             objects=tuple(objects),
-            nodes=tuple(map(KubeNode.of, self.api.list("Node"))),
+            nodes=tuple(map(KubeNode.from_document, self.api.list("Node"))),
             now="2026-01-01T00:00:00Z",
             environment=SystemSettings(),
             wanted=self.wanted,
@@ -296,7 +296,7 @@ class Cluster:
             wanted = {each["metadata"]["name"]: each for each in models}
             document = caches.node_cache(
                 name,
-                wanted=tuple(
+                desired=tuple(
                     caches.report(
                         each, generation=model["metadata"]["generation"],
                         bytesDone=1, bytesTotal=1, modelKey=str(caches.key_of(model["spec"]["image"])),

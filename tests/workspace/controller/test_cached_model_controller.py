@@ -8,12 +8,11 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any, cast
 
-import aiohttp
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from cache_agent.api.refusals import Conflict
+from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.shared_names import STARTUP_TAINT, node_label
 from modelimage.errors import RateLimited, Unreachable, WeightyardError
 from tests.servers.process import until
@@ -21,15 +20,12 @@ from tests.workspace.controller import caches
 from tests.workspace.controller.direct import DirectApi
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.living import control, make_runner
 from workspace.controller.cache_view import CACHE, MODEL, NODE, Key
 from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.handlers import make_registry, watch
 from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.node_marks import NodeLabels
-from workspace.controller.object_cache import WatchCache
+from workspace.controller.node_labels import NodeLabels
 from workspace.controller.queue import WorkQueue
-from workspace.controller.runner import Runner
-from workspace.render.kubernetes import SystemSettings
 
 Json = dict[str, Any]
 IMAGES = [f"registry.example/m:{number}" for number in range(3)]
@@ -147,7 +143,7 @@ class CacheMachine(RuleBasedStateMachine):
             for each in self.api.list(MODEL)
         ]
         models = [caches.held(image, state) for image, state in images.items()]
-        tell(self.api, name, wanted=tuple(wanted), models=tuple(models))
+        tell(self.api, name, desired=tuple(wanted), models=tuple(models))
 
     @rule(name=st.sampled_from(NODES), label=st.sampled_from(sorted(LABELS.values())))
     def meddle(self, name: str, label: str) -> None:
@@ -211,7 +207,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.all_comes_to_rest()
 
     def _check_node(self, document: Json) -> None:
-        name, marks = document["metadata"]["name"], NodeLabels.of(document)
+        name, marks = document["metadata"]["name"], NodeLabels.from_document(document)
         held = self.holdings.get(name, {})
         assert set(marks.labels) == {LABELS[i] for i, state in held.items() if state == "Ready"}
         assert set(marks.annotations) == set(marks.labels)
@@ -228,7 +224,7 @@ class CacheMachine(RuleBasedStateMachine):
         ]  # fmt: skip
         ready = [n for n in nodes if self.holdings.get(n, {}).get(image) == "Ready"]
         status = document["status"]
-        assert (status["nodesWanted"], status["nodesReady"]) == (len(nodes), len(ready))
+        assert (status["nodesDesired"], status["nodesReady"]) == (len(nodes), len(ready))
         found = condition(self.api, name, "Ready")
         assert (found["status"] == "True") == (bool(nodes) and len(ready) == len(nodes))
         assert found["observedGeneration"] == document["metadata"]["generation"]
@@ -240,31 +236,20 @@ TestCaching.settings = settings(max_examples=100, stateful_step_count=20, deadli
 
 @contextlib.asynccontextmanager
 async def controller(http: HttpApi) -> Any:
-    """The cache's side as it runs: kopf's watches, real HTTP."""
-    async with aiohttp.ClientSession() as session:
-        api = KubernetesApi(session, http.connection)
-
-        async def nothing(_: object) -> Any:
-            raise AssertionError("no Workspace is here")
-
-        runner = Runner(api=api, cache=WatchCache(), resolver=nothing, environment=SystemSettings())
-        caching, stop = CacheRunner(api), asyncio.Event()
-        registry = make_registry(runner, caching, with_keda=False)
-        watching = asyncio.create_task(watch(registry, stop=stop, connection=http.connection))
-        working = asyncio.create_task(caching.run())
+    """The cache's side as it runs: its watches, real HTTPS."""
+    async with http.client() as client:
+        api = KubernetesApi(client)
+        caching = CacheRunner(api)
+        working = asyncio.create_task(control(client, make_runner(api), caching))
         try:
             yield caching
         finally:
             working.cancel()
-            http.break_watches()
             await asyncio.gather(working, return_exceptions=True)
-            # Cancelled, not stopped: kopf would wait 5 s for all tasks of its loop, the server's among them.
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
 
 
 def node(api: FakeApi, name: str = "n1") -> NodeLabels:
-    return NodeLabels.of(api.get(NODE, "", name))
+    return NodeLabels.from_document(api.get(NODE, "", name))
 
 
 def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_before_a_deletion() -> (
@@ -282,13 +267,13 @@ def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_b
             )
             http.faults.extend([409, 429, 500])
             fetching = caches.report("chat", "Fetching", bytesDone=1, bytesTotal=2)
-            tell(api, "n1", wanted=(fetching,), PinnedReady="False")
+            tell(api, "n1", desired=(fetching,), PinnedReady="False")
             await until(
                 lambda: condition(api, "chat", "Ready").get("reason") == "Fetching", what="Fetching"
             )
             assert node(api) == NodeLabels(starting=True)
             http.break_watches()
-            tell(api, "n1", wanted=(caches.report("chat"),), models=(caches.held(image),))
+            tell(api, "n1", desired=(caches.report("chat"),), models=(caches.held(image),))
             await until(
                 lambda: condition(api, "chat", "Ready").get("status") == "True", what="Ready"
             )
@@ -299,7 +284,7 @@ def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_b
             tell(
                 api,
                 "n1",
-                wanted=(caches.report("chat"),),
+                desired=(caches.report("chat"),),
                 models=(caches.held(image, "Releasing"),),
             )
             await until(lambda: not node(api).labels, what="end of the label")
@@ -357,11 +342,11 @@ def test_how_far_it_is_is_written_now_and_then_only() -> None:
     view = CacheRunner(cast(KubernetesApi, None)).view
     view.put(caches.node("n1"))
     view.put(caches.cached_model("chat"))
-    view.put(caches.node_cache("n1", wanted=(caches.report("chat", "Fetching", bytesDone=1),)))
+    view.put(caches.node_cache("n1", desired=(caches.report("chat", "Fetching", bytesDone=1),)))
     now, later = view.put(
-        caches.node_cache("n1", wanted=(caches.report("chat", "Fetching", bytesDone=2),))
+        caches.node_cache("n1", desired=(caches.report("chat", "Fetching", bytesDone=2),))
     )
     assert (now, later) == (set(), {(MODEL, "chat")})
-    now, later = view.put(caches.node_cache("n1", wanted=(caches.report("chat"),)))
+    now, later = view.put(caches.node_cache("n1", desired=(caches.report("chat"),)))
     assert now == {(MODEL, "chat"), (NODE, "n1")}
     assert later == set()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.api.cached_model import CachedModel, Status
-from cache_agent.api.node_cache import Wanted
+from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import InvalidInput
 from tests.workspace.controller import caches
 from workspace.controller import conditions
@@ -31,15 +31,17 @@ def model(*, generation: int = 2, uid: str = "u1", **spec: Any) -> CachedModel:
     return CachedModel.parse(document)
 
 
-def entry(state: str = "Ready", *, generation: int = 2, **more: Any) -> Wanted:
-    return Wanted.model_validate(caches.report("chat", state, generation=generation, **more))
+def entry(state: str = "Ready", *, generation: int = 2, **more: Any) -> DesiredModelStatus:
+    return DesiredModelStatus.model_validate(
+        caches.report("chat", state, generation=generation, **more)
+    )
 
 
 def condition(status: Json, kind: str) -> Json:
     return next(each for each in status["conditions"] if each["type"] == kind)
 
 
-def summed(entries: dict[str, Wanted | None], **spec: Any) -> Json:
+def summed(entries: dict[str, DesiredModelStatus | None], **spec: Any) -> Json:
     return status_of(model(**spec), entries, before={}, now=caches.NOW)
 
 
@@ -62,11 +64,11 @@ images = st.sampled_from([None, "registry.example/vllm:1"])
 
 
 @given(entries, images)
-def test_laws_of_the_sum(found: dict[str, Wanted | None], image: str | None) -> None:
+def test_laws_of_the_sum(found: dict[str, DesiredModelStatus | None], image: str | None) -> None:
     spec = {"runtimeImage": image} if image else {}
     status = summed(found, **spec)
     parsed = Status.model_validate(status)
-    assert parsed.nodes_wanted == len(found)
+    assert parsed.nodes_desired == len(found)
     assert parsed.nodes_ready + parsed.nodes_working + parsed.nodes_failed <= len(found)
     everywhere = bool(found) and parsed.nodes_ready == len(found)
     assert (condition(status, "Ready")["status"] == "True") == everywhere
@@ -80,7 +82,7 @@ def test_laws_of_the_sum(found: dict[str, Wanted | None], image: str | None) -> 
 
 
 @given(entries)
-def test_asking_again_says_nothing_new(found: dict[str, Wanted | None]) -> None:
+def test_asking_again_says_nothing_new(found: dict[str, DesiredModelStatus | None]) -> None:
     before = summed(found)
     again = status_of(model(), found, before=before, now=LATER)
     assert conditions.same(before, again)
@@ -142,7 +144,7 @@ def test_bytes_rates_and_the_time_left_are_those_of_all_nodes() -> None:
     ],
 )  # fmt: skip
 def test_reasons_say_what_is_missing(
-    found: dict[str, Wanted | None], reason: str, says: str
+    found: dict[str, DesiredModelStatus | None], reason: str, says: str
 ) -> None:
     ready = condition(summed(found), "Ready")
     assert ready["reason"] == reason

@@ -15,7 +15,7 @@ READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 def node(name: str, *features: str, **labels: str) -> KubeNode:
     """A node that node feature discovery labelled, unless without features."""
     found = {f"{PREFIX}{feature}": "true" for feature in features} | labels
-    return KubeNode.of({"metadata": {"name": name, "labels": found}, "status": READY})
+    return KubeNode.from_document({"metadata": {"name": name, "labels": found}, "status": READY})
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,9 @@ def test_a_selector_leaves_the_nodes_that_matter() -> None:
 
 def test_a_feature_that_is_denied_isnt_one() -> None:
     labels = {f"{PREFIX}AVX2": "true", f"{PREFIX}AVX512F": "false"}
-    (found,) = [KubeNode.of({"metadata": {"name": "a", "labels": labels}, "status": READY})]
+    (found,) = [
+        KubeNode.from_document({"metadata": {"name": "a", "labels": labels}, "status": READY})
+    ]
     assert hardware([found], Resources(gpus=0)).cpus == ({"avx2"},)
 
 

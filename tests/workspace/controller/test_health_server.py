@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from modelimage.errors import Busy
-from workspace.controller.health_server import SILENCE_SECONDS, Liveness, answering
+from workspace.controller.health_server import NOT_LISTED, SILENCE_SECONDS, Liveness, answering
 
 
 class Clock:
@@ -61,6 +61,22 @@ def test_silence_of_the_api_server_ends_readiness_and_its_answer_restores_it() -
     assert (status, body["problem"]) == (503, "no answer of the API server for 61 s")
     liveness.beat(leads=True)
     assert liveness.problem() is None
+
+
+def test_a_watch_that_does_not_work_ends_readiness_but_a_broken_one_gets_time_to_resume() -> None:
+    clock = Clock()
+    liveness = Liveness(clock)
+    liveness.beat(leads=True)
+    liveness.watching("Pod", NOT_LISTED)
+    assert liveness.problem() == "Pod can't be watched: it has not been listed yet"
+    liveness.watching("Pod", None)
+    assert liveness.problem() is None
+    liveness.watching("Pod", "broken")
+    assert liveness.problem() is None
+    clock.now += SILENCE_SECONDS + 1
+    liveness.beat(leads=True)
+    liveness.watching("Pod", "still broken")
+    assert liveness.problem() == "Pod can't be watched: still broken"
 
 
 def test_an_address_that_is_taken_is_said_to_be() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import Any
+import functools
+import time
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,18 @@ from modelimage.errors import Unreachable
 from tests.servers.process import until
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
-from workspace.controller.leader import LEASE_NAME, LEASE_SECONDS, Seen, claim
+from workspace.controller.health_server import Liveness
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.leader import (
+    LEASE_NAME,
+    LEASE_SECONDS,
+    RENEW_DEADLINE,
+    RETRY_SECONDS,
+    Leadership,
+    LeadershipLost,
+    Seen,
+    claim,
+)
 from workspace.controller.main import ControllerOptions, run_controller
 from workspace.render.kubernetes import SystemSettings
 
@@ -62,69 +74,141 @@ def test_our_own_lease_is_renewed_and_keeps_its_beginning() -> None:
 
 
 def options(http: HttpApi, me: str) -> ControllerOptions:
-    return ControllerOptions(me, SystemSettings(), Access(), http.connection)
+    return ControllerOptions(
+        me, SystemSettings(), Access(), http.connection(), Liveness(time.monotonic)
+    )
 
 
 def holder(cluster: Cluster) -> str | None:
     found = cluster.api.objects.get(("Lease", "weightyard", LEASE_NAME))
-    return found["spec"]["holderIdentity"] if found else None
+    return found["spec"].get("holderIdentity", "") if found else None
 
 
-def test_a_controller_starts_leads_and_stops_when_told() -> None:
+class Running:
+    """One controller in this process."""
+
+    def __init__(self, http: HttpApi, me: str) -> None:
+        self.stop, self.led = asyncio.Event(), asyncio.Event()
+        self.options = options(http, me)
+        self.task = asyncio.create_task(
+            run_controller(self.options, stop=self.stop, leading=self.led.set)
+        )
+
+    async def end(self) -> None:
+        self.stop.set()
+        await self.task
+
+
+def test_a_controller_leads_and_gives_the_lease_up_when_told_to_stop() -> None:
     async def scenario() -> None:
         cluster = Cluster()
         async with HttpApi(cluster.api) as http:
-            stop, led = asyncio.Event(), asyncio.Event()
-            task = asyncio.create_task(
-                run_controller(options(http, "a"), stop=stop, leading=led.set)
-            )
-            await led.wait()
+            first = Running(http, "a")
+            await first.led.wait()
             assert holder(cluster) == "a"
-            stop.set()
-            await task
+            await first.end()
+            assert holder(cluster) == ""
+            # A released Lease is free at once, whatever its duration was.
+            second = Running(http, "b")
+            await second.led.wait()
+            assert (
+                cluster.api.get("Lease", "weightyard", LEASE_NAME)["spec"]["leaseTransitions"] == 0
+            )
+            await second.end()
 
     asyncio.run(scenario())
 
 
-def test_a_standby_does_not_lead_while_another_does() -> None:
+def test_a_standby_is_ready_but_does_not_lead_until_the_leader_stops() -> None:
     async def scenario() -> None:
         cluster = Cluster()
         async with HttpApi(cluster.api) as http:
-            stop, led = asyncio.Event(), asyncio.Event()
-            first = asyncio.create_task(
-                run_controller(options(http, "a"), stop=stop, leading=led.set)
-            )
-            await led.wait()
-            asked = http.requests.get("GET", 0)
-            second_led = asyncio.Event()
-            second = asyncio.create_task(
-                run_controller(options(http, "b"), stop=stop, leading=second_led.set)
-            )
-            await until(lambda: http.requests["GET"] > asked + 12, what="questions")
-            assert not second_led.is_set()
-            assert holder(cluster) == "a"
-            stop.set()
-            await asyncio.gather(first, second)
+            first = Running(http, "a")
+            await first.led.wait()
+            second = Running(http, "b")
+            liveness = second.options.liveness
+            await until(lambda: liveness.problem() is None, what="readiness")
+            asked = http.requests["GET"]
+            await until(lambda: http.requests["GET"] > asked + 3, what="questions")
+            assert not second.led.is_set()
+            assert (holder(cluster), liveness.leads) == ("a", False)
+            await first.end()
+            await second.led.wait()
+            await second.end()
 
     asyncio.run(scenario())
 
 
 @pytest.mark.slow
-def test_a_leader_whose_lease_was_taken_stops_acting() -> None:
+def test_a_leader_whose_lease_was_taken_stops_acting_and_stands_by() -> None:
     async def scenario() -> None:
         cluster = Cluster()
         async with HttpApi(cluster.api) as http:
-            stop, led = asyncio.Event(), asyncio.Event()
-            task = asyncio.create_task(
-                run_controller(options(http, "a"), stop=stop, leading=led.set)
-            )
-            await led.wait()
-            cluster.api.update(
-                "Lease", "weightyard", LEASE_NAME, lambda d: d["spec"].update(holderIdentity="b")
-            )
-            with pytest.raises(Unreachable, match="leadership was lost"):
-                await task
-            with contextlib.suppress(Unreachable):
-                await task
+            leader = Running(http, "a")
+            await leader.led.wait()
+            leader.led.clear()
+            held_by = functools.partial(cluster.api.update, "Lease", "weightyard", LEASE_NAME)
+            held_by(lambda d: d["spec"].update(holderIdentity="b"))
+            await until(lambda: not leader.options.liveness.leads, what="a leader that gave up")
+            assert not leader.led.is_set()
+            held_by(lambda d: d["spec"].update(holderIdentity=""))
+            await leader.led.wait()
+            await leader.end()
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_restarts_costs_neither_the_process_nor_the_watches() -> None:
+    async def scenario() -> None:
+        cluster = Cluster()
+        async with HttpApi(cluster.api) as http:
+            leader = Running(http, "a")
+            await leader.led.wait()
+            http.faults.extend([500, 503])
+            http.break_watches()
+            await until(lambda: not http.faults, what="renewals that fail")
+            await until(lambda: leader.options.liveness.problem() is None, what="readiness")
+            assert not leader.task.done()
+            await leader.end()
+
+    asyncio.run(scenario())
+
+
+class Fast:
+    """Time that passes only while somebody sleeps, and an API whose requests may hang."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.writes: list[float] = []
+        self.down = False
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+    async def get(self, *_: object) -> Json:
+        if self.down:
+            raise Unreachable("away")
+        return lease("a") if self.writes else lease()
+
+    async def replace(self, document: Json) -> Json:
+        self.writes.append(self.now)
+        return document
+
+
+def test_a_leader_that_cannot_renew_stops_before_another_may_lead() -> None:
+    async def scenario() -> None:
+        fast = Fast()
+        leadership = Leadership(
+            cast(KubernetesApi, fast), namespace="n", me="a", clock=lambda: fast.now,
+            stamp=lambda: "now", liveness=Liveness(lambda: fast.now), sleep=fast.sleep,
+        )  # fmt: skip
+        await leadership.acquire()
+        keeping = asyncio.create_task(leadership.keep())
+        await until(lambda: len(fast.writes) > 3, what="renewals")
+        fast.down = True
+        with pytest.raises(LeadershipLost):
+            await keeping
+        assert fast.now - fast.writes[-1] <= RENEW_DEADLINE + RETRY_SECONDS < LEASE_SECONDS
 
     asyncio.run(scenario())

@@ -7,7 +7,6 @@ import base64
 import json
 from typing import Any
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,7 +115,7 @@ def test_what_a_node_holds_is_what_its_agent_says_and_concerns_those_that_serve_
     (found,) = cache.nodes()
     assert found.holds(LABEL)
     assert found.read_rate == 1000
-    assert cache.put({**told, "status": {"wanted": "no list"}}) == set()
+    assert cache.put({**told, "status": {"desired": "no list"}}) == set()
     assert cache.drop(told) == {KEY}
     assert not cache.nodes()[0].holds(LABEL)
 
@@ -243,8 +242,8 @@ async def access_with(given_secret: Json | None) -> Access:
     fake = FakeApi()
     if given_secret is not None:
         fake.create(given_secret)
-    async with HttpApi(fake) as http, aiohttp.ClientSession() as session:
-        resolver = NamespacedResolver(KubernetesApi(session, http.connection), Access())
+    async with HttpApi(fake) as http, http.client() as client:
+        resolver = NamespacedResolver(KubernetesApi(client), Access())
         return await resolver._access_of(samples.workspace(model=MODEL))
 
 

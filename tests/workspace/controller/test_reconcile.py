@@ -130,7 +130,7 @@ def test_going_back_needs_no_registry_and_means_the_same_bytes() -> None:
     made.tags[samples.IMAGE] = "moved"
     made.registry_up = False
     kept = revisions.history(made.api.list("ControllerRevision"), NAME)
-    made.change_spec(model=kept[0].asked["model"])
+    made.change_spec(model=kept[0].requested["model"])
     made.settle()
     assert deployment(made)["spec"]["template"] == before
     assert status(made)["revision"] == 3
@@ -155,10 +155,10 @@ def test_a_registry_that_is_away_stops_nothing_that_runs() -> None:
 def test_a_moved_tag_changes_nothing_until_it_is_asked_for() -> None:
     made = cluster("n1", "n2", replicas=1)
     made.settle()
-    old, asked = image_of(deployment(made)["spec"]["template"]), made.asked
+    old, requested = image_of(deployment(made)["spec"]["template"]), made.asked
     made.tags[samples.IMAGE] = "moved"
     made.settle()
-    assert made.asked == asked
+    assert made.asked == requested
     assert image_of(deployment(made)["spec"]["template"]) == old
     made.change_spec(rollout={"restartedAt": "today"})
     made.settle()
@@ -347,4 +347,4 @@ def test_a_crash_of_the_server_is_told_with_where_to_look() -> None:
 def test_versions_read_back_as_they_were_kept() -> None:
     workspace = samples.workspace(NAME, runtime={"env": [{"name": "A", "value": "b"}]})
     revision = revisions.new_revision(workspace, samples.release(workspace), number=3)
-    assert revisions.of_document(revisions.to_document(workspace, revision)) == revision
+    assert revisions.from_document(revisions.to_document(workspace, revision)) == revision

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 import pytest
 
 from cache_agent.api.shared_names import STARTUP_TAINT
@@ -74,9 +73,8 @@ def run(api: FakeApi, release: Installation, *, while_waiting: Callable[[], None
         while_waiting()
 
     async def body() -> Removed:
-        async with HttpApi(api) as served, aiohttp.ClientSession() as session:
-            client = KubernetesApi(session, served.connection)
-            return await leave(client, release, sleep=sleep)
+        async with HttpApi(api) as served, served.client() as client:
+            return await leave(KubernetesApi(client), release, sleep=sleep)
 
     return asyncio.run(body())
 

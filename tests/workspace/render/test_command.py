@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.synthetic import synthetic_checkpoint
 from tests.workspace import openapi
 from weightyard.cli import main
-from weightyard.demo.synthetic import synthetic_checkpoint
 
 DOCUMENT = """\
 apiVersion: weightyard.dev/v1alpha1

@@ -37,7 +37,7 @@ ARGS = [[], ["--max-num-seqs", "8"], ["--served-model-name=x"], ["--chat-templat
 
 
 def pod_words(workspace: Workspace) -> list[str]:
-    release = samples.release(workspace, place=pod_site(workspace))
+    release = samples.release(workspace, site_of=pod_site(workspace))
     objects = render_kubernetes(workspace, release, ENVIRONMENT)
     template = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]
     container = template["spec"]["containers"][0]
@@ -45,7 +45,7 @@ def pod_words(workspace: Workspace) -> list[str]:
 
 
 def compose_words(workspace: Workspace) -> list[str]:
-    release = samples.release(workspace, place=store_site(workspace, ROOT))
+    release = samples.release(workspace, site_of=store_site(workspace, ROOT))
     server = render_compose(workspace, release, ENVIRONMENT)["services"]["server"]
     return server["entrypoint"] + [word.replace("$$", "$") for word in server["command"]]
 
@@ -57,8 +57,8 @@ def llmd_words(workspace: Workspace) -> list[str]:
 
 
 def up_words(workspace: Workspace) -> list[str]:
-    place = store_site(workspace, PurePosixPath("/home/a/store"), host="127.0.0.1")
-    return render_up(samples.release(workspace, place=place))["command"]
+    site_of = store_site(workspace, PurePosixPath("/home/a/store"), host="127.0.0.1")
+    return render_up(samples.release(workspace, site_of=site_of))["command"]
 
 
 def placeless(words: list[str], workspace: Workspace) -> list[str]:
@@ -95,7 +95,7 @@ def test_each_place_names_its_own_adapter_directories() -> None:
 
 
 def compose(workspace: Workspace) -> Json:
-    release = samples.release(workspace, place=store_site(workspace, ROOT))
+    release = samples.release(workspace, site_of=store_site(workspace, ROOT))
     return render_compose(workspace, release, ENVIRONMENT)
 
 

@@ -110,7 +110,7 @@ class Fleet:
 async def running(fleet: Fleet) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
     """A fleet that scales itself, a session, and the address that clients use."""
     activator = Activator(
-        ProxyOptions(fleet.serving, limits=QueueLimits(patience=86400, interval=0.1))
+        ProxyOptions(fleet.serving, limits=QueueLimits(timeout=86400, interval=0.1))
     )
     port = asyncio.get_running_loop().create_future()
     timeout = aiohttp.ClientTimeout(total=None)

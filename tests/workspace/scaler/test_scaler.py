@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelimage.errors import RemoteRefused
@@ -79,6 +79,7 @@ def test_history_stays_short(
 
 
 @given(loads, st.integers(1, 20))
+@example(Load(1, 1, (Reading(0, 0, kv_usage=1.0),)), 1)
 def test_more_waiting_never_wants_less(load: Load, more: int) -> None:
     assert wanted(POLICY, replace(load, held=load.held + more)) >= wanted(POLICY, load)
 
@@ -239,3 +240,10 @@ def test_no_page_breaks_the_reader(page: str) -> None:
         parse_held(page)
     except RemoteRefused:
         return
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "-1", "1e300"])
+def test_a_metric_that_no_server_can_mean_makes_its_page_unusable(value: str) -> None:
+    page = f"vllm:num_requests_running {value}\nvllm:num_requests_waiting 0\n"
+    with pytest.raises(RemoteRefused, match="can't be read"):
+        parse_reading(page)

@@ -32,7 +32,7 @@ class NodeLabels:
     starting: bool = False
 
     @classmethod
-    def of(cls, node: Json) -> NodeLabels:
+    def from_document(cls, node: Json) -> NodeLabels:
         """The labels, annotations and taint of a Node."""
         metadata, spec = node["metadata"], node.get("spec") or {}
         return cls(
@@ -79,7 +79,7 @@ def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping
     # model.
     if any(_condition(cache, each) != "True" for each in _ALL_TRUE):
         return False
-    reports = {each.name: each for each in cache.status.wanted}
+    reports = {each.name: each for each in cache.status.desired}
     pinned = [each for each in models if each.spec.pin and each.selects(dict(labels))]
     return all(
         (report := reports.get(each.name)) is not None

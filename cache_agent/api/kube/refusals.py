@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import NoReturn
 
+from modelimage.bounds import parse_count
 from modelimage.errors import (
     AccessDenied,
     Busy,
@@ -19,6 +20,8 @@ from modelimage.errors import (
 )
 
 _MOST_SAID = 500
+# Seconds; a longer Retry-After counts as none.
+_MOST_WAIT = 3600
 
 
 class Conflict(Busy):
@@ -47,7 +50,7 @@ def refuse(status: int, text: str, call: str, *, role: str, retry_after: str | N
         case 410:
             raise Gone(message)
         case 429:
-            seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+            seconds = parse_count(retry_after, most=_MOST_WAIT)
             raise RateLimited(message, retry_after=seconds)
         case 400 | 422:
             raise InvalidInput(message)

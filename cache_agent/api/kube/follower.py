@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cache_agent.api.refusals import Gone
-from cache_agent.prewarm.cluster.backoff import JitteredBackoff
-from cache_agent.prewarm.cluster.kube_client import Api
+from cache_agent.api.kube.backoff import JitteredBackoff
+from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.refusals import Gone
 from modelimage.errors import WeightyardError
 
 Json = dict[str, Any]
@@ -39,7 +39,7 @@ class Listener(Protocol):
 class Follower:
     """Follows one path for ever. `sleep` and `backoff` are injected for tests."""
 
-    api: Api
+    api: KubeClient
     path: str
     listener: Listener
     query: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Follower:
         while True:
             try:
                 if self._version is None:
-                    documents, self._version = await self.api.list(self.path, self.query)
+                    documents, self._version = await self.api.list_all(self.path, self.query)
                     # Before watching, so that changes apply to the state that the version belongs to.
                     self.listener.replace(documents)
                     self._well()

@@ -14,7 +14,7 @@ from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.shared_names import STARTUP_TAINT, node_label
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import merge_json
-from workspace.controller.node_marks import (
+from workspace.controller.node_labels import (
     NodeLabels,
     has_started,
     parse_node_cache,
@@ -73,7 +73,7 @@ def test_a_model_under_a_name_that_is_not_known_gets_no_label() -> None:
 def test_a_node_has_started_once_every_pinned_model_is_verified(
     wanted: tuple[Json, ...], conditions: dict[str, str], started: bool
 ) -> None:
-    assert has_started(cache(wanted=wanted, **conditions), [pinned()], {}) is started
+    assert has_started(cache(desired=wanted, **conditions), [pinned()], {}) is started
 
 
 def test_models_of_other_nodes_and_unpinned_ones_hold_no_node_back() -> None:
@@ -95,12 +95,16 @@ def test_the_patch_makes_it_so_touches_nothing_else_and_is_needed_once(
     node["metadata"]["labels"] |= labels
     node["metadata"]["annotations"] = {"theirs": "kept", **annotations}
     goal = NodeLabels(wanted, wanted)
-    change = patch(NodeLabels.of(node), goal)
+    change = patch(NodeLabels.from_document(node), goal)
     patched = merge_json(node, change) if change else node
-    assert NodeLabels.of(patched).labels == NodeLabels.of(patched).annotations == wanted
+    assert (
+        NodeLabels.from_document(patched).labels
+        == NodeLabels.from_document(patched).annotations
+        == wanted
+    )
     assert patched["metadata"]["labels"]["zone"] == "z"
     assert patched["metadata"]["annotations"]["theirs"] == "kept"
-    assert patch(NodeLabels.of(patched), goal) is None
+    assert patch(NodeLabels.from_document(patched), goal) is None
 
 
 def test_only_the_startup_taint_goes_and_only_from_the_node_that_was_read() -> None:
@@ -111,7 +115,7 @@ def test_only_the_startup_taint_goes_and_only_from_the_node_that_was_read() -> N
     assert change["metadata"] == {"resourceVersion": "7"}
     assert [each["key"] for each in change["spec"]["taints"]] == ["other"]
     assert without_taint(merge_json(node, change)) is None
-    assert not NodeLabels.of(merge_json(node, change)).starting
+    assert not NodeLabels.from_document(merge_json(node, change)).starting
     assert STARTUP_TAINT.startswith("cache.weightyard.dev/")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cache_agent.api.refusals import Gone
-from cache_agent.prewarm.cluster.backoff import JitteredBackoff
-from cache_agent.prewarm.cluster.watch import Follower
+from cache_agent.api.kube.backoff import JitteredBackoff
+from cache_agent.api.kube.follower import Follower
+from cache_agent.api.kube.refusals import Gone
 from modelimage.errors import RateLimited, Unreachable, WeightyardError
 
 Json = dict[str, Any]
@@ -33,7 +33,7 @@ class ScriptedApi:
     watches: list[list[Any]]
     calls: list[str] = field(default_factory=list)
 
-    async def list(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
+    async def list_all(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
         self.calls.append("list")
         answer = self.lists.pop(0)
         if isinstance(answer, Exception):

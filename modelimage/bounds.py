@@ -1,0 +1,32 @@
+"""Numbers in text that comes from outside: headers, labels, configurations. Bounded before they are converted.
+
+Python converts any length of digits, at a cost that grows with its square, and `str.isdigit` accepts digits such as
+`²` that `int` refuses.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def parse_count(text: object, *, most: int = 10**15) -> int | None:
+    """A whole number from 0 to `most`, written in ASCII digits; None for anything else."""
+    if not isinstance(text, str) or not (text.isascii() and text.isdigit()):
+        return None
+    digits = text.lstrip("0") or "0"
+    if len(digits) > len(str(most)):
+        return None
+    number = int(digits)
+    return number if number <= most else None
+
+
+def clamp(value: object, least: float, most: float) -> float:
+    """A number of a JSON document within bounds. Raises TypeError for what is no number, ValueError for NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"not a number: {type(value).__name__}")
+    # Compared before it is converted: an integer may be too large for a float.
+    if not least <= value:
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("NaN")
+        return least
+    return most if value > most else float(value)

@@ -1,0 +1,153 @@
+"""Watches the controller's kinds of objects and passes every change on to the caches. No decisions here.
+
+One follower per kind lists, watches and lists again when a watch can't be resumed, so deletions that no watch reported
+are noticed. A kind that the cluster doesn't have, such as KEDA's, counts as empty and is looked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+from cache_agent.api.kube.backoff import JitteredBackoff
+from cache_agent.api.kube.follower import Follower
+from cache_agent.api.kube.kube_client import KubeClient
+from modelimage.errors import NotFound, WeightyardError
+from workspace.controller.health_server import NOT_LISTED, Liveness
+from workspace.controller.kube_api import RESOURCES
+from workspace.render import names
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+Name = tuple[str, str]  # namespace, empty for a cluster's objects, and name
+
+# Kinds whose changes by others must be seen; the rest is compared at each resync only.
+WORKSPACES: Final = (
+    "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
+    "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
+    "ScaledObject",
+)  # fmt: skip
+CACHES: Final = ("CachedModel", "NodeCache", "Node")
+# Watched whole; the others are filtered by the Workspace's label.
+_WHOLE: Final = frozenset({"Workspace", *CACHES})
+# Seconds. Short, because a change waits for it after the API server was away.
+_LONGEST_RETRY: Final = 10.0
+
+
+class ObjectCache(Protocol):
+    """Receives object events and caches the objects."""
+
+    def seen(self, document: Json, *, deleted: bool = False) -> None:
+        """Handles the newest state of an object, or its deletion."""
+
+    def known(self, kind: str) -> dict[Name, Json]:
+        """The cached objects of a kind, each with the fields that `seen` needs to remove it."""
+
+
+class KindWatch:
+    """A follower's listener for one kind. `present` is called when the cluster gains or loses the kind."""
+
+    def __init__(
+        self, kind: str, caches: Iterable[ObjectCache], *, liveness: Liveness,
+        present: Callable[[str, bool], None],
+    ) -> None:  # fmt: skip
+        self._kind = kind
+        self._caches = tuple(caches)
+        self._liveness = liveness
+        self._present = present
+        self.synced = asyncio.Event()
+        liveness.watching(kind, NOT_LISTED)
+
+    def replace(self, documents: list[Json]) -> None:
+        """Handles a list: all objects there are; cached ones that aren't among them were deleted."""
+        self._present(self._kind, True)
+        self._replace(documents)
+
+    def put(self, document: Json) -> None:
+        """Handles a new or changed object."""
+        for cache in self._caches:
+            self._pass_on(cache, document, deleted=False)
+
+    def drop(self, document: Json) -> None:
+        """Handles a deletion."""
+        for cache in self._caches:
+            self._pass_on(cache, document, deleted=True)
+
+    def trouble(self, error: WeightyardError | None) -> None:
+        """Records whether the watch works, for readiness."""
+        if isinstance(error, NotFound):
+            self._present(self._kind, False)
+            self._replace([])
+            error = None
+        if error is not None:
+            logger.warning("%s can't be watched: %s", self._kind, error.message)
+        self._liveness.watching(self._kind, error.message if error else None)
+
+    def _replace(self, documents: list[Json]) -> None:
+        present = {_name(each) for each in documents}
+        for cache in self._caches:
+            for name, document in cache.known(self._kind).items():
+                if name not in present:
+                    self._pass_on(cache, document, deleted=True)
+        for document in documents:
+            self.put(document)
+        self.synced.set()
+
+    def _pass_on(self, cache: ObjectCache, document: Json, *, deleted: bool) -> None:
+        # Items of a list have no kind and apiVersion.
+        typed = {**document, "kind": self._kind, "apiVersion": RESOURCES[self._kind].api}
+        try:
+            cache.seen(typed, deleted=deleted)
+        except Exception:
+            # One odd object must not end the watch that serves all others.
+            logger.exception("%s %s can't be read", self._kind, "/".join(_name(document)))
+
+
+class Watches:
+    """The followers of all kinds. `present` is told which kinds the cluster has."""
+
+    def __init__(
+        self, client: KubeClient, *, workspaces: ObjectCache, cached_models: ObjectCache,
+        liveness: Liveness, present: Callable[[str, bool], None],
+    ) -> None:  # fmt: skip
+        caches: Mapping[str, list[ObjectCache]] = {
+            kind: [
+                *([workspaces] if kind in WORKSPACES else ()),
+                *([cached_models] if kind in CACHES else ()),
+            ]
+            for kind in (*WORKSPACES, *CACHES)
+        }
+        self._listeners = {
+            kind: KindWatch(kind, found, liveness=liveness, present=present)
+            for kind, found in caches.items()
+        }
+        self._followers = [
+            Follower(
+                client,
+                RESOURCES[kind].path(None),
+                listener,
+                {} if kind in _WHOLE else {"labelSelector": names.WORKSPACE},
+                backoff=JitteredBackoff(random.random, most=_LONGEST_RETRY),
+            )
+            for kind, listener in self._listeners.items()
+        ]
+
+    async def run(self) -> None:
+        """Watches until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for each in self._followers:
+                group.create_task(each.run())
+
+    async def synced(self) -> None:
+        """Waits until every kind was listed once: an object not yet seen must not look deleted."""
+        for each in self._listeners.values():
+            await each.synced.wait()
+
+
+def _name(document: Json) -> Name:
+    metadata = document["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
