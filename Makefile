@@ -22,9 +22,9 @@ test: ## Run every test, with real servers and a real vLLM
 	@scripts/setup.sh base serve system
 	$(PYTEST) $(IN_PARALLEL)
 
-test-fast: ## Run the tests that need neither servers nor vLLM nor patience
-	@scripts/setup.sh base serve
-	$(PYTEST) $(IN_PARALLEL) -m "not servers and not vllm and not slow"
+test-fast: ## Run the tests that need no servers, no torch and no vLLM, and take seconds
+	@scripts/setup.sh base
+	$(PYTEST) $(IN_PARALLEL) -p tests.without_torch -m "not servers and not vllm and not torch and not slow"
 
 # with `serve`, so that types are checked against torch and the numpy that vLLM pins, on every machine alike
 check: ## Check format, lint, types, imports and docs

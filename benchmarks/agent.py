@@ -27,8 +27,8 @@ from typing import Final
 import kmock
 import yaml
 
+from benchmarks.prewarming import kubeconfig
 from benchmarks.pull import cpu_of, published
-from benchmarks.wanted import kubeconfig
 from cache_agent.api.cached_model import PLURAL
 from cache_agent.api.control_client import AgentClient
 from cache_agent.api.kube_objects import API_VERSION
@@ -133,7 +133,7 @@ def agent(root: Path, *options: str) -> Iterator[tuple[int, AgentClient]]:
                 if process.poll() is not None:
                     raise SystemExit(Path(log.name).read_text())
                 time.sleep(0.05)
-                client = AgentClient.of_socket(StorePaths(root).socket)
+                client = AgentClient.from_socket(StorePaths(root).socket)
             yield process.pid, client
         finally:
             process.terminate()
@@ -159,7 +159,7 @@ def idle(root: Path, seconds: float, desired_models: int, *options: str) -> tupl
 
 def _wait_for_models(client: AgentClient, count: int) -> None:
     for _ in range(int(_START_SECONDS / _STEP_SECONDS)):
-        wanted = client.status().status.wanted
+        wanted = client.status().status.desired
         if len(wanted) == count and all(each.state == "Ready" for each in wanted):
             return
         time.sleep(_STEP_SECONDS)

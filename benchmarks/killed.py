@@ -26,7 +26,7 @@ from tests.servers.faulty_registry import Fault, FaultyRegistry
 from tests.servers.process import child_environment, wait_until
 from tests.servers.registry import DockerRegistry
 from tests.servers.registry_kinds import KeepsSessions
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 KILLS = 10
 MOST_RATIO = 1.05

@@ -27,7 +27,7 @@ from vllm.model_executor.model_loader.weight_utils import safetensors_weights_it
 
 from cache_agent.residency.pressure import MemoryFacts
 from cache_agent.residency.warmer import PageCacheWarmer
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 LEAST_RATIO: Final = 0.9
 _ANY_PRESSURE: Final = 100.0

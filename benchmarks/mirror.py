@@ -34,7 +34,7 @@ from tests.cache_agent.servers.http_client import fetch
 from tests.servers.containerd import Containerd
 from tests.servers.process import ServerProcess, child_environment, free_port, program, wait_until
 from tests.servers.registry import DockerRegistry
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 _LEAST = {"pull: docker-registry / mirror": 0.95, "blob: nginx / mirror": 0.9}
 _MOST_MEGABYTES = 150

@@ -41,7 +41,7 @@ from tests.servers.containerd import Containerd
 from tests.servers.hub import Hub
 from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 REPOSITORY: Final = "bench/model"
 LEAST_OF_BOUND: Final = 0.85

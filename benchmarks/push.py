@@ -30,7 +30,7 @@ from modelimage.layout import Layout
 from modelimage.push import read_tree
 from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 MOST_RATIO = 1.1
 MOST_MEGABYTES = 300.0

@@ -31,7 +31,7 @@ from quantize.engines import llm_compressor
 from quantize.kernels import kernel
 from quantize.quantizer import QuantizeOptions, quantize_checkpoint
 from quantize.schemes import NUMERICS, QuantizationEngine, Scheme
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 Results = dict[str, dict[str, float]]
 

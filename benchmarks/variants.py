@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 MOST_READ = 1.1
 VARIANTS = ("int8", "int4")

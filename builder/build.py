@@ -12,7 +12,7 @@ from pathlib import Path
 
 from builder.base_image import Base
 from builder.collect import CollectedCheckpoint, collect
-from builder.destination import Destination, check_space, preflight
+from builder.destination import Destination, preflight
 from builder.digest_cache import DigestCache
 from builder.layer_plan import PlannedLayer, plan_layers
 from builder.pack import PackedLayer, Packer
@@ -25,6 +25,7 @@ from builder.sources.interface import ModelSource
 from builder.survey import Survey, survey
 from builder.variants import BuiltVariant, QuantizeChoices, check_variants, quantized_variant
 from modelimage.digest import Digest
+from modelimage.durable import check_space
 from modelimage.publication import Publication, publication
 from modelimage.record import Record
 from modelimage.referrers import attach
@@ -107,10 +108,12 @@ def build(
     # Before anything is fetched: a limit of the registry must not be found after hours of work.
     for doubt in preflight(destination, options.variants, expected, base_layers=below):
         tools.reporter.say(doubt)
-    staged = not may_pass(plan.survey, destination, options)
+    # Streaming needs no space here, but what is converted, quantized or split must be on this disk.
+    staged = not may_stream(plan.survey, destination, options)
     published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
     # From headers alone: a variant that can't be made must fail before hours of work.
     check_variants(published, options.variants, options.quantize)
+    # Stated in the record: the files then have other digests than the publisher's.
     made = {"convertedFrom": "pickle"} if published.converted else {}
     origin = Origin(source.uri, source.revision, made)
     packed = []
@@ -128,12 +131,12 @@ def build(
     return result
 
 
-def may_pass(surveyed: Survey, destination: Destination, options: BuildOptions) -> bool:
+def may_stream(surveyed: Survey, destination: Destination, options: BuildOptions) -> bool:
     """Whether weights can be streamed from source to destination: only if they are published unchanged. Pure."""
     limit = options.max_layer_size
     split = limit is not None and any(is_large(file, limit) for file in surveyed.planned())
     made = surveyed.selection.pickles or options.variants != (DEFAULT_VARIANT,) or split
-    return destination.passing is not None and not options.staged and not made
+    return destination.streamed is not None and not options.staged and not made
 
 
 def _split(variant: BuiltVariant, limit: int | None, reporter: Reporter) -> BuiltVariant:
@@ -150,12 +153,12 @@ def pack_variant(
     """Compute the digests of a variant's files, store them if the destination needs it, and make the record."""
     checkpoint = variant.checkpoint
     layers = plan_layers(checkpoint.files)
-    packer = Packer(checkpoint, tools.remembered, destination.layout, destination.passing)
+    packer = Packer(checkpoint, tools.remembered, destination.layout, destination.streamed)
     missing = packer.missing(layers)
     if destination.layout is not None:
-        check_space(destination.layout.path, (layer.size for layer in missing))
+        check_space(destination.layout.path, sum(layer.size for layer in missing))
     size = sum(file.size for file in checkpoint.files)
-    verb = "passing on" if checkpoint.remote else "packing"
+    verb = "streaming" if checkpoint.remote else "packing"
     with tools.reporter.progress(f"{verb} {variant.name}", size) as bar:
         # A resumed build starts at the progress it had reached.
         bar.resume(size - sum(layer.content_size for layer in missing))
@@ -198,7 +201,8 @@ def publish_variants(
             artifact = quality_artifact(subject, each.quality, variant=each.record.variant)
             attach(destination.writer, artifact)
     set_tags(planned, destination.writer)
-    return BuildResult(planned, records, _with_passed(sent, variants) or _written(variants))
+    # A layout got its layers while they were hashed, so there the digest cache tells what is new.
+    return BuildResult(planned, records, _with_streamed(sent, variants) or _written(variants))
 
 
 def _send(
@@ -210,7 +214,7 @@ def _send(
 ) -> Sent | None:
     """Send what the destination lacks. None for a layout, whose layers were written while they were hashed."""
     below = base.reader if base else None
-    if not destination.tells_progress:
+    if not destination.reports_progress:
         sent = send(planned, sources, destination.writer, Silent(), base=below)
         return None if destination.layout is not None else sent
     total = sum(layer.size for layer in planned.layers)
@@ -219,12 +223,12 @@ def _send(
         return send(planned, sources, destination.writer, bar, base=below)
 
 
-def _with_passed(sent: Sent | None, variants: Sequence[PackedVariant]) -> Sent | None:
+def _with_streamed(sent: Sent | None, variants: Sequence[PackedVariant]) -> Sent | None:
     """Count layers streamed during packing as sent, although they existed when the rest was sent."""
     if sent is None:
         return None
-    passed = sum(layer.layer.size for each in variants for layer in each.layers if layer.passed)
-    return Sent(sent.sent + passed, sent.held - passed)
+    streamed = sum(layer.layer.size for each in variants for layer in each.layers if layer.streamed)
+    return Sent(sent.sent + streamed, sent.held - streamed)
 
 
 def _written(variants: Sequence[PackedVariant]) -> Sent:

@@ -23,7 +23,7 @@ class BuildDir:
     directory: Path
 
     @classmethod
-    def of(cls, root: Path, locations: Mapping[str, Path]) -> BuildDir:
+    def from_locations(cls, root: Path, locations: Mapping[str, Path]) -> BuildDir:
         """The directory under `root` for a source in its current state. Raises NotFound, AccessDenied."""
         # Inode and device as well: a replaced file may have the same size and time.
         state = [[path, *_state(location)] for path, location in sorted(locations.items())]

@@ -77,6 +77,7 @@ _CONSOLIDATED: Final = "consolidated*.safetensors"
 def classify(path: str) -> Verdict:
     """Classify one path, relative to the checkpoint's root."""
     *folders, name = path.lower().split("/")
+    # First of all rules: .git and download caches repeat the weights under other names.
     if any(part.startswith(".") for part in (*folders, name)):
         return Ignored("hidden")
     if path == RECORD_NAME:
@@ -99,12 +100,12 @@ def _by_name(name: str) -> Verdict:
         (_DOCS, Packed(Role.DOC)),
         (("*.py",), Packed(Role.CODE)),
         (_CONFIG, Packed(Role.CONFIG)),
-        (_MEDIA, Ignored("picture, sound or notebook: nothing that a model server reads")),
+        (_MEDIA, Ignored("picture, sound or notebook, which no model server reads")),
     )
     for patterns, verdict in rules:
         if _matches(name, patterns):
             return verdict
-    return Ignored("not a kind of file that a model server reads; --include packs it")
+    return Ignored("a file type that no model server reads; --include packs it")
 
 
 @dataclass(frozen=True, slots=True)

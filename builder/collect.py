@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from builder.build_dir import BuildDir
-from builder.completeness import (
+from builder.convert import convert, converted_names, write_index
+from builder.layer_plan import PlannedFile
+from builder.licence import MAX_BYTES, licence, states_licence
+from builder.reporter import Reporter
+from builder.sources.interface import RemoteFile, SourceFile
+from builder.survey import Survey
+from modelimage.checkpoint_files import (
     INDEX,
     WeightIndex,
     check_shards,
@@ -21,12 +27,6 @@ from builder.completeness import (
     read_json,
     take_header,
 )
-from builder.convert import convert, converted_names, write_index
-from builder.layer_plan import PlannedFile
-from builder.licence import MAX_BYTES, licence, states_licence
-from builder.reporter import Reporter
-from builder.sources.interface import RemoteFile, SourceFile
-from builder.survey import Survey
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
@@ -68,9 +68,11 @@ def collect(
     selection = surveyed.selection
     wanted = [surveyed.files[path] for path in (*selection.roles, *selection.pickles)]
     remote = {} if staged else _remote(surveyed)
+    # Configuration is fetched in any case: later steps read it as files.
     here = [file for file in wanted if file.path not in remote]
+    # All before anything is converted: a missing file must not be found after minutes of work.
     locations = _fetch(surveyed, here, reporter)
-    build_dir = BuildDir.of(work_root, locations)
+    build_dir = BuildDir.from_locations(work_root, locations)
     files, index = surveyed.planned(), surveyed.index
     if selection.pickles:
         made = _convert(surveyed, locations, build_dir, reporter)
@@ -102,18 +104,19 @@ def _fetch(surveyed: Survey, wanted: list[SourceFile], reporter: Reporter) -> di
     def fetch(file: SourceFile, advance: Callable[[int], None]) -> Path:
         return surveyed.source.fetch(file, advance)
 
+    # Nothing is transferred: a progress bar would only flicker.
     if surveyed.source.is_local:
         return {file.path: fetch(file, lambda _: None) for file in wanted}
     with reporter.progress("fetching", sum(file.size for file in wanted)) as progress:
 
-        def fetch_told(file: SourceFile, advance: Callable[[int], None]) -> Path:
+        def fetch_counted(file: SourceFile, advance: Callable[[int], None]) -> Path:
             counted = _Counted(advance)
             path = fetch(file, counted)
             # Bytes that were there before don't count as transferred now.
             progress.resume(max(0, file.size - counted.total))
             return path
 
-        paths = run_all(wanted, fetch_told, advance=progress.advance, workers=_FETCHES_AT_ONCE)
+        paths = run_all(wanted, fetch_counted, advance=progress.advance, workers=_FETCHES_AT_ONCE)
     return {file.path: path for file, path in zip(wanted, paths, strict=True)}
 
 
@@ -182,6 +185,7 @@ def checked(
         if file.path not in away:
             _check_size(file, locations[file.path])
     headers = _headers([file for file in files if file.role is Role.WEIGHT], locations, away)
+    # Again after a conversion or a split: whoever wrote the files, what is packed was checked as a whole.
     if index is not None:
         check_shards(index, headers)
     check_unique(headers)
@@ -208,6 +212,7 @@ def _headers(
         with contextlib.closing(_generator(remote[file.path].read(0))) as pieces:
             return take_header(pieces, size=file.size, name=file.path)
 
+    # In parallel: each header of a remote file costs a round trip or two.
     headers = run_all(weights, read, advance=lambda _: None, workers=_FETCHES_AT_ONCE)
     return {file.path: header for file, header in zip(weights, headers, strict=True)}
 
@@ -232,6 +237,7 @@ def _texts(files: list[PlannedFile], locations: Mapping[str, Path]) -> dict[str,
     for file in files:
         if states_licence(file.path) and file.path in locations:
             location = locations[file.path]
+            # Undecodable bytes are replaced: a licence in another encoding is still recognized by its title.
             with reading(location), location.open("rb") as opened:
                 texts[file.path] = opened.read(MAX_BYTES).decode(errors="replace")
     return texts

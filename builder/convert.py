@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from builder.completeness import INDEX, read_header
 from modelimage import canonical
+from modelimage.checkpoint_files import INDEX, index_document, read_header
 from modelimage.durable import pending_file, write_file, writing
 from modelimage.errors import InvalidCheckpoint, InvalidInput, UnsafePickle
 from modelimage.safetensors import build_header
@@ -71,12 +71,7 @@ def convert(source: Path, target: Path, *, name: str, tied: bool) -> None:
 
 def write_index(folder: Path, shards: list[str]) -> None:
     """Write the index of several converted shards in the root, as in checkpoints on the Hub."""
-    headers = {shard: read_header(folder / shard, name=shard) for shard in shards}
-    weight_map = {
-        tensor.name: shard for shard, header in headers.items() for tensor in header.tensors
-    }
-    total = sum(header.data_size for header in headers.values())
-    document = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    document = index_document({shard: read_header(folder / shard) for shard in shards})
     with writing(folder / INDEX):
         write_file(folder / INDEX, canonical.to_bytes(document))
 
@@ -93,6 +88,7 @@ def _load(source: Path, name: str) -> dict[str, torch.Tensor]:
         )
     try:
         loaded = _torch_load(source)
+    # What `weights_only` refuses to build may be an attack: never loaded another way.
     except pickle.UnpicklingError as error:
         raise UnsafePickle(
             f"{name} holds more than tensors, so it can't be converted safely",
@@ -101,7 +97,7 @@ def _load(source: Path, name: str) -> dict[str, torch.Tensor]:
     except _UNREADABLE as error:
         reason = str(error).split("\n", 1)[0][:200]
         raise InvalidCheckpoint(
-            f"{name} is no readable torch file: {reason}", hint="Download the checkpoint again."
+            f"{name} isn't a readable torch file: {reason}", hint="Download the checkpoint again."
         ) from error
     return _state_dict(loaded, name)
 
@@ -130,7 +126,7 @@ def _state_dict(loaded: Any, name: str) -> dict[str, torch.Tensor]:
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise InvalidCheckpoint(
-                f"{name} holds {key!r:.80}, which is {type(value).__name__} and no tensor",
+                f"{name} holds {key!r:.80}, which is {type(value).__name__} and not a tensor",
                 hint="Leave it out with --exclude if it isn't the model's weights.",
             )
     return dict(loaded)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,11 +11,11 @@ from typing import Final
 from builder.layer_plan import PlannedLayer
 from builder.publish import put_document
 from modelimage import mediatypes
-from modelimage.access import Access, open_place
+from modelimage.access import Access, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.durable import reading
-from modelimage.errors import InvalidInput, NoSpace, NotWritable
+from modelimage.durable import nearest_existing
+from modelimage.errors import InvalidInput, NotWritable
 from modelimage.layout import Layout
 from modelimage.publication import Document
 from modelimage.recipe import models_link_layer
@@ -28,9 +27,9 @@ from modelimage.reference import (
     RegistryReference,
     check_tag,
 )
-from modelimage.registry.preflight import RegistryLimit, findings
+from modelimage.registry.preflight import findings, raise_fatal
 from modelimage.registry.profiles import profile_for
-from modelimage.repository import ImageWriter, PassingWriter
+from modelimage.repository import ImageWriter, StreamedWriter
 
 # The layers of the record and of the link.
 FIXED_LAYERS: Final = 2
@@ -40,13 +39,13 @@ FIXED_LAYERS: Final = 2
 class Destination:
     """An open destination. `layout` is set if layers can be written while they are hashed.
 
-    `passing` accepts layers whose files stayed at their source; None if the destination can't.
+    `streamed` accepts layers whose files stayed at their source; None if the destination can't.
     """
 
     reference: ImageReference
     writer: ImageWriter
     layout: Layout | None = None
-    passing: PassingWriter | None = None
+    streamed: StreamedWriter | None = None
 
     @property
     def version(self) -> str:
@@ -54,7 +53,7 @@ class Destination:
         return self.reference.tag or DEFAULT_TAG
 
     @property
-    def tells_progress(self) -> bool:
+    def reports_progress(self) -> bool:
         """Whether sending layers moves bytes: a layout already has them by then, an engine reads them later."""
         return isinstance(self.reference, RegistryReference)
 
@@ -72,9 +71,9 @@ def open_destination(
     if reference.digest is not None:
         raise InvalidInput(
             f"can't build to a digest: {reference}",
-            hint="Name a tag; the digest is what the build gives.",
+            hint="Give a tag instead: the digest is known after the build.",
         )
-    writer = open_place(reference, access, mount_from=mount_from)
+    writer = open_image_repository(reference, access, mount_from=mount_from)
     layout = writer if isinstance(writer, Layout) else None
     return Destination(reference, writer, layout, writer)
 
@@ -104,6 +103,7 @@ def preflight(
     if isinstance(destination.reference, LayoutReference):
         check_writable(destination.reference.path)
         return []
+    # An engine loads the whole image at the end, so there is nothing to try before.
     if isinstance(destination.reference, EngineReference):
         return []
     doubts = _check_limits(destination.reference, layers, base_layers)
@@ -122,40 +122,18 @@ def _check_limits(
         layer_sizes=[layer.size for layer in layers],
         layer_count=len(layers) + FIXED_LAYERS + base_layers,
     )
-    for finding in found:
-        if finding.fatal:
-            raise RegistryLimit(finding.message, hint=finding.hint)
-    return [f"{finding.message}. {finding.hint}" for finding in found]
+    return [f"{finding.message}. {finding.hint}" for finding in raise_fatal(found)]
 
 
 def check_writable(directory: Path) -> None:
     """Raise NotWritable unless new files can be created in a directory, or in the one it would be created in."""
-    there = _nearest(directory)
+    there = nearest_existing(directory)
     if not there.is_dir():
         raise NotWritable(
             f"can't write {directory}: {there} is not a directory", hint="Choose another directory."
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise NotWritable(
-            f"can't write {directory}: {there} takes no new files",
+            f"can't write {directory}: {there} isn't writable",
             hint="Choose a directory that you may write to.",
-        )
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or its nearest existing parent."""
-    path = path.absolute()
-    return next((each for each in (path, *path.parents) if each.exists()), path)
-
-
-def check_space(directory: Path, layer_sizes: Iterable[int]) -> None:
-    """Raise NoSpace if layers of these sizes in bytes don't fit in the filesystem of `directory`."""
-    needed = sum(layer_sizes)
-    there = _nearest(directory)
-    with reading(there):
-        free = shutil.disk_usage(there).free
-    if needed > free:
-        raise NoSpace(
-            f"{directory} needs {needed} bytes for the layers and has {free} free",
-            hint="Free space there, or build to another disk or a registry.",
         )

@@ -45,6 +45,7 @@ class EngineWriter:
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Record a manifest; if it is an index with a tag, load its image for the engine's platform."""
+        # Kept in memory: the engine gets an image only whole, and asks for nothing before.
         self._manifests[descriptor.digest] = data
         # Only an index has image manifests, which the engine can load.
         if tag is not None and descriptor.media_type in INDEX_TYPES:

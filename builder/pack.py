@@ -22,40 +22,40 @@ from modelimage.hasher import EMPTY_FILE, LayerDigests, hash_layer
 from modelimage.layer_source import StreamingLayer
 from modelimage.layout import Layout
 from modelimage.record import RecordFile, RecordLayer
-from modelimage.repository import PassingContent, PassingWriter
+from modelimage.repository import StreamedContent, StreamedWriter
 from modelimage.stage_workers import available_cores, run_all
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, reading and writing.
 _CORES_PER_LAYER = 3
 _MOST_AT_ONCE = 8
-_PASSES_AT_ONCE = 4
+_STREAMS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLayer:
     """A layer with known digests, and its files as listed in the record. `remembered`: the digests were cached.
 
-    `passed`: the destination received the layer in the same pass.
+    `streamed`: the destination received the layer in the same pass.
     """
 
     plan: PlannedLayer
     layer: RecordLayer
     files: tuple[RecordFile, ...]
     remembered: bool
-    passed: bool = False
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Packer:
     """Computes the digests of a checkpoint's layers, and stores the layers in the same pass if possible.
 
-    `layout` receives every layer; `passing` receives those with files that stayed at their source.
+    `layout` receives every layer; `streamed` receives those with files that stayed at their source.
     """
 
     checkpoint: CollectedCheckpoint
     remembered: DigestCache
     layout: Layout | None = None
-    passing: PassingWriter | None = None
+    streamed: StreamedWriter | None = None
 
     def pack(
         self, layers: Sequence[PlannedLayer], advance: Callable[[int], None]
@@ -67,7 +67,7 @@ class Packer:
         workers = max(1, min(_MOST_AT_ONCE, available_cores() // _CORES_PER_LAYER))
         if self.checkpoint.remote:
             # Streamed layers wait for the network, not for cores.
-            workers = max(workers, _PASSES_AT_ONCE)
+            workers = max(workers, _STREAMS_AT_ONCE)
         return run_all(layers, self._pack, advance=advance, workers=workers)
 
     def missing(self, layers: Sequence[PlannedLayer]) -> list[PlannedLayer]:
@@ -88,13 +88,13 @@ class Packer:
         known = self._known(layer, key)
         if known is not None:
             return _packed(layer, known, remembered=True)
-        passes = any(file.path in self.checkpoint.remote for file in layer.files)
-        read = self._pass if passes else self._read
+        away = any(file.path in self.checkpoint.remote for file in layer.files)
+        read = self._stream if away else self._read
         digests = read(layer, advance)
         # Under the key from before the read, and only once the whole layer is stored.
         if key:
             self.remembered.remember(key, digests)
-        return _packed(layer, digests, remembered=False, passed=passes)
+        return _packed(layer, digests, remembered=False, streamed=away)
 
     def _is_stored(self, layer: PlannedLayer, digest: Digest) -> bool:
         # For a layout, known digests aren't enough: it needs the bytes as well.
@@ -105,29 +105,33 @@ class Packer:
         locate = self.checkpoint.locations.__getitem__
         if self.layout is None:
             return hash_layer(layer.recipe, locate, progress=advance)
+        # Written while it is hashed: a second pass over hundreds of gigabytes would double the build's time.
         with self.layout.ingest() as ingest:
             digests = hash_layer(layer.recipe, locate, sink=ingest.write, progress=advance)
             ingest.commit(digests.digest)
         return digests
 
-    def _pass(self, layer: PlannedLayer, advance: Callable[[int], None]) -> LayerDigests:
+    def _stream(self, layer: PlannedLayer, advance: Callable[[int], None]) -> LayerDigests:
         """Send a layer while computing its digests, which are compared with the source's before it is committed."""
         checkpoint, recipe = self.checkpoint, layer.recipe
         source = LayerSource(recipe, checkpoint.locations, checkpoint.remote)
-        passing = StreamingLayer(recipe, source.read_slice)
+        stream = StreamingLayer(recipe, source.read_slice)
 
         # Called after the last byte, before the blob gets its name: a wrong file is never stored.
         def digest() -> Digest:
-            found = passing.digests()
+            found = stream.digests()
             check_claims(_packed(layer, found).files, checkpoint.claimed)
             return found.digest
 
-        if self.passing is None:
-            raise InvalidInput("the destination takes no layers that pass", hint="Add --stage.")
-        content = PassingContent(self._name(layer), recipe.size, passing.read, digest)
-        with contextlib.closing(passing):
-            self.passing.put_passing(content, advance)
-        return passing.digests()
+        if self.streamed is None:
+            raise InvalidInput(
+                "the destination doesn't accept streamed layers", hint="Add --stage."
+            )
+        # A name for bytes without a digest: the state of an interrupted upload is stored under it.
+        content = StreamedContent(self._name(layer), recipe.size, stream.read, digest)
+        with contextlib.closing(stream):
+            self.streamed.put_streamed(content, advance)
+        return stream.digests()
 
     def _name(self, layer: PlannedLayer) -> str:
         """A name for the layer's bytes that is the same in other processes, to resume the upload."""
@@ -135,11 +139,11 @@ class Packer:
         parts = [
             [f.path, f.size, remote[f.path].identity if f.path in remote else ""] for f in files
         ]
-        return f"passing-{Digest.of(canonical.to_bytes(parts)).hex}"
+        return f"streamed-{Digest.of(canonical.to_bytes(parts)).hex}"
 
 
 def _packed(
-    layer: PlannedLayer, digests: LayerDigests, *, remembered: bool = False, passed: bool = False
+    layer: PlannedLayer, digests: LayerDigests, *, remembered: bool = False, streamed: bool = False
 ) -> PackedLayer:
     files = []
     for file in layer.files:
@@ -155,4 +159,4 @@ def _packed(
             )
         )
     record_layer = RecordLayer(digests.digest, layer.size, layer.role)
-    return PackedLayer(layer, record_layer, tuple(files), remembered, passed)
+    return PackedLayer(layer, record_layer, tuple(files), remembered, streamed)

@@ -6,7 +6,6 @@ content that the destination already has is not sent again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,8 @@ from builder.sources.interface import RemoteFile
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.durable import reading
-from modelimage.errors import InvalidCheckpoint, NotFound
-from modelimage.hasher import fill
+from modelimage.errors import NotFound
+from modelimage.filestream import file_pieces
 from modelimage.publication import Document, Publication
 from modelimage.push import find_present, plan_push, relayed
 from modelimage.ranges import ByteRange
@@ -29,7 +27,6 @@ from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from modelimage.stage_workers import both, run_all
 
 SENDS_AT_ONCE: Final = 4
-_BUFFER_SIZE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class LayerSource:
         """The bytes of a file slice. A buffer is valid until the next one."""
         away = self.remote.get(piece.file.path)
         if away is None:
-            return _slice_bytes(piece, self.locations[piece.file.path])
+            return file_pieces(self.locations[piece.file.path], piece.start, len(piece))
         return _remote_bytes(piece, away)
 
 
@@ -75,6 +72,7 @@ def send(
         for layer in publication.layers
     ]
     layers += publication.bases
+    # All are looked up before the first is sent: the total that progress shows is then right.
     plan = plan_push(layers, find_present(writer, layers))
     held = sum(layer.size for layer in plan.held)
     progress.resume(held)
@@ -99,7 +97,7 @@ def _content(
     if source is not None:
         return BlobContent(layer, lambda offset: blob_bytes(source, offset))
     if base is None:
-        raise NotFound(f"nobody knows where layer {layer.digest} is")
+        raise NotFound(f"the location of layer {layer.digest} is unknown")
     return relayed(base, layer)
 
 
@@ -130,33 +128,10 @@ def blob_bytes(source: LayerSource, offset: int) -> Iterator[memoryview | bytes]
 
 def _remote_bytes(piece: FileSlice, file: RemoteFile) -> Iterator[memoryview]:
     left = len(piece)
+    # A remote read goes on to the end of the file, which may be beyond the slice.
     for data in file.read(piece.start):
         view = memoryview(data)[:left]
         left -= len(view)
         yield view
         if not left:
             return
-
-
-def _slice_bytes(piece: FileSlice, location: Path) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(_BUFFER_SIZE, len(piece))))
-    with reading(location):
-        descriptor = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with reading(location):
-            os.lseek(descriptor, piece.start, os.SEEK_SET)
-        left = len(piece)
-        while left:
-            view = buffer[: min(left, len(buffer))]
-            with reading(location):
-                count = fill(view, lambda rest: os.readv(descriptor, [rest]))
-            # Only the length is checked here: changed bytes fail the destination's digest check.
-            if count < len(view):
-                raise InvalidCheckpoint(
-                    f"{location} became shorter while it was sent",
-                    hint="Wait until nothing writes to the checkpoint any more, then build again.",
-                )
-            yield view
-            left -= count
-    finally:
-        os.close(descriptor)

@@ -6,19 +6,20 @@ limit, and their layers, are unchanged. Each part is written atomically, so an i
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from builder.collect import CollectedCheckpoint, checked
-from builder.completeness import INDEX, WeightIndex, read_header, read_json
 from builder.layer_plan import PlannedFile, plan_layers
 from builder.reporter import Reporter
+from builder.source_digests import check_claim
 from modelimage import canonical, tar
-from modelimage.durable import pending_file, reading, write_file, writing
-from modelimage.errors import DigestMismatch, InvalidCheckpoint, InvalidInput
+from modelimage.checkpoint_files import INDEX, WeightIndex, index_document, read_header, read_json
+from modelimage.durable import pending_file, write_file, writing
+from modelimage.errors import InvalidInput
+from modelimage.filestream import file_pieces
 from modelimage.hasher import hash_file
 from modelimage.record import Role
 from modelimage.safetensors import Header, TensorInfo, build_header
@@ -46,6 +47,7 @@ def plan_parts(name: str, header: Header, limit: int) -> tuple[Part, ...]:
     room = limit - LAYER_OVERHEAD - header.data_offset - tar.BLOCK
     groups: list[list[TensorInfo]] = [[]]
     size = 0
+    # In the file's order, never by size: equal sources give equal parts, and each part is read in one sweep.
     for tensor in header.tensors:
         if tensor.size > room:
             raise InvalidInput(
@@ -83,6 +85,7 @@ def reshard(
     Parts go into `folder` of the build directory. Raises InvalidInput if it isn't possible, NoSpace, NotWritable.
     """
     large = [file for file in checkpoint.files if is_large(file, limit)]
+    # Unchanged: its layers then keep the digests that registries already have.
     if not large:
         return checkpoint
     target = checkpoint.build_dir.folder(folder)
@@ -102,6 +105,7 @@ def reshard(
                 if not (target / part.name).exists():
                     _write_part(source, headers[file.path], part, target / part.name)
             progress.advance(file.size)
+    # After all parts: an index in the build directory names only files that exist.
     document = _index(checkpoint, headers, parts)
     with writing(target / INDEX):
         write_file(target / INDEX, canonical.to_bytes(document))
@@ -114,15 +118,9 @@ def reshard(
 
 def _check_claim(checkpoint: CollectedCheckpoint, path: str) -> None:
     """Compare the whole file with its source's sha256, which isn't possible after the split."""
-    claimed = checkpoint.claimed.get(path)
-    if claimed is None:
-        return
-    digest = hash_file(checkpoint.locations[path]).digest
-    if digest != claimed:
-        raise DigestMismatch(
-            f"{path} has sha256 {digest.hex}, but its source says {claimed.hex}",
-            hint="The downloaded copy is damaged: remove it from the cache and build again.",
-        )
+    if path in checkpoint.claimed:
+        digest = hash_file(checkpoint.locations[path]).digest
+        check_claim(path, digest, checkpoint.claimed)
 
 
 def is_large(file: PlannedFile, limit: int) -> bool:
@@ -131,7 +129,7 @@ def is_large(file: PlannedFile, limit: int) -> bool:
         return False
     if "/" in file.path:
         raise InvalidInput(
-            f"{file.path} has {file.size} bytes and stands in a folder, where no index could say how it is split",
+            f"{file.path} has {file.size} bytes and is in a subdirectory, where no index can describe its parts",
             hint="Leave it out with --exclude, or choose a registry that takes larger layers.",
         )
     return True
@@ -174,13 +172,7 @@ def _index(
     if INDEX in checkpoint.locations and any(file.path == INDEX for file in checkpoint.files):
         document = read_json(checkpoint.locations[INDEX], name=INDEX)
     else:
-        root = {path: header for path, header in headers.items() if "/" not in path}
-        document = {
-            "metadata": {"total_size": sum(header.data_size for header in root.values())},
-            "weight_map": {
-                tensor.name: path for path, header in root.items() for tensor in header.tensors
-            },
-        }
+        document = index_document({p: header for p, header in headers.items() if "/" not in p})
     moved = {
         tensor.name: part.name
         for each in parts.values()
@@ -195,26 +187,9 @@ def _write_part(source: Path, header: Header, part: Part, target: Path) -> None:
     with writing(target), pending_file(target.parent) as pending:
         pending.write(build_header(layout, header.metadata))
         for tensor in part.tensors:
-            for piece in _tensor_bytes(source, header.data_offset + tensor.start, tensor.size):
+            for piece in file_pieces(source, header.data_offset + tensor.start, tensor.size):
                 pending.write(piece)
         pending.publish(target)
-
-
-def _tensor_bytes(source: Path, start: int, size: int) -> Iterator[memoryview]:
-    """Bytes of a file; a buffer is valid until the next one."""
-    buffer = memoryview(bytearray(min(size, _BUFFER_BYTES)))
-    with reading(source), source.open("rb", buffering=0) as file:
-        os.lseek(file.fileno(), start, os.SEEK_SET)
-        left = size
-        while left:
-            count = file.readinto(buffer[: min(left, len(buffer))])
-            if not count:
-                raise InvalidCheckpoint(
-                    f"{source} became shorter while it was read",
-                    hint="Wait until nothing writes to the checkpoint any more, then build again.",
-                )
-            yield buffer[:count]
-            left -= count
 
 
 def _check_layers(checkpoint: CollectedCheckpoint, limit: int) -> None:
@@ -223,7 +198,7 @@ def _check_layers(checkpoint: CollectedCheckpoint, limit: int) -> None:
     largest = max(layer.size for layer in layers if layer.role is Role.WEIGHT)
     if largest > limit:
         raise InvalidInput(
-            f"layers of at most {limit} bytes would be more than a container runtime can stack, so some share "
-            f"{largest} bytes",
+            f"layers of at most {limit} bytes would be more layers than a container runtime supports, "
+            f"so some have up to {largest} bytes",
             hint="Give a larger --max-layer-size.",
         )

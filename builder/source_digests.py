@@ -12,9 +12,14 @@ from modelimage.record import RecordFile
 def check_claims(files: Sequence[RecordFile], claimed: Mapping[str, Digest]) -> None:
     """Raise DigestMismatch for the first file whose digest differs from its source's."""
     for file in files:
-        promised = claimed.get(file.path)
-        if promised is not None and promised != file.digest:
-            raise DigestMismatch(
-                f"{file.path} has sha256 {file.digest.hex}, but its source says {promised.hex}",
-                hint="The downloaded copy is damaged: remove it from the cache and build again.",
-            )
+        check_claim(file.path, file.digest, claimed)
+
+
+def check_claim(path: str, digest: Digest, claimed: Mapping[str, Digest]) -> None:
+    """Raise DigestMismatch if the source states another digest for this file."""
+    stated = claimed.get(path)
+    if stated is not None and stated != digest:
+        raise DigestMismatch(
+            f"{path} has sha256 {digest.hex}, but its source says {stated.hex}",
+            hint="The downloaded copy is damaged: remove it from the cache and build again.",
+        )

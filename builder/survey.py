@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from builder.classify import Classification, select
-from builder.completeness import CONFIG, INDEX, WeightIndex, read_json, unlisted_weights
 from builder.layer_plan import PlannedFile
 from builder.sources.interface import ModelSource, SourceFile
+from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json, unlisted_weights
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 
 
@@ -50,6 +50,7 @@ def survey(
     listing = source.list()
     files = {file.path: file for file in listing.files}
     selection = select(files, include=include, exclude=exclude)
+    # What the source left out is shown with its reason, like any other file.
     selection = selection.also_ignored(listing.ignored)
     # Before any file is fetched.
     _check_weights(selection, source, convert_pickle=convert_pickle)

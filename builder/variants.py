@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from builder.classify import select
 from builder.collect import CollectedCheckpoint, checked
-from builder.completeness import CONFIG, INDEX, WeightIndex, read_json
 from builder.layer_plan import SHARED_ROLES, PlannedFile
 from builder.reporter import Reporter
 from builder.sources.local import LocalSource
 from modelimage import canonical
+from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json
 from modelimage.durable import reading, write_file, writing
 from modelimage.errors import UnknownVariant
 from modelimage.record import Role
@@ -111,6 +111,7 @@ def quantized_variant(
     """
     out = published.build_dir.folder("variants") / f"{name}-{_choice_key(choices)}"
     made = _finished(out)
+    # Quantizing takes minutes to hours: what an interrupted build finished is used again.
     if made is None:
         made = _quantize(_view(published), out, name, choices, reporter)
     _check_gates(made, choices.evaluation)
@@ -122,6 +123,7 @@ def quantized_variant(
 def _choice_key(choices: QuantizeChoices) -> str:
     """A key of the choices that affect the result. Gates don't: they judge a result without changing it."""
     evaluation = choices.evaluation
+    # Files by size, time and inode instead of their digest: this runs on every build.
     parts = [
         choices.engine,
         str(choices.group_size),

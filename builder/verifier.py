@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from modelimage import canonical, mediatypes
-from modelimage.descriptor import Descriptor
+from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, WeightyardError
@@ -35,7 +35,7 @@ from modelimage.stage_workers import run_all
 
 # Hashing one file already keeps several cores busy.
 _READS_AT_ONCE: Final = 2
-_NO_RECIPE: Final = Recipe.of(())
+_NO_RECIPE: Final = Recipe.from_segments(())
 
 Advance = Callable[[int], None]
 
@@ -63,7 +63,7 @@ class Verification:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise DigestMismatch(
                 f"{first.where}: {first.what}{more}",
-                hint="Fetch or build it again; what is damaged can't be repaired in place.",
+                hint="Fetch or build it again: damaged content can't be repaired in place.",
             )
 
 
@@ -89,10 +89,11 @@ def image_contents(reader: ImageReader, name: str) -> ImageContents:
     blobs: dict[Digest, Descriptor] = {}
     records: dict[Digest, Record] = {}
     for manifest in manifests:
-        layers = _blobs(
-            canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
-        )
-        blobs.update({blob.digest: blob for blob in layers})
+        what = f"manifest {manifest.digest}"
+        document = canonical.parse(reader.manifest(manifest), what=what)
+        layers = descriptors(document, "layers", what=what)
+        config = Descriptor.from_json(document.get("config"))
+        blobs.update({blob.digest: blob for blob in (config, *layers)})
         # Manifests of other formats in the index have no record; their blobs are verified all the same.
         if any(_role(blob) == Role.RECORD.value for blob in layers):
             record = resolve_model(reader, str(manifest.digest)).record
@@ -220,20 +221,13 @@ def _check_blob(
         yield Problem(name, f"the blob's bytes have the digest {found.digest}")
     # Configs, links and base layers are in no record and have no recipe.
     if holders and not found.follows_recipe:
-        yield Problem(name, "the layer holds other files than the record says")
+        yield Problem(name, "the layer has other files than the record")
     # All records are compared: variants that share a layer may still state different digests.
     for record in holders:
         for file in record.layer_files(blob.digest):
             digests = found.files.get(file.path) if file.size else EMPTY_FILE
             if digests is not None:
                 yield from compare(file, digests)
-
-
-def _blobs(manifest: dict[str, Any]) -> list[Descriptor]:
-    layers = manifest.get("layers")
-    if not isinstance(layers, list):
-        raise InvalidImage("malformed manifest: no list of layers")
-    return [Descriptor.from_json(value) for value in (manifest.get("config"), *layers)]
 
 
 def _role(blob: Descriptor) -> str | None:

@@ -34,6 +34,7 @@ from pydantic import (
 from cache_agent.net.listen_addresses import Address
 from cache_agent.store.space import Amount
 from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.hub import DEFAULT_ENDPOINT
 
 PREFIX = "WEIGHTYARD_"
 
@@ -62,19 +63,22 @@ class _Section(BaseModel):
 class FetchSection(_Section):
     """Settings of fetching. Rates in bytes per second (100MB); 0: no cap."""
 
-    streams: int = Field(default=4, ge=1, le=64, description="Transfers at once, at most.")
+    streams: int = Field(
+        default=4, ge=1, le=64, description="Maximum number of concurrent transfers."
+    )
     stall_seconds: float = Field(
-        default=10.0, gt=0, description="Without a byte for so long, a source is left for the next."
+        default=10.0, gt=0, description="Switch sources after this many seconds without data."
     )
     slow_rate: AmountText = Field(
         default="1MB",
-        description="A transfer slower than that, in bytes a second, has another source tried. 0: never.",
+        description="Below this rate, in bytes per second, try another source. 0: never.",
     )
     bandwidth: AmountText = Field(
-        default="0", description="Cap of all transfers, in bytes a second: 100MB. 0: none."
+        default="0", description="Limit for all transfers, in bytes per second: 100MB. 0: none."
     )
     bandwidth_per_source: AmountText = Field(
-        default="0", description="Cap of the transfers from one source, in bytes a second. 0: none."
+        default="0",
+        description="Limit for the transfers from one source, in bytes per second. 0: none.",
     )
 
 
@@ -82,16 +86,13 @@ class MaintenanceSection(_Section):
     """Settings of the store's maintenance: scrubs, leases, copies to the shared store."""
 
     scrub_days: float = Field(
-        default=7.0, ge=0, description="Each file is read again so often. 0: never."
+        default=7.0,
+        ge=0,
+        description="Days between two verifications of each stored file. 0: never.",
     )
     scrub_rate: AmountText = Field(
         default="50MB",
-        description="What scrubs and copies to shared stores may read, in bytes a second.",
-    )
-    interval_seconds: float = Field(
-        default=30.0,
-        gt=0,
-        description="Between two rounds of maintenance: leases, copies to shared stores, scrubs.",
+        description="Limit for reads by scrubs and copies to shared stores, in bytes per second.",
     )
 
 
@@ -113,15 +114,16 @@ class SharedSection(_Section):
     @model_validator(mode="after")
     def _one_of(self) -> SharedSection:
         if (self.s3 is None) == (self.directory is None):
-            raise ValueError("give either s3 or directory")
+            raise ValueError("set either s3 or directory")
         return self
 
 
 class HubSection(_Section):
-    """The Hub as a source of files as published; by default the last one."""
+    """The Hub: a source of files as published, by default the last one, and what the Hub endpoint proxies."""
 
     endpoint: str = Field(
-        default="https://huggingface.co", description="The Hub's address; HF_ENDPOINT beats it."
+        default=DEFAULT_ENDPOINT,
+        description="The Hub's URL; the variable HF_ENDPOINT overrides it.",
     )
 
 
@@ -130,22 +132,17 @@ class TierSection(_Section):
 
     order: tuple[TierName, ...] = Field(
         default=("peer", "shared", "registry", "hub"),
-        description="Which tiers are asked, in which order; one that is left out is off.",
+        description="Tiers to fetch from, in this order; a tier that isn't listed is off.",
     )
     shared: tuple[SharedSection, ...] = Field(
         default=(), description="A shared store: {directory: DIR} or {s3: {bucket: NAME, ...}}."
     )
     populate_shared: bool = Field(
-        default=True, description="Copy to the shared stores what they lack, once per cluster."
+        default=True, description="Copy missing files to the shared stores, once per cluster."
     )
     memory_budget: AmountText = Field(
-        default="0", description="What may be kept in memory. 0: what the machine has available."
-    )
-    memory_pressure: float = Field(
-        default=5.0,
-        gt=0,
-        le=100,
-        description="Percent of the last ten seconds in which tasks waited for memory, above which warming stops.",
+        default="0",
+        description="Maximum size of the memory tier. 0: the machine's available memory.",
     )
     mirrors: Mapping[str, tuple[str, ...]] = Field(
         default_factory=dict,
@@ -156,7 +153,7 @@ class TierSection(_Section):
     @model_validator(mode="after")
     def _once(self) -> TierSection:
         if len(set(self.order)) != len(self.order):
-            raise ValueError("a tier is named twice")
+            raise ValueError("a tier is listed twice")
         return self
 
 
@@ -174,8 +171,11 @@ AddressText = Annotated[str, BeforeValidator(_text), AfterValidator(_address)]
 class CsiSection(_Section):
     """The CSI driver: kubelet's directory, mounted at the same path as on the host, and the mounter's socket."""
 
-    kubelet: Path = Field(default=Path("/var/lib/kubelet"), description="kubelet's directory.")
-    mounter: Path = Field(description="The mounter's socket.")
+    kubelet: Path = Field(
+        default=Path("/var/lib/kubelet"),
+        description="kubelet's directory, mounted at the same path as on the host.",
+    )
+    mounter: Path = Field(description="Unix socket of the mounter.")
 
 
 class ServersSection(_Section):
@@ -186,22 +186,19 @@ class ServersSection(_Section):
     )
     registries: tuple[str, ...] = Field(
         default=(),
-        description="A registry that pods may name; by default the well-known public ones.",
+        description="A registry that models may come from; by default the well-known public ones.",
     )
     hub: AddressText | None = Field(
         default=None,
         description="Serve the Hugging Face Hub's API from the cache (HF_ENDPOINT) at [HOST:]PORT.",
     )
-    hub_upstream: str = Field(
-        default="https://huggingface.co", description="The Hub behind the Hub endpoint."
-    )
     hub_images: tuple[str, ...] = Field(
         default=(),
-        description="Repositories (registry.example/models/*) believed in which Hub repository they came from.",
+        description="Image repositories (registry.example/models/*) trusted to state their Hub origin.",
     )
     observe: AddressText | None = Field(
         default=None,
-        description="Answer /livez, /readyz and /metrics, and nothing else, at [HOST:]PORT.",
+        description="Serve /livez, /readyz and /metrics at [HOST:]PORT.",
     )
     csi: CsiSection | None = None
 
@@ -216,44 +213,49 @@ class PeerSection(_Section):
 class PeerTlsSection(_Section):
     """PEM files for mutual TLS between peers. With TLS, private models are shared too."""
 
-    ca: Path = Field(description="PEM file of the authority that made the peers' certificates.")
+    ca: Path = Field(description="PEM file of the CA that issued the peers' certificates.")
     certificate: Path = Field(description="PEM file of this node's certificate.")
-    key: Path = Field(description="PEM file of its key.")
+    key: Path = Field(description="PEM file of this node's private key.")
     name: str | None = Field(
-        default=None, description="What each peer's certificate must be made out to."
+        default=None, description="DNS name that each peer's certificate must have."
     )
 
 
 class PeersSection(_Section):
     """Settings of the peer tier. Members are listed, found by DNS, or both."""
 
-    listen: AddressText = Field(description="Answer other nodes here: HOST:PORT.")
+    listen: AddressText = Field(description="HOST:PORT to serve other nodes at.")
     advertise: AddressText | None = Field(
         default=None,
-        description="HOST:PORT that the others reach this node at, if not what it listens on.",
+        description="HOST:PORT at which other nodes reach this one; by default `listen`.",
     )
     members: tuple[PeerSection, ...] = Field(
-        default=(), description='A member: {address: "HOST:PORT", zone: ZONE}; may be itself.'
+        default=(), description='A peer: {address: "HOST:PORT", zone: ZONE}; may be this node.'
     )
     dns: AddressText | None = Field(
-        default=None, description="NAME:PORT; each address that DNS has for the name is a member."
+        default=None, description="NAME:PORT; every address that NAME resolves to is a peer."
     )
-    key_file: Path = Field(description="The shared keys, one a line; the first signs.")
+    key_file: Path = Field(
+        description="File with the shared keys, one per line; the first one signs."
+    )
     tls: PeerTlsSection | None = None
-    zone: str = Field(default="", description="This node's zone; by default its Node's label.")
+    zone: str = Field(
+        default="", description="This node's zone; by default the zone label of its Node."
+    )
     zones: Literal["share", "apart"] = Field(
         default="share",
         description="share: one copy for all zones. apart: each zone fetches its own.",
     )
     upload: AmountText = Field(
-        default="0", description="Cap on what is sent to other nodes, bytes per second. 0: none."
+        default="0", description="Limit for sending to other nodes, in bytes per second. 0: none."
     )
-    uploads: int = Field(default=32, ge=1, le=4096, description="Chunks sent at once.")
+    uploads: int = Field(
+        default=32, ge=1, le=4096, description="Maximum number of chunks sent concurrently."
+    )
     stall_seconds: float = Field(
-        default=10.0, gt=0, description="Without progress for so long, a peer isn't waited for."
-    )
-    clock_skew_seconds: float = Field(
-        default=30.0, gt=0, le=600, description="How far the nodes' clocks may be apart."
+        default=10.0,
+        gt=0,
+        description="Stop waiting for a peer after this many seconds without progress.",
     )
 
     def name(self) -> str:
@@ -263,9 +265,9 @@ class PeersSection(_Section):
     @model_validator(mode="after")
     def _reachable(self) -> PeersSection:
         if not self.members and self.dns is None:
-            raise ValueError("give members or dns")
+            raise ValueError("set members or dns")
         if Address.parse(self.name()).host in ("0.0.0.0", "::"):  # noqa: S104 - refused
-            raise ValueError("give advertise: the address that other nodes reach this one at")
+            raise ValueError("set advertise to the address at which other nodes reach this one")
         return self
 
 
@@ -276,7 +278,7 @@ class SignatureSection(_Section):
         description="Pattern of repositories, `registry.example/team/*`; `*` means all."
     )
     keys: tuple[Path, ...] = Field(
-        min_length=1, description="PEM files of public keys, of which any counts."
+        min_length=1, description="PEM files of public keys; a signature by any of them is enough."
     )
 
 
@@ -289,30 +291,34 @@ class PrewarmSection(_Section):
     )
     kubernetes: bool = Field(
         default=False,
-        description="Take what is wanted from the cluster's API server, and report to it.",
+        description="Read CachedModels from the cluster's API server and report to it.",
     )
     kubeconfig: Path | None = Field(
-        default=None, description="How to reach the API server from outside of the cluster."
+        default=None,
+        description="Kubeconfig file, to reach the API server from outside the cluster.",
     )
     node: str | None = Field(
-        default=None, description="This node's name; by default NODE_NAME, else the host's."
+        default=None,
+        description="This node's name; by default the variable NODE_NAME, else the host name.",
     )
     labels: Mapping[str, str] = Field(
         default_factory=dict,
-        description="This node's labels, for node selectors, where no cluster tells them.",
+        description="This node's labels, for node selectors without a cluster.",
     )
     secrets: Path | None = Field(
         default=None,
-        description="Directory of pull secrets (NAME/.dockerconfigjson), where no cluster has them.",
+        description="Directory of pull secrets (NAME/.dockerconfigjson), used without a cluster.",
     )
-    fetches: int = Field(default=2, ge=1, le=64, description="Models fetched ahead at once.")
+    fetches: int = Field(
+        default=2, ge=1, le=64, description="Maximum number of models pre-warmed concurrently."
+    )
     bandwidth: AmountText = Field(
         default="0",
-        description="Cap of all fetching ahead, in bytes a second: 100MB. 0: none. What a pod waits for has none.",
+        description="Limit for pre-warming, in bytes per second: 100MB. 0: none. It excludes pulls that pods wait for.",
     )
     runtime: Path | None = Field(
         default=None,
-        description="The container runtime's CRI socket, for runtimeImage: /run/containerd/containerd.sock.",
+        description="CRI socket of the container runtime, for runtimeImage: /run/containerd/containerd.sock.",
     )
 
 
@@ -322,20 +328,21 @@ class AgentConfig(_Section):
     root: Path | None = Field(default=None, description="Directory of the model cache.")
     extra_roots: tuple[Path, ...] = Field(
         default=(),
-        description="A further complete cache directory, on a disk of its own.",
+        description="An additional cache directory, on a disk of its own. Repeatable.",
     )
     port: int | None = Field(
         default=None,
         ge=0,
         le=65535,
-        description="Answer on this loopback port too; 0 takes a free one.",
+        description="Also serve the control API on this loopback port; 0 takes a free one.",
     )
     budget: AmountText = Field(
         default="100%",
-        description="What the cache may use of each root's filesystem: 500GB, or 80%.",
+        description="Maximum size of the cache in each root, such as 500GB or 80% of the filesystem.",
     )
     min_free: AmountText = Field(
-        default="5%", description="Free space that the cache leaves on each root's filesystem."
+        default="5%",
+        description="Minimum free space that the cache leaves on each root's filesystem.",
     )
     fetch: FetchSection = Field(default_factory=FetchSection)
     maintenance: MaintenanceSection = Field(default_factory=MaintenanceSection)
@@ -345,7 +352,7 @@ class AgentConfig(_Section):
     peers: PeersSection | None = None
     signatures: tuple[SignatureSection, ...] = Field(
         default=(),
-        description="A rule: {images: PATTERN, keys: [FILE]}; the first that fits decides.",
+        description="A rule: {images: PATTERN, keys: [FILE]}; the first match decides.",
     )
 
 
@@ -384,7 +391,7 @@ def parse_config(
 def _document(text: str) -> dict[str, Any]:
     document = _yaml(text, "the settings file") if text.strip() else {}
     if not isinstance(document, dict):
-        raise InvalidInput("the settings file isn't a YAML mapping")
+        raise InvalidInput("the settings file isn't a YAML mapping: write `name: value` lines")
     return document
 
 

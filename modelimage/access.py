@@ -25,8 +25,8 @@ from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, CredentialSource
 from modelimage.registry.exchange import WebOrigin
 from modelimage.registry.transport import TlsOptions, is_loopback
-from modelimage.registry.upload_state import DirectoryMemory, NoMemory, UploadMemory
-from modelimage.repository import ImageReader, ImageWriter
+from modelimage.registry.upload_state import UploadStates
+from modelimage.repository import ImageReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Access:
     plain_http: frozenset[str] = frozenset()
     unverified_tls: frozenset[str] = frozenset()
     ca_file: Path | None = None
-    uploads: UploadMemory = field(default_factory=NoMemory, repr=False)
+    uploads: UploadStates = field(default_factory=UploadStates, repr=False)
     connections: Connections = field(default_factory=Connections, compare=False, repr=False)
 
     @classmethod
@@ -62,7 +62,7 @@ class Access:
             credentials.from_environment(environment, home),
             frozenset(plain_http),
             ca_file=ca_file,
-            uploads=DirectoryMemory(cache / "weightyard" / "uploads"),
+            uploads=UploadStates(cache / "weightyard" / "uploads"),
         )
 
     def is_anonymous(self, reference: RegistryReference) -> bool:
@@ -79,8 +79,8 @@ class Access:
         On loopback, a CA file or an `unverified_tls` entry means that the registry uses TLS.
         """
         encrypted = WebOrigin.parse(f"https://{reference.api_host}")
-        asked_for_tls = self.ca_file is not None or reference.registry in self.unverified_tls
-        plain = is_loopback(encrypted.host) and not asked_for_tls
+        wants_tls = self.ca_file is not None or reference.registry in self.unverified_tls
+        plain = is_loopback(encrypted.host) and not wants_tls
         if plain or reference.registry in self.plain_http:
             return WebOrigin.parse(f"http://{reference.api_host}")
         return encrypted
@@ -88,12 +88,7 @@ class Access:
 
 def open_reader(reference: ImageReference, access: Access) -> ImageReader:
     """Return a reader for the repository or layout behind a reference. Connects on its first call, not here."""
-    return open_place(reference, access)
-
-
-def open_writer(reference: ImageReference, access: Access) -> ImageWriter:
-    """Return a writer for the repository or layout behind a reference."""
-    return open_place(reference, access)
+    return open_image_repository(reference, access)
 
 
 def open_repository(
@@ -105,22 +100,24 @@ def open_repository(
     """
     origin = access.origin(reference)
     tls = TlsOptions(access.ca_file, verify=reference.registry not in access.unverified_tls)
+    # Authorization is outermost: a 401 that follows retries and redirects still renews the token.
     sender = Authorizing(
         access.connections.sender(tls),
         origin,
         # Looked up for each token request, not once: credential helpers may return short-lived credentials.
         lambda: access.credentials.find(reference.registry, reference.repository),
     )
+    # Backoff and connections are the Access's: all repositories of a command share one host's limits.
     options = RepositoryOptions(access.connections.backoff, access.uploads, mount_from)
     return RegistryRepository(sender, origin, reference.repository, options)
 
 
-Place = Layout | RegistryRepository
+ImageRepository = Layout | RegistryRepository
 
 
-def open_place(
+def open_image_repository(
     reference: ImageReference, access: Access, *, mount_from: Sequence[str] = ()
-) -> Place:
+) -> ImageRepository:
     """Open a reference as a layout or repository, with the operations both have beyond the two interfaces."""
     match reference:
         case LayoutReference():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from modelimage import canonical, mediatypes
-from modelimage.descriptor import Descriptor, Platform
+from modelimage.descriptor import Descriptor, Platform, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotFound, WeightyardError
 from modelimage.repository import ImageReader
@@ -58,8 +58,8 @@ def read_bases(
     if not found:
         wanted = " or ".join(f"{each.os}/{each.architecture}" for each in platforms)
         raise NotFound(
-            f"the base image {root.digest} has nothing for {wanted}",
-            hint="Choose a base for the platforms that the nodes have.",
+            f"the base image {root.digest} has no image for {wanted}",
+            hint="Choose a base image that exists for the nodes' platforms.",
         )
     return {platform: found[platform] for platform in platforms if platform in found}
 
@@ -70,11 +70,13 @@ def _read(reader: ImageReader, manifest: Descriptor) -> tuple[Platform, BaseImag
     described = Descriptor.from_json(document.get("config"))
     # Artifacts have manifests of the same type; only the config's type shows that this is a container image.
     if described.media_type not in _CONFIG_TYPES:
-        raise _unusable(f"{what} is no container image but {described.media_type}")
+        raise _unusable(f"{what} isn't a container image but {described.media_type}")
     config = canonical.parse(read_blob(reader, described, limit=_MAX_CONFIG_BYTES), what=what)
-    layers = tuple(_layer(each, what) for each in _list(document.get("layers"), what))
+    layers = tuple(_layer(each, what) for each in descriptors(document, "layers", what=what))
     rootfs = config.get("rootfs")
-    diff_ids = _list(rootfs.get("diff_ids") if isinstance(rootfs, dict) else None, what)
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(diff_ids, list):
+        raise _unusable(f"{what} has no list of diff_ids")
     # Runtimes refuse an image whose diff_ids don't match its layers: better found here than on a node.
     if len(diff_ids) != len(layers):
         raise _unusable(f"{what} has {len(layers)} layers and {len(diff_ids)} diff_ids")
@@ -91,18 +93,11 @@ def _read(reader: ImageReader, manifest: Descriptor) -> tuple[Platform, BaseImag
     )
 
 
-def _layer(value: object, what: str) -> Descriptor:
-    layer = Descriptor.from_json(value)
+def _layer(layer: Descriptor, what: str) -> Descriptor:
     if layer.media_type not in _LAYER_TYPES:
-        raise _unusable(f"{what} has a layer that can't be passed on: {layer.media_type}")
+        raise _unusable(f"{what} has a layer of an unsupported type: {layer.media_type}")
     # Annotations and platform belong to the base's own manifest; copied here they would describe the model image.
     return replace(layer, media_type=_LAYER_TYPES[layer.media_type], annotations={}, platform=None)
-
-
-def _list(value: object, what: str) -> list[object]:
-    if not isinstance(value, list):
-        raise _unusable(f"{what} is malformed: a list is missing")
-    return value
 
 
 def _unusable(message: str) -> WeightyardError:

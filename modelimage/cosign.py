@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidInput, NotFound
+from modelimage.errors import DigestMismatch, InvalidImage, InvalidInput, NotFound
 from modelimage.publication import Document
 from modelimage.referrers import Artifact, ArtifactFile, attach, make_artifact, read_artifact
 from modelimage.repository import ImageReader, ImageWriter
@@ -121,6 +121,7 @@ def sign(
 
     Does nothing if there is already a signature by this key.
     """
+    # ECDSA signatures contain a random number: signing again would add a second one on each run.
     found = _signatures(reader, subject.digest)
     if _accepted(found, subject.digest, [key.public_key()]):
         return reader.resolve(signature_tag(subject.digest)).digest
@@ -129,6 +130,7 @@ def sign(
     # The signatures of others are kept: all of them are in one manifest, which this one replaces.
     mine = ArtifactFile("payload.json", PAYLOAD_TYPE, data, {SIGNATURE_ANNOTATION: encoded})
     artifact = _artifact(subject, [*found, mine])
+    # cosign looks under this tag only; the subject makes registries list the signature as a referrer, too.
     attach(writer, artifact, signature_tag(subject.digest))
     return artifact.manifest.descriptor.digest
 
@@ -142,8 +144,8 @@ def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) 
         )
     if not _accepted(found, subject.digest, keys):
         raise BadSignature(
-            f"no signature of {subject.digest} is by an accepted key",
-            hint="Check which key signed the image; do not use it until one you trust did.",
+            f"{subject.digest} isn't signed with an accepted key",
+            hint="Check which key signed the image. Don't use it until a trusted key has signed it.",
         )
 
 
@@ -167,7 +169,11 @@ def _accepted(
 
 def _names(data: bytes, subject: Digest) -> bool:
     """Whether a payload is for this digest. The payload is untrusted until its signature has been verified."""
-    critical = canonical.parse(data, what="a signature's payload").get("critical")
+    try:
+        critical = canonical.parse(data, what="a signature's payload").get("critical")
+    # Anyone who may push can add a payload to the tag: one that can't be read mustn't hide the valid ones.
+    except InvalidImage:
+        return False
     if not isinstance(critical, dict) or critical.get("type") != _CLAIM:
         return False
     image = critical.get("image")
@@ -196,5 +202,8 @@ def _artifact(subject: Descriptor, signatures: Sequence[ArtifactFile]) -> Artifa
         }
     )
     return make_artifact(
-        subject, ARTIFACT_TYPE, signatures, config=Document.of(mediatypes.OCI_CONFIG, config)
+        subject,
+        ARTIFACT_TYPE,
+        signatures,
+        config=Document.from_bytes(mediatypes.OCI_CONFIG, config),
     )

@@ -60,8 +60,10 @@ def cpu_refusal(
     name = _NAMES[engine]
     if not kernels.enough:
         return f"{name} serves {variant} on GPUs only"
+    # Kernels for a mixture's experts are others than those for linear layers, and fewer exist.
     if experts and not kernels.experts:
         return f"{name} serves {variant} experts on GPUs only"
+    # Unknown flags refuse nothing: a wrong refusal can't be overruled, a wrong permission fails visibly.
     if flags is None or any(each <= flags for each in kernels.enough):
         return None
     return f"{name} serves {variant} only on CPUs with {kernels.named}, which is missing here"

@@ -86,6 +86,14 @@ class Descriptor:
         )
 
 
+def descriptors(document: Mapping[str, Any], member: str, *, what: str) -> list[Descriptor]:
+    """The list of descriptors in a member of a manifest or index. Raises InvalidImage; `what` names the document."""
+    listed = document.get(member)
+    if not isinstance(listed, list):
+        raise InvalidImage(f"{what} has no list of {member}")
+    return [Descriptor.from_json(each) for each in listed]
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 

@@ -18,7 +18,7 @@ import docker.errors
 import requests.exceptions
 
 from modelimage import canonical, mediatypes, tar
-from modelimage.descriptor import Descriptor, Platform
+from modelimage.descriptor import Descriptor, Platform, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import (
     DigestMismatch,
@@ -60,20 +60,19 @@ def image_for(reader: ImageReader, root: Descriptor, platform: Platform) -> Engi
     chosen = [each for each in manifests if named_alone or each.platform == platform]
     if not chosen:
         raise NotFound(
-            f"the image has nothing for {platform.os}/{platform.architecture}",
+            f"the image has no manifest for {platform.os}/{platform.architecture}",
             hint="Name another image or tag.",
         )
-    document = canonical.parse(reader.manifest(chosen[0]), what=f"manifest {chosen[0].digest}")
+    what = f"manifest {chosen[0].digest}"
+    document = canonical.parse(reader.manifest(chosen[0]), what=what)
     config = Descriptor.from_json(document.get("config"))
     if config.media_type != mediatypes.OCI_CONFIG:
         raise InvalidImage(
-            f"{chosen[0].digest} is no container image but {config.media_type}",
+            f"{chosen[0].digest} isn't a container image but {config.media_type}",
             hint="Name the image's index instead: the tag without -modelpack.",
         )
-    layers = document.get("layers")
-    if not isinstance(layers, list):
-        raise InvalidImage(f"manifest {chosen[0].digest} has no layers")
-    return EngineImage(chosen[0].digest, config, tuple(map(Descriptor.from_json, layers)))
+    layers = descriptors(document, "layers", what=what)
+    return EngineImage(chosen[0].digest, config, tuple(layers))
 
 
 def archive(
@@ -144,7 +143,7 @@ def _engine_errors() -> Iterator[None]:
     except docker.errors.APIError as error:
         raise RemoteRefused(
             f"the docker engine refuses: {error.explanation or error}",
-            hint="Look into the engine's log.",
+            hint="See the engine's log.",
         ) from error
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise _unreachable(error) from error
@@ -165,7 +164,7 @@ def _checked(reader: ImageReader, blob: Descriptor, advance: _Advance) -> Iterat
         held = bytes(buffer)
     if Digest(hasher.hexdigest()) != blob.digest:
         raise DigestMismatch(
-            f"blob {blob.digest} arrived with other bytes", hint="Try again, or push it again."
+            f"blob {blob.digest} doesn't match its digest", hint="Try again, or push it again."
         )
     yield held
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -85,9 +86,27 @@ def write_error(path: Path, error: OSError) -> WeightyardError:
     )
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def nearest_existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    return next((each for each in (path, *path.parents) if each.exists()), path)
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raise NoSpace if `needed` bytes don't fit in the filesystem of a directory, which may not exist yet."""
+    there = nearest_existing(directory)
+    with reading(there):
+        free = shutil.disk_usage(there).free
+    if needed > free:
+        raise NoSpace(
+            f"{directory} needs {needed} bytes and has {free} free",
+            hint="Free space there, or choose a directory on another disk.",
+        )
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's bytes, or a directory's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -101,7 +120,7 @@ def make_directories(path: Path) -> None:
     make_directories(path.parent)
     path.mkdir(exist_ok=True)
     # The new entry is synced in its parent; a crash would otherwise lose the directory with everything in it.
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 class PendingFile:
@@ -134,7 +153,7 @@ class PendingFile:
         # directory last, so the name survives a crash once this returns.
         os.fsync(self._descriptor)
         self._path.rename(path)
-        fsync_directory(path.parent)
+        fsync_path(path.parent)
         os.close(self._descriptor)
         self._descriptor = -1
 

@@ -1,15 +1,43 @@
-"""A BlobStream over a local file."""
+"""Reads ranges of local files: as a BlobStream, or piece by piece."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from modelimage import durable
-from modelimage.errors import DigestMismatch, Unreachable
+from modelimage.errors import DigestMismatch, InvalidCheckpoint, Unreachable
 from modelimage.ranges import ByteRange
+
+_BUFFER_BYTES: Final = 4 << 20
+
+
+def file_pieces(path: Path, start: int, size: int) -> Iterator[memoryview]:
+    """The `size` bytes of a file from `start`; a piece is valid until the next one.
+
+    Raises NotFound, AccessDenied, and InvalidCheckpoint if the file ends before.
+    """
+    buffer = memoryview(bytearray(min(size, _BUFFER_BYTES)))
+    with durable.reading(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        stop = start + size
+        while start < stop:
+            with durable.reading(path):
+                count = os.preadv(descriptor, [buffer[: stop - start]], start)
+            # Only the length is checked here: changed bytes fail the destination's digest check.
+            if not count:
+                raise InvalidCheckpoint(
+                    f"{path} became shorter while it was read",
+                    hint="Wait until the checkpoint is complete, then build again.",
+                )
+            yield buffer[:count]
+            start += count
+    finally:
+        os.close(descriptor)
 
 
 class FileStream:

@@ -84,16 +84,6 @@ class MemoryEstimate:
             + tokens * self.kv_cache_bytes_per_token
         )
 
-    def context_that_fits(self, memory_bytes: int) -> int:
-        """The number of KV cache tokens that fit in `memory_bytes`; 0 if the weights alone don't fit.
-
-        Law: `gpu_memory_bytes(context_that_fits(m)) <= m` whenever the result is above 0.
-        """
-        if not self.kv_cache_bytes_per_token:
-            return 0
-        free = memory_bytes - self.gpu_memory_bytes(0)
-        return max(0, free // self.kv_cache_bytes_per_token)
-
 
 def estimate(config: Mapping[str, Any], tensors: Iterable[Tensor]) -> MemoryEstimate:
     """Estimate memory from a parsed `config.json` and the header entries of all weight files.
@@ -199,6 +189,7 @@ def _hidden(text: Mapping[str, Any]) -> int:
 def _activation_bytes(text: Mapping[str, Any]) -> int:
     hidden = _hidden(text)
     inner = _first(text, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
+    # A mixture computes several experts per token, each with its own inner activations.
     experts = _first(text, "num_experts_per_tok", "moe_top_k", "top_k_experts")
     if experts:
         inner = max(inner, experts * (_first(text, "moe_intermediate_size") or inner))

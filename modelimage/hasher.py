@@ -2,7 +2,7 @@
 
 A read fills a buffer. Each digest, and the destination if the layer is written at the same time, consumes it in a
 thread of its own: hashlib, blake3 and file writes release the GIL, so one big file uses several cores. A buffer is
-reused once all lanes have consumed it, so memory is bounded by the ring, not by the file. Independent of where files
+reused once all stages have consumed it, so memory is bounded by the ring, not by the file. Independent of where files
 come from and where a layer goes.
 """
 
@@ -28,7 +28,7 @@ from modelimage.record import CHUNK_SIZE
 
 # A chunk is a whole number of buffers, so no buffer spans two chunks.
 BUFFER_SIZE: Final = 2 << 20
-# Enough for lanes to work on different buffers while the reader fills others: 16 MiB per layer.
+# Enough for stages to work on different buffers while the reader fills others: 16 MiB per layer.
 RING_BUFFERS: Final = 8
 
 Progress = Callable[[int], None]
@@ -55,6 +55,49 @@ class LayerDigests:
     files: Mapping[str, FileDigests]
 
 
+class _ChunkHasher:
+    """Computes the BLAKE3 of each chunk of one file whose bytes arrive in order."""
+
+    def __init__(self) -> None:
+        self._chunk = blake3()
+        self._filled = 0
+        self._done: list[str] = []
+
+    def update(self, data: memoryview) -> None:
+        while data:
+            part = data[: CHUNK_SIZE - self._filled]
+            self._chunk.update(part)
+            self._filled += len(part)
+            data = data[len(part) :]
+            if self._filled == CHUNK_SIZE:
+                self._end_chunk()
+
+    def digests(self) -> tuple[str, ...]:
+        if self._filled:
+            self._end_chunk()
+        return tuple(self._done)
+
+    def _end_chunk(self) -> None:
+        self._done.append(self._chunk.hexdigest())
+        self._chunk, self._filled = blake3(), 0
+
+
+class FileHasher:
+    """Computes the digests of one file whose bytes arrive in order, in the caller's thread."""
+
+    def __init__(self) -> None:
+        self._whole = hashlib.sha256()
+        self._chunks = _ChunkHasher()
+
+    def update(self, data: memoryview) -> None:
+        self._whole.update(data)
+        self._chunks.update(data)
+
+    def digests(self) -> FileDigests:
+        """The digests; call it after the last byte."""
+        return FileDigests(Digest(self._whole.hexdigest()), self._chunks.digests())
+
+
 def hash_layer(
     recipe: Recipe,
     locate: Callable[[str], Path],
@@ -68,11 +111,11 @@ def hash_layer(
     read since its last call, and may raise to stop. Raises InvalidCheckpoint when a file changes while it is read,
     NotFound and AccessDenied when it can't be read, and any error of `sink`.
     """
-    layer, files, chunks = hashlib.sha256(), _FileLane(), _ChunkLane()
-    lanes: list[_Lane] = [lambda block: layer.update(block.data), files, chunks]
+    layer, files, chunks = hashlib.sha256(), _FileStage(), _ChunkStage()
+    stages: list[_Stage] = [lambda block: layer.update(block.data), files, chunks]
     if sink is not None:
-        lanes.append(lambda block: sink(block.data))
-    with _HashPipeline(lanes) as pipeline:
+        stages.append(lambda block: sink(block.data))
+    with _HashPipeline(stages) as pipeline:
         for segment in recipe.segments:
             if isinstance(segment, FileSlice):
                 _read_file(locate(segment.file.path), segment.file, pipeline, progress)
@@ -80,7 +123,7 @@ def hash_layer(
                 pipeline.put(memoryview(segment.data))
     return LayerDigests(
         Digest(layer.hexdigest()),
-        {path: FileDigests(digest, chunks.of(path)) for path, digest in files.digests.items()},
+        {path: FileDigests(digest, chunks.digests(path)) for path, digest in files.digests.items()},
     )
 
 
@@ -108,7 +151,7 @@ def hash_stream(
     `read` fills part of a buffer and returns the count, 0 at the end. The stream is digested to its end whatever it
     contains; comparing digests is up to the caller. Raises any error of `read`.
     """
-    layer, files, chunks = hashlib.sha256(), _FileLane(), _ChunkLane()
+    layer, files, chunks = hashlib.sha256(), _FileStage(), _ChunkStage()
     with _HashPipeline([lambda block: layer.update(block.data), files, chunks]) as pipeline:
         stream = _Stream(read, pipeline, progress)
         for segment in recipe.segments:
@@ -119,7 +162,7 @@ def hash_stream(
         stream.take_rest()
     return StreamDigests(
         Digest(layer.hexdigest()),
-        {path: FileDigests(digest, chunks.of(path)) for path, digest in files.digests.items()},
+        {path: FileDigests(digest, chunks.digests(path)) for path, digest in files.digests.items()},
         stream.follows_recipe,
     )
 
@@ -130,10 +173,10 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
     if size == 0:
         return EMPTY_FILE
     name = str(path)
-    files, chunks = _FileLane(), _ChunkLane()
+    files, chunks = _FileStage(), _ChunkStage()
     with _HashPipeline([files, chunks]) as pipeline:
         _read_file(path, LayerFile(name, size, EMPTY_FILE.digest), pipeline, progress)
-    return FileDigests(files.digests[name], chunks.of(name))
+    return FileDigests(files.digests[name], chunks.digests(name))
 
 
 def regular_file_size(path: Path) -> int:
@@ -147,18 +190,18 @@ def regular_file_size(path: Path) -> int:
 
 @dataclass(slots=True)
 class _Block:
-    """Bytes to be consumed by the lanes. `path`: the file they belong to, None for tar headers and padding."""
+    """Bytes to be consumed by the stages. `path`: the file they belong to, None for tar headers and padding."""
 
     data: memoryview
     path: str | None
     buffer: bytearray | None
-    lanes_left: int
+    stages_left: int
 
 
-_Lane = Callable[[_Block], object]
+_Stage = Callable[[_Block], object]
 
 
-class _FileLane:
+class _FileStage:
     """Computes the sha256 of each file in the stream."""
 
     def __init__(self) -> None:
@@ -174,47 +217,33 @@ class _FileLane:
         return {path: Digest(hasher.hexdigest()) for path, hasher in self.hashers.items()}
 
 
-class _ChunkLane:
+class _ChunkStage:
     """Computes the BLAKE3 of each chunk of each file in the stream."""
 
     def __init__(self) -> None:
-        self._done: dict[str, list[str]] = {}
-        self._hasher = blake3()
-        self._filled = 0
-        self._path = ""
+        self._hashers: dict[str, _ChunkHasher] = {}
 
     def __call__(self, block: _Block) -> None:
-        if block.path is None:
-            return
-        if block.path != self._path or self._filled == CHUNK_SIZE:
-            self._finish()
-            self._path = block.path
-        self._hasher.update(block.data)
-        self._filled += len(block.data)
+        if block.path is not None:
+            self._hashers.setdefault(block.path, _ChunkHasher()).update(block.data)
 
-    def _finish(self) -> None:
-        if self._filled:
-            self._done.setdefault(self._path, []).append(self._hasher.hexdigest())
-            self._hasher, self._filled = blake3(), 0
-
-    def of(self, path: str) -> tuple[str, ...]:
+    def digests(self, path: str) -> tuple[str, ...]:
         """The chunk digests of a file whose bytes have all been consumed."""
-        self._finish()
-        return tuple(self._done[path])
+        return self._hashers[path].digests()
 
 
 class _HashPipeline:
-    """A ring of buffers: one reader fills them, and one thread per lane consumes them in order.
+    """A ring of buffers: one reader fills them, and one thread per stage consumes them in order.
 
-    A failing lane stops computing; the reader notices at its next step, and leaving the context raises the error.
+    A failing stage stops computing; the reader notices at its next step, and leaving the context raises the error.
     """
 
-    def __init__(self, lanes: Sequence[_Lane]) -> None:
-        self._queues: list[SimpleQueue[_Block | None]] = [SimpleQueue() for _ in lanes]
-        # Daemon threads: a lane that is blocked in a write must not keep the process from exiting.
+    def __init__(self, stages: Sequence[_Stage]) -> None:
+        self._queues: list[SimpleQueue[_Block | None]] = [SimpleQueue() for _ in stages]
+        # Daemon threads: a stage that is blocked in a write must not keep the process from exiting.
         self._threads = [
-            threading.Thread(target=self._run, args=(lane, queue), daemon=True)
-            for lane, queue in zip(lanes, self._queues, strict=True)
+            threading.Thread(target=self._run, args=(stage, queue), daemon=True)
+            for stage, queue in zip(stages, self._queues, strict=True)
         ]
         self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._unmade = RING_BUFFERS
@@ -238,12 +267,12 @@ class _HashPipeline:
             self.check()
 
     def check(self) -> None:
-        """Raise the error of a failed lane."""
+        """Raise the error of a failed stage."""
         if self._failure is not None:
             raise self._failure
 
     def buffer(self, size: int) -> bytearray:
-        """A buffer that no lane uses any more, or a new one while the ring isn't complete."""
+        """A buffer that no stage uses any more, or a new one while the ring isn't complete."""
         self.check()
         # A file's last, short read gets a buffer outside the ring, so that all buffers in it have one size.
         if size < BUFFER_SIZE:
@@ -262,21 +291,21 @@ class _HashPipeline:
         for queue in self._queues:
             queue.put(block)
 
-    def _run(self, lane: _Lane, queue: SimpleQueue[_Block | None]) -> None:
+    def _run(self, stage: _Stage, queue: SimpleQueue[_Block | None]) -> None:
         while (block := queue.get()) is not None:
             # After a failure, blocks are still taken and released: a reader waiting for a buffer would hang otherwise.
             if self._failure is None:
                 try:
-                    lane(block)
+                    stage(block)
                 except BaseException as error:  # noqa: BLE001 (raised again in the reader's thread)
                     self._fail(error)
             self._release(block)
 
     def _release(self, block: _Block) -> None:
-        # Under the lock: several lanes release the same block concurrently.
+        # Under the lock: several stages release the same block concurrently.
         with self._lock:
-            block.lanes_left -= 1
-            last = block.lanes_left == 0
+            block.stages_left -= 1
+            last = block.stages_left == 0
         if last and block.buffer is not None and len(block.buffer) == BUFFER_SIZE:
             self._free.put(block.buffer)
 
@@ -315,7 +344,7 @@ class _Stream:
         self.follows_recipe = self.follows_recipe and complete
 
     def _take(self, wanted: int, path: str | None) -> memoryview:
-        """Read up to `wanted` bytes and pass them to the lanes; fewer only at the end of the stream."""
+        """Read up to `wanted` bytes and pass them to the stages; fewer only at the end of the stream."""
         if self._ended:
             return memoryview(b"")
         buffer = self._pipeline.buffer(wanted)
@@ -332,6 +361,7 @@ class _Stream:
 def _read_file(
     path: Path, file: LayerFile, pipeline: _HashPipeline, progress: Progress | None
 ) -> None:
+    # One descriptor from start to end: whoever replaces the path meanwhile doesn't mix two files' bytes.
     with reading(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -346,7 +376,7 @@ def _read_file(
         if left or before[0] != file.size or _state(descriptor, path) != before:
             raise InvalidCheckpoint(
                 f"{path} changed while it was read",
-                hint="Wait until nothing writes to the checkpoint any more, then try again.",
+                hint="Wait until the checkpoint is complete, then try again.",
             )
     finally:
         os.close(descriptor)

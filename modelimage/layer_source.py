@@ -10,14 +10,11 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Generator, Iterator
 
-from blake3 import blake3
-
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch
-from modelimage.hasher import FileDigests, LayerDigests
+from modelimage.hasher import FileHasher, LayerDigests
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe, Segment
-from modelimage.record import CHUNK_SIZE
 
 # Yields the bytes of a file slice. Closed when the rest isn't needed.
 ReadSlice = Callable[[FileSlice], Iterator[memoryview | bytes]]
@@ -34,7 +31,7 @@ class StreamingLayer:
         self._read_slice = read_slice
         self._layer = hashlib.sha256()
         self._digested = 0
-        self._files: dict[str, _PassingFile] = {}
+        self._files: dict[str, FileHasher] = {}
         self._stream: Generator[memoryview, None, None] | None = None
         # The last buffer of the stream, and its offset in the blob.
         self._piece, self._start = memoryview(b""), 0
@@ -91,8 +88,8 @@ class StreamingLayer:
                     yield view
             if position != end:
                 raise DigestMismatch(
-                    f"{path} came with {end - position} bytes less than were listed",
-                    hint="The source changed meanwhile: build again.",
+                    f"{path} is {end - position} bytes shorter than listed",
+                    hint="The source changed during the build: build again.",
                 )
 
     def _segment(self, segment: Segment) -> Generator[memoryview | bytes, None, None]:
@@ -104,7 +101,9 @@ class StreamingLayer:
     def digests(self) -> LayerDigests:
         """The layer's digests. Raises DigestMismatch unless all bytes have been streamed."""
         if self._digested != self._recipe.size:
-            raise DigestMismatch(f"only {self._digested} of {self._recipe.size} bytes have passed")
+            raise DigestMismatch(
+                f"only {self._digested} of {self._recipe.size} bytes were streamed"
+            )
         files = {path: file.digests() for path, file in self._files.items()}
         return LayerDigests(Digest(self._layer.hexdigest()), files)
 
@@ -114,33 +113,4 @@ class StreamingLayer:
         self._layer.update(fresh)
         self._digested += len(fresh)
         if path is not None:
-            self._files.setdefault(path, _PassingFile()).update(fresh)
-
-
-class _PassingFile:
-    """Computes the sha256 of a file and the BLAKE3 of each of its chunks from bytes in order."""
-
-    def __init__(self) -> None:
-        self._whole = hashlib.sha256()
-        self._chunk = blake3()
-        self._filled = 0
-        self._chunks: list[str] = []
-
-    def update(self, data: memoryview) -> None:
-        self._whole.update(data)
-        while data:
-            part = data[: CHUNK_SIZE - self._filled]
-            self._chunk.update(part)
-            self._filled += len(part)
-            data = data[len(part) :]
-            if self._filled == CHUNK_SIZE:
-                self._end_chunk()
-
-    def digests(self) -> FileDigests:
-        if self._filled:
-            self._end_chunk()
-        return FileDigests(Digest(self._whole.hexdigest()), tuple(self._chunks))
-
-    def _end_chunk(self) -> None:
-        self._chunks.append(self._chunk.hexdigest())
-        self._chunk, self._filled = blake3(), 0
+            self._files.setdefault(path, FileHasher()).update(fresh)

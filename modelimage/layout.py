@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelimage import canonical, durable, mediatypes
-from modelimage.descriptor import Descriptor
+from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound
 from modelimage.filestream import FileStream
 from modelimage.ranges import ByteRange
 from modelimage.reference import DEFAULT_TAG
 from modelimage.referrers import described_referrer, fallback_tag, subject_of
-from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, PassingContent
+from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, StreamedContent
 
 _MARKER: Final = "oci-layout"
 _INDEX: Final = "index.json"
@@ -120,8 +120,7 @@ class Layout:
                 found[listed.digest] = described_referrer(listed, document)
             # Other tools may have written a fallback index into the layout.
             elif _tag(entry) == fallback_tag(subject):
-                held = document.get("manifests") or []
-                found.update({each.digest: each for each in map(Descriptor.from_json, held)})
+                found.update({each.digest: each for each in referenced(document)})
         return list(found.values())
 
     def blob_path(self, digest: Digest) -> Path:
@@ -147,6 +146,7 @@ class Layout:
         Raises NoSpace, NotWritable.
         """
         self._prepare()
+        # In the directory of the final name: a rename is atomic only within one filesystem.
         with durable.writing(self.path):
             pending = durable.PendingFile(self._blobs)
         try:
@@ -170,12 +170,12 @@ class Layout:
             if (digest, ingest.size) != (content.descriptor.digest, content.descriptor.size):
                 raise DigestMismatch(
                     f"blob {content.descriptor.digest} came as {ingest.size} bytes of {digest}",
-                    hint="The source changed or is damaged: try again from an intact one.",
+                    hint="The source changed or is damaged: try again from an intact copy.",
                 )
             ingest.commit(digest)
 
-    def put_passing(
-        self, content: PassingContent, progress: Callable[[int], None] | None = None
+    def put_streamed(
+        self, content: StreamedContent, progress: Callable[[int], None] | None = None
     ) -> None:
         """Store a blob under the digest computed while streaming. Raises as `put_blob`."""
         with self.ingest() as ingest:
@@ -190,13 +190,13 @@ class Layout:
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Store a manifest and point a tag at it. Raises NotFound when a blob or manifest it refers to is missing."""
         if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
-            raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
+            raise DigestMismatch(f"manifest {descriptor.digest} doesn't match its digest")
         document = canonical.parse(data, what=f"manifest {descriptor.digest}")
         # Checked before it is stored: readers may rely on everything below a stored manifest being there.
         for child in referenced(document):
             if not self.has_blob(child):
                 raise NotFound(
-                    f"manifest {descriptor.digest} names {child.digest}, not in the layout"
+                    f"manifest {descriptor.digest} names {child.digest}, which isn't in the layout"
                 )
         if not self.has_blob(descriptor):
             with self.ingest() as ingest:
@@ -276,7 +276,7 @@ class Layout:
                 version = canonical.parse(marker.read_bytes(), what=str(marker))
         except NotFound as error:
             raise NotFound(
-                f"{self.path} is no OCI layout directory: it has no file {_MARKER}",
+                f"{self.path} isn't an OCI layout directory: it has no file {_MARKER}",
                 hint="Check the path after oci:, or build the image first.",
             ) from error
         if version.get("imageLayoutVersion") != _VERSION:
@@ -295,6 +295,7 @@ class Layout:
             index = self._read_index()
             entries = _entries(index, self.path)
             edited = edit(entries)
+            # Not rewritten without a change: readers and backups would see a new file for nothing.
             if edited != entries:
                 durable.write_file(self.path / _INDEX, _index_bytes(index, edited))
 
@@ -306,7 +307,7 @@ class Layout:
         data = self._read_blob(digest)
         media_type = canonical.parse(data, what=f"manifest {digest}").get("mediaType")
         if media_type not in _MANIFEST_TYPES:
-            raise InvalidImage(f"{digest} in {self.path} is no manifest")
+            raise InvalidImage(f"{digest} in {self.path} isn't a manifest")
         return Descriptor(media_type, digest, len(data))
 
     def _read_blob(self, digest: Digest) -> bytes:
@@ -320,15 +321,12 @@ class Layout:
 
 def referenced(document: dict[str, Any]) -> list[Descriptor]:
     """The blobs and manifests that a manifest requires: config, layers, children; not its subject."""
-    values: list[object] = []
-    if "config" in document:
-        values.append(document["config"])
+    found = [Descriptor.from_json(document["config"])] if "config" in document else []
     for member in ("layers", "manifests"):
-        listed = document.get(member) or []
-        if not isinstance(listed, list):
-            raise InvalidImage(f"malformed manifest: {member!r} is not a list")
-        values += listed
-    return [Descriptor.from_json(value) for value in values]
+        # Go's tools write an empty list as null.
+        if document.get(member):
+            found += descriptors(document, member, what="the manifest")
+    return found
 
 
 def _entries(index: dict[str, Any], path: Path) -> list[dict[str, Any]]:

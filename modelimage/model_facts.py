@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from modelimage import gpu_memory, safetensors
+from modelimage.checkpoint_files import CONFIG
 from modelimage.errors import InvalidImage
 from modelimage.ranges import ByteRange
 from modelimage.record import ModelFacts
 from modelimage.safetensors import Header, TensorInfo
 
-CONFIG: Final = "config.json"
 # Configs are read into memory, so untrusted ones are bounded.
 _MAX_CONFIG_BYTES: Final = 64 << 20
 
@@ -62,7 +62,7 @@ def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
     if not gguf:
         raise InvalidImage(
             "the image holds no weights that an engine serves: neither safetensors nor GGUF",
-            hint="Name an image of a model.",
+            hint="Choose a model image.",
         )
     return ModelFacts(weight_bytes=gguf, gpu_memory_bytes=gguf, format="gguf")
 

@@ -24,7 +24,8 @@ class PrunePolicy:
     def __post_init__(self) -> None:
         if self.keep_last < 0 or not (self.keep or self.keep_last):
             raise InvalidInput(
-                "nothing says what to keep", hint="Give --keep PATTERN, --keep-last N, or both."
+                "no rule says which tags to keep",
+                hint="Give --keep PATTERN, --keep-last N, or both.",
             )
 
 

@@ -48,7 +48,7 @@ class Document:
     data: bytes
 
     @classmethod
-    def of(cls, media_type: str, data: bytes, **members: Any) -> Document:
+    def from_bytes(cls, media_type: str, data: bytes, **members: Any) -> Document:
         return cls(Descriptor(media_type, Digest.of(data), len(data), **members), data)
 
 
@@ -94,6 +94,7 @@ def publication(
     `created` is an RFC 3339 time from SOURCE_DATE_EPOCH; None omits all times. With `bases`, there are image manifests
     for their platforms only. Equal arguments give equal bytes and so equal digests on any machine.
     """
+    # Without a base the image has no program, so one set of files serves both platforms.
     below: Mapping[Platform, BaseImage | None] = bases or dict.fromkeys(PLATFORMS)
     variants = [_variant(record, created, below) for record in records]
     default, *others = variants
@@ -102,6 +103,7 @@ def publication(
     indexes = {
         version: _index([*default.images, default.modelpack, *(o.modelpack for o in others)])
     }
+    # Dictionaries keep this order, and the version's own tag stays first: `set_tags` sets it last.
     bare = {f"{version}-modelpack": default.modelpack}
     for other in others:
         name = f"{version}-{other.record.variant}"
@@ -134,7 +136,7 @@ def _variant(
     image_layers = [layers[0], link_blob.descriptor, *layers[1:]]
     configs, images = [], []
     for platform, base in bases.items():
-        config = Document.of(
+        config = Document.from_bytes(
             mediatypes.OCI_CONFIG,
             canonical.to_bytes(_image_config(platform, base, image_layers, created)),
             platform=platform,
@@ -148,9 +150,10 @@ def _variant(
                 platform=platform,
             )
         )
-    modelpack_config = Document.of(
+    modelpack_config = Document.from_bytes(
         mediatypes.MODELPACK_CONFIG, canonical.to_bytes(_modelpack_config(record, layers, created))
     )
+    # With the platform `unknown`: a runtime could take an index entry without any for an image.
     modelpack = _manifest(
         modelpack_config.descriptor,
         [_modelpack_layer(layer) for layer in layers],
@@ -176,7 +179,7 @@ def _annotations(record: Record, created: str | None) -> dict[str, str]:
 
 
 def _layer_document(data: bytes, role: Role) -> Document:
-    return Document.of(
+    return Document.from_bytes(
         mediatypes.OCI_LAYER_TAR, data, annotations={mediatypes.ANNOTATION_ROLE: role.value}
     )
 
@@ -268,7 +271,7 @@ def _manifest(
     }
     if artifact_type:
         document["artifactType"] = artifact_type
-    return Document.of(
+    return Document.from_bytes(
         mediatypes.OCI_MANIFEST,
         canonical.to_bytes(document),
         platform=platform,
@@ -292,7 +295,7 @@ def _index(manifests: Sequence[Document]) -> Document:
         "manifests": [_index_entry(manifest.descriptor) for manifest in manifests],
     }
     data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    return Document.of(mediatypes.OCI_INDEX, data)
+    return Document.from_bytes(mediatypes.OCI_INDEX, data)
 
 
 def _index_entry(descriptor: Descriptor) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def plan_push(blobs: Iterable[Descriptor], present: Collection[Digest]) -> PushP
     unique = {blob.digest: blob for blob in blobs}
     send = [blob for blob in unique.values() if blob.digest not in present]
     held = [blob for blob in unique.values() if blob.digest in present]
+    # Ties by digest, so that equal images give equal plans.
     send.sort(key=lambda blob: (-blob.size, blob.digest))
     return PushPlan(tuple(send), tuple(held))
 
@@ -134,12 +135,12 @@ def execute(
     reporting: Reporting | None = None,
 ) -> None:
     """Send blobs in parallel, then manifests in order, then tags. After the first error no new transfer starts."""
-    told = reporting or Reporting()
+    reports = reporting or Reporting()
 
     def send(blob: Descriptor, guarded: Callable[[int], None]) -> None:
-        with told.part(blob) as advance:
+        with reports.part(blob) as advance:
             writer.put_blob(content_of(blob), both(guarded, advance))
-        told.finished(blob)
+        reports.finished(blob)
 
     # Progress is reported per blob; the callback from run_all only stops the job after a failure.
     run_all(plan.send, send, advance=lambda _: None, workers=WORKERS)
@@ -178,6 +179,7 @@ def relayed(
 def _counts(
     reader: ImageReader, descriptor: Descriptor, position: int, buffer: memoryview
 ) -> Iterator[int]:
+    # No range at the start: a registry without ranges still serves a transfer that never breaks off.
     wanted = ByteRange(position, descriptor.size) if position else None
     with reader.blob(descriptor, wanted) as stream:
         while count := stream.readinto(buffer):

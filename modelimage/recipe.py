@@ -71,7 +71,7 @@ class Recipe:
     size: int
 
     @classmethod
-    def of(cls, segments: Iterable[Segment]) -> Recipe:
+    def from_segments(cls, segments: Iterable[Segment]) -> Recipe:
         # Without empty segments the offsets are strictly increasing, as the search in `cut` requires.
         kept = tuple(segment for segment in segments if len(segment))
         ends = tuple(accumulate(len(segment) for segment in kept))
@@ -83,6 +83,7 @@ class Recipe:
             raise InvalidInput(
                 f"range {wanted.start}-{wanted.stop} is outside of {self.size} bytes"
             )
+        # Searched, not walked: a layer has thousands of segments, and each chunk of an upload cuts again.
         index = bisect_right(self.offsets, wanted.start) - 1
         while index < len(self.segments) and self.offsets[index] < wanted.stop:
             segment, offset = self.segments[index], self.offsets[index]
@@ -101,7 +102,8 @@ class Recipe:
 
 def layer_recipe(files: Iterable[LayerFile]) -> Recipe:
     """The recipe of a layer with exactly these files: sorted by path, with entries for parent directories."""
-    return Recipe.of(_layer_segments(sorted(files, key=lambda file: file.path)))
+    # Sorted here: the blob's bytes, and so its digest, must not depend on the caller's order.
+    return Recipe.from_segments(_layer_segments(sorted(files, key=lambda file: file.path)))
 
 
 def models_link_layer() -> bytes:

@@ -8,7 +8,7 @@ trusted only after it has been computed locally. It contains only byte-determini
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -53,6 +53,30 @@ class RecordFile:
 
     def chunk_count(self) -> int:
         return -(-self.size // CHUNK_SIZE)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "size": self.size,
+            "sha256": self.digest.hex,
+            "role": self.role.value,
+            "layer": str(self.layer),
+            "blake3": list(self.chunks),
+        }
+
+    @classmethod
+    def from_json(
+        cls, value: Mapping[str, Any], check: Callable[[str], str] = check_model_path
+    ) -> RecordFile:
+        """Parse `to_json`'s output; `check` refuses paths. Raises KeyError, TypeError, ValueError, WeightyardError."""
+        return cls(
+            path=check(_text(value["path"])),
+            size=_count(value["size"]),
+            digest=Digest(_text(value["sha256"])),
+            role=Role(value["role"]),
+            layer=Digest.parse(value["layer"]),
+            chunks=tuple(_text(chunk) for chunk in value["blake3"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +156,12 @@ class Record:
             )
         try:
             record = _from_json(document)
+            _check(record, data)
         # Any member of an untrusted record may have any type, so all of these errors mean a malformed record.
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidImage(f"malformed record: {error!r}") from error
         except WeightyardError as error:
             raise InvalidImage(f"malformed record: {error}") from error
-        _check(record, data)
         return record
 
 
@@ -164,17 +188,7 @@ def _to_json(record: Record) -> dict[str, Any]:
             {"digest": str(layer.digest), "size": layer.size, "role": layer.role.value}
             for layer in record.layers
         ],
-        "files": [
-            {
-                "path": file.path,
-                "size": file.size,
-                "sha256": file.digest.hex,
-                "role": file.role.value,
-                "layer": str(file.layer),
-                "blake3": list(file.chunks),
-            }
-            for file in record.files
-        ],
+        "files": [file.to_json() for file in record.files],
         "extra": dict(record.extra),
     }
 
@@ -199,7 +213,7 @@ def _from_json(document: Mapping[str, Any]) -> Record:
             dtype=_text(model["dtype"]),
             format=_text(model["format"]),
         ),
-        files=tuple(_file(value) for value in document["files"]),
+        files=tuple(RecordFile.from_json(value) for value in document["files"]),
         layers=tuple(
             RecordLayer(Digest.parse(value["digest"]), _count(value["size"]), Role(value["role"]))
             for value in document["layers"]
@@ -209,47 +223,38 @@ def _from_json(document: Mapping[str, Any]) -> Record:
     )
 
 
-def _file(value: Mapping[str, Any]) -> RecordFile:
-    return RecordFile(
-        path=check_model_path(_text(value["path"])),
-        size=_count(value["size"]),
-        digest=Digest(_text(value["sha256"])),
-        role=Role(value["role"]),
-        layer=Digest.parse(value["layer"]),
-        chunks=tuple(_text(chunk) for chunk in value["blake3"]),
-    )
+def check_files(files: Sequence[RecordFile]) -> None:
+    """Check the rules for the files of a record of any kind. Raises InvalidImage."""
+    paths = [file.path for file in files]
+    directories = {parent for path in paths for parent in parents(path)}
+    # A path that is both a file and a directory can't be unpacked.
+    if paths != sorted(set(paths)) or directories & set(paths):
+        raise InvalidImage("paths are unsorted, repeated or both file and directory")
+    # A chunk without a digest couldn't be verified when it comes from a peer.
+    for file in files:
+        if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
+            raise InvalidImage(f"chunk digests of {file.path!r}")
 
 
 def _check(record: Record, data: bytes) -> None:
     """Check the rules that a record must obey beyond its types."""
+    # Otherwise the model key would not be the digest of the bytes in the image.
     if not _is_canonical(record, data):
-        # Otherwise the model key would not be the digest of the bytes in the image.
-        raise InvalidImage("malformed record: it isn't in canonical form or has unknown members")
-    paths = [file.path for file in record.files]
-    directories = {parent for path in paths for parent in parents(path)}
-    # A path that is both a file and a directory can't be unpacked.
-    if paths != sorted(set(paths)) or directories & set(paths):
-        raise InvalidImage(
-            "malformed record: paths are unsorted, repeated or both file and directory"
-        )
-    layers = {layer.digest: layer for layer in record.layers}
+        raise InvalidImage("it isn't in canonical form or has unknown members")
+    check_files(record.files)
+    layers = {layer.digest for layer in record.layers}
     if len(layers) != len(record.layers):
-        raise InvalidImage("malformed record: a layer is listed twice")
-    # A chunk without a digest couldn't be verified when it comes from a peer.
+        raise InvalidImage("a layer is listed twice")
     for file in record.files:
-        if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
-            raise InvalidImage(f"malformed record: chunk digests of {file.path!r}")
         if file.layer not in layers:
-            raise InvalidImage(f"malformed record: {file.path!r} is in a layer that isn't listed")
+            raise InvalidImage(f"{file.path!r} is in a layer that isn't listed")
     # The recipe's size equals the layer's only if the files fill the blob, so reads by recipe stay within it.
     files: dict[Digest, list[LayerFile]] = {}
     for file in record.files:
         files.setdefault(file.layer, []).append(LayerFile(file.path, file.size, file.digest))
     for layer in record.layers:
         if layer_recipe(files.get(layer.digest, [])).size != layer.size:
-            raise InvalidImage(
-                f"malformed record: files of layer {layer.digest} don't add up to its size"
-            )
+            raise InvalidImage(f"files of layer {layer.digest} don't add up to its size")
 
 
 def _is_canonical(record: Record, data: bytes) -> bool:
@@ -274,5 +279,5 @@ def _mapping(value: object, *, optional: bool = False) -> dict[str, Any] | None:
 def _count(value: object) -> int:
     # `type`, not isinstance: JSON's true would pass as 1.
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"expected a count of bytes or things, got {value!r:.80}")
+        raise ValueError(f"expected a number of 0 or more, got {value!r:.80}")
     return value

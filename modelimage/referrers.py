@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
 from modelimage import canonical, mediatypes
-from modelimage.descriptor import Descriptor
+from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.errors import InvalidInput
 from modelimage.publication import Document
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from modelimage.resolve import read_blob
 
 # Files of artifacts are read into memory, so untrusted ones are bounded.
 MAX_FILE_BYTES: Final = 64 << 20
-EMPTY: Final = Document.of(mediatypes.OCI_EMPTY, b"{}")
+EMPTY: Final = Document.from_bytes(mediatypes.OCI_EMPTY, b"{}")
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ def make_artifact(
             hint="For example application/vnd.cyclonedx+json.",
         )
     blobs = [
-        Document.of(
+        Document.from_bytes(
             file.media_type,
             file.data,
             annotations={mediatypes.ANNOTATION_TITLE: file.name, **file.annotations},
@@ -82,7 +82,7 @@ def make_artifact(
     }
     if annotations:
         document["annotations"] = dict(annotations)
-    manifest = Document.of(
+    manifest = Document.from_bytes(
         mediatypes.OCI_MANIFEST,
         canonical.to_bytes(document),
         artifact_type=artifact_type,
@@ -103,6 +103,7 @@ def list_referrers(
     reader: ImageReader, subject: Descriptor, artifact_type: str | None = None
 ) -> list[Descriptor]:
     """The referrers of a manifest in a registry or layout, of one type or all; empty if the reader can't list them."""
+    # A docker engine, for example, keeps images only.
     if not isinstance(reader, ReferrersReader):
         return []
     found = reader.referrers(subject.digest)
@@ -116,12 +117,10 @@ def blob_content(document: Document) -> BlobContent:
 
 def read_artifact(reader: ImageReader, descriptor: Descriptor) -> list[ArtifactFile]:
     """The verified files of an artifact. Raises InvalidImage above 64 MiB per file."""
-    document = canonical.parse(reader.manifest(descriptor), what=f"manifest {descriptor.digest}")
-    layers = document.get("layers")
-    if not isinstance(layers, list):
-        raise InvalidImage(f"artifact {descriptor.digest} has no files")
+    what = f"artifact {descriptor.digest}"
+    document = canonical.parse(reader.manifest(descriptor), what=what)
     files = []
-    for layer in map(Descriptor.from_json, layers):
+    for layer in descriptors(document, "layers", what=what):
         name = layer.annotations.get(mediatypes.ANNOTATION_TITLE, layer.digest.short)
         data = read_blob(reader, layer, limit=MAX_FILE_BYTES)
         files.append(ArtifactFile(name, layer.media_type, data, layer.annotations))
@@ -141,21 +140,19 @@ def subject_of(document: Mapping[str, Any]) -> Digest | None:
 
 def listed_referrers(index: bytes, *, what: str) -> list[Descriptor]:
     """The descriptors in an index of referrers. Raises InvalidImage."""
-    manifests = canonical.parse(index, what=what).get("manifests")
-    if not isinstance(manifests, list):
-        raise InvalidImage(f"{what} is no index")
-    return [Descriptor.from_json(each) for each in manifests]
+    return descriptors(canonical.parse(index, what=what), "manifests", what=what)
 
 
 def with_referrer(listed: Sequence[Descriptor], referrer: Descriptor) -> Document:
     """The index with one more referrer; unchanged if it is already listed. Pure."""
+    # Listed once: clients show every entry, and an artifact may be attached again after an interruption.
     known = any(each.digest == referrer.digest for each in listed)
     document = {
         "schemaVersion": 2,
         "mediaType": mediatypes.OCI_INDEX,
         "manifests": [each.to_json() for each in (listed if known else [*listed, referrer])],
     }
-    return Document.of(mediatypes.OCI_INDEX, canonical.to_bytes(document))
+    return Document.from_bytes(mediatypes.OCI_INDEX, canonical.to_bytes(document))
 
 
 def described_referrer(descriptor: Descriptor, document: Mapping[str, Any]) -> Descriptor:

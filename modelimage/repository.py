@@ -66,7 +66,7 @@ class BlobContent:
 
 
 @dataclass(frozen=True, slots=True)
-class PassingContent:
+class StreamedContent:
     """A blob of `size` bytes whose digest is known only after streaming them; `read` works as in BlobContent.
 
     `name` identifies exactly these bytes, in other processes too. `digest` is called after the last byte, and may raise
@@ -75,15 +75,16 @@ class PassingContent:
 
     name: str
     size: int
+    # From an offset, as an interrupted upload resumes in the middle.
     read: Callable[[int], Iterator[memoryview | bytes]]
     digest: Callable[[], Digest]
 
 
-class PassingWriter(Protocol):
+class StreamedWriter(Protocol):
     """A repository that accepts blobs before their digest is known. Safe for concurrent use by several threads."""
 
-    def put_passing(
-        self, content: PassingContent, progress: Callable[[int], None] | None = None
+    def put_streamed(
+        self, content: StreamedContent, progress: Callable[[int], None] | None = None
     ) -> None:
         """Store a blob under its computed digest; nothing is visible earlier. Otherwise as `put_blob`."""
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelimage import canonical, mediatypes, tar
-from modelimage.descriptor import Descriptor
+from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant
 from modelimage.path_rules import RECORD_NAME
@@ -52,7 +52,9 @@ def resolve_root(
     """Resolve a variant of an image whose root is already resolved. Raises as `resolve_model`."""
     candidates = list_models(reader, root)
     manifest = pick_variant(candidates, variant)
-    layers = _layers(reader, manifest)
+    what = f"manifest {manifest.digest}"
+    document = canonical.parse(reader.manifest(manifest), what=what)
+    layers = tuple(descriptors(document, "layers", what=what))
     record = _record(reader, layers)
     # A manifest that was named directly may be of another variant.
     if variant is not None and record.variant != variant:
@@ -60,7 +62,7 @@ def resolve_root(
     promised = manifest.annotations.get(mediatypes.ANNOTATION_MODEL_KEY)
     # Planners compare model keys by this annotation without reading the record, so it must be true.
     if promised and promised != str(record.key):
-        raise DigestMismatch(f"manifest {manifest.digest} promises another record than it holds")
+        raise DigestMismatch(f"{what} names another record than it contains")
     return ResolvedModel(root, manifest, record, layers, tuple(_variants(candidates)))
 
 
@@ -68,10 +70,11 @@ def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
     """The model manifests of a root: itself, or an index's entries with their variant annotations."""
     if root.media_type not in mediatypes.INDEX_TYPES:
         return [root]
-    index = canonical.parse(reader.manifest(root), what=f"index {root.digest}")
-    manifests = [Descriptor.from_json(each) for each in _list(index, "manifests")]
+    what = f"index {root.digest}"
+    index = canonical.parse(reader.manifest(root), what=what)
+    manifests = descriptors(index, "manifests", what=what)
     if not manifests:
-        raise InvalidImage(f"index {root.digest} lists no manifest")
+        raise InvalidImage(f"{what} lists no manifest")
     return manifests
 
 
@@ -88,7 +91,7 @@ def pick_variant(candidates: Sequence[Descriptor], variant: str | None) -> Descr
 
 def _unknown_variant(variant: str, held: Sequence[str]) -> UnknownVariant:
     return UnknownVariant(
-        f"the image has no variant {variant!r}; it has: {', '.join(held) or 'none that is named'}",
+        f"the image has no variant {variant!r}; it has: {', '.join(held) or 'none with a name'}",
         hint="Choose one of these, or build the image with --variant.",
     )
 
@@ -96,11 +99,6 @@ def _unknown_variant(variant: str, held: Sequence[str]) -> UnknownVariant:
 def _variants(candidates: Sequence[Descriptor]) -> list[str]:
     named = (candidate.annotations.get(mediatypes.ANNOTATION_VARIANT) for candidate in candidates)
     return list(dict.fromkeys(variant for variant in named if variant))
-
-
-def _layers(reader: ImageReader, manifest: Descriptor) -> tuple[Descriptor, ...]:
-    document = canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
-    return tuple(Descriptor.from_json(each) for each in _list(document, "layers"))
 
 
 def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record:
@@ -113,6 +111,7 @@ def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record:
 def _record_bytes(layer: bytes) -> bytes:
     """Extract the record from its layer, which must contain nothing else."""
     header = tar.BLOCK
+    # Offset and width are ustar's (POSIX.1-1988); nothing else of the header is read.
     size_field = layer[124:135]
     try:
         size = int(size_field, 8)
@@ -138,13 +137,6 @@ def read_blob(reader: ImageReader, descriptor: Descriptor, *, limit: int) -> byt
     if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
         raise DigestMismatch(
             f"blob {descriptor.digest} arrived with other bytes",
-            hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
+            hint="Try again; if the error persists, the registry's copy is damaged: push the image again.",
         )
     return data
-
-
-def _list(document: dict[str, object], member: str) -> list[object]:
-    value = document.get(member)
-    if not isinstance(value, list):
-        raise InvalidImage(f"malformed manifest: no list {member!r}")
-    return value

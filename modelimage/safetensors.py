@@ -130,6 +130,7 @@ def _tensor(file: str, name: str, value: object) -> TensorInfo:
         raise _invalid(file, f"tensor {name!r:.200} is malformed") from error
     if not isinstance(shape, list) or not all(_natural(n) for n in (*shape, start, stop)):
         raise _invalid(file, f"tensor {name!r:.200} has a malformed shape or offsets")
+    # A list or object as dtype can't be looked up: it isn't hashable.
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise _invalid(file, f"tensor {name!r:.200} has the unknown dtype {dtype!r:.40}")
@@ -149,7 +150,7 @@ def _check_layout(file: str, tensors: list[TensorInfo], data_size: int) -> None:
         if tensor.start < position:
             raise _invalid(file, f"tensor {tensor.name!r:.200} overlaps the one before it")
         if tensor.start > position:
-            raise _invalid(file, f"there is a hole before tensor {tensor.name!r:.200}")
+            raise _invalid(file, f"there is a gap before tensor {tensor.name!r:.200}")
         position = tensor.stop
     if position > data_size:
         raise _invalid(
@@ -181,12 +182,12 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # A lone surrogate can't be written out again; encode raises ValueError.
     "".join(document).encode()
     if len(document) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return document
 
 
 def _invalid(file: str, what: str) -> InvalidCheckpoint:
     return InvalidCheckpoint(
         f"{file}: not a usable safetensors file: {what}",
-        hint="Download the checkpoint again; if it stays, ask its publisher.",
+        hint="Download the checkpoint again; if the error persists, ask its publisher.",
     )

@@ -38,11 +38,11 @@ class StopSwitch:
 def both(first: Callable[[int], None], second: Callable[[int], None]) -> Callable[[int], None]:
     """Combine two progress callbacks; an exception of the first skips the second."""
 
-    def tell(count: int) -> None:
+    def combined(count: int) -> None:
         first(count)
         second(count)
 
-    return tell
+    return combined
 
 
 def run_all(

@@ -89,6 +89,7 @@ def _block(
     magic: bytes,
     flag: bytes | None = None,
 ) -> bytes:
+    # Fixed, not the file's own: the digest must not depend on the umask of the build machine.
     mode = 0o644 if entry.kind is EntryKind.FILE else 0o755
     block = b"".join(
         (

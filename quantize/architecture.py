@@ -131,6 +131,7 @@ def select(
             candidates[tensor.name] = found
         elif reason:
             kept[_module(tensor.name)] = reason
+    # One group size for the whole checkpoint: loaders read it from one place in the config.
     everything = [matrix for found in candidates.values() for matrix in found]
     # Before the misfits, which depend on the group.
     group = _choose_group(everything, group_size) if numeric.grouped else 0
@@ -174,13 +175,13 @@ def _check_not_quantized(tensor: TensorInfo) -> None:
         raise _already(f"it holds {tensor.name}")
 
 
-def _choose_group(matrices: Sequence[Matrix], asked: int | None) -> int:
+def _choose_group(matrices: Sequence[Matrix], requested: int | None) -> int:
     """Choose one group size for the checkpoint: the largest that divides every matrix that the smallest divides.
 
     A requested size is used in any case; matrices that it doesn't divide stay in 16 bits.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     fitting = [m.columns for m in matrices if m.columns % GROUP_SIZES[-1] == 0]
     return next(
         (size for size in GROUP_SIZES if all(columns % size == 0 for columns in fitting)),
@@ -233,7 +234,7 @@ def _families(matrix: Matrix) -> list[object]:
     return [*families, expert[1], matrix.tensor] if expert else [*families, matrix.tensor]
 
 
-def _nothing_left(misfits: Mapping[str, str], asked: int | None) -> Exception:
+def _nothing_left(misfits: Mapping[str, str], requested: int | None) -> Exception:
     if not misfits:
         return UnsupportedArchitecture(
             "the checkpoint has no weight matrix that can be quantized",
@@ -241,7 +242,9 @@ def _nothing_left(misfits: Mapping[str, str], asked: int | None) -> Exception:
         )
     name, reason = next(iter(sorted(misfits.items())))
     more = f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else ""
-    hint = "Leave --group-size out." if asked else "Package it as published, or try --scheme int8."
+    hint = (
+        "Leave --group-size out." if requested else "Package it as published, or try --scheme int8."
+    )
     return IncompatibleOptions(f"nothing can be quantized: {name}: {reason}{more}", hint=hint)
 
 

@@ -43,6 +43,7 @@ def load_calibration(path: Path | None = None, samples: int = SAMPLES) -> Calibr
         return _calibration(read_texts(path, samples), _digest(path))
     data = _shipped(CALIBRATION) if path is None else _read(path)
     found = parse_samples(data, _suffix(path))
+    # The digest is of the whole file: with the number of samples it identifies them.
     return Calibration(found.samples[:samples], found.digest)
 
 
@@ -90,7 +91,7 @@ def _calibration(samples: list[str], digest: Digest) -> Calibration:
     if not kept:
         raise InvalidInput(
             "there is no calibration text",
-            hint="Give paragraphs, or JSON lines or Parquet with a text each.",
+            hint="Give paragraphs of text, or JSON lines or Parquet with one text per row.",
         )
     return Calibration(kept, digest)
 
@@ -110,6 +111,7 @@ def _suffix(path: Path | None) -> str:
 
 def _read(path: Path) -> bytes:
     try:
+        # Text is read whole; larger data sets come as Parquet, of which only the beginning is read.
         if path.stat().st_size > MAX_BYTES:
             raise InvalidInput(f"{path} is larger than {MAX_BYTES >> 20} MiB")
         return path.read_bytes()

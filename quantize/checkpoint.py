@@ -6,18 +6,23 @@ tensors that the index lists for it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from modelimage.checkpoint_files import (
+    CONFIG,
+    INDEX,
+    WeightIndex,
+    check_shards,
+    read_header,
+    read_json,
+)
 from modelimage.errors import InvalidCheckpoint, NotFound, UnsafePickle
-from modelimage.safetensors import LENGTH_BYTES, Header, header_length, parse_header
+from modelimage.safetensors import Header
 
-CONFIG: Final = "config.json"
-INDEX: Final = "model.safetensors.index.json"
 _NUMBERED = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS = re.compile(
     r".*\.(safetensors|safetensors\.index\.json|bin|bin\.index\.json|pt|pth|ckpt|gguf|onnx|h5|msgpack"
@@ -45,43 +50,31 @@ def open_checkpoint(root: Path) -> Checkpoint:
     """Open and check a directory. Raises NotFound, InvalidCheckpoint, UnsafePickle."""
     if not root.is_dir():
         raise NotFound(f"{root} is not a directory", hint="Name a directory with a config.json.")
-    config = read_json(root / CONFIG)
-    names = _shard_names(root)
-    shards = {name: read_header(root / name) for name in names}
-    if (root / INDEX).is_file():
-        _check_index(root, shards)
+    try:
+        config = read_json(root / CONFIG, name=CONFIG)
+    except NotFound as error:
+        raise InvalidCheckpoint(
+            f"{root} has no {CONFIG}", hint="Download the whole repository."
+        ) from error
+    index = _index(root)
+    shards = {name: read_header(root / name) for name in _shard_names(root, index)}
+    if index is not None:
+        check_shards(index, shards)
+    # Only the root: subdirectories hold other frameworks' weights and the publisher's originals.
     others = [path.name for path in sorted(root.iterdir()) if _is_other(path)]
     return Checkpoint(root, config, shards, others)
 
 
-def read_header(path: Path) -> Header:
-    """The checked header of one safetensors file. Raises InvalidCheckpoint."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = header_length(file.read(LENGTH_BYTES), file_size=size, name=path.name)
-        return parse_header(file.read(length), file_size=size, name=path.name)
+def _index(root: Path) -> WeightIndex | None:
+    path = root / INDEX
+    return WeightIndex.parse(read_json(path, name=INDEX)) if path.is_file() else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises InvalidCheckpoint, also when the file is missing."""
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InvalidCheckpoint(
-            f"{path.parent} has no {path.name}", hint="Download the whole repository."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidCheckpoint(f"{path.name} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise InvalidCheckpoint(f"{path.name} is not a JSON object")
-    return document
-
-
-def _shard_names(root: Path) -> list[str]:
+def _shard_names(root: Path, index: WeightIndex | None) -> list[str]:
     """The weight files of the checkpoint, sorted."""
     present = sorted(path.name for path in root.glob("*.safetensors") if path.is_file())
-    if (root / INDEX).is_file():
-        return _indexed_names(root, present)
+    if index is not None:
+        return _indexed_names(index, present)
     if not present:
         raise _no_weights(root)
     # Without the index it is unknown whether they are complete or belong together.
@@ -98,8 +91,8 @@ def _shard_names(root: Path) -> list[str]:
     return present
 
 
-def _indexed_names(root: Path, present: Sequence[str]) -> list[str]:
-    names = sorted(set(_weight_map(root).values()))
+def _indexed_names(index: WeightIndex, present: Sequence[str]) -> list[str]:
+    names = list(index.shards)
     for name in names:
         # The index is untrusted: a name must not leave the directory.
         if "/" in name or name.startswith("."):
@@ -116,30 +109,6 @@ def _indexed_names(root: Path, present: Sequence[str]) -> list[str]:
             hint="Download the index again, or remove the file if it doesn't belong.",
         )
     return names
-
-
-def _weight_map(root: Path) -> dict[str, str]:
-    weights = read_json(root / INDEX).get("weight_map")
-    if not isinstance(weights, dict) or not weights:
-        raise InvalidCheckpoint(f"{INDEX} has no weight_map")
-    if not all(isinstance(name, str) for name in weights.values()):
-        raise InvalidCheckpoint(f"{INDEX} has a malformed weight_map")
-    return weights
-
-
-def _check_index(root: Path, shards: Mapping[str, Header]) -> None:
-    held = {(t.name, shard) for shard, header in shards.items() for t in header.tensors}
-    stated = set(_weight_map(root).items())
-    for tensor, shard in sorted(stated - held):
-        raise InvalidCheckpoint(
-            f"{INDEX} says {tensor} is in {shard}, but it isn't",
-            hint="Download the checkpoint again.",
-        )
-    for tensor, shard in sorted(held - stated):
-        raise InvalidCheckpoint(
-            f"{shard} holds {tensor}, which {INDEX} doesn't name",
-            hint="Download the checkpoint again.",
-        )
 
 
 def _no_weights(root: Path) -> InvalidCheckpoint:

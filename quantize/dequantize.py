@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from modelimage.checkpoint_files import read_header
 from modelimage.errors import InvalidCheckpoint
 from modelimage.safetensors import TensorInfo
-from quantize.checkpoint import read_header
 from quantize.experts import Matrix
 
 Floats = NDArray[np.float32]
@@ -42,6 +42,7 @@ class TensorFile:
         count = (tensor.elements if stop is None else stop) - start
         offset = self.header.data_offset + tensor.start + start * kind.itemsize
         data: NDArray[Any] = np.fromfile(self.path, kind, count, offset=offset)
+        # fromfile returns fewer elements at the end of a file instead of raising.
         if data.size != count:
             raise InvalidCheckpoint(f"{self.path.name} is shorter than its header says")
         return data
@@ -80,16 +81,12 @@ def read_quantized(file: TensorFile, module: str) -> Quantized:
         return Quantized(_unpack(packed, 4), np.ascontiguousarray(scales))
     scales = _float_matrix(file, f"{module}.weight_scale")
     if f"{module}.weight_packed" in names:
+        # The packed width alone doesn't tell 4 bits from 8.
         columns = int(file.raw(f"{module}.weight_shape")[1])
         packed = file.matrix(f"{module}.weight_packed")
         bits = 32 * packed.shape[1] // columns
         return Quantized(_unpack(packed, bits), scales)
     return Quantized(file.matrix(f"{module}.weight"), scales)
-
-
-def has_quantized(file: TensorFile, module: str) -> bool:
-    """Whether the file holds a module's quantized parts."""
-    return any(f"{module}.{part}" in file.tensors for part in ("qweight", "weight_scale"))
 
 
 def source_rows(file: TensorFile, matrix: Matrix) -> Iterator[tuple[int, int, Floats]]:
@@ -114,6 +111,7 @@ def source_rows(file: TensorFile, matrix: Matrix) -> Iterator[tuple[int, int, Fl
 
 def as_float32(data: NDArray[Any], dtype: str) -> Floats:
     """Stored elements as float32."""
+    # bf16 is the upper half of a float32.
     if dtype == "BF16":
         return (data.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return data.astype(np.float32)

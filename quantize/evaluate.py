@@ -66,7 +66,7 @@ def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> N
     if refused is not None:
         raise IncompatibleOptions(
             f"this machine can't measure it with vLLM: {refused}",
-            hint="Use --evaluator transformers, which measures what the files hold on any machine.",
+            hint="Use --evaluator transformers, which runs on any machine.",
         )
 
 
@@ -74,6 +74,7 @@ def compare(
     source: Path, quantized: Path, plan: Plan, text: Calibration, evaluator: Evaluator
 ) -> Comparison:
     """Compare `quantized`, made from `source` by `plan`, on a text. Raises EngineFailed."""
+    # The result comes in a file: libraries write to stdout, so that can't be parsed.
     with tempfile.TemporaryDirectory(prefix="evaluate-") as name:
         scratch = Path(name)
         result = scratch / "comparison.json"
@@ -101,6 +102,7 @@ def _with_transformers(job: Mapping[str, Any], plan: Plan, scratch: Path) -> Non
 def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path) -> None:
     """Run the source first, keeping its logits on disk, then compare the quantized checkpoint with them."""
     logits = scratch / "logits"
+    # On disk: each model runs in a process of its own, and all windows' logits together are large.
     logits.mkdir()
     distribution = importlib.metadata.packages_distributions()["vllm"][0]
     common = {**job, "logits": str(logits), "distribution": distribution}

@@ -68,10 +68,10 @@ def _logits(model: Path, tokens: list[list[int]]) -> Iterator[Any]:
     )
     computed: list[Any] = []
     engine.apply_model(lambda served: _listen(served, computed))
-    asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     for window in tokens:
         computed.clear()
-        engine.generate({"prompt_token_ids": window}, asked, use_tqdm=False)
+        engine.generate({"prompt_token_ids": window}, parameters, use_tqdm=False)
         # Logits of the sampled last token come first, then those of the prompt.
         yield [each for each in computed if len(each) == len(window) - 1][-1]
 

@@ -49,11 +49,13 @@ def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Com
     """Compare. Raises InvalidInput for a text that is too short, and the libraries' own errors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    # Weights in the source's own names and shapes: transformers then needs to know no quantized format.
     weights = _dequantized(source, quantized, plan)
     subject = type(reference).from_pretrained(
         None, config=reference.config, state_dict=weights, dtype=torch.bfloat16
     )
     reference, subject = reference.to(device).eval(), subject.to(device).eval()
+    # Only W8A8 kernels round activations; in other schemes they stay as published.
     if plan.scheme is Scheme.INT8:
         _round_activations(subject, plan)
     totals = Totals()
@@ -73,6 +75,7 @@ def _dequantized(source: Path, quantized: Path, plan: Plan) -> dict[str, Any]:
         for copy in shard.copies:
             weights[copy.name] = _tensor(result, copy.name)
         for tensor, matrices in _by_tensor(shard).items():
+            # By source tensor: the experts of a fused tensor were quantized one by one.
             restored = np.empty(original.tensors[tensor].elements, np.float32)
             for matrix in matrices:
                 _place(restored, matrix, read_quantized(result, matrix.module))
@@ -95,6 +98,7 @@ def _place(flat: Floats, matrix: Matrix, quantized: Quantized) -> None:
         (matrix.rows, matrix.columns),
         (matrix.row_stride * flat.itemsize, matrix.column_stride * flat.itemsize),
     )
+    # In blocks, so that only a few rows exist in float32 twice.
     for start in range(0, matrix.rows, ROWS):
         stop = min(start + ROWS, matrix.rows)
         view[start:stop] = quantized.rows(start, stop)
@@ -103,6 +107,7 @@ def _place(flat: Floats, matrix: Matrix, quantized: Quantized) -> None:
 def _tensor(file: TensorFile, name: str) -> Any:
     raw = torch.from_numpy(file.raw(name))
     info = file.tensors[name]
+    # numpy has no bfloat16, so the bits were read as integers.
     if info.dtype == "BF16":
         raw = raw.view(torch.bfloat16)
     return raw.reshape(info.shape)

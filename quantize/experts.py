@@ -53,6 +53,7 @@ def is_fused_experts(tensor: TensorInfo) -> bool:
 
 def split_experts(config: Mapping[str, Any], tensor: TensorInfo) -> tuple[Matrix, ...]:
     """The matrices of a fused experts tensor, expert by expert. Raises UnsupportedArchitecture."""
+    # Split as others are, its columns would end up in the wrong projection.
     if config.get("model_type") == "gpt_oss":
         raise UnsupportedArchitecture(
             "gpt-oss interleaves gate and up columns and adds a bias per expert",
@@ -63,6 +64,7 @@ def split_experts(config: Mapping[str, Any], tensor: TensorInfo) -> tuple[Matrix
     transposed = _is_transposed(config, tensor, projection)
     rows, columns = (second, first) if transposed else (first, second)
     names = ("gate_proj", "up_proj") if projection == "gate_up_proj" else (projection,)
+    # Gate and up are halves of one axis; an odd one can't be such a pair.
     if rows % len(names):
         raise _unknown_layout(tensor)
     part = rows // len(names)
@@ -86,6 +88,7 @@ def _spelled(config: Mapping[str, Any], projection: str) -> str:
 
 def _is_transposed(config: Mapping[str, Any], tensor: TensorInfo, projection: str) -> bool:
     """Whether the layout is [expert, in, out], judged by the axis that has the hidden size."""
+    # The config doesn't state the layout; only the axis of the hidden size shows it.
     hidden = text_config(config).get("hidden_size")
     _, first, second = tensor.shape
     hidden_first, hidden_second = first == hidden, second == hidden

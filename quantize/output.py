@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from modelimage.checkpoint_files import CONFIG, INDEX
 from quantize.calibration import Calibration
-from quantize.checkpoint import CONFIG, INDEX, Checkpoint
+from quantize.checkpoint import Checkpoint
 from quantize.plan import Plan
 from quantize.schemes import QuantizationEngine
 from quantize.staging_dir import Staging
@@ -70,6 +71,7 @@ def fingerprint(checkpoint: Checkpoint, plan: Plan) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps([plan.scheme.value, plan.format.value, plan.group]).encode())
     digest.update(to_text(plan.config))
+    # Not the bytes: hashing a checkpoint would take as long as quantizing it.
     for shard in plan.shards:
         status = (checkpoint.root / shard.name).stat()
         digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelimage.errors import InvalidCheckpoint
+from modelimage.checkpoint_files import check_unique
 from modelimage.safetensors import (
     DTYPE_BITS,
     LENGTH_BYTES,
@@ -123,7 +123,8 @@ def make_plan(
     Raises InvalidCheckpoint, AlreadyQuantized, UnsupportedArchitecture, IncompatibleOptions.
     """
     architecture = check_config(config)
-    _check_unique(shards)
+    check_unique(shards)
+    # Over all shards at once: projections that servers fuse may lie in different files.
     numeric = NUMERICS[scheme]
     tensors = [tensor for header in shards.values() for tensor in header.tensors]
     selection = select(config, tensors, numeric=numeric, format_=format_, group_size=group_size)
@@ -164,6 +165,7 @@ def _plan_shard(
                 suffix: where[f"{matrix.module}.{suffix}"]
                 for suffix, _, _ in formats.parts(format_, numeric, matrix, selection.group)
             }
+            # Offsets from the start of the file: workers use pread and pwrite and never parse a header.
             conversions.append(Conversion(matrix, tensor.dtype, source, targets))
     size = out.data_offset + out.data_size
     source_size = header.data_offset + header.data_size
@@ -192,15 +194,3 @@ def _size(dtype: str, shape: Sequence[int]) -> int:
     for length in shape:
         elements *= length
     return elements * DTYPE_BITS[dtype] // 8
-
-
-def _check_unique(shards: Mapping[str, Header]) -> None:
-    seen: dict[str, str] = {}
-    for shard, header in shards.items():
-        for tensor in header.tensors:
-            if tensor.name in seen:
-                raise InvalidCheckpoint(
-                    f"tensor {tensor.name} is in both {seen[tensor.name]} and {shard}",
-                    hint="Remove the file that doesn't belong to the checkpoint.",
-                )
-            seen[tensor.name] = shard

@@ -87,6 +87,7 @@ class Quality:
 
     def to_bytes(self) -> bytes:
         """The artifact's content."""
+        # Sorted, without spaces: equal measurements give an equal artifact digest, so attaching twice adds nothing.
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return text.encode()
 
@@ -95,6 +96,7 @@ class Quality:
         """Parse an artifact's content. Raises InvalidImage."""
         try:
             document = json.loads(data)
+            # First: another version may differ in every other member.
             if document["schemaVersion"] != SCHEMA_VERSION:
                 raise InvalidImage(
                     f"quality document has schema version {document['schemaVersion']!r}",
@@ -108,6 +110,7 @@ class Quality:
                 SqnrSummary.from_json(document["sqnr"]),
                 Comparison.from_json(compared) if compared is not None else None,
             )
+        # The artifact is untrusted: any member may be missing or of any type.
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise InvalidImage(f"malformed quality document: {error!r}") from error
         except WeightyardError as error:
@@ -136,6 +139,7 @@ class Gates:
         missed = [
             f"{name} is {value:.4g}, not {sign} {bound:g}"
             for name, value, sign, bound in bounds
+            # Negated, so that NaN, which compares false with everything, misses the bound.
             if bound is not None and not (value <= bound if sign == "<=" else value >= bound)
         ]
         if missed:
@@ -150,4 +154,5 @@ def _rounded(value: float) -> float:
             "the quantized model's predictions are not finite numbers",
             hint="The quantized weights are broken: choose another engine or scheme.",
         )
+    # Further digits differ between processors and would only suggest precision.
     return round(value, 6)

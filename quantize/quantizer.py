@@ -7,13 +7,12 @@ into view once it is complete and durable.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelimage.errors import NoSpace
+from modelimage.durable import check_space
 from quantize import engines, evaluate, output, rtn
 from quantize.calibration import SAMPLES, load_calibration, load_evaluation
 from quantize.checkpoint import Checkpoint, open_checkpoint
@@ -131,6 +130,7 @@ def quantize_checkpoint(
     `progress` is called with (source bytes done, source bytes in all), `notify` with one sentence at a time. Raises
     what `check_checkpoint` raises, and BrokenWeights, QualityTooLow, EngineFailed, NoSpace, NotWritable, Busy.
     """
+    # From headers alone: what can't work fails within a second.
     checkpoint, plan, engine = check_checkpoint(src, options)
     notices = _notices(options, engine)
     for notice in notices:
@@ -141,10 +141,11 @@ def quantize_checkpoint(
         samples = options.calibration_samples or SAMPLES
         calibration = load_calibration(options.calibration, samples)
     # Now rather than after hours of quantizing.
-    _check_space(out, plan)
+    check_space(out.absolute().parent, plan.target_bytes)
     method = resolve_method(plan.scheme, options.method, engine)
     threads = options.threads or rtn.default_threads()
     job = engines.EngineJob(checkpoint, plan, calibration, method, threads)
+    # Everything up to `publish` happens in the hidden directory: `out` appears complete or not at all.
     with open_staging(out, _fingerprint(job, engine)) as staging:
         summary = summarize(_run(engine, job, staging, progress))
         floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
@@ -200,23 +201,10 @@ def _notices(options: QuantizeOptions, engine: QuantizationEngine) -> list[str]:
     ):
         way = "leave --format out" if engines.gptq_installed() else f"run: {engines.GPTQ_INSTALL}"
         return [
-            "INT4 by rounding to nearest costs small models much (perplexity x1.4 at 135 million "
+            "INT4 by rounding to nearest costs small models much quality (perplexity x1.4 at 135 million "
             f"parameters, where calibrated INT4 costs x1.2). For calibrated INT4 {way}"
         ]
     return []
-
-
-def _check_space(out: Path, plan: Plan) -> None:
-    parent = out.absolute().parent
-    # The parent may not exist yet.
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < plan.target_bytes:
-        raise NoSpace(
-            f"the result needs {plan.target_bytes} bytes, {parent} has {free} free",
-            hint="Free some space or choose another directory.",
-        )
 
 
 def _fingerprint(job: engines.EngineJob, engine: QuantizationEngine) -> str:

@@ -115,7 +115,7 @@ class _Run:
         self._progress = progress
         self._disk = disk
         self._unfinished = unfinished
-        self._asked: list[Future[Mapping[str, Energies]]] = []
+        self._submitted: list[Future[Mapping[str, Energies]]] = []
         self._lock = threading.RLock()
         self._queue = self._draw()
         self._open: dict[str, _OpenShard] = {}
@@ -132,9 +132,9 @@ class _Run:
                 result = shard.files.run(block, self._plan.group)
                 # Before the block is recorded: the disk thread works in order, so the shard is still open at that time.
                 if shard.is_due(block.cost):
-                    self._ask(self._write_back, shard)
+                    self._submit(self._write_back, shard)
                 if self._record(shard, result):
-                    self._ask(self._finish, shard)
+                    self._submit(self._finish, shard)
         except BaseException:
             # Stops the other workers at their next block.
             self._failed = True
@@ -142,8 +142,8 @@ class _Run:
 
     def result(self) -> dict[str, Energies]:
         """The energies of every matrix, once the disk thread is done. Raises its OSError."""
-        for asked in self._asked:
-            self._energies |= asked.result()
+        for task in self._submitted:
+            self._energies |= task.result()
         return self._energies
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class _Run:
             shard = self._begin(plan)
             # A shard without blocks: no worker would ever finish it.
             if shard.left == 0:
-                self._ask(self._finish, shard)
+                self._submit(self._finish, shard)
             for block in blocks(plan, self._plan.format):
                 yield shard, block
 
@@ -196,9 +196,11 @@ class _Run:
         if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def _ask(self, turn: Callable[[_OpenShard], Mapping[str, Energies]], shard: _OpenShard) -> None:
+    def _submit(
+        self, task: Callable[[_OpenShard], Mapping[str, Energies]], shard: _OpenShard
+    ) -> None:
         """Submit a task to the disk thread, which runs them in order."""
-        self._asked.append(self._disk.submit(turn, shard))
+        self._submitted.append(self._disk.submit(task, shard))
 
     def _write_back(self, shard: _OpenShard) -> Mapping[str, Energies]:
         shard.files.write_back()

@@ -72,6 +72,7 @@ class Numeric:
     @property
     def divisor(self) -> float:
         """The divisor of absmax that gives the scale: half a step beyond the highest value."""
+        # With the highest value itself as divisor, the lowest one would never be used.
         return self.highest + 0.5
 
 
@@ -104,56 +105,60 @@ METHODS: Final[Mapping[Scheme, tuple[Method, ...]]] = {
 
 
 def resolve_method(
-    scheme: Scheme, asked: Method | None, engine: QuantizationEngine
+    scheme: Scheme, requested: Method | None, engine: QuantizationEngine
 ) -> Method | None:
     """The method of llm-compressor; None for other engines. Raises IncompatibleOptions."""
     if engine is not QuantizationEngine.LLM_COMPRESSOR:
-        if asked is not None:
+        # Refused, not ignored: the user would believe that the method was used.
+        if requested is not None:
             raise IncompatibleOptions(
-                "--method is for llm-compressor alone", hint="Add --engine llm-compressor."
+                "--method needs the engine llm-compressor", hint="Add --engine llm-compressor."
             )
         return None
-    if asked is not None and asked not in METHODS[scheme]:
+    if requested is not None and requested not in METHODS[scheme]:
         raise IncompatibleOptions(
-            f"{asked.value} doesn't make {scheme.value}",
+            f"{requested.value} doesn't make {scheme.value}",
             hint=f"Choose --method {' or '.join(each.value for each in METHODS[scheme])}.",
         )
-    return asked or METHODS[scheme][0]
+    return requested or METHODS[scheme][0]
 
 
-def resolve_format(scheme: Scheme, asked: Format | None, engine: QuantizationEngine) -> Format:
+def resolve_format(scheme: Scheme, requested: Format | None, engine: QuantizationEngine) -> Format:
     """The format to write: the requested one, else the engine's first.
 
     Raises IncompatibleOptions.
     """
     written = _written_by(engine, scheme)
-    if asked is None:
+    if requested is None:
         return written[0]
-    if asked not in written:
+    if requested not in written:
         raise IncompatibleOptions(
-            f"engine {engine.value} doesn't write {scheme.value} as {asked.value}",
+            f"engine {engine.value} doesn't write {scheme.value} as {requested.value}",
             hint=f"Choose --format {' or '.join(each.value for each in written)}.",
         )
-    return asked
+    return requested
 
 
 def resolve_engine(
-    scheme: Scheme, asked: QuantizationEngine, *, gptq_installed: bool
+    scheme: Scheme, requested: QuantizationEngine, *, gptq_installed: bool
 ) -> QuantizationEngine:
     """The engine to use. `auto` selects rtn for 8 bits and gptq, where installed, for 4.
 
     Raises IncompatibleOptions when the engine doesn't support the scheme.
     """
-    if asked is QuantizationEngine.AUTO:
+    # In 8 bits, rounding to nearest loses so little that calibration isn't worth its time and its dependencies.
+    if requested is QuantizationEngine.AUTO:
         return (
             QuantizationEngine.GPTQ
             if scheme is Scheme.INT4 and gptq_installed
             else QuantizationEngine.RTN
         )
-    engine = QuantizationEngine.GPTQ if asked is QuantizationEngine.AUTO_GPTQ else asked
+    # auto-gptq is unmaintained; GPTQModel is its successor and writes the same format.
+    engine = QuantizationEngine.GPTQ if requested is QuantizationEngine.AUTO_GPTQ else requested
+    # Refused by table, before an engine is installed or started for minutes.
     if engine not in ENGINES[scheme]:
         raise IncompatibleOptions(
-            f"engine {asked.value} doesn't do {scheme.value}",
+            f"engine {requested.value} doesn't do {scheme.value}",
             hint=f"Choose --engine {' or '.join(each.value for each in ENGINES[scheme])}.",
         )
     return engine
@@ -162,6 +167,7 @@ def resolve_engine(
 def _written_by(engine: QuantizationEngine, scheme: Scheme) -> tuple[Format, ...]:
     if engine is QuantizationEngine.GPTQ:
         return (Format.GPTQ,)
+    # llm-compressor writes compressed-tensors only, which is first in the table.
     if engine is QuantizationEngine.LLM_COMPRESSOR:
         return FORMATS[scheme][:1]
     return FORMATS[scheme]

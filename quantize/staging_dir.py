@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from modelimage.errors import Busy, InvalidCheckpoint, InvalidInput, NoSpace, NotWritable
+from modelimage.durable import fsync_path, write_error
+from modelimage.errors import Busy, InvalidCheckpoint, InvalidInput
 from quantize.errors import QualityTooLow
 
 _FINGERPRINT: Final = ".fingerprint"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+_UNWRITABLE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+)
 
 
 class Staging:
@@ -33,6 +35,7 @@ class Staging:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file atomically and durably."""
+        # `publish` removes what still has this suffix: a file interrupted here never gets into a result.
         temporary = self.directory / f"{name}.tmp"
         temporary.write_bytes(data)
         self.finish(temporary, name)
@@ -45,9 +48,9 @@ class Staging:
 
     def finish(self, temporary: Path, name: str) -> None:
         """Make a file durable, then give it its final name."""
-        sync(temporary)
+        fsync_path(temporary)
         temporary.rename(self.directory / name)
-        sync(self.directory)
+        fsync_path(self.directory)
 
     def publish(self) -> None:
         """Publish the result. Everything in the directory must be finished."""
@@ -55,9 +58,9 @@ class Staging:
             if path.name.startswith(".") or path.name.endswith((".tmp", ".sqnr")):
                 path.unlink()
         # Before the rename: a published directory must be complete after a power loss.
-        sync(self.directory)
+        fsync_path(self.directory)
         self.directory.rename(self._result)
-        sync(self._result.parent)
+        fsync_path(self._result.parent)
 
     def discard(self) -> None:
         shutil.rmtree(self.directory)
@@ -93,24 +96,10 @@ def mapped_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise NoSpace(
-                f"no space left for {path}", hint="Free some space; the next run continues."
-            ) from error
-        if error.errno in _DENIED:
-            raise NotWritable(
-                f"can't write {path}: {error.strerror}", hint="Choose another directory."
-            ) from error
+        # Others may come from reading the source, which isn't the result's fault.
+        if error.errno in _UNWRITABLE:
+            raise write_error(path, error) from error
         raise
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_free(result: Path) -> None:
@@ -126,6 +115,7 @@ def _check_free(result: Path) -> None:
 def _locked(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
+        # A lock of the kernel, not a file: it ends with its process, however that ends.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -143,10 +133,11 @@ def _keep_if_same(directory: Path, fingerprint: str) -> None:
     if marker.is_file() and marker.read_text() == fingerprint:
         return
     for path in directory.iterdir():
+        # Also the scratch directories that an engine left behind.
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
     # Last: after a crash before it, the next run empties the directory again.
     marker.write_text(fingerprint)
-    sync(marker)
+    fsync_path(marker)

@@ -76,10 +76,12 @@ class ShardFiles:
         self._target = target
         self._shard = shard
         self._numeric = numeric
+        # Per thread: workers convert blocks of one shard at the same time, and sharing buffers would need a lock.
         self._buffers = threading.local()
 
     def begin(self, format_: Format) -> None:
         """Give the target its final size, its header, and the tensors that depend on shapes alone."""
+        # The full size first: threads write the blocks in any order.
         os.truncate(self._target, self._shard.size)
         write_at(self._target, self._shard.header, 0)
         for conversion in self._shard.conversions:
@@ -182,6 +184,7 @@ def copy_range(source: int, start: int, target: int, position: int, *, size: int
     """Copy `size` bytes between descriptors, inside the kernel where possible. Raises InvalidCheckpoint, OSError."""
     while size:
         try:
+            # Inside the kernel the bytes never pass through this process, and some filesystems share the blocks.
             count = os.copy_file_range(source, target, size, start, position)
         except OSError as error:
             if error.errno not in _CANT_COPY_IN_KERNEL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -17,6 +18,9 @@ from tests.servers.process import FAR_ZONE
 from weightyard.demo.smollm import default_cache
 
 pytest_plugins = ["tests.servers.fixtures", "tests.standstill"]
+# Modules that import torch, which `make test-fast` does without.
+NEED_TORCH = ("builder/test_build_pickles.py", "builder/test_convert.py")
+collect_ignore = [] if importlib.util.find_spec("torch") else list(NEED_TORCH)
 
 # `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores.
 # Neither has a limit in seconds: a busy machine draws slowly.
@@ -96,6 +100,8 @@ def pytest_terminal_summary(
     skipped = len(terminalreporter.stats.get("skipped", ()))
     if skipped and os.environ.get("CI"):
         terminalreporter.write_line(f"{skipped} skipped: in CI nothing may be", red=True)
+    if collect_ignore:
+        terminalreporter.write_line(f"not run: {', '.join(NEED_TORCH)}, which need torch")
     if not config.getoption("--kubeconfig", default=None):
         terminalreporter.write_line("not run: tests/e2e, which needs a cluster (--kubeconfig)")
 

@@ -19,6 +19,7 @@ import click
 
 from modelimage.errors import WeightyardError
 from weightyard import __version__, exits
+from weightyard.advanced import help_all_option
 from weightyard.console import Console
 from weightyard.extras import missing_extra
 
@@ -40,7 +41,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         "Model images",
         (
             Entry("build", "weightyard.commands.build:build", "Pack a checkpoint into a model image."),
-            Entry("inspect", "weightyard.commands.inspect:inspect", "Show what a model image holds."),
+            Entry("inspect", "weightyard.commands.inspect:inspect", "Show the contents of a model image."),
             Entry("verify", "weightyard.commands.verify:verify", "Check every byte of an image or a model directory."),
             Entry("quantize", "weightyard.commands.quantize:quantize", "Make an INT8 or INT4 checkpoint."),
             Entry("copy", "weightyard.commands.copy:copy", "Copy an image between registries and directories."),
@@ -59,22 +60,22 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry(
                 "configure-containerd",
                 "weightyard.commands.configure_containerd:configure_containerd",
-                "Make containerd ask this node's mirror first.",
+                "Configure containerd to use this node's mirror.",
             ),
             Entry("hf-view", "weightyard.commands.hf_view:hf_view", "Show a cached model as an HF cache directory."),
-            Entry("prewarm", "weightyard.commands.prewarm:prewarm", "Have nodes fetch a model before it is asked for."),
+            Entry("prewarm", "weightyard.commands.prewarm:prewarm", "Fetch a model onto nodes before it is needed."),
             Entry("status", "weightyard.commands.status:status", "Show which nodes hold which models."),
             Entry("ls", "weightyard.commands.ls:ls", "List the cached models."),
-            Entry("explain", "weightyard.commands.explain:explain", "Say why a pod waits, or how an image is."),
-            Entry("mount", "weightyard.commands.mount:mount", "Show a model at a directory, read-only."),
-            Entry("umount", "weightyard.commands.umount:umount", "Take a mounted model away again."),
-            Entry("df", "weightyard.commands.df:df", "Show the space of the cache."),
+            Entry("explain", "weightyard.commands.explain:explain", "Explain why a pod waits, or an image's state."),
+            Entry("mount", "weightyard.commands.mount:mount", "Mount a model at a directory, read-only."),
+            Entry("umount", "weightyard.commands.umount:umount", "Unmount a model."),
+            Entry("df", "weightyard.commands.df:df", "Show the cache's use of the disk."),
             Entry("rm", "weightyard.commands.rm:rm", "Remove models from the cache."),
-            Entry("pin", "weightyard.commands.pin:pin", "Keep a model whatever else needs its space."),
+            Entry("pin", "weightyard.commands.pin:pin", "Protect a model from eviction."),
             Entry("warm", "weightyard.commands.warm:warm", "Bring a cached model into memory."),
             Entry("gc", "weightyard.commands.gc:gc", "Free space in the cache."),
-            Entry("lease", "weightyard.commands.lease:lease", "See, take and end leases on cached models."),
-            Entry("check", "weightyard.commands.check:check", "Prove that a cache is sound."),
+            Entry("lease", "weightyard.commands.lease:lease", "List, take and release leases on cached models."),
+            Entry("check", "weightyard.commands.check:check", "Check a cache for damage."),
         ),
     ),
     (
@@ -93,14 +94,14 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("controller", "weightyard.commands.controller:controller", "Run the controller of workspaces."),
             Entry("rollout", "weightyard.commands.rollout:rollout", "Show a workspace's versions, and go back to one."),
             Entry("crds", "weightyard.commands.crds:crds", "Print or apply the CustomResourceDefinitions."),
-            Entry("cleanup", "weightyard.commands.cleanup:cleanup", "Unmark the nodes before an uninstallation."),
-            Entry("activator", "weightyard.commands.activator:activator", "Hold requests while a workspace wakes up."),
+            Entry("cleanup", "weightyard.commands.cleanup:cleanup", "Remove node labels before uninstalling."),
+            Entry("activator", "weightyard.commands.activator:activator", "Hold requests while a workspace starts."),
         ),
     ),
     (
         "Other",
         (
-            Entry("doctor", "weightyard.commands.doctor:doctor", "Say whether this machine or a cluster is fit."),
+            Entry("doctor", "weightyard.commands.doctor:doctor", "Check whether this machine or a cluster is ready."),
             Entry("completion", "weightyard.commands.completion:completion", "Print a shell completion script."),
             Entry("version", "weightyard.commands.version:version", "Show the versions of weightyard and its parts."),
         ),
@@ -132,7 +133,7 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.path} is not a click command")
         command.short_help = entry.summary
-        _accept_output_options(command)
+        _accept_common_options(command)
         return command
 
     def resolve_command(
@@ -173,25 +174,26 @@ def _output_options() -> list[click.Option]:
     }  # fmt: skip
     return [
         click.Option(
-            ["--json", "json"], help="Write JSON: the result on stdout, events as lines on stderr.", **common
+            ["--json", "json"], help="Write the result as JSON to stdout, events as JSON lines to stderr.", **common
         ),
         click.Option(["--quiet", "-q", "quiet"], help="Write results and errors only.", **common),
-        click.Option(["--no-color", "no_color"], help="Write no colours and no moving bars.", **common),
+        click.Option(["--no-color", "no_color"], help="Write no colours and no progress bars.", **common),
     ]  # fmt: skip
 
 
-def _accept_output_options(command: click.Command) -> None:
+def _accept_common_options(command: click.Command) -> None:
     taken = {name for parameter in command.params for name in parameter.opts}
     # Options that a command defines itself keep their meaning.
-    command.params.extend(o for o in _output_options() if not taken.intersection(o.opts))
+    common = [*_output_options(), help_all_option()]
+    command.params.extend(o for o in common if not taken.intersection(o.opts))
     if isinstance(command, click.Group):
         for child in command.commands.values():
-            _accept_output_options(child)
+            _accept_common_options(child)
 
 
 @click.command(
     cls=LazyGroup,
-    params=list(_output_options()),
+    params=[*_output_options(), help_all_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="weightyard")

@@ -112,6 +112,7 @@ pass_console = click.make_pass_decorator(Console, ensure=True)
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Left-aligned columns two spaces apart, headings in upper case."""
+    # Stripped at the end: padding behind the last column would wrap on narrow terminals.
     cells = [[column.upper() for column in columns]]
     cells += [["-" if value is None else str(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

@@ -46,7 +46,7 @@ def foreign_text(image: str, model: ForeignModel, *, files: bool) -> str:
     held = (
         f"{format_bytes(model.size)} in {len(model.files)} files"
         if model.is_listed
-        else "known once its compressed layers are read"
+        else "known after its compressed layers are read"
     )
     rows = [
         ("image", image),

@@ -100,6 +100,7 @@ class Kubectl:
 
 def refused(said: str) -> WeightyardError:
     """The error for kubectl's stderr."""
+    # kubectl has one exit status for every failure, so the text has to tell them apart.
     kind = next((kind for mark, kind in _ANSWERS if mark in said), EngineFailed)
     return kind(f"kubectl: {said.removeprefix('error: ')}", hint=_HINTS.get(kind))
 

@@ -71,14 +71,14 @@ def access_options(command: Callable[..., R]) -> Callable[..., R]:
         "plain_http",
         metavar="HOST",
         multiple=True,
-        help="Talk to this registry without TLS; may be repeated. Loopback needs no such option.",
+        help="Use HTTP without TLS for this registry, as for loopback ones. Repeatable.",
     )
     @click.option(
         "--ca-file",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         envvar="WEIGHTYARD_CA_FILE",
         show_envvar=True,
-        help="Trust the certificate authorities in this PEM file.",
+        help="PEM file of additional certificate authorities to trust.",
     )
     @wraps(command)
     def with_access(

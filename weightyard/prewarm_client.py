@@ -53,7 +53,7 @@ class PrewarmTarget(Protocol):
     def remove(self, name: str) -> None:
         """Removes a desired model. Raises NotFound."""
 
-    def standing(self, name: str) -> PrewarmStatus:
+    def status(self, name: str) -> PrewarmStatus:
         """The status for the current version of the desired model."""
 
     def nodes(self) -> list[NodeCache]:
@@ -71,32 +71,32 @@ class PrewarmStatus:
 
 
 def wait_ready(
-    place: PrewarmTarget,
+    target: PrewarmTarget,
     name: str,
     *,
     seconds: float | None,
-    tell: Callable[[PrewarmStatus], None],
+    show: Callable[[PrewarmStatus], None],
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
     """Waits until all selected nodes hold the model. Raises TimedOut, and errors that waiting can't fix."""
     deadline = None if seconds is None else monotonic() + seconds
     while True:
-        standing = place.standing(name)
-        tell(standing)
-        if standing.ready:
+        status = target.status(name)
+        show(status)
+        if status.ready:
             return
-        if standing.failure is not None and standing.failure[0] in _LASTING:
-            reason, message = standing.failure
+        if status.failure is not None and status.failure[0] in _LASTING:
+            reason, message = status.failure
             kind = getattr(errors, reason)
-            raise kind(message, hint="Correct it and try again; the agents go on trying.")
+            raise kind(message, hint="Correct it and try again; the agents keep retrying.")
         # Checked after the status, so that a deadline of 0 still reports a model that is ready.
         if deadline is not None and monotonic() >= deadline:
             raise TimedOut(
-                f"{name} isn't ready after {seconds:g} s: {standing.text}",
-                hint="It goes on by itself; see `weightyard status`.",
+                f"{name} isn't ready after {seconds:g} s: {status.text}",
+                hint="It continues in the background; see `weightyard status`.",
             )
-        sleep(place.poll_seconds)
+        sleep(target.poll_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +125,19 @@ class LocalTarget:
             path.unlink()
         except FileNotFoundError as error:
             raise NotFound(
-                f"nothing named {name} is wanted here", hint="See `weightyard status`."
+                f"no CachedModel named {name} is here", hint="See `weightyard status`."
             ) from error
         except OSError as error:
             raise NotWritable(f"can't remove {path}: {error.strerror}") from error
 
-    def standing(self, name: str) -> PrewarmStatus:
+    def status(self, name: str) -> PrewarmStatus:
         (node,) = self.nodes()
-        found = next((each for each in node.status.wanted if each.name == name), None)
+        found = next((each for each in node.status.desired if each.name == name), None)
         if found is None:
             return PrewarmStatus(ready=False, percent=0, text="the agent hasn't seen it yet")
         if found.reason == "NoAgent":
             raise Busy(
-                f"nobody fetches it: no agent runs on {self.root}",
+                f"no agent is running on {self.root}",
                 hint="Start one (weightyard agent), or fetch it now: weightyard pull.",
             )
         failure = (found.reason, found.message) if found.state == "Failed" else None
@@ -172,12 +172,14 @@ class ClusterTarget:
             self.kubectl.replace(f"{_MODELS}/{name}", {**found, "spec": document["spec"]})
 
     def remove(self, name: str) -> None:
+        # Read first: deleting a missing object is no error for Kubectl, but a mistyped name is one for the user.
         self.kubectl.get(f"{_MODELS}/{name}")
         self.kubectl.delete(f"{_MODELS}/{name}")
 
-    def standing(self, name: str) -> PrewarmStatus:
+    def status(self, name: str) -> PrewarmStatus:
         model = CachedModel.parse(self.kubectl.get(f"{_MODELS}/{name}"))
         status = model.status
+        # The status of an earlier spec would show an updated model as ready.
         if status.observed_generation < model.metadata.generation:
             return PrewarmStatus(ready=False, percent=0, text="the controller hasn't seen it yet")
         ready = next((each for each in status.conditions if each.type == "Ready"), None)
@@ -203,11 +205,12 @@ class ClusterTarget:
             return call()
         except NotFound as error:
             raise EngineFailed(
-                "this cluster knows no Weightyard", hint="Install the chart: docs/install.md."
+                "Weightyard isn't installed in this cluster",
+                hint="Install the chart: docs/install.md.",
             ) from error
 
 
-def percent(wanted: node_cache.Wanted) -> int:
+def percent(wanted: node_cache.DesiredModelStatus) -> int:
     """The percentage of the model that a node holds."""
     if wanted.state == "Ready":
         return 100

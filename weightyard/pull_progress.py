@@ -11,6 +11,7 @@ from weightyard.console import Console
 
 def follow(console: Console, image: str, events: Iterable[PullProgress | PullDone]) -> PullDone:
     """Shows a pull's progress until it is done. Raises the pull's error."""
+    # The bar begins once the total is known; a model that is cached already ends without one.
     stream = iter(events)
     first = next((e for e in stream if isinstance(e, PullDone) or e.total), None)
     if first is None or isinstance(first, PullDone):
@@ -32,5 +33,5 @@ def follow(console: Console, image: str, events: Iterable[PullProgress | PullDon
 
 def _done(event: PullDone | None) -> PullDone:
     if event is None:
-        raise Unreachable("the pull ended without a result", hint="Pull again.")
+        raise Unreachable("the agent ended the pull without a result", hint="Pull again.")
     return event

@@ -20,10 +20,16 @@ from pydantic_core import PydanticUndefined
 
 from cache_agent.config import AgentConfig
 from modelimage.errors import InvalidInput
+from weightyard.advanced import AdvancedOption
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Listed by `weightyard agent --help`. All other settings are advanced options.
+COMMON: Final = frozenset(
+    {"budget", "min_free", "tiers.shared", "servers.mirror", "servers.hub",
+     "servers.registries"}
+)  # fmt: skip
 _SHORT: Final = {
     "fetch.streams": "--streams",
     "fetch.bandwidth": "--bandwidth",
@@ -66,12 +72,14 @@ class Setting:
             if default in (None, PydanticUndefined, (), {})
             else f"  [default: {_shown(default)}]"
         )
+        kind = click.Option if self.name in COMMON else AdvancedOption
         if self.kind is bool:
             both = f"{self.flags[0]}/--no-{self.flags[0][2:]}"
-            return click.option(both, self.parameter, default=None, help=text + shown)
+            return click.option(both, self.parameter, cls=kind, default=None, help=text + shown)
         return click.option(
             *self.flags,
             self.parameter,
+            cls=kind,
             multiple=self.is_list,
             metavar=self.name.rsplit(".", maxsplit=1)[-1].upper(),
             help=text + shown,
@@ -79,6 +87,7 @@ class Setting:
 
     def value(self, given: Any) -> Any:
         """The given value in the form of the settings file; None when not given. Raises InvalidInput."""
+        # Click gives () for a list option that is absent: it must not override the file with an empty list.
         if given is None or given == ():
             return None
         if self.is_list:
@@ -121,7 +130,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"{name}: not a value: {text[:60]!r}") from error
+        raise InvalidInput(f"{name}: not valid YAML: {text[:60]!r}") from error
 
 
 def _without_none(annotation: Any) -> Any:

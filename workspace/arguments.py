@@ -16,6 +16,7 @@ Argument = tuple[str, ...]  # a flag, or a flag and its value
 
 # Flags with several spellings, by canonical name. Without this table a user's `-tp 2` and a derived
 # `--tensor-parallel-size 1` would both reach the server.
+_MOST: Final = 10**9
 _ALIASES: Final[Mapping[str, str]] = {
     "-tp": "--tensor-parallel-size", "--tp": "--tensor-parallel-size", "--tp-size": "--tensor-parallel-size",
     "-c": "--ctx-size", "-m": "--model", "-a": "--alias", "--host-name": "--host",
@@ -67,6 +68,18 @@ def number_of(user: Iterable[str], flag: str) -> float | None:
     if not 0 < number < math.inf:
         raise InvalidInput(f"{flag} needs a number above 0, not {text!r}")
     return number
+
+
+def count_of(user: Iterable[str], flag: str) -> int | None:
+    """The user's value of a flag that counts something: a whole number from 1 to a billion. Raises InvalidInput."""
+    number = number_of(user, flag)
+    if number is None:
+        return None
+    if number != int(number) or number > _MOST:
+        raise InvalidInput(
+            f"{flag} needs a whole number up to {_MOST}, not {value_of(user, flag)!r}"
+        )
+    return int(number)
 
 
 def merge(derived: Iterable[Argument], user: Iterable[str]) -> tuple[str, ...]:

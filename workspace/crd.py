@@ -62,7 +62,7 @@ RULES: Final[Rules] = {
         ),
         (
             "!has(self.by) || self.by != 'keda' || has(self.prometheus)",
-            "by: keda needs prometheus, the address that KEDA asks for the queue's depth",
+            "by: keda needs prometheus, the address from which KEDA reads the queue depth",
         ),
     ),
 }  # fmt: skip
@@ -91,7 +91,7 @@ def definition() -> Json:
             singular="workspace",
             short_names=("ws",),
             scope="Namespaced",
-            description="A model to serve: which one, with what, on what, how many times.",
+            description="A model to serve: its source, inference server, hardware and replicas.",
             spec=spec_schema(),
             status=status_schema(),
             columns=_COLUMNS,
@@ -125,7 +125,7 @@ def status_schema() -> Json:
             "type": {"type": "string", "enum": list(CONDITIONS)},
             "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
             "reason": text,
-            "message": {**text, "description": "What is so, and what to do about it."},
+            "message": {**text, "description": "The current state, and what to do about it."},
             "observedGeneration": count,
             "lastTransitionTime": {"type": "string", "format": "date-time"},
         },

@@ -77,7 +77,7 @@ def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:
         for key, value in node.value:
             if key.value in keys:
                 raise InvalidInput(
-                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} stands here twice",
+                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} occurs twice",
                     hint="Remove one of the two.",
                 )
             keys.add(key.value)
@@ -108,6 +108,7 @@ def _line(node: yaml.Node, path: Sequence[str | int]) -> int:
     for step in path:
         if isinstance(node, yaml.MappingNode):
             found = next(((k, v) for k, v in node.value if k.value == step), None)
+            # A missing field has no line: the object that lacks it is shown.
             if found is None:
                 break
             line, node = found[0].start_mark.line, found[1]

@@ -43,10 +43,10 @@ def kv_dtype(engine: Engine, user: Iterable[str]) -> str | None:
     """The KV cache's format where it is already decided: by the user, or by engines other than vLLM."""
     if engine is not Engine.VLLM:
         return KV_NATIVE
-    asked = arguments.value_of(user, "--kv-cache-dtype")
-    if asked is None:
+    requested = arguments.value_of(user, "--kv-cache-dtype")
+    if requested is None:
         return None
-    return KV_FP8 if asked.startswith(KV_FP8) else KV_NATIVE
+    return KV_FP8 if requested.startswith(KV_FP8) else KV_NATIVE
 
 
 def caches_prefixes(facts: ModelFacts) -> bool:

@@ -138,6 +138,11 @@ def _llama_cpp(launch: Launch) -> list[Argument]:
     return arguments
 
 
+# Gauges of requests that run and that wait, by engine. Others publish none, or not by default.
+QUEUE_METRICS: Final[Mapping[Engine, tuple[str, str]]] = {
+    Engine.VLLM: ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    Engine.SGLANG: ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+}
 _SAFETENSORS: Final = frozenset({"safetensors"})
 # Set by the plan: probes and Services depend on host and port.
 _WHERE: Final = frozenset({"--host", "--port"})

@@ -139,12 +139,12 @@ def _nothing_fits(tried: list[str], hardware: Hardware, engine: Engine, reasons:
     )
 
 
-def _gpu_counts(hardware: Hardware, asked: int | None) -> Iterator[int]:
+def _gpu_counts(hardware: Hardware, requested: int | None) -> Iterator[int]:
     """GPU counts to try. Tensor parallelism divides attention heads, so counts not requested are powers of two."""
     if hardware.gpu is None:
         yield 0
-    elif asked is not None:
-        yield asked
+    elif requested is not None:
+        yield requested
     else:
         count = 1
         while count <= hardware.count:
@@ -166,7 +166,7 @@ def _obstacle(
     if refused is not None:
         return refused if variant in refused else f"{variant}: {refused}"
     if demand.context and facts.context_length and demand.context > facts.context_length:
-        return f"{variant}: the model's context is {facts.context_length} tokens, {demand.context} are asked for"
+        return f"{variant}: the model's context is {facts.context_length} tokens, {demand.context} are requested"
     budget = _budget(hardware, demand)
     need = needed_bytes(facts, context=_least_context(facts, demand), gpus=gpus)
     # Unknown memory must not refuse a model that may fit.

@@ -78,7 +78,7 @@ def find_gpu(name: str) -> Gpu | None:
     return max(matches, key=lambda gpu: len(gpu.name), default=None)
 
 
-def asked_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
+def requested_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
     """The hardware that a spec requests, for planning without a machine. Raises InvalidInput when it is underspecified.
 
     `node_gpus` bounds the GPUs of a replica when the spec doesn't.
@@ -141,7 +141,7 @@ def _asked_gpu(resources: Resources) -> Gpu:
             hint="Set spec.resources.gpuMemory beside it, such as 24Gi.",
         )
     raise InvalidInput(
-        "the spec doesn't say which GPU it gets, so no variant can be chosen for it",
+        "the spec names no GPU, so no variant can be chosen",
         hint="Set spec.resources.gpu (such as L4) or spec.resources.gpuMemory, or gpus: 0 for a CPU server.",
     )
 

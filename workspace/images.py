@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from modelimage.descriptor import LINUX_AMD64
+from modelimage.descriptor import LINUX_AMD64, Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.foreign import is_ours, served_from_image
@@ -53,13 +53,20 @@ def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
         served = served_from_image(reader, root, LINUX_AMD64)
         return PinnedModel(_pinned(reference, root.digest), {served.variant: served})
     # Read by digest from here on: a tag that moves in between would mix two versions.
+    return PinnedModel(_pinned(reference, root.digest), read_variants(reader, root, variant))
+
+
+def read_variants(
+    reader: ImageReader, root: Descriptor, variant: str | None
+) -> dict[str, Servable]:
+    """The records of one variant, or of all, the default first. Raises the reader's errors, UnknownVariant."""
     first = resolve_root(reader, root, variant)
     records: dict[str, Servable] = {first.record.variant: first.record}
     if variant is None:
         for other in first.variants:
             if other not in records:
                 records[other] = resolve_root(reader, root, other).record
-    return PinnedModel(_pinned(reference, root.digest), records)
+    return records
 
 
 def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:

@@ -28,7 +28,7 @@ _GIB: Final = 1 << 30
 # progress, so it must outlast a start on a busy machine; a server that fails exits long before.
 _BOOT: Final = 600
 _COMPILE: Final = 300
-_PATIENCE: Final = 3
+_READ_TIMES: Final = 3
 _SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
 PROBE_PERIOD: Final = 5
 
@@ -99,12 +99,12 @@ def choose_variant(
     user = spec.runtime.args
     # These flags change the fit itself, so the user's values enter it instead of only being passed
     # on.
-    tensor_parallel = arguments.number_of(user, "--tensor-parallel-size")
-    longest = arguments.number_of(user, "--max-model-len")
+    tensor_parallel = arguments.count_of(user, "--tensor-parallel-size")
+    longest = arguments.count_of(user, "--max-model-len")
     demand = Demand(
         variant=spec.model.variant,
-        context=int(longest) if longest else spec.runtime.context_length,
-        gpus=int(tensor_parallel) if tensor_parallel else spec.resources.gpus or None,
+        context=longest or spec.runtime.context_length,
+        gpus=tensor_parallel or spec.resources.gpus or None,
         utilization=_utilization(spec),
         kv_dtype=engine_arguments.kv_dtype(spec.runtime.engine, user),
         engine=spec.runtime.engine,
@@ -164,13 +164,13 @@ def startup_seconds(record: Servable, site: Site, *, gpus: int) -> int:
     # At least 1: a measured rate may be close to 0.
     rate = max(site.read_rate or _SLOWEST_READ, 1.0)
     reading = record.facts.weight_bytes / rate
-    return int(_BOOT + (_COMPILE if gpus else 0) + _PATIENCE * reading)
+    return int(_BOOT + (_COMPILE if gpus else 0) + _READ_TIMES * reading)
 
 
 def _utilization(spec: Spec) -> float:
-    asked = arguments.number_of(spec.runtime.args, "--gpu-memory-utilization")
-    if asked is not None:
-        return min(asked, 1.0)
+    requested = arguments.number_of(spec.runtime.args, "--gpu-memory-utilization")
+    if requested is not None:
+        return min(requested, 1.0)
     # On a shared GPU each server takes its part of the usual share.
     return DEFAULT_UTILIZATION * (spec.resources.fraction or 1.0)
 
@@ -192,7 +192,7 @@ def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
     clash = sorted(arguments.given(user) & template.fixed_flags)
     if clash:
         raise InvalidInput(
-            f"spec.runtime.args can't have {', '.join(clash)}: the workspace decides it",
+            f"spec.runtime.args can't contain {', '.join(clash)}: Weightyard sets it",
             hint="The port is spec.runtime.port; the model is spec.model.",
         )
 

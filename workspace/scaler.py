@@ -98,7 +98,7 @@ def decide(
         return _from_zero(policy, target, kept)
     # The bounds or the replicas were changed by hand: no window applies.
     if current < policy.least or current > policy.most:
-        return ScalingDecision(_clamp(current, policy), "within the bounds that were set", kept)
+        return ScalingDecision(_clamp(current, policy), "back within minimum and maximum", kept)
     floor = min(_recent(kept, now - policy.up_window))
     if floor > current and _covers(kept, now, policy.up_window):
         # At most double per step, like the policy in render/kubernetes.py for an HPA.
@@ -109,28 +109,30 @@ def decide(
     if ceiling < current and _covers(kept, now, policy.down_window) and load.is_complete:
         replicas = max(current - 1, ceiling)
         return ScalingDecision(
-            replicas, f"{replicas} replicas hold the {load.running:g} requests that run", kept
+            replicas, f"{replicas} replicas suffice for {load.running:g} running requests", kept
         )
-    return ScalingDecision(current, "as it is", kept)
+    return ScalingDecision(current, "unchanged", kept)
 
 
 def wanted(policy: Policy, load: Load) -> int:
     """The replicas that the load of this moment requires, without windows, steps or bounds."""
+    by_queue = 0
     if load.waiting:
         # Never fewer than requested: replicas that are still starting will take part of the queue.
-        return max(load.current, 1, _ceil(load.waiting / policy.queue_depth))
-    if not load.is_complete or load.ready < load.current:
+        by_queue = max(load.current, 1, _ceil(load.waiting / policy.queue_depth))
+    elif not load.is_complete or load.ready < load.current:
         return load.current
+    # With a queue too: what runs already may need more replicas than a short queue does.
     by_memory = _ceil(sum(each.kv_usage for each in load.readings) / _FULL)
     by_batch = _ceil(load.running / policy.batch)
-    return max(by_memory, by_batch, 1 if load.running else 0)
+    return max(by_queue, by_memory, by_batch, 1 if load.running else 0)
 
 
 def _from_zero(
     policy: Policy, target: ReplicaTarget, kept: tuple[ReplicaTarget, ...]
 ) -> ScalingDecision:
     if target.replicas == 0:
-        return ScalingDecision(0, "nothing waits", kept)
+        return ScalingDecision(0, "no requests wait", kept)
     return ScalingDecision(max(1, policy.least), "a request waits", kept)
 
 

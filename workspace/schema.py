@@ -121,7 +121,7 @@ class Model(Strict):
     )
     s3: NonEmpty | None = Field(default=None, description="A checkpoint in S3: bucket/prefix.")
     build: Build | None = Field(
-        default=None, description="How hub or s3 becomes an image, which nodes can cache."
+        default=None, description="Builds hub or s3 into an image, which nodes can cache."
     )
     variant: Annotated[Variant, _as_enum(Variant)] = Field(
         default=Variant.AUTO, description="auto is the most accurate variant that fits."
@@ -181,32 +181,32 @@ class Runtime(Strict):
         default=(),
         strict=False,
         max_length=512,
-        description="More arguments for the server; they win over derived ones.",
+        description="Additional arguments of the server; they override derived ones.",
     )
     env: tuple[EnvVar, ...] = Field(default=(), strict=False, max_length=256)
     adapters: tuple[Adapter, ...] = Field(default=(), strict=False, max_length=64)
     port: Port = Field(
-        default=DEFAULT_PORT, description="Where the server listens; 0 takes a free port with `up`."
+        default=DEFAULT_PORT, description="The server's port; with `up`, 0 takes a free one."
     )
     served_model_name: NonEmpty | None = Field(
         default=None, description="The name requests use; by default the Workspace's."
     )
     context_length: Annotated[int, Field(ge=16, le=1 << 24)] | None = Field(
         default=None,
-        description="Tokens of prompt and answer that must fit; by default what the model and memory allow.",
+        description="Tokens of prompt and answer together; by default what the model and memory allow.",
     )
 
     startup_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
         default=None,
         description=(
-            "Seconds until a start is given up: of a pod or a compose service in all (by default enough for slow "
-            "disks), with `up` without any progress (by default 300)."
+            "Seconds after which a start fails: in total for a pod or compose service (by default enough for slow "
+            "disks), without progress for `up` (by default 300)."
         ),
     )
 
     drain_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=120,
-        description="How long a server that is to stop may finish its running requests.",
+        description="Seconds that a stopping server may take to finish its running requests.",
     )
 
     @model_validator(mode="after")
@@ -235,7 +235,7 @@ class Resources(Strict):
         default=None, description="A GPU of the table in docs/workspace.md, such as L4 or H100."
     )
     gpu_memory: Quantity | None = Field(
-        default=None, description="Memory of one GPU, where the table doesn't know it: 24Gi."
+        default=None, description="Memory of one GPU that isn't in the table: 24Gi."
     )
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="The share of one GPU's memory to use, where a GPU is shared."
@@ -264,14 +264,14 @@ class Scale(Strict):
     max: Annotated[int, Field(ge=1)]
     queue_depth: Annotated[int, Field(ge=1)] = Field(
         default=4,
-        description="Waiting requests per replica that are fine; above it a replica is added.",
+        description="Waiting requests per replica above which a replica is added.",
     )
     up_window_seconds: Annotated[int, Field(ge=0)] = 15
     down_window_seconds: Annotated[int, Field(ge=0)] = 300
     by: Annotated[Autoscaler, _as_enum(Autoscaler)] = Autoscaler.BUILTIN
     prometheus: NonEmpty | None = Field(
         default=None,
-        description="Where KEDA asks for vLLM's metrics: http://prometheus.monitoring:9090.",
+        description="Where KEDA reads vLLM's metrics: http://prometheus.monitoring:9090.",
     )
 
     @model_validator(mode="after")
@@ -284,7 +284,7 @@ class Scale(Strict):
             )
         if self.by is Autoscaler.KEDA and self.prometheus is None:
             raise ValueError(
-                "by: keda needs prometheus, the address that KEDA asks for the queue's depth"
+                "by: keda needs prometheus, the address from which KEDA reads the queue depth"
             )
         return self
 
@@ -304,7 +304,7 @@ class Tenancy(Strict):
     )
     limits: dict[str, str] = Field(
         default_factory=dict,
-        description="A LimitRange: what a container in the namespace gets when it doesn't say.",
+        description="A LimitRange: default resources of containers in the namespace.",
     )
     network_policy: NetworkPolicy | None = None
 
@@ -312,13 +312,12 @@ class Tenancy(Strict):
 class Rollout(Strict):
     """How one version replaces the previous."""
 
-    strategy: Literal["rolling"] = "rolling"
     history: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=10, description="How many versions `weightyard rollout undo` can go back."
+        default=10, description="Number of versions that `weightyard rollout undo` can go back."
     )
     restarted_at: NonEmpty | None = Field(
         default=None,
-        description="Changed to make a new version of the same spec: tags are resolved again.",
+        description="Change it to roll out the same spec again, with tags resolved anew.",
     )
 
 

@@ -12,11 +12,14 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelimage.errors import RemoteRefused
+from workspace.engines import QUEUE_METRICS
 from workspace.scaler import Reading
 
-_RUNNING: Final = ("vllm:num_requests_running", "sglang:num_running_reqs")
-_WAITING: Final = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
+_RUNNING: Final = tuple(running for running, _ in QUEUE_METRICS.values())
+_WAITING: Final = tuple(waiting for _, waiting in QUEUE_METRICS.values())
 _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
+# Requests in a queue; no server holds more.
+_MOST: Final = 1e9
 HELD: Final = "weightyard_activator_requests_waiting"
 
 
@@ -26,7 +29,7 @@ def parse_reading(text: str) -> Reading:
     running, waiting = _first(totals, _RUNNING), _first(totals, _WAITING)
     if running is None or waiting is None:
         raise RemoteRefused(
-            "the server's metrics page doesn't tell its queue",
+            "the server's metrics have no queue length",
             hint="SGLang needs --enable-metrics; other engines scale by spec.replicas only.",
         )
     # Usage is summed over engines like the queues, so it is capped at a whole cache.
@@ -45,10 +48,17 @@ def _totals(text: str, wanted: set[str]) -> dict[str, float]:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name in wanted:
-                    totals[sample.name] += sample.value
+                    totals[sample.name] += _bounded(sample.name, sample.value)
     except ValueError as error:
         raise RemoteRefused(f"the metrics page can't be read: {error}") from error
     return totals
+
+
+def _bounded(name: str, value: float) -> float:
+    """A count or share as a server reports it. Prometheus allows NaN and infinity, which scaling can't count with."""
+    if not 0 <= value <= _MOST:
+        raise ValueError(f"{name} is {value}")
+    return value
 
 
 def _first(totals: dict[str, float], names: tuple[str, ...]) -> float | None:

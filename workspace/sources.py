@@ -12,6 +12,7 @@ import shlex
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.reference import RegistryReference, parse_image
+from modelimage.source_uris import HUB, S3
 from workspace.schema import Model, Variant, Workspace
 
 _PUBLISHED = Variant.BF16
@@ -22,10 +23,11 @@ class NotBuilt(NotFound):
 
 
 def source_uri(model: Model) -> str | None:
-    """The URI of weights that aren't an image: `hf://…` or `s3://…`."""
-    if model.hub is not None:
-        return f"hf://{model.hub}"
-    return f"s3://{model.s3}" if model.s3 is not None else None
+    """The URI of weights that aren't an image; None for an image."""
+    for scheme, place in ((HUB, model.hub), (S3, model.s3)):
+        if place is not None:
+            return f"{scheme}{place}"
+    return None
 
 
 def image_of(workspace: Workspace) -> str:
@@ -35,7 +37,7 @@ def image_of(workspace: Workspace) -> str:
         return model.image
     if model.build is None:
         raise InvalidInput(
-            f"nodes serve model images, and this workspace names {source_uri(model)}",
+            f"nodes serve model images, but this workspace names {source_uri(model)}",
             hint="Set spec.model.build.to to a repository, such as registry.example/team/model: the controller "
             "builds the image there. Or build it yourself and set spec.model.image: "
             f"weightyard build {source_uri(model)} --to REGISTRY/NAME:TAG",
@@ -55,9 +57,11 @@ def build_tag(workspace: Workspace) -> str:
 def variants(workspace: Workspace) -> tuple[str, ...]:
     """The quantized variants to build: the requested ones, and the one to serve."""
     model = workspace.spec.model
-    asked = model.build.variants if model.build is not None else ()
+    requested = model.build.variants if model.build is not None else ()
     served = () if model.variant in (Variant.AUTO, _PUBLISHED) else (model.variant,)
-    return tuple(dict.fromkeys(each.value for each in (*asked, *served) if each is not _PUBLISHED))
+    return tuple(
+        dict.fromkeys(each.value for each in (*requested, *served) if each is not _PUBLISHED)
+    )
 
 
 def build_arguments(workspace: Workspace, destination: str) -> tuple[str, ...]:
@@ -80,6 +84,6 @@ def _repository(text: str) -> RegistryReference:
     if not isinstance(found, RegistryReference) or found.digest is not None or ":" in last:
         raise InvalidInput(
             f"spec.model.build.to is a repository in a registry, without a tag, not {text!r}",
-            hint="Write it as registry.example/team/model; the tag is made of what is built.",
+            hint="Write it as registry.example/team/model; the tag is derived from what is built.",
         )
     return found

@@ -17,15 +17,18 @@ from typing import Final
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from builder.sources.hub import SCHEME, mapped_errors
+from builder.sources.hub import mapped_errors
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.source_uris import HUB
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".ndjson", ".txt")
 # data/train.jsonl, train-00000-of-00012.parquet, plain_text/train/0000.parquet
 _FIRST_TRAINING = re.compile(r"(?:.*/)?train(?:/0+|-0+-of-\d+)?\.\w+")
 _KIND: Final = "dataset"
 _NAMED = re.compile(
-    r"hf://(?:datasets/)?(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w.-]{0,254}))?(?:/(?P<path>.+))?",
+    re.escape(HUB)
+    + r"(?:datasets/)?(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})"
+    + r"(?:@(?P<revision>\w[\w.-]{0,254}))?(?:/(?P<path>.+))?",
     re.ASCII,
 )
 _HINT: Final = (
@@ -43,7 +46,7 @@ class DatasetReference:
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
-        return f"{SCHEME}datasets/{self.name}{revision}" + (f"/{self.path}" if self.path else "")
+        return f"{HUB}datasets/{self.name}{revision}" + (f"/{self.path}" if self.path else "")
 
 
 def parse_dataset(text: str) -> DatasetReference:
@@ -60,7 +63,7 @@ def calibration_file(given: str, *, endpoint: str | None = None, cache: Path | N
     Raises InvalidInput, NotFound, AccessDenied, Unreachable, RateLimited, RemoteRefused, and NoSpace and
     NotWritable for the cache's disk.
     """
-    if given.startswith(SCHEME):
+    if given.startswith(HUB):
         return _fetch(parse_dataset(given), endpoint, cache)
     if "://" in given:
         raise InvalidInput(f"calibration text can't be read from {given[:200]}", hint=_HINT)

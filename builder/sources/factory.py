@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from builder.sources.interface import ModelSource
 from builder.sources.local import LOCAL_URI, LocalSource
 from modelimage.errors import InvalidInput
+from modelimage.hub import ENDPOINT_VARIABLE, parse_hub
+from modelimage.source_uris import GS, HUB, MLFLOW, S3
 
-HUB_SCHEME = "hf://"
-S3_SCHEME = "s3://"
-MLFLOW_SCHEME = "mlflow:"
+
+@dataclass(frozen=True, slots=True)
+class SourceScheme:
+    """One kind of remote source: how its references begin, their form for people, and what opens one."""
+
+    prefix: str
+    form: str
+    open: Callable[[str, Mapping[str, str]], ModelSource]
 
 
 def open_source(
@@ -21,44 +30,53 @@ def open_source(
     uri: str | None = None,
     revision: str | None = None,
 ) -> ModelSource:
-    """Open `hf://ORG/NAME[@REVISION]`, `s3://BUCKET/PREFIX`, `mlflow:models:/NAME/VERSION`, or a directory.
+    """Open a reference in one of `SCHEMES`, or a directory.
 
     Raises InvalidInput. Reads nothing and makes no connection yet. `uri` and `revision` are labels for a directory,
     which has none of its own.
     """
-    remote = _remote(text, environment)
-    if remote is None:
+    scheme = next((each for each in SCHEMES if text.startswith(each.prefix)), None)
+    if scheme is None:
+        if "://" in text:
+            raise InvalidInput(
+                f"unknown kind of source: {text[:200]!r}", hint=f"Give {source_forms('or')}."
+            )
         return LocalSource(Path(text), uri=uri or LOCAL_URI, revision=revision or "")
     if uri or revision:
         raise InvalidInput(
             "--source-uri and --revision label a local directory",
             hint="Choose a Hub revision by hf://ORG/NAME@REVISION.",
         )
-    return remote
+    return scheme.open(text, environment)
 
 
-def _remote(text: str, environment: Mapping[str, str]) -> ModelSource | None:
-    """Open a remote source. Its library is imported only here, because each import takes a second or more."""
-    if text.startswith(HUB_SCHEME):
-        from builder.sources.hub import HubModelSource, parse_hub  # noqa: PLC0415
+def source_forms(conjunction: str) -> str:
+    """All forms of a source, for messages and help."""
+    *first, last = ("a checkpoint directory", *(each.form for each in SCHEMES))
+    return f"{', '.join(first)} {conjunction} {last}"
 
-        return HubModelSource(parse_hub(text), endpoint=environment.get("HF_ENDPOINT"))
-    if text.startswith(S3_SCHEME):
-        return _open_s3(text, environment)
-    if text.startswith(MLFLOW_SCHEME):
-        return _open_mlflow(text, environment)
-    if "://" in text:
-        raise InvalidInput(
-            f"unknown kind of source: {text[:200]!r}",
-            hint="Give a directory, hf://ORG/NAME[@REVISION], s3://BUCKET/PREFIX or mlflow:models:/NAME/VERSION.",
-        )
-    return None
+
+# Each opener imports its library only when it is called, because each import takes half a second or more.
+
+
+def _open_hub(text: str, environment: Mapping[str, str]) -> ModelSource:
+    from builder.sources.hub import HubModelSource  # noqa: PLC0415
+
+    return HubModelSource(parse_hub(text), endpoint=environment.get(ENDPOINT_VARIABLE))
 
 
 def _open_s3(text: str, environment: Mapping[str, str]) -> ModelSource:
-    from builder.sources.s3 import S3Source, parse_s3  # noqa: PLC0415
+    from builder.sources.s3 import parse_s3, s3_source  # noqa: PLC0415
 
-    return S3Source(parse_s3(text), _work(environment) / "s3")
+    return s3_source(parse_s3(text), _work(environment) / "s3")
+
+
+def _open_gs(text: str, environment: Mapping[str, str]) -> ModelSource:
+    from builder.sources.gs import gs_source, parse_gs  # noqa: PLC0415
+    from modelimage.google_storage import GoogleStorageSettings  # noqa: PLC0415
+
+    settings = GoogleStorageSettings.of(environment)
+    return gs_source(parse_gs(text), _work(environment) / "gs", settings)
 
 
 def _open_mlflow(text: str, environment: Mapping[str, str]) -> ModelSource:
@@ -66,11 +84,26 @@ def _open_mlflow(text: str, environment: Mapping[str, str]) -> ModelSource:
 
     settings = MlflowSettings(
         work=_work(environment) / "mlflow",
-        open_s3=lambda address: _open_s3(address, environment),
+        open_bucket=lambda address: open_bucket(address, environment),
         tracking_uri=environment.get("MLFLOW_TRACKING_URI"),
         registry_uri=environment.get("MLFLOW_REGISTRY_URI"),
     )
     return MlflowSource(parse_mlflow(text), settings)
+
+
+SCHEMES: Final = (
+    SourceScheme(HUB, "hf://ORG/NAME[@REVISION]", _open_hub),
+    SourceScheme(S3, "s3://BUCKET/PREFIX", _open_s3),
+    SourceScheme(GS, "gs://BUCKET/PREFIX", _open_gs),
+    SourceScheme(MLFLOW, "mlflow:models:/NAME/VERSION", _open_mlflow),
+)
+# What MLflow may keep its artifacts in.
+_BUCKETS: Final = (S3, GS)
+
+
+def open_bucket(address: str, environment: Mapping[str, str]) -> ModelSource | None:
+    """The source of a bucket's address; None for an address that is none."""
+    return open_source(address, environment) if address.startswith(_BUCKETS) else None
 
 
 def _work(environment: Mapping[str, str]) -> Path:

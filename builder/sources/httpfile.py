@@ -1,4 +1,4 @@
-"""Reads a file at a URL from any position, resuming after broken connections. Nothing is stored."""
+"""Reads a file on the Hub by its URL, from any position, resuming after broken connections. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from modelimage.errors import AccessDenied, NotFound, RemoteRefused, Unreachable
+from modelimage.errors import RemoteRefused, Unreachable
+from modelimage.hub import refusal
 from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.registry.connections import Connections
 from modelimage.registry.exchange import Request, Response
@@ -58,15 +59,6 @@ class HttpFile:
         ):
             return
         response.discard()
-        match response.status:
-            case 401 | 403:
-                raise AccessDenied(
-                    f"{self.url} is refused ({response.status})", hint="Check the token."
-                )
-            case 404:
-                raise NotFound(f"{self.url} isn't there", hint="Check the name and the revision.")
-            case status if status >= 500:
-                raise Unreachable(f"{self.url} failed ({status})", hint="Try again later.")
-            case 200 | 206:
-                raise RemoteRefused(f"{self.url} gives another range than was asked for")
-        raise RemoteRefused(f"{self.url} answered {response.status}")
+        if response.status in (200, 206):
+            raise RemoteRefused(f"{self.url} gives another range than was asked for")
+        raise refusal(self.url, response.status)

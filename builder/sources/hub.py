@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,22 @@ from modelimage.errors import (
     AccessDenied,
     InvalidInput,
     NotFound,
-    RateLimited,
     RemoteRefused,
     Unreachable,
     WeightyardError,
 )
+from modelimage.hub import SIGN_IN, HubReference, refusal
 from modelimage.registry.connections import Connections
+from modelimage.registry.retry import parse_retry_after
 
-SCHEME = "hf://"
-_NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
-_REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SIGN_IN = "Set HF_TOKEN or run `hf auth login`."
 # Subclasses first: in huggingface-hub a gated repository is a subclass of one that wasn't found.
 _CAUSES: tuple[tuple[type[Exception], type[WeightyardError], str, str], ...] = (
     (
         GatedRepoError,
         AccessDenied,
         " is gated, and this token has no access to it",
-        f"Accept its terms on the Hub. {_SIGN_IN}",
+        f"Accept its terms on the Hub. {SIGN_IN}",
     ),
     (
         RevisionNotFoundError,
@@ -72,32 +69,10 @@ _CAUSES: tuple[tuple[type[Exception], type[WeightyardError], str, str], ...] = (
         RepositoryNotFoundError,
         NotFound,
         ": no such repository, or it is private and this token can't see it",
-        f"Check the name. For a private one: {_SIGN_IN}",
+        f"Check the name. For a private one: {SIGN_IN}",
     ),
     (EntryNotFoundError, NotFound, ": no such file at this commit", "Check the revision."),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HubReference:
-    """`hf://org/name[@revision]`; the revision is a branch, a tag or a commit. Law: `parse_hub(str(r)) == r`."""
-
-    name: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return f"{SCHEME}{self.name}" + (f"@{self.revision}" if self.revision else "")
-
-
-def parse_hub(text: str) -> HubReference:
-    """Parse a reference given by a user. Raises InvalidInput."""
-    name, at, revision = text.removeprefix(SCHEME).partition("@")
-    if not _NAME.fullmatch(name) or (at and not _REVISION.fullmatch(revision)):
-        raise InvalidInput(
-            f"not a model on the Hub: {text[:200]!r}",
-            hint="Write hf://ORG/NAME or hf://ORG/NAME@REVISION.",
-        )
-    return HubReference(name, revision or None)
 
 
 class HubModelSource:
@@ -114,7 +89,7 @@ class HubModelSource:
 
     @property
     def uri(self) -> str:
-        return f"{SCHEME}{self._reference.name}"
+        return self._reference.uri
 
     @property
     def revision(self) -> str:
@@ -208,17 +183,8 @@ def _http_error(what: str, error: HfHubHTTPError) -> WeightyardError:
     for cause, ours, text, hint in _CAUSES:
         if isinstance(error, cause):
             return ours(f"{what}{text}", hint=hint)
-    if status in (401, 403):
-        return AccessDenied(f"the Hub refuses {what} ({status})", hint=_SIGN_IN)
-    if status == 429:
-        return RateLimited(
-            f"the Hub asks to slow down (429) at {what}",
-            hint="Try again later; a token (HF_TOKEN) has a higher limit.",
-            retry_after=_seconds(error.response.headers.get("Retry-After")),
-        )
-    if status >= 500:
-        return Unreachable(f"the Hub failed at {what} ({status})", hint="Try again later.")
-    return RemoteRefused(f"the Hub answered {status} for {what}")
+    after = parse_retry_after(error.response.headers.get("Retry-After"), datetime.now(UTC))
+    return refusal(what, status, after)
 
 
 def _unreachable(what: str, error: Exception) -> Unreachable:
@@ -228,7 +194,3 @@ def _unreachable(what: str, error: Exception) -> Unreachable:
         f"the Hub can't be reached for {what}: {reason[:200]}",
         hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
     )
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdecimal() else None

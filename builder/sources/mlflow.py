@@ -1,7 +1,7 @@
 """A model version in an MLflow registry (needs the extra `mlflow`).
 
 The registry states the location of the version's files. Directories and buckets are read by their own sources, with
-range reads and resume; other locations (MLflow's artifact server, Azure, Google) are read through MLflow, file by file.
+range reads and resume; other locations (MLflow's artifact server, Azure) are read through MLflow, file by file.
 All of MLflow's exceptions are mapped here.
 """
 
@@ -37,11 +37,12 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
+from modelimage.source_uris import MLFLOW
 
 # MLflow would draw its progress bars over ours; only this variable turns them off.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-SCHEME: Final = "mlflow:models:/"
+SCHEME: Final = f"{MLFLOW}models:/"
 _REFERENCE = re.compile(r"([^/@\x00-\x1f]+)(?:/([0-9]{1,18})|@([A-Za-z0-9_.-]{1,255}))")
 _CONFIG: Final = "config.json"
 _TRANSFORMERS: Final = "model"
@@ -73,10 +74,13 @@ def parse_mlflow(text: str) -> MlflowReference:
 
 @dataclass(frozen=True, slots=True)
 class MlflowSettings:
-    """The location of MLflow; unset values are found by MLflow as usual. `open_s3` opens an address s3://…"""
+    """The location of MLflow; unset values are found by MLflow as usual.
+
+    `open_bucket` opens the address of a bucket, and returns None for any other.
+    """
 
     work: Path
-    open_s3: Callable[[str], ModelSource]
+    open_bucket: Callable[[str], ModelSource | None]
     tracking_uri: str | None = None
     registry_uri: str | None = None
 
@@ -139,8 +143,9 @@ class MlflowSource:
             address = str(client.get_model_version_download_uri(name, version))
         self._version = version
         parts = urlsplit(address)
-        if parts.scheme == "s3":
-            return given.open_s3(address)
+        bucket = given.open_bucket(address)
+        if bucket is not None:
+            return bucket
         if parts.scheme in ("", "file"):
             # File URLs escape special characters.
             return LocalSource(Path(unquote(parts.path)))
@@ -268,7 +273,7 @@ def _error(what: str, status: int, error: Exception) -> WeightyardError:
             hint="Set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD.",
         )
     if status == 429:
-        return RateLimited(f"MLflow asks to slow down at {what}", hint="Try again later.")
+        return RateLimited(f"MLflow limits the request rate for {what}", hint="Try again later.")
     if status >= 500:
         return Unreachable(
             f"MLflow failed at {what}: {reason}", hint="Check the network and MLFLOW_TRACKING_URI."

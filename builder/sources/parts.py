@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelimage.durable import fsync_directory, make_directories, writing
+from modelimage.durable import fsync_path, make_directories, reading, writing
 from modelimage.errors import Busy
 from modelimage.ranges import ByteRange
 
@@ -76,6 +76,20 @@ class PartFile:
                 self._finished[number] = 1
                 os.pwrite(self._done, b"\1", number)
 
+    def read(self, size: int) -> Iterator[bytes]:
+        """The bytes in order, `size` at a time. All parts must be complete. Raises Unreachable for a failing disk."""
+        position = 0
+        with reading(self._data_path):
+            while data := os.pread(self._data, size, position):
+                position += len(data)
+                yield data
+
+    def forget(self) -> None:
+        """Take back the marks of all parts, so that the next fetch begins anew."""
+        with writing(self._path), self._lock:
+            self._finished = bytearray(len(self._finished))
+            os.pwrite(self._done, self._finished, 0)
+
     def publish(self) -> None:
         """Rename the file to its final name. All parts must be complete."""
         with writing(self._path):
@@ -83,7 +97,7 @@ class PartFile:
             os.fsync(self._data)
             self._data_path.rename(self._path)
             self._done_path.unlink()
-            fsync_directory(self._path.parent)
+            fsync_path(self._path.parent)
 
     def _open(self) -> None:
         make_directories(self._path.parent)

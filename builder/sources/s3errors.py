@@ -82,10 +82,12 @@ def _answer_error(what: str, error: boto.ClientError) -> WeightyardError:
     # 412: the pinned ETag no longer matches; 416: the object became shorter.
     if status in (412, 416):
         return InvalidCheckpoint(
-            f"{what} changed while it was read", hint="Build again once nobody writes there."
+            f"{what} changed while it was read", hint="Build again when nothing writes there."
         )
     if status == 429 or code in _SLOW:
-        return RateLimited(f"S3 asks to slow down at {what} ({code})", hint="Try again later.")
+        return RateLimited(
+            f"S3 limits the request rate for {what} ({code})", hint="Try again later."
+        )
     if status >= 500:
         return Unreachable(f"S3 failed at {what} ({status} {code})", hint="Try again later.")
     return RemoteRefused(f"S3 answered {status} {code} for {what}: {_first_line(error)}")

@@ -1,6 +1,6 @@
 """Decides whether a caller may read a repository, from the upstream's earlier answers and their age. Pure.
 
-A repository (`place`) is one of a registry, or a model of a Hub; its upstream is that registry or Hub. The answer to
+A repository is one of a registry, or a model of a Hub; its upstream is that registry or Hub. The answer to
 an anonymous request holds for every caller; the answer to a credential holds for that credential only. Permissions are
 cached for a while, refusals only briefly, since a user who was just given access wants to use it.
 """
@@ -50,7 +50,7 @@ class AccessState(Enum):
     UNKNOWN = "unknown"
 
 
-def standing(proof: Proof | None, now: float, rules: CacheTTL) -> AccessState:
+def state_of(proof: Proof | None, now: float, rules: CacheTTL) -> AccessState:
     """The validity of a proof at `now`."""
     # A clock that was set back must not extend a proof.
     if proof is None or proof.at > now:

@@ -31,7 +31,7 @@ class AllowedRegistries:
     patterns: tuple[str, ...] = PUBLIC_REGISTRIES
 
     @classmethod
-    def of(cls, patterns: Iterable[str]) -> AllowedRegistries:
+    def from_config(cls, patterns: Iterable[str]) -> AllowedRegistries:
         """The operator's list; an empty one means the well-known public registries."""
         # Empty must not mean "any": an agent without a list would connect anywhere.
         listed = tuple(patterns)
@@ -48,7 +48,7 @@ class AllowedRegistries:
         """Raises RegistryNotAllowed unless a pattern matches."""
         if registry not in self:
             raise RegistryNotAllowed(
-                f"this node doesn't fetch from {registry}",
+                f"this node isn't allowed to fetch from {registry}",
                 hint="Ask the operator to add it: `weightyard agent --registry HOST`.",
             )
 

@@ -56,12 +56,12 @@ class Trust:
         self._notes = notes
 
     @classmethod
-    def of(cls, sections: Sequence[SignatureSection], notes: Path) -> Trust:
+    def from_config(cls, sections: Sequence[SignatureSection], notes: Path) -> Trust:
         """Build it from the settings. Raises InvalidInput, NotFound and AccessDenied for unreadable keys."""
         return cls(_rules(sections), notes)
 
     def reconfigure(self, sections: Sequence[SignatureSection]) -> None:
-        """Replace the rules, for cached models too. Raises like `of`, and then keeps the old rules."""
+        """Replace the rules, for cached models too. Raises like `from_config`, and then keeps the old rules."""
         # One assignment: a concurrent check uses the old or the new rules, never a mix.
         self._rules = _rules(sections)
 
@@ -132,6 +132,6 @@ def _rule_of(section: SignatureSection, read: Mapping[Path, bytes]) -> Rule:
 
 def _untrusted(image: ImageReference, error: NotFound | DigestMismatch) -> Untrusted:
     return Untrusted(
-        f"this node takes {image} only when it is signed: {error.message}",
-        hint="Sign it with `weightyard sign --key`, or have the agent's `signatures` setting changed.",
+        f"this node accepts {image} only when it is signed: {error.message}",
+        hint="Sign it with `weightyard sign --key`, or change the agent's `signatures` setting.",
     )

@@ -89,7 +89,7 @@ class UpstreamRegistries:
 
 
 def ask(repository: RegistryRepository, path: str) -> UpstreamAnswer:
-    """Send a HEAD request for a path in a repository and map the response to an Answer."""
+    """Send a HEAD request for a path in a repository and map the response to an UpstreamAnswer."""
     url = f"{repository.origin}/v2/{repository.repository}/{path}"
     scopes = frozenset({f"repository:{repository.repository}:pull"})
     try:
@@ -117,5 +117,5 @@ def blob_size(repository: RegistryRepository, digest: Digest) -> int:
     length = response.header("Content-Length") or ""
     response.discard()
     if not length.isdecimal():
-        raise RemoteRefused(f"{repository.origin} doesn't say how long blob {digest} is")
+        raise RemoteRefused(f"{repository.origin} doesn't report the size of blob {digest}")
     return int(length)

@@ -19,13 +19,19 @@ from aiohttp import web
 
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.config import AgentConfig
+from cache_agent.daemon.node_setup import (
+    NodeOptions,
+    NodeParts,
+    control_service,
+    open_node,
+    reconfigure,
+)
 from cache_agent.daemon.prewarm_setup import PrewarmParts, WakeOnEvents, open_prewarming
 from cache_agent.daemon.servers import RunningServers, ServerOptions, open_servers
 from cache_agent.net.sockets import listen
-from cache_agent.node.control_service import Service
 from cache_agent.node.health import Health
 from cache_agent.node.metrics import Metrics
-from cache_agent.node.node import Node, NodeOptions, NodeParts
+from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.events import Broadcast
 from cache_agent.observability.log_lines import JsonLog
@@ -74,7 +80,7 @@ def run_agent(
     parts = NodeParts.real(access, Broadcast(listeners), config)
     with (
         closing(traces) if traces else nullcontext(),
-        Node(NodeOptions.of(options.root, config), parts) as node,
+        open_node(NodeOptions.from_config(options.root, config), parts) as node,
     ):
         metrics.watch(node.store)
         for store in node.store.stores:
@@ -82,10 +88,9 @@ def run_agent(
                 log.note("recovered", root=str(store.paths.root), **vars(store.recovered))
         for root, problem in node.store.left_out.items():
             log.note("root left out", root=str(root), problem=problem)
-        node.start_maintenance()
-        servers = partial(
-            open_servers, node, access, ServerOptions.of(config.servers, config.peers)
-        )
+        # Only the agent does: a single command ends before a round would.
+        node.maintenance.start()
+        servers = partial(open_servers, node, access, ServerOptions.of(config))
         reload = _reloader(node, options, log)
         wanted = partial(
             open_prewarming, PrewarmParts(node, access, wake_events, log.note), config.prewarm
@@ -98,7 +103,7 @@ def run_agent(
 def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], None]:
     def reload() -> None:
         try:
-            node.reconfigure(options.load())
+            reconfigure(node, options.load())
         except WeightyardError as error:
             # Invalid settings at SIGHUP must not stop a running agent.
             log.note("settings kept", problem=error.message)
@@ -130,13 +135,13 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, opening.reload)
     executor = BlockingExecutor()
-    health = Health(node.store, node.health_parts())
+    health = Health(node.store, {"maintenance": node.maintenance.problem})
     observe = ObserveApi(executor, health, metrics)
     async with AsyncExitStack() as stack:
         stack.callback(executor.close)
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
-        api = ControlApi(Service(node, status), executor, observe)
+        api = ControlApi(control_service(node, status), executor, observe)
         runner = web.AppRunner(
             api.application(),
             handler_cancellation=True,
@@ -152,11 +157,11 @@ async def _serve(
         port = await _listen_loopback(runner, config.port)
         opened = await opening.servers(stack, observe.application())
         socket_path = str(node.store.first.paths.socket)
-        ready(AgentAddresses(socket_path, port, len(node.store.models()), opened))
+        ready(AgentAddresses(socket_path, port, len(node.store.models.all()), opened))
         settle_memory()
         await stop.wait()
         # Pulls run in threads: left running, they would delay the exit.
-        node.cancel_pulls()
+        node.puller.cancel_all()
 
 
 def settle_memory() -> None:

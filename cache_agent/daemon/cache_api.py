@@ -82,14 +82,18 @@ def open_cache(root: Path, access: Access) -> Iterator[Cache]:
 
     Raises Busy when another process holds the store but doesn't listen.
     """
-    client = AgentClient.of_socket(StorePaths(root).socket)
+    client = AgentClient.from_socket(StorePaths(root).socket)
     if client is not None:
         yield client
         return
     # Imported here, because commands that talk to an agent should start fast.
-    from cache_agent.node.control_service import Service  # noqa: PLC0415
-    from cache_agent.node.node import Node, NodeOptions, NodeParts  # noqa: PLC0415
+    from cache_agent.daemon.node_setup import (  # noqa: PLC0415
+        NodeOptions,
+        NodeParts,
+        control_service,
+        open_node,
+    )
     from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415
 
-    with Node(NodeOptions(root), NodeParts.real(access)) as node:
-        yield Service(node, partial(status_without_agent, node))
+    with open_node(NodeOptions(root), NodeParts.real(access)) as node:
+        yield control_service(node, partial(status_without_agent, node.store, node.clock))

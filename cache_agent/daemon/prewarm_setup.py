@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from cache_agent.api.kube.connection import Connection, in_cluster
+from cache_agent.api.kube.follower import Follower
+from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.kubeconfig import from_kubeconfig
 from cache_agent.api.node_cache import NodeCache, NodeCacheStatus
 from cache_agent.config import PrewarmSection
+from cache_agent.net.node_name import node_name
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor, call_soon
-from cache_agent.observability.events import Events, PullEnd
-from cache_agent.prewarm.cluster.connection import Connection, in_cluster, of_kubeconfig
-from cache_agent.prewarm.cluster.desired_models import MODELS_PATH, NODES_PATH, ClusterSource
-from cache_agent.prewarm.cluster.kube_client import Api
+from cache_agent.observability.events import (
+    Event,
+    Events,
+    LeaseExpired,
+    ModelEvicted,
+    PullEnded,
+)
+from cache_agent.prewarm.cluster.desired_models import (
+    MODELS_PATH,
+    NODES_PATH,
+    ClusterSource,
+    NodeLabels,
+)
 from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter
-from cache_agent.prewarm.cluster.watch import Follower
 from cache_agent.prewarm.directory_source import DesiredState
-from cache_agent.prewarm.node_status import folder_of, node_cache, node_facts, node_name
+from cache_agent.prewarm.node_status import folder_of, node_cache, node_facts
 from cache_agent.prewarm.pull_secrets import ClusterSecrets, PullCredentials, SecretFiles
 from cache_agent.prewarm.reconciler import Reconciler
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
@@ -31,20 +44,28 @@ from cache_agent.store.space import Amount
 from modelimage.access import Access, open_reader
 
 
+def _ignore() -> None:
+    """Does nothing: before pre-warming runs, and after it."""
+
+
 class WakeOnEvents(Events):
-    """Wakes the reconciler after changes of the store that it didn't make. `tell` is called in any thread."""
+    """Wakes the reconciler after changes of the store that it didn't make. Called in any thread."""
 
     def __init__(self) -> None:
-        self.tell: Callable[[], None] = lambda: None
+        self._tell: Callable[[], None] = _ignore
 
-    def pull_ended(self, end: PullEnd) -> None:
-        self.tell()
+    @contextmanager
+    def waking(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call `tell` after each such change, in the thread where it happened, until left."""
+        self._tell = tell
+        try:
+            yield
+        finally:
+            self._tell = _ignore
 
-    def evicted(self, image: str, freed: int, why: str) -> None:
-        self.tell()
-
-    def expired(self, lease: str, holder: str) -> None:
-        self.tell()
+    def emit(self, event: Event) -> None:
+        if isinstance(event, PullEnded | ModelEvicted | LeaseExpired):
+            self._tell()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +91,13 @@ async def open_prewarming(
         stack.callback(executor.close)
         name = section.node or node_name()
         if section.kubernetes or section.kubeconfig:
-            api = await stack.enter_async_context(Api(_connection(section)))
+            api = await stack.enter_async_context(KubeClient(_connection(section), role="agent"))
             reconciler, tasks = _of_cluster(parts, section, executor, api, name)
         else:
             reconciler, tasks = _of_folder(parts, section, executor)
         loop = asyncio.get_running_loop()
         # Events come from any thread, but the reconciler belongs to the event loop.
-        parts.wake_events.tell = partial(call_soon, loop, reconciler.stale)
+        stack.enter_context(parts.wake_events.waking(partial(call_soon, loop, reconciler.stale)))
         await stack.enter_async_context(_running(reconciler.run(), *tasks))
         # Kept between calls, because conditions keep the time of their last transition.
         previous = [NodeCacheStatus()]
@@ -93,14 +114,25 @@ def _reconciler(
     section: PrewarmSection,
     executor: BlockingExecutor,
     credentials: PullCredentials,
+    *,
+    label_gone: Callable[[str], Awaitable[None]] | None = None,
+    changed: Callable[[], None] = _ignore,
 ) -> Reconciler:
+    node = parts.node
     return Reconciler(
-        node=parts.node,
+        store=node.store,
+        pull=node.pull,
+        warmer=node.warmer,
         executor=executor,
         credentials=credentials,
         open_reader=partial(open_reader, access=parts.access),
-        runtime=RuntimeImages(_service(section), credentials.authorize, parts.node.clock),
+        runtime=RuntimeImages(_service(section), credentials.authorize, node.clock),
         note=parts.note,
+        clock=node.clock,
+        monotonic=node.engine.monotonic,
+        platform=node.machine.platform,
+        label_gone=label_gone,
+        changed=changed,
         facts=node_facts(),
         options=ReconcilerOptions(section.fetches, Amount.parse(section.bandwidth).bytes),
     )
@@ -130,33 +162,43 @@ def _of_folder(
 
     def tell(found: DesiredState) -> None:
         chosen = [model for model in found.models.values() if model.selects(labels)]
-        reconciler.want([DesiredModel.of(model) for model in chosen], found.problems)
+        reconciler.want([DesiredModel.from_cached_model(model) for model in chosen], found.problems)
         for problem in found.problems:
-            parts.note("wanted document refused", problem=problem)
+            parts.note("desired model document rejected", problem=problem)
 
     return reconciler, [folder.watch(tell)]
 
 
 def _of_cluster(
-    parts: PrewarmParts, section: PrewarmSection, executor: BlockingExecutor, api: Api, name: str
+    parts: PrewarmParts,
+    section: PrewarmSection,
+    executor: BlockingExecutor,
+    api: KubeClient,
+    name: str,
 ) -> tuple[Reconciler, Tasks]:
     secrets = (
         SecretFiles(section.secrets) if section.secrets else ClusterSecrets(api, api.namespace)
     )
-    reconciler = _reconciler(parts, section, executor, PullCredentials(parts.access, secrets))
-    wanted = ClusterSource(reconciler.want, reconciler.trouble)
-    if parts.node.peers is not None:
-        wanted.labelled = parts.node.peers.take_zone
-    reconciler.label_gone = wanted.label_gone
+    peers, changed = parts.node.peers, asyncio.Event()
+    labels = NodeLabels(peers.take_zone) if peers is not None else NodeLabels()
+    reconciler = _reconciler(
+        parts,
+        section,
+        executor,
+        PullCredentials(parts.access, secrets),
+        label_gone=labels.gone,
+        changed=changed.set,
+    )
+    wanted = ClusterSource(reconciler.want, reconciler.trouble, labels)
     reporter = NodeCacheWriter(
         api,
         name,
         reconciler.status,
         lambda: reconciler.busy,
+        changed,
         parts.note,
         parts.node.engine.monotonic,
     )
-    reconciler.changed = reporter.changed
     node = {"fieldSelector": f"metadata.name={name}"}
     return reconciler, [
         Follower(api, MODELS_PATH, wanted.models).run(),
@@ -166,7 +208,9 @@ def _of_cluster(
 
 
 def _connection(section: PrewarmSection) -> Connection:
-    return of_kubeconfig(section.kubeconfig) if section.kubeconfig else in_cluster(os.environ)
+    if section.kubeconfig is None:
+        return in_cluster(os.environ)
+    return from_kubeconfig([section.kubeconfig], programs=False)
 
 
 @asynccontextmanager

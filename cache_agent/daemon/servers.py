@@ -5,7 +5,6 @@ They share no socket and no thread pool with the control API, so that their load
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
@@ -18,16 +17,18 @@ from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.decide import CacheTTL
 from cache_agent.access.registries import AllowedRegistries
 from cache_agent.access.upstream import UpstreamRegistries, fail_fast
-from cache_agent.config import PeersSection, ServersSection
+from cache_agent.config import AgentConfig, PeersSection
 from cache_agent.net.listen_addresses import Address
+from cache_agent.net.node_name import node_name
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.peers.peer_client import TlsFiles
 from cache_agent.peers.tier import tls_files
-from cache_agent.servers.csi.driver_options import CsiOptions, node_name
-from cache_agent.servers.csi.mount_client import MounterClient
-from cache_agent.servers.csi.volumes import Threads, Volumes
+from cache_agent.servers.csi.driver_options import CsiOptions
+from cache_agent.servers.csi.mount_client import MounterClient, Mounts
+from cache_agent.servers.csi.volumes import ImageAccess, Threads, Volumes
 from cache_agent.servers.hub.api import HubApi
+from cache_agent.servers.hub.fill import Fills
 from cache_agent.servers.hub.hub_client import HubUpstream
 from cache_agent.servers.hub.service import HubService
 from cache_agent.servers.listener import serve
@@ -35,12 +36,15 @@ from cache_agent.servers.mirror.api import MirrorApi
 from cache_agent.servers.mirror.service import MirrorService
 from cache_agent.servers.peers.api import PeersApi
 from cache_agent.servers.peers.servable_chunks import ServableChunks
-from cache_agent.sources.hub import DEFAULT_ENDPOINT
+from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.sources.throttle import Throttle
+from cache_agent.store.manifests import ManifestCache
+from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount
 from cache_agent.store.values import repository_of
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
+from modelimage.hub import DEFAULT_ENDPOINT
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.transport import TlsOptions
 
@@ -80,19 +84,20 @@ class ServerOptions:
     peers: PeerServer | None = None
 
     @classmethod
-    def of(cls, section: ServersSection, peers: PeersSection | None = None) -> ServerOptions:
+    def of(cls, config: AgentConfig) -> ServerOptions:
         """The options from the settings. Raises InvalidInput."""
+        section, peers = config.servers, config.peers
         mirror = Address.parse(section.mirror) if section.mirror else None
         hub = Address.parse(section.hub) if section.hub else None
         observe = Address.parse(section.observe) if section.observe else None
         csi = None
         if section.csi is not None:
-            csi = CsiOptions(section.csi.kubelet, section.csi.mounter, node_name(os.environ))
+            csi = CsiOptions(section.csi.kubelet, section.csi.mounter, node_name())
         return cls(
             mirror=mirror,
             registries=section.registries,
             hub=hub,
-            hub_upstream=section.hub_upstream,
+            hub_upstream=config.tiers.hub.endpoint,
             hub_images=section.hub_images,
             observe=observe,
             csi=csi,
@@ -127,18 +132,20 @@ async def open_servers(
 
     Raises Busy for an address that is taken, NotWritable for a CSI socket, InvalidInput for peers without a peers tier.
     """
-    prune_manifest_cache(node)
-    allowed = AllowedRegistries.of(options.registries)
+    prune_manifest_cache(node.store, node.manifest_cache)
+    allowed = AllowedRegistries.from_config(options.registries)
     # Access checks fail fast, because a runtime can go to the registry itself; transfers retry.
     questions, transfers = (
         UpstreamRegistries(fail_fast(access), allowed),
         UpstreamRegistries(access, allowed),
     )
     # The mirror and the CSI driver share one authorizer, so that a proof of access serves both.
-    gate = Authorizer(node.clock, places=node.manifest_cache)
+    gate = Authorizer(node.clock, public=node.manifest_cache)
     mirror = hub = observe = None
     if options.mirror is not None:
-        service = MirrorService(node, gate, questions, transfers)
+        service = MirrorService(
+            node.store, node.manifest_cache, SharedPulls(node.pull), gate, questions, transfers
+        )
         api = MirrorApi(service, _executor(stack))
         mirror = await serve(stack, api.application(), options.mirror)
     if options.hub is not None:
@@ -146,7 +153,15 @@ async def open_servers(
         upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
         # Refusals aren't cached, because each must pass on the Hub's own error code and message.
         hub_gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)
-        files = HubService(node, hub_gate, upstream, questions, options.hub_images)
+        files = HubService(
+            node.store,
+            node.manifest_cache,
+            Fills(node.store, SharedPulls(node.pull)),
+            hub_gate,
+            upstream,
+            questions,
+            options.hub_images,
+        )
         hub = await serve(stack, HubApi(files, _executor(stack)).application(), options.hub)
     if options.observe is not None and observing is not None:
         observe = await serve(stack, observing, options.observe)
@@ -156,14 +171,15 @@ async def open_servers(
         # Imported here: gRPC takes 11 MB, which an agent without a CSI driver doesn't need.
         from cache_agent.servers.csi.driver import CsiServer, Driver  # noqa: PLC0415
 
+        # More threads for upstream, because each of its calls may wait for seconds.
+        threads = Threads(upstream=_executor(stack, 32), local=_executor(stack, 8))
         volumes = Volumes(
-            node,
-            gate,
-            questions=questions,
-            transfers=transfers,
-            mounter=MounterClient(options.csi.mounter),
-            # More threads for upstream, because each of its calls may wait for seconds.
-            threads=Threads(upstream=_executor(stack, 32), local=_executor(stack, 8)),
+            node.store,
+            pulls=SharedPulls(node.pull),
+            activity=node.activity,
+            access=ImageAccess(gate, node.trust, questions, transfers),
+            mounts=Mounts(MounterClient(options.csi.mounter), threads.local),
+            threads=threads,
         )
         server = CsiServer(Driver(volumes, options.csi, _version()))
         stack.push_async_callback(server.stop)
@@ -191,12 +207,12 @@ async def _open_peers(node: Node, options: PeerServer, stack: AsyncExitStack) ->
     return await serve(stack, api.application(), options.listen, context)
 
 
-def prune_manifest_cache(node: Node) -> int:
+def prune_manifest_cache(store: Roots, manifest_cache: ManifestCache) -> int:
     """Drop cached manifests of repositories without a stored model; return their number. Hub listings stay."""
-    images = [image for model in node.store.models() for image in node.store.images_of(model.key)]
+    images = [image for model in store.models.all() for image in store.models.images_of(model.key)]
     parsed = map(parse_image, images)
     cached = {repository_of(each) for each in parsed if isinstance(each, RegistryReference)}
-    return node.manifest_cache.prune(lambda place: place in cached or place.startswith("hub:"))
+    return manifest_cache.prune(lambda place: place in cached or place.startswith("hub:"))
 
 
 def _version() -> str:

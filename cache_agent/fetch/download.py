@@ -12,7 +12,7 @@ from blake3 import blake3
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.fetch.in_order_hash import Hash, InOrderHasher, LayerHash
-from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial, identity
 from cache_agent.store.store import Store
@@ -24,29 +24,41 @@ from modelimage.repository import BlobStream
 
 # Called after every read with its number of bytes. Raises to end the transfer.
 Tick = Callable[[int], None]
+# Called with the priority of another pull that waits for a download, by that pull's thread.
+Hurry = Callable[[int], None]
+
+
+def ignore_hurry(priority: int) -> None:
+    """Does nothing: for downloads that no pull waits for."""
 
 
 class Download:
     """The download of one file. The worker thread that completes it commits it, exactly once.
 
     `replace`: the stored file is damaged; its correct chunks are kept, and the new file replaces it in every model.
+    `hurry`: raises the priority of the pull that runs it, for another pull that waits for the file.
     """
 
     def __init__(
-        self, file: RecordFile, repository: str, store: Store, *, replace: bool = False
+        self,
+        file: RecordFile,
+        repository: str,
+        store: Store,
+        *,
+        replace: bool = False,
+        hurry: Hurry = ignore_hurry,
     ) -> None:
         self.file = file
         self.replace = replace
         self.repository = repository
-        self.landed = threading.Event()
+        self.committed = threading.Event()
         self.ended = threading.Event()
-        # Raises the job's priority for another pull that waits for this file; set when the job exists.
-        self.hurry: Callable[[int], None] = lambda priority: None
+        self.hurry = hurry
         self._store = store
         self._partial: Partial | None = None
         self._hash = InOrderHasher(file.chunk_count())
         self._lock = threading.Lock()
-        self._landing = False
+        self._committing = False
         self._received = 0
         self._given: set[int] = set()
         self._recalled: set[int] = set()
@@ -58,10 +70,10 @@ class Download:
 
     def open(self, pause: Callable[[int], None] = lambda count: None) -> None:
         """Open the partial. Raises NoSpace, NotWritable, DiskFailed."""
-        self._partial = self._store.partial(self.file)
+        self._partial = self._store.partials.open(self.file)
         if self.replace:
             # Copies the correct chunks of the damaged file first, so only the others are fetched.
-            self._store.salvage(self._partial, pause)
+            self._store.repairer.salvage(self._partial, pause)
         self._recalled = set(self._partial.verified)
         self.resumed = sum(len(self._piece(index).range) for index in self._recalled)
 
@@ -76,12 +88,12 @@ class Download:
 
     def layer(self) -> Digest | None:
         """The computed layer digest; None without `follow_layer`, or if the file wasn't committed."""
-        return self._hash.layer() if self.landed.is_set() else None
+        return self._hash.layer() if self.committed.is_set() else None
 
     @property
     def received(self) -> int:
         """Bytes so far, for progress: resumed and received, verified or not yet."""
-        return self.file.size if self.landed.is_set() else self.resumed + self._received
+        return self.file.size if self.committed.is_set() else self.resumed + self._received
 
     def ready(self, position: int) -> ReadablePrefix | None:
         """How far the incomplete file can be served from `position` on; None: not at all.
@@ -113,21 +125,21 @@ class Download:
 
         Raises DigestMismatch, Unreachable when the stream ends early, and the stream's and disk's errors.
         """
-        turn = self._hash.take(piece.index)
+        lease = self._hash.lease(piece.index)
         try:
             with counting(self._count, tick) as told:
-                computed = self._copy(piece, stream, buffer, told, turn)
+                computed = self._copy(piece, stream, buffer, told, lease)
                 self._check(piece, computed)
                 self.partial.mark(piece.index)
                 self._note_given(piece.index)
         except BaseException:
             # Else the lease would never be free again, and the file never complete.
-            if turn is not None:
-                self._hash.give_up()
+            if lease is not None:
+                self._hash.drop_lease()
             raise
         # After `mark`: the hash must never be ahead of the verified chunks.
-        if turn is not None:
-            self._hash.give(turn)
+        if lease is not None:
+            self._hash.end_lease(lease)
 
     def missing(self) -> list[int]:
         """The chunks to fetch. Commits a file that already has all of them: no arriving chunk would trigger it."""
@@ -139,8 +151,8 @@ class Download:
         Returns a chunk that changed on disk after it was written: it must be fetched again. Raises DiskFailed when that
         happens twice to one chunk, DigestMismatch when the record's sha256 and chunk digests contradict each other.
         """
-        while (turn := self._hash.next_turn(self.partial.verified)) is not None:
-            index, hashed = turn
+        while (lease := self._hash.lease_next(self.partial.verified)) is not None:
+            index, hashed = lease
             is_kept = False
             try:
                 # Checked again while hashing: one bad chunk found only by the sha256 would cost the whole file.
@@ -149,9 +161,9 @@ class Download:
                     return [self._lose(index)]
             finally:
                 if is_kept:
-                    self._hash.give(hashed)
+                    self._hash.end_lease(hashed)
                 else:
-                    self._hash.give_up()
+                    self._hash.drop_lease()
         computed = self._hash.digest()
         if computed is not None and self._may_commit():
             self._commit_file(computed)
@@ -170,11 +182,11 @@ class Download:
                 self._received -= len(piece.range)
             if index in self._lost:
                 raise DiskFailed(
-                    f"{self.file.path}, chunk {index}: what was written can't be read back, twice",
+                    f"{self.file.path}, chunk {index}: the bytes read back differ from those written, twice",
                     hint="The node's disk or memory is failing: take the node out of use.",
                 )
             self._lost.add(index)
-        self._store.note_lost(self.file, index)
+        self._store.partials.note_lost(self.file, index)
         return piece
 
     def _piece(self, index: int) -> ChunkRange:
@@ -183,11 +195,11 @@ class Download:
     def _commit_file(self, computed: Digest) -> None:
         # Without proof the file is stored, but it authorizes nobody: see `ReuseCheck`.
         repository = self.repository if self.proven else None
-        self._store.admit(self.partial, computed, repository, replace=self.replace)
+        self._store.files.admit(self.partial, computed, repository, replace=self.replace)
         # Model directories still hard-link the damaged inode.
         if self.replace:
-            self._store.relink(self.file.digest)
-        self.landed.set()
+            self._store.repairer.relink(self.file.digest)
+        self.committed.set()
         self.ended.set()  # other pulls wait for this file, not for the rest of its model
 
     def close(self) -> None:
@@ -200,18 +212,18 @@ class Download:
         stream: BlobStream,
         buffer: memoryview,
         tick: Tick,
-        turn: Hash | None,
+        lease: Hash | None,
     ) -> str:
         """Copy one chunk from the stream to the partial, hashing it in the buffer. Returns its BLAKE3."""
         checked, done = blake3(), 0
         while done < len(piece.range):
             count = fill(stream, buffer[: len(piece.range) - done], tick)
             if count == 0:
-                raise Unreachable(f"the source ended within {piece.file.path}")
+                raise Unreachable(f"the source ended in the middle of {piece.file.path}")
             view = buffer[:count]
             checked.update(view)
-            if turn is not None:
-                turn.update(view)
+            if lease is not None:
+                lease.update(view)
             self.partial.write(view, piece.range.start + done)
             done += count
         return str(checked.hexdigest())
@@ -228,7 +240,7 @@ class Download:
     def _may_commit(self) -> bool:
         # Several workers may find the hash complete; only one commits.
         with self._lock:
-            first, self._landing = not self._landing, True
+            first, self._committing = not self._committing, True
             return first
 
     @staticmethod
@@ -236,7 +248,7 @@ class Download:
         promised = piece.file.chunks[piece.index]
         if computed != promised:
             raise DigestMismatch(
-                f"{piece.file.path}, chunk {piece.index}: the record promises BLAKE3 {promised[:12]}…, "
+                f"{piece.file.path}, chunk {piece.index}: the record states BLAKE3 {promised[:12]}…, "
                 f"the source sent {computed[:12]}…",
                 hint="The source's copy or the image's record is damaged: push the image again.",
             )
@@ -285,7 +297,7 @@ class Downloads:
     """The node's running downloads: each file of a store is downloaded by one pull at a time. Thread-safe."""
 
     def __init__(self) -> None:
-        self._flying: dict[tuple[Path, Digest], Download] = {}
+        self._running: dict[tuple[Path, Digest], Download] = {}
         self._lock = threading.Lock()
 
     def claim(
@@ -293,18 +305,23 @@ class Downloads:
         store: Store,
         files: Iterable[RecordFile],
         repository: str,
+        *,
         damaged: Container[Digest] = (),
+        hurry: Hurry = ignore_hurry,
     ) -> tuple[list[Download], list[Download]]:
-        """(downloads that the caller must now run, downloads that another pull runs)."""
+        """(downloads that the caller must now run, downloads that another pull runs).
+
+        `hurry` is called by other pulls that wait for one of the caller's.
+        """
         mine, theirs = [], []
         with self._lock:
             for file in files:
                 # By all claims of the record, not by sha256: a forged record must not share a download.
                 name = (store.paths.root, identity(file))
-                download = self._flying.get(name)
+                download = self._running.get(name)
                 if download is None or download.ended.is_set():
-                    self._flying[name] = download = Download(
-                        file, repository, store, replace=file.digest in damaged
+                    self._running[name] = download = Download(
+                        file, repository, store, replace=file.digest in damaged, hurry=hurry
                     )
                     mine.append(download)
                 else:
@@ -314,7 +331,7 @@ class Downloads:
     def running(self, name: Digest) -> Download | None:
         """The running download of a file, by the identity of its record's claims, in any store."""
         with self._lock:
-            return next((each for (_, key), each in self._flying.items() if key == name), None)
+            return next((each for (_, key), each in self._running.items() if key == name), None)
 
     def release(self, store: Store, downloads: Iterable[Download]) -> None:
         """Remove downloads that ended, committed or not, and wake the pulls that wait for them."""
@@ -322,8 +339,8 @@ class Downloads:
             for download in downloads:
                 name = (store.paths.root, identity(download.file))
                 # A committed file may have been claimed anew since; that entry is another pull's.
-                if self._flying.get(name) is download:
-                    del self._flying[name]
+                if self._running.get(name) is download:
+                    del self._running[name]
         # After the removal: a pull woken by it may claim the file again immediately.
         for download in downloads:
             download.ended.set()

@@ -112,7 +112,7 @@ class FetchEngine:
         """Run a job and block until it has finished. Raises the error that ended it."""
         with self._wake:
             if self._closing:
-                raise Cancelled("the agent is stopping", hint="Pull again when it runs.")
+                raise Cancelled("the agent is stopping", hint="Pull again when it is running.")
             self._jobs.append(job)
             self._start()
             self._wake.notify_all()
@@ -143,7 +143,7 @@ class FetchEngine:
         self._total.set_rate(rate)
 
     def hurry(self, job: Job, priority: int) -> None:
-        """Raise a job's priority, because a more urgent pull waits for its files."""
+        """Raise a job's priority, because a more urgent pull is waiting for its files."""
         with self._wake:
             # Never lowered: the more urgent pull may still be waiting.
             job.priority = max(job.priority, priority)
@@ -250,7 +250,7 @@ class FetchEngine:
             self._note_rate(work, transfer)
             transfer.end()
         # Outside the `with`: an error inside it would count against the source (circuit breaker, peer penalty).
-        return done, None if done == len(pieces) else Preempted("a more urgent pull waits")
+        return done, None if done == len(pieces) else Preempted("a more urgent pull is waiting")
 
     def _is_outranked(self, work: AssignedRange) -> bool:
         """Whether a more urgent job waits for a worker. A request of at most one chunk is never interrupted."""

@@ -58,45 +58,45 @@ class InOrderHasher:
         self._position = 0
         self._hash: Hash = hashed or hashlib.sha256()
         # A flag, not a held lock: a thread that doesn't get the lease writes its chunk and goes on fetching.
-        self._taken = False
+        self._leased = False
         self._lock = threading.Lock()
 
-    def take(self, index: int) -> Hash | None:
+    def lease(self, index: int) -> Hash | None:
         """Lease the hash for chunk `index`, if it is next and the lease is free: a copy to update while reading."""
         with self._lock:
-            if self._taken or index != self._position:
+            if self._leased or index != self._position:
                 return None
-            self._taken = True
-            # A copy: if the chunk turns out wrong, `give_up` drops it and the state is unchanged.
+            self._leased = True
+            # A copy: if the chunk turns out wrong, `drop_lease` discards it and the state is unchanged.
             return self._hash.copy()
 
-    def next_turn(self, ready: set[int]) -> tuple[int, Hash] | None:
+    def lease_next(self, ready: set[int]) -> tuple[int, Hash] | None:
         """Lease the hash for the next chunk, if that is in `ready` (verified) and the lease is free."""
         with self._lock:
-            if self._taken or self._position not in ready:
+            if self._leased or self._position not in ready:
                 return None
-            self._taken = True
+            self._leased = True
             return self._position, self._hash.copy()
 
-    def give(self, hashed: Hash) -> None:
+    def end_lease(self, hashed: Hash) -> None:
         """End the lease and advance: the chunk is verified and `hashed` includes all of it."""
         with self._lock:
-            self._hash, self._taken = hashed, False
+            self._hash, self._leased = hashed, False
             self._position += 1
 
-    def give_up(self) -> None:
+    def drop_lease(self) -> None:
         """End the lease without advancing."""
         with self._lock:
-            self._taken = False
+            self._leased = False
 
     def digest(self) -> Digest | None:
         """The file's sha256, once every chunk is hashed; None before."""
         with self._lock:
-            done = self._position == self._count and not self._taken
+            done = self._position == self._count and not self._leased
             return Digest(self._hash.hexdigest()) if done else None
 
     def layer(self) -> Digest | None:
         """The layer's digest, once every chunk is hashed; None before, or if it isn't computed."""
         with self._lock:
-            done = self._position == self._count and not self._taken
+            done = self._position == self._count and not self._leased
             return self._hash.layer() if done and isinstance(self._hash, LayerHash) else None

@@ -122,7 +122,7 @@ class Job:
 
     def __init__(
         self,
-        tracks: Sequence[FileQueue],
+        queues: Sequence[FileQueue],
         sources: Sequence[Source],
         downloads: Mapping[Digest, ChunkSink],
         *,
@@ -140,11 +140,11 @@ class Job:
             deque(
                 RequestState(range_request, order) for order, range_request in enumerate(file_queue)
             )
-            for file_queue in tracks
+            for file_queue in queues
         ]
         self._delayed: list[DelayedRequest] = []
-        self._workers = [0] * len(tracks)
-        self._left = sum(len(file_queue) for file_queue in tracks)
+        self._workers = [0] * len(queues)
+        self._left = sum(len(file_queue) for file_queue in queues)
         self._rests = [0.0] * len(sources)
         self._rates: list[float | None] = [None] * len(sources)
         self._monotonic, self._policy = monotonic, policy

@@ -60,7 +60,7 @@ def plan_queues(
 
     `files` are in the record's order, which is the layer's order.
     """
-    tracks: list[FileQueue] = []
+    queues: list[FileQueue] = []
     small: dict[Digest, list[ChunkRange]] = {}
     for file in files:
         pieces = [
@@ -70,13 +70,13 @@ def plan_queues(
         if not pieces:
             continue
         if file.chunk_count() > 1:
-            tracks.append(tuple(RangeRequest((piece,)) for piece in pieces))
+            queues.append(tuple(RangeRequest((piece,)) for piece in pieces))
         else:
             # By layer: one request reads one range of one layer.
             small.setdefault(file.layer, []).extend(pieces)
-    tracks.extend(bundle for pieces in small.values() for bundle in _bundles(pieces))
+    queues.extend(bundle for pieces in small.values() for bundle in _bundles(pieces))
     return sorted(
-        tracks, key=lambda file_queue: -sum(range_request.size for range_request in file_queue)
+        queues, key=lambda file_queue: -sum(range_request.size for range_request in file_queue)
     )
 
 
@@ -100,10 +100,10 @@ def choose_queue(waiting: Sequence[int], workers: Sequence[int], last: int | Non
     A worker stays on its queue, so files complete one after the other. When few queues are left, it takes the longest
     of those with the fewest workers, so all end together: of several workers on one file only one can hash.
     """
-    open_tracks = [file_queue for file_queue, count in enumerate(waiting) if count]
-    if last in open_tracks and workers[last] == 0 and len(open_tracks) > LAST_QUEUES:
+    open_queues = [file_queue for file_queue, count in enumerate(waiting) if count]
+    if last in open_queues and workers[last] == 0 and len(open_queues) > LAST_QUEUES:
         return last
-    return min(open_tracks, key=lambda t: (workers[t], -waiting[t], t != last, t), default=None)
+    return min(open_queues, key=lambda t: (workers[t], -waiting[t], t != last, t), default=None)
 
 
 def run_length(waiting: int) -> int:

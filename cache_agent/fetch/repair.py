@@ -10,8 +10,8 @@ from cache_agent.fetch.engine import FetchEngine
 from cache_agent.fetch.foreign.repair_sources import resolve_derived
 from cache_agent.fetch.job import Job, SourceRetryPolicy
 from cache_agent.fetch.range_planner import plan_queues
-from cache_agent.observability.events import Events
-from cache_agent.sources.source import ResolvedSource, Source
+from cache_agent.observability.events import Events, FileDamaged, FileRepaired
+from cache_agent.sources.source import Source, SourcesOf
 from cache_agent.store.store import Store
 from cache_agent.store.values import ImageOrigin
 from modelimage.digest import Digest
@@ -31,7 +31,7 @@ class NodeRepairer:
 
     engine: FetchEngine
     open_reader: Callable[[ImageReference], ImageReader]
-    sources: Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]
+    sources: SourcesOf
     events: Events
     pause: Callable[[int], None] = lambda count: None
 
@@ -41,27 +41,29 @@ class NodeRepairer:
             return False
         problem: WeightyardError | None = None
         # Any model that has the file will do: another model's image may still exist where one's is gone.
-        for key in store.models_of(digest):
+        for key in store.models.containing(digest):
             try:
                 self._repair(store, key, digest)
             except WeightyardError as error:
                 problem = error
             else:
                 return True
-        aside = store.set_aside(digest)
+        aside = store.repairer.set_aside(digest)
         names = ", ".join(key.short for key in aside) or "none: it is in use"
-        self.events.damaged(digest.hex, f"not repaired ({problem}); models set aside: {names}")
+        self.events.emit(
+            FileDamaged(digest.hex, f"not repaired ({problem}); models set aside: {names}")
+        )
         return False
 
     def _repair(self, store: Store, key: Digest, digest: Digest) -> None:
-        origin = store.origin(key)
-        record, sources = self._resolve(store.record(key), origin)
+        origin = store.models.origin(key)
+        record, sources = self._resolve(store.models.record(key), origin)
         file = next((f for f in record.files if f.digest == digest), None)
         if file is None or record.key != key:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
         # Space for the whole file: the damaged one stays until the repaired one replaces it.
-        with store.hold([digest]), store.reserve(file.size) as reservation:
-            store.begin(record)
+        with store.files.hold([digest]), store.space.reserve(file.size) as reservation:
+            store.partials.begin(record)
             download = Download(file, origin.repository, store, replace=True)
             try:
                 download.open(self.pause)
@@ -69,8 +71,8 @@ class NodeRepairer:
                 fetched = self._fetch(download, sources)
             finally:
                 download.close()
-                store.end(record)
-        self.events.repaired(digest.hex, fetched)
+                store.partials.end(record)
+        self.events.emit(FileRepaired(digest.hex, fetched))
 
     def _fetch(self, download: Download, sources: Sequence[Source]) -> int:
         file: RecordFile = download.file

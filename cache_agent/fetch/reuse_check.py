@@ -41,17 +41,17 @@ class ReuseCheck:
 
     def allowed(self, record: Record, file: RecordFile) -> bool:
         """Whether the stored file with this sha256 may be used; False also when there is none."""
-        stored = self.store.file(file.digest)
+        stored = self.store.files.get(file.digest)
         if stored is None or stored.size != file.size:
             return False
         # A file whose size or time changed since its verification is hashed again before any use.
-        if not self.store.is_untouched(stored) and not self.store.reverify(stored):
+        if not self.store.files.is_untouched(stored) and not self.store.files.reverify(stored):
             self.damaged.add(file.digest)
             return False
         if stored.chunks and stored.chunks != file.chunks:
             # One sha256, two lists of chunk digests: one of the two records lies.
             return False
-        if self.store.is_authorized(self.repository, file):
+        if self.store.files.is_authorized(self.repository, file):
             return True
         if file.layer not in self._verdicts:
             self._verdicts[file.layer] = self._proves(record, file.layer)
@@ -59,7 +59,7 @@ class ReuseCheck:
 
     def _proves(self, record: Record, layer: Digest) -> bool:
         files = record.layer_files(layer)
-        if any(self.store.file(file.digest) is None for file in files):
+        if any(self.store.files.get(file.digest) is None for file in files):
             return False
         if layer not in self.rebuilt:
             self.rebuilt[layer] = self._rebuilt(record, layer)

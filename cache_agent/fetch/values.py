@@ -56,6 +56,17 @@ class PullResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadablePrefix:
+    """The readable part of a file that is still downloading: bytes from the requested position up to `stop`, at `path`.
+
+    Open the file immediately: its commit renames it at any time.
+    """
+
+    path: Path
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class PullSnapshot:
     """The progress of a pull; sizes in bytes. `done` of `total` are on disk.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cache_agent.store.values import Holder, HolderKind
+from modelimage.child import START_TIME, stat_fields
 from modelimage.descriptor import Platform
 
 KUBELET = Path("/var/lib/kubelet")
@@ -55,16 +56,22 @@ class Machine:
         return (self.proc / "sys/kernel/random/boot_id").read_text().strip()
 
     def start_time(self, pid: int) -> str | None:
-        """Start time of a process in clock ticks since boot; None when there is no such process."""
+        """Start time of a process in clock ticks since boot; None when there is no such process.
+
+        Raises OSError when /proc can't be read or parsed.
+        """
         try:
-            stat = (self.proc / str(pid) / "stat").read_text()
+            # A command's name may hold any bytes.
+            text = (self.proc / str(pid) / "stat").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The command name may contain spaces and parentheses: count the fields from its last parenthesis.
-        return stat.rpartition(")")[2].split()[19]
+        fields = stat_fields(text)
+        if len(fields) <= START_TIME:
+            raise OSError(f"/proc/{pid}/stat has only {len(fields)} fields")
+        return fields[START_TIME]
 
     def mountinfo(self) -> str:
-        return (self.proc / "self/mountinfo").read_text()
+        return (self.proc / "self/mountinfo").read_text(errors="replace")
 
     def is_gone(self, holder: Holder) -> bool:
         """Whether a holder is certainly gone. Unreadable /proc or kubelet directories prove nothing."""
@@ -88,10 +95,3 @@ class Machine:
                 pods = self.kubelet / "pods"
                 # Without the kubelet's directory this process can't see any pod, so it must not declare one gone.
                 return pods.is_dir() and not (pods / holder.name).exists()
-
-    def this_process(self) -> Holder:
-        """The holder that stands for this process."""
-        pid = os.getpid()
-        return Holder(
-            HolderKind.PROCESS, str(ProcessName(pid, self.start_time(pid) or "0", self.boot()))
-        )

@@ -11,12 +11,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cache_agent.leases.holders import Machine, ProcessName
 from cache_agent.mounter.manual import lease_id
 from cache_agent.store.recovery import parse_hex
 from cache_agent.store.values import Holder, HolderKind, Use
 from modelimage.digest import Digest
+
+# Of a mount point, in a holder's name.
+NAME_LENGTH: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,9 @@ def mounted(mounts: Iterable[Mount], models: Path, kubelet: Path) -> Iterator[Us
             pod = target.relative_to(kubelet / "pods").parts[0]
             yield Use(key, Holder(HolderKind.POD, pod))
         else:
-            holder = Holder(HolderKind.MANUAL, f"mount {target}")
+            # A mount point may hold any bytes, but a holder that can't be parsed again would damage the ledger.
+            name = "".join(letter if letter.isprintable() else "?" for letter in str(target))
+            holder = Holder(HolderKind.MANUAL, f"mount {name[:NAME_LENGTH]}")
             yield Use(key, holder, lease_id(target))
 
 
@@ -79,7 +85,8 @@ def _mapped(models: Path, machine: Machine) -> Iterator[Use]:
 
 
 def _paths(process: Path) -> Iterator[str]:
-    for line in (process / "maps").read_text().splitlines():
+    # A path may hold any bytes.
+    for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6:
             yield fields[5]

@@ -74,7 +74,7 @@ class Mounter:
     def _report(self, uid: int, line: bytes) -> Report:
         try:
             if uid != self.user:
-                raise AccessDenied(f"user {uid} may not give orders to the mounter")
+                raise AccessDenied(f"user {uid} may not use the mounter")
             return self.carry_out(Order.parse(line))
         except WeightyardError as error:
             return _failure(error)
@@ -108,5 +108,5 @@ def lines_of(peer: socket.socket) -> list[bytes]:
         while line := file.readline(MAX_LINE):
             lines.append(line)
             if not line.endswith(b"\n") or len(lines) > MAX_LINES:
-                raise InvalidInput("malformed orders: a line without end, or too many")
+                raise InvalidInput("malformed requests: a line is too long, or there are too many")
     return lines

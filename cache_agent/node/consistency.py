@@ -62,12 +62,12 @@ class ConsistencyCheck:
             self.repairer.repair(store, digest)
         # Read again: only the bytes can correct a row's size and chunk digests.
         for digest in _digests(findings, ViolationKind.LEDGER):
-            stored = store.file(digest)
+            stored = store.files.get(digest)
             if stored is not None:
-                store.reverify(stored)
+                store.files.reverify(stored)
         store.repairer.relist()
         for digest in _digests(findings, ViolationKind.MODEL):
-            store.relink(digest)
+            store.repairer.relink(digest)
         # Last: what is still broken is set aside for the next pull.
         store.repairer.drop_broken_models()
 

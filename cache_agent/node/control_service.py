@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import Protocol
 
 from cache_agent.api.control_client import absolute_image
 from cache_agent.api.node_cache import NodeCache
@@ -24,11 +25,13 @@ from cache_agent.api.wire import (
     WarmBody,
     WarmView,
 )
-from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
+from cache_agent.node.activity import Activity
 from cache_agent.node.explanation import explain
-from cache_agent.node.node import Node
+from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.policy import Eviction, evictable
+from cache_agent.store.roots import Roots
 from cache_agent.store.space import SpaceView
 from cache_agent.store.store import Store
 from cache_agent.store.values import Holder, Lease, StoredModel
@@ -38,16 +41,32 @@ WATCH_SECONDS = 0.2
 _SUMMED = RootSpace.model_fields.keys() - {"root"}
 
 
+class Check(Protocol):
+    """Checks a node's store. Raises Busy for a repair while pulls run."""
+
+    def __call__(self, *, repair: bool = False, quick: bool = False) -> CheckView: ...
+
+
 class Service:
     """The operations of one node. Thread-safe."""
 
-    def __init__(self, node: Node, status: Callable[[], NodeCache]) -> None:
+    def __init__(
+        self,
+        store: Roots,
+        *,
+        pull: StartPull,
+        check: Check,
+        activity: Activity,
+        warmer: PageCacheWarmer,
+        status: Callable[[], NodeCache],
+    ) -> None:
         """`status` builds this node's NodeCache."""
-        self._node, self._store, self._status = node, node.store, status
+        self._store, self._pull, self._check = store, pull, check
+        self._activity, self._warmer, self._status = activity, warmer, status
 
     def start_pull(self, body: PullBody) -> Pull:
         """Start a pull. Raises InvalidInput."""
-        return self._node.pull(
+        return self._pull(
             PullRequest(parse_image(absolute_image(body.image)), body.variant, body.priority)
         )
 
@@ -63,32 +82,34 @@ class Service:
             handle.cancel()
 
     def models(self) -> list[ModelView]:
-        return [self._model_view(model) for model in self._store.models()]
+        return [self._model_view(model) for model in self._store.models.all()]
 
     def explain(self, text: str) -> list[ExplainView]:
-        return explain(text, self._node.activity, self._store)
+        return explain(text, self._activity, self._store)
 
     def find(self, text: str) -> ModelView:
-        return self._model_view(self._store.find(text))
+        return self._model_view(self._store.models.find(text))
 
     def lease(self, body: LeaseBody) -> LeaseView:
         holder = Holder.parse(body.holder)
-        return lease_view(self._store.lease(self._store.find(body.model).key, holder, body.id))
+        return lease_view(
+            self._store.leases.take(self._store.models.find(body.model).key, holder, body.id)
+        )
 
     def leases(self) -> list[LeaseView]:
-        return [lease_view(lease) for lease in self._store.leases()]
+        return [lease_view(lease) for lease in self._store.leases.all()]
 
     def release(self, lease_id: str) -> bool:
-        return self._store.release(lease_id)
+        return self._store.leases.release(lease_id)
 
     def pin(self, model: str, *, pinned: bool) -> ModelView:
-        key = self._store.find(model).key
-        self._store.pin(key, pinned=pinned)
+        key = self._store.models.find(model).key
+        self._store.models.pin(key, pinned=pinned)
         return self.find(str(key))
 
     def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
-        key = self._store.find(model).key
-        return RemovedView(key=str(key), freed=self._store.remove(key, unpin=unpin))
+        key = self._store.models.find(model).key
+        return RemovedView(key=str(key), freed=self._store.models.remove(key, unpin=unpin))
 
     def gc(self, body: GcBody) -> GcView:
         freed, victims, held = 0, [], set()
@@ -96,10 +117,10 @@ class Service:
         for store, _ in sorted(self._store.spaces(), key=lambda each: each[1].headroom):
             need = max(0, body.need - freed)
             if body.dry_run:
-                plan = store.plan_gc(need)
+                plan = store.space.plan(need)
                 gained = plan.freed
             else:
-                gained, plan = store.gc(need)
+                gained, plan = store.space.gc(need)
             freed += gained
             victims += _victims(plan)
             held |= {*plan.held_by}
@@ -107,15 +128,15 @@ class Service:
         return GcView(freed=freed, victims=victims, held_by=short)
 
     def warm(self, body: WarmBody) -> WarmView:
-        model = self._store.find(body.model)
-        store = self._store.require(model.key)
+        model = self._store.models.find(body.model)
+        store = self._store.models.require_store(model.key)
         digests = [file.digest for file in store.ledger.model_files(model.key)]
         files = [store.paths.file(digest) for digest in digests]
-        warmer = self._node.warmer
+        warmer = self._warmer
         if body.unlock:
             warmer.unlock(files)
         # Held while it is read, so that it isn't evicted meanwhile.
-        with store.hold(digests):
+        with store.files.hold(digests):
             done = warmer.warm(files)
             locked = warmer.lock(files) if body.lock and not done.stopped else warmer.locked(files)
         return WarmView(
@@ -138,14 +159,14 @@ class Service:
         return SpaceReport(root=str(self._store.first.paths.root), **total, roots=roots)
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
-        return self._node.check(repair=repair, quick=quick)
+        return self._check(repair=repair, quick=quick)
 
     def _model_view(self, model: StoredModel) -> ModelView:
         return ModelView(
             key=str(model.key),
             path=str(model.path),
             variant=model.variant,
-            images=self._store.images_of(model.key) or [model.image],
+            images=self._store.models.images_of(model.key) or [model.image],
             size=model.size,
             files=model.files,
             added=model.added,
@@ -166,9 +187,9 @@ def _root_space(store: Store, view: SpaceView) -> RootSpace:
         min_free=view.min_free,
         disk_total=view.disk_total,
         disk_free=view.disk_free,
-        evictable=evictable(store.candidates()),
-        models=len(store.models()),
-        files=store.file_count(),
+        evictable=evictable(store.space.candidates()),
+        models=len(store.models.all()),
+        files=store.files.count(),
     )
 
 

@@ -16,7 +16,7 @@ def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
     if pods:
         return [_of_pod(each, activity) for each in pods]
     # A restart forgets activities but no leases.
-    held = [lease for lease in store.leases() if lease.holder.name == text]
+    held = [lease for lease in store.leases.all() if lease.holder.name == text]
     if held:
         return [
             ExplainView(
@@ -29,14 +29,14 @@ def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
     if running:
         return [_of_pull(f"image {text}", each, activity.clock()) for each in running]
     try:
-        model = store.find(text)
+        model = store.models.find(text)
     except WeightyardError as error:
         raise NotFound(
-            f"nothing is known of {text!r}: no pod waits for it or holds it, and it is not cached",
-            hint="See `weightyard ls`; a pod is known on its own node only.",
+            f"{text!r} is unknown on this node: no pod waits for it or uses it, and it is not cached",
+            hint="See `weightyard ls`; for a pod, ask the agent of its own node.",
         ) from error
     holders = ", ".join(str(lease.holder) for lease in model.leases)
-    said = "the model is cached" + (f" and held by {holders}" if holders else ", nobody holds it")
+    said = "the model is cached" + (f" and used by {holders}" if holders else ", not in use")
     return [
         ExplainView(
             subject=f"image {text}", state="ready", image=model.image, text=said, since=model.added,
@@ -55,7 +55,7 @@ def _of_pod(pod: PodVolume, activity: Activity) -> ExplainView:
     if running:
         return _of_pull(subject, running[0], activity.clock())
     state = "failed" if pod.said else "waiting"
-    said = pod.said or "its access is being checked"
+    said = pod.said or "checking its access"
     return ExplainView(subject=subject, state=state, image=pod.image, text=said, since=pod.since)
 
 
@@ -82,6 +82,6 @@ def _of_pull(subject: str, running: Running, now: float) -> ExplainView:
 
 def _image_of(store: Roots, key: str) -> str:
     try:
-        return store.find(key).image
+        return store.models.find(key).image
     except WeightyardError:
         return key

@@ -35,7 +35,7 @@ class Health:
 
     def _ledgers_readable(self) -> str | None:
         try:
-            self.roots.file_count()
+            self.roots.files.count()
         except WeightyardError as error:
             return error.message
         return None

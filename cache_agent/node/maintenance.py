@@ -14,6 +14,7 @@ from typing import Final
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.repair import NodeRepairer
+from cache_agent.observability.events import MaintenanceFailed
 from cache_agent.sources.shared import SharedStore, populate_shared
 from cache_agent.sources.throttle import Throttle
 from cache_agent.store.roots import Roots
@@ -109,12 +110,12 @@ class Maintenance:
 
     @staticmethod
     def _expire(store: Store) -> int:
-        store.lease_reaper.expire()
+        store.leases.expire()
         return 0
 
     def _scrub(self, store: Store) -> int:
         damaged = 0
-        scrubber = store.scrubber(self._options.scrub_period, self._pause)
+        scrubber = store.files.scrubber(self._options.scrub_period, self._pause)
         for file in scrubber.due():
             damage = scrubber.scrub(file)
             if damage is not None:
@@ -124,7 +125,7 @@ class Maintenance:
 
     def _populate_shared(self, place: SharedStore, store: Store) -> int:
         """Copy a store's files to a shared store that lacks them; each file is checked there only once."""
-        for model in store.models():
+        for model in store.models.all():
             for file in store.ledger.model_files(model.key):
                 # Remembered in memory only: after a restart each file is checked once more.
                 if (place.name, file.digest) not in self._written:
@@ -142,7 +143,7 @@ class Maintenance:
             except WeightyardError as error:
                 # Only a failure of this node makes it unready; an unreachable bucket is merely reported.
                 self._problem = error.message if error.fault is Fault.NODE else None
-                self._repairer.events.upkeep_failed(error.message)
+                self._repairer.events.emit(MaintenanceFailed(error.message))
 
     def _pause(self, count: int) -> None:
         # Waits on the stop event, so that a throttled scrub ends immediately.

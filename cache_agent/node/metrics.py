@@ -1,22 +1,156 @@
 """Prometheus metrics of one agent, in a registry of its own: no globals.
 
-Counters come in started/finished pairs, to show what hangs. Gauges are read when scraped.
+The tables `COUNTERS`, `HISTOGRAMS` and `GAUGES` list every metric with its name, help and labels, and how it follows
+from the node's events or its store. Counters come in started/finished pairs, to show what hangs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cache_agent.observability.events import Events, PullEnd
+from cache_agent.observability.events import (
+    Event,
+    Events,
+    FileDamaged,
+    FileRepaired,
+    FileScrubbed,
+    LeaseExpired,
+    MaintenanceFailed,
+    ManifestsNotCached,
+    ModelEvicted,
+    ModelWarmed,
+    PeerEjected,
+    PeerRequestRefused,
+    PeerSent,
+    PullEnded,
+    PullStarted,
+    ReservationRefused,
+)
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import SpaceView
+from cache_agent.store.values import StoredModel
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX: Final = "weightyard_"
+
+E = TypeVar("E")
+M = TypeVar("M", Counter, Histogram)
+# The values of a metric's labels, in their order, and an amount.
+Samples = Iterable[tuple[tuple[str, ...], float]]
+
+
+@dataclass(frozen=True, slots=True)
+class EventMetric(Generic[E]):
+    """A counter or histogram fed by one kind of event: each sample is added, or observed. By default an event counts 1.
+
+    Prometheus adds `_total` to a counter's name. `buckets` are a histogram's upper bounds.
+    """
+
+    name: str
+    help: str
+    event: type[E]
+    samples: Callable[[E], Samples] = lambda event: [((), 1)]
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSnapshot:
+    """What the gauges of one scrape are computed from. `spaces`: by root directory."""
+
+    spaces: Sequence[tuple[str, SpaceView]]
+    models: Sequence[StoredModel]
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreGauge:
+    """A gauge, read from the store when scraped."""
+
+    name: str
+    help: str
+    samples: Callable[[StoreSnapshot], Samples]
+    labels: tuple[str, ...] = ()
+
+
+def _space(name: str, text: str, read: Callable[[SpaceView], int]) -> StoreGauge:
+    """A gauge of each root's space."""
+    return StoreGauge(
+        name, text, lambda now: [((root,), read(space)) for root, space in now.spaces], ("root",)
+    )
+
+
+COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
+    EventMetric("pulls_started", "Pulls started.", PullStarted),
+    EventMetric(
+        "pulls_finished", "Pulls ended, by outcome; pulls started beyond these run or hang.",
+        PullEnded, lambda end: [((end.outcome,), 1)], ("outcome",),
+    ),
+    EventMetric(
+        "fetched_bytes", "Bytes that came from each tier and source.",
+        PullEnded, lambda end: [((tier, name), size) for tier, name, size in end.by_source], ("tier", "source"),
+    ),
+    EventMetric("reused_bytes", "Bytes that were in the store already.", PullEnded, lambda end: [((), end.reused)]),
+    EventMetric(
+        "warmed_bytes", "Bytes that warming read into memory.", ModelWarmed, lambda warm: [((), warm.brought)]
+    ),
+    EventMetric(
+        "warm_hit_bytes", "Bytes that warming found in memory.", ModelWarmed, lambda warm: [((), warm.found)]
+    ),
+    EventMetric(
+        "manifests_not_cached", "Pulled models whose manifests could not be cached for container runtimes.",
+        ManifestsNotCached,
+    ),
+    EventMetric("evictions", "Models evicted for space.", ModelEvicted),
+    EventMetric("evicted_bytes", "Bytes freed by evictions.", ModelEvicted, lambda each: [((), each.freed)]),
+    EventMetric("reservations_refused", "Pulls refused for lack of space.", ReservationRefused),
+    EventMetric("leases_expired", "Leases that ended because their holder was gone.", LeaseExpired),
+    EventMetric("maintenance_failures", "Maintenance rounds that failed in part.", MaintenanceFailed),
+    EventMetric(
+        "scrubbed_bytes", "Bytes that the scrub read again.", FileScrubbed, lambda file: [((), file.size)]
+    ),
+    EventMetric("damaged_files", "Files found damaged at rest.", FileDamaged),
+    EventMetric(
+        "repaired_chunks", "Chunks fetched again to repair a file.", FileRepaired, lambda file: [((), file.chunks)]
+    ),
+    EventMetric("peer_sent_bytes", "Bytes sent to other nodes.", PeerSent, lambda sent: [((), sent.size)]),
+    EventMetric(
+        "peers_ejected", "Peers temporarily ejected, by reason.",
+        PeerEjected, lambda peer: [((peer.reason,), 1)], ("reason",),
+    ),
+    EventMetric(
+        "peer_requests_refused", "Requests of peers that were refused, by reason.",
+        PeerRequestRefused, lambda refused: [((refused.reason,), 1)], ("reason",),
+    ),
+)  # fmt: skip
+
+HISTOGRAMS: Final[tuple[EventMetric[Any], ...]] = (
+    EventMetric(
+        "pull_seconds", "Seconds from a pull's start until the model is verified on disk.",
+        # Failed pulls would distort it.
+        PullEnded, lambda end: [((), end.seconds)] if end.outcome == "done" else [],
+        buckets=(0.1, 0.5, 1, 5, 15, 60, 180, 600, 1800, 3600),
+    ),
+)  # fmt: skip
+
+GAUGES: Final = (
+    _space("store_bytes", "Bytes of files and partial downloads.", lambda space: space.own),
+    _space("store_promised_bytes", "Bytes that running pulls may still write.", lambda space: space.promised),
+    _space("store_budget_bytes", "Bytes that the store may use.", lambda space: space.budget),
+    _space("disk_free_bytes", "Free bytes of the store's filesystem.", lambda space: space.disk_free),
+    _space("disk_min_free_bytes", "Bytes of the filesystem that the store leaves free.", lambda space: space.min_free),
+    StoreGauge("models", "Models cached.", lambda now: [((), len(now.models))]),
+    StoreGauge("models_pinned", "Models pinned.", lambda now: [((), sum(each.pinned for each in now.models))]),
+    StoreGauge("leases", "Leases held.", lambda now: [((), sum(len(each.leases) for each in now.models))]),
+    StoreGauge("files", "Weight files cached.", lambda now: [((), now.files)]),
+)  # fmt: skip
 
 
 class Metrics(Events):
@@ -24,98 +158,39 @@ class Metrics(Events):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.pulls_started = self._counter("pulls_started", "Pulls begun.")
-        self.pulls_finished = self._counter("pulls_finished", "Pulls ended, by outcome.", "outcome")
-        self.bytes_fetched = self._counter(
-            "fetched_bytes", "Bytes that came from each tier and source.", "tier", "source"
-        )
-        self.bytes_reused = self._counter("reused_bytes", "Bytes that were on the disk already.")
-        self.bytes_warmed = self._counter("warmed_bytes", "Bytes that warming brought into memory.")
-        self.bytes_warm_hit = self._counter("warm_hit_bytes", "Bytes that warming found in memory.")
-        self.evictions = self._counter("evictions", "Models evicted for space.")
-        self.evicted_bytes = self._counter("evicted_bytes", "Bytes freed by evictions.")
-        self.reservations_refused = self._counter(
-            "reservations_refused", "Pulls refused for want of space."
-        )
-        self.leases_expired = self._counter("leases_expired", "Leases whose holder was gone.")
-        self.upkeep_failures = self._counter(
-            "upkeep_failures", "Rounds of upkeep that couldn't do all that was due."
-        )
-        self.scrubbed_bytes = self._counter("scrubbed_bytes", "Bytes read again by the scrubber.")
-        self.damaged_files = self._counter("damaged_files", "Files found damaged at rest.")
-        self.repaired_chunks = self._counter("repaired_chunks", "Chunks fetched again to repair.")
-        self.peer_sent_bytes = self._counter("peer_sent_bytes", "Bytes sent to other nodes.")
-        self.peers_ejected = self._counter(
-            "peers_ejected", "Times that a peer was left alone for a while, by reason.", "reason"
-        )
-        self.peer_requests_refused = self._counter(
-            "peer_requests_refused", "Requests at the peers' port that were refused.", "reason"
-        )
-        self.pull_seconds = Histogram(
-            "weightyard_pull_seconds",
-            "From asking for a model to having it verified on the disk.",
-            registry=self.registry,
-            buckets=(0.1, 0.5, 1, 5, 15, 60, 180, 600, 1800, 3600),
-        )
+        self._feeds: dict[type[Event], list[Callable[[Any], None]]] = {}
+        for row in COUNTERS:
+            counter = Counter(PREFIX + row.name, row.help, row.labels, registry=self.registry)
+            self._feed(row, counter, Counter.inc)
+        for row in HISTOGRAMS:
+            histogram = Histogram(
+                PREFIX + row.name,
+                row.help,
+                row.labels,
+                buckets=row.buckets,
+                registry=self.registry,
+            )
+            self._feed(row, histogram, Histogram.observe)
+
+    def _feed(self, row: EventMetric[Any], metric: M, add: Callable[[M, float], None]) -> None:
+        def feed(event: Any) -> None:
+            for labels, amount in row.samples(event):
+                add(metric.labels(*labels) if labels else metric, amount)
+
+        self._feeds.setdefault(row.event, []).append(feed)
 
     def watch(self, roots: Roots) -> None:
         """Export the gauges of a node's open roots."""
         self.registry.register(_StoreGauges(roots))
 
-    def pull_started(self, image: str) -> None:
-        self.pulls_started.inc()
-
-    def pull_ended(self, end: PullEnd) -> None:
-        self.pulls_finished.labels(end.outcome).inc()
-        self.bytes_reused.inc(end.reused)
-        for tier, source, size in end.by_source:
-            self.bytes_fetched.labels(tier, source).inc(size)
-        # Failed pulls would distort the histogram.
-        if end.outcome == "done":
-            self.pull_seconds.observe(end.seconds)
-
-    def warmed(self, brought: int, found: int) -> None:
-        self.bytes_warmed.inc(brought)
-        self.bytes_warm_hit.inc(found)
-
-    def evicted(self, image: str, freed: int, why: str) -> None:
-        self.evictions.inc()
-        self.evicted_bytes.inc(freed)
-
-    def refused(self, need: int) -> None:
-        self.reservations_refused.inc()
-
-    def scrubbed(self, size: int) -> None:
-        self.scrubbed_bytes.inc(size)
-
-    def damaged(self, file: str, detail: str) -> None:
-        self.damaged_files.inc()
-
-    def repaired(self, file: str, chunks: int) -> None:
-        self.repaired_chunks.inc(chunks)
-
-    def upkeep_failed(self, detail: str) -> None:
-        self.upkeep_failures.inc()
-
-    def expired(self, lease: str, holder: str) -> None:
-        self.leases_expired.inc()
-
-    def peer_sent(self, peer: str, size: int) -> None:
-        self.peer_sent_bytes.inc(size)
-
-    def peer_ejected(self, peer: str, why: str) -> None:
-        self.peers_ejected.labels(why).inc()
-
-    def peer_refused(self, why: str) -> None:
-        self.peer_requests_refused.labels(why).inc()
+    def emit(self, event: Event) -> None:
+        for feed in self._feeds.get(type(event), ()):
+            feed(event)
 
     def exposition(self) -> tuple[bytes, str]:
         """The text format and its content type."""
         encode, content_type = choose_encoder(_TEXT)
         return encode(self.registry), content_type
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"weightyard_{name}", text, labels, registry=self.registry)
 
 
 class _StoreGauges(Collector):
@@ -128,28 +203,15 @@ class _StoreGauges(Collector):
         """Empty: the registry calls it only for names, which aren't worth reading the store."""
         return ()
 
-    def collect(self) -> Iterable[Metric]:
-        spaces = [(str(store.paths.root), space) for store, space in self._roots.spaces()]
-        for name, text, read in _SPACE:
-            family = GaugeMetricFamily(f"weightyard_{name}", text, labels=["root"])
-            for root, space in spaces:
-                family.add_metric([root], read(space))
+    def collect(self) -> Iterator[Metric]:
+        roots = self._roots
+        now = StoreSnapshot(
+            [(str(store.paths.root), space) for store, space in roots.spaces()],
+            roots.models.all(),
+            roots.files.count(),
+        )
+        for row in GAUGES:
+            family = GaugeMetricFamily(PREFIX + row.name, row.help, labels=row.labels)
+            for labels, value in row.samples(now):
+                family.add_metric(labels, value)
             yield family
-        models = self._roots.models()
-        yield _gauge("models", "Models cached.", len(models))
-        yield _gauge("models_pinned", "Models pinned.", sum(model.pinned for model in models))
-        yield _gauge("leases", "Leases held.", sum(len(model.leases) for model in models))
-        yield _gauge("files", "Weight files cached.", self._roots.file_count())
-
-
-_SPACE: tuple[tuple[str, str, Callable[[SpaceView], int]], ...] = (
-    ("store_bytes", "Bytes of files and partial downloads.", lambda space: space.own),
-    ("store_promised_bytes", "Bytes that running pulls may still write.", lambda space: space.promised),
-    ("store_budget_bytes", "Bytes that the store may use.", lambda space: space.budget),
-    ("disk_free_bytes", "Free bytes of the store's filesystem.", lambda space: space.disk_free),
-    ("disk_min_free_bytes", "Free bytes that the store leaves to others.", lambda space: space.min_free),
-)  # fmt: skip
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"weightyard_{name}", text, value=value)

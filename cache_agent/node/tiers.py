@@ -20,6 +20,7 @@ from cache_agent.sources.shared import SharedSource, SharedStore
 from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.sources.throttle import Throttle
 from modelimage.errors import InvalidImage
+from modelimage.hub import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 from modelimage.record import Record
 from modelimage.reference import ImageReference, RegistryReference, parse_image
 from modelimage.repository import ImageReader
@@ -85,8 +86,8 @@ class Tiers:
             yield from self._mirrors(resolved, repository)
             yield _image(resolved, reader, repository)
         elif tier == "hub" and isinstance(resolved.record, Record):
-            endpoint = self.environ.get("HF_ENDPOINT", self.config.hub.endpoint)
-            hub = HubSource.of(resolved.record, endpoint, self.environ.get("HF_TOKEN"))
+            endpoint = self.environ.get(ENDPOINT_VARIABLE, self.config.hub.endpoint)
+            hub = HubSource.of(resolved.record, endpoint, self.environ.get(TOKEN_VARIABLE))
             if hub is not None:
                 yield hub
 

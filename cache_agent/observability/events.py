@@ -1,6 +1,6 @@
-"""The events of a node, for metrics, logs and traces. The base class ignores all of them.
+"""The events of a node, for metrics, logs and traces: a dataclass for each, passed to `Events.emit`.
 
-Methods are called in the thread where the event happened, so implementations must be quick and must not raise.
+Adding one touches this module, and the tables of what listens to it. Sizes are bytes, times seconds.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class PullEnd:
-    """The end of a pull: `outcome` is `done` or the error's class; `by_source` holds (tier, source, bytes).
+class PullStarted:
+    """A pull began."""
 
-    `phases`: each phase's name and its start, in seconds since the pull's start.
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnded:
+    """A pull succeeded or failed.
+
+    `outcome`: `done`, or the error's class. `seconds`: its duration. `reused`: bytes that were stored already.
+    `by_source`: (tier, source, bytes) of what was fetched. `phases`: (name, start in seconds since the pull's start).
     """
 
     image: str
@@ -25,50 +33,122 @@ class PullEnd:
     phases: Sequence[tuple[str, float]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ModelEvicted:
+    """A model was evicted for space."""
+
+    image: str
+    freed: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRefused:
+    """A reservation of `need` bytes was refused for lack of space."""
+
+    need: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileScrubbed:
+    """The scrub read and verified a file of `size` bytes."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileDamaged:
+    """A stored file was found damaged; `file` is its sha256."""
+
+    file: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileRepaired:
+    """A damaged file was repaired; `chunks` of it were fetched again."""
+
+    file: str
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWarmed:
+    """A model was read into memory: `brought` bytes; `found` bytes were there already."""
+
+    brought: int
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExpired:
+    """A lease ended because its holder is gone."""
+
+    lease: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceFailed:
+    """A round of maintenance failed in part; the next round tries again."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestsNotCached:
+    """A model was pulled, but caching the manifests that a container runtime requests failed."""
+
+    image: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSent:
+    """`size` bytes were sent to another node."""
+
+    peer: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEjected:
+    """A peer was temporarily ejected."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRequestRefused:
+    """A request to the peers server was refused; `reason`: signature, clock or replayed."""
+
+    reason: str
+
+
+Event = (
+    PullStarted
+    | PullEnded
+    | ModelEvicted
+    | ReservationRefused
+    | FileScrubbed
+    | FileDamaged
+    | FileRepaired
+    | ModelWarmed
+    | LeaseExpired
+    | MaintenanceFailed
+    | ManifestsNotCached
+    | PeerSent
+    | PeerEjected
+    | PeerRequestRefused
+)
+
+
 class Events:
-    """A listener. Subclasses override the events that they use."""
+    """A listener. This one ignores all events."""
 
-    def pull_started(self, image: str) -> None:
-        """A pull began."""
-
-    def pull_ended(self, end: PullEnd) -> None:
-        """A pull succeeded or failed."""
-
-    def evicted(self, image: str, freed: int, why: str) -> None:
-        """A model was evicted for space."""
-
-    def refused(self, need: int) -> None:
-        """A reservation of `need` bytes was refused for lack of space."""
-
-    def scrubbed(self, size: int) -> None:
-        """The scrub read and verified `size` bytes."""
-
-    def damaged(self, file: str, detail: str) -> None:
-        """A stored file was found damaged."""
-
-    def repaired(self, file: str, chunks: int) -> None:
-        """A damaged file was repaired; `chunks` of it were fetched again."""
-
-    def warmed(self, brought: int, found: int) -> None:
-        """A model was read into memory: `brought` bytes; `found` bytes were there already."""
-
-    def expired(self, lease: str, holder: str) -> None:
-        """A lease ended because its holder is gone."""
-
-    def upkeep_failed(self, detail: str) -> None:
-        """A round of maintenance failed in part; the next round tries again."""
-
-    def unshelved(self, image: str, detail: str) -> None:
-        """A model was pulled, but caching the manifests that a container runtime requests failed."""
-
-    def peer_sent(self, peer: str, size: int) -> None:
-        """`size` bytes were sent to another node."""
-
-    def peer_ejected(self, peer: str, why: str) -> None:
-        """A peer was temporarily ejected."""
-
-    def peer_refused(self, why: str) -> None:
-        """A request to the peers server was refused; `why`: signature, clock or replayed."""
+    def emit(self, event: Event) -> None:
+        """Take an event, in the thread where it happened: must be quick and must not raise."""
 
 
 class Broadcast(Events):
@@ -77,58 +157,6 @@ class Broadcast(Events):
     def __init__(self, listeners: Sequence[Events]) -> None:
         self._listeners = listeners
 
-    def pull_started(self, image: str) -> None:
+    def emit(self, event: Event) -> None:
         for each in self._listeners:
-            each.pull_started(image)
-
-    def pull_ended(self, end: PullEnd) -> None:
-        for each in self._listeners:
-            each.pull_ended(end)
-
-    def evicted(self, image: str, freed: int, why: str) -> None:
-        for each in self._listeners:
-            each.evicted(image, freed, why)
-
-    def refused(self, need: int) -> None:
-        for each in self._listeners:
-            each.refused(need)
-
-    def scrubbed(self, size: int) -> None:
-        for each in self._listeners:
-            each.scrubbed(size)
-
-    def damaged(self, file: str, detail: str) -> None:
-        for each in self._listeners:
-            each.damaged(file, detail)
-
-    def repaired(self, file: str, chunks: int) -> None:
-        for each in self._listeners:
-            each.repaired(file, chunks)
-
-    def warmed(self, brought: int, found: int) -> None:
-        for each in self._listeners:
-            each.warmed(brought, found)
-
-    def expired(self, lease: str, holder: str) -> None:
-        for each in self._listeners:
-            each.expired(lease, holder)
-
-    def upkeep_failed(self, detail: str) -> None:
-        for each in self._listeners:
-            each.upkeep_failed(detail)
-
-    def unshelved(self, image: str, detail: str) -> None:
-        for each in self._listeners:
-            each.unshelved(image, detail)
-
-    def peer_sent(self, peer: str, size: int) -> None:
-        for each in self._listeners:
-            each.peer_sent(peer, size)
-
-    def peer_ejected(self, peer: str, why: str) -> None:
-        for each in self._listeners:
-            each.peer_ejected(peer, why)
-
-    def peer_refused(self, why: str) -> None:
-        for each in self._listeners:
-            each.peer_refused(why)
+            each.emit(event)

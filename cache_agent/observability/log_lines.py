@@ -4,16 +4,77 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 
-from cache_agent.observability.events import Events, PullEnd
+from cache_agent.observability.events import (
+    Event,
+    Events,
+    FileDamaged,
+    FileRepaired,
+    LeaseExpired,
+    MaintenanceFailed,
+    ManifestsNotCached,
+    ModelEvicted,
+    PeerEjected,
+    PullEnded,
+    PullStarted,
+    ReservationRefused,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """How an event is logged: the line's `event`, its level, and its further fields in order."""
+
+    text: str
+    level: Literal["info", "warning", "error"]
+    names: tuple[str, ...]
+
+    def fields(self, event: Event) -> dict[str, object]:
+        """The line's fields, by name."""
+        return {name: _DERIVED.get(name, getattr)(event, name) for name in self.names}
+
+
+# Events that are frequent and only counted, such as each scrubbed file, have no line.
+LINES: Final[Mapping[type[Event], LogLine]] = {
+    PullStarted: LogLine("pull started", "info", ("image",)),
+    PullEnded: LogLine(
+        "pull ended",
+        "info",
+        ("image", "outcome", "seconds", "reused", "fetched", "message"),
+    ),
+    ModelEvicted: LogLine("model evicted", "info", ("image", "freed", "reason")),
+    ReservationRefused: LogLine("reservation refused", "warning", ("need",)),
+    FileDamaged: LogLine("file damaged", "error", ("file", "detail")),
+    FileRepaired: LogLine("file repaired", "info", ("file", "chunks")),
+    LeaseExpired: LogLine("lease expired", "info", ("lease", "holder")),
+    MaintenanceFailed: LogLine("maintenance failed", "warning", ("detail",)),
+    ManifestsNotCached: LogLine("manifests not cached", "warning", ("image", "detail")),
+    PeerEjected: LogLine("peer ejected", "warning", ("peer", "reason")),
+}
+
+
+def _seconds(event: PullEnded, _: str) -> float:
+    return round(event.seconds, 3)
+
+
+def _fetched(event: PullEnded, _: str) -> dict[str, int]:
+    return {f"{tier} {name}": size for tier, name, size in event.by_source}
+
+
+# Fields that aren't the event's own attributes as they are.
+_DERIVED: Final[Mapping[str, Callable[[Any, str], object]]] = {
+    "seconds": _seconds,
+    "fetched": _fetched,
+}
 
 
 class JsonLog(Events):
-    """Writes each event as a line. `clock` returns ISO 8601 times."""
+    """Writes an event of `LINES` as a line. `clock` returns ISO 8601 times."""
 
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], str] | None = None
@@ -38,44 +99,12 @@ class JsonLog(Events):
         logging.getLogger().addHandler(handler)
         return handler
 
-    def pull_started(self, image: str) -> None:
-        self._log.info("pull started", image=image)
-
-    def pull_ended(self, end: PullEnd) -> None:
-        write = self._log.info if end.outcome == "done" else self._log.warning
-        write(
-            "pull ended",
-            image=end.image,
-            outcome=end.outcome,
-            seconds=round(end.seconds, 3),
-            reused=end.reused,
-            fetched={f"{tier} {name}": size for tier, name, size in end.by_source},
-            message=end.message,
-        )
-
-    def evicted(self, image: str, freed: int, why: str) -> None:
-        self._log.info("evicted", image=image, freed=freed, why=why)
-
-    def refused(self, need: int) -> None:
-        self._log.warning("reservation refused", need=need)
-
-    def damaged(self, file: str, detail: str) -> None:
-        self._log.error("file damaged", file=file, detail=detail)
-
-    def repaired(self, file: str, chunks: int) -> None:
-        self._log.info("file repaired", file=file, chunks=chunks)
-
-    def expired(self, lease: str, holder: str) -> None:
-        self._log.info("lease expired", lease=lease, holder=holder)
-
-    def upkeep_failed(self, detail: str) -> None:
-        self._log.warning("upkeep failed", detail=detail)
-
-    def unshelved(self, image: str, detail: str) -> None:
-        self._log.warning("image not kept whole", image=image, detail=detail)
-
-    def peer_ejected(self, peer: str, why: str) -> None:
-        self._log.warning("peer left alone", peer=peer, why=why)
+    def emit(self, event: Event) -> None:
+        line = LINES.get(type(event))
+        if line is not None:
+            failed = isinstance(event, PullEnded) and event.outcome != "done"
+            write = getattr(self._log, "warning" if failed else line.level)
+            write(line.text, **line.fields(event))
 
 
 class _Adopting(logging.Handler):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cache_agent.observability.events import Events, PullEnd
+from cache_agent.observability.events import Event, Events, PullEnded
 
 SERVICE: Final = "weightyard-agent"
 _PATIENCE_SECONDS: Final = 2.0
@@ -24,7 +24,11 @@ class Traces(Events):
     provider: Any
     clock: Callable[[], float]
 
-    def pull_ended(self, end: PullEnd) -> None:
+    def emit(self, event: Event) -> None:
+        if isinstance(event, PullEnded):
+            self._export(event)
+
+    def _export(self, end: PullEnded) -> None:
         from opentelemetry import trace  # noqa: PLC0415 - see above
 
         # Made after the end with explicit times, so that a pull's threads carry no tracing context.
@@ -70,7 +74,7 @@ def open_traces(environ: Mapping[str, str], clock: Callable[[], float]) -> Trace
     return Traces(provider, clock)
 
 
-def _by_tier(end: PullEnd) -> dict[str, int]:
+def _by_tier(end: PullEnded) -> dict[str, int]:
     sums: dict[str, int] = {}
     for tier, _, size in end.by_source:
         sums[tier] = sums.get(tier, 0) + size

@@ -20,11 +20,11 @@ from typing import Final
 class PeerLimits:
     """Limits for waiting on peers, in seconds. `fan_out`: how many nodes may take a chunk from one holder concurrently.
 
-    A peer without progress for `patience` is ignored. A node whose own share is done takes over others' chunks that no
-    node is fetching, the n-th in rank after n times `steal_after`. `poll`: the interval between two decisions.
+    A peer without progress for `stall_timeout` is ignored. A node whose own share is done takes over others' chunks
+    that no node is fetching, the n-th in rank after n times `steal_after`. `poll`: the interval between two decisions.
     """
 
-    patience: float = 10.0
+    stall_timeout: float = 10.0
     steal_after: float = 2.5
     fan_out: int = 8
     poll: float = 0.1
@@ -117,10 +117,10 @@ def _from_holder(
     holders = [peer for peer in peers if peer.has]
     near = [peer for peer in holders if peer.zone == here.zone]
     # Only one node of a zone takes the chunk across zones; the others take it from that node.
-    places = rules.fan_out * len(near) if near else 1
-    # After `patience`, queue and zones no longer count: holders that never serve must not block the chunk.
-    fail_fast = here.held >= rules.patience
-    if not fail_fast and _place(chunk, here, peers) >= places:
+    allowed = rules.fan_out * len(near) if near else 1
+    # After `stall_timeout`, queue and zones no longer count: holders that never serve must not block the chunk.
+    fail_fast = here.held >= rules.stall_timeout
+    if not fail_fast and _rank(chunk, here, peers) >= allowed:
         return Wait(rules.poll)
     free = [peer for peer in near or holders if peer.free_at <= now]
     free = free or [peer for peer in holders if peer.free_at <= now and fail_fast]
@@ -132,7 +132,7 @@ def _from_holder(
     return Wait(max(rules.poll, min(peer.free_at for peer in near or holders) - now))
 
 
-def _place(chunk: str, here: LocalState, peers: Sequence[Peer]) -> int:
+def _rank(chunk: str, here: LocalState, peers: Sequence[Peer]) -> int:
     """This node's rank among the nodes of its zone that lack the chunk."""
     lacking = [p.id for p in peers if not p.has and p.moving and p.zone == here.zone]
     return ranked(chunk, [here.id, *lacking]).index(here.id)
@@ -141,11 +141,11 @@ def _place(chunk: str, here: LocalState, peers: Sequence[Peer]) -> int:
 def _from_upstream(chunk: str, here: LocalState, peers: Sequence[Peer], rules: PeerLimits) -> Step:
     # Stalled peers don't count: their share passes to the next in rank.
     order = ranked(chunk, [here.id, *(peer.id for peer in peers if peer.moving)])
-    place = order.index(here.id)
+    rank = order.index(here.id)
     # Staggered by rank: without it, all idle nodes would fetch the same chunk from upstream.
-    takes_over = here.idle and here.waited >= rules.steal_after * place
+    takes_over = here.idle and here.waited >= rules.steal_after * rank
     # Also staggered: there are holders, but none has served this node.
-    overdue = here.waited >= rules.patience * (place + 1) and here.held >= rules.patience
-    if not (place == 0 or takes_over or overdue):
+    overdue = here.waited >= rules.stall_timeout * (rank + 1) and here.held >= rules.stall_timeout
+    if not (rank == 0 or takes_over or overdue):
         return Wait(rules.poll)
     return _UPSTREAM if here.slots > 0 else Wait(rules.poll * 3, in_line=True)

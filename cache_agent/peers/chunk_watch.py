@@ -26,7 +26,7 @@ _LATEST_ABSENT: Final = 2.0
 _SLOWER: Final = 1.5
 # A peer counts as stalled after this many times its usual interval between two signs of progress.
 _GAPS: Final = 8.0
-_LEAST_PATIENCE: Final = 0.5
+_LEAST_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +42,23 @@ class FileName:
 class PeerChunkList:
     """One peer's last chunk list of one file. Times are on the monotonic clock.
 
-    `asked`: last response, `again`: next poll, `progressed`: last change, `gap`: usual seconds between changes.
+    `answered`: last response, `again`: next poll, `progressed`: last change, `gap`: usual seconds between changes.
     """
 
-    asked: float = float("-inf")
+    answered: float = float("-inf")
     again: float = float("-inf")
     interval: float = _SOON
     have: Have | None = None
     progressed: float = float("-inf")
     gap: float = 0.0
-    asking: bool = False
+    polling: bool = False
 
-    def patience(self, most: float) -> float:
+    def stall_timeout(self, most: float) -> float:
         """How many seconds it may show no progress: adapted to its usual interval, at most `most`."""
-        return min(most, max(most * _LEAST_PATIENCE, _GAPS * self.gap)) if self.gap else most
+        return min(most, max(most * _LEAST_SHARE, _GAPS * self.gap)) if self.gap else most
 
 
-def heard(view: PeerChunkList, have: Have | None, now: float, soon: float) -> None:
+def record_answer(view: PeerChunkList, have: Have | None, now: float, soon: float) -> None:
     """Record a response in `view`; `have` None: the peer doesn't have the file. No other effect."""
     news = have != view.have
     if have is not None and news:
@@ -68,20 +68,20 @@ def heard(view: PeerChunkList, have: Have | None, now: float, soon: float) -> No
         view.progressed = now
     latest = _LATEST if have is not None else _LATEST_ABSENT
     view.interval = soon if news else min(max(latest, soon), view.interval * _SLOWER)
-    view.have, view.asked = have, now
+    view.have, view.answered = have, now
     view.again = float("inf") if have is not None and have.complete else now + view.interval
 
 
 @dataclass
 class ChunkListPoller:
-    """The peers' chunk lists for one pull's files. `patience`: seconds without progress until a peer is ignored."""
+    """Peers' chunk lists for one pull's files. `stall_timeout`: seconds without progress until a peer is ignored."""
 
     members: Callable[[], Sequence[Member]]
     link: PeerLink
     reputation: Reputation
     executor: Executor
     monotonic: Callable[[], float]
-    patience: float
+    stall_timeout: float
     learn_zone: Callable[[str, str], None] = lambda peer, zone: None
     _views: dict[tuple[str, Digest], PeerChunkList] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -105,7 +105,7 @@ class ChunkListPoller:
         with self._lock:
             known = [(member, self._views.get((member.id, file.identity))) for member in live]
             return [
-                (member, view.have, now - view.progressed < view.patience(self.patience))
+                (member, view.have, now - view.progressed < view.stall_timeout(self.stall_timeout))
                 for member, view in known
                 if view is not None and view.have is not None
             ]
@@ -125,11 +125,11 @@ class ChunkListPoller:
         with self._lock:
             for member in live:
                 view = self._views.setdefault((member.id, file.identity), PeerChunkList())
-                wanted = view.again <= now if since is None else view.asked <= since
+                wanted = view.again <= now if since is None else view.answered <= since
                 complete = view.have is not None and view.have.complete
                 # With `since` also while another thread polls: that response may predate this node's announcement.
-                if wanted and not complete and (not view.asking or since is not None):
-                    view.asking = True
+                if wanted and not complete and (not view.polling or since is not None):
+                    view.polling = True
                     yield member.id
 
     def _ask(self, peer: str, file: FileName) -> None:
@@ -138,8 +138,8 @@ class ChunkListPoller:
         soon = max(_SOON, _SOON_PER_MEMBER * len(self.members()))
         with self._lock:
             view = self._views[peer, file.identity]
-            view.asking = False
-            heard(view, have, now, soon)
+            view.polling = False
+            record_answer(view, have, now, soon)
         if offence is not None:
             self.reputation.note(peer, offence)
         elif have is not None:

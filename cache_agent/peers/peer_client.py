@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import urllib3
 
 from cache_agent.peers.announcements import ChunkId
-from cache_agent.peers.request_signatures import Asked, Key, Stamp, sign
+from cache_agent.peers.request_signatures import Key, SignedRequest, Stamp, sign
 from cache_agent.peers.values import MAX_HAVE_BYTES, Have
 from modelimage.digest import Digest
 from modelimage.errors import (
@@ -122,8 +122,8 @@ class PeerClient:
 
     def have(self, peer: str, sha256: Digest, file: Digest) -> Have:
         """See `PeerLink`."""
-        asked = Asked("GET", have_path(sha256, file))
-        with self._get(peer, asked, self.stall * _ANSWER_SHARE) as response:
+        request = SignedRequest("GET", have_path(sha256, file))
+        with self._get(peer, request, self.stall * _ANSWER_SHARE) as response:
             return Have.parse(response.read(MAX_HAVE_BYTES))
 
     @contextmanager
@@ -131,11 +131,11 @@ class PeerClient:
         self, peer: str, sha256: Digest, chunk: ChunkId, wanted: ByteRange
     ) -> Iterator[BlobStream]:
         """See `PeerLink`."""
-        asked = Asked("GET", chunk_path(sha256, chunk), wanted.header)
-        with self._get(peer, asked, self.stall) as response:
+        request = SignedRequest("GET", chunk_path(sha256, chunk), wanted.header)
+        with self._get(peer, request, self.stall) as response:
             got = parse_content_range(response.header("Content-Range") or "")
             if response.status != 206 or got is None or got[0] != wanted:
-                raise RemoteRefused(f"peer {peer} answered another range than was asked for")
+                raise RemoteRefused(f"peer {peer} answered another range than requested")
             stream: SocketStream = response.stream(len(wanted))
             try:
                 yield stream
@@ -143,22 +143,22 @@ class PeerClient:
                 stream.close()
 
     @contextmanager
-    def _get(self, peer: str, asked: Asked, patience: float) -> Iterator[NetworkResponse]:
+    def _get(self, peer: str, request: SignedRequest, timeout: float) -> Iterator[NetworkResponse]:
         origin = self._origin(peer)
         stamp = Stamp(self.own, peer, int(self.clock()), self.nonce())
         headers = {
-            "Authorization": sign(self.keys()[0], asked, stamp),
+            "Authorization": sign(self.keys()[0], request, stamp),
             "Accept-Encoding": "identity",
         }
-        if asked.range:
-            headers["Range"] = asked.range
-        url = f"{origin.scheme}://{peer}{asked.path}"
+        if request.range:
+            headers["Range"] = request.range
+        url = f"{origin.scheme}://{peer}{request.path}"
         with network_errors(origin):
             response = self._pools.request(
                 "GET",
                 url,
                 headers=headers,
-                timeout=urllib3.Timeout(connect=self.stall * _CONNECT_SHARE, read=patience),
+                timeout=urllib3.Timeout(connect=self.stall * _CONNECT_SHARE, read=timeout),
                 retries=False,
                 redirect=False,
                 preload_content=False,
@@ -183,7 +183,7 @@ class PeerClient:
 def _refuse(peer: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
     said = body.decode(errors="replace").strip()[:200]
     if status == 404:
-        raise NotFound(f"peer {peer} hasn't got it")
+        raise NotFound(f"peer {peer} doesn't have it")
     if status in (401, 403):
         raise AccessDenied(
             f"peer {peer} refuses: {said}", hint="Compare the nodes' peer keys and clocks."

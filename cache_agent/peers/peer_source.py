@@ -111,7 +111,7 @@ class PeerSource:
                     yield stream
                 self.done(pieces)
             case UseUpstream():
-                raise FetchUpstream("this node is the one to fetch it")
+                raise FetchUpstream("this node fetches it from upstream")
             case Wait(seconds, in_line):
                 raise self._not_yet(seconds, in_line=in_line)
 
@@ -225,7 +225,7 @@ class PeerSource:
     def _not_yet(self, seconds: float, *, in_line: bool = False) -> RetryLater:
         crowd = len(self._waiting) / _PENDING_PER_SECOND
         after = min(_MOST_WAIT, seconds + crowd)
-        return RetryLater("another node is at it", after=after, in_line=in_line)
+        return RetryLater("another node is fetching it", after=after, in_line=in_line)
 
     # -- taking ------------------------------------------------------------------------------
 

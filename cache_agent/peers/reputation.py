@@ -6,7 +6,6 @@ minutes; repeated offences keep it ejected, but never for ever.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,11 +47,6 @@ class PeerPenalty:
     def is_out(self, now: float) -> bool:
         return self.after(now) > _LIMIT
 
-    def seconds_out(self, now: float) -> float:
-        """Seconds from `now` until the peer is used again."""
-        left = self.after(now)
-        return HALF_LIFE_SECONDS * math.log2(left) if left > _LIMIT else 0.0
-
 
 @dataclass
 class Reputation:
@@ -60,15 +54,15 @@ class Reputation:
 
     monotonic: Callable[[], float]
     ejected: Callable[[str, str], None] = lambda peer, why: None
-    _standings: dict[str, PeerPenalty] = field(default_factory=dict)
+    _penalties: dict[str, PeerPenalty] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, peer: str, offence: Offence) -> None:
         """Add an offence's penalty; calls `ejected` if it ejects the peer."""
         now = self.monotonic()
         with self._lock:
-            before = self._standings.get(peer, PeerPenalty())
-            after = self._standings[peer] = before.with_offence(offence, now)
+            before = self._penalties.get(peer, PeerPenalty())
+            after = self._penalties[peer] = before.with_offence(offence, now)
         # Outside the lock: the callback writes events.
         if after.is_out(now) and not before.is_out(now):
             self.ejected(peer, offence.name.lower())
@@ -76,10 +70,4 @@ class Reputation:
     def is_out(self, peer: str) -> bool:
         """Whether a peer is ejected now."""
         with self._lock:
-            return self._standings.get(peer, PeerPenalty()).is_out(self.monotonic())
-
-    def outs(self) -> dict[str, float]:
-        """The ejected peers, each with the seconds left."""
-        now = self.monotonic()
-        with self._lock:
-            return {p: s.seconds_out(now) for p, s in self._standings.items() if s.is_out(now)}
+            return self._penalties.get(peer, PeerPenalty()).is_out(self.monotonic())

@@ -59,7 +59,7 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SignedRequest:
     """The signed part of a request. `range`: the Range header, empty without one."""
 
     method: str
@@ -77,7 +77,7 @@ class Stamp:
     nonce: str
 
 
-def sign(key: Key, asked: Asked, stamp: Stamp) -> str:
+def sign(key: Key, request: SignedRequest, stamp: Stamp) -> str:
     """The Authorization header of a request."""
     fields = {
         "key": key.name,
@@ -85,15 +85,15 @@ def sign(key: Key, asked: Asked, stamp: Stamp) -> str:
         "receiver": stamp.receiver,
         "time": str(stamp.time),
         "nonce": stamp.nonce,
-        "mac": _mac(key, asked, stamp),
+        "mac": _mac(key, request, stamp),
     }
     return f"{SCHEME} " + ", ".join(f"{name}={value}" for name, value in fields.items())
 
 
-def _mac(key: Key, asked: Asked, stamp: Stamp) -> str:
+def _mac(key: Key, request: SignedRequest, stamp: Stamp) -> str:
     # Length-prefixed: no two requests have the same text.
     parts = (
-        SCHEME, asked.method, asked.path, asked.range,
+        SCHEME, request.method, request.path, request.range,
         stamp.sender, stamp.receiver, str(stamp.time), stamp.nonce,
     )  # fmt: skip
     text = "".join(f"{len(part)}:{part}\n" for part in parts)
@@ -136,15 +136,15 @@ class Verifier:
     _seen: OrderedDict[tuple[str, str], float] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def verify(self, header: str | None, asked: Asked) -> str:
+    def verify(self, header: str | None, request: SignedRequest) -> str:
         """Verify a request and return its sender. Raises AccessDenied, WrongClock, Replayed.
 
         Details are given only after the MAC was right: clients without a key learn nothing.
         """
         # The MAC first: receiver, clock and replay errors are reported only to holders of a key.
         name, mac, stamp = _parse(header or "")
-        if not any(self._fits(key, name, mac, asked, stamp) for key in self.keys()):
-            raise AccessDenied("the signature isn't right")
+        if not any(self._fits(key, name, mac, request, stamp) for key in self.keys()):
+            raise AccessDenied("the signature is wrong")
         # Else any peer could forward this request to a third node in the sender's name.
         if stamp.receiver not in self.names:
             raise AccessDenied("the request is meant for another node")
@@ -152,14 +152,14 @@ class Verifier:
         if abs(now - stamp.time) > self.skew:
             raise WrongClock(
                 f"the request is {now - stamp.time:+.0f} s old: at most {self.skew:g} s are allowed",
-                hint="Keep the nodes' clocks in step.",
+                hint="Synchronize the nodes' clocks.",
             )
         self._once(stamp, now)
         return stamp.sender
 
     @staticmethod
-    def _fits(key: Key, name: str, mac: str, asked: Asked, stamp: Stamp) -> bool:
-        right = hmac.compare_digest(_mac(key, asked, stamp).encode(), mac.encode())
+    def _fits(key: Key, name: str, mac: str, request: SignedRequest, stamp: Stamp) -> bool:
+        right = hmac.compare_digest(_mac(key, request, stamp).encode(), mac.encode())
         return right and hmac.compare_digest(key.name.encode(), name.encode())
 
     def _once(self, stamp: Stamp, now: float) -> None:
@@ -170,7 +170,7 @@ class Verifier:
                 self._seen.popitem(last=False)
             name = (stamp.sender, stamp.nonce)
             if name in self._seen:
-                raise Replayed("the same request came before")
+                raise Replayed("the same request was used before")
             if len(self._seen) >= MAX_NONCES:
                 self._seen.popitem(last=False)
             self._seen[name] = now

@@ -15,7 +15,7 @@ from typing import Final
 
 from cache_agent.config import PeersSection
 from cache_agent.net.listen_addresses import Address
-from cache_agent.observability.events import Events
+from cache_agent.observability.events import Events, PeerEjected
 from cache_agent.peers.announcements import FetchAnnouncements
 from cache_agent.peers.chunk_planner import PeerLimits
 from cache_agent.peers.chunk_watch import ChunkListPoller
@@ -63,7 +63,7 @@ class Peers:
     )
 
     @classmethod
-    def of(
+    def from_config(
         cls, section: PeersSection, *, streams: int, events: Events, anonymous: Anonymous
     ) -> Peers:
         """Build it from the settings. Raises InvalidInput for unusable settings, keys or certificates."""
@@ -72,16 +72,18 @@ class Peers:
         # Read once now: an unreadable key file must fail the start, not every request.
         keys()
         tls = tls_files(section)
-        rules = PeerLimits(patience=section.stall_seconds, steal_after=section.stall_seconds / 4)
+        rules = PeerLimits(
+            stall_timeout=section.stall_seconds, steal_after=section.stall_seconds / 4
+        )
         listed = [Member(str(Address.parse(each.address)), each.zone) for each in section.members]
         dns = Address.parse(section.dns) if section.dns else None
         return cls(
             LocalPeer(own, section.zone, streams, section.zones == "apart", rules),
             FetchAnnouncements(time.monotonic),
             Membership(own, listed, dns, time.monotonic),
-            Reputation(time.monotonic, events.peer_ejected),
+            Reputation(time.monotonic, lambda peer, reason: events.emit(PeerEjected(peer, reason))),
             PeerClient(own, keys, time.time, tls, section.stall_seconds),
-            Verifier(keys, {own}, time.time, section.clock_skew_seconds),
+            Verifier(keys, {own}, time.time),
             tls is not None,
             anonymous,
             zone_given=bool(section.zone),
@@ -131,7 +133,7 @@ class Peers:
             self.reputation,
             self._executor,
             self.monotonic,
-            self.own.rules.patience,
+            self.own.rules.stall_timeout,
             self._learn_zone,
         )
         return PeerSource(

@@ -59,11 +59,11 @@ class Have:
                 str(document["zone"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RemoteRefused(f"a peer's answer makes no sense: {error!r}") from error
+            raise RemoteRefused(f"malformed answer of a peer: {error!r}") from error
         if min(found.count, found.have, found.coming, found.received) < 0:
-            raise RemoteRefused("a peer's answer makes no sense: a negative number")
+            raise RemoteRefused("malformed answer of a peer: a negative number")
         if (found.have | found.coming) >> found.count:
-            raise RemoteRefused("a peer's answer makes no sense: more chunks than the file has")
+            raise RemoteRefused("malformed answer of a peer: more chunks than the file has")
         return found
 
 

@@ -46,7 +46,7 @@ class Attempts:
         }
         self._failures = {t: n for t, n in self._failures.items() if t in self.known}
 
-    def means(self, target: FetchTarget, key: Digest | None) -> None:
+    def set_key(self, target: FetchTarget, key: Digest | None) -> None:
         """Set the model that the store resolves a target to; None when it has none."""
         self._change(target, key=key)
 

@@ -70,7 +70,7 @@ class Cri:
             if not done.done():
                 done.set_result(None)
 
-        def tell(_: object) -> None:
+        def wake(_: object) -> None:
             loop.call_soon_threadsafe(ended)
 
         call = channel.unary_unary(
@@ -79,7 +79,7 @@ class Cri:
             response_deserializer=_MESSAGES[f"{method}Response"].FromString,
         ).future(request, timeout=seconds)
         try:
-            call.add_done_callback(tell)
+            call.add_done_callback(wake)
             await done
             return call.result()
         except grpc.RpcError as error:
@@ -92,6 +92,7 @@ class Cri:
 
 def _refused(error: grpc.RpcError, socket: Path) -> NoReturn:
     code, details = error.code(), error.details() or ""
+    # NOT_FOUND is certain, whatever its text says: registries word a missing repository as a denied one.
     if code is not grpc.StatusCode.NOT_FOUND and any(word in details for word in _REFUSALS):
         raise AccessDenied(
             f"the container runtime may not pull it: {details}", hint="Check the pull secret."

@@ -71,8 +71,10 @@ class DirectorySource:
                     models[model.name] = model
         return DesiredState(models, tuple(problems))
 
-    async def watch(self, tell: Callable[[DesiredState], None], look: float = LOOK_SECONDS) -> None:
-        """Call `tell` with the desired state now and after every change, until cancelled. `look`: polling interval."""
+    async def watch(
+        self, notify: Callable[[DesiredState], None], look: float = LOOK_SECONDS
+    ) -> None:
+        """Call `notify` with the desired state now and after each change, until cancelled. `look`: polling interval."""
         changed = asyncio.Event()
         # Watch before the first read, or a change between the two would be lost.
         with self._changes(changed.set):
@@ -81,7 +83,7 @@ class DirectorySource:
                 found = self.read()
                 if found != last:
                     last = found
-                    tell(found)
+                    notify(found)
                 if await wait_event(changed, look):
                     await asyncio.sleep(_SETTLE_SECONDS)
                 changed.clear()
@@ -126,8 +128,8 @@ class DirectorySource:
         return parsed
 
     @contextmanager
-    def _changes(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Call `tell` in the event loop after every change. Without inotify it is never called."""
+    def _changes(self, notify: Callable[[], None]) -> Iterator[None]:
+        """Call `notify` in the event loop after every change. Without inotify it is never called."""
         libc = ctypes.CDLL(None, use_errno=True)
         fd = libc.inotify_init1(_CLOEXEC | _NONBLOCK)
         if fd < 0:
@@ -139,7 +141,7 @@ class DirectorySource:
             with suppress(BlockingIOError):
                 while os.read(fd, 1 << 16):
                     pass
-            tell()
+            notify()
 
         try:
             libc.inotify_add_watch(fd, os.fsencode(self._directory), _CHANGES)

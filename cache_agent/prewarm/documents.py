@@ -89,7 +89,7 @@ def _of_workspace(document: Json) -> Json:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if "image" not in model:
-        raise ValueError(f"Workspace {name} names no image: only images can be cached ahead")
+        raise ValueError(f"Workspace {name} names no image: only images can be pre-warmed")
     wanted = {
         "image": model["image"],
         "variant": None if model.get("variant", "auto") == "auto" else model["variant"],

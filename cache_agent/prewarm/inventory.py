@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Final
 
 from cache_agent.prewarm.values import CachedModelState, Inventory
-from cache_agent.store.policy import Candidate, evictable, expected_use
+from cache_agent.store.policy import PIN, Candidate, evictable
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
@@ -19,16 +18,17 @@ def take_inventory(roots: Roots, now: float) -> Inventory:
     """Take a snapshot of all roots. Raises DiskFailed.
 
     A model is stored whole on one root, so space is freed on one root only: the one that could have the most. Models
-    on other roots count as freeing nothing.
+    on other roots aren't evictable.
     """
-    views = [(store, store.space(), store.candidates()) for store in roots.stores]
+    views = [(store, store.space.view(), store.space.candidates()) for store in roots.stores]
     chosen, view, _ = max(views, key=lambda each: each[1].headroom + evictable(each[2]))
     held: dict[Digest, CachedModelState] = {}
     for store, _, candidates in views:
         held |= _holdings(candidates, store, chosen, now)
     return Inventory(
-        models={model.key: model for model in roots.models()},
+        models={model.key: model for model in roots.models.all()},
         held=held,
+        # The headroom is negative where the disk has less free than `min_free`.
         free=max(0, view.headroom),
         total=sum(each.own + max(0, each.headroom) for _, each, _ in views),
         used=sum(each.own for _, each, _ in views),
@@ -39,19 +39,13 @@ def take_inventory(roots: Roots, now: float) -> Inventory:
 def _holdings(
     candidates: list[Candidate], store: Store, chosen: Store, now: float
 ) -> dict[Digest, CachedModelState]:
-    # A file shared by two models is freed only with the last of them, so it counts for neither.
-    shared = Counter(digest for each in candidates for digest in each.files)
     return {
         each.key: CachedModelState(
-            key=each.key,
-            size=each.size,
-            freed=sum(size for digest, size in each.files.items() if shared[digest] == 1)
-            if store is chosen
-            else 0,
-            pinned="a pin" in each.held_by,
-            leased=any(holder != "a pin" for holder in each.held_by),
+            each,
+            evictable=store is chosen,
+            pinned=PIN in each.held_by,
+            leased=any(holder != PIN for holder in each.held_by),
             fresh=now - each.last_used < FRESH_SECONDS,
-            value=expected_use(each, now),
         )
         for each in candidates
     }

@@ -13,7 +13,7 @@ from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 
-FILE_NAME: Final = "wanted-pins.json"
+FILE_NAME: Final = "managed-pins.json"
 
 
 class ManagedPins:

@@ -40,12 +40,12 @@ class Memory:
     def bring(self, key: Digest) -> None:
         """Read a model into memory; afterwards it is in `warm` or in `cold`."""
         try:
-            store = self.roots.require(key)
+            store = self.roots.models.require_store(key)
             digests = [file.digest for file in store.ledger.model_files(key)]
             files = [store.paths.file(digest) for digest in digests]
             before, start = self.warmer.measure(files), self.monotonic()
             # Held, so that no file is evicted while it is read.
-            with store.hold(digests):
+            with store.files.hold(digests):
                 done = self.warmer.warm(files)
             seconds = self.monotonic() - start
             self.read_rate = read_rate(before, done.read, seconds) or self.read_rate
@@ -63,8 +63,8 @@ class Memory:
             if key not in wanted:
                 self.warm -= {key}
                 continue
-            store = self.roots.holding(key)
-            if store is None:
+            store = self.roots.models.store_of(key)
+            if store is None:  # evicted since the last look
                 self.warm -= {key}
                 continue
             files = [store.paths.file(file.digest) for file in store.ledger.model_files(key)]
@@ -80,7 +80,9 @@ class Memory:
 
     def room(self) -> int:
         """The most bytes that desired models may have in memory: what they have now plus what is free."""
-        held = sum(model.size for key in self.warm if (model := self.roots.model(key)) is not None)
+        held = sum(
+            model.size for key in self.warm if (model := self.roots.models.get(key)) is not None
+        )
         return held + max(0, self.warmer.budget or self.warmer.facts.available())
 
     def _rest(self, key: Digest) -> None:

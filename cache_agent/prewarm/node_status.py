@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 from cache_agent.api.kube_objects import API_VERSION, Metadata
 from cache_agent.api.node_cache import KIND, NodeCache, NodeCacheSpec, NodeCacheStatus, NodeFacts
-from cache_agent.node.node import Node
+from cache_agent.net.node_name import node_name
 from cache_agent.prewarm.directory_source import DirectorySource
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.report import NodeReportInput, status
 from cache_agent.prewarm.values import DesiredModel, ModelOutcome
+from cache_agent.store.roots import Roots
 
 FOLDER: Final = "prewarm"
 _MEBI: Final = 1 << 20
@@ -29,11 +31,6 @@ def node_cache(name: str, status: NodeCacheStatus) -> NodeCache:
         spec=NodeCacheSpec(node=name),
         status=status,
     )
-
-
-def node_name() -> str:
-    """This node's name in Kubernetes' spelling: NODE_NAME, which the chart sets, else the host's name."""
-    return (os.environ.get("NODE_NAME") or platform.node()).lower().replace("_", "-")
 
 
 def folder_of(path: Path | None, root: Path) -> DirectorySource:
@@ -56,24 +53,28 @@ def node_facts() -> NodeFacts:
     )
 
 
-def status_without_agent(node: Node) -> NodeCache:
-    """The NodeCache without an agent: which models of its own prewarm directory are stored. Raises DiskFailed."""
-    found = folder_of(None, node.store.first.paths.root).read()
-    desired_models = [DesiredModel.of(model) for model in found.models.values()]
+def status_without_agent(store: Roots, clock: Callable[[], float]) -> NodeCache:
+    """The NodeCache without an agent: which models of its own prewarm directory are stored. Raises DiskFailed.
+
+    `clock` returns the wall time in seconds.
+    """
+    now = clock()
+    found = folder_of(None, store.first.paths.root).read()
+    desired_models = [DesiredModel.from_cached_model(model) for model in found.models.values()]
     view = NodeReportInput(
         facts=node_facts(),
-        inventory=take_inventory(node.store, node.clock()),
-        now=node.clock(),
+        inventory=take_inventory(store, now),
+        now=now,
         synced=True,
         problems=found.problems,
         desired_models=desired_models,
-        outcomes={desired.name: _outcome(node, desired) for desired in desired_models},
+        outcomes={desired.name: _outcome(store, desired) for desired in desired_models},
     )
     return node_cache(node_name(), status(view, NodeCacheStatus()))
 
 
-def _outcome(node: Node, desired: DesiredModel) -> ModelOutcome:
-    held = node.store.resolved(desired.target.image, desired.target.variant)
+def _outcome(store: Roots, desired: DesiredModel) -> ModelOutcome:
+    held = store.models.resolved(desired.target.image, desired.target.variant)
     if held is not None:
         return ModelOutcome("Ready", key=held[0].key)
     return ModelOutcome("Pending", "NoAgent", "no agent runs here: start `weightyard agent`")

@@ -7,8 +7,8 @@ never evicted for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from cache_agent.prewarm.values import (
     Action,
@@ -30,11 +30,12 @@ from cache_agent.prewarm.values import (
     Warm,
 )
 from cache_agent.prewarm.windows import state_at
+from cache_agent.store.policy import Candidate, plan_eviction
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
 _NOTHING = TargetState()
-_UNWANTED = -1
+_NOT_DESIRED = -1
 
 
 def plan(planner_input: PlannerInput) -> PrewarmPlan:
@@ -101,12 +102,12 @@ class _Planning:
                 self.memory -= holding.size
             return ModelOutcome("Ready", key=key)
         if holding.size > self.memory:
-            text = "held on the disk; there isn't enough memory to keep it there as well"
+            text = "held on disk; there isn't enough memory for the memory tier"
             return ModelOutcome("Ready", "NoMemory", text, key)
         self.memory -= holding.size
         if key in self.planner_input.cold:
             return ModelOutcome(
-                "Ready", "NotInMemory", "held on the disk; it didn't stay in memory", key
+                "Ready", "NotInMemory", "held on disk; the kernel evicted it from memory", key
             )
         if not self.warming:  # one at a time, because two would compete for the disk
             self.warming = True
@@ -127,7 +128,7 @@ class _Planning:
         if self.freeing_space or self.slots == 0:
             return _queued(known)
         if known.need > self.free:
-            return self._make_room(desired, known, known.need)
+            return self._evict_for(desired, known, known.need)
         self.free -= known.need
         self.actions.append(Fetch(desired))
         return self._turn(known)
@@ -140,7 +141,7 @@ class _Planning:
             known.failure is not None
         ):  # a retry isn't a success: the state stays Failed until it is one
             return ModelOutcome("Failed", known.failure.reason, known.failure.message, known.key)
-        return ModelOutcome("Pending", "Resolving", "asking the registry what the image is")
+        return ModelOutcome("Pending", "Resolving", "resolving the image")
 
     def _turn(self, known: TargetState) -> ModelOutcome:
         """Take a fetch slot, or queue."""
@@ -149,36 +150,39 @@ class _Planning:
         self.slots -= 1
         return ModelOutcome("Fetching", key=known.key)
 
-    def _make_room(self, desired: DesiredModel, known: TargetState, need: int) -> ModelOutcome:
-        candidates = self._evictable_for(desired)
-        victims = _fewest(candidates, need - self.free)
-        if victims:
-            self.actions += [Evict(each.key) for each in victims]
+    def _evict_for(self, desired: DesiredModel, known: TargetState, need: int) -> ModelOutcome:
+        candidates = self._candidates_for(desired)
+        eviction = plan_eviction(candidates, need=need - self.free, now=self.planner_input.now)
+        # Too little: models would be lost, and this one would wait all the same.
+        if eviction.freed >= need - self.free:
+            self.actions += [Evict(victim.key) for victim in eviction.victims]
             self.freeing_space = True  # reserves the freed space for this model
             return ModelOutcome(
-                "Waiting", "MakingRoom", "less wanted models are making room", known.key
+                "Waiting", "Evicting", "evicting models of lower priority", known.key
             )
-        could = sum(each.freed for each in candidates)
         text = (
-            f"needs {need} bytes, {self.free} are free and {could} could be freed; raise the budget, "
+            f"needs {need} bytes, {self.free} are free and {eviction.freed} could be freed; raise the budget, "
             "remove pins or other CachedModels, or raise its priority"
         )
         return ModelOutcome("Waiting", "NoSpace", text, known.key)
 
-    def _evictable_for(self, desired: DesiredModel) -> list[CachedModelState]:
-        """The models that may be evicted for a desired model, in order of eviction."""
+    def _candidates_for(self, desired: DesiredModel) -> list[Candidate]:
+        """The models as candidates for eviction: ranked by their priorities, and held where they must stay."""
         s = self.planner_input
-        free_to_go: list[tuple[tuple[int, int, float, Digest], CachedModelState]] = []
+        candidates = []
         for key, holding in s.held.items():
-            pinned_by_hand = holding.pinned and key not in s.pinned_for
-            standing = self.standing.get(key, _UNWANTED)
-            in_use = holding.leased or (holding.fresh and standing == _UNWANTED)
-            if in_use or pinned_by_hand or standing >= desired.priority or not holding.freed:
+            if not holding.evictable:
                 continue
+            pinned_by_hand = holding.pinned and key not in s.pinned_for
+            standing = self.standing.get(key, _NOT_DESIRED)
+            in_use = holding.leased or (holding.fresh and standing == _NOT_DESIRED)
+            stays = in_use or pinned_by_hand or standing >= desired.priority
             # Models that are being removed come first, or the next plan would choose more than needed.
-            rank = (0 if key in s.releasing else 1, standing, holding.value, key)
-            free_to_go.append((rank, holding))
-        return [holding for _, holding in sorted(free_to_go, key=lambda each: each[0])]
+            rank = _NOT_DESIRED - 1 if key in s.releasing else standing
+            # Those that stay count too: a file that they share frees nothing.
+            held_by = ("stays",) if stays else ()
+            candidates.append(replace(holding.candidate, held_by=held_by, rank=rank))
+        return candidates
 
     def _stop_unwanted(self) -> None:
         """Stop fetches that are outranked, outside their window, or no longer desired."""
@@ -221,7 +225,7 @@ class _Planning:
         failure = known.failure
         if known.pulling:
             return ModelOutcome(
-                "Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key
+                "Fetching", "PullingRuntimeImage", f"the container runtime is pulling {image}", key
             )
         if failure is not None and self.planner_input.now < failure.not_before:
             self._wake(failure.not_before)
@@ -232,7 +236,9 @@ class _Planning:
         if not self.pulling:
             self.pulling = True
             self.actions.append(PullRuntime(image, desired.pull_secret))
-        return ModelOutcome("Fetching", "PullingRuntimeImage", f"the runtime pulls {image}", key)
+        return ModelOutcome(
+            "Fetching", "PullingRuntimeImage", f"the container runtime is pulling {image}", key
+        )
 
     # Time
 
@@ -252,7 +258,9 @@ class _Planning:
 
 
 def _queued(known: TargetState) -> ModelOutcome:
-    return ModelOutcome("Waiting", "Queued", "what is wanted more is fetched first", known.key)
+    return ModelOutcome(
+        "Waiting", "Queued", "models of higher priority are fetched first", known.key
+    )
 
 
 def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dict[Digest, int]:
@@ -264,23 +272,3 @@ def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dic
             rank = 100 if desired.pin else desired.priority
             standing[key] = max(standing.get(key, -1), rank)
     return standing
-
-
-def _fewest(candidates: Sequence[CachedModelState], need: int) -> list[CachedModelState]:
-    """The first candidates that together free `need`, less the unnecessary ones; empty if all aren't enough."""
-    chosen: list[CachedModelState] = []
-    for each in candidates:
-        if _freed(chosen) >= need:
-            break
-        chosen.append(each)
-    if _freed(chosen) < need:
-        return []
-    # A large model at the end may make smaller ones before it unnecessary.
-    for each in list(chosen):
-        if _freed(chosen) - each.freed >= need:
-            chosen.remove(each)
-    return chosen
-
-
-def _freed(holdings: Iterable[CachedModelState]) -> int:
-    return sum(each.freed for each in holdings)

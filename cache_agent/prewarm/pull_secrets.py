@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from cache_agent.access.callers import caller_of_pull_secret
-from cache_agent.prewarm.cluster.kube_client import Api
+from cache_agent.api.kube.kube_client import KubeClient
 from modelimage.access import Access, open_repository
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.reference import ImageReference, RegistryReference, parse_image
@@ -55,7 +55,7 @@ class SecretFiles:
 class ClusterSecrets:
     """Secrets of one namespace, read from the API server at each use and never cached."""
 
-    api: Api
+    api: KubeClient
     namespace: str
 
     async def read(self, name: str) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""The rate of each fetch, averaged over its last ten seconds. In memory only; the clock is injected."""
+"""Measures the rate of each fetch over its last ten seconds, and caps it. In memory only; the clock is injected."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Final
 
 from cache_agent.fetch.values import PullSnapshot
 from cache_agent.prewarm.report import FetchProgress
-from cache_agent.prewarm.values import FetchTarget
+from cache_agent.prewarm.values import DesiredModel, FetchTarget
+from cache_agent.sources.throttle import Throttle
 
 _SPAN: Final = 10.0  # seconds over which a rate is averaged
 _STEP: Final = 0.5
+# Bytes per second. A source under a lower cap would look stalled.
+_LEAST_RATE: Final = 1_000_000
 
 
 @dataclass
@@ -39,3 +42,19 @@ class Rates:
     def forget(self, target: FetchTarget) -> None:
         """The fetch ended: drop its samples."""
         self._seen.pop(target, None)
+
+
+class RateCaps:
+    """The caps on fetches, in bytes per second: `bandwidth` for all together (0: none), and each model's own."""
+
+    def __init__(self, bandwidth: int, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._shared = (self._throttle(bandwidth),) if bandwidth else ()
+
+    def of(self, desired: DesiredModel) -> tuple[Throttle, ...]:
+        """The throttles that a fetch of this model passes through."""
+        own = (self._throttle(desired.bandwidth),) if desired.bandwidth else ()
+        return (*self._shared, *own)
+
+    def _throttle(self, rate: int) -> Throttle:
+        return Throttle(max(rate, _LEAST_RATE), self._monotonic)

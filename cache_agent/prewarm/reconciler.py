@@ -12,24 +12,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
 
 from cache_agent.api.node_cache import NodeCacheStatus, NodeFacts
 from cache_agent.api.shared_names import node_label
 from cache_agent.errors import Cancelled
-from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest
-from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor, wait_event
 from cache_agent.prewarm.attempts import Attempts
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.managed_pins import ManagedPins
 from cache_agent.prewarm.memory_tier import Memory
+from cache_agent.prewarm.outcome_log import OutcomeLog
 from cache_agent.prewarm.planner import plan
-from cache_agent.prewarm.rates import Rates
+from cache_agent.prewarm.rates import RateCaps, Rates
 from cache_agent.prewarm.reconciler_options import Credentials, ReconcilerOptions
 from cache_agent.prewarm.report import Made, NodeReportInput, status
-from cache_agent.prewarm.resolver import ask, parse_wanted
+from cache_agent.prewarm.resolver import parse_wanted, resolve_target
 from cache_agent.prewarm.runtime import RuntimeImages
 from cache_agent.prewarm.values import (
     Action,
@@ -48,26 +47,33 @@ from cache_agent.prewarm.values import (
     Warm,
 )
 from cache_agent.prewarm.wait import follow
-from cache_agent.sources.throttle import Throttle
+from cache_agent.residency.warmer import PageCacheWarmer
+from cache_agent.store.roots import Roots
+from modelimage.descriptor import LINUX_AMD64, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, WeightyardError
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
-# Bytes per second. A source under a lower cap would look stalled.
-_LEAST_RATE: Final = 1_000_000
-
 
 @dataclass
 class Reconciler:
-    """Brings a node to its desired state. `note` writes to the log; `facts` go into the report."""
+    """Brings a node to its desired state. `note` writes to the log; `facts` go into the report.
 
-    node: Node
+    `clock` is wall time, `monotonic` never goes back, both in seconds. `platform` chooses in a foreign image's index.
+    """
+
+    store: Roots
+    pull: StartPull
+    warmer: PageCacheWarmer
     executor: BlockingExecutor
     credentials: Credentials
     open_reader: Callable[[ImageReference], ImageReader]
     runtime: RuntimeImages
     note: Callable[..., None]
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+    platform: Platform = LINUX_AMD64
     facts: NodeFacts = field(default_factory=NodeFacts)
     options: ReconcilerOptions = field(default_factory=ReconcilerOptions)
     random: Callable[[], float] = random.random
@@ -91,17 +97,14 @@ class Reconciler:
     _settling: set[FetchTarget] = field(default_factory=set)
     # Report entries of the last report, reused while their inputs don't change.
     _made: Made = field(default_factory=dict)
-    # The last logged state of each desired model, so that each is logged once.
-    _told: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._wake = asyncio.Event()
-        self._clock, self._monotonic = self.node.clock, self.node.engine.monotonic
-        self._attempts = Attempts(self._clock, self.random)
-        self._memory = Memory(self.node.store, self.node.warmer, self._clock)
-        self._cap = Throttle(max(self.options.bandwidth, _LEAST_RATE) if self.options.bandwidth else 0,
-                             self._monotonic)  # fmt: skip
-        self._rates = Rates(self._monotonic)
+        self._attempts = Attempts(self.clock, self.random)
+        self._memory = Memory(self.store, self.warmer, self.clock)
+        self._caps = RateCaps(self.options.bandwidth, self.monotonic)
+        self._rates = Rates(self.monotonic)
+        self._outcomes = OutcomeLog(self.note)
         self._pins: ManagedPins | None = None
 
     # Called from outside the loop
@@ -136,7 +139,7 @@ class Reconciler:
         return NodeReportInput(
             facts=self.facts.model_copy(update={"read_bytes_per_second": self._memory.read_rate}),
             inventory=self._inventory,
-            now=self._clock(),
+            now=self.clock(),
             synced=self._desired_models is not None,
             trouble=self._trouble,
             problems=self._problems,
@@ -162,7 +165,7 @@ class Reconciler:
     async def run(self) -> None:
         """Run until cancelled, and then end all fetches and other tasks."""
         self._pins = await self.executor.call(
-            lambda: ManagedPins(self.node.store.first.paths.root, self.node.store.first.disk)
+            lambda: ManagedPins(self.store.first.paths.root, self.store.first.disk)
         )
         async with asyncio.TaskGroup() as self._group:
             try:
@@ -177,14 +180,14 @@ class Reconciler:
 
     async def _step(self) -> None:
         try:
-            await self._look()
+            await self._refresh()
         except WeightyardError as error:
             # No plan on an old inventory, which lacks the leases and pulls since then.
             self.note("store not readable", problem=error.message)
             return
         if self._desired_models is not None:
-            self._plan = plan(self._situation(self._desired_models))
-            self._tell_news()
+            self._plan = plan(self._planner_input(self._desired_models))
+            self._outcomes.report(self._plan.outcomes)
             for action in self._plan.actions:
                 await self._carry_out(action)
             self._end_needless_releases()
@@ -194,12 +197,12 @@ class Reconciler:
         seconds = self.options.look_seconds
         if self._plan.wake_at is not None:
             # Slightly late, so that the time has really come when the next plan is made.
-            seconds = min(seconds, max(0.0, self._plan.wake_at - self._clock()) + 0.01)
+            seconds = min(seconds, max(0.0, self._plan.wake_at - self.clock()) + 0.01)
         await wait_event(self._wake, seconds)
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         """Take an inventory if the store may have changed, and resolve new targets from the store."""
-        now = self._monotonic()
+        now = self.monotonic()
         unknown = [
             desired.target
             for desired in self._desired_models or ()
@@ -209,17 +212,19 @@ class Reconciler:
         if due:
             self._inventory = await self.executor.call(self._take_inventory)
             self._looked = now
+        # Also when no inventory is due: the planner would have a new target fetched although the store holds it.
         if unknown:
-            found = await self.executor.call(lambda: [self._meaning(each) for each in unknown])
-            for target, key in zip(unknown, found, strict=True):
-                self._attempts.means(target, key)
+            resolved = self.store.models.resolved
+            found = await self.executor.call(lambda: [resolved(*each) for each in unknown])
+            for target, model in zip(unknown, found, strict=True):
+                self._attempts.set_key(target, model[0].key if model else None)
         if self._desired_models is not None:
             self.runtime.keep(
                 {desired.runtime_image for desired in self._desired_models if desired.runtime_image}
             )
 
     def _take_inventory(self) -> Inventory:
-        inventory = take_inventory(self.node.store, self._clock())
+        inventory = take_inventory(self.store, self.clock())
         self._memory.look(self._in_memory(inventory))
         return inventory
 
@@ -231,14 +236,10 @@ class Reconciler:
         }
         return {key for key in keys if key is not None and key in inventory.held}
 
-    def _meaning(self, target: FetchTarget) -> Digest | None:
-        found = self.node.store.resolved(target.image, target.variant)
-        return found[0].key if found else None
-
-    def _situation(self, desired_models: tuple[DesiredModel, ...]) -> PlannerInput:
+    def _planner_input(self, desired_models: tuple[DesiredModel, ...]) -> PlannerInput:
         return PlannerInput(
             desired_models=desired_models,
-            now=self._clock(),
+            now=self.clock(),
             free=self._inventory.free,
             memory=self._memory.room() if any(w.tier == "memory" for w in desired_models) else 0,
             fetches=self.options.fetches,
@@ -252,22 +253,6 @@ class Reconciler:
             settling=bool(self._settling),
         )
 
-    def _tell_news(self) -> None:
-        """Log successes and failures, once each."""
-        self._told = {
-            name: each for name, each in self._told.items() if name in self._plan.outcomes
-        }
-        for name, outcome in self._plan.outcomes.items():
-            news = (outcome.state, outcome.reason)
-            telling = outcome.state in ("Ready", "Failed") or outcome.reason == "NoSpace"
-            if telling and self._told.get(name) != news:
-                self._told[name] = news
-                self.note(
-                    f"wanted model {outcome.state.lower()}",
-                    name=name, reason=outcome.reason, message=outcome.message,
-                    key=str(outcome.key or ""),
-                )  # fmt: skip
-
     # Actions
 
     async def _carry_out(self, action: Action) -> None:
@@ -275,7 +260,7 @@ class Reconciler:
         match action:
             case Resolve(desired):
                 self._attempts.asking(desired.target)
-                self._group.create_task(self._ask(desired))
+                self._group.create_task(self._resolve(desired))
             case Fetch(desired):
                 self._attempts.running(desired.target)
                 self._settling.add(desired.target)
@@ -295,21 +280,21 @@ class Reconciler:
                 self.runtime.begin(image)
                 self._group.create_task(self._pull_runtime(image, secret))
 
-    async def _ask(self, desired: DesiredModel) -> None:
+    async def _resolve(self, desired: DesiredModel) -> None:
         target = desired.target
         try:
             image = parse_wanted(target.image)
             reader = await self.credentials.reader(image, desired.pull_secret)
-            question = partial(
-                ask, self.node.store, reader or self.open_reader(image), image, target,
-                self.node.machine.platform,
+            resolve = partial(
+                resolve_target, self.store, reader or self.open_reader(image), image, target,
+                self.platform,
             )  # fmt: skip
-            answer = await self.executor.call(question)
+            found = await self.executor.call(resolve)
         except WeightyardError as error:
             self._attempts.failed(target, error)
         else:
-            self._attempts.answered(target, answer.key, answer.need)
-            if answer.need == 0 or answer.key in self._inventory.held:
+            self._attempts.answered(target, found.key, found.need)
+            if found.need == 0 or found.key in self._inventory.held:
                 self._looked = None
         self.wake()
 
@@ -320,9 +305,9 @@ class Reconciler:
             request = PullRequest(
                 image, target.variant, desired.priority,
                 # Not evicting: only the planner decides evictions; a pull could remove models of higher priority.
-                await self.credentials.reader(image, desired.pull_secret), self._caps(desired), evicting=False,
+                await self.credentials.reader(image, desired.pull_secret), self._caps.of(desired), evicting=False,
             )  # fmt: skip
-            self._pulls[target] = pull = self.node.pull(request)
+            self._pulls[target] = pull = self.pull(request)
             await follow(pull, self.executor, partial(self._settled, target))
             result = pull.result(0)
         # The plan stopped it: that is no failure, so it causes no backoff.
@@ -344,12 +329,6 @@ class Reconciler:
         self._settling.discard(target)
         self.stale()
 
-    def _caps(self, desired: DesiredModel) -> tuple[Throttle, ...]:
-        caps = [self._cap] if self.options.bandwidth else []
-        if desired.bandwidth:
-            caps.append(Throttle(max(desired.bandwidth, _LEAST_RATE), self._monotonic))
-        return tuple(caps)
-
     async def _pin(self, key: Digest, *, pinned: bool) -> None:
         """Pin or unpin. The record outlives the pin on both sides, or a crash would leave a pin that seems manual."""
         pins = self._pins
@@ -360,7 +339,7 @@ class Reconciler:
             if pinned:
                 pins.add(key)
             with suppress(NotFound):  # removed meanwhile
-                self.node.store.pin(key, pinned=pinned)
+                self.store.models.pin(key, pinned=pinned)
             if not pinned:
                 pins.drop(key)
 
@@ -390,10 +369,10 @@ class Reconciler:
             pins = self._pins
             mine = pins is not None and key in pins.keys
             # Only our own pin is overridden; one made by hand raises InUse.
-            freed = self.node.store.remove(key, unpin=mine)
+            freed = self.store.models.remove(key, unpin=mine)
             if pins is not None:
                 pins.drop(key)
-            self.note("evicted for what is wanted more", key=str(key), freed=freed)
+            self.note("evicted for a model of higher priority", key=str(key), freed=freed)
 
     def _end_needless_releases(self) -> None:
         wanted = {action.key for action in self._plan.actions if isinstance(action, Evict)}

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from cache_agent.api.cached_model import Tier
 from cache_agent.api.kube_objects import Condition, timestamp
-from cache_agent.api.node_cache import Held, NodeCacheStatus, NodeFacts, Space, Wanted
+from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCacheStatus, NodeFacts, Space
 from cache_agent.prewarm.values import (
     DesiredModel,
     FetchTarget,
@@ -64,7 +64,7 @@ class _Of(NamedTuple):
     runtime: _RuntimeState | None
 
 
-Made = dict[str, tuple[_Of, Wanted]]
+Made = dict[str, tuple[_Of, DesiredModelStatus]]
 
 
 def status(
@@ -75,17 +75,17 @@ def status(
     `made` caches each desired model's entry between calls: of a thousand, few change from one to the next.
     """
     made = {} if made is None else made
-    wanted = tuple(
-        _wanted(view, desired, made)
-        for desired in sorted(view.desired_models, key=lambda w: w.name)
+    desired = tuple(
+        _desired(view, each, made) for each in sorted(view.desired_models, key=lambda w: w.name)
     )
-    for name in made.keys() - {desired.name for desired in view.desired_models}:
+    for name in made.keys() - {each.name for each in view.desired_models}:
         del made[name]
-    held = sum(each.state == "Ready" for each in wanted)
+    held = sum(each.state == "Ready" for each in desired)
     inventory = view.inventory
     return NodeCacheStatus(
+        # A NodeCache's spec never changes, so its generation is always 1.
         observed_generation=1,
-        conditions=_merged(_conditions(view, wanted), previous.conditions, view.now),
+        conditions=_merged(_conditions(view, desired), previous.conditions, view.now),
         node=view.facts,
         space=Space(
             total=inventory.total,
@@ -93,13 +93,13 @@ def status(
             free=inventory.free,
             evictable=inventory.evictable,
         ),
-        held=f"{held}/{len(wanted)}",
-        wanted=wanted,
+        held=f"{held}/{len(desired)}",
+        desired=desired,
         models=tuple(_held(view, model) for _, model in sorted(inventory.models.items())),
     )
 
 
-def _wanted(view: NodeReportInput, desired: DesiredModel, made: Made) -> Wanted:
+def _desired(view: NodeReportInput, desired: DesiredModel, made: Made) -> DesiredModelStatus:
     outcome = view.outcomes.get(desired.name, _PENDING)
     model = view.inventory.models.get(outcome.key) if outcome.key else None
     of = _Of(
@@ -109,16 +109,17 @@ def _wanted(view: NodeReportInput, desired: DesiredModel, made: Made) -> Wanted:
     before = made.get(desired.name)
     # Compared by value: an entry is built only when one of its inputs has changed.
     if before is None or before[0] != of:
-        before = made[desired.name] = (of, _said(of))
+        before = made[desired.name] = (of, _entry(of))
     return before[1]
 
 
-def _said(of: _Of) -> Wanted:
+def _entry(of: _Of) -> DesiredModelStatus:
     desired, outcome, model, progress = of.desired, of.outcome, of.model, of.progress
     done, total, rate = (progress.done, progress.total, progress.rate) if progress else (0, 0, 0.0)
+    # A stored model is whole: the progress of a fetch that is just ending may lag behind the inventory.
     if model is not None:
         done = total = model.size
-    return Wanted(
+    return DesiredModelStatus(
         name=desired.name,
         uid=desired.uid,
         observed_generation=desired.generation,
@@ -173,10 +174,10 @@ def _tier(view: NodeReportInput, model: StoredModel | None) -> Tier | None:
 _Fact = tuple[str, bool | None, str, str]
 
 
-def _conditions(view: NodeReportInput, wanted: Sequence[Wanted]) -> list[_Fact]:
-    pinned = {desired.name for desired in view.desired_models if desired.pin}
-    late = [each for each in wanted if each.name in pinned and each.state != "Ready"]
-    cramped = [each.name for each in wanted if each.reason == "NoSpace"]
+def _conditions(view: NodeReportInput, desired: Sequence[DesiredModelStatus]) -> list[_Fact]:
+    pinned = {each.name for each in view.desired_models if each.pin}
+    late = [each for each in desired if each.name in pinned and each.state != "Ready"]
+    cramped = [each.name for each in desired if each.reason == "NoSpace"]
     # An unknown desired state is never ready, or the controller would remove the startup taint too early.
     known = view.synced
     return [
@@ -184,16 +185,21 @@ def _conditions(view: NodeReportInput, wanted: Sequence[Wanted]) -> list[_Fact]:
         _synced(view),
         ("PinnedReady", not late, "Held" if not late else "Missing", _names(each.name for each in late))
         if known
-        else ("PinnedReady", False, "NotSynced", "what is wanted isn't known yet"),
+        else ("PinnedReady", False, "NotSynced", "the desired models aren't known yet"),
         ("SpaceSufficient", not cramped, "Fits" if not cramped else "NoSpace", _names(cramped)),
     ]  # fmt: skip
 
 
 def _synced(view: NodeReportInput) -> _Fact:
     if not view.synced:
-        return ("Synced", False, "NotSynced", view.trouble or "what is wanted isn't known yet")
+        return ("Synced", False, "NotSynced", view.trouble or "the desired models aren't known yet")
     if view.trouble:
-        return ("Synced", False, "Disconnected", f"acting on what was last known: {view.trouble}")
+        return (
+            "Synced",
+            False,
+            "Disconnected",
+            f"using the last known desired models: {view.trouble}",
+        )
     if view.problems:
         return ("Synced", True, "WithProblems", "; ".join(view.problems)[:4000])
     return ("Synced", True, "Synced", "")
@@ -213,14 +219,14 @@ def _merged(
 
 def _condition(fact: _Fact, before: Condition | None, now: float) -> Condition:
     kind, holds, reason, message = fact
-    said: Literal["True", "False", "Unknown"] = (
+    status_text: Literal["True", "False", "Unknown"] = (
         "Unknown" if holds is None else "True" if holds else "False"
     )
-    same = before is not None and before.status == said
+    same = before is not None and before.status == status_text
     since = before.last_transition_time if same and before is not None else timestamp(now)
     return Condition(
         type=kind,
-        status=said,
+        status=status_text,
         reason=reason,
         message=message,
         observed_generation=1,

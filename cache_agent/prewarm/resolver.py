@@ -41,7 +41,7 @@ def parse_wanted(text: str) -> RegistryReference | LayoutReference:
     return image
 
 
-def ask(
+def resolve_target(
     roots: Roots,
     reader: ImageReader,
     image: RegistryReference | LayoutReference,
@@ -62,11 +62,11 @@ def ask(
             raise InvalidImage(f"malformed manifest {manifest.digest}: no list of layers")
         return ResolvedTarget(None, sum(Descriptor.from_json(layer).size for layer in layers))
     record = resolve_root(reader, root, target.variant).record
-    place = repository_of(image)
+    repository = repository_of(image)
     missing = [
         file
         for file in unique_files(record.files)
-        if roots.file(file.digest) is None or not roots.is_authorized(place, file)
+        if roots.files.get(file.digest) is None or not roots.files.is_authorized(repository, file)
     ]
-    here = sum(max(store.partial_bytes(file) for store in roots.stores) for file in missing)
+    here = sum(max(store.partials.size(file) for store in roots.stores) for file in missing)
     return ResolvedTarget(record.key, sum(file.size for file in missing) - here)

@@ -50,6 +50,7 @@ class RuntimeImages:
         for image in images:
             if self.service is None:
                 self.known[image] = RuntimeImage(supported=False)
+        # Results expire because the runtime's own garbage collection removes images without telling anyone.
         for image in list(self.known):
             old = now - self._seen.get(image, now) > _PRESENT_SECONDS
             if (image not in images or old) and not self.known[image].pulling:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from cache_agent.api.cached_model import CachedModel, Tier, Window
 from cache_agent.api.kube_objects import parse_quantity
-from cache_agent.api.node_cache import WantedState
+from cache_agent.api.node_cache import DesiredModelState
+from cache_agent.store.policy import Candidate
 from cache_agent.store.values import StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
@@ -39,7 +40,7 @@ class DesiredModel:
     bandwidth: int = 0
 
     @classmethod
-    def of(cls, model: CachedModel) -> DesiredModel:
+    def from_cached_model(cls, model: CachedModel) -> DesiredModel:
         """The desired model that a document describes."""
         spec, metadata = model.spec, model.metadata
         return cls(
@@ -67,18 +68,25 @@ def _canonical(image: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CachedModelState:
-    """A model in the store. `freed`: bytes that removing it alone frees. `value`: its expected use.
+    """A model in the store, as the eviction policy sees it. `evictable` is False where its eviction can't help.
 
     `fresh`: used or pulled moments ago, so its client, such as a starting pod, may be about to lease it.
     """
 
-    key: Digest
-    size: int
-    freed: int
+    candidate: Candidate
+    evictable: bool = True
     pinned: bool = False
     leased: bool = False
     fresh: bool = False
-    value: float = 0.0
+
+    @property
+    def key(self) -> Digest:
+        return self.candidate.key
+
+    @property
+    def size(self) -> int:
+        """The size of its files in bytes."""
+        return self.candidate.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +222,7 @@ Action = Resolve | Fetch | Stop | Pin | ReleasePin | Warm | Evict | PullRuntime
 class ModelOutcome:
     """The state of a desired model, for the report."""
 
-    state: WantedState
+    state: DesiredModelState
     reason: str = ""
     message: str = ""
     key: Digest | None = None

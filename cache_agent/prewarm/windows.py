@@ -46,7 +46,7 @@ def state_at(window: Window, now: float) -> tuple[bool, float]:
         elif opens > now:
             return (False, opens) if closes is None else (True, closes)
     if closes is None:
-        raise InvalidInput("the window never opens", hint="Give other times.")
+        raise InvalidInput("the window never opens", hint="Give times at which it opens.")
     return True, closes
 
 

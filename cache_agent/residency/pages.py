@@ -1,4 +1,4 @@
-"""Page cache access: measures which pages of a file are resident, requests readahead, locks pages.
+"""Page cache access: measures which pages of a file are resident, and locks pages.
 
 mincore(2) reports every page as resident to a process that neither owns nor may write the file (CVE-2019-5489), so such
 a measurement is marked as not believable.
@@ -57,11 +57,6 @@ def resident(path: Path) -> Resident:
     believable = os.geteuid() in (0, path.stat().st_uid)
     # The last page may reach beyond the end of the file.
     return Resident(size, min(size, pages * PAGE), believable)
-
-
-def read_ahead(fd: int, start: int, size: int) -> None:
-    """Request readahead of pages; returns before they are read."""
-    os.posix_fadvise(fd, start, size, os.POSIX_FADV_WILLNEED)
 
 
 class Locked:

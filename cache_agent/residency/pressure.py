@@ -10,20 +10,13 @@ from typing import Final
 DEFAULT_LIMIT: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pressure:
-    """Percent of the last ten seconds in which some tasks waited for memory."""
-
-    some: float
-
-    @classmethod
-    def parse(cls, text: str) -> Pressure:
-        """Parse `/proc/pressure/memory`; no pressure where the kernel reports none."""
-        for line in text.splitlines():
-            fields = dict(part.split("=", 1) for part in line.split()[1:] if "=" in part)
-            if line.startswith("some") and "avg10" in fields:
-                return cls(float(fields["avg10"]))
-        return cls(0.0)
+def parse_pressure(text: str) -> float:
+    """Parse `/proc/pressure/memory`: percent of the last ten seconds in which some tasks waited; 0 without a report."""
+    for line in text.splitlines():
+        fields = dict(part.split("=", 1) for part in line.split()[1:] if "=" in part)
+        if line.startswith("some") and "avg10" in fields:
+            return float(fields["avg10"])
+    return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +25,12 @@ class MemoryFacts:
 
     proc: Path = Path("/proc")
 
-    def pressure(self) -> Pressure:
+    def pressure(self) -> float:
+        """Percent of the last ten seconds in which some tasks waited for memory."""
         try:
-            return Pressure.parse((self.proc / "pressure/memory").read_text())
+            return parse_pressure((self.proc / "pressure/memory").read_text())
         except OSError:
-            # Kernels without PSI have no such file.
-            return Pressure(0.0)
+            return 0.0  # a kernel without PSI has no such file
 
     def available(self) -> int:
         """Bytes available without swapping."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cache_agent.observability.events import Events
+from cache_agent.observability.events import Events, ModelWarmed
 from cache_agent.residency.pages import Locked, Resident, resident
 from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
 from cache_agent.store.partials import open_for_reading, read_range
@@ -43,6 +43,10 @@ class PageCacheWarmer:
     _locked: dict[Path, Locked] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def set_budget(self, budget: int) -> None:
+        """Change the budget, in bytes; 0: the machine's available memory."""
+        self.budget = budget
+
     def measure(self, files: Sequence[Path]) -> Resident:
         """Resident bytes of these files."""
         return sum((resident(path) for path in files), Resident(0, 0, believable=True))
@@ -67,7 +71,7 @@ class PageCacheWarmer:
             if stopped:
                 break
         now = self.measure(files)
-        self.events.warmed(max(0, now.resident - before.resident), before.resident)
+        self.events.emit(ModelWarmed(max(0, now.resident - before.resident), before.resident))
         return Residency(done, now, self.facts.cgroup(), stopped)
 
     def lock(self, files: Sequence[Path]) -> int:
@@ -106,11 +110,11 @@ class PageCacheWarmer:
         if need > room:
             raise NoSpace(
                 f"not enough memory: need {need} bytes, the memory tier has {max(0, room)}",
-                hint="Raise the memory budget, or let other models go.",
+                hint="Raise tiers.memory_budget, or unlock other models.",
             )
 
     def _pressed(self) -> str | None:
-        some = self.facts.pressure().some
+        some = self.facts.pressure()
         if some > self.pressure_limit:
             return f"memory pressure is {some:g}%, above {self.pressure_limit:g}%"
         return None

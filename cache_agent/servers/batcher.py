@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from cache_agent.node.threads import BlockingExecutor
 
 T = TypeVar("T")
-Asked = TypeVar("Asked")
+Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
@@ -29,62 +29,62 @@ class BatchWindow:
 
 
 @dataclass(slots=True)
-class _Question(Generic[T]):
+class _Call(Generic[T]):
     """A call in progress and the number of callers that wait for it."""
 
-    askers: int = 0
+    waiting: int = 0
     answer: asyncio.Future[T] = field(init=False)
 
 
 class SingleFlight(Generic[T]):
     """Runs one call for all concurrent callers with the same key. A caller that comes after the result starts anew."""
 
-    def __init__(self, executor: BlockingExecutor, patience: BatchWindow | None = None) -> None:
-        self._executor, self._patience = executor, patience or BatchWindow()
-        self._asking: dict[Hashable, _Question[T]] = {}
+    def __init__(self, executor: BlockingExecutor, window: BatchWindow | None = None) -> None:
+        self._executor, self._window = executor, window or BatchWindow()
+        self._running: dict[Hashable, _Call[T]] = {}
 
-    async def ask(self, what: Hashable, question: Callable[[], T]) -> T:
-        """Join the running call with the key `what`, or start `question` in a thread. Raises what the call raised.
+    async def ask(self, what: Hashable, work: Callable[[], T]) -> T:
+        """Join the running call with the key `what`, or start `work` in a thread. Raises what the call raised.
 
         Cancelling one caller doesn't cancel the call for the others.
         """
-        asked = self._asking.get(what)
-        if asked is None:
-            asked = self._asking[what] = _Question()
-            asked.answer = self._executor.begin(partial(self._put, asked, question))
-            asked.answer.add_done_callback(partial(self._answered, what))
-        asked.askers += 1
+        call = self._running.get(what)
+        if call is None:
+            call = self._running[what] = _Call()
+            call.answer = self._executor.begin(partial(self._put, call, work))
+            call.answer.add_done_callback(partial(self._answered, what))
+        call.waiting += 1
         # Without the shield, one cancelled caller would cancel the future that the others await.
-        return await asyncio.shield(asked.answer)
+        return await asyncio.shield(call.answer)
 
-    def _put(self, asked: _Question[T], question: Callable[[], T]) -> T:
-        askers = 0
-        for _ in range(self._patience.most):
-            time.sleep(self._patience.pause)
-            if asked.askers == askers:
+    def _put(self, call: _Call[T], work: Callable[[], T]) -> T:
+        waiting = 0
+        for _ in range(self._window.most):
+            time.sleep(self._window.pause)
+            if call.waiting == waiting:
                 break
-            askers = asked.askers
-        return question()
+            waiting = call.waiting
+        return work()
 
     def _answered(self, what: Hashable, answer: asyncio.Future[T]) -> None:
-        del self._asking[what]
+        del self._running[what]
         answer.exception()  # retrieved here, or asyncio logs it when every caller was cancelled
 
 
-class Batcher(Generic[Asked, Answer]):
+class Batcher(Generic[Request, Answer]):
     """Collects requests while `do` is running, then calls it with all of them, in order of arrival.
 
     `do` returns one answer per request, in the same order. An error that it raises goes to all callers of that batch.
     """
 
     def __init__(
-        self, executor: BlockingExecutor, do: Callable[[Sequence[Asked]], Sequence[Answer]]
+        self, executor: BlockingExecutor, do: Callable[[Sequence[Request]], Sequence[Answer]]
     ) -> None:
         self._executor, self._do = executor, do
-        self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[Request, asyncio.Future[Answer]]] = []
         self._busy = self._planned = False
 
-    async def ask(self, what: Asked) -> Answer:
+    async def ask(self, what: Request) -> Answer:
         """Wait for the answer to a request. Cancelled before its batch begins, the request is dropped."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((what, answer))
@@ -112,10 +112,12 @@ class Batcher(Generic[Asked, Answer]):
     def _done(
         self, waiting: Sequence[asyncio.Future[Answer]], done: asyncio.Future[Sequence[Answer]]
     ) -> None:
+        # Planned before the answers are given, so that requests which came meanwhile don't wait for these callers.
         self._busy = False
         self._plan()
         error = done.exception()
         if error is not None:
+            # A caller that was cancelled meanwhile has its result already.
             for each in waiting:
                 if not each.done():
                     each.set_exception(error)

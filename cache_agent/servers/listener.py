@@ -21,7 +21,7 @@ from cache_agent.net.listen_addresses import Address
 from modelimage.errors import Busy
 
 SHUTDOWN_SECONDS: Final = 5.0
-PATIENCE_SECONDS: Final = 60.0
+IDLE_SECONDS: Final = 60.0
 UNTAKEN_SECONDS: Final = 300.0
 _BACKLOG: Final = 1024
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -42,7 +42,7 @@ class IdleTimeout:
     `untaken`: seconds for which sent data may stay unacknowledged (TCP_USER_TIMEOUT).
     """
 
-    seconds: float = PATIENCE_SECONDS
+    seconds: float = IDLE_SECONDS
     untaken: float = UNTAKEN_SECONDS
     # One entry per open connection; `_look` removes it once the connection is closed.
     _watched: dict[asyncio.BaseProtocol, _Watched] = field(default_factory=dict)
@@ -88,10 +88,10 @@ async def serve(
     app: web.Application,
     address: Address,
     tls: ssl.SSLContext | None = None,
-    patience: IdleTimeout | None = None,
+    idle: IdleTimeout | None = None,
 ) -> Address:
     """Serve at an address until the stack is left; return it with the real port. Raises Busy when it is taken."""
-    watcher = patience or IdleTimeout()
+    watcher = idle or IdleTimeout()
     runner = web.AppRunner(
         watcher.watching(app),
         handler_cancellation=True,

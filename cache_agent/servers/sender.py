@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import web
 
-from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.node.threads import BlockingExecutor
 from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.ranges import ByteRange, parse_range
@@ -50,7 +50,7 @@ class ClientGone(ConnectionResetError):
     """The client closed the connection in the middle of a response."""
 
 
-def asked_range(request: web.Request, size: int, etag: str) -> ByteRange | None:
+def requested_range(request: web.Request, size: int, etag: str) -> ByteRange | None:
     """The range that a request asks for, of `size` bytes; None for all. Raises InvalidInput, which means a 416."""
     header = request.headers.get("Range")
     condition = request.headers.get("If-Range")
@@ -69,7 +69,7 @@ def answer_of(
     """
     common = {**headers, "Accept-Ranges": "bytes", "ETag": etag}
     try:
-        wanted = asked_range(request, size, etag)
+        wanted = requested_range(request, size, etag)
     except InvalidInput:
         return web.Response(
             status=416, headers={**common, "Content-Range": f"bytes */{size}"}
@@ -78,6 +78,7 @@ def answer_of(
     if wanted:
         answer.headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
     answer.content_length = len(wanted) if wanted else size
+    # A HEAD gets the headers of the GET (RFC 9110, section 9.3.2); an empty body has no range to send.
     if request.method == "HEAD" or size == 0:
         return answer, None
     return answer, wanted or ByteRange(0, size)
@@ -98,6 +99,7 @@ async def send(
             await _flush(answer, pending)
             await _send_file(request, answer, piece)
             continue
+        # Small pieces are joined: a tar header and a system call for each would cost more than the copy.
         pending += piece if isinstance(piece, bytes) else _read(piece)
         if len(pending) >= _SMALL or piece == b"":
             await _flush(answer, pending)

@@ -127,7 +127,7 @@ class WithBreaker(Wrapped):
     def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
         if self.breaker.is_open():
             # NotFound, so a pull excludes it and continues with its other sources immediately, without a backoff.
-            raise NotFound(f"{self.name} failed too often; it is left alone for a while")
+            raise NotFound(f"{self.name} failed too often and isn't used for a while")
         try:
             with self.inner.open(pieces) as stream:
                 yield stream

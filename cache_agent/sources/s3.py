@@ -170,7 +170,7 @@ class S3Bucket:
         if code in _DENIED or status == "403":
             return AccessDenied(f"{self.name} denies access: {code}", hint="Check its credentials.")
         if code in _SLOW or status in _SLOW:
-            return RateLimited(f"{self.name} asks to slow down")
+            return RateLimited(f"{self.name} limits the request rate")
         if status.startswith("5"):
             return Unreachable(f"{self.name} failed: {code}")
         return RemoteRefused(f"{self.name} refused: {code or status}")

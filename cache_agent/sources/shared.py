@@ -93,7 +93,7 @@ def _verified(digest: Digest, path: Path, pause: Callable[[int], None]) -> Itera
             pause(count)
     if hashed.hexdigest() != digest.hex:
         raise DigestMismatch(
-            f"{path} isn't what its name says; it isn't written back",
+            f"{path} doesn't match its digest, so it isn't copied to the shared store",
             hint="Run `weightyard check --repair`.",
         )
     if held is not None:

@@ -6,7 +6,7 @@ implementations must report errors exactly, and needn't check content.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,7 @@ from modelimage.errors import NotFound
 from modelimage.ranges import ByteRange
 from modelimage.recipe import Recipe
 from modelimage.record import RecordFile
-from modelimage.repository import BlobStream
+from modelimage.repository import BlobStream, ImageReader
 
 
 class RetryLater(NotFound):
@@ -115,3 +115,7 @@ class Source(Protocol):
         RetryLater, FetchUpstream, AccessDenied, Unreachable, RateLimited, RemoteRefused. Closing the stream from
         another thread ends a pending read.
         """
+
+
+# The sources of a resolved model, fastest first: its image read with the caller's credentials, from one repository.
+SourcesOf = Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]

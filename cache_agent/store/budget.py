@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cache_agent.observability.events import Events
-from cache_agent.store.disk import is_plain_file, reading
+from cache_agent.observability.events import Events, ModelEvicted, ReservationRefused
+from cache_agent.store.disk import Disk, is_plain_file, reading
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.policy import Candidate, Eviction, Victim, evictable, plan_eviction
+from cache_agent.store.policy import PIN, Candidate, Eviction, Victim, evictable, plan_eviction
 from cache_agent.store.recovery import listed
+from cache_agent.store.removal import Remover
 from cache_agent.store.space import SpaceLimits, SpaceView, refusal
-from modelimage.digest import Digest
 from modelimage.errors import InUse, NoSpace, NotFound
 
 
@@ -79,15 +80,23 @@ class Reservation:
 
 @dataclass
 class StoreSpace:
-    """Measures, reserves and frees the space of one store."""
+    """Measures, reserves and frees the space of one store. Thread-safe. Raises DiskFailed.
+
+    Changing `limits` evicts nothing until space is needed. `expire` ends the leases of dead holders.
+    """
 
     paths: StorePaths
+    disk: Disk
     ledger: Ledger
+    remover: Remover
     limits: SpaceLimits
-    reservations: Reservations
     events: Events
+    clock: Callable[[], float]
+    expire: Callable[[], object]
+    reservations: Reservations = field(default_factory=Reservations)
 
     def view(self) -> SpaceView:
+        """A snapshot of the space, in bytes."""
         with reading(self.paths.root):
             disk = os.statvfs(self.paths.root)
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
@@ -101,14 +110,18 @@ class StoreSpace:
             min_free=self.limits.min_free.of(total),
         )
 
-    def plan(self, need: int, now: float) -> Eviction:
-        return plan_eviction(self.candidates(), need=need, now=now)
+    def plan(self, need: int) -> Eviction:
+        """The models that would be evicted to free `need` bytes, with reasons."""
+        return plan_eviction(self.candidates(), need=need, now=self.clock())
 
-    def reserve(self, need: int, now: float, evict: Callable[[Digest], int] | None) -> Reservation:
-        """Reserve `need` bytes, evicting models when there is too little. Raises NoSpace, before any futile eviction.
+    def reserve(self, need: int, *, evicting: bool = True) -> Reservation:
+        """Reserve `need` bytes, evicting the least valuable models if that suffices.
 
-        Without `evict`, reserve free space only.
+        Raises NoSpace with the numbers, before any futile eviction. Without `evicting`, reserve free space only.
         """
+        # First end the leases of dead holders, else a full store refuses for models that nobody uses any more.
+        if need and self.view().shortfall(need):
+            self.expire()
         with self.reservations.exclusive():
             # Bounded: leases taken between plan and eviction shrink what a plan
             # frees, and must not loop a pull forever.
@@ -117,16 +130,29 @@ class StoreSpace:
                 short = view.shortfall(need) if need else 0
                 if short == 0:
                     return self.reservations.add(need)
-                plan = self.plan(short, now)
+                plan = self.plan(short)
                 # A plan that frees too little isn't started: models would be lost and the pull refused all the same.
-                if evict is None or plan.freed < short:
+                if not evicting or plan.freed < short:
                     break
                 for victim in plan.victims:
-                    self._evict(victim, evict)
-            self.events.refused(need)
+                    self._evict(victim)
+            self.events.emit(ReservationRefused(need))
             raise self._refused(need)
 
+    def gc(self, need: int = 0) -> tuple[int, Eviction]:
+        """Remove interrupted downloads and unreferenced files, then evict for `need` bytes.
+
+        Returns the bytes freed and the plan. Never touches what a running pull, a lease or a pin protects.
+        """
+        freed = self._drop_stale_partials() + self.remover.remove_orphans(keep=())
+        plan = self.plan(max(0, need - freed))
+        for victim in plan.victims:
+            with suppress(InUse, NotFound):  # leased or removed since the plan was made
+                freed += self.remover.remove_model(victim.key)
+        return freed, plan
+
     def candidates(self) -> list[Candidate]:
+        """Every model as the eviction policy sees it."""
         files = self.ledger.sizes_by_model()
         return [
             Candidate(
@@ -138,19 +164,19 @@ class StoreSpace:
                 fetch_seconds=model.fetch_seconds,
                 held_by=(
                     *(str(lease.holder) for lease in model.leases),
-                    *(("a pin",) if model.pinned else ()),
+                    *((PIN,) if model.pinned else ()),
                 ),
             )
             for model in self.ledger.models()
         ]
 
-    def _evict(self, victim: Victim, evict: Callable[[Digest], int]) -> None:
+    def _evict(self, victim: Victim) -> None:
         """Evict one model. One leased or removed since the plan was made is skipped; `reserve` then plans again."""
         try:
-            freed = evict(victim.key)
+            freed = self.remover.remove_model(victim.key)
         except (InUse, NotFound):
             return
-        self.events.evicted(victim.image, freed, victim.why)
+        self.events.emit(ModelEvicted(victim.image, freed, victim.why))
 
     def _refused(self, need: int) -> NoSpace:
         candidates = self.candidates()
@@ -159,6 +185,17 @@ class StoreSpace:
             refusal(need, self.view(), evictable(candidates), held),
             hint="Stop what holds models, raise the budget, or use a larger disk.",
         )
+
+    def _drop_stale_partials(self) -> int:
+        freed = 0
+        # A running pull owns partials, and all of them look alike.
+        if self.reservations.active():
+            return 0
+        for path in listed(self.paths.partial):
+            with reading(path):
+                freed += path.stat().st_size
+            self.disk.unlink(path)
+        return freed
 
     def _partial_bytes(self) -> int:
         return sum(

@@ -253,7 +253,7 @@ class Checker:
             if path.suffix == ".json" or self.busy:
                 continue
             if path.stem not in claimed:
-                yield Violation(ViolationKind.LEFTOVER, path, "no pull's journal claims it")
+                yield Violation(ViolationKind.LEFTOVER, path, "no pull's journal names it")
                 continue
             file = claimed[path.stem]
             # A foreign image's chunks have no digests: its partials are trusted
@@ -276,7 +276,9 @@ class Checker:
                     hashed.update(view)
                 if hashed.hexdigest() != file.chunks[index]:
                     yield Violation(
-                        ViolationKind.PARTIAL, path, f"vouches for chunk {index}, which is wrong"
+                        ViolationKind.PARTIAL,
+                        path,
+                        f"lists chunk {index} as valid, but it is wrong",
                     )
 
     def _leftovers(self) -> Iterator[Violation]:
@@ -297,7 +299,7 @@ class Checker:
         yield from self._pins()
         staging = [each for each in listed(self.paths.models) if each.name.startswith(".")]
         for path in (*listed(self.paths.trash), *staging):
-            yield Violation(ViolationKind.LEFTOVER, path, "of a step that never ended")
+            yield Violation(ViolationKind.LEFTOVER, path, "left by an interrupted step")
 
     def _pins(self) -> Iterator[Violation]:
         noted = {path.name for path in listed(self.paths.pins)}

@@ -123,20 +123,20 @@ class ManifestCache:
                 Digest.parse(each): kind for each, kind in self._of(repository).documents.items()
             }
 
-    def public_since(self, place: str) -> float | None:
-        """See `PublicPlaces`."""
+    def public_since(self, repository: str) -> float | None:
+        """See `PublicRepositories`."""
         with self._lock:
-            return self._of(place).public
+            return self._of(repository).public
 
-    def note_public(self, place: str, at: float | None) -> None:
-        """See `PublicPlaces`. Only for repositories with documents, else callers
+    def note_public(self, repository: str, at: float | None) -> None:
+        """See `PublicRepositories`. Only for repositories with documents, else callers
         could fill the disk with invented names."""
         with self._lock:
-            known = self._of(place)
+            known = self._of(repository)
             if known.documents:
                 self._put(replace(known, public=at))
             else:
-                self._known.pop(place, None)
+                self._known.pop(repository, None)
 
     def prune(self, wanted: Callable[[str], bool]) -> int:
         """Remove unwanted repositories, then unreferenced documents; the number of entries removed."""

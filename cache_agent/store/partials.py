@@ -21,10 +21,12 @@ from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
-from cache_agent.store.disk import Disk, reading
+from cache_agent.observability.events import Events, FileDamaged
+from cache_agent.store.disk import Disk, is_plain_file, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.digest import Digest
+from modelimage.foreign import AnyRecord
 from modelimage.ranges import ByteRange
 from modelimage.record import RecordFile
 
@@ -190,6 +192,38 @@ class Partial:
             # Data without a bitmap: no chunk was verified before the crash.
             return set()
         return {index for index in claimed if self.is_right(index)}
+
+
+@dataclass(frozen=True, slots=True)
+class StorePartials:
+    """The partials of one store, and the journals of the pulls that write them. `boot` is the id of this boot."""
+
+    paths: StorePaths
+    disk: Disk
+    boot: str
+    events: Events
+
+    def begin(self, record: AnyRecord) -> None:
+        """Write the journal of a pull, so that its fetched chunks survive a restart."""
+        self.disk.write_small(self.paths.journal(record.key), record.to_bytes())
+
+    def end(self, record: AnyRecord) -> None:
+        """Remove the journal: no pull of this record is running any more."""
+        self.disk.unlink(self.paths.journal(record.key))
+
+    def open(self, file: RecordFile) -> Partial:
+        """Open a file's partial, new or continued. Raises NoSpace when the disk can't hold the whole file."""
+        return Partial(file, self.paths, self.disk, self.boot)
+
+    def size(self, file: RecordFile) -> int:
+        """Size on disk of an earlier partial of this file, in bytes."""
+        path = self.paths.partial_data(identity(file))
+        return path.stat().st_size if is_plain_file(path) else 0
+
+    def note_lost(self, file: RecordFile, index: int) -> None:
+        """Report a chunk of a partial that changed on this disk and is fetched again."""
+        detail = f"chunk {index} of a download changed on this disk; it is fetched again"
+        self.events.emit(FileDamaged(file.digest.hex, detail))
 
 
 def read_range(fd: int, path: Path, wanted: ByteRange) -> Iterator[memoryview]:

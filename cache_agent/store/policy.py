@@ -4,7 +4,8 @@ A model's value is its cost of fetching it again times the expected use, per byt
 
     value = fetch_seconds * uses * 2 ** -(age / HALF_LIFE) / bytes freed
 
-Pinned and leased models are never candidates. Files shared with a model that stays free nothing.
+Pinned and leased models are never victims. Files shared with a model that stays free nothing. Pulls and
+pre-warming evict in this order; pre-warming ranks models by their priorities first.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from typing import Final
 from modelimage.digest import Digest
 
 HALF_LIFE: Final = 7 * 86400.0
+# The name of a pin in `Candidate.held_by`.
+PIN: Final = "a pin"
 # Assumed cost of a fetch that was never measured, in seconds per byte (1 Gbit/s).
 DEFAULT_SECONDS_PER_BYTE: Final = 1 / 125e6
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model as the policy sees it. `files`: size by file; `held_by`: names of leases and pins."""
+    """One model as the policy sees it. `files`: size by file; `held_by`: names of leases and pins.
+
+    Models of a lower `rank` are evicted before all others, whatever their values.
+    """
 
     key: Digest
     image: str
@@ -32,6 +38,7 @@ class Candidate:
     uses: float
     fetch_seconds: float
     held_by: tuple[str, ...] = ()
+    rank: int = 0
 
     @property
     def size(self) -> int:
@@ -72,7 +79,7 @@ def value(candidate: Candidate, freed: int, now: float) -> float:
 
 
 def plan_eviction(candidates: Sequence[Candidate], *, need: int, now: float) -> Eviction:
-    """Choose the least valuable models that together free `need` bytes.
+    """Choose the models of the lowest ranks, and among them the least valuable, that together free `need` bytes.
 
     Laws: no victim is held; without any one victim, too little is freed; equal input gives an equal plan.
     """
@@ -109,7 +116,7 @@ def _least_valuable(
     # A model that frees nothing alone may free shared files together with others: rank it by its size.
     return min(
         rest,
-        key=lambda c: (value(c, _frees(c, references) or c.size, now), c.key),
+        key=lambda c: (c.rank, value(c, _frees(c, references) or c.size, now), c.key),
         default=None,
     )
 

@@ -120,7 +120,7 @@ class Queries(ABC):
         with self._parsed():
             return [Digest(row[0]) for row in rows]
 
-    def meaning(self, image: str, variant: str | None) -> ResolvedRef | None:
+    def resolved_ref(self, image: str, variant: str | None) -> ResolvedRef | None:
         """The last resolution of an image reference; None when that model isn't stored."""
         row = self._one(
             "SELECT i.key, i.root, i.at FROM images i JOIN models m ON m.key = i.key"
@@ -209,7 +209,7 @@ class Queries(ABC):
             yield
         except (ValueError, TypeError, InvalidInput) as error:
             raise LedgerDamaged(
-                f"the ledger {self._paths.ledger} holds nonsense: {error}"
+                f"the ledger {self._paths.ledger} has malformed rows: {error}"
             ) from error
 
 

@@ -125,12 +125,11 @@ class StoreRepairer:
     def drop_broken_models(self) -> list[Digest]:
         """Set aside models that lack files and aren't leased, so that the
         next pull rebuilds them; returns their keys."""
-        broken = [
-            key
-            for key in self.ledger.model_keys()
-            if not self.ledger.leases(key) and not self._is_whole(key)
-        ]
+        # Outside the lock: this reads every model's record.
+        suspects = [key for key in self.ledger.model_keys() if not self._is_whole(key)]
         with self.ledger.exclusive():
+            # Again: a suspect may have been leased, removed or pulled anew meanwhile.
+            broken = [key for key in suspects if self._is_idle(key) and not self._is_whole(key)]
             with self.ledger.transaction():
                 for key in broken:
                     self.ledger.drop_model(key)
@@ -138,6 +137,10 @@ class StoreRepairer:
                 self._keep_journal(key)
                 self._quarantine(self.paths.model(key))
         return broken
+
+    def _is_idle(self, key: Digest) -> bool:
+        """Whether a model is stored and not leased."""
+        return self.ledger.has_model(key) and not self.ledger.leases(key)
 
     def _is_whole(self, key: Digest) -> bool:
         directory = self.paths.model(key)

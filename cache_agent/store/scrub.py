@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from cache_agent.errors import DiskFailed
-from cache_agent.observability.events import Events
+from cache_agent.observability.events import Events, FileDamaged, FileScrubbed
 from cache_agent.store.checker import read_file
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
@@ -63,9 +63,9 @@ class Scrubber:
             if self.ledger.file(file.digest) is None:
                 # Removed while it was read, so not damaged.
                 return None
-            self.events.damaged(file.digest.hex, error.message)
+            self.events.emit(FileDamaged(file.digest.hex, error.message))
             return Damage(file.digest, error.message)
-        self.events.scrubbed(verdict.size)
+        self.events.emit(FileScrubbed(verdict.size))
         if verdict.sha256 == file.digest:
             with self.ledger.transaction():
                 # Removed while it was read: a new row would claim a file that isn't there.
@@ -86,5 +86,5 @@ class Scrubber:
             if was != now
         ]
         detail = f"chunks {wrong} changed" if wrong else f"its bytes are {verdict.sha256}"
-        self.events.damaged(file.digest.hex, detail)
+        self.events.emit(FileDamaged(file.digest.hex, detail))
         return Damage(file.digest, detail)

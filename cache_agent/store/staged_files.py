@@ -36,7 +36,7 @@ class StagedLayerFiles:
         """Open a finished staged file as its final file. Raises DiskFailed when it is gone."""
         path = self.path(layer, member)
         if file.size and self.size(layer, member) != file.size:
-            raise DiskFailed(f"{path} was changed while a pull counted on it", hint="Pull again.")
+            raise DiskFailed(f"{path} was changed while a pull used it", hint="Pull again.")
         staged_file = self.open(layer, member, file.size)
         staged_file.vouch(file)
         return staged_file

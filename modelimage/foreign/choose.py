@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from modelimage import canonical, mediatypes
-from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor, Platform
+from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor, Platform, descriptors
 from modelimage.errors import InvalidImage, NotFound
 from modelimage.repository import ImageReader
 
@@ -24,11 +24,9 @@ def resolve_manifest(reader: ImageReader, root: Descriptor, platform: Platform) 
     for _ in range(_MAX_NESTED):
         if found.media_type not in mediatypes.INDEX_TYPES:
             return found
-        index = canonical.parse(reader.manifest(found), what=f"index {found.digest}")
-        listed = index.get("manifests")
-        if not isinstance(listed, list):
-            raise InvalidImage(f"malformed index {found.digest}: no list of manifests")
-        found = choose([Descriptor.from_json(each) for each in listed], platform)
+        what = f"index {found.digest}"
+        index = canonical.parse(reader.manifest(found), what=what)
+        found = choose(descriptors(index, "manifests", what=what), platform)
     raise InvalidImage(f"the indexes of {root.digest} nest deeper than {_MAX_NESTED}")
 
 
@@ -51,5 +49,5 @@ def choose(candidates: Sequence[Descriptor], platform: Platform) -> Descriptor:
     held = ", ".join(f"{p.os}/{p.architecture}" for each in models if (p := each.platform))
     raise NotFound(
         f"the index has no image for {platform.os}/{platform.architecture}",
-        hint=f"It has: {held or 'none at all'}. Name one by its digest.",
+        hint=f"It has: {held or 'none'}. Name one by its digest.",
     )

@@ -46,7 +46,7 @@ class LayerContents:
         except (KeyError, TypeError, ValueError, WeightyardError) as error:
             raise InvalidImage(f"malformed contents of a layer: {error!r}") from error
         if any(number not in range(len(members)) for number in files):
-            raise InvalidImage("malformed contents of a layer: a file that is no member")
+            raise InvalidImage("malformed contents of a layer: a file isn't in the archive")
         return cls(members, files)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,16 +20,15 @@ from modelimage.errors import DigestMismatch, InvalidImage, WeightyardError
 from modelimage.foreign.contents import LayerContents
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, ImageFormat
 from modelimage.hasher import FileDigests
-from modelimage.path_rules import check_path, parents
+from modelimage.path_rules import check_path
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
-from modelimage.record import CHUNK_SIZE, Record, RecordFile, Role
+from modelimage.record import CHUNK_SIZE, Record, RecordFile, check_files
 
 DERIVED_SCHEMA: Final = "weightyard.dev/derived/v1"
 AS_PUBLISHED: Final = "as-published"
 # Literals and members are stored in the record, so their number is bounded.
 _MAX_LITERALS: Final = 1 << 20
 _MAX_MEMBERS: Final = 20_000
-_BLAKE3 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +81,11 @@ class DerivedRecord:
     def recipe(self, layer: Digest) -> Recipe | None:
         """The recipe of one layer's blob; None if it can't be rebuilt and must come from the registry."""
         found = next((each for each in self.layers if each.digest == layer), None)
+        # A compressed layer, for example: compressors differ in the bytes that they write.
         if found is None or found.parts is None:
             return None
         files = {file.path: file for file in self.files}
-        return Recipe.of(_segment(part, files) for part in found.parts)
+        return Recipe.from_segments(_segment(part, files) for part in found.parts)
 
     def to_bytes(self) -> bytes:
         """The canonical bytes, stored beside the model."""
@@ -97,7 +96,7 @@ class DerivedRecord:
                 "kind": self.kind.value,
                 "chunkSize": CHUNK_SIZE,
                 "layers": [_layer_json(layer) for layer in self.layers],
-                "files": [_file_json(file) for file in self.files],
+                "files": [file.to_json() for file in self.files],
             }
         )
 
@@ -115,7 +114,7 @@ class DerivedRecord:
             record = cls(
                 manifest=Digest.parse(document["manifest"]),
                 kind=ImageFormat(document["kind"]),
-                files=tuple(_file(each) for each in document["files"]),
+                files=tuple(RecordFile.from_json(each, check_path) for each in document["files"]),
                 layers=tuple(_layer(each) for each in document["layers"]),
             )
             _check(record)
@@ -190,6 +189,7 @@ def _parts(layer: ForeignLayer, files: tuple[ForeignFile, ...]) -> tuple[bytes |
     # A file that the model leaves out isn't stored, so its bytes couldn't be put back into the blob.
     if any(number not in paths for number in held):
         return None
+    # There is one literal more than files: before the first, between them, and after the last.
     parts: list[bytes | str] = [layer.literals[0]]
     for number, literal in zip(held, layer.literals[1:], strict=True):
         parts += [paths[number], literal]
@@ -237,42 +237,10 @@ def _layer(value: Mapping[str, Any]) -> DerivedLayer:
     return DerivedLayer(descriptor, tuple(parts), contents)
 
 
-def _file_json(file: RecordFile) -> dict[str, Any]:
-    return {
-        "path": file.path,
-        "size": file.size,
-        "sha256": file.digest.hex,
-        "role": file.role.value,
-        "layer": str(file.layer),
-        "blake3": list(file.chunks),
-    }
-
-
-def _file(value: Mapping[str, Any]) -> RecordFile:
-    if type(value["size"]) is not int or value["size"] < 0:
-        raise ValueError(f"a size of {value['size']!r:.40}")
-    return RecordFile(
-        path=check_path(value["path"]),
-        size=value["size"],
-        digest=Digest(value["sha256"]),
-        role=Role(value["role"]),
-        layer=Digest.parse(value["layer"]),
-        chunks=tuple(str(chunk) for chunk in value["blake3"]),
-    )
-
-
 def _check(record: DerivedRecord) -> None:
-    paths = [file.path for file in record.files]
-    directories = {parent for path in paths for parent in parents(path)}
-    # A store publishes these paths as one directory tree.
-    if paths != sorted(set(paths)) or directories & set(paths):
-        raise InvalidImage("malformed derived record: paths unsorted, repeated or ambiguous")
-    for file in record.files:
-        # As for weightyard records: without them, chunks from peers couldn't be verified.
-        if len(file.chunks) != file.chunk_count() or not all(map(_BLAKE3.fullmatch, file.chunks)):
-            raise InvalidImage(f"malformed derived record: chunk digests of {file.path!r}")
+    check_files(record.files)
     for layer in record.layers:
         recipe = record.recipe(layer.digest)
         # A recipe of another size would serve wrong ranges of the blob.
         if recipe is not None and recipe.size != layer.size:
-            raise InvalidImage(f"malformed derived record: layer {layer.digest} has another size")
+            raise InvalidImage(f"layer {layer.digest} has another size")

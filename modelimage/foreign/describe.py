@@ -52,7 +52,8 @@ def describe_foreign(
     manifest = ForeignManifest.parse(document)
     mapped = _MAPPINGS[manifest.kind](manifest, _config(reader, manifest))
     if not mapped.layers:
-        raise InvalidImage("the image holds no files of a model")
+        raise InvalidImage("the image contains no model files")
+    # A compressed tar can't be listed by its headers alone: it stays unlisted until it is streamed.
     layers = tuple(
         list_layer(reader, layer, bounds) if layer.packing is Packing.TAR else layer
         for layer in mapped.layers

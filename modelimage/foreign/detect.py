@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelimage import mediatypes
-from modelimage.descriptor import Descriptor
+from modelimage.descriptor import Descriptor, descriptors
 from modelimage.errors import InvalidImage
 from modelimage.foreign.model import ImageFormat
 
@@ -18,6 +18,13 @@ DOCKER_MODEL_PREFIX: Final = "application/vnd.docker.ai."
 IMAGE_LAYER_PREFIXES: Final = (
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
+)
+# Formats that name themselves by the artifact type or the config's media type. They come before the generic ones,
+# because their layers and configs can also look like those of an image or an artifact.
+_NAMED: Final = (
+    (ImageFormat.MODELPACK, MODELPACK_PREFIXES),
+    (ImageFormat.KITOPS, (KITOPS_PREFIX,)),
+    (ImageFormat.DOCKER_MODEL, (DOCKER_MODEL_PREFIX,)),
 )
 _IMAGE_CONFIGS: Final = frozenset(
     {mediatypes.OCI_CONFIG, "application/vnd.docker.container.image.v1+json"}
@@ -37,33 +44,27 @@ class ForeignManifest:
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> ForeignManifest:
         """Parse a manifest. Raises InvalidImage if it is no image or artifact manifest."""
-        layers = document.get("layers")
+        # Schema 1 lists no sizes and its layers carry no types, so its files could not be planned.
         if str(document.get("mediaType", "")).startswith(_SIGNED_V1) or "fsLayers" in document:
             raise InvalidImage(
                 "the image has a manifest of Docker's schema 1",
-                hint="Push it again with a tool of this decade.",
+                hint="Push it again with Docker 1.10 or newer.",
             )
-        if not isinstance(layers, list) or "config" not in document:
-            raise InvalidImage("malformed manifest: no config, or no list of layers")
-        config = Descriptor.from_json(document["config"])
-        parsed = tuple(Descriptor.from_json(layer) for layer in layers)
-        if not parsed:
+        config = Descriptor.from_json(document.get("config"))
+        layers = tuple(descriptors(document, "layers", what="the image's manifest"))
+        if not layers:
             raise InvalidImage("the image has no layers")
         artifact_type = document.get("artifactType")
-        kind = _kind(config, parsed, artifact_type if isinstance(artifact_type, str) else "")
+        kind = _kind(config, layers, artifact_type if isinstance(artifact_type, str) else "")
         annotations = document.get("annotations")
-        return cls(kind, config, parsed, annotations if isinstance(annotations, Mapping) else {})
+        return cls(kind, config, layers, annotations if isinstance(annotations, Mapping) else {})
 
 
 def _kind(config: Descriptor, layers: tuple[Descriptor, ...], artifact_type: str) -> ImageFormat:
     named = (artifact_type, config.media_type)
-    # The specific formats first: they all use layers and configs that also look like an image's or an artifact's.
-    if any(name.startswith(MODELPACK_PREFIXES) for name in named):
-        return ImageFormat.MODELPACK
-    if any(name.startswith(KITOPS_PREFIX) for name in named):
-        return ImageFormat.KITOPS
-    if any(name.startswith(DOCKER_MODEL_PREFIX) for name in named):
-        return ImageFormat.DOCKER_MODEL
+    for kind, prefixes in _NAMED:
+        if any(name.startswith(prefixes) for name in named):
+            return kind
     # With an artifactType, the image config is only a placeholder.
     if config.media_type in _IMAGE_CONFIGS and not artifact_type:
         return ImageFormat.IMAGE

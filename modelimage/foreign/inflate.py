@@ -45,6 +45,7 @@ class GzipInflater:
                 self._input = self._read(_INPUT)
             if not self._inside and not self._begin():
                 return 0
+            # Never more output than the buffer: a bomb costs time in proportion to what the caller accepts.
             try:
                 data = self._member.decompress(self._input, len(buffer))
             except zlib.error as error:

@@ -32,7 +32,7 @@ def map_kitops(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
     for descriptor in manifest.layers:
         found = _TYPE.fullmatch(descriptor.media_type)
         if found is None:
-            raise InvalidImage(f"not a layer of a modelkit: {descriptor.media_type!r}")
+            raise InvalidImage(f"not a layer of a ModelKit: {descriptor.media_type!r}")
         content = found[1]
         entry = _entry(config, content, seen[content])
         seen[content] += 1
@@ -42,14 +42,16 @@ def map_kitops(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
             layers.append(_layer(descriptor, content, entry))
     # Such a kit refers to another kit for its model, which isn't fetched.
     if not seen["model"] and not seen["modelpart"] and _model(config).get("path"):
-        left_out["model"] = f"the kit takes its model from another: {_model(config)['path']!r:.200}"
+        left_out["model"] = (
+            f"the ModelKit takes its model from another ModelKit: {_model(config)['path']!r:.200}"
+        )
     return Mapped(tuple(layers), left_out)
 
 
 def _layer(descriptor: Descriptor, content: str, entry: Mapping[str, Any]) -> ForeignLayer:
     packing = tar_packing(descriptor.media_type)
     if packing is None:
-        raise InvalidImage(f"unsupported layer of a modelkit: {descriptor.media_type!r}")
+        raise InvalidImage(f"unsupported layer of a ModelKit: {descriptor.media_type!r}")
     stated = entry.get("digest")
     # Entries are matched to layers by their order; a stated digest shows whether the match is right.
     if stated and stated != str(descriptor.digest):

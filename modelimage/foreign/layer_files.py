@@ -14,6 +14,7 @@ from modelimage.errors import InvalidImage, RemoteRefused
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignLayer
 from modelimage.foreign.tarwalk import TarMember, TarWalk
+from modelimage.hasher import fill
 from modelimage.ranges import ByteRange
 from modelimage.repository import ImageReader
 
@@ -41,6 +42,7 @@ def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> Fore
         members.append(member)
         if member.size:
             gaps.skip(member.stop)
+    # The trailer may be missing, but an archive cut inside a member or header must not pass as a shorter one.
     walk.finish(blob.size)
     return replace(layer, members=tuple(members), literals=gaps.finish())
 
@@ -59,6 +61,7 @@ class _Window:
 
     def read(self, wanted: ByteRange) -> bytes:
         stop = self._start + len(self._data)
+        # Most headers are in the last read: a request for each would cost a round trip per 512 bytes.
         if not self._start <= wanted.start <= wanted.stop <= stop:
             near = wanted.start <= stop + self._length and wanted.start >= self._start
             self._length = min(2 * self._length, _MAX_WINDOW) if near else _WINDOW
@@ -70,12 +73,10 @@ class _Window:
 
     def _fetch(self, wanted: ByteRange) -> None:
         data = bytearray(len(wanted))
-        view, filled = memoryview(data), 0
         with self._reader.blob(self._descriptor, wanted) as stream:
-            while filled < len(data) and (count := stream.readinto(view[filled:])):
-                filled += count
+            filled = fill(memoryview(data), stream.readinto)
         if filled != len(data):
-            raise RemoteRefused(f"a range of blob {self._descriptor.digest} came short")
+            raise RemoteRefused(f"a range of blob {self._descriptor.digest} is incomplete")
         self._start, self._data = wanted.start, bytes(data)
 
 

@@ -31,6 +31,7 @@ def open_layer(
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[LayerStream]:
     """Open a layer to iterate over once. `progress` gets counts of blob bytes. Raises any error of the reader."""
+    # The whole blob, never ranges: its one digest can be verified only over all bytes.
     with reader.blob(layer.descriptor) as blob:
         yield LayerStream(layer, blob, limits=limits, progress=progress)
 
@@ -61,7 +62,7 @@ class LayerStream:
     def members(self) -> tuple[TarMember, ...]:
         """The layer's members, available once it was read to its end."""
         if self._members is None:
-            raise DigestMismatch(f"layer {self._layer.digest} wasn't read to its end")
+            raise DigestMismatch(f"layer {self._layer.digest} wasn't read completely")
         return self._members
 
     def close(self) -> None:
@@ -97,6 +98,7 @@ class LayerStream:
                 self._limits.check_inflated(self._source.count, given)
                 plain.update(buffer[:count])
             yield from splitter.feed(buffer[:count])
+        # The digest before the archive's end: a truncated transfer is a DigestMismatch, which another source may cure.
         self._source.check()
         splitter.finish()
         self._check_diff_id(Digest(plain.hexdigest()))
@@ -115,8 +117,8 @@ class LayerStream:
         stated = self._layer.diff_id
         if self._layer.packing.is_compressed and stated is not None and stated != found:
             raise DigestMismatch(
-                f"layer {self._layer.digest} inflates to {found}, not to {stated}",
-                hint="The image was made wrongly: build and push it again.",
+                f"layer {self._layer.digest} decompresses to {found}, but the image states {stated}",
+                hint="The image is inconsistent: build and push it again.",
             )
 
 
@@ -138,7 +140,7 @@ class _Checked:
         self.count += count
         # Checked per read: a registry could send bytes without end.
         if self.count > self._layer.descriptor.size:
-            raise self._mismatch("more bytes than the manifest says")
+            raise self._mismatch("more bytes than its manifest states")
         if self._progress and count:
             self._progress(count)
         return count
@@ -156,10 +158,10 @@ class _Checked:
         if self.count != self._layer.descriptor.size:
             raise self._mismatch(f"{self.count} bytes")
         if self._hasher.hexdigest() != self._layer.digest.hex:
-            raise self._mismatch("other bytes")
+            raise self._mismatch("a different digest")
 
     def _mismatch(self, what: str) -> DigestMismatch:
         return DigestMismatch(
             f"layer {self._layer.digest} arrived with {what}",
-            hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
+            hint="Try again; if the error persists, the registry's copy is damaged: push the image again.",
         )

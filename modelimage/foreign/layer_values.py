@@ -79,6 +79,7 @@ def tar_layer(
 
 def unique(layers: Sequence[ForeignLayer]) -> tuple[ForeignLayer, ...]:
     """The layers without exact repetitions, that is the same blob with the same path."""
+    # A blob may occur under two paths, which are two files; the same pair twice would look like a conflict.
     return tuple({(layer.digest, layer.path): layer for layer in layers}.values())
 
 
@@ -98,6 +99,7 @@ def diff_ids(holder: object, names: Sequence[str], count: int) -> list[Digest | 
     listed: object = None
     if isinstance(holder, Mapping):
         listed = next((holder[name] for name in names if holder.get(name)), None)
+    # diff_ids are optional: without them, a compressed layer is verified by its own digest alone.
     if listed is None:
         return [None] * count
     if not isinstance(listed, list) or len(listed) != count:
@@ -116,5 +118,5 @@ def parse_digest(value: Any) -> Digest:
 def _check_diff_id(descriptor: Descriptor, diff_id: Digest | None) -> None:
     if diff_id is not None and diff_id != descriptor.digest:
         raise InvalidImage(
-            f"the image's config says {diff_id} of the uncompressed layer {descriptor.digest}"
+            f"the image's config states {diff_id} for the uncompressed layer {descriptor.digest}"
         )

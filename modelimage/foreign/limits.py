@@ -31,18 +31,20 @@ class Limits:
         if count > self.members:
             raise InvalidImage(
                 f"the image has more than {self.members} entries",
-                hint="A model image holds a model only: leave the rest out of it.",
+                hint="Leave everything but the model out of the image.",
             )
 
     def check_size(self, path: str, size: int) -> None:
         """Raise InvalidImage for a file above the bound."""
         if size > self.file_bytes:
-            raise InvalidImage(f"{path!r} claims {size} bytes, above {self.file_bytes}")
+            raise InvalidImage(
+                f"{path!r} claims {size} bytes, above the limit of {self.file_bytes}"
+            )
 
     def check_inflated(self, taken: int, given: int) -> None:
         """Raise InvalidImage if `taken` compressed bytes gave more than allowed."""
         if given > self.total_bytes or given > self.slack + self.ratio * taken:
             raise InvalidImage(
-                f"a compressed layer inflates beyond measure: {taken} bytes gave {given} and more",
-                hint="Weights don't compress like this: it is damaged, or made to fill disks.",
+                f"a layer's compression ratio is too high: {taken} bytes decompress to {given} or more",
+                hint="Weights don't compress this well: the layer is damaged or malicious.",
             )

@@ -69,13 +69,14 @@ class ForeignLayer:
 
     def recipe(self, file: Callable[[int], LayerFile]) -> Recipe | None:
         """The recipe of the blob; `file` returns the file of a member number. None if it can't be rebuilt."""
+        # Without all bytes around the files, a rebuilt blob would have another digest.
         if self.literals is None or self.members is None:
             return None
         segments: list[Segment] = [Literal(self.literals[0])]
         holders = [n for n, member in enumerate(self.members) if member.size]
         for number, literal in zip(holders, self.literals[1:], strict=True):
             segments += [FileSlice(file(number), 0, self.members[number].size), Literal(literal)]
-        return Recipe.of(segments)
+        return Recipe.from_segments(segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +150,14 @@ class ForeignModel:
 
     def _with_files(self) -> ForeignModel:
         is_image = self.kind is ImageFormat.IMAGE
+        # Only container images define whiteouts and replacement; in an artifact a path that occurs twice is ambiguous.
         tree = Tree(overlay=is_image, limits=self.limits)
         for number, layer in enumerate(self.layers):
             tree.add(number, _placed(layer))
         # Modelcars have the model below /models beside a base system; other images have it at their root.
         view = tree.view(MODELS_LINK if is_image and tree.holds_files(MODELS_LINK) else "")
         files = tuple(self._files(view))
+        # An empty model would be cached and served as if it were complete.
         if not files:
             raise InvalidImage("the image holds no files")
         left_out = {**self.left_out, **view.left_out}

@@ -114,7 +114,7 @@ class Tree:
         directory = self._make(parents)
         # Recorded, not raised: such members matter only inside the model.
         if directory is None:
-            self._conflicts[member.path] = "lies below a link or a file"
+            self._conflicts[member.path] = "is below a link or a file"
             return
         known = directory.children.get(name)
         # A repeated entry for a directory keeps its contents.
@@ -140,7 +140,7 @@ class Tree:
                 itself = f"{member.target}/".startswith(f"{member.path}/")
                 if isinstance(target, FileNode | LinkNode | BadNode) and not itself:
                     return target
-                return BadNode(f"is a hard link to {member.target!r}, which is no file before it")
+                return BadNode(f"is a hard link to {member.target!r}, which isn't a file before it")
 
     def _hide(self, path: str) -> None:
         *parents, name = path.split("/")
@@ -182,7 +182,7 @@ class Tree:
         left_out: dict[str, str],
     ) -> Iterator[tuple[str, FileNode]]:
         if len(prefix) > MAX_DEPTH:
-            raise InvalidImage("links in the image nest beyond measure")
+            raise InvalidImage("the image has too many nested links")
         for name, child in directory.children.items():
             # Links to directories multiply the tree, so the paths seen are counted, not the members.
             self._visited += 1
@@ -202,7 +202,7 @@ class Tree:
             if isinstance(node, FileNode):
                 yield path, node
             elif isinstance(node, DirectoryNode) and (node is directory or node in above):
-                left_out[path] = "a link to a directory that it lies in"
+                left_out[path] = "a link to a directory that contains it"
             elif isinstance(node, DirectoryNode):
                 yield from self._walk(place, node, parts, (*above, directory), left_out)
 
@@ -217,7 +217,9 @@ class Tree:
                 continue
             if part == "..":
                 if len(trail) == 1:
-                    raise InvalidImage(f"a link in the image leads out of it: {'/'.join(parts)!r}")
+                    raise InvalidImage(
+                        f"a link in the image points outside of it: {'/'.join(parts)!r}"
+                    )
                 trail.pop()
                 continue
             place, node = trail[-1]

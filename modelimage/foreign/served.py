@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from modelimage.descriptor import Descriptor, Platform
 from modelimage.digest import Digest
@@ -13,17 +12,12 @@ from modelimage.durable import reading
 from modelimage.errors import InvalidImage
 from modelimage.foreign.derived import AS_PUBLISHED, DerivedRecord
 from modelimage.foreign.describe import describe_foreign
+from modelimage.foreign.model import ForeignFile
+from modelimage.hasher import fill
 from modelimage.model_facts import file_facts
 from modelimage.ranges import ByteRange
-from modelimage.record import ModelFacts
+from modelimage.record import ModelFacts, RecordFile
 from modelimage.repository import ImageReader
-
-
-class NamedFile(Protocol):
-    """A file of a model."""
-
-    @property
-    def path(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +26,7 @@ class ServedModel:
 
     key: Digest
     facts: ModelFacts
-    files: Sequence[NamedFile]
+    files: Sequence[ForeignFile | RecordFile]
 
     @property
     def variant(self) -> str:
@@ -45,7 +39,7 @@ def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform)
     model = describe_foreign(reader, root, platform=platform)
     if not model.is_listed or any(file.offset is None for file in model.files):
         raise InvalidImage(
-            "the image's layers are compressed, so nothing is known of its weights before it is pulled",
+            "the image's layers are compressed, so its weights can't be read before it is pulled",
             hint="Build the model with `weightyard build`, or publish it with uncompressed layers.",
         )
     found = {file.path: file for file in model.files}
@@ -74,10 +68,6 @@ def served_from_directory(directory: Path, record: DerivedRecord) -> ServedModel
 
 
 def _read(reader: ImageReader, layer: Descriptor, wanted: ByteRange) -> bytes:
-    held, buffer = bytearray(), memoryview(bytearray(min(len(wanted), 1 << 20)))
-    if not len(wanted):
-        return b""
+    view = memoryview(bytearray(len(wanted)))
     with reader.blob(layer, wanted) as stream:
-        while len(held) < len(wanted) and (count := stream.readinto(buffer)):
-            held += buffer[:count]
-    return bytes(held)
+        return bytes(view[: fill(view, stream.readinto)])

@@ -63,10 +63,12 @@ class TarSplitter:
 
     def _collect(self, rest: memoryview) -> bool:
         """Pass wanted bytes to the walker and skip the others; returns whether an empty file was found."""
+        # After the end of the archive: padding up to the record size, which tar programs write and ignore.
         wanted = self._walk.wanted
         if wanted is None:
             self._position += len(rest)
             return False
+        # Padding between a file and the next header.
         if self._position < wanted.start:
             self._position += min(len(rest), wanted.start - self._position)
             return False

@@ -131,6 +131,7 @@ class TarWalk:
 
     def feed(self, data: bytes) -> TarMember | None:
         """Take exactly the wanted bytes; return the member that they complete, if any."""
+        # A shorter piece can only mean that the archive has ended: callers always feed what was wanted.
         if len(data) != self._length or self._need is _Need.NOTHING:
             raise InvalidImage(f"the archive ends in the middle, at {self._next + len(data)}")
         if self._need in (_Need.HEADER, _Need.SECOND_ZERO):
@@ -154,13 +155,13 @@ class TarWalk:
         self._ended = self._next + BLOCK
         if not any(data):
             if self._extensions.seen:
-                raise InvalidImage("the archive ends after a header that announces a member")
+                raise InvalidImage("the archive ends after a header, before its member")
             ended = self._need is _Need.SECOND_ZERO
             self._expect(self._next + BLOCK, _Need.NOTHING if ended else _Need.SECOND_ZERO)
             return None
         # A single zero block ends the archive for some tar programs and is skipped by others.
         if self._need is _Need.SECOND_ZERO:
-            raise InvalidImage("the archive goes on after a zero block")
+            raise InvalidImage("the archive continues after a zero block")
         _check_sum(data)
         flag = data[156:157]
         size = _number(data[124:136], "size")
@@ -178,6 +179,7 @@ class TarWalk:
         if kind is None:
             raise InvalidImage(f"a tar member of an unknown or unsupported type {flag!r}")
         given, self._extensions = self._extensions, _Extensions()
+        # Extension headers take precedence over the fields of ustar, which cut long names (POSIX pax, GNU tar).
         name = given.path if given.path is not None else _header_name(data)
         target = given.target if given.target is not None else _text(data[157:257])
         if given.size is not None:
@@ -185,7 +187,9 @@ class TarWalk:
         # v7 archives have no type for directories: a trailing slash marks them. In later formats it is ambiguous.
         if name.endswith(b"/") and kind is MemberKind.FILE:
             if flag != b"\x00":
-                raise InvalidImage(f"a tar file with the name of a directory: {name[:200]!r}")
+                raise InvalidImage(
+                    f"a file in a tar archive has a directory's name: {name[:200]!r}"
+                )
             kind = MemberKind.DIRECTORY
         start = self._next + BLOCK
         # Links and directories have no data, whatever their size field says.
@@ -277,6 +281,8 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(data):
+        # The length counts itself and the newline (POSIX pax): a record must end in one, within the header, or a value
+        # could hide further records that another program would read.
         found = _PAX_RECORD.match(data, position)
         stop = position + int(found[1]) if found else 0
         if found is None or stop > len(data) or stop <= found.end() or data[stop - 1] != 10:

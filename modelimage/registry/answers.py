@@ -50,13 +50,15 @@ def error_for(status: int, codes: frozenset[str], message: str) -> WeightyardErr
     """The error class for a status and its error codes."""
     # The code first: it is more specific than the status.
     if "DIGEST_INVALID" in codes:
-        return DigestMismatch(message, hint="The bytes sent don't have their digest: build again.")
+        return DigestMismatch(
+            message, hint="The uploaded bytes don't match their digest: build again."
+        )
     if status in (401, 403):
         return AccessDenied(
             message, hint="Log in with an account that may do this, for example with docker login."
         )
     if status == 404 or codes & _ABSENT:
-        return NotFound(message, hint="Check the name; a private repository can look absent too.")
+        return NotFound(message, hint="Check the name, and log in if the repository is private.")
     if status == 413:
         return RemoteRefused(
             message, hint="The registry limits sizes: build with a smaller --max-layer-size."

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
+from modelimage.bounds import clamp
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused
 from modelimage.registry import answers
 from modelimage.registry.challenge import Challenge, parse_challenges
@@ -28,6 +29,8 @@ from modelimage.registry.exchange import Body, Request, Response, Sender, WebOri
 
 # Seconds, if the token server states none (token.md).
 _DEFAULT_LIFETIME: Final = 60.0
+# A token that is said to live longer is renewed daily.
+_MOST_LIFETIME: Final = 86400.0
 # Responses are read into memory, so those of untrusted servers are bounded.
 _MAX_TOKEN_BYTES: Final = 1 << 20
 _CLIENT_ID: Final = "weightyard"
@@ -50,7 +53,7 @@ def parse_token(data: bytes, now: float) -> Token:
         document = json.loads(data)
         value = document.get("token") or document["access_token"]
         expires_in = document.get("expires_in")
-        lifetime = _DEFAULT_LIFETIME if expires_in is None else float(expires_in)
+        lifetime = _DEFAULT_LIFETIME if expires_in is None else clamp(expires_in, 0, _MOST_LIFETIME)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise RemoteRefused("the token server answered without a token") from error
     # It becomes part of a header: a line break would inject others.
@@ -81,7 +84,7 @@ def token_request(
             "scope": " ".join(ordered),
             "refresh_token": credential.token,
         }
-        body = Body.of(urlencode(form).encode())
+        body = Body.from_bytes(urlencode(form).encode())
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         return Request("POST", realm, headers, body)
     query = ([("service", service)] if service else []) + [("scope", scope) for scope in ordered]
@@ -162,7 +165,7 @@ class Authorizing:
             for challenge in offered:
                 if challenge.scheme == scheme:
                     return challenge
-        raise self._denied("asks for a kind of credentials that isn't supported")
+        raise self._denied("requires an unsupported kind of credentials")
 
     def _authorization(self, challenge: Challenge, scopes: frozenset[str]) -> str:
         cached = self._tokens.get(scopes)
@@ -177,13 +180,15 @@ class Authorizing:
             return f"Bearer {token.value}"
         if isinstance(credential, BasicCredential):
             return basic_header(credential)
-        raise self._denied("asks for a user name and password")
+        raise self._denied("requires a user name and password")
 
     def _fetch(self, request: Request, credential: Credential | None) -> Token:
         server = request.origin
         # A registry must not be able to make us send its password unencrypted.
         if credential and self._registry.encrypted and not server.encrypted:
-            raise RemoteRefused(f"{self._registry} wants its credentials sent to {server} in clear")
+            raise RemoteRefused(
+                f"{self._registry} asks for its credentials to be sent to {server} unencrypted"
+            )
         response = self._inner.send(request)
         if response.status in (401, 403):
             response.discard()
@@ -194,7 +199,7 @@ class Authorizing:
 
     def _refused(self) -> AccessDenied:
         known = self._find_credential() is not None
-        return self._denied("refuses the credentials" if known else "asks for credentials")
+        return self._denied("rejects the credentials" if known else "requires credentials")
 
     def _denied(self, what: str) -> AccessDenied:
         host = str(self._registry).partition("://")[2]

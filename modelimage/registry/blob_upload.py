@@ -15,8 +15,8 @@ from modelimage.errors import AccessDenied, DigestMismatch, NotFound, RemoteRefu
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
 from modelimage.registry.retry import Backoff
 from modelimage.registry.upload import ChunkRefused, Outgoing, Session, Tally, Uploader
-from modelimage.registry.upload_state import UploadMemory, UploadNote
-from modelimage.repository import BlobContent, PassingContent
+from modelimage.registry.upload_state import UploadNote, UploadStates
+from modelimage.repository import BlobContent, StreamedContent
 
 # Per blob: a registry that loses so many sessions won't accept it.
 _MAX_RESTARTS: Final = 3
@@ -63,14 +63,14 @@ class BlobSender:
         profile: RegistryProfile,
         *,
         backoff: Backoff,
-        memory: UploadMemory,
+        uploads: UploadStates,
         mount_from: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._uploader = uploader
         self._profile = profile
         self._backoff = backoff
-        self._memory = memory
+        self._uploads = uploads
         self._mount_from = tuple(mount_from)
         self._clock = clock
         # Set by any thread once the registry has refused chunks; never reset.
@@ -85,17 +85,19 @@ class BlobSender:
     ) -> None:
         """Send a blob that doesn't exist yet. `target` is its URL; `is_there` checks again for it after a failure."""
         digest = content.descriptor.digest
-        with self._memory.note(target) as note:
+        with self._uploads.note(target) as note:
             session = self._resumed(note) or self._opened(digest)
-            self._send(Outgoing.of(content), session, note, is_there, Tally(progress))
+            self._send(Outgoing.from_content(content), session, note, is_there, Tally(progress))
 
-    def send_passing(
-        self, content: PassingContent, target: str, progress: Callable[[int], None] | None
+    def send_streamed(
+        self, content: StreamedContent, target: str, progress: Callable[[int], None] | None
     ) -> None:
         """Send a blob whose digest is known only at its end. `target` identifies these bytes in this repository."""
-        with self._memory.note(target) as note:
+        with self._uploads.note(target) as note:
             session = self._resumed(note) or self._uploader.begin()
-            self._send(Outgoing.passing(content), session, note, lambda: False, Tally(progress))
+            self._send(
+                Outgoing.from_streamed(content), session, note, lambda: False, Tally(progress)
+            )
 
     def _send(
         self,
@@ -213,10 +215,10 @@ class BlobUpload:
         # Saved before the first byte: a process killed during the first chunk can then still resume.
         self._note.keep(self.session)
         # A small blob is treated as one chunk.
-        self._tally.patient = most is not None or content.size <= _FIRST_CHUNK
+        self._tally.deferring = most is not None or content.size <= _FIRST_CHUNK
         if most is not None:
             self._send_chunks(content, most)
-        elif content.passes and self.session.offset < content.size:
+        elif content.streamed and self.session.offset < content.size:
             # The digest of a streamed blob must be known in the final request's URL, so its bytes go in a PATCH before.
             self._append(content, content.size, ranged=False)
         self._uploader.finish(self.session, content, self._tally)

@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import urljoin
 
 from modelimage import canonical, mediatypes
+from modelimage.bounds import parse_count
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import (
@@ -35,8 +36,8 @@ from modelimage.registry.exchange import Body, Request, Response, Sender, WebOri
 from modelimage.registry.profiles import RegistryProfile, profile_for
 from modelimage.registry.retry import Backoff
 from modelimage.registry.upload import Uploader
-from modelimage.registry.upload_state import NoMemory, UploadMemory
-from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream, PassingContent
+from modelimage.registry.upload_state import UploadStates
+from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream, StreamedContent
 
 _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
@@ -55,7 +56,7 @@ class RepositoryOptions:
     """
 
     backoff: Backoff = field(default_factory=Backoff)
-    memory: UploadMemory = field(default_factory=NoMemory)
+    uploads: UploadStates = field(default_factory=UploadStates)
     mount_from: Sequence[str] = ()
     profile: RegistryProfile | None = None
 
@@ -85,7 +86,7 @@ class RegistryRepository:
             Uploader(sender, f"{self._base}blobs/uploads/", self._push),
             chosen.profile or profile_for(origin.host),
             backoff=chosen.backoff,
-            memory=chosen.memory,
+            uploads=chosen.uploads,
             mount_from=[source for source in chosen.mount_from if source != repository],
         )
 
@@ -109,7 +110,7 @@ class RegistryRepository:
             described = self._resolve_by_reading(name)
         # A digest must never resolve to another manifest, whatever the registry's headers say.
         if wanted is not None and described.digest != wanted:
-            raise DigestMismatch(f"{self.origin} names {described.digest} when asked for {wanted}")
+            raise DigestMismatch(f"{self.origin} returned {described.digest} for {wanted}")
         return described
 
     def manifest(self, descriptor: Descriptor) -> bytes:
@@ -120,7 +121,7 @@ class RegistryRepository:
         if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
             raise DigestMismatch(
                 f"manifest {descriptor.digest} arrived from {self.origin} with other bytes",
-                hint="Try again; if it stays, push the image again.",
+                hint="Try again; if the error persists, push the image again.",
             )
         return data
 
@@ -145,37 +146,24 @@ class RegistryRepository:
     def tags(self) -> list[str]:
         """All tags, sorted. Raises NotFound if the repository doesn't exist."""
         found: set[str] = set()
-        url = f"{self._base}tags/list?n={_TAGS_PER_PAGE}"
-        # Bounded: a registry could link its pages in a circle.
-        for _ in range(_MAX_PAGES):
-            response = self.sender.send(Request("GET", url, scopes=self._pull))
+        for response in self._pages(f"tags/list?n={_TAGS_PER_PAGE}", "tags"):
             if response.status != 200:
                 raise answers.refusal(response, f"tags of {self._place}")
-            link = _NEXT.search(response.header("Link") or "")
             page = canonical.parse(response.read(_MAX_PAGE_BYTES), what="the list of tags")
             found.update(tag for tag in page.get("tags") or () if isinstance(tag, str))
-            if link is None:
-                return sorted(found)
-            url = self._same_origin(url, link[1])
-        raise RemoteRefused(f"{self.origin} lists tags without end")
+        return sorted(found)
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
         """The manifests with this subject: from the referrers API, else from the fallback tag."""
         found: list[Descriptor] = []
-        url = f"{self._base}referrers/{subject}"
-        for _ in range(_MAX_PAGES):
-            response = self.sender.send(Request("GET", url, scopes=self._pull))
+        for response in self._pages(f"referrers/{subject}", "referrers"):
             if response.status in _NO_REFERRERS_API:
                 response.discard()
                 return self._tagged_referrers(subject)
             if response.status != 200:
                 raise answers.refusal(response, f"referrers of {self._named(str(subject))}")
-            link = _NEXT.search(response.header("Link") or "")
             found += listed_referrers(response.read(_MAX_PAGE_BYTES), what="the list of referrers")
-            if link is None:
-                return found
-            url = self._same_origin(url, link[1])
-        raise RemoteRefused(f"{self.origin} lists referrers without end")
+        return found
 
     # Writing
 
@@ -208,16 +196,16 @@ class RegistryRepository:
             progress,
         )
 
-    def put_passing(
-        self, content: PassingContent, progress: Callable[[int], None] | None = None
+    def put_streamed(
+        self, content: StreamedContent, progress: Callable[[int], None] | None = None
     ) -> None:
         """Send a blob whose digest is known only after all of it was sent; otherwise as `put_blob`."""
-        self._blobs.send_passing(content, f"{self._base}blobs/{content.name}", progress)
+        self._blobs.send_streamed(content, f"{self._base}blobs/{content.name}", progress)
 
     def put_manifest(self, descriptor: Descriptor, data: bytes, tag: str | None = None) -> None:
         """Store a manifest and point a tag at it. Raises NotFound if a blob or manifest it refers to is missing."""
         if Digest.of(data) != descriptor.digest or len(data) != descriptor.size:
-            raise DigestMismatch(f"manifest {descriptor.digest} has other bytes than it says")
+            raise DigestMismatch(f"manifest {descriptor.digest} doesn't match its digest")
         document = canonical.parse(data, what=f"manifest {descriptor.digest}")
         subject = subject_of(document)
         for attempt in itertools.count(1):
@@ -242,7 +230,7 @@ class RegistryRepository:
         if response.status == 405:
             response.discard()
             raise RemoteRefused(
-                f"{self.origin} doesn't allow deletion", hint="Have its operator enable it."
+                f"{self.origin} doesn't allow deletion", hint="Ask its operator to enable it."
             )
         # Idempotent: a manifest that doesn't exist is what the caller wants.
         if response.status not in (200, 202, 404):
@@ -257,7 +245,7 @@ class RegistryRepository:
             "PUT",
             f"manifests/{name}",
             {"Content-Type": descriptor.media_type},
-            body=Body.of(data),
+            body=Body.from_bytes(data),
             scopes=self._push,
         )
         if response.status not in (200, 201):
@@ -295,6 +283,19 @@ class RegistryRepository:
         return self.sender.send(
             Request(method, self._base + path, headers or {}, body, scopes or self._pull)
         )
+
+    def _pages(self, path: str, what: str) -> Iterator[Response]:
+        """The responses of a list, page by page, each to be read before the next (RFC 8288; distribution-spec)."""
+        url = self._base + path
+        # Bounded: a registry could link its pages in a circle.
+        for _ in range(_MAX_PAGES):
+            response = self.sender.send(Request("GET", url, scopes=self._pull))
+            link = _NEXT.search(response.header("Link") or "")
+            yield response
+            if link is None:
+                return
+            url = self._same_origin(url, link[1])
+        raise RemoteRefused(f"{self.origin} returns an endless list of {what}")
 
     def _resolve_by_reading(self, name: str) -> Descriptor:
         """Resolve with a GET, for registries whose HEAD response lacks digest, type or size."""
@@ -334,10 +335,11 @@ def _described(response: Response) -> Descriptor | None:
     """The descriptor from the headers of a HEAD response; None if they are incomplete."""
     media_type, length = _media_type(response), response.header("Content-Length")
     digest = response.header("Docker-Content-Digest")
-    if media_type is None or not (length and length.isdecimal() and int(length)) or digest is None:
+    size = parse_count(length)
+    if media_type is None or not size or digest is None:
         return None
     try:
-        return Descriptor(media_type, Digest.parse(digest.strip()), int(length))
+        return Descriptor(media_type, Digest.parse(digest.strip()), size)
     except InvalidInput:
         return None
 
@@ -355,12 +357,12 @@ def _promised(response: Response, descriptor: Descriptor, wanted: ByteRange | No
     # Checked before any byte is used: a range has no digest, so wrong bytes would look like a damaged blob.
     encoding = response.header("Content-Encoding")
     if encoding not in (None, "", "identity"):
-        raise RemoteRefused(f"{what} is encoded as {encoding[:40]!r}, which wasn't asked for")
+        raise RemoteRefused(f"{what} is encoded as {encoding[:40]!r}, which wasn't requested")
     expected = len(wanted) if wanted else descriptor.size
     whole = wanted is None or (wanted.start, wanted.stop) == (0, descriptor.size)
     if response.status == 200 and not whole:
         raise RemoteRefused(
-            f"{what} is the whole blob, not the range asked for",
+            f"{what} is the whole blob, not the requested range",
             hint="Fetch from a registry or mirror that supports ranges.",
         )
     if response.status == 206:
@@ -371,7 +373,7 @@ def _promised(response: Response, descriptor: Descriptor, wanted: ByteRange | No
             or got[0] != wanted
             or got[1] not in (None, descriptor.size)
         ):
-            raise RemoteRefused(f"{what} holds another range than asked for")
+            raise RemoteRefused(f"{what} has another range than requested")
     length = response.header("Content-Length")
     if length is not None and length != str(expected):
         raise RemoteRefused(f"{what} has {length} bytes instead of {expected}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from modelimage.registry.exchange import Sender, WebOrigin
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import Backoff, Environment, HostPauses, Retrying, RetryPolicy
-from modelimage.registry.transport import Network, Timeouts, TlsOptions, environment_proxy
+from modelimage.registry.transport import Network, Timeouts, TlsOptions, proxy_of
 
 
 class Connections:
@@ -21,7 +21,7 @@ class Connections:
         policy: RetryPolicy | None = None,
         environment: Environment | None = None,
         pauses: HostPauses | None = None,
-        proxy_for: Callable[[WebOrigin], str | None] = environment_proxy,
+        proxy_for: Callable[[WebOrigin], str | None] = proxy_of,
     ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._policy = policy or RetryPolicy()

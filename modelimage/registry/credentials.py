@@ -104,6 +104,7 @@ def run_helper(name: str, server: str) -> str:
         raise AccessDenied(f"not the name of a credential helper: {name[:80]!r}")
     command = [f"docker-credential-{name}", "get"]
     try:
+        # The server's name on stdin, the answer on stdout: the helpers' protocol, which keeps secrets out of `ps`.
         done = run_child(command, stdin=server, stall_seconds=_HELPER_STALL_SECONDS)
     except TimedOut as error:
         raise AccessDenied(
@@ -118,6 +119,7 @@ def run_helper(name: str, server: str) -> str:
     if done.returncode == 0:
         return done.stdout
     said = (done.stdout + done.stderr).strip()
+    # The protocol has no exit code for this: helpers print this text (docker-credential-helpers, credentials/error.go).
     if "credentials not found" in said.lower():
         return ""
     raise AccessDenied(f"the credential helper {command[0]} failed: {said[:200]}")
@@ -149,7 +151,7 @@ class DockerConfig:
             return cls(auths, helpers, str(document.get("credsStore") or ""), run)
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise InvalidInput(
-                f"{what} is no docker config file", hint="Write it again with docker login."
+                f"{what} isn't a docker config file", hint="Write it again with docker login."
             ) from error
 
     def find(self, registry: str, repository: str) -> Credential | None:
@@ -170,6 +172,7 @@ def load_docker_config(path: Path) -> DockerConfig:
 
 def from_environment(environment: Mapping[str, str], home: Path) -> CredentialSource:
     """The files that docker and podman would use: $DOCKER_CONFIG or ~/.docker, then podman's auth.json."""
+    # docker's file first: it is what `docker login`, which our hints recommend, writes.
     candidates = [Path(environment.get("DOCKER_CONFIG") or home / ".docker") / "config.json"]
     if explicit := environment.get("REGISTRY_AUTH_FILE"):
         candidates.insert(0, Path(explicit))
@@ -212,7 +215,7 @@ def _from_helper(output: str) -> Credential | None:
         document = json.loads(output)
         username, secret = str(document["Username"]), str(document["Secret"])
     except (ValueError, TypeError, KeyError) as error:
-        raise AccessDenied("a credential helper answered something unexpected") from error
+        raise AccessDenied("a credential helper returned an unexpected answer") from error
     if not secret:
         return None
     return IdentityToken(secret) if username == _REFRESH_USER else BasicCredential(username, secret)

@@ -26,6 +26,7 @@ class WebOrigin:
         """The origin of an absolute http or https URL. Raises InvalidInput."""
         try:
             parts = urlsplit(url)
+            # `port` is parsed only when it is read, and raises for one that is no number or too large.
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise InvalidInput(f"not a URL: {url[:200]!r}") from error
@@ -51,7 +52,7 @@ class Body:
     open: Callable[[], Iterator[bytes | memoryview]]
 
     @classmethod
-    def of(cls, data: bytes) -> Body:
+    def from_bytes(cls, data: bytes) -> Body:
         return cls(len(data), lambda: iter((data,)))
 
 
@@ -59,7 +60,7 @@ class Body:
 class Request:
     """One HTTP request. `scopes`: what its token must cover; `repeatable`: whether sending it twice is harmless.
 
-    `patience`: seconds until the response must begin; None means the default.
+    `timeout`: seconds until the response must begin; None means the default.
     """
 
     method: str
@@ -68,7 +69,7 @@ class Request:
     body: Body | None = None
     scopes: frozenset[str] = frozenset()
     repeatable: bool = True
-    patience: float | None = None
+    timeout: float | None = None
 
     @property
     def origin(self) -> WebOrigin:

@@ -45,6 +45,7 @@ def findings(
         *_manifests(profile, max(manifest_sizes, default=0)),
         *_count(limits, profile.name, layer_count),
     ]
+    # Fatal ones first: the caller raises the first and need not show the others.
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
@@ -52,11 +53,17 @@ def check_image(
     host: str, manifests: Sequence[Document], blobs: Sequence[Descriptor]
 ) -> list[LimitFinding]:
     """Raise RegistryLimit if the registry at `host` is certain to refuse the image; return the other findings."""
-    found = findings(
-        profile_for(host),
-        layer_sizes=[blob.size for blob in blobs],
-        manifest_sizes=[len(document.data) for document in manifests],
+    return raise_fatal(
+        findings(
+            profile_for(host),
+            layer_sizes=[blob.size for blob in blobs],
+            manifest_sizes=[len(document.data) for document in manifests],
+        )
     )
+
+
+def raise_fatal(found: list[LimitFinding]) -> list[LimitFinding]:
+    """Raise RegistryLimit for the first fatal finding; return them all if there is none."""
     for finding in found:
         if finding.fatal:
             raise RegistryLimit(finding.message, hint=finding.hint)
@@ -71,14 +78,15 @@ def _layers(profile: RegistryProfile, largest: int) -> Iterable[LimitFinding]:
             f"Build with --max-layer-size {limits.layer_bytes}, which shards the weights losslessly.",
             fatal=True,
         )
+    # A warning only: how fast the connection is, is known only once something was sent.
     elif (
         limits.upload_seconds and largest > limits.upload_seconds * _ASSUMED_BYTES_PER_SECOND // 10
     ):
         needed = largest / limits.upload_seconds / (1 << 20)
         yield LimitFinding(
-            f"{profile.name} ends an upload after {limits.upload_seconds} s: the largest layer needs "
-            f"{needed:.0f} MiB/s all the time",
-            "On a slower line build with a smaller --max-layer-size.",
+            f"{profile.name} limits an upload to {limits.upload_seconds} s: the largest layer needs "
+            f"{needed:.0f} MiB/s throughout",
+            "On a slower connection, build with a smaller --max-layer-size.",
             fatal=False,
         )
 
@@ -96,7 +104,7 @@ def _manifests(profile: RegistryProfile, largest: int) -> Iterable[LimitFinding]
 def _count(limits: RegistryLimits, name: str, count: int) -> Iterable[LimitFinding]:
     if limits.layers is not None and count > limits.layers:
         yield LimitFinding(
-            f"{name} takes at most {limits.layers} layers; here are {count}",
+            f"{name} takes at most {limits.layers} layers; the image has {count}",
             "Group the weight files into fewer layers.",
             fatal=True,
         )

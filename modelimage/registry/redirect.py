@@ -30,9 +30,10 @@ class FollowingRedirects:
             location = response.header("Location")
             if response.status not in _REDIRECTS or location is None:
                 return response
+            # Its body is of no use, and an open one would keep the connection from the next hop.
             response.discard()
             request = next_hop(request, response.status, location)
-        raise RemoteRefused(f"{request.origin} redirects without end")
+        raise RemoteRefused(f"{request.origin} redirects too often")
 
 
 def next_hop(request: Request, status: int, location: str) -> Request:
@@ -49,7 +50,7 @@ def next_hop(request: Request, status: int, location: str) -> Request:
     if here.encrypted and not there.encrypted:
         raise RemoteRefused(
             f"{here} redirects to {there}, which isn't encrypted",
-            hint="Have the registry's storage served over HTTPS.",
+            hint="Serve the registry's storage over HTTPS.",
         )
     moved = replace(request, url=url)
     # Only the same origin may see the token: scheme, host and port.

@@ -24,19 +24,22 @@ _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """At most `attempts` tries, with waits from `base` doubling to `cap` seconds; no retry above `patience` seconds."""
+    """At most `attempts` tries, with waits from `base` doubling to `cap` seconds.
+
+    A server that requests more than `longest_wait` seconds isn't tried again.
+    """
 
     attempts: int = 5
     base: float = 0.5
     cap: float = 20.0
-    patience: float = 300.0
+    longest_wait: float = 300.0
 
     def delay(self, attempt: int, retry_after: float | None, jitter: float) -> float | None:
         """Seconds to wait after the `attempt`-th failed try (from 1); None to give up.
 
         `jitter` in [0, 1) spreads the clients of one outage over the upper half of the wait.
         """
-        if attempt >= self.attempts or (retry_after or 0) > self.patience:
+        if attempt >= self.attempts or (retry_after or 0) > self.longest_wait:
             return None
         backoff = min(self.cap, self.base * 2.0 ** (attempt - 1)) * (0.5 + jitter / 2)
         return max(backoff, retry_after or 0)
@@ -48,7 +51,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # Cut to 9 digits: an absurd value only has to exceed `patience`.
+        # Cut to 9 digits: an absurd value only has to exceed `longest_wait`.
         return float(text[:9])
     try:
         when = parsedate_to_datetime(text)
@@ -137,8 +140,8 @@ class Retrying:
     def _wait(self, error: Unreachable, origin: WebOrigin, attempt: int, repeatable: bool) -> None:
         """Wait before the next try, or raise the error if there is none."""
         limited = isinstance(error, RateLimited)
-        asked = error.retry_after if isinstance(error, RateLimited) else None
-        delay = self._policy.delay(attempt, asked, self._environment.jitter())
+        requested = error.retry_after if isinstance(error, RateLimited) else None
+        delay = self._policy.delay(attempt, requested, self._environment.jitter())
         # Recorded even if this request isn't repeated: other threads must slow down too. `send` waits it out.
         if limited and delay is not None:
             self._pauses.pause(origin, delay)
@@ -151,13 +154,13 @@ class Retrying:
         """Return the response, or raise its transient status as an error."""
         if response.status not in _TRANSIENT:
             return response
-        asked = parse_retry_after(response.header("Retry-After"), self._environment.now())
+        requested = parse_retry_after(response.header("Retry-After"), self._environment.now())
         response.discard()
         host = WebOrigin.parse(response.url)
         if response.status in _SLOW_DOWN:
             raise RateLimited(
-                f"{host} asks to slow down ({response.status})",
+                f"{host} limits the request rate ({response.status})",
                 hint="Wait, or lower the number of parallel transfers.",
-                retry_after=asked,
+                retry_after=requested,
             )
         raise Unreachable(f"{host} failed ({response.status})", hint="Try again later.")

@@ -11,7 +11,6 @@ import os
 import socket
 import ssl
 import threading
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import urllib3
 import urllib3.exceptions
 
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
+from modelimage.proxies import environment_proxy
 from modelimage.registry.exchange import Body, Request, WebOrigin
 
 _SEND_SLICE: Final = 256 << 10
@@ -50,11 +50,9 @@ class Timeouts:
     finish: float = 300.0
 
 
-def environment_proxy(origin: WebOrigin) -> str | None:
-    """The proxy for an origin according to HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
-    if urllib.request.proxy_bypass(f"{origin.host}:{origin.port}"):
-        return None
-    return urllib.request.getproxies().get(origin.scheme)
+def proxy_of(origin: WebOrigin) -> str | None:
+    """The proxy for an origin according to the environment."""
+    return environment_proxy(origin.scheme, origin.host, origin.port)
 
 
 class Network:
@@ -64,7 +62,7 @@ class Network:
         self,
         tls: TlsOptions,
         timeouts: Timeouts,
-        proxy_for: Callable[[WebOrigin], str | None] = environment_proxy,
+        proxy_for: Callable[[WebOrigin], str | None] = proxy_of,
     ) -> None:
         self._tls = tls
         self._timeouts = timeouts
@@ -83,7 +81,7 @@ class Network:
         headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT, **request.headers}
         if request.body is not None:
             headers["Content-Length"] = str(request.body.length)
-        stall = self._timeouts.stall if request.patience is None else request.patience
+        stall = self._timeouts.stall if request.timeout is None else request.timeout
         # Redirects and retries belong to the decorators, which handle credentials and body offsets correctly.
         with network_errors(origin):
             response = manager.request(
@@ -172,8 +170,8 @@ class SocketStream:
         if not count:
             reason = "was closed" if self._closed else "broke off"
             raise Unreachable(
-                f"the transfer from {self._origin} {reason} with {self._left} bytes to come",
-                hint="Try again: what has arrived is kept.",
+                f"the transfer from {self._origin} {reason} with {self._left} bytes left",
+                hint="Try again: the received bytes are kept.",
             )
         self._left -= count
         return count
@@ -222,7 +220,7 @@ def network_errors(origin: WebOrigin) -> Iterator[None]:
             hint="Give the authority's certificate with --ca-file, or --plain-http for a registry without TLS.",
         ) from error
     except (urllib3.exceptions.LocationValueError, urllib3.exceptions.URLSchemeUnknown) as error:
-        raise RemoteRefused(f"{origin} led to an unusable URL: {error}") from error
+        raise RemoteRefused(f"{origin} redirected to an unusable URL: {error}") from error
     except urllib3.exceptions.NewConnectionError as error:  # a subclass of TimeoutError
         raise _no_talk(origin, error) from error
     except (TimeoutError, urllib3.exceptions.TimeoutError) as error:

@@ -15,12 +15,12 @@ from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidInput, RemoteRefused, WeightyardError
 from modelimage.registry import answers
 from modelimage.registry.exchange import Body, Request, Response, Sender, WebOrigin
-from modelimage.repository import BlobContent, PassingContent, StopRequested
+from modelimage.repository import BlobContent, StopRequested, StreamedContent
 
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
 # A registry may copy or hash the received bytes before it responds.
-_PATIENCE: Final = 300.0
+_RESPONSE_TIMEOUT: Final = 300.0
 # Statuses that refuse a chunk as such, rather than temporarily or for lack of permission.
 # ECR responds to a first chunk with 201, as if it were the whole blob.
 _NO_CHUNKS: Final = frozenset({201, 400, 404, 405, 411, 413, 415, 416, 501})
@@ -39,50 +39,50 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A blob to send. `passes`: its digest is known only after all of it was read; `label` is its name in errors."""
+    """A blob to send. `streamed`: its digest is known only after all of it was read; `label` is its name in errors."""
 
     label: str
     size: int
     read: Callable[[int], Iterator[memoryview | bytes]]
     digest: Callable[[], Digest]
-    passes: bool = False
+    streamed: bool = False
 
     @classmethod
-    def of(cls, content: BlobContent) -> Outgoing:
+    def from_content(cls, content: BlobContent) -> Outgoing:
         known = content.descriptor
         return cls(str(known.digest), known.size, content.read, lambda: known.digest)
 
     @classmethod
-    def passing(cls, content: PassingContent) -> Outgoing:
-        return cls("on its way", content.size, content.read, content.digest, passes=True)
+    def from_streamed(cls, content: StreamedContent) -> Outgoing:
+        return cls("being streamed", content.size, content.read, content.digest, streamed=True)
 
 
 class Tally:
     """Reports to a progress callback how many bytes the registry has, and subtracts those to be sent again.
 
-    While `patient`, a callback's StopRequested is deferred to `check`, so that the current chunk isn't lost.
+    While `deferring`, a callback's StopRequested is deferred to `check`, so that the current chunk isn't lost.
     """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self._progress = progress
-        self._told = 0
+        self._reported = 0
         self._stop: StopRequested | None = None
-        self.patient = False
+        self.deferring = False
 
     def add(self, count: int) -> None:
-        self._told += count
+        self._reported += count
         if self._progress is None or not count:
             return
         try:
             self._progress(count)
         except StopRequested as stop:
-            if not self.patient:
+            if not self.deferring:
                 raise
             self._stop = stop
 
     def reach(self, position: int) -> None:
         """Make the sum of all reported counts equal `position`."""
-        self.add(position - self._told)
+        self.add(position - self._reported)
 
     def check(self) -> None:
         """Raise the deferred StopRequested, if any."""
@@ -121,7 +121,7 @@ class Uploader:
         """Open a session. Raises AccessDenied, NotFound, Unreachable, RemoteRefused."""
         response = self._post(self._uploads, self._scopes)
         if response.status != 202:
-            raise answers.refusal(response, "the registry opens no upload")
+            raise answers.refusal(response, "the registry starts no upload")
         return self._session(response, self._uploads, offset=0)
 
     def mount(self, digest: Digest, source: str) -> Session | None:
@@ -134,6 +134,7 @@ class Uploader:
         if response.status == 201:
             response.discard()
             return None
+        # 202: the registry can't or won't mount, and has opened a session for the upload instead (distribution-spec).
         if response.status != 202:
             raise answers.refusal(response, f"the registry mounts nothing from {source}")
         return self._session(response, self._uploads, offset=0)
@@ -145,7 +146,7 @@ class Uploader:
             response.discard()
             return None
         if response.status not in (202, 204):
-            raise answers.refusal(response, "the registry tells nothing of an upload")
+            raise answers.refusal(response, "the registry doesn't report the state of an upload")
         offset = parse_offset(response.header("Range"))
         return self._session(response, session.location, offset=offset, minimum=session.minimum)
 
@@ -165,13 +166,13 @@ class Uploader:
         )
         accepted = {202, 204} if ranged else {201, 202, 204}
         if response.status in _NO_CHUNKS - accepted:
-            error = answers.refusal(response, "the registry refuses a chunk")
+            error = answers.refusal(response, "the registry rejects a chunk")
             refused = ChunkRefused(error.message, hint=error.hint)
             # 404 to a chunk means that the session has expired.
             refused.lost = response.status == 404
             raise refused from error
         if response.status not in accepted:
-            raise answers.refusal(response, f"the registry refuses a part of blob {content.label}")
+            raise answers.refusal(response, f"the registry rejects a part of blob {content.label}")
         # The registry may have kept fewer bytes than were sent; its Range decides where the next chunk starts.
         held = parse_offset(response.header("Range")) or stop
         return self._session(response, session.location, offset=held, minimum=session.minimum)
@@ -185,11 +186,11 @@ class Uploader:
         url = with_digest(session.location, content.digest())
         response = self._send_bytes("PUT", url, headers, content, (start, size), tally)
         if response.status not in (201, 204):
-            raise answers.refusal(response, f"the registry refuses blob {content.label}")
+            raise answers.refusal(response, f"the registry rejects blob {content.label}")
         response.discard()
 
     def _post(self, url: str, scopes: frozenset[str]) -> Response:
-        return self._sender.send(Request("POST", url, body=Body.of(b""), scopes=scopes))
+        return self._sender.send(Request("POST", url, body=Body.from_bytes(b""), scopes=scopes))
 
     def _send_bytes(
         self,
@@ -204,7 +205,15 @@ class Uploader:
         body = Body(stop - start, lambda: content_bytes(content, start, stop, tally))
         # Never repeated blindly: the registry may have kept part of the body, so the offset must be queried first.
         return self._sender.send(
-            Request(method, url, headers, body, self._scopes, repeatable=False, patience=_PATIENCE)
+            Request(
+                method,
+                url,
+                headers,
+                body,
+                self._scopes,
+                repeatable=False,
+                timeout=_RESPONSE_TIMEOUT,
+            )
         )
 
     def _session(self, response: Response, base: str, *, offset: int, minimum: int = 0) -> Session:
@@ -222,11 +231,11 @@ def upload_url(base: str, location: str) -> str:
         url = urljoin(base, location)
         here, there = WebOrigin.parse(base), WebOrigin.parse(url)
     except (ValueError, InvalidInput) as error:
-        raise RemoteRefused(f"the registry wants uploads sent to {location[:200]!r}") from error
+        raise RemoteRefused(f"the registry directs uploads to {location[:200]!r}") from error
     if here.encrypted and not there.encrypted:
         raise RemoteRefused(
-            f"{here} wants uploads sent to {there}, which isn't encrypted",
-            hint="Correct the registry's external URL, or have it answer with relative URLs.",
+            f"{here} directs uploads to {there}, which isn't encrypted",
+            hint="Correct the registry's external URL, or configure it to answer with relative URLs.",
         )
     return url
 

@@ -74,6 +74,7 @@ def run(engine: QuantizationEngine, job: EngineJob, staging: Staging) -> dict[st
     # Left by an interrupted run.
     if made.exists():
         shutil.rmtree(made)
+    # JSON on stdin, not an import: llm-compressor's environment doesn't have this distribution.
     document = {
         "source": str(job.checkpoint.root.absolute()),
         "out": str(made),
@@ -97,6 +98,7 @@ def run(engine: QuantizationEngine, job: EngineJob, staging: Staging) -> dict[st
         [python, str(worker)], document, environment, name=engine.value, scratch=scratch
     )
     rescaled = job.method is not None and job.method.rescales
+    # Measured on the collected files, so that the check covers what is published, not what the engine claims.
     energies = collect(job.checkpoint.root, made, job.plan, staging, rescaled=rescaled)
     shutil.rmtree(made)
     shutil.rmtree(scratch)

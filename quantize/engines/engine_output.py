@@ -42,10 +42,12 @@ def collect(
 
     Raises EngineFailed when the engine omitted a matrix or changed its shape.
     """
+    # By name over all files: engines distribute tensors over shards as they like.
     found = _tensors(made)
     energies: dict[str, Energies] = {}
     for shard in plan.shards:
         temporary = staging.directory / f"{shard.name}.tmp"
+        # Under a temporary name: an interrupted shard must not look finished to the next run.
         _write(temporary, *_pieces(source / shard.name, shard, plan, found, rescaled=rescaled))
         staging.finish(temporary, shard.name)
         original, result = (
@@ -109,6 +111,7 @@ def _from_engine(
     found: Mapping[str, tuple[Path, int, TensorInfo]],
 ) -> _Piece:
     """The engine's version of an unquantized tensor, if it has one of the same dtype and shape."""
+    # The header is already laid out: a tensor of another size would shift all that follow.
     if name not in found or (found[name][2].dtype, found[name][2].shape) != entries[name]:
         return piece
     return replace(piece, path=found[name][0], source=found[name][1])
@@ -142,6 +145,7 @@ def _write(target: Path, header: bytes, pieces: list[_Piece]) -> None:
 def _measure(original: TensorFile, result: TensorFile, conversion: Conversion) -> Energies:
     matrix = conversion.matrix
     quantized = read_quantized(result, matrix.module)
+    # In float64: sums over millions of squares would lose the small errors in float32.
     total = Energies()
     for start, stop, rows in source_rows(original, matrix):
         exact = rows.astype(np.float64)
@@ -157,6 +161,7 @@ def _measure_rescaled(original: TensorFile, result: TensorFile, conversion: Conv
     rest after the fit is the rounding error.
     """
     matrix = conversion.matrix
+    # As a whole, not in blocks: the fit needs complete columns.
     exact = np.concatenate([rows for _, _, rows in source_rows(original, matrix)])
     found = read_quantized(result, matrix.module).rows(0, matrix.rows)
     for axis in (0, 1):

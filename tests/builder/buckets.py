@@ -9,11 +9,14 @@ from typing import Any, cast
 import boto3
 import urllib3
 
-from builder.sources.s3 import S3Reference, S3Settings, S3Source
+from builder.sources.objects import BucketReference, ObjectSettings, ObjectSource
+from builder.sources.s3 import S3Settings, s3_source
+from modelimage.source_uris import S3 as S3_SCHEME
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.s3 import S3
 
 PART = 1 << 16
+TRANSFER = ObjectSettings(part_size=PART, pause=lambda _: None)
 FILES = {
     "config.json": b'{"a": 1}',
     "model.safetensors": bytes(range(256)) * 1200,
@@ -82,12 +85,11 @@ class Bucket:
     def settings(self, **options: Any) -> S3Settings:
         return S3Settings(
             client={**self.server.client_options(), **options},
-            part_size=PART,
             page_size=3,
             attempts=1,
             timeout=3600.0,
-            pause=lambda _: None,
         )
 
-    def source(self, work: Path, prefix: str = "models/tiny", **options: Any) -> S3Source:
-        return S3Source(S3Reference(self.name, prefix), work, self.settings(**options))
+    def source(self, work: Path, prefix: str = "models/tiny", **options: Any) -> ObjectSource:
+        reference = BucketReference(S3_SCHEME, self.name, prefix)
+        return s3_source(reference, work, self.settings(**options), TRANSFER)

@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+import numpy as np
 
 from modelimage.safetensors import DTYPE_BITS, build_header
 
@@ -97,13 +96,17 @@ QUANTIZABLE = {
 
 def quantizable(directory: Path) -> Path:
     """A checkpoint of one real-shaped layer with finite weights."""
-    generator = torch.Generator().manual_seed(7)
-    tensors = {
-        name: torch.randn(shape, generator=generator).to(torch.bfloat16)
-        for name, shape in QUANTIZABLE.items()
-    }
+    random = np.random.default_rng(7)
+    header = build_header(
+        {name: ("BF16", shape) for name, shape in QUANTIZABLE.items()}, {"format": "pt"}
+    )
+    # The upper half of a float32 is a bfloat16, rounded towards zero.
+    bodies = (
+        (random.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype("<u2").tobytes()
+        for shape in QUANTIZABLE.values()
+    )
     directory.mkdir(parents=True)
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    (directory / "model.safetensors").write_bytes(header + b"".join(bodies))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
         "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2,

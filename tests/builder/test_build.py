@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from builder.build import BuildOptions
 from builder.variants import EvaluationChoices, QuantizeChoices, chosen_variants
 from builder.verifier import image_contents, verify_image
 from modelimage.digest import Digest
-from modelimage.errors import InvalidCheckpoint, NotFound, UnknownVariant, UnsafePickle
+from modelimage.errors import InvalidCheckpoint, NotFound, UnknownVariant
 from modelimage.layout import Layout
 from modelimage.record import Record, Role
 from modelimage.referrers import list_referrers, read_artifact
@@ -145,59 +144,6 @@ def test_an_old_tag_stays_when_a_new_build_fails(
     assert_intact(layout)
 
 
-def test_a_pickle_is_refused_until_conversion_is_asked_for(tmp_path: Path) -> None:
-    source = pickled(tmp_path / "source")
-    with pytest.raises(UnsafePickle):
-        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
-    assert not (tmp_path / "out").exists()
-    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, BuildOptions(convert_pickle=True))
-    record = record_of(tmp_path / "out")
-    assert {file.path for file in record.files if file.role is Role.WEIGHT} == {
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    }
-    assert "model.safetensors.index.json" in {file.path for file in record.files}
-    assert record.extra == {"convertedFrom": "pickle"}
-    assert_intact(tmp_path / "out")
-    assert not any((tmp_path / "work").iterdir())
-
-
-def test_a_broken_off_conversion_goes_on_with_the_next_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from builder import collect  # noqa: PLC0415
-
-    source = pickled(tmp_path / "source")
-    real, done = collect.convert, []
-
-    def convert(*arguments: object, **named: object) -> None:
-        if len(done) == 1:
-            raise Interrupted
-        real(*arguments, **named)  # type: ignore[arg-type]
-        done.append(named["name"])
-
-    monkeypatch.setattr(collect, "convert", convert)
-    options = BuildOptions(convert_pickle=True)
-    with pytest.raises(Interrupted):
-        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
-    converted: list[object] = []
-    monkeypatch.setattr(
-        collect, "convert", lambda *a, **named: (converted.append(named["name"]), real(*a, **named))
-    )
-    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
-    assert converted == ["pytorch_model-00002-of-00002.bin"]
-    assert_intact(tmp_path / "out")
-
-
-def pickled(directory: Path) -> Path:
-    single(directory)
-    (directory / "model.safetensors").unlink()
-    for n in (1, 2):
-        torch.save({f"t{n}": torch.ones(4, n)}, directory / f"pytorch_model-0000{n}-of-00002.bin")
-    write(directory, {"pytorch_model.bin.index.json": b"{}"})
-    return directory
-
-
 def test_variants_share_tokenizer_and_documents(tmp_path: Path) -> None:
     source = quantizable(tmp_path / "source")
     variants = chosen_variants(["int8", "int4"])
@@ -235,6 +181,7 @@ def test_the_quality_of_a_variant_is_published_beside_it(tmp_path: Path) -> None
     assert list_referrers(layout, layout.resolve("v1-modelpack")) == []
 
 
+@pytest.mark.torch
 def test_a_gate_judges_a_variant_that_an_earlier_run_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from builder.completeness import INDEX, WeightIndex, check_shards, read_header, read_json
 from builder.convert import convert, converted_name, converted_names, write_index
+from modelimage.checkpoint_files import INDEX, WeightIndex, check_shards, read_header, read_json
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 
 DTYPES = [

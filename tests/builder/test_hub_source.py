@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.errors import HfHubHTTPError
 
-from builder.sources.hub import HubModelSource, HubReference, parse_hub
+from builder.sources.hub import HubModelSource
 from builder.sources.interface import SourceFile
 from modelimage.digest import Digest
 from modelimage.errors import (
@@ -27,6 +27,7 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
+from modelimage.hub import HubReference, parse_hub
 from tests.builder.checkpoints import single
 from tests.servers.hub import Hub
 

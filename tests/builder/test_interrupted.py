@@ -15,7 +15,7 @@ from builder.digest_cache import SETTLED_SECONDS
 from modelimage.layout import Layout
 from tests.builder.building import REPOSITORY, weightyard
 from tests.servers.process import wait_until
-from weightyard.demo.synthetic import synthetic_checkpoint
+from tests.synthetic import synthetic_checkpoint
 
 pytestmark = pytest.mark.slow
 BUNDLES = 2  # layers that come before the weights

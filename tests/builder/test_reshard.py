@@ -14,11 +14,11 @@ from safetensors import safe_open
 
 from builder.build import BuildOptions
 from builder.collect import CollectedCheckpoint, collect
-from builder.completeness import INDEX
 from builder.layer_plan import MAX_WEIGHT_LAYERS, PlannedFile, plan_layers
 from builder.reshard import LAYER_OVERHEAD, bounded_sizes, plan_parts, reshard
 from builder.sources.local import LocalSource
 from builder.survey import survey
+from modelimage.checkpoint_files import INDEX
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidInput
 from modelimage.layout import Layout
@@ -131,7 +131,7 @@ def test_a_large_file_in_a_folder_cannot_be_split(source: Path, tmp_path: Path) 
         files=(PlannedFile("extra/model.safetensors", 92_160, Role.WEIGHT),),
         locations={"extra/model.safetensors": source / "model.safetensors"},
     )
-    with pytest.raises(InvalidInput, match="stands in a folder"):
+    with pytest.raises(InvalidInput, match="in a subdirectory"):
         reshard(moved, 32_000, "split", Remembering())
 
 
@@ -143,7 +143,7 @@ def test_layers_beyond_what_runtimes_stack_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         reshard(before, 40_000, "split", Remembering())
     limit = int(str(caught.value.hint).split()[-1].rstrip("."))
-    with pytest.raises(InvalidInput, match="runtime can stack"):
+    with pytest.raises(InvalidInput, match="container runtime supports"):
         reshard(before, limit, "split", Remembering())
 
 

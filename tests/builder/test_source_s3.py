@@ -20,8 +20,9 @@ from builder.digest_cache import DigestCache
 from builder.sources.factory import open_source
 from builder.sources.interface import SourceFile
 from builder.sources.local import LocalSource
+from builder.sources.objects import BucketReference, ObjectSource
 from builder.sources.parts import PartFile
-from builder.sources.s3 import S3Reference, S3Settings, S3Source, _whole_checksum, parse_s3
+from builder.sources.s3 import S3Settings, _whole_checksum, parse_s3, s3_source
 from modelimage.access import Access
 from modelimage.digest import Digest
 from modelimage.errors import (
@@ -48,7 +49,7 @@ def bucket(s3: S3, unique_name: Callable[[str], str]) -> Bucket:
     return Bucket(s3, unique_name("weights"))
 
 
-def fetched(source: S3Source) -> dict[str, bytes]:
+def fetched(source: ObjectSource) -> dict[str, bytes]:
     return {
         file.path: source.fetch(file, lambda _: None).read_bytes() for file in source.list().files
     }
@@ -68,7 +69,11 @@ def test_a_reference_is_written_as_it_was_read(text: str) -> None:
 
 
 def test_slashes_around_a_prefix_mean_nothing() -> None:
-    assert parse_s3("s3://bucket/a/") == parse_s3("s3://bucket//a") == S3Reference("bucket", "a")
+    assert (
+        parse_s3("s3://bucket/a/")
+        == parse_s3("s3://bucket//a")
+        == BucketReference("s3://", "bucket", "a")
+    )
 
 
 @pytest.mark.parametrize("text", ["s3://", "s3://B", "s3:///key", "s3://a_b/c", "s3://bucket/a\nb"])
@@ -79,7 +84,7 @@ def test_what_is_no_bucket_is_refused(text: str) -> None:
 
 def test_it_is_opened_by_its_scheme(tmp_path: Path) -> None:
     source = open_source("s3://bucket/a/b", {"XDG_CACHE_HOME": str(tmp_path)})
-    assert isinstance(source, S3Source)
+    assert isinstance(source, ObjectSource)
     assert source.uri == "s3://bucket/a/b"
     with pytest.raises(InvalidInput, match="label"):
         open_source("s3://bucket/a/b", {}, revision="1")
@@ -285,7 +290,7 @@ def test_no_such_bucket_or_prefix(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put({"a": b""})
     with pytest.raises(NotFound, match="nothing below"):
         bucket.source(tmp_path, prefix="elsewhere").list()
-    missing = S3Source(S3Reference("no-such-bucket"), tmp_path, bucket.settings())
+    missing = s3_source(BucketReference("s3://", "no-such-bucket"), tmp_path, bucket.settings())
     with pytest.raises(NotFound):
         missing.list()
     source = bucket.source(tmp_path)
@@ -299,8 +304,10 @@ def test_nobody_there(tmp_path: Path, s3: S3) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = {**s3.client_options(), "endpoint_url": f"http://127.0.0.1:{port}"}
-    source = S3Source(
-        S3Reference("bucket"), tmp_path, S3Settings(client=options, timeout=1.0, attempts=1)
+    source = s3_source(
+        BucketReference("s3://", "bucket"),
+        tmp_path,
+        S3Settings(client=options, timeout=1.0, attempts=1),
     )
     with pytest.raises(Unreachable):
         source.list()
@@ -311,7 +318,7 @@ def test_no_credentials(tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
     with pytest.raises(AccessDenied, match="no credentials"):
-        S3Source(S3Reference("bucket"), tmp_path).list()
+        s3_source(BucketReference("s3://", "bucket"), tmp_path).list()
 
 
 @pytest.mark.parametrize(
@@ -321,7 +328,7 @@ def test_no_credentials(tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch)
 def test_settings_that_make_no_sense(tmp_path: Path, s3: S3, options: dict[str, str]) -> None:
     settings = S3Settings(client={**s3.client_options(), **options}, timeout=1.0)
     with pytest.raises(InvalidInput):
-        S3Source(S3Reference("bucket"), tmp_path, settings).list()
+        s3_source(BucketReference("s3://", "bucket"), tmp_path, settings).list()
 
 
 @pytest.mark.servers

@@ -8,12 +8,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from cache_agent.daemon.node_setup import (
+    NodeOptions,
+    NodeParts,
+    control_service,
+    image_sources,
+    open_node,
+)
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.node.control_service import Service
-from cache_agent.node.node import Node, NodeOptions, NodeParts, SourcesOf, image_sources
+from cache_agent.node.node import Node
 from cache_agent.observability.events import Events
 from cache_agent.prewarm.node_status import status_without_agent
+from cache_agent.sources.source import SourcesOf
 from cache_agent.store.checker import Checker, Violation
 from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.ledger import Ledger
@@ -28,7 +36,7 @@ BOOT = "boot-1"
 # Whatever else fills the machine's disk.
 ROOMY = SpaceLimits(min_free=Amount())
 # An agent that takes no more of the machine into account than its own files.
-UNDISTURBED = {"WEIGHTYARD_MIN_FREE": "0", "WEIGHTYARD_TIERS__MEMORY_PRESSURE": "100"}
+UNDISTURBED = {"WEIGHTYARD_MIN_FREE": "0"}
 # One worker, which waits for a source that stands still until the test ends that.
 PATIENT = EngineOptions(streams=1, stall_seconds=24 * 3600.0)
 
@@ -71,7 +79,7 @@ class NodeFactory:
             observe=observe,
             boot=boot,
         )
-        return self.stack.enter_context(Node(options, parts))
+        return self.stack.enter_context(open_node(options, parts))
 
     def check(self) -> None:
         """Prove each root on disk sound; no node may be open."""
@@ -101,8 +109,8 @@ def begin_download(
     node: Node, record: Record, file: RecordFile, data: bytes, chunks: int = 1
 ) -> None:
     """Leave what a pull leaves that ended after the first chunks of a file had come."""
-    node.store.first.begin(record)
-    begun = node.store.first.partial(file)
+    node.store.first.partials.begin(record)
+    begun = node.store.first.partials.open(file)
     for index in range(chunks):
         start = index * CHUNK_SIZE
         begun.write(memoryview(data)[start : start + CHUNK_SIZE], start)
@@ -119,4 +127,4 @@ def pull(node: Node, image: str = "reg.test/m:v1", variant: str | None = None) -
 
 def service_of(node: Node) -> Service:
     """The control API's operations on a node without an agent."""
-    return Service(node, partial(status_without_agent, node))
+    return control_service(node, partial(status_without_agent, node.store, node.clock))

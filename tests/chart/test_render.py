@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.config import parse_config
-from cache_agent.servers.csi.driver_options import DRIVER
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
 from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name
@@ -244,7 +244,7 @@ def test_only_the_mounter_sees_all_of_kubelets_directory() -> None:
 
 def test_the_driver_is_what_kubelet_expects_of_inline_volumes() -> None:
     driver = find(render(), "CSIDriver")
-    assert driver["metadata"]["name"] == DRIVER
+    assert driver["metadata"]["name"] == CSI_DRIVER
     assert driver["spec"] == {
         "attachRequired": False,
         "podInfoOnMount": True,

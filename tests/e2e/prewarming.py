@@ -46,7 +46,7 @@ def _condition(cluster: Cluster, path: str, kind: str) -> str:
 def _check_status(document: Json) -> None:
     status = document["status"]
     assert status["percent"] == 100
-    assert status["nodesReady"] == status["nodesWanted"] >= 1
+    assert status["nodesReady"] == status["nodesDesired"] >= 1
     assert status["modelKey"].startswith("sha256:")
 
 

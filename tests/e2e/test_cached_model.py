@@ -38,7 +38,7 @@ def holds(cluster: Cluster, name: str) -> None:
     nodes = [
         cache["metadata"]["name"]
         for cache in cluster.get(f"{GROUP}/nodecaches")["items"]
-        if any(each["name"] == name for each in cache["status"].get("wanted", ()))
+        if any(each["name"] == name for each in cache["status"].get("desired", ()))
     ]
     assert nodes
     for node in nodes:

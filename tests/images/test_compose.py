@@ -18,8 +18,8 @@ import yaml
 from tests.images.building import Workshop, answers
 from tests.servers.process import ServerFailed, free_port, wait_until
 from tests.servers.registry import DockerRegistry
+from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import FAKE_ENGINE, Terminal, workspace
-from weightyard.demo.synthetic import synthetic_checkpoint
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("images")]
 ENGINE = "localhost/stand-in-engine:test"

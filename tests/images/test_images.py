@@ -53,8 +53,6 @@ def test_nothing_is_in_an_image_that_its_program_does_not_need(
     unwanted = ["torch", "pip", "pytest", "vllm", "transformers"]
     if "builder" not in image:
         unwanted += ["numba", "huggingface_hub"]
-    if "controller" not in image:
-        unwanted += ["kopf"]
     found = workshop.run(image, "-c", script.format(unwanted), options=("--entrypoint=python",))
     assert json.loads(found) == []
 

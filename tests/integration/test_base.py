@@ -133,7 +133,7 @@ def test_what_is_no_base_is_refused(
     build = ("build", source, "--to", f"oci:{tmp_path}/other:v1", "--base")
     artifact = weightyard_here(capsys, *build, f"oci:{tmp_path}/out:v1-modelpack")
     assert artifact.code == 15
-    assert "no container image" in artifact.err
+    assert "a container image" in artifact.err
     assert weightyard_here(capsys, *build, "docker:busybox").code == 2
     absent = weightyard_here(capsys, *build, f"oci:{tmp_path}/absent:v1")
     assert absent.code == 3

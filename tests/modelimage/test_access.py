@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from modelimage.access import Access, open_reader, open_repository, open_writer
+from modelimage.access import Access, open_image_repository, open_reader, open_repository
 from modelimage.errors import InvalidInput, RemoteRefused
 from modelimage.layout import Layout
 from modelimage.reference import (
@@ -60,7 +60,7 @@ def test_a_ca_file_means_tls_on_loopback_too() -> None:
 def test_a_reference_chooses_its_implementation(tmp_path: Path) -> None:
     layout = LayoutReference(tmp_path)
     assert isinstance(open_reader(layout, Access()), Layout)
-    assert isinstance(open_writer(layout, Access()), Layout)
+    assert isinstance(open_image_repository(layout, Access()), Layout)
     with pytest.raises(InvalidInput, match="docker engine"):
         open_reader(EngineReference("m"), Access())
 

@@ -144,7 +144,7 @@ def test_a_child_that_stands_still_is_killed_with_its_descendants_and_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("modelimage.child._LOOK_SECONDS", 0.01)
-    with pytest.raises(TimedOut, match=r"has done nothing for 3 s"):
+    with pytest.raises(TimedOut, match=r"made no progress for 3 s"):
         run_child([sys.executable, "-c", FAMILY, str(tmp_path / "pid")], stall_seconds=3)
     grandchild = int((tmp_path / "pid").read_text())
     wait_until(lambda: (read_stat(grandchild) or ["Z"])[0] == "Z", what="end of the grandchild")

@@ -16,7 +16,13 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.layout import Layout
-from modelimage.referrers import ArtifactFile, attach, list_referrers, make_artifact
+from modelimage.referrers import (
+    ArtifactFile,
+    attach,
+    list_referrers,
+    make_artifact,
+    read_artifact,
+)
 from tests.modelimage.conformance import put_image
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -109,6 +115,27 @@ def test_a_signature_that_is_none_does_not_pass(
     attach(layout, artifact, cosign.signature_tag(subject.digest))
     with pytest.raises(cosign.BadSignature):
         cosign.verify(layout, subject, [KEY.public_key()])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"\xff", b"[]", b"[" * 100_000, b'{"critical": []}'],
+    ids=["empty", "cut", "no text", "list", "deep", "no map"],
+)
+def test_a_malformed_signature_hides_no_valid_one(
+    layout: Layout, subject: Descriptor, payload: bytes
+) -> None:
+    """Others may add signatures to the same manifest, before ours or after it."""
+    cosign.sign(layout, layout, subject, KEY, name="team/model")
+    tag = cosign.signature_tag(subject.digest)
+    (ours,) = read_artifact(layout, layout.resolve(tag))
+    bad = ArtifactFile("bad", cosign.PAYLOAD_TYPE, payload, {cosign.SIGNATURE_ANNOTATION: "eA=="})
+    attach(layout, make_artifact(subject, cosign.ARTIFACT_TYPE, [bad, ours, bad]), tag)
+    cosign.verify(layout, subject, [KEY.public_key()])
+    with pytest.raises(cosign.BadSignature):
+        cosign.verify(layout, subject, [OTHER.public_key()])
+    cosign.sign(layout, layout, subject, OTHER, name="team/model")
+    cosign.verify(layout, subject, [OTHER.public_key()])
 
 
 def test_openssl_agrees(layout: Layout, subject: Descriptor, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_the_kernels_words(text: str, flags: set[str] | None) -> None:
     assert parse_cpuinfo(text) == flags
 
 
+@pytest.mark.torch
 def test_this_machines_flags_are_those_that_vllm_chooses_its_library_by() -> None:
     """torch asks the processor itself; Linux hides what it doesn't support."""
     torch_cpu = importlib.import_module("torch").cpu
@@ -85,6 +86,7 @@ def test_this_machines_flags_are_those_that_vllm_chooses_its_library_by() -> Non
     assert flags is None or ("avx2" in flags) == torch_cpu._is_avx2_supported()
 
 
+@pytest.mark.torch
 def test_the_installed_vllm_has_the_kernels_that_the_table_says() -> None:
     """Its libraries, one for each instruction set: the 4-bit operator is in those for AVX-512 alone."""
     spec = importlib.util.find_spec("vllm")

@@ -1,14 +1,12 @@
-"""Memory estimates: counted by hand for published configs, and the law of `context_that_fits`."""
+"""Memory estimates: counted by hand for published configs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from modelimage.gpu_memory import MemoryEstimate, estimate, kv_cache_bytes_per_token
+from modelimage.gpu_memory import estimate, kv_cache_bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,3 @@ def test_experts_widen_the_activations() -> None:
     assert estimate(moe, []).activation_bytes - estimate(SMOLLM2, []).activation_bytes == (
         2048 * 3 * (8 * 768 - 1536) * 2
     )
-
-
-@given(
-    memory=st.integers(0, 1 << 40),
-    weights=st.integers(0, 1 << 36),
-    per_token=st.integers(0, 1 << 20),
-)
-def test_context_that_fits_never_exceeds_the_memory(
-    memory: int, weights: int, per_token: int
-) -> None:
-    found = MemoryEstimate(1, weights, per_token, 1 << 20, 1 << 30, 8192)
-    tokens = found.context_that_fits(memory)
-    assert tokens >= 0
-    if tokens:
-        assert found.gpu_memory_bytes(tokens) <= memory < found.gpu_memory_bytes(tokens + 1)

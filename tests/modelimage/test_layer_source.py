@@ -19,8 +19,8 @@ from modelimage.layer_source import StreamingLayer
 from modelimage.recipe import FileSlice, LayerFile, Recipe, layer_recipe
 from modelimage.registry.client import RegistryRepository
 from modelimage.registry.profiles import RegistryProfile
-from modelimage.registry.upload_state import DirectoryMemory
-from modelimage.repository import PassingContent
+from modelimage.registry.upload_state import UploadStates
+from modelimage.repository import StreamedContent
 from tests.modelimage.conformance import described, read_all
 from tests.modelimage.test_registry_faults import (
     CHUNK,
@@ -60,9 +60,9 @@ def test_it_is_what_a_layer_from_files_is(tmp_path: Path) -> None:
     for path, data in FILES.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data)
-    passing = StreamingLayer(recipe(), slices)
-    assert hashlib.sha256(b"".join(passing.read(0))).hexdigest() == passing.digests().digest.hex
-    assert passing.digests() == hash_layer(recipe(), tmp_path.joinpath)
+    layer = StreamingLayer(recipe(), slices)
+    assert hashlib.sha256(b"".join(layer.read(0))).hexdigest() == layer.digests().digest.hex
+    assert layer.digests() == hash_layer(recipe(), tmp_path.joinpath)
 
 
 @given(
@@ -73,15 +73,15 @@ def test_it_is_what_a_layer_from_files_is(tmp_path: Path) -> None:
 )
 def test_any_readings_before_the_last_change_nothing(tries: list[tuple[int, int]]) -> None:
     """From any offset, given up after any number of pieces: the bytes are right, and so are the digests."""
-    passing = StreamingLayer(recipe(), slices)
+    layer = StreamingLayer(recipe(), slices)
     for offset, pieces in tries:
         seen = bytearray()
-        for _, piece in zip(range(pieces), passing.read(offset), strict=False):
+        for _, piece in zip(range(pieces), layer.read(offset), strict=False):
             seen += piece
         assert BLOB[offset : offset + len(seen)] == seen
-    assert b"".join(passing.read(len(BLOB))) == b""
-    b"".join(passing.read(0))
-    assert passing.digests().digest == Digest.of(BLOB)
+    assert b"".join(layer.read(len(BLOB))) == b""
+    b"".join(layer.read(0))
+    assert layer.digests().digest == Digest.of(BLOB)
 
 
 def test_the_next_chunk_goes_on_with_the_same_reading() -> None:
@@ -91,10 +91,10 @@ def test_the_next_chunk_goes_on_with_the_same_reading() -> None:
         opened.append(piece.start)
         return slices(piece)
 
-    passing, seen = StreamingLayer(recipe(), counted), bytearray()
+    layer, seen = StreamingLayer(recipe(), counted), bytearray()
     while len(seen) < len(BLOB):
         chunk = bytearray()
-        for piece in passing.read(len(seen)):
+        for piece in layer.read(len(seen)):
             chunk += piece
             if len(chunk) >= 50_000:
                 break
@@ -103,25 +103,25 @@ def test_the_next_chunk_goes_on_with_the_same_reading() -> None:
 
 
 def test_digests_are_not_told_early_and_short_files_are_noticed() -> None:
-    passing = StreamingLayer(recipe(), slices)
-    next(passing.read(0))
-    with pytest.raises(DigestMismatch, match="have passed"):
-        passing.digests()
+    layer = StreamingLayer(recipe(), slices)
+    next(layer.read(0))
+    with pytest.raises(DigestMismatch, match="were streamed"):
+        layer.digests()
     short = StreamingLayer(recipe(), lambda piece: iter([b"short"]))
-    with pytest.raises(DigestMismatch, match="bytes less"):
+    with pytest.raises(DigestMismatch, match="bytes shorter"):
         list(short.read(0))
 
 
 # To a registry
 
 
-def content(passing: StreamingLayer) -> PassingContent:
-    return PassingContent("these-bytes", len(BLOB), passing.read, lambda: passing.digests().digest)
+def content(layer: StreamingLayer) -> StreamedContent:
+    return StreamedContent("these-bytes", len(BLOB), layer.read, lambda: layer.digests().digest)
 
 
 def send(repository: RegistryRepository) -> list[int]:
     counts: list[int] = []
-    repository.put_passing(content(StreamingLayer(recipe(), slices)), counts.append)
+    repository.put_streamed(content(StreamingLayer(recipe(), slices)), counts.append)
     assert read_all(repository, described(BLOB)) == BLOB
     return counts
 
@@ -167,7 +167,7 @@ def test_lost_and_broken_sessions_are_begun_again(
 
 @pytest.mark.servers
 def test_another_process_reads_all_and_sends_the_rest(through: Opener, tmp_path: Path) -> None:
-    memory = DirectoryMemory(tmp_path / "uploads")
+    memory = UploadStates(tmp_path / "uploads")
     proxy, first = through(BufferedUploads(), memory=memory)
     dying = StreamingLayer(recipe(), slices)
 
@@ -178,7 +178,7 @@ def test_another_process_reads_all_and_sends_the_rest(through: Opener, tmp_path:
             yield piece
 
     with pytest.raises(KilledProcess):
-        first.put_passing(replace(content(dying), read=read))
+        first.put_streamed(replace(content(dying), read=read))
     held, proxy.seen[:] = proxy.uploaded, []
     second = repository_at(proxy.host, first.repository, Access(), SMALL_CHUNKS, memory)
     send(second)
@@ -189,11 +189,11 @@ def test_another_process_reads_all_and_sends_the_rest(through: Opener, tmp_path:
 @pytest.mark.servers
 def test_what_its_digest_refuses_is_not_visible(through: Opener) -> None:
     _, repository = through()
-    passing = StreamingLayer(recipe(), slices)
+    layer = StreamingLayer(recipe(), slices)
 
     def refuse() -> Digest:
         raise DigestMismatch("the source says another digest")
 
     with pytest.raises(DigestMismatch, match="another digest"):
-        repository.put_passing(replace(content(passing), digest=refuse))
+        repository.put_streamed(replace(content(layer), digest=refuse))
     assert not repository.has_blob(described(BLOB))

@@ -232,7 +232,7 @@ def test_a_tag_of_two_manifests_is_ambiguous(directory: Path) -> None:
 
 def test_what_is_no_layout_is_not_found(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(NotFound, match="no OCI layout"):
+        with pytest.raises(NotFound, match="OCI layout directory"):
             Layout(path).resolve("v1")
 
 

@@ -186,7 +186,7 @@ def test_a_layer_too_large_is_refused_with_the_option_that_mends_it() -> None:
 
 
 def test_a_manifest_too_large_is_refused() -> None:
-    document = Document.of("x", b" " * (4 * MIB + 1))
+    document = Document.from_bytes("x", b" " * (4 * MIB + 1))
     with pytest.raises(RegistryLimit, match="manifests of at most"):
         check_image("r.azurecr.io", [document], [])
 

@@ -153,7 +153,7 @@ def test_a_page_on_another_host_is_not_fetched(link: str) -> None:
 
 def test_pages_without_end_end() -> None:
     page = Answer(200, {"Link": '<?again>; rel="next"'}, b'{"tags":[]}')
-    with pytest.raises(RemoteRefused, match="without end"):
+    with pytest.raises(RemoteRefused, match="endless list"):
         repository(lambda *_: page).tags()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from modelimage.access import Access, open_reader, open_repository, open_writer
+from modelimage.access import Access, open_image_repository, open_reader, open_repository
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied
 from modelimage.reference import RegistryReference
@@ -26,7 +26,9 @@ def place_in(server: DockerRegistry, repository: str, access: Access) -> Place:
         server.blob_path(str(digest)).write_bytes(data)
 
     return Place(
-        lambda: open_reader(reference, access), lambda: open_writer(reference, access), damage
+        lambda: open_reader(reference, access),
+        lambda: open_image_repository(reference, access),
+        damage,
     )
 
 
@@ -79,7 +81,7 @@ def test_without_or_with_wrong_credentials_access_is_denied(
 ) -> None:
     server = request.getfixturevalue(kind)
     reference = RegistryReference(server.host, unique_name("private"))
-    put_image(open_writer(reference, as_alice(server)), "v1")
+    put_image(open_image_repository(reference, as_alice(server)), "v1")
     wrong = ExplicitCredential(server.host, BasicCredential("alice", "guess"))
     for access in (Access(), Access(wrong)):
         reader = open_reader(reference, access)
@@ -96,10 +98,10 @@ def test_a_public_repository_is_read_without_an_account(
     token_registry: TokenAuthRegistry, unique_name: Callable[[str], str]
 ) -> None:
     reference = RegistryReference(token_registry.host, unique_name("public/model"))
-    descriptor = put_image(open_writer(reference, as_alice(token_registry)), "v1")
+    descriptor = put_image(open_image_repository(reference, as_alice(token_registry)), "v1")
     assert open_reader(reference, Access()).resolve("v1").digest == descriptor.digest
     with pytest.raises(AccessDenied):
-        put_image(open_writer(reference, Access()), "v2", b"new")
+        put_image(open_image_repository(reference, Access()), "v2", b"new")
 
 
 def test_an_identity_token_is_exchanged(
@@ -108,7 +110,7 @@ def test_an_identity_token_is_exchanged(
     token = IdentityToken(token_registry.tokens.identity_token("bob"))
     access = Access(ExplicitCredential(token_registry.host, token))
     reference = RegistryReference(token_registry.host, unique_name("team/model"))
-    put_image(open_writer(reference, access), "v1")
+    put_image(open_image_repository(reference, access), "v1")
     mine = [r for r in token_registry.tokens.requests if reference.repository in str(r.scopes)]
     assert {(r.method, r.user) for r in mine} == {("POST", "bob")}
 
@@ -127,11 +129,11 @@ def test_one_token_serves_many_requests(
 def test_a_token_that_expires_between_requests_is_renewed(
     unique_name: Callable[[str], str],
 ) -> None:
-    # Already over when it is issued: the client asks for a new one each time, the registry refuses each.
+    # Already over when it is issued: the client asks for a new one each time, the registry rejects each.
     with TokenAuthRegistry(users=USERS, lifetime=-5) as server:
         reference = RegistryReference(server.host, unique_name("team/model"))
         writer = open_repository(reference, as_alice(server))
-        with pytest.raises(AccessDenied, match="refuses"):
+        with pytest.raises(AccessDenied, match="rejects"):
             put_image(writer, "v1")
         server.tokens.lifetime = 300
         put_image(writer, "v1")

@@ -99,7 +99,7 @@ def test_challenges_are_parsed_as_they_are_written(
 
 @given(st.integers(1, 12), st.floats(0, 0.999), st.none() | st.floats(0, 1000))
 def test_waits_grow_are_bounded_and_end(attempt: int, jitter: float, asked: float | None) -> None:
-    policy = RetryPolicy(attempts=6, base=0.5, cap=20, patience=300)
+    policy = RetryPolicy(attempts=6, base=0.5, cap=20, longest_wait=300)
     delay = policy.delay(attempt, asked, jitter)
     if attempt >= 6 or (asked or 0) > 300:
         assert delay is None
@@ -193,7 +193,7 @@ def test_a_host_that_asks_for_a_pause_gets_it_from_all(status: int, retry_after:
     assert time.now == 7
 
 
-def test_a_pause_beyond_patience_is_an_error_at_once() -> None:
+def test_a_pause_beyond_the_longest_wait_is_an_error_at_once() -> None:
     time = VirtualTime()
     inner = ScriptedSender(lambda *_: Answer(429, {"Retry-After": "86400"}))
     with pytest.raises(RateLimited):
@@ -240,7 +240,7 @@ def test_a_redirect_that_would_lose_something_is_refused(
 
 
 def test_an_upload_is_redirected_with_its_body() -> None:
-    request = Request("PUT", f"{HOST}/x", body=Body.of(b"abc"))
+    request = Request("PUT", f"{HOST}/x", body=Body.from_bytes(b"abc"))
     assert next_hop(request, 307, "/y").body is request.body
 
 
@@ -250,7 +250,7 @@ def test_redirects_are_followed_and_end() -> None:
     )
     assert FollowingRedirects(inner).send(Request("GET", f"{HOST}/")).status == 200
     endless = ScriptedSender(lambda *_: Answer(302, {"location": "/again"}))
-    with pytest.raises(RemoteRefused, match="without end"):
+    with pytest.raises(RemoteRefused, match="too often"):
         FollowingRedirects(endless).send(Request("GET", f"{HOST}/"))
     assert all(answer.discarded for answer in endless.answers)
 

@@ -20,7 +20,7 @@ from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
 from modelimage.registry.retry import HostPauses
 from modelimage.registry.transport import Timeouts, TlsOptions
-from modelimage.registry.upload_state import NoMemory, UploadMemory
+from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import BlobContent
 from modelimage.resolve import read_blob
 from tests.modelimage.conformance import BLOB, blob_content, described, put_image, read_all
@@ -74,7 +74,7 @@ def through(registry: DockerRegistry, unique_name: Callable[[str], str]) -> Iter
     def open_through(
         *faults: Fault,
         profile: RegistryProfile = SMALL_CHUNKS,
-        memory: UploadMemory | None = None,
+        memory: UploadStates | None = None,
         access: Access | None = None,
         server: DockerRegistry = registry,
         timeouts: Timeouts | None = None,
@@ -84,7 +84,7 @@ def through(registry: DockerRegistry, unique_name: Callable[[str], str]) -> Iter
         started.append(proxy)
         connections = without_waiting(timeouts)
         chosen = replace(access or Access(), connections=connections)
-        return proxy, repository_at(proxy.host, name, chosen, profile, memory or NoMemory())
+        return proxy, repository_at(proxy.host, name, chosen, profile, memory or UploadStates())
 
     yield open_through
     for proxy in started:
@@ -92,7 +92,7 @@ def through(registry: DockerRegistry, unique_name: Callable[[str], str]) -> Iter
 
 
 def repository_at(
-    host: str, name: str, access: Access, profile: RegistryProfile, memory: UploadMemory
+    host: str, name: str, access: Access, profile: RegistryProfile, memory: UploadStates
 ) -> RegistryRepository:
     opened = open_repository(RegistryReference(host, name), access)
     options = RepositoryOptions(access.connections.backoff, memory, profile=profile)

@@ -16,7 +16,7 @@ from modelimage.errors import RemoteRefused
 from modelimage.registry.blob_upload import chunk_bytes, most_chunk
 from modelimage.registry.client import RegistryRepository
 from modelimage.registry.profiles import PROFILES, UNLISTED, RegistryProfile, profile_for
-from modelimage.repository import PassingContent
+from modelimage.repository import StreamedContent
 from tests.modelimage.conformance import BLOB, blob_content, described, read_all
 from tests.modelimage.test_registry_faults import CHUNK, Opener, through
 from tests.servers.faulty_registry import Fault, NoChunks
@@ -48,17 +48,17 @@ def scaled(profile: RegistryProfile) -> RegistryProfile:
     return replace(profile, chunk_bytes=CHUNK)
 
 
-def passing() -> PassingContent:
+def streamed() -> StreamedContent:
     def read(offset: int) -> Iterator[bytes]:
         yield BLOB[offset:]
 
-    return PassingContent("blob", len(BLOB), read, lambda: described(BLOB).digest)
+    return StreamedContent("blob", len(BLOB), read, lambda: described(BLOB).digest)
 
 
 Put = Callable[[RegistryRepository], None]
 WAYS: dict[str, Put] = {
     "known": lambda repository: repository.put_blob(blob_content(BLOB)),
-    "passing": lambda repository: repository.put_passing(passing()),
+    "streamed": lambda repository: repository.put_streamed(streamed()),
 }
 
 

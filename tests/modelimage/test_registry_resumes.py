@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelimage.access import Access
-from modelimage.registry.upload_state import DirectoryMemory
+from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import BlobContent, StopRequested
 from tests.modelimage.conformance import BLOB, blob_content, described, read_all
 from tests.modelimage.test_registry_faults import (
@@ -46,7 +46,7 @@ def dying_content(after: int) -> BlobContent:
 
 
 def test_another_process_goes_on_where_a_killed_one_ended(through: Opener, tmp_path: Path) -> None:
-    memory = DirectoryMemory(tmp_path / "uploads")
+    memory = UploadStates(tmp_path / "uploads")
     proxy, first = through(BufferedUploads(), memory=memory)
     with pytest.raises(KilledProcess):
         first.put_blob(dying_content(after=5 * CHUNK + 20_000))
@@ -64,7 +64,7 @@ def test_another_process_goes_on_where_a_killed_one_ended(through: Opener, tmp_p
 def test_ten_deaths_cost_five_percent(through: Opener, tmp_path: Path) -> None:
     """Where the registry keeps upload state, all attempts together send at most 1.05 times the blob."""
     profile = replace(SMALL_CHUNKS, chunk_bytes=len(BLOB) // 250)
-    memory = DirectoryMemory(tmp_path / "uploads")
+    memory = UploadStates(tmp_path / "uploads")
     proxy, first = through(BufferedUploads(), profile=profile, memory=memory)
     for _ in range(10):
         process = repository_at(proxy.host, first.repository, Access(), profile, memory)
@@ -80,7 +80,7 @@ def test_who_is_asked_to_stop_ends_with_the_chunk_and_nothing_is_sent_twice(
     through: Opener, tmp_path: Path
 ) -> None:
     """Also to a registry that can't go on in the middle of a chunk, as docker-registry."""
-    memory = DirectoryMemory(tmp_path / "uploads")
+    memory = UploadStates(tmp_path / "uploads")
     proxy, first = through(memory=memory)
 
     def stop(count: int) -> None:
@@ -99,7 +99,7 @@ def test_who_is_asked_to_stop_ends_with_the_chunk_and_nothing_is_sent_twice(
 
 def test_a_note_of_other_bytes_is_forgotten(through: Opener, tmp_path: Path) -> None:
     """A session that was begun with damaged content fails by digest once, and then the blob is sent anew."""
-    memory = DirectoryMemory(tmp_path / "uploads")
+    memory = UploadStates(tmp_path / "uploads")
     proxy, first = through(BufferedUploads(), memory=memory)
 
     def read(offset: int) -> Iterator[bytes]:
@@ -119,7 +119,7 @@ def test_a_note_of_other_bytes_is_forgotten(through: Opener, tmp_path: Path) -> 
 def test_an_upload_that_another_process_holds_gets_a_session_of_its_own(
     through: Opener, tmp_path: Path
 ) -> None:
-    memory = DirectoryMemory(tmp_path / "uploads")
+    memory = UploadStates(tmp_path / "uploads")
     proxy, first = through(memory=memory)
 
     def read(offset: int) -> Iterator[bytes]:
@@ -134,7 +134,7 @@ def test_an_upload_that_another_process_holds_gets_a_session_of_its_own(
 
 
 def test_a_note_is_its_owners_alone_and_a_damaged_one_recalls_nothing(tmp_path: Path) -> None:
-    memory = DirectoryMemory(tmp_path)
+    memory = UploadStates(tmp_path)
     with memory.note("https://r/v2/m/blobs/x") as note:
         assert note.recall() is None
         (path,) = tmp_path.iterdir()

@@ -62,7 +62,7 @@ def tensor(start: int, stop: int, shape: list[int] | None = None, dtype: str = "
     ("document", "data_size", "says"),
     [
         ({"a": tensor(0, 4), "b": tensor(2, 6)}, 6, "overlaps"),
-        ({"a": tensor(0, 4), "b": tensor(6, 8)}, 8, "hole"),
+        ({"a": tensor(0, 4), "b": tensor(6, 8)}, 8, "gap"),
         ({"a": tensor(0, 4)}, 3, "truncated"),
         ({"a": tensor(0, 4)}, 5, "follow the last"),
         ({"a": tensor(0, 4, [3])}, 4, "isn't 4 bytes"),

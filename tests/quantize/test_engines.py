@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from modelimage.checkpoint_files import read_header
 from modelimage.errors import EngineFailed
 from modelimage.safetensors import build_header
-from quantize.checkpoint import read_header
 from quantize.engines import llm_compressor
 from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, QualityTooLow

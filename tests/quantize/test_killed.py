@@ -22,7 +22,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from quantize.quantizer import QuantizeOptions, quantize_checkpoint
-from quantize.schemes import Engine, Format, Scheme
+from quantize.schemes import Format, QuantizationEngine, Scheme
 
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 staged = out.parent / f".{out.name}.partial"
@@ -35,7 +35,10 @@ def halt(done, total):
         sys.stdin.read()
 
 options = QuantizeOptions(
-    Scheme(sys.argv[3]), format=Format(sys.argv[4]), engine=Engine.RTN, threads=int(sys.argv[5])
+    Scheme(sys.argv[3]),
+    format=Format(sys.argv[4]),
+    engine=QuantizationEngine.RTN,
+    threads=int(sys.argv[5]),
 )
 quantize_checkpoint(source, out, options, halt)
 """

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.containerd import Containerd
+from tests.servers.gcs import GoogleStorageServer
 from tests.servers.hub import Hub
 from tests.servers.podman import Podman
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
@@ -71,6 +72,13 @@ def hub() -> Iterator[Hub]:
 def s3() -> Iterator[S3]:
     """An S3 without buckets: a test makes its own under a unique name."""
     with S3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[GoogleStorageServer]:
+    """A Google Cloud Storage without buckets: a test makes its own under a unique name."""
+    with GoogleStorageServer() as server:
         yield server
 
 

@@ -56,7 +56,7 @@ def test_an_engine_has_the_image_with_the_same_files(
 
 def test_what_is_no_container_image_is_not_loaded(built: Path) -> None:
     layout = Layout(built)
-    with pytest.raises(InvalidImage, match="no container image"):
+    with pytest.raises(InvalidImage, match="a container image"):
         image_for(layout, layout.resolve("v1-modelpack"), AMD64)
     with pytest.raises(NotFound, match="linux/riscv64"):
         image_for(layout, layout.resolve("v1"), Platform("linux", "riscv64"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import Terminal, workspace
-from weightyard.demo.synthetic import synthetic_checkpoint
 
 pytestmark = pytest.mark.servers
 

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 import yaml
 
+from cache_agent.api.kube import kubeconfig
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from weightyard.cli import main
 from weightyard.commands import crds as command
 from weightyard.crds import definitions
-from workspace.controller import handlers
 
 
 def test_printed_definitions_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,7 +25,7 @@ def test_applying_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     async def apply_twice() -> tuple[FakeApi, int]:
         api = FakeApi()
         async with HttpApi(api) as served:
-            monkeypatch.setattr(handlers, "connect", served.connection)
+            monkeypatch.setattr(kubeconfig, "default_connection", served.connection)
             await command._apply()
             first = len(api.writes)
             await command._apply()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from modelimage.safetensors import LENGTH_BYTES, Header, parse_header
+from tests.synthetic import architecture_of, split, synthetic_checkpoint, tensor_shapes
 from weightyard.demo.safetensors_file import bf16_size, to_bf16, write_bf16
 from weightyard.demo.smollm import README, default_cache, smollm2_checkpoint
-from weightyard.demo.synthetic import architecture_of, split, synthetic_checkpoint, tensor_shapes
 
 MODEL_SHA256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 MEGABYTE = 1_000_000

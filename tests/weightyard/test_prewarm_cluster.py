@@ -68,7 +68,7 @@ class Agents:
             for each in api.list("CachedModel")
             if (each["spec"].get("nodeSelector") or {}).items() <= labels.items()
         ]
-        api.update("NodeCache", "", node, lambda found: found["status"].update(wanted=wanted))
+        api.update("NodeCache", "", node, lambda found: found["status"].update(desired=wanted))
 
     def model(self, name: str = "llama-v1") -> Json:
         return self.cluster.api.get("CachedModel", "", name)
@@ -97,7 +97,7 @@ def test_a_model_is_wanted_waited_for_and_wanted_otherwise(
     version = agents.model()["metadata"]["generation"]
     assert main(["--json", "prewarm", IMAGE, "--cluster", "--wait", "--timeout", "86400"]) == 0
     shown = capsys.readouterr()
-    assert json.loads(shown.out) == {"name": "llama-v1", "wanted": True, "ready": True}
+    assert json.loads(shown.out) == {"name": "llama-v1", "desired": True, "ready": True}
     events = [json.loads(line) for line in shown.err.splitlines()]
     assert events[-1]["text"].startswith("2/2 nodes")
     assert agents.model()["metadata"]["generation"] == version + 1
@@ -114,8 +114,8 @@ def test_failures_and_time_that_ran_out_are_told_by_node(
         "state": "Fetching", "bytesDone": 3 << 30, "bytesTotal": 10 << 30, "secondsLeft": 70,
         "tier": "disk",
     }  # fmt: skip
-    asked = ["prewarm", IMAGE, "--cluster", "--wait", "--timeout"]
-    assert main([*asked, "0.5"]) == 14
+    requested = ["prewarm", IMAGE, "--cluster", "--wait", "--timeout"]
+    assert main([*requested, "0.5"]) == 14
     assert "llama-v1 isn't ready after 0.5 s" in capsys.readouterr().err
     assert main(["status", "--cluster"]) == 0
     table = capsys.readouterr().out.splitlines()
@@ -126,7 +126,7 @@ def test_failures_and_time_that_ran_out_are_told_by_node(
     ]
     agents.says["cpu-1"] = {"state": "Failed", "reason": "AccessDenied", "message": "no"}
     agents.report("cpu-1")
-    assert main([*asked, "86400"]) == 4
+    assert main([*requested, "86400"]) == 4
     assert "cpu-1: no" in capsys.readouterr().err
     assert main(["--json", "status", "llama-v1", "--cluster"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -141,11 +141,11 @@ def test_a_cluster_that_holds_nothing_or_knows_no_weightyard(
     agents: Agents, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["status", "--cluster"]) == 0
-    assert "nothing is wanted or held on 2 nodes" in capsys.readouterr().err
+    assert "no models are desired or cached on 2 nodes" in capsys.readouterr().err
     for kind in ("CachedModel", "NodeCache"):
         monkeypatch.delitem(RESOURCES, kind)
-    for asked in (["status", "--cluster"], ["prewarm", IMAGE, "--cluster"]):
-        assert main(asked) == 13
+    for requested in (["status", "--cluster"], ["prewarm", IMAGE, "--cluster"]):
+        assert main(requested) == 13
         assert "Install the chart" in capsys.readouterr().err
 
 

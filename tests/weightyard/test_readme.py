@@ -13,7 +13,7 @@ import pytest
 from tests.servers.process import child_environment, free_port
 from tests.workspace.samples import record
 from workspace.document import parse_workspace
-from workspace.hardware import asked_hardware
+from workspace.hardware import requested_hardware
 from workspace.launch_plan import choose_variant
 
 REPOSITORY = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_tour_has_every_verb() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_planned(path: Path) -> None:
     workspace = parse_workspace(path.read_text(), name=path.name)
-    hardware = asked_hardware(workspace.spec.resources)
+    hardware = requested_hardware(workspace.spec.resources)
     records = {
         v: record(v, weight_bytes=size) for v, size in (("bf16", 16 * 10**9), ("int8", 9 * 10**9))
     }

@@ -17,8 +17,8 @@ from modelimage.errors import InUse
 from modelimage.foreign import Packing
 from tests.modelimage.foreign.images import Maker, files_tar
 from tests.servers.hub import Hub
+from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import Terminal, alive, workspace
-from weightyard.demo.synthetic import synthetic_checkpoint
 
 
 def healthy(url: str) -> bool:
@@ -212,7 +212,7 @@ def test_ctrl_c_while_watching_leaves_it_running(terminal: Terminal, file: Path)
     watching.send_signal(signal.SIGINT)
     _, err = watching.communicate()
     assert watching.returncode == 130
-    assert "goes on in the background" in err
+    assert "keeps running in the background" in err
     terminal.gate.touch()
     terminal.wait_for("tiny", "ready")
 
@@ -239,7 +239,7 @@ def test_state_of_another_version_hides_nothing_else(terminal: Terminal, file: P
     assert "old/state.json can't be read" in done.stderr
     refused = terminal.run("down", "old")
     assert refused.returncode == 2
-    assert "remove it" in refused.stderr
+    assert "remove the file" in refused.stderr
 
 
 def test_one_of_several_documents(terminal: Terminal, file: Path, tiny_image: str) -> None:
@@ -265,8 +265,8 @@ def test_a_model_on_the_hub_is_built_here_once(terminal: Terminal, hub: Hub) -> 
     ready = json.loads(terminal.ok("up", "-d", str(file), "--port", "0", "--json"))
     assert healthy(ready["url"])
     terminal.ok("down", "tiny")
-    asked = len(hub.requests)
+    requested = len(hub.requests)
     again = terminal.run("up", "-d", str(file), "--port", "0")
     assert again.returncode == 0, again.stderr
     assert "building" not in again.stderr
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == requested

@@ -209,7 +209,7 @@ def test_condition_believes_processes_not_files() -> None:
 
 def test_one_supervisor_per_name(tmp_path: Path) -> None:
     first, second = (WorkspaceDirectory(tmp_path, "a") for _ in range(2))
-    with first.locked(), pytest.raises(Busy, match="runs already"), second.locked():
+    with first.locked(), pytest.raises(Busy, match="is already running"), second.locked():
         pass
     with second.locked():
         pass

@@ -86,7 +86,7 @@ def test_a_start_that_stands_still_ends_after_the_limit(
     terminal.fake = "still"
     done = terminal.run("up", *mode, str(file), "--port", "0", "--start-timeout", "2")
     assert done.returncode == 14, done.stderr
-    assert "the server stands still: for 2 s" in done.stderr
+    assert "the server makes no progress: for 2 s" in done.stderr
     assert "--start-timeout" in done.stderr
     assert terminal.state("tiny") == "failed"
 
@@ -95,7 +95,7 @@ def test_the_workspace_can_say_the_limit(terminal: Terminal, tiny_image: str) ->
     terminal.fake = "still"
     file = workspace(terminal.directory, "tiny", tiny_image, runtime={"startupSeconds": 3})
     done = terminal.run("up", str(file), "--port", "0")
-    assert "the server stands still: for 3 s" in done.stderr
+    assert "the server makes no progress: for 3 s" in done.stderr
 
 
 def test_a_cache_in_use_is_waited_for_until_its_owner_is_done(
@@ -127,5 +127,5 @@ def test_a_driver_that_never_answers_is_named(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(local_hardware, "_STALL_SECONDS", 0.5)
-    with pytest.raises(Exception, match=r"nvidia-smi has done nothing for 0\.5 s"):
+    with pytest.raises(Exception, match=r"nvidia-smi made no progress for 0\.5 s"):
         local_hardware.local_hardware(cpu_only=False)

@@ -140,7 +140,7 @@ def test_nothing_fits() -> None:
 
 
 def test_context_beyond_the_model() -> None:
-    with pytest.raises(DoesNotFit, match="context is 131072 tokens, 200000 are asked for"):
+    with pytest.raises(DoesNotFit, match="context is 131072 tokens, 200000 are requested"):
         choose(LLAMA_8B, on("H200", 8), Demand(context=200_000))
 
 

@@ -140,7 +140,7 @@ def test_user_env_wins() -> None:
 
 @pytest.mark.parametrize("argument", ["--port=1", "--model", "--host", "-m"])
 def test_what_the_workspace_decides_is_refused_as_argument(argument: str) -> None:
-    with pytest.raises(InvalidInput, match="the workspace decides it"):
+    with pytest.raises(InvalidInput, match="Weightyard sets it"):
         plan(CPU, runtime={"args": [argument]})
 
 

@@ -20,11 +20,11 @@ from workspace.activator.proxy import Activator, ProxyOptions, serve
     default="127.0.0.1:8080",
     show_default=True,
     metavar="HOST:PORT",
-    help="Where to listen.",
+    help="Address to listen on, HOST:PORT.",
 )
 @click.option(
     "--upstream", "upstreams", required=True, multiple=True, metavar="URL",
-    help="A server to hand requests to; may be repeated.",
+    help="A server to pass requests to. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--health-path",
@@ -37,18 +37,18 @@ from workspace.activator.proxy import Activator, ProxyOptions, serve
     type=click.IntRange(1),
     default=512,
     show_default=True,
-    help="Requests that may wait.",
+    help="Maximum number of waiting requests.",
 )
 @click.option(
-    "--patience",
+    "--timeout",
     type=click.FloatRange(1),
     default=600.0,
     show_default=True,
-    help="Seconds one may wait.",
+    help="Maximum seconds that a request waits.",
 )
 @pass_console
 def activator(
-    console: Console, *, listen: str, upstreams: tuple[str, ...], health_path: str, capacity: int, patience: float
+    console: Console, *, listen: str, upstreams: tuple[str, ...], health_path: str, capacity: int, timeout: float
 ) -> None:  # fmt: skip
     """Forward requests to the servers at --upstream, and hold them while none is ready.
 
@@ -60,7 +60,7 @@ def activator(
         raise InvalidInput(
             f"not an address: {listen!r}", hint="Write HOST:PORT, such as 0.0.0.0:8000."
         )
-    limits = QueueLimits(capacity=capacity, patience=patience)
+    limits = QueueLimits(capacity=capacity, timeout=timeout)
     options = ProxyOptions(lambda: upstreams, health_path=health_path, limits=limits)
     asyncio.run(_serve(console, Activator(options), host=host.strip("[]"), port=int(port)))
 

@@ -16,6 +16,7 @@ from cache_agent.daemon.agent import AgentAddresses, AgentOptions, run_agent
 from cache_agent.servers.mirror.containerd import configure
 from modelimage.access import Access
 from modelimage.errors import InvalidInput, NotFound
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import ROOT_VARIABLE, access_options, default_root
 from weightyard.settings import setting_options
@@ -36,14 +37,15 @@ from weightyard.settings import setting_options
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="WEIGHTYARD_CONFIG",
     show_envvar=True,
-    help="Settings in YAML; read again at SIGHUP. Each is a WEIGHTYARD_ variable too (WEIGHTYARD_FETCH__STREAMS).",
+    help="Settings file in YAML; read again at SIGHUP.",
 )
 @click.option(
     "--configure-containerd",
     "containerd_dir",
+    cls=AdvancedOption,
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Put the mirror into containerd's DIR/<registry>/hosts.toml (see configure-containerd).",
+    help="Configure containerd in DIR to use the mirror (see configure-containerd).",
 )
 @click.option(
     "--print-schema", is_flag=True, help="Print the JSON schema of the settings and exit."
@@ -61,12 +63,10 @@ def agent(
     containerd_dir: Path | None,
     given: Mapping[str, Any],
 ) -> None:
-    """Run the agent of the cache at --root, with its control socket (<root>/agent.sock).
+    """Run the agent of the cache at --root. Other commands with this --root use it while it runs.
 
-    Every setting of the --config file is also an option and an environment variable: fetch.streams is --fetch-streams
-    and WEIGHTYARD_FETCH__STREAMS. Options override variables, variables override the file.
-
-    While it runs, `weightyard pull`, `ls`, `rm` and the others with the same --root use it.
+    Every setting is an option, a variable and an entry of the --config file: --fetch-streams,
+    WEIGHTYARD_FETCH__STREAMS, fetch.streams. Options override variables, variables override the file.
     """
     if print_schema:
         console.result(json_schema(), json.dumps(json_schema(), indent=2))
@@ -79,7 +79,7 @@ def agent(
     config = load()
     if containerd_dir is not None and config.servers.mirror is None:
         raise InvalidInput(
-            "--configure-containerd points containerd at a mirror that isn't served",
+            "--configure-containerd needs the mirror, which is off",
             hint="Add --mirror PORT.",
         )
 
@@ -101,11 +101,13 @@ def agent(
 
 def _configure(console: Console, directory: Path, config: AgentConfig, url: str) -> None:
     """Points containerd at the mirror for every registry that is named in full, and reports the files."""
-    allowed = AllowedRegistries.of(config.servers.registries)
+    allowed = AllowedRegistries.from_config(config.servers.registries)
     for path in configure(directory, allowed.hosts(), url):
         console.say(f"  containerd: {path}")
     for pattern in set(allowed.patterns) - set(allowed.hosts()):
-        console.say(f"  containerd: no file for {pattern}: name the registries in full")
+        console.say(
+            f"  containerd: no file for {pattern}, which is a pattern: name each registry with --registry"
+        )
 
 
 def _read(path: Path | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from modelimage import durable
-from modelimage.access import Access, open_place
+from modelimage.access import Access, open_image_repository
 from modelimage.errors import InvalidInput
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import (
@@ -35,7 +35,7 @@ Examples:
     "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option(
-    "--type", "artifact_type", required=True, metavar="MEDIATYPE", help="What the files are."
+    "--type", "artifact_type", required=True, metavar="MEDIATYPE", help="Media type of the files."
 )
 @click.option(
     "-a", "--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Repeatable."
@@ -61,7 +61,7 @@ def attach(
         raise InvalidInput(
             f"can't attach to {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
-    place = open_place(reference, access)
+    place = open_image_repository(reference, access)
     subject = place.resolve(reference.name)
     artifact = make_artifact(
         subject, artifact_type, [_read(path) for path in files], _annotations(annotations)

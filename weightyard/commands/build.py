@@ -18,7 +18,7 @@ from builder.destination import Destination, open_destination, published_tags
 from builder.digest_cache import DigestCache
 from builder.records import created_time
 from builder.sources.datasets import calibration_file
-from builder.sources.factory import open_source
+from builder.sources.factory import open_source, source_forms
 from builder.variants import (
     ENGINES,
     EVALUATORS,
@@ -37,22 +37,29 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
 from weightyard.signals import stops_gently
 from weightyard.text import format_bytes, parse_bytes
 
+_HELP = f"""Pack a checkpoint into a model image.
+
+SOURCE is {source_forms("or")}.
+The same source and options give the same digests on any machine. An interrupted build resumes when it is run again.
+"""
+
 
 @click.command(
+    help=_HELP,
     epilog="""\b
 Examples:
   weightyard build ./SmolLM2-135M-Instruct --to oci:./out:v1
   weightyard build hf://org/name@main --to registry.example/team/model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --variant int8 --variant int4
-  weightyard build ./checkpoint --to registry.example/team/model:v1 --base docker.io/library/busybox:stable
   weightyard build ./checkpoint --to docker:model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --dry-run
-"""
+""",
 )
 @click.argument("source")
 @click.option(
@@ -60,8 +67,8 @@ Examples:
     "destination",
     required=True,
     metavar="DEST",
-    help="Where to: oci:DIR[:TAG], REGISTRY/REPOSITORY[:TAG], or docker:NAME[:TAG] for docker or podman. "
-    "The tag is 'latest' where none is given.",
+    help="Target: oci:DIR[:TAG], REGISTRY/REPOSITORY[:TAG], or docker:NAME[:TAG] for docker or podman. "
+    "The default tag is 'latest'.",
 )
 @click.option(
     "--variant",
@@ -72,96 +79,134 @@ Examples:
 )
 @click.option(
     "--engine",
+    cls=AdvancedOption,
     type=click.Choice(ENGINES),
     default="auto",
     show_default=True,
-    help="What quantizes: auto takes rtn, and gptq for int4 where it is installed.",
+    help="Quantization engine. auto: gptq for int4 if it is installed, else rtn.",
 )
 @click.option(
     "--calibration",
+    cls=AdvancedOption,
     metavar="FILE|hf://ORG/NAME[/PATH]",
-    help="Text, JSON lines or Parquet that gptq and llm-compressor look at instead of the shipped text.",
+    help="Calibration text, JSON lines or Parquet for gptq and llm-compressor, instead of the shipped text.",
 )
 @click.option(
     "--calibration-samples",
+    cls=AdvancedOption,
     type=click.IntRange(1),
     metavar="N",
-    help="Take the first N paragraphs, lines or rows of it.  [default: 128]",
+    help="Use the first N paragraphs, lines or rows of the calibration text.  [default: 128]",
 )
 @click.option(
-    "--group-size", type=click.Choice(["128", "64", "32"]), help="Weights per int4 scale."
+    "--group-size",
+    cls=AdvancedOption,
+    type=click.Choice(["128", "64", "32"]),
+    help="Weights per int4 scale.",
 )
 @click.option(
     "--max-layer-size",
     metavar="SIZE",
-    help="Split weight files whose layer would be larger, losslessly; for example 10GB.",
+    help="Split larger weight files losslessly, so that no layer is larger: 10GB.",
 )
 @click.option(
     "--evaluate",
     is_flag=True,
-    help="Compare what each variant predicts with the published weights, on a fixed text, and publish it.",
+    help="Compare each variant's predictions with the published weights', on a fixed text, and publish the result.",
 )
 @click.option(
     "--evaluator",
+    cls=AdvancedOption,
     type=click.Choice(EVALUATORS),
     default=EVALUATORS[0],
     show_default=True,
-    help="What runs the models that are compared: vllm takes what it serves on this machine.",
+    help="Runs the compared models; vllm needs variants that it serves on this machine.",
 )
 @click.option(
     "--evaluation-text",
+    cls=AdvancedOption,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The text to compare on, instead of the shipped one.",
+    help="Text to compare on, instead of the shipped one.",
 )
 @click.option(
     "--max-kl", type=float, help="Fail above this KL divergence in nats; implies --evaluate."
 )
 @click.option(
-    "--max-ppl-ratio", type=float, help="Fail above this perplexity ratio; implies --evaluate."
+    "--max-ppl-ratio",
+    cls=AdvancedOption,
+    type=float,
+    help="Fail above this perplexity ratio; implies --evaluate.",
 )
-@click.option("--min-top1", type=float, help="Fail below this top-1 agreement; implies --evaluate.")
 @click.option(
-    "--include", multiple=True, metavar="GLOB", help="Also pack files that are left out by default."
+    "--min-top1",
+    cls=AdvancedOption,
+    type=float,
+    help="Fail below this top-1 agreement; implies --evaluate.",
 )
 @click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave files out; wins over --include."
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Also pack matching files that are left out by default.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave matching files out; overrides --include.",
 )
 @click.option(
     "--convert-pickle", is_flag=True, help="Convert .bin and .pt weights to safetensors, safely."
 )
 @click.option(
-    "--source-uri", metavar="URI", help="What the record says a local directory came from."
+    "--source-uri",
+    cls=AdvancedOption,
+    metavar="URI",
+    help="Source URI to record for a local directory.",
 )
 @click.option(
-    "--revision", metavar="TEXT", help="What the record says a local directory's revision is."
+    "--revision",
+    cls=AdvancedOption,
+    metavar="TEXT",
+    help="Source revision to record for a local directory.",
 )
 @click.option(
-    "--username", metavar="NAME", help="User name for the registry; needs --password-stdin."
+    "--username",
+    cls=AdvancedOption,
+    metavar="NAME",
+    help="User name for the registry; needs --password-stdin.",
 )
 @click.option(
-    "--password-stdin", is_flag=True, help="Read the registry's password from standard input."
+    "--password-stdin",
+    cls=AdvancedOption,
+    is_flag=True,
+    help="Read the registry's password from standard input.",
 )
 @click.option(
     "--mount-from",
+    cls=AdvancedOption,
     multiple=True,
     metavar="REPOSITORY",
-    help="Take layers over from this repository of the same registry instead of sending them. Repeatable.",
+    help="Mount existing layers from this repository of the same registry instead of uploading them. Repeatable.",
 )
 @click.option(
     "--base",
+    cls=AdvancedOption,
     metavar="IMAGE",
-    help="Put the model on top of this image (oci:DIR:TAG or of a registry), so that it can be run: "
+    help="Base image (oci:DIR:TAG or in a registry) for an image that can run: "
     "KServe's sidecar modelcars need a shell.",
 )
 @click.option(
     "--stage",
+    cls=AdvancedOption,
     is_flag=True,
-    help="Fetch weights to this disk first, even where they could pass from the source to the destination.",
+    help="Download weights to this disk first, even if they could be streamed to the destination.",
 )
 @click.option(
     "--work-dir",
+    cls=AdvancedOption,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where converted and quantized weights are made, removed in the end. [default: ~/.cache/weightyard]",
+    help="Directory for temporary weights: converted, quantized, downloaded. [default: ~/.cache/weightyard]",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be packed; write nothing.")
 @access_options
@@ -179,12 +224,7 @@ def build(
     password_stdin: bool,
     **given: Any,
 ) -> None:
-    """Pack a checkpoint into a model image.
-
-    SOURCE is a checkpoint directory, hf://ORG/NAME[@REVISION] on the Hugging Face Hub, s3://BUCKET/PREFIX, or
-    mlflow:models:/NAME/VERSION. The same source and options give the same digests on any machine. An interrupted build
-    resumes when it is run again.
-    """
+    """Parse the options, build, and show the result."""
     target = parse_image(destination)
     options = _options(given)
     _check_apart(source, target)
@@ -221,6 +261,7 @@ def cache_directory() -> Path:
 
 def _check_apart(source: str, target: ImageReference) -> None:
     """Raises InvalidInput for a layout inside the checkpoint, which the next build would pack."""
+    # Resolved, because a link into the checkpoint would be packed as well.
     directory = Path(source).resolve()
     if isinstance(target, LayoutReference) and directory in (
         target.path.resolve(),
@@ -273,7 +314,7 @@ def _base(text: str | None) -> RegistryReference | LayoutReference | None:
     reference = parse_image(text) if text else None
     if isinstance(reference, EngineReference):
         raise InvalidInput(
-            f"can't take a base from an engine: {reference}",
+            f"a base image can't come from a docker engine: {reference}",
             hint="Use oci:DIR:TAG or a registry reference.",
         )
     return reference
@@ -290,9 +331,12 @@ def _with_login(
             hint="For example: weightyard build … --username ci --password-stdin < token",
         )
     if not isinstance(target, RegistryReference):
-        raise InvalidInput("--username is for a registry", hint="Leave it out for oci:DIR.")
+        raise InvalidInput(
+            "--username needs a registry as the destination", hint="Leave it out for oci:DIR."
+        )
     # From stdin, since command lines are visible to all users of the machine.
     password = sys.stdin.read().rstrip("\r\n")
+    # For the target's registry only: the base may be in another one, which must not get this password.
     explicit = ExplicitCredential(target.registry, BasicCredential(username, password))
     return replace(access, credentials=FirstOf([explicit, access.credentials]))
 
@@ -320,7 +364,7 @@ def _shown_plan(
         converted = "\n".join(f"  {path}" for path in plan.survey.selection.pickles)
         parts.append(f"Converted to safetensors first:\n{converted}")
     if ignored:
-        parts.append("Left out:\n" + _indented(ignored.items()))
+        parts.append("Not packed:\n" + _indented(ignored.items()))
     parts.append(
         f"{len(plan.layers)} layers, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
         f"\ntags: {', '.join(tags)}"

@@ -17,9 +17,11 @@ from weightyard.text import format_bytes
 
 @click.command()
 @click.option(
-    "--repair", is_flag=True, help="Mend what can be mended; damaged files are fetched again."
+    "--repair", is_flag=True, help="Repair what can be repaired; damaged files are fetched again."
 )
-@click.option("--quick", is_flag=True, help="Believe the files' contents; look at everything else.")
+@click.option(
+    "--quick", is_flag=True, help="Don't read the files' contents; check everything else."
+)
 @root_option
 @access_options
 @pass_console

@@ -19,7 +19,7 @@ from workspace.controller.uninstall import Installation, Removed, leave
     "-n", "--namespace", default="weightyard", show_default=True, help="Weightyard's namespace."
 )
 @click.option(
-    "--controller", metavar="DEPLOYMENT", help="Controller's Deployment; stopped first, or it would add the labels again."
+    "--controller", metavar="DEPLOYMENT", help="The controller's Deployment, stopped first: it would add labels again."
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Continue although pods use cached models.")
 @pass_console

@@ -14,15 +14,15 @@ from weightyard.console import Console, pass_console
 
 @click.command("configure-containerd")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--mirror", metavar="URL", help="Where the mirror answers: http://127.0.0.1:5080.")
+@click.option("--mirror", metavar="URL", help="The mirror's URL: http://127.0.0.1:5080.")
 @click.option(
     "--registry",
     "registries",
     metavar="HOST",
     multiple=True,
-    help="A registry to ask the mirror for; may be repeated.  [default: the well-known public ones]",
+    help="A registry to fetch through the mirror. Repeatable.  [default: the well-known public ones]",
 )
-@click.option("--remove", is_flag=True, help="Take the mirror out again; other hosts stay.")
+@click.option("--remove", is_flag=True, help="Remove the mirror; other hosts stay.")
 @pass_console
 def configure_containerd(
     console: Console,

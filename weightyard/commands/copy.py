@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from modelimage.access import Access, Place, open_place
+from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
@@ -52,9 +52,9 @@ Examples:
 @click.option(
     "--all-tags",
     is_flag=True,
-    help="Also the tags of the same version: v1-int8, v1-modelpack and so on.",
+    help="Also copy the version's other tags: v1-int8, v1-modelpack and so on.",
 )
-@click.option("--referrers", is_flag=True, help="Also signatures, SBOMs and reports about it.")
+@click.option("--referrers", is_flag=True, help="Also copy its signatures, SBOMs and reports.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; write nothing.")
 @access_options
 @pass_console
@@ -79,22 +79,23 @@ def copy(
     if isinstance(target, EngineReference):
         if all_tags or referrers or dry_run:
             raise InvalidInput(
-                "an engine takes one image alone",
+                "a docker engine accepts a single image only",
                 hint="Leave --all-tags, --referrers and --dry-run out.",
             )
-        _into_engine(console, open_place(start, access), start, target)
+        _into_engine(console, open_image_repository(start, access), start, target)
         return
     end = _reference(destination)
     if end.digest is not None:
         raise InvalidInput(f"can't copy to a digest: {end}", hint="Name a tag, or leave it out.")
-    reader = open_place(start, access)
-    writer = open_place(end, access, mount_from=_mount_sources(start, end))
+    reader = open_image_repository(start, access)
+    writer = open_image_repository(end, access, mount_from=_mount_sources(start, end))
     tags = _tags(reader, start, end, all_tags=all_tags)
     trees = [read_tree(reader, root) for root in tags.values()]
     if referrers:
         trees += _referrer_trees(reader, trees)
     # Tags of one version share most blobs: each is sent once.
     manifests, blobs = merge_trees(trees)
+    # Before anything is sent: a registry refuses a manifest that is too large only after all its blobs.
     if isinstance(end, RegistryReference):
         for doubt in check_image(end.registry, manifests, blobs):
             console.say(f"{doubt.message}. {doubt.hint}")
@@ -108,14 +109,14 @@ def copy(
                 content_of=lambda blob: relayed(reader, blob, access.connections.backoff),
                 writer=writer,
                 reporting=Reporting(
-                    lambda blob: progress.part(blob.digest.short, blob.size), _teller(console)
+                    lambda blob: progress.part(blob.digest.short, blob.size), _shower(console)
                 ),
             )
     console.result(_document(source, end, tags, plan), _text(tags, plan, dry_run=dry_run))
 
 
 def _into_engine(
-    console: Console, reader: Place, start: _Reference, target: EngineReference
+    console: Console, reader: ImageRepository, start: _Reference, target: EngineReference
 ) -> None:
     # Imported late: only copies into an engine need the extra with the docker SDK.
     from modelimage.docker_engine import DockerEngine, archive, image_for  # noqa: PLC0415
@@ -174,7 +175,7 @@ def _mount_sources(start: _Reference, end: _Reference) -> list[str]:
 
 
 def _tags(
-    reader: Place, start: _Reference, end: _Reference, *, all_tags: bool
+    reader: ImageRepository, start: _Reference, end: _Reference, *, all_tags: bool
 ) -> dict[str, Descriptor]:
     """The destination's tags, each with its root descriptor."""
     root = reader.resolve(start.name)
@@ -183,6 +184,7 @@ def _tags(
     if all_tags:
         if start.tag is None:
             raise InvalidInput("--all-tags needs a tag of the source", hint="Write SOURCE:TAG.")
+        # The variants' tags are named after the version: v1, v1-int8.
         for tag in reader.tags():
             if tag.startswith(f"{start.tag}-"):
                 tags[version + tag.removeprefix(start.tag)] = reader.resolve(tag)
@@ -190,7 +192,7 @@ def _tags(
     return dict(reversed(tags.items()))
 
 
-def _referrer_trees(reader: Place, trees: Iterable[ImageTree]) -> list[ImageTree]:
+def _referrer_trees(reader: ImageRepository, trees: Iterable[ImageTree]) -> list[ImageTree]:
     found: dict[Digest, ImageTree] = {}
     for tree in trees:
         for document in tree.manifests:
@@ -203,8 +205,8 @@ def _referrer_trees(reader: Place, trees: Iterable[ImageTree]) -> list[ImageTree
     return list(found.values())
 
 
-def _teller(console: Console) -> Callable[[Descriptor], None]:
-    def tell(blob: Descriptor) -> None:
+def _shower(console: Console) -> Callable[[Descriptor], None]:
+    def show(blob: Descriptor) -> None:
         console.event("blob", digest=str(blob.digest), size=blob.size)
 
-    return tell
+    return show

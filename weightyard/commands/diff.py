@@ -27,8 +27,8 @@ Examples:
 )
 @click.argument("first")
 @click.argument("second")
-@click.option("--variant", metavar="NAME", help="Which variant of both images.")
-@click.option("--variant-b", metavar="NAME", help="Which variant of the second, if another.")
+@click.option("--variant", metavar="NAME", help="Variant of both images.")
+@click.option("--variant-b", metavar="NAME", help="Variant of the second image, if it differs.")
 @access_options
 @pass_console
 def diff(

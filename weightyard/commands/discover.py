@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from modelimage import durable
-from modelimage.access import Access, Place, open_place
+from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidInput
 from modelimage.path_rules import check_path
@@ -26,12 +26,14 @@ Examples:
 """
 )
 @click.argument("image")
-@click.option("--type", "artifact_type", metavar="MEDIATYPE", help="Only artifacts of this type.")
+@click.option(
+    "--type", "artifact_type", metavar="MEDIATYPE", help="List artifacts of this type only."
+)
 @click.option(
     "--to",
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Also fetch their files into this directory, one folder each.",
+    help="Also fetch their files into this directory, one subdirectory each.",
 )
 @access_options
 @pass_console
@@ -48,9 +50,10 @@ def discover(
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference | LayoutReference):
         raise InvalidInput(
-            f"can't look into {reference}", hint="Use oci:DIR:TAG or a registry reference."
+            f"can't list the artifacts of {reference}",
+            hint="Use oci:DIR:TAG or a registry reference.",
         )
-    place = open_place(reference, access)
+    place = open_image_repository(reference, access)
     tree = read_tree(place, place.resolve(reference.name))
     found = [
         (document.descriptor, artifact)
@@ -73,7 +76,7 @@ def discover(
     console.result(document, format_table(["type", "digest", "about"], rows))
 
 
-def _fetch(place: Place, artifact: Descriptor, folder: Path) -> None:
+def _fetch(place: ImageRepository, artifact: Descriptor, folder: Path) -> None:
     for file in read_artifact(place, artifact):
         # Artifacts are untrusted input: their file names must not leave the folder.
         path = folder / check_path(file.name)

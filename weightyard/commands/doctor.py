@@ -13,6 +13,7 @@ import click
 
 from cache_agent.store.space import Amount
 from weightyard import __version__
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, format_table, pass_console
 from weightyard.crds import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
@@ -69,14 +70,14 @@ class Preflight:
     "--cluster",
     "in_cluster",
     is_flag=True,
-    help="Look at a cluster and its nodes instead of this machine.",
+    help="Check a cluster and its nodes instead of this machine.",
 )
 @click.option(
     "-n",
     "--namespace",
     default="weightyard",
     show_default=True,
-    help="Where Weightyard is, or will be.",
+    help="Namespace of Weightyard, installed or planned.",
 )
 @click.option(
     "--selector",
@@ -88,20 +89,22 @@ class Preflight:
     "--pods/--no-pods",
     default=True,
     show_default=True,
-    help="Start a short-lived pod on each node for what the API server doesn't know.",
+    help="Start a short-lived pod on each node to check what the API server doesn't know.",
 )
 @click.option(
     "--image",
+    cls=AdvancedOption,
     default=f"ghcr.io/weightyard/weightyard-agent:{__version__}",
     show_default=True,
-    help="What these pods run.",
+    help="Image of these pods.",
 )
 @click.option(
     "--timeout",
+    cls=AdvancedOption,
     type=click.IntRange(5, 3600),
     default=120,
     show_default=True,
-    help="Seconds that these pods may take.",
+    help="Maximum seconds that these pods run.",
 )
 @click.option(
     "--root",
@@ -112,6 +115,7 @@ class Preflight:
 )
 @click.option(
     "--kubelet",
+    cls=AdvancedOption,
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/lib/kubelet"),
     show_default=True,
@@ -120,32 +124,41 @@ class Preflight:
 @click.option(
     "--min-free",
     type=Size(),
-    help="Free space that the cache leaves.  [default: 5%; of nodes: 20%]",
+    help="Minimum free space that the cache leaves.  [default: 5%; of nodes: 20%]",
 )
 @click.option(
     "--disk-trial",
+    cls=AdvancedOption,
     type=Size(),
     default="256MB",
     show_default=True,
-    help="Size of the file that the disk is tried with; 0 measures no speed.",
+    help="Size of the file for measuring the disk's speed; 0 skips the measurement.",
 )
 @click.option(
     "--facts",
     "facts_only",
+    cls=AdvancedOption,
     is_flag=True,
-    help="Print what was gathered here instead of judging it.",
+    help="Print the facts of this machine instead of checking them.",
 )
 @click.option(
     "--host",
+    cls=AdvancedOption,
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/"),
-    help="Where the node's root is seen, in a pod.",
+    help="Mount point of the node's root filesystem, in a pod.",
 )
-@click.option("--api", metavar="URL", help="A server whose clock to compare this one's with.")
+@click.option(
+    "--api",
+    cls=AdvancedOption,
+    metavar="URL",
+    help="A server to compare this machine's clock with.",
+)
 @click.option(
     "--api-ca",
+    cls=AdvancedOption,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="PEM file of the authorities that it has.",
+    help="PEM file of the authorities that this server's certificate is checked with.",
 )
 @cluster_options
 @pass_console
@@ -210,7 +223,7 @@ def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterato
         )
         return
     names = sorted(each["metadata"]["name"] for each in facts.nodes)
-    console.say(f"looking at {len(names)} nodes with a pod on each in {preflight.namespace}")
+    console.say(f"checking {len(names)} nodes with a pod on each in {preflight.namespace}")
     yield from _on_nodes(cluster, preflight.probe, names, preflight.min_free)
 
 
@@ -219,12 +232,12 @@ def _on_nodes(
 ) -> Iterator[Finding]:
     wanted = NodePurpose(in_cluster=True, min_free=min_free)
     found = Probing(cluster, probe, secrets.token_hex(3)).gather(names)
-    for node, told in sorted(found.items()):
-        if isinstance(told, str):
-            finding = fail("node pod", told, "Look at the node, or use --no-pods.")
+    for node, shown in sorted(found.items()):
+        if isinstance(shown, str):
+            finding = fail("node pod", shown, "Look at the node, or use --no-pods.")
             yield replace(finding, where=node)
             continue
-        yield from (replace(each, where=node) for each in check_node(told, wanted))
+        yield from (replace(each, where=node) for each in check_node(shown, wanted))
 
 
 def _report(console: Console, findings: list[Finding]) -> None:
@@ -236,14 +249,14 @@ def _report(console: Console, findings: list[Finding]) -> None:
     ]
     columns = (["node"] if on_nodes else []) + ["", "check", "seen"]
     lines = format_table(columns, rows).splitlines()
-    told = [lines[0]]
+    shown = [lines[0]]
     for line, each in zip(lines[1:], findings, strict=True):
         # On its own line: as a column it would exceed a terminal's width.
-        told += [line, f"    do: {each.advice}"] if each.advice else [line]
-    console.result({"findings": [asdict(each) for each in findings]}, "\n".join(told))
+        shown += [line, f"    do: {each.advice}"] if each.advice else [line]
+    console.result({"findings": [asdict(each) for each in findings]}, "\n".join(shown))
     failed = sum(each.level is Level.FAIL for each in findings)
     if failed:
         checks = f"{failed} check" if failed == 1 else f"{failed} checks"
         raise PreflightFailed(
-            f"{checks} failed", hint="Do what the lines above say, then run it again."
+            f"{checks} failed", hint="Follow the advice above, then run it again."
         )

@@ -14,10 +14,10 @@ from weightyard.up.stop import check_name, stop_workspace
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All that run here.")
+@click.option("--all", "everything", is_flag=True, help="Stop all that run here.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0), default=40.0, show_default=True,
-    help="Seconds to stop in order, before it is killed.",
+    help="Seconds that the server may take to stop before it is killed.",
 )  # fmt: skip
 @root_option
 @pass_console

@@ -17,9 +17,12 @@ from weightyard.text import format_bytes
 
 @click.command()
 @click.option(
-    "--free", default="0", metavar="AMOUNT", help="Evict models until so much was freed: 50GB."
+    "--free",
+    default="0",
+    metavar="AMOUNT",
+    help="Evict models until this much space is freed: 50GB.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say which models would go, and why.")
+@click.option("--dry-run", is_flag=True, help="Only show which models would be evicted, and why.")
 @root_option
 @access_options
 @pass_console
@@ -32,6 +35,6 @@ def gc(console: Console, *, free: str, dry_run: bool, root: Path, access: Access
     lines = [f"{verb} {v.image} ({format_bytes(v.freed)}): {v.why}" for v in view.victims]
     lines.append(f"{'would free' if dry_run else 'freed'} {format_bytes(view.freed)}")
     if view.freed < need:
-        holders = f"; the rest is held by {', '.join(view.held_by[:5])}" if view.held_by else ""
-        lines[-1] += f" of the {format_bytes(need)} asked for{holders}"
+        holders = f"; the rest is in use by {', '.join(view.held_by[:5])}" if view.held_by else ""
+        lines[-1] += f" of the requested {format_bytes(need)}{holders}"
     console.result(view.model_dump(), "\n".join(lines))

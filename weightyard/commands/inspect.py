@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from builder.quality_report import published_quality, quality_text
-from modelimage.access import Access, open_place
+from modelimage.access import Access, open_image_repository
 from modelimage.errors import InvalidInput
 from modelimage.foreign import describe_foreign, is_ours
 from modelimage.record import Record
@@ -29,9 +29,7 @@ Examples:
 """
 )
 @click.argument("image")
-@click.option(
-    "--variant", metavar="NAME", help="Which variant; the image's default where none is given."
-)
+@click.option("--variant", metavar="NAME", help="Variant to show; by default the image's own.")
 @click.option("--files", is_flag=True, help="List the files with their sha256.")
 @access_options
 @pass_console
@@ -47,7 +45,7 @@ def inspect(
         raise InvalidInput(
             f"can't inspect {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
-    reader = open_place(reference, access)
+    reader = open_image_repository(reference, access)
     root = reader.resolve(reference.name)
     if variant is None and not is_ours(reader, root):
         foreign = describe_foreign(reader, root)

@@ -20,9 +20,11 @@ _POLL = 0.2
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the workspace stops or Ctrl-C.")
 @click.option(
-    "-n", "--tail", type=click.IntRange(min=0), help="Only the last lines; all by default."
+    "-f", "--follow", is_flag=True, help="Follow the log until the workspace stops or Ctrl-C."
+)
+@click.option(
+    "-n", "--tail", type=click.IntRange(min=0), help="Show the last N lines only; by default all."
 )
 @root_option
 @pass_console
@@ -34,7 +36,7 @@ def logs(console: Console, /, *, name: str, follow: bool, tail: int | None, root
     except FileNotFoundError as error:
         raise NotFound(
             f"workspace {name!r} has no server log here",
-            hint="See `weightyard ps --all`; a server writes once its model is pulled.",
+            hint="See `weightyard ps --all`; the log begins after its model is pulled.",
         ) from error
     with log:
         for line in log if tail is None else deque(log, maxlen=tail):

@@ -19,7 +19,7 @@ from weightyard.pull_progress import follow
 @click.command()
 @click.argument("image")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
-@click.option("--variant", metavar="NAME", help="Which precision; by default the image's own.")
+@click.option("--variant", metavar="NAME", help="Variant to mount; by default the image's own.")
 @root_option
 @access_options
 @pass_console
@@ -42,7 +42,7 @@ def mount(
         shown = shown_at(directory)
         if shown is not None and str(shown) != done.key:
             raise Busy(
-                f"{directory} shows model {shown.short}",
+                f"{directory} already has model {shown.short} mounted",
                 hint="Run `weightyard umount` there first.",
             )
         # The lease comes before the mount, so that a crash in between leaves a lease too many and
@@ -58,5 +58,5 @@ def mount(
             if name not in held:
                 cache.release(name)
             raise
-    console.say(f"{image} is at {directory}" + ("" if changed else ", as before"))
+    console.say(f"{image} is mounted at {directory}" + ("" if changed else " already"))
     console.result({"path": str(directory), "key": done.key, "changed": changed}, str(directory))

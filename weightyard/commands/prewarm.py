@@ -11,6 +11,7 @@ import yaml
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import ModelName, access_options, root_option
@@ -30,20 +31,20 @@ Json = dict[str, Any]
 
 @click.command()
 @click.argument("image", type=ModelName())
-@click.option("--name", help="What to call it; by default after the image.")
-@click.option("--variant", metavar="NAME", help="Which precision; by default the image's own.")
+@click.option("--name", help="Name of the CachedModel; by default derived from the image.")
+@click.option("--variant", metavar="NAME", help="Variant to fetch; by default the image's own.")
 @click.option(
     "--nodes",
     multiple=True,
     metavar="LABEL=VALUE|NODE",
-    help="Only nodes with this label, or of this name; may be repeated. Means the cluster.",
+    help="Only nodes with this label or name. Repeatable. Implies --cluster.",
 )
 @click.option(
     "--tier",
     type=click.Choice(["disk", "memory"]),
     default="disk",
     show_default=True,
-    help="memory keeps it in the page cache as well, as far as it fits.",
+    help="memory also keeps it in the page cache, if it fits.",
 )
 @click.option("--pin", is_flag=True, help="Never evict it.")
 @click.option(
@@ -51,30 +52,45 @@ Json = dict[str, Any]
     type=click.IntRange(0, 99),
     default=50,
     show_default=True,
-    help="Higher is fetched first and gives way last.",
+    help="Higher is fetched first and evicted last.",
 )
-@click.option("--pull-secret", help="A Secret in Weightyard's namespace to read the image with.")
 @click.option(
-    "--runtime-image", metavar="IMAGE", help="Have the container runtime pull this image too."
+    "--pull-secret",
+    cls=AdvancedOption,
+    help="Pull secret for the image, in Weightyard's namespace.",
+)
+@click.option(
+    "--runtime-image",
+    cls=AdvancedOption,
+    metavar="IMAGE",
+    help="Also pull this container image into the container runtime.",
 )
 @click.option(
     "--window",
     metavar="HH:MM-HH:MM",
-    help="Fetch only between these times, every day; in UTC unless --time-zone says otherwise.",
+    help="Fetch only between these times, every day, in UTC or --time-zone.",
 )
-@click.option("--time-zone", help="The window's time zone, such as Europe/Berlin.")
-@click.option("--bandwidth", help="Bytes a second that each node may fetch it with: 100M.")
-@click.option("--wait", is_flag=True, help="Wait until all nodes that should hold it do.")
+@click.option(
+    "--time-zone", cls=AdvancedOption, help="The window's time zone, such as Europe/Berlin."
+)
+@click.option(
+    "--bandwidth", cls=AdvancedOption, help="Each node's limit in bytes per second: 100M."
+)
+@click.option("--wait", is_flag=True, help="Wait until all selected nodes hold it.")
 @click.option(
     "--timeout",
     "timeout_seconds",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long to --wait; by default as long as it takes.",
+    help="Seconds to --wait; by default without limit.",
 )
-@click.option("--remove", is_flag=True, help="Want it no more: it stays until space is needed.")
+@click.option(
+    "--remove",
+    is_flag=True,
+    help="Remove the CachedModel; the model stays cached until its space is needed.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the document and write nothing.")
-@click.option("--cluster", is_flag=True, help="In the cluster, not for this machine's agent.")
+@click.option("--cluster", is_flag=True, help="Use the cluster instead of this machine's agent.")
 @cluster_options
 @root_option
 @access_options
@@ -121,18 +137,18 @@ def prewarm(
     if dry_run:
         console.result(document, yaml.safe_dump(document, sort_keys=False).rstrip())
         return
-    place: PrewarmTarget = (
+    target: PrewarmTarget = (
         ClusterTarget(kubectl(context, kubeconfig)) if in_cluster else LocalTarget(root, access)
     )
     if remove:
-        place.remove(name)
-        console.result({"name": name, "wanted": False}, f"{name} isn't wanted any more")
+        target.remove(name)
+        console.result({"name": name, "desired": False}, f"{name} is no longer desired")
         return
-    place.put(document)
+    target.put(document)
     if wait:
-        _wait(console, place, name, timeout_seconds)
-    said = "is ready" if wait else "is wanted; see `weightyard status`"
-    console.result({"name": name, "wanted": True, "ready": wait or None}, f"{name} {said}")
+        _wait(console, target, name, timeout_seconds)
+    said = "is ready" if wait else "is desired now; see `weightyard status`"
+    console.result({"name": name, "desired": True, "ready": wait or None}, f"{name} {said}")
 
 
 def _document(name: str, spec: Json) -> Json:
@@ -155,14 +171,14 @@ def _window(text: str | None, zone: str | None) -> Json | None:
     return {"start": start, "end": end, **({"timeZone": zone} if zone else {})}
 
 
-def _wait(console: Console, place: PrewarmTarget, name: str, seconds: float | None) -> None:
-    told: list[PrewarmStatus] = []
+def _wait(console: Console, target: PrewarmTarget, name: str, seconds: float | None) -> None:
+    shown: list[PrewarmStatus] = []
 
-    def tell(standing: PrewarmStatus) -> None:
-        if standing not in told[-1:]:
-            told.append(standing)
-            console.event("progress", model=name, percent=standing.percent, text=standing.text)
+    def show(status: PrewarmStatus) -> None:
+        if status not in shown[-1:]:
+            shown.append(status)
+            console.event("progress", model=name, percent=status.percent, text=status.text)
             if not console.json:
-                console.say(f"{name}: {standing.percent}%, {standing.text}")
+                console.say(f"{name}: {status.percent}%, {status.text}")
 
-    wait_ready(place, name, seconds=seconds, tell=tell)
+    wait_ready(target, name, seconds=seconds, show=show)

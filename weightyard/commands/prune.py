@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from modelimage.access import Access, Place, open_place
+from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
@@ -16,6 +16,7 @@ from modelimage.mediatypes import ANNOTATION_REF_NAME
 from modelimage.prune_plan import PrunePlan, PrunePolicy, plan_prune, unreferenced
 from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from weightyard.text import format_bytes
@@ -33,7 +34,12 @@ Examples:
 """
 )
 @click.argument("repository")
-@click.option("--keep", multiple=True, metavar="PATTERN", help="Keep tags like this. Repeatable.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="PATTERN",
+    help="Keep tags that match this pattern. Repeatable.",
+)
 @click.option(
     "--keep-last",
     type=click.IntRange(min=0),
@@ -41,14 +47,17 @@ Examples:
     metavar="N",
     help="Keep the N highest versions, each with its variants' tags.",
 )
-@click.option("--yes", is_flag=True, help="Do it. Without this, only show what would be removed.")
+@click.option(
+    "--yes", is_flag=True, help="Remove them. Without --yes, only show what would be removed."
+)
 @click.option(
     "--grace",
+    cls=AdvancedOption,
     type=click.FloatRange(min=0),
     default=GRACE_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="In a layout, leave blobs alone that are younger: a build may be about to name them.",
+    help="In a layout, keep younger blobs, which a running build may need.",
 )
 @access_options
 @pass_console
@@ -70,36 +79,36 @@ def prune(
     reference = parse_image(repository)
     if not isinstance(reference, RegistryReference | LayoutReference):
         raise InvalidInput(f"can't prune {reference}", hint="Use oci:DIR or a registry repository.")
-    place = open_place(reference, access)
-    tags = {tag: place.resolve(tag).digest for tag in place.tags()}
+    target = open_image_repository(reference, access)
+    tags = {tag: target.resolve(tag).digest for tag in target.tags()}
     plan = plan_prune(tags, PrunePolicy(keep, keep_last))
     garbage: dict[Digest, int] = {}
     if yes:
-        _remove(place, plan)
+        _remove(target, plan)
         console.event("pruned", tags=list(plan.removed))
-    if isinstance(place, Layout):
-        garbage = _garbage(place, plan, younger_than=grace)
+    if isinstance(target, Layout):
+        garbage = _garbage(target, plan, younger_than=grace)
         if yes:
             for digest in garbage:
-                place.remove_blob(digest)
+                target.remove_blob(digest)
     document: dict[str, Any] = {
         "kept": list(plan.kept), "removed": list(plan.removed),
         "manifests": [str(digest) for digest in plan.manifests],
         "blobs": len(garbage), "bytes": sum(garbage.values()), "done": yes,
     }  # fmt: skip
-    console.result(document, _text(plan, garbage, place, done=yes))
+    console.result(document, _text(plan, garbage, target, done=yes))
 
 
-def _remove(place: Place, plan: PrunePlan) -> None:
-    if isinstance(place, Layout):
+def _remove(target: ImageRepository, plan: PrunePlan) -> None:
+    if isinstance(target, Layout):
         # Tags go before blobs: an interrupted run leaves garbage, never a tag without its blobs.
         for tag in plan.removed:
-            place.untag(tag)
-        for entry in _orphans(place, plan):
-            place.unlist(entry.digest)
+            target.untag(tag)
+        for entry in _orphans(target, plan):
+            target.unlist(entry.digest)
         return
     for digest in plan.manifests:
-        place.delete_manifest(digest)
+        target.delete_manifest(digest)
 
 
 def _orphans(layout: Layout, plan: PrunePlan) -> list[Descriptor]:
@@ -137,16 +146,18 @@ def _garbage(layout: Layout, plan: PrunePlan, *, younger_than: float) -> dict[Di
     }
 
 
-def _text(plan: PrunePlan, garbage: dict[Digest, int], place: Place, *, done: bool) -> str:
+def _text(
+    plan: PrunePlan, garbage: dict[Digest, int], target: ImageRepository, *, done: bool
+) -> str:
     verb = "Removed" if done else "Would remove"
     lines = [
         f"{verb} tags: {', '.join(plan.removed) or 'none'}",
         f"Kept tags: {', '.join(plan.kept) or 'none'}",
     ]
-    if isinstance(place, Layout):
+    if isinstance(target, Layout):
         lines.append(f"{verb} {len(garbage)} blobs, {format_bytes(sum(garbage.values()))}")
     elif plan.removed:
         lines.append("The registry frees the space in its own garbage collection.")
     if not done:
-        lines.append("Nothing was changed: add --yes to do it.")
+        lines.append("Nothing was changed: add --yes to remove them.")
     return "\n".join(lines)

@@ -14,7 +14,9 @@ from weightyard.up.state import State, all_workspaces, condition, is_running
 
 
 @click.command()
-@click.option("-a", "--all", "everything", is_flag=True, help="Also those that stopped or failed.")
+@click.option(
+    "-a", "--all", "everything", is_flag=True, help="Also list those that stopped or failed."
+)
 @root_option
 @pass_console
 def ps(console: Console, /, *, everything: bool, root: Path) -> None:

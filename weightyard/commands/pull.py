@@ -17,7 +17,7 @@ from weightyard.text import format_bytes, format_duration
 
 @click.command()
 @click.argument("image", type=ModelName())
-@click.option("--variant", metavar="NAME", help="Which precision; by default the image's own.")
+@click.option("--variant", metavar="NAME", help="Variant to pull; by default the image's own.")
 @root_option
 @access_options
 @pass_console
@@ -29,10 +29,9 @@ def pull(console: Console, *, image: str, variant: str | None, root: Path, acces
     with open_cache(root, access) as cache:
         done = follow(console, image, cache.pull(PullBody(image=image, variant=variant)))
     if done.stale:
-        console.say(f"the registry is away: this is the model that {image} last named")
+        console.say(f"the registry can't be reached: using the model that {image} last referred to")
     console.say(
-        f"{format_bytes(done.size)}, of which fetched {format_bytes(done.fetched)}, "
-        f"in the cache already {format_bytes(done.reused + done.resumed)}, "
-        f"in {format_duration(done.seconds)}"
+        f"{format_bytes(done.size)} in all, fetched {format_bytes(done.fetched)}, "
+        f"already cached {format_bytes(done.reused + done.resumed)}, in {format_duration(done.seconds)}"
     )
     console.result(done.model_dump(exclude={"event"}), done.path)

@@ -21,6 +21,7 @@ from quantize.quantizer import (
 )
 from quantize.rtn import Progress
 from quantize.schemes import Format, Method, QuantizationEngine, Scheme
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.progress import Progress as Bar
 
@@ -37,17 +38,21 @@ _FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("source", metavar="SRC", type=_FILE)
 @click.argument("out", metavar="OUT", type=_FILE)
-@click.option("--scheme", type=_choice(Scheme), required=True, help="The precision to make.")
-@click.option("--format", "format_", type=_choice(Format), help="The checkpoint format.")
+@click.option("--scheme", type=_choice(Scheme), required=True, help="Target precision.")
+@click.option(
+    "--format", "format_", cls=AdvancedOption, type=_choice(Format), help="Checkpoint format."
+)
 @click.option(
     "--engine",
     type=_choice(QuantizationEngine),
     default="auto",
-    help="Who computes the values.",
+    help="Engine that quantizes.",
     show_default=True,
 )
-@click.option("--method", type=_choice(Method), help="What llm-compressor does beside rounding.")
-@click.option("--group-size", type=click.IntRange(32), help="How many INT4 weights share a scale.")
+@click.option(
+    "--method", cls=AdvancedOption, type=_choice(Method), help="Algorithm of llm-compressor."
+)
+@click.option("--group-size", type=click.IntRange(32), help="Number of INT4 weights per scale.")
 @click.option(
     "--calibration",
     metavar="FILE|hf://ORG/NAME[/PATH]",
@@ -55,32 +60,59 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--calibration-samples",
+    cls=AdvancedOption,
     type=click.IntRange(1),
     metavar="N",
     help="Take the first N paragraphs, lines or rows of it.  [default: 128]",
 )
-@click.option("--evaluate", is_flag=True, help="Compare with the source on fixed text.")
+@click.option(
+    "--evaluate", is_flag=True, help="Compare the predictions with the source's, on a fixed text."
+)
 @click.option(
     "--evaluator",
+    cls=AdvancedOption,
     type=_choice(Evaluator),
     default="transformers",
     show_default=True,
-    help="What runs the models that are compared: vllm takes what it serves on this machine.",
+    help="Runs the compared models; vllm needs variants that it serves on this machine.",
 )
-@click.option("--evaluation-text", type=_FILE, metavar="FILE", help="The text to compare on.")
 @click.option(
-    "--min-sqnr", type=float, metavar="DB", help="Fail when a matrix has less signal to noise."
+    "--evaluation-text",
+    cls=AdvancedOption,
+    type=_FILE,
+    metavar="FILE",
+    help="Text to compare on, instead of the shipped one.",
+)
+@click.option(
+    "--min-sqnr",
+    cls=AdvancedOption,
+    type=float,
+    metavar="DB",
+    help="Fail when a matrix has a lower signal-to-noise ratio, in dB.",
 )
 @click.option("--max-kl", type=float, help="Fail above this KL divergence (with --evaluate).")
 @click.option(
-    "--max-ppl-ratio", type=float, help="Fail above this perplexity ratio (with --evaluate)."
+    "--max-ppl-ratio",
+    cls=AdvancedOption,
+    type=float,
+    help="Fail above this perplexity ratio (with --evaluate).",
 )
-@click.option("--min-top1", type=float, help="Fail below this top-1 agreement (with --evaluate).")
-@click.option("--threads", type=click.IntRange(1), help="Workers; never changes what rtn writes.")
+@click.option(
+    "--min-top1",
+    cls=AdvancedOption,
+    type=float,
+    help="Fail below this top-1 agreement (with --evaluate).",
+)
+@click.option(
+    "--threads",
+    cls=AdvancedOption,
+    type=click.IntRange(1),
+    help="Worker processes; the result of rtn doesn't depend on them.",
+)
 @click.option(
     "--quality", "quality_file", type=_FILE, metavar="FILE", help="Write the quality document here."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be made, from the headers alone.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, from the headers alone.")
 @pass_console
 def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **given: Any) -> None:
     """Make an INT8 or INT4 checkpoint OUT from the 16-bit checkpoint SRC.

@@ -14,10 +14,11 @@ import yaml
 from modelimage.access import Access, open_reader
 from modelimage.cpus import cpu_condition, local_cpus
 from modelimage.errors import InvalidInput, NotFound
+from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, default_root
 from workspace.document import parse_workspace
-from workspace.hardware import Hardware, asked_hardware
+from workspace.hardware import Hardware, requested_hardware
 from workspace.images import resolve_workspace
 from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
@@ -34,18 +35,20 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
 @click.option(
     "-f", "--file", required=True,
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="The workspace; - is stdin.",
+    help="The workspace file; - is stdin.",
 )  # fmt: skip
-@click.option("--name", help="Which workspace, where the file holds several.")
-@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="What to write.")
+@click.option("--name", help="Workspace to render, if the file has several.")
+@click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Output format.")
 @click.option(
     "--system-namespace",
+    cls=AdvancedOption,
     default="weightyard",
     show_default=True,
-    help="Where Weightyard itself runs.",
+    help="Weightyard's own namespace.",
 )
 @click.option(
     "--agent-image",
+    cls=AdvancedOption,
     default=AGENT_IMAGE,
     show_default=True,
     help="Image of the agent, for compose.",
@@ -64,9 +67,11 @@ def render(
     workspace = parse_workspace(_read(file), name=str(file), only=name)
     resolved = resolve_workspace(workspace, lambda reference: open_reader(reference, access))
     hardware = _hardware(workspace, target)
-    release = plan_release(workspace, resolved, hardware=hardware, place=_place(workspace, target))
+    release = plan_release(
+        workspace, resolved, hardware=hardware, site_of=_site_of(workspace, target)
+    )
     for reason in release.plan.reasons:
-        console.say(f"not chosen: {reason}")
+        console.say(f"variant not chosen: {reason}")
     condition = cpu_condition(release.plan.engine.value, release.plan.variant)
     if not release.plan.gpus and condition and not hardware.cpus:
         console.say(
@@ -96,11 +101,11 @@ def _documents(
 
 def _hardware(workspace: Workspace, target: str) -> Hardware:
     """The hardware in the spec; for `up`, which runs here, with this machine's CPU."""
-    asked = asked_hardware(workspace.spec.resources)
-    return replace(asked, cpus=local_cpus()) if target == "up" else asked
+    requested = requested_hardware(workspace.spec.resources)
+    return replace(requested, cpus=local_cpus()) if target == "up" else requested
 
 
-def _place(workspace: Workspace, target: str) -> SiteFactory:
+def _site_of(workspace: Workspace, target: str) -> SiteFactory:
     if target == "compose":
         return store_site(workspace, ROOT)
     if target == "up":

@@ -15,7 +15,7 @@ from weightyard.text import format_bytes
 
 @click.command("rm")
 @click.argument("models", type=ModelName(), nargs=-1, required=True, metavar="MODEL...")
-@click.option("--unpin", is_flag=True, help="Remove pinned models too.")
+@click.option("--unpin", is_flag=True, help="Also remove pinned models.")
 @root_option
 @access_options
 @pass_console

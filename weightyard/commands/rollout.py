@@ -9,7 +9,7 @@ import click
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
-from workspace.controller.revisions import ASKED, Revision, history
+from workspace.controller.revisions import POD_PARTS, Revision, history
 
 Json = dict[str, Any]
 _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
@@ -87,7 +87,9 @@ def status(
 @rollout.command()
 @click.argument("name")
 @click.option(
-    "--to-revision", type=click.IntRange(1), help="Which version; by default the one before."
+    "--to-revision",
+    type=click.IntRange(1),
+    help="Revision to go back to; by default the previous one.",
 )
 @_in_namespace
 @cluster_options
@@ -114,6 +116,7 @@ def pick(kept: list[Revision], number: int | None) -> Revision:
             numbers = ", ".join(str(each.number) for each in kept) or "none"
             raise NotFound(f"no revision {number} is kept; kept are: {numbers}")
         return found
+    # The newest is the one that runs or rolls out now, so going back means the one before it.
     if len(kept) < 2:
         raise InvalidInput(
             "there is no version before this one", hint="See: weightyard rollout history."
@@ -123,8 +126,8 @@ def pick(kept: list[Revision], number: int | None) -> Revision:
 
 def with_version(document: Json, revision: Revision) -> Json:
     """The Workspace with an earlier version's spec; parts of the spec outside of versions stay unchanged."""
-    spec = {name: value for name, value in document["spec"].items() if name not in ASKED}
-    spec |= {name: revision.asked[name] for name in ASKED if name in revision.asked}
+    spec = {name: value for name, value in document["spec"].items() if name not in POD_PARTS}
+    spec |= {name: revision.requested[name] for name in POD_PARTS if name in revision.requested}
     rollout_part = {k: v for k, v in spec.pop("rollout", {}).items() if k != "restartedAt"}
-    rollout_part |= revision.asked.get("rollout", {})
+    rollout_part |= revision.requested.get("rollout", {})
     return {**document, "spec": {**spec, **({"rollout": rollout_part} if rollout_part else {})}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from modelimage import cosign, durable
-from modelimage.access import Access, open_place
+from modelimage.access import Access, open_image_repository
 from modelimage.errors import InvalidInput
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from weightyard.console import Console, pass_console
@@ -48,7 +48,7 @@ def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
         pem = key.read_bytes()
     password = os.environ.get(PASSWORD_VARIABLE)
     private = cosign.load_private_key(pem, password.encode() if password else None)
-    place = open_place(reference, access)
+    place = open_image_repository(reference, access)
     subject = place.resolve(reference.name)
     name = (
         f"{reference.registry}/{reference.repository}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cache_agent.api.node_cache import Held, NodeCache, Wanted
+from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
@@ -35,7 +35,9 @@ _COLUMNS = (
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--cluster", is_flag=True, help="All nodes of the cluster, not this machine's agent.")
+@click.option(
+    "--cluster", is_flag=True, help="Show all nodes of the cluster instead of this machine's agent."
+)
 @cluster_options
 @root_option
 @access_options
@@ -70,23 +72,26 @@ def status(
             console.say(f"{node.name}: {problem}")
     if name is not None and not rows:
         raise NotFound(
-            f"no model called {name} is wanted or held", hint="See all of them: weightyard status."
+            f"no model called {name} is desired or cached",
+            hint="See all of them: weightyard status.",
         )
     if not rows:
-        console.say(f"nothing is wanted or held on {len(nodes)} node{'s' * (len(nodes) != 1)}")
+        console.say(
+            f"no models are desired or cached on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+        )
     console.table(_COLUMNS, rows)
 
 
 def _rows(node: NodeCache, now: float) -> Iterator[list[Any]]:
-    keys = {each.model_key for each in node.status.wanted}
-    for wanted in node.status.wanted:
+    keys = {each.model_key for each in node.status.desired}
+    for wanted in node.status.desired:
         yield _wanted(node.name, wanted, now)
     for model in node.status.models:
         if model.key not in keys:
             yield _held(node.name, model, now)
 
 
-def _wanted(node: str, wanted: Wanted, now: float) -> list[Any]:
+def _wanted(node: str, wanted: DesiredModelStatus, now: float) -> list[Any]:
     left = None if wanted.seconds_left is None else format_duration(wanted.seconds_left)
     size = format_bytes(wanted.bytes_total) if wanted.bytes_total else None
     return [
@@ -98,7 +103,7 @@ def _wanted(node: str, wanted: Wanted, now: float) -> list[Any]:
 def _held(node: str, model: Held, now: float) -> list[Any]:
     """The row of a held model that isn't desired: a server uses it, or it was desired before."""
     used = f"used by {model.leases}" if model.leases else None
-    state = "held" if model.state == "Ready" else "leaving"
+    state = "held" if model.state == "Ready" else "releasing"
     return [
         model.image, node, state, "100%", format_bytes(model.size), model.tier,
         _yes(model.pinned), _ago(model.verified_at, now), None, used,
@@ -107,10 +112,11 @@ def _held(node: str, model: Held, now: float) -> list[Any]:
 
 def _problems(node: NodeCache) -> Iterator[str]:
     for each in node.status.conditions:
+        # `Synced` is true with refused documents as well: the other documents are followed.
         if each.type == "Synced" and (each.status != "True" or each.reason == "WithProblems"):
             yield each.message
         elif each.type == "SpaceSufficient" and each.status == "False":
-            yield f"no room for {each.message}"
+            yield f"not enough space for {each.message}"
 
 
 def _yes(value: bool) -> str | None:

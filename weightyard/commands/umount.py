@@ -30,5 +30,5 @@ def umount(console: Console, *, directory: Path, root: Path, access: Access) -> 
         released = cache.release(lease_id(directory))
     if key is None and not released:
         raise NotFound(f"no model is mounted at {directory}", hint="See `weightyard lease ls`.")
-    text = f"{directory}: taken away" if key else f"{directory}: nothing was mounted; lease ended"
+    text = f"{directory}: unmounted" if key else f"{directory}: nothing was mounted; lease released"
     console.result({"path": str(directory), "key": str(key) if key else None}, text)

@@ -28,9 +28,12 @@ from workspace.sources import source_uri
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
-@click.option("--name", help="Which workspace, where the file holds several.")
+@click.option("--name", help="Workspace to serve, if the file has several.")
 @click.option(
-    "-d", "--detach", is_flag=True, help="Return once it is ready; it runs on in the background."
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Return once it is ready; the server keeps running in the background.",
 )
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address the server listens on."
@@ -44,15 +47,15 @@ from workspace.sources import source_uri
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=lambda: Path(sys.executable),
     show_default="the one that runs weightyard",
-    help="Interpreter that has the inference server.",
+    help="Python interpreter that has the inference server installed.",
 )
 @click.option(
     "--grace", type=click.FloatRange(min=0), default=30.0, show_default=True,
-    help="Seconds the server gets to stop.",
+    help="Seconds that the server may take to stop before it is killed.",
 )  # fmt: skip
 @click.option(
     "--start-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="Give a start up after so long without progress in its log, CPU time or reading."
+    help="Fail a start after this many seconds without log output, CPU time or reads."
     f"  [default: spec.runtime.startupSeconds, else {STALL_SECONDS:g}]",
 )  # fmt: skip
 @root_option
@@ -126,11 +129,12 @@ def _with_image(
 def _hardware(console: Console, workspace: Workspace, *, cpu: bool) -> Hardware:
     wanted = workspace.spec.resources.gpus
     hardware = local_hardware(cpu_only=cpu or wanted == 0)
+    # A note and not an error: a workspace that is written for a cluster can be tried on a laptop.
     if wanted and hardware.gpu is None:
         console.say("no GPU here: serving on the CPU")
     if wanted and hardware.gpu is not None and wanted > hardware.count:
         raise InvalidInput(
-            f"the workspace wants {wanted} GPUs, this machine has {hardware.count}",
+            f"the workspace needs {wanted} GPUs, this machine has {hardware.count}",
             hint="Lower spec.resources.gpus, or serve on the CPU with --cpu.",
         )
     return hardware
@@ -146,7 +150,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
             state = background.follow(started, directory, console)
         except KeyboardInterrupt:
             console.say(
-                f"{workspace.name} goes on in the background; stop it with `weightyard down`"
+                f"{workspace.name} keeps running in the background; stop it with `weightyard down`"
             )
             raise
     _announce(console, state, directory, background=True)
@@ -154,6 +158,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
 
 def _words(parameter: str, value: object) -> list[str]:
     """The command-line words of an option's value, for the background process."""
+    # The background process gets the workspace as a file, since stdin or a moved directory may be gone by then.
     if parameter in ("file", "name", "detach") or value is None or value is False:
         return []
     option = f"--{parameter.replace('_', '-')}"

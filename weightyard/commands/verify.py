@@ -38,7 +38,7 @@ Examples:
     "keys",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Also require a signature by this public key (PEM); one of several is enough. Repeatable.",
+    help="Also require a signature by this public key (PEM). Repeatable; one of several keys is enough.",
 )
 @access_options
 @pass_console

@@ -19,7 +19,7 @@ from weightyard.text import format_bytes
 @click.option(
     "--lock", is_flag=True, help="Keep it in memory while the agent runs, or until --unlock."
 )
-@click.option("--unlock", is_flag=True, help="Let locked pages go.")
+@click.option("--unlock", is_flag=True, help="Unlock its pages.")
 @root_option
 @access_options
 @pass_console
@@ -31,9 +31,13 @@ def warm(
         view = cache.warm(WarmBody(model=model, lock=lock, unlock=unlock))
     if view.stopped:
         console.say(f"stopped early: {view.stopped}")
-    told = "" if view.believable else " (says the kernel, which hides the truth from this user)"
+    doubt = (
+        ""
+        if view.believable
+        else " (an estimate: the kernel hides pages of files that this user can't write)"
+    )
     text = (
-        f"{format_bytes(view.resident)} of {format_bytes(view.size)} in memory{told}, "
+        f"{format_bytes(view.resident)} of {format_bytes(view.size)} in memory{doubt}, "
         f"{format_bytes(view.locked)} locked, charged to {view.cgroup}"
     )
     console.result(view.model_dump(), text)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cache_agent.api.shared_names import CSI_DRIVER
 from weightyard.doctor.result import Finding, fail, ok, warn
 
 Json = dict[str, Any]
@@ -86,7 +87,7 @@ def permissions(facts: ClusterFacts, expected: Expected) -> Finding:
             "you may not " + ", ".join(map(str, facts.denied)),
             "Install with an account that may.",
         )
-    return ok("permissions", "all that an installation needs")
+    return ok("permissions", "all permissions for an installation")
 
 
 def namespace(facts: ClusterFacts, expected: Expected) -> Finding:
@@ -138,7 +139,7 @@ def nodes(facts: ClusterFacts, expected: Expected) -> Finding:
         )
     unready = [_name(e) for e in facts.nodes if _condition(e, "Ready") != "True"]
     if unready:
-        return warn("nodes", f"not ready: {_few(unready)}", "Look at kubectl describe node.")
+        return warn("nodes", f"not ready: {_few(unready)}", "See kubectl describe node.")
     return ok("nodes", f"{len(facts.nodes)} selected, all ready")
 
 
@@ -177,15 +178,15 @@ def driver(facts: ClusterFacts, expected: Expected) -> Finding:
     if other:
         return fail(
             "CSI driver",
-            f"the CSIDriver has other values of {', '.join(other)}",
-            "kubectl delete csidriver cache.weightyard.dev, then install again.",
+            f"the CSIDriver differs in {', '.join(other)}",
+            f"kubectl delete csidriver {CSI_DRIVER}, then install again.",
         )
     missing = [_name(e) for e in facts.nodes if _name(e) not in facts.driver_nodes]
     if missing:
         return warn(
             "CSI driver",
             f"not registered on {_few(missing)}",
-            "Look at the agents there: kubectl logs, container `agent`.",
+            "See the agents' logs there: kubectl logs, container `agent`.",
         )
     return ok("CSI driver", f"registered on {len(facts.driver_nodes)} nodes")
 
@@ -198,10 +199,10 @@ def crds(facts: ClusterFacts, expected: Expected) -> Finding:
     if old:
         return warn(
             "CRDs",
-            f"not as this version has them: {_few(old)}",
+            f"differ from this version's: {_few(old)}",
             "Upgrade the chart; with crds.upgrade off: helm show crds CHART | kubectl apply --server-side -f -",
         )
-    return ok("CRDs", f"{len(present)} as this version has them")
+    return ok("CRDs", f"{len(present)} match this version")
 
 
 def admission(facts: ClusterFacts, expected: Expected) -> Finding:
@@ -209,9 +210,9 @@ def admission(facts: ClusterFacts, expected: Expected) -> Finding:
         return warn(
             "admission policies",
             "no ValidatingAdmissionPolicy (Kubernetes 1.30)",
-            "Know that an agent could then write other nodes' NodeCache objects.",
+            "Without it, an agent can write other nodes' NodeCache objects.",
         )
-    return ok("admission policies", "an agent can be tied to its own node")
+    return ok("admission policies", "agents can be restricted to their own node")
 
 
 def extensions(facts: ClusterFacts, expected: Expected) -> Finding:

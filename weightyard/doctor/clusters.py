@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+from cache_agent.api.shared_names import CSI_DRIVER
 from modelimage.errors import AccessDenied, NotFound
 from weightyard.doctor.cluster_checks import ClusterFacts, Permission
 from weightyard.kubectl import Kubectl
 
 Json = dict[str, Any]
-DRIVER: Final = "cache.weightyard.dev"
 _STORAGE: Final = "/apis/storage.k8s.io/v1"
 _CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -40,7 +40,7 @@ def ask(cluster: Kubectl, questions: ClusterQuery) -> ClusterFacts:
         namespace=questions.namespace,
         namespace_labels=None if space is None else space["metadata"].get("labels") or {},
         denied=tuple(_denied(cluster, questions.permissions, questions.namespace)),
-        driver=_allowed(lambda: cluster.get(f"{_STORAGE}/csidrivers/{DRIVER}")),
+        driver=_allowed(lambda: cluster.get(f"{_STORAGE}/csidrivers/{CSI_DRIVER}")),
         driver_nodes=frozenset(_with_driver(csi_nodes.get("items", ()))),
         crds={name: _allowed(lambda name=name: cluster.get(f"{_CRDS}/{name}")) for name in questions.crds},  # type: ignore[misc]
         admission_policies=_has_policies(cluster),
@@ -73,7 +73,7 @@ def _has_policies(cluster: Kubectl) -> bool:
 def _with_driver(csi_nodes: Iterable[Json]) -> Iterable[str]:
     for each in csi_nodes:
         drivers = each.get("spec", {}).get("drivers") or ()
-        if DRIVER in {driver["name"] for driver in drivers}:
+        if CSI_DRIVER in {driver["name"] for driver in drivers}:
             yield each["metadata"]["name"]
 
 

@@ -33,8 +33,8 @@ def try_disk(directory: Path, size: int, *, clock: Callable[[], float] = time.mo
         free = os.statvfs(directory)
         if size * 2 > free.f_bavail * free.f_frsize:
             return Trial(problem=f"less than {2 * size} bytes are free")
-        with tempfile.TemporaryDirectory(prefix=".weightyard-doctor-", dir=directory) as place:
-            path = Path(place, "trial")
+        with tempfile.TemporaryDirectory(prefix=".weightyard-doctor-", dir=directory) as folder:
+            path = Path(folder, "trial")
             written = _write(path, size, clock)
             read = _read(path, size, clock) if size else None
             return Trial(written if size else None, read, _links(path))

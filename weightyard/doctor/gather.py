@@ -9,7 +9,6 @@ import ctypes
 import errno
 import importlib.metadata
 import os
-import socket
 import ssl
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from cache_agent.net.node_name import node_name
 from modelimage.cpus import FLAGS, local_cpu_flags
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
@@ -52,16 +52,16 @@ class ProbePaths:
     api_ca: Path | None = None
 
 
-def gather(places: ProbePaths) -> HostFacts:
+def gather(paths: ProbePaths) -> HostFacts:
     """This node's facts. Raises nothing: unreadable facts stay unknown."""
-    host = places.host
+    host = paths.host
     mountinfo = _text(Path("/proc/self/mountinfo"))
     return HostFacts(
-        node=os.environ.get("NODE_NAME") or socket.gethostname(),
+        node=node_name(),
         kernel=os.uname().release,
-        disk=_disk(places, mountinfo),
-        kubelet=_kubelet(places, mountinfo),
-        clock=_clock(places),
+        disk=_disk(paths, mountinfo),
+        kubelet=_kubelet(paths, mountinfo),
+        clock=_clock(paths),
         nics=tuple(_nics(host / "sys/class/net")),
         containerd=_containerd(host),
         selinux={"1": "enforcing", "0": "permissive"}.get(_text(host / "sys/fs/selinux/enforce").strip()),
@@ -71,13 +71,13 @@ def gather(places: ProbePaths) -> HostFacts:
     )  # fmt: skip
 
 
-def _disk(places: ProbePaths, mountinfo: str) -> DiskFacts:
-    place = _existing(places.store)
-    space = os.statvfs(place)
-    mount = parsing.mount_of(mountinfo, PurePosixPath(place))
-    trial = try_disk(place, places.trial)
+def _disk(paths: ProbePaths, mountinfo: str) -> DiskFacts:
+    directory = _existing(paths.store)
+    space = os.statvfs(directory)
+    mount = parsing.mount_of(mountinfo, PurePosixPath(directory))
+    trial = try_disk(directory, paths.trial)
     return DiskFacts(
-        path=str(places.store),
+        path=str(paths.store),
         filesystem=mount.filesystem if mount else None,
         read_only=bool(space.f_flag & os.ST_RDONLY),
         total=space.f_blocks * space.f_frsize,
@@ -86,19 +86,20 @@ def _disk(places: ProbePaths, mountinfo: str) -> DiskFacts:
         read_rate=trial.read_rate,
         hard_links=trial.hard_links,
         problem=trial.problem,
-        nodefs=_same_disk(place, places.kubelet),
+        nodefs=_same_disk(directory, paths.kubelet),
         imagefs=next(
-            (s for each in _IMAGES if (s := _same_disk(place, places.host / each)) is not None),
+            (s for each in _IMAGES if (s := _same_disk(directory, paths.host / each)) is not None),
             None,
         ),
     )
 
 
-def _kubelet(places: ProbePaths, mountinfo: str) -> Kubelet:
-    path = places.kubelet
+def _kubelet(paths: ProbePaths, mountinfo: str) -> Kubelet:
+    path = paths.kubelet
     mount = parsing.mount_of(mountinfo, PurePosixPath(path))
     candidates = [path / each for each in _KUBELET]
-    candidates += [places.host / each for each in _KUBELET_ELSEWHERE]
+    candidates += [paths.host / each for each in _KUBELET_ELSEWHERE]
+    # Distributions keep it elsewhere; kubelet's own directory wins, because it is the one that was named.
     found = next((each for each in candidates if _text(each)), None)
     return Kubelet(
         path=str(path),
@@ -119,9 +120,9 @@ def _containerd(host: Path) -> Containerd:
     return Containerd()
 
 
-def _clock(places: ProbePaths) -> Clock:
+def _clock(paths: ProbePaths) -> Clock:
     synchronized, error = _kernel_clock()
-    offset = None if places.api is None else _offset(places.api, places.api_ca)
+    offset = None if paths.api is None else _offset(paths.api, paths.api_ca)
     return Clock(synchronized=synchronized, error=error, offset=offset)
 
 
@@ -157,6 +158,7 @@ def _nics(folder: Path) -> list[Nic]:
     """Cards that are up and belong to a device; no bridges, tunnels or veth pairs."""
     found = []
     for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+        # Only devices: bridges and veth pairs report made-up rates.
         if (each / "device").exists() and _text(each / "operstate").strip() != "down":
             speed = _text(each / "speed").strip()
             known = speed.isdigit() and int(speed) > 0

@@ -45,6 +45,7 @@ def check_node(facts: HostFacts, wanted: NodePurpose) -> list[Finding]:
 
 def kernel(facts: HostFacts, wanted: NodePurpose) -> Finding:
     numbers = re.match(r"(\d+)\.(\d+)", facts.kernel)
+    # mount_setattr(2) is new in 5.12; without it a bind mount is writable for a moment before it is remounted.
     if numbers is None:
         return warn("kernel", facts.kernel, "Make sure that it is Linux 5.12 or newer.")
     if (int(numbers[1]), int(numbers[2])) < OLDEST_KERNEL:
@@ -65,7 +66,7 @@ def kubelet_directory(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if kubelet.shared is False:
         return fail(
             "kubelet directory",
-            f"{kubelet.path} is mounted privately: what is mounted there doesn't reach pods",
+            f"{kubelet.path} is mounted privately: mounts there don't reach pods",
             f"Run `mount --make-rshared {kubelet.path}` (or of the mount it is on) at each boot.",
         )
     return ok("kubelet directory", kubelet.path)
@@ -87,15 +88,15 @@ def filesystem(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if disk.read_only:
         return fail("filesystem", f"{seen}, read-only", move)
     if disk.filesystem in _FAR:
-        return fail("filesystem", f"{seen}: not of this machine", move)
+        return fail("filesystem", f"{seen}: not a local filesystem", move)
     if disk.filesystem is not None and disk.filesystem not in _LOCAL:
-        return warn("filesystem", f"{seen}: not kept on a disk of its own", move)
+        return warn("filesystem", f"{seen}: not a filesystem on a disk", move)
     return ok("filesystem", seen)
 
 
 def hard_links(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if facts.disk.hard_links is None:
-        why = facts.disk.problem or "not tried"
+        why = facts.disk.problem or "not tested"
         return warn("hard links", why, "Make the directory writable and run this again.")
     if not facts.disk.hard_links:
         return fail(
@@ -143,20 +144,21 @@ def clock(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if found.offset is not None and abs(found.offset) > SKEW_SECONDS:
         return fail("clock", f"{found.offset:+.1f} s from the API server's", keep)
     if found.synchronized is None:
-        return warn("clock", "can't tell whether it is kept right", keep)
+        return warn("clock", "can't tell whether it is synchronized", keep)
     if not found.synchronized:
-        return warn("clock", "nothing keeps it right", keep)
+        return warn("clock", "nothing synchronizes it", keep)
     return ok(
         "clock", "synchronized" + ("" if found.error is None else f", to {found.error:.3f} s")
     )
 
 
 def network(facts: HostFacts, wanted: NodePurpose) -> Finding:
+    # Virtual machines' cards often report none or -1, which says nothing about the network.
     known = [nic for nic in facts.nics if nic.rate is not None]
     if not known:
         return ok(
             "network",
-            f"{len(facts.nics)} cards that don't tell their rate (virtual machines' often don't)",
+            f"{len(facts.nics)} network cards report no rate (common on virtual machines)",
         )
     best = max(known, key=lambda nic: nic.rate or 0)
     seen = f"{best.name} at {(best.rate or 0) / 1e9:g} Gbit/s"
@@ -185,7 +187,7 @@ def containerd(facts: HostFacts, wanted: NodePurpose) -> Finding:
         names = ", ".join(found.inline_mirrors)
         return warn(
             "containerd",
-            f"{found.configuration} has mirrors of the old style: {names}",
+            f"{found.configuration} has mirrors in the old format: {names}",
             f"Move them into hosts.toml files and set config_path in {where}.",
         )
     if found.config_path is None:
@@ -220,7 +222,7 @@ def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if facts.gpus.count:
         return ok("CPU", "models are served on the GPUs")
     if facts.cpu_flags is None:
-        return ok("CPU", "its instruction sets aren't known")
+        return ok("CPU", "its instruction sets are unknown")
     flags = frozenset(facts.cpu_flags)
     runs = [each for each in KERNELS["vllm"] if cpu_refusal("vllm", each, flags) is None]
     if not runs:
@@ -229,6 +231,7 @@ def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
             "vLLM has no kernels for its instruction sets",
             "Serve on a GPU, or on a CPU with AVX2 or ASIMD. Building and caching work here.",
         )
+    # Only variants that some CPU serves: one that needs a GPU anywhere is no fault of this machine.
     refused = [
         (each, named)
         for each in KERNELS["vllm"]

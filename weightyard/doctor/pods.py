@@ -137,6 +137,7 @@ class Probing:
                 if name in waiting and pod.get("status", {}).get("phase") in _ENDED:
                     waiting.discard(name)
                     yield name, pod
+            # After a look, so that a pod that ended in the last interval still counts.
             if waiting and self.clock() > until:
                 return
             if waiting:
@@ -145,6 +146,7 @@ class Probing:
     def _told(self, name: str, pod: Json) -> HostFacts | str:
         """The facts that a pod printed, or its error."""
         try:
+            # The last line: libraries of the image may print warnings before it.
             lines = self.cluster.text(self._path(name) + "/log?container=doctor").splitlines()
             return HostFacts.model_validate_json(lines[-1] if lines else "")
         except NotFound as error:
@@ -170,9 +172,12 @@ class Probing:
             None,
         )
         events = f"/api/v1/namespaces/{self.probe.namespace}/events?fieldSelector=involvedObject.name%3D{name}"
-        told = [str(each.get("message", "")) for each in self.cluster.get(events).get("items", ())]
+        messages = [
+            str(each.get("message", "")) for each in self.cluster.get(events).get("items", ())
+        ]
         seen = (
-            ": ".join(filter(None, [reason, told[-1] if told else None])) or "no state was reported"
+            ": ".join(filter(None, [reason, messages[-1] if messages else None]))
+            or "no state was reported"
         )
         return f"the pod didn't end within {self.probe.seconds} s: {seen}"  # fmt: skip
 

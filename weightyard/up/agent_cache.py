@@ -1,7 +1,8 @@
 """The cache of `up`: the running agent's control API, or the store opened here briefly.
 
 A store has one owner at a time, so `up` waits while another process owns it. The owner's lock is released when it ends,
-so a busy store always means a live owner; the wait has no limit.
+so a busy store always means a live owner; the wait has no limit. A lease held by the server's own process survives a
+crash of the supervisor and ends with the server.
 """
 
 from __future__ import annotations
@@ -16,25 +17,35 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cache_agent.api.wire import LeaseBody, PullBody, PullDone, PullProgress
 from cache_agent.daemon.cache_api import Cache, open_cache
+from cache_agent.leases.holders import ProcessName
+from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, InvalidInput, NotFound, Unreachable
 from modelimage.foreign import DerivedRecord, is_ours, parse_record, served_from_directory
 from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, ImageReference, parse_image
-from modelimage.resolve import resolve_root
 from weightyard.console import Console
 from weightyard.pull_progress import follow
-from weightyard.up.cache_access import Cached
 from weightyard.up.process import ProcessIdentity
+from workspace.images import read_variants
 from workspace.servable import Servable
 
 _POLL: Final = 0.2
 Event = PullProgress | PullDone
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A verified model on disk: its directory and its record."""
+
+    path: Path
+    record: Servable
 
 
 class AgentCache:
@@ -46,7 +57,11 @@ class AgentCache:
         self._console = console
 
     def variants(self, image: str, variant: str | None) -> dict[str, Servable]:
-        """See ModelCache. A foreign image has no record, so it is pulled to read its facts."""
+        """The records of an image's variants (or of one), by variant; from the cache when the registry is unreachable.
+
+        A foreign image has no record, so it is pulled to read its facts. Raises NotFound, UnknownVariant,
+        AccessDenied, Unreachable.
+        """
         reference = parse_image(image)
         try:
             found = _resolve(reference, self._access, variant)
@@ -55,7 +70,9 @@ class AgentCache:
             known = self._cached(image, variant)
             if not known:
                 raise
-            self._console.say(f"the registry is away: taking what {image} last named")
+            self._console.say(
+                f"the registry can't be reached: using the model that {image} last referred to"
+            )
             return known
         if found is None:
             model = self.pull(image, variant).record
@@ -63,7 +80,7 @@ class AgentCache:
         return found
 
     def pull(self, image: str, variant: str | None) -> Cached:
-        """See ModelCache."""
+        """Pulls what is missing of a variant (None: the default one), with progress. Raises a pull's errors."""
         with self._open() as cache:
             events = cache.pull(PullBody(image=image, variant=variant))
             with _closing(events):
@@ -73,13 +90,14 @@ class AgentCache:
         return Cached(Path(done.path), read_record(Path(done.path)))
 
     def hold(self, model: Cached, process: ProcessIdentity) -> str:
-        """See ModelCache."""
-        holder = f"process:{process.pid}/{process.start}/{process.boot}"
+        """Leases the model until the process ends or `release`; returns the lease's id."""
+        name = ProcessName(process.pid, str(process.start), process.boot)
+        holder = str(Holder(HolderKind.PROCESS, str(name)))
         with self._open() as cache:
             return cache.lease(LeaseBody(model=str(model.record.key), holder=holder)).id
 
     def release(self, lease: str) -> None:
-        """See ModelCache. Never waits: the lease names a process, so it ends with that process anyway."""
+        """Ends a lease; a missing one is no error. Never waits: the lease ends with its process anyway."""
         with suppress(Busy), open_cache(self._root, self._access) as cache:
             cache.release(lease)
 
@@ -95,14 +113,14 @@ class AgentCache:
             yield self._enter(stack)
 
     def _enter(self, stack: ExitStack) -> Cache:
-        told = False
+        shown = False
         while True:
             try:
                 return stack.enter_context(open_cache(self._root, self._access))
             except Busy as busy:
-                if not told:
+                if not shown:
                     self._console.say(f"waiting: {busy.message}")
-                    told = True
+                    shown = True
             time.sleep(_POLL)
 
 
@@ -129,13 +147,7 @@ def _resolve(
     root = reader.resolve(reference.name)
     if not is_ours(reader, root):
         return None
-    first = resolve_root(reader, root, variant)
-    records: dict[str, Servable] = {first.record.variant: first.record}
-    if variant is None:
-        for other in first.variants:
-            if other not in records:
-                records[other] = resolve_root(reader, root, other).record
-    return records
+    return read_variants(reader, root, variant)
 
 
 def _closing(events: Iterator[Event]) -> AbstractContextManager[object]:

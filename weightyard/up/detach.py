@@ -62,14 +62,14 @@ def follow(background: Background, directory: WorkspaceDirectory, console: Conso
     Ctrl-C ends only the display, not the workspace.
     """
     with ExitStack() as open_jobs:
-        teller = _EventDisplay(console, open_jobs)
+        display = _EventDisplay(console, open_jobs)
         for event in _events(background):
-            teller.tell(event)
+            display.show(event)
             if event.get("event") == "phase" and event.get("phase") == Phase.READY.value:
                 state = directory.read()
                 if state is not None:
                     return state
-        raise teller.failure(background.process.wait())
+        raise display.failure(background.process.wait())
 
 
 def _events(background: Background) -> Iterator[dict[str, Any]]:
@@ -112,7 +112,7 @@ class _EventDisplay:
         self._error: dict[str, Any] = {}
         self._stray: list[str] = []
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def show(self, event: dict[str, Any]) -> None:
         match event.get("event"):
             case "note":
                 self._console.say(str(event.get("text")))

@@ -83,8 +83,9 @@ class Server:
         work = work_of(self.identity.pid, written=self._log.stat().st_size)
         if stall.stalled(work):
             raise TimedOut(
-                f"the server stands still: for {stall.limit:g} s it has written no log and hardly read or used the CPU",
-                hint=f"See its log: {self._log}. If it only needs longer, raise --start-timeout.",
+                f"the server makes no progress: for {stall.limit:g} s it has written no log "
+                "and hardly read or used the CPU",
+                hint=f"See its log: {self._log}. If it only needs more time, raise --start-timeout.",
             )
 
     def exited(self, timeout: float) -> bool:
@@ -97,6 +98,7 @@ class Server:
 
     def death(self) -> EngineFailed:
         """The error for a server that exited, from its exit code and its log."""
+        # The tail only: a server that logged for days has a log of gigabytes, and the cause is at its end.
         lines = read_tail(self._log)
         code = self._child.poll()
         how = (
@@ -149,6 +151,7 @@ def start(
     # Otherwise another server on this port would pass the health check.
     check_port(host, plan.port)
     environment = {**environ, **plain_environment(plan)}
+    # Truncated: the cause of an end is read from this log, and must not be an earlier start's.
     with log.open("wb") as output:
         try:
             child = subprocess.Popen(
@@ -167,9 +170,10 @@ def find_program(plan: LaunchPlan, python: Path) -> list[str]:
     if module is None:
         raise InvalidInput(
             f"`weightyard up` can't start {plan.engine.value} on this machine",
-            hint="Serve with engine vllm, or render the workspace for a place with containers.",
+            hint="Serve with engine vllm, or render the workspace for Kubernetes or compose.",
         )
     package = module.partition(".")[0]
+    # In that interpreter, without importing the engine, which takes many seconds.
     probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
     try:
         found = run_child([str(python), "-c", probe], stall_seconds=_PROBE_STALL)

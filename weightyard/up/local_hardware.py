@@ -36,6 +36,7 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
         if len(fields) == 3 and fields[1].isdigit():
             major, _, minor = fields[2].partition(".")
             known = major.isdigit() and minor.isdigit()
+            # 0 where an old driver reports none: nothing is refused on a guess.
             capability = int(major) * 10 + int(minor) if known else 0
             gpus.append(Gpu(fields[0], int(fields[1]) * _MIB, capability))
     return gpus

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelimage.child import read_stat
+from modelimage.child import START_TIME, read_stat
 from modelimage.errors import TimedOut
 
 _PROC: Final = Path("/proc")
 # Field positions in /proc/PID/stat after the command's name, which is the second (proc(5)).
-_STATE, _SESSION, _START = 0, 3, 19
+_STATE, _SESSION = 0, 3
 _KILL_SECONDS: Final = 30
 
 
@@ -43,7 +43,7 @@ def identify(pid: int) -> ProcessIdentity | None:
     fields = read_stat(pid)
     if fields is None or fields[_STATE] in ("Z", "X"):
         return None
-    return ProcessIdentity(pid, int(fields[_START]), _boot())
+    return ProcessIdentity(pid, int(fields[START_TIME]), _boot())
 
 
 def is_alive(process: ProcessIdentity) -> bool:
@@ -55,6 +55,7 @@ def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
 
     Empty once another process has the leader's pid: a session id is reused only when all its processes are gone.
     """
+    # The leader may have ended before its workers, so its absence alone says nothing.
     holder = identify(leader.pid)
     if (holder is not None and holder != leader) or leader.boot != _boot():
         return []
@@ -71,6 +72,7 @@ def send(process: ProcessIdentity, signal_number: signal.Signals) -> bool:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return False
+    # Checked between opening and signalling: from here on the descriptor names this process, whatever its pid becomes.
     try:
         if not is_alive(process):
             return False
@@ -112,8 +114,8 @@ def stop_session(
     while left := session_members(leader):
         if clock() >= deadline:
             raise TimedOut(
-                f"processes {', '.join(str(each.pid) for each in left)} don't die",
-                hint="They wait for a device or disk that doesn't answer; see dmesg.",
+                f"processes {', '.join(str(each.pid) for each in left)} don't end",
+                hint="They may wait for a device or disk that doesn't answer; see dmesg.",
             )
         pause()
         send_session(leader, signal.SIGKILL)

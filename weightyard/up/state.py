@@ -135,13 +135,15 @@ class WorkspaceDirectory:
             return None
         except (InvalidInput, UnicodeDecodeError) as error:
             raise InvalidInput(
-                f"{path} can't be read: {error}", hint="If nothing of it runs any more, remove it."
+                f"{path} can't be read: {error}",
+                hint="If the workspace isn't running, remove the file.",
             ) from error
 
     def write(self, state: State) -> None:
         """Replaces the state file. Raises NotWritable."""
         temporary = self.path / "state.json.new"
-        # Renamed into place: other commands read the file at any time.
+        # Renamed into place: other commands read the file at any time. Not fsynced: after a crash of the machine the
+        # processes that it names are gone too.
         try:
             temporary.write_text(state.to_text())
             temporary.replace(self.path / "state.json")
@@ -179,7 +181,7 @@ class WorkspaceDirectory:
 def runs_already(name: str) -> Busy:
     """The error for starting a workspace twice."""
     return Busy(
-        f"workspace {name!r} runs already",
+        f"workspace {name!r} is already running",
         hint=f"See `weightyard ps`; stop it with `weightyard down {name}`.",
     )
 
@@ -200,6 +202,7 @@ def all_workspaces(
         return []
     states = []
     for name in names:
+        # One unreadable file must not hide the others, which may have to be stopped.
         try:
             states.append(WorkspaceDirectory(root, name).read())
         except InvalidInput as error:

@@ -38,7 +38,7 @@ def stop_workspace(
     state = directory.read()
     if state is None:
         return StopResult.NOT_RUNNING
-    asked = send(state.supervisor, signal.SIGTERM)
+    signalled = send(state.supervisor, signal.SIGTERM)
     deadline = clock() + timeout
     while is_alive(state.supervisor) and clock() < deadline:
         sleep(_POLL)
@@ -47,12 +47,13 @@ def stop_workspace(
         deadline = clock() + _CLEANUP_SECONDS
         while is_alive(state.supervisor) and clock() < deadline:
             sleep(_POLL)
+    # A supervisor that doesn't end would keep the lock, and with it the workspace's name.
     killed = send(state.supervisor, signal.SIGKILL)
     # Read again: the server may have been started after the first read.
     orphans = _stop_server(directory.read() or state, clock, sleep)
-    if killed or (orphans and asked):
+    if killed or (orphans and signalled):
         return StopResult.KILLED
-    return StopResult.STOPPED if asked or orphans else StopResult.NOT_RUNNING
+    return StopResult.STOPPED if signalled or orphans else StopResult.NOT_RUNNING
 
 
 def _stop_server(state: State, clock: Callable[[], float], sleep: Callable[[float], None]) -> bool:

@@ -21,7 +21,7 @@ from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
 from weightyard.options import absolute_image
 from weightyard.up import inference_server as servers
-from weightyard.up.cache_access import Cached, ModelCache
+from weightyard.up.agent_cache import AgentCache, Cached
 from weightyard.up.inference_server import Server, Stopped
 from weightyard.up.phases import Event, Phase
 from weightyard.up.process import identify
@@ -63,14 +63,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Records signals. `asked` after the first, `hurried` after the second; `number` is the first's."""
+    """Records signals. `requested` after the first, `hurried` after the second; `number` is the first's."""
 
     def __init__(self) -> None:
         self.count = 0
         self.number = signal.SIGINT
         self._raise = False
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.count > 0
 
     def hurried(self) -> bool:
@@ -91,7 +91,7 @@ class StopSignals:
         """Within the context, a signal raises Interrupted; so does one recorded before."""
         self._raise = True
         try:
-            if self.asked():
+            if self.requested():
                 raise Interrupted
             yield
         finally:
@@ -116,7 +116,7 @@ class Supervisor:
         workspace: Workspace,
         *,
         options: RunOptions,
-        cache: ModelCache,
+        cache: AgentCache,
         console: Console,
         environ: Mapping[str, str],
         clock: Callable[[], float] = time.time,
@@ -156,6 +156,7 @@ class Supervisor:
         wanted = spec.runtime.port if options.port is None else options.port
         port = wanted or servers.free_port(options.host)
         servers.check_port(options.host, port)
+        # The identity and not the pid alone: `down` of a later boot must not signal another process.
         me = identify(os.getpid())
         if me is None:
             raise InvalidInput("this process can't be found in /proc", hint="Mount /proc.")
@@ -200,7 +201,7 @@ class Supervisor:
             with self._console.progress(f"starting {plan.engine.value}") as progress:
                 server.wait_until_healthy(
                     describe=progress.describe,
-                    stopped=self._signals.asked,
+                    stopped=self._signals.requested,
                     stall_seconds=self._stall_seconds(),
                 )
         except BaseException:
@@ -210,8 +211,8 @@ class Supervisor:
 
     def _stall_seconds(self) -> float:
         """The seconds a start may go without progress: from the command line, else the workspace, else the default."""
-        asked = self._options.start_timeout
-        return asked or self._workspace.spec.runtime.startup_seconds or STALL_SECONDS
+        requested = self._options.start_timeout
+        return requested or self._workspace.spec.runtime.startup_seconds or STALL_SECONDS
 
     def _fetch(self) -> tuple[Fit, Cached]:
         image, wanted = self._state.image, self._workspace.spec.model.variant
@@ -219,7 +220,7 @@ class Supervisor:
             records = self._cache.variants(image, None if wanted is Variant.AUTO else wanted.value)
             fit = choose_variant(self._workspace, records, self._options.hardware)
             for reason in fit.reasons:
-                self._console.say(f"not chosen: {reason}")
+                self._console.say(f"variant not chosen: {reason}")
             cached = self._cache.pull(image, fit.variant)
             # Leased by the supervisor until the server has its own lease, so that eviction can't
             # come between.
@@ -250,7 +251,7 @@ class Supervisor:
     def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:
         self._move(Event.HEALTHY, ready_at=self._clock())
         on_ready(self._state)
-        while not self._signals.asked():
+        while not self._signals.requested():
             if server.exited(servers.POLL):
                 raise server.death()
         raise Stopped

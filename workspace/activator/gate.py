@@ -16,10 +16,10 @@ from modelimage.errors import Busy, TimedOut
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """`capacity` requests may wait, each for `patience` seconds; servers are probed every `interval` seconds."""
+    """`capacity` requests may wait, each for `timeout` seconds; servers are probed every `interval` seconds."""
 
     capacity: int = 512
-    patience: float = 600.0
+    timeout: float = 600.0
     interval: float = 0.5
     retry_after: int = 10
 
@@ -41,7 +41,7 @@ class RequestQueue:
         ready.
         """
         if self.waiting >= self.limits.capacity:
-            raise Busy(f"{self.waiting} requests wait already", hint="Try again in a while.")
+            raise Busy(f"{self.waiting} requests are already waiting", hint="Try again later.")
         self.waiting += 1
         try:
             address = await self._wait()
@@ -61,11 +61,11 @@ class RequestQueue:
         # Shielded: one client's timeout or disconnect must not cancel the future that all others
         # await.
         try:
-            async with asyncio.timeout(self.limits.patience):
+            async with asyncio.timeout(self.limits.timeout):
                 return await asyncio.shield(self._found)
         except TimeoutError as error:
             raise TimedOut(
-                f"no server came up within {self.limits.patience:g} s",
+                f"no server became ready within {self.limits.timeout:g} s",
                 hint="Look at the Workspace's conditions: kubectl describe workspace.",
             ) from error
 

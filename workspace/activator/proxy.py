@@ -104,7 +104,9 @@ class Activator:
         except aiohttp.ClientConnectorError as error:
             raise _NotTaken from error
         except aiohttp.ClientError as error:
-            return web.json_response(_problem(f"the server broke off: {error}"), status=502)
+            return web.json_response(
+                _problem(f"the server's answer was interrupted: {error}"), status=502
+            )
         finally:
             self._in_flight[upstream] -= 1
 
@@ -161,11 +163,13 @@ class _Metrics:
         waiting.set_function(lambda: gate.waiting)
         self.refused = Counter(
             "weightyard_activator_requests_refused",
-            "Requests told to come back.",
+            "Requests rejected because too many were waiting, or for too long.",
             registry=self._registry,
         )
         passed = Gauge(
-            "weightyard_activator_requests_passed", "Requests handed on.", registry=self._registry
+            "weightyard_activator_requests_passed",
+            "Requests passed to a server.",
+            registry=self._registry,
         )
         passed.set_function(lambda: gate.passed)
 

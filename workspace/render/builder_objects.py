@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings, meta
-from workspace.render.pod import container_security, pod_security
+from workspace.render.pod import SCRATCH, container_security, pod_security
 from workspace.schema import Workspace
 from workspace.sources import build_arguments, image_of
 
 Json = dict[str, Any]
 
-_SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
 _DOCKER: Final = "/docker"
 _RETRIES: Final = 3
 _REQUESTS: Final = {"cpu": "1", "memory": "1Gi"}
@@ -63,16 +62,16 @@ def _container(workspace: Workspace, environment: SystemSettings) -> Json:
         "name": names.BUILD,
         "image": environment.builder_image,
         "command": ["weightyard"],
-        "args": [*words, "--work-dir", f"{_SCRATCH}/work"],
+        "args": [*words, "--work-dir", f"{SCRATCH}/work"],
         "env": [
-            {"name": "HOME", "value": _SCRATCH},
+            {"name": "HOME", "value": SCRATCH},
             {"name": "DOCKER_CONFIG", "value": _DOCKER},
         ],
         **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
         "resources": {"requests": dict(_REQUESTS)},
         "securityContext": container_security(),
         "volumeMounts": [
-            {"name": "scratch", "mountPath": _SCRATCH},
+            {"name": "scratch", "mountPath": SCRATCH},
             *(login if _login_volumes(workspace) else []),
         ],
     }

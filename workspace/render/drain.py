@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from workspace.engines import QUEUE_METRICS
 from workspace.schema import Engine
 
 SETTLE_SECONDS: Final = 5  # until every node's proxy has removed the endpoint
 STOP_SECONDS: Final = 20  # from SIGTERM to the exit of an idle server
-
-_METRICS: Final = {
-    Engine.VLLM: ("vllm:num_requests_running", "vllm:num_requests_waiting"),
-    Engine.SGLANG: ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
-}
 
 # Sums all lines of the given metrics. A server that doesn't respond has nothing left to finish.
 _SCRIPT: Final = """\
@@ -38,7 +34,7 @@ while time.monotonic() < end:
 
 def pre_stop(engine: Engine, *, port: int, seconds: int) -> list[str]:
     """The command of the preStop hook. It ends within `seconds` plus the settle time."""
-    metrics = _METRICS.get(engine)
+    metrics = QUEUE_METRICS.get(engine)
     if metrics is None:
         # No known metric of running requests for these engines: wait the whole time.
         return ["/bin/sh", "-c", f"sleep {SETTLE_SECONDS + seconds}"]

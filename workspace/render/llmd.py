@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from modelimage.source_uris import HUB
 from workspace.render import drain, names
 from workspace.render.kubernetes import wanted_range
 from workspace.render.pod import (
@@ -58,7 +59,7 @@ def render_llmd(workspace: Workspace, release: Release) -> Json:
         "modelArtifacts": {
             "name": plan.served_name,
             # Read only when the chart fetches the model itself.
-            "uri": f"hf://{plan.served_name}",
+            "uri": f"{HUB}{plan.served_name}",
             "labels": _chart_labels(workspace),
         },
         "accelerator": _accelerator(workspace, release),
@@ -86,9 +87,9 @@ def _accelerator(workspace: Workspace, release: Release) -> Json:
     """The accelerator type and resource name: the chart's own list has no MIG slices and no Neuron."""
     if not release.plan.gpus:
         return {"type": "cpu"}
-    asked = workspace.spec.resources
-    kind = _ACCELERATORS[asked.vendor]
-    return {"type": kind, "resources": {kind: gpu_resource(asked)}}
+    requested = workspace.spec.resources
+    kind = _ACCELERATORS[requested.vendor]
+    return {"type": kind, "resources": {kind: gpu_resource(requested)}}
 
 
 def inference_pool(workspace: Workspace) -> Json:

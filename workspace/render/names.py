@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from cache_agent.api.shared_names import CACHE_DOMAIN, DOMAIN
+from cache_agent.api.shared_names import CSI_DRIVER as CSI_DRIVER  # noqa: PLC0414 - one of these names too
+from cache_agent.api.shared_names import DOMAIN
 from cache_agent.api.shared_names import READY as READY  # noqa: PLC0414 - one of these names too
 from cache_agent.api.shared_names import node_label as node_label  # noqa: PLC0414 - one of these names too
 
 MANAGER: Final = "weightyard"  # the field manager, and the value of managed-by
-CSI_DRIVER: Final = CACHE_DOMAIN
 
 WORKSPACE: Final = f"{DOMAIN}/workspace"
 ROLE: Final = f"{DOMAIN}/role"

@@ -22,7 +22,7 @@ RESOURCE_NAMES: Final = {
     Vendor.NEURON: "aws.amazon.com/neuron",
 }
 _USER: Final = 65532
-_SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
+SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
 _SHARED_MEMORY: Final = 1 << 30  # for each GPU's worker
 
 
@@ -85,7 +85,7 @@ def volume_mounts(release: Release) -> list[Json]:
     return [
         {"name": "model", "mountPath": names.MODEL_DIR, "readOnly": True},
         *adapters,
-        {"name": "scratch", "mountPath": _SCRATCH},
+        {"name": "scratch", "mountPath": SCRATCH},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the pod's own emptyDir
     ]
 
@@ -120,10 +120,10 @@ def pod_security() -> Json:
 def environment(release: Release) -> list[Json]:
     """The plan's environment, plus a writable home for a user that the image doesn't define."""
     derived = {
-        "HOME": _SCRATCH,
+        "HOME": SCRATCH,
         "USER": "weightyard",  # torch looks up the user's name, which this uid doesn't have
-        "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
-        "XDG_CACHE_HOME": f"{_SCRATCH}/cache",
+        "VLLM_CACHE_ROOT": f"{SCRATCH}/vllm",
+        "XDG_CACHE_HOME": f"{SCRATCH}/cache",
     }
     taken = {each.name for each in release.plan.env}
     own = [{"name": n, "value": v} for n, v in derived.items() if n not in taken]
@@ -132,31 +132,31 @@ def environment(release: Release) -> list[Json]:
 
 def resources(spec: Spec, release: Release) -> Json:
     """Requests and limits of the server: its GPUs, and memory estimated from the model unless the spec sets it."""
-    asked = spec.resources
+    resources = spec.resources
     requests = {
-        "cpu": canonical(asked.cpu or str(max(1, release.plan.gpus) * 2)),
-        "memory": canonical(asked.memory or total_bytes(release.memory_bytes)),
+        "cpu": canonical(resources.cpu or str(max(1, release.plan.gpus) * 2)),
+        "memory": canonical(resources.memory or total_bytes(release.memory_bytes)),
     }
     # No limit on an estimate: the kernel would kill a server that needs slightly more.
-    limits = {"memory": canonical(asked.memory)} if asked.memory else {}
+    limits = {"memory": canonical(resources.memory)} if resources.memory else {}
     if release.plan.gpus:
         count = str(release.plan.gpus)
-        name = gpu_resource(asked)
+        name = gpu_resource(resources)
         requests, limits = {**requests, name: count}, {**limits, name: count}
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def gpu_resource(asked: Resources) -> str:
+def gpu_resource(resources: Resources) -> str:
     """The extended resource's name of the accelerator or its MIG slice."""
-    if asked.mig_profile:
-        return f"nvidia.com/mig-{asked.mig_profile}"
-    return RESOURCE_NAMES[asked.vendor]
+    if resources.mig_profile:
+        return f"nvidia.com/mig-{resources.mig_profile}"
+    return RESOURCE_NAMES[resources.vendor]
 
 
-def tolerations(asked: Resources, *, gpus: int) -> list[Json]:
+def tolerations(resources: Resources, *, gpus: int) -> list[Json]:
     """The spec's tolerations, plus the usual taint of nodes reserved for GPU pods."""
-    own = [_toleration(each) for each in asked.tolerations]
-    name = RESOURCE_NAMES[asked.vendor]
+    own = [_toleration(each) for each in resources.tolerations]
+    name = RESOURCE_NAMES[resources.vendor]
     if gpus and not any(each.get("key") == name for each in own):
         own.append({"key": name, "operator": "Exists", "effect": "NoSchedule"})
     return own

@@ -74,7 +74,7 @@ SiteFactory = Callable[[Digest, Mapping[str, Digest]], Site]
 def pod_site(workspace: Workspace, *, read_rate: float | None = None) -> SiteFactory:
     """The Site in a pod: volumes at fixed directories, all addresses, the Workspace's port."""
 
-    def place(_: Digest, adapters: Mapping[str, Digest]) -> Site:
+    def site_of(_: Digest, adapters: Mapping[str, Digest]) -> Site:
         return Site(
             model_dir=PurePosixPath(names.MODEL_DIR),
             host=_EVERYWHERE,
@@ -83,7 +83,7 @@ def pod_site(workspace: Workspace, *, read_rate: float | None = None) -> SiteFac
             adapter_dirs={name: PurePosixPath(names.ADAPTERS_DIR, name) for name in adapters},
         )
 
-    return place
+    return site_of
 
 
 def store_site(
@@ -91,7 +91,7 @@ def store_site(
 ) -> SiteFactory:
     """The Site beside an agent's store at `root`: each model in its key's directory."""
 
-    def place(model: Digest, adapters: Mapping[str, Digest]) -> Site:
+    def site_of(model: Digest, adapters: Mapping[str, Digest]) -> Site:
         return Site(
             model_dir=root / "models" / model.hex,
             host=host,
@@ -99,7 +99,7 @@ def store_site(
             adapter_dirs={name: root / "models" / key.hex for name, key in adapters.items()},
         )
 
-    return place
+    return site_of
 
 
 def server_port(workspace: Workspace) -> int:
@@ -108,12 +108,12 @@ def server_port(workspace: Workspace) -> int:
 
 
 def plan_release(
-    workspace: Workspace, resolved: ResolvedImages, *, hardware: Hardware, place: SiteFactory
+    workspace: Workspace, resolved: ResolvedImages, *, hardware: Hardware, site_of: SiteFactory
 ) -> Release:
     """Plans a version: variant, GPUs, context, command line, images. Raises the planner's errors."""
     fit = choose_variant(workspace, resolved.model.records, hardware)
     record = resolved.model.records[fit.variant]
-    site = place(record.key, {name: each.key for name, each in resolved.adapters.items()})
+    site = site_of(record.key, {name: each.key for name, each in resolved.adapters.items()})
     plan = plan_launch(workspace, record=record, fit=fit, hardware=hardware, site=site)
     # On GPUs the weights only pass through host memory; a CPU server keeps them there.
     on_host = 0 if fit.gpus else needed_bytes(record.facts, context=fit.context or 0, gpus=0)
@@ -127,9 +127,9 @@ def plan_release(
 
 
 def _runtime_image(workspace: Workspace, plan: LaunchPlan) -> str:
-    asked = workspace.spec.runtime.image
-    if asked is not None:
-        return asked
+    requested = workspace.spec.runtime.image
+    if requested is not None:
+        return requested
     if plan.gpus:
         return plan.template.image
     if plan.template.cpu_image is None:

@@ -7,12 +7,11 @@ a crash: the journal lists their contents, and their bytes are in staged files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
-from cache_agent.fetch.foreign.carriers import Finished, RangedLayer, StreamedLayer
 from cache_agent.fetch.foreign.fetch_plan import (
     FetchPlan,
     Found,
@@ -23,11 +22,18 @@ from cache_agent.fetch.foreign.fetch_plan import (
     lacking,
     plan_layer,
 )
-from cache_agent.fetch.foreign.known import KnownLayers, LayerLocks, is_sound, recall_layer
+from cache_agent.fetch.foreign.layer_sinks import Finished, RangedLayer, StreamedLayer
+from cache_agent.fetch.foreign.reusable_layers import (
+    LayerLocks,
+    ReusableLayers,
+    is_sound,
+    recall_layer,
+)
 from cache_agent.fetch.foreign.staged_layer import SpaceReservation
 from cache_agent.fetch.job import ChunkSink
+from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import FileQueue, unique_files
-from cache_agent.sources.source import ResolvedSource, Source
+from cache_agent.sources.source import SourcesOf
 from cache_agent.store.journal import ForeignPullState
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
@@ -48,40 +54,12 @@ from modelimage.repository import ImageReader
 _POLL_SECONDS: Final = 0.2
 
 
-class Progressing(Protocol):
-    """Part of a pull's progress, in bytes."""
-
-    @property
-    def received(self) -> int: ...
-    @property
-    def resumed(self) -> int: ...
-
-
-class Host(Protocol):
-    """The services of the pull that runs a ForeignFetch."""
-
-    def check_cancelled(self) -> None:
-        """Raises Cancelled."""
-
-    def show(self, *, total: int, reused: int, parts: Sequence[Progressing]) -> None:
-        """Replace the values that the pull's progress is computed from. Sizes in bytes."""
-
-    def run(
-        self,
-        tracks: Sequence[FileQueue],
-        sources: Sequence[Source],
-        carriers: Mapping[Digest, ChunkSink],
-    ) -> None:
-        """Run the range requests as one job and block. Raises the error that ended it."""
-
-
 @dataclass(frozen=True, slots=True)
 class ForeignImage:
-    """A foreign image in one repository, read with one caller's credentials."""
+    """A foreign image, read with one caller's credentials."""
 
     reader: ImageReader
     root: Descriptor
-    repository: str
     manifest: Descriptor
 
 
@@ -91,9 +69,9 @@ class ForeignFetch:
 
     store: Store
     image: ForeignImage
-    sources: Callable[[ResolvedSource, ImageReader, str], Sequence[Source]]
-    claims: LayerLocks
-    host: Host
+    sources: SourcesOf
+    layer_locks: LayerLocks
+    pull: PullServices
     hold: ExitStack
     _noted: ForeignPullState = field(init=False)
     _found: dict[Digest, Found] = field(default_factory=dict)
@@ -112,15 +90,15 @@ class ForeignFetch:
         """Fetch the image; returns its derived record. All its files are in the store, held. Raises a pull's errors."""
         image = self.image
         self._noted = self.store.staged_files.recall(self.manifest.digest)
-        known = KnownLayers(self.store, image.reader, image.repository)
-        record = self._cached(known)
+        reusable = ReusableLayers(self.store, image.reader, self.pull.repository)
+        record = self._cached(reusable)
         if record is not None:
             return record
         # Against decompression bombs: more than the cache's budget could never be stored.
-        limits = Limits(total_bytes=min(Limits().total_bytes, self.store.space().budget))
+        limits = Limits(total_bytes=min(Limits().total_bytes, self.store.space.view().budget))
         described = describe_foreign(image.reader, self.manifest, limits=limits)
         try:
-            return self._get(replace(described, root=image.root), known)
+            return self._get(replace(described, root=image.root), reusable)
         except InvalidImage:
             # Malformed for good: no later pull can use the staged files.
             self.forget()
@@ -131,15 +109,15 @@ class ForeignFetch:
         self.store.staged_files.forget(self._noted)
         self.store.staged_files.forget(self._pull_state())
 
-    def _get(self, model: ForeignModel, known: KnownLayers) -> DerivedRecord:
+    def _get(self, model: ForeignModel, reusable: ReusableLayers) -> DerivedRecord:
         # Ends: each round adds to `_unkept`, whose layers are then fetched instead of reused.
         layers = distinct_layers(model)
         while True:
-            self._look(layers, known)
+            self._look(layers, reusable)
             with ExitStack() as stack:
                 self._claim(self._missing(layers), stack)
                 # Another pull may have fetched some of them while this one waited for its claim.
-                self._look(self._missing(layers), known)
+                self._look(self._missing(layers), reusable)
                 listed = self._gather(model, stack)
                 unkept = lacking(listed, self._found)
                 if not unkept:
@@ -147,33 +125,33 @@ class ForeignFetch:
                     # Claims last until the model is published; before, another pull wouldn't find these layers.
                     self.hold.enter_context(stack.pop_all())
                     return record
-            # A known layer has a file that the models which had it didn't use, so it wasn't kept: read the layer again.
+            # A cached model had the layer but didn't use one of its files, which wasn't kept: read the layer again.
             self._unkept |= unkept
             for digest in unkept:
                 del self._found[digest]
 
     # -- what is there -----------------------------------------------------------------------
 
-    def _cached(self, known: KnownLayers) -> DerivedRecord | None:
+    def _cached(self, reusable: ReusableLayers) -> DerivedRecord | None:
         """The record of the model, if it is in the store and this caller may use it."""
         key = self.manifest.digest
         self._hold(file.digest for file in self.store.ledger.model_files(key))
-        record = known.record(key)
+        record = reusable.record(key)
         if record is not None:
             size = sum(layer.size for layer in record.layers)
-            self.host.show(total=size, reused=size, parts=())
+            self.pull.show(total=size, reused=size, parts=())
         return record
 
-    def _look(self, layers: Mapping[Digest, ForeignLayer], known: KnownLayers) -> None:
+    def _look(self, layers: Mapping[Digest, ForeignLayer], reusable: ReusableLayers) -> None:
         """Reuse the layers that this model shares with cached models."""
         for digest, layer in layers.items():
-            found = None if digest in self._unkept else known.find(layer.descriptor)
+            found = None if digest in self._unkept else reusable.find(layer.descriptor)
             if found is None:
                 continue
             files = {each.digest for each in found.contents.files.values()}
             # Held first, then checked: eviction may run in between.
             self._hold(files)
-            if all(self.store.file(each) is not None for each in files):
+            if all(self.store.files.get(each) is not None for each in files):
                 self._found[digest] = found
                 self._reused.add(digest)
 
@@ -182,19 +160,19 @@ class ForeignFetch:
 
     def _claim(self, layers: Collection[Digest], stack: ExitStack) -> None:
         # Polled, so cancelling doesn't have to wait for another pull's layers.
-        while not self.claims.take(layers, _POLL_SECONDS):
-            self.host.check_cancelled()
-        stack.callback(self.claims.give, layers)
+        while not self.layer_locks.claim(layers, _POLL_SECONDS):
+            self.pull.check_cancelled()
+        stack.callback(self.layer_locks.release, layers)
 
     def _hold(self, digests: Iterable[Digest]) -> None:
-        self.hold.enter_context(self.store.hold(list(digests)))
+        self.hold.enter_context(self.store.files.hold(list(digests)))
 
     # -- fetching ----------------------------------------------------------------------------
 
     def _gather(self, model: ForeignModel, stack: ExitStack) -> ForeignModel:
         """Fetch the missing layers; returns the model with the contents of all its layers."""
         # An open reservation, even of 0 bytes, keeps the store from removing staged files as leftovers.
-        stack.enter_context(self.store.reserve(0))
+        stack.enter_context(self.store.space.reserve(0))
         self._recall(model)
         partly = assemble(model, self._found)
         missing = self._missing(distinct_layers(model)).values()
@@ -213,12 +191,12 @@ class ForeignFetch:
         """Take over the layers that an earlier pull of this image finished."""
         # Read the journal again: another pull of this image may have ended while this one waited.
         self._noted = noted = self.store.staged_files.recall(model.key)
-        known = KnownLayers(self.store, self.image.reader, self.image.repository)
+        reusable = ReusableLayers(self.store, self.image.reader, self.pull.repository)
         self._arriving |= noted.arriving
         self._arriving |= {digest: len(each.members) for digest, each in noted.done.items()}
         for digest, layer in self._missing(distinct_layers(model)).items():
             earlier = None if digest in self._unkept else noted.done.get(digest)
-            if earlier is None or not known.is_readable(layer.descriptor):
+            if earlier is None or not reusable.is_readable(layer.descriptor):
                 continue
             self._hold(each.digest for each in earlier.files.values())
             plan = plan_layer(assemble(model, self._found), layer)
@@ -229,10 +207,12 @@ class ForeignFetch:
 
     def _reserve(self, plans: Sequence[LayerPlan], stack: ExitStack) -> SpaceReservation:
         """Reserve the space of all layers before the first byte is fetched. Raises NoSpace."""
-        need = sum(max(0, plan.need - self._spooled(plan)) for plan in plans)
-        return SpaceReservation(self.store, need, stack.enter_context(self.store.reserve(need)))
+        need = sum(max(0, plan.need - self._staged_bytes(plan)) for plan in plans)
+        return SpaceReservation(
+            self.store, need, stack.enter_context(self.store.space.reserve(need))
+        )
 
-    def _spooled(self, plan: LayerPlan) -> int:
+    def _staged_bytes(self, plan: LayerPlan) -> int:
         staged_files = self.store.staged_files
         return sum(staged_files.size(plan.layer.digest, number) or 0 for number in plan.ranged)
 
@@ -264,25 +244,24 @@ class ForeignFetch:
                 each.close()
         return [each for each in ranged if each.failure is not None]
 
-    def _run(self, carriers: Sequence[RangedLayer | StreamedLayer], room: SpaceReservation) -> None:
-        image, plan = self.image, FetchPlan.of([each.plan for each in carriers])
+    def _run(self, sinks: Sequence[RangedLayer | StreamedLayer], room: SpaceReservation) -> None:
+        image, plan = self.image, FetchPlan.of([each.plan for each in sinks])
         resolved = ResolvedForeign(image.root, self.manifest, plan, plan.layers)
+        sources = self.pull.limited(self.sources(resolved, image.reader, self.pull.repository))
         # The others name files by sha256, which is unknown until the layer is verified.
-        sources = [
-            s for s in self.sources(resolved, image.reader, image.repository) if s.authorizes
-        ]
+        authorizing = [source for source in sources if source.authorizes]
         by_name: dict[Digest, ChunkSink] = {}
-        tracks: list[FileQueue] = []
-        for each in carriers:
+        queues: list[FileQueue] = []
+        for each in sinks:
             missing = each.open(room)
             by_name |= dict.fromkeys(missing, each)
-            tracks += each.plan.tracks(missing)
+            queues += each.plan.queues(missing)
             # Layers that are empty or were complete before a crash: no request will trigger their verification.
             each.advance()
-        self.host.run(tracks, sources, by_name)
+        self.pull.run(queues, authorizing, by_name)
 
     def _watch(self, count: int) -> None:
-        self.host.check_cancelled()
+        self.pull.check_cancelled()
 
     def _verified(self, layer: Digest, found: Found) -> None:
         """Record a verified layer in the journal. Called by the thread that finished it."""
@@ -301,7 +280,7 @@ class ForeignFetch:
     def _show(self, model: ForeignModel) -> None:
         sizes = {each.digest: each.descriptor.size for each in model.layers}
         reused = sum(sizes[digest] for digest in self._reused & sizes.keys())
-        self.host.show(total=sum(sizes.values()), reused=reused, parts=list(self._parts))
+        self.pull.show(total=sum(sizes.values()), reused=reused, parts=list(self._parts))
 
     def resolved(self) -> ResolvedForeign:
         """The resolved image without layers to fetch, for callers that store its manifests."""
@@ -318,7 +297,7 @@ class ForeignFetch:
         members = {file.path: file.member for file in model.files}
         self._hold(file.digest for file in record.files)
         for file in unique_files(record.files):
-            self.host.check_cancelled()
+            self.pull.check_cancelled()
             self._admit(file, members[file.path])
         return record
 
@@ -326,11 +305,11 @@ class ForeignFetch:
         # Another model may have the file: then its staged copy isn't needed.
         if is_sound(self.store, file.digest):
             return
-        damaged = self.store.file(file.digest) is not None
+        damaged = self.store.files.get(file.digest) is not None
         staged_file = self.store.staged_files.reopen(file.layer, member, file)
         try:
-            self.store.admit(staged_file, file.digest, self.image.repository, replace=damaged)
+            self.store.files.admit(staged_file, file.digest, self.pull.repository, replace=damaged)
         finally:
             staged_file.close()
         if damaged:
-            self.store.relink(file.digest)
+            self.store.repairer.relink(file.digest)

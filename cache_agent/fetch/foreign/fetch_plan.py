@@ -52,7 +52,7 @@ class LayerPlan:
             f"layer {digest.short}", self.layer.descriptor.size, digest, Role.WEIGHT, digest, ()
         )
 
-    def tracks(self, missing: Mapping[Digest, Collection[int]]) -> list[FileQueue]:
+    def queues(self, missing: Mapping[Digest, Collection[int]]) -> list[FileQueue]:
         """The queues of range requests for these missing chunks."""
         if self.ranged:
             return plan_queues(list(self.ranged.values()), missing)
@@ -70,7 +70,7 @@ class LayerPlan:
             recipe = self.layer.recipe(lambda number: _layer_file(self.ranged[number]))
             if recipe is not None:
                 return recipe
-        return Recipe.of([FileSlice(_layer_file(self.whole), 0, self.whole.size)])
+        return Recipe.from_segments([FileSlice(_layer_file(self.whole), 0, self.whole.size)])
 
     @property
     def need(self) -> int:

@@ -47,7 +47,7 @@ class PassingSource:
             for number, found in known.contents.files.items():
                 if found.digest == piece.file.digest:
                     return number
-        raise NotFound(f"nobody knows where in its layer {piece.file.path} is")
+        raise NotFound(f"the position of {piece.file.path} in its layer is unknown")
 
 
 def resolve_derived(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from blake3 import blake3
 
 from cache_agent.store.budget import Reservation
 from cache_agent.store.partials import Partial
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.foreign import TarPiece
-from modelimage.hasher import EMPTY_FILE, FileDigests
-from modelimage.record import CHUNK_SIZE
+from modelimage.hasher import EMPTY_FILE, FileDigests, FileHasher
 
 
 class SpaceReservation:
@@ -35,39 +31,10 @@ class SpaceReservation:
             # A compressed layer's files may be larger than the layer: what isn't covered is reserved now.
             covered = min(max(size, 0), self._left)
             self._left -= covered
-        with self._store.reserve(max(size, 0) - covered):
+        with self._store.space.reserve(max(size, 0) - covered):
             yield
         # After the allocation: the bytes count as promised or as used, never as neither.
         self._reservation.spend(covered)
-
-
-class FileHash:
-    """Computes the sha256 and the chunks' BLAKE3 of one file whose bytes arrive in order."""
-
-    def __init__(self) -> None:
-        self._whole, self._chunk = hashlib.sha256(), blake3()
-        self._chunks: list[str] = []
-        self._filled = 0
-
-    def update(self, data: memoryview) -> None:
-        self._whole.update(data)
-        while data:
-            taken = data[: CHUNK_SIZE - self._filled]
-            self._chunk.update(taken)
-            self._filled += len(taken)
-            if self._filled == CHUNK_SIZE:
-                self._end_chunk()
-            data = data[len(taken) :]
-
-    def digests(self) -> FileDigests:
-        """The digests; call it once, after the last byte."""
-        if self._filled:
-            self._end_chunk()
-        return FileDigests(Digest(self._whole.hexdigest()), tuple(self._chunks))
-
-    def _end_chunk(self) -> None:
-        self._chunks.append(str(self._chunk.hexdigest()))
-        self._chunk, self._filled = blake3(), 0
 
 
 class LayerStager:
@@ -83,7 +50,7 @@ class LayerStager:
         self._layer, self._wanted, self._store, self._room = layer, wanted, store, room
         self._member = -1
         self._staged_file: Partial | None = None
-        self._hash = FileHash()
+        self._hash = FileHasher()
         self._begun: list[int] = []
 
     def take(self, piece: TarPiece) -> None:
@@ -122,4 +89,4 @@ class LayerStager:
         self._begun.append(piece.member)
         with self._room.taking(piece.size - there):
             self._staged_file = self._store.staged_files.open(self._layer, piece.member, piece.size)
-        self._member, self._hash = piece.member, FileHash()
+        self._member, self._hash = piece.member, FileHasher()

@@ -15,9 +15,10 @@ import grpc
 import grpc.aio
 
 from cache_agent import errors as ours
+from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.mounter.orders import VolumeTarget
 from cache_agent.servers.csi import messages
-from cache_agent.servers.csi.driver_options import DRIVER, CsiOptions
+from cache_agent.servers.csi.driver_options import CsiOptions
 from cache_agent.servers.csi.requests import parse_publish, parse_volume_id
 from cache_agent.servers.csi.volumes import StillPulling, VolumeConflict, Volumes
 from modelimage import errors
@@ -69,7 +70,7 @@ class Driver:
     _answers: Mapping[str, Any] = field(default_factory=lambda: messages.MESSAGES)
 
     def identity(self) -> dict[str, Method]:
-        info = self._answers["GetPluginInfoResponse"](name=DRIVER, vendor_version=self.version)
+        info = self._answers["GetPluginInfoResponse"](name=CSI_DRIVER, vendor_version=self.version)
         ready = self._answers["ProbeResponse"](ready=self._answers["BoolValue"](value=True))
         nothing = self._answers["GetPluginCapabilitiesResponse"]()
         return {
@@ -92,7 +93,7 @@ class Driver:
             "GetInfo": _always(
                 self._answers["PluginInfo"](
                     type="CSIPlugin",
-                    name=DRIVER,
+                    name=CSI_DRIVER,
                     endpoint=str(self.options.endpoint),
                     supported_versions=["1.0.0"],
                 )

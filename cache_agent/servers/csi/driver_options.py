@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-DRIVER: Final = "cache.weightyard.dev"
+from cache_agent.api.shared_names import CSI_DRIVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +19,9 @@ class CsiOptions:
     @property
     def endpoint(self) -> Path:
         """The driver's socket."""
-        return self.kubelet / "plugins" / DRIVER / "csi.sock"
+        return self.kubelet / "plugins" / CSI_DRIVER / "csi.sock"
 
     @property
     def registration(self) -> Path:
         """The socket by which kubelet's plugin watcher discovers the driver."""
-        return self.kubelet / "plugins_registry" / f"{DRIVER}-reg.sock"
-
-
-def node_name(environ: Mapping[str, str]) -> str:
-    """This node's name: NODE_NAME, which the chart sets, else the host's name."""
-    return environ.get("NODE_NAME") or os.uname().nodename
+        return self.kubelet / "plugins_registry" / f"{CSI_DRIVER}-reg.sock"

@@ -62,7 +62,7 @@ def parse_publish(
     if unknown:
         raise InvalidInput(
             f"unknown volume attributes: {', '.join(sorted(unknown))[:200]}",
-            hint="There are image and variant.",
+            hint="The known ones are image and variant.",
         )
     return Publish(
         volume_id=parse_volume_id(volume_id),

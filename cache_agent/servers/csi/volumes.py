@@ -8,7 +8,6 @@ runs in threads, batched over concurrent calls. Must not import gRPC.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,21 +15,24 @@ from typing import Final
 
 from cache_agent.access.authorizer import Admission, Authorizer
 from cache_agent.access.callers import Caller, caller_of_pull_secret
+from cache_agent.access.signatures import Trust
 from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.fetch.pull import Pull
-from cache_agent.fetch.values import PullRequest, PullState
-from cache_agent.node.node import Node
+from cache_agent.fetch.values import PullRequest
+from cache_agent.node.activity import Activity
 from cache_agent.node.progress_text import Watched, describe
 from cache_agent.node.threads import BlockingExecutor, end_of
 from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
-from cache_agent.servers.csi.mount_client import MounterClient, Mounts
+from cache_agent.servers.csi.mount_client import Mounts
 from cache_agent.servers.csi.requests import Publish
+from cache_agent.servers.shared_pulls import SharedPulls
+from cache_agent.store.roots import Roots
 from cache_agent.store.values import Holder, HolderKind, Lease, Use, repository_of
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
 
 # The calls of pods that start together arrive within a few milliseconds.
-_PATIENCE: Final = BatchWindow(0.001, 12)
+_BATCH_WINDOW: Final = BatchWindow(0.001, 12)
 
 
 class StillPulling(TimedOut):
@@ -60,37 +62,46 @@ class Threads:
     local: BlockingExecutor
 
 
+@dataclass(frozen=True, slots=True)
+class ImageAccess:
+    """Who may use which images. `questions` fails fast, `transfers` retries and waits longer."""
+
+    gate: Authorizer
+    trust: Trust
+    questions: UpstreamRegistries
+    transfers: UpstreamRegistries
+
+
 class Volumes:
-    """The volumes of one node. Belongs to one event loop."""
+    """The volumes of one node. Belongs to one event loop. `monotonic` returns seconds."""
 
     def __init__(
         self,
-        node: Node,
-        gate: Authorizer,
+        store: Roots,
         *,
-        questions: UpstreamRegistries,
-        transfers: UpstreamRegistries,
-        mounter: MounterClient,
+        pulls: SharedPulls,
+        activity: Activity,
+        access: ImageAccess,
+        mounts: Mounts,
         threads: Threads,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.node, self.gate, self.questions = node, gate, questions
-        self._transfers, self._threads, self._monotonic = transfers, threads, monotonic
-        self._mounts = Mounts(mounter, threads.local)
+        self._store, self._pulls, self._activity = store, pulls, activity
+        self._access, self._mounts = access, mounts
+        self._threads, self._monotonic = threads, monotonic
         self._admissions: SingleFlight[Admission] = SingleFlight(threads.upstream)
-        self._meanings: SingleFlight[Digest | None] = SingleFlight(threads.upstream, _PATIENCE)
+        self._cached_keys: SingleFlight[Digest | None] = SingleFlight(
+            threads.upstream, _BATCH_WINDOW
+        )
         self._leases = Batcher(threads.local, self._lease_all)
-        self._releases = Batcher(threads.local, node.store.release_all)
-        self._pulls: dict[tuple[object, ...], Pull] = {}
-        # Guards `_pulls`: `_pull` runs in threads.
-        self._lock = threading.Lock()
+        self._releases = Batcher(threads.local, store.leases.release_all)
 
     async def publish(self, wanted: Publish, seconds: float) -> None:
         """Mount a model into a pod; wait at most `seconds` for its pull.
 
         Raises StillPulling, OtherVolume, Refused, RegistryNotAllowed, and the errors of pulls and of the mounter.
         """
-        activity, volume = self.node.activity, wanted.volume_id
+        activity, volume = self._activity, wanted.volume_id
         # Recorded before and after the work, so that `explain` can say why a pod waits.
         activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
         try:
@@ -104,7 +115,7 @@ class Volumes:
         admission = await self._admitted(wanted)
         # The caller is part of the key: an answer obtained with one pod's credentials must not serve another.
         what = (admission.caller, *wanted.what)
-        key = await self._meanings.ask(what, lambda: self._cached(wanted, admission))
+        key = await self._cached_keys.ask(what, lambda: self._cached(wanted, admission))
         key = key or await self._pulled(wanted, admission, seconds)
         # Leased before the mount exists: after a crash in between nothing can evict a mounted model.
         await self._lease(wanted, key)
@@ -121,36 +132,37 @@ class Volumes:
         # The reverse order of publish: the lease must outlive the mount.
         await self._mounts.unbind(target)
         await self._releases.ask(volume_id)
-        self.node.activity.gone(volume_id)
+        self._activity.gone(volume_id)
 
     async def usage(self, target: str) -> Usage:
         """The usage of the model mounted at a target. Raises NotFound when there is none."""
         key = await self._mounts.look(target)
-        model = await self._threads.local.call(lambda: self.node.store.model(key)) if key else None
+        model = await self._threads.local.call(lambda: self._store.models.get(key)) if key else None
         if model is None:
             raise NotFound("no model is mounted there")
         return Usage(model.size, model.files)
 
     async def _admitted(self, wanted: Publish) -> Admission:
         image = wanted.image
-        place = repository_of(image)
+        repository = repository_of(image)
         caller = caller_of_pull_secret(wanted.secrets, image.registry, image.repository)
-        question = self.questions.manifest_question(image)
+        question = self._access.questions.manifest_question(image)
         # A cached proof is checked in the event loop, so that the usual case takes no thread.
-        return self.gate.known(place, caller) or await self._admissions.ask(
-            (place, caller, image.name), lambda: self.gate.admit(place, caller, question)
+        return self._access.gate.known(repository, caller) or await self._admissions.ask(
+            (repository, caller, image.name),
+            lambda: self._access.gate.admit(repository, caller, question),
         )
 
     def _cached(self, wanted: Publish, admission: Admission) -> Digest | None:
         """The key of the cached model, if the image still resolves to it. Blocking."""
-        meant = self.node.store.meaning(*wanted.what)
+        meant = self._store.models.resolved_ref(*wanted.what)
         # A signature rule may have been added since the pull: then the image must be verified again, by a pull.
-        if meant is None or not self.node.trust.knows(wanted.image, meant.root):
+        if meant is None or not self._access.trust.knows(wanted.image, meant.root):
             return None
         # A digest can't move, so the registry needn't be contacted.
         if wanted.image.digest is not None:
             return meant.key
-        reader = self.questions.repository(wanted.image, admission.caller)
+        reader = self._access.questions.repository(wanted.image, admission.caller)
         try:
             now = reader.resolve(wanted.image.name)
         except Unreachable:
@@ -176,18 +188,9 @@ class Volumes:
 
     def _pull(self, wanted: Publish, caller: Caller) -> Pull:
         """Join this caller's running pull of the image, or start one. Callers never share: a pull uses one's token."""
-        name = (caller, *wanted.what)
-        with self._lock:
-            for key, pull in list(self._pulls.items()):
-                # Ended pulls are dropped at the next call, so the table needs no clean-up task.
-                if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
-                    del self._pulls[key]
-            running = self._pulls.get(name)
-            if running is None:
-                reader = self._transfers.repository(wanted.image, caller)
-                request = PullRequest(wanted.image, wanted.variant, reader=reader)
-                running = self._pulls[name] = self.node.pull(request)
-        return running
+        reader = self._access.transfers.repository(wanted.image, caller)
+        request = PullRequest(wanted.image, wanted.variant, reader=reader)
+        return self._pulls.join((caller, *wanted.what), request)
 
     async def _lease(self, wanted: Publish, key: Digest) -> None:
         """Lease the model to the pod. Raises OtherVolume, and NotFound when the model was just removed."""
@@ -198,18 +201,19 @@ class Volumes:
             if await self._mounts.look(wanted.target) is not None:
                 raise VolumeConflict(
                     f"volume {wanted.volume_id} shows model {lease.model.short}, not {key.short}",
-                    hint="The image's tag moved on while the volume was published; make the pod anew.",
+                    hint="The image's tag changed while the volume was published: recreate the pod.",
                 )
             # The lease of a publish that ended before its mount: nothing uses it.
             await self._releases.ask(wanted.volume_id)
             lease = await self._leases.ask(use)
         if lease is None:
-            raise NotFound(f"model {key.short} was removed just now", hint="Ask again.")
+            raise NotFound(f"model {key.short} was removed just now", hint="Try again.")
 
     def _lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
         """Each volume's lease afterwards; an existing lease stays, even of another model. None: the model is gone."""
-        store = self.node.store
-        had = [store.lease_named(use.lease or "") for use in uses]
-        asked = [use for use, lease in zip(uses, had, strict=True) if lease is None]
-        given = iter(store.lease_all(asked))
+        store = self._store
+        had = [store.leases.get(use.lease or "") for use in uses]
+        # kubelet repeats a publish: the volume's lease of the first call is the answer, and keeps its model.
+        missing = [use for use, lease in zip(uses, had, strict=True) if lease is None]
+        given = iter(store.leases.take_all(missing))
         return [lease or next(given) for lease in had]

@@ -99,7 +99,7 @@ class HubApi:
         return answer
 
     def _held(self, content: HubContent) -> AbstractContextManager[None]:
-        return self._service.node.store.hold(content.held)
+        return self._service.store.files.hold(content.held)
 
     def _pieces(self, content: HubContent, wanted: ByteRange) -> AsyncGenerator[Piece, None]:
         match content.body:
@@ -143,10 +143,10 @@ async def _paths(request: web.Request) -> list[str]:
     """The paths of a paths-info request, sent as a form or as JSON. Raises InvalidInput."""
     body = await request.read()
     try:
-        asked: Any = parse_qs(body.decode())
+        document: Any = parse_qs(body.decode())
         if request.content_type == "application/json":
-            asked = json.loads(body)
-        return [str(path) for path in asked.get("paths", [])]
+            document = json.loads(body)
+        return [str(path) for path in document.get("paths", [])]
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidInput("malformed request: no paths") from error
 

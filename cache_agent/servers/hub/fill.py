@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
 from cache_agent.access.callers import Caller
 from cache_agent.fetch.pull import Pull
-from cache_agent.fetch.readable import ReadablePrefix
-from cache_agent.fetch.readable_files import ready_layer
-from cache_agent.fetch.values import PullRequest, PullState
-from cache_agent.node.node import Node
+from cache_agent.fetch.readable import ready_layer
+from cache_agent.fetch.values import PullRequest, ReadablePrefix
 from cache_agent.servers.hub.hub_client import Declined, HubUpstream
 from cache_agent.servers.hub.repo_files import HubFile, RepoFiles
+from cache_agent.servers.shared_pulls import SharedPulls
+from cache_agent.store.roots import Roots
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound
+from modelimage.hub import repository_uri
 from modelimage.ranges import ByteRange
 from modelimage.reference import RegistryReference
 from modelimage.repository import BlobStream
@@ -91,7 +91,7 @@ class HubImage:
             "artifactType": _ARTIFACT,
             "config": _CONFIG.to_json(),
             "layers": [layer.to_json()],
-            "annotations": {mediatypes.ANNOTATION_SOURCE: f"hf://{self.listing.repo}"},
+            "annotations": {mediatypes.ANNOTATION_SOURCE: repository_uri(self.listing.repo)},
         }
         return canonical.to_bytes(document)
 
@@ -100,27 +100,20 @@ class HubImage:
 class Fills:
     """Downloads Hub weight files into one node's cache, with at most one pull per file. Thread-safe."""
 
-    node: Node
-    _pulls: dict[tuple[str, Digest], Pull] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    store: Roots
+    pulls: SharedPulls
 
     def begin(self, image: HubImage) -> Follow:
         """Start or join the pull of a file. The result returns its readable prefix and raises the pull's error."""
-        with self._lock:
-            for name, pull in list(self._pulls.items()):
-                if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
-                    del self._pulls[name]
-            name = (image.listing.repo, image.layer)
-            # `pull` is called under the lock, or two callers could both start one.
-            if name not in self._pulls:
-                self._pulls[name] = self.node.pull(PullRequest(image.reference, reader=image))
-            return partial(self._ready, self._pulls[name], image)
+        request = PullRequest(image.reference, reader=image)
+        pull = self.pulls.join((image.listing.repo, image.layer), request)
+        return partial(self._ready, pull, image)
 
     def _ready(self, pull: Pull, image: HubImage, position: int) -> ReadablePrefix | None:
-        store = self.node.store
+        store = self.store
         # `result(0)` also raises the error of a pull that failed.
-        if store.file(image.layer) is not None or pull.result(0) is not None:
-            return ReadablePrefix(store.path(image.layer), image.file.size)
+        if store.files.get(image.layer) is not None or pull.result(0) is not None:
+            return ReadablePrefix(store.files.path(image.layer), image.file.size)
         return ready_layer(pull, image.layer, position)
 
 

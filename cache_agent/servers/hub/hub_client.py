@@ -22,6 +22,7 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
+from modelimage.hub import file_url
 from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.registry.credentials import Credential, RegistryToken
 from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
@@ -48,7 +49,7 @@ class HubUpstream:
     sender: Sender
 
     def file_url(self, repo: str, revision: str, path: str) -> str:
-        return f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+        return file_url(self.endpoint, repo, revision, path)
 
     def ask_for_file(
         self, repo: str, revision: str, path: str, credential: Credential | None
@@ -75,7 +76,7 @@ class HubUpstream:
                 return entries
             page, url = self._json(url, caller)
             entries += page
-        raise RemoteRefused(f"{self.endpoint} lists {repo} without end")
+        raise RemoteRefused(f"{self.endpoint} lists {repo} endlessly")
 
     def read(self, repo: str, commit: str, path: str, caller: Caller, limit: int) -> bytes:
         """Read a small file. Raises Declined, Unreachable, RemoteRefused above `limit` bytes."""
@@ -93,7 +94,7 @@ class HubUpstream:
         # A server that ignores Range would put the file's beginning into the middle of it.
         if response.status != 206 or got is None or got[0] != wanted:
             response.discard()
-            raise RemoteRefused(f"{self.endpoint} answered another range than was asked for")
+            raise RemoteRefused(f"{self.endpoint} answered another range than requested")
         with contextlib.closing(response.stream(len(wanted))) as opened:
             yield opened
 
@@ -111,6 +112,7 @@ class HubUpstream:
         return document, following
 
     def _send(self, request: Request, credential: Credential | None) -> Response:
+        # The Hub knows Bearer tokens only; a password that is meant for a registry must not be sent to it.
         token = credential.token if isinstance(credential, RegistryToken) else None
         header = f"Bearer {token}" if token else None
         response = self.sender.send(request.with_header("Authorization", header))
@@ -123,7 +125,8 @@ class HubUpstream:
 
 
 def answer_of(error: WeightyardError | None) -> UpstreamAnswer:
-    """Translate the Hub's response into the authorizer's `Answer`. Re-raises errors that say nothing about access."""
+    """The authorizer's form of the Hub's response. Re-raises errors that say nothing about access."""
+    # A 5xx or a rate limit is no refusal: it leaves a lapsed permission in force, like an outage.
     match error:
         case None:
             return UpstreamAnswer.ALLOWED

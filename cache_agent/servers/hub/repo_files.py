@@ -14,10 +14,10 @@ from typing import Any
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
+from modelimage.hub import hub_repository
 from modelimage.path_rules import check_path, parents
 from modelimage.record import Record
 
-SCHEME = "hf://"
 LISTING_TYPE = "application/vnd.weightyard.hub.listing.v1+json"
 _POINTER_BYTES = 135
 
@@ -62,7 +62,7 @@ class RepoFiles:
     files: Mapping[str, HubFile]
 
     @classmethod
-    def of_tree(cls, repo: str, commit: str, entries: Sequence[Any]) -> RepoFiles:
+    def from_tree(cls, repo: str, commit: str, entries: Sequence[Any]) -> RepoFiles:
         """A listing from the Hub's recursive tree. Raises InvalidImage."""
         try:
             files = [_file(each) for each in entries if each["type"] == "file"]
@@ -71,7 +71,7 @@ class RepoFiles:
         return cls(repo, commit, {file.path: file for file in files})
 
     @classmethod
-    def of_record(cls, record: Record) -> RepoFiles | None:
+    def from_record(cls, record: Record) -> RepoFiles | None:
         """A listing from a record of unchanged Hub files; None for any other record."""
         repo = source_repo(record)
         if repo is None:
@@ -93,7 +93,7 @@ class RepoFiles:
         document = canonical.parse(data, what="a listing")
         try:
             repo, commit = str(document["repo"]), str(document["commit"])
-            return cls.of_tree(repo, commit, document["entries"])
+            return cls.from_tree(repo, commit, document["entries"])
         except KeyError as error:
             raise InvalidImage(f"malformed listing: {error!r}") from error
 
@@ -117,6 +117,8 @@ class RepoFiles:
         return found if found or not under else None
 
     def _entries(self, under: str, *, recursive: bool) -> Iterator[dict[str, Any]]:
+        # As the Hub answers: each directory once, before its files; without `recursive` only direct children. A listing
+        # keeps files only, so directories are derived from their paths.
         seen: set[str] = set()
         depth = under.count("/") + 1 if under else 0
         for path, file in sorted(self.files.items()):
@@ -132,9 +134,9 @@ class RepoFiles:
 
 def source_repo(record: Record) -> str | None:
     """The Hub repository that a record names as its source; None if its files were changed or its commit is unknown."""
-    if not record.source.startswith(SCHEME) or not record.revision or record.quantization:
+    if not record.revision or record.quantization:
         return None
-    return record.source.removeprefix(SCHEME).split("@", maxsplit=1)[0]
+    return hub_repository(record.source)
 
 
 def git_oid(data: bytes) -> str:

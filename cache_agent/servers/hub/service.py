@@ -19,7 +19,6 @@ from cache_agent.access.authorizer import Authorizer, Refused
 from cache_agent.access.callers import NOBODY, Caller
 from cache_agent.access.decide import UpstreamAnswer
 from cache_agent.access.upstream import UpstreamRegistries
-from cache_agent.node.node import Node
 from cache_agent.servers.hub.fill import Fills, Follow, HubImage
 from cache_agent.servers.hub.hub_client import Declined, HubUpstream, answer_of
 from cache_agent.servers.hub.repo_files import (
@@ -30,6 +29,8 @@ from cache_agent.servers.hub.repo_files import (
     source_repo,
 )
 from cache_agent.servers.hub.routes import HubAddress
+from cache_agent.store.manifests import ManifestCache
+from cache_agent.store.roots import Roots
 from cache_agent.store.values import ImageOrigin, repository_of
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -74,25 +75,23 @@ class HubContent:
 class HubService:
     """Answers for one node. `vouched`: patterns of image repositories trusted to state their Hub origin."""
 
-    node: Node
+    store: Roots
+    manifest_cache: ManifestCache
+    fills: Fills
     gate: Authorizer
     upstream: HubUpstream
     registries: UpstreamRegistries
     vouched: tuple[str, ...] = ()
     # git object ids of stored files, because computing one reads the whole file.
     _oids: dict[Digest, str] = field(default_factory=dict)
-    _fills: Fills = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._fills = Fills(self.node)
 
     def listing(self, address: HubAddress, caller: Caller) -> RepoFiles:
         """The listing of a revision. Raises Declined, NotFound, Unreachable, Refused."""
         # Not `hub:`, the scope of files: a caller that may list a gated repository may still not read its files.
-        place = f"hub-api:{address.repo}"
+        scope = f"hub-api:{address.repo}"
         ask = partial(self.upstream.commit, address.repo, address.revision)
         try:
-            self._admit(place, caller, lambda c: ask(Caller(c)))
+            self._admit(scope, caller, lambda c: ask(Caller(c)))
             return self._from_hub(address.repo, address.revision, caller)
         except Unreachable:
             found = self._vouched(address.repo, address.revision)
@@ -122,6 +121,7 @@ class HubService:
         self._admit(f"hub:{repo}", caller, ask)
         listing = self._from_hub(repo, address.revision, caller)
         file = _entry(listing, address)
+        # The store first, whichever image brought the file; its digest proves the bytes, `_admit` proved the access.
         body: Path | bytes | Fill | Stream | None
         body = self._stored(file) or self._stored_small(repo, file) or self._kept(repo, file)
         if body is None and file.sha256 is None and file.size <= _SMALL:
@@ -136,12 +136,12 @@ class HubService:
             return stream
         # Only with a sha256 can the file be a layer, which the store verifies.
         image = HubImage(self.upstream, listing, file, file.sha256, caller)
-        return Fill(partial(self._fills.begin, image), stream)
+        return Fill(partial(self.fills.begin, image), stream)
 
     def _admit(
-        self, place: str, caller: Caller, ask: Callable[[Credential | None], object]
+        self, scope: str, caller: Caller, ask: Callable[[Credential | None], object]
     ) -> None:
-        # The authorizer reduces errors to an `Answer`; the Hub's own error is kept, to pass it on.
+        # The authorizer reduces errors to an UpstreamAnswer; the Hub's own error is kept, to pass it on.
         declined: list[Declined] = []
         limited: list[RateLimited] = []
 
@@ -157,7 +157,7 @@ class HubService:
             return UpstreamAnswer.ALLOWED
 
         try:
-            self.gate.admit(place, caller, question)
+            self.gate.admit(scope, caller, question)
         except (Refused, NotFound):
             if declined:
                 raise declined[-1] from None
@@ -168,58 +168,59 @@ class HubService:
             raise
 
     def _from_hub(self, repo: str, revision: str, caller: Caller) -> RepoFiles:
-        place = f"hub:{repo}"
+        scope = f"hub:{repo}"
         # A commit never changes; a branch or tag must be resolved again while the Hub is reachable.
-        if len(revision) == _COMMIT_LENGTH and (kept := self._kept_listing(place, revision)):
+        if len(revision) == _COMMIT_LENGTH and (kept := self._kept_listing(scope, revision)):
             return kept
         try:
             commit = self.upstream.commit(repo, revision, caller)
         except Unreachable:
             # The branch's last known commit is better than no model while the Hub is down.
-            if kept := self._kept_listing(place, revision):
+            if kept := self._kept_listing(scope, revision):
                 return kept
             raise
-        listing = self._kept_listing(place, commit)
+        listing = self._kept_listing(scope, commit)
         if listing is None:
-            listing = RepoFiles.of_tree(repo, commit, self.upstream.tree(repo, commit, caller))
+            listing = RepoFiles.from_tree(repo, commit, self.upstream.tree(repo, commit, caller))
         data = listing.to_bytes()
         described = Descriptor(LISTING_TYPE, Digest.of(data), len(data))
         tags = dict.fromkeys((revision, commit), described.digest)
-        self.node.manifest_cache.keep(place, [(described, data)], tags)
+        self.manifest_cache.keep(scope, [(described, data)], tags)
         return listing
 
-    def _kept_listing(self, place: str, revision: str) -> RepoFiles | None:
-        digest = self.node.manifest_cache.tagged(place, revision)
-        found = self.node.manifest_cache.find(place, digest) if digest else None
+    def _kept_listing(self, scope: str, revision: str) -> RepoFiles | None:
+        digest = self.manifest_cache.tagged(scope, revision)
+        found = self.manifest_cache.find(scope, digest) if digest else None
         return RepoFiles.parse(found[1]) if found else None
 
     # -- bytes -------------------------------------------------------------------------------
 
     def _stored(self, file: HubFile) -> Path | None:
-        stored = self.node.store.file(file.sha256) if file.sha256 else None
+        stored = self.store.files.get(file.sha256) if file.sha256 else None
         if stored is None or file.sha256 is None or stored.size != file.size:
             return None
-        return self.node.store.path(file.sha256)
+        return self.store.files.path(file.sha256)
 
     def _stored_small(self, repo: str, file: HubFile) -> bytes | None:
         """A stored file found by git's object id, among the images that name this repository as their source."""
         for record in self._records():
             if source_repo(record) != repo or file.sha256 is not None:
                 continue
+            # The size first: git's object id is computed by reading the whole file.
             for each in record.files:
                 if each.size == file.size <= _SMALL and self._oid(each.digest) == file.oid:
-                    return self.node.store.path(each.digest).read_bytes()
+                    return self.store.files.path(each.digest).read_bytes()
         return None
 
     def _oid(self, digest: Digest) -> str:
         if digest not in self._oids:
-            self._oids[digest] = git_oid(self.node.store.path(digest).read_bytes())
+            self._oids[digest] = git_oid(self.store.files.path(digest).read_bytes())
         return self._oids[digest]
 
     def _kept(self, repo: str, file: HubFile) -> bytes | None:
-        place = f"hub:{repo}"
-        digest = self.node.manifest_cache.tagged(place, f"blob:{file.oid}")
-        found = self.node.manifest_cache.find(place, digest) if digest else None
+        scope = f"hub:{repo}"
+        digest = self.manifest_cache.tagged(scope, f"blob:{file.oid}")
+        found = self.manifest_cache.find(scope, digest) if digest else None
         return found[1] if found else None
 
     def _fetch_small(self, listing: RepoFiles, file: HubFile, caller: Caller) -> bytes:
@@ -227,9 +228,9 @@ class HubService:
         # Cached under the object id for all callers, so it must be verified first.
         if git_oid(data) != file.oid:
             raise Unreachable(f"{file.path} arrived with other bytes than the Hub lists")
-        place, digest = f"hub:{listing.repo}", Digest.of(data)
+        scope, digest = f"hub:{listing.repo}", Digest.of(data)
         described = Descriptor("application/octet-stream", digest, len(data))
-        self.node.manifest_cache.keep(place, [(described, data)], {f"blob:{file.oid}": digest})
+        self.manifest_cache.keep(scope, [(described, data)], {f"blob:{file.oid}": digest})
         return data
 
     # -- trusted images ----------------------------------------------------------------------
@@ -237,10 +238,10 @@ class HubService:
     def _vouched(self, repo: str, revision: str) -> RepoFiles | None:
         """A listing of a repository from a trusted image's record, if anyone may read that image."""
         # Newest first, so that a branch name means the revision that was pulled last.
-        models = sorted(self.node.store.models(), key=lambda model: model.added, reverse=True)
+        models = sorted(self.store.models.all(), key=lambda model: model.added, reverse=True)
         for model in models:
             record = self._record(model.key)
-            listing = RepoFiles.of_record(record) if record else None
+            listing = RepoFiles.from_record(record) if record else None
             if listing is None or listing.repo != repo:
                 continue
             exact = listing.commit == revision
@@ -249,7 +250,7 @@ class HubService:
         return None
 
     def _readable(self, key: Digest) -> bool:
-        origin: ImageOrigin = self.node.store.origin(key)
+        origin: ImageOrigin = self.store.models.origin(key)
         if not any(fnmatchcase(origin.repository, pattern) for pattern in self.vouched):
             return False
         image = parse_image(origin.image)
@@ -264,12 +265,12 @@ class HubService:
         return True
 
     def _records(self) -> list[Record]:
-        found = (self._record(model.key) for model in self.node.store.models())
+        found = (self._record(model.key) for model in self.store.models.all())
         return [record for record in found if record is not None]
 
     def _record(self, key: Digest) -> Record | None:
         try:
-            record = self.node.store.record(key)
+            record = self.store.models.record(key)
         except WeightyardError:
             return None  # damaged; `check` reports it
         # A foreign image names no source.

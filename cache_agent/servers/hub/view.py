@@ -11,9 +11,8 @@ from pathlib import Path
 
 from modelimage import durable
 from modelimage.errors import InvalidInput, NotWritable
+from modelimage.hub import hub_repository
 from modelimage.record import Record
-
-SCHEME = "hf://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +48,12 @@ def make_view(cache: Path, model: Path, record: Record) -> SnapshotView:
 
 
 def _source(record: Record) -> tuple[str, str]:
-    if not record.source.startswith(SCHEME) or not record.revision:
+    repo = hub_repository(record.source)
+    if repo is None or not record.revision:
         raise InvalidInput(
-            f"the model comes from {record.source or 'nowhere known'}, not from the Hub at a commit",
+            f"the model comes from {record.source or 'an unknown source'}, not from the Hub at a commit",
             hint="Use the model's directory itself: `weightyard mount`, or the path that `pull` prints.",
         )
-    repo = record.source.removeprefix(SCHEME).split("@", maxsplit=1)[0]
     variant = f"-{record.variant}" if record.quantization else ""
     return repo, record.revision + variant
 

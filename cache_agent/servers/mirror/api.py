@@ -12,7 +12,7 @@ from aiohttp import web
 
 from cache_agent.access.callers import NOBODY, Caller, caller_of_header
 from cache_agent.api.errors import status_of
-from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.mirror.content import CachedManifest, Content, Layer, RelayedBlob
 from cache_agent.servers.mirror.mirror_routes import (
@@ -119,7 +119,7 @@ class MirrorApi:
     def _held(self, content: Content) -> AbstractContextManager[None]:
         """Protect the files of a response from eviction while it is sent."""
         if isinstance(content, Layer):
-            return self._service.node.store.hold(content.files())
+            return self._service.store.files.hold(content.files())
         return nullcontext()
 
     def _pieces(self, content: Content, wanted: ByteRange) -> AsyncGenerator[Piece, None]:
@@ -135,13 +135,13 @@ class MirrorApi:
 
     def _stored(self, layer: Layer, wanted: ByteRange) -> Iterator[Piece]:
         """Yield the pieces of a layer whose files are all in the store."""
-        store = self._service.node.store
+        store = self._service.store
         for segment in layer.recipe.cut(wanted):
             match segment:
                 case Literal(data):
                     yield data
                 case FileSlice(file, start, stop):
-                    yield FilePiece(store.path(file.digest), ByteRange(start, stop))
+                    yield FilePiece(store.files.path(file.digest), ByteRange(start, stop))
 
     async def _as_they_arrive(
         self, layer: Layer, wanted: ByteRange, ready: Callable[[Digest, int], ReadablePrefix | None]

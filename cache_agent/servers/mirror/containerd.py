@@ -36,12 +36,12 @@ def with_mirror(text: str | None, url: str) -> str:
     position = _first_table(bare)
     made = bare[:position] + block + bare[position:]
     if bare and not bare[:position].endswith("\n") and position:
-        raise InvalidInput("hosts.toml has no line end at its end", hint="Add one.")
+        raise InvalidInput("hosts.toml doesn't end with a newline", hint="Add one.")
     # The edit is textual, to keep comments and formatting, so its result is checked: the other hosts must be unchanged.
     after = _parsed(made)
     after["host"].pop(url)
     if after["host"] != before.get("host", {}):
-        raise InvalidInput(f"hosts.toml already names {url}", hint="Take it out first.")
+        raise InvalidInput(f"hosts.toml already names {url}", hint="Remove that entry first.")
     return made
 
 
@@ -79,6 +79,7 @@ def unconfigure(directory: Path) -> list[Path]:
             _replace(path, left)
             continue
         with durable.writing(path):
+            # Other files in it, such as a registry's certificates, keep the directory.
             path.unlink()
             if not any(path.parent.iterdir()):
                 path.parent.rmdir()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.values import ReadablePrefix
 from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe

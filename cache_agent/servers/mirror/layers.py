@@ -14,7 +14,7 @@ from modelimage.recipe import Literal, Recipe, models_link_layer
 from modelimage.record import Record
 
 _LINK = models_link_layer()
-LINK_LAYER = (Digest.of(_LINK), Recipe.of([Literal(_LINK)]))
+LINK_LAYER = (Digest.of(_LINK), Recipe.from_segments([Literal(_LINK)]))
 
 
 @dataclass
@@ -44,7 +44,7 @@ class LayerIndex:
 
     def _refresh(self) -> None:
         # Incremental, because reading every record at each request would be slow.
-        keys = self.store.model_keys()
+        keys = self.store.models.keys()
         for key in self._records.keys() - keys:
             del self._records[key]
             self._by_record_layer = {d: k for d, k in self._by_record_layer.items() if k != key}
@@ -61,6 +61,6 @@ class LayerIndex:
 
     def _read(self, key: Digest) -> AnyRecord | None:
         try:
-            return self.store.record(key)
+            return self.store.models.record(key)
         except WeightyardError:
             return None  # damaged; `check` reports it

@@ -59,6 +59,7 @@ def parse_address(path: str, namespace: str | None) -> MirrorRequest | None:
     """Parse a request's path, still percent-encoded; None for `/v2/` itself. Raises BadAddress."""
     if path in ("/v2/", "/v2"):
         return None
+    # The length first: the path comes from any client on the node.
     match = _ENDPOINT.fullmatch(path) if len(path) <= _MAX_PATH else None
     if match is None:
         raise BadAddress(404, "UNSUPPORTED", "the mirror serves manifests and blobs only")
@@ -78,6 +79,7 @@ def _repository(name: str, namespace: str | None) -> RegistryReference:
         parsed = parse_registry(f"{host}/{path}")
     except InvalidInput as error:
         raise BadAddress(400, "NAME_INVALID", error.message) from error
+    # Parsing adds defaults (docker.io, library/) and may read a tag: only a name that stays as it was is one.
     if parsed.registry != host or parsed.tag or parsed.digest:
         raise BadAddress(400, "NAME_INVALID", f"not a registry and repository: {name[:200]!r}")
     return parsed
@@ -87,11 +89,10 @@ def _split(name: str) -> tuple[str, str]:
     first, _, rest = name.partition("/")
     if match := _HOST_WITH_PORT.fullmatch(first):
         return f"{match['host']}:{match['port']}", rest
+    # The rule of image references: without a dot, a colon or `localhost`, the first part is no host.
     if rest and ("." in first or ":" in first or first == "localhost"):
         return first, rest
-    raise BadAddress(
-        404, "NAME_UNKNOWN", "say which registry: /v2/<registry>/<repository>, or ?ns="
-    )
+    raise BadAddress(404, "NAME_UNKNOWN", "name the registry: /v2/<registry>/<repository>, or ?ns=")
 
 
 def _with_digest(repository: RegistryReference, text: str) -> RegistryReference:

@@ -7,23 +7,22 @@ credentials proved that it is there.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cache_agent.access.authorizer import Admission, Authorizer
 from cache_agent.access.callers import Caller
 from cache_agent.access.upstream import UpstreamRegistries, blob_size
-from cache_agent.fetch.pull import Pull
-from cache_agent.fetch.readable import ReadablePrefix
-from cache_agent.fetch.readable_files import ready_file
+from cache_agent.fetch.readable import ready_file
 from cache_agent.fetch.reuse_check import ReuseCheck
-from cache_agent.fetch.values import PullRequest, PullState
-from cache_agent.node.node import Node
+from cache_agent.fetch.values import PullRequest, ReadablePrefix
 from cache_agent.servers.mirror.content import CachedManifest, Content, Layer, RelayedBlob
 from cache_agent.servers.mirror.layers import LINK_LAYER, LayerIndex
 from cache_agent.servers.mirror.mirror_routes import MirrorRequest, RequestKind
+from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.sources.runtime_manifests import layers_of
+from cache_agent.store.manifests import ManifestCache
+from cache_agent.store.roots import Roots
 from cache_agent.store.values import repository_of
 from modelimage import canonical
 from modelimage.descriptor import Descriptor
@@ -49,25 +48,25 @@ from modelimage.resolve import resolve_model
 class MirrorService:
     """Answers for one node. `questions` fails fast, `transfers` retries and waits longer. Thread-safe."""
 
-    node: Node
+    store: Roots
+    manifest_cache: ManifestCache
+    pulls: SharedPulls
     gate: Authorizer
     questions: UpstreamRegistries
     transfers: UpstreamRegistries
     _layers: LayerIndex = field(init=False)
-    _pulls: dict[tuple[str, Digest], Pull] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._layers = LayerIndex(self.node.store)
+        self._layers = LayerIndex(self.store)
 
     def content(self, wanted: MirrorRequest, caller: Caller) -> Content:
         """The requested content. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
-        place = repository_of(wanted.image)
+        repository = repository_of(wanted.image)
         if wanted.kind is RequestKind.MANIFEST:
-            return self._manifest(wanted.image, place, caller)
+            return self._manifest(wanted.image, repository, caller)
         question = self.questions.blob_question(wanted.image, wanted.digest)
-        admission = self.gate.admit(place, caller, question)
-        return self._blob(wanted, place, admission)
+        admission = self.gate.admit(repository, caller, question)
+        return self._blob(wanted, repository, admission)
 
     def challenge(self, wanted: MirrorRequest) -> str | None:
         """Upstream's WWW-Authenticate challenge; None when it sends none or is unreachable."""
@@ -78,101 +77,107 @@ class MirrorService:
 
     # -- manifests ---------------------------------------------------------------------------
 
-    def _manifest(self, image: RegistryReference, place: str, caller: Caller) -> CachedManifest:
-        admission = self.gate.admit(place, caller, self.questions.manifest_question(image))
+    def _manifest(
+        self, image: RegistryReference, repository: str, caller: Caller
+    ) -> CachedManifest:
+        admission = self.gate.admit(repository, caller, self.questions.manifest_question(image))
         if image.digest is not None:
             # A digest can't move, so the cached manifest is current.
-            kept = self._kept(place, image.digest)
-            return kept or self._fetch_manifest(image, place, admission)
+            kept = self._kept(repository, image.digest)
+            return kept or self._fetch_manifest(image, repository, admission)
         try:
-            return self._fetch_manifest(image, place, admission)
+            return self._fetch_manifest(image, repository, admission)
         except Unreachable:
             # With the registry down, the tag's last known manifest lets pods start.
-            last = self.node.manifest_cache.tagged(place, image.name)
-            kept = self._kept(place, last) if last else None
+            last = self.manifest_cache.tagged(repository, image.name)
+            kept = self._kept(repository, last) if last else None
             if kept is None:
                 raise
             return kept
 
     def _fetch_manifest(
-        self, image: RegistryReference, place: str, admission: Admission
+        self, image: RegistryReference, repository: str, admission: Admission
     ) -> CachedManifest:
         reader = self.questions.repository(image, admission.caller)
         try:
             descriptor = reader.resolve(image.name)
-            kept = self._kept(place, descriptor.digest)
+            kept = self._kept(repository, descriptor.digest)
             data = kept.data if kept else reader.manifest(descriptor)
         except AccessDenied:
             # Access was revoked after the proof was cached: forget it now, not when it expires.
-            self.gate.note(place, admission.caller, allowed=False)
+            self.gate.note(repository, admission.caller, allowed=False)
             raise
         if is_ours(descriptor, data):
             tags = {image.name: descriptor.digest} if image.digest is None else {}
-            self.node.manifest_cache.keep(place, [(descriptor, data)], tags)
+            self.manifest_cache.keep(repository, [(descriptor, data)], tags)
         return CachedManifest(descriptor.digest, descriptor.media_type, data)
 
-    def _kept(self, place: str, digest: Digest) -> CachedManifest | None:
-        found = self.node.manifest_cache.find(place, digest)
+    def _kept(self, repository: str, digest: Digest) -> CachedManifest | None:
+        found = self.manifest_cache.find(repository, digest)
         return CachedManifest(digest, *found) if found else None
 
     # -- blobs -------------------------------------------------------------------------------
 
-    def _blob(self, wanted: MirrorRequest, place: str, admission: Admission) -> Content:
+    def _blob(self, wanted: MirrorRequest, repository: str, admission: Admission) -> Content:
         digest = wanted.digest
         # Proven local content first; relaying last, because it caches nothing.
         return (
-            self._kept(place, digest)
-            or self._small_layer(place, digest)
-            or self._layer_of(place, digest)
-            or self._borrowed(wanted, place, admission)
-            or self._arriving(wanted, place, admission)
+            self._kept(repository, digest)
+            or self._small_layer(repository, digest)
+            or self._layer_of(repository, digest)
+            or self._borrowed(wanted, repository, admission)
+            or self._arriving(wanted, repository, admission)
             or self._relayed(wanted, admission)
         )
 
-    def _small_layer(self, place: str, digest: Digest) -> Layer | None:
+    def _small_layer(self, repository: str, digest: Digest) -> Layer | None:
         """The layers without weight files: the link layer and the record layer."""
         # The same bytes in every model image, so they reveal nothing about a repository.
         if digest == LINK_LAYER[0]:
             return Layer(*LINK_LAYER)
         record = self._layers.record_in(digest)
-        if record is None or place not in self._places(record.key):
+        if record is None or repository not in self._repositories(record.key):
             return None
-        return Layer(digest, Recipe.of([Literal(record_layer(record))]))
+        return Layer(digest, Recipe.from_segments([Literal(record_layer(record))]))
 
-    def _places(self, key: Digest) -> set[str]:
+    def _repositories(self, key: Digest) -> set[str]:
         """The repositories that a model was pulled from."""
-        images = map(parse_image, self.node.store.images_of(key))
+        images = map(parse_image, self.store.models.images_of(key))
         return {repository_of(each) for each in images if isinstance(each, RegistryReference)}
 
-    def _layer_of(self, place: str, digest: Digest) -> Layer | None:
+    def _layer_of(self, repository: str, digest: Digest) -> Layer | None:
         """A layer whose files all came through it, from this repository."""
-        store = self.node.store
+        store = self.store
         for record in self._layers.with_layer(digest):
             files, recipe = record.layer_files(digest), record.recipe(digest)
-            if recipe and all(store.is_authorized(place, file) for file in files):
+            if recipe and all(store.files.is_authorized(repository, file) for file in files):
                 return Layer(digest, recipe)
         return None
 
-    def _borrowed(self, wanted: MirrorRequest, place: str, admission: Admission) -> Layer | None:
+    def _borrowed(
+        self, wanted: MirrorRequest, repository: str, admission: Admission
+    ) -> Layer | None:
         """A layer whose files came from other repositories, if rebuilding it proves them and the caller can read it."""
         for record in self._layers.with_layer(wanted.digest):
-            recipe, store = record.recipe(wanted.digest), self.node.store.holding(record.key)
-            # Foreign images share whole layers, not files, and only in a pull: see `fetch.foreign.known`.
+            recipe, store = record.recipe(wanted.digest), self.store.models.store_of(record.key)
+            # Foreign images share whole layers, not files, and only in a pull: see `fetch.foreign.reusable_layers`.
             if recipe is None or store is None or not isinstance(record, Record):
                 continue
             layer = Descriptor(OCI_LAYER_TAR, wanted.digest, recipe.size)
             reader = self.questions.repository(wanted.image, admission.caller)
-            reuse = ReuseCheck(store, place, reader, [layer])
+            reuse = ReuseCheck(store, repository, reader, [layer])
             files = record.layer_files(wanted.digest)
             if files and all(reuse.allowed(record, file) for file in files):
                 # Recorded, so that the next request needn't rebuild the layer.
-                store.ledger.add_authorizations(place, files)
+                store.ledger.add_authorizations(repository, files)
                 return Layer(wanted.digest, recipe)
         return None
 
-    def _arriving(self, wanted: MirrorRequest, place: str, admission: Admission) -> Layer | None:
+    def _arriving(
+        self, wanted: MirrorRequest, repository: str, admission: Admission
+    ) -> Layer | None:
         """A layer of a model that isn't cached yet: pull the whole model, once, and serve its chunks as they arrive."""
-        manifest = self._model_with(place, wanted.digest)
+        manifest = self._model_with(repository, wanted.digest)
         if manifest is None:
             return None
         image = RegistryReference(wanted.image.registry, wanted.image.repository, digest=manifest)
@@ -183,35 +188,30 @@ class MirrorService:
             return None
         if wanted.digest not in {layer.digest for layer in record.layers}:
             return None
-        pull = self._pull(place, record, PullRequest(image, reader=reader))
+        request = PullRequest(image, reader=reader)
+        pull = self.pulls.join((repository, record.key), request)
         files = {file.digest: file for file in record.layer_files(wanted.digest)}
 
         def ready(digest: Digest, position: int) -> ReadablePrefix | None:
-            store, file = self.node.store, files[digest]
+            store, file = self.store, files[digest]
             # Proven for this repository: the same file may be stored through one that the caller can't read.
-            here = store.file(digest) is not None and store.is_authorized(place, file)
+            here = store.files.get(digest) is not None and store.files.is_authorized(
+                repository, file
+            )
             if here or pull.result(0) is not None:
-                return ReadablePrefix(store.path(digest), file.size)
+                return ReadablePrefix(store.files.path(digest), file.size)
             return ready_file(pull, digest, position)
 
         return Layer(wanted.digest, record.recipe(wanted.digest), ready=ready)
 
-    def _pull(self, place: str, record: Record, request: PullRequest) -> Pull:
-        with self._lock:
-            for name, pull in list(self._pulls.items()):
-                if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
-                    del self._pulls[name]
-            # Looked up and started under one lock, or two requests could both start a pull.
-            running = self._pulls.get((place, record.key))
-            if running is None:
-                running = self._pulls[place, record.key] = self.node.pull(request)
-        return running
-
-    def _model_with(self, place: str, layer: Digest) -> Digest | None:
+    def _model_with(self, repository: str, layer: Digest) -> Digest | None:
         """The digest of a cached model manifest of this repository that lists the layer."""
-        manifest_cache = self.node.manifest_cache
-        for digest, media_type in manifest_cache.documents(place).items():
-            found = manifest_cache.find(place, digest) if media_type not in INDEX_TYPES else None
+        manifest_cache = self.manifest_cache
+        for digest, media_type in manifest_cache.documents(repository).items():
+            found = (
+                manifest_cache.find(repository, digest) if media_type not in INDEX_TYPES else None
+            )
+            # Searched before it is parsed: most documents are configs, which list no layers.
             if found is None or b'"layers"' not in found[1]:
                 continue
             if layer in {each.digest for each in layers_of(found[1])}:

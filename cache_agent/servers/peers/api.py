@@ -16,9 +16,9 @@ from typing import Final
 from aiohttp import web
 
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.observability.events import Events
+from cache_agent.observability.events import Events, PeerRequestRefused, PeerSent
 from cache_agent.peers.rate import GRACE_SECONDS, MIN_RATE
-from cache_agent.peers.request_signatures import Asked, Replayed, Verifier, WrongClock
+from cache_agent.peers.request_signatures import Replayed, SignedRequest, Verifier, WrongClock
 from cache_agent.servers.peers.servable_chunks import ServableChunks, ServableRange
 from cache_agent.servers.sender import FilePiece, Piece, answer_of, deliver, hang_up
 from cache_agent.sources.throttle import Throttle
@@ -35,7 +35,7 @@ _SLICE: Final = 4 << 20
 _BUSY: Final = {"Retry-After": "0.25"}
 
 
-def patience(size: int) -> float:
+def slice_timeout(size: int) -> float:
     """Seconds in which a peer must take `size` bytes. The client has the same limit: a slower peer gives up as well."""
     return GRACE_SECONDS + size / MIN_RATE
 
@@ -44,7 +44,7 @@ def patience(size: int) -> float:
 class PeersApi:
     """Serves chunks to peers: at most `uploads` concurrently, together at the throttle's rate.
 
-    A peer that doesn't take a slice of a chunk within `patience` loses its upload slot.
+    A peer that doesn't take a slice of a chunk within `slice_timeout` loses its upload slot.
     """
 
     offers: ServableChunks
@@ -53,7 +53,7 @@ class PeersApi:
     events: Events
     throttle: Throttle
     uploads: int
-    patience: Callable[[int], float] = patience
+    slice_timeout: Callable[[int], float] = slice_timeout
     _uploading: int = field(default=0, init=False)
 
     def application(self) -> web.Application:
@@ -63,12 +63,14 @@ class PeersApi:
         return app
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        asked = Asked(request.method, request.raw_path, request.headers.get("Range", ""))
+        requested = SignedRequest(
+            request.method, request.raw_path, request.headers.get("Range", "")
+        )
         try:
             # First of all, so that unsigned requests learn nothing about this node.
-            sender = self.verifier.verify(request.headers.get("Authorization"), asked)
+            sender = self.verifier.verify(request.headers.get("Authorization"), requested)
         except AccessDenied as error:
-            self.events.peer_refused(_why(error))
+            self.events.emit(PeerRequestRefused(_why(error)))
             return web.Response(status=401, text=error.message)
         if request.method != "GET":
             return web.Response(status=405, text="only GET", headers={"Allow": "GET"})
@@ -98,28 +100,28 @@ class PeersApi:
         chunk = offer.chunk(index)
         # Needs no lock: only the event loop counts, and there is no await before the increment.
         if self._uploading >= self.uploads:
-            return web.Response(status=503, text="all places are taken", headers=_BUSY)
+            return web.Response(status=503, text="too many requests at once", headers=_BUSY)
         headers = {"Content-Type": "application/octet-stream"}
         answer, wanted = answer_of(request, len(chunk), f'"{digest.hex}-{index}"', headers)
         if wanted is None:
             return answer
         self._uploading += 1
         try:
-            asked = ByteRange(chunk.start + wanted.start, chunk.start + wanted.stop)
+            requested = ByteRange(chunk.start + wanted.start, chunk.start + wanted.stop)
             # Without a deadline at first: `_pieces` sets one for each slice.
             async with asyncio.timeout(None) as limit:
-                pieces = self._pieces(offer, asked, limit)
-                await deliver(request, answer, pieces, self.offers.store.hold([digest]))
+                pieces = self._pieces(offer, requested, limit)
+                await deliver(request, answer, pieces, self.offers.store.files.hold([digest]))
         except TimeoutError:
             hang_up(request)
             return answer
         finally:
             self._uploading -= 1
-        self.events.peer_sent(sender, len(wanted))
+        self.events.emit(PeerSent(sender, len(wanted)))
         return answer
 
     async def _pieces(
-        self, offer: ServableRange, asked: ByteRange, limit: asyncio.Timeout
+        self, offer: ServableRange, requested: ByteRange, limit: asyncio.Timeout
     ) -> AsyncGenerator[Piece, None]:
         """Yield the range in slices; each passes the throttle and gets its own deadline.
 
@@ -129,10 +131,10 @@ class PeersApi:
         clock = asyncio.get_running_loop().time
         with offer.path.open("rb", buffering=0) as file:
             opened = Path(f"/proc/self/fd/{file.fileno()}")
-            for at in range(asked.start, asked.stop, _SLICE):
-                piece = ByteRange(at, min(asked.stop, at + _SLICE))
+            for at in range(requested.start, requested.stop, _SLICE):
+                piece = ByteRange(at, min(requested.stop, at + _SLICE))
                 pause = self.throttle.take(len(piece))
-                limit.reschedule(clock() + pause + self.patience(len(piece)))
+                limit.reschedule(clock() + pause + self.slice_timeout(len(piece)))
                 if pause:
                     await asyncio.sleep(pause)
                 yield FilePiece(opened, piece)

@@ -59,6 +59,7 @@ class ServableChunks:
 
     def find(self, sha256: Digest, file: Digest) -> ServableRange:
         """The servable chunks of a file. Raises NotFound, also for private files, to hide that they exist."""
+        # Looked up before the store: a download that is committed between the two look-ups is then found as a file.
         download = self.downloads.running(file)
         offer = self._stored(sha256, file)
         if offer is None and download is not None and download.file.digest == sha256:
@@ -71,7 +72,7 @@ class ServableChunks:
         # Without encryption only public files are served: anyone on the network could read along.
         if self.everything or self.announcements.is_public(file):
             return True
-        store = self.store.having(sha256)
+        store = self.store.files.store_of(sha256)
         return store is not None and any(map(self.is_public, store.ledger.authorized_by(sha256)))
 
     def _flying(self, download: Download, name: Digest) -> ServableRange:
@@ -83,12 +84,12 @@ class ServableChunks:
         return ServableRange(path, download.file.size, said)
 
     def _stored(self, sha256: Digest, name: Digest) -> ServableRange | None:
-        store = self.store.having(sha256)
-        stored = store.file(sha256) if store else None
+        store = self.store.files.store_of(sha256)
+        stored = store.files.get(sha256) if store else None
         if store is None or stored is None or self._name(stored) != name:
             return None
         # The chunk digests describe the file as it was verified; a changed file could serve other bytes.
-        if not store.is_untouched(stored):
+        if not store.files.is_untouched(stored):
             return None
         count = len(stored.chunks)
         have = Have(count, (1 << count) - 1, 0, stored.size, self.zone())

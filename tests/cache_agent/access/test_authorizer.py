@@ -199,7 +199,7 @@ def test_a_pull_secret_is_for_its_registry_and_runs_no_program() -> None:
 
 
 def test_registries_are_listed_by_host_and_port() -> None:
-    allowed = AllowedRegistries.of(["reg.test", "*.corp.test", "127.0.0.1:5000"])
+    allowed = AllowedRegistries.from_config(["reg.test", "*.corp.test", "127.0.0.1:5000"])
     for registry in ("reg.test", "a.corp.test", "REG.test", "127.0.0.1:5000"):
         allowed.require(registry)
     for registry in (
@@ -212,5 +212,5 @@ def test_registries_are_listed_by_host_and_port() -> None:
     ):
         with pytest.raises(RegistryNotAllowed):
             allowed.require(registry)
-    assert "ghcr.io" in AllowedRegistries.of([])
-    assert "localhost" not in AllowedRegistries.of([])
+    assert "ghcr.io" in AllowedRegistries.from_config([])
+    assert "localhost" not in AllowedRegistries.from_config([])

@@ -12,7 +12,7 @@ from cache_agent.access.decide import (
     Step,
     UpstreamAnswer,
     next_step,
-    standing,
+    state_of,
 )
 
 RULES = CacheTTL(lifetime=300, refusal=10, grace=1000)
@@ -69,7 +69,7 @@ def test_a_fresh_refusal_of_the_caller_outweighs_what_was_once_public(
 
 @given(st.floats(0, 5000), st.booleans())
 def test_what_an_answer_is_worth_as_it_ages(age: float, allowed: bool) -> None:
-    worth = standing(Proof(allowed, 1000.0), 1000.0 + age, RULES)
+    worth = state_of(Proof(allowed, 1000.0), 1000.0 + age, RULES)
     if not allowed:
         assert worth is (AccessState.REFUSED if age < 10 else AccessState.UNKNOWN)
     elif age < 300:
@@ -79,4 +79,4 @@ def test_what_an_answer_is_worth_as_it_ages(age: float, allowed: bool) -> None:
 
 
 def test_a_clock_set_back_makes_no_proof_last() -> None:
-    assert standing(Proof(allowed=True, at=1000.0), 999.0, RULES) is AccessState.UNKNOWN
+    assert state_of(Proof(allowed=True, at=1000.0), 999.0, RULES) is AccessState.UNKNOWN

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cache_agent.access.signatures import Untrusted
 from cache_agent.config import AgentConfig, SignatureSection, parse_config
+from cache_agent.daemon.node_setup import NodeOptions, NodeParts, open_node, reconfigure
 from cache_agent.fetch.values import PullRequest, PullResult
-from cache_agent.node.node import Node, NodeOptions, NodeParts
+from cache_agent.node.node import Node
 from modelimage import cosign
 from modelimage.access import Access
 from modelimage.descriptor import Descriptor
@@ -59,7 +60,7 @@ def asks(*signers: Signer, images: str = "oci:*/models") -> tuple[SignatureSecti
 @pytest.fixture
 def node(tmp_path: Path, team: Signer) -> Iterator[Node]:
     options = NodeOptions(tmp_path / "store", signatures=asks(team))
-    with Node(options, NodeParts.real(Access())) as opened:
+    with open_node(options, NodeParts.real(Access())) as opened:
         yield opened
 
 
@@ -87,7 +88,7 @@ def test_only_what_an_accepted_key_signed_is_taken(
     stranger.sign(layout)
     with pytest.raises(Untrusted, match="accepted key"):
         pull(node, layout)
-    assert node.store.models() == []
+    assert node.store.models.all() == []
     team.sign(layout)
     assert pull(node, layout).model.files > 0
 
@@ -125,7 +126,7 @@ def test_what_was_found_signed_is_known_after_a_restart(
     pull(node, layout)
     node.close()
     options = NodeOptions(tmp_path / "store", signatures=asks(team))
-    with Node(options, NodeParts.real(Access())) as again:
+    with open_node(options, NodeParts.real(Access())) as again:
         assert pull(again, layout, away=True).stale
         assert again.check().findings == []
 
@@ -151,7 +152,7 @@ def test_keys_that_can_not_be_read_are_refused_and_the_old_rules_stay(
         if path is not broken:
             path.write_text("no key")
         with pytest.raises(error):
-            node.reconfigure(AgentConfig(signatures=(SignatureSection(images="*", keys=(path,)),)))
+            reconfigure(node, AgentConfig(signatures=(SignatureSection(images="*", keys=(path,)),)))
     with pytest.raises(AccessDenied):
         pull(node, layout)
 

@@ -22,7 +22,7 @@ from cache_agent.api.wire import ErrorView, GcBody, LeaseBody, PullBody, PullDon
 from cache_agent.net.sockets import connect
 from cache_agent.store.paths import StorePaths
 from modelimage import errors
-from modelimage.access import Access, open_writer
+from modelimage.access import Access, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import Busy, InUse, InvalidInput, NotFound, Unreachable, WeightyardError
@@ -83,12 +83,12 @@ def agent(
 
 def _answering(root: Path, process: subprocess.Popen[bytes], log: Path) -> AgentClient | None:
     assert process.poll() is None, log.read_text()
-    return AgentClient.of_socket(StorePaths(root).socket)
+    return AgentClient.from_socket(StorePaths(root).socket)
 
 
 def push(image: MemoryImage, reference: RegistryReference, access: Access | None = None) -> None:
     """Put an in-memory image into a real registry."""
-    writer = open_writer(reference, access or Access())
+    writer = open_image_repository(reference, access or Access())
     for descriptor, data in image.manifests.values():
         document = json.loads(data)
         for blob in [document.get("config"), *document.get("layers", [])]:
@@ -293,7 +293,7 @@ def test_settings_are_read_again_at_sighup_and_bad_ones_are_refused(tmp_root: Pa
         assert running.client.space().budget == 2 * 10 * 10**9
         roots = [each.root for each in running.client.space().roots]
         assert roots == [str(tmp_root / "store"), str(second)]
-        by_second = AgentClient.of_socket(StorePaths(second).socket)
+        by_second = AgentClient.from_socket(StorePaths(second).socket)
         assert by_second is not None, "the agent is found by any of its roots"
         assert by_second.models() == []
         settings.write_text("budget: 20GB\n")

@@ -51,7 +51,7 @@ def pulls(node: Node) -> None:
 
 def pulls_and_removes(node: Node) -> None:
     model = pull(node).model
-    node.store.remove(model.key)
+    node.store.models.remove(model.key)
 
 
 def pulls_and_repairs(node: Node) -> None:
@@ -104,7 +104,7 @@ def assert_sound_and_usable(root: Path, image: MemoryImage, contents: dict[str, 
     had = [data for data in contents.values() if Digest.of(data).hex in known]
     with ExitStack() as stack:
         node = NodeFactory(root, stack)({"reg.test/m": image}, boot="another-boot")
-        for model in node.store.models():
+        for model in node.store.models.all():
             assert files_of(model.path) == contents
         assert node.check().findings == []
         image.requests.clear()
@@ -165,7 +165,7 @@ def test_without_power_at_every_step(
     with ExitStack() as stack:
         node = NodeFactory(fault.at_the_end(), stack)({"reg.test/m": made}, boot="another-boot")
         told = {"pull": [contents], "pull and remove": []}[name]
-        assert [files_of(model.path) for model in node.store.models()] == told, "told, yet lost"
+        assert [files_of(model.path) for model in node.store.models.all()] == told, "told, yet lost"
 
 
 @pytest.mark.parametrize(

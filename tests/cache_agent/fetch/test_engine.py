@@ -291,14 +291,14 @@ def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory)
                 stop.wait(0.001)
                 continue
             try:
-                lease = node.store.lease(key, holder)
+                lease = node.store.leases.take(key, holder)
             except NotFound:
                 continue
             leased.release()
             path = node.store.first.paths.model(key) / "model-00000.safetensors"
             if not path.exists():
                 broken.append(f"{key} vanished under a lease")
-            node.store.release(lease.id)
+            node.store.leases.release(lease.id)
 
     threads = [threading.Thread(target=user, args=(n,)) for n in range(16)]
     for thread in threads:
@@ -307,14 +307,14 @@ def test_evictions_never_take_what_sixteen_threads_lease(open_node: NodeFactory)
         for round_ in range(60):
             left_alone[0] = None if round_ % 2 else keys[(round_ + 1) % 3]
             wait_until(
-                lambda: left_alone[0] not in {lease.model for lease in node.store.leases()},
+                lambda: left_alone[0] not in {lease.model for lease in node.store.leases.all()},
                 what="end of its leases",
             )
             with suppress(NoSpace):  # both are held
                 pull(node, f"reg.test/m{round_ % 3}:v1")
             with suppress(InUse, NotFound):
                 if round_ > 3:
-                    node.store.remove(keys[round_ % 3])
+                    node.store.models.remove(keys[round_ % 3])
         leased.acquire()
     finally:
         stop.set()

@@ -35,15 +35,15 @@ def test_both_digests_come_out_whatever_was_tried_in_between(
 ) -> None:
     following = InOrderHasher(len(chunks), LayerHash(before, after))
     for index, chunk in enumerate(chunks):
-        failed = following.take(index)
+        failed = following.lease(index)
         assert failed is not None
         failed.update(memoryview(b"wrong bytes"))
-        following.give_up()
+        following.drop_lease()
         assert following.layer() is None
-        turn = following.take(index)
+        turn = following.lease(index)
         assert turn is not None
         turn.update(memoryview(chunk))
-        following.give(turn)
+        following.end_lease(turn)
     data = b"".join(chunks)
     assert following.digest() == Digest(hashlib.sha256(data).hexdigest())
     assert following.layer() == Digest.of(before + data + after)
@@ -89,4 +89,4 @@ def test_a_record_that_claims_what_its_layer_doesnt_hold_gets_nothing_of_it(
     node = open_node({"reg.test/m": image}, sources=from_shared(tmp_path))
     with pytest.raises(DigestMismatch):
         pull(node)
-    assert node.store.models() == []
+    assert node.store.models.all() == []

@@ -97,10 +97,10 @@ class Meeting(Place):
 def fetch(place: Place, limiter: ConcurrencyLimiter) -> None:
     """Run a job of six files by three workers."""
     files = [large(2, name) for name in "abcdef"]
-    tracks = plan_queues(files, {file.digest: range(2) for file in files})
-    carriers = {file.digest: Nothing() for file in files}
+    queues = plan_queues(files, {file.digest: range(2) for file in files})
+    sinks = {file.digest: Nothing() for file in files}
     job = Job(
-        tracks, [place], carriers, priority=0, monotonic=time.monotonic, policy=SourceRetryPolicy()
+        queues, [place], sinks, priority=0, monotonic=time.monotonic, policy=SourceRetryPolicy()
     )
     engine = FetchEngine(EngineOptions(streams=3), limiter=limiter)
     try:

@@ -165,7 +165,7 @@ def test_wrong_bytes_from_the_only_source_end_the_pull_and_publish_nothing(
     node = open_node({"reg.test/m": image})
     with pytest.raises(DigestMismatch):
         pull(node)
-    assert node.store.models() == []
+    assert node.store.models.all() == []
     assert not list(node.store.first.paths.models.iterdir())
 
 
@@ -179,7 +179,7 @@ def test_a_record_that_claims_anothers_sha256_is_given_nothing(open_node: NodeFa
     open_node.images.update(node2_images)
     with pytest.raises(DigestMismatch):
         pull(node, "reg.test/evil:v1")
-    assert len(node.store.models()) == 1
+    assert len(node.store.models.all()) == 1
 
 
 def test_a_file_claimed_inside_a_layer_that_does_not_hold_it_is_not_linked(
@@ -206,7 +206,7 @@ def test_what_another_s_pull_left_half_done_proves_nothing_to_who_claims_it(
     target = "model-00000.safetensors"
     real = next(file for file in record.files if file.path == target)
     node = open_node()
-    left = node.store.first.partial(real)
+    left = node.store.first.partials.open(real)
     left.write(memoryview(contents[target]), 0)
     left.mark(0)
     left.close()
@@ -215,7 +215,7 @@ def test_what_another_s_pull_left_half_done_proves_nothing_to_who_claims_it(
     open_node.images["reg.test/evil"] = MemoryImage.of([lying], blobs)
     with pytest.raises(DigestMismatch):
         pull(node, "reg.test/evil:v1")
-    assert node.store.models() == []
+    assert node.store.models.all() == []
 
 
 def test_the_same_model_from_another_repository_is_linked_once_its_layer_is_proven(

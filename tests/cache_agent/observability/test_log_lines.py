@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from cache_agent.observability.events import PullEnd
+from cache_agent.observability.events import FileScrubbed, ModelEvicted, PullEnded
 from cache_agent.observability.log_lines import JsonLog
 
 
@@ -25,10 +25,30 @@ def test_libraries_warnings_are_lines_of_the_log_like_any() -> None:
             library.exception("it failed")
     finally:
         logging.getLogger().removeHandler(handler)
-    log.pull_ended(PullEnd("reg.test/m:v1", "done", 1.0, 0, ()))
+    log.emit(PullEnded("reg.test/m:v1", "done", 1.0, 0, ()))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["library", "library", "pull ended"]
     assert lines[0]["message"] == "retrying in 3 s"
     assert lines[1]["level"] == "error"
     assert "No such file" in lines[1]["error"]
     assert all(line["timestamp"] == "now" for line in lines)
+
+
+def test_an_event_is_a_line_with_its_documented_fields() -> None:
+    out = io.StringIO()
+    log = JsonLog(out, clock=lambda: "now")
+    log.emit(
+        PullEnded("m", "NoSpace", 1.23456, 7, [("hub", "hf.co", 5)], "full", [("resolving", 0.0)])
+    )
+    log.emit(ModelEvicted("m", 300, "least valuable"))
+    log.emit(FileScrubbed(5))
+    ended, evicted = (json.loads(line) for line in out.getvalue().splitlines())
+    assert ended == {
+        "event": "pull ended", "level": "warning", "timestamp": "now", "image": "m", "outcome": "NoSpace",
+        "seconds": 1.235, "reused": 7, "fetched": {"hub hf.co": 5}, "message": "full",
+    }  # fmt: skip
+    assert (evicted["event"], evicted["freed"], evicted["reason"]) == (
+        "model evicted",
+        300,
+        "least valuable",
+    )

@@ -42,7 +42,7 @@ class ClusterNode:
 
     @property
     def client(self) -> AgentClient:
-        client = AgentClient.of_socket(StorePaths(self.root).socket)
+        client = AgentClient.from_socket(StorePaths(self.root).socket)
         assert client is not None, self.process.log_text()
         return client
 
@@ -84,7 +84,7 @@ class Cluster:
         for node in started:
             path = StorePaths(node.root).socket
             node.process.wait_for(
-                lambda path=path: AgentClient.of_socket(path),  # type: ignore[misc]
+                lambda path=path: AgentClient.from_socket(path),  # type: ignore[misc]
                 what="answer",
             )
         self.nodes += started

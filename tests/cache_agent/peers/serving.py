@@ -16,7 +16,7 @@ from aiohttp import web
 
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.observability.events import Events
+from cache_agent.observability.events import Event, Events, PeerRequestRefused, PeerSent
 from cache_agent.peers.announcements import FetchAnnouncements
 from cache_agent.peers.chunk_watch import ChunkListPoller
 from cache_agent.peers.peer_client import PeerClient, TlsFiles
@@ -40,11 +40,12 @@ class Told(Events):
     refused_for: list[str] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
 
-    def peer_refused(self, why: str) -> None:
-        self.refused_for.append(why)
-
-    def peer_sent(self, peer: str, size: int) -> None:
-        self.sent.append(size)
+    def emit(self, event: Event) -> None:
+        match event:
+            case PeerRequestRefused(reason):
+                self.refused_for.append(reason)
+            case PeerSent(_, size):
+                self.sent.append(size)
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Serving:
     tls: TlsFiles | None = None
     uploads: int = 4
     upload: float = 0.0
-    patience: Callable[[int], float] = lambda size: 3600.0
+    slice_timeout: Callable[[int], float] = lambda size: 3600.0
     now: float = 1_800_000_000.0
     name: str = ""
     announcements: FetchAnnouncements = field(
@@ -85,7 +86,7 @@ class Serving:
         )
         throttle = Throttle(self.upload, time.monotonic)
         self.api = PeersApi(
-            offers, verifier, executor, self.told, throttle, self.uploads, self.patience
+            offers, verifier, executor, self.told, throttle, self.uploads, self.slice_timeout
         )
         runner = web.AppRunner(
             self.api.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0

@@ -126,7 +126,7 @@ class Node:
         self.announcements, self.reputation = FetchAnnouncements(clock), Reputation(clock)
         link = Link(self)
         watching = ChunkListPoller(
-            self.members, link, self.reputation, Inline(), clock, self.cluster.rules.patience
+            self.members, link, self.reputation, Inline(), clock, self.cluster.rules.stall_timeout
         )
         own = LocalPeer(self.name, self.zone, WORKERS, self.cluster.apart, self.cluster.rules)
         self.source = PeerSource(
@@ -263,7 +263,7 @@ class RefusingPeer(Node):
     """Has another key, or another clock."""
 
     def answer(self, file: RecordFile) -> Have:
-        raise AccessDenied("the signature isn't right")
+        raise AccessDenied("the signature is wrong")
 
 
 @dataclass

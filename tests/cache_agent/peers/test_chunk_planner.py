@@ -93,7 +93,7 @@ def test_when_all_others_stand_still_time_alone_brings_the_chunk(
     others: list[Peer], chunk: str
 ) -> None:
     """Law of `decide`."""
-    long_ago = RULES.patience * (len(others) + 1)
+    long_ago = RULES.stall_timeout * (len(others) + 1)
     here = LocalState("here", "a", waited=long_ago, held=long_ago, idle=True)
     still = [replace(each, moving=False) for each in others]
     step = decide(chunk, here, still, 200.0, RULES)
@@ -170,5 +170,5 @@ def test_a_busy_holder_is_waited_for_until_patience_ends() -> None:
     busy = Peer("other", has=True, free_at=5.0)
     assert decide(CHUNKS[0], LocalState("here"), [busy], 4.0, RULES) == Wait(1.0)
     owned = next(chunk for chunk in CHUNKS if ranked(chunk, ["here", "other"])[0] == "here")
-    late = LocalState("here", held=RULES.patience, waited=RULES.patience)
+    late = LocalState("here", held=RULES.stall_timeout, waited=RULES.stall_timeout)
     assert decide(owned, late, [busy], 4.0, RULES) == UseUpstream()

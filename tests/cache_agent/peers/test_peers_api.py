@@ -17,7 +17,7 @@ import pytest
 from cache_agent.node.node import Node
 from cache_agent.peers.announcements import ChunkId
 from cache_agent.peers.peer_client import PeerClient, have_path
-from cache_agent.peers.request_signatures import Asked, Key, Stamp, sign
+from cache_agent.peers.request_signatures import Key, SignedRequest, Stamp, sign
 from cache_agent.peers.values import Have
 from cache_agent.servers.peers.servable_chunks import ServableRange
 from cache_agent.store.partials import identity
@@ -116,7 +116,7 @@ def test_a_file_that_is_on_its_way_is_given_as_far_as_it_is_verified(
         assert chunk_of(client, server.name, file, 0, wanted) == contents[file.path][:1000]
         with pytest.raises(NotFound):
             chunk_of(client, server.name, file, 1, ByteRange(0, 1))
-    node.cancel_pulls()
+    node.puller.cancel_all()
     thread.join()
 
 
@@ -135,7 +135,7 @@ def test_a_forged_records_claims_are_another_file(server: Serving, file: RecordF
 
 def test_forged_signature(server: Serving, file: RecordFile) -> None:
     stranger = server.client(Key(b"a key that only a stranger has...."))
-    with pytest.raises(AccessDenied, match="isn't right"):
+    with pytest.raises(AccessDenied, match="is wrong"):
         stranger.have(server.name, file.digest, identity(file))
     assert server.told.refused_for == ["signature"]
 
@@ -143,7 +143,7 @@ def test_forged_signature(server: Serving, file: RecordFile) -> None:
 def test_replayed_request(server: Serving, file: RecordFile) -> None:
     again = server.client(nonce=lambda: "always the same".replace(" ", "-"))
     again.have(server.name, file.digest, identity(file))
-    with pytest.raises(AccessDenied, match="came before"):
+    with pytest.raises(AccessDenied, match="used before"):
         again.have(server.name, file.digest, identity(file))
     assert server.told.refused_for == ["replayed"]
 
@@ -159,9 +159,13 @@ def test_nothing_is_said_or_changed_without_a_signature(server: Serving, file: R
     path = have_path(file.digest, identity(file))
     for method, address in (("GET", path), ("GET", "/"), ("DELETE", path), ("POST", "/v1/pull")):
         assert answer(server, method, address).startswith(b"HTTP/1.1 401 ")
-    signed = sign(KEY, Asked("DELETE", path), Stamp("a:1", server.name, int(server.now), "n"))
+    signed = sign(
+        KEY, SignedRequest("DELETE", path), Stamp("a:1", server.name, int(server.now), "n")
+    )
     assert answer(server, "DELETE", path, signed).startswith(b"HTTP/1.1 405 ")
-    signed = sign(KEY, Asked("GET", "/v1/pull"), Stamp("a:1", server.name, int(server.now), "m"))
+    signed = sign(
+        KEY, SignedRequest("GET", "/v1/pull"), Stamp("a:1", server.name, int(server.now), "m")
+    )
     assert answer(server, "GET", "/v1/pull", signed).startswith(b"HTTP/1.1 404 ")
 
 
@@ -224,10 +228,10 @@ def test_who_finds_all_places_taken_is_told_when_to_come_again(
 def test_who_takes_nothing_loses_its_place_to_others(warm: Node, file: RecordFile) -> None:
     """Its kernel takes some megabytes for it; then nothing more leaves."""
 
-    def patience(size: int) -> float:
+    def slice_timeout(size: int) -> float:
         return 0.2 if size > 10 else 3600.0
 
-    with serving(warm, public={PLACE}, uploads=1, patience=patience) as server:
+    with serving(warm, public={PLACE}, uploads=1, slice_timeout=slice_timeout) as server:
         client, chunk = server.client(), ChunkId(identity(file), 0)
         with client.chunk(server.name, file.digest, chunk, ByteRange(0, CHUNK_SIZE)) as stream:
             wait_until(lambda: _given(server, file), what="place for another peer")

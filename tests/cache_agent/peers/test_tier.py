@@ -16,13 +16,13 @@ from cache_agent.fetch.job import AssignedRange, Job, SourceRetryPolicy
 from cache_agent.fetch.range_planner import RangeRequest, plan_queues
 from cache_agent.net.listen_addresses import Address
 from cache_agent.observability.events import Events
-from cache_agent.peers.chunk_watch import PeerChunkList, heard
+from cache_agent.peers.chunk_watch import PeerChunkList, record_answer
 from cache_agent.peers.membership import REFRESH_SECONDS, Membership
 from cache_agent.peers.peer_source import Announced, PeerSource
 from cache_agent.peers.rate import PacedStream, PeerTooSlow, RateBaseline
 from cache_agent.peers.tier import Peers
 from cache_agent.peers.values import Have, Member
-from cache_agent.prewarm.cluster.desired_models import ClusterSource
+from cache_agent.prewarm.cluster.desired_models import ClusterSource, NodeLabels
 from cache_agent.sources.source import FetchUpstream, RetryLater, Source, Tier
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused, Unreachable
 from modelimage.record import CHUNK_SIZE
@@ -78,7 +78,9 @@ def test_a_private_model_is_shared_over_mutual_tls_only(
         names = {"ca": files.ca, "certificate": files.certificate, "key": files.key}
         changed["tls"] = {name: str(path) for name, path in names.items()}
     origin = Origin(image, public=public)
-    peers = Peers.of(settings(tmp_path, **changed), streams=4, events=Events(), anonymous=origin)
+    peers = Peers.from_config(
+        settings(tmp_path, **changed), streams=4, events=Events(), anonymous=origin
+    )
     try:
         resolved = resolve_model(image, "v1")
         upstream: list[Source] = [Plain()]
@@ -123,8 +125,10 @@ def test_a_pods_address_is_given_by_a_variable(tmp_path: Path) -> None:
 def test_a_node_takes_its_zone_from_its_labels_unless_it_is_set(
     tmp_path: Path, given: str, zone: str
 ) -> None:
-    peers = Peers.of(settings(tmp_path, zone=given), streams=4, events=Events(), anonymous=_nobody)
-    wanted = ClusterSource(lambda *_: None, lambda _: None, peers.take_zone)
+    peers = Peers.from_config(
+        settings(tmp_path, zone=given), streams=4, events=Events(), anonymous=_nobody
+    )
+    wanted = ClusterSource(lambda *_: None, lambda _: None, NodeLabels(peers.take_zone))
     document = {"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "b"}}}
     wanted.node.replace([document])
     assert peers.own.zone == zone
@@ -168,16 +172,16 @@ def test_members_come_from_dns_and_the_list_and_outlive_dns() -> None:
 def test_a_peer_without_news_is_asked_less_and_less_and_a_complete_one_never() -> None:
     view, now, gaps = PeerChunkList(), 0.0, []
     for _ in range(8):
-        heard(view, Have(3, 1, 2, 5), now, 0.1)
+        record_answer(view, Have(3, 1, 2, 5), now, 0.1)
         gaps.append(round(view.again - now, 3))
         now = view.again
     assert gaps[0] == 0.1
     assert gaps == sorted(gaps)
     assert gaps[-1] == 1.0
-    heard(view, Have(3, 3, 0, 9), now, 0.1)
+    record_answer(view, Have(3, 3, 0, 9), now, 0.1)
     assert view.again == now + 0.1
-    assert view.patience(10.0) == 10.0
-    heard(view, Have(3, 7, 0, 12), now + 0.2, 0.1)
+    assert view.stall_timeout(10.0) == 10.0
+    record_answer(view, Have(3, 7, 0, 12), now + 0.2, 0.1)
     assert view.again == float("inf")
 
 

@@ -149,7 +149,7 @@ def test_prewarm_and_status_on_this_machine(
     assert main(["prewarm", models[1].image, "--name", "c", *root]) == 0
     capsys.readouterr()
     assert main(["prewarm", models[1].image, "--name", "c", "--wait", *root]) != 0
-    assert "no agent runs" in capsys.readouterr().err
+    assert "no agent is running" in capsys.readouterr().err
     assert main(["--json", "status", "c", *root]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["note"].startswith("no agent runs here")

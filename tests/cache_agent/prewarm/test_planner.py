@@ -27,6 +27,7 @@ from cache_agent.prewarm.values import (
     TargetState,
     Warm,
 )
+from cache_agent.store.policy import Candidate, evictable, plan_eviction
 from modelimage.digest import Digest
 
 NOON = 1_800_014_400.0  # Friday 2027-01-15 12:00 UTC
@@ -39,6 +40,14 @@ def key_of(image: str) -> Digest:
 
 def size_of(image: str) -> int:
     return 10 + 7 * int(image[1:])
+
+
+def holding(image: str, *, pinned: bool = False, leased: bool = False) -> CachedModelState:
+    """A stored model of one file that no other model has."""
+    key = key_of(image)
+    return CachedModelState(
+        Candidate(key, image, {key: size_of(image)}, NOON, 1.0, 10.0), pinned=pinned, leased=leased
+    )
 
 
 @dataclass
@@ -67,7 +76,7 @@ class ModelNode:
     def add(self, image: str, *, pinned: bool = False, leased: bool = False) -> None:
         key, size = key_of(image), size_of(image)
         if size <= self.free:
-            self.held[key] = CachedModelState(key, size, size, pinned, leased)
+            self.held[key] = holding(image, pinned=pinned, leased=leased)
             self.known[FetchTarget(image, None)] = TargetState(key, 0)
 
     def carry_out(self, made: PrewarmPlan) -> None:
@@ -160,7 +169,7 @@ def test_at_rest_nothing_less_wanted_holds_the_room_that_a_wish_needs(
             continue
         assert made.outcomes[desired.name].reason == "NoSpace"
         yields = [
-            h.freed
+            h.size
             for key, h in node.held.items()
             if not h.leased
             and not h.pinned
@@ -262,7 +271,7 @@ def test_two_wishes_for_one_model_are_one_fetch() -> None:
 
 def test_a_wish_without_memory_for_it_is_ready_on_the_disk() -> None:
     key = key_of("m1")
-    held = {key: CachedModelState(key, 17, 17)}
+    held = {key: holding("m1")}
     known = {FetchTarget("m1", None): TargetState(key, 0)}
     desired = a_desired_model(tier="memory")
     planner_input = PlannerInput((desired,), NOON, free=0, memory=20, known=known, held=held)
@@ -278,10 +287,64 @@ def test_a_wish_is_ready_only_with_its_runtime_image_where_there_is_a_runtime() 
     desired = a_desired_model(runtime_image="vllm")
     planner_input = PlannerInput(
         (desired,), NOON, free=0, known={desired.target: TargetState(key, 0)},
-        held={key: CachedModelState(key, 17, 17)},
+        held={key: holding("m1")},
     )  # fmt: skip
     made = plan(planner_input)
     assert made.actions == (PullRuntime("vllm", None),)
     assert made.outcomes["a"].reason == "PullingRuntimeImage"
     for known in (RuntimeImage(present=True), RuntimeImage(supported=False)):
         assert plan(replace(planner_input, runtime={"vllm": known})).outcomes["a"].state == "Ready"
+
+
+FILES = {Digest.of(b"file %d" % number): 10 + 3 * number for number in range(6)}
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        key=st.sampled_from([key_of(image) for image in MODELS]),
+        image=st.just("m"),
+        files=st.sets(st.sampled_from(sorted(FILES)), min_size=1).map(
+            lambda files: {digest: FILES[digest] for digest in files}
+        ),
+        last_used=st.floats(NOON - 1e8, NOON),
+        uses=st.floats(0, 1e3),
+        fetch_seconds=st.floats(0, 1e4),
+        held_by=st.sampled_from([(), ("pod:a",)]),
+    ),
+    unique_by=lambda candidate: candidate.key,
+)
+
+
+@given(CANDIDATES, st.integers(1, 150))
+def test_pre_warming_evicts_what_a_pull_would(candidates: list[Candidate], need: int) -> None:
+    """Of models that nobody desires, the store's policy decides for both, shared files included."""
+    desired = DesiredModel("a", FetchTarget("new", None))
+    made = plan(
+        PlannerInput(
+            (desired,),
+            NOON,
+            free=0,
+            known={desired.target: TargetState(key_of("new"), need)},
+            held={
+                each.key: CachedModelState(each, leased=bool(each.held_by)) for each in candidates
+            },
+        )
+    )
+    evicted = [action.key for action in made.actions if isinstance(action, Evict)]
+    eviction = plan_eviction(candidates, need=need, now=NOON)
+    enough = evictable(candidates) >= need
+    assert evicted == ([victim.key for victim in eviction.victims] if enough else [])
+
+
+def test_a_lower_priority_is_evicted_before_a_less_valuable_model_of_a_higher_one() -> None:
+    node = ModelNode(
+        45, (a_desired_model("m1", name="b", priority=60), a_desired_model("m2", name="c"))
+    )
+    node.add("m1")
+    node.add("m2")
+    node.held[key_of("m2")] = replace(
+        node.held[key_of("m2")],
+        candidate=replace(node.held[key_of("m2")].candidate, uses=1e6),
+    )
+    node.desired_models += (a_desired_model("m0", name="a", priority=90),)
+    node.known[FetchTarget("m0", None)] = TargetState(key_of("m0"), size_of("m0"))
+    assert plan(node.planner_input()).actions == (Evict(key_of("m2")),)

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cache_agent.daemon.node_setup import NodeOptions, NodeParts, open_node
 from cache_agent.daemon.servers import RunningServers, ServerOptions, open_servers
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.leases.holders import Machine
 from cache_agent.net.listen_addresses import Address
-from cache_agent.node.node import Node, NodeOptions, NodeParts
 from modelimage.access import Access
 from modelimage.reference import parse_image
 from modelimage.registry.connections import Connections
@@ -58,7 +58,7 @@ class ServersInProcess:
         machine = Machine(kubelet=csi.kubelet) if csi else Machine()
         parts = replace(NodeParts.real(self._access), clock=self._clock, machine=machine)
         engine = EngineOptions(stall_seconds=HOUR)
-        self.node = Node(NodeOptions(self._root, ROOMY, engine), parts)
+        self.node = open_node(NodeOptions(self._root, ROOMY, engine), parts)
         self._thread = threading.Thread(target=self._main)
         self._thread.start()
         self._ready.wait()

@@ -44,7 +44,7 @@ class Machine:
         }
 
     def leases(self) -> list[str]:
-        return [str(lease.holder) for lease in self.agent.node.store.leases()]
+        return [str(lease.holder) for lease in self.agent.node.store.leases.all()]
 
 
 def start_agent(root: Path, kubelet: Kubelet, mounter: NamespacedMounter) -> ServersInProcess:

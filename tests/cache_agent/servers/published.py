@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from modelimage.access import Access, open_writer
+from modelimage.access import Access, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.mediatypes import OCI_LAYER_TAR
@@ -66,7 +66,7 @@ def publish(
     reference = parse_image(image)
     assert isinstance(reference, RegistryReference)
     made = publication(records, version=reference.name)
-    writer = open_writer(reference, access or Access())
+    writer = open_image_repository(reference, access or Access())
     every = {**blobs, **{each.descriptor.digest: each.data for each in made.blobs}}
     for digest, data in every.items():
         writer.put_blob(_content(digest, data))

@@ -73,7 +73,7 @@ def whole(
     agent = AgentProcess(root, WEIGHTYARD_SERVERS__HUB_UPSTREAM=hub.url, **servers)
     agent.start()
     try:
-        control = AgentClient.of_socket(root / "agent.sock")
+        control = AgentClient.from_socket(root / "agent.sock")
         assert control is not None
         model = publish_model(f"{registry.host}/ports/model:v1", seed=41)
         assert list(control.pull(PullBody(image=model.image)))

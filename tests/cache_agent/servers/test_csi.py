@@ -14,9 +14,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.config import SignatureSection
 from cache_agent.daemon.servers import ServerOptions
-from cache_agent.servers.csi.driver_options import DRIVER, CsiOptions
+from cache_agent.servers.csi.driver_options import CsiOptions
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, Lease
 from modelimage.access import Access
@@ -41,9 +42,13 @@ def image(registry: DockerRegistry, unique_name: Callable[[str], str]) -> str:
 
 def test_kubelet_finds_the_driver_and_what_it_can_do(machine: Machine) -> None:
     info = machine.kubelet.register()
-    assert (info.type, info.name, list(info.supported_versions)) == ("CSIPlugin", DRIVER, ["1.0.0"])
-    assert info.endpoint == str(machine.kubelet.directory / f"plugins/{DRIVER}/csi.sock")
-    assert machine.kubelet.call("Identity", "GetPluginInfo").name == DRIVER
+    assert (info.type, info.name, list(info.supported_versions)) == (
+        "CSIPlugin",
+        CSI_DRIVER,
+        ["1.0.0"],
+    )
+    assert info.endpoint == str(machine.kubelet.directory / f"plugins/{CSI_DRIVER}/csi.sock")
+    assert machine.kubelet.call("Identity", "GetPluginInfo").name == CSI_DRIVER
     assert machine.kubelet.call("Identity", "Probe").ready.value
     machine.kubelet.call("Identity", "GetPluginCapabilities")
     assert machine.kubelet.call("Node", "NodeGetInfo").node_id == "node-1"
@@ -111,7 +116,7 @@ def test_fifty_pods_share_one_copy(machine: Machine, image: str) -> None:
         thread.join()
     assert len(machine.mounter.mounts()) == 50
     assert sorted(machine.leases()) == sorted(f"pod:{pod}" for pod in pods)
-    assert machine.agent.node.store.first.space().own < 2 * model.record.size
+    assert machine.agent.node.store.first.space.view().own < 2 * model.record.size
 
 
 def test_a_mount_outlives_its_agent_and_the_next_one_knows_it(machine: Machine, image: str) -> None:
@@ -129,7 +134,7 @@ def test_a_lease_whose_mount_was_never_made_is_taken_over(machine: Machine, imag
     """An agent died between its lease and its mount."""
     model = publish_model(image, seed=45)
     machine.agent.pull(image)
-    machine.agent.node.store.lease(model.record.key, Holder.parse("pod:pod-1"), "csi-pod-1")
+    machine.agent.node.store.leases.take(model.record.key, Holder.parse("pod:pod-1"), "csi-pod-1")
     target = machine.kubelet.publish("pod-1", image)
     assert machine.files(target) == model.files
     assert machine.leases() == ["pod:pod-1"]
@@ -176,16 +181,14 @@ def test_explain_knows_why_a_pod_was_refused_and_what_is_cached(
     refused(lambda: machine.kubelet.publish("pod-1", f"{image}x"))
     (view,) = service.explain("pod-1")
     assert (view.state, view.image) == ("failed", f"{image}x")
-    assert "no such thing" in view.text
+    assert "doesn't have it" in view.text
     machine.kubelet.publish("pod-2", image)
     assert "held by pod:pod-2" in service.explain(image)[0].text
     machine.restart()
     (view,) = service_of(machine.agent.node).explain("pod-2")
     assert (view.state, view.image) == ("ready", image)
     machine.kubelet.unpublish("pod-2")
-    assert (
-        "nobody holds it" in service_of(machine.agent.node).explain(str(model.record.key))[0].text
-    )
+    assert "not in use" in service_of(machine.agent.node).explain(str(model.record.key))[0].text
 
 
 def test_a_moved_tag_is_noticed(machine: Machine, image: str) -> None:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.puller import Puller
 from cache_agent.fetch.values import PullRequest
 from tests.cache_agent.servers.machine import Machine, refused
 from tests.cache_agent.servers.published import publish_model
@@ -77,10 +78,10 @@ def test_a_model_of_two_names_is_published_under_each_without_a_pull(
         publish_model(f"{repository}:{tag}", seed=83)
         machine.agent.pull(f"{repository}:{tag}")
 
-    def pull(request: PullRequest) -> Pull:
+    def pull(puller: Puller, request: PullRequest) -> Pull:
         raise AssertionError(f"pulled {request.image}")
 
-    monkeypatch.setattr(machine.agent.node, "pull", pull)
+    monkeypatch.setattr(Puller, "start", pull)
     for pod, tag in enumerate(("v1", "stable", "v1")):
         machine.kubelet.publish(f"pod-{pod}", f"{repository}:{tag}")
     assert len(machine.mounter.mounts()) == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cache_agent.config import parse_config
-from cache_agent.node.node import NodeParts
+from cache_agent.daemon.node_setup import NodeParts
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access
 from tests.cache_agent.servers.machine import Machine
@@ -30,7 +30,7 @@ def test_what_a_dead_pod_left_is_cleaned_and_a_living_one_keeps_its_lease(
     machine.mounter.client.unbind(target)
     machine.kubelet.forget("pod-dead")
     machine.restart()
-    machine.agent.node.store.first.lease_reaper.expire()
+    machine.agent.node.store.first.leases.expire()
     assert machine.leases() == ["pod:pod-alive"]
     assert len(machine.mounter.mounts()) == 1
     machine.kubelet.unpublish("pod-dead", target)  # kubelet may come back to it all the same

@@ -70,10 +70,10 @@ def test_readers_that_come_together_cost_the_hub_one_copy(
     assert {answer.body == data for answer in got} == {True}
     assert {answer.headers["x-repo-commit"] for answer in got} == {commit}
     assert sent_by(hub, before) == len(data)
-    (model,) = filled.node.store.models()
+    (model,) = filled.node.store.models.all()
     assert (model.path / WEIGHTS).read_bytes() == data
     assert parse_image(model.image)
-    assert filled.node.store.find(model.image).key == model.key
+    assert filled.node.store.models.find(model.image).key == model.key
     part = fetch(host, url(repo, commit), headers={"Range": "bytes=100-"})
     assert (part.status, part.body) == (206, data[100:])
     assert sent_by(hub, before) == len(data)
@@ -91,7 +91,7 @@ def test_a_look_at_a_header_fetches_no_file(
     peek = fetch(host, url(repo), headers={"Range": "bytes=0-4095"})
     assert peek.body == data[:4096]
     assert sent_by(hub, before) == 4096
-    assert filled.node.store.models() == []
+    assert filled.node.store.models.all() == []
 
 
 def test_what_the_hub_filled_serves_an_image_of_the_same_files(
@@ -101,7 +101,7 @@ def test_what_the_hub_filled_serves_an_image_of_the_same_files(
     repo, files = f"org/{unique_name('shared')}", model_files(93)
     added(hub, repo, tmp_path / "src", files)
     assert fetch(str(filled.servers.hub), url(repo)).body == files[WEIGHTS]
-    wait_until(lambda: filled.node.store.models() != [], what="model")
+    wait_until(lambda: filled.node.store.models.all() != [], what="model")
     record, blobs = records_of(files)
     image = publish(f"{registry.host}/{unique_name('same')}:v1", [record], blobs, files)
     assert filled.pull(image.image).fetched < 100_000
@@ -117,7 +117,7 @@ def test_a_node_without_space_passes_the_file_on(
     with ServersInProcess(tmp_root / "store", options) as servers:
         servers.node.store.set_limits(SpaceLimits(Amount.parse("1MB"), Amount.parse("0")))
         assert fetch(str(servers.servers.hub), url(repo)).body == data
-        assert servers.node.store.models() == []
+        assert servers.node.store.models.all() == []
     assert findings(tmp_root / "store") == []
 
 
@@ -133,8 +133,8 @@ def test_other_bytes_than_the_hub_lists_are_neither_kept_nor_given(
     with pytest.raises(IncompleteRead) as given:
         fetch(host, url(repo))
     assert given.value.partial == b""
-    assert filled.node.store.models() == []
-    assert filled.node.store.file(Digest.of(data)) is None
+    assert filled.node.store.models.all() == []
+    assert filled.node.store.files.get(Digest.of(data)) is None
 
 
 def test_names_that_registries_would_not_take_are_called_something_else() -> None:

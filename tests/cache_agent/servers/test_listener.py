@@ -11,7 +11,7 @@ from aiohttp import web
 from cache_agent.net.listen_addresses import Address
 from cache_agent.servers.listener import IdleTimeout, serve
 
-PATIENCE = 0.2
+IDLE_SECONDS = 0.2
 
 
 def test_the_silent_are_sent_away_and_the_slow_answer_is_not_cut() -> None:
@@ -20,7 +20,7 @@ def test_the_silent_are_sent_away_and_the_slow_answer_is_not_cut() -> None:
 
         async def slow(request: web.Request) -> web.Response:
             begun.set()
-            await asyncio.sleep(4 * PATIENCE)
+            await asyncio.sleep(4 * IDLE_SECONDS)
             return web.Response(text="done")
 
         async def ask(at: Address) -> bytes:
@@ -33,7 +33,7 @@ def test_the_silent_are_sent_away_and_the_slow_answer_is_not_cut() -> None:
         app = web.Application()
         app.router.add_get("/", slow)
         async with AsyncExitStack() as stack:
-            at = await serve(stack, app, Address("127.0.0.1", 0), patience=IdleTimeout(PATIENCE))
+            at = await serve(stack, app, Address("127.0.0.1", 0), idle=IdleTimeout(IDLE_SECONDS))
             unfinished = b"GET / HTTP/1.1\r\nHost: x\r\n"
             return await asyncio.gather(_all(at, b""), _all(at, unfinished), ask(at))
 
@@ -58,8 +58,8 @@ def test_who_takes_nothing_of_an_answer_holds_nothing_for_long() -> None:
         app = web.Application()
         app.router.add_get("/", endless)
         async with AsyncExitStack() as stack:
-            patience = IdleTimeout(untaken=PATIENCE)
-            at = await serve(stack, app, Address("127.0.0.1", 0), patience=patience)
+            idle = IdleTimeout(untaken=IDLE_SECONDS)
+            at = await serve(stack, app, Address("127.0.0.1", 0), idle=idle)
             with socket.create_connection((at.host, at.port)) as client:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
                 return await ended.wait()

@@ -96,7 +96,7 @@ def test_a_model_that_is_not_cached_is_pulled_while_it_is_served(
     path = f"/v2/{repository}/blobs/{model.weight_layer}"
     sent = [a.sent for a in registry.accesses(path) if a.method == "GET"]
     assert sum(sent) <= len(model.blobs[model.weight_layer])
-    wait_until(lambda: mirrored.node.store.model(model.record.key), what="model")
+    wait_until(lambda: mirrored.node.store.models.get(model.record.key), what="model")
 
 
 def test_what_is_no_model_is_passed_through_and_not_kept(

@@ -44,11 +44,11 @@ def test_chunks_are_passed_on_while_later_ones_have_not_come(
         # The tar header and the whole first chunk, though the second one is held back.
         early = answer.read(512 + CHUNK_SIZE)
         assert early == expected[: 512 + CHUNK_SIZE]
-        assert servers.node.store.models() == []
+        assert servers.node.store.models.all() == []
         later.let_go.set()
         assert early + answer.read() == expected
         client.close()
-        wait_until(lambda: servers.node.store.model(record.key), what="model")
+        wait_until(lambda: servers.node.store.models.get(record.key), what="model")
         asked = [each for each in upstream.seen if each.path.endswith(str(model.weight_layer))]
         assert [each.headers.get("Range") for each in asked if each.method == "GET"] == [
             f"bytes=512-{CHUNK_SIZE + 511}", f"bytes={CHUNK_SIZE + 512}-{CHUNK_SIZE + 2_000_511}",

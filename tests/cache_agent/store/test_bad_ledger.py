@@ -59,7 +59,7 @@ def test_a_ledger_that_cannot_be_written_at_any_step_of_a_pull(
             except DiskFailed:
                 failed += 1
             disk.repair()
-            assert all(files_of(model.path) == contents for model in node.store.models())
+            assert all(files_of(model.path) == contents for model in node.store.models.all())
             assert files_of(pull(node).path) == contents
         assert findings(root) == []
     assert failed > len(steps) // 2
@@ -74,16 +74,16 @@ def test_a_lease_that_the_ledger_cannot_note_was_not_given(
     with ExitStack() as stack:
         node = open_with_log(root, image, stack, CountsSteps())
         pull(node)
-        node.store.lease(record.key, ME, "before")
+        node.store.leases.take(record.key, ME, "before")
         disk.fail()
         with pytest.raises(DiskFailed):
-            node.store.lease(record.key, ME, "meanwhile")
+            node.store.leases.take(record.key, ME, "meanwhile")
         with pytest.raises(DiskFailed):
-            node.store.release("before")
-        assert {lease.id for lease in node.store.leases()} == {"before"}
+            node.store.leases.release("before")
+        assert {lease.id for lease in node.store.leases.all()} == {"before"}
         disk.repair()
-        node.store.lease(record.key, ME, "afterwards")
+        node.store.leases.take(record.key, ME, "afterwards")
     with ExitStack() as stack:
         node = NodeFactory(root, stack)({"reg.test/m": image})
-        assert {lease.id for lease in node.store.leases()} == {"before", "afterwards"}
+        assert {lease.id for lease in node.store.leases.all()} == {"before", "afterwards"}
     assert findings(root) == []

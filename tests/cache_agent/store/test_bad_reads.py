@@ -28,7 +28,7 @@ def test_a_chunk_that_cannot_be_read_is_fetched_again_into_a_new_file(
     node = open_node({"reg.test/m": image})
     model = pull(node).model
     large = max(record.files, key=lambda file: file.size)
-    path = node.store.path(large.digest)
+    path = node.store.files.path(large.digest)
     disk = BadSectors(path, CHUNK_SIZE + 5000, CHUNK_SIZE + 5001)
     monkeypatch.setattr(os, "preadv", disk)
     view = node.check()
@@ -52,8 +52,8 @@ def test_each_read_of_a_pull_that_resumes_may_fail_once(
 
     def pulls(root: Path, disk: FailingRead) -> None:
         node = NodeFactory(root, open_node.stack)({"reg.test/m": image})
-        node.store.first.begin(record)
-        node.store.first.partial(large).close()
+        node.store.first.partials.begin(record)
+        node.store.first.partials.open(large).close()
         with monkeypatch.context() as patched:
             patched.setattr(os, "preadv", disk)
             assert files_of(pull(node).path) == contents

@@ -82,7 +82,7 @@ def test_a_disk_that_others_fill_at_any_step(small_disk: Path) -> None:
         filler.unlink()
         with ExitStack() as stack:
             node = open_on(root, image, stack, CountsSteps())
-            assert all(files_of(model.path) == contents for model in node.store.models())
+            assert all(files_of(model.path) == contents for model in node.store.models.all())
             assert files_of(pull(node).path) == contents
         assert findings(root) == []
         shutil.rmtree(root)
@@ -100,13 +100,13 @@ def test_a_lease_that_finds_no_room_was_not_given(small_disk: Path) -> None:
         with suppress(NoSpace):
             for number in range(10_000):  # the ledger has some room of its own
                 name = f"lease-{number}"
-                node.store.lease(record.key, Holder.parse("manual:me"), name)
+                node.store.leases.take(record.key, Holder.parse("manual:me"), name)
                 given.add(name)
         assert len(given) < 10_000
-        assert {lease.id for lease in node.store.leases()} == given
+        assert {lease.id for lease in node.store.leases.all()} == given
         filler.unlink()
-        node.store.lease(record.key, Holder.parse("manual:me"), "afterwards")
+        node.store.leases.take(record.key, Holder.parse("manual:me"), "afterwards")
     with ExitStack() as stack:
         node = open_on(root, image, stack, CountsSteps())
-        assert {lease.id for lease in node.store.leases()} == {*given, "afterwards"}
+        assert {lease.id for lease in node.store.leases.all()} == {*given, "afterwards"}
     assert findings(root) == []

@@ -61,17 +61,17 @@ def test_a_process_that_reads_a_model_holds_it_again(
     open_node: NodeFactory, root: Path, server: tuple[Node, int]
 ) -> None:
     node, pid = server
-    key = node.store.models()[0].key
+    key = node.store.models.all()[0].key
     node.close()
     lose_ledger(root)
     again = open_node({}, limits=SpaceLimits(Amount(bytes=500_000), Amount()))
-    holders = [lease.holder for lease in again.store.leases()]
+    holders = [lease.holder for lease in again.store.leases.all()]
     start = Machine().start_time(pid)
     assert holders == [Holder(HolderKind.PROCESS, f"{pid}/{start}/{Machine().boot()}")]
     with pytest.raises(InUse):
-        again.store.remove(key)
+        again.store.models.remove(key)
     with pytest.raises(NoSpace, match=f"held by process:{pid}/"):
-        again.store.first.reserve(400_000)
+        again.store.first.space.reserve(400_000)
 
 
 def test_a_pin_outlives_the_ledger_and_is_forgotten_with_its_model(
@@ -80,19 +80,19 @@ def test_a_pin_outlives_the_ledger_and_is_forgotten_with_its_model(
     image, record, _ = simple_image(weights=[9000])
     node = open_node({"reg.test/m": image})
     pull(node)
-    node.store.pin(record.key, pinned=True)
+    node.store.models.pin(record.key, pinned=True)
     node.close()
     lose_ledger(root)
     again = open_node({})
-    assert again.store.models()[0].pinned
+    assert again.store.models.all()[0].pinned
     assert again.check().findings == []
-    again.store.pin(record.key, pinned=False)
+    again.store.models.pin(record.key, pinned=False)
     again.close()
     lose_ledger(root)
     once_more = open_node({})
-    assert not once_more.store.models()[0].pinned
-    once_more.store.pin(record.key, pinned=True)
-    once_more.store.remove(record.key, unpin=True)
+    assert not once_more.store.models.all()[0].pinned
+    once_more.store.models.pin(record.key, pinned=True)
+    once_more.store.models.remove(record.key, unpin=True)
     assert list(once_more.store.first.paths.pins.iterdir()) == []
 
 
@@ -113,6 +113,13 @@ def test_mounts_tell_pods_and_people_apart(tmp_path: Path) -> None:
     assert next(parse_mountinfo(text)) == Mount(
         f"/store/models/{KEY.hex}", f"{kubelet}/pods/uid-1/volumes/x/mount"
     )
+
+
+def test_any_mount_point_makes_a_holder_that_the_ledger_can_read() -> None:
+    for target in ("/srv/two\\012lines", f"/srv/{'x' * 900}"):
+        line = f"36 35 98:0 /store/models/{KEY.hex} {target} ro - ext4 /dev/sda1 rw\n"
+        (use,) = mounted(parse_mountinfo(line), Path("/mnt/disk/store/models"), Path("/kubelet"))
+        assert Holder.parse(str(use.holder)) == use.holder
 
 
 def test_this_process_is_no_user_of_what_it_serves(tmp_path: Path) -> None:
@@ -136,7 +143,7 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
 
     def take(number: int) -> None:
         key = record.key if number % 4 else KEY  # some ask for a model that isn't there
-        [lease] = store.lease_all([Use(key, Holder.parse("manual:me"), f"lease-{number}")])
+        [lease] = store.leases.take_all([Use(key, Holder.parse("manual:me"), f"lease-{number}")])
         outcomes.append(lease.id if lease else "not found")
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(16)]
@@ -144,7 +151,7 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
         store.ledger._db.set_trace_callback(statements.append)
         for thread in threads:
             thread.start()
-        while len(store._commits._waiting) < 16:
+        while len(store.leases._commits._waiting) < 16:
             assert all(thread.is_alive() for thread in threads)
             os.sched_yield()
     for thread in threads:
@@ -152,5 +159,5 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
     store.ledger._db.set_trace_callback(None)
     assert statements.count("COMMIT") == 1
     assert outcomes.count("not found") == 4
-    assert {lease.id for lease in store.leases()} == set(outcomes) - {"not found"}
-    assert all(store.release_all([lease.id for lease in store.leases()]))
+    assert {lease.id for lease in store.leases.all()} == set(outcomes) - {"not found"}
+    assert all(store.leases.release_all([lease.id for lease in store.leases.all()]))

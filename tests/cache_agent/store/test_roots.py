@@ -61,9 +61,9 @@ def test_models_spread_over_roots_and_each_is_whole_on_one(
     for name, (_, record, contents) in images.items():
         path = pull(node, f"{name}:v1").path
         assert files_of(path) == contents
-        home = node.store.require(record.key)
+        home = node.store.models.require_store(record.key)
         assert path.is_relative_to(home.paths.root)
-        assert node.store.path(record.files[0].digest).is_file()
+        assert node.store.files.path(record.files[0].digest).is_file()
         homes.add(home.paths.root)
     assert homes == {open_node.root, *more}
     view = service_of(node).check()
@@ -83,7 +83,7 @@ def test_a_model_that_shares_files_joins_them_while_there_is_room(
         images[f"reg.test/m{number}"] = MemoryImage.of([record], blobs)
     node = open_node(images, limits=ROOM, extra_roots=more)
     first, second = (pull(node, f"{name}:v1").model for name in images)
-    assert node.store.require(first.key) is node.store.require(second.key)
+    assert node.store.models.require_store(first.key) is node.store.models.require_store(second.key)
 
 
 def test_what_another_root_holds_is_copied_and_proven_by_its_layer(
@@ -100,7 +100,7 @@ def test_what_another_root_holds_is_copied_and_proven_by_its_layer(
     }
     alone = open_node(images, limits=ROOM)
     for name in ("small", "filler"):
-        alone.store.pin(pull(alone, f"reg.test/{name}:v1").model.key, pinned=True)
+        alone.store.models.pin(pull(alone, f"reg.test/{name}:v1").model.key, pinned=True)
     alone.close()
     node = open_node({}, limits=ROOM, extra_roots=more)
     handle = node.pull(PullRequest(parse_image("reg.test/large:v1")))
@@ -139,18 +139,18 @@ def test_leases_pins_and_removals_find_their_root(
     images = {f"reg.test/m{n}": simple_image(weights=[300_000], seed=n)[0] for n in range(2)}
     node = open_node(images, limits=ROOM, extra_roots=more)
     one, two = (pull(node, f"{name}:v1").model for name in images)
-    lease = node.store.lease(two.key, Holder.parse("manual:me"), "mine")
-    assert node.store.leases() == [lease]
+    lease = node.store.leases.take(two.key, Holder.parse("manual:me"), "mine")
+    assert node.store.leases.all() == [lease]
     with pytest.raises(InUse, match="manual:me"):
-        node.store.remove(two.key)
-    moved = node.store.lease(one.key, Holder.parse("manual:me"), "mine")
-    assert node.store.leases() == [moved], "an id names one lease on the whole node"
-    assert node.store.release("mine")
-    assert not node.store.release("mine")
-    node.store.pin(two.key, pinned=True)
-    assert node.store.find(two.key.hex[:12]).pinned
-    assert node.store.remove(two.key, unpin=True) > 300_000
-    assert [model.key for model in node.store.models()] == [one.key]
+        node.store.models.remove(two.key)
+    moved = node.store.leases.take(one.key, Holder.parse("manual:me"), "mine")
+    assert node.store.leases.all() == [moved], "an id names one lease on the whole node"
+    assert node.store.leases.release("mine")
+    assert not node.store.leases.release("mine")
+    node.store.models.pin(two.key, pinned=True)
+    assert node.store.models.find(two.key.hex[:12]).pinned
+    assert node.store.models.remove(two.key, unpin=True) > 300_000
+    assert [model.key for model in node.store.models.all()] == [one.key]
 
 
 def test_leases_that_are_asked_for_together_each_find_their_root(
@@ -161,20 +161,20 @@ def test_leases_that_are_asked_for_together_each_find_their_root(
     one, two = (pull(node, f"{name}:v1").model.key for name in images)
     me, missing = Holder.parse("manual:me"), Digest("ab" * 32)
     uses = [Use(one, me, "a"), Use(two, me, "b"), Use(missing, me, "c"), Use(one, me, "d")]
-    leases = node.store.lease_all(uses)
+    leases = node.store.leases.take_all(uses)
     assert [lease and (lease.model, lease.id) for lease in leases] == [
         (one, "a"), (two, "b"), None, (one, "d"),
     ]  # fmt: skip
-    assert node.store.lease_all(uses) == leases
-    node.store.lease_all([Use(two, me, "a"), Use(missing, me, "b")])
-    assert {lease.id: lease.model for lease in node.store.leases()} == {
+    assert node.store.leases.take_all(uses) == leases
+    node.store.leases.take_all([Use(two, me, "a"), Use(missing, me, "b")])
+    assert {lease.id: lease.model for lease in node.store.leases.all()} == {
         "a": two,
         "b": two,
         "d": one,
     }
-    assert node.store.release_all(["a", "c", "d"]) == [True, False, True]
-    assert [lease.id for lease in node.store.leases()] == ["b"]
-    assert (node.store.lease_all([]), node.store.release_all([])) == ([], [])
+    assert node.store.leases.release_all(["a", "c", "d"]) == [True, False, True]
+    assert [lease.id for lease in node.store.leases.all()] == ["b"]
+    assert (node.store.leases.take_all([]), node.store.leases.release_all([])) == ([], [])
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_numbers_of_the_roomiest_root(
@@ -212,12 +212,12 @@ def test_a_disk_that_dies_takes_only_its_own_models_with_it(
     health = Health(node.store, {})
     assert health.checks()["store"] is None
     node.store.stores[1].ledger.close()  # as if its disk were gone
-    assert [model.key for model in node.store.models()] == [one.key]
-    assert node.store.model(two.key) is None
-    assert node.store.find(one.image).key == one.key
-    lease = node.store.lease(one.key, Holder.parse("manual:me"))
-    assert node.store.leases() == [lease]
-    assert node.store.release(lease.id)
+    assert [model.key for model in node.store.models.all()] == [one.key]
+    assert node.store.models.get(two.key) is None
+    assert node.store.models.find(one.image).key == one.key
+    lease = node.store.leases.take(one.key, Holder.parse("manual:me"))
+    assert node.store.leases.all() == [lease]
+    assert node.store.leases.release(lease.id)
     assert pull(node, "reg.test/m2:v1").path.is_relative_to(open_node.root)
     assert [each.root for each in service_of(node).space().roots] == [str(open_node.root)]
     assert str(more[0]) in (health.checks()["store"] or "")

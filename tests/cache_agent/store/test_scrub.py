@@ -13,12 +13,20 @@ import pytest
 from cache_agent.errors import DiskFailed
 from cache_agent.fetch.in_order_hash import InOrderHasher
 from cache_agent.fetch.values import PullRequest
+from cache_agent.leases.holders import ProcessName
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node.node import Node
-from cache_agent.observability.events import Events
+from cache_agent.observability.events import (
+    Event,
+    Events,
+    FileDamaged,
+    FileRepaired,
+    FileScrubbed,
+    LeaseExpired,
+)
 from cache_agent.sources.directory import SharedDirectory
 from cache_agent.store.partials import Bitmap, Partial
-from cache_agent.store.values import Holder
+from cache_agent.store.values import Holder, HolderKind
 from modelimage.digest import Digest
 from modelimage.errors import NotFound, Unreachable
 from modelimage.ranges import ByteRange
@@ -43,17 +51,16 @@ class Seen(Events):
         self.scrubbed_bytes = 0
         self.expirations: list[str] = []
 
-    def damaged(self, file: str, detail: str) -> None:
-        self.damages.append(detail)
-
-    def repaired(self, file: str, chunks: int) -> None:
-        self.repairs.append(chunks)
-
-    def scrubbed(self, size: int) -> None:
-        self.scrubbed_bytes += size
-
-    def expired(self, lease: str, holder: str) -> None:
-        self.expirations.append(holder)
+    def emit(self, event: Event) -> None:
+        match event:
+            case FileDamaged(_, detail):
+                self.damages.append(detail)
+            case FileRepaired(_, chunks):
+                self.repairs.append(chunks)
+            case FileScrubbed(size):
+                self.scrubbed_bytes += size
+            case LeaseExpired(_, holder):
+                self.expirations.append(holder)
 
 
 def scrub(node: Node, period: float = 7 * DAY) -> int:
@@ -80,7 +87,7 @@ def test_just_the_damaged_chunk_is_fetched_again(open_node: NodeFactory) -> None
     assert files_of(result.path) == contents
     assert served.stat().st_ino != before, "a mapped file isn't written to"
     assert scrub(node) == 0
-    assert node.store.models()[0].verified == open_node.now
+    assert node.store.models.all()[0].verified == open_node.now
 
 
 def test_what_cannot_be_repaired_is_taken_out_of_use_and_fetched_anew(
@@ -95,7 +102,7 @@ def test_what_cannot_be_repaired_is_taken_out_of_use_and_fetched_anew(
     open_node.images["reg.test/m"] = Away()
     open_node.now += 8 * DAY
     assert scrub(node) == 1
-    assert node.store.models() == []
+    assert node.store.models.all() == []
     assert "not repaired" in seen.damages[-1]
     open_node.images["reg.test/m"] = image
     image.requests.clear()
@@ -110,12 +117,12 @@ def test_a_leased_model_is_left_to_its_server_and_repaired_when_that_is_possible
     image, record, contents = simple_image(weights=[90_000])
     node = open_node({"reg.test/m": image})
     result = pull(node)
-    node.store.lease(result.model.key, Holder.parse("pod:a"))
+    node.store.leases.take(result.model.key, Holder.parse("pod:a"))
     damage(node.store.first.paths.file(max(record.files, key=lambda f: f.size).digest), 1)
     open_node.images["reg.test/m"] = Away()
     open_node.now += 8 * DAY
     assert scrub(node) == 1
-    assert len(node.store.models()) == 1
+    assert len(node.store.models.all()) == 1
     open_node.images["reg.test/m"] = image
     assert scrub(node) == 1
     assert files_of(result.path) == contents
@@ -157,13 +164,13 @@ def test_a_lost_or_damaged_ledger_is_rebuilt_from_the_files(
         case "overwritten":
             ledger.write_bytes(data[:4096] + bytes(len(data) - 4096))
     again = open_node({})
-    assert [model.key for model in again.store.models()] == [record.key]
+    assert [model.key for model in again.store.models.all()] == [record.key]
     image.requests.clear()
     result = pull(again)
     assert image.requests == []
     assert files_of(result.path) == contents
     scrub(again)
-    assert again.store.models()[0].verified == open_node.now
+    assert again.store.models.all()[0].verified == open_node.now
 
 
 def test_a_bitmap_with_a_flipped_bit_is_not_believed() -> None:
@@ -226,7 +233,7 @@ def test_a_disk_that_keeps_nothing_is_told_of_instead_of_fetched_for_ever(
     begin_download(node, record, large, contents[large.path])
     with monkeypatch.context() as patched:
         patched.setattr(Partial, "is_right", lambda *_: False)
-        patched.setattr(InOrderHasher, "take", lambda *_: None)
+        patched.setattr(InOrderHasher, "lease", lambda *_: None)
         with pytest.raises(DiskFailed, match="twice"):
             pull(node)
     assert files_of(pull(node).path) == contents
@@ -260,15 +267,17 @@ def test_a_lease_ends_when_its_process_is_gone_and_not_before(open_node: NodeFac
     seen = Seen()
     node = open_node({"reg.test/m": image}, events=seen)
     key = pull(node).model.key
-    alive = node.machine.this_process()
+    pid, machine = os.getpid(), node.machine
+    name = ProcessName(pid, str(machine.start_time(pid)), machine.boot())
+    alive = Holder(HolderKind.PROCESS, str(name))
     gone = Holder.parse(alive.name.join(("process:", "")).replace("/", "/9", 1))
-    node.store.lease(key, alive)
-    node.store.lease(key, gone)
-    node.store.lease(key, Holder.parse("manual:me"))
+    node.store.leases.take(key, alive)
+    node.store.leases.take(key, gone)
+    node.store.leases.take(key, Holder.parse("manual:me"))
     open_node.now += 10_000 * DAY
-    node.store.first.lease_reaper.expire()
+    node.store.first.leases.expire()
     assert seen.expirations == [str(gone)]
-    assert {str(lease.holder) for lease in node.store.leases()} == {str(alive), "manual:me"}
+    assert {str(lease.holder) for lease in node.store.leases.all()} == {str(alive), "manual:me"}
 
 
 def test_a_file_that_vanished_comes_back_from_the_model_that_holds_its_inode(
@@ -327,7 +336,7 @@ def test_a_shared_place_that_is_away_keeps_nothing_from_being_scrubbed(
 def test_an_unknown_model_is_not_found(open_node: NodeFactory) -> None:
     node = open_node({})
     with pytest.raises(NotFound):
-        node.store.find("nothing")
+        node.store.models.find("nothing")
 
 
 @pytest.mark.parametrize("way", ["appended", "overwritten", "only touched"])
@@ -389,4 +398,4 @@ def test_a_ledger_of_another_version_is_rebuilt(open_node: NodeFactory, root: Pa
     database.execute("PRAGMA user_version = 1")
     database.execute("ALTER TABLE files DROP COLUMN mtime_ns")
     database.close()
-    assert [model.key for model in open_node({}).store.models()] == [record.key]
+    assert [model.key for model in open_node({}).store.models.all()] == [record.key]

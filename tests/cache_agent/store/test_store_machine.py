@@ -100,7 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def there(self) -> dict[str, Path]:
         """The models that the node says it has, with their roots."""
-        stores = {name: self.node.store.holding(LIBRARY[name][1]) for name in NAMES}
+        stores = {name: self.node.store.models.store_of(LIBRARY[name][1]) for name in NAMES}
         return {name: store.paths.root for name, store in stores.items() if store is not None}
 
     @initialize(names=st.lists(st.sampled_from(NAMES), max_size=len(NAMES)))
@@ -134,10 +134,10 @@ class StoreMachine(RuleBasedStateMachine):
         holder = Holder.parse(f"pod:uid-{self.serial}")
         if name not in self.expected.present:
             with pytest.raises(NotFound):
-                self.node.store.lease(LIBRARY[name][1], holder)
+                self.node.store.leases.take(LIBRARY[name][1], holder)
             return
-        lease = self.node.store.lease(LIBRARY[name][1], holder, f"lease-{self.serial}")
-        assert self.node.store.lease(LIBRARY[name][1], holder, lease.id) == lease
+        lease = self.node.store.leases.take(LIBRARY[name][1], holder, f"lease-{self.serial}")
+        assert self.node.store.leases.take(LIBRARY[name][1], holder, lease.id) == lease
         self.expected.leases[lease.id] = name
 
     @precondition(lambda self: self.expected.leases)
@@ -148,24 +148,24 @@ class StoreMachine(RuleBasedStateMachine):
         home = self.expected.present[self.expected.leases[lease_id]]
         elsewhere = {name for name, root in self.expected.present.items() if root != home}
         name = data.draw(st.sampled_from(sorted(elsewhere or self.expected.present)))
-        self.node.store.lease(LIBRARY[name][1], Holder.parse("pod:uid-again"), lease_id)
+        self.node.store.leases.take(LIBRARY[name][1], Holder.parse("pod:uid-again"), lease_id)
         self.expected.leases[lease_id] = name
 
     @precondition(lambda self: self.expected.leases)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         lease_id = data.draw(st.sampled_from(sorted(self.expected.leases)))
-        assert self.node.store.release(lease_id)
-        assert not self.node.store.release(lease_id)
+        assert self.node.store.leases.release(lease_id)
+        assert not self.node.store.leases.release(lease_id)
         del self.expected.leases[lease_id]
 
     @rule(name=st.sampled_from(NAMES), pinned=st.booleans())
     def pin(self, name: str, pinned: bool) -> None:
         if name not in self.expected.present:
             with pytest.raises(NotFound):
-                self.node.store.pin(LIBRARY[name][1], pinned=pinned)
+                self.node.store.models.pin(LIBRARY[name][1], pinned=pinned)
             return
-        self.node.store.pin(LIBRARY[name][1], pinned=pinned)
+        self.node.store.models.pin(LIBRARY[name][1], pinned=pinned)
         (self.expected.pins.add if pinned else self.expected.pins.discard)(name)
 
     @rule(name=st.sampled_from(NAMES))
@@ -173,21 +173,21 @@ class StoreMachine(RuleBasedStateMachine):
         key = LIBRARY[name][1]
         if name not in self.expected.present:
             with pytest.raises(NotFound):
-                self.node.store.remove(key)
+                self.node.store.models.remove(key)
         elif name in self.expected.held():
             with pytest.raises(InUse):
-                self.node.store.remove(key)
+                self.node.store.models.remove(key)
         else:
-            self.node.store.remove(key)
+            self.node.store.models.remove(key)
             del self.expected.present[name]
 
     @rule(data=st.data(), share=st.floats(0, 2))
     def collect(self, data: st.DataObject, share: float) -> None:
         store = data.draw(st.sampled_from(self.node.store.stores))
         need = int(share * self.budget)
-        planned = {victim.key for victim in store.plan_gc(need).victims}
+        planned = {victim.key for victim in store.space.plan(need).victims}
         assert not planned & {LIBRARY[name][1] for name in self.expected.held()}
-        store.gc(need)
+        store.space.gc(need)
         for name in [name for name in NAMES if LIBRARY[name][1] in planned]:
             assert self.expected.present.pop(name) == store.paths.root
 
@@ -223,9 +223,9 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def leases_and_pins_are_known(self) -> None:
         names = {LIBRARY[name][1]: name for name in NAMES}
-        leases = [(lease.id, names[lease.model]) for lease in self.node.store.leases()]
+        leases = [(lease.id, names[lease.model]) for lease in self.node.store.leases.all()]
         assert leases == sorted(self.expected.leases.items())
-        pins = {names[model.key] for model in self.node.store.models() if model.pinned}
+        pins = {names[model.key] for model in self.node.store.models.all() if model.pinned}
         assert pins == self.expected.pins
 
     @invariant()

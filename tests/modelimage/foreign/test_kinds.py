@@ -334,5 +334,5 @@ def test_an_artifact_of_files(maker: Maker) -> None:
 
 def test_an_artifact_without_any_file_name(maker: Maker) -> None:
     maker.manifest(maker.blob(OCI_EMPTY, b"{}"), [maker.blob("application/json", b"{}")])
-    with pytest.raises(InvalidImage, match="no files"):
+    with pytest.raises(InvalidImage, match="no model files"):
         described(maker)

@@ -146,7 +146,7 @@ def test_more_bytes_are_no_layer(packing: Packing) -> None:
 @pytest.mark.parametrize("packing", COMPRESSED)
 def test_a_diff_id_must_hold(packing: Packing) -> None:
     layer = layer_of(ARCHIVE, packing, diff_id=Digest.of(b"other"))
-    with pytest.raises(DigestMismatch, match="inflates to"):
+    with pytest.raises(DigestMismatch, match="decompresses to"):
         read(Sends(compress(ARCHIVE, packing)), layer)
 
 
@@ -176,7 +176,7 @@ def test_a_bomb_is_refused_long_before_it_has_gone_off(packing: Packing) -> None
     reader = Sends(compress(archive, packing), step=4096)
     with (
         open_layer(reader, layer_of(archive, packing), limits=limits) as stream,
-        pytest.raises(InvalidImage, match="beyond measure"),
+        pytest.raises(InvalidImage, match="ratio is too high"),
     ):
         pieces.extend(len(piece.data) for piece in stream)
     assert sum(pieces) < 10 << 20
@@ -184,7 +184,7 @@ def test_a_bomb_is_refused_long_before_it_has_gone_off(packing: Packing) -> None
 
 def test_a_total_that_is_too_much() -> None:
     layer = layer_of(ARCHIVE, Packing.TAR_GZIP)
-    with pytest.raises(InvalidImage, match="beyond measure"):
+    with pytest.raises(InvalidImage, match="ratio is too high"):
         read(Sends(compress(ARCHIVE, Packing.TAR_GZIP)), layer, Limits(total_bytes=5000))
 
 
@@ -306,7 +306,7 @@ def test_a_tar_that_lies_about_a_size_is_refused_before_any_download(tmp_path: P
 
 def test_a_range_that_comes_short() -> None:
     layer = layer_of(ARCHIVE, Packing.TAR)
-    with pytest.raises(RemoteRefused, match="short"):
+    with pytest.raises(RemoteRefused, match="incomplete"):
         list_layer(Sends(ARCHIVE[:300]), layer, Limits())
 
 

@@ -27,7 +27,7 @@ def judge(flags: tuple[str, ...] | None, *, gpus: int = 0) -> Finding:
         (("avx2",), Level.WARN, "vLLM serves bf16 and int8 on it, not int4"),
         (("asimd",), Level.WARN, "vLLM serves bf16 and int8 on it, not int4"),
         ((), Level.WARN, "vLLM has no kernels for its instruction sets"),
-        (None, Level.OK, "its instruction sets aren't known"),
+        (None, Level.OK, "its instruction sets are unknown"),
     ],
 )
 def test_a_cpu_that_serves(flags: tuple[str, ...] | None, level: Level, seen: str) -> None:

@@ -126,7 +126,7 @@ def test_beyond_the_bound_clients_are_told_when_to_come_back() -> None:
             async with session.post("/v1/completions", json={}) as answer:
                 assert answer.status == 503
                 assert answer.headers["Retry-After"] == "7"
-                assert "wait already" in (await answer.json())["error"]["message"]
+                assert "already waiting" in (await answer.json())["error"]["message"]
             await made.start_engine(Engine(seconds=0.01))
             assert await asyncio.gather(*tasks) == [200] * QUICK.capacity
 
@@ -140,7 +140,7 @@ def test_patience_ends_with_a_503_that_says_where_to_look() -> None:
             session.post("/v1/completions", json={}) as answer,
         ):
             assert answer.status == 503
-            assert "no server came up" in (await answer.json())["error"]["message"]
+            assert "no server became ready" in (await answer.json())["error"]["message"]
 
     asyncio.run(scenario())
 

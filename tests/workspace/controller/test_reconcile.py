@@ -149,7 +149,7 @@ def test_a_registry_that_is_away_stops_nothing_that_runs() -> None:
     assert len(made.ready_servers()) == 1
     found = condition(made, "ModelResolved")
     assert (found["status"], found["reason"]) == ("False", "Unreachable")
-    assert "serves on" in found["message"]
+    assert "keeps serving" in found["message"]
 
 
 def test_a_moved_tag_changes_nothing_until_it_is_asked_for() -> None:

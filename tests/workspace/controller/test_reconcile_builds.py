@@ -62,7 +62,7 @@ def test_the_old_version_serves_while_the_next_is_built() -> None:
     made.reconcile()
     assert len(made.ready_servers()) == 1
     assert condition(made, "ModelResolved")["reason"] == "Building"
-    assert "serves on" in condition(made, "ModelResolved")["message"]
+    assert "keeps serving" in condition(made, "ModelResolved")["message"]
     made.settle()
     assert image_of(made.ready_servers()[0]).startswith("registry.example/team/llama@")
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cache_agent.errors import DiskFailed
-from cache_agent.fetch.foreign.carriers import verify_files
 from cache_agent.fetch.foreign.fetch_plan import Found, LayerPlan
+from cache_agent.fetch.foreign.layer_sinks import verify_files
 from cache_agent.fetch.reuse_check import can_read
 from cache_agent.store.publisher import read_record
 from cache_agent.store.store import Store
@@ -29,31 +29,31 @@ class LayerLocks:
     """The layers of foreign images being fetched on this node: each by one pull at a time. Thread-safe."""
 
     def __init__(self) -> None:
-        self._taken: set[Digest] = set()
+        self._claimed: set[Digest] = set()
         self._changed = threading.Condition()
 
-    def take(self, layers: Collection[Digest], timeout: float) -> bool:
+    def claim(self, layers: Collection[Digest], timeout: float) -> bool:
         """Claim all layers, or none and return False if another pull still has one after `timeout` seconds.
 
         All or none, so two pulls can't deadlock.
         """
         with self._changed:
-            if self._taken.intersection(layers):
+            if self._claimed.intersection(layers):
                 self._changed.wait(timeout)
-            if self._taken.intersection(layers):
+            if self._claimed.intersection(layers):
                 return False
-            self._taken.update(layers)
+            self._claimed.update(layers)
             return True
 
-    def give(self, layers: Collection[Digest]) -> None:
+    def release(self, layers: Collection[Digest]) -> None:
         """Release a claim."""
         with self._changed:
-            self._taken.difference_update(layers)
+            self._claimed.difference_update(layers)
             self._changed.notify_all()
 
 
 @dataclass
-class KnownLayers:
+class ReusableLayers:
     """The layers of cached foreign models that one caller may use."""
 
     store: Store
@@ -77,7 +77,7 @@ class KnownLayers:
     def find(self, layer: Descriptor) -> Found | None:
         """The contents of a layer, if a cached model has it and its files may be used."""
         # Any model with this layer will do: continue with the next if one's files are damaged or not allowed.
-        for model in self.store.models():
+        for model in self.store.models.all():
             record = self._record(model.key)
             known = (
                 next((e for e in record.layers if e.digest == layer.digest), None)
@@ -98,7 +98,7 @@ class KnownLayers:
         return self._readable[layer.digest]
 
     def _record(self, key: Digest) -> DerivedRecord | None:
-        if self.store.model(key) is None:
+        if self.store.models.get(key) is None:
             return None
         # An unreadable record only means that nothing of this model is reused.
         with suppress(InvalidImage, DiskFailed):
@@ -120,8 +120,8 @@ class KnownLayers:
 
 def is_sound(store: Store, digest: Digest) -> bool:
     """Whether a file is in the store and unchanged since it was verified."""
-    stored = store.file(digest)
-    return stored is not None and (store.is_untouched(stored) or store.reverify(stored))
+    stored = store.files.get(digest)
+    return stored is not None and (store.files.is_untouched(stored) or store.files.reverify(stored))
 
 
 def recall_layer(

@@ -163,12 +163,12 @@ def place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
     if scheme == "hf":
-        name = unique_name("org/passing")
+        name = unique_name("org/streamed")
         hub.add(name, checkpoint)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         return f"hf://{name}"
     options = s3.client_options()
-    bucket = unique_name("passing")
+    bucket = unique_name("streamed")
     client = boto3.session.Session().client("s3", **options)  # type: ignore[call-overload]
     client.create_bucket(Bucket=bucket)
     for path in (path for path in checkpoint.rglob("*") if path.is_file()):

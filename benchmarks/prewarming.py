@@ -1,6 +1,6 @@
 """Pre-warming: time from a change to its first byte on a node, and the cost of following a large cluster.
 
-    .venv/bin/python -m benchmarks.wanted --models 1000 --seconds 60
+    .venv/bin/python -m benchmarks.prewarming --models 1000 --seconds 60
 
 An agent process follows an API server (kmock) with many CachedModels, all held by the node. First ten change, one after
 another, to an image that it lacks: each is timed to its first byte. Then 100 change their priority each minute, and the
@@ -102,7 +102,7 @@ class Subject:
     async def wanted(self) -> dict[str, Any]:
         """Its reports by CachedModel."""
         status = (await asyncio.to_thread(self._client.status)).status
-        return {each.name: each for each in status.wanted}
+        return {each.name: each for each in status.desired}
 
     async def until(self, condition: Any, step: float) -> float:
         """Seconds until a condition on the reports holds. Raises SystemExit when it doesn't."""

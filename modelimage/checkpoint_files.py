@@ -1,7 +1,7 @@
-"""Checks that weight files form one consistent checkpoint.
+"""The files of a Hugging Face checkpoint: `config.json`, the weight index, and the headers of the weights.
 
-The safetensors grammar is in `modelimage.safetensors`, the memory arithmetic in `modelimage.gpu_memory`; this module
-has the rules between files: index and shards must list the same tensors. Reads headers and small JSON documents, never
+The builder and the quantizer read a checkpoint by the same rules: index and shards must list the same tensors, each
+tensor once. The safetensors grammar is in `modelimage.safetensors`. Reads headers and small JSON documents, never
 tensors.
 """
 
@@ -22,7 +22,7 @@ CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 # Far above the index of any published checkpoint.
 MAX_JSON_BYTES: Final = 256 << 20
-_AGAIN: Final = "Download the checkpoint again; if it stays, ask its publisher."
+_AGAIN: Final = "Download the checkpoint again; if the error persists, ask its publisher."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,27 @@ class WeightIndex:
     def parse(cls, document: Mapping[str, Any]) -> WeightIndex:
         """Parse the index. Raises InvalidCheckpoint."""
         mapping = document.get("weight_map")
-        if not isinstance(mapping, Mapping) or not all(
-            isinstance(shard, str) for shard in mapping.values()
+        # An empty index would describe a model without weights.
+        if (
+            not isinstance(mapping, Mapping)
+            or not mapping
+            or not all(isinstance(shard, str) for shard in mapping.values())
         ):
             raise InvalidCheckpoint(f"{INDEX} has no usable weight_map", hint=_AGAIN)
         shards: dict[str, set[str]] = {}
         for tensor, shard in mapping.items():
             shards.setdefault(shard, set()).add(tensor)
         return cls({shard: frozenset(tensors) for shard, tensors in sorted(shards.items())})
+
+
+def index_document(headers: Mapping[str, Header]) -> dict[str, Any]:
+    """The index of weight files with these headers, by their names, as transformers writes it."""
+    return {
+        "metadata": {"total_size": sum(header.data_size for header in headers.values())},
+        "weight_map": {
+            tensor.name: name for name, header in headers.items() for tensor in header.tensors
+        },
+    }
 
 
 def unlisted_weights(index: WeightIndex, weights: Iterable[str]) -> list[str]:
@@ -65,13 +78,13 @@ def check_shards(index: WeightIndex, headers: Mapping[str, Header]) -> None:
         # Only the first tensor is reported: a missing shard would list thousands.
         for tensor in sorted(promised - held)[:1]:
             raise InvalidCheckpoint(
-                f"{INDEX} promises tensor {tensor!r:.200} in {shard}, which doesn't hold it",
+                f"{INDEX} lists tensor {tensor!r:.200} in {shard}, which doesn't contain it",
                 hint=_AGAIN,
             )
         for tensor in sorted(held - promised)[:1]:
             raise InvalidCheckpoint(
                 f"{shard} holds tensor {tensor!r:.200}, which {INDEX} doesn't name",
-                hint=f"Download the checkpoint again, or leave the index out: --exclude {INDEX}",
+                hint=f"Download the checkpoint again, or build without the index: --exclude {INDEX}",
             )
 
 
@@ -86,12 +99,16 @@ def check_unique(headers: Mapping[str, Header]) -> None:
             if first != path:
                 raise InvalidCheckpoint(
                     f"{first} and {path} both hold tensor {tensor.name!r:.200}",
-                    hint="Leave the superfluous file out with --exclude.",
+                    hint="Remove the one that doesn't belong, or leave it out of a build with --exclude.",
                 )
 
 
-def read_header(location: Path, *, name: str) -> Header:
-    """The validated header of a safetensors file. Raises InvalidCheckpoint, NotFound, AccessDenied."""
+def read_header(location: Path, *, name: str | None = None) -> Header:
+    """The validated header of a safetensors file. Raises InvalidCheckpoint, NotFound, AccessDenied.
+
+    `name` is for messages, by default the file's own.
+    """
+    name = name or location.name
     with reading(location), location.open("rb") as file:
         # The size of the open file: the path may be replaced meanwhile.
         size = file.seek(0, 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.completeness import (
+from modelimage.checkpoint_files import (
     WeightIndex,
     check_shards,
     check_unique,
@@ -37,7 +37,9 @@ def test_an_index_is_grouped_by_shard() -> None:
     assert index == INDEX
 
 
-@pytest.mark.parametrize("document", [{}, {"weight_map": []}, {"weight_map": {"x": 1}}])
+@pytest.mark.parametrize(
+    "document", [{}, {"weight_map": []}, {"weight_map": {}}, {"weight_map": {"x": 1}}]
+)
 def test_a_malformed_index_is_refused(document: dict[str, object]) -> None:
     with pytest.raises(InvalidCheckpoint, match="weight_map"):
         WeightIndex.parse(document)
@@ -59,7 +61,7 @@ def test_shards_that_hold_what_the_index_says_pass(tmp_path: Path) -> None:
 
 def test_a_tensor_that_only_the_index_knows_is_refused(tmp_path: Path) -> None:
     found = headers(tmp_path, {"a.safetensors": ["x"], "b.safetensors": ["z"]})
-    with pytest.raises(InvalidCheckpoint, match=r"promises tensor 'y' in a.safetensors"):
+    with pytest.raises(InvalidCheckpoint, match=r"lists tensor 'y' in a.safetensors"):
         check_shards(INDEX, found)
 
 

@@ -3,7 +3,7 @@
 Benchmarks and tests pack, pull and quantize them where a trained model would be too small or too slow to download. The
 weights are finite and of usual magnitudes (2^-7 to 2^-3), no two blocks are equal, and nothing compresses well.
 
-    python -m weightyard.demo.synthetic DIR GIGABYTES [SEED]
+    python -m tests.synthetic DIR GIGABYTES [SEED]
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _write_json(path: Path, value: object) -> None:
 def main(arguments: list[str]) -> int:
     """Writes the requested checkpoint and prints its path."""
     if len(arguments) not in {2, 3}:
-        print("usage: python -m weightyard.demo.synthetic DIR GIGABYTES [SEED]", file=sys.stderr)
+        print("usage: python -m tests.synthetic DIR GIGABYTES [SEED]", file=sys.stderr)
         return 2
     out, size, seed = Path(arguments[0]), float(arguments[1]), int(*arguments[2:])
     print(synthetic_checkpoint(out, total_bytes=int(size * 1e9), seed=seed))

@@ -1,19 +1,20 @@
-"""Renders the CLI reference as Markdown from the commands: `python -m weightyard.cli_reference`."""
+"""Renders the CLI reference as Markdown from the commands: `python scripts/cli_docs.py`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
+from weightyard.advanced import AdvancedOption, list_advanced
 from weightyard.cli import SECTIONS, weightyard
 from weightyard.exits import MEANINGS
 
 _INTRODUCTION = """\
 # Command line
 
-<!-- Made by `python -m weightyard.cli_reference > docs/cli.md`; a test keeps it true. -->
+<!-- Made by `python scripts/cli_docs.py > docs/cli.md`; a test keeps it true. -->
 
 Every command writes its result to stdout and everything else to stderr. These options stand before or after the
 command's name:
@@ -22,8 +23,9 @@ command's name:
 |---|---|
 | `--json` | The result as one JSON document on stdout; progress, notes and errors as JSON lines on stderr. |
 | `-q`, `--quiet` | Results and errors only. |
-| `--no-color` | No colours and no moving bars. |
+| `--no-color` | No colours and no progress bars. |
 
+`--help` lists a command's usual options, `--help-all` also its advanced ones.
 `weightyard completion bash|zsh|fish` prints a completion script. `WEIGHTYARD_DEBUG=1` shows tracebacks.
 """
 
@@ -52,14 +54,24 @@ def _command(command: click.Command, name: str, parent: click.Context) -> Iterat
     shown = [
         p for p in command.params if not (isinstance(p, click.Option) and p.callback is not None)
     ]
-    rows = [row for parameter in shown if (row := parameter.get_help_record(context)) and row[1]]
-    if rows:
-        yield "| Option | Meaning |\n|---|---|"
-        yield from (f"| `{_cell(names)}` | {_cell(text)} |" for names, text in rows)
-        yield ""
+    advanced = [p for p in shown if isinstance(p, AdvancedOption)]
+    list_advanced(context)
+    yield from _options("Option", [p for p in shown if p not in advanced], context)
+    yield from _options("Advanced option", advanced, context)
     if isinstance(command, click.Group):
         for child in command.commands.values():
             yield from _command(child, str(child.name), context)
+
+
+def _options(
+    title: str, parameters: Sequence[click.Parameter], context: click.Context
+) -> Iterator[str]:
+    """A table of the parameters that have a help text."""
+    rows = [row for each in parameters if (row := each.get_help_record(context)) and row[1]]
+    if rows:
+        yield f"| {title} | Meaning |\n|---|---|"
+        yield from (f"| `{_cell(names)}` | {_cell(text)} |" for names, text in rows)
+        yield ""
 
 
 def _paragraphs(text: str) -> str:

@@ -12,7 +12,7 @@ from cache_agent.chunks import chunk_range
 from cache_agent.fetch.download import Tick, counting, fill
 from cache_agent.fetch.foreign.fetch_plan import Found, LayerPlan, empty_files
 from cache_agent.fetch.foreign.staged_layer import LayerStager, SpaceReservation
-from cache_agent.fetch.readable import ReadablePrefix
+from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial
 from cache_agent.store.store import Store
@@ -60,16 +60,16 @@ class StreamedLayer:
         # Decompressed in the worker's thread: a slow disk then slows the source down instead of filling memory.
         layer = self.plan.layer
         passing = LayerStream(layer, blob, limits=self._limits, progress=self._count)
-        spooler = LayerStager(layer.digest, self.plan.wanted, self._store, self._room)
+        stager = LayerStager(layer.digest, self.plan.wanted, self._store, self._room)
         try:
             for piece in passing:
-                spooler.take(piece)
-            spooler.finish()
+                stager.take(piece)
+            stager.finish()
         except BaseException:
             self.received = 0
-            spooler.discard()
+            stager.discard()
             raise
-        self._verified(layer.digest, Found(LayerContents(passing.members, spooler.files)))
+        self._verified(layer.digest, Found(LayerContents(passing.members, stager.files)))
 
     def advance(self) -> Sequence[ChunkRange]:
         """Verify an empty blob without requesting it."""
@@ -159,8 +159,8 @@ class RangedLayer:
             return
         # Kept, not raised: an error here would end the whole job. `ForeignFetch` fetches this layer once more.
         self.failure = DigestMismatch(
-            f"layer {layer.digest} arrived with other bytes",
-            hint="Try again; if it stays, the registry's copy is damaged: push the image again.",
+            f"layer {layer.digest} doesn't match its digest",
+            hint="Try again; if the error persists, the registry's copy is damaged: push the image again.",
         )
         self._received = self.resumed = 0
         for member in self.plan.ranged:
@@ -216,7 +216,7 @@ def verify_files(plan: LayerPlan, store: Store, watch: Callable[[int], None]) ->
         lambda number: LayerFile(str(number), plan.ranged[number].size, layer.digest)
     )
     found = hash_layer(
-        recipe or Recipe.of(()),
+        recipe or Recipe.from_segments(()),
         lambda name: store.staged_files.path(layer.digest, int(name)),
         progress=watch,
     )
@@ -229,7 +229,7 @@ def verify_files(plan: LayerPlan, store: Store, watch: Callable[[int], None]) ->
 
 def _check_more(count: int, piece: ChunkRange) -> None:
     if count == 0:
-        raise Unreachable(f"the source ended within {piece.file.path}")
+        raise Unreachable(f"the source ended in the middle of {piece.file.path}")
 
 
 class _Nothing:

@@ -1,0 +1,78 @@
+"""Resolves the reference of a pull: to a model image, to a foreign image, or without the registry to a cached model.
+
+Reads manifests and records only. Must not know how files are fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cache_agent.access.signatures import Trust
+from cache_agent.fetch.caching_reader import CachingReader
+from cache_agent.fetch.foreign.fetch import ForeignImage
+from cache_agent.fetch.model_fetch import ModelImage
+from cache_agent.fetch.values import PullRequest
+from cache_agent.store.roots import Roots
+from cache_agent.store.values import StoredModel
+from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
+from modelimage.errors import UnknownVariant, Unreachable
+from modelimage.foreign import AS_PUBLISHED, is_ours, resolve_manifest
+from modelimage.reference import ImageReference
+from modelimage.repository import ImageReader
+from modelimage.resolve import resolve_root
+
+
+@dataclass(frozen=True, slots=True)
+class StaleModel:
+    """The cached model that an image last resolved to, because its registry is unreachable."""
+
+    model: StoredModel
+
+
+ResolvedImage = ModelImage | ForeignImage | StaleModel
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """Resolves images for one node. `platform` chooses among the images of a foreign index. Thread-safe."""
+
+    roots: Roots
+    open_reader: Callable[[ImageReference], ImageReader]
+    trust: Trust = field(default_factory=Trust)
+    platform: Platform = LINUX_AMD64
+
+    def resolve(self, request: PullRequest) -> ResolvedImage:
+        """Resolve an image. Raises UnknownVariant, Untrusted, InvalidImage, and the reader's errors."""
+        unchecked = request.reader or self.open_reader(request.image)
+        reader = CachingReader(unchecked)
+        try:
+            root = reader.resolve(request.image.name)
+            self.trust.check(request.image, unchecked, root)
+            if is_ours(reader, root):
+                return ModelImage(reader, resolve_root(reader, root, request.variant))
+        except Unreachable:
+            # Only an unreachable registry: a refusal or a missing tag must not be answered from the cache.
+            stale = self._stale(request)
+            if stale is None:
+                raise
+            return stale
+        return self._foreign(request, reader, root)
+
+    def _stale(self, request: PullRequest) -> StaleModel | None:
+        found = self.roots.models.resolved(str(request.image), request.variant)
+        if found is None:
+            return None
+        model = found[0]
+        trusted = self.trust.knows(request.image, self.roots.models.origin(model.key).root)
+        return StaleModel(model) if trusted else None
+
+    def _foreign(self, request: PullRequest, reader: ImageReader, root: Descriptor) -> ForeignImage:
+        # A foreign image has no record and one precision.
+        if request.variant not in (None, AS_PUBLISHED):
+            raise UnknownVariant(
+                f"{request.image} has no variant {request.variant!r}: weightyard didn't build it",
+                hint="Pull it without --variant.",
+            )
+        manifest = resolve_manifest(reader, root, self.platform)
+        return ForeignImage(reader, root, manifest)

@@ -1,0 +1,96 @@
+"""The Hugging Face Hub's addresses and answers: the only module that knows how they are written.
+
+Pure: no network. `builder` lists and fetches checkpoints with huggingface-hub, `cache_agent` reads single files at a
+commit; both name repositories, files and errors as here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from modelimage.errors import (
+    AccessDenied,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    RemoteRefused,
+    Unreachable,
+    WeightyardError,
+)
+from modelimage.source_uris import HUB
+
+DEFAULT_ENDPOINT: Final = "https://huggingface.co"
+# The variables of huggingface-hub.
+ENDPOINT_VARIABLE: Final = "HF_ENDPOINT"
+TOKEN_VARIABLE: Final = "HF_TOKEN"  # noqa: S105 - the name of a variable
+SIGN_IN: Final = "Set HF_TOKEN or run `hf auth login`."
+_NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """`hf://org/name[@revision]`; the revision is a branch, a tag or a commit. Law: `parse_hub(str(r)) == r`."""
+
+    name: str
+    revision: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The repository without a revision, as a record's source names it."""
+        return repository_uri(self.name)
+
+    def __str__(self) -> str:
+        return self.uri + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_hub(text: str) -> HubReference:
+    """Parse a reference given by a user. Raises InvalidInput."""
+    name, at, revision = text.removeprefix(HUB).partition("@")
+    if not _NAME.fullmatch(name) or (at and not _REVISION.fullmatch(revision)):
+        raise InvalidInput(
+            f"not a model on the Hub: {text[:200]!r}",
+            hint="Write hf://ORG/NAME or hf://ORG/NAME@REVISION.",
+        )
+    return HubReference(name, revision or None)
+
+
+def repository_uri(name: str) -> str:
+    """The URI of a repository `org/name`, or `org/name@revision`."""
+    return f"{HUB}{name}"
+
+
+def hub_repository(source: str) -> str | None:
+    """The repository that a record's source names; None for a source elsewhere."""
+    if not source.startswith(HUB):
+        return None
+    return source.removeprefix(HUB).split("@", maxsplit=1)[0]
+
+
+def file_url(endpoint: str, repository: str, revision: str, path: str) -> str:
+    """The URL of a file's bytes, which may redirect to a storage host."""
+    # `safe=""`: a revision with a slash must stay one path segment.
+    return f"{endpoint.rstrip('/')}/{repository}/resolve/{quote(revision, safe='')}/{quote(path)}"
+
+
+def refusal(what: str, status: int, retry_after: float | None = None) -> WeightyardError:
+    """The error of an unsuccessful status for `what`; `retry_after` in seconds, if the Hub states it."""
+    if status in (401, 403):
+        return AccessDenied(f"the Hub refuses {what} ({status})", hint=SIGN_IN)
+    if status == 404:
+        return NotFound(
+            f"{what} isn't on the Hub, or this token can't see it",
+            hint=f"Check the name and the revision. For a private repository: {SIGN_IN}",
+        )
+    if status in (429, 503):
+        return RateLimited(
+            f"the Hub asks to slow down ({status}) at {what}",
+            hint="Try again later; a token (HF_TOKEN) has a higher limit.",
+            retry_after=retry_after,
+        )
+    if status >= 500:
+        return Unreachable(f"the Hub failed at {what} ({status})", hint="Try again later.")
+    return RemoteRefused(f"the Hub answered {status} for {what}")

@@ -1,0 +1,50 @@
+"""Generates the tables of docs/operations.md: the agent's metrics and the lines of its log.
+
+python scripts/operations_docs.py     write them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
+from cache_agent.observability.log_lines import LINES
+
+PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
+
+
+def page(text: str) -> str:
+    """The page with its generated tables, each between `<!-- NAME -->` and `<!-- end -->`."""
+    for name, table in (("metrics", _metrics()), ("log", _log())):
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        head, found, rest = text.partition(start)
+        _, ended, tail = rest.partition(end)
+        if not (found and ended):
+            raise ValueError(f"{PAGE.name} has no place for the table {name!r}")
+        text = "".join((head, start, *(f"{line}\n" for line in table), end, tail))
+    return text
+
+
+def _metrics() -> Iterator[str]:
+    yield "| Metric | Type | Labels | Meaning |\n|---|---|---|---|"
+    for kind, end, rows in (
+        ("counter", "_total", COUNTERS),
+        ("histogram", "", HISTOGRAMS),
+        ("gauge", "", GAUGES),
+    ):
+        for row in rows:
+            labels = ", ".join(f"`{label}`" for label in row.labels)
+            yield f"| `{PREFIX}{row.name}{end}` | {kind} | {labels} | {row.help} |"
+
+
+def _log() -> Iterator[str]:
+    yield "| `event` | `level` | Fields | Meaning |\n|---|---|---|---|"
+    for event, line in LINES.items():
+        fields = ", ".join(f"`{name}`" for name in line.names)
+        meaning = (event.__doc__ or "").partition("\n")[0]
+        yield f"| `{line.text}` | `{line.level}` | {fields} | {meaning} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
