@@ -95,8 +95,9 @@ def image_sources(
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """A node's collaborators. `observe` is called before every change of the disk; `clock` is wall time in seconds.
+    """A node's collaborators. `observe` is called before every change of the disk.
 
+    `clock` is wall time, `monotonic` never goes back, both in seconds.
     `tiers` takes the place of `sources` and, unlike it, follows changed settings.
     """
 
@@ -105,6 +106,7 @@ class NodeParts:
     tiers: Tiers | None = None
     events: Events = field(default_factory=Events)
     clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
     observe: Observer = ignore
     boot: str | None = None
     machine: Machine = field(default_factory=Machine)
@@ -170,7 +172,7 @@ def open_node(options: NodeOptions, parts: NodeParts) -> Node:
     )
     manifest_cache = ManifestCache(store.first.paths, store.first.disk)
     sources = parts.sources if parts.tiers is None else parts.tiers
-    engine, downloads = FetchEngine(options.engine), Downloads()
+    engine, downloads = FetchEngine(options.engine, parts.monotonic), Downloads()
     repairer = NodeRepairer(engine, parts.open_reader, sources, events)
     warmer = PageCacheWarmer(MemoryFacts(), options.memory_budget, events=events)
     puller = Puller(

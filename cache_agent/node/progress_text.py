@@ -24,7 +24,7 @@ def describe(watched: Watched) -> str:
     """`waiting for 38 of 52 GiB, 1.2 GiB/s, 12 s left`."""
     snapshot = watched.snapshot
     if snapshot.state is PullState.RESOLVING or not snapshot.total:
-        return "resolving the image"
+        return "waiting for the image to be resolved"
     left = max(0, snapshot.total - snapshot.done)
     unit = _unit(snapshot.total)
     amounts = f"{_number(left, unit)} of {_number(snapshot.total, unit)} {_UNITS[unit]}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +63,7 @@ class NodeFactory:
         events: Events | None = None,
         boot: str = BOOT,
         extra_roots: tuple[Path, ...] = (),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> Node:
         self.images.update(images or {})
         self.more.update(extra_roots)
@@ -76,6 +78,7 @@ class NodeFactory:
             sources=sources,
             events=events or Events(),
             clock=lambda: self.now,
+            monotonic=monotonic,
             observe=observe,
             boot=boot,
         )

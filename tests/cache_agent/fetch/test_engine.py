@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.fetch.engine import EngineOptions, FetchEngine
+from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.range_planner import (
     BUNDLE_BYTES,
@@ -23,7 +22,6 @@ from cache_agent.fetch.range_planner import (
     unique_files,
 )
 from cache_agent.fetch.values import PullRequest
-from cache_agent.node import node as node_module
 from cache_agent.node.metrics import Metrics
 from cache_agent.node.node import Node
 from cache_agent.sources.image import ImageSource
@@ -121,15 +119,14 @@ def test_a_slow_source_is_left_for_one_that_was_not_tried(open_node: NodeFactory
     assert came["good"] > 1_000_000
 
 
-def test_the_only_source_is_never_too_slow(
-    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_only_source_is_never_too_slow(open_node: NodeFactory) -> None:
     """By a clock that only its reads move on: it is slow after a third of them, and never seems to stand still."""
     image, record, contents = simple_image(weights=[300_000])
     clock = [0.0]
-    monkeypatch.setattr(node_module, "Engine", partial(FetchEngine, monotonic=lambda: clock[0]))
     slow = EngineOptions(streams=1, stall_seconds=0.2, min_rate=1e9)
-    node = open_node({"reg.test/m": faults.Slow(image, 0.002, clock)}, engine=slow)
+    node = open_node(
+        {"reg.test/m": faults.Slow(image, 0.002, clock)}, engine=slow, monotonic=lambda: clock[0]
+    )
     assert files_of(pull(node).path) == contents
     assert image.fetched() <= sum(layer.size for layer in record.layers)
 
@@ -177,7 +174,7 @@ def test_a_file_that_another_image_brought_is_fetched_from_ones_own_layer(
     gate.reached.wait()
     handles.append(node.pull(PullRequest(parse_image("reg.test/two:v1"))))
     wait_until(
-        lambda: any(job.sources[0].name == "reg.test/two" for job in handles[1]._jobs),
+        lambda: any(job.sources[0].name == "reg.test/two" for job in node.engine._jobs),
         what="job of its own layer",
     )
     gate.opened.set()

@@ -70,7 +70,7 @@ def whole(
 ) -> Iterator[Whole]:
     root = tmp_path_factory.mktemp("ports") / "store"
     servers = {f"WEIGHTYARD_SERVERS__{name.upper()}": "127.0.0.1:0" for name in SERVERS}
-    agent = AgentProcess(root, WEIGHTYARD_SERVERS__HUB_UPSTREAM=hub.url, **servers)
+    agent = AgentProcess(root, WEIGHTYARD_TIERS__HUB__ENDPOINT=hub.url, **servers)
     agent.start()
     try:
         control = AgentClient.from_socket(root / "agent.sock")

@@ -183,7 +183,7 @@ def test_explain_knows_why_a_pod_was_refused_and_what_is_cached(
     assert (view.state, view.image) == ("failed", f"{image}x")
     assert "doesn't have it" in view.text
     machine.kubelet.publish("pod-2", image)
-    assert "held by pod:pod-2" in service.explain(image)[0].text
+    assert "used by pod:pod-2" in service.explain(image)[0].text
     machine.restart()
     (view,) = service_of(machine.agent.node).explain("pod-2")
     assert (view.state, view.image) == ("ready", image)

@@ -20,7 +20,7 @@ def test_the_words() -> None:
         describe(Watched(fetching, 14 * GIB, 30)) == "waiting for 38 of 52 GiB, no bytes for 30 s"
     )
     resolving = PullSnapshot(PullState.RESOLVING)
-    assert describe(Watched(resolving, 0, 3)) == "resolving the image"
+    assert describe(Watched(resolving, 0, 3)) == "waiting for the image to be resolved"
 
 
 @given(st.integers(0, 1 << 45), st.integers(0, 1 << 45), st.integers(0, 1 << 45), st.floats(0, 1e6))

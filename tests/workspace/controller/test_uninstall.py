@@ -174,4 +174,7 @@ def test_the_command_says_what_it_did(
     monkeypatch.setattr(command, "_leave", left)
     assert main(["cleanup", "-n", "here", "--controller", "c", "--force"]) == 0
     assert asked == [Installation("here", "c", force=True)]
-    assert capsys.readouterr().out == "labels and taints removed: n1\nstill uses a cached model: team/a\n"
+    assert (
+        capsys.readouterr().out
+        == "labels and taints removed: n1\nstill uses a cached model: team/a\n"
+    )
