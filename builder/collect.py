@@ -6,6 +6,7 @@ All later steps work on the result, whether the files come from a source or from
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from builder.sources.interface import RemoteFile, SourceFile
 from builder.survey import Survey
 from modelimage.checkpoint_files import (
     INDEX,
+    MAX_JSON_BYTES,
     WeightIndex,
     check_shards,
     check_unique,
@@ -30,7 +32,7 @@ from modelimage.checkpoint_files import (
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
-from modelimage.model_facts import model_facts
+from modelimage.model_facts import DOCUMENTS, model_facts
 from modelimage.record import ModelFacts, Role
 from modelimage.safetensors import Header
 from modelimage.stage_workers import run_all
@@ -192,7 +194,7 @@ def checked(
     return CollectedCheckpoint(
         files=tuple(sorted(files)),
         locations=locations,
-        facts=model_facts(config, headers.values()),
+        facts=model_facts(config, headers.values(), _documents(files, locations)),
         licence=licence(_texts(files, locations)),
         config=config,
         claimed=claimed,
@@ -230,6 +232,18 @@ def _check_size(file: PlannedFile, location: Path) -> None:
             f"{file.path} has {size} bytes where the source lists {file.size}",
             hint=f"Remove {location} and fetch the checkpoint again.",
         )
+
+
+def _documents(files: list[PlannedFile], locations: Mapping[str, Path]) -> dict[str, Any]:
+    """The parsed documents beside `config.json` that facts are derived from; malformed ones count as missing."""
+    found: dict[str, Any] = {}
+    for path in {file.path for file in files} & set(DOCUMENTS) & locations.keys():
+        with reading(locations[path]), locations[path].open("rb") as opened:
+            data = opened.read(MAX_JSON_BYTES)
+        # A tokenizer's file that only its own library understands must not stop a build.
+        with contextlib.suppress(ValueError, RecursionError):
+            found[path] = json.loads(data)
+    return found
 
 
 def _texts(files: list[PlannedFile], locations: Mapping[str, Path]) -> dict[str, str]:

@@ -5,6 +5,7 @@ Independent of the image's format and the files' location: `file_facts` reads on
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,9 @@ from typing import Any, Final
 from modelimage import gpu_memory, safetensors
 from modelimage.checkpoint_files import CONFIG
 from modelimage.errors import InvalidImage
+from modelimage.kv_cache import split_kv_heads, tensor_parallel_sizes
+from modelimage.model_config import context_length, whole_config
+from modelimage.quantization import quantization_of
 from modelimage.ranges import ByteRange
 from modelimage.record import ModelFacts
 from modelimage.safetensors import Header, TensorInfo
@@ -27,26 +31,102 @@ _DTYPE_NAMES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 # Dtypes that quantized integers are stored in.
 _PACKED: Final = frozenset({"I32", "U32", "I8", "U8"})
+# Quantized formats that are called by their own names, as the dtypes that they are stored in say nothing.
+_FLOATS: Final = frozenset({"nvfp4", "mxfp4"})
+
+MODULES: Final = "modules.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+# Where sentence-transformers state the longest input, in vLLM's order.
+SENTENCE_CONFIGS: Final = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Documents beside `config.json` from which facts are derived.
+DOCUMENTS: Final = (MODULES, TOKENIZER_CONFIG, *SENTENCE_CONFIGS)
+
+# Endings of architectures' names, in vLLM's order (`_SUFFIX_TO_DEFAULTS`), and whether these models pool.
+_ENDINGS: Final[Mapping[str, bool]] = {
+    "ForCausalLM": False, "ForConditionalGeneration": False, "ChatModel": False, "LMHeadModel": False,
+    "ForTextEncoding": True, "EmbeddingModel": True, "ForSequenceClassification": True,
+    "ForTokenClassification": True, "ForAudioClassification": True, "ForImageClassification": True,
+    "ForVideoClassification": True, "ClassificationModel": True, "ForRewardModeling": True, "RewardModel": True,
+    "Model": True,
+}  # fmt: skip
+# Architectures of vLLM's registry whose names end otherwise.
+_POOLING: Final = frozenset({
+    "BertForMaskedLM", "RobertaForMaskedLM", "ColPaliForRetrieval", "Terratorch", "HF_ColBERT", "JinaForRanking",
+    "ColModernVBertForRetrieval", "ColQwen3", "ColQwen3_5", "ClefOmniForJointSchema", "JinaVLForRanking",
+})  # fmt: skip
+_GENERATING: Final = frozenset(
+    {"ChatGLMModel", "MiDashengLMModel", "MossAudioModel", "Qwen2_5OmniModel", "UltravoxModel"}
+)
 
 # Returns a byte range of the file at a path.
 ReadRange = Callable[[str, ByteRange], bytes]
 
 
-def model_facts(config: Mapping[str, Any], headers: Iterable[Header]) -> ModelFacts:
-    """The model facts of a record, from `config.json` ({} if there is none) and all headers."""
+def model_facts(
+    config: Mapping[str, Any],
+    headers: Iterable[Header],
+    documents: Mapping[str, Any] | None = None,
+) -> ModelFacts:
+    """The model facts of a record, from `config.json` ({} if there is none) and all headers.
+
+    `documents` are the parsed files of `DOCUMENTS` that the model has, by name.
+    """
+    beside = documents or {}
     tensors = [tensor for header in headers for tensor in header.tensors]
     estimate = gpu_memory.estimate(config, tensors)
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    architecture = named if isinstance(named, str) else ""
     return ModelFacts(
-        architecture=named if isinstance(named, str) else "",
+        architecture=architecture,
         parameters=estimate.parameters,
         weight_bytes=estimate.weight_bytes,
         kv_cache_bytes_per_token=estimate.kv_cache_bytes_per_token,
         gpu_memory_bytes=estimate.gpu_memory_bytes(),
-        context_length=estimate.context_length,
+        context_length=_context_length(config, beside),
         dtype=_dtype(config, tensors),
+        model_type=whole_config(config).model_type,
+        quantization=quantization_of(config).name,
+        kv_heads=split_kv_heads(config),
+        tensor_parallel_sizes=tensor_parallel_sizes(config),
+        pooling=pools(architecture, beside.get(MODULES)),
+        lora_rank=_lora_rank(tensors),
     )
+
+
+def _context_length(config: Mapping[str, Any], beside: Mapping[str, Any]) -> int:
+    stated = (_length(beside.get(name), "max_seq_length") for name in SENTENCE_CONFIGS)
+    return context_length(
+        config,
+        sentence_length=next(filter(None, stated), 0),
+        tokenizer_length=_length(beside.get(TOKENIZER_CONFIG), "model_max_length"),
+    )
+
+
+def _length(document: object, key: str) -> int:
+    value = document.get(key) if isinstance(document, Mapping) else None
+    # Tokenizers without a limit state 10**30, some as a float.
+    return int(value) if isinstance(value, int | float) and 0 < value < 1 << 40 else 0
+
+
+def pools(architecture: str, modules: object = None) -> bool:
+    """Whether vLLM's runner is `pooling`: sentence-transformers with a pooling module, or by the architecture."""
+    listed = modules if isinstance(modules, list) else []
+    kinds = [each.get("type") for each in listed if isinstance(each, Mapping)]
+    if any(isinstance(kind, str) and kind.endswith(".Pooling") for kind in kinds):
+        return True
+    if architecture in _POOLING or architecture in _GENERATING:
+        return architecture in _POOLING
+    return next((pools for end, pools in _ENDINGS.items() if architecture.endswith(end)), False)
+
+
+def _lora_rank(tensors: Sequence[TensorInfo]) -> int:
+    """The greatest rank of a LoRA adapter's matrices; 0 if the tensors are no adapter."""
+    ranks = (each.shape[0] for each in tensors if ".lora_A." in each.name and each.shape)
+    return max(ranks, default=0)
 
 
 def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
@@ -57,7 +137,9 @@ def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
     weights = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
     if weights:
         headers = [_header(path, sizes[path], read) for path in sorted(weights)]
-        return model_facts(_config(sizes, read), headers)
+        documents = {name: _beside(name, sizes, read) for name in DOCUMENTS if name in sizes}
+        config = _document(CONFIG, sizes, read)
+        return model_facts(config if isinstance(config, dict) else {}, headers, documents)
     gguf = sum(size for path, size in sizes.items() if path.endswith(".gguf"))
     if not gguf:
         raise InvalidImage(
@@ -76,15 +158,22 @@ def _header(path: str, size: int, read: ReadRange) -> Header:
     )
 
 
-def _config(sizes: Mapping[str, int], read: ReadRange) -> dict[str, Any]:
-    size = sizes.get(CONFIG, 0)
+def _beside(name: str, sizes: Mapping[str, int], read: ReadRange) -> Any:
+    """A document beside the config; None if it isn't JSON, since only its own library may understand it."""
+    with contextlib.suppress(InvalidImage):
+        return _document(name, sizes, read)
+    return None
+
+
+def _document(name: str, sizes: Mapping[str, int], read: ReadRange) -> Any:
+    """A JSON document of the model; None if it is missing, empty or too large."""
+    size = sizes.get(name, 0)
     if not 0 < size <= _MAX_CONFIG_BYTES:
-        return {}
+        return None
     try:
-        document = json.loads(read(CONFIG, ByteRange(0, size)))
+        return json.loads(read(name, ByteRange(0, size)))
     except (ValueError, RecursionError) as error:
-        raise InvalidImage(f"{CONFIG} is not valid JSON: {error}") from error
-    return document if isinstance(document, dict) else {}
+        raise InvalidImage(f"{name} is not valid JSON: {error}") from error
 
 
 def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
@@ -96,7 +185,9 @@ def _dtype(config: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> str:
         return ""
     # Ties are broken by name: the record, and so the model key, must not depend on the order of tensors.
     most = min(sizes, key=lambda dtype: (-sizes[dtype], dtype))
-    bits = gpu_memory.quantized_bits(config)
-    if bits and not _PACKED.isdisjoint(sizes):
-        return f"int{bits}"
+    quantization = quantization_of(config)
+    if quantization.name in _FLOATS:
+        return quantization.name
+    if quantization.bits and not _PACKED.isdisjoint(sizes):
+        return f"int{quantization.bits}"
     return _DTYPE_NAMES.get(most, most.lower())

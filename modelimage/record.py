@@ -90,7 +90,12 @@ class RecordLayer:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Facts about the model as a whole, for planners. Sizes in bytes; 0 means unknown."""
+    """Facts about the model as a whole, for planners. Sizes in bytes; 0 and empty mean unknown.
+
+    `quantization` names the precision of weights that were published quantized (`modelimage.quantization`). `kv_heads`
+    are divided among the GPUs of a tensor parallel group, whose allowed sizes are `tensor_parallel_sizes`. `pooling`:
+    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter.
+    """
 
     architecture: str = ""
     parameters: int = 0
@@ -100,6 +105,12 @@ class ModelFacts:
     context_length: int = 0
     dtype: str = ""
     format: str = "safetensors"
+    model_type: str = ""
+    quantization: str = ""
+    kv_heads: int = 0
+    tensor_parallel_sizes: tuple[int, ...] = ()
+    pooling: bool = False
+    lora_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +192,7 @@ def _to_json(record: Record) -> dict[str, Any]:
             "contextLength": facts.context_length,
             "dtype": facts.dtype,
             "format": facts.format,
+            **_optional_facts(facts),
         },
         "quantization": dict(record.quantization) if record.quantization is not None else None,
         "chunkSize": CHUNK_SIZE,
@@ -191,6 +203,19 @@ def _to_json(record: Record) -> dict[str, Any]:
         "files": [file.to_json() for file in record.files],
         "extra": dict(record.extra),
     }
+
+
+def _optional_facts(facts: ModelFacts) -> dict[str, Any]:
+    """The facts that records leave out where they are unknown."""
+    optional = {
+        "modelType": facts.model_type,
+        "quantization": facts.quantization,
+        "kvHeads": facts.kv_heads,
+        "tensorParallelSizes": list(facts.tensor_parallel_sizes),
+        "pooling": facts.pooling,
+        "loraRank": facts.lora_rank,
+    }
+    return {name: value for name, value in optional.items() if value}
 
 
 def _from_json(document: Mapping[str, Any]) -> Record:
@@ -212,6 +237,14 @@ def _from_json(document: Mapping[str, Any]) -> Record:
             context_length=_count(model["contextLength"]),
             dtype=_text(model["dtype"]),
             format=_text(model["format"]),
+            model_type=_text(model.get("modelType", "")),
+            quantization=_text(model.get("quantization", "")),
+            kv_heads=_count(model.get("kvHeads", 0)),
+            tensor_parallel_sizes=tuple(
+                _count(size) for size in model.get("tensorParallelSizes", [])
+            ),
+            pooling=_flag(model.get("pooling", False)),
+            lora_rank=_count(model.get("loraRank", 0)),
         ),
         files=tuple(RecordFile.from_json(value) for value in document["files"]),
         layers=tuple(
@@ -267,6 +300,12 @@ def _is_canonical(record: Record, data: bytes) -> bool:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r:.80}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r:.80}")
     return value
 
 

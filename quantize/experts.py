@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelimage.gpu_memory import text_config
+from modelimage.model_config import text_config
 from modelimage.safetensors import TensorInfo
 from quantize.errors import UnsupportedArchitecture
 

@@ -6,9 +6,10 @@ names. Pure: tuples of text in, tuples of text out.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from modelimage.errors import InvalidInput
 
@@ -19,6 +20,9 @@ Argument = tuple[str, ...]  # a flag, or a flag and its value
 _MOST: Final = 10**9
 _ALIASES: Final[Mapping[str, str]] = {
     "-tp": "--tensor-parallel-size", "--tp": "--tensor-parallel-size", "--tp-size": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size", "--pp-size": "--pipeline-parallel-size",
+    "-dp": "--data-parallel-size", "--dp-size": "--data-parallel-size", "-dpl": "--data-parallel-size-local",
+    "-ep": "--enable-expert-parallel",
     "-c": "--ctx-size", "-m": "--model", "-a": "--alias", "--host-name": "--host",
 }  # fmt: skip
 
@@ -80,6 +84,43 @@ def count_of(user: Iterable[str], flag: str) -> int | None:
             f"{flag} needs a whole number up to {_MOST}, not {value_of(user, flag)!r}"
         )
     return int(number)
+
+
+def length_of(user: Iterable[str], flag: str) -> int | None:
+    """The user's value of a flag that states a length in tokens; None when absent or left to the engine.
+
+    vLLM chooses the length itself for `-1` and `auto`. Raises InvalidInput.
+    """
+    words = tuple(user)
+    text = value_of(words, flag)
+    if text is not None and text.lower() in ("-1", "auto"):
+        return None
+    return count_of(words, flag)
+
+
+def document_of(user: Iterable[str], flag: str) -> dict[str, Any]:
+    """The user's value of a flag that takes a JSON object, and of its dotted forms (`--flag.key value`).
+
+    Values that aren't JSON objects count as empty: the server reports them.
+    """
+    words = tuple(user)
+    found = _json(value_of(words, flag) or "")
+    document: dict[str, Any] = found if isinstance(found, dict) else {}
+    for name in sorted(each for each in given(words) if each.startswith(f"{flag}.")):
+        *above, last = name.removeprefix(f"{flag}.").replace("-", "_").split(".")
+        place = document
+        for key in above:
+            inner = place.setdefault(key, {})
+            place = inner if isinstance(inner, dict) else {}
+        place[last] = _json(value_of(words, name) or "")
+    return document
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def merge(derived: Iterable[Argument], user: Iterable[str]) -> tuple[str, ...]:

@@ -13,11 +13,16 @@ from typing import Final
 from workspace.arguments import Argument
 from workspace.schema import Engine
 
+# vLLM's `--max-lora-rank` where nothing is given.
+DEFAULT_LORA_RANK: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
     """Input of a template. `gpus` 0 means a CPU server; None leaves a setting to the engine's default.
 
+    `tensor_parallel` is the part of the GPUs that share each layer; `pooling`: the model embeds or ranks; `lora_rank`
+    is the greatest rank of the adapters that the engine must accept.
     `sequences` is the number of concurrent requests; `kv_dtype` is the KV cache's format in vLLM's spelling.
     """
 
@@ -34,6 +39,9 @@ class Launch:
     kv_dtype: str | None = None
     prefix_caching: bool = False
     adapters: tuple[tuple[str, PurePosixPath], ...] = ()
+    tensor_parallel: int = 1
+    pooling: bool = False
+    lora_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +77,17 @@ def _vllm(launch: Launch) -> list[Argument]:
         arguments.append(("--enable-prefix-caching",))
     if launch.gpus:
         arguments.append(("--gpu-memory-utilization", f"{launch.utilization:.2f}"))
-        if launch.gpus > 1:
-            arguments.append(("--tensor-parallel-size", str(launch.gpus)))
+        if launch.tensor_parallel > 1:
+            arguments.append(("--tensor-parallel-size", str(launch.tensor_parallel)))
     else:
         # On a CPU, compilation takes longer than it saves for models small enough to run there.
         arguments.append(("--enforce-eager",))
+    if launch.pooling:
+        arguments.append(("--runner", "pooling"))
     if launch.adapters:
         arguments.append(("--enable-lora",))
+        if launch.lora_rank > DEFAULT_LORA_RANK:
+            arguments.append(("--max-lora-rank", str(launch.lora_rank)))
         arguments.append(("--lora-modules", *(f"{name}={path}" for name, path in launch.adapters)))
     return arguments
 
@@ -93,8 +105,8 @@ def _sglang(launch: Launch) -> list[Argument]:
         arguments.append(("--context-length", str(launch.context)))
     if launch.sequences:
         arguments.append(("--max-running-requests", str(launch.sequences)))
-    if launch.gpus > 1:
-        arguments.append(("--tensor-parallel-size", str(launch.gpus)))
+    if launch.tensor_parallel > 1:
+        arguments.append(("--tensor-parallel-size", str(launch.tensor_parallel)))
     if not launch.gpus:
         arguments.append(("--device", "cpu"))
     if launch.adapters:
@@ -112,8 +124,8 @@ def _tgi(launch: Launch) -> list[Argument]:
         arguments.append(("--dtype", launch.dtype))
     if launch.context:
         arguments.append(("--max-total-tokens", str(launch.context)))
-    if launch.gpus > 1:
-        arguments.append(("--num-shard", str(launch.gpus)))
+    if launch.tensor_parallel > 1:
+        arguments.append(("--num-shard", str(launch.tensor_parallel)))
     if launch.gpus:
         arguments.append(("--cuda-memory-fraction", f"{launch.utilization:.2f}"))
     if launch.adapters:

@@ -1,9 +1,12 @@
 """Chooses variant, GPU count and context length for a machine. Pure arithmetic on the records' facts.
 
-    per GPU   (1.05 x weights + context x KV cache per token) / GPUs + overhead  <=  GPU memory x utilization
+    per GPU   1.05 x weights / GPUs + context x KV cache per token / shares + overhead  <=  GPU memory x utilization
     on a CPU   weights + context x KV cache per token  + overhead         <=  memory
 
-`overhead` (activations, runtime) is the record's GPU memory minus weights and KV cache. The 5% are captured graphs and
+`GPUs` are those of one copy of the model: tensor x pipeline parallel size; data parallel sizes multiply them. `shares`
+is less where the cache isn't divided: a GPU holds at least one KV head, and latent attention's whole cache. Only tensor
+parallel sizes of the record, with which vLLM starts, are chosen. `overhead` (activations, runtime, and a reserve where
+the KV cache's size is unknown) is the record's GPU memory minus weights and KV cache. The 5% are captured graphs and
 workspaces, which grow with the model (up to 5.5 GiB a GPU were measured: kaito-project/kaito, pull 2139). Fewest GPUs
 come first, then accuracy: with `auto` a second GPU is used only when no variant fits one. A requested context must fit.
 Without one, 8,192 tokens or the model's own length must fit, and the longest that fits is used. The KV cache has 16
@@ -21,7 +24,7 @@ from typing import Final
 from modelimage.errors import NoSpace, UnknownVariant
 from modelimage.gpu_memory import DEFAULT_CONTEXT
 from modelimage.record import ModelFacts
-from workspace.hardware import DEFAULT_UTILIZATION, Hardware, refusal
+from workspace.hardware import DEFAULT_UTILIZATION, FLOAT32, Hardware, compute_dtype, refusal
 from workspace.schema import Engine, Variant
 
 # Most accurate first. 8-bit weights alone lose less than 8-bit weights and activations; 4 bits lose
@@ -45,7 +48,10 @@ class DoesNotFit(NoSpace):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """The requested limits of a fit; None where the planner may choose. `kv_dtype` is in vLLM's spelling."""
+    """The requested limits of a fit; None where the planner may choose. `kv_dtype` is in vLLM's spelling.
+
+    `pipeline` and `data` are the user's parallel sizes; `gpus` counts the GPUs of all groups.
+    """
 
     variant: Variant = Variant.AUTO
     context: int | None = None
@@ -53,13 +59,22 @@ class Demand:
     utilization: float = DEFAULT_UTILIZATION
     kv_dtype: str | None = None
     engine: Engine = Engine.VLLM
+    pipeline: int = 1
+    data: int = 1
+    expert_parallel: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Tensor parallel groups: GPUs are a multiple of this number."""
+        return self.pipeline * self.data
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """The chosen variant. `gpus` 0 means a CPU; `context` is None when the model's bytes per token are unknown.
 
-    `kv_tokens` is the KV cache's capacity in tokens of all requests together; None when unknown.
+    `kv_tokens` is the KV cache's capacity in tokens of all requests together, in one copy of the model; None when
+    unknown. `groups` is the number of tensor parallel groups.
     """
 
     variant: str
@@ -68,6 +83,12 @@ class Fit:
     reasons: tuple[str, ...] = ()
     kv_dtype: str = KV_NATIVE
     kv_tokens: int | None = None
+    groups: int = 1
+
+    @property
+    def tensor_parallel(self) -> int:
+        """GPUs of one tensor parallel group; 0 on a CPU."""
+        return self.gpus // self.groups
 
 
 def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Demand) -> Fit:
@@ -76,16 +97,18 @@ def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Dem
     reasons: list[str] = []
     # The order is the policy: fewest GPUs, then the most accurate cache, then the most accurate
     # variant.
-    tries = product(_gpu_counts(hardware, demand.gpus), _kv_dtypes(hardware, demand), variants)
+    tries = product(_gpu_counts(hardware, demand), _kv_dtypes(hardware, demand), variants)
     for gpus, kv_dtype, variant in tries:
-        facts = _with_cache(candidates[variant], kv_dtype)
+        facts = _with_cache(_computed(candidates[variant], hardware), kv_dtype)
         why_not = _obstacle(variant, facts, hardware, demand, gpus)
         if why_not is None:
             tokens = _tokens_that_fit(facts, hardware, demand, gpus)
             context = _context(facts, hardware, demand, tokens)
-            return Fit(variant, gpus, context, tuple(dict.fromkeys(reasons)), kv_dtype, tokens)
+            passed = tuple(dict.fromkeys(reasons))
+            return Fit(variant, gpus, context, passed, kv_dtype, tokens, demand.groups)
         reasons.append(f"{why_not} with an {kv_dtype} cache" if kv_dtype == KV_FP8 else why_not)
-    raise _nothing_fits(variants, hardware, demand.engine, "; ".join(dict.fromkeys(reasons)))
+    chosen = {variant: candidates[variant] for variant in variants}
+    raise _nothing_fits(chosen, hardware, demand, "; ".join(dict.fromkeys(reasons)))
 
 
 def overhead_bytes(facts: ModelFacts) -> int:
@@ -95,12 +118,20 @@ def overhead_bytes(facts: ModelFacts) -> int:
     return max(0, facts.gpu_memory_bytes - held)
 
 
-def needed_bytes(facts: ModelFacts, *, context: int, gpus: int) -> int:
-    """Memory needed on each of `gpus` GPUs, or on the machine when `gpus` is 0."""
-    shared = _held_bytes(facts, gpus) + context * facts.kv_cache_bytes_per_token
-    # Weights and cache are divided among the GPUs (rounded up); activations and runtime exist on
-    # each.
-    return -(-shared // max(gpus, 1)) + overhead_bytes(facts)
+def needed_bytes(facts: ModelFacts, *, context: int, gpus: int, pipeline: int = 1) -> int:
+    """Memory needed on each of the `gpus` GPUs of one copy, or on the machine when `gpus` is 0."""
+    ways, shares = max(gpus, 1), _cache_shares(facts, gpus, pipeline)
+    cache = context * facts.kv_cache_bytes_per_token
+    # Weights and cache are divided among the GPUs (rounded up together); activations and runtime
+    # exist on each.
+    divided = _held_bytes(facts, gpus) * shares + cache * ways
+    return -(-divided // (ways * shares)) + overhead_bytes(facts)
+
+
+def _cache_shares(facts: ModelFacts, gpus: int, pipeline: int) -> int:
+    """Parts of the KV cache of which each GPU holds one."""
+    tensor = max(gpus // pipeline, 1)
+    return min(tensor, facts.kv_heads or tensor) * pipeline
 
 
 def _held_bytes(facts: ModelFacts, gpus: int) -> int:
@@ -120,9 +151,18 @@ def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]
     return [v for v in ACCURACY if v in candidates] + [v for v in candidates if v not in ACCURACY]
 
 
-def _nothing_fits(tried: list[str], hardware: Hardware, engine: Engine, reasons: str) -> DoesNotFit:
+def _nothing_fits(
+    tried: Mapping[str, ModelFacts], hardware: Hardware, demand: Demand, reasons: str
+) -> DoesNotFit:
     """The error with a hint: another variant or machine when kernels are missing, else less context or more memory."""
-    if any(refusal(hardware, variant, engine) is None for variant in tried):
+    engine = demand.engine
+    if demand.gpus and all(_unsplittable(facts, demand, demand.gpus) for facts in tried.values()):
+        return DoesNotFit(
+            f"the model can't be split so: {reasons}",
+            hint="Choose one of these counts in spec.resources.gpus, or add --pipeline-parallel-size to "
+            "spec.runtime.args.",
+        )
+    if any(_refused(variant, facts, hardware, engine) is None for variant, facts in tried.items()):
         return DoesNotFit(
             f"the model doesn't fit: {reasons}",
             hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
@@ -139,17 +179,61 @@ def _nothing_fits(tried: list[str], hardware: Hardware, engine: Engine, reasons:
     )
 
 
-def _gpu_counts(hardware: Hardware, requested: int | None) -> Iterator[int]:
-    """GPU counts to try. Tensor parallelism divides attention heads, so counts not requested are powers of two."""
+def _gpu_counts(hardware: Hardware, demand: Demand) -> Iterator[int]:
+    """GPU counts to try. Tensor parallel sizes that aren't requested are powers of two, the fastest ones."""
     if hardware.gpu is None:
         yield 0
-    elif requested is not None:
-        yield requested
+    elif demand.gpus is not None:
+        yield demand.gpus
     else:
-        count = 1
-        while count <= hardware.count:
+        count = demand.groups
+        # At least one, so that an error has a reason.
+        while count == demand.groups or count <= hardware.count:
             yield count
             count *= 2
+
+
+def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine) -> str | None:
+    """Why the hardware doesn't run a variant. A checkpoint that came quantized needs kernels for its own format."""
+    kernels = facts.quantization or variant
+    refused = refusal(hardware, kernels, engine)
+    if refused is None and _in_float32(facts, hardware) and kernels != Variant.BF16.value:
+        gpu = hardware.gpu.name if hardware.gpu else "a CPU"
+        refused = (
+            f"{gpu} computes {facts.model_type} in float32, for which vLLM has no {kernels} kernels"
+        )
+    return refused
+
+
+def _in_float32(facts: ModelFacts, hardware: Hardware) -> bool:
+    return compute_dtype(hardware.gpu, facts.model_type) == FLOAT32
+
+
+def _computed(facts: ModelFacts, hardware: Hardware) -> ModelFacts:
+    """The facts on this hardware: computing in float32 doubles weights, cache and activations."""
+    if not _in_float32(facts, hardware):
+        return facts
+    return replace(
+        facts,
+        weight_bytes=2 * facts.weight_bytes,
+        kv_cache_bytes_per_token=2 * facts.kv_cache_bytes_per_token,
+        gpu_memory_bytes=2 * facts.gpu_memory_bytes,
+    )
+
+
+def _unsplittable(facts: ModelFacts, demand: Demand, gpus: int) -> str | None:
+    """Why vLLM doesn't start with so many GPUs; None if it does, or if the record doesn't know."""
+    sizes, size = facts.tensor_parallel_sizes, gpus // demand.groups
+    # With expert parallelism, experts stay whole, so more sizes than the record's work.
+    if not gpus or not sizes or demand.expert_parallel or size in sizes:
+        return None
+    counts = [each * demand.groups for each in sizes]
+    return f"vLLM splits it among {_or(counts)} GPUs, not {gpus}"
+
+
+def _or(counts: list[int]) -> str:
+    words = [str(each) for each in counts]
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _budget(hardware: Hardware, demand: Demand) -> int | None:
@@ -162,13 +246,20 @@ def _budget(hardware: Hardware, demand: Demand) -> int | None:
 def _obstacle(
     variant: str, facts: ModelFacts, hardware: Hardware, demand: Demand, gpus: int
 ) -> str | None:
-    refused = refusal(hardware, variant, demand.engine)
+    refused = _refused(variant, facts, hardware, demand.engine) or _unsplittable(
+        facts, demand, gpus
+    )
     if refused is not None:
         return refused if variant in refused else f"{variant}: {refused}"
     if demand.context and facts.context_length and demand.context > facts.context_length:
         return f"{variant}: the model's context is {facts.context_length} tokens, {demand.context} are requested"
     budget = _budget(hardware, demand)
-    need = needed_bytes(facts, context=_least_context(facts, demand), gpus=gpus)
+    need = needed_bytes(
+        facts,
+        context=_least_context(facts, demand),
+        gpus=gpus // demand.data,
+        pipeline=demand.pipeline,
+    )
     # Unknown memory must not refuse a model that may fit.
     if budget is None or need <= budget:
         return None
@@ -209,8 +300,10 @@ def _tokens_that_fit(
     budget = _budget(hardware, demand)
     if hardware.gpu is None or budget is None or not facts.kv_cache_bytes_per_token:
         return None
-    free = (budget - overhead_bytes(facts)) * gpus - _held_bytes(facts, gpus)
-    return max(0, free // facts.kv_cache_bytes_per_token // _BLOCK * _BLOCK)
+    ways = gpus // demand.data
+    shares = _cache_shares(facts, ways, demand.pipeline)
+    free = (budget - overhead_bytes(facts)) * ways - _held_bytes(facts, ways)
+    return max(0, free * shares // ways // facts.kv_cache_bytes_per_token // _BLOCK * _BLOCK)
 
 
 def _context(

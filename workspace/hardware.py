@@ -46,6 +46,23 @@ class Hardware:
     cpus: tuple[frozenset[str], ...] = ()
 
 
+# Model types that vLLM refuses to compute in float16 (`_FLOAT16_NOT_SUPPORTED_MODELS` in vllm/config/model.py).
+NOT_IN_FLOAT16: Final = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+FLOAT32: Final = "float32"
+BFLOAT16_CAPABILITY: Final = 80
+# From `get_min_capability` of vLLM's quantization methods; 7.0 is the least of any model.
+_LEAST_CAPABILITY: Final[Mapping[str, int]] = {
+    Variant.INT4.value: 75, Variant.INT8_W8A16.value: 75, "awq": 75, "fp8": 75, "nvfp4": 75, "mxfp4": 80,
+}  # fmt: skip
+# On CPUs vLLM's operator for packed integers serves these too.
+_SAME_CPU_KERNELS: Final[Mapping[str, str]] = {
+    "awq": Variant.INT4.value,
+    "gptq": Variant.INT4.value,
+}
+# Published quantizations that vLLM runs on AMD's and Intel's GPUs too.
+_ON_OTHER_MAKERS: Final = frozenset({"awq", "gptq", "fp8", "mxfp4", "bitsandbytes"})
+
+
 def _nvidia(name: str, gib: float, capability: int) -> Gpu:
     return Gpu(name, int(gib * _GIB), capability)
 
@@ -92,15 +109,19 @@ def requested_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
 
 
 def refusal(hardware: Hardware, variant: str, engine: Engine = Engine.VLLM) -> str | None:
-    """The reason why this hardware doesn't run a variant well; None when it does."""
+    """The reason why this hardware doesn't run a variant well; None when it does.
+
+    `variant` may also be the name of a published quantization (`modelimage.quantization`).
+    """
     gpu = hardware.gpu
     if gpu is None:
-        refused = (cpu_refusal(engine.value, variant, flags) for flags in hardware.cpus)
-        return next(filter(None, refused), None) or cpu_refusal(engine.value, variant, None)
+        kernels = _SAME_CPU_KERNELS.get(variant, variant)
+        refused = (cpu_refusal(engine.value, kernels, flags) for flags in hardware.cpus)
+        return next(filter(None, refused), None) or cpu_refusal(engine.value, kernels, None)
     if gpu.vendor is Vendor.NVIDIA:
         # Capability 0 means that only the memory is known: nothing is refused on a guess.
         return _nvidia_refusal(gpu, variant) if gpu.capability else None
-    runs = {Variant.BF16.value}
+    runs = {Variant.BF16.value, *_ON_OTHER_MAKERS}
     if gpu.vendor is Vendor.INTEL:
         runs.add(Variant.INT4.value)
     return None if variant in runs else f"vLLM has no {variant} kernels for {gpu.vendor.value} GPUs"
@@ -112,16 +133,22 @@ def _nvidia_refusal(gpu: Gpu, variant: str) -> str | None:
         return f"vLLM needs compute capability 7.0, {has}"
     if variant == Variant.INT8.value and not 75 <= gpu.capability < 100:
         return f"vLLM's INT8 kernels are for compute capability 7.5 to 9.0, {has}"
-    if variant in (Variant.INT4.value, Variant.INT8_W8A16.value) and gpu.capability < 75:
-        return f"vLLM's kernels for {variant} need compute capability 7.5, {has}"
+    least = _LEAST_CAPABILITY.get(variant, 0)
+    if gpu.capability < least:
+        return f"vLLM's kernels for {variant} need compute capability {least // 10}.{least % 10}, {has}"
     return None
 
 
-def compute_dtype(gpu: Gpu | None) -> str | None:
-    """The compute dtype to force when the model's default won't work: float16 before Ampere, bfloat16 on a CPU."""
+def compute_dtype(gpu: Gpu | None, model_type: str = "") -> str | None:
+    """The compute dtype to force when the model's default won't work: float16 before Ampere, bfloat16 on a CPU.
+
+    Models that aren't stable in float16 are computed in float32 before Ampere.
+    """
     if gpu is None:
         return "bfloat16"
-    return "float16" if 0 < gpu.capability < 80 else None
+    if not 0 < gpu.capability < BFLOAT16_CAPABILITY:
+        return None
+    return FLOAT32 if model_type in NOT_IN_FLOAT16 else "float16"
 
 
 def _asked_gpu(resources: Resources) -> Gpu:

@@ -72,7 +72,8 @@ def read_variants(
 def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:
     reference = parse_image(image)
     found = resolve_model(opener(reference), _name(reference))
-    return PinnedAdapter(_pinned(reference, found.root.digest), found.key)
+    rank = found.record.facts.lora_rank
+    return PinnedAdapter(_pinned(reference, found.root.digest), found.key, rank)
 
 
 def _name(reference: ImageReference) -> str:

@@ -7,7 +7,7 @@ targets. The user's `runtime.args` override derived arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
@@ -99,30 +99,73 @@ def choose_variant(
     user = spec.runtime.args
     # These flags change the fit itself, so the user's values enter it instead of only being passed
     # on.
-    tensor_parallel = arguments.count_of(user, "--tensor-parallel-size")
-    longest = arguments.count_of(user, "--max-model-len")
+    pipeline, data = _parallel_sizes(spec)
+    context = spec.runtime.context_length
+    if "--max-model-len" in arguments.given(user):
+        context = arguments.length_of(user, "--max-model-len")
     demand = Demand(
         variant=spec.model.variant,
-        context=longest or spec.runtime.context_length,
-        gpus=tensor_parallel or spec.resources.gpus or None,
+        context=context,
+        gpus=_requested_gpus(spec, groups=pipeline * data),
         utilization=_utilization(spec),
         kv_dtype=engine_arguments.kv_dtype(spec.runtime.engine, user),
         engine=spec.runtime.engine,
+        pipeline=pipeline,
+        data=data,
+        expert_parallel="--enable-expert-parallel" in arguments.given(user),
     )
-    return choose({variant: record.facts for variant, record in records.items()}, hardware, demand)
+    environment = {each.name: each.value or "" for each in spec.runtime.env}
+    served = {
+        variant: engine_arguments.served_facts(record.facts, user, environment)
+        for variant, record in records.items()
+    }
+    return choose(served, hardware, demand)
+
+
+def _parallel_sizes(spec: Spec) -> tuple[int, int]:
+    """The user's pipeline and data parallel sizes. Data parallel groups on other machines take no GPUs here."""
+    user = spec.runtime.args
+    pipeline = arguments.count_of(user, "--pipeline-parallel-size") or 1
+    # SGLang's attention then divides the GPUs of its tensor parallel group.
+    if "--enable-dp-attention" in arguments.given(user):
+        return pipeline, 1
+    local = arguments.count_of(user, "--data-parallel-size-local")
+    return pipeline, local or arguments.count_of(user, "--data-parallel-size") or 1
+
+
+def _requested_gpus(spec: Spec, *, groups: int) -> int | None:
+    """The GPUs of one replica, where the spec decides them. Raises InvalidInput if the groups can't share them."""
+    tensor = arguments.count_of(spec.runtime.args, "--tensor-parallel-size")
+    gpus = spec.resources.gpus or None
+    if tensor is not None:
+        return tensor * groups
+    if gpus is not None and gpus % groups:
+        raise InvalidInput(
+            f"spec.resources.gpus is {gpus}, which {groups} tensor parallel groups can't share",
+            hint="Make it a multiple of the pipeline and data parallel sizes in spec.runtime.args.",
+        )
+    return gpus
 
 
 def plan_launch(
-    workspace: Workspace, *, record: Servable, fit: Fit, hardware: Hardware, site: Site
+    workspace: Workspace,
+    *,
+    record: Servable,
+    fit: Fit,
+    hardware: Hardware,
+    site: Site,
+    lora_ranks: Sequence[int] = (),
 ) -> LaunchPlan:
     """The plan for a chosen variant. Raises InvalidInput when engine and model, or args and spec, conflict.
 
-    The site must have a directory for every adapter of the spec.
+    The site must have a directory for every adapter of the spec. `lora_ranks` are the adapters' ranks, 0 where unknown.
     """
     spec = workspace.spec
     template = TEMPLATES[spec.runtime.engine]
     _check_format(spec.runtime.engine, template, record)
     _check_fixed(template, spec.runtime.args)
+    if spec.runtime.engine is Engine.VLLM:
+        engine_arguments.check_dtype(record.facts, hardware.gpu, spec.runtime.args)
     launch = Launch(
         model_dir=site.model_dir,
         gguf_file=_gguf_file(record),
@@ -131,7 +174,7 @@ def plan_launch(
         port=site.port,
         gpus=fit.gpus,
         context=fit.context,
-        dtype=compute_dtype(hardware.gpu),
+        dtype=compute_dtype(hardware.gpu, record.facts.model_type),
         utilization=_utilization(spec),
         sequences=engine_arguments.sequences(
             _kv_tokens(spec, record=record, fit=fit, hardware=hardware)
@@ -139,6 +182,9 @@ def plan_launch(
         kv_dtype=None if fit.kv_dtype == KV_NATIVE else fit.kv_dtype,
         prefix_caching=engine_arguments.caches_prefixes(record.facts),
         adapters=tuple((each.name, site.adapter_dirs[each.name]) for each in spec.runtime.adapters),
+        tensor_parallel=fit.tensor_parallel,
+        pooling=record.facts.pooling,
+        lora_rank=engine_arguments.lora_rank(lora_ranks),
     )
     return LaunchPlan(
         name=workspace.name,

@@ -20,8 +20,8 @@ from tests.builder.checkpoints import sharded, single
 
 # Pins the format: whoever changes these digests changes every published image's, and says so in the changelog.
 GOLDEN = {
-    "v1": "sha256:ebdf61dcfdf40e36d3fdcb0b9c5ae79fff283d4a1127b21e4955777d9049503b",
-    "v1-modelpack": "sha256:53c8b884fb797945dfefa9025bed7e38729ac2d161408880b7ee266a026a61c0",
+    "v1": "sha256:ea89f42d59d4606ef0d5936315ee0c8537be547dd262b3a4ff2362d6c58fe352",
+    "v1-modelpack": "sha256:28112490c8f4c5b25404ea51c79033ac20c6dd88bb0afe88cae9d6b4671fc615",
 }
 NOBODY = 65534
 

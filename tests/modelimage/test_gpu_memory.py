@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from modelimage.gpu_memory import estimate, kv_cache_bytes_per_token
+from modelimage.gpu_memory import estimate
+from modelimage.kv_cache import kv_cache_bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ SMOLLM2 = {
         ({"text_config": SMOLLM2, "vision_config": {"hidden_size": 9}}, 2 * 30 * 3 * 64 * 2),
         ({**SMOLLM2, "layer_types": ["linear_attention", "full_attention"] * 3},
          2 * 3 * 3 * 64 * 2),
-        ({"model_type": "unet"}, 0),
+        ({"model_type": "unet"}, None),
+        ({"model_type": "bert"}, 0),
     ],
 )  # fmt: skip
-def test_kv_cache_per_token(config: dict[str, object], expected: int) -> None:
+def test_kv_cache_per_token(config: dict[str, object], expected: int | None) -> None:
     assert kv_cache_bytes_per_token(config) == expected
 
 
@@ -80,4 +82,16 @@ def test_experts_widen_the_activations() -> None:
     moe = SMOLLM2 | {"num_experts_per_tok": 8, "moe_intermediate_size": 768}
     assert estimate(moe, []).activation_bytes - estimate(SMOLLM2, []).activation_bytes == (
         2048 * 3 * (8 * 768 - 1536) * 2
+    )
+
+
+def test_a_cache_of_unknown_size_is_reserved() -> None:
+    entry = Entry("w", "BF16", (1000, 1000))
+    unknown = estimate({"model_type": "unet"}, [entry])
+    assert unknown.cache_reserve_bytes == 2_000_000 // 5
+    assert (
+        unknown.gpu_memory_bytes()
+        == estimate({"model_type": "bert"}, [entry]).gpu_memory_bytes()
+        - (estimate({"model_type": "bert"}, []).activation_bytes - unknown.activation_bytes)
+        + unknown.cache_reserve_bytes
     )

@@ -296,3 +296,51 @@ def test_cpu_hardware() -> None:
 )
 def test_compute_dtype(gpu: Gpu | None, dtype: str | None) -> None:
     assert compute_dtype(gpu) == dtype
+
+
+def test_only_counts_that_vllm_splits_the_model_among() -> None:
+    phi = {"bf16": facts(weight_bytes=29 * GB, kv_heads=10, tensor_parallel_sizes=(1, 2))}
+    with pytest.raises(DoesNotFit, match="1 or 2 GPUs, not 4"):
+        choose(phi, on("T4", 8), Demand())
+    with pytest.raises(DoesNotFit, match="can't be split so") as caught:
+        choose(phi, on("H100", 8), Demand(gpus=8))
+    assert "resources.gpus" in str(caught.value.hint)
+    assert choose(phi, on("A100", 8), Demand()).gpus == 1
+    assert choose(phi, on("H100", 8), Demand(gpus=8, expert_parallel=True)).tensor_parallel == 8
+
+
+def test_pipeline_and_data_parallel_groups_multiply_the_gpus() -> None:
+    candidates = {"bf16": facts(tensor_parallel_sizes=(1, 2, 4, 8))}
+    fit = choose(candidates, on("H100", 8), Demand(pipeline=2, data=2))
+    assert (fit.gpus, fit.tensor_parallel) == (4, 1)
+    # The weights of a copy are on both GPUs of its pipeline.
+    assert choose(candidates, on("T4", 8), Demand(pipeline=2)).gpus == 2
+    assert choose(candidates, on("T4", 8), Demand(data=2)).gpus == 4
+
+
+def test_a_cache_that_isnt_divided_counts_whole_on_each_gpu() -> None:
+    divided = facts(kv_heads=8)
+    latent = facts(kv_heads=1)
+    cache = 8192 * divided.kv_cache_bytes_per_token
+    assert (
+        needed_bytes(latent, context=8192, gpus=8) - needed_bytes(divided, context=8192, gpus=8)
+        == cache - cache // 8
+    )
+
+
+def test_published_quantization_needs_its_own_kernels() -> None:
+    with pytest.raises(DoesNotFit, match=r"awq need compute capability 7\.5"):
+        choose({"bf16": facts(quantization="awq")}, on("V100"), Demand())
+    with pytest.raises(DoesNotFit, match="INT8 kernels"):
+        choose({"bf16": facts(quantization="int8")}, on("B200"), Demand())
+    with pytest.raises(DoesNotFit, match="CPUs with AVX-512"):
+        choose({"bf16": facts(quantization="gptq")}, Hardware(cpus=(AVX2,)), Demand())
+    assert choose({"bf16": facts(quantization="fp8")}, on("L4"), Demand()).gpus == 1
+
+
+def test_models_that_arent_stable_in_float16_take_twice_the_memory_before_ampere() -> None:
+    gemma = {"bf16": facts(weight_bytes=5 * GB, model_type="gemma3")}
+    assert compute_dtype(GPUS["T4"], "gemma3") == "float32"
+    assert choose(gemma, on("T4", 4), Demand()).gpus == 2
+    with pytest.raises(DoesNotFit, match="in float32"):
+        choose({"int4": gemma["bf16"]}, on("T4"), Demand())

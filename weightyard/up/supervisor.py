@@ -227,18 +227,21 @@ class Supervisor:
             self._leases.append(self._cache.hold(cached, self._state.supervisor))
         return fit, cached
 
-    def _fetch_adapters(self) -> dict[str, PurePosixPath]:
+    def _fetch_adapters(self) -> dict[str, Cached]:
         found = {}
         for adapter in self._workspace.spec.runtime.adapters:
             with self._signals.raising():
                 cached = self._cache.pull(absolute_image(adapter.image), None)
                 self._leases.append(self._cache.hold(cached, self._state.supervisor))
-            found[adapter.name] = PurePosixPath(cached.path)
+            found[adapter.name] = cached
         return found
 
-    def _plan(self, fit: Fit, cached: Cached, adapters: Mapping[str, PurePosixPath]) -> LaunchPlan:
+    def _plan(self, fit: Fit, cached: Cached, adapters: Mapping[str, Cached]) -> LaunchPlan:
         site = Site(
-            PurePosixPath(cached.path), self._options.host, self._state.port, adapter_dirs=adapters
+            PurePosixPath(cached.path),
+            self._options.host,
+            self._state.port,
+            adapter_dirs={name: PurePosixPath(each.path) for name, each in adapters.items()},
         )
         return plan_launch(
             self._workspace,
@@ -246,6 +249,7 @@ class Supervisor:
             fit=fit,
             hardware=self._options.hardware,
             site=site,
+            lora_ranks=[each.record.facts.lora_rank for each in adapters.values()],
         )
 
     def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:

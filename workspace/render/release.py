@@ -34,10 +34,11 @@ class PinnedModel:
 
 @dataclass(frozen=True, slots=True)
 class PinnedAdapter:
-    """A LoRA adapter's image by digest, and its model key."""
+    """A LoRA adapter's image by digest, its model key, and its rank; 0 if its record doesn't state it."""
 
     image: str
     key: Digest
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,14 @@ def plan_release(
     fit = choose_variant(workspace, resolved.model.records, hardware)
     record = resolved.model.records[fit.variant]
     site = site_of(record.key, {name: each.key for name, each in resolved.adapters.items()})
-    plan = plan_launch(workspace, record=record, fit=fit, hardware=hardware, site=site)
+    plan = plan_launch(
+        workspace,
+        record=record,
+        fit=fit,
+        hardware=hardware,
+        site=site,
+        lora_ranks=[each.rank for each in resolved.adapters.values()],
+    )
     # On GPUs the weights only pass through host memory; a CPU server keeps them there.
     on_host = 0 if fit.gpus else needed_bytes(record.facts, context=fit.context or 0, gpus=0)
     return Release(

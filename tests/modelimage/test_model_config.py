@@ -1,0 +1,163 @@
+"""Configurations as published, read as vLLM's and transformers' own classes read them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from modelimage import model_facts
+from modelimage.kv_cache import kv_cache_bytes_per_token, split_kv_heads, tensor_parallel_sizes
+from modelimage.model_config import attention_heads, context_length, language_model
+from workspace import engine_arguments, hardware
+
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parent.parent
+CONFIGS: Final[Mapping[str, Any]] = json.loads((HERE / "published_configs.json").read_text())
+
+# What differs from a plain reading of vLLM's answers, and why.
+EXPLAINED: Final[Mapping[str, str]] = {
+    "bert-base": "an encoder keeps no KV cache",
+    "xlm-roberta-base": "an encoder keeps no KV cache; positions start behind the padding token's",
+    "modernbert-base": "an encoder keeps no KV cache",
+    "whisper-small": "the encoder's cache is added, shared by the tokens of an answer",
+    "gemma-3n-e4b": "the last 15 layers share the cache of earlier ones",
+    "deepseek-v3.2": "sparse attention caches an index",
+    "nemotron-51b-nas": "its class is remote code",
+    "minimax-text-01": "its class is remote code",
+}
+
+
+@pytest.fixture(scope="module")
+def answers() -> Mapping[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "vllm_answers.py")],
+        input=json.dumps(CONFIGS), capture_output=True, text=True, check=False, timeout=200,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # Libraries print to stdout while they are imported.
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.torch
+def test_heads_cache_and_context_are_vllms(answers: Mapping[str, Any]) -> None:
+    assert len(CONFIGS) >= 60
+    assert len({config["architectures"][0] for config in CONFIGS.values()}) >= 35
+    different = {}
+    for name, config in CONFIGS.items():
+        theirs = answers["configs"][name]
+        if "error" in theirs:
+            different[name] = theirs["error"]
+            continue
+        values = theirs["head_size"] * (1 if theirs["latent"] else 2 * theirs["kv_heads"])
+        expected = (theirs["heads"], theirs["context"], 2 * values * theirs["layers"])
+        ours = (
+            attention_heads(language_model(config)),
+            context_length(config),
+            kv_cache_bytes_per_token(config),
+        )
+        if ours != expected:
+            different[name] = f"{ours}, not {expected}"
+    assert different.keys() == EXPLAINED.keys(), different
+
+
+@pytest.mark.torch
+def test_tensor_parallel_sizes_pass_vllms_checks(answers: Mapping[str, Any]) -> None:
+    for name, config in CONFIGS.items():
+        theirs = answers["configs"][name]
+        for size in tensor_parallel_sizes(config) if "error" not in theirs else ():
+            assert theirs["heads"] % size == 0, name
+            kept = theirs["kv_heads"]
+            assert theirs["latent"] or kept % size == 0 or size % kept == 0, name
+
+
+@pytest.mark.torch
+def test_our_tables_are_vllms(answers: Mapping[str, Any]) -> None:
+    theirs = answers["tables"]
+    assert sorted(hardware.NOT_IN_FLOAT16) == theirs["not_in_float16"]
+    assert list(engine_arguments.LORA_RANKS) == theirs["lora_ranks"]
+    assert [name for name in theirs["pooling"] if not model_facts.pools(name)] == []
+    assert [name for name in theirs["generating"] if model_facts.pools(name)] == []
+
+
+@pytest.mark.torch
+def test_the_table_of_classes_is_current() -> None:
+    """Fails after an update of vLLM or transformers and names the model types that changed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "config_classes.py"), "--check"],
+        capture_output=True, text=True, check=False, timeout=200,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gemma3-4b-it", 2 * 34 * 4 * 256 * 2),  # heads are its class's defaults
+        ("llava-1.5-7b", 2 * 32 * 32 * 128 * 2),
+        ("qwen3-next-80b", 2 * 12 * 2 * 256 * 2),  # every fourth layer has attention
+        ("jamba-v0.1", 2 * 4 * 8 * 128 * 2),
+        ("nemotron-h-8b", 2 * 4 * 8 * 128 * 2),
+        ("nemotron-51b-nas", 2 * 2 * 8 * 128 * 2),
+        ("minimax-text-01", 2 * 2 * 8 * 128 * 2),
+        ("deepseek-v3", 61 * 576 * 2),
+        ("falcon-mamba-7b", 0),
+        ("bert-base", 0),
+    ],
+)
+def test_kv_cache_of_published_configs(name: str, expected: int) -> None:
+    assert kv_cache_bytes_per_token(CONFIGS[name]) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("phi4-14b", (1, 2)),  # 40 heads, 10 KV heads: not 4, nor 5 because of the vocabulary
+        ("falcon-7b", (1,)),
+        ("qwen25-7b", (1, 2, 4)),
+        ("gemma3-1b-it", (1, 2, 4)),
+        ("deepseek-v3", (1, 2, 4, 8, 16)),  # FP8 blocks of 128 in experts of 2,048
+    ],
+)
+def test_tensor_parallel_sizes(name: str, expected: tuple[int, ...]) -> None:
+    assert tensor_parallel_sizes(CONFIGS[name]) == expected
+
+
+def test_latent_attention_is_kept_by_each_gpu() -> None:
+    assert split_kv_heads(CONFIGS["deepseek-v3"]) == 1
+    assert split_kv_heads(CONFIGS["nemotron-51b-nas"]) == 8
+
+
+def test_context_is_the_shortest_limit() -> None:
+    bert = CONFIGS["bert-base"]
+    assert context_length(bert, sentence_length=96) == 96
+    assert context_length(bert, tokenizer_length=128) == 512
+    absolute = bert | {"position_embedding_type": "absolute"}
+    assert context_length(absolute, tokenizer_length=128) == 128
+    assert context_length(CONFIGS["xlm-roberta-base"]) == 512
+    assert context_length(CONFIGS["vicuna-linear-rope"]) == 16384
+    assert context_length(CONFIGS["command-r-35b"]) == 131072
+
+
+@pytest.mark.parametrize("value", [True, -1, "8", [], {}, 1e9, None, ["x"], [{}], 1 << 40])
+@pytest.mark.parametrize(
+    "key",
+    ["num_hidden_layers", "num_key_value_heads", "layer_types", "block_configs", "text_config",
+     "rope_scaling", "attn_config", "model_type", "hybrid_override_pattern", "quantization_config"],
+)  # fmt: skip
+def test_any_type_of_value_is_read(key: str, value: object) -> None:
+    config = {**CONFIGS["llama31-8b"], key: value}
+    kv_cache_bytes_per_token(config)
+    tensor_parallel_sizes(config)
+    context_length(config)
+    model_facts.model_facts(config, [])

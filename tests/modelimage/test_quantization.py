@@ -1,0 +1,97 @@
+"""How published checkpoints state their quantization, and how many parameters their tensors hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from modelimage.model_facts import model_facts, pools
+from modelimage.quantization import Quantization, quantization_block, quantization_of
+from modelimage.safetensors import Header, TensorInfo
+
+
+def _compressed(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": weights, **more}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ({"quant_method": "awq", "bits": 4}, Quantization("awq", 4)),
+        ({"quant_method": "gptq", "bits": 8}, Quantization("gptq", 8)),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, Quantization("fp8", 8)),
+        ({"quant_method": "mxfp4"}, Quantization("mxfp4", 4)),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, Quantization("bitsandbytes", 4)),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Quantization("bitsandbytes", 8)),
+        ({"producer": {"name": "modelopt"}, "quant_algo": "NVFP4"}, Quantization("nvfp4", 4)),
+        ({"quantization": {"quant_algo": "FP8"}}, Quantization("fp8", 8)),
+        (_compressed({"num_bits": 4, "type": "int"}), Quantization("int4", 4)),
+        (_compressed({"num_bits": 4, "type": "float", "group_size": 16}), Quantization("nvfp4", 4)),
+        (_compressed({"num_bits": 8, "type": "float"}), Quantization("fp8", 8)),
+        (_compressed({"num_bits": 8, "type": "int"}), Quantization("int8-w8a16", 8)),
+        (_compressed({"num_bits": 8, "type": "int"}, input_activations={"num_bits": 8}),
+         Quantization("int8", 8)),
+        ({"quant_method": "aqlm"}, Quantization("aqlm", 0)),
+        ({"bits": True, "config_groups": []}, Quantization()),
+    ],
+)  # fmt: skip
+def test_names_and_bits(stated: dict[str, Any], found: Quantization) -> None:
+    assert quantization_of({"quantization_config": stated}) == found
+
+
+def test_the_language_models_part_may_state_it() -> None:
+    config = {"text_config": {"quantization_config": {"quant_method": "awq", "bits": 4}}}
+    assert quantization_of(config).name == "awq"
+
+
+def test_blocks() -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 64]}
+    assert quantization_block({"quantization_config": fp8}) == 64
+    assert quantization_block({"quantization_config": _compressed({"group_size": 32})}) == 32
+    assert quantization_block({"quantization_config": {"group_size": -1}}) == 0
+
+
+def _parameters(stated: dict[str, Any], *tensors: tuple[str, str, tuple[int, ...]]) -> int:
+    entries = tuple(TensorInfo(name, dtype, shape, 0, 0) for name, dtype, shape in tensors)
+    return model_facts({"quantization_config": stated}, [Header(entries, 0)]).parameters
+
+
+def test_packed_tensors_count_their_parameters() -> None:
+    awq = {"quant_method": "awq", "bits": 4}
+    assert _parameters(awq, ("a.qweight", "I32", (64, 8)), ("a.scales", "F16", (1, 64))) == 64 * 64
+    mxfp4 = {"quant_method": "mxfp4"}
+    assert (
+        _parameters(
+            mxfp4, ("experts.w_blocks", "U8", (4, 2, 16)), ("experts.w_scales", "U8", (4, 2))
+        )
+        == 4 * 2 * 32
+    )
+    nvfp4 = {"quant_algo": "NVFP4"}
+    assert _parameters(
+        nvfp4, ("a.weight", "U8", (8, 8)), ("a.weight_scale", "F8_E4M3", (8, 1)),
+        ("a.weight_scale_2", "F32", ()),
+    ) == 128  # fmt: skip
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert _parameters(
+        bits, ("a.weight", "U8", (32, 1)), ("a.weight.absmax", "U8", (1,)),
+        ("a.weight.quant_state.bitsandbytes__nf4", "U8", (90,)),
+    ) == 64  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [("LlamaForCausalLM", False), ("BertModel", True), ("XLMRobertaForSequenceClassification", True),
+     ("GPT2LMHeadModel", False), ("ChatGLMModel", False), ("JinaForRanking", True), ("", False)],
+)  # fmt: skip
+def test_models_that_pool(architecture: str, expected: bool) -> None:
+    assert pools(architecture) is expected
+
+
+def test_a_sentence_transformer_pools_whatever_its_architecture() -> None:
+    modules = [{"type": "sentence_transformers.models.Pooling"}]
+    assert pools("Qwen3ForCausalLM", modules)
+    assert not pools("Qwen3ForCausalLM", [{"type": 1}, "x"])
