@@ -125,7 +125,7 @@ def test_what_is_no_base_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     base = base_layout(tmp_path / "base", ("riscv64",))
-    with pytest.raises(NotFound, match="nothing for linux/amd64 or linux/arm64"):
+    with pytest.raises(NotFound, match="has no image for linux/amd64 or linux/arm64"):
         open_base(LayoutReference(base, "v1"), Access())
     source = single(tmp_path / "source")
     out = f"oci:{tmp_path}/out:v1"

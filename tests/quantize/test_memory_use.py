@@ -17,7 +17,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from quantize.quantizer import QuantizeOptions, quantize_checkpoint
-from quantize.schemes import Engine, Format, Scheme
+from quantize.schemes import QuantizationEngine, Format, Scheme
 
 def status(field):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -29,7 +29,7 @@ def sample(done, total):
     anonymous = max(anonymous, status("RssAnon"))
 
 scheme, format_ = Scheme(sys.argv[3]), Format(sys.argv[4])
-options = QuantizeOptions(scheme, format=format_, engine=Engine.RTN)
+options = QuantizeOptions(scheme, format=format_, engine=QuantizationEngine.RTN)
 quantize_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), options, sample)
 print(anonymous // 1000, status("VmHWM") // 1000)
 """
