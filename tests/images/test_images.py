@@ -106,10 +106,10 @@ class Agent:
     """An agent in a container."""
 
     def __init__(self, workshop: Workshop, name: str, mirror: int, observe: int) -> None:
-        self._workshop, self.name, self.mirror, self.observe = workshop, name, mirror, observe
+        self._workshop, self.name, self.mirror, self._observe = workshop, name, mirror, observe
 
     def answers(self, path: str) -> bool:
-        return answers(self.observe, path)
+        return answers(self._observe, path)
 
     def wait(self) -> None:
         wait_until(lambda: self.answers("/readyz"), what="ready agent")
@@ -162,11 +162,10 @@ def test_the_agent_pulls_serves_and_restarts_with_its_store_intact(
         agent.wait()
         assert agent.answers("/livez")
         agent.execute(
-            "python", "-m", "weightyard.probe", f"http://127.0.0.1:{agent.observe}/readyz"
+            "python", "-m", "weightyard.probe", f"http://127.0.0.1:{agent._observe}/readyz"
         )
         pulled = json.loads(agent.execute("weightyard", "--json", "pull", str(reference)))
-        urls = (f"http://127.0.0.1:{port}" for port in (agent.observe, agent.mirror))
-        smoke = ("python", "/files/smoke.py", *urls, str(reference))
+        smoke = ("python", "/files/smoke.py", f"http://127.0.0.1:{agent.mirror}", str(reference))
         assert "every digest checked" in agent.execute(*smoke)
         workshop.podman("kill", "--signal=KILL", agent.name)
         workshop.podman("wait", agent.name)

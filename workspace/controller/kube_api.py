@@ -68,16 +68,10 @@ class KubernetesApi:
         """Reads one object. Raises NotFound."""
         return await self._client.get(RESOURCES[kind].path(namespace, name))
 
-    async def pages(
-        self, kind: str, *, namespace: str | None = None, labels: str = ""
-    ) -> AsyncIterator[list[Json]]:
-        """Lists all objects of a kind, page by page. Raises NotFound for an unknown kind.
-
-        They are those of the whole cluster, or of a namespace, with the labels of a selector such as `a=b,c=d`.
-        """
+    async def pages(self, kind: str) -> AsyncIterator[list[Json]]:
+        """Lists all objects of a kind in the whole cluster, page by page. Raises NotFound for an unknown kind."""
         resource = RESOURCES[kind]
-        query = {"labelSelector": labels} if labels else {}
-        async for items, _ in self._client.pages(resource.path(namespace), query):
+        async for items, _ in self._client.pages(resource.path(None), {}):
             # Items of a list have no kind and apiVersion.
             yield [{**each, "kind": kind, "apiVersion": resource.api} for each in items]
 
@@ -89,10 +83,8 @@ class KubernetesApi:
         path = RESOURCES[kind].path(None, name)
         return await self._client.call("PATCH", path, patch, content_type=MERGE_PATCH)
 
-    async def apply(
-        self, document: Json, *, status: bool = False, manager: str = names.MANAGER
-    ) -> Json:
-        """Server-side apply as a field manager, taking over others' fields. Returns the result."""
+    async def apply(self, document: Json, *, status: bool = False) -> Json:
+        """Server-side apply as field manager `weightyard`, taking over others' fields. Returns the result."""
         metadata = document["metadata"]
         path = RESOURCES[document["kind"]].path(metadata.get("namespace"), metadata["name"])
         return await self._client.call(
@@ -100,7 +92,7 @@ class KubernetesApi:
             path + ("/status" if status else ""),
             document,
             content_type=APPLY_PATCH,
-            query={"fieldManager": manager, "force": "true"},
+            query={"fieldManager": names.MANAGER, "force": "true"},
         )
 
     async def create(self, document: Json) -> Json:

@@ -189,10 +189,8 @@ def activator_deployment(workspace: Workspace, environment: SystemSettings) -> J
         ],
         "ports": [{"name": names.PORT_NAME, "containerPort": listen, "protocol": "TCP"}],
         "resources": {"requests": limits, "limits": {"memory": limits["memory"]}},
-        # Every second: a client's first request waits for it.
-        "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
-        "readinessProbe": {**probe, "periodSeconds": 2},
-        "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
+        "readinessProbe": {**probe, "periodSeconds": 5},
+        "livenessProbe": {**probe, "periodSeconds": 10},
         "securityContext": container_security(),
     }  # fmt: skip
     return {
