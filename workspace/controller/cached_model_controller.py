@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from cache_agent.api.cached_model import CachedModel
 from cache_agent.api.kube.refusals import Conflict
+from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import NotFound
 from workspace.controller import cached_models, conditions, node_labels
 from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
@@ -79,7 +80,7 @@ class CacheRunner:
         return RESYNC
 
     async def _report(self, name: str, known: ParsedModel) -> None:
-        now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = timestamp(self._now().timestamp())
         if isinstance(known.model, CachedModel):
             entries = self.view.entries(known.model)
             status = cached_models.status_of(known.model, entries, before=known.status, now=now)

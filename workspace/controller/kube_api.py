@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cache_agent.api.kube.kube_client import APPLY_PATCH, MERGE_PATCH, KubeClient
+from cache_agent.api.kube.kube_client import APPLY_PATCH, KubeClient
 from modelimage.errors import NotFound
 from workspace.controller.observed import Reference
 from workspace.render import names
@@ -80,8 +80,7 @@ class KubernetesApi:
 
         With a resourceVersion in the patch, raises Conflict when the object has changed since.
         """
-        path = RESOURCES[kind].path(None, name)
-        return await self._client.call("PATCH", path, patch, content_type=MERGE_PATCH)
+        return await self._client.patch(RESOURCES[kind].path(None, name), patch)
 
     async def apply(self, document: Json, *, status: bool = False) -> Json:
         """Server-side apply as field manager `weightyard`, taking over others' fields. Returns the result."""

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from cache_agent.api.kube.refusals import Conflict
+from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.controller import workspace_status
-from workspace.controller.kube_api import RESOURCES, KubernetesApi
+from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import Key, WatchCache
-from workspace.controller.observed import Action, Apply, Decision, Observed, reference
+from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
 from workspace.controller.watches import Name
@@ -74,8 +75,8 @@ class Runner:
 
     def kind_present(self, kind: str, present: bool) -> None:
         """Handles that the cluster has a kind or lacks it, which may change while the controller runs."""
-        group = RESOURCES[kind].api.rpartition("/")[0]
-        groups = self._groups | {group} if present else self._groups - {group}
+        groups = frozenset({KEDA_GROUP}) if present else frozenset()
+        # KEDA's is the only kind that a cluster may do without.
         if kind == "ScaledObject" and groups != self._groups:
             self._groups = groups
             for key in self.cache.workspaces():
@@ -124,7 +125,7 @@ class Runner:
             document=document,
             objects=self.cache.objects(key),
             nodes=self.cache.nodes(),
-            now=self._now().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            now=timestamp(self._now().timestamp()),
             environment=self._environment,
             wanted=self.wanted.replicas.get(key),
             groups=self._groups,
@@ -200,7 +201,7 @@ class Runner:
         """Writes an unexpected error to the Workspace's status, beside the log's traceback."""
         document = self.cache.workspace(key)
         if document is not None:
-            now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+            now = timestamp(self._now().timestamp())
             status = workspace_status.unexpected(document, error, now=now)
             await self._write_status(key, document, status)
 

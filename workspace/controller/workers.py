@@ -32,7 +32,7 @@ async def _log_only(_key: Key, _error: Exception) -> None:
 class Workers:
     """Runs `workers` tasks over a queue. A failed key is retried with growing delays.
 
-    `failures` counts errors that aren't ours, which are bugs; `report` is called for each of them.
+    `report` is called for each error that isn't ours, which is a bug.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Workers:
         self._workers = workers
         self._report = report
         self._attempts: Counter[Key] = Counter()
-        self.failures = 0
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -66,16 +65,13 @@ class Workers:
         try:
             again = await self._once(key)
         except WeightyardError as error:
-            delay = self._delay(key, error)
-            logger.warning("%s/%s: %s; again in %g s", *key, error.message, delay)
-            again = delay
+            again = self._delay(key, error)
+            logger.warning("%s/%s: %s; again in %g s", *key, error.message, again)
         except Exception as error:
             # A bug, or input that nobody thought of. It must not reach the other keys, so it ends here.
-            delay = self._delay(key, None)
-            logger.exception("%s/%s: unexpected error; again in %g s", *key, delay)
-            self.failures += 1
+            again = self._delay(key, error)
+            logger.exception("%s/%s: unexpected error; again in %g s", *key, again)
             await self._reported(key, error)
-            again = delay
         else:
             del self._attempts[key]
         if again is not None:
@@ -87,7 +83,7 @@ class Workers:
         except Exception:
             logger.exception("%s/%s: the error can't be reported", *key)
 
-    def _delay(self, key: Key, error: WeightyardError | None) -> float:
+    def _delay(self, key: Key, error: Exception) -> float:
         delay = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._attempts[key], 10))
         self._attempts[key] += 1
         if isinstance(error, RateLimited) and error.retry_after:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ def report(report_input: ReportInput) -> Json:
     ready = _refused(report_input) or conditions.ready(parts, done=_done(report_input))
     found = [*parts, ready]
     generation = int(document["metadata"].get("generation", 1))
-    before = (document.get("status") or {}).get("conditions") or ()
+    before = _conditions(document)
     selector = names.selector(report_input.workspace.name, names.SERVER)
     return {
         "observedGeneration": generation,
@@ -71,8 +72,7 @@ def report(report_input: ReportInput) -> Json:
 
 def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
     """The status of an invalid document: servers keep running, and earlier values stay."""
-    before: Json = document.get("status") or {}
-    kept = {each["type"]: each for each in before.get("conditions") or ()}
+    kept = {each["type"] for each in _conditions(document)}
     problem = conditions.failed(conditions.MODEL_RESOLVED, error)
     parts = [problem, conditions.ready([problem], done=problem)]
     parts += [
@@ -80,27 +80,34 @@ def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
         for kind in (conditions.CACHED, conditions.SCHEDULED, conditions.AVAILABLE)
         if kind not in kept
     ]
-    generation = int(document["metadata"].get("generation", 1))
-    merged = conditions.merge(kept.values(), parts, generation=generation, now=now)
-    said = kept | {each["type"]: each for each in merged}
-    return {**before, "observedGeneration": generation, "conditions": list(said.values())}
+    return _with_conditions(document, parts, now=now)
 
 
 def unexpected(document: Json, error: Exception, *, now: str) -> Json | None:
     """The status after an error that isn't ours: Ready is False, the rest stays. None if that is the status already."""
-    before: Json = document.get("status") or {}
-    generation = int(document["metadata"].get("generation", 1))
     said = f"{type(error).__name__}: {error}"[:_MOST_SAID]
     problem = StatusCondition(
         conditions.READY, False, "InternalError",
         f"{said}. This is a bug: please report it with the controller's log. Running servers are left unchanged.",
     )  # fmt: skip
-    merged = conditions.merge(
-        before.get("conditions") or (), [problem], generation=generation, now=now
-    )
-    kept = [each for each in before.get("conditions") or () if each["type"] != conditions.READY]
-    status = {**before, "observedGeneration": generation, "conditions": [*kept, *merged]}
-    return None if conditions.same(before, status) else status
+    status = _with_conditions(document, [problem], now=now)
+    return None if conditions.same(document.get("status") or {}, status) else status
+
+
+def _conditions(document: Json) -> Sequence[Json]:
+    return (document.get("status") or {}).get("conditions") or ()
+
+
+def _with_conditions(document: Json, parts: Sequence[StatusCondition], *, now: str) -> Json:
+    """A document's status in which some conditions are new or replaced; all else stays."""
+    before, generation = _conditions(document), int(document["metadata"].get("generation", 1))
+    merged = conditions.merge(before, parts, generation=generation, now=now)
+    found = {each["type"]: each for each in (*before, *merged)}
+    return {
+        **(document.get("status") or {}),
+        "observedGeneration": generation,
+        "conditions": list(found.values()),
+    }
 
 
 def _refused(report_input: ReportInput) -> StatusCondition | None:

@@ -26,7 +26,7 @@ WATCH_SECONDS: Final = 290
 _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SECONDS + 30)
 _LIST_LIMIT: Final = 500
 APPLY_PATCH: Final = "application/apply-patch+yaml"
-MERGE_PATCH: Final = "application/merge-patch+json"
+_MERGE_PATCH: Final = "application/merge-patch+json"
 # Room for an object of etcd's largest size in a watch event.
 _LINE_BYTES: Final = 8 << 20
 
@@ -62,7 +62,7 @@ class KubeClient:
 
     async def patch(self, path: str, document: Json | str) -> Json:
         """Merge-patch an object; a str is JSON. With a resourceVersion, raises Conflict when the object has changed."""
-        return await self.call("PATCH", path, document, content_type=MERGE_PATCH)
+        return await self.call("PATCH", path, document, content_type=_MERGE_PATCH)
 
     async def list_all(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
         """List all objects, in pages; return them and the resourceVersion to watch from. Raises Gone."""
