@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from cache_agent.api.kube.backoff import JitteredBackoff
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube.refusals import Gone
-from modelimage.errors import WeightyardError
+from modelimage.errors import NotFound, WeightyardError
 
 Json = dict[str, Any]
 
@@ -63,6 +63,9 @@ class Follower:
             except Gone:
                 self._version = None
             except WeightyardError as error:
+                # The kind itself is gone. It may come back as a new one, which no old version leads to.
+                if isinstance(error, NotFound):
+                    self._version = None
                 self.listener.trouble(error)
                 await self.sleep(self.backoff.after(error))
 

@@ -12,7 +12,7 @@ import pytest
 from cache_agent.api.kube.backoff import JitteredBackoff
 from cache_agent.api.kube.follower import Follower
 from cache_agent.api.kube.refusals import Gone
-from modelimage.errors import RateLimited, Unreachable, WeightyardError
+from modelimage.errors import NotFound, RateLimited, Unreachable, WeightyardError
 
 Json = dict[str, Any]
 
@@ -107,6 +107,18 @@ def test_after_410_everything_is_listed_anew() -> None:
     seen, _ = follow(api)
     assert seen.names == {"c"}
     assert api.calls == ["list", "watch 1", "list", "watch 50"]
+
+
+def test_a_kind_that_goes_and_comes_back_is_listed_anew() -> None:
+    api = ScriptedApi(
+        [([an_object("a", 1)], "1"), NotFound("no such kind"), ([an_object("b", 9)], "9")],
+        [[NotFound("no such kind")]],
+    )
+    seen, waits = follow(api)
+    assert api.calls == ["list", "watch 1", "list", "list", "watch 9"]
+    assert seen.names == {"b"}
+    assert seen.troubles == ["", "no such kind", "no such kind", ""]
+    assert waits == [0.25, 0.5]
 
 
 def test_a_broken_watch_resumes_from_the_last_change_after_a_wait() -> None:
