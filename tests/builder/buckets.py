@@ -1,20 +1,24 @@
-"""Buckets of a real S3 server (moto), and a proxy before it that does what networks do at their worst."""
+"""Buckets of real servers (moto, fake-gcs-server), and a proxy before them that does what bad networks do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import boto3
 import urllib3
 
+from builder.sources.gs import gs_source
 from builder.sources.objects import BucketReference, ObjectSettings, ObjectSource
 from builder.sources.s3 import S3Settings, s3_source
+from modelimage.source_uris import GS
 from modelimage.source_uris import S3 as S3_SCHEME
+from tests.servers.gcs import GoogleStorageServer
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.s3 import S3
 
+PREFIX = "models/tiny"
 PART = 1 << 16
 TRANSFER = ObjectSettings(part_size=PART, pause=lambda _: None)
 FILES = {
@@ -25,8 +29,8 @@ FILES = {
 }
 
 
-class FaultyS3(LoopbackServer):
-    """Passes requests on to a real S3, but for GETs of objects, where `fault` may interfere; it gets their number."""
+class FaultyStore(LoopbackServer):
+    """Passes requests on to a real store. `fault` may change the answers to GETs of objects; it gets their number."""
 
     def __init__(self, upstream: str, fault: Callable[[int, Answer], Answer]) -> None:
         self.upstream, self.fault = upstream, fault
@@ -70,15 +74,37 @@ class Answer:
         return Answer(self.status, self.body, self.headers, count)
 
 
+class ObjectBucket(Protocol):
+    """A bucket of the test's own on the shared server of its kind."""
+
+    scheme: str
+    name: str
+    url: str
+
+    def put(self, files: Mapping[str, bytes], prefix: str = f"{PREFIX}/") -> None:
+        """Write objects."""
+
+    def source(self, work: Path, prefix: str = PREFIX) -> ObjectSource:
+        """The source of what lies below a prefix."""
+
+    def through(self, proxy: FaultyStore, work: Path) -> ObjectSource:
+        """The same by way of a proxy."""
+
+    def absent(self, work: Path) -> ObjectSource:
+        """The source of a bucket that isn't there."""
+
+
 class Bucket:
-    """A bucket of the test's own on the shared server."""
+    """A bucket of an S3."""
+
+    scheme = S3_SCHEME
 
     def __init__(self, server: S3, name: str) -> None:
-        self.server, self.name = server, name
+        self.server, self.name, self.url = server, name, server.url
         self.client = boto3.session.Session().client("s3", **cast("Any", server.client_options()))
         self.client.create_bucket(Bucket=name)
 
-    def put(self, files: Mapping[str, bytes], prefix: str = "models/tiny/", **options: Any) -> None:
+    def put(self, files: Mapping[str, bytes], prefix: str = f"{PREFIX}/", **options: Any) -> None:
         for path, data in files.items():
             self.client.put_object(Bucket=self.name, Key=prefix + path, Body=data, **options)
 
@@ -90,6 +116,43 @@ class Bucket:
             timeout=3600.0,
         )
 
-    def source(self, work: Path, prefix: str = "models/tiny", **options: Any) -> ObjectSource:
+    def source(self, work: Path, prefix: str = PREFIX, **options: Any) -> ObjectSource:
         reference = BucketReference(S3_SCHEME, self.name, prefix)
         return s3_source(reference, work, self.settings(**options), TRANSFER)
+
+    def through(self, proxy: FaultyStore, work: Path) -> ObjectSource:
+        return self.source(work, endpoint_url=proxy.url)
+
+    def absent(self, work: Path) -> ObjectSource:
+        return s3_source(BucketReference(S3_SCHEME, "no-such-bucket"), work, self.settings())
+
+
+class GsBucket:
+    """A bucket of a Google Cloud Storage."""
+
+    scheme = GS
+
+    def __init__(self, server: GoogleStorageServer, name: str) -> None:
+        self.server, self.name, self.url = server, name, server.url
+        server.make_bucket(name)
+
+    def put(self, files: Mapping[str, bytes], prefix: str = f"{PREFIX}/", **metadata: str) -> None:
+        objects = {prefix + path: data for path, data in files.items()}
+        self.server.put(self.name, objects, **metadata)
+
+    def source(self, work: Path, prefix: str = PREFIX, **options: Any) -> ObjectSource:
+        settings = self.server.settings(**options)
+        reference = BucketReference(GS, self.name, prefix)
+        return gs_source(reference, work, settings, TRANSFER, page_size=3)
+
+    def through(self, proxy: FaultyStore, work: Path) -> ObjectSource:
+        return self.source(work, endpoint=proxy.url)
+
+    def absent(self, work: Path) -> ObjectSource:
+        return gs_source(BucketReference(GS, "no-such-bucket"), work, self.server.settings())
+
+
+def fetched(source: ObjectSource) -> dict[str, bytes]:
+    return {
+        file.path: source.fetch(file, lambda _: None).read_bytes() for file in source.list().files
+    }

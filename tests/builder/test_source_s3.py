@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +14,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.build import BuildOptions, BuildTools, build
-from builder.destination import open_destination
-from builder.digest_cache import DigestCache
 from builder.sources.factory import open_source
-from builder.sources.interface import SourceFile
-from builder.sources.local import LocalSource
 from builder.sources.objects import BucketReference, ObjectSource
 from builder.sources.parts import PartFile
 from builder.sources.s3 import S3Settings, _whole_checksum, parse_s3, s3_source
-from modelimage.access import Access
 from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
     Busy,
     InvalidCheckpoint,
     InvalidInput,
-    NotFound,
     NotWritable,
-    RateLimited,
-    RemoteRefused,
     Unreachable,
-    WeightyardError,
 )
-from modelimage.reference import LayoutReference
-from tests.builder.buckets import FILES, PART, Answer, Bucket, FaultyS3
-from tests.builder.checkpoints import single
-from tests.builder.reports import Remembering
+from tests.builder.buckets import FILES, Answer, Bucket, FaultyStore
 from tests.servers.s3 import S3
 
 
 @pytest.fixture
 def bucket(s3: S3, unique_name: Callable[[str], str]) -> Bucket:
     return Bucket(s3, unique_name("weights"))
-
-
-def fetched(source: ObjectSource) -> dict[str, bytes]:
-    return {
-        file.path: source.fetch(file, lambda _: None).read_bytes() for file in source.list().files
-    }
-
-
-def leavings(work: Path) -> list[str]:
-    return sorted(path.suffix for path in work.iterdir() if path.suffix in (".part", ".done"))
-
-
-class Stopped(Exception):
-    """What a progress callback raises to stop a fetch in the middle."""
 
 
 @pytest.mark.parametrize("text", ["s3://bucket", "s3://my-bucket.x/a/b", "s3://bucket/a b/c=d"])
@@ -88,54 +61,6 @@ def test_it_is_opened_by_its_scheme(tmp_path: Path) -> None:
     assert source.uri == "s3://bucket/a/b"
     with pytest.raises(InvalidInput, match="label"):
         open_source("s3://bucket/a/b", {}, revision="1")
-
-
-@pytest.mark.servers
-def test_everything_below_a_prefix(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    bucket.put(
-        {"models/tiny2/other": b"", "models/tiny/folder/": b"", "models/tiny/": b""}, prefix=""
-    )
-    source = bucket.source(tmp_path)
-    listing = source.list()
-    assert [(file.path, file.size) for file in listing.files] == sorted(
-        (path, len(data)) for path, data in FILES.items()
-    )
-    assert set(listing.ignored) == {"folder/", "/"}
-    assert fetched(source) == FILES
-    assert source.uri == f"s3://{bucket.name}/models/tiny"
-    assert leavings(tmp_path) == []
-
-
-@pytest.mark.servers
-def test_a_whole_bucket_of_more_than_a_page(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put({f"{number:04d}": b"" for number in range(10)}, prefix="")
-    assert len(bucket.source(tmp_path, prefix="").list().files) == 10
-
-
-@pytest.mark.servers
-def test_the_revision_names_the_content(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    bucket.put(FILES, prefix="copy/")
-    source, copy = bucket.source(tmp_path), bucket.source(tmp_path, prefix="copy")
-    source.list()
-    copy.list()
-    assert source.revision == copy.revision
-    bucket.put({"config.json": b"{}"})
-    before = source.revision
-    source.list()
-    assert source.revision != before
-
-
-@pytest.mark.servers
-def test_progress_adds_up(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    source = bucket.source(tmp_path)
-    for _ in range(2):
-        for file in source.list().files:
-            counts: list[int] = []
-            source.fetch(file, counts.append)
-            assert sum(counts) == file.size
 
 
 @pytest.mark.servers
@@ -184,118 +109,11 @@ def test_an_object_that_changes_between_parts_is_noticed(bucket: Bucket, tmp_pat
             bucket.put({"model.safetensors": b"y" * len(FILES["model.safetensors"])})
         return answer.cut_at(10) if number == 1 else answer
 
-    with FaultyS3(bucket.server.url, overwrite) as proxy:
+    with FaultyStore(bucket.server.url, overwrite) as proxy:
         source = bucket.source(tmp_path, endpoint_url=proxy.url)
         model = next(file for file in source.list().files if file.path == "model.safetensors")
         with pytest.raises(InvalidCheckpoint, match="changed"):
             source.fetch(model, lambda _: None)
-
-
-@pytest.mark.servers
-def test_a_replaced_object_is_never_mixed_with_the_old_one(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    assert fetched(bucket.source(tmp_path)) == FILES
-    changed = {**FILES, "model.safetensors": b"z" * len(FILES["model.safetensors"])}
-    bucket.put(changed)
-    assert fetched(bucket.source(tmp_path)) == changed
-
-
-@pytest.mark.servers
-def test_a_fetch_that_was_stopped_goes_on(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    seen = 0
-
-    def stop_late(count: int) -> None:
-        nonlocal seen
-        seen += count
-        if seen > 3 * PART:
-            raise Stopped
-
-    with FaultyS3(bucket.server.url, lambda _, answer: answer) as proxy:
-        source = bucket.source(tmp_path, endpoint_url=proxy.url)
-        model = next(file for file in source.list().files if file.path == "model.safetensors")
-        with pytest.raises(Stopped):
-            source.fetch(model, stop_late)
-        assert leavings(tmp_path) == [".done", ".part"]
-        before = len(proxy.gets)
-        again: list[int] = []
-        path = bucket.source(tmp_path, endpoint_url=proxy.url).fetch(model, again.append)
-        assert len(proxy.gets) - before < -(-model.size // PART)
-    assert path.read_bytes() == FILES["model.safetensors"]
-    assert sum(again) == model.size
-    assert leavings(tmp_path) == []
-
-
-@pytest.mark.servers
-def test_connections_that_break_off_are_continued(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    with FaultyS3(
-        bucket.server.url, lambda number, answer: answer.cut_at(1000) if number % 2 else answer
-    ) as proxy:
-        assert fetched(bucket.source(tmp_path, endpoint_url=proxy.url)) == FILES
-
-
-@pytest.mark.servers
-def test_a_network_that_only_breaks_off_is_given_up(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(FILES)
-    with FaultyS3(bucket.server.url, lambda _, answer: answer.cut_at(0)) as proxy:
-        source = bucket.source(tmp_path, endpoint_url=proxy.url)
-        with pytest.raises(Unreachable):
-            fetched(source)
-    assert fetched(bucket.source(tmp_path)) == FILES
-
-
-def _status(status: int, code: str) -> Callable[[int, Answer], Answer]:
-    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-    return lambda _, answer: Answer(status, body, {"Content-Type": "application/xml"})
-
-
-def _whole(number: int, answer: Answer) -> Answer:
-    """A server that knows nothing of ranges."""
-    headers = {
-        name: value for name, value in answer.headers.items() if name.lower() != "content-range"
-    }
-    return Answer(200, answer.body * 2, headers)
-
-
-FAULTS: Mapping[str, tuple[Callable[[int, Answer], Answer], type[WeightyardError]]] = {
-    "throttled": (_status(503, "SlowDown"), RateLimited),
-    "too many requests": (_status(429, "TooManyRequests"), RateLimited),
-    "an internal error": (_status(500, "InternalError"), Unreachable),
-    "access taken away": (_status(403, "AccessDenied"), AccessDenied),
-    "an expired token": (_status(401, "ExpiredToken"), AccessDenied),
-    "an object deleted": (_status(404, "NoSuchKey"), NotFound),
-    "an object cut short": (_status(416, "InvalidRange"), InvalidCheckpoint),
-    "an archived object": (_status(400, "InvalidObjectState"), RemoteRefused),
-    "ranges ignored": (_whole, RemoteRefused),
-}
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("name", FAULTS)
-def test_no_error_of_boto_leaks(bucket: Bucket, tmp_path: Path, name: str) -> None:
-    bucket.put({"a": b"data"})
-    fault, expected = FAULTS[name]
-    with FaultyS3(bucket.server.url, fault) as proxy:
-        source = bucket.source(tmp_path, endpoint_url=proxy.url)
-        files = source.list().files
-        with pytest.raises(expected) as caught:
-            source.fetch(files[0], lambda _: None)
-    assert type(caught.value) is expected
-    assert caught.value.__cause__ is not None or name == "ranges ignored"
-
-
-@pytest.mark.servers
-def test_no_such_bucket_or_prefix(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put({"a": b""})
-    with pytest.raises(NotFound, match="nothing below"):
-        bucket.source(tmp_path, prefix="elsewhere").list()
-    missing = s3_source(BucketReference("s3://", "no-such-bucket"), tmp_path, bucket.settings())
-    with pytest.raises(NotFound):
-        missing.list()
-    source = bucket.source(tmp_path)
-    with pytest.raises(NotFound, match="not in"):
-        source.fetch(SourceFile("b", 0), lambda _: None)
 
 
 @pytest.mark.servers
@@ -329,23 +147,6 @@ def test_settings_that_make_no_sense(tmp_path: Path, s3: S3, options: dict[str, 
     settings = S3Settings(client={**s3.client_options(), **options}, timeout=1.0)
     with pytest.raises(InvalidInput):
         s3_source(BucketReference("s3://", "bucket"), tmp_path, settings).list()
-
-
-@pytest.mark.servers
-def test_a_build_from_a_bucket_has_the_layers_of_one_from_a_directory(
-    bucket: Bucket, tmp_path: Path
-) -> None:
-    checkpoint = single(tmp_path / "checkpoint")
-    bucket.put({path.name: path.read_bytes() for path in checkpoint.iterdir()})
-    tools = BuildTools(DigestCache(tmp_path / "d"), tmp_path / "work", Remembering())
-    source, layers = bucket.source(tmp_path / "s3"), []
-    for number, each in enumerate((source, LocalSource(checkpoint))):
-        destination = open_destination(LayoutReference(tmp_path / f"{number}", "1"), Access())
-        (record,) = build(each, destination, BuildOptions(), tools).records
-        layers.append(record.layers)
-        assert record.source == each.uri
-        assert record.revision == each.revision
-    assert layers[0] == layers[1]
 
 
 @pytest.mark.servers
