@@ -144,3 +144,8 @@ class GateFailed(WeightyardError):
     """The result is valid but worse than the configured bounds."""
 
     fault = Fault.CONTENT
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a dependency's error, at most 200 characters, for a message of ours; else its class."""
+    return str(error).split("\n", 1)[0][:200] or type(error).__name__

@@ -1,7 +1,7 @@
 """Clients of Google Cloud Storage, and their errors mapped to ours (needs the extra `gs`).
 
-The builder reads checkpoints with them, the agent a shared store. Credentials are Application Default Credentials:
-on GKE those of the pod's service account (workload identity), without a secret; elsewhere
+The builder reads checkpoints with them. Credentials are Application Default Credentials: on GKE those of the pod's
+service account (workload identity), without a secret; elsewhere
 GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`. Without any, requests are anonymous, which is
 enough for public buckets. Importing this module takes half a second, so importers do it on first use.
 """
@@ -39,10 +39,10 @@ from modelimage.errors import (
     RemoteRefused,
     Unreachable,
     WeightyardError,
+    first_line,
 )
 
-READ: Final = "https://www.googleapis.com/auth/devstorage.read_only"
-READ_WRITE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
+_SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_only"
 # The variables of Google's libraries.
 EMULATOR_VARIABLE: Final = "STORAGE_EMULATOR_HOST"
 CREDENTIALS_VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -63,12 +63,11 @@ _NETWORK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class GoogleStorageSettings:
-    """How to reach the service. `scope`: READ or READ_WRITE; `timeout` of one request and `retry`, of all, in seconds.
+    """How to reach the service, for reading. `timeout` of one request and `retry`, of all, in seconds.
 
     `endpoint` and `credentials_file` as in the environment; requests to an `endpoint` of its own are anonymous.
     """
 
-    scope: str = READ
     endpoint: str | None = None
     credentials_file: str | None = None
     timeout: float = 60.0
@@ -76,10 +75,9 @@ class GoogleStorageSettings:
     connections: int = 32
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], scope: str = READ) -> GoogleStorageSettings:
+    def from_environment(cls, environment: Mapping[str, str]) -> GoogleStorageSettings:
         """The settings that an environment states."""
         return cls(
-            scope,
             environment.get(EMULATOR_VARIABLE) or None,
             environment.get(CREDENTIALS_VARIABLE) or None,
         )
@@ -131,7 +129,7 @@ def _credentials(settings: GoogleStorageSettings) -> Any:
     if settings.endpoint:
         return AnonymousCredentials()  # type: ignore[no-untyped-call]
     try:
-        return google.auth.default(scopes=[settings.scope])[0]
+        return google.auth.default(scopes=[_SCOPE])[0]
     except auth.DefaultCredentialsError:
         # Named credentials that can't be used are an error; only without any is the bucket tried as a public one.
         if settings.credentials_file:
@@ -165,17 +163,19 @@ def mapped(what: str) -> Iterator[None]:
     except InvalidResponse as error:
         raise _refusal(what, int(error.response.status_code), error) from error
     except DataCorruption as error:
-        raise Unreachable(f"{what} arrived damaged: {_line(error)}", hint="Try again.") from error
+        raise Unreachable(
+            f"{what} arrived damaged: {first_line(error)}", hint="Try again."
+        ) from error
     except _NETWORK as error:
         raise Unreachable(
-            f"Google Cloud Storage can't be reached for {what}: {_line(error)}",
+            f"Google Cloud Storage can't be reached for {what}: {first_line(error)}",
             hint=f"Check the network, proxies and {EMULATOR_VARIABLE}.",
         ) from error
     except auth.GoogleAuthError as error:
-        raise AccessDenied(f"no credentials for {what}: {_line(error)}", hint=_HINT) from error
+        raise AccessDenied(f"no credentials for {what}: {first_line(error)}", hint=_HINT) from error
     except ValueError as error:
         raise InvalidInput(
-            f"Google Cloud Storage can't be asked for {what}: {_line(error)}",
+            f"Google Cloud Storage can't be asked for {what}: {first_line(error)}",
             hint=f"Check the address and {EMULATOR_VARIABLE}.",
         ) from error
 
@@ -198,8 +198,4 @@ def _refusal(what: str, status: int, error: Exception) -> WeightyardError:
         return Unreachable(
             f"Google Cloud Storage failed at {what} ({status})", hint="Try again later."
         )
-    return RemoteRefused(f"Google Cloud Storage answered {status} for {what}: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:200] or type(error).__name__
+    return RemoteRefused(f"Google Cloud Storage answered {status} for {what}: {first_line(error)}")

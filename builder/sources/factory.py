@@ -75,7 +75,7 @@ def _open_gs(text: str, environment: Mapping[str, str]) -> ModelSource:
     from builder.sources.gs import gs_source, parse_gs  # noqa: PLC0415
     from modelimage.google_storage import GoogleStorageSettings  # noqa: PLC0415
 
-    settings = GoogleStorageSettings.of(environment)
+    settings = GoogleStorageSettings.from_environment(environment)
     return gs_source(parse_gs(text), _work(environment) / "gs", settings)
 
 

@@ -17,6 +17,7 @@ from modelimage.errors import (
     RemoteRefused,
     Unreachable,
     WeightyardError,
+    first_line,
 )
 
 _CREDENTIALS_HINT: Final = "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
@@ -58,16 +59,16 @@ def mapped(what: str) -> Iterator[None]:
         raise AccessDenied(f"no credentials for {what}: {error}", hint=_CREDENTIALS_HINT) from error
     except _NETWORK as error:
         raise Unreachable(
-            f"S3 can't be reached for {what}: {_first_line(error)}",
+            f"S3 can't be reached for {what}: {first_line(error)}",
             hint="Check the network and AWS_ENDPOINT_URL.",
         ) from error
     except _SETTINGS as error:
         raise InvalidInput(
-            f"S3 can't be asked for {what}: {_first_line(error)}",
+            f"S3 can't be asked for {what}: {first_line(error)}",
             hint="Check the address, AWS_REGION and AWS_ENDPOINT_URL.",
         ) from error
     except boto.BotoCoreError as error:
-        raise RemoteRefused(f"S3 failed for {what}: {_first_line(error)}") from error
+        raise RemoteRefused(f"S3 failed for {what}: {first_line(error)}") from error
 
 
 def _answer_error(what: str, error: boto.ClientError) -> WeightyardError:
@@ -90,8 +91,4 @@ def _answer_error(what: str, error: boto.ClientError) -> WeightyardError:
         )
     if status >= 500:
         return Unreachable(f"S3 failed at {what} ({status} {code})", hint="Try again later.")
-    return RemoteRefused(f"S3 answered {status} {code} for {what}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:200] or type(error).__name__
+    return RemoteRefused(f"S3 answered {status} {code} for {what}: {first_line(error)}")

@@ -124,7 +124,7 @@ def test_credentials_that_are_named_and_not_there(
 ) -> None:
     missing = str(tmp_path / "key.json")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", missing)
-    settings = GoogleStorageSettings.of({"GOOGLE_APPLICATION_CREDENTIALS": missing})
+    settings = GoogleStorageSettings.from_environment({"GOOGLE_APPLICATION_CREDENTIALS": missing})
     with pytest.raises(AccessDenied, match="no credentials") as caught:
         gs_source(BucketReference("gs://", "bucket"), tmp_path, settings).list()
     assert "workload identity" in str(caught.value.hint)
