@@ -20,6 +20,12 @@ def parse_count(text: object, *, most: int = 10**15) -> int | None:
     return number if number <= most else None
 
 
+def positive(value: object) -> int:
+    """A value of a JSON document if it is a whole number above 0, else 0."""
+    # `type`, not isinstance: JSON's true would count as 1.
+    return value if type(value) is int and value > 0 else 0
+
+
 def clamp(value: object, least: float, most: float) -> float:
     """A number of a JSON document within bounds. Raises TypeError for what is no number, ValueError for NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):

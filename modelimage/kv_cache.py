@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from modelimage.bounds import positive
 from modelimage.model_config import (
     ModelConfig,
     attention_heads,
@@ -189,8 +190,7 @@ def _group(block: object) -> int:
     attention = block.get("attention") if isinstance(block, Mapping) else None
     if not isinstance(attention, Mapping) or attention.get("no_op"):
         return 0
-    group = attention.get("n_heads_in_group")
-    return group if type(group) is int and group > 0 else 0
+    return positive(attention.get("n_heads_in_group"))
 
 
 def _key_size(text: ModelConfig) -> int:

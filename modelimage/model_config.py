@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from modelimage.bounds import positive
+
 # Spellings of keys where the class is not in the table: remote code.
 _SPELLINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "num_transformer_layers", "decoder_layers"),
@@ -61,12 +63,7 @@ class ModelConfig:
 
     def count(self, *keys: str) -> int:
         """The value of the first of `keys` that is a positive integer, else 0."""
-        for key in keys:
-            value = self.value(key)
-            # `type`, not isinstance: JSON's true would count as 1.
-            if type(value) is int and value > 0:
-                return value
-        return 0
+        return next(filter(None, (positive(self.value(key)) for key in keys)), 0)
 
     def list(self, key: str) -> list[Any]:
         """A list's value; empty if it is absent or no list."""
@@ -139,8 +136,8 @@ def kv_heads(text: ModelConfig) -> int:
     """KV heads of a layer, by vLLM's order of keys; 0 if not stated."""
     if text.is_set("multi_query") and not text.is_set("new_decoder_architecture"):
         return text.count("multi_query_group_num") or 1
-    nested = text.part("attn_config").get("kv_n_heads")
-    if type(nested) is int and nested > 0:
+    nested = positive(text.part("attn_config").get("kv_n_heads"))
+    if nested:
         return nested
     if text.value("multi_query_attention") is False:
         return attention_heads(text)
@@ -218,7 +215,7 @@ def _rope_factor(text: ModelConfig) -> float:
 def _counts(value: object) -> list[int]:
     """A count, or a count for each layer, as a list of positive integers."""
     several = value if isinstance(value, list) else [value]
-    return [each for each in several if type(each) is int and each > 0]
+    return [count for each in several if (count := positive(each))]
 
 
 def each_layer(text: ModelConfig, key: str) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from modelimage.bounds import positive
 from modelimage.model_config import language_model
 
 # Tensors that accompany quantized weights.
@@ -77,19 +78,13 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
 def quantization_block(config: Mapping[str, Any]) -> int:
     """Weights that share a scale along the dimension that tensor parallelism cuts; 0 if one scale covers all."""
     found = quantization_config(config)
-    groups = found.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping):
-            found = weights
-            break
+    groups = _weights(found)
+    if groups:
+        found, _ = groups
     sizes = found.get("weight_block_size") or found.get("block_structure")
-    size = (
-        sizes[-1]
-        if isinstance(sizes, list) and sizes
-        else found.get("group_size", found.get("q_group_size"))
-    )
-    return size if type(size) is int and size > 0 else 0
+    if isinstance(sizes, list) and sizes:
+        return positive(sizes[-1])
+    return positive(found.get("group_size", found.get("q_group_size")))
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,6 +138,4 @@ def _compressed(
 
 
 def _count(stated: Mapping[str, Any], *keys: str) -> int:
-    found = (stated.get(key) for key in keys)
-    # `type`, not isinstance: JSON's true would count as 1.
-    return next((value for value in found if type(value) is int and value > 0), 0)
+    return next(filter(None, (positive(stated.get(key)) for key in keys)), 0)

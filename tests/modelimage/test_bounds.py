@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelimage.bounds import clamp, parse_count
+from modelimage.bounds import clamp, parse_count, positive
 
 
 @given(st.integers(0, 10**15))
@@ -42,3 +42,13 @@ def test_huge_and_odd_numbers() -> None:
     for odd in (None, "1", True, [], {}):
         with pytest.raises(TypeError):
             clamp(odd, 0, 60)
+
+
+@given(st.integers())
+def test_positive_whole_numbers(number: int) -> None:
+    assert positive(number) == max(number, 0)
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1]])
+def test_what_is_no_whole_number_counts_as_none(value: object) -> None:
+    assert positive(value) == 0
