@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import HfApi, hf_hub_download
-
-from builder.sources.hub import mapped_errors
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.source_uris import HUB
 
@@ -74,6 +71,11 @@ def calibration_file(given: str, *, endpoint: str | None = None, cache: Path | N
 
 
 def _fetch(reference: DatasetReference, endpoint: str | None, cache: Path | None) -> Path:
+    # On first use: every start of the command imports this module, and the library takes a quarter of a second.
+    from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415
+
+    from builder.sources.hub import mapped_errors  # noqa: PLC0415
+
     with mapped_errors(reference):
         info = HfApi(endpoint=endpoint).dataset_info(reference.name, revision=reference.revision)
     files = [each.rfilename for each in info.siblings or ()]
