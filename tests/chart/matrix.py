@@ -27,6 +27,25 @@ MATRIX: dict[str, Json] = {
             "pullSecrets": [{"namespace": "team-a", "names": ["pull"]}, {"namespace": "team-b"}],
         },
     },
+    "behind-a-proxy": {
+        "proxy": {"https": "http://proxy.corp.example:3128", "direct": [".corp.example", "10.0.0.0/8"]},
+        "agent": {"caSecret": "corp-ca", "extraArgs": ["--fetch-streams=8"]},
+        "controller": {
+            "caSecret": "corp-ca",
+            "plainHttp": ["registry.corp.example:5000"],
+            "env": [{"name": "TZ", "value": "UTC"}],
+            "extraArgs": ["--builder-image=registry.corp.example/builder:1"],
+            "logLevel": "debug",
+            "logFormat": "text",
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]},
+            ]}}},
+            "topologySpreadConstraints": [{
+                "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "controller"}},
+            }],
+        },
+    },
     "kubelet-elsewhere": {"agent": {"csi": {"kubeletPath": "/var/lib/k0s/kubelet"}}},
     "containerd": {"agent": {"mirror": {"containerd": "install"}}},
     "containerd-remove": {"agent": {"mirror": {"containerd": "remove"}}},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.config import parse_config
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
+from tests.servers.httpserver import Handler, LoopbackServer
 from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name
 from weightyard.commands.agent import agent
 from weightyard.commands.controller import controller
@@ -158,7 +161,30 @@ def test_long_running_containers_have_probes(case: str) -> None:
         if name.startswith(("Pod/", "Job/")):
             continue  # helm's test and its hooks run once
         for each in spec["containers"]:
-            assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(each), name
+            probes = {"startupProbe", "livenessProbe"}
+            # The mounter serves one socket: it is ready once started.
+            probes |= set() if each["name"] == PRIVILEGED else {"readinessProbe"}
+            assert probes <= set(each), name
+
+
+@cases
+def test_pods_are_ready_soon_and_may_start_for_minutes(case: str) -> None:
+    """kubelet's first probe is before the program runs: an answer is noticed one period later."""
+    for _, spec in pod_specs(render(MATRIX[case])):
+        for each in spec["containers"]:
+            if "startupProbe" not in each:
+                continue
+            startup = each["startupProbe"]
+            ready = each.get("readinessProbe", {"periodSeconds": 0})
+            assert startup["periodSeconds"] + ready["periodSeconds"] <= 3, each["name"]
+            assert startup["periodSeconds"] * startup["failureThreshold"] >= 120, each["name"]
+            if "exec" in each["livenessProbe"]:
+                assert each["livenessProbe"]["periodSeconds"] >= 60  # each one starts a program
+
+
+def test_many_agents_restart_at_a_time() -> None:
+    update = find(render(), "DaemonSet")["spec"]["updateStrategy"]
+    assert update["rollingUpdate"] == {"maxUnavailable": "10%"}
 
 
 @cases
@@ -276,3 +302,95 @@ def test_programs_take_the_options_and_settings_that_the_chart_gives_them(case: 
                 MATRIX[case].get("agent", {}).get("csi", {}).get("kubeletPath", "/var/lib/kubelet")
             )
             assert config.servers.csi is None or str(config.servers.csi.kubelet) == kubelet
+
+
+# Networks that aren't open
+
+
+def controller_of(values: Json) -> tuple[Json, Json]:
+    """The controller's pod and its container."""
+    spec = find(render(values), "Deployment")["spec"]["template"]["spec"]
+    return spec, spec["containers"][0]
+
+
+def environment(container: Json) -> Json:
+    return {each["name"]: each.get("value") for each in container.get("env", ())}
+
+
+def test_agents_and_controllers_use_the_proxy_and_reach_the_cluster_directly() -> None:
+    values = MATRIX["behind-a-proxy"]
+    expected = {
+        "HTTPS_PROXY": "http://proxy.corp.example:3128",
+        "NO_PROXY": "$(KUBERNETES_SERVICE_HOST),.svc,.cluster.local,.corp.example,10.0.0.0/8",
+    }
+    agent_pod = find(render(values), "DaemonSet")["spec"]["template"]["spec"]
+    for container in (agent_pod["containers"][0], controller_of(values)[1]):
+        assert expected.items() <= environment(container).items()
+    assert not environment(controller_of({})[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("caConfigMap", {"configMap": {"name": "corp-ca"}}),
+        ("caSecret", {"secret": {"secretName": "corp-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}}),
+    ],
+)  # fmt: skip
+def test_agents_and_controllers_trust_another_authority(name: str, source: Json) -> None:
+    objects = render({"agent": {name: "corp-ca"}, "controller": {name: "corp-ca"}})
+    for kind in ("DaemonSet", "Deployment"):
+        spec = find(objects, kind)["spec"]["template"]["spec"]
+        assert {"name": "ca", **source} in spec["volumes"]
+        container = spec["containers"][0]
+        (mounted,) = [each for each in container["volumeMounts"] if each["name"] == "ca"]
+        assert environment(container)["WEIGHTYARD_CA_FILE"] == f"{mounted['mountPath']}/ca.crt"
+
+
+def test_the_controller_takes_arguments_and_places() -> None:
+    spec, container = controller_of(MATRIX["behind-a-proxy"])
+    assert {
+        "--log-level=debug", "--log-format=text", "--plain-http=registry.corp.example:5000",
+    } <= set(container["args"])  # fmt: skip
+    assert container["args"][-1] == "--builder-image=registry.corp.example/builder:1"
+    assert spec["affinity"]["nodeAffinity"]
+    assert [each["topologyKey"] for each in spec["topologySpreadConstraints"]] == [
+        "topology.kubernetes.io/zone"
+    ]
+
+
+def test_the_test_needs_no_registry_unless_an_image_is_named() -> None:
+    def arguments(values: Json) -> list[str]:
+        return list(find(render(values), "Pod", "-test")["spec"]["containers"][0]["args"])
+
+    assert arguments({}) == [
+        "http://weightyard-agent:8081", "http://weightyard-agent:5080",
+    ]  # fmt: skip
+    image = "registry.corp.example/pause:3.10"
+    assert arguments({"tests": {"image": image}})[2:] == [image]
+
+
+def test_the_test_asks_agent_and_mirror() -> None:
+    """By the script that the pod runs."""
+    with AgentStandIn() as server:
+        command = [sys.executable, str(CHART / "files" / "smoke.py"), server.url, server.url]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (said.returncode, said.stdout[:3]) == (0, "ok:")
+        server.ready = False
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert said.returncode == 1
+        assert "the disk is gone" in said.stderr
+
+
+class AgentStandIn(LoopbackServer):
+    """Answers `/v2/`, and `/readyz` by `ready`."""
+
+    class HANDLER(Handler):
+        def do_GET(self) -> None:
+            ready = self.server.owner.ready  # type: ignore[attr-defined]
+            if self.path == "/readyz" and not ready:
+                self.answer(503, b"the disk is gone", {})
+            else:
+                self.answer(200 if self.path in ("/readyz", "/v2/") else 404, b"{}", {})
+
+    def __init__(self) -> None:
+        self.ready = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import celpy
@@ -10,11 +12,25 @@ import yaml
 from celpy.adapter import json_to_cel
 from celpy.celtypes import MapType, StringType
 
+from modelimage.access import Access
 from tests.chart.charting import CHART, find, helm, render
 from tests.chart.matrix import MATRIX
+from tests.servers.process import until
+from tests.workspace.controller import caches
+from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.living import control
+from tests.workspace.controller.rbac import Right, Rights, requested_right, rights_of
+from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.openapi import OLDEST
 from weightyard.commands.cleanup import cleanup
+from weightyard.commands.rollout import Cluster as RolloutCluster
 from weightyard.crds import definitions
+from weightyard.kubectl import Kubectl
+from workspace.controller import watches
+from workspace.controller.health_server import Liveness
+from workspace.controller.kube_api import RESOURCES
+from workspace.controller.main import ControllerOptions, run_controller
+from workspace.render.kubernetes import SystemSettings
 
 Json = dict[str, Any]
 AGENT = "system:serviceaccount:weightyard-system:weightyard-agent"
@@ -82,6 +98,138 @@ def test_the_controller_reads_no_secret_unless_a_namespace_is_named() -> None:
     assert secrets(render()) == []
     found = secrets(render(MATRIX["private-registry"]))
     assert found == [("team-a", ["pull"], ["get"]), ("team-b", None, ["get"])]  # fmt: skip
+
+
+# The controller's role, against the code
+
+
+def rights_on(kind: str, *verbs: str, part: str = "") -> set[Right]:
+    resource = RESOURCES[kind]
+    group = resource.api.rpartition("/")[0]
+    return {(verb, group, resource.plural + part) for verb in verbs}
+
+
+def controller_rights() -> set[Right]:
+    rules = rules_of(render(), "weightyard-controller")
+    return rights_of([rule for _, rule in rules])
+
+
+def test_the_controllers_role_is_what_the_code_takes() -> None:
+    """Every watched kind is read; what a Workspace becomes is written; beside those, these few."""
+    expected: set[Right] = set()
+    reported = {"Workspace", "CachedModel"}
+    for kind in {*watches.WORKSPACES, *watches.CACHES}:
+        expected |= rights_on(kind, "get", "list", "watch")
+        if kind in reported:
+            expected |= rights_on(kind, "patch", part="/status")
+        elif kind == "Node":
+            expected |= rights_on(kind, "patch")
+        elif kind != "NodeCache":
+            expected |= rights_on(kind, "create", "patch", "delete")
+    # Owner references that block deletion, where the cluster checks them.
+    expected |= rights_on("Workspace", "update", part="/finalizers")
+    expected |= rights_on("Event", "create") | rights_on("Lease", "create", "get", "update")
+    assert controller_rights() == expected
+
+
+def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:
+    """It leads, serves a Workspace with an activator, reports a CachedModel and labels a node."""
+    rights = Rights(controller_rights())
+
+    async def scenario() -> None:
+        cluster = Cluster()
+        cluster.add_node("n1")
+        cluster.create_workspace(scale={"min": 0, "max": 2})
+        cluster.api.create(caches.cached_model("m", nodeSelector={}))
+        async with HttpApi(cluster.api) as http, http.client() as client:
+            http.allows = rights
+            working = asyncio.create_task(control(client))
+            try:
+                await until(lambda: _served(cluster), what="a served Workspace")
+                cluster.api.update("Workspace", NAMESPACE, NAME, _without_scale)
+                await until(
+                    lambda: ("delete", "apps", "deployments") in rights.used, what="a deletion"
+                )
+            finally:
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+            await _lead(http)
+
+    asyncio.run(scenario())
+    assert rights.refused == set()
+    watched = {*watches.WORKSPACES, *watches.CACHES}
+    assert set().union(*(rights_on(kind, "list", "watch") for kind in watched)) <= rights.used
+    assert rights_on("Lease", "get", "create", "update") <= rights.used
+
+
+def _served(cluster: Cluster) -> bool:
+    cluster.step()
+    status = cluster.api.get("CachedModel", "", "m").get("status")
+    return bool(status and cluster.api.list("Deployment", NAMESPACE))
+
+
+def _without_scale(document: Json) -> None:
+    del document["spec"]["scale"]
+
+
+async def _lead(http: HttpApi) -> None:
+    """Takes the Lease and gives it back."""
+    stop, led = asyncio.Event(), asyncio.Event()
+    settings = SystemSettings(system_namespace="weightyard-system")
+    options = ControllerOptions(
+        "me", settings, Access(), http.connection(), Liveness(time.monotonic)
+    )
+    running = asyncio.create_task(run_controller(options, stop=stop, leading=led.set))
+    await led.wait()
+    stop.set()
+    await running
+
+
+# People's rights
+
+
+def aggregated(objects: list[Json], role: str) -> set[Right]:
+    """What one of the cluster's own roles takes over from the chart."""
+    label = f"rbac.authorization.k8s.io/aggregate-to-{role}"
+    chosen = [each for each in objects if each["metadata"].get("labels", {}).get(label) == "true"]
+    return set().union(*(rights_of(each["rules"]) for each in chosen))
+
+
+def test_viewers_read_editors_serve_and_admins_cache() -> None:
+    view, edit, admin = (aggregated(render(), role) for role in ("view", "edit", "admin"))
+    ours = ("Workspace", "CachedModel", "NodeCache")
+    assert set().union(*(rights_on(kind, "get", "list", "watch") for kind in ours)) <= view
+    assert {verb for verb, _, _ in view} == {"get", "list", "watch"}
+    writes = ("create", "update", "patch", "delete", "deletecollection")
+    assert edit - view == rights_on("Workspace", *writes)
+    assert admin - edit == rights_on("CachedModel", *writes)
+
+
+class RecordingKubectl(Kubectl):
+    """Keeps the rights that calls take."""
+
+    def __init__(self) -> None:
+        self.used: set[Right] = set()
+
+    def get(self, path: str) -> Json:
+        self.used.add(requested_right("GET", path.partition("?")[0]))
+        return {"items": []}
+
+    def replace(self, path: str, document: Json) -> Json:
+        self.used.add(requested_right("PUT", path))
+        return document
+
+
+def test_viewers_may_see_rollouts_and_editors_may_undo_them() -> None:
+    view, edit = (aggregated(render(), role) for role in ("view", "edit"))
+    kubectl = RecordingKubectl()
+    cluster = RolloutCluster(kubectl, "team")
+    cluster.revisions("a")
+    cluster.workspace("a")
+    assert kubectl.used <= view
+    cluster.replace({"metadata": {"name": "a"}})
+    assert kubectl.used <= edit
+    assert not kubectl.used <= view
 
 
 def test_the_hook_of_upgrades_may_change_our_definitions_alone() -> None:

@@ -51,6 +51,7 @@ def make_root(root: Path) -> None:
     for found in _libraries(binaries):
         _copy(root, found, found)
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
     if _CERTIFICATES.exists():
         shutil.copy2(_CERTIFICATES, _under(root, _CERTIFICATES))
 

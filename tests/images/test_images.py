@@ -44,6 +44,24 @@ def test_programs_run_without_root_capabilities_or_a_writable_root(
     assert (int(uid), int(capabilities, 16)) == (USER, 0)
 
 
+@pytest.mark.parametrize("user", [USER, 1_000_720_000])
+def test_programs_run_as_any_user(workshop: Workshop, image: str, user: int) -> None:
+    """Some clusters run containers as a user of their choice, with group 0, that no image knows."""
+    options = (f"--user={user}:{USER if user == USER else 0}", "--tmpfs=/tmp:mode=1777")
+    said = json.loads(workshop.run(image, "--json", "version", options=options))
+    assert said["weightyard"] == "0.1.0"
+    assert "Usage" in workshop.run(image, "--help", options=options)
+    probe = "import os, tempfile; tempfile.TemporaryFile(); print(os.getuid())"
+    python = (*options, "--entrypoint=python")
+    assert int(workshop.run(image, "-c", probe, options=python)) == user
+
+
+def test_the_user_has_a_name(workshop: Workshop, image: str) -> None:
+    probe = "import getpass; print(getpass.getuser())"
+    name = workshop.run(image, "-c", probe, options=("--entrypoint=python",))
+    assert name.strip() == "weightyard"
+
+
 def test_nothing_is_in_an_image_that_its_program_does_not_need(
     workshop: Workshop, image: str
 ) -> None:
@@ -106,10 +124,10 @@ class Agent:
     """An agent in a container."""
 
     def __init__(self, workshop: Workshop, name: str, mirror: int, observe: int) -> None:
-        self._workshop, self.name, self.mirror, self._observe = workshop, name, mirror, observe
+        self._workshop, self.name, self.mirror, self.observe = workshop, name, mirror, observe
 
     def answers(self, path: str) -> bool:
-        return answers(self._observe, path)
+        return answers(self.observe, path)
 
     def wait(self) -> None:
         wait_until(lambda: self.answers("/readyz"), what="ready agent")
@@ -162,10 +180,11 @@ def test_the_agent_pulls_serves_and_restarts_with_its_store_intact(
         agent.wait()
         assert agent.answers("/livez")
         agent.execute(
-            "python", "-m", "weightyard.probe", f"http://127.0.0.1:{agent._observe}/readyz"
+            "python", "-m", "weightyard.probe", f"http://127.0.0.1:{agent.observe}/readyz"
         )
         pulled = json.loads(agent.execute("weightyard", "--json", "pull", str(reference)))
-        smoke = ("python", "/files/smoke.py", f"http://127.0.0.1:{agent.mirror}", str(reference))
+        urls = (f"http://127.0.0.1:{port}" for port in (agent.observe, agent.mirror))
+        smoke = ("python", "/files/smoke.py", *urls, str(reference))
         assert "every digest checked" in agent.execute(*smoke)
         workshop.podman("kill", "--signal=KILL", agent.name)
         workshop.podman("wait", agent.name)

@@ -34,4 +34,7 @@ def test_applying_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     api, changed = asyncio.run(apply_twice())
     names = {name for kind, _, name in api.objects if kind == "CustomResourceDefinition"}
     assert names == set(definitions())
+    # As helm's own field manager: it conflicts with others when it installs over definitions that are there.
+    kinds = [key for key in api.objects if key[0] == "CustomResourceDefinition"]
+    assert {manager for key in kinds for manager in api.managers[key]} == {"helm"}
     assert changed == 0

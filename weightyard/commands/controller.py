@@ -15,11 +15,13 @@ import click
 from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
-from weightyard.console import Console, pass_console
 from weightyard.options import access_options
+from weightyard.program_log import configure_log, log_options
 from workspace.controller.health_server import Liveness, answering
 from workspace.controller.main import ControllerOptions, run_controller
 from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSettings
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -40,18 +42,17 @@ from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSett
     metavar="HOST:PORT",
     help="Serve /livez and /readyz at this address.  [default: nowhere]",
 )
+@log_options
 @access_options
-@pass_console
 def controller(
-    console: Console, *, namespace: str, image: str, builder_image: str, health: str | None, access: Access,
+    *, namespace: str, image: str, builder_image: str, health: str | None, log_level: str, log_format: str,
+    access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
     Connects as the pod's service account, or by KUBECONFIG. Several may run: one leads, the others stand by.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure_log(log_level, log_format)
     host, _, port = (health or ":0").rpartition(":")
     if health and (not host or not port.isdecimal()):
         raise InvalidInput(f"not an address: {health!r}", hint="Write HOST:PORT.")
@@ -65,12 +66,10 @@ def controller(
         connection=default_connection(),
         liveness=liveness,
     )
-    asyncio.run(_run(console, options, liveness, health=(host.strip("[]"), int(port))))
+    asyncio.run(_run(options, liveness, health=(host.strip("[]"), int(port))))
 
 
-async def _run(
-    console: Console, options: ControllerOptions, liveness: Liveness, *, health: tuple[str, int]
-) -> None:
+async def _run(options: ControllerOptions, liveness: Liveness, *, health: tuple[str, int]) -> None:
     """`health` is a host and a port; an empty host disables the health server."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,5 +79,5 @@ async def _run(
             found = await stack.enter_async_context(
                 answering(liveness, host=health[0], port=health[1])
             )
-            console.say(f"health on {health[0]}:{found}")
-        await run_controller(options, stop=stop, leading=lambda: console.say("leading"))
+            logger.info("health on %s:%d", health[0], found)
+        await run_controller(options, stop=stop, leading=lambda: logger.info("leading"))

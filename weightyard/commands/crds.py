@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import click
 import yaml
@@ -12,6 +12,9 @@ from weightyard.console import Console, pass_console
 from weightyard.crds import definitions
 
 Json = dict[str, Any]
+
+# helm's own field manager. With another one, `helm install` conflicts with definitions that an uninstall has left.
+_MANAGER: Final = "helm"
 
 
 @click.command()
@@ -46,4 +49,4 @@ async def _apply() -> list[Json]:
 
     async with KubeClient(default_connection(), role="upgrade Job") as client:
         api = KubernetesApi(client)
-        return [await api.apply(each) for each in definitions().values()]
+        return [await api.apply(each, manager=_MANAGER) for each in definitions().values()]

@@ -68,10 +68,16 @@ class KubernetesApi:
         """Reads one object. Raises NotFound."""
         return await self._client.get(RESOURCES[kind].path(namespace, name))
 
-    async def pages(self, kind: str) -> AsyncIterator[list[Json]]:
-        """Lists all objects of a kind in the whole cluster, page by page. Raises NotFound for an unknown kind."""
+    async def pages(
+        self, kind: str, *, namespace: str | None = None, labels: str = ""
+    ) -> AsyncIterator[list[Json]]:
+        """Lists all objects of a kind, page by page. Raises NotFound for an unknown kind.
+
+        They are those of the whole cluster, or of a namespace, with the labels of a selector such as `a=b,c=d`.
+        """
         resource = RESOURCES[kind]
-        async for items, _ in self._client.pages(resource.path(None), {}):
+        query = {"labelSelector": labels} if labels else {}
+        async for items, _ in self._client.pages(resource.path(namespace), query):
             # Items of a list have no kind and apiVersion.
             yield [{**each, "kind": kind, "apiVersion": resource.api} for each in items]
 
@@ -82,8 +88,10 @@ class KubernetesApi:
         """
         return await self._client.patch(RESOURCES[kind].path(None, name), patch)
 
-    async def apply(self, document: Json, *, status: bool = False) -> Json:
-        """Server-side apply as field manager `weightyard`, taking over others' fields. Returns the result."""
+    async def apply(
+        self, document: Json, *, status: bool = False, manager: str = names.MANAGER
+    ) -> Json:
+        """Server-side apply as a field manager, taking over others' fields. Returns the result."""
         metadata = document["metadata"]
         path = RESOURCES[document["kind"]].path(metadata.get("namespace"), metadata["name"])
         return await self._client.call(
@@ -91,7 +99,7 @@ class KubernetesApi:
             path + ("/status" if status else ""),
             document,
             content_type=APPLY_PATCH,
-            query={"fieldManager": names.MANAGER, "force": "true"},
+            query={"fieldManager": manager, "force": "true"},
         )
 
     async def create(self, document: Json) -> Json:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.shared_names import CSI_DRIVER
-from modelimage.errors import InUse, NotFound, TimedOut
+from modelimage.errors import InUse, NotFound, TimedOut, WeightyardError
 from workspace.controller import node_labels
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.objects import has_labels
@@ -63,45 +63,66 @@ async def leave(
 ) -> Removed:
     """Stops the controller and removes labels and taints from every node. Idempotent.
 
-    Raises InUse, before any change, while pods use models; TimedOut when the controller doesn't stop.
+    Raises InUse, before any change, while pods use models; TimedOut when the controller doesn't stop. After an error
+    the controller has the replicas that it had before.
     """
     found = users(await _all(api, "Pod"))
     if found and not release.force:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise InUse(
             f"pods use cached models: {', '.join(found[:5])}{more}",
-            hint="Delete them first: without the agent their volumes can't be unmounted.",
+            hint="Delete them, since without the agent their volumes can't be unmounted; then run `helm uninstall` "
+            "again. To keep Weightyard: `helm rollback RELEASE REVISION`, with the revision of `helm status RELEASE`.",
         )
-    if release.controller is not None:
-        await _stop(api, release.namespace, release.controller, sleep)
-    # Listed after the controller has stopped, so that no label is added later.
-    nodes = [each["metadata"]["name"] for each in await _all(api, "Node")]
-    changed = [name for name in nodes if await _unmark(api, name)]
+    deployment = await _controller(api, release)
+    try:
+        if deployment is not None:
+            await _stop(api, deployment, sleep)
+        # Listed after the controller has stopped, so that no label is added later.
+        nodes = [each["metadata"]["name"] for each in await _all(api, "Node")]
+        changed = [name for name in nodes if await _unmark(api, name)]
+    except (WeightyardError, asyncio.CancelledError):
+        # The release stays, so it must go on working; helm conflicts with another number of replicas.
+        if deployment is not None:
+            await _scale(api, deployment, deployment["spec"].get("replicas", 1))
+        raise
     return Removed(tuple(changed), tuple(found))
 
 
-async def _stop(api: KubernetesApi, namespace: str, name: str, sleep: Sleep) -> None:
-    """Scales the controller to zero and waits until its last pod is gone."""
+async def _controller(api: KubernetesApi, release: Installation) -> Json | None:
+    """The controller's Deployment; None when there is none."""
+    if release.controller is None:
+        return None
     try:
-        found = await api.get("Deployment", namespace, name)
+        return await api.get("Deployment", release.namespace, release.controller)
     except NotFound:
-        return
-    labels = found["spec"]["selector"]["matchLabels"]
-    await api.apply(
-        {
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": namespace},
-            "spec": {"replicas": 0},
-        }
-    )  # fmt: skip
+        return None
+
+
+async def _stop(api: KubernetesApi, deployment: Json, sleep: Sleep) -> None:
+    """Scales the controller to zero and waits until its last pod is gone."""
+    metadata, labels = deployment["metadata"], deployment["spec"]["selector"]["matchLabels"]
+    namespace = metadata["namespace"]
+    await _scale(api, deployment, 0)
     for _ in range(_STOP_SECONDS):
         pods = await _all(api, "Pod")
         if not any(p["metadata"]["namespace"] == namespace and has_labels(p, labels) for p in pods):
             return
         await sleep(_POLL_SECONDS)
     raise TimedOut(
-        f"the controller {namespace}/{name} didn't end within {_STOP_SECONDS} s",
+        f"the controller {namespace}/{metadata['name']} didn't end within {_STOP_SECONDS} s",
         hint="Look at its pods, then try again.",
     )
+
+
+async def _scale(api: KubernetesApi, deployment: Json, replicas: int) -> None:
+    metadata = {name: deployment["metadata"][name] for name in ("name", "namespace")}
+    await api.apply(
+        {
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
+            "spec": {"replicas": replicas},
+        }
+    )  # fmt: skip
 
 
 async def _unmark(api: KubernetesApi, name: str) -> bool:

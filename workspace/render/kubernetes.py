@@ -189,8 +189,10 @@ def activator_deployment(workspace: Workspace, environment: SystemSettings) -> J
         ],
         "ports": [{"name": names.PORT_NAME, "containerPort": listen, "protocol": "TCP"}],
         "resources": {"requests": limits, "limits": {"memory": limits["memory"]}},
-        "readinessProbe": {**probe, "periodSeconds": 5},
-        "livenessProbe": {**probe, "periodSeconds": 10},
+        # Every second: a client's first request waits for it.
+        "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
+        "readinessProbe": {**probe, "periodSeconds": 2},
+        "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
         "securityContext": container_security(),
     }  # fmt: skip
     return {

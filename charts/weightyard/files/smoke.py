@@ -1,6 +1,8 @@
-"""`helm test`: pulls a small image through an agent's mirror, byte for byte, and checks every digest.
+"""`helm test`: asks an agent whether it is ready and whether its mirror answers; pulls an image where one is named.
 
-    smoke.py http://AGENT:PORT REGISTRY/REPOSITORY:TAG
+    smoke.py http://AGENT:OBSERVE_PORT http://AGENT:MIRROR_PORT [REGISTRY/REPOSITORY:TAG]
+
+Without an image it needs nothing outside of the cluster. An image is pulled byte for byte, and every digest is checked.
 
 Standard library only: it runs in the agent's image with nothing else.
 """
@@ -9,6 +11,7 @@ import hashlib
 import json
 import platform
 import sys
+import urllib.error
 import urllib.request
 
 KINDS = (
@@ -33,7 +36,19 @@ def fetch(mirror, registry, path, digest=None):
     return data
 
 
-def main(mirror, image):
+def ask(agent, mirror):
+    """Exits when the agent isn't ready, with its problems, or the mirror doesn't speak the registry protocol."""
+    for url in (f"{agent}/readyz", f"{mirror}/v2/"):
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            sys.exit(f"{url}: {error.code} {error.read(2000).decode(errors='replace')}")
+    print(f"ok: {agent} is ready, {mirror} answers")
+
+
+def pull(mirror, image):
+    """Pulls an image for this machine's architecture."""
     registry, _, rest = image.partition("/")
     repository, _, tag = rest.rpartition(":")
     manifest = json.loads(fetch(mirror, registry, f"{repository}/manifests/{tag}"))
@@ -53,4 +68,6 @@ def main(mirror, image):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    ask(sys.argv[1], sys.argv[2])
+    for each in sys.argv[3:]:
+        pull(sys.argv[2], each)

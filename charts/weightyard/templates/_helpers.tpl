@@ -53,6 +53,33 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{/* Proxy variables of a container. Kubernetes fills in the API server's address. */}}
+{{- define "weightyard.proxy" -}}
+{{- with .Values.proxy }}
+{{- if or .http .https }}
+{{- with .http }}
+- {name: HTTP_PROXY, value: {{ . | quote }}}
+{{- end }}
+{{- with .https }}
+- {name: HTTPS_PROXY, value: {{ . | quote }}}
+{{- end }}
+- {name: NO_PROXY, value: {{ concat (list "$(KUBERNETES_SERVICE_HOST)" ".svc" ".cluster.local") .direct | join "," | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The volume with additional certificate authorities; called with a component's values. Nothing when it has none. */}}
+{{- define "weightyard.caVolume" -}}
+{{- if and .caConfigMap .caSecret }}{{ fail "set caConfigMap or caSecret, not both" }}{{ end }}
+{{- if .caConfigMap }}
+- name: ca
+  configMap: {name: {{ .caConfigMap }}}
+{{- else if .caSecret }}
+- name: ca
+  secret: {secretName: {{ .caSecret }}, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
+{{- end }}
+
 {{/* Where Prometheus finds an agent's metrics; called with the interval. */}}
 {{- define "weightyard.scrapes" -}}
 - port: observe
@@ -102,14 +129,16 @@ volumes:
     emptyDir: {sizeLimit: 16Mi}
 {{- end }}
 
-{{/* Annotations of a hook; called with its weight. A Job that failed stays, with its log, until the next one. */}}
+{{/* Annotations of a hook; called with its weight. A Job that failed stays, with its log, until the next one; helm 4 prints the log. */}}
 {{- define "weightyard.preDelete" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-failed
 {{- end }}
 {{- define "weightyard.preUpgrade" -}}
 helm.sh/hook: pre-upgrade
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-failed
 {{- end }}

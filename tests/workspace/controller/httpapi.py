@@ -40,6 +40,7 @@ class HttpApi:
     """Serves a FakeApi on a loopback port. `faults` are statuses for the next writes; `requests` counts by verb.
 
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
+    `allows` says what its one user may do; see `rbac.Rights`.
     `plain` serves HTTP without authentication instead, for programs that stand in for others.
     """
 
@@ -52,6 +53,7 @@ class HttpApi:
         self.faults: deque[int] = deque()
         self.refused: dict[str, tuple[int, str]] = {}
         self.requests: dict[str, int] = {}
+        self.allows: Callable[[web.Request], bool] = lambda _: True
         self._groups = groups
         self._deaf = False
         self._log: list[_Change] = []
@@ -97,6 +99,8 @@ class HttpApi:
     ) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return _failure(401, "Unauthorized")
+        if not self.allows(request):
+            return _failure(403, f"forbidden: {request.method} {request.path}")
         return await handler(request)
 
     def break_watches(self) -> None:

@@ -133,8 +133,9 @@ def test_pods_with_models_are_named_and_nothing_is_changed(api: FakeApi) -> None
     api.create(pod("server", driver="cache.weightyard.dev"))
     api.create(pod("other", driver="another.example"))
     writes = len(api.writes)
-    with pytest.raises(InUse, match="team/server"):
+    with pytest.raises(InUse, match="team/server") as refused:
         run(api, RELEASE, while_waiting=lambda: None)
+    assert "helm rollback" in (refused.value.hint or "")
     assert len(api.writes) == writes
 
 
@@ -149,6 +150,13 @@ def test_a_controller_that_does_not_end_is_said(api: FakeApi) -> None:
     with pytest.raises(TimedOut, match="didn't end"):
         run(api, RELEASE, while_waiting=lambda: None)
     assert marks(api) != []
+
+
+def test_a_release_that_stays_has_its_controller_back(api: FakeApi) -> None:
+    """With the number of replicas that helm set: another one would conflict at the next upgrade."""
+    with pytest.raises(TimedOut):
+        run(api, RELEASE, while_waiting=lambda: None)
+    assert api.get("Deployment", SYSTEM, CONTROLLER)["spec"]["replicas"] == 2
 
 
 def test_without_a_controller_nodes_are_unmarked_all_the_same(api: FakeApi) -> None:
@@ -167,11 +175,12 @@ def test_the_command_says_what_it_did(
 ) -> None:
     asked = []
 
-    async def left(release: Installation) -> Removed:
+    async def clean(release: Installation, **options: bool) -> tuple[Removed, tuple[str, ...]]:
         asked.append(release)
-        return Removed(("n1",), ("team/a",))
+        assert not any(options.values())
+        return Removed(("n1",), ("team/a",)), ()
 
-    monkeypatch.setattr(command, "_leave", left)
+    monkeypatch.setattr(command, "_clean", clean)
     assert main(["cleanup", "-n", "here", "--controller", "c", "--force"]) == 0
     assert asked == [Installation("here", "c", force=True)]
     assert (
