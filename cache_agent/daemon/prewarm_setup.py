@@ -32,6 +32,7 @@ from cache_agent.prewarm.cluster.desired_models import (
     ClusterSource,
     NodeLabels,
 )
+from cache_agent.prewarm.cluster.heartbeat import Heartbeat
 from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter
 from cache_agent.prewarm.directory_source import DesiredState
 from cache_agent.prewarm.node_status import folder_of, node_cache, node_facts
@@ -199,8 +200,17 @@ def _of_cluster(
         parts.note,
         parts.node.engine.monotonic,
     )
+    heartbeat = Heartbeat(
+        api,
+        name,
+        reporter.rewrite,
+        parts.note,
+        parts.node.clock,
+        parts.node.engine.monotonic,
+    )
     node = {"fieldSelector": f"metadata.name={name}"}
     return reconciler, [
+        heartbeat.run(),
         Follower(api, MODELS_PATH, wanted.models).run(),
         Follower(api, NODES_PATH, wanted.node, node).run(),
         reporter.run(),

@@ -74,7 +74,9 @@ def test_nobody_may_do_everything(case: str) -> None:
 
 def test_the_agent_writes_nothing_but_its_reports() -> None:
     rules = rules_of(render(MATRIX["wanted"]), "weightyard-agent")
-    assert writes(rules) == {"weightyard.dev/nodecaches", "weightyard.dev/nodecaches/status"}
+    assert writes(rules) == {
+        "weightyard.dev/nodecaches", "weightyard.dev/nodecaches/status", "coordination.k8s.io/leases",
+    }  # fmt: skip
 
 
 def test_the_agent_reads_only_the_secrets_that_are_named() -> None:
@@ -124,11 +126,13 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
             expected |= rights_on(kind, "patch", part="/status")
         elif kind == "Node":
             expected |= rights_on(kind, "patch")
-        elif kind != "NodeCache":
+        elif kind == "NodeCache":
+            expected |= rights_on(kind, "patch", part="/status")
+        else:
             expected |= rights_on(kind, "create", "patch", "delete")
     # Owner references that block deletion, where the cluster checks them.
     expected |= rights_on("Workspace", "update", part="/finalizers")
-    expected |= rights_on("Event", "create") | rights_on("Lease", "create", "get", "update")
+    expected |= rights_on("Event", "create") | rights_on("Lease", "create", "get", "list", "update")
     assert controller_rights() == expected
 
 
@@ -159,7 +163,7 @@ def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:
     assert rights.refused == set()
     watched = {*watches.WORKSPACES, *watches.CACHES}
     assert set().union(*(rights_on(kind, "list", "watch") for kind in watched)) <= rights.used
-    assert rights_on("Lease", "get", "create", "update") <= rights.used
+    assert rights_on("Lease", "get", "create", "update", "list") <= rights.used
 
 
 def _served(cluster: Cluster) -> bool:
@@ -308,14 +312,28 @@ def user(name: str, node: str | None = None) -> Json:
         ("DELETE", user("system:serviceaccount:kube-system:generic-garbage-collector"), "n1", True),
     ],
 )
-def test_an_agent_writes_the_report_of_its_own_node_alone(
-    operation: str, who: Json, name: str, allowed: bool
+@pytest.mark.parametrize(("resource", "prefix"), [("nodecaches", ""), ("leases", "agent-")])
+def test_an_agent_writes_the_report_and_the_heartbeat_of_its_own_node_alone(
+    resource: str, prefix: str, operation: str, who: Json, name: str, allowed: bool
 ) -> None:
     policy = find(render(), "ValidatingAdmissionPolicy", "-agent")
+    name = prefix + name
     document = {"metadata": {"name": name}}
-    request = {"operation": operation, "userInfo": who, "name": name}
+    request = {
+        "operation": operation, "userInfo": who, "name": name, "resource": {"resource": resource},
+    }  # fmt: skip
     new, old = (None if operation == "DELETE" else document), (None if operation == "CREATE" else document)  # fmt: skip
     assert (refusals(policy, request, new, old) == []) == allowed
+
+
+def test_an_agent_cant_take_the_leaders_lease() -> None:
+    policy = find(render(), "ValidatingAdmissionPolicy", "-agent")
+    lease = {"metadata": {"name": "weightyard-controller"}}
+    request = {
+        "operation": "UPDATE", "userInfo": user(AGENT, "weightyard-controller"), "name": "weightyard-controller",
+        "resource": {"resource": "leases"},
+    }  # fmt: skip
+    assert refusals(policy, request, lease, lease)
 
 
 def node(

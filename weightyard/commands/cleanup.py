@@ -32,7 +32,7 @@ _ON_NODES: Final = (
 @click.option("--force", is_flag=True, help="Continue although pods use cached models.")
 @click.option(
     "--all", "everything", is_flag=True,
-    help="After `helm uninstall`: delete the Lease, NodeCaches and the peers' Secrets too.",
+    help="After `helm uninstall`: delete Leases, NodeCaches and the peers' Secrets too.",
 )  # fmt: skip
 @click.option(
     "--crds", "definitions", is_flag=True,

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.heartbeat import NO_HEARTBEAT, is_silent
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
 from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.errors import InvalidInput
@@ -87,7 +88,7 @@ class ClusterView:
     def entries(self, model: CachedModel) -> dict[str, DesiredModelStatus | None]:
         """The report of a model from each node that should hold it; None where there is none yet."""
         return {
-            name: view.reports.get(model.name)
+            name: _silent_report(model) if is_silent(view.cache) else view.reports.get(model.name)
             for name, view in self.caches.items()
             if name in self.nodes and model.selects(self.nodes[name].labels)
         }
@@ -123,6 +124,8 @@ class ClusterView:
         if before is None:
             return {(NODE, name), *self._all_models()}, set()
         now: set[Key] = set() if _marks_agree(before.cache, cache) else {(NODE, name)}
+        if is_silent(before.cache) != is_silent(cache):
+            now |= self._all_models()
         later: set[Key] = set()
         for each in {*before.reports, *view.reports}:
             old, new = before.reports.get(each), view.reports.get(each)
@@ -158,6 +161,17 @@ def _known(document: Json) -> ParsedModel:
 def _node(document: Json) -> NodeView:
     return NodeView(
         dict(document["metadata"].get("labels") or {}), NodeLabels.from_document(document)
+    )
+
+
+def _silent_report(model: CachedModel) -> DesiredModelStatus:
+    """What counts instead of a silent agent's last report, which may no longer be true."""
+    return DesiredModelStatus(
+        name=model.name,
+        observed_generation=model.metadata.generation,
+        state="Failed",
+        reason=NO_HEARTBEAT,
+        message="the agent of this node is silent; see its pod and its node",
     )
 
 

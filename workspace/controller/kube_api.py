@@ -81,12 +81,13 @@ class KubernetesApi:
             # Items of a list have no kind and apiVersion.
             yield [{**each, "kind": kind, "apiVersion": resource.api} for each in items]
 
-    async def merge(self, kind: str, name: str, patch: Json) -> Json:
-        """Merge-patches a cluster-scoped object; null removes a field. Returns the result.
+    async def merge(self, kind: str, name: str, patch: Json, *, status: bool = False) -> Json:
+        """Merge-patches a cluster-scoped object, or its status; null removes a field. Returns the result.
 
         With a resourceVersion in the patch, raises Conflict when the object has changed since.
         """
-        return await self._client.patch(RESOURCES[kind].path(None, name), patch)
+        path = RESOURCES[kind].path(None, name) + ("/status" if status else "")
+        return await self._client.patch(path, patch)
 
     async def apply(
         self, document: Json, *, status: bool = False, manager: str = names.MANAGER

@@ -1,4 +1,4 @@
-"""Removes what stays in a cluster after `helm uninstall`: the Lease, NodeCaches, the peers' Secrets, definitions.
+"""Removes what stays in a cluster after `helm uninstall`: Leases, NodeCaches, the peers' Secrets, definitions.
 
 helm deletes neither what programs have created nor definitions and kept Secrets. Must not run beside agents or the
 controller, which would create their objects again.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from cache_agent.api.heartbeat import HEARTBEAT_SELECTOR
 from modelimage.errors import InUse, NotFound
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.leader import LEASE_NAME
@@ -41,6 +42,7 @@ async def remove_leftovers(
     secrets = await _list(api, "Secret", namespace=namespace, labels=_OURS)
     found = [
         *[each for each in [await _lease(api, namespace)] if each is not None],
+        *await _list(api, "Lease", namespace=namespace, labels=HEARTBEAT_SELECTOR),
         *await _list(api, "NodeCache"),
         *[each for each in secrets if _KEPT in (each["metadata"].get("annotations") or {})],
     ]

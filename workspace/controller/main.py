@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 
@@ -16,6 +17,7 @@ from cache_agent.api.kube.kube_client import KubeClient
 from modelimage.access import Access
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.health_server import Liveness
+from workspace.controller.heartbeats import HeartbeatLoop
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.leader import Leadership, LeadershipLost
 from workspace.controller.object_cache import WatchCache
@@ -80,9 +82,10 @@ async def _work(
         liveness=options.liveness,
         present=runner.kind_present,
     )
+    namespace = options.environment.system_namespace
     leadership = Leadership(
         api,
-        namespace=options.environment.system_namespace,
+        namespace=namespace,
         me=options.me,
         clock=time.monotonic,
         stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -95,22 +98,23 @@ async def _work(
             await leadership.acquire()
             leading()
             try:
-                await _lead(leadership, runner, cached_models, ScalingLoop(runner, servers))
+                # Made anew for each term: what was seen in an earlier one is out of date.
+                heartbeats = HeartbeatLoop(api, cached_models, namespace)
+                scaling = ScalingLoop(runner, servers)
+                await _lead(
+                    leadership, runner.run(), cached_models.run(), scaling.run(), heartbeats.run()
+                )
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.
                 logger.warning("%s", lost.exceptions[0])
 
 
-async def _lead(
-    leadership: Leadership, runner: Runner, cached_models: CacheRunner, scaling: ScalingLoop
-) -> None:
+async def _lead(leadership: Leadership, *work: Coroutine[Any, Any, None]) -> None:
     """The leader's tasks. One group: losing the Lease cancels all, so that two controllers never act together."""
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(leadership.keep())
-            group.create_task(runner.run())
-            group.create_task(cached_models.run())
-            group.create_task(scaling.run())
+            for each in (leadership.keep(), *work):
+                group.create_task(each)
     except asyncio.CancelledError:
         await leadership.release()
         raise

@@ -51,9 +51,9 @@ def parse_node_cache(document: Json) -> NodeCache | None:
 
 
 def held_labels(cache: NodeCache) -> dict[str, str]:
-    """The labels for a NodeCache, with each model's full identity; none while its store isn't sound."""
-    # A node with a damaged store must not attract pods.
-    if _condition(cache, "Ready") == "False":
+    """The labels for a NodeCache, with each model's full identity; none while its agent isn't ready or is silent."""
+    # A node with a damaged store, or without a living agent, must not attract pods: their volumes would fail.
+    if _condition(cache, "Ready") != "True":
         return {}
     found = {}
     for model in cache.status.models:

@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.node_cache import KIND, PLURAL, NodeCacheStatus
 from cache_agent.node.threads import wait_event
+from cache_agent.prewarm.cluster.node_owner import owned_by_node
 from modelimage.errors import NotFound, WeightyardError
 
 Json = dict[str, Any]
@@ -87,6 +87,11 @@ class NodeCacheWriter:
         # The first status is always written.
         self.changed.set()
 
+    def rewrite(self) -> None:
+        """Write the whole status soon, although nothing is new: someone else may have changed the one on the server."""
+        self.written, self._version = None, None
+        self.changed.set()
+
     async def run(self) -> None:
         """Write reports until cancelled."""
         while True:
@@ -149,16 +154,10 @@ class NodeCacheWriter:
         return _version_of(found)
 
     async def _document(self) -> Json:
-        metadata: Json = {"name": self.node}
-        # An agent outside of the cluster may have no Node: then its object has no owner.
-        with suppress(NotFound):
-            node = await self.api.get(f"/api/v1/nodes/{self.node}")
-            owner = {"apiVersion": "v1", "kind": "Node", "name": self.node}
-            metadata["ownerReferences"] = [{**owner, "uid": node["metadata"]["uid"]}]
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": metadata,
+            "metadata": {"name": self.node, **await owned_by_node(self.api, self.node)},
             "spec": {"node": self.node},
         }
 

@@ -173,6 +173,28 @@ def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
     run(test())
 
 
+def test_a_report_that_another_has_changed_is_written_whole_again(open_node: NodeFactory) -> None:
+    """The controller marks the report of a silent agent; the agent that is back has nothing new to say."""
+
+    async def test() -> None:
+        server = ApiServer()
+        server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
+        async with a_cluster(open_node, server) as cluster:
+            before = await cluster.reported(("a", "Ready"))
+            writes = cluster.reporter.writes
+            marked = {"status": {"conditions": [], "models": []}}
+            await cluster.api.patch(f"{CACHES_PATH}/n1/status", marked)
+            cluster.reporter.rewrite()
+            await until(lambda: cluster.reporter.writes > writes, what="another report")
+            after = await cluster.report()
+            assert after.status.models == before.status.models
+            assert [each.type for each in after.status.conditions] == [
+                each.type for each in before.status.conditions
+            ]
+
+    run(test())
+
+
 def test_a_document_that_no_agent_understands_is_told_and_hinders_no_other(
     open_node: NodeFactory,
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.workspace.controller.caches import node_cache
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.test_heartbeats import beat
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
 from weightyard.crds import definitions
@@ -32,6 +33,7 @@ def api() -> FakeApi:
     made.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": lease})
     for name in ("n1", "n2"):
         made.create(node_cache(name))
+        beat(made, name, SYSTEM)
     made.create(secret("weightyard-peers", kept=True))
     made.create(secret("pull", kept=False))
     made.create(secret("theirs", kept=True, labels={}))

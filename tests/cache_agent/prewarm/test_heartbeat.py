@@ -1,0 +1,112 @@
+"""An agent's heartbeat over real HTTP: kmock is the API server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import kmock
+
+from cache_agent.api.heartbeat import HEARTBEAT_LABEL, RENEW_SECONDS, SILENT_SECONDS
+from cache_agent.api.kube.connection import Connection
+from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.prewarm.cluster.heartbeat import Heartbeat
+from tests.cache_agent.prewarm.servers import ApiServer
+
+Json = dict[str, Any]
+LEASES = kmock.resource("coordination.k8s.io/v1/leases")
+NODES = kmock.resource("v1/nodes")
+SPACE = "weightyard-system"
+
+
+@dataclass
+class Beating:
+    """A heartbeat with clocks that a test moves, and what came of it."""
+
+    server: kmock.KubernetesEmulator
+    heartbeat: Heartbeat
+    seconds: list[float]
+    lapses: list[float]
+    notes: list[str] = field(default_factory=list)
+
+    def lease(self) -> Json:
+        found = self.server.objects[LEASES, SPACE, "agent-n1"]
+        return dict(found)
+
+    async def after(self, seconds: float) -> None:
+        self.seconds[0] += seconds
+        await self.heartbeat.renew()
+
+
+@asynccontextmanager
+async def beating(server: ApiServer | None = None) -> AsyncIterator[Beating]:
+    server, seconds = ApiServer() if server is None else server, [1000.0]
+    lapses: list[float] = []
+    notes: list[str] = []
+    async with server, kmock.Server(server) as http:
+        connection = Connection(str(http.url).rstrip("/"), namespace=SPACE)
+        async with KubeClient(connection, role="agent") as api:
+            heartbeat = Heartbeat(
+                api, "n1", lambda: lapses.append(seconds[0]), lambda event, **_: notes.append(event),
+                clock=lambda: seconds[0], monotonic=lambda: seconds[0],
+            )  # fmt: skip
+            yield Beating(server, heartbeat, seconds, lapses, notes)
+
+
+def test_the_lease_is_the_nodes_and_is_renewed() -> None:
+    async def test() -> None:
+        async with beating() as at:
+            at.server.objects[NODES, None, "n1"] = {"metadata": {"name": "n1", "uid": "u1"}}
+            await at.heartbeat.renew()
+            made = at.lease()
+            assert made["metadata"]["labels"] == {HEARTBEAT_LABEL: "agent"}
+            assert made["metadata"]["ownerReferences"][0]["uid"] == "u1"
+            assert made["spec"]["holderIdentity"] == "n1"
+            await at.after(RENEW_SECONDS)
+            assert at.lease()["spec"]["renewTime"] > made["spec"]["renewTime"]
+            assert at.lease()["metadata"]["labels"] == {HEARTBEAT_LABEL: "agent"}
+            assert at.notes == []
+
+    asyncio.run(test())
+
+
+def test_a_lease_that_was_deleted_is_made_again() -> None:
+    async def test() -> None:
+        async with beating() as at:
+            await at.heartbeat.renew()
+            del at.server.objects[LEASES, SPACE, "agent-n1"]
+            await at.after(RENEW_SECONDS)
+            assert "ownerReferences" not in at.lease()["metadata"]  # there is no such Node
+            assert at.notes == []
+
+    asyncio.run(test())
+
+
+def test_after_a_gap_the_report_is_written_again_and_only_then() -> None:
+    async def test() -> None:
+        async with beating() as at:
+            await at.heartbeat.renew()
+            for _ in range(3):
+                await at.after(RENEW_SECONDS)
+            assert at.lapses == []
+            await at.after(SILENT_SECONDS - RENEW_SECONDS + 1)
+            assert at.lapses == [at.seconds[0]]
+            await at.after(RENEW_SECONDS)
+            assert len(at.lapses) == 1
+
+    asyncio.run(test())
+
+
+def test_a_refused_renewal_is_told_and_ends_nothing() -> None:
+    async def test() -> None:
+        server = ApiServer()
+        server["post"][LEASES] << 403
+        async with beating(server) as at:
+            await at.heartbeat.renew()
+            assert at.notes == ["heartbeat not written"]
+            assert at.lapses == []
+
+    asyncio.run(test())
