@@ -37,6 +37,7 @@ from cache_agent.observability.events import Broadcast
 from cache_agent.observability.log_lines import JsonLog
 from cache_agent.observability.traces import open_traces
 from cache_agent.servers.control import ControlApi
+from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import Busy, WeightyardError
@@ -90,10 +91,15 @@ def run_agent(
             log.note("root left out", root=str(root), problem=problem)
         # Only the agent does: a single command ends before a round would.
         node.maintenance.start()
-        servers = partial(open_servers, node, access, ServerOptions.of(config))
+        pod_events = PodEvents(node.clock, log.note)
+        servers = partial(
+            open_servers, node, access, ServerOptions.of(config), pod_events=pod_events
+        )
         reload = _reloader(node, options, log)
         wanted = partial(
-            open_prewarming, PrewarmParts(node, access, wake_events, log.note), config.prewarm
+            open_prewarming,
+            PrewarmParts(node, access, wake_events, pod_events, log.note),
+            config.prewarm,
         )
         opening = Wiring(reload, servers, wanted)
         asyncio.run(_serve(node, config, metrics, ready, opening))

@@ -41,6 +41,7 @@ from cache_agent.prewarm.reconciler import Reconciler
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
 from cache_agent.prewarm.runtime import ImageService, RuntimeImages
 from cache_agent.prewarm.values import DesiredModel
+from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.store.space import Amount
 from modelimage.access import Access, open_reader
 
@@ -76,6 +77,7 @@ class PrewarmParts:
     node: Node
     access: Access
     wake_events: WakeOnEvents
+    pod_events: PodEvents
     note: Callable[..., None]
 
 
@@ -211,6 +213,7 @@ def _of_cluster(
     node = {"fieldSelector": f"metadata.name={name}"}
     return reconciler, [
         heartbeat.run(),
+        parts.pod_events.write(api, name),
         Follower(api, MODELS_PATH, wanted.models).run(),
         Follower(api, NODES_PATH, wanted.node, node).run(),
         reporter.run(),

@@ -26,6 +26,7 @@ from cache_agent.peers.peer_client import TlsFiles
 from cache_agent.peers.tier import tls_files
 from cache_agent.servers.csi.driver_options import CsiOptions
 from cache_agent.servers.csi.mount_client import MounterClient, Mounts
+from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.servers.csi.volumes import ImageAccess, Threads, Volumes
 from cache_agent.servers.hub.api import HubApi
 from cache_agent.servers.hub.fill import Fills
@@ -127,6 +128,8 @@ async def open_servers(
     options: ServerOptions,
     stack: AsyncExitStack,
     observing: web.Application | None = None,
+    *,
+    pod_events: PodEvents,
 ) -> RunningServers:
     """Open the servers until the stack is left; `observing` is served at `options.observe`.
 
@@ -180,6 +183,7 @@ async def open_servers(
             access=ImageAccess(gate, node.trust, questions, transfers),
             mounts=Mounts(MounterClient(options.csi.mounter), threads.local),
             threads=threads,
+            pod_events=pod_events,
         )
         server = CsiServer(Driver(volumes, options.csi, _version()))
         stack.push_async_callback(server.stop)

@@ -60,16 +60,20 @@ class Activity:
                 each for each in self._pulls if image in (None, each.image) and not _ended(each)
             ]
 
-    def asked(self, volume: str, pod: str, name: str, image: str) -> None:
-        """Record the kubelet's request to publish a volume. The kubelet repeats it while the volume has to wait."""
+    def asked(self, volume: str, pod: str, name: str, image: str) -> PodVolume:
+        """Record the kubelet's request to publish a volume; return what is known of it from earlier ones.
+
+        The kubelet repeats it while the volume has to wait.
+        """
         with self._lock:
             known = self._pods.get(volume)
             # A repeated request keeps the time at which the wait began.
             if known is None or known.image != image:
-                self._pods[volume] = PodVolume(pod, name, image, self.clock())
+                known = self._pods[volume] = PodVolume(pod, name, image, self.clock())
             # Bounded: the kubelet may never report that a volume is gone.
             while len(self._pods) > _MAX_PODS:
                 self._pods.popitem(last=False)
+        return known
 
     def answered(self, volume: str, said: str) -> None:
         """Record the reply to the kubelet; an empty `said` means that the model is published."""

@@ -75,7 +75,7 @@ def test_nobody_may_do_everything(case: str) -> None:
 def test_the_agent_writes_nothing_but_its_reports() -> None:
     rules = rules_of(render(MATRIX["wanted"]), "weightyard-agent")
     assert writes(rules) == {
-        "weightyard.dev/nodecaches", "weightyard.dev/nodecaches/status", "coordination.k8s.io/leases",
+        "weightyard.dev/nodecaches", "weightyard.dev/nodecaches/status", "coordination.k8s.io/leases", "/events",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from cache_agent.access.authorizer import Admission, Authorizer
 from cache_agent.access.callers import Caller, caller_of_pull_secret
@@ -24,6 +24,7 @@ from cache_agent.node.progress_text import Watched, describe
 from cache_agent.node.threads import BlockingExecutor, end_of
 from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
 from cache_agent.servers.csi.mount_client import Mounts
+from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
 from cache_agent.servers.csi.requests import Publish
 from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.store.roots import Roots
@@ -31,6 +32,10 @@ from cache_agent.store.values import Holder, HolderKind, Lease, Use, repository_
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
 
+# Seconds until kubelet's first call for a volume is answered. Its error becomes an Event of the pod, so people see soon
+# what the pod waits for. Kubelet repeats that call after 0.5 s, but its pauses double: later calls wait as long as they
+# may.
+_FIRST_ANSWER: Final = 8.0
 # The calls of pods that start together arrive within a few milliseconds.
 _BATCH_WINDOW: Final = BatchWindow(0.001, 12)
 
@@ -84,8 +89,10 @@ class Volumes:
         access: ImageAccess,
         mounts: Mounts,
         threads: Threads,
+        pod_events: PodEvents,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._pod_events = pod_events
         self._store, self._pulls, self._activity = store, pulls, activity
         self._access, self._mounts = access, mounts
         self._threads, self._monotonic = threads, monotonic
@@ -97,19 +104,29 @@ class Volumes:
         self._releases = Batcher(threads.local, store.leases.release_all)
 
     async def publish(self, wanted: Publish, seconds: float) -> None:
-        """Mount a model into a pod; wait at most `seconds` for its pull.
+        """Mount a model into a pod; wait at most `seconds` for its pull, at the first call for a volume 8 seconds.
 
         Raises StillPulling, OtherVolume, Refused, RegistryNotAllowed, and the errors of pulls and of the mounter.
         """
         activity, volume = self._activity, wanted.volume_id
         # Recorded before and after the work, so that `explain` can say why a pod waits.
-        activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
+        before = activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
         try:
-            await self._publish(wanted, seconds)
+            await self._publish(wanted, seconds if before.said else min(seconds, _FIRST_ANSWER))
         except WeightyardError as error:
+            if isinstance(error, StillPulling):
+                self._tell(wanted, "PullingModel", f"{wanted.image}: {error.message}")
             activity.answered(volume, error.message)
             raise
+        if before.said:
+            waited = activity.clock() - before.since
+            self._tell(wanted, "ModelMounted", f"{wanted.image} is mounted, after {waited:.0f} s")
         activity.answered(volume, "")
+
+    def _tell(
+        self, wanted: Publish, reason: Literal["PullingModel", "ModelMounted"], message: str
+    ) -> None:
+        self._pod_events.tell(PodEvent(wanted.pod, wanted.pod_name, reason, message))
 
     async def _publish(self, wanted: Publish, seconds: float) -> None:
         admission = await self._admitted(wanted)

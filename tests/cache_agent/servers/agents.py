@@ -18,6 +18,7 @@ from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.leases.holders import Machine
 from cache_agent.net.listen_addresses import Address
+from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
 from modelimage.access import Access
 from modelimage.reference import parse_image
 from modelimage.registry.connections import Connections
@@ -33,6 +34,17 @@ def loopback_access() -> Access:
     """Anonymous, without repetition, so that a stopped registry is found out at once; a busy one takes its time."""
     timeouts = Timeouts(connect=HOUR, stall=HOUR, finish=HOUR)
     return Access(connections=Connections(policy=RetryPolicy(attempts=1), timeouts=timeouts))
+
+
+class CollectedEvents(PodEvents):
+    """Keeps the Events that the CSI driver wants to be written."""
+
+    def __init__(self) -> None:
+        super().__init__(time.time, lambda *_, **__: None)
+        self.told: list[PodEvent] = []
+
+    def tell(self, event: PodEvent) -> None:
+        self.told.append(event)
 
 
 class ServersInProcess:
@@ -52,6 +64,7 @@ class ServersInProcess:
         self._stop: asyncio.Event | None = None
         self._failed: BaseException | None = None
         self.servers = RunningServers()
+        self.pod_events = CollectedEvents()
 
     def __enter__(self) -> Self:
         csi = self._options.csi
@@ -101,6 +114,8 @@ class ServersInProcess:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with AsyncExitStack() as stack:
-            self.servers = await open_servers(self.node, self._access, self._options, stack)
+            self.servers = await open_servers(
+                self.node, self._access, self._options, stack, pod_events=self.pod_events
+            )
             self._ready.set()
             await self._stop.wait()

@@ -171,6 +171,32 @@ def test_a_slow_pull_says_how_far_it_is_and_goes_on(
     assert [each.state for each in service_of(machine.agent.node).explain("b/a")] == ["ready"]
 
 
+def test_a_pod_is_told_soon_what_it_waits_for_and_then_when_it_is_mounted(
+    machine: Machine, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kubelet makes an Event of the first answer; later ones may take as long as kubelet waits."""
+    model = publish_model(image, seed=48)
+    monkeypatch.setattr("cache_agent.servers.csi.volumes._FIRST_ANSWER", 0.0)
+    machine.agent.node.engine.set_bandwidth(100_000)
+    waiting = refused(lambda: machine.kubelet.publish("pod-1", image, seconds=3601))
+    assert waiting.code() is Code.ABORTED
+    (event,) = machine.agent.pod_events.told
+    assert (event.uid, event.name, event.reason) == ("pod-1", "b/a", "PullingModel")
+    assert event.message.startswith(f"{image}: waiting for ")
+    machine.agent.node.engine.set_bandwidth(0)
+    target = machine.kubelet.publish("pod-1", image, seconds=3601)  # waits for the rest
+    assert machine.files(target) == model.files
+    reasons = [each.reason for each in machine.agent.pod_events.told]
+    assert reasons == ["PullingModel", "ModelMounted"]
+
+
+def test_a_model_that_is_cached_is_no_event(machine: Machine, image: str) -> None:
+    publish_model(image, seed=49)
+    machine.agent.pull(image)
+    machine.kubelet.publish("pod-1", image)
+    assert machine.agent.pod_events.told == []
+
+
 def test_explain_knows_why_a_pod_was_refused_and_what_is_cached(
     machine: Machine, image: str
 ) -> None:
