@@ -88,7 +88,7 @@ def through(registry: DockerRegistry, unique_name: Callable[[str], str]) -> Iter
 
     yield open_through
     for proxy in started:
-        proxy.__exit__(None, None, None)
+        proxy.__exit__()
 
 
 def repository_at(

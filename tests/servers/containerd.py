@@ -12,11 +12,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.servers.overlay import takes_overlays
-from tests.servers.process import ServerFailed, ServerProcess, child_environment, program, run
+from tests.servers.process import (
+    ContextServer,
+    ServerFailed,
+    ServerProcess,
+    child_environment,
+    program,
+    run,
+)
 
 # the directory's name stays short: the path of a unix socket has at most 107 characters
 CONFIG = """\
@@ -36,45 +41,34 @@ disabled_plugins = [
 """
 
 
-class Containerd:
+class Containerd(ContextServer):
     """A containerd, without CRI unless asked for."""
 
     def __init__(self, *, cri: bool = False) -> None:
         self._runs = itertools.count()
         self._disabled = "" if cri else '"io.containerd.grpc.v1.cri", '
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ctd-")))
-            self.address = self._root / "sock"
-            config = self._root / "config.toml"
-            self._snapshotter = "overlayfs" if takes_overlays(self._root) else "native"
-            settings = {
-                "root": self._root / "root",
-                "state": self._root / "state",
-                "address": self.address,
-                "snapshotter": self._snapshotter,
-            }
-            quoted = {k: json.dumps(str(v)) for k, v in settings.items()}
-            config.write_text(CONFIG.format(disabled=self._disabled, **quoted))
-            self._process = stack.enter_context(
-                ServerProcess(
-                    [program("containerd"), "--config", str(config)],
-                    log=self._root / "log",
-                    environment=child_environment(self._root),
-                )
+    def _start(self, stack: ExitStack) -> None:
+        self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ctd-")))
+        self.address = self._root / "sock"
+        config = self._root / "config.toml"
+        self._snapshotter = "overlayfs" if takes_overlays(self._root) else "native"
+        settings = {
+            "root": self._root / "root",
+            "state": self._root / "state",
+            "address": self.address,
+            "snapshotter": self._snapshotter,
+        }
+        quoted = {k: json.dumps(str(v)) for k, v in settings.items()}
+        config.write_text(CONFIG.format(disabled=self._disabled, **quoted))
+        self._process = stack.enter_context(
+            ServerProcess(
+                [program("containerd"), "--config", str(config)],
+                log=self._root / "log",
+                environment=child_environment(self._root),
             )
-            self._process.wait_for(self._answers, what="answer")
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+        )
+        self._process.wait_for(self._answers, what="answer")
 
     def ctr(self, *arguments: str) -> str:
         """Run `ctr` against this containerd and return its output. Raises ServerFailed."""

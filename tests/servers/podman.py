@@ -12,11 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.servers.overlay import takes_overlays
-from tests.servers.process import ServerProcess, child_environment, program, run
+from tests.servers.process import ContextServer, ServerProcess, child_environment, program, run
 
 STORAGE = """\
 [storage]
@@ -38,24 +36,13 @@ network_config_dir = "{root}/networks"
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 
 
-class Podman:
+class Podman(ContextServer):
     """A podman that shares nothing with the machine's own."""
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pod-")))
-            self._configure()
-            stack.callback(self._release)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def _start(self, stack: ExitStack) -> None:
+        self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pod-")))
+        self._configure()
+        stack.callback(self._release)
 
     def podman(self, *arguments: str) -> str:
         """Run `podman` with this storage and return its output. Raises ServerFailed."""

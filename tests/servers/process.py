@@ -13,8 +13,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from tests.servers.idle_clock import IdleClock
@@ -92,6 +92,26 @@ def child_environment(home: Path, **extra: str) -> dict[str, str]:
     }
 
 
+class ContextServer:
+    """Real programs that run while the context lasts. A subclass says in `_start` what that takes."""
+
+    _stack: ExitStack
+
+    def _start(self, stack: ExitStack) -> None:
+        """Start it, and leave on the stack whatever ends it."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        # What was started before an error is ended here: `__exit__` isn't called then.
+        with ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
 class ServerProcess:
     """A child in a process group of its own whose output goes to a file; leaving the context stops the group."""
 
@@ -114,12 +134,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property

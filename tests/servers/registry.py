@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import bcrypt
 
-from tests.servers.process import ServerProcess, child_environment, program
+from tests.servers.process import ContextServer, ServerProcess, child_environment, program
 from tests.servers.tokens import TokenServer
 
 BCRYPT_ROUNDS = 4  # the least there is: these passwords protect nothing
@@ -39,7 +38,7 @@ class Access:
     sent: int
 
 
-class DockerRegistry:
+class DockerRegistry(ContextServer):
     """A registry with a storage directory of its own. `host` is what goes into references: 127.0.0.1:PORT.
 
     `users` (name -> password) turns basic authorization on. `storage` keeps an existing directory in use.
@@ -57,36 +56,24 @@ class DockerRegistry:
         self._delete = delete
         self._read_only = read_only
         self._given_storage = storage
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-")))
-            self.storage = self._given_storage or self._root / "storage"
-            self.storage.mkdir(exist_ok=True)
-            config = self._root / "config.yml"
-            config.write_text(json.dumps(self._config(stack)))  # JSON is YAML
-            self._process = stack.enter_context(
-                ServerProcess(
-                    [program("docker-registry"), "serve", str(config)],
-                    log=self._root / "log",
-                    environment=child_environment(self._root, OTEL_TRACES_EXPORTER="none"),
-                )
+    def _start(self, stack: ExitStack) -> None:
+        self._root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-")))
+        self.storage = self._given_storage or self._root / "storage"
+        self.storage.mkdir(exist_ok=True)
+        config = self._root / "config.yml"
+        config.write_text(json.dumps(self._config(stack)))  # JSON is YAML
+        self._process = stack.enter_context(
+            ServerProcess(
+                [program("docker-registry"), "serve", str(config)],
+                log=self._root / "log",
+                environment=child_environment(self._root, OTEL_TRACES_EXPORTER="none"),
             )
-            port = self._process.wait_for(
-                lambda: _LISTENING.search(self._process.log_text()), what="port"
-            )
-            self.port = int(port[1])
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+        )
+        port = self._process.wait_for(
+            lambda: _LISTENING.search(self._process.log_text()), what="port"
+        )
+        self.port = int(port[1])
 
     @property
     def host(self) -> str:

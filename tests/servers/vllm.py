@@ -7,15 +7,14 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import urllib3
 
-from tests.servers.process import ServerProcess, child_environment, free_port
+from tests.servers.process import ContextServer, ServerProcess, child_environment, free_port
 
 
-class VllmServer:
+class VllmServer(ContextServer):
     """vLLM's OpenAI server on `model`. It takes some 40 s to start: share one among tests."""
 
     NAME = "model"
@@ -24,27 +23,14 @@ class VllmServer:
         self._model = model
         self._options = (*options, "--max-model-len", str(max_model_len))
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vllm-")))
-            self._http = stack.enter_context(urllib3.PoolManager(retries=False))
-            self.url = f"http://127.0.0.1:{free_port()}"
-            self._process = stack.enter_context(
-                ServerProcess(
-                    self._command(), log=root / "log", environment=self._environment(root)
-                )
-            )
-            self._process.wait_for(self._is_healthy, what="healthy answer")
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def _start(self, stack: ExitStack) -> None:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vllm-")))
+        self._http = stack.enter_context(urllib3.PoolManager(retries=False))
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._process = stack.enter_context(
+            ServerProcess(self._command(), log=root / "log", environment=self._environment(root))
+        )
+        self._process.wait_for(self._is_healthy, what="healthy answer")
 
     def complete(self, prompt: str, *, max_tokens: int = 8) -> str:
         """The greedy completion of `prompt`."""

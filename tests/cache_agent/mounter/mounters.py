@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cache_agent.mounter.orders import MountOperation, Order, Report
@@ -76,13 +75,8 @@ class NamespacedMounter:
         self._process.wait_for(lambda: "ready" in self._process.log_text(), what="ready")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._process.__exit__()
 
     @property
     def client(self) -> Orders:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cache_agent.daemon.node_setup import NodeOptions, NodeParts, open_node
@@ -76,16 +75,11 @@ class ServersInProcess:
         self._thread.start()
         self._ready.wait()
         if self._failed is not None:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise self._failed
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()

@@ -22,5 +22,5 @@ def machine(tmp_root: Path) -> Iterator[Machine]:
         mounter = stack.enter_context(NamespacedMounter(root, kubelet.directory))
         made = Machine(root, kubelet, mounter, stack, start_agent(root, kubelet, mounter))
         yield made
-        made.agent.__exit__(None, None, None)
+        made.agent.__exit__()
     assert findings(root) == []

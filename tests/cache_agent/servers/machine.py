@@ -31,7 +31,7 @@ class Machine:
 
     def restart(self) -> None:
         """End the agent and start it anew."""
-        self.agent.__exit__(None, None, None)
+        self.agent.__exit__()
         self.agent = start_agent(self.root, self.kubelet, self.mounter)
 
     def files(self, target: str) -> dict[str, bytes]:

@@ -314,7 +314,7 @@ def test_a_volume_whose_directory_is_gone(machine: Machine, image: str) -> None:
 
 def test_a_mounter_away_leaves_nothing_half_done(machine: Machine, image: str) -> None:
     model = publish_model(image, seed=52)
-    machine.mounter.__exit__(None, None, None)
+    machine.mounter.__exit__()
     assert refused(lambda: machine.kubelet.publish("pod-1", image)).code() is Code.UNAVAILABLE
     machine.mounter.__enter__()
     assert machine.files(machine.kubelet.publish("pod-1", image)) == model.files

@@ -78,7 +78,7 @@ def open_servers(tmp_root: Path) -> Iterator[Callable[..., ServersInProcess]]:
 
     yield start
     for servers in opened:
-        servers.__exit__(None, None, None)
+        servers.__exit__()
     assert findings(tmp_root / "store") == []
 
 
@@ -113,7 +113,7 @@ def test_a_snapshot_comes_from_the_cache_after_the_hub_has_gone(
     # The weights came from the disk: the Hub's content server was asked whether this caller may, and for nothing else.
     assert {each.method for each in own_hub.cdn.requests[before:]} <= {"HEAD"}
     shutil.rmtree(tmp_path / "src")
-    own_hub.__exit__(None, None, None)
+    own_hub.__exit__()
     second = snapshot(servers, "org/model", tmp_path / "two")
     assert contents(second) == files
     assert contents(snapshot(servers, "org/model", tmp_path / "three", revision=commit)) == files
@@ -167,7 +167,7 @@ def test_what_is_not_cached_comes_from_the_hub(
     host = str(servers.servers.hub)
     part = fetch(host, "/org/plain/resolve/main/model.safetensors", headers={"Range": "bytes=7-99"})
     assert (part.status, part.body) == (206, files["model.safetensors"][7:100])
-    own_hub.__exit__(None, None, None)
+    own_hub.__exit__()
     # What came once is here.
     assert contents(snapshot(servers, "org/plain", tmp_path / "two")) == files
     own_hub.__enter__()
@@ -278,7 +278,7 @@ def test_transformers_reads_config_and_tokenizer_through_the_endpoint(
     own_hub.add("org/smol", small)
     servers = open_servers(own_hub.url)
     snapshot(servers, "org/smol", tmp_path / "warm")
-    own_hub.__exit__(None, None, None)
+    own_hub.__exit__()
     # As HF_ENDPOINT in a program's environment does before it starts.
     for module in (constants, file_download, hf_api, transformers_hub):
         for name in ("ENDPOINT", "HF_ENDPOINT", "_HF_DEFAULT_ENDPOINT"):

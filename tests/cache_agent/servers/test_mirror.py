@@ -48,7 +48,7 @@ def test_every_blob_and_manifest_of_a_cached_image_without_its_registry(
 ) -> None:
     model = publish_model(f"{own_registry.host}/team/model:v1")
     mirrored.pull(model.image)
-    own_registry.__exit__(None, None, None)
+    own_registry.__exit__()
     host, ns = mirrored.mirror, f"?ns={own_registry.host}"
     for digest, data in model.blobs.items():
         # The other manifests' config is the ModelPack one, which belongs to the same model.
@@ -134,7 +134,7 @@ def test_what_others_made_is_given_from_the_cache_once_it_was_pulled(
     paths = {each["digest"]: own_registry.blob_path(each["digest"]) for each in described}
     expected = {digest: path.read_bytes() for digest, path in paths.items()}
     mirrored.pull(f"{own_registry.host}/{name}:v1")
-    own_registry.__exit__(None, None, None)
+    own_registry.__exit__()
     assert json.loads(fetch(mirrored.mirror, f"/v2/{name}/manifests/v1{ns}").body) == manifest
     for digest, data in expected.items():
         assert fetch(mirrored.mirror, f"/v2/{name}/blobs/{digest}{ns}").body == data
@@ -169,7 +169,7 @@ def test_absent_and_unreachable_are_told_apart(
         404,
         "MANIFEST_UNKNOWN",
     )
-    own_registry.__exit__(None, None, None)
+    own_registry.__exit__()
     assert fetch(mirrored.mirror, path).status == 502
 
 
