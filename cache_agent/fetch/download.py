@@ -64,9 +64,18 @@ class Download:
         self._recalled: set[int] = set()
         self._lost: set[int] = set()
         self.resumed = 0
-        # Whether all bytes came from the image's own layers. Resumed bytes may have come from anywhere.
-        # Becomes False before the first other byte arrives.
-        self.proven = True
+        self._proven = True
+
+    @property
+    def proven(self) -> bool:
+        """Whether all bytes came from the image's own layers, so that the file authorizes its callers."""
+        return self._proven
+
+    def mark_unproven(self) -> None:
+        """See `ChunkSink.mark_unproven`."""
+        # Under the lock of `_note_given`: a chunk is shown to readers only if it was proven when it arrived.
+        with self._lock:
+            self._proven = False
 
     def open(self, pause: Callable[[int], None] = lambda count: None) -> None:
         """Open the partial. Raises NoSpace, NotWritable, DiskFailed."""
@@ -194,7 +203,7 @@ class Download:
 
     def _commit_file(self, computed: Digest) -> None:
         # Without proof the file is stored, but it authorizes nobody: see `ReuseCheck`.
-        repository = self.repository if self.proven else None
+        repository = self.repository if self._proven else None
         self._store.files.admit(self.partial, computed, repository, replace=self.replace)
         # Model directories still hard-link the damaged inode.
         if self.replace:
@@ -234,7 +243,7 @@ class Download:
 
     def _note_given(self, index: int) -> None:
         with self._lock:
-            if self.proven:
+            if self._proven:
                 self._given.add(index)
 
     def _may_commit(self) -> bool:

@@ -238,7 +238,7 @@ class FetchEngine:
                     download = job.downloads[piece.file.digest]
                     if not job.sources[work.source].authorizes:
                         # Before its first byte: from then on nothing more of the file may be served early.
-                        download.proven = False
+                        download.mark_unproven()
                     # Under a cap small reads: filling the buffer at a low rate would look like a stall.
                     download.receive(piece, stream, buffer[: self._total.burst(len(buffer))], tick)
                     done += 1

@@ -58,7 +58,8 @@ class ChunkSink(Protocol):
     Called by several threads concurrently.
     """
 
-    proven: bool
+    def mark_unproven(self) -> None:
+        """Note that bytes come from a source that doesn't authorize its readers. Called before the first of them."""
 
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick

@@ -113,7 +113,8 @@ class ModelFetch:
                 before = store.partials.size(download.file)
                 download.open()
                 # A partial is named after its file only: a pull from another repository may have started it.
-                download.proven = not download.resumed
+                if download.resumed:
+                    download.mark_unproven()
                 if download.resumed or not proving:
                     download.follow_layer(self.record.recipe(download.file.layer))
                 # Opening has allocated the whole partial: its bytes count as used now, not as promised.

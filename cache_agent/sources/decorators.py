@@ -153,10 +153,6 @@ class Rate:
             self.seconds += seconds
             self.failures += failed
 
-    def per_second(self) -> float:
-        """Bytes per second of one stream; 0 before the first byte."""
-        return self.size / self.seconds if self.seconds else 0.0
-
 
 @dataclass(frozen=True)
 class Measured(Wrapped):

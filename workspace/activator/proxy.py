@@ -29,7 +29,6 @@ _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
      "transfer-encoding", "upgrade", "host", "content-length"}
 )  # fmt: skip
-_CHUNK: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,6 @@ class StreamedLayer:
         verified: Verified,
     ) -> None:
         self.plan = plan
-        self.proven = True
         self.received = self.resumed = 0
         self._store, self._room, self._limits = store, room, limits
         self._verified = verified
@@ -48,6 +47,9 @@ class StreamedLayer:
     def open(self, room: SpaceReservation) -> dict[Digest, list[int]]:
         """The missing chunks by name: always the whole layer, since a pass can't be resumed."""
         return {self.plan.layer.digest: [0]}
+
+    def mark_unproven(self) -> None:
+        """Never called: only sources that authorize are asked for a foreign image's layers."""
 
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
@@ -91,7 +93,6 @@ class RangedLayer:
         self, plan: LayerPlan, store: Store, watch: Callable[[int], None], verified: Verified
     ) -> None:
         self.plan = plan
-        self.proven = True
         self.resumed = 0
         self.failure: DigestMismatch | None = None
         self._store, self._watch, self._verified = store, watch, verified
@@ -124,6 +125,9 @@ class RangedLayer:
     @property
     def received(self) -> int:
         return self.resumed + self._received
+
+    def mark_unproven(self) -> None:
+        """Never called: only sources that authorize are asked for a foreign image's layers."""
 
     def receive(
         self, piece: ChunkRange, stream: BlobStream, buffer: memoryview, tick: Tick
