@@ -31,22 +31,16 @@ settings.register_profile(
 settings.register_profile("dev", deadline=None, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-# A user's settings, credentials and proxies, which no test may see.
+# A user's settings, credentials and proxies, and what a terminal or a pod of CI adds: no test may see them.
 SCRUBBED_NAMES = frozenset(
-    {"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "KUBECONFIG", "SOURCE_DATE_EPOCH", "HTTP_PROXY", "HTTPS_PROXY",
-     "ALL_PROXY", "NO_PROXY", "NETRC"}
+    {"REGISTRY_AUTH_FILE", "KUBECONFIG", "SOURCE_DATE_EPOCH", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+     "NETRC", "NODE_NAME", "STORAGE_EMULATOR_HOST", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NO_COLOR", "FORCE_COLOR",
+     "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"}
 )  # fmt: skip
 SCRUBBED_PREFIXES = (
-    "HF_",
-    "AWS_",
-    "XDG_",
-    "WEIGHTYARD_",
-    "VLLM_",
-    "OTEL_",
-    "HUGGING",
-    "LC_",
-    "LANGUAGE",
-)
+    "HF_", "HUGGING", "AWS_", "GOOGLE_", "CLOUDSDK_", "MLFLOW_", "DOCKER_", "CONTAINER", "KUBERNETES_", "XDG_",
+    "WEIGHTYARD_", "VLLM_", "OTEL_", "SSL_CERT_", "LC_", "LANGUAGE",
+)  # fmt: skip
 # The same for everyone; a zone far from UTC, so that local time taken for UTC shows.
 FIXED = {"LANG": "C.UTF-8", "TZ": FAR_ZONE}
 

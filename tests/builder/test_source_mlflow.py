@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import tempfile
@@ -133,9 +132,7 @@ class MlflowServer(LoopbackServer):
 
 @pytest.fixture(autouse=True)
 def mlflow_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings but these: no tries beyond the first, no runs directory in the tree, leave to use a file store."""
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
+    """No tries beyond the first, no runs directory in the tree, leave to use a file store."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "86400")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
