@@ -72,8 +72,8 @@ def _open_s3(text: str, environment: Mapping[str, str]) -> ModelSource:
 
 
 def _open_gs(text: str, environment: Mapping[str, str]) -> ModelSource:
+    from builder.sources.google_storage import GoogleStorageSettings  # noqa: PLC0415
     from builder.sources.gs import gs_source, parse_gs  # noqa: PLC0415
-    from modelimage.google_storage import GoogleStorageSettings  # noqa: PLC0415
 
     settings = GoogleStorageSettings.from_environment(environment)
     return gs_source(parse_gs(text), _work(environment) / "gs", settings)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from builder.sources.google_storage import Crc32c, GoogleStorage, GoogleStorageSettings, mapped
 from builder.sources.objects import (
     BucketReference,
     ObjectSettings,
@@ -20,7 +21,6 @@ from builder.sources.objects import (
     parse_bucket,
 )
 from modelimage.errors import InvalidCheckpoint, NotFound, RemoteRefused, Unreachable
-from modelimage.google_storage import Crc32c, GoogleStorage, GoogleStorageSettings, mapped
 from modelimage.ranges import ByteRange
 from modelimage.source_uris import GS
 
@@ -93,10 +93,13 @@ class GsObjects:
         except NotFound as error:
             raise InvalidCheckpoint(
                 f"{what} was replaced or deleted while it was read",
-                hint="Build again once nobody writes there.",
+                hint="Build again when nothing writes there.",
             ) from error
         if passed.left:
-            raise Unreachable(f"Google Cloud Storage broke off {what}", hint="Try again.")
+            raise Unreachable(
+                f"Google Cloud Storage closed the connection in the middle of {what}",
+                hint="Try again.",
+            )
 
     def checksum(self, wanted: StoredObject) -> Crc32c | None:
         return Crc32c(wanted.content) if wanted.content else None

@@ -25,7 +25,7 @@ from builder.sources.objects import (
     Write,
     parse_bucket,
 )
-from builder.sources.s3errors import mapped
+from builder.sources.s3_errors import mapped
 from modelimage.digest import Digest
 from modelimage.errors import InvalidCheckpoint, InvalidInput, RemoteRefused, Unreachable
 from modelimage.ranges import ByteRange, parse_content_range
@@ -104,7 +104,9 @@ class S3Objects:
                 with mapped(where):
                     data = body.read(min(_BUFFER, left))
                 if not data:
-                    raise Unreachable(f"S3 broke off {where}", hint="Try again.")
+                    raise Unreachable(
+                        f"S3 closed the connection in the middle of {where}", hint="Try again."
+                    )
                 left -= len(data)
                 write(data)
         finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from builder.sources.factory import SCHEMES, open_source
+from builder.sources.google_storage import GoogleStorageSettings
 from builder.sources.gs import gs_source, parse_gs
 from builder.sources.objects import BucketReference
 from modelimage.errors import (
@@ -17,7 +18,6 @@ from modelimage.errors import (
     InvalidInput,
     Unreachable,
 )
-from modelimage.google_storage import GoogleStorageSettings
 from tests.builder.buckets import FILES, Answer, FaultyStore, GsBucket
 from tests.servers.gcs import GoogleStorageServer
 

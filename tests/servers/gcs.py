@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from modelimage.google_storage import GoogleStorage, GoogleStorageSettings
+from builder.sources.google_storage import GoogleStorage, GoogleStorageSettings
 from tests.servers.process import ContextServer, ServerProcess, child_environment, free_port
 
 _PROGRAM = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"

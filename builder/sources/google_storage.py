@@ -1,9 +1,8 @@
 """Clients of Google Cloud Storage, and their errors mapped to ours (needs the extra `gs`).
 
-The builder reads checkpoints with them. Credentials are Application Default Credentials: on GKE those of the pod's
-service account (workload identity), without a secret; elsewhere
-GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`. Without any, requests are anonymous, which is
-enough for public buckets. Importing this module takes half a second, so importers do it on first use.
+Credentials are Application Default Credentials: on GKE those of the pod's service account (workload identity), without
+a secret; elsewhere GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`. Without any, requests are
+anonymous, which is enough for public buckets. Importing this module takes half a second: import it on first use.
 """
 
 from __future__ import annotations
@@ -30,13 +29,10 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
 
+from builder.sources.object_errors import refusal
 from modelimage.errors import (
     AccessDenied,
-    InvalidCheckpoint,
     InvalidInput,
-    NotFound,
-    RateLimited,
-    RemoteRefused,
     Unreachable,
     WeightyardError,
     first_line,
@@ -46,6 +42,7 @@ _SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_only"
 # The variables of Google's libraries.
 EMULATOR_VARIABLE: Final = "STORAGE_EMULATOR_HOST"
 CREDENTIALS_VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
+_NAME: Final = "Google Cloud Storage"
 _ENDPOINT: Final = "https://storage.googleapis.com"
 _HINT: Final = (
     "On GKE, bind the pod's service account to one that may read the bucket (workload identity). Elsewhere run "
@@ -168,34 +165,18 @@ def mapped(what: str) -> Iterator[None]:
         ) from error
     except _NETWORK as error:
         raise Unreachable(
-            f"Google Cloud Storage can't be reached for {what}: {first_line(error)}",
+            f"{_NAME} can't be reached for {what}: {first_line(error)}",
             hint=f"Check the network, proxies and {EMULATOR_VARIABLE}.",
         ) from error
     except auth.GoogleAuthError as error:
         raise AccessDenied(f"no credentials for {what}: {first_line(error)}", hint=_HINT) from error
     except ValueError as error:
         raise InvalidInput(
-            f"Google Cloud Storage can't be asked for {what}: {first_line(error)}",
+            f"{_NAME} can't be used for {what}: {first_line(error)}",
             hint=f"Check the address and {EMULATOR_VARIABLE}.",
         ) from error
 
 
 def _refusal(what: str, status: int, error: Exception) -> WeightyardError:
-    if status == 404:
-        return NotFound(
-            f"{what}: not in Google Cloud Storage", hint="Check the bucket and the prefix."
-        )
-    if status in (401, 403):
-        return AccessDenied(f"Google Cloud Storage refuses {what} ({status})", hint=_HINT)
-    # 412: another generation; 416: the object is shorter than it was.
-    if status in (412, 416):
-        return InvalidCheckpoint(
-            f"{what} changed while it was read", hint="Build again once nobody writes there."
-        )
-    if status == 429:
-        return RateLimited(f"Google Cloud Storage asks to slow down at {what} (429)")
-    if status >= 500:
-        return Unreachable(
-            f"Google Cloud Storage failed at {what} ({status})", hint="Try again later."
-        )
-    return RemoteRefused(f"Google Cloud Storage answered {status} for {what}: {first_line(error)}")
+    answer = f"{status}: {first_line(error)}"
+    return refusal(_NAME, what, status, answer=answer, credentials_hint=_HINT)

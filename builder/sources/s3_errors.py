@@ -1,4 +1,4 @@
-"""Maps boto3's errors to ours: one table, used by everything that accesses S3."""
+"""Maps boto3's errors to ours, for sources in S3. The agent's shared store maps them by itself."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Final
 
 from botocore import exceptions as boto
 
+from builder.sources.object_errors import RATE_LIMITED, refusal
 from modelimage.errors import (
     AccessDenied,
-    InvalidCheckpoint,
     InvalidInput,
-    NotFound,
-    RateLimited,
     RemoteRefused,
     Unreachable,
     WeightyardError,
@@ -64,7 +62,7 @@ def mapped(what: str) -> Iterator[None]:
         ) from error
     except _SETTINGS as error:
         raise InvalidInput(
-            f"S3 can't be asked for {what}: {first_line(error)}",
+            f"S3 can't be used for {what}: {first_line(error)}",
             hint="Check the address, AWS_REGION and AWS_ENDPOINT_URL.",
         ) from error
     except boto.BotoCoreError as error:
@@ -74,21 +72,12 @@ def mapped(what: str) -> Iterator[None]:
 def _answer_error(what: str, error: boto.ClientError) -> WeightyardError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if status == 404:
-        return NotFound(
-            f"{what}: not in S3 ({code})", hint="Check the bucket, the prefix and the region."
-        )
-    if status in (401, 403):
-        return AccessDenied(f"S3 refuses {what} ({code})", hint=_CREDENTIALS_HINT)
-    # 412: the pinned ETag no longer matches; 416: the object became shorter.
-    if status in (412, 416):
-        return InvalidCheckpoint(
-            f"{what} changed while it was read", hint="Build again when nothing writes there."
-        )
-    if status == 429 or code in _SLOW:
-        return RateLimited(
-            f"S3 limits the request rate for {what} ({code})", hint="Try again later."
-        )
-    if status >= 500:
-        return Unreachable(f"S3 failed at {what} ({status} {code})", hint="Try again later.")
-    return RemoteRefused(f"S3 answered {status} {code} for {what}: {first_line(error)}")
+    # S3 answers 503 SlowDown, or 400 with one of the other codes, where others answer 429.
+    known = RATE_LIMITED if code in _SLOW else status
+    return refusal(
+        "S3",
+        what,
+        known,
+        answer=f"{status} {code}: {first_line(error)}",
+        credentials_hint=_CREDENTIALS_HINT,
+    )
