@@ -149,14 +149,23 @@ class S3Bucket:
 
     @contextmanager
     def _mapped(self, digest: Digest) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from botocore import exceptions as boto  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
         try:
             yield
-        except ClientError as error:
+        except boto.ClientError as error:
             raise self._of(error, digest) from error
-        except (BotoCoreError, HTTPError, OSError) as error:
+        # Before their base class: a pull that retried them as an outage would wait for nothing.
+        except (
+            boto.NoCredentialsError,
+            boto.PartialCredentialsError,
+            boto.ProfileNotFound,
+        ) as error:
+            raise AccessDenied(
+                f"no credentials for {self.name}: {error}", hint="Check its credentials."
+            ) from error
+        except (boto.BotoCoreError, HTTPError, OSError) as error:
             raise Unreachable(f"{self.name} doesn't answer: {error}") from error
 
     def _of(self, error: Any, digest: Digest) -> WeightyardError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from cache_agent.config import AgentConfig, SharedSection, TierSection, json_schema, parse_config
+from cache_agent.config import SharedSection, TierSection
 from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
@@ -29,7 +29,6 @@ from modelimage.digest import Digest
 from modelimage.errors import (
     AccessDenied,
     DigestMismatch,
-    InvalidInput,
     NotFound,
     Unreachable,
     WeightyardError,
@@ -170,6 +169,13 @@ def test_s3_errors_are_the_projects_own(s3: S3, bucket: S3Bucket, deserted: str)
         gone.has(Digest.of(b""), 0)
     with pytest.raises(NotFound), bucket.open(Digest.of(b"absent"), ByteRange(0, 5)) as stream:
         stream.readinto(memoryview(bytearray(5)))
+
+
+def test_s3_without_credentials_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = S3Bucket("b", "", {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"})
+    with pytest.raises(AccessDenied, match="no credentials for s3://b"):
+        place.has(Digest.of(b""), 0)
 
 
 # -- every source ------------------------------------------------------------------------------
@@ -364,40 +370,3 @@ def test_a_stalled_tier_is_passed_over(open_node: NodeFactory, directory: Shared
         engine=EngineOptions(streams=2, stall_seconds=0.2),
     )
     assert files_of(pull(node).path) == contents
-
-
-# -- settings ----------------------------------------------------------------------------------
-
-
-def test_flags_beat_variables_beat_the_file() -> None:
-    text = "budget: 10GB\nmin_free: 1GB\nfetch: {streams: 2, bandwidth: 5MB}\n"
-    environ = {
-        "WEIGHTYARD_MIN_FREE": "2GB",
-        "WEIGHTYARD_FETCH__STREAMS": "3",
-        "WEIGHTYARD_DEBUG": "1",
-    }
-    config = parse_config(text, environ, {"fetch.streams": 5, "budget": None})
-    assert (config.budget, config.min_free) == ("10GB", "2GB")
-    assert (config.fetch.streams, config.fetch.bandwidth) == (5, "5MB")
-    assert parse_config("", {}, {}) == AgentConfig()
-    assert (
-        parse_config("fetch: {bandwidth: 0}\nservers: {mirror: 5080}\n", {}, {}).servers.mirror
-        == "5080"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [("budget: lots", "budget"), ("fetch: {streams: 0}", "fetch.streams"), ("nonsense: 1", "nonsense"),
-     ("tiers: {shared: [{}]}", "tiers.shared.0"), ("tiers: {order: [hub, hub]}", "tiers"),
-     ("[1]", "mapping"), ("a: [", "YAML")],
-)  # fmt: skip
-def test_settings_that_make_no_sense_are_named(text: str, names: str) -> None:
-    with pytest.raises(InvalidInput, match=names):
-        parse_config(text, {}, {})
-
-
-def test_every_setting_is_in_the_schema() -> None:
-    schema = json_schema()
-    assert set(schema["properties"]) == set(AgentConfig.model_fields)
-    assert schema["additionalProperties"] is False
