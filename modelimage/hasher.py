@@ -1,9 +1,7 @@
 """Computes all digests of a file in one read: sha256, BLAKE3 per chunk, and the layer's sha256.
 
-A read fills a buffer. Each digest, and the destination if the layer is written at the same time, consumes it in a
-thread of its own: hashlib, blake3 and file writes release the GIL, so one big file uses several cores. A buffer is
-reused once all stages have consumed it, so memory is bounded by the ring, not by the file. Independent of where files
-come from and where a layer goes.
+A read fills a buffer of `modelimage.hash_pipeline`. Each digest, and the destination if the layer is written at the
+same time, consumes it in a thread of its own. Independent of where files come from and where a layer goes.
 """
 
 from __future__ import annotations
@@ -11,25 +9,23 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Final
-
-from blake3 import blake3
 
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
+from modelimage.hash_pipeline import (
+    BUFFER_SIZE,
+    ChunkHasher,
+    ChunkStage,
+    FileStage,
+    HashPipeline,
+    Stage,
+)
 from modelimage.recipe import FileSlice, LayerFile, Recipe
-from modelimage.record import CHUNK_SIZE
-
-# A chunk is a whole number of buffers, so no buffer spans two chunks.
-BUFFER_SIZE: Final = 2 << 20
-# Enough for stages to work on different buffers while the reader fills others: 16 MiB per layer.
-RING_BUFFERS: Final = 8
 
 Progress = Callable[[int], None]
 # Consumes all bytes of a buffer; called from one thread, in order.
@@ -55,39 +51,12 @@ class LayerDigests:
     files: Mapping[str, FileDigests]
 
 
-class _ChunkHasher:
-    """Computes the BLAKE3 of each chunk of one file whose bytes arrive in order."""
-
-    def __init__(self) -> None:
-        self._chunk = blake3()
-        self._filled = 0
-        self._done: list[str] = []
-
-    def update(self, data: memoryview) -> None:
-        while data:
-            part = data[: CHUNK_SIZE - self._filled]
-            self._chunk.update(part)
-            self._filled += len(part)
-            data = data[len(part) :]
-            if self._filled == CHUNK_SIZE:
-                self._end_chunk()
-
-    def digests(self) -> tuple[str, ...]:
-        if self._filled:
-            self._end_chunk()
-        return tuple(self._done)
-
-    def _end_chunk(self) -> None:
-        self._done.append(self._chunk.hexdigest())
-        self._chunk, self._filled = blake3(), 0
-
-
 class FileHasher:
     """Computes the digests of one file whose bytes arrive in order, in the caller's thread."""
 
     def __init__(self) -> None:
         self._whole = hashlib.sha256()
-        self._chunks = _ChunkHasher()
+        self._chunks = ChunkHasher()
 
     def update(self, data: memoryview) -> None:
         self._whole.update(data)
@@ -111,11 +80,11 @@ def hash_layer(
     read since its last call, and may raise to stop. Raises InvalidCheckpoint when a file changes while it is read,
     NotFound and AccessDenied when it can't be read, and any error of `sink`.
     """
-    layer, files, chunks = hashlib.sha256(), _FileStage(), _ChunkStage()
-    stages: list[_Stage] = [lambda block: layer.update(block.data), files, chunks]
+    layer, files, chunks = hashlib.sha256(), FileStage(), ChunkStage()
+    stages: list[Stage] = [lambda block: layer.update(block.data), files, chunks]
     if sink is not None:
         stages.append(lambda block: sink(block.data))
-    with _HashPipeline(stages) as pipeline:
+    with HashPipeline(stages) as pipeline:
         for segment in recipe.segments:
             if isinstance(segment, FileSlice):
                 _read_file(locate(segment.file.path), segment.file, pipeline, progress)
@@ -123,7 +92,7 @@ def hash_layer(
                 pipeline.put(memoryview(segment.data))
     return LayerDigests(
         Digest(layer.hexdigest()),
-        {path: FileDigests(digest, chunks.digests(path)) for path, digest in files.digests.items()},
+        _file_digests(files, chunks),
     )
 
 
@@ -151,8 +120,8 @@ def hash_stream(
     `read` fills part of a buffer and returns the count, 0 at the end. The stream is digested to its end whatever it
     contains; comparing digests is up to the caller. Raises any error of `read`.
     """
-    layer, files, chunks = hashlib.sha256(), _FileStage(), _ChunkStage()
-    with _HashPipeline([lambda block: layer.update(block.data), files, chunks]) as pipeline:
+    layer, files, chunks = hashlib.sha256(), FileStage(), ChunkStage()
+    with HashPipeline([lambda block: layer.update(block.data), files, chunks]) as pipeline:
         stream = _Stream(read, pipeline, progress)
         for segment in recipe.segments:
             if isinstance(segment, FileSlice):
@@ -162,9 +131,15 @@ def hash_stream(
         stream.take_rest()
     return StreamDigests(
         Digest(layer.hexdigest()),
-        {path: FileDigests(digest, chunks.digests(path)) for path, digest in files.digests.items()},
+        _file_digests(files, chunks),
         stream.follows_recipe,
     )
+
+
+def _file_digests(files: FileStage, chunks: ChunkStage) -> dict[str, FileDigests]:
+    return {
+        path: FileDigests(digest, chunks.digests(path)) for path, digest in files.digests.items()
+    }
 
 
 def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
@@ -173,8 +148,8 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
     if size == 0:
         return EMPTY_FILE
     name = str(path)
-    files, chunks = _FileStage(), _ChunkStage()
-    with _HashPipeline([files, chunks]) as pipeline:
+    files, chunks = FileStage(), ChunkStage()
+    with HashPipeline([files, chunks]) as pipeline:
         _read_file(path, LayerFile(name, size, EMPTY_FILE.digest), pipeline, progress)
     return FileDigests(files.digests[name], chunks.digests(name))
 
@@ -188,138 +163,11 @@ def regular_file_size(path: Path) -> int:
     return status.st_size
 
 
-@dataclass(slots=True)
-class _Block:
-    """Bytes to be consumed by the stages. `path`: the file they belong to, None for tar headers and padding."""
-
-    data: memoryview
-    path: str | None
-    buffer: bytearray | None
-    stages_left: int
-
-
-_Stage = Callable[[_Block], object]
-
-
-class _FileStage:
-    """Computes the sha256 of each file in the stream."""
-
-    def __init__(self) -> None:
-        self.hashers: dict[str, hashlib._Hash] = {}
-
-    def __call__(self, block: _Block) -> None:
-        if block.path is not None:
-            hasher = self.hashers.setdefault(block.path, hashlib.sha256())
-            hasher.update(block.data)
-
-    @property
-    def digests(self) -> dict[str, Digest]:
-        return {path: Digest(hasher.hexdigest()) for path, hasher in self.hashers.items()}
-
-
-class _ChunkStage:
-    """Computes the BLAKE3 of each chunk of each file in the stream."""
-
-    def __init__(self) -> None:
-        self._hashers: dict[str, _ChunkHasher] = {}
-
-    def __call__(self, block: _Block) -> None:
-        if block.path is not None:
-            self._hashers.setdefault(block.path, _ChunkHasher()).update(block.data)
-
-    def digests(self, path: str) -> tuple[str, ...]:
-        """The chunk digests of a file whose bytes have all been consumed."""
-        return self._hashers[path].digests()
-
-
-class _HashPipeline:
-    """A ring of buffers: one reader fills them, and one thread per stage consumes them in order.
-
-    A failing stage stops computing; the reader notices at its next step, and leaving the context raises the error.
-    """
-
-    def __init__(self, stages: Sequence[_Stage]) -> None:
-        self._queues: list[SimpleQueue[_Block | None]] = [SimpleQueue() for _ in stages]
-        # Daemon threads: a stage that is blocked in a write must not keep the process from exiting.
-        self._threads = [
-            threading.Thread(target=self._run, args=(stage, queue), daemon=True)
-            for stage, queue in zip(stages, self._queues, strict=True)
-        ]
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
-        self._unmade = RING_BUFFERS
-        self._lock = threading.Lock()
-        self._failure: BaseException | None = None
-
-    def __enter__(self) -> _HashPipeline:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # The threads are joined on every path: a sink must not be called after its caller has moved on.
-        if error is not None:
-            self._fail(error)
-        for queue in self._queues:
-            queue.put(None)
-        for thread in self._threads:
-            thread.join()
-        if error is None:
-            self.check()
-
-    def check(self) -> None:
-        """Raise the error of a failed stage."""
-        if self._failure is not None:
-            raise self._failure
-
-    def buffer(self, size: int) -> bytearray:
-        """A buffer that no stage uses any more, or a new one while the ring isn't complete."""
-        self.check()
-        # A file's last, short read gets a buffer outside the ring, so that all buffers in it have one size.
-        if size < BUFFER_SIZE:
-            return bytearray(size)
-        # Buffers are made on demand: a small file never allocates the whole ring.
-        if self._unmade and self._free.empty():
-            self._unmade -= 1
-            return bytearray(BUFFER_SIZE)
-        return self._free.get()
-
-    def put(
-        self, data: memoryview, *, path: str | None = None, buffer: bytearray | None = None
-    ) -> None:
-        self.check()
-        block = _Block(data, path, buffer, len(self._queues))
-        for queue in self._queues:
-            queue.put(block)
-
-    def _run(self, stage: _Stage, queue: SimpleQueue[_Block | None]) -> None:
-        while (block := queue.get()) is not None:
-            # After a failure, blocks are still taken and released: a reader waiting for a buffer would hang otherwise.
-            if self._failure is None:
-                try:
-                    stage(block)
-                except BaseException as error:  # noqa: BLE001 (raised again in the reader's thread)
-                    self._fail(error)
-            self._release(block)
-
-    def _release(self, block: _Block) -> None:
-        # Under the lock: several stages release the same block concurrently.
-        with self._lock:
-            block.stages_left -= 1
-            last = block.stages_left == 0
-        if last and block.buffer is not None and len(block.buffer) == BUFFER_SIZE:
-            self._free.put(block.buffer)
-
-    def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            # The first failure is the cause; later ones are usually its consequences.
-            self._failure = self._failure or error
-
-
 class _Stream:
     """Splits a stream into the recipe's segments and records whether it deviates from them."""
 
     def __init__(
-        self, read: Callable[[memoryview], int], pipeline: _HashPipeline, progress: Progress | None
+        self, read: Callable[[memoryview], int], pipeline: HashPipeline, progress: Progress | None
     ) -> None:
         self._read = read
         self._pipeline = pipeline
@@ -359,7 +207,7 @@ class _Stream:
 
 
 def _read_file(
-    path: Path, file: LayerFile, pipeline: _HashPipeline, progress: Progress | None
+    path: Path, file: LayerFile, pipeline: HashPipeline, progress: Progress | None
 ) -> None:
     # One descriptor from start to end: whoever replaces the path meanwhile doesn't mix two files' bytes.
     with reading(path):
@@ -383,7 +231,7 @@ def _read_file(
 
 
 def _buffers(
-    descriptor: int, path: Path, size: int, pipeline: _HashPipeline
+    descriptor: int, path: Path, size: int, pipeline: HashPipeline
 ) -> Iterator[tuple[bytearray, memoryview]]:
     """Read up to `size` bytes, filling every buffer except the file's last."""
     if hasattr(os, "posix_fadvise"):

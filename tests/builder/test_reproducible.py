@@ -12,7 +12,7 @@ import pytest
 from builder.build import BuildOptions, BuildResult
 from builder.records import created_time
 from builder.sources.local import LocalSource
-from modelimage import hasher
+from modelimage import hash_pipeline
 from modelimage.errors import InvalidInput
 from modelimage.layout import Layout
 from tests.builder.building import build_here, weightyard
@@ -86,7 +86,7 @@ def test_the_number_of_threads_changes_nothing(
     tmp_path: Path, golden: dict[str, str], monkeypatch: pytest.MonkeyPatch, cores: int
 ) -> None:
     monkeypatch.setattr("builder.pack.available_cores", lambda: cores)
-    monkeypatch.setattr(hasher, "RING_BUFFERS", max(1, cores % 5))
+    monkeypatch.setattr(hash_pipeline, "RING_BUFFERS", max(1, cores % 5))
     source = sharded(tmp_path / "source")
     assert tags(build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)) == golden
 

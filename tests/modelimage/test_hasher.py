@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +13,10 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelimage import hasher
 from modelimage.digest import Digest
 from modelimage.errors import InvalidCheckpoint, NotFound
-from modelimage.hasher import (
-    BUFFER_SIZE,
-    EMPTY_FILE,
-    RING_BUFFERS,
-    FileDigests,
-    hash_file,
-    hash_layer,
-    hash_stream,
-)
+from modelimage.hash_pipeline import BUFFER_SIZE, RING_BUFFERS
+from modelimage.hasher import EMPTY_FILE, FileDigests, hash_file, hash_layer, hash_stream
 from modelimage.recipe import FileSlice, LayerFile, Recipe, layer_recipe
 from modelimage.record import CHUNK_SIZE
 
@@ -179,7 +172,7 @@ def rewrite(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"other")
     status = path.stat()
-    hasher.os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
 @pytest.mark.parametrize("change", [append, shorten, rewrite])
