@@ -27,6 +27,7 @@ from modelimage.registry.exchange import WebOrigin
 from modelimage.registry.transport import TlsOptions, is_loopback
 from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import ImageReader
+from modelimage.user_cache import user_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,11 @@ class Access:
 
         Raises InvalidInput for a broken config file.
         """
-        home = Path(environment.get("HOME", "/"))
-        cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
         return cls(
-            credentials.from_environment(environment, home),
+            credentials.from_environment(environment, Path(environment.get("HOME", "/"))),
             frozenset(plain_http),
             ca_file=ca_file,
-            uploads=UploadStates(cache / "weightyard" / "uploads"),
+            uploads=UploadStates(user_cache(environment) / "uploads"),
         )
 
     def is_anonymous(self, reference: RegistryReference) -> bool:

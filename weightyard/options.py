@@ -12,6 +12,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import click
 
 from modelimage.reference import LayoutReference, parse_image
+from modelimage.user_cache import user_cache
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,9 +21,8 @@ ROOT_VARIABLE: Final = "WEIGHTYARD_ROOT"
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """The default cache directory: under XDG_CACHE_HOME, else ~/.cache."""
-    base = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~"), ".cache").expanduser()
-    return Path(base, "weightyard", "store")
+    """The default directory of the model cache."""
+    return user_cache(environ) / "store"
 
 
 def root_option(command: Callable[P, R]) -> Callable[P, R]:

@@ -12,6 +12,7 @@ from builder.sources.local import LOCAL_URI, LocalSource
 from modelimage.errors import InvalidInput
 from modelimage.hub import ENDPOINT_VARIABLE, parse_hub
 from modelimage.source_uris import GS, HUB, MLFLOW, S3
+from modelimage.user_cache import user_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,5 +109,4 @@ def open_bucket(address: str, environment: Mapping[str, str]) -> ModelSource | N
 
 def _work(environment: Mapping[str, str]) -> Path:
     """The directory of fetched files, kept between builds."""
-    base = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/tmp"), ".cache")  # noqa: S108
-    return Path(base) / "weightyard" / "sources"
+    return user_cache(environment) / "sources"

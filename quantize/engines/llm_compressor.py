@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from modelimage.errors import EngineFailed
+from modelimage.user_cache import user_cache
 from quantize.errors import EngineMissing
 
 VARIABLE: Final = "WEIGHTYARD_LLMCOMPRESSOR_PYTHON"
@@ -39,8 +40,7 @@ def interpreter(environment: Mapping[str, str]) -> Path:
 
 def managed_environment(environment: Mapping[str, str]) -> Path:
     """The default directory of the environment."""
-    cache = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "/")) / ".cache")
-    return Path(cache) / "weightyard" / "venvs" / "llmcompressor"
+    return user_cache(environment) / "venvs" / "llmcompressor"
 
 
 def versions(python: Path) -> dict[str, str]:

@@ -37,6 +37,7 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
+from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
@@ -240,23 +241,18 @@ def build(
         options = replace(options, base=open_base(below, reach))
     # The base's registry may already hold its layers: they are mounted instead of uploaded.
     mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
+    cache = user_cache(os.environ)
     result = build_image(
         opened,
         _destination(console, target, reach, mount_from),
         options,
         BuildTools(
-            DigestCache(cache_directory() / "digests"),
-            given["work_dir"] or cache_directory() / "work",
+            DigestCache(cache / "digests"),
+            given["work_dir"] or cache / "work",
             console,
         ),
     )
     console.result(*_shown_result(result, target))
-
-
-def cache_directory() -> Path:
-    """The directory for data that speeds up the next build and may be lost."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "weightyard"
 
 
 def _check_apart(source: str, target: ImageReference) -> None:
@@ -344,8 +340,7 @@ def _with_login(
 def _shown_plan(
     plan: BuildPlan, target: ImageReference, options: BuildOptions
 ) -> tuple[dict[str, Any], str]:
-    version = _tag(target)
-    tags = published_tags(version, options.variants)
+    tags = published_tags(target.tag or DEFAULT_TAG, options.variants)
     files = [
         {"path": file.path, "role": file.role.value, "size": file.size, "layer": number}
         for number, layer in enumerate(plan.layers, start=1)
@@ -373,8 +368,7 @@ def _shown_plan(
 
 
 def _shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str, Any], str]:
-    version = _tag(target)
-    digest = result.publication.tags[version]
+    digest = result.publication.tags[target.tag or DEFAULT_TAG]
     variants = [
         {
             "variant": record.variant,
@@ -397,10 +391,6 @@ def _shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str
     rows = [*lines, ("tags", "", ", ".join(result.publication.tags))]
     text = f"Built {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
     return document, text
-
-
-def _tag(target: ImageReference) -> str:
-    return target.tag or DEFAULT_TAG
 
 
 def _indented(pairs: Any) -> str:
