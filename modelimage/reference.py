@@ -97,18 +97,32 @@ ImageReference = RegistryReference | LayoutReference | EngineReference
 
 
 def parse_image(text: str) -> ImageReference:
-    """Parse an image reference given by a user. Raises InvalidInput with the expected form."""
+    """Parse an image reference given by a user. Raises InvalidInput with the expected form.
+
+    `oci:DIR` is a directory, `oci://REGISTRY/REPOSITORY` a registry reference.
+    """
     scheme, colon, rest = text.partition(":")
+    if colon and scheme in ("oci", "docker") and rest.startswith("//"):
+        return _parse_url(scheme, rest[2:])
     if colon and scheme == "oci":
         return _parse_layout(rest)
     if colon and scheme == "docker":
-        # docker://NAME is skopeo's spelling of a registry reference, not of an image in an engine.
-        if rest.startswith("//"):
-            return parse_registry(rest[2:])
         if not rest:
             raise InvalidInput("no image name after docker:", hint="Write docker:NAME:TAG.")
         return EngineReference(rest)
     return parse_registry(text)
+
+
+def _parse_url(scheme: str, rest: str) -> RegistryReference:
+    """`docker://NAME` as skopeo, `oci://NAME` as KServe, Helm and Flux write a registry reference."""
+    # A directory would be created under this name: only without the slashes is one meant.
+    if rest.startswith(("/", "./", "../")) or rest in ("", ".", ".."):
+        directory = f"/{rest.lstrip('/')}" if rest.startswith("/") else rest or "./out"
+        raise InvalidInput(
+            f"no registry after {scheme}://: {rest[:200]!r}",
+            hint=f"Write {scheme}://REGISTRY/REPOSITORY:TAG, or oci:{directory[:200]} for a directory.",
+        )
+    return parse_registry(rest)
 
 
 def parse_registry(text: str) -> RegistryReference:

@@ -112,9 +112,11 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _pullable(self) -> Self:
-        if self.image.startswith("docker:"):
+        # With `//` both are spellings of a registry reference.
+        scheme = "" if "://" in self.image else self.image.partition(":")[0]
+        if scheme == "docker":
             raise ValueError("a docker engine's image can't be cached: push it to a registry")
-        if self.pull_secret is not None and self.image.startswith("oci:"):
+        if self.pull_secret is not None and scheme == "oci":
             raise ValueError("a layout on the node needs no pullSecret")
         return self
 

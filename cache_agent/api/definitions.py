@@ -19,11 +19,11 @@ Json = dict[str, Any]
 CACHED_MODEL_RULES: Final[Rules] = {
     (): (
         (
-            "!self.image.startsWith('docker:')",
+            "!self.image.startsWith('docker:') || self.image.startsWith('docker://')",
             "a docker engine's image can't be cached: push it to a registry",
         ),
         (
-            "!(has(self.pullSecret) && self.image.startsWith('oci:'))",
+            "!(has(self.pullSecret) && self.image.startsWith('oci:') && !self.image.startsWith('oci://'))",
             "a layout on the node needs no pullSecret",
         ),
     ),

@@ -85,6 +85,8 @@ def test_a_layout_reference_is_parsed_as_it_is_written(
         ("r.example:5000/m:v1", RegistryReference("r.example:5000", "m", "v1")),
         (f"r.example/m:v1@{DIGEST}", RegistryReference("r.example", "m", "v1", DIGEST)),
         ("docker://r.example/m", RegistryReference("r.example", "m")),
+        ("oci://r.example:5000/team/m:v1", RegistryReference("r.example:5000", "team/m", "v1")),
+        ("oci://team/m", RegistryReference("docker.io", "team/m")),
         ("docker:m:v1", EngineReference("m:v1")),
         ("oci:out", LayoutReference(Path("out"))),
         ("oci:/x/y:v1", LayoutReference(Path("/x/y"), "v1")),
@@ -99,7 +101,8 @@ def test_familiar_names_are_understood(text: str, expected: object) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "UPPER/case", "r.example/", "r.example/a//b", "r.example/a:", "r.example/a:b c", "docker:",
-     "oci:", "r.example/a@sha256:12", "r.example/a:.x", f"r.example/{'a' * 256}", "a/../b", "r.example:x/m"],
+     "oci:", "oci://", "oci:///srv/out:v1", "oci://./out:v1", "oci://../out", "docker:///x",
+     "r.example/a@sha256:12", "r.example/a:.x", f"r.example/{'a' * 256}", "a/../b", "r.example:x/m"],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):

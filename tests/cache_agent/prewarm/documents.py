@@ -27,7 +27,11 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
 _TIMES = st.sampled_from(["00:00", "22:30", "24:00", "7:00"])
 _LABELS = st.sampled_from(["", "a", "A.b_c-1", "-a", "a/b", "a" * 64])
 SPECS = st.fixed_dictionaries(
-    {"image": st.sampled_from(["", "a/b:c", "docker:x", "oci:/d:t"])},
+    {
+        "image": st.sampled_from(
+            ["", "a/b:c", "docker:x", "docker://a/b:c", "oci:/d:t", "oci://r.example/b:c"]
+        )
+    },
     optional={
         "variant": st.sampled_from(["int8", "int8-w8a16", "Int8", ""]),
         "nodeSelector": st.dictionaries(

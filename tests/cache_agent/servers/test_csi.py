@@ -239,6 +239,8 @@ IMAGE = "127.0.0.1:9/team/m:v1"  # which is never asked for
     [
         ({"volume_context": context("pod-1")}, Code.INVALID_ARGUMENT),
         ({"volume_context": context("pod-1", image="oci:/etc")}, Code.INVALID_ARGUMENT),
+        ({"volume_context": context("pod-1", image="oci:///etc")}, Code.INVALID_ARGUMENT),
+        ({"volume_context": context("pod-1", image="oci://169.254.169.254/m:v1")}, Code.PERMISSION_DENIED),
         ({"volume_context": context("pod-1", image="docker:x")}, Code.INVALID_ARGUMENT),
         ({"volume_context": context("pod-1", image="../../etc")}, Code.INVALID_ARGUMENT),
         ({"volume_context": context("pod-1", image=IMAGE, variant="../x")}, Code.INVALID_ARGUMENT),
