@@ -7,6 +7,7 @@ commit; both name repositories, files and errors as here.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -25,7 +26,8 @@ from modelimage.source_uris import HUB
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 # The variables of huggingface-hub.
 ENDPOINT_VARIABLE: Final = "HF_ENDPOINT"
-TOKEN_VARIABLE: Final = "HF_TOKEN"  # noqa: S105 - the name of a variable
+# The second is the older spelling.
+_TOKEN_VARIABLES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SIGN_IN: Final = "Set HF_TOKEN or run `hf auth login`."
 _NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
@@ -45,6 +47,17 @@ class HubReference:
 
     def __str__(self) -> str:
         return self.uri + (f"@{self.revision}" if self.revision else "")
+
+
+def endpoint(environment: Mapping[str, str], default: str = DEFAULT_ENDPOINT) -> str:
+    """The Hub's URL without a slash at its end, as huggingface-hub reads it: HF_ENDPOINT, else `default`."""
+    return (environment.get(ENDPOINT_VARIABLE, "").strip() or default).rstrip("/")
+
+
+def token(environment: Mapping[str, str]) -> str | None:
+    """The token in the environment, without the white space that files of Secrets end with; None if there is none."""
+    stated = (environment.get(name, "").strip() for name in _TOKEN_VARIABLES)
+    return next(filter(None, stated), None)
 
 
 def parse_hub(text: str) -> HubReference:

@@ -10,7 +10,7 @@ from typing import Final
 from builder.sources.interface import ModelSource
 from builder.sources.local import LOCAL_URI, LocalSource
 from modelimage.errors import InvalidInput
-from modelimage.hub import ENDPOINT_VARIABLE, parse_hub
+from modelimage.hub import endpoint, parse_hub
 from modelimage.source_uris import GS, HUB, MLFLOW, S3
 from modelimage.user_cache import user_cache
 
@@ -63,7 +63,7 @@ def source_forms(conjunction: str) -> str:
 def _open_hub(text: str, environment: Mapping[str, str]) -> ModelSource:
     from builder.sources.hub import HubModelSource  # noqa: PLC0415
 
-    return HubModelSource(parse_hub(text), endpoint=environment.get(ENDPOINT_VARIABLE))
+    return HubModelSource(parse_hub(text), endpoint=endpoint(environment))
 
 
 def _open_s3(text: str, environment: Mapping[str, str]) -> ModelSource:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from huggingface_hub import (
     HfApi,
-    get_token,
+    get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
@@ -32,6 +32,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils.tqdm import tqdm
 
 from builder.sources.httpfile import HttpFile
@@ -49,8 +50,12 @@ from modelimage.errors import (
 from modelimage.hub import SIGN_IN, HubReference, refusal
 from modelimage.registry.connections import Connections
 from modelimage.registry.retry import parse_retry_after
+from modelimage.stage_workers import run_all
 
+_ASKED_AT_ONCE: Final = 8
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# The ETag of an LFS file; those of others are git's.
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # Subclasses first: in huggingface-hub a gated repository is a subclass of one that wasn't found.
 _CAUSES: tuple[tuple[type[Exception], type[WeightyardError], str, str], ...] = (
     (
@@ -109,7 +114,13 @@ class HubModelSource:
         if not _COMMIT.fullmatch(commit):
             raise RemoteRefused(f"the Hub names no commit for {self._reference}: {commit!r:.60}")
         self._commit = commit
-        return Listing(tuple(sorted(_source_file(each) for each in info.siblings or ())))
+        files = run_all(
+            info.siblings or (),
+            lambda each, _: self._source_file(each),
+            advance=lambda _: None,
+            workers=_ASKED_AT_ONCE,
+        )
+        return Listing(tuple(sorted(files)))
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
         with mapped_errors(self._reference, file.path):
@@ -132,19 +143,29 @@ class HubModelSource:
         # Reading a cached file from disk is cheaper than downloading it again.
         if isinstance(cached, str):
             return None
-        token = get_token()
-        reading = HttpFile(
-            url, file.size, self._connections, {"Authorization": f"Bearer {token}"} if token else {}
-        )
+        with mapped_errors(self._reference, file.path):
+            # The library's own rules for the token: HF_HUB_DISABLE_IMPLICIT_TOKEN keeps it here.
+            said = build_hf_headers()
+        headers = {"Authorization": said["authorization"]} if "authorization" in said else {}
+        reading = HttpFile(url, file.size, self._connections, headers)
         return RemoteFile(f"{self.uri}@{commit}/{file.path}", reading.read)
 
-
-def _source_file(sibling: Any) -> SourceFile:
-    # Without sizes, completeness couldn't be checked.
-    if type(sibling.size) is not int:
-        raise RemoteRefused(f"the Hub doesn't say how large {sibling.rfilename!r} is")
-    claimed = Digest(sibling.lfs.sha256) if sibling.lfs else None
-    return SourceFile(sibling.rfilename, sibling.size, claimed)
+    def _source_file(self, sibling: Any) -> SourceFile:
+        path, size = sibling.rfilename, sibling.size
+        claimed = Digest(sibling.lfs.sha256) if sibling.lfs else None
+        # Mirrors may list names only; then the file itself states its size, and an LFS file its sha256.
+        if type(size) is not int:
+            with mapped_errors(self._reference, path):
+                url = hf_hub_url(
+                    self._reference.name, path, revision=self._commit, endpoint=self._endpoint
+                )
+                stated = get_hf_file_metadata(url, endpoint=self._endpoint)
+            size, etag = stated.size, stated.etag or ""
+            claimed = Digest(etag) if _SHA256.fullmatch(etag) else None
+        # Without sizes, completeness couldn't be checked.
+        if type(size) is not int:
+            raise RemoteRefused(f"the Hub doesn't say how large {path!r} is")
+        return SourceFile(path, size, claimed)
 
 
 def _bar(advance: Advance) -> type[tqdm]:
@@ -190,7 +211,7 @@ def _http_error(what: str, error: HfHubHTTPError) -> WeightyardError:
 def _unreachable(what: str, error: Exception) -> Unreachable:
     cause = error.__cause__ or error
     reason = str(cause).split("\n", 1)[0] or type(cause).__name__
-    return Unreachable(
-        f"the Hub can't be reached for {what}: {reason[:200]}",
-        hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
-    )
+    hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
+    if isinstance(error, OfflineModeIsEnabled):
+        hint = "Unset HF_HUB_OFFLINE, or give the cache's directory models--ORG--NAME/snapshots/COMMIT."
+    return Unreachable(f"the Hub can't be reached for {what}: {reason[:200]}", hint=hint)

@@ -92,9 +92,8 @@ def run_agent(
         # Only the agent does: a single command ends before a round would.
         node.maintenance.start()
         pod_events = PodEvents(node.clock, log.note)
-        servers = partial(
-            open_servers, node, access, ServerOptions.of(config), pod_events=pod_events
-        )
+        listening = ServerOptions.of(config, os.environ)
+        servers = partial(open_servers, node, access, listening, pod_events=pod_events)
         reload = _reloader(node, options, log)
         wanted = partial(
             open_prewarming,

@@ -6,6 +6,7 @@ They share no socket and no thread pool with the control API, so that their load
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -45,7 +46,7 @@ from cache_agent.store.space import Amount
 from cache_agent.store.values import repository_of
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
-from modelimage.hub import DEFAULT_ENDPOINT
+from modelimage.hub import DEFAULT_ENDPOINT, endpoint
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.transport import TlsOptions
 
@@ -85,8 +86,8 @@ class ServerOptions:
     peers: PeerServer | None = None
 
     @classmethod
-    def of(cls, config: AgentConfig) -> ServerOptions:
-        """The options from the settings. Raises InvalidInput."""
+    def of(cls, config: AgentConfig, environment: Mapping[str, str]) -> ServerOptions:
+        """The options from the settings and HF_ENDPOINT. Raises InvalidInput."""
         section, peers = config.servers, config.peers
         mirror = Address.parse(section.mirror) if section.mirror else None
         hub = Address.parse(section.hub) if section.hub else None
@@ -98,7 +99,7 @@ class ServerOptions:
             mirror=mirror,
             registries=section.registries,
             hub=hub,
-            hub_upstream=config.tiers.hub.endpoint,
+            hub_upstream=endpoint(environment, config.tiers.hub.endpoint),
             hub_images=section.hub_images,
             observe=observe,
             csi=csi,

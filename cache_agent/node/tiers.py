@@ -19,8 +19,8 @@ from cache_agent.sources.s3 import S3Bucket
 from cache_agent.sources.shared import SharedSource, SharedStore
 from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.sources.throttle import Throttle
+from modelimage import hub
 from modelimage.errors import InvalidImage
-from modelimage.hub import ENDPOINT_VARIABLE, TOKEN_VARIABLE
 from modelimage.record import Record
 from modelimage.reference import ImageReference, RegistryReference, parse_image
 from modelimage.repository import ImageReader
@@ -86,10 +86,10 @@ class Tiers:
             yield from self._mirrors(resolved, repository)
             yield _image(resolved, reader, repository)
         elif tier == "hub" and isinstance(resolved.record, Record):
-            endpoint = self.environ.get(ENDPOINT_VARIABLE, self.config.hub.endpoint)
-            hub = HubSource.of(resolved.record, endpoint, self.environ.get(TOKEN_VARIABLE))
-            if hub is not None:
-                yield hub
+            endpoint = hub.endpoint(self.environ, self.config.hub.endpoint)
+            source = HubSource.of(resolved.record, endpoint, hub.token(self.environ))
+            if source is not None:
+                yield source
 
     def _mirrors(self, resolved: ResolvedSource, repository: str) -> Iterator[Source]:
         """The same repository on each mirror of its registry, nearest first; digests name the layers there too."""

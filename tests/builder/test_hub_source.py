@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.errors import HfHubHTTPError
 
+from builder.sources.factory import open_source
 from builder.sources.hub import HubModelSource
 from builder.sources.interface import SourceFile
 from modelimage.digest import Digest
@@ -70,6 +71,42 @@ def test_the_commit_is_pinned_and_claims_come_from_lfs(
     weights = (checkpoint / "model.safetensors").read_bytes()
     assert files["model.safetensors"].claimed == Digest.of(weights)
     assert files["config.json"].claimed is None
+
+
+def test_a_mirror_that_lists_names_only_is_asked_for_each_size(
+    tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    with Hub() as hub, Hub(names_only=True) as mirror:
+        for server in (hub, mirror):
+            server.add(name, checkpoint)
+        assert source(mirror, tmp_path, name).list() == source(hub, tmp_path, name).list()
+
+
+def test_an_endpoint_may_end_with_a_slash(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str
+) -> None:
+    hub.add(name, checkpoint)
+    opened = open_source(f"hf://{name}", {"HF_ENDPOINT": f"{hub.url}/"})
+    files = {file.path: file for file in opened.list().files}
+    read = opened.remote(files["model.safetensors"])
+    assert read is not None
+    assert b"".join(read.read(0)) == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_a_token_that_may_not_be_used_unasked_is_not_sent(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(name, checkpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token())
+    for disabled in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", disabled)
+        opened = source(hub, tmp_path, name)
+        files = {file.path: file for file in opened.list().files}
+        read = opened.remote(files["model.safetensors"])
+        assert read is not None
+        hub.requests.clear()
+        assert b"".join(read.read(0))
+        assert [request.authorized for request in hub.requests] == [not disabled]
 
 
 def test_files_come_from_the_pinned_commit_after_the_branch_moved(

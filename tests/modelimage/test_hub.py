@@ -29,6 +29,36 @@ def test_a_revision_with_a_slash_stays_one_segment_of_the_url() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (None, "https://own.example/hub"),
+        ("", "https://own.example/hub"),
+        ("https://mirror.example", "https://mirror.example"),
+        ("https://mirror.example/api/hub//", "https://mirror.example/api/hub"),
+        (" https://mirror.example/\n", "https://mirror.example"),
+    ],
+)
+def test_an_endpoint_has_no_slash_at_its_end(stated: str | None, expected: str) -> None:
+    environment = {} if stated is None else {"HF_ENDPOINT": stated}
+    assert hub.endpoint(environment, "https://own.example/hub/") == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"HF_TOKEN": "\n"}, None),
+        ({"HF_TOKEN": "hf_a\r\n", "HUGGING_FACE_HUB_TOKEN": "hf_b"}, "hf_a"),
+        ({"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": "hf_b"}, "hf_b"),
+    ],
+)
+def test_a_token_is_read_as_the_hubs_own_client_reads_it(
+    environment: dict[str, str], expected: str | None
+) -> None:
+    assert hub.token(environment) == expected
+
+
+@pytest.mark.parametrize(
     ("status", "error"),
     [(401, AccessDenied), (403, AccessDenied), (404, NotFound), (418, RemoteRefused),
      (429, RateLimited), (503, RateLimited), (500, Unreachable)],

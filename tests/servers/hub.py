@@ -174,7 +174,7 @@ class _ApiHandler(_HubHandler):
         if match["view"] == "tree":
             self._tree(files, unquote(match["path"] or "").strip("/"), query)
             return
-        blobs = query.get("blobs", "").lower() in {"true", "1"}
+        blobs = query.get("blobs", "").lower() in {"true", "1"} and not self._owner.names_only
         self._json(
             {
                 "id": match["repo"].removeprefix("datasets/"),
@@ -271,12 +271,14 @@ class ContentServer(LoopbackServer):
 class Hub(LoopbackServer):
     """The Hub. `url` is what HF_ENDPOINT takes; `requests` and `cdn.requests` list what was answered.
 
-    `page_size` is how many entries one page of a tree listing has; tests make it small to see paging.
+    `page_size` is how many entries one page of a tree listing has; tests make it small to see paging. With `names_only`
+    a model's description lists no sizes, as some mirrors do.
     """
 
     HANDLER = _ApiHandler
 
-    def __init__(self, *, page_size: int = 1000) -> None:
+    def __init__(self, *, page_size: int = 1000, names_only: bool = False) -> None:
+        self.names_only = names_only
         self.page_size = page_size
         self.requests: list[HubRequest] = []
         self.repositories: dict[str, _Repository] = {}

@@ -18,9 +18,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from cache_agent.config import AgentConfig
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.servers.hub.view import make_view
 from modelimage.errors import InvalidInput, NotWritable
+from modelimage.hub import DEFAULT_ENDPOINT
 from modelimage.record import Record
 from tests.cache_agent.nodes import findings
 from tests.cache_agent.servers.agents import ANY, ServersInProcess
@@ -84,6 +86,14 @@ def open_servers(tmp_root: Path) -> Iterator[Callable[..., ServersInProcess]]:
 
 def endpoint(servers: ServersInProcess) -> str:
     return f"http://{servers.servers.hub}"
+
+
+def test_the_variable_overrides_the_settings_endpoint() -> None:
+    for environment, expected in (
+        ({}, DEFAULT_ENDPOINT),
+        ({"HF_ENDPOINT": "https://mirror.example/hub/"}, "https://mirror.example/hub"),
+    ):
+        assert ServerOptions.of(AgentConfig(), environment).hub_upstream == expected
 
 
 def published_from(hub_repo: str, commit: str, image: str, seed: int) -> PublishedModel:
