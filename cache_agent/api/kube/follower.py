@@ -72,16 +72,21 @@ class Follower:
     async def _watch(self, version: str) -> bool:
         """Pass changes to the listener until the watch ends; return whether there were any. Keeps the last version."""
         told = False
-        async for kind, document in self.api.watch(self.path, self.query, version):
+        watch = self.api.watch(self.path, self.query, version, opened=self._opened)
+        async for kind, document in watch:
             self._version = str(document["metadata"].get("resourceVersion") or self._version)
             if kind == "DELETED":
                 self.listener.drop(document)
             elif kind != "BOOKMARK":
                 self.listener.put(document)
             if not told:
-                self._well()
+                self.backoff.reset()
             told = True
         return told
+
+    def _opened(self) -> None:
+        # Nothing may change for hours. The backoff isn't reset yet: the server may break off each watch at once.
+        self.listener.trouble(None)
 
     def _well(self) -> None:
         self.backoff.reset()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
@@ -88,9 +88,13 @@ class KubeClient:
                 return
 
     async def watch(
-        self, path: str, query: Mapping[str, str], version: str
-    ) -> AsyncIterator[tuple[str, Json]]:
-        """Yield changes since a version, as (type, object), until the server ends the watch. Raises Gone."""
+        self, path: str, query: Mapping[str, str], version: str, *,
+        opened: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[tuple[str, Json]]:  # fmt: skip
+        """Yield changes since a version, as (type, object), until the server ends the watch. Raises Gone.
+
+        `opened` is called when the server accepts the watch; the first change may come much later.
+        """
         asked = {
             **query, "watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
             "timeoutSeconds": str(WATCH_SECONDS),
@@ -108,6 +112,7 @@ class KubeClient:
                     self._connection.credentials.refused()
                 if answer.status >= HTTPStatus.BAD_REQUEST:
                     self._refuse(answer.status, await answer.text(), call, answer.headers)
+                opened()
                 async for line in answer.content:
                     if line.strip():
                         yield self._event(line, call)

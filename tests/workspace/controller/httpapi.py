@@ -302,9 +302,6 @@ class HttpApi:
             event = change.event(wanted) if change.version > since else None
             if event is not None:
                 queue.put_nowait(event)
-        if request.query.get("allowWatchBookmarks") == "true":
-            metadata = {"resourceVersion": str(self._latest)}
-            queue.put_nowait({"type": "BOOKMARK", "object": {"kind": kind, "metadata": metadata}})
         try:
             while (event := await queue.get()) is not None:
                 await stream.write(json.dumps(event).encode() + b"\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,10 @@ Json = dict[str, Any]
 
 class Enough(Exception):
     """The script is at its end."""
+
+
+class Silent(Unreachable):
+    """The server accepts a watch and breaks it off without an event."""
 
 
 def an_object(name: str, version: int) -> Json:
@@ -41,12 +45,15 @@ class ScriptedApi:
         return answer
 
     async def watch(
-        self, path: str, query: Mapping[str, str], version: str
+        self, path: str, query: Mapping[str, str], version: str, *, opened: Callable[[], None]
     ) -> AsyncIterator[tuple[str, Json]]:
         self.calls.append(f"watch {version}")
         if not self.watches:
             raise Enough
-        for event in self.watches.pop(0):
+        events = self.watches.pop(0)
+        if not events or isinstance(events[0], (tuple, Silent)):
+            opened()
+        for event in events:
             if isinstance(event, Exception):
                 raise event
             yield event
@@ -131,6 +138,20 @@ def test_a_broken_watch_resumes_from_the_last_change_after_a_wait() -> None:
     assert waits == [0.25, 0.5]
     assert seen.names == {"a"}
     assert seen.troubles[-1] == "refused"
+
+
+def test_a_watch_works_as_soon_as_the_server_accepts_it_though_nothing_changes() -> None:
+    api = ScriptedApi([([], "1")], [[Unreachable("refused")], []])
+    seen, _ = follow(api)
+    assert api.calls == ["list", "watch 1", "watch 1", "watch 1"]
+    assert seen.troubles == ["", "refused", ""]
+
+
+def test_watches_that_break_off_at_once_are_retried_ever_later() -> None:
+    accepted = [("ADDED", an_object("a", 5))]
+    api = ScriptedApi([([], "1")], [[Silent("reset")], [Silent("reset")], accepted])
+    _, waits = follow(api)
+    assert waits == [0.25, 0.5]
 
 
 def test_a_server_that_asks_to_wait_is_heeded() -> None:
