@@ -80,9 +80,9 @@ class ClusterSource:
             self._notify()
 
     def drop_model(self, name: str) -> None:
-        if self._models is not None and self._models.pop(name, None) is not None:
+        model = (self._models or {}).pop(name, None)
+        if self._problems.pop(name, None) is not None or model is not None:
             self._notify()
-        self._problems.pop(name, None)
 
     def put_labels(self, labels: Mapping[str, str]) -> None:
         if self.labels.put(labels):

@@ -110,7 +110,7 @@ async def a_cluster(
                     await task
 
 
-def synced(cluster: Cluster) -> str | None:
+def reason(cluster: Cluster) -> str | None:
     """What the report says of the watches."""
     written = cluster.reporter.written
     return written.conditions[1].reason if written else None
@@ -166,7 +166,7 @@ def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
         server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
         async with a_cluster(open_node, server) as cluster:
             await cluster.reported(("a", "Ready"))
-            await until(lambda: synced(cluster) == "Synced", what="a watch that works")
+            await until(lambda: reason(cluster) == "Synced", what="a watch that works")
             assert (await cluster.report()).status.desired[0].state == "Ready"
             assert [event for event, _ in cluster.at.log].count("report not written") == 1
 
@@ -206,6 +206,8 @@ def test_a_document_that_no_agent_understands_is_told_and_hinders_no_other(
             cache = await cluster.reported(("a", "Ready"))
             (synced,) = [c for c in cache.status.conditions if c.type == "Synced"]
             assert (synced.reason, "b:" in synced.message) == ("WithProblems", True)
+            await cluster.api.call("DELETE", f"{MODELS_PATH}/b")
+            await until(lambda: reason(cluster) == "Synced", what="an end of the problem")
 
     run(test())
 
