@@ -7,18 +7,23 @@ The kubelet rotates a service account's token on disk, so it is read again for e
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.proxies import environment_proxy
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# Seconds. A silent connection is probed after 30 and given up 30 later, as client-go's HTTP/2 pings do it.
+_PROBE_AFTER: Final = 30
+_PROBE_EVERY: Final = 10
+_PROBES: Final = 3
 
 
 class Credentials(Protocol):
@@ -90,6 +95,20 @@ def in_cluster(environ: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> C
         namespace=read(account / "namespace").decode().strip(),
         proxy=server_proxy(server, environ),
     )
+
+
+def probed_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A TCP socket for an address of getaddrinfo, whose connection breaks within a minute of the peer's silent end.
+
+    A watch on a load balancer's or machine's dead connection would otherwise miss changes until its read timeout.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    return made
 
 
 def server_proxy(server: str, environ: Mapping[str, str] = os.environ) -> str | None:

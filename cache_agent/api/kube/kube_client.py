@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 import aiohttp
 
-from cache_agent.api.kube.connection import Connection
+from cache_agent.api.kube.connection import Connection, probed_socket
 from cache_agent.api.kube.refusals import refuse
 from modelimage.errors import Unreachable
 
@@ -45,7 +45,7 @@ class KubeClient:
     async def __aenter__(self) -> KubeClient:
         # A watch event is one line, and aiohttp bounds the length of lines by the read buffer. Watches hold
         # connections, so their number isn't limited; requests are limited by their callers.
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=probed_socket)
         self._session = aiohttp.ClientSession(connector=connector, read_bufsize=_LINE_BYTES)
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -205,3 +206,26 @@ def test_a_page_that_is_no_json_is_no_answer() -> None:
             await runner.cleanup()
 
     asyncio.run(scenario())
+
+
+def test_a_peer_that_is_silently_gone_breaks_every_connection(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which connections probe their peer is the kernel's to say: it is asked of every socket that was made.
+    made: list[dict[str, int]] = []
+    options = {"KEEPALIVE": (socket.SOL_SOCKET, socket.SO_KEEPALIVE)} | {
+        name: (socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"))
+        for name in ("KEEPIDLE", "KEEPINTVL", "KEEPCNT")
+    }
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    async def noted(loop: Any, sock: socket.socket, address: Any) -> None:
+        await connect(loop, sock, address)
+        made.append({name: sock.getsockopt(*option) for name, option in options.items()})
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", noted)
+    ask(SecureApi(authority), pod(account(tmp_path / "sa", authority, "valid")))
+    assert made
+    for each in made:
+        assert each["KEEPALIVE"] == 1
+        assert each["KEEPIDLE"] + each["KEEPINTVL"] * each["KEEPCNT"] <= 60
