@@ -60,8 +60,10 @@ class Follower:
                 # A server that ends watches without an event would otherwise be requested in a tight loop.
                 if not await self._watch(self._version):
                     await self.sleep(self.backoff.first)
-            except Gone:
+            except Gone as error:
                 self._version = None
+                # A server that calls each list's own version expired would otherwise be asked in a tight loop.
+                await self.sleep(self.backoff.after(error))
             except WeightyardError as error:
                 # The kind itself is gone. It may come back as a new one, which no old version leads to.
                 if isinstance(error, NotFound):

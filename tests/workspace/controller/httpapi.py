@@ -41,6 +41,7 @@ class HttpApi:
 
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
     `allows` says what its one user may do; see `rbac.Rights`.
+    `page_size` bounds a list's page further than its `limit` does.
     `plain` serves HTTP without authentication instead, for programs that stand in for others.
     """
 
@@ -54,6 +55,7 @@ class HttpApi:
         self.refused: dict[str, tuple[int, str]] = {}
         self.requests: dict[str, int] = {}
         self.allows: Callable[[web.Request], bool] = lambda _: True
+        self.page_size = 500
         self._groups = groups
         self._deaf = False
         self._log: list[_Change] = []
@@ -281,10 +283,14 @@ class HttpApi:
         items = [each for each in self.api.list(kind, namespace) if wanted.matches(each)]
         for each in items:
             del each["kind"], each["apiVersion"]
+        start = int(request.query.get("continue", 0))
+        end = start + min(self.page_size, int(request.query.get("limit", len(items))))
         metadata = {"resourceVersion": str(self._latest)}
-        api = RESOURCES[kind].api
+        if end < len(items):
+            metadata["continue"] = str(end)
+        api, page = RESOURCES[kind].api, items[start:end]
         return web.json_response(
-            {"kind": f"{kind}List", "apiVersion": api, "metadata": metadata, "items": items}
+            {"kind": f"{kind}List", "apiVersion": api, "metadata": metadata, "items": page}
         )
 
     async def _watch(self, request: web.Request, kind: str) -> web.StreamResponse:

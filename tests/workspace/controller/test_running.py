@@ -113,6 +113,7 @@ def test_what_is_deleted_while_a_watch_is_too_old_is_noticed() -> None:
             with http.deaf_watches():
                 cluster.api.delete("NetworkPolicy", NAMESPACE, NAME)
                 cluster.add_node("n3")
+            http.page_size = 2
             http.expire_watches()
             await until(cluster, lambda: len(runner.cache.nodes()) == 3)
             await until(cluster, lambda: bool(cluster.api.list("NetworkPolicy", NAMESPACE)))

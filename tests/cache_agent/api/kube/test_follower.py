@@ -111,9 +111,10 @@ def test_after_410_everything_is_listed_anew() -> None:
         [([an_object("a", 1)], "1"), ([an_object("c", 50)], "50")],
         [[("ADDED", an_object("b", 2)), Gone("too old")]],
     )
-    seen, _ = follow(api)
+    seen, waits = follow(api)
     assert seen.names == {"c"}
     assert api.calls == ["list", "watch 1", "list", "watch 50"]
+    assert waits == [0.25]
 
 
 def test_a_kind_that_goes_and_comes_back_is_listed_anew() -> None:
