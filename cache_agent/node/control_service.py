@@ -116,6 +116,8 @@ class Service:
         # The fullest root first: there space is needed most.
         for store, _ in sorted(self._store.spaces(), key=lambda each: each[1].headroom):
             need = max(0, body.need - freed)
+            # A plan, too, must not count on holders that were killed: without an agent no one else ends their leases.
+            store.leases.expire()
             if body.dry_run:
                 plan = store.space.plan(need)
                 gained = plan.freed

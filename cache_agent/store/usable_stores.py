@@ -135,7 +135,10 @@ class ModelsOfRoots:
 
     def remove(self, key: Digest, *, unpin: bool = False) -> int:
         """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
-        return self.require_store(key).models.remove(key, unpin=unpin)
+        store = self.require_store(key)
+        # Without an agent no one else ends the lease of a holder that was killed.
+        store.leases.expire()
+        return store.models.remove(key, unpin=unpin)
 
     def pin(self, key: Digest, *, pinned: bool) -> None:
         """Pin or unpin a model. Raises NotFound."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_agent.api.wire import GcBody
 from cache_agent.errors import DiskFailed
 from cache_agent.fetch.in_order_hash import InOrderHasher
 from cache_agent.fetch.values import PullRequest
@@ -28,7 +29,7 @@ from cache_agent.sources.directory import SharedDirectory
 from cache_agent.store.partials import Bitmap, Partial
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.digest import Digest
-from modelimage.errors import NotFound, Unreachable
+from modelimage.errors import InUse, NotFound, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import parse_image
@@ -37,7 +38,7 @@ from tests.cache_agent.faults import Away
 from tests.cache_agent.fetch.test_crash import damage
 from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import simple_image
-from tests.cache_agent.nodes import NodeFactory, begin_download, findings, pull
+from tests.cache_agent.nodes import NodeFactory, begin_download, findings, pull, service_of
 
 DAY = 86400.0
 
@@ -278,6 +279,41 @@ def test_a_lease_ends_when_its_process_is_gone_and_not_before(open_node: NodeFac
     node.store.first.leases.expire()
     assert seen.expirations == [str(gone)]
     assert {str(lease.holder) for lease in node.store.leases.all()} == {str(alive), "manual:me"}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_holder_that_was_killed_protects_nothing_without_an_agent(
+    open_node: NodeFactory, dry_run: bool
+) -> None:
+    """No maintenance runs between two commands: each has to see for itself that a holder is gone."""
+    image, _, _ = simple_image(weights=[100])
+    node = open_node({"reg.test/m": image})
+    key = pull(node).model.key
+    gone = Holder(HolderKind.PROCESS, str(ProcessName(os.getpid(), "1", node.machine.boot())))
+    node.store.leases.take(key, gone)
+    plan = service_of(node).gc(GcBody(need=1 << 62, dry_run=dry_run))
+    assert plan.held_by == []
+    assert [victim.key for victim in plan.victims] == [str(key)]
+
+
+def test_a_model_whose_user_was_killed_can_be_removed_without_an_agent(
+    open_node: NodeFactory,
+) -> None:
+    image, _, _ = simple_image(weights=[100])
+    node = open_node({"reg.test/m": image})
+    key = pull(node).model.key
+    me, machine = os.getpid(), node.machine
+    start = str(machine.start_time(me))
+    alive, gone = (
+        Holder(HolderKind.PROCESS, str(ProcessName(me, each, machine.boot())))
+        for each in (start, "1")
+    )
+    node.store.leases.take(key, gone)
+    held = node.store.leases.take(key, alive)
+    with pytest.raises(InUse, match=f"leased by process:{me}/{start}/[^,]*$"):
+        service_of(node).remove(str(key))
+    node.store.leases.release(held.id)
+    assert service_of(node).remove(str(key)).key == str(key)
 
 
 def test_a_file_that_vanished_comes_back_from_the_model_that_holds_its_inode(
