@@ -1,9 +1,16 @@
-"""Runs a worker process: the job as JSON on stdin, output to a file, its end in the error message."""
+"""Runs a worker process: the job as JSON on stdin, output to a file, its end in the error message.
+
+A worker ends with its parent, even one that is killed: nobody would read its result, and the next run would share the
+processors with it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +19,16 @@ from typing import IO, Any, Final
 from modelimage.errors import EngineFailed
 
 TAIL_BYTES: Final = 2000
+# Asks the kernel for SIGKILL when the parent ends (prctl(2), PR_SET_PDEATHSIG), which execve keeps, then becomes the
+# worker. A program of its own: code between fork and exec isn't safe in a process with threads.
+_BOUND: Final = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+if os.getppid() != int(parent):
+    sys.exit("the parent has ended")
+os.execvp(command[0], command)
+"""
 
 
 def run_worker(
@@ -33,7 +50,7 @@ def run_worker(
     with tempfile.TemporaryFile() as log:
         try:
             done = subprocess.run(
-                command, input=json.dumps(job).encode(), stdout=log, stderr=subprocess.STDOUT,
+                _bound(command), input=json.dumps(job).encode(), stdout=log, stderr=subprocess.STDOUT,
                 env=offline, cwd=scratch, check=False,
             )  # fmt: skip
         except OSError as error:
@@ -43,6 +60,14 @@ def run_worker(
                 f"{name} failed ({_how(done.returncode)}): {_tail(log)}",
                 hint="If memory ran out, use a machine with more, or --engine rtn.",
             )
+
+
+def _bound(command: Sequence[str]) -> list[str]:
+    """The command, started so that it ends with this process. Raises OSError when there is no such program."""
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"no program {command[0]}")
+    # The kernel looks at the thread that starts the worker: it waits for the worker's end.
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
 
 
 def _how(code: int) -> str:

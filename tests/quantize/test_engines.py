@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from modelimage.checkpoint_files import read_header
+from modelimage.child import read_stat
 from modelimage.errors import EngineFailed
 from modelimage.safetensors import build_header
 from quantize.engines import llm_compressor
@@ -19,6 +21,9 @@ from quantize.errors import EngineMissing, QualityTooLow
 from quantize.quality import Gates
 from quantize.quantizer import Evaluation, QuantizeOptions, quantize_checkpoint
 from quantize.schemes import Format, QuantizationEngine, Scheme
+from tests.servers.process import wait_until
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_worker_that_fails_is_quoted(tmp_path: Path) -> None:
@@ -42,6 +47,34 @@ def test_a_worker_reads_its_job(tmp_path: Path) -> None:
     code = "import json, sys; open('job', 'w').write(json.load(sys.stdin)['a'])"
     run_worker([sys.executable, "-c", code], {"a": "b"}, {}, name="gptq", scratch=tmp_path)
     assert (tmp_path / "job").read_text() == "b"
+
+
+# Says the worker's process id, and waits for it.
+PARENT = """
+import sys
+from pathlib import Path
+from quantize.engines.worker_process import run_worker
+
+worker = "import os, threading; print(os.getpid(), file=open('pid.new', 'w')); os.rename('pid.new', 'pid');"
+worker += "threading.Event().wait()"
+run_worker([sys.executable, "-c", worker], {}, {}, name="gptq", scratch=Path(sys.argv[1]))
+"""
+
+
+def test_a_worker_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT) as parent:
+        try:
+            wait_until(pid.exists, what="the worker")
+        finally:
+            parent.kill()
+    wait_until(lambda: not _runs(int(pid.read_text())), what="the worker's end")
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; a zombie doesn't."""
+    stat = read_stat(pid)
+    return stat is not None and stat[0] not in ("Z", "X")
 
 
 def test_an_interpreter_that_is_named_but_missing(tmp_path: Path) -> None:
