@@ -111,6 +111,8 @@ def build(
     # Streaming needs no space here, but what is converted, quantized or split must be on this disk.
     staged = not may_stream(plan.survey, destination, options)
     published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
+    for warning in (*plan.survey.warnings, *published.warnings):
+        tools.reporter.say(warning)
     # From headers alone: a variant that can't be made must fail before hours of work.
     check_variants(published, options.variants, options.quantize)
     # Stated in the record: the files then have other digests than the publisher's.

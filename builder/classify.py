@@ -7,13 +7,15 @@ reason, shown by `--dry-run` and overruled by `--include`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from builder.copies import copies
 from modelimage.errors import InvalidCheckpoint, InvalidImage
-from modelimage.path_rules import RECORD_NAME, check_model_path
+from modelimage.path_rules import RECORD_NAME, check_model_path, parents
 from modelimage.record import Role
 
 
@@ -38,21 +40,27 @@ class Pickle:
 
 Verdict = Packed | Ignored | Pickle
 
+# Not `scheduler*`: diffusers' scheduler_config.json is configuration.
 _TRAINING: Final = (
-    "optimizer*", "scheduler*", "rng_state*", "scaler.pt", "trainer_state.json", "training_args.*",
-    "events.out.tfevents*", "all_results.json", "train_results.json", "eval_results.json", "zero_to_fp32.py",
+    "optimizer*.pt", "optimizer*.bin", "optimizer*.pth", "optimizer*.safetensors", "scheduler*.pt", "scheduler*.bin",
+    "rng_state*", "random_states*", "scaler.pt", "trainer_state.json", "training_args.*", "*_optim_states.pt",
+    "mp_rank_*", "zero_pp_rank_*", "events.out.tfevents*", "all_results.json", "train_results.json",
+    "eval_results.json", "zero_to_fp32.py",
 )  # fmt: skip
 _OTHER_FRAMEWORKS: Final = (
-    "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel",
-    "*.npz", "*.nemo", "*.engine", "*.ckpt.*", "openvino_model.*", "*.mlpackage", "*.llamafile",
+    "*.gguf", "*.ggml", "ggml-*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data*", "*.onnx.data*",
+    "*.tflite", "*.mlmodel", "*.nemo", "*.engine", "*.ckpt.*", "openvino*.bin", "openvino*.xml", "*.llamafile", "*.pb",
 )  # fmt: skip
 # torch's formats, all of which are pickles.
 _PICKLE: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-_PICKLE_INDEX: Final = ("*.bin.index.json", "*.bin.index.*.json")
+_PICKLE_INDEXES: Final = ("*.bin.index.json", "*.bin.index.*.json")
+# SentencePiece's models have any name: spiece.model, spm.model, ice_text.model, source.spm.
 _TOKENIZER: Final = (
-    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model",
-    "sentencepiece*.model", "*.bpe.model", "tekken.json", "*.tiktoken", "chat_template*", "*.jinja", "bpe.codes",
+    "tokenizer*", "*.tokenizer", "vocab.*", "merges*.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.spm", "tekken*.json", "*.tiktoken", "*tiktoken*", "chat_template*", "*.jinja", "*.bpe", "*.codes", "*.vocab",
 )  # fmt: skip
+# After pickles, because these names could be theirs.
+_VOCABULARY: Final = ("*vocab*", "dict*.txt", "bpe*")
 _DOCS: Final = (
     "*.md", "*.txt", "*.rst", "*.pdf", "license*", "licence*", "notice*", "copying*", "use_policy*",
 )  # fmt: skip
@@ -69,9 +77,16 @@ _FOLDERS: Final = {
     "runs": "training state",
     "__pycache__": "compiled Python",
 }
+# Folders of programs that name them after a step or a format.
+_FOLDER_PATTERNS: Final = {
+    "checkpoint-[0-9]*": "a checkpoint of the training run",
+    "global_step[0-9]*": "training state",
+    "*.mlpackage": "weights of another framework",
+    "*.mlmodelc": "weights of another framework",
+}
 _WEIGHTS: Final = "*.safetensors"
-# Mistral and Meta publish weights in their own format under this name, beside the same weights for transformers.
-_CONSOLIDATED: Final = "consolidated*.safetensors"
+PICKLE_INDEX: Final = "index of pickle weights"
+UNKNOWN: Final = "a file type that no model server reads; --include packs it"
 
 
 def classify(path: str) -> Verdict:
@@ -85,27 +100,31 @@ def classify(path: str) -> Verdict:
     for folder in folders:
         if folder in _FOLDERS:
             return Ignored(_FOLDERS[folder])
+        for pattern, reason in _FOLDER_PATTERNS.items():
+            if fnmatchcase(folder, pattern):
+                return Ignored(reason)
     return _by_name(name)
 
 
 def _by_name(name: str) -> Verdict:
     # The first match wins, so narrow patterns come first: tokenizer files and training state are also *.json or *.pt.
     rules: tuple[tuple[Sequence[str], Verdict], ...] = (
-        ((_WEIGHTS,), Packed(Role.WEIGHT)),
         (_TRAINING, Ignored("training state")),
-        (_PICKLE_INDEX, Ignored("index of pickle weights")),
+        (("*.py",), Packed(Role.CODE)),
+        ((_WEIGHTS,), Packed(Role.WEIGHT)),
+        (_PICKLE_INDEXES, Ignored(PICKLE_INDEX)),
         (_OTHER_FRAMEWORKS, Ignored("weights of another framework")),
         (_TOKENIZER, Packed(Role.TOKENIZER)),
         (_PICKLE, Pickle()),
+        (_VOCABULARY, Packed(Role.TOKENIZER)),
         (_DOCS, Packed(Role.DOC)),
-        (("*.py",), Packed(Role.CODE)),
         (_CONFIG, Packed(Role.CONFIG)),
         (_MEDIA, Ignored("picture, sound or notebook, which no model server reads")),
     )
     for patterns, verdict in rules:
         if _matches(name, patterns):
             return verdict
-    return Ignored("a file type that no model server reads; --include packs it")
+    return Ignored(UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +141,22 @@ class Classification:
 
     def without(self, dropped: Iterable[str], reason: str) -> Classification:
         """A copy with more files left out, for a reason found later."""
-        gone = set(dropped)
-        roles = {path: role for path, role in self.roles.items() if path not in gone}
-        return Classification(roles, self.ignored, self.pickles).also_ignored(
-            dict.fromkeys(gone, reason)
-        )
+        return self.also_ignored(dict.fromkeys(dropped, reason))
 
     def also_ignored(self, reasons: Mapping[str, str]) -> Classification:
-        """A copy with the files that the source itself left out."""
+        """A copy with more files left out, each with its reason."""
         return Classification(
-            self.roles, dict(sorted({**self.ignored, **reasons}.items())), self.pickles
+            {path: role for path, role in self.roles.items() if path not in reasons},
+            dict(sorted({**self.ignored, **reasons}.items())),
+            tuple(path for path in self.pickles if path not in reasons),
+        )
+
+    def also_packed(self, roles: Mapping[str, Role]) -> Classification:
+        """A copy with files packed that their names alone left out."""
+        return Classification(
+            dict(sorted({**self.roles, **roles}.items())),
+            {path: reason for path, reason in self.ignored.items() if path not in roles},
+            self.pickles,
         )
 
 
@@ -141,8 +166,8 @@ def select(
     """Classify all paths of a checkpoint together.
 
     A path that matches `exclude` is left out; one that matches `include` is packed even if its name alone would leave
-    it out (except pickle weights). If there are safetensors, pickles and the publisher's consolidated copy are
-    duplicates.
+    it out; a pickle only if `include` has its exact path or name. Copies of safetensors in the same folder are left
+    out.
     Raises InvalidCheckpoint for a path that an image can't contain.
     """
     roles: dict[str, Role] = {}
@@ -152,18 +177,24 @@ def select(
         verdict = _choose(path, include, exclude)
         match verdict:
             case Packed(role):
-                roles[_checked(path)] = role
+                roles[path] = role
             case Ignored(reason):
                 ignored[path] = reason
             case Pickle():
                 pickles.append(path)
-    return _drop_copies(Classification(roles, ignored, tuple(pickles)))
+    selection = Classification(roles, ignored, tuple(pickles))
+    selection = selection.also_ignored(copies(selection.weights, selection.pickles))
+    _check_paths((*selection.roles, *selection.pickles))
+    return selection
 
 
 def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdict:
     if _glob(path, exclude):
         return Ignored("matches --exclude")
     verdict = classify(path)
+    # A pickle runs code in a program that loads it carelessly, so no pattern packs one.
+    if isinstance(verdict, Pickle) and not {path, _name(path)}.isdisjoint(include):
+        return Packed(Role.CODE)
     if isinstance(verdict, Ignored) and _glob(path, include) and path != RECORD_NAME:
         forced = _by_name(_name(path).lower())
         # Files that match no rule get the role of the model's own code, which is the same for all variants.
@@ -171,25 +202,27 @@ def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdic
     return verdict
 
 
-def _drop_copies(selection: Classification) -> Classification:
-    weights = selection.weights
-    # Consolidated files are copies only beside others; alone they are the weights.
-    own = [path for path in weights if not _matches(_name(path).lower(), [_CONSOLIDATED])]
-    if own and len(own) < len(weights):
-        copies = set(weights) - set(own)
-        selection = selection.without(copies, "the publisher's original copy of the same weights")
-    # Pickles beside safetensors are the same weights again.
-    if weights and selection.pickles:
-        reasons = dict.fromkeys(selection.pickles, "pickle; the safetensors files are packed")
-        selection = Classification(selection.roles, selection.ignored, ()).also_ignored(reasons)
-    return selection
+def _check_paths(paths: Sequence[str]) -> None:
+    folders = {parent: path for path in paths for parent in parents(path)}
+    for path in paths:
+        try:
+            check_model_path(path)
+        except InvalidImage as error:
+            raise InvalidCheckpoint(error.message, hint=_way_out(path)) from error
+        # Object stores have no folders, so there a key may be both.
+        if path in folders:
+            raise InvalidCheckpoint(
+                f"{path!r} is a file and also the folder of {folders[path]!r}", hint=_way_out(path)
+            )
 
 
-def _checked(path: str) -> str:
-    try:
-        return check_model_path(path)
-    except InvalidImage as error:
-        raise InvalidCheckpoint(error.message, hint=error.hint) from error
+def _way_out(path: str) -> str:
+    """The options that leave out one path. Control characters, which can't be typed, match a `?`."""
+    pattern = "".join(
+        f"[{letter}]" if letter in "*?[" else letter if letter.isprintable() else "?"
+        for letter in path
+    )
+    return f"Rename it at the source, or leave it out: --exclude {shlex.quote(pattern)}"
 
 
 def _name(path: str) -> str:

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from builder.build_dir import BuildDir
-from builder.convert import convert, converted_names, write_index
+from builder.convert import convert, converted_indexes, converted_names, write_index
 from builder.layer_plan import PlannedFile
 from builder.licence import MAX_BYTES, licence, states_licence
+from builder.pointers import MAX_BYTES as MAX_POINTER_BYTES
+from builder.pointers import check_no_pointer, refuse_pointer
 from builder.reporter import Reporter
 from builder.sources.interface import RemoteFile, SourceFile
 from builder.survey import Survey
 from modelimage.checkpoint_files import (
-    INDEX,
     MAX_JSON_BYTES,
     WeightIndex,
     check_shards,
-    check_unique,
     read_header,
     read_json,
+    repeated_tensors,
     take_header,
 )
 from modelimage.digest import Digest
@@ -46,6 +47,7 @@ class CollectedCheckpoint:
 
     Files in `remote` stayed at their source; `locations` has all others. `claimed` has a file's sha256 according to the
     source; it is compared once ours is computed. `converted`: whether the weights were pickles at the source.
+    `warnings` are sentences about the weights for the user.
     """
 
     files: tuple[PlannedFile, ...]
@@ -54,6 +56,8 @@ class CollectedCheckpoint:
     licence: str
     build_dir: BuildDir
     converted: bool = False
+    indexes: tuple[WeightIndex, ...] = ()
+    warnings: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     claimed: Mapping[str, Digest] = field(default_factory=dict)
     remote: Mapping[str, RemoteFile] = field(default_factory=dict)
@@ -74,18 +78,20 @@ def collect(
     here = [file for file in wanted if file.path not in remote]
     # All before anything is converted: a missing file must not be found after minutes of work.
     locations = _fetch(surveyed, here, reporter)
+    for file in here:
+        check_no_pointer(locations[file.path], file.size, name=file.path)
     build_dir = BuildDir.from_locations(work_root, locations)
-    files, index = surveyed.planned(), surveyed.index
+    files, indexes = surveyed.planned(), surveyed.indexes
     if selection.pickles:
         made = _convert(surveyed, locations, build_dir, reporter)
         files += made.files
         locations = {**locations, **made.locations}
-        index = made.index
+        indexes += made.indexes
     return checked(
         files,
         locations,
         config=surveyed.config,
-        index=index,
+        indexes=indexes,
         claimed={file.path: file.claimed for file in wanted if file.claimed},
         build_dir=build_dir,
         converted=bool(selection.pickles),
@@ -138,7 +144,7 @@ class _Counted:
 class _Converted:
     files: list[PlannedFile]
     locations: dict[str, Path]
-    index: WeightIndex | None
+    indexes: tuple[WeightIndex, ...]
 
 
 def _convert(
@@ -157,15 +163,16 @@ def _convert(
                 convert(locations[path], folder / name, name=path, tied=tied)
             progress.advance(surveyed.files[path].size)
     made = dict.fromkeys(names.values(), Role.WEIGHT)
-    shards = [name for name in made if "/" not in name]
-    if len(shards) > 1:
-        write_index(folder, shards)
-        made[INDEX] = Role.CONFIG
-    document = read_json(folder / INDEX, name=INDEX) if INDEX in made else None
+    sets = converted_indexes(names.values(), surveyed.selection.weights)
+    indexes = []
+    for index, shards in sets.items():
+        write_index(folder, index, shards)
+        made[index] = Role.CONFIG
+        indexes.append(WeightIndex.parse(read_json(folder / index, name=index), name=index))
     return _Converted(
         [PlannedFile(name, (folder / name).stat().st_size, role) for name, role in made.items()],
         {name: folder / name for name in made},
-        WeightIndex.parse(document) if document else None,
+        tuple(indexes),
     )
 
 
@@ -174,7 +181,7 @@ def checked(
     locations: Mapping[str, Path],
     *,
     config: Mapping[str, Any],
-    index: WeightIndex | None,
+    indexes: Sequence[WeightIndex],
     claimed: Mapping[str, Digest],
     build_dir: BuildDir,
     converted: bool = False,
@@ -188,9 +195,9 @@ def checked(
             _check_size(file, locations[file.path])
     headers = _headers([file for file in files if file.role is Role.WEIGHT], locations, away)
     # Again after a conversion or a split: whoever wrote the files, what is packed was checked as a whole.
-    if index is not None:
+    for index in indexes:
         check_shards(index, headers)
-    check_unique(headers)
+    warnings = repeated_tensors(headers, indexes)
     return CollectedCheckpoint(
         files=tuple(sorted(files)),
         locations=locations,
@@ -200,6 +207,8 @@ def checked(
         claimed=claimed,
         build_dir=build_dir,
         converted=converted,
+        indexes=tuple(indexes),
+        warnings=tuple(warnings),
         remote=away,
     )
 
@@ -212,6 +221,11 @@ def _headers(
             return read_header(locations[file.path], name=file.path)
         # Closed after the header: the connection would otherwise stay open for the rest of the file.
         with contextlib.closing(_generator(remote[file.path].read(0))) as pieces:
+            if file.size <= MAX_POINTER_BYTES:
+                # All of it, which is no more than a header.
+                data = b"".join(pieces)
+                refuse_pointer(data, name=file.path)
+                return take_header(iter([data]), size=file.size, name=file.path)
             return take_header(pieces, size=file.size, name=file.path)
 
     # In parallel: each header of a remote file costs a round trip or two.

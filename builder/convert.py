@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from modelimage.checkpoint_files import INDEX, index_document, read_header
 from modelimage.durable import pending_file, write_file, writing
 from modelimage.errors import InvalidCheckpoint, InvalidInput, UnsafePickle
 from modelimage.safetensors import build_header
+from modelimage.weight_names import parse_weight_name
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,25 @@ def converted_names(paths: tuple[str, ...]) -> dict[str, str]:
     return {path: name for name, path in sources.items()}
 
 
+def converted_indexes(made: Iterable[str], weights: Iterable[str]) -> dict[str, list[str]]:
+    """The indexes to write for converted files, each with its shards: one where a folder has several and no others.
+
+    Shards of one set give the index their name, as in `diffusion_pytorch_model.safetensors.index.json`.
+    """
+    taken = {path.rpartition("/")[0] for path in weights}
+    folders: dict[str, list[str]] = {}
+    for name in made:
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    found = {}
+    for folder, shards in folders.items():
+        if len(shards) < 2 or folder in taken:
+            continue
+        bases = {parse_weight_name(shard).base for shard in shards}
+        own = f"{next(iter(bases))}.safetensors.index.json" if len(bases) == 1 else INDEX
+        found[f"{folder}/{own}" if folder else own] = shards
+    return found
+
+
 def convert(source: Path, target: Path, *, name: str, tied: bool) -> None:
     """Write the tensors of the pickle `source` to the safetensors file `target`.
 
@@ -69,11 +89,13 @@ def convert(source: Path, target: Path, *, name: str, tied: bool) -> None:
             pending.publish(target)
 
 
-def write_index(folder: Path, shards: list[str]) -> None:
-    """Write the index of several converted shards in the root, as in checkpoints on the Hub."""
-    document = index_document({shard: read_header(folder / shard) for shard in shards})
-    with writing(folder / INDEX):
-        write_file(folder / INDEX, canonical.to_bytes(document))
+def write_index(folder: Path, name: str, shards: list[str]) -> None:
+    """Write the index `name` of several converted shards beside them, as in checkpoints on the Hub."""
+    document = index_document(
+        {shard.rpartition("/")[2]: read_header(folder / shard) for shard in shards}
+    )
+    with writing(folder / name):
+        write_file(folder / name, canonical.to_bytes(document))
 
 
 def _load(source: Path, name: str) -> dict[str, torch.Tensor]:

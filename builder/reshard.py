@@ -111,7 +111,9 @@ def reshard(
         write_file(target / INDEX, canonical.to_bytes(document))
     made = dict.fromkeys((part.name for each in parts.values() for part in each), Role.WEIGHT)
     made[INDEX] = Role.CONFIG
-    resharded = _with_files(checkpoint, made, target, WeightIndex.parse(document), gone=parts)
+    others = [index for index in checkpoint.indexes if index.name != INDEX]
+    indexes = [WeightIndex.parse(document), *others]
+    resharded = _with_files(checkpoint, made, target, indexes, gone=parts)
     _check_layers(resharded, limit)
     return resharded
 
@@ -139,7 +141,7 @@ def _with_files(
     checkpoint: CollectedCheckpoint,
     made: Mapping[str, Role],
     target: Path,
-    index: WeightIndex,
+    indexes: Sequence[WeightIndex],
     *,
     gone: Mapping[str, object],
 ) -> CollectedCheckpoint:
@@ -150,7 +152,7 @@ def _with_files(
         kept + new,
         {**checkpoint.locations, **{name: target / name for name in made}},
         config=checkpoint.config,
-        index=index,
+        indexes=indexes,
         # A split file's sha256 was compared before the split and doesn't apply to its parts.
         claimed={
             path: digest
@@ -173,13 +175,16 @@ def _index(
         document = read_json(checkpoint.locations[INDEX], name=INDEX)
     else:
         document = index_document({p: header for p, header in headers.items() if "/" not in p})
+    named = document["weight_map"]
+    # Another file may hold a stale copy of a tensor, whose parts the index doesn't name.
     moved = {
         tensor.name: part.name
-        for each in parts.values()
+        for path, each in parts.items()
         for part in each
         for tensor in part.tensors
+        if named.get(tensor.name) == path
     }
-    return {**document, "weight_map": {**document["weight_map"], **moved}}
+    return {**document, "weight_map": {**named, **moved}}
 
 
 def _write_part(source: Path, header: Header, part: Part, target: Path) -> None:

@@ -9,24 +9,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from builder.classify import Classification, select
+from builder.classify import PICKLE_INDEX, UNKNOWN, Classification, select
 from builder.layer_plan import PlannedFile
+from builder.model_folders import check_is_model, choose, model_folders
+from builder.pointers import check_no_pointer
 from builder.sources.interface import ModelSource, SourceFile
-from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json, unlisted_weights
+from builder.tokenizers import (
+    MAX_DOCUMENT_BYTES,
+    may_name_files,
+    named_files,
+    tokenizer_warning,
+)
+from modelimage.checkpoint_files import (
+    CONFIG,
+    WeightIndex,
+    check_present,
+    read_json,
+    unlisted_weights,
+)
+from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
+from modelimage.record import Role
+from modelimage.weight_names import missing_shards
+
+_WEIGHT_SUFFIXES: Final = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".nemo",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A source's files by path, their classification, and the two documents that later steps depend on."""
+    """A source's files by path, their classification, and the documents that later steps depend on.
+
+    `warnings` are sentences for the user.
+    """
 
     source: ModelSource
     files: dict[str, SourceFile]
     selection: Classification
     config: dict[str, Any]
-    index: WeightIndex | None
+    indexes: tuple[WeightIndex, ...]
+    warnings: tuple[str, ...] = ()
 
     def planned(self) -> list[PlannedFile]:
         """The files to pack, as they are at the source."""
@@ -49,45 +74,127 @@ def survey(
     """
     listing = source.list()
     files = {file.path: file for file in listing.files}
+    check_is_model(files, source.name)
     selection = select(files, include=include, exclude=exclude)
     # What the source left out is shown with its reason, like any other file.
     selection = selection.also_ignored(listing.ignored)
     # Before any file is fetched.
     _check_weights(selection, source, convert_pickle=convert_pickle)
-    config = _document(source, files, selection, CONFIG) or {}
-    index_document = _document(source, files, selection, INDEX)
-    index = WeightIndex.parse(index_document) if index_document is not None else None
-    if index is not None:
-        # Weights that the index doesn't list are leftovers, which engines ignore.
-        unlisted = unlisted_weights(index, selection.weights)
-        selection = selection.without(unlisted, f"not named by {INDEX}")
-    return Survey(source, files, selection, config, index)
+    documents = _Documents(source, files)
+    selection = selection.also_packed(_named(documents, selection))
+    selection, indexes = _indexed(documents, selection)
+    _check_complete(selection)
+    config = documents.read(CONFIG) if CONFIG in selection.roles else {}
+    warning = tokenizer_warning(selection.roles, selection.ignored)
+    return Survey(source, files, selection, config, indexes, (warning,) if warning else ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Documents:
+    """Reads small files of the source."""
+
+    source: ModelSource
+    files: dict[str, SourceFile]
+
+    def path(self, name: str) -> Path:
+        location = self.source.fetch(self.files[name], lambda _: None)
+        check_no_pointer(location, self.files[name].size, name=name)
+        return location
+
+    def read(self, name: str) -> dict[str, Any]:
+        return read_json(self.path(name), name=name)
+
+    def text(self, name: str) -> str:
+        path = self.path(name)
+        with reading(path), path.open("rb") as file:
+            return file.read(MAX_DOCUMENT_BYTES).decode(errors="replace")
+
+
+def _named(documents: _Documents, selection: Classification) -> dict[str, Role]:
+    """Files of unknown types that the model's own documents name."""
+    unknown = [path for path, reason in selection.ignored.items() if reason == UNKNOWN]
+    if not unknown:
+        return {}
+    texts = {path: documents.text(path) for path in selection.roles if may_name_files(path)}
+    return named_files(texts, unknown)
+
+
+def _indexed(
+    documents: _Documents, selection: Classification
+) -> tuple[Classification, tuple[WeightIndex, ...]]:
+    """The indexes of what is packed, whatever they are called, and the selection without what they leave out."""
+    indexes = []
+    # An excluded index must not decide about the other files; a pickle's matters until it is converted.
+    folders = {path.rpartition("/")[0] for path in selection.pickles}
+    pickled = [
+        path
+        for path, reason in selection.ignored.items()
+        if reason == PICKLE_INDEX and path.rpartition("/")[0] in folders
+    ]
+    for path in (*selection.roles, *pickled):
+        index = _index(documents, path)
+        if index is None:
+            continue
+        left_out = {
+            each: selection.ignored[each] for each in index.shards if each in selection.ignored
+        }
+        # It describes copies that were left out with it.
+        if len(left_out) == len(index.shards):
+            selection = selection.without([path], "the index of weights that are left out")
+            continue
+        for shard, reason in left_out.items():
+            raise InvalidCheckpoint(
+                f"{path} names {shard!r}, which is left out: {reason}",
+                hint=f"Pack it with --include, or leave out the index too: --exclude {path}",
+            )
+        check_present(index, documents.files)
+        if path not in pickled:
+            indexes.append(index)
+            # Weights that the index doesn't list are leftovers, which engines ignore.
+            unlisted = unlisted_weights(index, selection.weights)
+            selection = selection.without(unlisted, f"not named by {path}")
+    return selection, tuple(indexes)
+
+
+def _index(documents: _Documents, path: str) -> WeightIndex | None:
+    name = path.rpartition("/")[2].lower()
+    if "index" not in name or not name.endswith(".json"):
+        return None
+    document = documents.read(path)
+    # Other documents are indexes by their content: diffusers' model_index.json is none.
+    if ".safetensors.index" not in name and not isinstance(document.get("weight_map"), dict):
+        return None
+    return WeightIndex.parse(document, name=path)
+
+
+def _check_complete(selection: Classification) -> None:
+    """Raise InvalidCheckpoint if the names of shards promise others: not every set of shards has an index."""
+    for path in missing_shards((*selection.weights, *selection.pickles)):
+        raise InvalidCheckpoint(
+            f"the shard {path} is missing",
+            hint="Download the checkpoint again; leave a stale set of shards out with --exclude.",
+        )
 
 
 def _check_weights(selection: Classification, source: ModelSource, *, convert_pickle: bool) -> None:
-    if selection.weights or (selection.pickles and convert_pickle):
-        return
-    if selection.pickles:
+    if selection.pickles and not convert_pickle:
+        beside = "some weights" if selection.weights else "the weights"
         raise UnsafePickle(
-            f"the weights are pickle files, which run code when loaded: {_some(selection.pickles)}",
-            hint="Choose a revision with safetensors, or add --convert-pickle to convert them safely.",
+            f"{beside} are pickle files, which run code when loaded: {_some(selection.pickles)}",
+            hint="Choose a revision with safetensors, or add --convert-pickle to convert them safely. --exclude leaves "
+            "one out; --include with its exact name packs it as it is.",
         )
-    others = [path for path, reason in selection.ignored.items() if "framework" in reason]
-    found = f"; it has {_some(others)}" if others else ""
+    if selection.weights or selection.pickles:
+        return
+    kept = [path for path in selection.ignored if path.lower().endswith(_WEIGHT_SUFFIXES)]
+    folders = model_folders(selection.ignored)
+    found = f"; it has {_some(kept)}" if kept else ""
     raise InvalidCheckpoint(
-        f"there are no safetensors weights in {source.uri}{found}",
-        hint="Give a Hugging Face checkpoint: *.safetensors and config.json.",
+        f"there are no safetensors weights in {source.name}{found}",
+        hint=choose(source.name, folders)
+        if folders
+        else "Give a Hugging Face checkpoint: *.safetensors and config.json.",
     )
-
-
-def _document(
-    source: ModelSource, files: dict[str, SourceFile], selection: Classification, name: str
-) -> dict[str, Any] | None:
-    # An excluded document must not decide about the other files.
-    if name not in selection.roles:
-        return None
-    location: Path = source.fetch(files[name], lambda _: None)
-    return read_json(location, name=name)
 
 
 def _some(paths: Sequence[str]) -> str:

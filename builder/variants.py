@@ -238,12 +238,14 @@ def _merged(published: CollectedCheckpoint, out: Path) -> CollectedCheckpoint:
     roles = select(sizes).roles
     made = {path: role for path, role in roles.items() if role in (Role.WEIGHT, Role.CONFIG)}
     files = [PlannedFile(path, sizes[path], role) for path, role in made.items()]
-    # Published config files stay, except those that quantization replaced and the index of the published shards.
+    # Published config files stay, except those that quantization replaced and the index of the published shards; so do
+    # the weights of modules in folders, which quantization doesn't touch.
     kept = [
         file
         for file in published.files
         if file.role in SHARED_ROLES
         or (file.role is Role.CONFIG and file.path not in made and file.path != INDEX)
+        or (file.role is Role.WEIGHT and "/" in file.path and file.path not in made)
     ]
     locations = {path: out / path for path in made}
     index = read_json(out / INDEX, name=INDEX) if INDEX in made else None
@@ -251,7 +253,10 @@ def _merged(published: CollectedCheckpoint, out: Path) -> CollectedCheckpoint:
         [*files, *kept],
         {**{file.path: published.locations[file.path] for file in kept}, **locations},
         config=read_json(out / CONFIG, name=CONFIG),
-        index=WeightIndex.parse(index) if index else None,
+        indexes=[
+            *([WeightIndex.parse(index)] if index else []),
+            *(each for each in published.indexes if "/" in each.name),
+        ],
         claimed={},
         build_dir=published.build_dir,
         converted=published.converted,

@@ -8,7 +8,8 @@ tensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import posixpath
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from modelimage import safetensors
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
 from modelimage.safetensors import Header
+from modelimage.weight_names import parse_weight_name
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
@@ -27,12 +29,16 @@ _AGAIN: Final = "Download the checkpoint again; if the error persists, ask its p
 
 @dataclass(frozen=True, slots=True)
 class WeightIndex:
-    """`model.safetensors.index.json`: the shard of each tensor. Shards are named relative to the index."""
+    """An index such as `model.safetensors.index.json`: the shard of each tensor.
+
+    `name` is its path in the checkpoint, and shards are paths there too; the document names them relative to itself.
+    """
 
     shards: Mapping[str, frozenset[str]]
+    name: str = INDEX
 
     @classmethod
-    def parse(cls, document: Mapping[str, Any]) -> WeightIndex:
+    def parse(cls, document: Mapping[str, Any], *, name: str = INDEX) -> WeightIndex:
         """Parse the index. Raises InvalidCheckpoint."""
         mapping = document.get("weight_map")
         # An empty index would describe a model without weights.
@@ -41,11 +47,22 @@ class WeightIndex:
             or not mapping
             or not all(isinstance(shard, str) for shard in mapping.values())
         ):
-            raise InvalidCheckpoint(f"{INDEX} has no usable weight_map", hint=_AGAIN)
+            raise InvalidCheckpoint(f"{name} has no usable weight_map", hint=_AGAIN)
         shards: dict[str, set[str]] = {}
+        folder = posixpath.dirname(name)
         for tensor, shard in mapping.items():
-            shards.setdefault(shard, set()).add(tensor)
-        return cls({shard: frozenset(tensors) for shard, tensors in sorted(shards.items())})
+            path = posixpath.normpath(posixpath.join(folder, shard))
+            if path.startswith(("../", "/")):
+                raise InvalidCheckpoint(
+                    f"{name} names {shard[:200]!r}, which is outside the checkpoint", hint=_AGAIN
+                )
+            shards.setdefault(path, set()).add(tensor)
+        return cls({path: frozenset(tensors) for path, tensors in sorted(shards.items())}, name)
+
+    @property
+    def tensors(self) -> Mapping[str, str]:
+        """The shard of each tensor."""
+        return {tensor: shard for shard, held in self.shards.items() for tensor in held}
 
 
 def index_document(headers: Mapping[str, Header]) -> dict[str, Any]:
@@ -58,34 +75,96 @@ def index_document(headers: Mapping[str, Header]) -> dict[str, Any]:
     }
 
 
-def unlisted_weights(index: WeightIndex, weights: Iterable[str]) -> list[str]:
-    """Weight files in the root that the index doesn't list and engines don't load. Raises if a shard is missing."""
-    root = [path for path in weights if "/" not in path]
-    missing = sorted(set(index.shards) - set(root))
+def check_present(index: WeightIndex, paths: Container[str]) -> None:
+    """Raise InvalidCheckpoint if a shard that the index names is not among the files."""
+    missing = [shard for shard in index.shards if shard not in paths]
     if missing:
         raise InvalidCheckpoint(
-            f"{INDEX} names {missing[0]!r}, which isn't there"
+            f"{index.name} names {missing[0]!r}, which isn't there"
             + (f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""),
             hint=_AGAIN,
         )
-    return [path for path in root if path not in index.shards]
+
+
+def unlisted_weights(index: WeightIndex, weights: Iterable[str]) -> list[str]:
+    """Weight files beside the index that it doesn't list and engines don't load.
+
+    An index under transformers' name speaks for its whole folder, any other for files of its own name. Adapters are
+    loaded without an index.
+    """
+    folder, _, own = index.name.rpartition("/")
+    base = parse_weight_name(index.name.partition(".safetensors")[0] + ".safetensors").base
+    found = []
+    for path in weights:
+        name = parse_weight_name(path)
+        beside = path.rpartition("/")[0] == folder and path not in index.shards
+        if beside and (name.base == base or (own == INDEX and not name.is_adapter)):
+            found.append(path)
+    return found
 
 
 def check_shards(index: WeightIndex, headers: Mapping[str, Header]) -> None:
-    """Raise InvalidCheckpoint unless index and shards list the same tensors in the same files."""
+    """Raise InvalidCheckpoint unless each tensor is where the index names it, and each that is there is named.
+
+    A tensor may also be in another shard: `repeated_tensors` judges that.
+    """
+    named = index.tensors
     for shard, promised in index.shards.items():
         held = {tensor.name for tensor in headers[shard].tensors}
         # Only the first tensor is reported: a missing shard would list thousands.
         for tensor in sorted(promised - held)[:1]:
             raise InvalidCheckpoint(
-                f"{INDEX} lists tensor {tensor!r:.200} in {shard}, which doesn't contain it",
+                f"{index.name} lists tensor {tensor!r:.200} in {shard}, which doesn't contain it",
                 hint=_AGAIN,
             )
-        for tensor in sorted(held - promised)[:1]:
+        for tensor in sorted(held - named.keys())[:1]:
             raise InvalidCheckpoint(
-                f"{shard} holds tensor {tensor!r:.200}, which {INDEX} doesn't name",
-                hint=f"Download the checkpoint again, or build without the index: --exclude {INDEX}",
+                f"{shard} holds tensor {tensor!r:.200}, which {index.name} doesn't name",
+                hint=f"Download the checkpoint again, or build without the index: --exclude {index.name}",
             )
+
+
+def repeated_tensors(
+    headers: Mapping[str, Header], indexes: Iterable[WeightIndex] = ()
+) -> list[str]:
+    """Sentences about tensors that several shards of one set hold: engines load the one in the last shard.
+
+    Raises InvalidCheckpoint if an index names another than that, and for files of one folder that are no set: nobody
+    could say which of them an engine loads.
+    """
+    known = [(index, index.tensors) for index in indexes]
+    holders: dict[tuple[str, str], list[str]] = {}
+    for path in sorted(headers):
+        for tensor in headers[path].tensors:
+            # Per folder: engines load the weights of one folder together.
+            holders.setdefault((path.rpartition("/")[0], tensor.name), []).append(path)
+    told: dict[tuple[str, ...], str] = {}
+    for (_, tensor), paths in holders.items():
+        if len(paths) < 2:
+            continue
+        index, shard_of = next(
+            (each for each in known if each[0].shards.keys() >= set(paths)),
+            (None, dict[str, str]()),
+        )
+        last = paths[-1]
+        if index is not None and shard_of.get(tensor, last) != last:
+            raise InvalidCheckpoint(
+                f"{index.name} names {tensor!r:.200} in {shard_of[tensor]}, but {last} holds it too, and vLLM "
+                "loads the last",
+                hint=f"Build without the index, as vLLM loads the files: --exclude {index.name}",
+            )
+        if index is None and len({parse_weight_name(path).shards for path in paths}) > 1:
+            raise _twice(tensor, paths)
+        said = f"{' and '.join(paths)} both hold tensor {tensor!r:.200}: engines load the last"
+        told.setdefault(tuple(paths), said)
+    return list(told.values())
+
+
+def _twice(tensor: str, paths: Sequence[str]) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"{' and '.join(paths[:2])} both hold tensor {tensor!r:.200}",
+        hint=f"Choose one, and leave the other out of a build: --exclude {paths[0]} or --exclude {paths[1]}",
+    )
 
 
 def check_unique(headers: Mapping[str, Header]) -> None:
@@ -97,10 +176,7 @@ def check_unique(headers: Mapping[str, Header]) -> None:
         for tensor in header.tensors:
             first = seen.setdefault((folder, tensor.name), path)
             if first != path:
-                raise InvalidCheckpoint(
-                    f"{first} and {path} both hold tensor {tensor.name!r:.200}",
-                    hint="Remove the one that doesn't belong, or leave it out of a build with --exclude.",
-                )
+                raise _twice(tensor.name, (first, path))
 
 
 def read_header(location: Path, *, name: str | None = None) -> Header:

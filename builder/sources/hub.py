@@ -32,7 +32,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented
 from huggingface_hub.utils.tqdm import tqdm
 
 from builder.sources.httpfile import HttpFile
@@ -91,6 +91,10 @@ class HubModelSource:
         self._cache = cache
         self._commit = ""
         self._connections = Connections()
+
+    @property
+    def name(self) -> str:
+        return self.uri
 
     @property
     def uri(self) -> str:

@@ -44,6 +44,10 @@ class ModelSource(Protocol):
     """One revision of one checkpoint. `fetch` and `remote` are safe for concurrent use by several threads."""
 
     @property
+    def name(self) -> str:
+        """The source as the user named it, for messages."""
+
+    @property
     def uri(self) -> str:
         """The origin as written to the record: nothing about this machine."""
 

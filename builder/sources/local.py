@@ -35,6 +35,10 @@ class LocalSource:
         self._revision = revision
 
     @property
+    def name(self) -> str:
+        return str(self._root)
+
+    @property
     def uri(self) -> str:
         return self._uri
 

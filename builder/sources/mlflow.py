@@ -98,6 +98,10 @@ class MlflowSource:
         self._paths: Mapping[str, SourceFile] = {}
 
     @property
+    def name(self) -> str:
+        return self.uri
+
+    @property
     def uri(self) -> str:
         return f"{SCHEME}{self._reference.name}"
 

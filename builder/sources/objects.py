@@ -137,6 +137,10 @@ class ObjectSource:
         self._revision = ""
 
     @property
+    def name(self) -> str:
+        return self.uri
+
+    @property
     def uri(self) -> str:
         return str(self._reference)
 

@@ -8,6 +8,7 @@ import pytest
 
 from modelimage.checkpoint_files import (
     WeightIndex,
+    check_present,
     check_shards,
     check_unique,
     read_header,
@@ -47,7 +48,7 @@ def test_a_malformed_index_is_refused(document: dict[str, object]) -> None:
 
 def test_a_missing_shard_is_named() -> None:
     with pytest.raises(InvalidCheckpoint, match=r"names 'b.safetensors', which isn't there"):
-        unlisted_weights(INDEX, ["a.safetensors"])
+        check_present(INDEX, ["a.safetensors"])
 
 
 def test_a_weight_file_beside_the_index_is_found() -> None:

@@ -138,7 +138,7 @@ def test_the_index_of_converted_shards_is_right(tmp_path: Path) -> None:
         torch.save({f"t{n}": torch.ones(n)}, tmp_path / f"{n}.bin")
         shards.append(f"{n}.safetensors")
         convert(tmp_path / f"{n}.bin", tmp_path / shards[-1], name=f"{n}.bin", tied=False)
-    write_index(tmp_path, shards)
+    write_index(tmp_path, INDEX, shards)
     document = read_json(tmp_path / INDEX, name=INDEX)
     assert document["metadata"]["total_size"] == 3 * 4
     check_shards(
