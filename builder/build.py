@@ -27,6 +27,7 @@ from builder.variants import BuiltVariant, QuantizeChoices, check_variants, quan
 from modelimage.digest import Digest
 from modelimage.durable import check_space
 from modelimage.publication import Publication, publication
+from modelimage.readback import check_publication
 from modelimage.record import Record
 from modelimage.referrers import attach
 from modelimage.resolve import DEFAULT_VARIANT
@@ -187,6 +188,8 @@ def publish_variants(
         created=options.created,
         bases=options.base.images if options.base else None,
     )
+    # A node must never find an image under a tag that it refuses.
+    check_publication(planned)
     # Variants share layers; any of them can provide the bytes.
     sources: dict[Digest, LayerSource] = {
         layer.layer.digest: LayerSource(

@@ -135,9 +135,9 @@ def repeated_tensors(
     known = [(index, index.tensors) for index in indexes]
     holders: dict[tuple[str, str], list[str]] = {}
     for path in sorted(headers):
-        for tensor in headers[path].tensors:
+        for each in headers[path].tensors:
             # Per folder: engines load the weights of one folder together.
-            holders.setdefault((path.rpartition("/")[0], tensor.name), []).append(path)
+            holders.setdefault((path.rpartition("/")[0], each.name), []).append(path)
     told: dict[tuple[str, ...], str] = {}
     for (_, tensor), paths in holders.items():
         if len(paths) < 2:

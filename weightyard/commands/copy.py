@@ -12,6 +12,7 @@ from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.foreign import is_ours
 from modelimage.push import (
     ImageTree,
     PushPlan,
@@ -23,6 +24,7 @@ from modelimage.push import (
     read_tree,
     relayed,
 )
+from modelimage.readback import check_readable
 from modelimage.reference import (
     DEFAULT_TAG,
     EngineReference,
@@ -90,6 +92,9 @@ def copy(
     reader = open_image_repository(start, access)
     writer = open_image_repository(end, access, mount_from=_mount_sources(start, end))
     tags = _tags(reader, start, end, all_tags=all_tags)
+    for root in tags.values():
+        if is_ours(reader, root):
+            check_readable(reader, root)
     trees = [read_tree(reader, root) for root in tags.values()]
     if referrers:
         trees += _referrer_trees(reader, trees)
@@ -123,7 +128,10 @@ def _into_engine(
 
     engine = DockerEngine(os.environ)
     try:
-        image = image_for(reader, reader.resolve(start.name), engine.platform())
+        root = reader.resolve(start.name)
+        if is_ours(reader, root):
+            check_readable(reader, root)
+        image = image_for(reader, root, engine.platform())
         name = target.name if target.tag else f"{target.name}:{DEFAULT_TAG}"
         with console.progress(f"loading into {target}", image.size) as progress:
             engine.load(archive(reader, image, [name], progress.advance))
