@@ -167,7 +167,7 @@ class _ArtifactSource:
     revision = ""
 
     def __init__(self, uri: str, repository: Any, work: Path) -> None:
-        self.uri = uri
+        self.uri = self.name = uri
         self._repository = repository
         self._work = work
 
