@@ -12,6 +12,7 @@ from pathlib import Path
 
 from builder.base_image import Base
 from builder.collect import CollectedCheckpoint, collect
+from builder.convert import check_torch
 from builder.destination import Destination, preflight
 from builder.digest_cache import DigestCache
 from builder.layer_plan import PlannedLayer, plan_layers
@@ -23,7 +24,14 @@ from builder.reporter import Reporter, Silent
 from builder.reshard import bounded_sizes, is_large, reshard
 from builder.sources.interface import ModelSource
 from builder.survey import Survey, survey
-from builder.variants import BuiltVariant, QuantizeChoices, check_variants, quantized_variant
+from builder.variants import (
+    BuiltVariant,
+    QuantizeChoices,
+    check_engine,
+    check_variants,
+    published_name,
+    quantized_variant,
+)
 from modelimage.digest import Digest
 from modelimage.durable import check_space
 from modelimage.publication import Publication, publication
@@ -80,7 +88,8 @@ class PackedVariant:
 
 
 def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
-    """Decide what would be packed, without reading weights. Raises the errors of `survey`."""
+    """Decide what would be packed, without reading weights. Raises the errors of `survey` and IncompatibleOptions."""
+    check_engine(options.variants, options.quantize)
     surveyed = survey(
         source,
         include=options.include,
@@ -109,6 +118,8 @@ def build(
     # Before anything is fetched: a limit of the registry must not be found after hours of work.
     for doubt in preflight(destination, options.variants, expected, base_layers=below):
         tools.reporter.say(doubt)
+    if plan.survey.selection.pickles:
+        check_torch()
     # Streaming needs no space here, but what is converted, quantized or split must be on this disk.
     staged = not may_stream(plan.survey, destination, options)
     published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
@@ -122,7 +133,7 @@ def build(
     packed = []
     for name in options.variants:
         variant = (
-            BuiltVariant(name, published)
+            BuiltVariant(published_name(published), published)
             if name == DEFAULT_VARIANT
             else quantized_variant(published, name, options.quantize, tools.reporter)
         )

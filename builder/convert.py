@@ -98,7 +98,8 @@ def write_index(folder: Path, name: str, shards: list[str]) -> None:
         write_file(folder / name, canonical.to_bytes(document))
 
 
-def _load(source: Path, name: str) -> dict[str, torch.Tensor]:
+def check_torch() -> None:
+    """Raise InvalidInput if this torch doesn't load pickles safely; ModuleNotFoundError if there is none."""
     import torch  # noqa: PLC0415 - an optional extra, and two seconds to import
 
     # Before the file is opened: older versions can execute its code even with `weights_only`.
@@ -108,6 +109,10 @@ def _load(source: Path, name: str) -> dict[str, torch.Tensor]:
             f"torch {torch.__version__} doesn't load pickles safely (CVE-2025-32434)",
             hint="Run: pip install -U 'weightyard[convert]'",
         )
+
+
+def _load(source: Path, name: str) -> dict[str, torch.Tensor]:
+    check_torch()
     try:
         loaded = _torch_load(source)
     # What `weights_only` refuses to build may be an attack: never loaded another way.

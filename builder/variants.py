@@ -22,6 +22,7 @@ from modelimage import canonical
 from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json
 from modelimage.durable import reading, write_file, writing
 from modelimage.errors import UnknownVariant
+from modelimage.quantization import quantization_of
 from modelimage.record import Role
 from modelimage.resolve import DEFAULT_VARIANT
 
@@ -94,12 +95,29 @@ def check_variants(
     quantized = [name for name in names if name != DEFAULT_VARIANT]
     if not quantized:
         return
-    from quantize.quantizer import check_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
+    from quantize.quantizer import check_checkpoint, plan_checkpoint  # noqa: PLC0415 - only this needs numba and numpy
 
     # Quantizers read one directory, but the files may be in several caches.
     view = _view(published)
-    for name in quantized:
-        check_checkpoint(view, _options(name, choices))
+    # All plans before the first look for a package: nobody should install one for what can't be made.
+    for check in (plan_checkpoint, check_checkpoint):
+        for name in quantized:
+            check(view, _options(name, choices))
+
+
+def check_engine(names: Sequence[str], choices: QuantizeChoices) -> None:
+    """Check that the engine makes every variant, for any checkpoint. Raises IncompatibleOptions."""
+    from quantize.schemes import QuantizationEngine, Scheme, resolve_engine  # noqa: PLC0415 - as above
+
+    for name in names:
+        if name != DEFAULT_VARIANT:
+            engine = QuantizationEngine(choices.engine)
+            resolve_engine(Scheme(name), engine, gptq_installed=False)
+
+
+def published_name(published: CollectedCheckpoint) -> str:
+    """The name of the published weights' variant: how they were quantized, such as `awq`, else the default."""
+    return quantization_of(published.config).variant or DEFAULT_VARIANT
 
 
 def quantized_variant(

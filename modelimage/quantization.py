@@ -6,6 +6,7 @@ The names are those of the variants where Weightyard makes the same kind (`int8`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +31,10 @@ _NAMES: Final[Mapping[str, str]] = {
     "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4", "gpt_oss_mxfp4": "mxfp4", "bitsandbytes": "bitsandbytes",
     "modelopt": "fp8", "modelopt_fp4": "nvfp4",
 }  # fmt: skip
+# Methods whose checkpoints exist in several widths, and how these are written.
+_WIDTHS: Final[Mapping[str, str]] = {"gptq": "-int{}", "bitsandbytes": "-{}bit"}
+_UNNAMED: Final = re.compile(r"[^a-z0-9.]+")
+_MAX_VARIANT: Final = 40
 _FOUR: Final = 4
 _EIGHT: Final = 8
 
@@ -40,6 +45,20 @@ class Quantization:
 
     name: str = ""
     bits: int = 0
+
+    @property
+    def variant(self) -> str:
+        """The name of a variant that was published so, valid in tags; empty for weights that aren't quantized."""
+        name = (
+            f"{self.name}{_WIDTHS[self.name].format(self.bits)}" if self._has_widths else self.name
+        )
+        name = name.replace("bitsandbytes", "bnb")
+        # A config may state any method.
+        return _UNNAMED.sub("-", name.lower()).strip("-.")[:_MAX_VARIANT].rstrip("-.")
+
+    @property
+    def _has_widths(self) -> bool:
+        return bool(self.bits) and self.name in _WIDTHS
 
     def is_side(self, tensor: str) -> bool:
         """Whether a tensor is storage beside quantized weights: scales, zero points, shapes."""

@@ -170,15 +170,18 @@ def test_pickle_weights(tmp_path: Path) -> None:
         (llama("GPT2LMHeadModel", "gpt2"), (), 6, "Conv1D"),
         (Model(llama().config, {"a.q_proj.weight": (16, 40)}), (), 2, "nothing can be quantized"),
         (llama(), ("--engine", "llm-compressor"), 13, "llm-compressor isn't installed"),
-        pytest.param(
-            llama(),
-            ("--engine", "gptq", "--variant", "int8"),
-            2,
-            "doesn't do int8",
-            marks=pytest.mark.torch,
-        ),
+        (llama(), ("--engine", "gptq", "--variant", "int8"), 2, "doesn't do int8"),
+        # What can't be made comes before what is missing here.
+        (llama("GPT2LMHeadModel", "gpt2"), ("--engine", "llm-compressor"), 6, "Conv1D"),
     ],
-    ids=["no architecture", "gpt2", "no group fits", "engine missing", "engine of another scheme"],
+    ids=[
+        "no architecture",
+        "gpt2",
+        "no group fits",
+        "engine missing",
+        "engine of another scheme",
+        "gpt2 and engine missing",
+    ],
 )
 def test_a_variant_that_cannot_be_made_is_refused_before_anything_is_packed(
     tmp_path: Path,

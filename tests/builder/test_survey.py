@@ -321,3 +321,26 @@ def test_a_path_that_no_image_holds_can_be_left_out_as_the_hint_says(path: str) 
     left = select(paths, exclude=[excluded])
     assert len(left.roles) == 2
     assert left.weights == ["model.safetensors"]
+
+
+# Variants
+
+
+@pytest.mark.parametrize(
+    ("quantization", "variant"),
+    [
+        (None, "bf16"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq-int4"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb-4bit"),
+    ],
+)
+def test_a_published_variant_is_named_by_what_it_is(
+    tmp_path: Path, quantization: Mapping[str, object] | None, variant: str
+) -> None:
+    config = CONFIG if quantization is None else CONFIG | {"quantization_config": quantization}
+    source = write(single(tmp_path / "m"), {"config.json": json.dumps(config).encode()})
+    built = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
+    assert [record.variant for record in built.records] == [variant]
+    assert set(built.publication.tags) == {"v1", "v1-modelpack"}

@@ -19,6 +19,26 @@ def _compressed(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("quantization", "variant"),
+    [
+        (Quantization(), ""),
+        (Quantization("awq", 4), "awq"),
+        (Quantization("gptq", 4), "gptq-int4"),
+        (Quantization("gptq", 8), "gptq-int8"),
+        (Quantization("gptq", 0), "gptq"),
+        (Quantization("bitsandbytes", 4), "bnb-4bit"),
+        (Quantization("bitsandbytes", 8), "bnb-8bit"),
+        (Quantization("nvfp4", 4), "nvfp4"),
+        (Quantization("int8-w8a16", 8), "int8-w8a16"),
+        (Quantization("../My Method!", 0), "my-method"),
+        (Quantization("x" * 300, 0), "x" * 40),
+    ],
+)
+def test_a_variant_is_named_by_its_quantization(quantization: Quantization, variant: str) -> None:
+    assert quantization.variant == variant
+
+
+@pytest.mark.parametrize(
     ("stated", "found"),
     [
         ({"quant_method": "awq", "bits": 4}, Quantization("awq", 4)),
