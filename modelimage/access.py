@@ -23,7 +23,8 @@ from modelimage.registry.auth import Authorizing
 from modelimage.registry.client import RegistryRepository, RepositoryOptions
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, CredentialSource
-from modelimage.registry.exchange import WebOrigin
+from modelimage.registry.destinations import Destinations, check_internal
+from modelimage.registry.exchange import Sender, WebOrigin
 from modelimage.registry.transport import TlsOptions, is_loopback
 from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import ImageReader
@@ -35,13 +36,15 @@ class Access:
     """Credentials and connection settings for all registries. Default: anonymous, HTTPS, the system's authorities.
 
     `plain_http` and `unverified_tls` hold hosts as written in references (`host` or `host:port`); `ca_file` is a PEM
-    file of authorities trusted in addition to the system's. Repositories opened with one Access share its connections.
+    file of authorities trusted in addition to the system's; `internal_hosts`: see `Destinations.internal`.
+    Repositories opened with one Access share its connections.
     """
 
     credentials: CredentialSource = field(default_factory=Anonymous)
     plain_http: frozenset[str] = frozenset()
     unverified_tls: frozenset[str] = frozenset()
     ca_file: Path | None = None
+    internal_hosts: frozenset[str] = frozenset()
     uploads: UploadStates = field(default_factory=UploadStates, repr=False)
     connections: Connections = field(default_factory=Connections, compare=False, repr=False)
 
@@ -52,6 +55,7 @@ class Access:
         *,
         plain_http: Iterable[str] = (),
         ca_file: Path | None = None,
+        internal_hosts: Iterable[str] = (),
     ) -> Access:
         """Use the credentials of docker and podman, and remember unfinished uploads in the user's cache directory.
 
@@ -61,6 +65,7 @@ class Access:
             credentials.from_environment(environment, Path(environment.get("HOME", "/"))),
             frozenset(plain_http),
             ca_file=ca_file,
+            internal_hosts=_internal(internal_hosts),
             uploads=UploadStates(user_cache(environment) / "uploads"),
         )
 
@@ -71,6 +76,17 @@ class Access:
         except AccessDenied:
             # The helper may hold credentials that it can't return now. Access must not be widened on a guess.
             return False
+
+    def sender(self, registry: str) -> Sender:
+        """The Sender, without authorization, for a host as written in references or for a Hub's."""
+        tls = TlsOptions(self.ca_file, verify=registry not in self.unverified_tls)
+        return self.connections.sender(tls, self.destinations)
+
+    @property
+    def destinations(self) -> Destinations:
+        """Where registries and Hubs may direct requests to."""
+        # Hosts without TLS are the operator's choice too.
+        return Destinations(self.internal_hosts | self.plain_http)
 
     def origin(self, reference: RegistryReference) -> WebOrigin:
         """The base URL of a reference's registry API: HTTP if configured or on loopback, else HTTPS.
@@ -83,6 +99,16 @@ class Access:
         if plain or reference.registry in self.plain_http:
             return WebOrigin.parse(f"http://{reference.api_host}")
         return encrypted
+
+
+def _internal(hosts: Iterable[str]) -> frozenset[str]:
+    try:
+        return check_internal(hosts)
+    except ValueError as error:
+        raise InvalidInput(
+            f"--internal-host: {error}",
+            hint="Write HOST, HOST:PORT or a network such as 10.1.0.0/16.",
+        ) from error
 
 
 def open_reader(reference: ImageReference, access: Access) -> ImageReader:
@@ -98,10 +124,9 @@ def open_repository(
     `mount_from` names repositories of the same registry whose blobs are mounted instead of uploaded.
     """
     origin = access.origin(reference)
-    tls = TlsOptions(access.ca_file, verify=reference.registry not in access.unverified_tls)
     # Authorization is outermost: a 401 that follows retries and redirects still renews the token.
     sender = Authorizing(
-        access.connections.sender(tls),
+        access.sender(reference.registry),
         origin,
         # Looked up for each token request, not once: credential helpers may return short-lived credentials.
         lambda: access.credentials.find(reference.registry, reference.repository),

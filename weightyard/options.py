@@ -13,6 +13,7 @@ import click
 
 from modelimage.reference import LayoutReference, parse_image
 from modelimage.user_cache import user_cache
+from weightyard.advanced import AdvancedOption
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,17 +81,35 @@ def access_options(command: Callable[..., R]) -> Callable[..., R]:
         show_envvar=True,
         help="PEM file of additional certificate authorities to trust.",
     )
+    @click.option(
+        "--internal-host",
+        "internal_hosts",
+        cls=AdvancedOption,
+        metavar="HOST",
+        multiple=True,
+        help="A host or network (10.1.0.0/16) at internal addresses, or without TLS, that registries may direct "
+        "requests to: their token server or storage. Repeatable.",
+    )
     @wraps(command)
     def with_access(
-        *args: Any, plain_http: tuple[str, ...], ca_file: Path | None, **kwargs: Any
+        *args: Any,
+        plain_http: tuple[str, ...],
+        ca_file: Path | None,
+        internal_hosts: tuple[str, ...],
+        **kwargs: Any,
     ) -> R:
-        return command(*args, access=_access(plain_http, ca_file), **kwargs)
+        access = _access(plain_http, ca_file, internal_hosts)
+        return command(*args, access=access, **kwargs)
 
     return with_access
 
 
-def _access(plain_http: tuple[str, ...], ca_file: Path | None) -> Any:
+def _access(
+    plain_http: tuple[str, ...], ca_file: Path | None, internal_hosts: tuple[str, ...]
+) -> Any:
     # Imported late: a command that uses no registry shouldn't pay for a client's import.
     from modelimage.access import Access  # noqa: PLC0415
 
-    return Access.from_environment(os.environ, plain_http=plain_http, ca_file=ca_file)
+    return Access.from_environment(
+        os.environ, plain_http=plain_http, ca_file=ca_file, internal_hosts=internal_hosts
+    )

@@ -22,7 +22,7 @@ from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, Credential, ExplicitCredential
 from modelimage.registry.exchange import Request
 from modelimage.registry.retry import RetryPolicy
-from modelimage.registry.transport import Timeouts, TlsOptions
+from modelimage.registry.transport import Timeouts
 
 # Without it a registry may answer with a converted manifest, or 404 for types that the client doesn't accept.
 _ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
@@ -73,8 +73,7 @@ class UpstreamRegistries:
         """
         # Container runtimes send credentials only after a challenge, so the mirror has to pass on the registry's.
         self.allowed.require(image.registry)
-        verify = image.registry not in self.access.unverified_tls
-        sender = self.access.connections.sender(TlsOptions(self.access.ca_file, verify=verify))
+        sender = self.access.sender(image.registry)
         url = f"{self.access.origin(image)}/v2/{image.repository}/{path}"
         response = sender.send(Request("HEAD", url, {"Accept": _ACCEPT}))
         offered = response.header("WWW-Authenticate") if response.status == 401 else None
@@ -97,7 +96,7 @@ def ask(repository: RegistryRepository, path: str) -> UpstreamAnswer:
         if response.status == 200:
             response.discard()
             return UpstreamAnswer.ALLOWED
-        raise answers.refusal(response, url)
+        raise answers.refusal(response, url, repository.origin)
     except AccessDenied:
         return UpstreamAnswer.REFUSED
     except NotFound:
@@ -113,7 +112,7 @@ def blob_size(repository: RegistryRepository, digest: Digest) -> int:
     scopes = frozenset({f"repository:{repository.repository}:pull"})
     response = repository.sender.send(Request("HEAD", url, scopes=scopes))
     if response.status != 200:
-        raise answers.refusal(response, f"blob {digest}")
+        raise answers.refusal(response, f"blob {digest}", repository.origin)
     length = response.header("Content-Length") or ""
     response.discard()
     if not length.isdecimal():

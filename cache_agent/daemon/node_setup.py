@@ -139,7 +139,9 @@ class NodeParts:
                 events=told,
                 anonymous=lambda image: open_reader(image, nobody),
             )
-        tiers = Tiers(config.tiers, reader, os.environ, rate, peers=peers)
+        tiers = Tiers(
+            config.tiers, reader, os.environ, rate, destinations=access.destinations, peers=peers
+        )
         return cls(
             reader,
             tiers=tiers,

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -48,7 +49,6 @@ from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from modelimage.hub import DEFAULT_ENDPOINT, endpoint
 from modelimage.reference import RegistryReference, parse_image
-from modelimage.registry.transport import TlsOptions
 
 _THREADS = 16
 
@@ -153,7 +153,7 @@ async def open_servers(
         api = MirrorApi(service, _executor(stack))
         mirror = await serve(stack, api.application(), options.mirror)
     if options.hub is not None:
-        sender = questions.access.connections.sender(TlsOptions(access.ca_file))
+        sender = questions.access.sender(urlsplit(options.hub_upstream).netloc)
         upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
         # Refusals aren't cached, because each must pass on the Hub's own error code and message.
         hub_gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)

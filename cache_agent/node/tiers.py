@@ -23,6 +23,7 @@ from modelimage import hub
 from modelimage.errors import InvalidImage
 from modelimage.record import Record
 from modelimage.reference import ImageReference, RegistryReference, parse_image
+from modelimage.registry.destinations import Destinations
 from modelimage.repository import ImageReader
 
 
@@ -35,6 +36,7 @@ class Tiers:
     environ: Mapping[str, str] = field(default_factory=dict)
     rate_per_source: float = 0.0
     monotonic: Callable[[], float] = time.monotonic
+    destinations: Destinations = field(default_factory=Destinations)
     peers: Peers | None = None
     rates: dict[str, Rate] = field(default_factory=dict)
     _breakers: dict[str, Breaker] = field(default_factory=dict)
@@ -87,7 +89,8 @@ class Tiers:
             yield _image(resolved, reader, repository)
         elif tier == "hub" and isinstance(resolved.record, Record):
             endpoint = hub.endpoint(self.environ, self.config.hub.endpoint)
-            source = HubSource.of(resolved.record, endpoint, hub.token(self.environ))
+            token = hub.token(self.environ)
+            source = HubSource.of(resolved.record, endpoint, token, self.destinations)
             if source is not None:
                 yield source
 

@@ -18,6 +18,7 @@ from modelimage import hub
 from modelimage.errors import RemoteRefused
 from modelimage.ranges import parse_content_range
 from modelimage.record import Record
+from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Request, Response, Sender
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import parse_retry_after
@@ -25,9 +26,10 @@ from modelimage.registry.transport import Network, Timeouts, TlsOptions
 from modelimage.repository import BlobStream
 
 
-def _sender() -> Sender:
+def _sender(destinations: Destinations | None = None) -> Sender:
     # Without retries: the engine retries, and can use another source.
-    return FollowingRedirects(Network(TlsOptions(), Timeouts(connect=5, stall=60)))
+    timeouts = Timeouts(connect=5, stall=60)
+    return FollowingRedirects(Network(TlsOptions(), timeouts, destinations=destinations))
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,18 @@ class HubSource:
     authorizes: bool = False
 
     @classmethod
-    def of(cls, record: Record, endpoint: str, token: str | None) -> HubSource | None:
+    def of(
+        cls,
+        record: Record,
+        endpoint: str,
+        token: str | None,
+        destinations: Destinations | None = None,
+    ) -> HubSource | None:
         """The source of an unquantized record that was built from a Hub repository; None for any other."""
         repository = hub.hub_repository(record.source)
         if repository is None or not record.revision or record.quantization:
             return None
-        return cls(record, repository, endpoint.rstrip("/"), token)
+        return cls(record, repository, endpoint.rstrip("/"), token, _sender(destinations))
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
-from modelimage.registry.exchange import Response
+from modelimage.registry.exchange import Response, WebOrigin
 
 # Only the first message of an error is used, so larger bodies are not worth reading.
 _MAX_ERROR_BODY: Final = 64 << 10
@@ -23,8 +23,12 @@ _ABSENT: Final = frozenset(
 )
 
 
-def refusal(response: Response, what: str) -> WeightyardError:
-    """The error for an unsuccessful response. Consumes the response's body."""
+def refusal(response: Response, what: str, registry: WebOrigin) -> WeightyardError:
+    """The error for an unsuccessful response. Consumes the response's body, and quotes it if `registry` sent it."""
+    if WebOrigin.parse(response.url) != registry:
+        # A redirect or a token server: another server's words may be meant for this process alone.
+        response.discard()
+        return error_for(response.status, frozenset(), f"{what}: {_phrase(response.status)}")
     try:
         body = response.read(_MAX_ERROR_BODY)
     except (Unreachable, RemoteRefused):

@@ -63,7 +63,10 @@ def parse_token(data: bytes, now: float) -> Token:
 
 
 def token_request(
-    challenge: Challenge, scopes: frozenset[str], credential: Credential | None
+    challenge: Challenge,
+    scopes: frozenset[str],
+    credential: Credential | None,
+    registry: WebOrigin,
 ) -> Request:
     """The request for a token that covers the scopes. Raises RemoteRefused if the challenge has no realm."""
     realm = challenge.parameters.get("realm", "")
@@ -86,13 +89,14 @@ def token_request(
         }
         body = Body.from_bytes(urlencode(form).encode())
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        return Request("POST", realm, headers, body)
+        return Request("POST", realm, headers, body, named_by=registry)
     query = ([("service", service)] if service else []) + [("scope", scope) for scope in ordered]
     joiner = "&" if "?" in realm else "?"
     url = f"{realm}{joiner}{urlencode(query)}" if query else realm
     if isinstance(credential, BasicCredential):
-        return Request("GET", url, {"Authorization": basic_header(credential)})
-    return Request("GET", url)
+        header = {"Authorization": basic_header(credential)}
+        return Request("GET", url, header, named_by=registry)
+    return Request("GET", url, named_by=registry)
 
 
 def basic_header(credential: BasicCredential) -> str:
@@ -175,7 +179,8 @@ class Authorizing:
         if isinstance(credential, RegistryToken):
             return f"Bearer {credential.token}"
         if challenge.scheme == "bearer":
-            token = self._fetch(token_request(challenge, scopes, credential), credential)
+            request = token_request(challenge, scopes, credential, self._registry)
+            token = self._fetch(request, credential)
             self._tokens[scopes] = token
             return f"Bearer {token.value}"
         if isinstance(credential, BasicCredential):
@@ -194,7 +199,7 @@ class Authorizing:
             response.discard()
             raise self._refused()
         if response.status != 200:
-            raise answers.refusal(response, f"token server {server}")
+            raise answers.refusal(response, f"token server {server}", self._registry)
         return parse_token(response.read(_MAX_TOKEN_BYTES), self._clock())
 
     def _refused(self) -> AccessDenied:

@@ -105,7 +105,7 @@ class RegistryRepository:
             response.discard()
         else:
             # The response to a HEAD has no body to quote.
-            raise answers.refusal(response, f"image {self._named(name)}")
+            raise answers.refusal(response, f"image {self._named(name)}", self.origin)
         if described is None:
             described = self._resolve_by_reading(name)
         # A digest must never resolve to another manifest, whatever the registry's headers say.
@@ -139,7 +139,9 @@ class RegistryRepository:
             response.discard()
             raise
         if length is None:
-            raise answers.refusal(response, f"blob {descriptor.digest} of {self._place}")
+            raise answers.refusal(
+                response, f"blob {descriptor.digest} of {self._place}", self.origin
+            )
         with contextlib.closing(response.stream(length)) as stream:
             yield stream
 
@@ -148,7 +150,7 @@ class RegistryRepository:
         found: set[str] = set()
         for response in self._pages(f"tags/list?n={_TAGS_PER_PAGE}", "tags"):
             if response.status != 200:
-                raise answers.refusal(response, f"tags of {self._place}")
+                raise answers.refusal(response, f"tags of {self._place}", self.origin)
             page = canonical.parse(response.read(_MAX_PAGE_BYTES), what="the list of tags")
             found.update(tag for tag in page.get("tags") or () if isinstance(tag, str))
         return sorted(found)
@@ -161,7 +163,9 @@ class RegistryRepository:
                 response.discard()
                 return self._tagged_referrers(subject)
             if response.status != 200:
-                raise answers.refusal(response, f"referrers of {self._named(str(subject))}")
+                raise answers.refusal(
+                    response, f"referrers of {self._named(str(subject))}", self.origin
+                )
             found += listed_referrers(response.read(_MAX_PAGE_BYTES), what="the list of referrers")
         return found
 
@@ -175,7 +179,9 @@ class RegistryRepository:
             response.discard()
             return False
         if response.status != 200:
-            raise answers.refusal(response, f"blob {descriptor.digest} of {self._place}")
+            raise answers.refusal(
+                response, f"blob {descriptor.digest} of {self._place}", self.origin
+            )
         length = response.header("Content-Length")
         response.discard()
         return length is None or length == str(descriptor.size)
@@ -234,7 +240,7 @@ class RegistryRepository:
             )
         # Idempotent: a manifest that doesn't exist is what the caller wants.
         if response.status not in (200, 202, 404):
-            raise answers.refusal(response, f"deletion of {self._named(str(digest))}")
+            raise answers.refusal(response, f"deletion of {self._named(str(digest))}", self.origin)
         response.discard()
 
     # Inside
@@ -249,7 +255,7 @@ class RegistryRepository:
             scopes=self._push,
         )
         if response.status not in (200, 201):
-            raise answers.refusal(response, f"manifest {name} of {self._place}")
+            raise answers.refusal(response, f"manifest {name} of {self._place}", self.origin)
         stored = response.header("Docker-Content-Digest")
         noted = response.header("OCI-Subject") is not None
         response.discard()
@@ -307,7 +313,7 @@ class RegistryRepository:
     def _get_manifest(self, name: str, *, limit: int) -> tuple[bytes, str | None]:
         response = self._send("GET", f"manifests/{name}", {"Accept": _ACCEPT})
         if response.status != 200:
-            raise answers.refusal(response, f"image {self._named(name)}")
+            raise answers.refusal(response, f"image {self._named(name)}", self.origin)
         media_type = _media_type(response)
         try:
             return response.read(limit), media_type

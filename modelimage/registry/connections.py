@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Sender, WebOrigin
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import Backoff, Environment, HostPauses, Retrying, RetryPolicy
@@ -29,16 +30,17 @@ class Connections:
         self._pauses = pauses or HostPauses()
         self._proxy_for = proxy_for
         self.backoff = Backoff(self._policy, self._environment)
-        self._senders: dict[TlsOptions, Sender] = {}
+        self._senders: dict[tuple[TlsOptions, Destinations], Sender] = {}
         self._lock = threading.Lock()
 
-    def sender(self, tls: TlsOptions) -> Sender:
+    def sender(self, tls: TlsOptions, destinations: Destinations | None = None) -> Sender:
         """A Sender without authorization and with these TLS options. Raises InvalidInput for an unusable CA file."""
-        # One stack of decorators per TLS setting, so that all repositories share its connection pools.
+        # One stack of decorators per setting, so that all repositories share its connection pools.
+        allowed = destinations or Destinations()
         with self._lock:
-            if tls not in self._senders:
-                network = Network(tls, self._timeouts, self._proxy_for)
+            if (tls, allowed) not in self._senders:
+                network = Network(tls, self._timeouts, self._proxy_for, allowed)
                 # Redirects outside, retries inside: each hop is retried at its own host, which may be a storage server.
                 retrying = Retrying(network, self._pauses, self._policy, self._environment)
-                self._senders[tls] = FollowingRedirects(retrying)
-            return self._senders[tls]
+                self._senders[tls, allowed] = FollowingRedirects(retrying)
+            return self._senders[tls, allowed]

@@ -60,7 +60,8 @@ class Body:
 class Request:
     """One HTTP request. `scopes`: what its token must cover; `repeatable`: whether sending it twice is harmless.
 
-    `timeout`: seconds until the response must begin; None means the default.
+    `timeout`: seconds until the response must begin; None means the default. `named_by`: the server that named this
+    URL, if no user or operator did; such a request may not lead to internal addresses.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Request:
     scopes: frozenset[str] = frozenset()
     repeatable: bool = True
     timeout: float | None = None
+    named_by: WebOrigin | None = None
 
     @property
     def origin(self) -> WebOrigin:

@@ -52,6 +52,6 @@ def next_hop(request: Request, status: int, location: str) -> Request:
             f"{here} redirects to {there}, which isn't encrypted",
             hint="Serve the registry's storage over HTTPS.",
         )
-    moved = replace(request, url=url)
+    moved = replace(request, url=url, named_by=request.named_by or here)
     # Only the same origin may see the token: scheme, host and port.
     return moved if there == here else moved.with_header("Authorization", None)

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import Any, Final
 
 import urllib3
 import urllib3.exceptions
+from urllib3.util import parse_url
 
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
 from modelimage.proxies import environment_proxy
+from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Body, Request, WebOrigin
 
 _SEND_SLICE: Final = 256 << 10
@@ -63,10 +65,12 @@ class Network:
         tls: TlsOptions,
         timeouts: Timeouts,
         proxy_for: Callable[[WebOrigin], str | None] = proxy_of,
+        destinations: Destinations | None = None,
     ) -> None:
         self._tls = tls
         self._timeouts = timeouts
         self._proxy_for = proxy_for
+        self._destinations = destinations or Destinations()
         # An unusable CA file is reported now; the system's authorities are loaded at the first TLS connection.
         self._context = _ssl_context(tls) if tls.ca_file is not None else None
         self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
@@ -76,6 +80,7 @@ class Network:
         """Perform one exchange, without retries. Raises Unreachable, RemoteRefused."""
         origin = request.origin
         proxy = None if is_loopback(origin.host) else self._proxy_for(origin)
+        addresses = self._addresses(request, origin, proxied=proxy is not None)
         manager = self._manager(proxy, secure=origin.scheme == "https")
         # Identity: digests and ranges are of the stored bytes, which a compressing proxy would change.
         headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT, **request.headers}
@@ -84,18 +89,38 @@ class Network:
         stall = self._timeouts.stall if request.timeout is None else request.timeout
         # Redirects and retries belong to the decorators, which handle credentials and body offsets correctly.
         with network_errors(origin):
-            response = manager.request(
-                request.method,
-                request.url,
-                headers=headers,
-                body=None if request.body is None else _slices(request.body),
-                timeout=urllib3.Timeout(connect=self._timeouts.connect, read=stall),
-                retries=False,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
+            response = _first_connected(
+                addresses,
+                lambda address: _channel(manager, request, address).urlopen(
+                    request.method,
+                    request.url if address is None else parse_url(request.url).request_uri,
+                    headers=headers
+                    if address is None
+                    else {**headers, "Host": _host_header(origin)},
+                    body=None if request.body is None else _slices(request.body),
+                    timeout=urllib3.Timeout(connect=self._timeouts.connect, read=stall),
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                    decode_content=False,
+                ),
             )
         return NetworkResponse(response, request.url, origin)
+
+    def _addresses(
+        self, request: Request, origin: WebOrigin, *, proxied: bool
+    ) -> tuple[str | None, ...]:
+        """The addresses to try; None stands for those of the URL's own name. Raises RemoteRefused, Unreachable."""
+        if request.named_by is None:
+            return (None,)
+        try:
+            allowed = self._destinations.addresses(origin, request.named_by)
+        except Unreachable:
+            # Only the proxy can resolve the name then, and it has rules of its own.
+            if proxied:
+                return (None,)
+            raise
+        return (None,) if allowed is None or proxied else allowed
 
     def _manager(self, proxy: str | None, *, secure: bool) -> urllib3.PoolManager:
         # Under the lock: two managers for one proxy would double the connections to a host.
@@ -111,6 +136,34 @@ class Network:
                     else urllib3.PoolManager(**options)
                 )
             return self._managers[name]
+
+
+def _first_connected(
+    addresses: Sequence[str | None], send: Callable[[str | None], urllib3.BaseHTTPResponse]
+) -> urllib3.BaseHTTPResponse:
+    """The response from the first address that can be connected to; the last one's error if there is none."""
+    for address in addresses[:-1]:
+        # Nothing of the body was sent: these two are raised before a connection exists.
+        with contextlib.suppress(
+            urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError
+        ):
+            return send(address)
+    return send(addresses[-1])
+
+
+def _channel(manager: urllib3.PoolManager, request: Request, address: str | None) -> Any:
+    """What sends a request: the pool of a checked address, whose certificate must still be that of the name."""
+    if address is None:
+        return manager
+    origin = request.origin
+    names = {"server_hostname": origin.host, "assert_hostname": origin.host}
+    return manager.connection_from_host(
+        address, origin.port, origin.scheme, pool_kwargs=names if origin.encrypted else None
+    )
+
+
+def _host_header(origin: WebOrigin) -> str:
+    return str(origin).partition("://")[2]
 
 
 class NetworkResponse:

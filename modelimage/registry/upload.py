@@ -116,12 +116,13 @@ class Uploader:
         self._sender = sender
         self._uploads = uploads
         self._scopes = scopes
+        self._registry = WebOrigin.parse(uploads)
 
     def begin(self) -> Session:
         """Open a session. Raises AccessDenied, NotFound, Unreachable, RemoteRefused."""
         response = self._post(self._uploads, self._scopes)
         if response.status != 202:
-            raise answers.refusal(response, "the registry starts no upload")
+            raise answers.refusal(response, "the registry starts no upload", self._registry)
         return self._session(response, self._uploads, offset=0)
 
     def mount(self, digest: Digest, source: str) -> Session | None:
@@ -136,17 +137,23 @@ class Uploader:
             return None
         # 202: the registry can't or won't mount, and has opened a session for the upload instead (distribution-spec).
         if response.status != 202:
-            raise answers.refusal(response, f"the registry mounts nothing from {source}")
+            raise answers.refusal(
+                response, f"the registry mounts nothing from {source}", self._registry
+            )
         return self._session(response, self._uploads, offset=0)
 
     def ask(self, session: Session) -> Session | None:
         """The session's current state at the registry; None if it has expired."""
-        response = self._sender.send(Request("GET", session.location, scopes=self._scopes))
+        response = self._sender.send(
+            Request("GET", session.location, scopes=self._scopes, named_by=self._registry)
+        )
         if response.status in _FORGOTTEN:
             response.discard()
             return None
         if response.status not in (202, 204):
-            raise answers.refusal(response, "the registry doesn't report the state of an upload")
+            raise answers.refusal(
+                response, "the registry doesn't report the state of an upload", self._registry
+            )
         offset = parse_offset(response.header("Range"))
         return self._session(response, session.location, offset=offset, minimum=session.minimum)
 
@@ -166,13 +173,15 @@ class Uploader:
         )
         accepted = {202, 204} if ranged else {201, 202, 204}
         if response.status in _NO_CHUNKS - accepted:
-            error = answers.refusal(response, "the registry rejects a chunk")
+            error = answers.refusal(response, "the registry rejects a chunk", self._registry)
             refused = ChunkRefused(error.message, hint=error.hint)
             # 404 to a chunk means that the session has expired.
             refused.lost = response.status == 404
             raise refused from error
         if response.status not in accepted:
-            raise answers.refusal(response, f"the registry rejects a part of blob {content.label}")
+            raise answers.refusal(
+                response, f"the registry rejects a part of blob {content.label}", self._registry
+            )
         # The registry may have kept fewer bytes than were sent; its Range decides where the next chunk starts.
         held = parse_offset(response.header("Range")) or stop
         return self._session(response, session.location, offset=held, minimum=session.minimum)
@@ -186,7 +195,9 @@ class Uploader:
         url = with_digest(session.location, content.digest())
         response = self._send_bytes("PUT", url, headers, content, (start, size), tally)
         if response.status not in (201, 204):
-            raise answers.refusal(response, f"the registry rejects blob {content.label}")
+            raise answers.refusal(
+                response, f"the registry rejects blob {content.label}", self._registry
+            )
         response.discard()
 
     def _post(self, url: str, scopes: frozenset[str]) -> Response:
@@ -213,6 +224,7 @@ class Uploader:
                 self._scopes,
                 repeatable=False,
                 timeout=_RESPONSE_TIMEOUT,
+                named_by=self._registry,
             )
         )
 

@@ -292,7 +292,9 @@ def test_the_urls_of_an_upload() -> None:
 )
 def test_refusals_are_told_apart(status: int, code: str, expected: type[Exception]) -> None:
     body = json.dumps({"errors": [{"code": code, "message": "two\nlines"}]}).encode()
-    error = answers.refusal(Answer(status, {}, body), "blob x")
+    error = answers.refusal(
+        Answer(status, {}, body, f"{HOST}/v2/"), "blob x", WebOrigin.parse(HOST)
+    )
     assert type(error) is expected
     assert error.message == "blob x: two lines"
 
@@ -303,8 +305,22 @@ def test_no_error_body_breaks_the_parser(body: bytes) -> None:
 
 
 def test_an_error_without_body_says_its_status() -> None:
-    assert answers.refusal(Answer(404), "tag v1").message == "tag v1: 404 Not Found"
-    assert answers.refusal(Answer(499, body=b"x" * 100_000), "x").message == "x: status 499"
+    here = WebOrigin.parse(HOST)
+    assert answers.refusal(Answer(404, url=HOST), "tag v1", here).message == "tag v1: 404 Not Found"
+    long = Answer(499, body=b"x" * 100_000, url=HOST)
+    assert answers.refusal(long, "x", here).message == "x: status 499"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://other.example/", "http://r.example/", "https://r.example:8443/"]
+)
+def test_another_servers_words_are_not_quoted(url: str) -> None:
+    """What a redirect's target or a token server says may be meant for this process alone."""
+    body = json.dumps({"errors": [{"code": "BLOB_UNKNOWN", "message": "secret"}]}).encode()
+    answer = Answer(418, body=body, url=url)
+    error = answers.refusal(answer, "blob x", WebOrigin.parse("https://r.example"))
+    assert "secret" not in f"{error}{error.hint}"
+    assert answer.discarded
 
 
 # Origins

@@ -144,12 +144,12 @@ def test_credentials_are_not_sent_to_a_token_server_in_clear() -> None:
 @pytest.mark.parametrize("realm", ["", "auth.example/token", "ftp://x/"])
 def test_a_challenge_without_a_usable_realm_is_refused(realm: str) -> None:
     with pytest.raises(RemoteRefused, match="token server"):
-        token_request(Challenge("bearer", {"realm": realm}), PULL, None)
+        token_request(Challenge("bearer", {"realm": realm}), PULL, None, WebOrigin.parse(GET.url))
 
 
 def test_an_identity_token_goes_into_the_body_not_the_url() -> None:
     challenge = Challenge("bearer", {"realm": "https://auth.example/t", "service": "s"})
-    request = token_request(challenge, PULL, IdentityToken("refresh"))
+    request = token_request(challenge, PULL, IdentityToken("refresh"), WebOrigin.parse(GET.url))
     assert request.body is not None
     form = b"".join(bytes(piece) for piece in request.body.open())
     assert (request.method, request.url) == ("POST", "https://auth.example/t")
