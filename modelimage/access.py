@@ -6,8 +6,9 @@ The exception is a registry on this machine's loopback, where no one else can li
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modelimage.errors import AccessDenied, InvalidInput
@@ -24,7 +25,7 @@ from modelimage.registry.client import RegistryRepository, RepositoryOptions
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, CredentialSource
 from modelimage.registry.destinations import Destinations, check_internal
-from modelimage.registry.exchange import Sender, WebOrigin
+from modelimage.registry.exchange import Sender, Until, WebOrigin
 from modelimage.registry.transport import TlsOptions, is_loopback
 from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import ImageReader
@@ -36,7 +37,8 @@ class Access:
     """Credentials and connection settings for all registries. Default: anonymous, HTTPS, the system's authorities.
 
     `plain_http` and `unverified_tls` hold hosts as written in references (`host` or `host:port`); `ca_file` is a PEM
-    file of authorities trusted in addition to the system's; `internal_hosts`: see `Destinations.internal`.
+    file of authorities trusted in addition to the system's; `internal_hosts`: see `Destinations.internal`;
+    `end`: when everything read through this Access must have arrived, a time of `time.monotonic`.
     Repositories opened with one Access share its connections.
     """
 
@@ -45,6 +47,7 @@ class Access:
     unverified_tls: frozenset[str] = frozenset()
     ca_file: Path | None = None
     internal_hosts: frozenset[str] = frozenset()
+    end: float | None = None
     uploads: UploadStates = field(default_factory=UploadStates, repr=False)
     connections: Connections = field(default_factory=Connections, compare=False, repr=False)
 
@@ -80,7 +83,12 @@ class Access:
     def sender(self, registry: str) -> Sender:
         """The Sender, without authorization, for a host as written in references or for a Hub's."""
         tls = TlsOptions(self.ca_file, verify=registry not in self.unverified_tls)
-        return self.connections.sender(tls, self.destinations)
+        sender = self.connections.sender(tls, self.destinations)
+        return sender if self.end is None else Until(sender, self.end)
+
+    def within(self, seconds: float) -> Access:
+        """The same registries for one question, which all of its requests together must answer in this time."""
+        return replace(self, end=time.monotonic() + seconds)
 
     @property
     def destinations(self) -> Destinations:

@@ -7,19 +7,23 @@ manifest describe the same files, so all lead to the same record and model key.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from modelimage import canonical, mediatypes, tar
 from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant
+from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant, Unreachable
 from modelimage.path_rules import RECORD_NAME
 from modelimage.recipe import single_file_layer
 from modelimage.record import MAX_RECORD_BYTES, Record, Role
 from modelimage.repository import ImageReader
 
 DEFAULT_VARIANT = "bf16"
+# Seconds, and bytes in a second, that reading a small blob may take.
+_PATIENCE = 60.0
+_SLOWEST = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +128,25 @@ def _record_bytes(layer: bytes) -> bytes:
     return data
 
 
-def read_blob(reader: ImageReader, descriptor: Descriptor, *, limit: int) -> bytes:
-    """A small blob's verified bytes. Raises InvalidImage above `limit` bytes, DigestMismatch."""
+def read_blob(
+    reader: ImageReader,
+    descriptor: Descriptor,
+    *,
+    limit: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> bytes:
+    """A small blob's verified bytes. Raises InvalidImage above `limit` bytes, DigestMismatch, Unreachable if slow."""
     if descriptor.size > limit:
         raise InvalidImage(f"blob {descriptor.digest} has {descriptor.size} bytes, above {limit}")
     out, buffer = io.BytesIO(), memoryview(bytearray(1 << 20))
+    # Each byte is progress, so a stream alone could last for ever; here somebody waits for all of it.
+    end = clock() + _PATIENCE + descriptor.size / _SLOWEST
     with reader.blob(descriptor) as stream:
         # Stops at the first buffer beyond the stated size: a remote that sends without end must not fill the memory.
         while out.tell() <= descriptor.size and (count := stream.readinto(buffer)):
             out.write(buffer[:count])
+            if clock() > end:
+                raise Unreachable(f"blob {descriptor.digest} arrives too slowly")
     data = out.getvalue()
     if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
         raise DigestMismatch(

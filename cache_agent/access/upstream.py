@@ -31,7 +31,7 @@ _ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
 def fail_fast(access: Access) -> Access:
     """The same registries, without retries and with short timeouts."""
     connections = Connections(
-        timeouts=Timeouts(connect=3.0, stall=10.0), policy=RetryPolicy(attempts=1)
+        timeouts=Timeouts(connect=3.0, stall=10.0, answer=15.0), policy=RetryPolicy(attempts=1)
     )
     return replace(access, connections=connections)
 

@@ -61,7 +61,8 @@ class Request:
     """One HTTP request. `scopes`: what its token must cover; `repeatable`: whether sending it twice is harmless.
 
     `timeout`: seconds until the response must begin; None means the default. `named_by`: the server that named this
-    URL, if no user or operator did; such a request may not lead to internal addresses.
+    URL, if no user or operator did; such a request may not lead to internal addresses. `end`: when the whole answer
+    must have been read, streams included, as a time of `time.monotonic`.
     """
 
     method: str
@@ -72,6 +73,7 @@ class Request:
     repeatable: bool = True
     timeout: float | None = None
     named_by: WebOrigin | None = None
+    end: float | None = None
 
     @property
     def origin(self) -> WebOrigin:
@@ -112,3 +114,14 @@ class Sender(Protocol):
 
     def send(self, request: Request) -> Response:
         """Perform one exchange. Statuses are returned, not raised, unless a decorator gives up on one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """A Sender whose exchanges, all together, must be done at `end`."""
+
+    inner: Sender
+    end: float
+
+    def send(self, request: Request) -> Response:
+        return self.inner.send(replace(request, end=self.end))

@@ -130,22 +130,26 @@ class Retrying:
         while True:
             # Checked again after each sleep: another thread may have extended the pause meanwhile.
             while (wait := self._pauses.remaining(origin)) > 0:
+                if _too_late(request, wait):
+                    raise RateLimited(
+                        f"{origin} asked for a pause of {wait:.0f} s", retry_after=wait
+                    )
                 self._environment.sleep(wait)
             try:
                 return self._checked(self._inner.send(request))
             except Unreachable as error:
-                self._wait(error, origin, attempt, request.repeatable)
+                self._wait(error, request, attempt)
             attempt += 1
 
-    def _wait(self, error: Unreachable, origin: WebOrigin, attempt: int, repeatable: bool) -> None:
+    def _wait(self, error: Unreachable, request: Request, attempt: int) -> None:
         """Wait before the next try, or raise the error if there is none."""
         limited = isinstance(error, RateLimited)
         requested = error.retry_after if isinstance(error, RateLimited) else None
         delay = self._policy.delay(attempt, requested, self._environment.jitter())
         # Recorded even if this request isn't repeated: other threads must slow down too. `send` waits it out.
         if limited and delay is not None:
-            self._pauses.pause(origin, delay)
-        if delay is None or not repeatable:
+            self._pauses.pause(request.origin, delay)
+        if delay is None or not request.repeatable or _too_late(request, delay):
             raise error
         if not limited:
             self._environment.sleep(delay)
@@ -164,3 +168,8 @@ class Retrying:
                 retry_after=requested,
             )
         raise Unreachable(f"{host} failed ({response.status})", hint="Try again later.")
+
+
+def _too_late(request: Request, wait: float) -> bool:
+    """Whether the request's time ends before a wait does."""
+    return request.end is not None and time.monotonic() + wait >= request.end

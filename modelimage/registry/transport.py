@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ from urllib3.util import parse_url
 
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
 from modelimage.proxies import environment_proxy
+from modelimage.registry.bounded_connection import (
+    LimitedTlsSocket,
+    TimeLimit,
+    time_limited,
+    use_limited_connections,
+)
 from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Body, Request, WebOrigin
 
@@ -45,10 +52,13 @@ class TlsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds: to connect, without any progress, and for the response to a finished upload (registries copy it)."""
+    """In seconds: to connect, without any progress, for a whole answer that isn't streamed, and for the response to a
+    finished upload (registries copy it).
+    """
 
     connect: float = 10.0
     stall: float = 10.0
+    answer: float = 60.0
     finish: float = 300.0
 
 
@@ -88,7 +98,8 @@ class Network:
             headers["Content-Length"] = str(request.body.length)
         stall = self._timeouts.stall if request.timeout is None else request.timeout
         # Redirects and retries belong to the decorators, which handle credentials and body offsets correctly.
-        with network_errors(origin):
+        limit = TimeLimit(self._end(request))
+        with network_errors(origin), time_limited(limit):
             response = _first_connected(
                 addresses,
                 lambda address: _channel(manager, request, address).urlopen(
@@ -105,7 +116,14 @@ class Network:
                     decode_content=False,
                 ),
             )
-        return NetworkResponse(response, request.url, origin)
+        return NetworkResponse(response, request, limit)
+
+    def _end(self, request: Request) -> float | None:
+        """When the answer must have been read. Not for uploads, whose bytes take as long as they take."""
+        if request.timeout is not None or (request.body and request.body.length > _SEND_SLICE):
+            return request.end
+        own = time.monotonic() + self._timeouts.answer
+        return own if request.end is None else min(own, request.end)
 
     def _addresses(
         self, request: Request, origin: WebOrigin, *, proxied: bool
@@ -130,11 +148,13 @@ class Network:
                 options: dict[str, Any] = {"maxsize": _CONNECTIONS_PER_HOST}
                 if secure:
                     options["ssl_context"] = self._context or _ssl_context(self._tls)
-                self._managers[name] = (
+                manager = (
                     urllib3.ProxyManager(proxy, **options)
                     if proxy
                     else urllib3.PoolManager(**options)
                 )
+                use_limited_connections(manager)
+                self._managers[name] = manager
             return self._managers[name]
 
 
@@ -169,10 +189,14 @@ def _host_header(origin: WebOrigin) -> str:
 class NetworkResponse:
     """A Response that reads from its socket."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, origin: WebOrigin) -> None:
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse, request: Request, limit: TimeLimit
+    ) -> None:
         self._response = response
-        self.url = url
-        self._origin = origin
+        self.url = request.url
+        self._origin = request.origin
+        self._limit = limit
+        self._end = request.end
 
     @property
     def status(self) -> int:
@@ -192,6 +216,8 @@ class NetworkResponse:
         return bytes(out)
 
     def stream(self, length: int) -> SocketStream:
+        # A stream may last as long as it makes progress, unless all of the caller's question has an end.
+        self._limit.at = self._end
         return SocketStream(self._response, length, self._origin)
 
     def discard(self) -> None:
@@ -324,6 +350,7 @@ def _slices(body: Body) -> Iterator[Any]:
 
 def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
     context = ssl.create_default_context()
+    context.sslsocket_class = LimitedTlsSocket
     if tls.ca_file is not None:
         try:
             context.load_verify_locations(cafile=tls.ca_file)

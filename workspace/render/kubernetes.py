@@ -304,7 +304,9 @@ def _horizontal_autoscaler(workspace: Workspace, scale: Scale) -> Json:
 
 
 def _scaled_object(workspace: Workspace, scale: Scale) -> Json:
-    selected = f'namespace="{workspace.metadata.namespace or "default"}",pod=~"{workspace.name}-.*"'
+    # A Deployment's pods are NAME-HASH-RANDOM, cut to 63 characters; `NAME-.*` would also match another's, NAME-x.
+    pods = f"{workspace.name}-[a-z0-9]+-?[a-z0-9]{{5}}"
+    selected = f'namespace="{workspace.metadata.namespace or "default"}",pod=~"{pods}"'
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
