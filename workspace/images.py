@@ -44,6 +44,12 @@ def resolve_workspace(workspace: Workspace, opener: Opener) -> ResolvedImages:
         raise not_built(workspace, image) from error
 
 
+def images_of(workspace: Workspace) -> list[ImageReference]:
+    """The references of all of a Workspace's images. Raises InvalidInput."""
+    texts = [image_of(workspace), *(each.image for each in workspace.spec.runtime.adapters)]
+    return [parse_image(text) for text in texts]
+
+
 def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
     reference = parse_image(image)
     reader = opener(reference)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from cache_agent.access.callers import Caller
 from cache_agent.access.decide import UpstreamAnswer
-from cache_agent.access.registries import AllowedRegistries
 from modelimage.access import Access, open_repository
+from modelimage.allowed_registries import AllowedRegistries
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound, RemoteRefused, Unreachable
 from modelimage.mediatypes import INDEX_TYPES, MANIFEST_TYPES

@@ -17,7 +17,6 @@ from aiohttp import web
 
 from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.decide import CacheTTL
-from cache_agent.access.registries import AllowedRegistries
 from cache_agent.access.upstream import UpstreamRegistries, fail_fast
 from cache_agent.config import AgentConfig, PeersSection
 from cache_agent.net.listen_addresses import Address
@@ -46,6 +45,7 @@ from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount
 from cache_agent.store.values import repository_of
 from modelimage.access import Access
+from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput
 from modelimage.hub import DEFAULT_ENDPOINT, endpoint
 from modelimage.reference import RegistryReference, parse_image

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from cache_agent.access.registries import AllowedRegistries
 from cache_agent.config import AgentConfig, json_schema, parse_config
 from cache_agent.daemon.agent import AgentAddresses, AgentOptions, run_agent
 from cache_agent.servers.mirror.containerd import configure
 from modelimage.access import Access
+from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console

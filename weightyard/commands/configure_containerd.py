@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cache_agent.access.registries import PUBLIC_REGISTRIES
 from cache_agent.servers.mirror.containerd import configure, unconfigure
+from modelimage.allowed_registries import PUBLIC_REGISTRIES
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 

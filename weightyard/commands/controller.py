@@ -14,6 +14,7 @@ import click
 
 from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.access import Access
+from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput
 from weightyard.options import access_options
 from weightyard.program_log import configure_log, log_options
@@ -42,11 +43,16 @@ logger = logging.getLogger(__name__)
     metavar="HOST:PORT",
     help="Serve /livez and /readyz at this address.  [default: nowhere]",
 )
+@click.option(
+    "--registry", "registries", metavar="HOST", multiple=True,
+    help="A registry that Workspaces may name; `*` matches within one label. Repeatable.  "
+    "[default: the well-known public ones]",
+)  # fmt: skip
 @log_options
 @access_options
 def controller(
-    *, namespace: str, image: str, builder_image: str, health: str | None, log_level: str, log_format: str,
-    access: Access,
+    *, namespace: str, image: str, builder_image: str, health: str | None, registries: tuple[str, ...],
+    log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
@@ -65,6 +71,7 @@ def controller(
         access=access,
         connection=default_connection(),
         liveness=liveness,
+        allowed=AllowedRegistries.from_config(registries),
     )
     asyncio.run(_run(options, liveness, health=(host.strip("[]"), int(port))))
 

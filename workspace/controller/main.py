@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ import aiohttp
 from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import KubeClient
 from modelimage.access import Access
+from modelimage.allowed_registries import AllowedRegistries
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.health_server import Liveness
 from workspace.controller.heartbeats import HeartbeatLoop
@@ -32,13 +33,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """`me` identifies this controller among those that may lead."""
+    """`me` identifies this controller among those that may lead; `allowed` are the registries of Workspaces' images."""
 
     me: str
     environment: SystemSettings
     access: Access
     connection: Connection
     liveness: Liveness
+    allowed: AllowedRegistries = field(default_factory=AllowedRegistries)
 
 
 async def run_controller(
@@ -71,7 +73,7 @@ async def _work(
     runner = Runner(
         api=api,
         cache=WatchCache(),
-        resolver=NamespacedResolver(api, options.access),
+        resolver=NamespacedResolver(api, options.access, options.allowed),
         environment=options.environment,
     )
     cached_models = CacheRunner(api)

@@ -7,7 +7,7 @@ a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,6 +16,7 @@ from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.controller import workspace_status
+from workspace.controller.image_questions import ImageQuestions, Resolver
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
@@ -24,8 +25,6 @@ from workspace.controller.reconcile import reconcile, workspace_of
 from workspace.controller.watches import Name
 from workspace.controller.workers import Workers
 from workspace.render.kubernetes import SystemSettings
-from workspace.render.release import ResolvedImages
-from workspace.schema import Workspace
 
 Json = dict[str, Any]
 
@@ -34,8 +33,6 @@ logger = logging.getLogger(__name__)
 # Seconds.
 RESYNC: Final = 600.0
 REGISTRY_RETRY: Final = 60.0
-
-Resolver = Callable[[Workspace], Awaitable[ResolvedImages]]
 
 
 @dataclass(slots=True)
@@ -55,13 +52,13 @@ class Runner:
     ) -> None:  # fmt: skip
         self.api = api
         self.cache = cache
-        self._resolver = resolver
         self._environment = environment
         self._groups: frozenset[str] = frozenset()
         self._workers = workers
         self._now = now
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
+        self._questions = ImageQuestions(resolver, self.queue.add)
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
         """Handles the newest state of an object, from a watch or as the result of our own write."""
@@ -94,19 +91,25 @@ class Runner:
         workers = Workers(
             self.queue, self.reconcile, workers=self._workers, report=self._report_bug
         )
-        await workers.run()
+        try:
+            await workers.run()
+        finally:
+            await self._questions.close()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace. Returns the seconds until the next pass. Raises the API's errors."""
         observed = self._observe(key)
         if observed is None:
             self.wanted.replicas.pop(key, None)
+            self._questions.forget(key)
             return None
         decision = reconcile(observed)
         # The registry is queried only when no stored version matches, so outages don't affect what
         # runs.
         if decision.ask_registry:
-            observed = replace(observed, resolved=await self._resolve(observed))
+            workspace = workspace_of(observed.document)
+            resolved = await self._questions.answer(key, workspace)
+            observed = replace(observed, resolved=resolved)
             decision = reconcile(observed)
         # Server-side apply would take over an object of the same name that others made.
         strangers = await self._strangers(observed, decision)
@@ -130,12 +133,6 @@ class Runner:
             wanted=self.wanted.replicas.get(key),
             groups=self._groups,
         )
-
-    async def _resolve(self, observed: Observed) -> ResolvedImages | WeightyardError:
-        try:
-            return await self._resolver(workspace_of(observed.document))
-        except WeightyardError as error:
-            return error
 
     async def _strangers(self, observed: Observed, decision: Decision) -> list[Json]:
         """Others' objects with the names about to be applied. Watches filter by label and don't show them."""

@@ -5,36 +5,73 @@ A pull secret is tenant input: credential helpers that it names are never run.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from dataclasses import replace
 
 from modelimage.access import Access, open_reader
+from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import AccessDenied, InvalidInput
+from modelimage.reference import ImageReference, RegistryReference
 from modelimage.registry.credentials import DockerConfig
+from workspace.controller.fair_slots import FairSlots
 from workspace.controller.kube_api import KubernetesApi
-from workspace.images import resolve_workspace
+from workspace.images import images_of, resolve_workspace
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 _DATA_KEY = ".dockerconfigjson"
+# Seconds for all of a Workspace's images: manifests, configurations, records.
+_PATIENCE = 90.0
 
 
 class NamespacedResolver:
-    """A `Resolver` that reads pull secrets through the API. `access` has the registry settings."""
+    """A `Resolver` that reads pull secrets through the API. `access` has the registry settings.
 
-    def __init__(self, api: KubernetesApi, access: Access) -> None:
+    Its threads are shared fairly: neither a namespace nor a registry gets more than a few of them.
+    """
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        access: Access,
+        allowed: AllowedRegistries | None = None,
+        slots: FairSlots | None = None,
+    ) -> None:
         self._api = api
         self._access = access
+        self._allowed = allowed or AllowedRegistries()
+        self._slots = slots or FairSlots()
 
     async def __call__(self, workspace: Workspace) -> ResolvedImages:
-        """Pins a Workspace's images. Raises the readers' errors, and NotFound for a missing secret."""
+        """Pins a Workspace's images. Raises the readers' errors, RegistryNotAllowed, NotFound for a missing secret."""
+        names = [f"namespace {workspace.metadata.namespace}"]
+        for image in images_of(workspace):
+            self._check(image)
+            if isinstance(image, RegistryReference):
+                names.append(f"registry {image.registry}")
         access = await self._access_of(workspace)
+
+        def resolve() -> ResolvedImages:
+            # From here on: a question that waited for others' has lost none of its own time.
+            limited = access.within(_PATIENCE)
+            return resolve_workspace(workspace, lambda reference: open_reader(reference, limited))
+
         # Readers block: in the event loop, a slow registry would delay renewing the Lease.
-        return await asyncio.to_thread(
-            resolve_workspace, workspace, lambda reference: open_reader(reference, access)
-        )
+        return await self._slots.run(names, resolve)
+
+    def close(self) -> None:
+        """Ends the threads that have nothing to do."""
+        self._slots.close()
+
+    def _check(self, reference: ImageReference) -> None:
+        """Raises RegistryNotAllowed, and InvalidInput for an image in a directory: it would be the controller's."""
+        if not isinstance(reference, RegistryReference):
+            raise InvalidInput(
+                f"{reference} isn't in a registry",
+                hint="Push it to a registry that nodes can reach.",
+            )
+        self._allowed.require(reference.registry)
 
     async def _access_of(self, workspace: Workspace) -> Access:
         name = workspace.spec.model.pull_secret

@@ -142,3 +142,18 @@ helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 helm.sh/hook-output-log-policy: hook-failed
 {{- end }}
+
+{{/* All addresses of both families, without the blocked ones. */}}
+{{- define "weightyard.outside" -}}
+{{- range $everything := list "0.0.0.0/0" "::/0" }}
+{{- $blocked := list }}
+{{- range $.Values.networkPolicy.blockedCidrs }}
+{{- if eq (contains ":" .) (contains ":" $everything) }}{{ $blocked = append $blocked . }}{{ end }}
+{{- end }}
+- ipBlock:
+    cidr: {{ $everything | quote }}
+    {{- with $blocked }}
+    except: {{- toYaml . | nindent 6 }}
+    {{- end }}
+{{- end }}
+{{- end }}

@@ -19,7 +19,7 @@ from cache_agent.access.callers import (
     fingerprint,
 )
 from cache_agent.access.decide import CacheTTL, UpstreamAnswer
-from cache_agent.access.registries import AllowedRegistries, RegistryNotAllowed
+from modelimage.allowed_registries import AllowedRegistries, RegistryNotAllowed
 from modelimage.errors import InvalidInput, NotFound, Unreachable
 from modelimage.registry.credentials import (
     BasicCredential,

@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from cache_agent.access.callers import Caller
-from cache_agent.access.registries import AllowedRegistries
+from modelimage.allowed_registries import AllowedRegistries
 from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.fetch.values import PullRequest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -278,6 +279,31 @@ def test_the_scaled_object_has_kedas_fields() -> None:
     assert {"serverAddress", "query", "threshold"} <= set(metadata)
     assert scaled["spec"]["scaleTargetRef"]["name"] == "chat"
     assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "others"),
+    [
+        (
+            "chat",
+            "chat-7d9f8b6c5d-x2x4z",
+            ["chat-b-7d9f8b6c5d-x2x4z", "chat-activator-7d9f8b6c5d-x2x4z"],
+        ),
+        # The API server cuts such names.
+        ("c" * 52, f"{'c' * 52}-7d9f8x2x4z", [f"{'c' * 52}-b-7d9x2x4z"]),
+        ("c" * 47, f"{'c' * 47}-7d9f8b6c5dx2x4z", []),
+    ],
+)
+def test_keda_counts_the_pods_of_one_workspace(name: str, own: str, others: list[str]) -> None:
+    scale = {"min": 0, "max": 3, "by": "keda", "prometheus": "http://prometheus:9090"}
+    document = samples.workspace(scale=scale).to_document()
+    document["metadata"]["name"] = name
+    scaled = one(rendered(Workspace.model_validate(document)), "ScaledObject")
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    pods = re.search(r'pod=~"([^"]*)"', query)
+    assert pods is not None
+    assert re.fullmatch(pods[1], own)
+    assert not [each for each in others if re.fullmatch(pods[1], each)]
 
 
 def test_kedas_scaling_behavior_is_the_autoscalers() -> None:

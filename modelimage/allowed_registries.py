@@ -1,4 +1,4 @@
-"""The registries that tenants may name. An agent that connected to any host would open the node's network to them."""
+"""The registries that tenants may name. A program that connected to any host would open its own network to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PUBLIC_REGISTRIES = (
 
 
 class RegistryNotAllowed(AccessDenied):
-    """A tenant named a registry that isn't in this node's list."""
+    """A tenant named a registry that isn't in the operator's list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class AllowedRegistries:
     @classmethod
     def from_config(cls, patterns: Iterable[str]) -> AllowedRegistries:
         """The operator's list; an empty one means the well-known public registries."""
-        # Empty must not mean "any": an agent without a list would connect anywhere.
+        # Empty must not mean "any": a program without a list would connect anywhere.
         listed = tuple(patterns)
         return cls(listed) if listed else cls()
 
@@ -48,8 +48,8 @@ class AllowedRegistries:
         """Raises RegistryNotAllowed unless a pattern matches."""
         if registry not in self:
             raise RegistryNotAllowed(
-                f"this node isn't allowed to fetch from {registry}",
-                hint="Ask the operator to add it: `weightyard agent --registry HOST`.",
+                f"images from {registry} aren't allowed here",
+                hint="Ask the operator to add it to the agents and the controller: --registry HOST.",
             )
 
 
