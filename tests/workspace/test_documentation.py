@@ -10,6 +10,7 @@ from pathlib import Path
 from modelimage.gpu_memory import estimate
 from modelimage.record import ModelFacts
 from workspace import crd
+from workspace.controller.reasons import Reason
 from workspace.fit import Demand, choose
 from workspace.hardware import GPUS, Hardware
 
@@ -85,7 +86,7 @@ def kaito_gpus(model: Model, card: str) -> int:
 
 def rows(heading: str) -> list[list[str]]:
     """The cells of the table under a heading."""
-    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    section = PAGE.partition(f"# {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -121,3 +122,7 @@ def test_every_field_and_condition_is_explained() -> None:
         assert f"`{name}" in PAGE, name
     for condition in crd.CONDITIONS:
         assert re.search(rf"^\| {condition} \|", PAGE, re.MULTILINE), condition
+
+
+def test_the_reasons_table_is_the_closed_list() -> None:
+    assert rows("Reasons") == [[f"`{each}`", each.meaning] for each in Reason]

@@ -17,6 +17,7 @@ from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
+from workspace.controller.reasons import Reason, reported_reason
 
 Json = dict[str, Any]
 
@@ -95,7 +96,7 @@ def news(before: Json, after: Json) -> list[News]:
     found = []
     # Only transitions, so that an Event isn't repeated with every write.
     if _turned(before, after, READY, "True"):
-        found.append(News("Normal", "Cached", _message(after, READY)))
+        found.append(News("Normal", Reason.CACHED.word, _message(after, READY)))
     if _turned(before, after, DEGRADED, "True"):
         reason = str(_condition(after, DEGRADED)["reason"])
         found.append(News("Warning", reason, _message(after, DEGRADED)))
@@ -113,7 +114,7 @@ def _failure(node: str, entry: DesiredModelStatus) -> NodeFailure:
     image = entry.state == "Ready"
     return NodeFailure(
         node=node,
-        reason=entry.reason or ("RuntimeImageFailed" if image else "Failed"),
+        reason=entry.reason or (Reason.RUNTIME_IMAGE_FAILED.word if image else Reason.FAILED.word),
         message=entry.message
         or ("the runtime image can't be pulled" if image else "see the agent's log"),
     )
@@ -164,41 +165,47 @@ def _conditions(
     busy = [node for node, p in phases.items() if p in (ModelPhase.WORKING, ModelPhase.WAITING)]
     if busy:
         text = f"{len(busy)} nodes don't hold it yet: {_some(busy)}."
-        progressing = StatusCondition(PROGRESSING, True, "Fetching", text)
+        progressing = StatusCondition(PROGRESSING, True, Reason.FETCHING, text)
     else:
-        progressing = StatusCondition(PROGRESSING, False, "AtRest", "No node is fetching it.")
+        progressing = StatusCondition(PROGRESSING, False, Reason.AT_REST, "No node is fetching it.")
     return [_ready(phases, failures), progressing, _degraded(failures)]
 
 
 def _ready(phases: Mapping[str, ModelPhase], failures: Sequence[NodeFailure]) -> StatusCondition:
     if not phases:
         return StatusCondition(
-            READY, False, "NoNode",
+            READY, False, Reason.NO_NODE,
             "No node with an agent has the labels of spec.nodeSelector. Correct it, or start agents there.",
         )  # fmt: skip
     held = sum(phase is ModelPhase.READY for phase in phases.values())
     if held == len(phases):
         whole = "The one node holds" if held == 1 else f"All {held} nodes hold"
-        return StatusCondition(READY, True, "Cached", f"{whole} it, verified.")
+        return StatusCondition(READY, True, Reason.CACHED, f"{whole} it, verified.")
     if failures:
         first = failures[0]
         return StatusCondition(
-            READY, False, first.reason, f"{held} of {len(phases)} nodes hold it. {_told(first)}"
+            READY,
+            False,
+            reported_reason(first.reason),
+            f"{held} of {len(phases)} nodes hold it. {_told(first)}",
         )
     working = any(phase is ModelPhase.WORKING for phase in phases.values())
-    reason = "Fetching" if working else "Waiting"
+    reason = Reason.FETCHING if working else Reason.WAITING
     return StatusCondition(READY, False, reason, f"{held} of {len(phases)} nodes hold it.")
 
 
 def _degraded(failures: Sequence[NodeFailure]) -> StatusCondition:
     if not failures:
-        return StatusCondition(DEGRADED, False, "NoFailure", "No node failed.")
+        return StatusCondition(DEGRADED, False, Reason.NO_FAILURE, "No node failed.")
     text = f"{_told(failures[0])} Nodes that failed: {_some([each.node for each in failures])}."
-    return StatusCondition(DEGRADED, True, failures[0].reason, text)
+    return StatusCondition(DEGRADED, True, reported_reason(failures[0].reason), text)
 
 
 def _told(failure: NodeFailure) -> str:
-    return f"{failure.node}: {failure.message.rstrip('.')}."
+    # Agents of other versions have reasons that the conditions don't know.
+    known = reported_reason(failure.reason) is not Reason.FAILED
+    kind = "" if known or failure.reason == Reason.FAILED.word else f"{failure.reason}: "
+    return f"{failure.node}: {kind}{failure.message.rstrip('.')}."
 
 
 def _some(nodes: Sequence[str]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from modelimage.errors import WeightyardError
+from workspace.controller.reasons import Reason, reason_of
 
 Json = dict[str, Any]
 
@@ -17,6 +18,12 @@ MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, READY = (
     "Available",
     "Ready",
 )
+# Reasons that go away by themselves.
+_IN_PROGRESS: Final = frozenset(
+    {Reason.RESOLVING, Reason.BUILDING, Reason.UNRESOLVED, Reason.FETCHING, Reason.WAITING_FOR_CACHE, Reason.STARTING}
+)
+# Characters of others' words in a message: what matters of a long log or error stands at one of its ends.
+_QUOTED: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,7 @@ class StatusCondition:
 
     type: str
     ok: bool | None
-    reason: str
+    reason: Reason
     message: str
 
     @property
@@ -46,8 +53,8 @@ def merge(
             {
                 "type": each.type,
                 "status": each.status,
-                "reason": each.reason,
-                "message": each.message,
+                "reason": each.reason.word,
+                "message": sentence(each.message),
                 "observedGeneration": generation,
                 "lastTransitionTime": since,
             }
@@ -56,17 +63,39 @@ def merge(
 
 
 def ready(parts: Iterable[StatusCondition], *, done: StatusCondition) -> StatusCondition:
-    """The Ready condition: `done`, unless another condition isn't true; then that one's reason."""
-    for each in parts:
-        if each.ok is not True:
-            return StatusCondition(READY, each.ok, each.reason, each.message)
-    return done
+    """The Ready condition: `done`, unless another condition isn't true; then that one's reason.
+
+    A problem is told before what only takes time: a crashing server is told while the next version is fetched.
+    """
+    unfinished = [each for each in parts if each.ok is not True]
+    if not unfinished:
+        return done
+    found = next((each for each in unfinished if each.reason not in _IN_PROGRESS), unfinished[0])
+    return StatusCondition(READY, found.ok, found.reason, found.message)
 
 
 def failed(kind: str, error: WeightyardError) -> StatusCondition:
-    """An error as a condition: the class name is the reason, and the message includes the hint."""
-    message = f"{error.message}. {error.hint}" if error.hint else error.message
-    return StatusCondition(kind, False, type(error).__name__, message)
+    """An error as a condition; the message includes the hint."""
+    message = f"{sentence(error.message)} {error.hint or ''}"
+    return StatusCondition(kind, False, reason_of(error), message)
+
+
+def sentence(text: str) -> str:
+    """The text as whole sentences: in one line, with a capital letter and a full stop."""
+    flat = " ".join(text.split()).rstrip(".")
+    first = flat.partition(" ")[0]
+    # Names and paths, such as chat-7f or spec.model, are written as they are.
+    if first.isalpha() and first.islower():
+        flat = flat[0].upper() + flat[1:]
+    return flat if flat.endswith(("?", "!")) else f"{flat}."
+
+
+def quoted(text: str, *, last: bool = False) -> str:
+    """Others' words as a part of a sentence: in one line, without its stop, and only the first or last part of many."""
+    flat = " ".join(text.split()).rstrip(".:;, ")
+    if len(flat) <= _QUOTED:
+        return flat
+    return f"… {flat[-_QUOTED:]}" if last else f"{flat[:_QUOTED]} …"
 
 
 def same(one: Json, other: Json) -> bool:

@@ -29,6 +29,11 @@ def is_ready(pod: Json) -> bool:
     return condition(pod, "Ready").get("status") == "True"
 
 
+def has_ended(pod: Json) -> bool:
+    """Whether none of a pod's containers will run again: it was evicted, refused by its node, or has done its work."""
+    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+
+
 def is_mounted(pod: Json) -> bool:
     """Whether a pod's volumes are mounted: a container starts, or fails to start, only afterwards."""
     states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()

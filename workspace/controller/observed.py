@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from modelimage.errors import WeightyardError
 from workspace.controller.nodes import KubeNode
-from workspace.controller.objects import has_labels
+from workspace.controller.objects import has_ended, has_labels
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
@@ -59,8 +59,11 @@ class Observed:
                 return each
         return None
 
-    def pods(self, role: str) -> list[Json]:
-        """The Workspace's own pods of a role, except those being deleted, by name."""
+    def pods(self, role: str, *, ended: bool = False) -> list[Json]:
+        """The Workspace's own pods of a role, except those being deleted, by name.
+
+        Servers that ended stay in the API server for a while beside those that replace them: only `ended` returns them.
+        """
         name = self.document["metadata"]["name"]
         found = [
             each
@@ -68,6 +71,7 @@ class Observed:
             if each["kind"] == "Pod"
             and has_labels(each, names.selector(name, role))
             and "deletionTimestamp" not in each["metadata"]
+            and (role == names.PREWARM or has_ended(each) == ended)
         ]
         return sorted(found, key=lambda each: str(each["metadata"]["name"]))
 

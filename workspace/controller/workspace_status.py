@@ -10,11 +10,14 @@ from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.cluster_state import CachedState, server_count
 from workspace.controller.conditions import StatusCondition
-from workspace.controller.objects import condition
+from workspace.controller.objects import condition, has_labels, is_ready
 from workspace.controller.observed import Observed
+from workspace.controller.pod_problems import Problem, worst_problem
+from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.render import names
 from workspace.render.builder_objects import build_job
+from workspace.render.kubernetes import has_activator
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt
 
@@ -76,7 +79,7 @@ def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
     problem = conditions.failed(conditions.MODEL_RESOLVED, error)
     parts = [problem, conditions.ready([problem], done=problem)]
     parts += [
-        StatusCondition(kind, None, "Unresolved", "The Workspace can't be read.")
+        StatusCondition(kind, None, Reason.UNRESOLVED, "The Workspace can't be read.")
         for kind in (conditions.CACHED, conditions.SCHEDULED, conditions.AVAILABLE)
         if kind not in kept
     ]
@@ -87,7 +90,7 @@ def unexpected(document: Json, error: Exception, *, now: str) -> Json | None:
     """The status after an error that isn't ours: Ready is False, the rest stays. None if that is the status already."""
     said = f"{type(error).__name__}: {error}"[:_MOST_SAID]
     problem = StatusCondition(
-        conditions.READY, False, "InternalError",
+        conditions.READY, False, Reason.INTERNAL_ERROR,
         f"{said}. This is a bug: please report it with the controller's log. Running servers are left unchanged.",
     )  # fmt: skip
     status = _with_conditions(document, [problem], now=now)
@@ -117,7 +120,7 @@ def _refused(report_input: ReportInput) -> StatusCondition | None:
         return None
     more = f" ({len(refused) - 1} more)" if len(refused) > 1 else ""
     text = f"The API server refused a write: {refused[0]}{more}. It is tried again every minute."
-    return StatusCondition(conditions.READY, False, "WriteRefused", text)
+    return StatusCondition(conditions.READY, False, Reason.WRITE_REFUSED, text)
 
 
 def _version(report_input: ReportInput) -> Json:
@@ -149,14 +152,14 @@ def _resolved(report_input: ReportInput) -> StatusCondition:
             found = _building(report_input, target)
         if report_input.active is None:
             return found
-        serving = f"{found.message}. The previous version keeps serving."
+        serving = f"{conditions.sentence(found.message)} The previous version keeps serving."
         return StatusCondition(kind, False, found.reason, serving)
     if target is None:
-        return StatusCondition(kind, None, "Resolving", "Resolving the image.")
+        return StatusCondition(kind, None, Reason.RESOLVING, "Resolving the image.")
     context = f", {target.context} tokens of context" if target.context else ""
     where = f"on {target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "on CPUs"
     return StatusCondition(
-        kind, True, "Pinned", f"{target.variant} {where}{context}: {target.image}"
+        kind, True, Reason.PINNED, f"{target.variant} {where}{context}: {target.image}"
     )
 
 
@@ -169,154 +172,184 @@ def _building(report_input: ReportInput, target: NotBuilt) -> StatusCondition:
     if condition(found, "Failed").get("status") == "True":
         why = condition(found, "Failed").get("message", "it failed")
         return StatusCondition(
-            kind, False, "BuildFailed",
+            kind, False, Reason.BUILD_FAILED,
             f"{target.message}: {why}. See: kubectl logs -l job-name={job}; to try again: kubectl delete job {job}",
         )  # fmt: skip
     if condition(found, "Complete").get("status") == "True":
         text = f"{target.message}, although the job {job} succeeded. See its log: kubectl logs -l job-name={job}"
-        return StatusCondition(kind, False, "NotBuilt", text)
-    return StatusCondition(kind, False, "Building", f"{target.message}: the job {job} is running")
+        return StatusCondition(kind, False, Reason.NOT_BUILT, text)
+    return StatusCondition(
+        kind, False, Reason.BUILDING, f"{target.message}: the job {job} is running"
+    )
 
 
 def _cached(report_input: ReportInput) -> StatusCondition:
     kind, cached_state = conditions.CACHED, report_input.cached_state
     if cached_state is None:
-        return StatusCondition(kind, None, "Unresolved", "No model to cache is known yet.")
+        return StatusCondition(kind, None, Reason.UNRESOLVED, "No model to cache is known yet.")
     if not cached_state.eligible:
         return StatusCondition(
-            kind, False, "NoNode",
+            kind, False, Reason.NO_NODE,
             "No ready node fits spec.resources. Replicas are created anyway, so that an autoscaler can add a node; "
             "without one, add a node with this GPU or change resources, nodeSelector or tolerations.",
         )  # fmt: skip
     held = len(set(cached_state.chosen) & cached_state.warm)
     if cached_state.is_cached:
         return StatusCondition(
-            kind, True, "Warm", f"{held} of {len(cached_state.chosen)} nodes hold it."
+            kind, True, Reason.WARM, f"{held} of {len(cached_state.chosen)} nodes hold it."
         )
     waiting = ", ".join(cached_state.missing[:5])
     problem = _prewarm_problem(report_input)
     text = f"{held} of {len(cached_state.chosen)} nodes hold it; fetching on {waiting}."
     return StatusCondition(
-        kind, False, "FetchFailed" if problem else "Fetching", f"{text}{problem}"
+        kind, False, Reason.FETCH_FAILED if problem else Reason.FETCHING, f"{text}{problem}"
     )
 
 
 def _prewarm_problem(report_input: ReportInput) -> str:
-    """Why a pre-warm pod lacks its volume or image, in the kubelet's words; empty without a problem."""
+    """Why a pre-warm pod lacks its volume or image; empty without a problem."""
     # The first found is enough: what keeps one node from warming usually keeps all, and a status has to stay short.
-    for pod in report_input.observed.pods(names.PREWARM):
-        unscheduled = condition(pod, "PodScheduled")
-        if unscheduled.get("status") == "False":
-            return (
-                f" {pod['metadata']['name']} can't be scheduled: {unscheduled.get('message', '')}"
-            )
-        for each in (pod.get("status") or {}).get("containerStatuses") or ():
-            waiting = (each.get("state") or {}).get("waiting") or {}
-            if waiting.get("reason") in ("ImagePullBackOff", "ErrImagePull", "InvalidImageName"):
-                return f" The server's image can't be pulled: {waiting.get('message', waiting['reason'])}"
-    return ""
+    problem = worst_problem(report_input.observed.pods(names.PREWARM))
+    # An image without `sleep` can't start, but only after the volume was mounted.
+    if problem is None or problem.reason in (Reason.CONTAINER_ERROR, Reason.CRASH_LOOP):
+        return ""
+    return f" {problem.message}"
+
+
+def _server_problem(report_input: ReportInput, *, active: bool = True) -> Problem | None:
+    """What keeps servers of the version that runs from being ready, or those of the versions before it."""
+    observed, version = report_input.observed, report_input.active
+    pods = [*observed.pods(names.SERVER), *observed.pods(names.SERVER, ended=True)]
+    mine = [
+        pod for pod in pods
+        if active == (version is None or has_labels(pod, {names.REVISION: version.id}))
+    ]  # fmt: skip
+    deployment = observed.find("Deployment", report_input.workspace.name)
+    return worst_problem(mine, deployment if active else None)
 
 
 def _scheduled(report_input: ReportInput) -> StatusCondition:
     kind, servers = conditions.SCHEDULED, report_input.observed.pods(names.SERVER)
     if not report_input.goal:
-        return StatusCondition(kind, True, "NotNeeded", "No replicas are requested.")
-    for pod in servers:
-        if condition(pod, "PodScheduled").get("status") == "False":
-            return _unscheduled(pod, servers)
+        return StatusCondition(kind, True, Reason.NOT_NEEDED, "No replicas are requested.")
+    problem = _server_problem(report_input)
+    if problem is not None and problem.reason is Reason.FAILED_CREATE:
+        return StatusCondition(kind, False, problem.reason, problem.message)
+    if problem is not None and problem.reason is Reason.UNSCHEDULABLE:
+        return _unscheduled(report_input, problem)
     if report_input.allowed < report_input.goal:
         return StatusCondition(
-            kind, False, "WaitingForCache",
+            kind, False, Reason.WAITING_FOR_CACHE,
             f"{report_input.allowed} of {report_input.goal} replicas are created until more nodes hold the model.",
         )  # fmt: skip
-    if not servers:
-        return StatusCondition(kind, None, "Starting", "Servers are being created.")
-    return StatusCondition(kind, True, "Placed", "Every replica has a node.")
+    if len(servers) < report_input.allowed:
+        return StatusCondition(kind, None, Reason.STARTING, "Servers are being created.")
+    return StatusCondition(kind, True, Reason.PLACED, "Every replica has a node.")
 
 
-def _unscheduled(pod: Json, servers: list[Json]) -> StatusCondition:
-    """A pod without a node: no free resources at all, or the previous version holds them."""
-    said = condition(pod, "PodScheduled").get("message", "")
-    version = pod["metadata"]["labels"].get(names.REVISION)
-    if any(each["metadata"]["labels"].get(names.REVISION) != version for each in servers):
+def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition:
+    """A pod without a node: the previous version holds what it needs, or no node fits it at all."""
+    kind, version = conditions.SCHEDULED, report_input.active
+    total, _ = server_count(report_input.observed)
+    own, _ = server_count(report_input.observed, version)
+    # The scheduler counts nodes that lack a resource; what else keeps nodes out, another version doesn't hold.
+    if total > own and "Insufficient" in problem.message:
         return StatusCondition(
-            conditions.SCHEDULED, False, "NoRoomForNewVersion",
-            f"There is no GPU for the new version while the old one keeps serving: {said}. Free or add a GPU; or set "
+            kind, False, Reason.NO_ROOM,
+            f"There is no room for the new version while the old one keeps serving. {problem.message} Or set "
             "replicas to 0 and back, which interrupts serving.",
         )  # fmt: skip
-    name = pod["metadata"]["name"]
-    return StatusCondition(
-        conditions.SCHEDULED, False, "Unschedulable",
-        f"{name} has no node: {said}. Free or add a GPU, or change spec.resources.",
-    )  # fmt: skip
+    return StatusCondition(kind, False, problem.reason, problem.message)
 
 
 def _available(report_input: ReportInput) -> StatusCondition:
     kind, observed = conditions.AVAILABLE, report_input.observed
     _, ready_count = server_count(observed)
     if ready_count:
-        return StatusCondition(kind, True, "Serving", f"{ready_count} replicas are ready.")
+        return StatusCondition(kind, True, Reason.SERVING, f"{_replicas(ready_count)} ready.")
     if not report_input.goal:
-        scaled = report_input.workspace.spec.scale is not None
-        reason, text = (
-            ("ScaledToZero", "Scaled to 0; the first request starts a replica.")
-            if scaled
-            else ("Stopped", "spec.replicas is 0.")
-        )
-        return StatusCondition(kind, scaled, reason, text)
-    crash = _crash(observed)
-    if crash:
-        return StatusCondition(kind, False, "ServerFails", crash)
-    return StatusCondition(kind, False, "Starting", "No replica is ready yet.")
+        return _at_zero(report_input)
+    problem = _server_problem(report_input) or _server_problem(report_input, active=False)
+    if problem is not None:
+        return StatusCondition(kind, False, problem.reason, problem.message)
+    return StatusCondition(kind, False, Reason.STARTING, "No replica is ready yet.")
 
 
-def _crash(observed: Observed) -> str:
-    for pod in observed.pods(names.SERVER):
-        for each in (pod.get("status") or {}).get("containerStatuses") or ():
-            # `lastState`: a container that restarts is shown as waiting or running, without the reason of its end.
-            last = (each.get("lastState") or {}).get("terminated")
-            if each.get("restartCount", 0) and last:
-                name = pod["metadata"]["name"]
-                why = last.get("reason", "Error")
-                return (
-                    f"{name} ended with {last.get('exitCode')} ({why}) {each['restartCount']} times; "
-                    f"see: kubectl logs -p {name}"
-                )
-    return ""
+def _at_zero(report_input: ReportInput) -> StatusCondition:
+    """Without a server only an activator can take requests."""
+    kind, workspace = conditions.AVAILABLE, report_input.workspace
+    if workspace.spec.scale is None:
+        return StatusCondition(kind, False, Reason.STOPPED, "spec.replicas is 0.")
+    if not has_activator(workspace):
+        text = "Scaled to 0; requests are refused until KEDA starts a replica."
+        return StatusCondition(kind, True, Reason.SCALED_TO_ZERO, text)
+    missing = _activator_problem(report_input)
+    if missing is not None:
+        return StatusCondition(kind, False, missing.reason, missing.message)
+    text = "Scaled to 0; the first request starts a replica."
+    return StatusCondition(kind, True, Reason.SCALED_TO_ZERO, text)
+
+
+def _activator_problem(report_input: ReportInput) -> Problem | None:
+    """Why the activator can't take requests; None if it can, or if there is none."""
+    observed, workspace = report_input.observed, report_input.workspace
+    pods = observed.pods(names.ACTIVATOR)
+    if not has_activator(workspace) or any(map(is_ready, pods)):
+        return None
+    deployment = observed.find("Deployment", names.activator(workspace.name))
+    return worst_problem(pods, deployment) or Problem(
+        Reason.ACTIVATOR_NOT_READY,
+        "The activator, which takes requests at 0 replicas, isn't ready yet.",
+    )
+
+
+def _replicas(count: int) -> str:
+    return "1 replica is" if count == 1 else f"{count} replicas are"
 
 
 def _done(report_input: ReportInput) -> StatusCondition:
     """The Ready condition when all others are true: whether everything desired is running."""
-    kind, target = conditions.READY, report_input.target
+    kind = conditions.READY
     if report_input.conflicts:
         text = ", ".join(report_input.conflicts)
         return StatusCondition(
-            kind, False, "NameConflict",
+            kind, False, Reason.NAME_CONFLICT,
             f"These objects exist and don't belong to the Workspace: {text}. "
             "Delete or rename them, or rename the Workspace.",
         )  # fmt: skip
     if report_input.keda_missing:
         return StatusCondition(
-            kind, False, "KedaMissing",
+            kind, False, Reason.KEDA_MISSING,
             "spec.scale.by is keda and the cluster has no keda.sh API. Install KEDA, or use by: builtin.",
         )  # fmt: skip
+    return _running(report_input)
+
+
+def _running(report_input: ReportInput) -> StatusCondition:
+    """Whether the servers that should run are ready, all with the desired version, and the activator too."""
+    kind, target = conditions.READY, report_input.target
     revision = target if isinstance(target, Revision) else None
     total, ready_count = server_count(report_input.observed, revision)
     everything, _ = server_count(report_input.observed)
-    if everything > total:
+    rolling = everything > total
+    problem = _server_problem(report_input) if rolling or ready_count < report_input.goal else None
+    if problem is not None:
+        still = (
+            "The new version doesn't run, and the previous one keeps serving. " if rolling else ""
+        )
+        return StatusCondition(kind, False, problem.reason, f"{still}{problem.message}")
+    if rolling:
+        text = f"{_replicas(ready_count)} ready with the new version; the others follow."
+        return StatusCondition(kind, False, Reason.ROLLING_OUT, text)
+    if ready_count < report_input.goal:
         return StatusCondition(
             kind,
             False,
-            "RollingOut",
-            f"{ready_count} replicas run the new version; the others follow.",
+            Reason.STARTING,
+            f"{ready_count} of {report_input.goal} replicas are ready.",
         )
-    if ready_count < report_input.goal:
-        return StatusCondition(
-            kind, False, "Starting", f"{ready_count} of {report_input.goal} replicas are ready."
-        )
-    return StatusCondition(
-        kind,
-        True,
-        "Ready",
-        f"{ready_count} replicas of version {revision.number if revision else 0}.",
-    )
+    missing = _activator_problem(report_input)
+    if missing is not None:
+        return StatusCondition(kind, False, missing.reason, missing.message)
+    version = f" with version {revision.number}" if revision else ""
+    return StatusCondition(kind, True, Reason.READY, f"{_replicas(ready_count)} ready{version}.")

@@ -194,6 +194,8 @@ def container(workspace: Workspace, release: Release) -> Json:
         },
         "readinessProbe": {**probe, "periodSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
+        # The end of the log becomes the pod's status, so that the Workspace can tell why its server ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"exec": {"command": stop}}},
         "securityContext": container_security(),
         "volumeMounts": volume_mounts(release),

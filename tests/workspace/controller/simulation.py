@@ -25,6 +25,7 @@ from workspace.sources import image_of, not_built
 Json = dict[str, Any]
 NAMESPACE, NAME = "team-a", "chat"
 GPU = "nvidia.com/gpu"
+INSUFFICIENT = f"0/1 nodes are available: 1 Insufficient {GPU}."  # in the scheduler's words
 
 
 class Crash(Exception):
@@ -237,7 +238,7 @@ class Cluster:
             found = self._place(pod)
             if found is None:
                 self._status(pod, {"phase": "Pending", "conditions": [
-                    {"type": "PodScheduled", "status": "False", "message": "0 nodes have nvidia.com/gpu"}
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": INSUFFICIENT}
                 ]})  # fmt: skip
             else:
 

@@ -1,0 +1,173 @@
+"""Why pods don't run, in the words of those who know: the ReplicaSet, the scheduler, the kubelet. Pure.
+
+Only the state of the objects counts, which stays as long as the problem does; Kubernetes' Events expire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from workspace.controller.conditions import quoted
+from workspace.controller.objects import condition, has_ended, is_ready
+from workspace.controller.reasons import Reason
+
+Json = dict[str, Any]
+
+# What a kubelet calls a waiting container -> our reason. Words that alternate while it retries are one reason.
+_WAITING: Final = {
+    "ErrImagePull": Reason.IMAGE_PULL_BACK_OFF,
+    "ImagePullBackOff": Reason.IMAGE_PULL_BACK_OFF,
+    "ErrImageNeverPull": Reason.IMAGE_PULL_BACK_OFF,
+    "InvalidImageName": Reason.IMAGE_PULL_BACK_OFF,
+    "ImageInspectError": Reason.IMAGE_PULL_BACK_OFF,
+    "RegistryUnavailable": Reason.IMAGE_PULL_BACK_OFF,
+    "SignatureValidationFailed": Reason.IMAGE_PULL_BACK_OFF,
+    "CreateContainerConfigError": Reason.CONTAINER_CONFIG,
+    "CreateContainerError": Reason.CONTAINER_ERROR,
+    "RunContainerError": Reason.CONTAINER_ERROR,
+    "PreCreateHookError": Reason.CONTAINER_ERROR,
+    "PreStartHookError": Reason.CONTAINER_ERROR,
+    "PostStartHookError": Reason.CONTAINER_ERROR,
+}
+# Ends of a container whose process never ran.
+_NEVER_RAN: Final = frozenset({"StartError", "ContainerCannotRun"})
+# The order in which problems are told: what keeps pods from existing first.
+_ORDER: Final = (
+    Reason.FAILED_CREATE,
+    Reason.UNSCHEDULABLE,
+    Reason.IMAGE_PULL_BACK_OFF,
+    Reason.CONTAINER_CONFIG,
+    Reason.CONTAINER_ERROR,
+    Reason.OOM_KILLED,
+    Reason.CRASH_LOOP,
+    Reason.POD_FAILED,
+    Reason.PROGRESS_DEADLINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What keeps a pod from running, and what to do about it."""
+
+    reason: Reason
+    message: str
+
+
+def worst_problem(pods: Sequence[Json], deployment: Json | None = None) -> Problem | None:
+    """The problem to solve first, of some pods and of the Deployment that makes them; None without a problem."""
+    found = [*_of_deployment(deployment or {}), *filter(None, map(pod_problem, pods))]
+    # The first among equals, by the order of the pods: a status that alternates would be written for ever.
+    return min(found, key=lambda each: _ORDER.index(each.reason), default=None)
+
+
+def pod_problem(pod: Json) -> Problem | None:
+    """Why a pod isn't ready; None if it is, or if it may only need time."""
+    if is_ready(pod):
+        return None
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if has_ended(pod):
+        why = ": ".join(filter(None, (status.get("reason"), quoted(status.get("message", "")))))
+        return Problem(
+            Reason.POD_FAILED, f"{name} was ended by its node: {why or 'no reason is given'}."
+        )
+    placed = condition(pod, "PodScheduled")
+    if placed.get("status") == "False":
+        why = quoted(
+            placed.get("message") or placed.get("reason") or "the scheduler gives no reason"
+        )
+        return Problem(
+            Reason.UNSCHEDULABLE,
+            f"{name} has no node: {why}. Free or add what is missing, or change spec.resources.",
+        )
+    found = (_of_container(pod, each) for each in _containers(status))
+    return next((each for each in found if each is not None), None)
+
+
+def _containers(status: Json) -> Iterator[Json]:
+    for field in ("initContainerStatuses", "containerStatuses"):
+        yield from status.get(field) or ()
+
+
+def _of_container(pod: Json, container: Json) -> Problem | None:
+    name, state = pod["metadata"]["name"], container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    reason = _WAITING.get(waiting.get("reason", ""))
+    said = quoted(waiting.get("message") or waiting.get("reason", ""))
+    if reason is Reason.IMAGE_PULL_BACK_OFF:
+        return Problem(
+            reason,
+            f"The image {container.get('image', '')} of {name} can't be pulled: {said}. "
+            "Correct spec.runtime.image or spec.model.pullSecret.",
+        )
+    if reason is not None:
+        return Problem(
+            reason,
+            f"The container {container.get('name')} of {name} can't start: {said}. "
+            "Create what is missing, or correct spec.runtime.",
+        )
+    # `lastState`: a container that restarts is shown as waiting or running, without the reason of its end.
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+    # An init container that has done its work ends with 0 and isn't started again.
+    if not ended or (not container.get("restartCount") and not ended.get("exitCode")):
+        return None
+    return _of_end(pod, container, ended)
+
+
+def _of_end(pod: Json, container: Json, ended: Json) -> Problem:
+    """The problem of a container that ended, from its exit and from its last words."""
+    name, why = pod["metadata"]["name"], ended.get("reason") or "Error"
+    words = quoted(ended.get("message", ""), last=True)
+    if why in _NEVER_RAN:
+        return Problem(
+            Reason.CONTAINER_ERROR,
+            f"The container {container.get('name')} of {name} can't start: {words or why}. Correct spec.runtime.",
+        )
+    times = container.get("restartCount") or 1
+    count = f"{times} time{'s' * (times > 1)}"
+    if why == "OOMKilled":
+        return Problem(
+            Reason.OOM_KILLED,
+            f"{name} was killed (OOMKilled) {count} {_memory_limit(pod, container)}. "
+            "Set spec.resources.memory to more, or spec.runtime.contextLength to less.",
+        )
+    told = f": {words}" if words else ""
+    return Problem(
+        Reason.CRASH_LOOP,
+        f"{name} ended {count}, last with exit code {ended.get('exitCode')} ({why}){told}. "
+        f"Run kubectl logs -p {name} to read its log.",
+    )
+
+
+def _memory_limit(pod: Json, container: Json) -> str:
+    """The memory that a container was allowed, as a part of a sentence."""
+    for each in (pod.get("spec") or {}).get("containers") or ():
+        limit = ((each.get("resources") or {}).get("limits") or {}).get("memory")
+        if each.get("name") == container.get("name") and limit:
+            return f"with a memory limit of {limit}"
+    return "without a memory limit of its own: its node's memory ran out"
+
+
+def _of_deployment(deployment: Json) -> Iterable[Problem]:
+    status = deployment.get("status") or {}
+    # Before the Deployment's controller has seen the newest spec, its conditions are about an older one.
+    if status.get("observedGeneration", 0) < deployment.get("metadata", {}).get("generation", 0):
+        return
+    failure, progress = (
+        condition(deployment, "ReplicaFailure"),
+        condition(deployment, "Progressing"),
+    )
+    if failure.get("status") == "True":
+        said = quoted(failure.get("message", ""))
+        yield Problem(
+            Reason.FAILED_CREATE,
+            f"Pods of {deployment['metadata']['name']} can't be created: {said}. Change the quota, the limit or the "
+            "policy that is named, or spec.resources.",
+        )
+    if progress.get("reason") == "ProgressDeadlineExceeded":
+        yield Problem(
+            Reason.PROGRESS_DEADLINE,
+            f"Servers of the newest version don't get ready in time: {quoted(progress.get('message', ''))}. "
+            "See their logs, or set spec.runtime.startupSeconds to more.",
+        )

@@ -1,0 +1,114 @@
+"""Every reason of a condition or Event of a Workspace or CachedModel, with its meaning. Nothing else is ever written.
+
+Reasons are an interface: alerts and scripts compare them. Where Kubernetes has a word for a fault, that word is used.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from modelimage.errors import WeightyardError
+
+
+class Reason(Enum):
+    """A member's name is the reason; `meaning` is one line for the documentation."""
+
+    # The model's image
+    PINNED = ("Pinned", "The image is resolved to a digest and a variant is chosen.")
+    RESOLVING = ("Resolving", "The registry is being asked for the image.")
+    BUILDING = ("Building", "A Job builds the image from the Hub or S3.")
+    BUILD_FAILED = ("BuildFailed", "The build Job failed; the message has the builder's own error.")
+    NOT_BUILT = ("NotBuilt", "The build Job succeeded, but the registry doesn't have its image.")
+    DOES_NOT_FIT = ("DoesNotFit", "No variant fits the memory or the kernels of the GPUs or CPUs.")
+    UNKNOWN_VARIANT = ("UnknownVariant", "The image has no such variant.")
+    INVALID_INPUT = ("InvalidInput", "A value of the spec can't be used.")
+    NOT_FOUND = ("NotFound", "An image, tag or Secret doesn't exist.")
+    ACCESS_DENIED = ("AccessDenied", "Credentials are missing or don't cover the request.")
+    INVALID_IMAGE = ("InvalidImage", "The image isn't one that can be served.")
+    INVALID_CHECKPOINT = ("InvalidCheckpoint", "The image's checkpoint can't be read.")
+    DIGEST_MISMATCH = ("DigestMismatch", "Bytes differ from their digest.")
+    UNREACHABLE = ("Unreachable", "A registry or another server doesn't answer.")
+    RATE_LIMITED = ("RateLimited", "A registry answers that there are too many requests.")
+    REMOTE_REFUSED = ("RemoteRefused", "A server refused a request.")
+    TIMED_OUT = ("TimedOut", "An operation took longer than its limit.")
+    BUSY = ("Busy", "Something else has to end first; it is tried again.")
+    NO_SPACE = ("NoSpace", "A disk or a cache's budget has no space for the model.")
+    NOT_WRITABLE = ("NotWritable", "A directory can't be written.")
+    FAILED = ("Failed", "An error that no other reason names; the message has it.")
+    INTERNAL_ERROR = ("InternalError", "A bug of the controller; running servers are left alone.")
+    # Nodes that hold it
+    UNRESOLVED = ("Unresolved", "Nothing can be said before the model is resolved.")
+    WARM = ("Warm", "All chosen nodes hold the model.")
+    FETCHING = ("Fetching", "Nodes are fetching the model.")
+    FETCH_FAILED = ("FetchFailed", "A node can't get the model or the server's image.")
+    NO_NODE = ("NoNode", "No ready node is selected, or fits spec.resources.")
+    # Places for servers
+    NOT_NEEDED = ("NotNeeded", "No replicas are requested.")
+    PLACED = ("Placed", "Every replica has a node.")
+    WAITING_FOR_CACHE = ("WaitingForCache", "Replicas are created as nodes get the model.")
+    FAILED_CREATE = ("FailedCreate", "Pods can't be created: a quota, a limit, a policy.")
+    UNSCHEDULABLE = ("Unschedulable", "The scheduler finds no node for a pod.")
+    NO_ROOM = (
+        "NoRoomForNewVersion",
+        "The previous version holds the resources that the new one needs.",
+    )
+    # Servers
+    STARTING = ("Starting", "Servers are starting.")
+    SERVING = ("Serving", "At least one server is ready.")
+    SCALED_TO_ZERO = ("ScaledToZero", "No server runs; requests start one.")
+    STOPPED = ("Stopped", "spec.replicas is 0.")
+    IMAGE_PULL_BACK_OFF = ("ImagePullBackOff", "A container's image can't be pulled.")
+    CONTAINER_CONFIG = (
+        "CreateContainerConfigError",
+        "A container refers to something that doesn't exist, such as a Secret's key.",
+    )
+    CONTAINER_ERROR = (
+        "CreateContainerError",
+        "The container runtime can't create or start a container.",
+    )
+    OOM_KILLED = ("OOMKilled", "The kernel ended a container because memory ran out.")
+    CRASH_LOOP = ("CrashLoopBackOff", "A container ends again and again.")
+    POD_FAILED = ("PodFailed", "The node ended or refused a pod, such as by an eviction.")
+    PROGRESS_DEADLINE = (
+        "ProgressDeadlineExceeded",
+        "A new version isn't ready within its time limit.",
+    )
+    ACTIVATOR_NOT_READY = ("ActivatorNotReady", "The activator can't take requests yet.")
+    # Everything
+    READY = ("Ready", "Everything in the spec runs.")
+    ROLLING_OUT = ("RollingOut", "Servers of the previous version still run.")
+    NAME_CONFLICT = (
+        "NameConflict",
+        "An object that isn't the Workspace's has a name that it needs.",
+    )
+    KEDA_MISSING = ("KedaMissing", "spec.scale.by is keda and the cluster has no KEDA.")
+    WRITE_REFUSED = ("WriteRefused", "The API server refused a write: a quota, a webhook, a right.")
+    # CachedModels
+    CACHED = ("Cached", "All selected nodes hold the model, verified.")
+    WAITING = ("Waiting", "No selected node has started to fetch the model.")
+    AT_REST = ("AtRest", "No node is fetching.")
+    NO_FAILURE = ("NoFailure", "No node failed.")
+    RUNTIME_IMAGE_FAILED = ("RuntimeImageFailed", "A node can't pull spec.runtimeImage.")
+
+    def __init__(self, word: str, meaning: str) -> None:
+        self.word = word
+        self.meaning = meaning
+
+    def __str__(self) -> str:
+        return self.word
+
+
+_BY_WORD = {each.word: each for each in Reason}
+
+
+def reason_of(error: WeightyardError) -> Reason:
+    """The reason for an error: that of its class, or of the nearest class that has one."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _BY_WORD:
+            return _BY_WORD[kind.__name__]
+    return Reason.FAILED
+
+
+def reported_reason(word: str) -> Reason:
+    """The reason that an agent reports. Agents of other versions know other words: those are Failed."""
+    return _BY_WORD.get(word, Reason.FAILED)
