@@ -20,8 +20,8 @@ PLURAL: Final = "workspaces"
 CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Ready")
 
 _NAME_RULE: Final = (
-    "self.metadata.name.matches('^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$')",
-    "a Workspace's name is at most 52 lower-case letters, digits and '-', and starts with a letter",
+    "self.metadata.name.matches('^[a-z](-?[a-z0-9])*$') && self.metadata.name.size() <= 52",
+    "a Workspace's name is at most 52 lower-case letters, digits and single '-', and starts with a letter",
 )
 
 RULES: Final[Rules] = {

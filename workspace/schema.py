@@ -18,8 +18,9 @@ KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
 
 # Deployment and Service names add suffixes to it and must stay within the 63 characters of a DNS
-# label.
-_NAME = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
+# label. The suffixes start with `--`, which no Workspace's name contains.
+_NAME = r"[a-z](-?[a-z0-9])*"
+_ADAPTER = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
@@ -39,6 +40,7 @@ def _as_enum(kind: type[Enum]) -> BeforeValidator:
 
 
 Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
+AdapterName = Annotated[str, StringConstraints(pattern=f"^{_ADAPTER}$", max_length=52)]
 EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -166,7 +168,7 @@ class EnvVar(Strict):
 class Adapter(Strict):
     """A LoRA adapter: its name in requests, and its image."""
 
-    name: Name
+    name: AdapterName
     image: NonEmpty
 
 

@@ -10,7 +10,6 @@ from workspace.controller.objects import has_labels, is_mounted, is_ready, node_
 from workspace.controller.observed import Observed
 from workspace.controller.revisions import Revision
 from workspace.render import names
-from workspace.schema import Workspace
 
 Json = dict[str, Any]
 
@@ -34,9 +33,7 @@ class CachedState:
         return [name for name in self.chosen if name not in self.warm]
 
 
-def cached_state(
-    workspace: Workspace, revision: Revision, observed: Observed, *, replicas: int
-) -> CachedState:
+def cached_state(revision: Revision, observed: Observed, *, replicas: int) -> CachedState:
     """The state of a version for a number of desired replicas.
 
     Besides the nodes that already run its servers, one warm node is chosen for each replica without a server that has
@@ -45,7 +42,7 @@ def cached_state(
     """
     nodes = observed.nodes
     label = names.node_label(revision.key)
-    possible = eligible(nodes, workspace.spec.resources, gpus=revision.gpus)
+    possible = eligible(nodes, revision.resources, gpus=revision.gpus)
     servers, warming = observed.pods(names.SERVER), observed.pods(names.PREWARM)
     serving = _nodes_with(servers, revision)
     usable = {node.name for node in possible}

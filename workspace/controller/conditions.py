@@ -20,7 +20,14 @@ MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, READY = (
 )
 # Reasons that go away by themselves.
 _IN_PROGRESS: Final = frozenset(
-    {Reason.RESOLVING, Reason.BUILDING, Reason.UNRESOLVED, Reason.FETCHING, Reason.WAITING_FOR_CACHE, Reason.STARTING}
+    {
+        Reason.RESOLVING,
+        Reason.BUILDING,
+        Reason.UNRESOLVED,
+        Reason.FETCHING,
+        Reason.WAITING_FOR_CACHE,
+        Reason.STARTING,
+    }
 )
 # Characters of others' words in a message: what matters of a long log or error stands at one of its ends.
 _QUOTED: Final = 400

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from workspace.render.names import PORT_NAME
+
 Json = dict[str, Any]
 
 
@@ -45,3 +47,13 @@ def is_mounted(pod: Json) -> bool:
 
 def node_of(pod: Json) -> str | None:
     return (pod.get("spec") or {}).get("nodeName")
+
+
+def container_ports(spec: Json) -> list[int]:
+    """The ports by which Services and scrapes reach a pod, from its spec."""
+    return [
+        int(port["containerPort"])
+        for container in spec.get("containers") or ()
+        for port in container.get("ports") or ()
+        if port.get("name") == PORT_NAME
+    ]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from modelimage.errors import WeightyardError
 from workspace.controller.nodes import KubeNode
-from workspace.controller.objects import has_ended, has_labels
+from workspace.controller.objects import has_ended, has_labels, is_owned
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
@@ -59,17 +59,26 @@ class Observed:
                 return each
         return None
 
+    @property
+    def bound_uid(self) -> str | None:
+        """The uid by which pods are selected; None for a Deployment whose selector, which can't change, has none."""
+        deployment = self.find("Deployment", self.document["metadata"]["name"])
+        if deployment is None or not is_owned(deployment, self.uid):
+            return self.uid
+        selected: Json = deployment["spec"]["selector"]["matchLabels"]
+        return self.uid if names.UID in selected else None
+
     def pods(self, role: str, *, ended: bool = False) -> list[Json]:
         """The Workspace's own pods of a role, except those being deleted, by name.
 
         Servers that ended stay in the API server for a while beside those that replace them: only `ended` returns them.
         """
-        name = self.document["metadata"]["name"]
+        wanted = names.selector(self.document["metadata"]["name"], role, self.bound_uid)
         found = [
             each
             for each in self.objects
             if each["kind"] == "Pod"
-            and has_labels(each, names.selector(name, role))
+            and has_labels(each, wanted)
             and "deletionTimestamp" not in each["metadata"]
             and (role == names.PREWARM or has_ended(each) == ended)
         ]

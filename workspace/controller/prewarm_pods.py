@@ -23,13 +23,15 @@ def pod_name(workspace: Workspace, revision: Revision, node: str) -> str:
     return f"{workspace.name}-warm-{digest[:8]}"
 
 
-def prewarm_pod(workspace: Workspace, revision: Revision, node: str) -> Json:
+def prewarm_pod(
+    workspace: Workspace, revision: Revision, node: str, *, uid: str | None = None
+) -> Json:
     """A pod that makes a node hold a version for as long as the pod exists."""
     spec = revision.template["spec"]
     server = spec["containers"][0]
     wanted = [each for each in spec["volumes"] if "csi" in each]
     held = {each["name"] for each in wanted}
-    metadata = meta(workspace, pod_name(workspace, revision, node), names.PREWARM)
+    metadata = meta(workspace, pod_name(workspace, revision, node), names.PREWARM, uid)
     metadata["labels"] |= {names.REVISION: revision.id}
     small = {"cpu": "10m", "memory": "32Mi"}
     return {

@@ -15,7 +15,14 @@ from modelimage.errors import InvalidInput, WeightyardError
 from workspace.controller import conditions, nodes, revisions, workspace_status
 from workspace.controller.cluster_state import CachedState, cached_state, server_count
 from workspace.controller.compare import holds, with_intent
-from workspace.controller.objects import has_labels, is_mounted, is_owned, is_ready, node_of
+from workspace.controller.objects import (
+    container_ports,
+    has_labels,
+    is_mounted,
+    is_owned,
+    is_ready,
+    node_of,
+)
 from workspace.controller.observed import (
     KEDA_GROUP,
     Action,
@@ -26,18 +33,20 @@ from workspace.controller.observed import (
     Reference,
     reference,
 )
+from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
 from workspace.controller.prewarm_pods import prewarm_pod
 from workspace.controller.revisions import Revision
 from workspace.hardware import Hardware
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import (
+    Routing,
     deployment,
     has_activator,
     surrounding_objects,
     wanted_range,
 )
-from workspace.render.release import ResolvedImages, plan_release, pod_site
+from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
 
@@ -94,7 +103,9 @@ class _Reconciliation:
         self.kept = revisions.history(
             [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
         )
-        self.current = observed.find("Deployment", workspace.name)
+        # Another's Deployment of this name says nothing of our servers.
+        found = observed.find("Deployment", workspace.name)
+        self.current = found if found and is_owned(found, observed.uid) else None
         # The order matters: each of these reads the ones before it.
         self.target = self._target()
         self.goal = self._goal()
@@ -103,8 +114,8 @@ class _Reconciliation:
         self.allowed = self._allowed()
 
     def decide(self) -> Decision:
-        wanted, conflicts = self._owned_or_conflicting(self._wanted())
-        actions = [*self._applies(wanted), *self._deletes(wanted)]
+        wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
+        actions = permitted([*self._applies(wanted), *self._deletes(wanted)], conflicts)
         status = workspace_status.report(
             workspace_status.ReportInput(
                 workspace=self.workspace,
@@ -114,7 +125,7 @@ class _Reconciliation:
                 cached_state=self.cached_state,
                 goal=self.goal,
                 allowed=self.allowed,
-                conflicts=conflicts,
+                conflicts=tuple(f"{each.kind} {each.name}" for each in conflicts),
                 keda_missing=self._keda_missing(),
             )
         )
@@ -147,7 +158,9 @@ class _Reconciliation:
             )
         except WeightyardError as error:
             return error
-        return revisions.new_revision(self.workspace, release, number=newest + 1)
+        return revisions.new_revision(
+            self.workspace, release, number=newest + 1, uid=self.observed.uid
+        )
 
     def _hardware(self) -> Hardware:
         return nodes.hardware(self.observed.nodes, self.workspace.spec.resources)
@@ -168,7 +181,7 @@ class _Reconciliation:
     def _cached_state(self, revision: Revision | None) -> CachedState | None:
         if revision is None:
             return None
-        return cached_state(self.workspace, revision, self.observed, replicas=self.goal)
+        return cached_state(revision, self.observed, replicas=self.goal)
 
     def _active(self) -> Revision | None:
         """The version to run: the previous one until the desired one is cached, then the desired one."""
@@ -222,21 +235,20 @@ class _Reconciliation:
         shown = self._target_or_deployed()
         if self.cached_state is not None and shown is not None and shown.name == active.name:
             return self.cached_state
-        return cached_state(self.workspace, active, self.observed, replicas=self.goal)
+        return cached_state(active, self.observed, replicas=self.goal)
 
     # Objects
 
     def _wanted(self) -> list[Json]:
         """Every object in its desired form, except those that must stay unchanged."""
-        wanted = surrounding_objects(
-            self.workspace, self.observed.environment, role=self._wanted_role()
-        )
+        wanted = surrounding_objects(self.workspace, self.observed.environment, self._routing())
         if self._keda_missing():
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
         if isinstance(self.target, Revision):
             wanted.append(revisions.to_document(self.workspace, self.target))
             wanted += [
-                prewarm_pod(self.workspace, self.target, node) for node in self._nodes_to_warm()
+                prewarm_pod(self.workspace, self.target, node, uid=self.observed.uid)
+                for node in self._nodes_to_warm()
             ]
         # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
@@ -249,10 +261,28 @@ class _Reconciliation:
                     replicas=self.allowed,
                     startup_seconds=self.active.startup_seconds,
                     environment=self.observed.environment,
+                    selector=self._selector(),
                 )
             )
-        owner = _owner(self.observed.document)
-        return [with_intent(_owned_by(each, owner)) for each in wanted]
+        return [with_intent(owned_by(each, self.observed.document)) for each in wanted]
+
+    def _routing(self) -> Routing:
+        """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
+        specs = [pod["spec"] for pod in self.observed.pods(names.SERVER)]
+        specs += [each.template["spec"] for each in (self._deployed(), self.active) if each]
+        ports = {port for spec in specs for port in container_ports(spec)}
+        return Routing(
+            role=self._wanted_role(),
+            ports=tuple(sorted(ports)) or (server_port(self.workspace),),
+            uid=self.observed.bound_uid,
+        )
+
+    def _selector(self) -> Json | None:
+        """The existing Deployment's selector."""
+        if self.current is None:
+            return None
+        found: Json = self.current["spec"]["selector"]["matchLabels"]
+        return found
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale
@@ -292,17 +322,6 @@ class _Reconciliation:
         return [name for name in self.cached_state.chosen if name not in held]
 
     # Actions
-
-    def _owned_or_conflicting(self, wanted: list[Json]) -> tuple[list[Json], tuple[str, ...]]:
-        """Excludes objects whose names are taken by objects that we don't own; returns those as conflicts."""
-        ours, conflicts = [], []
-        for each in wanted:
-            found = self.observed.find(each["kind"], each["metadata"]["name"])
-            if found is None or is_owned(found, self.observed.uid):
-                ours.append(each)
-            else:
-                conflicts.append(f"{each['kind']} {each['metadata']['name']}")
-        return ours, tuple(conflicts)
 
     def _applies(self, wanted: list[Json]) -> list[Action]:
         return [Apply(each) for each in wanted if self._is_due(each)]
@@ -352,21 +371,6 @@ def _is_spent(document: Json) -> bool:
         return False
     phase = (document.get("status") or {}).get("phase")
     return phase in ("Failed", "Succeeded") and not is_mounted(document)
-
-
-def _owner(document: Json) -> Json:
-    return {
-        "apiVersion": document["apiVersion"],
-        "kind": document["kind"],
-        "name": document["metadata"]["name"],
-        "uid": document["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-
-
-def _owned_by(document: Json, owner: Json) -> Json:
-    return {**document, "metadata": {**document["metadata"], "ownerReferences": [owner]}}
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:

@@ -18,7 +18,7 @@ from workspace.render import names
 from workspace.render.kubernetes import meta
 from workspace.render.pod import pod_template
 from workspace.render.release import Release
-from workspace.schema import Workspace
+from workspace.schema import Resources, Workspace
 
 Json = dict[str, Any]
 
@@ -47,6 +47,11 @@ class Revision:
         """The value of the revision label on this version's pods."""
         return self.name.rpartition("-")[2]
 
+    @property
+    def resources(self) -> Resources:
+        """What this version asks of a node, which the spec may no longer say."""
+        return Resources.model_validate(self.requested.get("resources", {}))
+
 
 def requested(workspace: Workspace) -> Json:
     """The identity of a version: the parts of the spec that determine the pod."""
@@ -61,7 +66,9 @@ def revision_name(workspace: Workspace) -> str:
     return f"{workspace.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def new_revision(workspace: Workspace, release: Release, *, number: int) -> Revision:
+def new_revision(
+    workspace: Workspace, release: Release, *, number: int, uid: str | None = None
+) -> Revision:
     """The version that a Workspace's spec now describes, as planned."""
     name, plan = revision_name(workspace), release.plan
     return Revision(
@@ -75,7 +82,7 @@ def new_revision(workspace: Workspace, release: Release, *, number: int) -> Revi
         context=plan.context,
         startup_seconds=plan.probes.startup_seconds,
         reasons=plan.reasons,
-        template=pod_template(workspace, release, revision=name.rpartition("-")[2]),
+        template=pod_template(workspace, release, revision=name.rpartition("-")[2], uid=uid),
     )
 
 

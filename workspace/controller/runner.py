@@ -157,13 +157,19 @@ class Runner:
         """
         refused: list[str] = []
         conflict: Conflict | None = None
+        unguarded = False
         for action in decision.actions:
+            kind = action.document["kind"] if isinstance(action, Apply) else ""
+            # Policies come before what they protect: without its policy nothing new starts.
+            if unguarded and kind in ("Deployment", "Service"):
+                continue
             try:
                 await self._act(key, action)
             except Conflict as error:
                 conflict = error
             except (AccessDenied, InvalidInput, NotFound, RemoteRefused) as error:
                 refused.append(error.message)
+                unguarded = unguarded or kind == "NetworkPolicy"
         status = decision.status
         if refused:
             status = reconcile(replace(observed, refused=tuple(refused))).status

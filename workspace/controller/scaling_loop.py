@@ -18,11 +18,10 @@ import aiohttp
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
 from workspace import arguments
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.objects import container_ports, has_labels, is_ready
 from workspace.controller.reconcile import workspace_of
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.render.release import server_port
 from workspace.scaler import (
     DEFAULT_BATCH,
     Load,
@@ -166,7 +165,7 @@ class ScalingLoop:
 
 def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
     """The arguments of a Workspace's servers from its Deployment; empty before it exists."""
-    deployment = _deployment(workspace, objects)
+    deployment = _deployment(workspace.name, objects)
     if deployment is None:
         return ()
     containers = deployment["spec"]["template"]["spec"]["containers"]
@@ -176,28 +175,35 @@ def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
 
 def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     """Where to read a Workspace's load, from its watched objects."""
-    # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
-    port, name = server_port(workspace), workspace.name
-    pods = [each for each in objects if each["kind"] == "Pod" and is_ready(each)]
-    addresses = {
-        role: tuple(
-            f"http://{_host(pod['status']['podIP'])}:{port}"
-            for pod in pods
-            if has_labels(pod, names.selector(name, role))
-            and (pod.get("status") or {}).get("podIP")
-        )
-        for role in (names.SERVER, names.ACTIVATOR)
-    }
-    deployment = _deployment(workspace, objects)
+    deployment = _deployment(workspace.name, objects)
+    servers = _addresses(deployment, objects)
+    holding = _addresses(_deployment(names.activator(workspace.name), objects), objects)
     current = int(deployment["spec"].get("replicas", 1)) if deployment else 0
-    return Targets(current, addresses[names.SERVER], next(iter(addresses[names.ACTIVATOR]), None))
+    return Targets(current, servers, next(iter(holding), None))
 
 
-def _deployment(workspace: Workspace, objects: Sequence[Json]) -> Json | None:
+def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[str, ...]:
+    """The URLs of a Deployment's ready pods, each at its own version's port."""
+    if deployment is None:
+        return ()
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
+    return tuple(
+        f"http://{_host(pod['status']['podIP'])}:{port}"
+        for pod in objects
+        if pod["kind"] == "Pod"
+        and is_ready(pod)
+        and has_labels(pod, selector)
+        and (pod.get("status") or {}).get("podIP")
+        for port in container_ports(pod["spec"])
+    )
+
+
+def _deployment(name: str, objects: Sequence[Json]) -> Json | None:
     found = (
         each
         for each in objects
-        if each["kind"] == "Deployment" and each["metadata"]["name"] == workspace.name
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == name
     )
     return next(found, None)
 

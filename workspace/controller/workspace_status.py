@@ -56,11 +56,17 @@ def report(report_input: ReportInput) -> Json:
         _scheduled(report_input),
         _available(report_input),
     ]
-    ready = _refused(report_input) or conditions.ready(parts, done=_done(report_input))
+    ready = (
+        _refused(report_input)
+        or _conflicting(report_input)
+        or conditions.ready(parts, done=_done(report_input))
+    )
     found = [*parts, ready]
     generation = int(document["metadata"].get("generation", 1))
     before = _conditions(document)
-    selector = names.selector(report_input.workspace.name, names.SERVER)
+    selector = names.selector(
+        report_input.workspace.name, names.SERVER, report_input.observed.bound_uid
+    )
     return {
         "observedGeneration": generation,
         "conditions": conditions.merge(
@@ -121,6 +127,18 @@ def _refused(report_input: ReportInput) -> StatusCondition | None:
     more = f" ({len(refused) - 1} more)" if len(refused) > 1 else ""
     text = f"The API server refused a write: {refused[0]}{more}. It is tried again every minute."
     return StatusCondition(conditions.READY, False, Reason.WRITE_REFUSED, text)
+
+
+def _conflicting(report_input: ReportInput) -> StatusCondition | None:
+    """The Ready condition when names are taken by objects that aren't the Workspace's."""
+    if not report_input.conflicts:
+        return None
+    text = ", ".join(report_input.conflicts)
+    return StatusCondition(
+        conditions.READY, False, Reason.NAME_CONFLICT,
+        f"These objects exist and don't belong to the Workspace: {text}. Servers are neither started nor changed, and "
+        "requests aren't sent elsewhere, until you delete or rename them, or rename the Workspace.",
+    )  # fmt: skip
 
 
 def _version(report_input: ReportInput) -> Json:
@@ -310,13 +328,6 @@ def _replicas(count: int) -> str:
 def _done(report_input: ReportInput) -> StatusCondition:
     """The Ready condition when all others are true: whether everything desired is running."""
     kind = conditions.READY
-    if report_input.conflicts:
-        text = ", ".join(report_input.conflicts)
-        return StatusCondition(
-            kind, False, Reason.NAME_CONFLICT,
-            f"These objects exist and don't belong to the Workspace: {text}. "
-            "Delete or rename them, or rename the Workspace.",
-        )  # fmt: skip
     if report_input.keda_missing:
         return StatusCondition(
             kind, False, Reason.KEDA_MISSING,

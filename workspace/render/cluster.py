@@ -6,6 +6,7 @@ from typing import Any
 
 from workspace.render import names
 from workspace.render.kubernetes import (
+    Routing,
     SystemSettings,
     deployment,
     has_activator,
@@ -27,10 +28,11 @@ def render_kubernetes(
     Without a controller nothing waits for the cache or scales from zero, so at least one replica is requested.
     """
     template = pod_template(workspace, release, revision=release.key.hex[:10])
+    routing = Routing(ports=(release.plan.port,))
     replicas = max(1, wanted_range(workspace)[0])
     objects = [
         each
-        for each in surrounding_objects(workspace, environment)
+        for each in surrounding_objects(workspace, environment, routing)
         if not _needs_controller(workspace, each)
     ]
     servers = deployment(
@@ -44,6 +46,6 @@ def render_kubernetes(
 
 
 def _needs_controller(workspace: Workspace, each: Json) -> bool:
-    """Whether the object is the activator or its Service: only a controller switches between them and the servers."""
+    """Whether the object is the activator's or its Service: only a controller switches between them and the servers."""
     own = (names.activator(workspace.name), names.server_service(workspace.name))
     return has_activator(workspace) and each["metadata"]["name"] in own

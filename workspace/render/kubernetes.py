@@ -6,14 +6,14 @@ data, since a version's template is stored in its ControllerRevision and outlive
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from workspace.render import names
 from workspace.render.pod import container_security, pod_security
 from workspace.render.quantities import canonical_all
-from workspace.render.release import server_port
-from workspace.schema import Autoscaler, Scale, Workspace
+from workspace.schema import DEFAULT_PORT, Autoscaler, Scale, Workspace
 
 Json = dict[str, Any]
 
@@ -21,6 +21,8 @@ DEFAULT_IMAGE: Final = "ghcr.io/weightyard/weightyard-controller:0.1.0"
 BUILDER_IMAGE: Final = "ghcr.io/weightyard/weightyard-builder:0.1.0"
 AGENT_IMAGE: Final = "ghcr.io/weightyard/weightyard-agent:0.1.0"
 _CLIENT_PORT: Final = 80
+# Not the spec's: an edit of the servers' port would restart the activator, and lose what it holds.
+_ACTIVATOR_PORT: Final = DEFAULT_PORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,26 @@ class SystemSettings:
     quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
 
 
-def meta(workspace: Workspace, name: str, role: str | None = None) -> Json:
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What decides where requests go: the pods behind the Workspace's Service, and the ports of its servers.
+
+    `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
+    selectors to one Workspace; None where no controller has created it.
+    """
+
+    role: str = names.SERVER
+    ports: tuple[int, ...] = (DEFAULT_PORT,)
+    uid: str | None = None
+
+
+DIRECT: Final = Routing()
+
+
+def meta(workspace: Workspace, name: str, role: str | None = None, uid: str | None = None) -> Json:
     """Metadata of an object in the Workspace's namespace."""
     where = {"namespace": workspace.metadata.namespace} if workspace.metadata.namespace else {}
-    return {"name": name, **where, "labels": names.labels(workspace.name, role)}
+    return {"name": name, **where, "labels": names.labels(workspace.name, role, uid)}
 
 
 def wanted_range(workspace: Workspace) -> tuple[int, int]:
@@ -60,9 +78,13 @@ def has_activator(workspace: Workspace) -> bool:
 
 def deployment(
     workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
-    environment: SystemSettings,
+    environment: SystemSettings, selector: Mapping[str, str] | None = None,
 ) -> Json:  # fmt: skip
-    """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready."""
+    """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready.
+
+    `selector` is that of the existing Deployment, which can't change.
+    """
+    uid = template["metadata"]["labels"].get(names.UID)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -77,20 +99,23 @@ def deployment(
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
-            "selector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+            "selector": {
+                "matchLabels": dict(selector or names.selector(workspace.name, names.SERVER, uid))
+            },
             "template": template,
         },
     }
 
 
-def service(workspace: Workspace, *, role: str = names.SERVER) -> Json:
-    """The Workspace's Service. `role` is the activator's while no server is ready."""
-    return _service(workspace, workspace.name, role)
+def service(workspace: Workspace, routing: Routing = DIRECT) -> Json:
+    """The Workspace's Service: to the servers, or to the activator while no server is ready."""
+    return _service(workspace, workspace.name, routing)
 
 
-def server_service(workspace: Workspace) -> Json:
+def server_service(workspace: Workspace, routing: Routing = DIRECT) -> Json:
     """The Service of the servers only; the activator forwards to it."""
-    return _service(workspace, names.server_service(workspace.name), names.SERVER)
+    name = names.server_service(workspace.name)
+    return _service(workspace, name, replace(routing, role=names.SERVER))
 
 
 def service_account(workspace: Workspace) -> Json:
@@ -103,7 +128,7 @@ def service_account(workspace: Workspace) -> Json:
     }
 
 
-def disruption_budget(workspace: Workspace) -> Json:
+def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
     """Lets node drains evict one server at a time."""
     return {
         "apiVersion": "policy/v1",
@@ -111,28 +136,39 @@ def disruption_budget(workspace: Workspace) -> Json:
         "metadata": meta(workspace, workspace.name),
         "spec": {
             "maxUnavailable": 1,
-            "selector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+            "selector": {"matchLabels": _selected(workspace, names.SERVER, routing)},
         },
     }
 
 
-def network_policy(workspace: Workspace, environment: SystemSettings) -> Json:
+def network_policy(workspace: Workspace, environment: SystemSettings, routing: Routing) -> Json:
     """Ingress from the own namespace, allowed namespaces and the controller's scrapes; egress to the agent only."""
-    allowed = workspace.spec.tenancy.network_policy
-    sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
-    if allowed is not None and allowed.allow_from_namespaces:
-        sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": meta(workspace, workspace.name),
         "spec": {
-            "podSelector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+            "podSelector": {"matchLabels": _selected(workspace, names.SERVER, routing)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [
-                {"from": sources, "ports": [{"port": server_port(workspace), "protocol": "TCP"}]}
-            ],
+            "ingress": [_ingress(workspace, environment, routing.ports)],
             "egress": [{"to": [_system_pods(environment, "agent")]}],
+        },
+    }
+
+
+def activator_policy(workspace: Workspace, environment: SystemSettings, routing: Routing) -> Json:
+    """The same ingress for the activator, which would let everyone in otherwise; egress to the servers and to DNS."""
+    servers = {"podSelector": {"matchLabels": _selected(workspace, names.SERVER, routing)}}
+    dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": meta(workspace, names.activator(workspace.name)),
+        "spec": {
+            "podSelector": {"matchLabels": _selected(workspace, names.ACTIVATOR, routing)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [_ingress(workspace, environment, (_ACTIVATOR_PORT,))],
+            "egress": [{"to": [servers]}, {"ports": dns}],
         },
     }
 
@@ -174,20 +210,21 @@ def autoscaler(workspace: Workspace) -> list[Json]:
     return [_horizontal_autoscaler(workspace, scale)]
 
 
-def activator_deployment(workspace: Workspace, environment: SystemSettings) -> Json:
+def activator_deployment(
+    workspace: Workspace, environment: SystemSettings, routing: Routing = DIRECT
+) -> Json:
     """The proxy that holds requests while a server starts from zero."""
     name, limits = names.activator(workspace.name), {"cpu": "100m", "memory": "128Mi"}
-    listen = server_port(workspace)
     probe = {"httpGet": {"path": "/activator/health", "port": names.PORT_NAME}}
     container = {
         "name": names.ACTIVATOR,
         "image": environment.image,
         "command": ["weightyard", "activator"],
         "args": [
-            "--listen", f"0.0.0.0:{listen}",
+            "--listen", f"0.0.0.0:{_ACTIVATOR_PORT}",
             "--upstream", f"http://{names.server_service(workspace.name)}:{_CLIENT_PORT}",
         ],
-        "ports": [{"name": names.PORT_NAME, "containerPort": listen, "protocol": "TCP"}],
+        "ports": [{"name": names.PORT_NAME, "containerPort": _ACTIVATOR_PORT, "protocol": "TCP"}],
         "resources": {"requests": limits, "limits": {"memory": limits["memory"]}},
         # Every second: a client's first request waits for it.
         "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
@@ -202,9 +239,9 @@ def activator_deployment(workspace: Workspace, environment: SystemSettings) -> J
         "spec": {
             # One replica: its queue is in memory, and the autoscaler reads the queue from one page.
             "replicas": 1,
-            "selector": {"matchLabels": names.selector(workspace.name, names.ACTIVATOR)},
+            "selector": {"matchLabels": _selected(workspace, names.ACTIVATOR, routing)},
             "template": {
-                "metadata": {"labels": names.labels(workspace.name, names.ACTIVATOR)},
+                "metadata": {"labels": names.labels(workspace.name, names.ACTIVATOR, routing.uid)},
                 "spec": {
                     "serviceAccountName": workspace.name,
                     "automountServiceAccountToken": False,
@@ -218,23 +255,39 @@ def activator_deployment(workspace: Workspace, environment: SystemSettings) -> J
 
 
 def surrounding_objects(
-    workspace: Workspace, environment: SystemSettings, *, role: str = names.SERVER
+    workspace: Workspace, environment: SystemSettings, routing: Routing = DIRECT
 ) -> list[Json]:
-    """All objects except the servers' Deployment. `role` selects the pods behind the Workspace's Service."""
+    """All objects except the servers' Deployment; policies first, so that nothing runs before them."""
+    activator = has_activator(workspace)
     objects = [
+        network_policy(workspace, environment, routing),
+        *([activator_policy(workspace, environment, routing)] if activator else ()),
         service_account(workspace),
-        service(workspace, role=role),
-        disruption_budget(workspace),
-        network_policy(workspace, environment),
+        service(workspace, routing),
+        disruption_budget(workspace, routing),
         *quota(workspace),
         *autoscaler(workspace),
     ]
-    if has_activator(workspace):
-        objects += [server_service(workspace), activator_deployment(workspace, environment)]
+    if activator:
+        objects.append(server_service(workspace, routing))
+        objects.append(activator_deployment(workspace, environment, routing))
     return objects
 
 
-def _service(workspace: Workspace, name: str, role: str) -> Json:
+def _selected(workspace: Workspace, role: str, routing: Routing) -> dict[str, str]:
+    return names.selector(workspace.name, role, routing.uid)
+
+
+def _ingress(workspace: Workspace, environment: SystemSettings, ports: Iterable[int]) -> Json:
+    allowed = workspace.spec.tenancy.network_policy
+    sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
+    if allowed is not None and allowed.allow_from_namespaces:
+        sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
+    open_ports = [{"port": port, "protocol": "TCP"} for port in ports]
+    return {"from": sources, "ports": open_ports}
+
+
+def _service(workspace: Workspace, name: str, routing: Routing) -> Json:
     entry = {"name": names.PORT_NAME, "port": _CLIENT_PORT, "protocol": "TCP"}
     return {
         "apiVersion": "v1",
@@ -242,7 +295,7 @@ def _service(workspace: Workspace, name: str, role: str) -> Json:
         "metadata": meta(workspace, name),
         "spec": {
             "type": "ClusterIP",
-            "selector": names.selector(workspace.name, role),
+            "selector": _selected(workspace, routing.role, routing),
             "ports": [{**entry, "targetPort": names.PORT_NAME}],
         },
     }

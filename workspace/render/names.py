@@ -1,6 +1,7 @@
 """Names, labels and annotations of a Workspace's objects, in one module because selectors must never change.
 
-A Deployment's selector is immutable, so the labels of `selector` are part of the interface.
+A Deployment's selector is immutable, so the labels of `selector` are part of the interface. Derived names contain `--`,
+which no Workspace's name does: the objects of two Workspaces never have the same name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from cache_agent.api.shared_names import node_label as node_label  # noqa: PLC04
 MANAGER: Final = "weightyard"  # the field manager, and the value of managed-by
 
 WORKSPACE: Final = f"{DOMAIN}/workspace"
+UID: Final = f"{DOMAIN}/workspace-uid"  # a name may be given again, a uid never
 ROLE: Final = f"{DOMAIN}/role"
 REVISION: Final = f"{DOMAIN}/revision"
 VARIANT: Final = f"{DOMAIN}/variant"
@@ -35,20 +37,20 @@ PORT_NAME: Final = "http"
 
 def server_service(workspace: str) -> str:
     """The Service that always selects the servers, whatever the Workspace's own Service selects."""
-    return f"{workspace}-{SERVER}"
+    return f"{workspace}--{SERVER}"
 
 
 def activator(workspace: str) -> str:
-    """The Deployment of the Workspace's activator."""
-    return f"{workspace}-{ACTIVATOR}"
+    """The Deployment and the NetworkPolicy of the Workspace's activator."""
+    return f"{workspace}--{ACTIVATOR}"
 
 
-def selector(workspace: str, role: str) -> dict[str, str]:
-    """Labels that select the pods of one role. They never change."""
-    return {WORKSPACE: workspace, ROLE: role}
+def selector(workspace: str, role: str, uid: str | None = None) -> dict[str, str]:
+    """Labels that select the pods of one role; with the Workspace's uid, never those of an earlier one of its name."""
+    return {WORKSPACE: workspace, ROLE: role, **({UID: uid} if uid else {})}
 
 
-def labels(workspace: str, role: str | None = None) -> dict[str, str]:
+def labels(workspace: str, role: str | None = None, uid: str | None = None) -> dict[str, str]:
     """Labels of every object; with a role, they include its selector."""
     common = {
         "app.kubernetes.io/name": workspace,
@@ -56,4 +58,4 @@ def labels(workspace: str, role: str | None = None) -> dict[str, str]:
         "app.kubernetes.io/managed-by": MANAGER,
         WORKSPACE: workspace,
     }
-    return common if role is None else {**common, ROLE: role}
+    return common if role is None else {**common, **selector(workspace, role, uid)}

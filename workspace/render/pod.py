@@ -26,12 +26,14 @@ SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only pla
 _SHARED_MEMORY: Final = 1 << 30  # for each GPU's worker
 
 
-def pod_template(workspace: Workspace, release: Release, *, revision: str) -> Json:
-    """The Deployment's pod template. `revision` labels a pod with its version."""
+def pod_template(
+    workspace: Workspace, release: Release, *, revision: str, uid: str | None = None
+) -> Json:
+    """The Deployment's pod template. `revision` labels a pod with its version, `uid` with its Workspace's."""
     return {
         "metadata": {
             "labels": {
-                **names.labels(workspace.name, names.SERVER),
+                **names.labels(workspace.name, names.SERVER, uid),
                 names.REVISION: revision,
                 names.VARIANT: release.plan.variant,
                 **inference_pool_labels(workspace.name),
@@ -44,7 +46,7 @@ def pod_template(workspace: Workspace, release: Release, *, revision: str) -> Js
                 "prometheus.io/port": str(release.plan.port),
             },
         },
-        "spec": _pod_spec(workspace, release),
+        "spec": _pod_spec(workspace, release, uid),
     }
 
 
@@ -202,7 +204,7 @@ def container(workspace: Workspace, release: Release) -> Json:
     }
 
 
-def _pod_spec(workspace: Workspace, release: Release) -> Json:
+def _pod_spec(workspace: Workspace, release: Release, uid: str | None) -> Json:
     spec = workspace.spec
     found = affinity(spec.placement, names.node_label(release.key))
     accepted = tolerations(spec.resources, gpus=release.plan.gpus)
@@ -221,7 +223,7 @@ def _pod_spec(workspace: Workspace, release: Release) -> Json:
                 "topologyKey": "kubernetes.io/hostname",
                 # Preferred only: a cluster with one node must still run all replicas.
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": names.selector(workspace.name, names.SERVER)},
+                "labelSelector": {"matchLabels": names.selector(workspace.name, names.SERVER, uid)},
             }
         ],
         **({"nodeSelector": dict(selected)} if selected else {}),

@@ -13,14 +13,19 @@ from tests.workspace import samples
 from workspace.controller.cluster_state import cached_state
 from workspace.controller.nodes import KubeNode
 from workspace.controller.observed import Observed
-from workspace.controller.reconcile import workspace_of
 from workspace.controller.revisions import Revision
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
+from workspace.schema import Resources
 
 Json = dict[str, Any]
 
-VERSION = cast(Revision, SimpleNamespace(key=Digest.parse("sha256:" + "a" * 64), id="v1", gpus=1))
+VERSION = cast(
+    Revision,
+    SimpleNamespace(
+        key=Digest.parse("sha256:" + "a" * 64), id="v1", gpus=1, resources=Resources(gpu="L4")
+    ),
+)
 # How far a server has come: without a node, placed, with its volume mounted, ready.
 STAGES = ("pending", "placed", "mounted", "ready")
 
@@ -38,7 +43,7 @@ def node(name: str, *, cordoned: bool) -> KubeNode:
 
 
 def server(number: int, stage: str, where: str) -> Json:
-    labels = {**names.selector("w", names.SERVER), names.REVISION: VERSION.id}
+    labels = {**names.selector("w", names.SERVER, "u"), names.REVISION: VERSION.id}
     pod: Json = {"kind": "Pod", "metadata": {"name": f"p{number}", "labels": labels}, "spec": {}}
     if stage != "pending":
         pod["spec"]["nodeName"] = where
@@ -64,8 +69,9 @@ def test_no_more_nodes_are_asked_for_than_replicas_need(
         for number, (stage, place) in enumerate(servers)
     )
     document = samples.document("w", replicas=replicas)
+    document["metadata"]["uid"] = "u"
     observed = Observed(document, pods, nodes, "now", SystemSettings())
-    found = cached_state(workspace_of(document), VERSION, observed, replicas=replicas)
+    found = cached_state(VERSION, observed, replicas=replicas)
     usable = {each.name for each, out in zip(nodes, cordoned, strict=True) if not out}
     holding = {
         pod["spec"]["nodeName"]

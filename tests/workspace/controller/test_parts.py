@@ -202,15 +202,19 @@ def test_the_intent_tells_what_is_no_longer_wanted_but_not_the_count() -> None:
 
 def test_load_is_read_from_ready_pods_of_either_address_family() -> None:
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    selector = {"matchLabels": names.selector("chat", names.SERVER)}
+    old, new = ({"containers": [{"ports": [{"name": "http", "containerPort": n}]}]} for n in (8000, 9000))
     objects = [
-        pod("a", status={**ready, "podIP": "10.0.0.1"}),
-        pod("b", status={**ready, "podIP": "fd00::1"}),
-        pod("c", status={"podIP": "10.0.0.3"}),
-        {"kind": "Deployment", "metadata": {"name": "chat"}, "spec": {"replicas": 3}},
-    ]
-    workspace = samples.workspace(runtime={"port": 9000})
+        pod("a", spec=new, status={**ready, "podIP": "10.0.0.1"}),
+        pod("b", spec=new, status={**ready, "podIP": "fd00::1"}),
+        pod("c", spec=new, status={"podIP": "10.0.0.3"}),
+        pod("d", spec=old, status={**ready, "podIP": "10.0.0.4"}),
+        {"kind": "Deployment", "metadata": {"name": "chat"}, "spec": {"replicas": 3, "selector": selector}},
+    ]  # fmt: skip
+    # A version is read at its own port, whatever the spec now says.
+    workspace = samples.workspace(runtime={"port": 7000})
     assert find_targets(workspace, objects) == Targets(
-        3, ("http://10.0.0.1:9000", "http://[fd00::1]:9000"), None
+        3, ("http://10.0.0.1:9000", "http://[fd00::1]:9000", "http://10.0.0.4:8000"), None
     )
 
 

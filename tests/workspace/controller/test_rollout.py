@@ -68,7 +68,7 @@ def test_status_shows_the_conditions(cluster: Cluster, capsys: pytest.CaptureFix
     assert main(["rollout", "status", NAME, "-n", NAMESPACE]) == 0
     shown = capsys.readouterr().out
     assert "Ready" in shown
-    assert "replicas of version 2" in shown
+    assert "ready with version 2" in shown
 
 
 @pytest.mark.parametrize(

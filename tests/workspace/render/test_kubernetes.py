@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import (
+    Routing,
     SystemSettings,
     activator_deployment,
     server_service,
@@ -219,7 +220,7 @@ def test_labels_carry_what_selectors_select() -> None:
     workspace = samples.workspace(scale={"min": 0, "max": 2})
     objects = [
         *rendered(workspace),
-        *surrounding_objects(workspace, ENVIRONMENT, role="activator"),
+        *surrounding_objects(workspace, ENVIRONMENT, Routing(role="activator")),
     ]
     templates = [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
     servers, activators = (template["metadata"]["labels"].items() for template in templates)
