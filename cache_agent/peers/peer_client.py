@@ -29,7 +29,8 @@ from modelimage.errors import (
     Unreachable,
 )
 from modelimage.ranges import ByteRange, parse_content_range
-from modelimage.registry.exchange import WebOrigin
+from modelimage.registry.bounded_connection import TimeLimit
+from modelimage.registry.exchange import Request, WebOrigin
 from modelimage.registry.transport import NetworkResponse, SocketStream, network_errors
 from modelimage.repository import BlobStream
 
@@ -164,7 +165,7 @@ class PeerClient:
                 preload_content=False,
                 decode_content=False,
             )
-        answer = NetworkResponse(response, url, origin)
+        answer = NetworkResponse(response, Request("GET", url), TimeLimit(None))
         try:
             if response.status not in (200, 206):
                 _refuse(peer, response.status, response.headers, answer.read(_ERROR_BYTES))

@@ -16,11 +16,11 @@ from urllib.request import Request, urlopen
 import pytest
 
 from cache_agent.access.callers import Caller
-from modelimage.allowed_registries import AllowedRegistries
 from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.fetch.values import PullRequest
 from modelimage.access import Access
+from modelimage.allowed_registries import AllowedRegistries
 from modelimage.digest import Digest
 from modelimage.record import Record, RecordFile
 from modelimage.reference import parse_registry

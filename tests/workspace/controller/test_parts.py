@@ -203,7 +203,9 @@ def test_the_intent_tells_what_is_no_longer_wanted_but_not_the_count() -> None:
 def test_load_is_read_from_ready_pods_of_either_address_family() -> None:
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
     selector = {"matchLabels": names.selector("chat", names.SERVER)}
-    old, new = ({"containers": [{"ports": [{"name": "http", "containerPort": n}]}]} for n in (8000, 9000))
+    old, new = (
+        {"containers": [{"ports": [{"name": "http", "containerPort": n}]}]} for n in (8000, 9000)
+    )
     objects = [
         pod("a", spec=new, status={**ready, "podIP": "10.0.0.1"}),
         pod("b", spec=new, status={**ready, "podIP": "fd00::1"}),
