@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.heartbeat import NO_HEARTBEAT, is_silent
+from cache_agent.api.heartbeat import is_silent
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
 from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.errors import InvalidInput
 from workspace.controller import node_labels
 from workspace.controller.node_labels import NodeLabels
+from workspace.controller.reasons import Reason
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # a kind and a name
@@ -170,7 +171,7 @@ def _silent_report(model: CachedModel) -> DesiredModelStatus:
         name=model.name,
         observed_generation=model.metadata.generation,
         state="Failed",
-        reason=NO_HEARTBEAT,
+        reason=Reason.NO_HEARTBEAT.word,
         message="the agent of this node is silent; see its pod and its node",
     )
 

@@ -89,6 +89,7 @@ class Reason(Enum):
     AT_REST = ("AtRest", "No node is fetching.")
     NO_FAILURE = ("NoFailure", "No node failed.")
     RUNTIME_IMAGE_FAILED = ("RuntimeImageFailed", "A node can't pull spec.runtimeImage.")
+    NO_HEARTBEAT = ("NoHeartbeat", "A node's agent is silent: dead or cut off.")
 
     def __init__(self, word: str, meaning: str) -> None:
         self.word = word

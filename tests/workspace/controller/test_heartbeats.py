@@ -26,6 +26,7 @@ from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.heartbeats import PERIOD, HeartbeatLoop, Heartbeats
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import WatchCache
+from workspace.controller.reasons import Reason
 
 Json = dict[str, Any]
 SPACE = "weightyard-system"
@@ -232,3 +233,7 @@ def test_the_loop_goes_on_after_a_list_that_was_refused() -> None:
 
 def test_a_lost_renewal_is_no_silence() -> None:
     assert SILENT_SECONDS >= 3 * RENEW_SECONDS
+
+
+def test_both_sides_have_the_same_word_for_it() -> None:
+    assert Reason.NO_HEARTBEAT.word == NO_HEARTBEAT
