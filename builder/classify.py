@@ -85,6 +85,7 @@ _FOLDER_PATTERNS: Final = {
     "*.mlmodelc": "weights of another framework",
 }
 _WEIGHTS: Final = "*.safetensors"
+HIDDEN: Final = "hidden"
 PICKLE_INDEX: Final = "index of pickle weights"
 UNKNOWN: Final = "a file type that no model server reads; --include packs it"
 
@@ -94,7 +95,7 @@ def classify(path: str) -> Verdict:
     *folders, name = path.lower().split("/")
     # First of all rules: .git and download caches repeat the weights under other names.
     if any(part.startswith(".") for part in (*folders, name)):
-        return Ignored("hidden")
+        return Ignored(HIDDEN)
     if path == RECORD_NAME:
         return Ignored("the record of the image it was unpacked from")
     for folder in folders:
@@ -184,7 +185,7 @@ def select(
                 pickles.append(path)
     selection = Classification(roles, ignored, tuple(pickles))
     selection = selection.also_ignored(copies(selection.weights, selection.pickles))
-    _check_paths((*selection.roles, *selection.pickles))
+    check_paths((*selection.roles, *selection.pickles))
     return selection
 
 
@@ -202,7 +203,8 @@ def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdic
     return verdict
 
 
-def _check_paths(paths: Sequence[str]) -> None:
+def check_paths(paths: Sequence[str]) -> None:
+    """Raise InvalidCheckpoint for a path that an image can't contain, with the option that leaves it out."""
     folders = {parent: path for path in paths for parent in parents(path)}
     for path in paths:
         try:

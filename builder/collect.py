@@ -46,7 +46,7 @@ class CollectedCheckpoint:
     """Files of one model on this machine, validated: what to pack, and each file's location.
 
     Files in `remote` stayed at their source; `locations` has all others. `claimed` has a file's sha256 according to the
-    source; it is compared once ours is computed. `converted`: whether the weights were pickles at the source.
+    source; it is compared once ours is computed. `origins` has the pickle at the source of each converted file.
     `warnings` are sentences about the weights for the user.
     """
 
@@ -55,12 +55,17 @@ class CollectedCheckpoint:
     facts: ModelFacts
     licence: str
     build_dir: BuildDir
-    converted: bool = False
+    origins: Mapping[str, str] = field(default_factory=dict)
     indexes: tuple[WeightIndex, ...] = ()
     warnings: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     claimed: Mapping[str, Digest] = field(default_factory=dict)
     remote: Mapping[str, RemoteFile] = field(default_factory=dict)
+
+    @property
+    def converted(self) -> bool:
+        """Whether weights were pickles at the source."""
+        return bool(self.origins)
 
 
 def collect(
@@ -94,8 +99,8 @@ def collect(
         indexes=indexes,
         claimed={file.path: file.claimed for file in wanted if file.claimed},
         build_dir=build_dir,
-        converted=bool(selection.pickles),
         remote=remote,
+        origins={name: path for path, name in converted_names(selection.pickles).items()},
     )
 
 
@@ -184,10 +189,13 @@ def checked(
     indexes: Sequence[WeightIndex],
     claimed: Mapping[str, Digest],
     build_dir: BuildDir,
-    converted: bool = False,
     remote: Mapping[str, RemoteFile] | None = None,
+    origins: Mapping[str, str] | None = None,
 ) -> CollectedCheckpoint:
-    """A Checkpoint whose headers, index and sizes agree. Raises InvalidCheckpoint otherwise."""
+    """A checkpoint whose headers, indexes and sizes agree. Raises InvalidCheckpoint otherwise.
+
+    `origins` has the path at the source of each converted file.
+    """
     away = remote or {}
     for file in files:
         # A remote file's size is validated with its header.
@@ -197,7 +205,7 @@ def checked(
     # Again after a conversion or a split: whoever wrote the files, what is packed was checked as a whole.
     for index in indexes:
         check_shards(index, headers)
-    warnings = repeated_tensors(headers, indexes)
+    warnings = repeated_tensors(headers, indexes, origins)
     return CollectedCheckpoint(
         files=tuple(sorted(files)),
         locations=locations,
@@ -206,7 +214,7 @@ def checked(
         config=config,
         claimed=claimed,
         build_dir=build_dir,
-        converted=converted,
+        origins=origins or {},
         indexes=tuple(indexes),
         warnings=tuple(warnings),
         remote=away,

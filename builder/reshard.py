@@ -160,7 +160,7 @@ def _with_files(
             if path not in gone and path not in made
         },
         build_dir=checkpoint.build_dir,
-        converted=checkpoint.converted,
+        origins=checkpoint.origins,
     )
 
 

@@ -6,22 +6,24 @@ shard is refused before the first gigabyte is transferred.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from builder.classify import PICKLE_INDEX, UNKNOWN, Classification, select
+from builder.classify import PICKLE_INDEX, UNKNOWN, Classification, check_paths, select
 from builder.layer_plan import PlannedFile
 from builder.model_folders import check_is_model, choose, model_folders
-from builder.pointers import check_no_pointer
-from builder.sources.interface import ModelSource, SourceFile
-from builder.tokenizers import (
+from builder.named_files import (
     MAX_DOCUMENT_BYTES,
     may_name_files,
+    missing_code,
     named_files,
     tokenizer_warning,
 )
+from builder.pointers import check_no_pointer
+from builder.sources.interface import ModelSource, SourceFile
 from modelimage.checkpoint_files import (
     CONFIG,
     WeightIndex,
@@ -31,9 +33,13 @@ from modelimage.checkpoint_files import (
 )
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
+from modelimage.model_facts import TOKENIZER_CONFIG
+from modelimage.path_rules import parents
 from modelimage.record import Role
 from modelimage.weight_names import missing_shards
 
+# BGE-M3's heads, in FlagEmbedding and vLLM.
+_READ_AS_PICKLES: Final = ("colbert_linear.pt", "sparse_linear.pt")
 _WEIGHT_SUFFIXES: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".nemo",
 )  # fmt: skip
@@ -81,12 +87,29 @@ def survey(
     # Before any file is fetched.
     _check_weights(selection, source, convert_pickle=convert_pickle)
     documents = _Documents(source, files)
+    if source.is_local:
+        for path in (*selection.roles, *selection.pickles):
+            documents.path(path)
     selection = selection.also_packed(_named(documents, selection))
+    check_paths((*selection.roles, *selection.pickles))
     selection, indexes = _indexed(documents, selection)
     _check_complete(selection)
     config = documents.read(CONFIG) if CONFIG in selection.roles else {}
-    warning = tokenizer_warning(selection.roles, selection.ignored)
-    return Survey(source, files, selection, config, indexes, (warning,) if warning else ())
+    return Survey(
+        source, files, selection, config, indexes, _warnings(documents, selection, config)
+    )
+
+
+def _warnings(
+    documents: _Documents, selection: Classification, config: Mapping[str, Any]
+) -> tuple[str, ...]:
+    parsed = {CONFIG: config}
+    if TOKENIZER_CONFIG in selection.roles:
+        # Only its own library may understand it.
+        with contextlib.suppress(InvalidCheckpoint):
+            parsed[TOKENIZER_CONFIG] = documents.read(TOKENIZER_CONFIG)
+    tokenizer = tokenizer_warning(selection.roles, selection.ignored)
+    return (*missing_code(parsed, selection.roles), *([tokenizer] if tokenizer else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +135,13 @@ class _Documents:
 
 def _named(documents: _Documents, selection: Classification) -> dict[str, Role]:
     """Files of unknown types that the model's own documents name."""
-    unknown = [path for path, reason in selection.ignored.items() if reason == UNKNOWN]
+    # In object stores, the mark of a folder may be an object of its name.
+    folders = {parent for path in documents.files for parent in parents(path)}
+    unknown = [
+        path
+        for path, reason in selection.ignored.items()
+        if reason == UNKNOWN and path not in folders
+    ]
     if not unknown:
         return {}
     texts = {path: documents.text(path) for path in selection.roles if may_name_files(path)}
@@ -177,6 +206,12 @@ def _check_complete(selection: Classification) -> None:
 
 
 def _check_weights(selection: Classification, source: ModelSource, *, convert_pickle: bool) -> None:
+    fixed = [path for path in selection.pickles if path.rpartition("/")[2] in _READ_AS_PICKLES]
+    if fixed and convert_pickle:
+        raise UnsafePickle(
+            f"engines read {fixed[0]} under this name only, so converting it doesn't help",
+            hint=f"Pack it as it is: --include {fixed[0]}. Or leave it out: --exclude {fixed[0]}",
+        )
     if selection.pickles and not convert_pickle:
         beside = "some weights" if selection.weights else "the weights"
         raise UnsafePickle(

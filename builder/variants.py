@@ -277,5 +277,5 @@ def _merged(published: CollectedCheckpoint, out: Path) -> CollectedCheckpoint:
         ],
         claimed={},
         build_dir=published.build_dir,
-        converted=published.converted,
+        origins=published.origins,
     )

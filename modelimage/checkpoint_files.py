@@ -125,12 +125,14 @@ def check_shards(index: WeightIndex, headers: Mapping[str, Header]) -> None:
 
 
 def repeated_tensors(
-    headers: Mapping[str, Header], indexes: Iterable[WeightIndex] = ()
+    headers: Mapping[str, Header],
+    indexes: Iterable[WeightIndex] = (),
+    origins: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Sentences about tensors that several shards of one set hold: engines load the one in the last shard.
 
     Raises InvalidCheckpoint if an index names another than that, and for files of one folder that are no set: nobody
-    could say which of them an engine loads.
+    could say which of them an engine loads. `origins` names the files at the source that some were made from.
     """
     known = [(index, index.tensors) for index in indexes]
     holders: dict[tuple[str, str], list[str]] = {}
@@ -154,7 +156,7 @@ def repeated_tensors(
                 hint=f"Build without the index, as vLLM loads the files: --exclude {index.name}",
             )
         if index is None and len({parse_weight_name(path).shards for path in paths}) > 1:
-            raise _twice(tensor, paths)
+            raise _twice(tensor, [(origins or {}).get(path, path) for path in paths])
         said = f"{' and '.join(paths)} both hold tensor {tensor!r:.200}: engines load the last"
         told.setdefault(tuple(paths), said)
     return list(told.values())

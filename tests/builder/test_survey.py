@@ -48,8 +48,7 @@ def surveyed(
         "2_Dense/pytorch_model.bin",
         "vae/diffusion_pytorch_model.bin",
         "text_encoder/pytorch_model.bin",
-        "colbert_linear.pt",
-        "sparse_linear.pt",
+        "head.pt",
         "adapter_model.bin",
         "lora/adapter_model.bin",
     ],
@@ -88,6 +87,15 @@ def test_copies_are_left_out_beside_what_they_copy_only(copy: str, beside: str) 
     assert copy in both.ignored
     alone = select([copy, "other/model.safetensors"])
     assert copy in (*alone.weights, *alone.pickles)
+
+
+@pytest.mark.parametrize("head", ["colbert_linear.pt", "sparse_linear.pt"])
+def test_a_pickle_that_engines_read_by_its_name_is_not_converted(tmp_path: Path, head: str) -> None:
+    for convert_pickle in (True, False):
+        with pytest.raises(UnsafePickle, match=head) as caught:
+            surveyed(tmp_path, {head: b"x"}, convert_pickle=convert_pickle)
+        assert "--include" in str(caught.value.hint)
+    assert surveyed(tmp_path, {head: b"x"}, include=(head,)).selection.roles[head] is Role.CODE
 
 
 def test_a_pickle_is_included_by_its_exact_name_only(tmp_path: Path) -> None:
@@ -264,6 +272,34 @@ def test_a_model_without_a_tokenizer_is_told_what_was_left_out(tmp_path: Path) -
     assert "no tokenizer" in warning
     assert "words.dat" in warning
     assert "tokenizer.json" in warning
+
+
+@pytest.mark.parametrize(
+    "beside", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+)
+def test_files_beside_a_tokenizer_are_none(tmp_path: Path, beside: str) -> None:
+    source = LocalSource(write(single(tmp_path / "m"), {beside: b"{}"}))
+    (warning,) = survey(source, exclude=("tokenizer.json",)).warnings
+    assert "no tokenizer" in warning
+
+
+@pytest.mark.parametrize(
+    ("document", "stated", "says"),
+    [
+        ("config.json", {"AutoModel": "modeling_own.Model"}, "no modeling_own.py"),
+        ("config.json", {"AutoModel": "org/code--modeling_own.Model"}, "repository org/code"),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Slow", None]}, "no own.py"),
+        ("config.json", {"AutoModel": "present.Model"}, None),
+        ("config.json", "nonsense", None),
+    ],
+)
+def test_code_that_an_auto_map_names_is_missed(
+    tmp_path: Path, document: str, stated: object, says: str | None
+) -> None:
+    content = json.dumps({**CONFIG, "auto_map": stated}).encode()
+    warnings = surveyed(tmp_path, {document: content, "present.py": b""}).warnings
+    assert [says in each for each in warnings if says] == [True] * bool(says)
+    assert len(warnings) == bool(says)
 
 
 # Pointers, folders of models and paths
