@@ -146,6 +146,8 @@ def test_an_old_tag_stays_when_a_new_build_fails(
 
 def test_variants_share_tokenizer_and_documents(tmp_path: Path) -> None:
     source = quantizable(tmp_path / "source")
+    # A module that quantization doesn't touch.
+    write(source, {"2_Dense/model.safetensors": weights({"linear.weight": (4, 4)})})
     variants = chosen_variants(["int8", "int4"])
     options = BuildOptions(variants=variants, quantize=QuantizeChoices(engine="rtn"))
     result = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
