@@ -7,6 +7,7 @@ shard is refused before the first gigabyte is transferred.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from modelimage.errors import InvalidCheckpoint, UnsafePickle
 from modelimage.model_facts import TOKENIZER_CONFIG
 from modelimage.path_rules import parents
 from modelimage.record import Role
-from modelimage.weight_names import missing_shards
+from modelimage.weight_names import missing_shards, set_pattern
 
 # BGE-M3's heads, in FlagEmbedding and vLLM.
 _READ_AS_PICKLES: Final = ("colbert_linear.pt", "sparse_linear.pt")
@@ -201,7 +202,8 @@ def _check_complete(selection: Classification) -> None:
     for path in missing_shards((*selection.weights, *selection.pickles)):
         raise InvalidCheckpoint(
             f"the shard {path} is missing",
-            hint="Download the checkpoint again; leave a stale set of shards out with --exclude.",
+            hint="Download the checkpoint again. If the others are a stale set: "
+            f"--exclude {shlex.quote(set_pattern(path))}",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from modelimage import safetensors
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
 from modelimage.safetensors import Header
-from modelimage.weight_names import parse_weight_name
+from modelimage.weight_names import parse_weight_name, set_pattern
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
@@ -82,7 +83,7 @@ def check_present(index: WeightIndex, paths: Container[str]) -> None:
         raise InvalidCheckpoint(
             f"{index.name} names {missing[0]!r}, which isn't there"
             + (f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""),
-            hint=_AGAIN,
+            hint=f"Download the checkpoint again. If the index is a stale one: --exclude {index.name}",
         )
 
 
@@ -163,9 +164,10 @@ def repeated_tensors(
 
 
 def _twice(tensor: str, paths: Sequence[str]) -> InvalidCheckpoint:
+    first, second = (shlex.quote(set_pattern(path)) for path in paths[:2])
     return InvalidCheckpoint(
         f"{' and '.join(paths[:2])} both hold tensor {tensor!r:.200}",
-        hint=f"Choose one, and leave the other out of a build: --exclude {paths[0]} or --exclude {paths[1]}",
+        hint=f"Choose one, and leave the other out of a build: --exclude {first} or --exclude {second}",
     )
 
 

@@ -70,6 +70,16 @@ def parse_weight_name(path: str) -> WeightName:
     return WeightName(folder, base, variant["variant"] if variant else "", suffix, *numbers)
 
 
+def set_pattern(path: str) -> str:
+    """A pattern of shell wildcards that matches all shards of a file's set; the path itself for a single file."""
+    folder, slash, name = path.rpartition("/")
+    shard = _SHARD.fullmatch(name)
+    if shard is None:
+        return path
+    start, stop = shard.span("number")
+    return f"{folder}{slash}{name[:start]}*{name[stop:]}"
+
+
 def missing_shards(paths: Iterable[str]) -> list[str]:
     """The first missing shard of each set that names promise: with `a-00001-of-00002.bin` alone, its second."""
     sets: dict[tuple[object, ...], dict[int, str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from builder.build import BuildOptions
 from builder.classify import select
 from builder.sources.local import LocalSource
-from builder.survey import Survey, survey
+from builder.survey import survey
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 from modelimage.record import Role
 from tests.builder.building import build_here
 from tests.builder.checkpoints import CONFIG, TENSORS, single, weights, write
+from tests.builder.surveys import surveyed
 
 WEIGHTS = weights({"w": (4,)})
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
@@ -24,19 +26,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 def weight_map(**shards: str) -> bytes:
     return json.dumps({"metadata": {}, "weight_map": shards}).encode()
-
-
-def surveyed(
-    directory: Path,
-    files: Mapping[str, bytes],
-    *,
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
-    convert_pickle: bool = False,
-) -> Survey:
-    """The survey of a tiny checkpoint with more files."""
-    source = LocalSource(write(single(directory / "m"), files))
-    return survey(source, include=include, exclude=exclude, convert_pickle=convert_pickle)
 
 
 # Weights of each folder
@@ -140,9 +129,12 @@ def test_a_shard_that_any_index_names_is_missed(tmp_path: Path, folder: str, ind
     "shard", ["unet/x-00002-of-00002.safetensors", "x_00000-of-00002.safetensors"]
 )
 def test_a_shard_that_a_name_promises_is_missed(tmp_path: Path, shard: str) -> None:
-    with pytest.raises(InvalidCheckpoint, match="is missing"):
+    with pytest.raises(InvalidCheckpoint, match="is missing") as caught:
         surveyed(tmp_path, {shard: WEIGHTS})
-    assert surveyed(tmp_path, {shard: WEIGHTS}, exclude=(shard,)).selection.weights
+    excluded = shlex.split(str(caught.value.hint))[-1]
+    assert surveyed(tmp_path, {shard: WEIGHTS}, exclude=(excluded,)).selection.weights == [
+        "model.safetensors"
+    ]
 
 
 def test_a_missing_pickle_is_missed_before_conversion(tmp_path: Path) -> None:
@@ -223,83 +215,26 @@ def test_a_stale_copy_of_a_tensor_is_told_and_packed(tmp_path: Path) -> None:
     build_here(source, f"oci:{tmp_path}/out:v3", tmp_path, BuildOptions(exclude=(excluded,)))
 
 
-def test_a_tensor_in_files_that_are_no_set_can_be_left_out_as_the_hint_says(tmp_path: Path) -> None:
-    source = write(single(tmp_path / "m"), {"other.safetensors": weights(TENSORS)})
+def halves(total: str) -> dict[str, bytes]:
+    names = list(TENSORS)
+    return {
+        f"model-00001-of-{total}.safetensors": weights({name: TENSORS[name] for name in names[:2]}),
+        f"model-00002-of-{total}.safetensors": weights({name: TENSORS[name] for name in names[2:]}),
+    }
+
+
+@pytest.mark.parametrize("more", [{"other.safetensors": weights(TENSORS)}, halves("00002")])
+def test_a_tensor_in_files_that_are_no_set_can_be_left_out_as_the_hint_says(
+    tmp_path: Path, more: Mapping[str, bytes]
+) -> None:
+    source = write(single(tmp_path / "m"), more)
     with pytest.raises(InvalidCheckpoint, match="both hold") as caught:
         build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
-    excluded = str(caught.value.hint).split()[-1]
-    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, BuildOptions(exclude=(excluded,)))
-
-
-# Tokenizers
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tiktoken.model", "spm.model", "source.spm", "target.spm", "ice_text.model", "bpe.model", "spiece.model",
-        "sentencepiece.bpe.model", "tekken.json", "tekken_240911.json", "qwen.tiktoken", "vocab.bpe", "bpe.codes",
-        "prophetnet.tokenizer", "vocab-src.json", "entity_vocab.json", "rwkv_vocab_v20230424.txt", "dict.txt",
-        "bpe_simple_vocab_16e6.txt.gz", "tokenizer.pkl", "tokenizer/spiece.model",
-    ],
-)  # fmt: skip
-def test_a_vocabulary_is_packed_by_its_name(name: str) -> None:
-    assert name in select([name]).roles
-
-
-@pytest.mark.parametrize(
-    ("document", "text", "role"),
-    [
-        ("tokenizer_config.json", '{"vocab_file": "own.dat"}', Role.TOKENIZER),
-        ("tokenization_own.py", "NAMES = {'vocab_file': 'own.dat'}", Role.TOKENIZER),
-        ("modeling_own.py", 'open(join(path, "own.dat"))', Role.CODE),
-        ("config.json", '{"speakers": "voices/own.dat"}', Role.CODE),
-    ],
-)
-def test_a_file_that_a_document_names_is_packed(
-    tmp_path: Path, document: str, text: str, role: Role
-) -> None:
-    files = {"own.dat": b"x", "stray.dat": b"x", document: text.encode()}
-    selection = surveyed(tmp_path, files).selection
-    assert selection.roles["own.dat"] is role
-    assert "stray.dat" in selection.ignored
-
-
-def test_a_model_without_a_tokenizer_is_told_what_was_left_out(tmp_path: Path) -> None:
-    assert surveyed(tmp_path / "with", {}).warnings == ()
-    source = LocalSource(write(single(tmp_path / "m"), {"words.dat": b"x"}))
-    (warning,) = survey(source, exclude=("tokenizer.json",)).warnings
-    assert "no tokenizer" in warning
-    assert "words.dat" in warning
-    assert "tokenizer.json" in warning
-
-
-@pytest.mark.parametrize(
-    "beside", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
-)
-def test_files_beside_a_tokenizer_are_none(tmp_path: Path, beside: str) -> None:
-    source = LocalSource(write(single(tmp_path / "m"), {beside: b"{}"}))
-    (warning,) = survey(source, exclude=("tokenizer.json",)).warnings
-    assert "no tokenizer" in warning
-
-
-@pytest.mark.parametrize(
-    ("document", "stated", "says"),
-    [
-        ("config.json", {"AutoModel": "modeling_own.Model"}, "no modeling_own.py"),
-        ("config.json", {"AutoModel": "org/code--modeling_own.Model"}, "repository org/code"),
-        ("tokenizer_config.json", {"AutoTokenizer": ["own.Slow", None]}, "no own.py"),
-        ("config.json", {"AutoModel": "present.Model"}, None),
-        ("config.json", "nonsense", None),
-    ],
-)
-def test_code_that_an_auto_map_names_is_missed(
-    tmp_path: Path, document: str, stated: object, says: str | None
-) -> None:
-    content = json.dumps({**CONFIG, "auto_map": stated}).encode()
-    warnings = surveyed(tmp_path, {document: content, "present.py": b""}).warnings
-    assert [says in each for each in warnings if says] == [True] * bool(says)
-    assert len(warnings) == bool(says)
+    hint = shlex.split(str(caught.value.hint))
+    ways = [after for word, after in pairwise(hint) if word == "--exclude"]
+    assert len(ways) == 2
+    for excluded in ways:
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, BuildOptions(exclude=(excluded,)))
 
 
 # Pointers, folders of models and paths

@@ -1,0 +1,83 @@
+"""Files that a model needs by whatever name: its tokenizer's, and those that its own documents name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from builder.classify import select
+from builder.sources.local import LocalSource
+from builder.survey import survey
+from modelimage.record import Role
+from tests.builder.checkpoints import CONFIG, single, write
+from tests.builder.surveys import surveyed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiktoken.model", "spm.model", "source.spm", "target.spm", "ice_text.model", "bpe.model", "spiece.model",
+        "sentencepiece.bpe.model", "tekken.json", "tekken_240911.json", "qwen.tiktoken", "vocab.bpe", "bpe.codes",
+        "prophetnet.tokenizer", "vocab-src.json", "entity_vocab.json", "rwkv_vocab_v20230424.txt", "dict.txt",
+        "bpe_simple_vocab_16e6.txt.gz", "tokenizer.pkl", "tokenizer/spiece.model",
+    ],
+)  # fmt: skip
+def test_a_vocabulary_is_packed_by_its_name(name: str) -> None:
+    assert name in select([name]).roles
+
+
+@pytest.mark.parametrize(
+    ("document", "text", "role"),
+    [
+        ("tokenizer_config.json", '{"vocab_file": "own.dat"}', Role.TOKENIZER),
+        ("tokenization_own.py", "NAMES = {'vocab_file': 'own.dat'}", Role.TOKENIZER),
+        ("modeling_own.py", 'open(join(path, "own.dat"))', Role.CODE),
+        ("config.json", '{"speakers": "voices/own.dat"}', Role.CODE),
+    ],
+)
+def test_a_file_that_a_document_names_is_packed(
+    tmp_path: Path, document: str, text: str, role: Role
+) -> None:
+    files = {"own.dat": b"x", "stray.dat": b"x", document: text.encode()}
+    selection = surveyed(tmp_path, files).selection
+    assert selection.roles["own.dat"] is role
+    assert "stray.dat" in selection.ignored
+
+
+def test_a_model_without_a_tokenizer_is_told_what_was_left_out(tmp_path: Path) -> None:
+    assert surveyed(tmp_path / "with", {}).warnings == ()
+    source = LocalSource(write(single(tmp_path / "m"), {"words.dat": b"x"}))
+    (warning,) = survey(source, exclude=("tokenizer.json",)).warnings
+    assert "no tokenizer" in warning
+    assert "words.dat" in warning
+    assert "tokenizer.json" in warning
+
+
+@pytest.mark.parametrize(
+    "beside", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+)
+def test_files_beside_a_tokenizer_are_none(tmp_path: Path, beside: str) -> None:
+    source = LocalSource(write(single(tmp_path / "m"), {beside: b"{}"}))
+    (warning,) = survey(source, exclude=("tokenizer.json",)).warnings
+    assert "no tokenizer" in warning
+
+
+@pytest.mark.parametrize(
+    ("document", "stated", "says"),
+    [
+        ("config.json", {"AutoModel": "modeling_own.Model"}, "no modeling_own.py"),
+        ("config.json", {"AutoModel": "org/code--modeling_own.Model"}, "repository org/code"),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Slow", None]}, "no own.py"),
+        ("config.json", {"AutoModel": "present.Model"}, None),
+        ("config.json", "nonsense", None),
+    ],
+)
+def test_code_that_an_auto_map_names_is_missed(
+    tmp_path: Path, document: str, stated: object, says: str | None
+) -> None:
+    content = json.dumps({**CONFIG, "auto_map": stated}).encode()
+    warnings = surveyed(tmp_path, {document: content, "present.py": b""}).warnings
+    assert [says in each for each in warnings if says] == [True] * bool(says)
+    assert len(warnings) == bool(says)
