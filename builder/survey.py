@@ -41,6 +41,7 @@ from modelimage.weight_names import missing_shards, set_pattern
 
 # BGE-M3's heads, in FlagEmbedding and vLLM.
 _READ_AS_PICKLES: Final = ("colbert_linear.pt", "sparse_linear.pt")
+MODELOPT_CONFIG: Final = "hf_quant_config.json"
 _WEIGHT_SUFFIXES: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".nemo",
 )  # fmt: skip
@@ -95,10 +96,18 @@ def survey(
     check_paths((*selection.roles, *selection.pickles))
     selection, indexes = _indexed(documents, selection)
     _check_complete(selection)
-    config = documents.read(CONFIG) if CONFIG in selection.roles else {}
+    config = _config(documents, selection)
     return Survey(
         source, files, selection, config, indexes, _warnings(documents, selection, config)
     )
+
+
+def _config(documents: _Documents, selection: Classification) -> dict[str, Any]:
+    """The configuration as vLLM reads it: ModelOpt once stated the quantization in a file of its own."""
+    config = documents.read(CONFIG) if CONFIG in selection.roles else {}
+    if MODELOPT_CONFIG in selection.roles and not config.get("quantization_config"):
+        return {**config, "quantization_config": documents.read(MODELOPT_CONFIG)}
+    return config
 
 
 def _warnings(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,17 @@ def test_code_that_an_auto_map_names_is_missed(
     warnings = surveyed(tmp_path, {document: content, "present.py": b""}).warnings
     assert [says in each for each in warnings if says] == [True] * bool(says)
     assert len(warnings) == bool(says)
+
+
+@pytest.mark.torch
+def test_every_vocabulary_that_transformers_loads_is_packed() -> None:
+    (package,) = importlib.util.find_spec("transformers").submodule_search_locations or ()  # type: ignore[union-attr]
+    sources = Path(package, "models").glob("*/tokenization_*.py")
+    stated = [
+        block
+        for source in sources
+        for block in re.findall(r"VOCAB_FILES_NAMES = \{([^}]*)\}", source.read_text())
+    ]
+    names = {name for block in stated for name in re.findall(r':\s*"([^"]+)"', block)}
+    assert len(names) > 10
+    assert names - select(names).roles.keys() == set()

@@ -315,3 +315,10 @@ def test_a_published_variant_is_named_by_what_it_is(
     built = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path)
     assert [record.variant for record in built.records] == [variant]
     assert set(built.publication.tags) == {"v1", "v1-modelpack"}
+
+
+def test_a_quantization_in_a_file_of_its_own_counts(tmp_path: Path) -> None:
+    stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
+    source = write(single(tmp_path / "m"), {"hf_quant_config.json": json.dumps(stated).encode()})
+    (record,) = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path).records
+    assert record.variant == record.facts.quantization == "nvfp4"
