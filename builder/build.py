@@ -28,6 +28,7 @@ from builder.variants import (
     BuiltVariant,
     QuantizeChoices,
     check_engine,
+    check_suitable,
     check_variants,
     published_name,
     quantized_variant,
@@ -118,6 +119,7 @@ def build(
     # Before anything is fetched: a limit of the registry must not be found after hours of work.
     for doubt in preflight(destination, options.variants, expected, base_layers=below):
         tools.reporter.say(doubt)
+    check_suitable(plan.survey.config, options.variants, options.quantize)
     if plan.survey.selection.pickles:
         check_torch()
     # Streaming needs no space here, but what is converted, quantized or split must be on this disk.

@@ -7,6 +7,7 @@ Tokenizer, code and documents are those of the published variant, so their layer
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,30 @@ def check_engine(names: Sequence[str], choices: QuantizeChoices) -> None:
         if name != DEFAULT_VARIANT:
             engine = QuantizationEngine(choices.engine)
             resolve_engine(Scheme(name), engine, gptq_installed=False)
+
+
+def check_suitable(
+    config: Mapping[str, Any], names: Sequence[str], choices: QuantizeChoices
+) -> None:
+    """Check before weights are fetched that the model can be quantized, by its `config.json`, then for the packages.
+
+    Raises InvalidCheckpoint and its subclasses, EngineMissing.
+    """
+    quantized = [name for name in names if name != DEFAULT_VARIANT]
+    if not quantized:
+        return
+    from quantize import engines, evaluate  # noqa: PLC0415 - as above
+    from quantize.architecture import check_config  # noqa: PLC0415 - as above
+    from quantize.schemes import QuantizationEngine  # noqa: PLC0415 - as above
+
+    check_config(config)
+    engine = QuantizationEngine(choices.engine)
+    # The unmaintained engine's successor writes the same.
+    if engine is QuantizationEngine.AUTO_GPTQ:
+        engine = QuantizationEngine.GPTQ
+    engines.check_installed(engine, os.environ)
+    if choices.evaluation is not None:
+        evaluate.check_installed(evaluate.Evaluator(choices.evaluation.evaluator))
 
 
 def published_name(published: CollectedCheckpoint) -> str:

@@ -42,16 +42,20 @@ class Evaluator(Enum):
 
 
 def check_possible(evaluator: Evaluator, plan: Plan) -> None:
-    """Check that evaluation can run here. Raises EngineMissing with the command that installs a missing
-    library; IncompatibleOptions for a scheme that vLLM doesn't serve on this machine's processor,
-    EngineFailed when vLLM doesn't start here."""
+    """Check that evaluation can run here. Raises EngineMissing as `check_installed`; IncompatibleOptions for a scheme
+    that vLLM doesn't serve on this machine's processor, EngineFailed when vLLM doesn't start here."""
+    check_installed(evaluator)
+    if evaluator is Evaluator.VLLM:
+        check_served(plan, _vllm_device(), local_cpu_flags())
+
+
+def check_installed(evaluator: Evaluator) -> None:
+    """Raises EngineMissing with the command that installs a missing library."""
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             raise EngineMissing(f"evaluating needs {module}", hint=f"Run: {INSTALL}")
-    if evaluator is Evaluator.VLLM:
-        if importlib.util.find_spec("vllm") is None:
-            raise EngineMissing("vLLM isn't installed", hint=f"Run: {VLLM_INSTALL}")
-        check_served(plan, _vllm_device(), local_cpu_flags())
+    if evaluator is Evaluator.VLLM and importlib.util.find_spec("vllm") is None:
+        raise EngineMissing("vLLM isn't installed", hint=f"Run: {VLLM_INSTALL}")
 
 
 def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> None:
