@@ -35,14 +35,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 SCRUBBED_NAMES = frozenset(
     {"REGISTRY_AUTH_FILE", "KUBECONFIG", "SOURCE_DATE_EPOCH", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
      "NETRC", "NODE_NAME", "STORAGE_EMULATOR_HOST", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NO_COLOR", "FORCE_COLOR",
-     "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"}
+     "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"}
 )  # fmt: skip
 SCRUBBED_PREFIXES = (
     "HF_", "HUGGING", "AWS_", "GOOGLE_", "CLOUDSDK_", "MLFLOW_", "DOCKER_", "CONTAINER", "KUBERNETES_", "XDG_",
     "WEIGHTYARD_", "VLLM_", "OTEL_", "SSL_CERT_", "LC_", "LANGUAGE",
 )  # fmt: skip
 # The same for everyone; a zone far from UTC, so that local time taken for UTC shows.
-FIXED = {"LANG": "C.UTF-8", "TZ": FAR_ZONE}
+FIXED = {"LANG": "C.UTF-8", "TZ": FAR_ZONE, "TERM": "xterm"}
 
 _model_cache = pytest.StashKey[Path]()
 _home = pytest.StashKey[Path]()
