@@ -60,9 +60,9 @@ class Body:
 class Request:
     """One HTTP request. `scopes`: what its token must cover; `repeatable`: whether sending it twice is harmless.
 
-    `timeout`: seconds until the response must begin; None means the default. `named_by`: the server that named this
-    URL, if no user or operator did; such a request may not lead to internal addresses. `end`: when the whole answer
-    must have been read, streams included, as a time of `time.monotonic`.
+    `timeout`: seconds until the response must begin; None means the default, `patience` times. `named_by`: the server
+    that named this URL, if no user or operator did; such a request may not lead to internal addresses. `end`: when the
+    whole answer must have been read, streams included, as a time of `time.monotonic`.
     """
 
     method: str
@@ -72,6 +72,7 @@ class Request:
     scopes: frozenset[str] = frozenset()
     repeatable: bool = True
     timeout: float | None = None
+    patience: float = 1.0
     named_by: WebOrigin | None = None
     end: float | None = None
 

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -26,13 +26,19 @@ _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 class RetryPolicy:
     """At most `attempts` tries, with waits from `base` doubling to `cap` seconds.
 
-    A server that requests more than `longest_wait` seconds isn't tried again.
+    A server that requests more than `longest_wait` seconds isn't tried again. Each try may be silent twice as long as
+    the one before, up to `most_patience` times: a server that always needs longer than the first isn't dead.
     """
 
     attempts: int = 5
     base: float = 0.5
     cap: float = 20.0
     longest_wait: float = 300.0
+    most_patience: float = 8.0
+
+    def patience(self, attempt: int) -> float:
+        """How many times longer than usual the `attempt`-th try (from 1) waits for an answer."""
+        return min(self.most_patience, 2.0 ** (attempt - 1))
 
     def delay(self, attempt: int, retry_after: float | None, jitter: float) -> float | None:
         """Seconds to wait after the `attempt`-th failed try (from 1); None to give up.
@@ -136,7 +142,8 @@ class Retrying:
                     )
                 self._environment.sleep(wait)
             try:
-                return self._checked(self._inner.send(request))
+                patient = replace(request, patience=self._policy.patience(attempt))
+                return self._checked(self._inner.send(patient))
             except Unreachable as error:
                 self._wait(error, request, attempt)
             attempt += 1

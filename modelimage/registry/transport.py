@@ -96,7 +96,7 @@ class Network:
         headers = {"Accept-Encoding": "identity", "User-Agent": _AGENT, **request.headers}
         if request.body is not None:
             headers["Content-Length"] = str(request.body.length)
-        stall = self._timeouts.stall if request.timeout is None else request.timeout
+        stall = request.timeout or self._timeouts.stall * request.patience
         # Redirects and retries belong to the decorators, which handle credentials and body offsets correctly.
         limit = TimeLimit(self._end(request))
         with network_errors(origin), time_limited(limit):

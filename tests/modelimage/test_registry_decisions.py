@@ -158,6 +158,19 @@ def test_what_stays_is_raised_after_the_last_try() -> None:
     assert len(inner.requests) == 4
 
 
+def test_each_try_waits_longer_for_a_server_that_is_slow_but_not_dead() -> None:
+    """It needs five times what the first try gives it, every time."""
+    slow = ScriptedSender(
+        lambda request, _: Answer(200) if request.patience > 5 else Unreachable("made no progress")
+    )
+    policy = RetryPolicy(most_patience=8.0)
+    time = VirtualTime()
+    sender = Retrying(slow, HostPauses(time.clock), policy, time.environment())
+    assert sender.send(Request("GET", f"{HOST}/v2/")).status == 200
+    assert [request.patience for request in slow.requests] == [1, 2, 4, 8]
+    assert policy.patience(100) == 8.0
+
+
 @pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 403, 404, 416])
 def test_an_answer_is_an_answer(status: int) -> None:
     inner = ScriptedSender(lambda *_: Answer(status))

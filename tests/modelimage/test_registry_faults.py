@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from modelimage.access import Access, open_repository
-from modelimage.errors import DigestMismatch, RemoteRefused, Unreachable
+from modelimage.errors import DigestMismatch, NotFound, RemoteRefused, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.reference import RegistryReference
 from modelimage.registry.client import RegistryRepository, RepositoryOptions
@@ -33,6 +33,7 @@ from tests.servers.faulty_registry import (
     FaultyRegistry,
     ForeignRedirect,
     IgnoredRange,
+    LateAnswer,
     LostUpload,
     NoChunks,
     RateLimitDate,
@@ -141,6 +142,12 @@ def test_a_stall_is_unreachable_after_the_time_without_progress(through: Opener)
     _, repository = through(Stall(after=200_000), timeouts=Timeouts(stall=0.5))
     with pytest.raises(Unreachable, match="no progress"):
         stream_to_end(repository)
+
+
+def test_a_registry_that_always_answers_late_is_waited_for(through: Opener) -> None:
+    _, repository = through(LateAnswer(seconds=1.0), timeouts=Timeouts(stall=0.5))
+    with pytest.raises(NotFound):
+        repository.resolve("v1")
 
 
 def test_what_has_come_is_given_at_once_however_large_the_buffer(through: Opener) -> None:

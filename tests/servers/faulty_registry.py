@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -106,6 +107,18 @@ class ExpiringToken(Fault):
             self._used[token] = self._used.get(token, 0) + 1
             expired = self._used[token] > self._uses
         return {**headers, "Authorization": "Bearer expired"} if expired else headers
+
+
+class LateAnswer(Fault):
+    """Every answer comes `seconds` late, as from a registry that asks another one first."""
+
+    def __init__(self, *, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        time.sleep(self._seconds)
+        return None
 
 
 class RateLimitSeconds(Fault):
