@@ -3,8 +3,9 @@
 The table for GPUs is in `workspace.hardware`; this one is here because the quantizer's evaluation also uses it. A row
 lists sets of CPU flags, named as in Linux's /proc/cpuinfo; one complete set is enough. Sources: vLLM 0.32.0's CPU
 wheels (only the AVX-512 libraries for x86-64 have the 4-bit operator `cpu_gemm_wna16`; `vllm/platforms/cpu.py` picks
-the library), and its build, which requires AVX2, Arm's ASIMD or IBM's vector facility. A test compares the table with
-the installed wheel. Engines missing from the table and unknown CPU flags are never refused.
+the library), the lists of kernels by platform in its `model_executor/kernels/linear` (NVFP4 has none for a CPU;
+bitsandbytes are CUDA's), and its build, which requires AVX2, Arm's ASIMD or IBM's vector facility. A test compares the
+table with the installed wheel. Engines missing from the table and unknown CPU flags are never refused.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
         "int8": Kernels(_VECTORS, _VECTORS_NAMED),
         "int4": Kernels((frozenset({"avx512f"}),), "AVX-512"),
         "int8-w8a16": Kernels(),
+        "nvfp4": Kernels(),
+        "bitsandbytes": Kernels(),
     }
 }
 _NAMES: Final = {"vllm": "vLLM"}

@@ -39,8 +39,13 @@ def test_four_bits_need_avx512(flags: frozenset[str], runs: bool) -> None:
     assert runs or "AVX-512" in str(refused)
 
 
-def test_what_no_cpu_runs_is_refused_whatever_its_flags() -> None:
-    assert cpu_refusal("vllm", "int8-w8a16", None) == "vLLM serves int8-w8a16 on GPUs only"
+@pytest.mark.parametrize("variant", ["int8-w8a16", "nvfp4", "bitsandbytes"])
+def test_what_no_cpu_runs_is_refused_whatever_its_flags(variant: str) -> None:
+    for flags in (None, AVX512, ARM):
+        assert cpu_refusal("vllm", variant, flags) == f"vLLM serves {variant} on GPUs only"
+
+
+def test_experts_of_four_bits_are_refused_whatever_its_flags() -> None:
     assert cpu_refusal("vllm", "int4", AVX512, experts=True) == (
         "vLLM serves int4 experts on GPUs only"
     )
@@ -59,7 +64,7 @@ def test_what_is_not_in_the_table_is_refused_nothing() -> None:
 
 def test_only_a_condition_that_common_cpus_miss_is_named() -> None:
     named = {variant: cpu_condition("vllm", variant) for variant in KERNELS["vllm"]}
-    assert named == {"bf16": None, "int8": None, "int4": "AVX-512", "int8-w8a16": None}
+    assert {variant: each for variant, each in named.items() if each} == {"int4": "AVX-512"}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +103,10 @@ def test_the_installed_vllm_has_the_kernels_that_the_table_says() -> None:
         assert _contains(folder / "_C_AVX512.abi3.so", INT4_OPERATOR)
     assert _contains(folder / "_C.abi3.so", INT4_OPERATOR) == (platform.machine() == "x86_64")
     assert {"avx2", "avx512f", "asimd"} <= FLAGS
+    kernels = (folder / "model_executor/kernels/linear/__init__.py").read_text()
+    nvfp4 = kernels.partition("_POSSIBLE_NVFP4_KERNELS")[2].partition("\n}\n")[0]
+    assert "PlatformEnum.CUDA" in nvfp4
+    assert "PlatformEnum.CPU" not in nvfp4
 
 
 def _contains(library: Path, word: bytes) -> bool:
