@@ -14,6 +14,7 @@ from pathlib import Path
 from cache_agent.access.signatures import Trust
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.config import AgentConfig, FetchSection, SignatureSection
+from cache_agent.daemon.peers_setup import make_peers
 from cache_agent.fetch.download import Downloads
 from cache_agent.fetch.engine import EngineOptions, FetchEngine
 from cache_agent.fetch.fetcher import Fetcher
@@ -133,7 +134,7 @@ class NodeParts:
         peers = None
         if config.peers is not None:
             nobody = replace(access, credentials=Anonymous())
-            peers = Peers.from_config(
+            peers = make_peers(
                 config.peers,
                 streams=config.fetch.streams,
                 events=told,

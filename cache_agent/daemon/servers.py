@@ -19,12 +19,12 @@ from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.decide import CacheTTL
 from cache_agent.access.upstream import UpstreamRegistries, fail_fast
 from cache_agent.config import AgentConfig, PeersSection
+from cache_agent.daemon.peers_setup import tls_files
 from cache_agent.net.listen_addresses import Address
 from cache_agent.net.node_name import node_name
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.peers.peer_client import TlsFiles
-from cache_agent.peers.tier import tls_files
 from cache_agent.servers.csi.driver_options import CsiOptions
 from cache_agent.servers.csi.mount_client import MounterClient, Mounts
 from cache_agent.servers.csi.pod_events import PodEvents

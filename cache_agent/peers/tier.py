@@ -1,4 +1,4 @@
-"""Builds the peer tier of one agent from its settings: part of the composition root.
+"""The peer tier of one agent: puts the peers before the sources of a pull.
 
 Lives as long as the agent: keys, membership, reputations and announcements are shared by all pulls and by the peer
 server.
@@ -13,15 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from cache_agent.config import PeersSection
-from cache_agent.net.listen_addresses import Address
-from cache_agent.observability.events import Events, PeerEjected
 from cache_agent.peers.announcements import FetchAnnouncements
-from cache_agent.peers.chunk_planner import PeerLimits
 from cache_agent.peers.chunk_watch import ChunkListPoller
-from cache_agent.peers.keys import KeyFile
 from cache_agent.peers.membership import Membership
-from cache_agent.peers.peer_client import PeerClient, PeerLink, TlsFiles
+from cache_agent.peers.peer_client import PeerLink
 from cache_agent.peers.peer_source import Announced, LocalPeer, PeerSource
 from cache_agent.peers.rate import RateBaseline
 from cache_agent.peers.reputation import Reputation
@@ -61,33 +56,6 @@ class Peers:
     _executor: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_ASKING_THREADS, thread_name_prefix="peers")
     )
-
-    @classmethod
-    def from_config(
-        cls, section: PeersSection, *, streams: int, events: Events, anonymous: Anonymous
-    ) -> Peers:
-        """Build it from the settings. Raises InvalidInput for unusable settings, keys or certificates."""
-        own = section.name()
-        keys = KeyFile(section.key_file, time.monotonic)
-        # Read once now: an unreadable key file must fail the start, not every request.
-        keys()
-        tls = tls_files(section)
-        rules = PeerLimits(
-            stall_timeout=section.stall_seconds, steal_after=section.stall_seconds / 4
-        )
-        listed = [Member(str(Address.parse(each.address)), each.zone) for each in section.members]
-        dns = Address.parse(section.dns) if section.dns else None
-        return cls(
-            LocalPeer(own, section.zone, streams, section.zones == "apart", rules),
-            FetchAnnouncements(time.monotonic),
-            Membership(own, listed, dns, time.monotonic),
-            Reputation(time.monotonic, lambda peer, reason: events.emit(PeerEjected(peer, reason))),
-            PeerClient(own, keys, time.time, tls, section.stall_seconds),
-            Verifier(keys, {own}, time.time),
-            tls is not None,
-            anonymous,
-            zone_given=bool(section.zone),
-        )
 
     def wrap(
         self, sources: Sequence[Source], resolved: ResolvedSource, repository: str
@@ -163,9 +131,3 @@ class Peers:
         except WeightyardError:
             return False
         return True
-
-
-def tls_files(section: PeersSection) -> TlsFiles | None:
-    """The PEM files of the settings; None without TLS."""
-    tls = section.tls
-    return TlsFiles(tls.ca, tls.certificate, tls.key, tls.name) if tls else None

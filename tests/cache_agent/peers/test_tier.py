@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cache_agent.config import AgentConfig, PeersSection, parse_config
+from cache_agent.daemon.peers_setup import make_peers
 from cache_agent.fetch.job import AssignedRange, Job, SourceRetryPolicy
 from cache_agent.fetch.range_planner import RangeRequest, plan_queues
 from cache_agent.net.listen_addresses import Address
@@ -20,7 +21,6 @@ from cache_agent.peers.chunk_watch import PeerChunkList, record_answer
 from cache_agent.peers.membership import REFRESH_SECONDS, Membership
 from cache_agent.peers.peer_source import Announced, PeerSource
 from cache_agent.peers.rate import PacedStream, PeerTooSlow, RateBaseline
-from cache_agent.peers.tier import Peers
 from cache_agent.peers.values import Have, Member
 from cache_agent.prewarm.cluster.desired_models import ClusterSource, NodeLabels
 from cache_agent.sources.source import FetchUpstream, RetryLater, Source, Tier
@@ -78,9 +78,7 @@ def test_a_private_model_is_shared_over_mutual_tls_only(
         names = {"ca": files.ca, "certificate": files.certificate, "key": files.key}
         changed["tls"] = {name: str(path) for name, path in names.items()}
     origin = Origin(image, public=public)
-    peers = Peers.from_config(
-        settings(tmp_path, **changed), streams=4, events=Events(), anonymous=origin
-    )
+    peers = make_peers(settings(tmp_path, **changed), streams=4, events=Events(), anonymous=origin)
     try:
         resolved = resolve_model(image, "v1")
         upstream: list[Source] = [Plain()]
@@ -125,7 +123,7 @@ def test_a_pods_address_is_given_by_a_variable(tmp_path: Path) -> None:
 def test_a_node_takes_its_zone_from_its_labels_unless_it_is_set(
     tmp_path: Path, given: str, zone: str
 ) -> None:
-    peers = Peers.from_config(
+    peers = make_peers(
         settings(tmp_path, zone=given), streams=4, events=Events(), anonymous=_nobody
     )
     wanted = ClusterSource(lambda *_: None, lambda _: None, NodeLabels(peers.take_zone))
