@@ -39,7 +39,7 @@ ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationChoices:
-    """Comparison of a variant with the published weights on a text (None: the shipped one), and its bounds."""
+    """Comparison of a variant with the published weights: the text (None: the shipped one) and the bounds."""
 
     text: Path | None = None
     max_kl: float | None = None

@@ -100,7 +100,7 @@ def refusal(what: str, status: int, retry_after: float | None = None) -> Weighty
         )
     if status in (429, 503):
         return RateLimited(
-            f"the Hub asks to slow down ({status}) at {what}",
+            f"the Hub limits the request rate for {what} ({status})",
             hint="Try again later; a token (HF_TOKEN) has a higher limit.",
             retry_after=retry_after,
         )

@@ -48,7 +48,7 @@ _ATTENTION: Final = frozenset({
     "full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "global", "local",
     "sliding_window", "softmax_attention", "minimax_m3_sparse", "deepseek_sparse_attention", "*",
 })  # fmt: skip
-# Hybrid models that state how often full attention comes; every so many layers by default.
+# Hybrid models that state how often full attention comes, and after how many layers it does by default.
 _INTERVALS: Final[Mapping[str, int]] = {
     "qwen3_next": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4, "qwen4_exp_text": 4, "olmo_hybrid": 4, "minimax": 0,
 }  # fmt: skip

@@ -179,7 +179,7 @@ def relayed(
 def _counts(
     reader: ImageReader, descriptor: Descriptor, position: int, buffer: memoryview
 ) -> Iterator[int]:
-    # No range at the start: a registry without ranges still serves a transfer that never breaks off.
+    # No range at the start: a registry without ranges still serves a transfer that is never interrupted.
     wanted = ByteRange(position, descriptor.size) if position else None
     with reader.blob(descriptor, wanted) as stream:
         while count := stream.readinto(buffer):

@@ -23,7 +23,7 @@ class BlobStream(Protocol):
     """A stream of bytes. Callers verify them: a stream of a range can't be verified by digest."""
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill part of the buffer; 0 only after the last promised byte. Raises Unreachable if the stream breaks off."""
+        """Fill part of the buffer; 0 only after the last promised byte. Raises Unreachable if the stream ends early."""
 
     def close(self) -> None:
         """Free the connection. May be called from another thread, which ends a pending `readinto`."""

@@ -69,7 +69,7 @@ def comparison(
 
 
 def windows(source: Path, text: Calibration) -> Iterator[list[int]]:
-    """The text's token ids, WINDOW at a time. Raises InvalidInput for a text that is too short."""
+    """The text's token ids, WINDOW at a time. Raises InvalidInput for text that is too short."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     ids: list[int] = tokenizer("\n\n".join(text.samples), add_special_tokens=False)["input_ids"]
     if len(ids) < MIN_TOKENS:

@@ -53,7 +53,7 @@ def load_evaluation(path: Path | None = None) -> Calibration:
 
 
 def parse_samples(data: bytes, suffix: str) -> Calibration:
-    """The paragraphs of a text, or from JSON lines each line's `text` or the contents of its `messages`.
+    """The paragraphs of plain text, or from JSON lines each line's `text` or the contents of its `messages`.
 
     Raises InvalidInput when there is no text.
     """

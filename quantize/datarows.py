@@ -30,7 +30,7 @@ def sample_text(row: Any) -> str | None:
 
 
 def read_texts(path: Path, limit: int) -> list[str]:
-    """The first `limit` non-empty texts of a Parquet file.
+    """The first `limit` rows with text of a Parquet file.
 
     Raises NotFound; InvalidInput for another kind of file or other columns; EngineMissing without pyarrow.
     """

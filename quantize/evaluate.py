@@ -77,7 +77,7 @@ def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> N
 def compare(
     source: Path, quantized: Path, plan: Plan, text: Calibration, evaluator: Evaluator
 ) -> Comparison:
-    """Compare `quantized`, made from `source` by `plan`, on a text. Raises EngineFailed."""
+    """Compare `source` with `quantized`, which `plan` made from it, on `text`. Raises EngineFailed."""
     # The result comes in a file: libraries write to stdout, so that can't be parsed.
     with tempfile.TemporaryDirectory(prefix="evaluate-") as name:
         scratch = Path(name)

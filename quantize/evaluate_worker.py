@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Comparison:
-    """Compare. Raises InvalidInput for a text that is too short, and the libraries' own errors."""
+    """Compare. Raises InvalidInput for text that is too short, and the libraries' own errors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     # Weights in the source's own names and shapes: transformers then needs to know no quantized format.

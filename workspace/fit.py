@@ -222,7 +222,7 @@ def _computed(facts: ModelFacts, hardware: Hardware) -> ModelFacts:
 
 
 def _unsplittable(facts: ModelFacts, demand: Demand, gpus: int) -> str | None:
-    """Why vLLM doesn't start with so many GPUs; None if it does, or if the record doesn't know."""
+    """Why vLLM doesn't start with this number of GPUs; None if it does, or if the record doesn't say."""
     sizes, size = facts.tensor_parallel_sizes, gpus // demand.groups
     # With expert parallelism, experts stay whole, so more sizes than the record's work.
     if not gpus or not sizes or demand.expert_parallel or size in sizes:

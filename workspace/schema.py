@@ -319,7 +319,7 @@ class Rollout(Strict):
     )
     restarted_at: NonEmpty | None = Field(
         default=None,
-        description="Change it to roll out the same spec again, with tags resolved anew.",
+        description="Change it to roll out the same spec again, with tags resolved again.",
     )
 
 

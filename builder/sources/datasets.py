@@ -99,7 +99,7 @@ def _chosen(reference: DatasetReference, files: list[str]) -> str:
             return only[0]
     listed = f"It has {', '.join(texts[:10])}." if texts else f"Choose one with {_known()} files."
     if reference.path is None:
-        what = "has several texts" if texts else "has no text that can be used"
+        what = "has several files of text" if texts else "has no file of text"
         raise InvalidInput(
             f"{reference} {what}", hint=f"Name a file. {listed}" if texts else listed
         )
@@ -107,7 +107,7 @@ def _chosen(reference: DatasetReference, files: list[str]) -> str:
         raise NotFound(f"{reference}: no such file in the dataset", hint=listed)
     if reference.path not in texts:
         raise InvalidInput(
-            f"{reference} is not {_known()}", hint="Convert it to JSON lines with a text each."
+            f"{reference} is not {_known()}", hint="Convert it to JSON lines, each with a `text`."
         )
     return reference.path
 

@@ -103,7 +103,7 @@ _BUCKETS: Final = (S3, GS)
 
 
 def open_bucket(address: str, environment: Mapping[str, str]) -> ModelSource | None:
-    """The source of a bucket's address; None for an address that is none."""
+    """The source of a bucket's address; None for any other address."""
     return open_source(address, environment) if address.startswith(_BUCKETS) else None
 
 

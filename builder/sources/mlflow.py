@@ -282,4 +282,4 @@ def _error(what: str, status: int, error: Exception) -> WeightyardError:
         return Unreachable(
             f"MLflow failed at {what}: {reason}", hint="Check the network and MLFLOW_TRACKING_URI."
         )
-    return InvalidInput(f"MLflow can't be asked for {what}: {reason}", hint="Check the address.")
+    return InvalidInput(f"MLflow can't be used for {what}: {reason}", hint="Check the address.")

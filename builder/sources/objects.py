@@ -26,7 +26,7 @@ from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, InvalidInput, NotFound, Unreachable
 from modelimage.ranges import ByteRange
 
-# One file is read by so many threads; several files are fetched concurrently.
+# Threads that read one file; several files are fetched concurrently.
 READERS: Final = 8
 # At most _AHEAD + 1 ranges of `ahead_size` bytes are in memory per file.
 _AHEAD: Final = 2
@@ -110,7 +110,7 @@ class ObjectStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ObjectSettings:
-    """Sizes of ranges in bytes; `pause` waits some seconds before a broken read is continued."""
+    """Sizes of ranges in bytes; `pause` waits before a broken read is continued, for a number of seconds."""
 
     part_size: int = 32 << 20
     ahead_size: int = 8 << 20
@@ -313,7 +313,7 @@ class ObjectSource:
     def _damaged(self, wanted: StoredObject) -> InvalidCheckpoint:
         return InvalidCheckpoint(
             f"the bytes of {wanted.key!r} don't have the checksum that {self._reference.bucket} states",
-            hint="Build again: they are fetched anew.",
+            hint="Build again: the object is fetched from its beginning.",
         )
 
     def _place(self, wanted: StoredObject, path: str) -> Path:

@@ -85,7 +85,7 @@ class PartFile:
                 yield data
 
     def forget(self) -> None:
-        """Take back the marks of all parts, so that the next fetch begins anew."""
+        """Take back the marks of all parts, so that the next fetch starts over."""
         with writing(self._path), self._lock:
             self._finished = bytearray(len(self._finished))
             os.pwrite(self._done, self._finished, 0)

@@ -347,7 +347,7 @@ class Downloads:
         with self._lock:
             for download in downloads:
                 name = (store.paths.root, identity(download.file))
-                # A committed file may have been claimed anew since; that entry is another pull's.
+                # A committed file may have been claimed again since; that entry is another pull's.
                 if self._running.get(name) is download:
                     del self._running[name]
         # After the removal: a pull woken by it may claim the file again immediately.

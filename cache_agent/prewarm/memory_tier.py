@@ -18,7 +18,7 @@ _ENOUGH: Final = 0.95
 # A read measures the disk only if at most this share was in memory before, and at least this many bytes were read.
 _COLD: Final = 0.1
 _TELLING: Final = 64 << 20
-# A model that the kernel evicted is tried again after so many seconds, because memory is short.
+# A model that the kernel evicted is left alone for this long, because memory is short.
 REST_SECONDS: Final = 600.0
 
 

@@ -39,7 +39,7 @@ def folder_of(path: Path | None, root: Path) -> DirectorySource:
 
 
 def node_facts() -> NodeFacts:
-    """Facts about this machine: architecture, kernel, agent version, and memory in bytes, in whole MiB."""
+    """Facts about this machine: architecture, kernel, agent version, and memory in bytes, rounded down to whole MiB."""
     try:
         agent = version("weightyard")
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
 """Plans the actions that bring a node to its desired state. Pure and deterministic.
 
-Every call decides everything anew from its input. Repeated plans converge to one without actions. Desired models are
+Every call decides everything from its input alone. Repeated plans converge to one without actions. Desired models are
 served by priority, then by name. Models that are leased, pinned by hand or desired with at least the same priority are
 never evicted for one.
 """

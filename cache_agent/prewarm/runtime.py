@@ -14,7 +14,7 @@ from cache_agent.prewarm.attempts import failure_of
 from cache_agent.prewarm.values import RuntimeImage
 from modelimage.errors import WeightyardError
 
-# An image counts as present for so long; then it is checked again, because kubelet removes unused images.
+# An image counts as present for this long. Then it is checked again, because kubelet removes unused images.
 _PRESENT_SECONDS: Final = 600.0
 
 

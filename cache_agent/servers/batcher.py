@@ -37,7 +37,7 @@ class _Call(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Runs one call for all concurrent callers with the same key. A caller that comes after the result starts anew."""
+    """Runs one call for all concurrent callers with the same key. A later caller starts another."""
 
     def __init__(self, executor: BlockingExecutor, window: BatchWindow | None = None) -> None:
         self._executor, self._window = executor, window or BatchWindow()

@@ -19,7 +19,7 @@ class SharedPulls:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def join(self, key: Hashable, request: PullRequest) -> Pull:
-        """The running pull of a key; started if there is none. One that ended is started anew."""
+        """The running pull of a key; started if there is none. One that has ended is started again."""
         # Looked up and started under one lock, or two requests could both start a pull.
         with self._lock:
             for each, pull in list(self._pulls.items()):

@@ -86,7 +86,7 @@ class Recoverer:
                 try:
                     journals.append(read_claims(path))
                 except (InvalidImage, DiskFailed) as error:
-                    # Without its journal a pull starts anew; its partials are removed below.
+                    # Without its journal a pull starts over; its partials are removed below.
                     done.notes.append(f"dropped an unreadable journal: {error}")
                     self.disk.unlink(path)
         claimed = {name for journal in journals for name in journal.partials}

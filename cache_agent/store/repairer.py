@@ -128,7 +128,7 @@ class StoreRepairer:
         # Outside the lock: this reads every model's record.
         suspects = [key for key in self.ledger.model_keys() if not self._is_whole(key)]
         with self.ledger.exclusive():
-            # Again: a suspect may have been leased, removed or pulled anew meanwhile.
+            # Again: a suspect may have been leased, removed or pulled again meanwhile.
             broken = [key for key in suspects if self._is_idle(key) and not self._is_whole(key)]
             with self.ledger.transaction():
                 for key in broken:

@@ -18,7 +18,7 @@ from modelimage.registry.upload import ChunkRefused, Outgoing, Session, Tally, U
 from modelimage.registry.upload_state import UploadNote, UploadStates
 from modelimage.repository import BlobContent, StreamedContent
 
-# Per blob: a registry that loses so many sessions won't accept it.
+# Per blob: a registry that has lost this many sessions won't accept it.
 _MAX_RESTARTS: Final = 3
 # The aim for the duration of a chunk, and so for the work that a killed process loses.
 _CHUNK_SECONDS: Final = 2.0

@@ -101,7 +101,7 @@ class Response(Protocol):
         """A header by case-insensitive name; several of the same name are joined by ', '."""
 
     def read(self, limit: int) -> bytes:
-        """The whole body. Raises RemoteRefused above `limit` bytes, Unreachable if the connection breaks off."""
+        """The whole body. Raises RemoteRefused above `limit` bytes, Unreachable if the connection is lost."""
 
     def stream(self, length: int) -> BlobStream:
         """Stream the body, which must have `length` bytes."""

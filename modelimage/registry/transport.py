@@ -247,7 +247,7 @@ class SocketStream:
         with self._reading, network_errors(self._origin):
             count = 0 if self._closed else self._read(buffer[: self._left])
         if not count:
-            reason = "was closed" if self._closed else "broke off"
+            reason = "was closed" if self._closed else "was cut off"
             raise Unreachable(
                 f"the transfer from {self._origin} {reason} with {self._left} bytes left",
                 hint="Try again: the received bytes are kept.",

@@ -1,7 +1,7 @@
 """Collects the quantized tensors from another engine's output, and nothing else.
 
 Engines write temporary paths, dates and versions into their results, rename files and change tensors that should stay
-as published. So the result is assembled anew: planned shards and names, and unquantized tensors from the source, byte
+as published. So the result is assembled again: planned shards and names, and unquantized tensors from the source, byte
 by byte. Only a method that rescales (AWQ, SmoothQuant) has reason to change more, namely the norms before the matrices:
 then those come from its output too.
 """

@@ -114,10 +114,10 @@ def test_a_revision_and_a_file(hub: Hub, unique_name: UniqueName, tmp_path: Path
 @pytest.mark.parametrize(
     ("files", "path", "kind", "words"),
     [
-        (["a.jsonl", "b.txt"], "", InvalidInput, "several texts"),
-        (["a.arrow"], "", InvalidInput, "no text"),
+        (["a.jsonl", "b.txt"], "", InvalidInput, "several files of text"),
+        (["a.arrow"], "", InvalidInput, "no file of text"),
         (["a.arrow"], "/a.arrow", InvalidInput, "is not"),
-        (["train.jsonl", "en/train.jsonl"], "", InvalidInput, "several texts"),
+        (["train.jsonl", "en/train.jsonl"], "", InvalidInput, "several files of text"),
         (["a.jsonl"], "/b.jsonl", NotFound, "no such file"),
     ],
 )

@@ -82,7 +82,7 @@ Json = dict[str, Any]
     "timeout_seconds",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Seconds to --wait; by default without limit.",
+    help="Limit for --wait, in seconds; none by default.",
 )
 @click.option(
     "--remove",

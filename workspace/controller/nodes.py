@@ -76,7 +76,7 @@ class KubeNode:
 
 
 def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> list[KubeNode]:
-    """Nodes that could run a replica with so many GPUs, sorted by name."""
+    """Nodes that could run a replica with `gpus` GPUs, sorted by name."""
     accepted = tolerations(resources, gpus=gpus)
     return sorted(
         (

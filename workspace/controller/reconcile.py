@@ -1,6 +1,6 @@
 """Decides what to do from an observation. Pure: the same decision for the same observation, at any time.
 
-Every call decides everything anew. Nothing is kept between calls except in the API server, so a crash between two
+Every call decides everything again. Nothing is kept between calls except in the API server, so a crash between two
 writes is just another observation.
 """
 

@@ -1,7 +1,7 @@
 """The built-in autoscaler's loop: reads the load of each Workspace's servers and sets the replicas to run.
 
-`workspace.scaler` decides; the runner writes to the cluster. History is in memory: after a restart the windows start
-anew, which only delays.
+`workspace.scaler` decides; the runner writes to the cluster. History is in memory: after a restart the windows begin
+again, which only delays.
 """
 
 from __future__ import annotations

@@ -122,7 +122,9 @@ class KubeClient:
             asyncio.IncompleteReadError,
             ValueError,
         ) as error:
-            raise Unreachable(f"the API server broke off {call}: {error!r}") from error
+            raise Unreachable(
+                f"the connection to the API server was lost during {call}: {error!r}"
+            ) from error
 
     async def call(
         self, method: str, path: str, body: Json | str | None = None, *,

@@ -67,9 +67,9 @@ class ClusterSource:
         self.models = ModelListener(self)
         self.node = NodeListener(self)
 
-    def put_models(self, documents: Sequence[Json], *, anew: bool = False) -> None:
-        """Add new or changed documents. `anew`: they replace all earlier ones."""
-        if anew or self._models is None:
+    def put_models(self, documents: Sequence[Json], *, replace: bool = False) -> None:
+        """Add new or changed documents. `replace`: they take the place of all earlier ones."""
+        if replace or self._models is None:
             self._models, self._problems = {}, {}
             changed = True
         else:
@@ -144,7 +144,7 @@ class ModelListener:
     wanted: ClusterSource
 
     def replace(self, documents: list[Json]) -> None:
-        self.wanted.put_models(documents, anew=True)
+        self.wanted.put_models(documents, replace=True)
 
     def put(self, document: Json) -> None:
         self.wanted.put_models([document])
