@@ -131,6 +131,8 @@ class _Counted:
     def write(self, data: bytes) -> None:
         # A server that ignores ranges would send the whole object, or its beginning in place of the middle.
         if len(data) > self.left:
-            raise RemoteRefused(f"Google Cloud Storage sent another range of {self._what}")
+            raise RemoteRefused(
+                f"Google Cloud Storage sent a different range of {self._what} than requested"
+            )
         self.left -= len(data)
         self._write(data)

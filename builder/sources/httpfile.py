@@ -60,5 +60,5 @@ class HttpFile:
             return
         response.discard()
         if response.status in (200, 206):
-            raise RemoteRefused(f"{self.url} gives another range than was asked for")
+            raise RemoteRefused(f"{self.url} answered with a different range than requested")
         raise refusal(self.url, response.status)

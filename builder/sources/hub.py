@@ -193,7 +193,7 @@ def mapped_errors(reference: object, path: str = "") -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise InvalidInput(f"no name on the Hub: {reference}") from error
+        raise InvalidInput(f"not a name on the Hub: {reference}") from error
     except HfHubHTTPError as error:
         raise _http_error(what, error) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError) as error:

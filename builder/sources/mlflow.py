@@ -201,7 +201,7 @@ class _ArtifactSource:
                 size = got.stat().st_size
                 if size != file.size:
                     raise Unreachable(
-                        f"{file.path!r} came with {size} of {file.size} bytes", hint="Try again."
+                        f"{file.path!r} ended after {size} of {file.size} bytes", hint="Try again."
                     )
                 got.rename(path)
         finally:

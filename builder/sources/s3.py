@@ -98,7 +98,7 @@ class S3Objects:
             # The range is checked before the first byte: these bytes have no digest until the whole file is there.
             told = parse_content_range(answer.get("ContentRange", ""))
             if told != (span, wanted.size):
-                raise RemoteRefused(f"S3 sent another range of {where} than {span.header}")
+                raise RemoteRefused(f"S3 sent a different range of {where} than {span.header}")
             left = len(span)
             while left:
                 with mapped(where):

@@ -64,7 +64,7 @@ class Window(Strict):
         if self.start == self.end:
             raise ValueError("start and end must differ")
         if len(set(self.days)) != len(self.days):
-            raise ValueError("days has a day twice")
+            raise ValueError("days lists a day twice")
         return self
 
 

@@ -196,7 +196,7 @@ async def open_servers(
 async def _open_peers(node: Node, options: PeerServer, stack: AsyncExitStack) -> Address:
     peers = node.peers
     if peers is None:
-        raise InvalidInput("peers are to be answered, but the node has none")
+        raise InvalidInput("the peers server needs a peers tier, which the settings don't have")
     offers = ServableChunks(
         node.store,
         node.downloads,

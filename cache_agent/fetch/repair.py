@@ -97,7 +97,7 @@ class NodeRepairer:
         """
         image = parse_image(origin.image)
         if not isinstance(image, RegistryReference | LayoutReference):
-            raise NotFound(f"{origin.image} can't be fetched from")
+            raise NotFound(f"{origin.image} can't be fetched again")
         reader = self.open_reader(image)
         if isinstance(record, DerivedRecord):
             resolved, whole = resolve_derived(reader, record, origin)

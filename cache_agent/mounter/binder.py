@@ -121,7 +121,7 @@ def _shown(parent: int, target: VolumeTarget) -> Digest | None:
             return None
         key = shown_key(place)
     if key is None:
-        raise InvalidInput(f"what is mounted at the volume of pod {target.pod} is no model")
+        raise InvalidInput(f"what is mounted at the volume of pod {target.pod} isn't a model")
     return key
 
 

@@ -58,7 +58,7 @@ def shown_at(target: Path) -> Digest | None:
     except NotFound:
         return None
     if key is None:
-        raise InvalidInput(f"what is mounted at {target} is no model", hint="Use umount(8).")
+        raise InvalidInput(f"what is mounted at {target} isn't a model", hint="Use umount(8).")
     return key
 
 

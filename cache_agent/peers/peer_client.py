@@ -136,7 +136,7 @@ class PeerClient:
         with self._get(peer, request, self.stall) as response:
             got = parse_content_range(response.header("Content-Range") or "")
             if response.status != 206 or got is None or got[0] != wanted:
-                raise RemoteRefused(f"peer {peer} answered another range than requested")
+                raise RemoteRefused(f"peer {peer} answered with a different range than requested")
             stream: SocketStream = response.stream(len(wanted))
             try:
                 yield stream

@@ -72,7 +72,7 @@ class HubSource:
         got = parse_content_range(response.header("Content-Range") or "")
         if response.status != 206 or got is None or got[0] != piece.range:
             response.discard()
-            raise RemoteRefused(f"{self.name} answered another range than was asked for")
+            raise RemoteRefused(f"{self.name} answered with a different range than requested")
         with contextlib.closing(response.stream(len(piece.range))) as stream:
             yield stream
 

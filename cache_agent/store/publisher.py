@@ -45,7 +45,7 @@ class Publisher:
             # The record contradicts itself: no later pull of it can use these chunks.
             partial.discard()
             raise DigestMismatch(
-                f"{file.path}: the record promises {file.digest}, the bytes are {computed}",
+                f"{file.path}: the record states {file.digest}, the bytes are {computed}",
                 hint=_HINT,
             )
         # Before the rename: a name in `files/` promises verified, durable bytes.

@@ -379,7 +379,7 @@ def _promised(response: Response, descriptor: Descriptor, wanted: ByteRange | No
             or got[0] != wanted
             or got[1] not in (None, descriptor.size)
         ):
-            raise RemoteRefused(f"{what} has another range than requested")
+            raise RemoteRefused(f"{what} has a different range than requested")
     length = response.header("Content-Length")
     if length is not None and length != str(expected):
         raise RemoteRefused(f"{what} has {length} bytes instead of {expected}")

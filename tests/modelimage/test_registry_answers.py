@@ -90,9 +90,9 @@ def test_a_manifest_longer_than_said_or_than_allowed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "says"),
     [
-        (206, {}, "another range"),
-        (206, {"Content-Range": "bytes 0-9/100"}, "another range"),
-        (206, {"Content-Range": "bytes 10-19/99"}, "another range"),
+        (206, {}, "a different range"),
+        (206, {"Content-Range": "bytes 0-9/100"}, "a different range"),
+        (206, {"Content-Range": "bytes 10-19/99"}, "a different range"),
         (206, {"Content-Range": "bytes 10-19/100", "Content-Length": "9"}, "9 bytes instead of 10"),
         (206, {"Content-Range": "bytes 10-19/100", "Content-Encoding": "gzip"}, "encoded"),
         (200, {"Content-Length": "100"}, "whole blob"),

@@ -114,7 +114,7 @@ def pick(kept: list[Revision], number: int | None) -> Revision:
         found = next((each for each in kept if each.number == number), None)
         if found is None:
             numbers = ", ".join(str(each.number) for each in kept) or "none"
-            raise NotFound(f"no revision {number} is kept; kept are: {numbers}")
+            raise NotFound(f"revision {number} isn't kept; these are: {numbers}")
         return found
     # The newest is the one that runs or rolls out now, so going back means the one before it.
     if len(kept) < 2:

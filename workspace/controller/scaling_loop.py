@@ -240,12 +240,12 @@ async def _page(session: aiohttp.ClientSession, url: str) -> str:
             if answer.status != 200:
                 raise RemoteRefused(f"{url} answers {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
-                raise RemoteRefused(f"{url} answers compressed although that was declined")
+                raise RemoteRefused(f"{url} sent a compressed answer that wasn't requested")
             data = bytearray()
             async for chunk in answer.content.iter_any():
                 data += chunk
                 if len(data) > _PAGE_BYTES:
-                    raise RemoteRefused(f"{url} answers more than {_PAGE_BYTES} bytes")
+                    raise RemoteRefused(f"the answer of {url} is longer than {_PAGE_BYTES} bytes")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"{url} doesn't answer: {error}") from error
     return data.decode(errors="replace")

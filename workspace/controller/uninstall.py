@@ -145,7 +145,7 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
         except Conflict:
             continue  # changed in between: read it again
         return changed
-    raise Conflict(f"node {name} is changed by others all the time", hint="Try again.")
+    raise Conflict(f"node {name} keeps being changed by others", hint="Try again.")
 
 
 async def _all(api: KubernetesApi, kind: str) -> list[Json]:

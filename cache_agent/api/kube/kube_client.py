@@ -143,7 +143,7 @@ class KubeClient:
         try:
             found = json.loads(text)
         except ValueError as error:  # a proxy or load balancer may return a page that isn't JSON
-            raise Unreachable(f"the API server doesn't answer {call} with JSON: {error}") from error
+            raise Unreachable(f"the API server's answer to {call} isn't JSON: {error}") from error
         return found if isinstance(found, dict) else {}
 
     async def _send(

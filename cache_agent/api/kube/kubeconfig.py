@@ -70,7 +70,7 @@ def default_connection(environ: Mapping[str, str] = os.environ) -> Connection:
     home = Path(environ.get("HOME", "/")) / ".kube" / "config"
     if not home.exists():
         raise NotFound(
-            "this is no pod and there is no kubeconfig",
+            "this isn't a pod, and there is no kubeconfig",
             hint="Set KUBECONFIG to the path of one, or run `kubectl config view` to see what kubectl uses.",
         )
     return from_kubeconfig([home], programs=True, environ=environ)

@@ -94,7 +94,7 @@ class HubUpstream:
         # A server that ignores Range would put the file's beginning into the middle of it.
         if response.status != 206 or got is None or got[0] != wanted:
             response.discard()
-            raise RemoteRefused(f"{self.endpoint} answered another range than requested")
+            raise RemoteRefused(f"{self.endpoint} answered with a different range than requested")
         with contextlib.closing(response.stream(len(wanted))) as opened:
             yield opened
 
@@ -104,7 +104,7 @@ class HubUpstream:
         try:
             document = json.loads(response.read(_MAX_JSON))
         except (ValueError, RecursionError) as error:
-            raise RemoteRefused(f"{self.endpoint} answered with no JSON") from error
+            raise RemoteRefused(f"{self.endpoint} didn't answer with JSON") from error
         following = urljoin(url, link[1]) if link else None
         # The next page is requested with the caller's token, which no other host may get.
         if following is not None and WebOrigin.parse(following) != WebOrigin.parse(self.endpoint):

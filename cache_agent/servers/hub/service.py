@@ -227,7 +227,7 @@ class HubService:
         data = self.upstream.read(listing.repo, listing.commit, file.path, caller, file.size)
         # Cached under the object id for all callers, so it must be verified first.
         if git_oid(data) != file.oid:
-            raise Unreachable(f"{file.path} arrived with other bytes than the Hub lists")
+            raise Unreachable(f"{file.path} arrived with bytes that differ from the Hub's listing")
         scope, digest = f"hub:{listing.repo}", Digest.of(data)
         described = Descriptor("application/octet-stream", digest, len(data))
         self.manifest_cache.keep(scope, [(described, data)], {f"blob:{file.oid}": digest})

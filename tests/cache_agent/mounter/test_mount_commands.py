@@ -69,11 +69,11 @@ def test_what_is_in_the_way_is_left_alone(tmp_root: Path, image: str) -> None:
     (target / "mine").write_text("mine")
     with pytest.raises(ServerFailed, match="isn't empty"):
         in_a_namespace(tmp_root / "store", f"wy mount {image} {target}")
-    with pytest.raises(ServerFailed, match="is no model"):
+    with pytest.raises(ServerFailed, match="isn't a model"):
         in_a_namespace(
             tmp_root / "store", f"mount -t tmpfs tmpfs {target}", f"wy mount {image} {target}"
         )
-    with pytest.raises(ServerFailed, match="is no model"):
+    with pytest.raises(ServerFailed, match="isn't a model"):
         in_a_namespace(tmp_root / "store", f"mount -t tmpfs tmpfs {target}", f"wy umount {target}")
     with pytest.raises(ServerFailed, match="no model is mounted"):
         in_a_namespace(tmp_root / "store", f"wy umount {target}")

@@ -74,7 +74,7 @@ def test_status_shows_the_conditions(cluster: Cluster, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["undo", NAME, "--to-revision", "9"], 3, "kept are: 1, 2"),
+        (["undo", NAME, "--to-revision", "9"], 3, "these are: 1, 2"),
         (["status", "nobody"], 3, "nobody"),
         (["undo", "nobody"], 2, "no version before"),
     ],
