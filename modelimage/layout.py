@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,13 +23,21 @@ from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound
 from modelimage.filestream import FileStream
+from modelimage.layout_index import (
+    INDEX,
+    entries_of,
+    index_bytes,
+    listed,
+    pick_entry,
+    retagged,
+    tag_of,
+    without_tag,
+)
 from modelimage.ranges import ByteRange
-from modelimage.reference import DEFAULT_TAG
 from modelimage.referrers import described_referrer, fallback_tag, subject_of
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, StreamedContent
 
 _MARKER: Final = "oci-layout"
-_INDEX: Final = "index.json"
 _LOCK: Final = ".lock"
 _VERSION: Final = "1.0.0"
 _MANIFEST_TYPES: Final = mediatypes.INDEX_TYPES | mediatypes.MANIFEST_TYPES
@@ -83,7 +91,7 @@ class Layout:
         entries = self._read_entries()
         if ":" in name:
             return self._resolve_digest(Digest.parse(name), entries)
-        return _without_tag(_pick_entry(entries, name, self.path))
+        return without_tag(pick_entry(entries, name, self.path))
 
     def manifest(self, descriptor: Descriptor) -> bytes:
         """A manifest's verified bytes. Raises NotFound, DigestMismatch, and InvalidImage above 16 MiB."""
@@ -108,18 +116,18 @@ class Layout:
 
     def tags(self) -> list[str]:
         """All tags, sorted."""
-        return sorted({tag for entry in self._read_entries() if (tag := _tag(entry)) is not None})
+        return sorted({tag for entry in self._read_entries() if (tag := tag_of(entry)) is not None})
 
     def referrers(self, subject: Digest) -> list[Descriptor]:
         """The manifests that refer to a subject: those in index.json, and those under the fallback tag."""
         found: dict[Digest, Descriptor] = {}
         for entry in self._read_entries():
-            listed = _without_tag(entry)
+            listed = without_tag(entry)
             document = canonical.parse(self.manifest(listed), what=f"manifest {listed.digest}")
             if subject_of(document) == subject:
                 found[listed.digest] = described_referrer(listed, document)
             # Other tools may have written a fallback index into the layout.
-            elif _tag(entry) == fallback_tag(subject):
+            elif tag_of(entry) == fallback_tag(subject):
                 found.update({each.digest: each for each in referenced(document)})
         return list(found.values())
 
@@ -203,17 +211,17 @@ class Layout:
                 ingest.write(data)
                 ingest.commit(descriptor.digest)
         if tag is not None:
-            self._edit_index(lambda entries: _retagged(entries, descriptor, tag))
+            self._edit_index(lambda entries: retagged(entries, descriptor, tag))
         elif "subject" in document:
             # A referrer has no tag and no parent: only index.json leads to it.
             referrer = described_referrer(descriptor, document)
-            self._edit_index(lambda entries: _listed(entries, referrer))
+            self._edit_index(lambda entries: listed(entries, referrer))
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the blobs stay. Raises NotFound."""
         if tag not in self.tags():
             raise NotFound(f"no tag {tag!r} in {self.path}")
-        self._edit_index(lambda entries: [each for each in entries if _tag(each) != tag])
+        self._edit_index(lambda entries: [each for each in entries if tag_of(each) != tag])
 
     def unlist(self, digest: Digest) -> None:
         """Remove a manifest and its tags from index.json; no error if it isn't listed."""
@@ -252,8 +260,8 @@ class Layout:
         with durable.writing(self.path):
             durable.make_directories(self._blobs)
             with self._lock():
-                if not (self.path / _INDEX).exists():
-                    durable.write_file(self.path / _INDEX, _index_bytes({}, []))
+                if not (self.path / INDEX).exists():
+                    durable.write_file(self.path / INDEX, index_bytes({}, []))
                 # The marker comes last: it makes the directory a layout, so readers never see one without index.json.
                 if not (self.path / _MARKER).exists():
                     marker = canonical.to_bytes({"imageLayoutVersion": _VERSION})
@@ -281,28 +289,28 @@ class Layout:
             ) from error
         if version.get("imageLayoutVersion") != _VERSION:
             raise InvalidImage(f"{marker}: not a layout of version {_VERSION}")
-        path = self.path / _INDEX
+        path = self.path / INDEX
         with durable.reading(path):
             return canonical.parse(path.read_bytes(), what=str(path))
 
     def _read_entries(self) -> list[dict[str, Any]]:
-        return _entries(self._read_index(), self.path)
+        return entries_of(self._read_index(), self.path)
 
     def _edit_index(self, edit: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         self._prepare()
         # Read, changed and replaced under the lock: several processes may push to one layout.
-        with durable.writing(self.path / _INDEX), self._lock():
+        with durable.writing(self.path / INDEX), self._lock():
             index = self._read_index()
-            entries = _entries(index, self.path)
+            entries = entries_of(index, self.path)
             edited = edit(entries)
             # Not rewritten without a change: readers and backups would see a new file for nothing.
             if edited != entries:
-                durable.write_file(self.path / _INDEX, _index_bytes(index, edited))
+                durable.write_file(self.path / INDEX, index_bytes(index, edited))
 
     def _resolve_digest(self, digest: Digest, entries: Iterable[dict[str, Any]]) -> Descriptor:
         for entry in entries:
             if entry.get("digest") == str(digest):
-                return _without_tag(entry)
+                return without_tag(entry)
         # A child of an index isn't listed in index.json: its media type comes from its own bytes.
         data = self._read_blob(digest)
         media_type = canonical.parse(data, what=f"manifest {digest}").get("mediaType")
@@ -327,75 +335,6 @@ def referenced(document: dict[str, Any]) -> list[Descriptor]:
         if document.get(member):
             found += descriptors(document, member, what="the manifest")
     return found
-
-
-def _entries(index: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    entries = index.get("manifests")
-    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
-        raise InvalidImage(f"{path / _INDEX}: no list of manifests")
-    return entries
-
-
-def _tag(entry: dict[str, Any]) -> str | None:
-    annotations = entry.get("annotations")
-    tag = annotations.get(mediatypes.ANNOTATION_REF_NAME) if isinstance(annotations, dict) else None
-    return tag if isinstance(tag, str) else None
-
-
-def _pick_entry(entries: Sequence[dict[str, Any]], tag: str, path: Path) -> dict[str, Any]:
-    """The entry with a tag. Some tools write a whole reference as ref.name: its tag matches too."""
-    exact = [entry for entry in entries if _tag(entry) == tag]
-    found = exact or [entry for entry in entries if (_tag(entry) or "").endswith(f":{tag}")]
-    # Many tools write a single image without a tag; `latest` then means that image.
-    if not found and tag == DEFAULT_TAG and len(entries) == 1 and _tag(entries[0]) is None:
-        found = list(entries)
-    if not found:
-        held = ", ".join(sorted({_tag(entry) or "(untagged)" for entry in entries})) or "nothing"
-        raise NotFound(f"no tag {tag!r} in {path}", hint=f"It holds: {held}.")
-    # Repeated entries of one manifest are harmless; different manifests under one tag are ambiguous.
-    if len({entry.get("digest") for entry in found}) > 1:
-        raise InvalidImage(
-            f"several manifests in {path} are tagged {tag!r}", hint="Name one by its digest."
-        )
-    return found[0]
-
-
-def _without_tag(entry: dict[str, Any]) -> Descriptor:
-    named = Descriptor.from_json(entry)
-    annotations = {
-        key: value
-        for key, value in named.annotations.items()
-        if key != mediatypes.ANNOTATION_REF_NAME
-    }
-    return Descriptor(
-        named.media_type,
-        named.digest,
-        named.size,
-        annotations=annotations,
-        platform=named.platform,
-        artifact_type=named.artifact_type,
-    )
-
-
-def _retagged(
-    entries: list[dict[str, Any]], descriptor: Descriptor, tag: str
-) -> list[dict[str, Any]]:
-    entry = descriptor.to_json()
-    entry["annotations"] = {**descriptor.annotations, mediatypes.ANNOTATION_REF_NAME: tag}
-    # An unchanged list is returned as it is, so that the caller doesn't rewrite index.json.
-    kept = [each for each in entries if _tag(each) != tag]
-    return [*kept, entry] if entry not in entries else entries
-
-
-def _listed(entries: list[dict[str, Any]], descriptor: Descriptor) -> list[dict[str, Any]]:
-    if any(each.get("digest") == str(descriptor.digest) for each in entries):
-        return entries
-    return [*entries, descriptor.to_json()]
-
-
-def _index_bytes(index: dict[str, Any], entries: list[dict[str, Any]]) -> bytes:
-    defaults = {"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX}
-    return canonical.to_bytes({**defaults, **index, "manifests": entries})
 
 
 def _damaged(digest: Digest, path: Path) -> DigestMismatch:
