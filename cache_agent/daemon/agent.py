@@ -37,12 +37,12 @@ from cache_agent.observability.events import Broadcast
 from cache_agent.observability.log_lines import JsonLog
 from cache_agent.observability.traces import open_traces
 from cache_agent.servers.control import ControlApi
+from cache_agent.servers.csi.mount_client import MounterClient
 from cache_agent.servers.csi.pod_events import PodEvents
+from cache_agent.servers.listener import serve_control
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import Busy, WeightyardError
-
-SHUTDOWN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,26 +140,26 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, opening.reload)
     executor = BlockingExecutor()
-    health = Health(node.store, {"maintenance": node.maintenance.problem})
-    observe = ObserveApi(executor, health, metrics)
+    parts: dict[str, Callable[[], str | None]] = {"maintenance": node.maintenance.problem}
+    if config.servers.csi is not None:
+        parts["mounter"] = MounterClient(config.servers.csi.mounter).problem
+    health = Health(node.store, parts)
+    # Threads of its own: a long check of the store, asked for by a command, must not look like a dead agent.
+    observing = BlockingExecutor(2)
+    observe = ObserveApi(observing, health, metrics)
     async with AsyncExitStack() as stack:
         stack.callback(executor.close)
+        stack.callback(observing.close)
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
         api = ControlApi(control_service(node, status), executor, observe)
-        runner = web.AppRunner(
-            api.application(),
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=SHUTDOWN_SECONDS,
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
+        sockets = []
         for store in node.store.stores:  # so that a command finds the agent by any of its roots
-            path = store.paths.socket
-            await web.SockSite(runner, listen(path)).start()
-            stack.callback(path.unlink, missing_ok=True)
-        port = await _listen_loopback(runner, config.port)
+            sockets.append(listen(store.paths.socket))
+            stack.callback(store.paths.socket.unlink, missing_ok=True)
+        loopback = None if config.port is None else _listen_loopback(config.port)
+        port = None if loopback is None else int(loopback.getsockname()[1])
+        await serve_control(stack, api.application(), [*sockets, *([loopback] if loopback else [])])
         opened = await opening.servers(stack, observe.application())
         socket_path = str(node.store.first.paths.socket)
         ready(AgentAddresses(socket_path, port, len(node.store.models.all()), opened))
@@ -178,18 +178,16 @@ def settle_memory() -> None:
     gc.freeze()
 
 
-async def _listen_loopback(runner: web.AppRunner, port: int | None) -> int | None:
-    if port is None:
-        return None
+def _listen_loopback(port: int) -> socket.socket:
     server = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         server.bind(("127.0.0.1", port))
+        server.listen(64)
     except OSError as error:
         server.close()
         raise Busy(
             f"can't listen on 127.0.0.1:{port}: {error.strerror}", hint="Choose another --port."
         ) from error
     server.setblocking(False)
-    await web.SockSite(runner, server).start()
-    return int(server.getsockname()[1])
+    return server

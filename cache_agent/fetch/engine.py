@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from cache_agent.errors import Cancelled
@@ -20,7 +21,7 @@ from cache_agent.fetch.limiter import WINDOW_SECONDS, ConcurrencyLimiter
 from cache_agent.fetch.range_planner import BUNDLE_BYTES, RangeRequest
 from cache_agent.sources.source import RetryLater
 from cache_agent.sources.throttle import Throttle
-from modelimage.errors import Unreachable, WeightyardError
+from modelimage.errors import Busy, Unreachable, WeightyardError
 from modelimage.repository import BlobStream
 from modelimage.stage_workers import available_cores
 
@@ -113,8 +114,8 @@ class FetchEngine:
         with self._wake:
             if self._closing:
                 raise Cancelled("the agent is stopping", hint="Pull again when it is running.")
-            self._jobs.append(job)
             self._start()
+            self._jobs.append(job)
             self._wake.notify_all()
         try:
             job.finished.wait()
@@ -162,17 +163,24 @@ class FetchEngine:
             thread.join()
 
     def _start(self) -> None:
-        if self._threads:
-            return
+        """Start the threads that don't run yet. Raises Busy when the system allows too few."""
         targets: Iterable[tuple[str, Callable[[], None]]] = (
-            *((f"fetch-{i}", self._worker(t)) for i, t in enumerate(self._transfers)),
             ("fetch-watchdog", self._watch),
+            *((f"fetch-{i}", self._worker(t)) for i, t in enumerate(self._transfers)),
         )
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True) for name, target in targets
-        ]
-        for thread in self._threads:
-            thread.start()
+        for name, target in islice(targets, len(self._threads), None):
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # With the watchdog and one worker pulls make progress; the others are tried at the next pull.
+                if len(self._threads) > 1:
+                    return
+                raise Busy(
+                    f"no thread can be started: {error}",
+                    hint="Raise the limit of processes (pids) of the agent's container.",
+                ) from error
+            self._threads.append(thread)
 
     def _worker(self, transfer: ReadProgress) -> Callable[[], None]:
         def loop() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot
 from cache_agent.observability.events import PullEnded
+from modelimage.errors import Busy
 
 
 class Pull:
@@ -42,12 +43,22 @@ class Pull:
         return self._services.parts
 
     def begin(self) -> None:
-        """Start the thread. Only its Puller calls it."""
-        self._thread.start()
+        """Start the thread; without one the pull ends with Busy. Only its Puller calls it."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            # Nobody else would end it, and its callers would wait for ever.
+            self._error = Busy(
+                f"no thread can be started: {error}",
+                hint="Raise the limit of processes (pids) of the agent's container.",
+            )
+            self._end()
 
     def join(self) -> None:
         """Wait for the end, successful or not."""
-        self._thread.join()
+        self._ended.wait()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def cancel(self) -> None:
         """Stop soon without waiting. Verified chunks stay on disk for the next pull."""
@@ -84,6 +95,9 @@ class Pull:
             self._result = self._work(self._services)
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._error = error
+        self._end()
+
+    def _end(self) -> None:
         self._ending(self, self._services.end(self._error))
         # Under the lock, so that a listener is either in the list by now or called by `when_ended` itself.
         with self._lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from cache_agent.net.listen_addresses import Address
+from cache_agent.servers.accepting import CONTROL_LIMITS, Acceptor, ConnectionLimits
 from modelimage.errors import Busy
 
 SHUTDOWN_SECONDS: Final = 5.0
@@ -89,6 +90,7 @@ async def serve(
     address: Address,
     tls: ssl.SSLContext | None = None,
     idle: IdleTimeout | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> Address:
     """Serve at an address until the stack is left; return it with the real port. Raises Busy when it is taken."""
     watcher = idle or IdleTimeout()
@@ -104,13 +106,31 @@ async def serve(
     make = runner.server
     if make is None:
         raise RuntimeError("a runner that was set up has a server")
-    loop = asyncio.get_running_loop()
-    # Not web.TCPSite, which has no hook for each new connection.
-    server = await loop.create_server(
-        lambda: watcher.watch(make()), sock=listening, backlog=_BACKLOG, ssl=tls
+    at = Address(address.host, int(listening.getsockname()[1]))
+    # Not web.TCPSite, which has neither limits nor a hook for each new connection.
+    accepted = limits or ConnectionLimits.of_process()
+    Acceptor(listening, lambda: watcher.watch(make()), accepted, tls).start(stack)
+    return at
+
+
+async def serve_control(
+    stack: AsyncExitStack, app: web.Application, listening: Iterable[socket.socket]
+) -> None:
+    """Serve the control API at listening sockets until the stack is left."""
+    watcher = IdleTimeout()
+    runner = web.AppRunner(
+        watcher.watching(app),
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
-    stack.callback(server.close)
-    return Address(address.host, int(listening.getsockname()[1]))
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    make = runner.server
+    if make is None:
+        raise RuntimeError("a runner that was set up has a server")
+    for each in listening:
+        Acceptor(each, lambda: watcher.watch(make()), CONTROL_LIMITS).start(stack)
 
 
 def _listen(address: Address, untaken: float) -> socket.socket:

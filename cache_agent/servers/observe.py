@@ -6,11 +6,20 @@ Prometheus can't reach a unix socket.
 
 from __future__ import annotations
 
+import threading
+
 from aiohttp import web
 
 from cache_agent.node.health import Health
 from cache_agent.node.metrics import Metrics
 from cache_agent.node.threads import BlockingExecutor
+
+
+def start_thread() -> None:
+    """Start a thread that does nothing. Raises RuntimeError when the system allows no more."""
+    thread = threading.Thread(target=lambda: None, name="livez")
+    thread.start()
+    thread.join()
 
 
 class ObserveApi:
@@ -34,6 +43,11 @@ class ObserveApi:
         return app
 
     async def _livez(self, request: web.Request) -> web.Response:
+        # In a thread, and with a new one: an agent that can start none serves and pulls nothing.
+        try:
+            await self._executor.call(start_thread)
+        except RuntimeError as error:
+            return web.json_response({"status": "stuck", "problem": str(error)}, status=503)
         return web.json_response({"status": "alive"})
 
     async def _readyz(self, request: web.Request) -> web.Response:

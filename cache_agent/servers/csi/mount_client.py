@@ -20,6 +20,7 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotWritable, Unreachable, WeightyardError
 
 _SECONDS = 10.0
+_PROBE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,17 @@ class MounterClient:
         for begin in range(0, len(orders), MAX_LINES):
             reports += self._give(orders[begin : begin + MAX_LINES])
         return reports
+
+    def problem(self) -> str | None:
+        """Why the mounter can't carry out orders, for readiness; None when it answers."""
+        try:
+            with connect(self.path, _PROBE_SECONDS) as peer:
+                peer.shutdown(socket.SHUT_WR)
+                # Without an order it answers with nothing and hangs up.
+                peer.recv(1)
+        except OSError as error:
+            return f"the mounter at {self.path} doesn't answer: {error}"
+        return None
 
     def _give(self, orders: Sequence[Order]) -> list[Report]:
         try:
