@@ -37,6 +37,7 @@ from cache_agent.observability.events import Broadcast
 from cache_agent.observability.log_lines import JsonLog
 from cache_agent.observability.traces import open_traces
 from cache_agent.servers.control import ControlApi
+from cache_agent.servers.control_guard import guarding, new_token
 from cache_agent.servers.csi.mount_client import MounterClient
 from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.servers.listener import serve_control
@@ -157,9 +158,13 @@ async def _serve(
         for store in node.store.stores:  # so that a command finds the agent by any of its roots
             sockets.append(listen(store.paths.socket))
             stack.callback(store.paths.socket.unlink, missing_ok=True)
-        loopback = None if config.port is None else _listen_loopback(config.port)
-        port = None if loopback is None else int(loopback.getsockname()[1])
-        await serve_control(stack, api.application(), [*sockets, *([loopback] if loopback else [])])
+        port = token = None
+        if config.port is not None:
+            sockets.append(_listen_loopback(config.port))
+            port = int(sockets[-1].getsockname()[1])
+            path, token = new_token(node.store.first.paths.root)
+            stack.callback(path.unlink, missing_ok=True)
+        await serve_control(stack, guarding(api.application(), token), sockets)
         opened = await opening.servers(stack, observe.application())
         socket_path = str(node.store.first.paths.socket)
         ready(AgentAddresses(socket_path, port, len(node.store.models.all()), opened))
