@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from cache_agent.api import crd_schema
-from cache_agent.api.crd_schema import CustomResource, Rules, keyed, model_schema
+from cache_agent.api.crd_schema import REGISTRY_IMAGE, CustomResource, Rules, keyed, model_schema
 from workspace.schema import KIND, Spec
 
 Json = dict[str, Any]
@@ -38,6 +38,8 @@ RULES: Final[Rules] = {
             "an image is built already: give build with hub or s3 only",
         ),
     ),
+    ("model", "image"): REGISTRY_IMAGE,
+    ("runtime", "adapters", "[]", "image"): REGISTRY_IMAGE,
     ("model", "build"): (
         (
             "!has(self.variants) || !self.variants.exists(each, each == 'auto')",

@@ -116,7 +116,7 @@ class Model(Strict):
 
     image: NonEmpty | None = Field(
         default=None,
-        description="A model image: registry.example/team/model:tag, also with oci://, or oci:DIR:TAG here.",
+        description="A model image: registry.example/team/model:tag, or oci:DIR:TAG for `weightyard up` alone.",
     )
     hub: NonEmpty | None = Field(
         default=None, description="A Hugging Face model: org/name or org/name@revision."

@@ -63,6 +63,18 @@ def definition(resource: CustomResource) -> Json:
     }  # fmt: skip
 
 
+# For text that names a model image in a cluster. A directory would be one of the node, or of the controller's pod:
+# whoever may create the object could find out which files exist there.
+REGISTRY_IMAGE: Final = (
+    (
+        "(!self.startsWith('oci:') || self.startsWith('oci://')) && !self.startsWith('oci:///') && "
+        "(!self.startsWith('docker:') || self.startsWith('docker://')) && !self.startsWith('docker:///') && "
+        "!self.startsWith('/') && !self.startsWith('.') && !self.startsWith('~')",
+        "an image is in a registry, registry.example/team/model:tag: push a layout or an engine's image there",
+    ),
+)
+
+
 def model_schema(model: type[BaseModel], rules: Rules | None = None) -> Json:
     """The structural schema of a model, with its CEL rules."""
     whole = model.model_json_schema(by_alias=True)

@@ -11,22 +11,21 @@ from typing import Any, Final
 import yaml
 
 from cache_agent.api import cached_model, node_cache
-from cache_agent.api.crd_schema import CustomResource, Rules, at, definition, keyed, model_schema
+from cache_agent.api.crd_schema import (
+    REGISTRY_IMAGE,
+    CustomResource,
+    Rules,
+    at,
+    definition,
+    keyed,
+    model_schema,
+)
 
 Json = dict[str, Any]
 
 # Repeats the checks that `Spec` and `Window` make in code, so that `kubectl apply` refuses the same documents.
 CACHED_MODEL_RULES: Final[Rules] = {
-    (): (
-        (
-            "!self.image.startsWith('docker:') || self.image.startsWith('docker://')",
-            "a docker engine's image can't be cached: push it to a registry",
-        ),
-        (
-            "!(has(self.pullSecret) && self.image.startsWith('oci:') && !self.image.startsWith('oci://'))",
-            "a layout on the node needs no pullSecret",
-        ),
-    ),
+    ("image",): REGISTRY_IMAGE,
     ("nodeSelector",): (
         (
             "self.all(key, key.size() > 0 && key.size() <= 317)",

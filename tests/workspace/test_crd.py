@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cache_agent.api import definitions
 from tests.workspace import openapi, samples
 from tests.workspace.served import (
     assert_columns_read_fields,
@@ -137,7 +138,9 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"replicas": 1, "scale": {"max": 2}},
         {"model": {"image": "a", "hub": "b"}},
         {"model": {"image": "a", "build": {"to": "b"}}},
+        {"model": {"image": "oci:./out:v1"}},
         {"model": {"hub": "a", "build": {"to": "b", "variants": ["int8", "auto"]}}},
+        {"runtime": {"adapters": [{"name": "a", "image": "docker:x"}]}},
         {"runtime": {"env": [{"name": "A"}]}},
         {"resources": {"fraction": 0.5, "migProfile": "1g.10gb"}},
         {"resources": {"fraction": 0.5, "gpus": 2}},
@@ -149,6 +152,32 @@ def test_each_rule_refuses_what_it_is_for() -> None:
     assert all(len(messages) == 1 for messages in said), said
     messages = {message for each in said for message in each}
     assert messages == {message for rules in crd.RULES.values() for _, message in rules}
+
+
+OUTSIDE = [
+    "oci:./out", "oci:/etc:v1", "oci:out", "oci:../../etc/passwd", "oci:", "oci:///etc", "docker:mine:v1",
+    "docker:/x", "docker:///x", "/etc/passwd", "./out", "../out", "~/out", ".",
+]  # fmt: skip
+INSIDE = [
+    "llama", "registry.example/team/llama:v1", "localhost:5000/a@sha256:" + "a" * 64, "oci.example/a/b",
+    "oci://registry.example/team/llama:v1", "docker://registry.example/team/llama", "[::1]:5000/a/b", "docker.io/a/b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("image", OUTSIDE)
+def test_what_lies_outside_of_registries_is_refused_in_a_cluster(image: str) -> None:
+    adapters = {"adapters": [{"name": "a", "image": image}]}
+    cached = definitions.cached_model_definition()["spec"]["versions"][0]["schema"]
+    assert list(broken_rules(SCHEMA, samples.document(model={"image": image})))
+    assert list(broken_rules(SCHEMA, samples.document(runtime=adapters)))
+    assert list(broken_rules(cached["openAPIV3Schema"], {"spec": {"image": image}}))
+
+
+@pytest.mark.parametrize("image", INSIDE)
+def test_every_spelling_of_a_registrys_image_is_accepted(image: str) -> None:
+    cached = definitions.cached_model_definition()["spec"]["versions"][0]["schema"]
+    assert list(broken_rules(SCHEMA, samples.document(model={"image": image}))) == []
+    assert list(broken_rules(cached["openAPIV3Schema"], {"spec": {"image": image}})) == []
 
 
 def test_the_definition_reads_back_as_it_was_written() -> None:

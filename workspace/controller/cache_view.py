@@ -16,9 +16,11 @@ from cache_agent.api.heartbeat import is_silent
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
 from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.errors import InvalidInput
+from modelimage.reference import parse_image
 from workspace.controller import node_labels
 from workspace.controller.node_labels import NodeLabels
 from workspace.controller.reasons import Reason
+from workspace.images import require_registry
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # a kind and a name
@@ -147,10 +149,13 @@ def _known(document: Json) -> ParsedModel:
     model: CachedModel | InvalidInput
     try:
         model = CachedModel.parse({**document, "status": {}})
+        require_registry(parse_image(model.spec.image))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         model = InvalidInput(f"{where}: {first['msg']}", hint="Correct the CachedModel.")
+    except InvalidInput as error:
+        model = error
     return ParsedModel(
         model=model,
         uid=str(metadata.get("uid", "")),

@@ -12,11 +12,12 @@ from dataclasses import replace
 from modelimage.access import Access, open_reader
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import AccessDenied, InvalidInput
-from modelimage.reference import ImageReference, RegistryReference
+from modelimage.reference import ImageReference
 from modelimage.registry.credentials import DockerConfig
+from modelimage.repository import ImageReader
 from workspace.controller.fair_slots import FairSlots
 from workspace.controller.kube_api import KubernetesApi
-from workspace.images import images_of, resolve_workspace
+from workspace.images import images_of, require_registry, resolve_workspace
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
@@ -46,16 +47,15 @@ class NamespacedResolver:
     async def __call__(self, workspace: Workspace) -> ResolvedImages:
         """Pins a Workspace's images. Raises the readers' errors, RegistryNotAllowed, NotFound for a missing secret."""
         names = [f"namespace {workspace.metadata.namespace}"]
-        for image in images_of(workspace):
-            self._check(image)
-            if isinstance(image, RegistryReference):
-                names.append(f"registry {image.registry}")
+        for image in map(require_registry, images_of(workspace)):
+            self._allowed.require(image.registry)
+            names.append(f"registry {image.registry}")
         access = await self._access_of(workspace)
 
         def resolve() -> ResolvedImages:
             # From here on: a question that waited for others' has lost none of its own time.
             limited = access.within(_PATIENCE)
-            return resolve_workspace(workspace, lambda reference: open_reader(reference, limited))
+            return resolve_workspace(workspace, lambda reference: _open(reference, limited))
 
         # Readers block: in the event loop, a slow registry would delay renewing the Lease.
         return await self._slots.run(names, resolve)
@@ -63,15 +63,6 @@ class NamespacedResolver:
     def close(self) -> None:
         """Ends the threads that have nothing to do."""
         self._slots.close()
-
-    def _check(self, reference: ImageReference) -> None:
-        """Raises RegistryNotAllowed, and InvalidInput for an image in a directory: it would be the controller's."""
-        if not isinstance(reference, RegistryReference):
-            raise InvalidInput(
-                f"{reference} isn't in a registry",
-                hint="Push it to a registry that nodes can reach.",
-            )
-        self._allowed.require(reference.registry)
 
     async def _access_of(self, workspace: Workspace) -> Access:
         name = workspace.spec.model.pull_secret
@@ -89,6 +80,11 @@ class NamespacedResolver:
         # Replaced, not merged: a tenant's images must never be read with the controller's
         # credentials.
         return replace(self._access, credentials=config)
+
+
+def _open(reference: ImageReference, access: Access) -> ImageReader:
+    """Opens an image in a registry. A tenant's layout or engine would be the controller's own files and sockets."""
+    return open_reader(require_registry(reference), access)
 
 
 def _no_helpers(name: str, server: str) -> str:

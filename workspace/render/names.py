@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cache_agent.api.shared_names import CSI_DRIVER as CSI_DRIVER  # noqa: PLC0414 - one of these names too
-from cache_agent.api.shared_names import DOMAIN
+from cache_agent.api.shared_names import DOMAIN as DOMAIN  # noqa: PLC0414 - one of these names too
 from cache_agent.api.shared_names import READY as READY  # noqa: PLC0414 - one of these names too
 from cache_agent.api.shared_names import node_label as node_label  # noqa: PLC0414 - one of these names too
 

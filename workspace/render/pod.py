@@ -136,7 +136,7 @@ def resources(spec: Spec, release: Release) -> Json:
     """Requests and limits of the server: its GPUs, and memory estimated from the model unless the spec sets it."""
     resources = spec.resources
     requests = {
-        "cpu": canonical(resources.cpu or str(max(1, release.plan.gpus) * 2)),
+        "cpu": canonical(resources.cpu or str(release.cpus)),
         "memory": canonical(resources.memory or total_bytes(release.memory_bytes)),
     }
     # No limit on an estimate: the kernel would kill a server that needs slightly more.

@@ -13,7 +13,7 @@ from typing import Final
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from workspace.engines import Template
-from workspace.fit import needed_bytes
+from workspace.fit import Fit, needed_bytes
 from workspace.hardware import Hardware
 from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.render import names
@@ -22,6 +22,11 @@ from workspace.servable import Servable
 
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container, where ports and policies restrict access
 _RUNTIME_MEMORY: Final = 4 << 30  # interpreter, CUDA context and host buffers of one server
+_CPU_RUNTIME_MEMORY: Final = 1 << 30  # interpreters of a server without CUDA
+_GPU_CPUS: Final = 2  # for each GPU
+# A CPU server reads all weights for each token: one more core for every 2 GiB of them.
+_BYTES_PER_CPU: Final = 2 << 30
+_MOST_CPUS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +56,13 @@ class ResolvedImages:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A plan with its images by digest. `memory_bytes` is the host memory that a replica needs."""
+    """A plan with its images by digest. `memory_bytes` and `cpus` are what a replica needs of its host."""
 
     plan: LaunchPlan
     model: str
     runtime_image: str
     memory_bytes: int
+    cpus: int
     adapters: Mapping[str, PinnedAdapter] = field(default_factory=dict)
 
     @property
@@ -123,15 +129,22 @@ def plan_release(
         site=site,
         lora_ranks=[each.rank for each in resolved.adapters.values()],
     )
-    # On GPUs the weights only pass through host memory; a CPU server keeps them there.
-    on_host = 0 if fit.gpus else needed_bytes(record.facts, context=fit.context or 0, gpus=0)
     return Release(
         plan=plan,
         model=resolved.model.image,
         runtime_image=_runtime_image(workspace, plan),
-        memory_bytes=_RUNTIME_MEMORY * max(fit.gpus, 1) + on_host,
+        memory_bytes=_host_memory(fit, record),
+        cpus=_GPU_CPUS * fit.gpus
+        or min(_MOST_CPUS, 1 + record.facts.weight_bytes // _BYTES_PER_CPU),
         adapters=resolved.adapters,
     )
+
+
+def _host_memory(fit: Fit, record: Servable) -> int:
+    """Bytes of host memory. On GPUs the weights only pass through it; a CPU server keeps them and its cache there."""
+    if fit.gpus:
+        return _RUNTIME_MEMORY * fit.gpus
+    return _CPU_RUNTIME_MEMORY + needed_bytes(record.facts, context=fit.context or 0, gpus=0)
 
 
 def _runtime_image(workspace: Workspace, plan: LaunchPlan) -> str:

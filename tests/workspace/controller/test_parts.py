@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
+from workspace.controller.cache_view import ClusterView
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.nodes import KubeNode, read_rate
@@ -277,3 +279,29 @@ def test_no_program_that_a_tenant_names_is_run() -> None:
     access = asyncio.run(access_with(secret({"credHelpers": {"127.0.0.1:1": "evil"}})))
     with pytest.raises(AccessDenied, match="names the credential helper 'evil'"):
         access.credentials.find("127.0.0.1:1", "team/llama")
+
+
+@pytest.mark.parametrize("where", ["oci:{}", "oci:{}/x:v1", "oci:///{}", "docker:x:v1", "{}"])
+@pytest.mark.parametrize("field", ["model", "adapter"])
+def test_files_and_engines_of_the_controller_are_never_looked_at(
+    where: str, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(
+        "workspace.controller.secrets.open_reader", lambda *args: opened.append(args)
+    )
+    image = where.format(tmp_path)
+    given = {"model": {"image": image}} if field == "model" else {
+        "model": {"image": "registry.example/a/b:v1"},
+        "runtime": {"adapters": [{"name": "a", "image": image}]},
+    }  # fmt: skip
+    resolver = NamespacedResolver(cast(KubernetesApi, None), Access())
+    with pytest.raises(InvalidInput):
+        asyncio.run(resolver(samples.workspace(**given)))
+    assert opened == []
+
+
+def test_a_cached_model_in_a_layout_is_invalid() -> None:
+    view = ClusterView()
+    view.put(caches.cached_model("a", image="oci:/etc:v1"))
+    assert isinstance(view.models["a"].model, InvalidInput)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from cache_agent.api.kube_objects import parse_quantity
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import (
@@ -20,6 +21,8 @@ from workspace.render.kubernetes import (
     server_service,
     surrounding_objects,
 )
+from workspace.render.pod import resources
+from workspace.render.release import PinnedModel
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -323,3 +326,18 @@ def test_the_checker_itself_sees_what_a_server_would_drop() -> None:
     found = " ".join(openapi.problems(deployment, openapi.OLDEST))
     assert "livenesProbe" in found
     assert "$.spec.replicas" in found
+
+
+@pytest.mark.parametrize(
+    ("weights", "cpus", "at_most"), [(8 * 10**6, "1", 3.2), (16 * samples.GB, "8", 34)]
+)
+def test_a_cpu_server_asks_for_what_its_model_needs(
+    weights: int, cpus: str, at_most: float
+) -> None:
+    model = PinnedModel(
+        "r.example/a@sha256:" + "a" * 64, {"bf16": samples.record(weight_bytes=weights)}
+    )
+    workspace = samples.workspace(resources={"gpus": 0}, runtime={"contextLength": 2048})
+    requests = resources(workspace.spec, samples.release(workspace, model=model))["requests"]
+    assert requests["cpu"] == cpus
+    assert weights < parse_quantity(requests["memory"]) <= at_most * (1 << 30)
