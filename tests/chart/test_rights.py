@@ -132,7 +132,8 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
             expected |= rights_on(kind, "create", "patch", "delete")
     # Owner references that block deletion, where the cluster checks them.
     expected |= rights_on("Workspace", "update", part="/finalizers")
-    expected |= rights_on("Event", "create") | rights_on("Lease", "create", "get", "list", "update")
+    expected |= rights_on("Event", "create", "get", "patch")
+    expected |= rights_on("Lease", "create", "get", "list", "update")
     assert controller_rights() == expected
 
 

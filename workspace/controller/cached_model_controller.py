@@ -6,19 +6,17 @@ of a node is passed on with a delay, so a thousand fetching nodes cost one write
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import NotFound
 from workspace.controller import cached_models, conditions, node_labels
 from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
-from workspace.controller.cached_models import News
+from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.kube_api import RESOURCES, KubernetesApi
 from workspace.controller.queue import WorkQueue
 from workspace.controller.watches import Name
@@ -30,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 5.0
 RESYNC: Final = 600.0
-_EVENTS_IN: Final = "default"  # namespace of Events about cluster-scoped objects
-_SOURCE: Final = "weightyard-controller"
 
 
 class CacheRunner:
@@ -44,6 +40,7 @@ class CacheRunner:
         self._api = api
         self._workers = workers
         self._now = now
+        self._events = EventRecorder(api, now)
         self.view = ClusterView()
         self.queue: WorkQueue[Key] = WorkQueue()
 
@@ -90,33 +87,18 @@ class CacheRunner:
             )
         if conditions.same(known.status, status):
             return
-        # Events before the status: after a crash in between they are created again under the same
-        # name. In the opposite order they would be lost.
+        # Events before the status: after a crash in between they are recorded again, with the same cause. In the
+        # opposite order they would be lost.
         for each in cached_models.news(known.status, status):
-            await self._tell(name, known, each, now=now)
+            about = {
+                "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "metadata": {"name": name, "uid": known.uid},
+            }  # fmt: skip
+            await self._events.record(about, each, cause=str(known.status.get("conditions")))
         document = {
             "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "metadata": {"name": name}, "status": status,
         }  # fmt: skip
         # Handled like a watch event right away: the next pass must not act on the state before this write.
         self.seen(await self._api.apply(document, status=True))
-
-    async def _tell(self, name: str, known: ParsedModel, news: News, *, now: str) -> None:
-        """Creates an Event. Its name is a hash of what preceded it, so a retry creates no second one."""
-        after = [known.uid, news.reason, news.message, str(known.status.get("conditions"))]
-        digest = hashlib.sha256("\n".join(after).encode()).hexdigest()[:16]
-        event = {
-            "apiVersion": "v1", "kind": "Event",
-            "metadata": {"name": f"{name[:200]}.{digest}", "namespace": _EVENTS_IN},
-            "involvedObject": {
-                "apiVersion": RESOURCES[MODEL].api, "kind": MODEL, "name": name, "uid": known.uid,
-            },
-            "type": news.type, "reason": news.reason, "message": news.message[:1024], "count": 1,
-            "firstTimestamp": now, "lastTimestamp": now, "source": {"component": _SOURCE},
-        }  # fmt: skip
-        try:
-            await self._api.create(event)
-        except Conflict:
-            return
 
     async def _mark(self, name: str, view: NodeView) -> None:
         cache = self.view.caches.get(name)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from cache_agent.api.cached_model import CachedModel, NodeFailure, Status
 from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
+from workspace.controller.event_recorder import News
 from workspace.controller.reasons import Reason, reported_reason
 
 Json = dict[str, Any]
@@ -33,15 +33,6 @@ class ModelPhase(Enum):
     WORKING = "working"
     WAITING = "waiting"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """A change to publish as an Event."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
 
 
 def status_of(
@@ -96,9 +87,9 @@ def news(before: Json, after: Json) -> list[News]:
     found = []
     # Only transitions, so that an Event isn't repeated with every write.
     if _turned(before, after, READY, "True"):
-        found.append(News("Normal", Reason.CACHED.word, _message(after, READY)))
+        found.append(News("Normal", Reason.CACHED, _message(after, READY)))
     if _turned(before, after, DEGRADED, "True"):
-        reason = str(_condition(after, DEGRADED)["reason"])
+        reason = reported_reason(_condition(after, DEGRADED)["reason"])
         found.append(News("Warning", reason, _message(after, DEGRADED)))
     return found
 
@@ -114,7 +105,8 @@ def _failure(node: str, entry: DesiredModelStatus) -> NodeFailure:
     image = entry.state == "Ready"
     return NodeFailure(
         node=node,
-        reason=entry.reason or (Reason.RUNTIME_IMAGE_FAILED.word if image else Reason.FAILED.word),
+        reason=entry.reason
+        or (Reason.RUNTIME_IMAGE_FAILED.value if image else Reason.FAILED.value),
         message=entry.message
         or ("the runtime image can't be pulled" if image else "see the agent's log"),
     )
@@ -204,7 +196,7 @@ def _degraded(failures: Sequence[NodeFailure]) -> StatusCondition:
 def _told(failure: NodeFailure) -> str:
     # Agents of other versions have reasons that the conditions don't know.
     known = reported_reason(failure.reason) is not Reason.FAILED
-    kind = "" if known or failure.reason == Reason.FAILED.word else f"{failure.reason}: "
+    kind = "" if known or failure.reason == Reason.FAILED.value else f"{failure.reason}: "
     return f"{failure.node}: {kind}{failure.message.rstrip('.')}."
 
 

@@ -19,7 +19,7 @@ MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, READY = (
     "Ready",
 )
 # Reasons that go away by themselves.
-_IN_PROGRESS: Final = frozenset(
+IN_PROGRESS: Final = frozenset(
     {
         Reason.RESOLVING,
         Reason.BUILDING,
@@ -60,7 +60,7 @@ def merge(
             {
                 "type": each.type,
                 "status": each.status,
-                "reason": each.reason.word,
+                "reason": each.reason.value,
                 "message": sentence(each.message),
                 "observedGeneration": generation,
                 "lastTransitionTime": since,
@@ -77,7 +77,7 @@ def ready(parts: Iterable[StatusCondition], *, done: StatusCondition) -> StatusC
     unfinished = [each for each in parts if each.ok is not True]
     if not unfinished:
         return done
-    found = next((each for each in unfinished if each.reason not in _IN_PROGRESS), unfinished[0])
+    found = next((each for each in unfinished if each.reason not in IN_PROGRESS), unfinished[0])
     return StatusCondition(READY, found.ok, found.reason, found.message)
 
 

@@ -81,12 +81,20 @@ class KubernetesApi:
             # Items of a list have no kind and apiVersion.
             yield [{**each, "kind": kind, "apiVersion": resource.api} for each in items]
 
-    async def merge(self, kind: str, name: str, patch: Json, *, status: bool = False) -> Json:
-        """Merge-patches a cluster-scoped object, or its status; null removes a field. Returns the result.
+    async def merge(
+        self,
+        kind: str,
+        name: str,
+        patch: Json,
+        *,
+        namespace: str | None = None,
+        status: bool = False,
+    ) -> Json:
+        """Merge-patches an object, or its status; null removes a field. Returns the result.
 
         With a resourceVersion in the patch, raises Conflict when the object has changed since.
         """
-        path = RESOURCES[kind].path(None, name) + ("/status" if status else "")
+        path = RESOURCES[kind].path(namespace, name) + ("/status" if status else "")
         return await self._client.patch(path, patch)
 
     async def apply(

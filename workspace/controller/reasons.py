@@ -5,13 +5,21 @@ Reasons are an interface: alerts and scripts compare them. Where Kubernetes has 
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from modelimage.errors import WeightyardError
 
 
-class Reason(Enum):
-    """A member's name is the reason; `meaning` is one line for the documentation."""
+class Reason(StrEnum):
+    """A member is the word that is written; `meaning` is one line for the documentation."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> Reason:
+        made = str.__new__(cls, word)
+        made._value_ = word
+        made.meaning = meaning
+        return made
 
     # The model's image
     PINNED = ("Pinned", "The image is resolved to a digest and a variant is chosen.")
@@ -82,6 +90,8 @@ class Reason(Enum):
         "An object that isn't the Workspace's has a name that it needs.",
     )
     KEDA_MISSING = ("KedaMissing", "spec.scale.by is keda and the cluster has no KEDA.")
+    SCALING_UP = ("ScalingUp", "The scaler adds replicas.")
+    SCALING_DOWN = ("ScalingDown", "The scaler takes replicas away.")
     WRITE_REFUSED = ("WriteRefused", "The API server refused a write: a quota, a webhook, a right.")
     # CachedModels
     CACHED = ("Cached", "All selected nodes hold the model, verified.")
@@ -91,15 +101,8 @@ class Reason(Enum):
     RUNTIME_IMAGE_FAILED = ("RuntimeImageFailed", "A node can't pull spec.runtimeImage.")
     NO_HEARTBEAT = ("NoHeartbeat", "A node's agent is silent: dead or cut off.")
 
-    def __init__(self, word: str, meaning: str) -> None:
-        self.word = word
-        self.meaning = meaning
 
-    def __str__(self) -> str:
-        return self.word
-
-
-_BY_WORD = {each.word: each for each in Reason}
+_BY_WORD = {each.value: each for each in Reason}
 
 
 def reason_of(error: WeightyardError) -> Reason:

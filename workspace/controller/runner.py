@@ -16,6 +16,7 @@ from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.controller import workspace_status
+from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.image_questions import ImageQuestions, Resolver
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import Key, WatchCache
@@ -24,6 +25,7 @@ from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
 from workspace.controller.watches import Name
 from workspace.controller.workers import Workers
+from workspace.controller.workspace_news import workspace_news
 from workspace.render.kubernetes import SystemSettings
 
 Json = dict[str, Any]
@@ -56,6 +58,7 @@ class Runner:
         self._groups: frozenset[str] = frozenset()
         self._workers = workers
         self._now = now
+        self.events = EventRecorder(api, now)
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
         self._questions = ImageQuestions(resolver, self.queue.add)
@@ -198,6 +201,10 @@ class Runner:
             "metadata": {"name": key[1], "namespace": key[0]},
             "status": status,
         }
+        # Events before the status: after a crash in between they are recorded again, with the same cause.
+        before = document.get("status") or {}
+        for news in workspace_news(before, status):
+            await self.events.record(document, news, cause=str(before.get("conditions")))
         self.seen(await self.api.apply(written, status=True))
 
     async def _report_bug(self, key: Key, error: Exception) -> None:

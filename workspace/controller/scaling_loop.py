@@ -17,8 +17,11 @@ import aiohttp
 
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
 from workspace import arguments
+from workspace.controller.conditions import sentence
+from workspace.controller.event_recorder import News
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import container_ports, has_labels, is_ready
+from workspace.controller.reasons import Reason
 from workspace.controller.reconcile import workspace_of
 from workspace.controller.runner import Runner
 from workspace.render import names
@@ -133,15 +136,17 @@ class ScalingLoop:
         answer = scaler.step(load, self._clock())
         if self._runner.wanted.replicas.get(key) != answer.replicas:
             if answer.replicas != load.current:
-                logger.info(
-                    "%s/%s: %d -> %d replicas: %s",
-                    *key,
-                    load.current,
-                    answer.replicas,
-                    answer.reason,
-                )
+                await self._tell(key, load.current, answer)
             self._runner.wanted.replicas[key] = answer.replicas
             self._runner.queue.add(key)
+
+    async def _tell(self, key: Key, current: int, answer: ScalingDecision) -> None:
+        logger.info("%s/%s: %d -> %d replicas: %s", *key, current, answer.replicas, answer.reason)
+        reason = Reason.SCALING_UP if answer.replicas > current else Reason.SCALING_DOWN
+        text = sentence(f"From {current} to {answer.replicas} replicas: {answer.reason}")
+        document = self._runner.cache.workspace(key)
+        if document is not None:
+            await self._runner.events.record(document, News("Normal", reason, text))
 
     def _find(self, key: Key) -> tuple[Scaler, Targets] | None:
         document = self._runner.cache.workspace(key)

@@ -34,8 +34,14 @@ class DirectApi:
             lambda: self.fake.apply(document, manager=names.MANAGER, force=True, status=status)
         )
 
-    async def merge(self, kind: str, name: str, patch: Json) -> Json:
-        return self._do(lambda: self.fake.merge_patch(kind, name, patch, manager=names.MANAGER))
+    async def merge(
+        self, kind: str, name: str, patch: Json, *, namespace: str | None = None
+    ) -> Json:
+        return self._do(
+            lambda: self.fake.merge_patch(
+                kind, name, patch, namespace=namespace or "", manager=names.MANAGER
+            )
+        )
 
     async def create(self, document: Json) -> Json:
         return self._do(lambda: self.fake.create(document, manager=names.MANAGER))

@@ -21,7 +21,7 @@ from tests.workspace.controller.test_reconcile import cluster, status
 from workspace.controller import conditions
 from workspace.controller.reasons import Reason, reason_of, reported_reason
 
-WORDS = {each.word for each in Reason}
+WORDS = {each.value for each in Reason}
 SENTENCES = re.compile(r"(?:[A-Z\d\"'“]|[\w.{-]*[-./_\d:]).*[.?!]", re.DOTALL)
 # Errors of programs that the controller never runs.
 ELSEWHERE = {"InUse", "EngineFailed", "GateFailed", "MissingExtra", "VolumeConflict"}
@@ -84,12 +84,12 @@ def test_every_reason_is_used() -> None:
     text = "".join(each.read_text() for each in sources if each.name != "reasons.py")
     errors = {each.__name__ for each in subclasses(WeightyardError)}
     for each in Reason:
-        assert f"Reason.{each.name}" in text or each.word in errors or each is Reason.FAILED, each
+        assert f"Reason.{each.name}" in text or each.value in errors or each is Reason.FAILED, each
 
 
 @given(st.text(min_size=1))
 def test_an_agents_own_words_never_become_a_reason(word: str) -> None:
-    assert reported_reason(word).word in WORDS
+    assert reported_reason(word).value in WORDS
     for each in summed({"a": entry("Failed", reason=word, message="no luck")})["conditions"]:
         assert each["reason"] in WORDS
 
