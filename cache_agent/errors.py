@@ -9,6 +9,10 @@ class DiskFailed(NotWritable):
     """The disk reports an I/O error (EIO), or the filesystem is inconsistent."""
 
 
+class Vanished(DiskFailed):
+    """A name that the store was using is gone: removed by another command, or by hand. The disk is sound."""
+
+
 class LinkRefused(NotWritable):
     """The filesystem refuses a hard link (EXDEV, EPERM, EMLINK). Never replaced by a silent copy."""
 

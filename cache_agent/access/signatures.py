@@ -109,9 +109,17 @@ class Trust:
             durable.make_directories(path.parent)
             durable.write_file(path, b"")
             # Bounded. A dropped note costs one verification, and the image while its registry is unreachable.
-            old = sorted(path.parent.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+            old = sorted(path.parent.iterdir(), key=_age)
             for each in old[:-_MOST_NOTES]:
                 each.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> int:
+    """A note's time in nanoseconds; 0 for one that another verification has dropped meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _rules(sections: Sequence[SignatureSection]) -> tuple[Rule, ...]:

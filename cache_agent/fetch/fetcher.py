@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import Final
 
+from cache_agent.errors import Vanished
 from cache_agent.fetch.download import Downloads
 from cache_agent.fetch.foreign.fetch import ForeignFetch, ForeignImage
 from cache_agent.fetch.foreign.reusable_layers import LayerLocks
@@ -24,6 +25,8 @@ from cache_agent.store.values import ImageOrigin
 from modelimage.foreign import AnyRecord
 from modelimage.repository import ImageReader
 
+# How often a pull goes on after something else removed its files.
+_ROUNDS: Final = 3
 # Called for every model that a pull published, in the pull's thread, before the pull is done.
 Published = Callable[[PullRequest, ResolvedSource, ImageReader], None]
 
@@ -44,8 +47,6 @@ class Fetcher:
     downloads: Downloads = field(default_factory=Downloads)
     layer_locks: LayerLocks = field(default_factory=LayerLocks)
     published: Published = ignore_published
-    # One publication at a time on this node.
-    _publishing: threading.Lock = field(default_factory=threading.Lock)
 
     def fetch(self, image: ResolvedImage, pull: PullServices) -> PullResult:
         """Bring an image into the store. Raises NoSpace, DiskFailed, Cancelled, and the errors of the sources."""
@@ -68,13 +69,20 @@ class Fetcher:
                 *map(OtherRootSource, self.roots.others(store)),
                 *pull.limited(self.sources(resolved, image.reader, pull.repository)),
             ]
-            pull.enter(PullState.FETCHING)
-            ModelFetch(store, image, sources, self.downloads, pull).run()
-            result = self._publish(store, record, resolved, pull)
+
+            def fetched() -> PullResult:
+                pull.enter(PullState.FETCHING)
+                ModelFetch(store, image, sources, self.downloads, pull).run()
+                return self._publish(store, record, resolved, pull)
+
+            result = _again_if_removed(fetched)
         self.published(pull.request, resolved, image.reader)
         return result
 
     def _foreign(self, image: ForeignImage, pull: PullServices) -> PullResult:
+        return _again_if_removed(lambda: self._fetch_foreign(image, pull))
+
+    def _fetch_foreign(self, image: ForeignImage, pull: PullServices) -> PullResult:
         reader, manifest = image.reader, image.manifest
         pull.enter(PullState.FETCHING)
         with ExitStack() as hold:
@@ -106,6 +114,14 @@ class Fetcher:
             variant=record.variant,
             requested_variant=pull.request.variant,
         )
-        with self._publishing:
-            model = store.models.publish(record, origin, cost)
+        model = store.models.publish(record, origin, cost)
         return PullResult(model, model.path, fetched, progress.reused, seconds)
+
+
+def _again_if_removed(fetch: Callable[[], PullResult]) -> PullResult:
+    """Run a fetch again when something else removed what it was using. Raises Vanished when that doesn't end."""
+    # What was verified and is still there isn't fetched again.
+    for _ in range(_ROUNDS - 1):
+        with suppress(Vanished):
+            return fetch()
+    return fetch()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cache_agent.fetch.download import Download
 from cache_agent.fetch.engine import FetchEngine
 from cache_agent.fetch.foreign.repair_sources import resolve_derived
 from cache_agent.fetch.job import Job, SourceRetryPolicy
-from cache_agent.fetch.range_planner import plan_queues
+from cache_agent.fetch.range_planner import plan_queues, unique_files
 from cache_agent.observability.events import Events, FileDamaged, FileRepaired
 from cache_agent.sources.source import Source, SourcesOf
+from cache_agent.store.links import find_record
 from cache_agent.store.store import Store
-from cache_agent.store.values import ImageOrigin
+from cache_agent.store.values import ImageOrigin, repository_of
 from modelimage.digest import Digest
-from modelimage.errors import NotFound, WeightyardError
+from modelimage.errors import InvalidImage, NotFound, NotWritable, WeightyardError
 from modelimage.foreign import AnyRecord, DerivedRecord
 from modelimage.record import RecordFile
 from modelimage.reference import ImageReference, LayoutReference, RegistryReference, parse_image
@@ -55,14 +57,108 @@ class NodeRepairer:
         )
         return False
 
+    def restore_files(self, store: Store) -> int:
+        """Fetch the files that stored models lack altogether; returns how many came back.
+
+        A model whose source can't be reached is left to the caller.
+        """
+        restored = 0
+        for key in store.ledger.model_keys():
+            record = find_record(store.paths, key)
+            for file in unique_files(record.files) if record else ():
+                if store.files.get(file.digest) is None:
+                    with suppress(WeightyardError):
+                        self._repair(store, key, file.digest)
+                        restored += 1
+        return restored
+
+    def restore_descriptions(self, store: Store) -> int:
+        """Write the records and publish records of models that are missing or damaged; returns how many.
+
+        From the copy in the model's directory or from its image; what has neither is left to the caller.
+        """
+        restored = 0
+        for key in store.ledger.model_keys():
+            with suppress(WeightyardError):
+                restored += self._describe(store, key)
+        return restored
+
+    def _describe(self, store: Store, key: Digest) -> int:
+        origin, record = self._origin(store, key), find_record(store.paths, key)
+        if origin is not None and record is not None:
+            return 0
+        if origin is None:
+            origin = self._origin_of_image(store, key, record)
+        if record is None:
+            record = self._record_of_image(origin, key)
+        store.models.describe(record, origin)
+        return 1
+
+    def _origin(self, store: Store, key: Digest) -> ImageOrigin | None:
+        try:
+            return store.models.origin(key)
+        except (InvalidImage, NotWritable):
+            return None
+
+    def _origin_of_image(self, store: Store, key: Digest, record: AnyRecord | None) -> ImageOrigin:
+        """The publish record of a model, from the names that the ledger has for it. Raises NotFound."""
+        for name, requested in store.ledger.names_of(key):
+            image = parse_image(name)
+            if not isinstance(image, RegistryReference | LayoutReference):
+                continue
+            root = store.ledger.resolved_ref(name, requested)
+            if root is None:
+                continue
+            if isinstance(record, DerivedRecord):
+                # A foreign model's key is its manifest's digest.
+                return ImageOrigin(
+                    name, repository_of(image), root.root, key, record.variant, requested
+                )
+            return self._described(image, root.root, key, requested)
+        raise NotFound(f"nothing names an image of model {key.short}")
+
+    def _described(
+        self,
+        image: RegistryReference | LayoutReference,
+        root: Digest,
+        key: Digest,
+        requested: str | None,
+    ) -> ImageOrigin:
+        resolved = resolve_model(self.open_reader(image), str(root), requested)
+        if resolved.record.key != key:
+            raise NotFound(f"{image} is another model now")
+        return ImageOrigin(
+            image=str(image),
+            repository=repository_of(image),
+            root=root,
+            manifest=resolved.manifest.digest,
+            variant=resolved.record.variant,
+            requested_variant=requested,
+        )
+
+    def _record_of_image(self, origin: ImageOrigin, key: Digest) -> AnyRecord:
+        image = parse_image(origin.image)
+        if isinstance(image, RegistryReference | LayoutReference):
+            record = resolve_model(self.open_reader(image), str(origin.manifest)).record
+            if record.key == key:
+                return record
+        raise NotFound(f"{origin.image} no longer holds model {key.short}")
+
     def _repair(self, store: Store, key: Digest, digest: Digest) -> None:
         origin = store.models.origin(key)
-        record, sources = self._resolve(store.models.record(key), origin)
+        stored = find_record(store.paths, key)
+        if stored is None:
+            raise NotFound(f"the record of model {key.short} is gone")
+        record, sources = self._resolve(stored, origin)
         file = next((f for f in record.files if f.digest == digest), None)
         if file is None or record.key != key:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
         # Space for the whole file: the damaged one stays until the repaired one replaces it.
-        with store.files.hold([digest]), store.space.reserve(file.size) as reservation:
+        with (
+            store.gate.working(),
+            store.files.hold([digest]),
+            store.space.reserve(file.size) as reservation,
+        ):
             store.partials.begin(record)
             download = Download(file, origin.repository, store, replace=True)
             try:

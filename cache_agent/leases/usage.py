@@ -15,7 +15,7 @@ from typing import Final
 
 from cache_agent.leases.holders import Machine, ProcessName
 from cache_agent.mounter.manual import lease_id
-from cache_agent.store.recovery import parse_hex
+from cache_agent.store.paths import parse_hex
 from cache_agent.store.values import Holder, HolderKind, Use
 from modelimage.digest import Digest
 

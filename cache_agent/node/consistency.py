@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cache_agent.api.wire import CheckView, FindingView
+from cache_agent.errors import Vanished
 from cache_agent.fetch.repair import NodeRepairer
 from cache_agent.store.checker import Checker, Violation, ViolationKind
 from cache_agent.store.roots import Roots
@@ -54,10 +56,13 @@ class ConsistencyCheck:
 
     def _repair(self, store: Store, findings: Sequence[Violation]) -> None:
         """Repair names first, then bytes, then links: each step relies on the ones before."""
-        store.settle()
+        # A bitmap that vouches for wrong bytes would end the pull that believes it.
+        store.settle(drop=[f.path for f in findings if f.kind is ViolationKind.PARTIAL])
         for finding in findings:
-            if finding.kind is ViolationKind.WRITABLE and finding.path.exists():
-                store.repairer.protect(finding.path)
+            if finding.kind is ViolationKind.WRITABLE:
+                # Removed since it was found.
+                with suppress(Vanished):
+                    store.repairer.protect(finding.path)
         for digest in _digests(findings, ViolationKind.WRONG_BYTES, ViolationKind.UNREADABLE):
             self.repairer.repair(store, digest)
         # Read again: only the bytes can correct a row's size and chunk digests.
@@ -65,9 +70,10 @@ class ConsistencyCheck:
             stored = store.files.get(digest)
             if stored is not None:
                 store.files.reverify(stored)
+        self.repairer.restore_files(store)
+        self.repairer.restore_descriptions(store)
         store.repairer.relist()
-        for digest in _digests(findings, ViolationKind.MODEL):
-            store.repairer.relink(digest)
+        store.repairer.mend_models()
         # Last: what is still broken is set aside for the next pull.
         store.repairer.drop_broken_models()
 

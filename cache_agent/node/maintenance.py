@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from cache_agent.errors import Cancelled
+from cache_agent.errors import Cancelled, Vanished
 from cache_agent.fetch.repair import NodeRepairer
 from cache_agent.observability.events import MaintenanceFailed
 from cache_agent.sources.shared import SharedStore, populate_shared
@@ -129,8 +130,11 @@ class Maintenance:
             for file in store.ledger.model_files(model.key):
                 # Remembered in memory only: after a restart each file is checked once more.
                 if (place.name, file.digest) not in self._written:
-                    populate_shared(place, file.digest, store.paths.file(file.digest), self._pause)
-                    self._written.add((place.name, file.digest))
+                    # A model that is removed meanwhile is none to copy.
+                    with suppress(Vanished):
+                        path = store.paths.file(file.digest)
+                        populate_shared(place, file.digest, path, self._pause)
+                        self._written.add((place.name, file.digest))
         return 0
 
     def _main(self) -> None:

@@ -49,12 +49,12 @@ class Resident:
 def resident(path: Path) -> Resident:
     """Measure one file without touching its pages. Raises DiskFailed."""
     with open_for_reading(path) as fd:
-        size = os.fstat(fd).st_size
-        pages = 0
+        status = os.fstat(fd)
+        size, pages = status.st_size, 0
         # In windows, to bound the mapping and its residency vector.
         for start in range(0, size, _WINDOW):
             pages += _resident_pages(fd, path, start, min(_WINDOW, size - start))
-    believable = os.geteuid() in (0, path.stat().st_uid)
+    believable = os.geteuid() in (0, status.st_uid)
     # The last page may reach beyond the end of the file.
     return Resident(size, min(size, pages * PAGE), believable)
 

@@ -5,6 +5,7 @@ The kernel may evict warmed pages at any time. Only `lock` keeps them, and count
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Final
 from cache_agent.observability.events import Events, ModelWarmed
 from cache_agent.residency.pages import Locked, Resident, resident
 from cache_agent.residency.pressure import DEFAULT_LIMIT, MemoryFacts
+from cache_agent.store.disk import plain_size
 from cache_agent.store.partials import open_for_reading, read_range
 from modelimage.errors import NoSpace
 from modelimage.ranges import ByteRange
@@ -58,8 +60,8 @@ class PageCacheWarmer:
         self._admit(before.size - (before.resident if before.believable else 0))
         done, stopped = 0, None
         for path in files:
-            size = path.stat().st_size
             with open_for_reading(path) as fd:
+                size = os.fstat(fd).st_size
                 for start in range(0, size, _STEP):
                     # At each step: warming itself may be what causes the pressure.
                     stopped = self._pressed()
@@ -77,7 +79,7 @@ class PageCacheWarmer:
     def lock(self, files: Sequence[Path]) -> int:
         """Lock files in memory until `unlock`; returns bytes locked. Raises NoSpace
         over budget, NotWritable over the limit."""
-        self._admit(sum(path.stat().st_size for path in files))
+        self._admit(sum(plain_size(path) or 0 for path in files))
         with self._lock:
             for path in files:
                 if path not in self._locked:

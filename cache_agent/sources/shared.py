@@ -15,6 +15,7 @@ from typing import Protocol
 
 from cache_agent.sources.source import ChunkRange, Tier
 from cache_agent.sources.streams import chained
+from cache_agent.store.disk import plain_size, reading
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, NotFound
 from modelimage.ranges import ByteRange
@@ -71,7 +72,10 @@ def populate_shared(
     Hashes the bytes again while reading. Raises DigestMismatch if they don't match the file's name.
     """
     # First `has`, which changes nothing, then the claim: most nodes find the file there.
-    size = path.stat().st_size
+    size = plain_size(path)
+    # Removed since it was listed.
+    if size is None:
+        return False
     if place.has(digest, size) or not place.claim(digest):
         return False
     place.put(digest, size, _verified(digest, path, pause))
@@ -82,7 +86,7 @@ def _verified(digest: Digest, path: Path, pause: Callable[[int], None]) -> Itera
     """The file's buffers. Raises before the last one if their hash is wrong, so `put` never completes."""
     hashed = hashlib.sha256()
     buffer = memoryview(bytearray(WRITE_BUFFER))
-    with path.open("rb", buffering=0) as file:
+    with reading(path), path.open("rb", buffering=0) as file:
         # One buffer behind: the last one is handed out only after the hash of the whole file was checked.
         held: bytes | None = None
         while count := file.readinto(buffer):

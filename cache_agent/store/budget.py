@@ -12,11 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cache_agent.observability.events import Events, ModelEvicted, ReservationRefused
-from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.disk import Disk, listed, plain_size, reading
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.policy import PIN, Candidate, Eviction, Victim, evictable, plan_eviction
-from cache_agent.store.recovery import listed
 from cache_agent.store.removal import Remover
 from cache_agent.store.space import SpaceLimits, SpaceView, refusal
 from modelimage.errors import InUse, NoSpace, NotFound
@@ -187,19 +186,19 @@ class StoreSpace:
         )
 
     def _drop_stale_partials(self) -> int:
-        freed = 0
-        # A running pull owns partials, and all of them look alike.
-        if self.reservations.active():
-            return 0
-        for path in listed(self.paths.partial):
-            with reading(path):
-                freed += path.stat().st_size
-            self.disk.unlink(path)
-        return freed
+        # Excluded until the last is gone: a pull that begins meanwhile would lose the partials that it has just opened.
+        with self.reservations.exclusive():
+            # A running pull owns partials, and all of them look alike.
+            if self.reservations.active():
+                return 0
+            freed = 0
+            for path in listed(self.paths.partial):
+                freed += plain_size(path) or 0
+                self.disk.remove_tree(path)
+            return freed
 
     def _partial_bytes(self) -> int:
+        # A pull renames its partials meanwhile: one that is gone counts as the stored file that it has become.
         return sum(
-            path.stat().st_size
-            for path in listed(self.paths.partial)
-            if path.suffix == ".data" and is_plain_file(path)
+            plain_size(path) or 0 for path in listed(self.paths.partial) if path.suffix == ".data"
         )

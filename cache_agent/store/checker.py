@@ -24,16 +24,22 @@ from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
-from cache_agent.store.disk import reading
+from cache_agent.store.disk import (
+    Disk,
+    is_plain_file,
+    is_real_directory,
+    listed,
+    reading,
+    scan,
+    status_of,
+)
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
+from cache_agent.store.links import ModelLinks, read_origin, read_record
 from cache_agent.store.partials import Bitmap, open_for_reading, read_range
-from cache_agent.store.paths import StorePaths
-from cache_agent.store.publisher import read_record
-from cache_agent.store.recovery import listed, parse_hex, same_file
-from cache_agent.store.values import ImageOrigin
+from cache_agent.store.paths import StorePaths, parse_hex
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage
+from modelimage.errors import InvalidImage, NotWritable
 from modelimage.path_rules import RECORD_NAME
 from modelimage.record import CHUNK_SIZE, RecordFile
 
@@ -123,6 +129,10 @@ class Checker:
     files: int = 0
     models: int = 0
 
+    @property
+    def links(self) -> ModelLinks:
+        return ModelLinks(self.paths, Disk(), self.ledger)
+
     def run(self) -> list[Violation]:
         """All findings. Raises DiskFailed only when directories can't be listed."""
         return [
@@ -140,7 +150,7 @@ class Checker:
             known = self.ledger.file_digests(prefix)
             for path in listed(self.paths.files / prefix):
                 digest = parse_hex(path.name)
-                if digest is None or digest.hex[:2] != prefix or not stat.S_ISREG(_mode(path)):
+                if digest is None or digest.hex[:2] != prefix or not is_plain_file(path):
                     yield Violation(
                         ViolationKind.FOREIGN, path, "no file of a store has this name or kind"
                     )
@@ -152,13 +162,16 @@ class Checker:
                 yield Violation(
                     ViolationKind.LEDGER, missing, "in the ledger, not on the disk", Digest(name)
                 )
+        prefixes = {f"{number:02x}" for number in range(256)}
         for path in listed(self.paths.files):
-            if len(path.name) != 2 or not path.is_dir():
+            if path.name not in prefixes or not is_real_directory(path):
                 yield Violation(ViolationKind.FOREIGN, path, "not a directory of files")
 
     def _file(self, path: Path, digest: Digest, size: int | None) -> Iterator[Violation]:
         # Metadata first: a wrong mode or size is reported even when the bytes can't be read.
-        status = path.lstat()
+        status = status_of(path)
+        if status is None:
+            return  # removed since it was listed
         if status.st_mode & 0o222:
             yield Violation(
                 ViolationKind.WRITABLE, path, f"mode {stat.S_IMODE(status.st_mode):o}", digest
@@ -208,27 +221,19 @@ class Checker:
         try:
             # Without a readable record nothing else about the directory can be judged.
             record = read_record(path / RECORD_NAME)
-            with reading(self.paths.origin(record.key)):
-                ImageOrigin.parse(self.paths.origin(record.key).read_bytes())
-        except (InvalidImage, DiskFailed) as error:
+            read_origin(self.paths.origin(record.key))
+        except (InvalidImage, NotWritable) as error:
             yield Violation(ViolationKind.MODEL, path, error.message)
             return
         # A valid record in the wrong directory would be served as another model.
         if record.key.hex != path.name:
             yield Violation(ViolationKind.MODEL, path, f"holds the record of {record.key}")
             return
-        expected = {path / file.path: file for file in record.files}
-        for found in _below(path):
-            if found == path / RECORD_NAME:
-                continue
-            if found not in expected:
-                yield Violation(ViolationKind.MODEL, found, "isn't in the record")
-        for name, file in expected.items():
-            # Same inode, not same bytes: a copy would be neither scrubbed nor repaired with the store's file.
-            if not same_file(name, self.paths.file(file.digest)):
-                yield Violation(
-                    ViolationKind.MODEL, name, "isn't the store's own file", file.digest
-                )
+        for found in self.links.extras(record, path):
+            yield Violation(ViolationKind.MODEL, found, "isn't in the record")
+        digests = {path / file.path: file.digest for file in record.files}
+        for name in self.links.faults(record, path):
+            yield Violation(ViolationKind.MODEL, name, "isn't the store's own", digests.get(name))
         rows = {file.digest for file in self.ledger.model_files(record.key)}
         if rows != {file.digest for file in record.files}:
             yield Violation(ViolationKind.LEDGER, path, "the ledger lists other files for it")
@@ -247,10 +252,13 @@ class Checker:
             if path.suffix == ".json":
                 try:
                     claimed.update(read_claims(path).partials)
-                except (InvalidImage, DiskFailed) as error:
+                except (InvalidImage, NotWritable) as error:
                     yield Violation(ViolationKind.PARTIAL, path, error.message)
         for path in listed(self.paths.partial):
             if path.suffix == ".json" or self.busy:
+                continue
+            if not is_plain_file(path):
+                yield Violation(ViolationKind.PARTIAL, path, "no plain file")
                 continue
             if path.stem not in claimed:
                 yield Violation(ViolationKind.LEFTOVER, path, "no pull's journal names it")
@@ -302,8 +310,13 @@ class Checker:
             yield Violation(ViolationKind.LEFTOVER, path, "left by an interrupted step")
 
     def _pins(self) -> Iterator[Violation]:
-        noted = {path.name for path in listed(self.paths.pins)}
-        pinned = {model.key.hex for model in self.ledger.models() if model.pinned}
+        """Marks and rows that contradict each other. A mark without its model waits for the model's next pull."""
+        plain, others = scan(self.paths.pins)
+        for path in (*others, *(path for path in plain if parse_hex(path.name) is None)):
+            yield Violation(ViolationKind.LEFTOVER, path, "no mark of a pin")
+        models = self.ledger.models()
+        noted = {path.name for path in plain} & {model.key.hex for model in models}
+        pinned = {model.key.hex for model in models if model.pinned}
         for name in sorted(noted ^ pinned):
             where = "on the disk, not in the ledger" if name in noted else "in the ledger only"
             yield Violation(ViolationKind.LEDGER, self.paths.pins / name, f"a pin {where}")
@@ -313,18 +326,5 @@ class Checker:
             if path.suffix == ".json":
                 try:
                     yield read_claims(path)
-                except (InvalidImage, DiskFailed):
+                except (InvalidImage, NotWritable):
                     continue  # reported by `_partials`
-
-
-def _mode(path: Path) -> int:
-    return path.lstat().st_mode
-
-
-def _below(directory: Path) -> Iterator[Path]:
-    """All non-directories below a directory."""
-    for path in listed(directory):
-        if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
-        else:
-            yield path

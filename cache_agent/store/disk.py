@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cache_agent.errors import DiskFailed, LinkRefused
+from cache_agent.errors import DiskFailed, LinkRefused, Vanished
 from modelimage.durable import start_writeback
 from modelimage.errors import NoSpace, NotWritable, WeightyardError
 
@@ -26,6 +26,7 @@ WRITE_BYTES: Final = 512 << 10
 READ_ONLY_FILE: Final = 0o444
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP})
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK})
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
@@ -110,11 +111,15 @@ class Disk:
                 os.close(fd)
 
     def mkdir(self, path: Path) -> bool:
-        """Create a directory durably; False when it existed."""
-        if path.is_dir():
+        """Create a directory durably; False when it existed. Raises NotWritable for a link or a file of that name."""
+        if is_real_directory(path):
             return False
         with self._change("mkdir", path):
-            path.mkdir(mode=0o755, exist_ok=True)
+            # Not `exist_ok`, which accepts a link to a directory.
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o755)
+            if not is_real_directory(path):
+                raise NotADirectoryError(errno.ENOTDIR, "a link or file is there", str(path))
         # A directory's name is durable only once its parent is synced.
         self.sync_directory(path.parent)
         return True
@@ -181,11 +186,10 @@ class Disk:
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory tree without following links."""
-        if path.is_symlink() or not path.is_dir():
+        if not is_real_directory(path):
             self.unlink(path)
             return
-        # Sorted: a test that fails the nth operation must be reproducible.
-        for entry in sorted(path.iterdir()):
+        for entry in listed(path):
             self.remove_tree(entry)
         with self._change("rmdir", path), suppress(FileNotFoundError):
             path.rmdir()
@@ -209,12 +213,70 @@ def reading(path: Path) -> Iterator[None]:
         raise _mapped(path, error) from error
 
 
+def status_of(path: Path) -> os.stat_result | None:
+    """The status of a name itself, links not followed; None when nothing has it. Raises DiskFailed."""
+    # One call: a name that is looked at twice may be gone the second time.
+    with reading(path):
+        try:
+            return path.lstat()
+        except OSError as error:
+            if error.errno in _NO_DIRECTORY:
+                return None
+            raise
+
+
+def plain_size(path: Path) -> int | None:
+    """The size of a regular file in bytes; None when it is missing or anything else. Raises DiskFailed."""
+    status = status_of(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
 def is_plain_file(path: Path) -> bool:
-    """Whether a path itself is a regular file; symbolic links are not followed."""
+    """Whether a path itself is a regular file; symbolic links are not followed. Raises DiskFailed."""
+    return plain_size(path) is not None
+
+
+def is_real_directory(path: Path) -> bool:
+    """Whether a path itself is a directory, and no link to one. Raises DiskFailed."""
+    status = status_of(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names are one inode; False when either is missing."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
+        # lstat: a symbolic link to the file is no hard link.
+        first, second = one.lstat(), other.lstat()
+    except OSError:
         return False
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
+def listed(directory: Path) -> list[Path]:
+    """The entries of a directory, sorted; empty when there is none, or a link in its place. Raises DiskFailed."""
+    plain, others = scan(directory)
+    return sorted([*plain, *others])
+
+
+def scan(directory: Path) -> tuple[list[Path], list[Path]]:
+    """The regular files of a directory, and its other entries; nothing where there is none. Raises DiskFailed."""
+    plain: list[Path] = []
+    others: list[Path] = []
+    try:
+        # By a descriptor: a path could be replaced by a link between two steps.
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with os.scandir(fd) as entries:
+                for each in entries:
+                    kind = plain if each.is_file(follow_symlinks=False) else others
+                    kind.append(directory / each.name)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in _NO_DIRECTORY:
+            return [], []
+        raise DiskFailed(f"can't list {directory}: {error.strerror}") from error
+    return plain, others
 
 
 def _allocate(fd: int, size: int) -> None:
@@ -237,6 +299,11 @@ def _mapped(path: Path, error: OSError) -> WeightyardError:
         return NotWritable(
             f"can't write {path}: {reason}",
             hint="Choose another --root, or give this user the right to write there.",
+        )
+    if error.errno == errno.ENOENT:
+        return Vanished(
+            f"{path} was removed while it was used",
+            hint="Try again. Only `weightyard` may remove files of a cache; `weightyard check --repair` mends it.",
         )
     return DiskFailed(
         f"the disk failed at {path}: {reason}",

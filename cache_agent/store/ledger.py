@@ -9,14 +9,17 @@ writing thread reads through the first connection and sees its own changes. Hold
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from cache_agent.errors import DiskFailed
+from cache_agent.store.disk import is_plain_file, reading
+from cache_agent.store.generation import GenerationMarker
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.queries import MODEL_COLUMNS, LedgerDamaged, Queries, Row, parsed_file
 from cache_agent.store.values import ImageOrigin, Lease, StoredFile, StoredModel
@@ -26,46 +29,61 @@ from modelimage.foreign import AnyRecord
 from modelimage.record import RecordFile
 
 _VERSION: Final = 2
+_MODE: Final = 0o600
+_TABLES: Final = ("files", "models", "model_files", "images", "leases", "proofs", "generation")
 _SCHEMA: Final = """
-CREATE TABLE files (
+CREATE TABLE IF NOT EXISTS files (
     sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, chunks TEXT NOT NULL, verified REAL NOT NULL,
     mtime_ns INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE models (
+CREATE TABLE IF NOT EXISTS models (
     key TEXT PRIMARY KEY, variant TEXT NOT NULL, image TEXT NOT NULL, size INTEGER NOT NULL,
     files INTEGER NOT NULL, added REAL NOT NULL, last_used REAL NOT NULL, uses REAL NOT NULL,
     fetch_seconds REAL NOT NULL, pinned INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
-CREATE TABLE model_files (
+CREATE TABLE IF NOT EXISTS model_files (
     key TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (key, sha256)
 ) WITHOUT ROWID;
-CREATE INDEX model_files_by_file ON model_files (sha256);
-CREATE TABLE images (
+CREATE INDEX IF NOT EXISTS model_files_by_file ON model_files (sha256);
+CREATE TABLE IF NOT EXISTS images (
     image TEXT NOT NULL, variant TEXT NOT NULL, key TEXT NOT NULL, root TEXT NOT NULL, at REAL NOT NULL,
     PRIMARY KEY (image, variant)
 ) WITHOUT ROWID;
-CREATE TABLE leases (
+CREATE TABLE IF NOT EXISTS leases (
     id TEXT PRIMARY KEY, key TEXT NOT NULL, holder TEXT NOT NULL, since REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX leases_by_model ON leases (key);
-CREATE TABLE proofs (
+CREATE INDEX IF NOT EXISTS leases_by_model ON leases (key);
+CREATE TABLE IF NOT EXISTS proofs (
     sha256 TEXT NOT NULL, repository TEXT NOT NULL, layer TEXT NOT NULL,
     PRIMARY KEY (sha256, repository, layer)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS generation (number INTEGER NOT NULL);
+INSERT INTO generation SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM generation);
 """
 
 
 class Ledger(Queries):
-    """One open ledger. Thread-safe. Raises LedgerDamaged, NoSpace, DiskFailed."""
+    """One open ledger. Thread-safe. Raises LedgerDamaged, NoSpace, DiskFailed.
+
+    `lost`: what was committed before is missing in part: the ledger is older than its marker, or lacks tables.
+    """
 
     def __init__(self, paths: StorePaths) -> None:
         self._paths, self._path = paths, paths.ledger
         # Two connections, each with a lock: a reader must not wait for a writer's fsync.
         self._lock, self._reading = threading.RLock(), threading.RLock()
         self._depth = 0
+        self._changes = 0
         self._writer: int | None = None
+        self.lost = False
+        _make_private(self._path)
         with self._mapped():
             self._db = _connect(self._path)
+        try:
+            self._marker = GenerationMarker(paths.generation)
+        except WeightyardError:
+            self._db.close()
+            raise
         try:
             with self.writing(), self._mapped():
                 self._open()
@@ -73,6 +91,7 @@ class Ledger(Queries):
                 # A query with a bug must not write past the writer's lock.
                 self._reader.execute("PRAGMA query_only=ON")
         except WeightyardError:
+            self._marker.close()
             self._db.close()
             raise
 
@@ -81,6 +100,7 @@ class Ledger(Queries):
             # The last connection to close checkpoints the WAL, which a read-only one can't: close the reader first.
             self._reader.close()
             self._db.close()
+            self._marker.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -107,6 +127,7 @@ class Ledger(Queries):
             if self._depth == 0:
                 # IMMEDIATE takes SQLite's write lock now; a deferred transaction could fail in its middle.
                 self._db.execute("BEGIN IMMEDIATE")
+                self._changes = self._db.total_changes
             self._depth += 1
             try:
                 yield
@@ -213,24 +234,50 @@ class Ledger(Queries):
         # FULL: a granted lease must survive a power loss.
         self._db.execute("PRAGMA synchronous=FULL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            # One transaction: a crash must not leave half a schema.
-            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
-        elif version != _VERSION:
+        if version not in (0, _VERSION):
             # Treated like damage: the ledger is rebuilt from the files.
             raise LedgerDamaged(f"the ledger {self._path} has version {version}, not {_VERSION}")
         (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise LedgerDamaged(f"the ledger {self._path} is damaged: {verdict}")
+        self._complete(is_new=version == 0)
+        self._compare_generation()
         # Intact pages may still hold invalid values: parse every row before trusting the ledger.
         self.models()
         with self._parsed():
             for row in self._db.execute("SELECT * FROM files"):
                 parsed_file(row)
 
+    def _complete(self, *, is_new: bool) -> None:
+        """Create the tables that a new ledger lacks, and those that another one lost."""
+        there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+        lacking = set(_TABLES) - there
+        if lacking:
+            # One transaction: a crash must not leave half a schema.
+            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
+            self.lost = not is_new
+
+    def _compare_generation(self) -> None:
+        (number,) = self._db.execute("SELECT number FROM generation").fetchone()
+        marked = self._marker.read()
+        if marked > number:
+            self.lost = True
+            # Beyond the marker, so that the loss is noticed once.
+            self._db.execute("UPDATE generation SET number = ?", (marked + 1,))
+        self._marker.write(max(marked, number))
+
     def _commit(self) -> None:
         try:
+            number = None
+            # A transaction that only read must not cost a flush.
+            if self._db.total_changes != self._changes:
+                counted = "UPDATE generation SET number = number + 1 RETURNING number"
+                ((number,),) = self._db.execute(counted).fetchall()
             self._db.execute("COMMIT")
+            if number is not None:
+                # Committed: a marker that can't follow only proves less.
+                with suppress(WeightyardError):
+                    self._marker.write(number)
         except sqlite3.Error:
             # SQLite may keep the transaction open after a failed COMMIT (disk full); the next BEGIN would then fail.
             if self._db.in_transaction:
@@ -238,12 +285,18 @@ class Ledger(Queries):
             raise
 
     def _run(self, statement: str, *values: object) -> int:
-        with self._lock, self._mapped():
+        with self._changing():
             return self._db.execute(statement, values).rowcount
 
     def _many(self, statement: str, rows: Iterable[tuple[str, ...]]) -> None:
-        with self._lock, self._mapped():
+        with self._changing():
             self._db.executemany(statement, rows)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The caller's transaction, or one of its own: every commit is counted."""
+        with self._lock, self._mapped() if self._depth else self.transaction():
+            yield
 
     def _all(self, statement: str, *values: object) -> list[Row]:
         if self._writer == threading.get_ident():
@@ -267,6 +320,21 @@ class Ledger(Queries):
                 f"the ledger {self._path} is damaged: {error}",
                 hint="It is rebuilt from the files at the next start.",
             ) from error
+
+
+def _make_private(path: Path) -> None:
+    """Create the ledger's file for this user only; SQLite gives its log the same mode."""
+    for suffix in ("", "-wal", "-shm"):
+        each = path.with_name(path.name + suffix)
+        if suffix and not is_plain_file(each):
+            continue
+        with reading(each):
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if suffix else os.O_CREAT)
+            fd = os.open(each, flags, _MODE)
+            try:
+                os.fchmod(fd, _MODE)
+            finally:
+                os.close(fd)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

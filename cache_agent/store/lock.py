@@ -1,13 +1,54 @@
-"""One process per store, by an advisory lock. The kernel drops it with its process, so a crash leaves no stale lock."""
+"""One process per store, by an advisory lock; and one kind of work at a time within it.
+
+The kernel drops the advisory lock with its process, so a crash leaves no stale lock.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cache_agent.store.disk import reading
 from modelimage.errors import Busy
+
+
+class WorkGate:
+    """Keeps pulls and repairs from running while a store is settled. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = 0
+        self._settling = False
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Work on partials and models while inside; waits for the end of a settling, which is short."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._settling)
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Let no work begin while inside. Raises Busy while some is under way."""
+        with self._changed:
+            if self._working or self._settling:
+                raise Busy("pulls or repairs are running", hint="Repeat it when they are done.")
+            self._settling = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._settling = False
+                self._changed.notify_all()
 
 
 class StoreLock:
@@ -16,7 +57,7 @@ class StoreLock:
     def __init__(self, path: Path) -> None:
         with reading(path):
             # No O_TRUNC: the file holds the pid of the current holder.
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -26,8 +67,10 @@ class StoreLock:
                 f"the store {path.parent} is open in another process (pid {holder})",
                 hint="Talk to that agent (same --root), stop it, or use another --root.",
             ) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        # Only for the message above: a full filesystem must not keep a store from opening.
+        with suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """Release the lock. Idempotent."""

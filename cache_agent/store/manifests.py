@@ -17,9 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.disk import Disk, is_plain_file, listed, reading
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.recovery import listed
 from modelimage import canonical
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest

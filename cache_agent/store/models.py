@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache_agent.store.disk import Disk, reading
+from cache_agent.store.disk import Disk
 from cache_agent.store.ledger import Ledger
+from cache_agent.store.links import read_origin, read_record
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.pins import Pins
-from cache_agent.store.publisher import Publisher, read_record
+from cache_agent.store.publisher import Publisher
 from cache_agent.store.removal import Remover
 from cache_agent.store.values import ImageOrigin, ResolvedRef, StoredModel
 from modelimage.digest import Digest
@@ -62,8 +63,7 @@ class StoreModels:
 
     def origin(self, key: Digest) -> ImageOrigin:
         """A model's origin. Raises DiskFailed, InvalidImage."""
-        with reading(self.paths.origin(key)):
-            return ImageOrigin.parse(self.paths.origin(key).read_bytes())
+        return read_origin(self.paths.origin(key))
 
     def record(self, key: Digest) -> AnyRecord:
         """A cached model's record. Raises DiskFailed, InvalidImage."""
@@ -75,6 +75,10 @@ class StoreModels:
         # After publishing: the journal protects the files until the model's row does.
         self.disk.unlink(self.paths.journal(record.key))
         return model
+
+    def describe(self, record: AnyRecord, origin: ImageOrigin) -> None:
+        """Write a stored model's record and publish record again."""
+        self.publisher.describe(record, origin)
 
     def remove(self, key: Digest, *, unpin: bool = False) -> int:
         """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""

@@ -22,7 +22,7 @@ from blake3 import blake3
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.observability.events import Events, FileDamaged
-from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.disk import Disk, is_plain_file, plain_size, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.digest import Digest
@@ -99,7 +99,7 @@ class Partial:
         self._disk, self._boot = disk, boot
         self._lock = threading.Lock()
         # Before `open_partial`, which creates the file.
-        existed = self.path.exists()
+        existed = is_plain_file(self.path)
         self._fd = disk.open_partial(self.path, file.size)
         self.verified: set[int] = self._recall() if existed else set()
 
@@ -178,7 +178,7 @@ class Partial:
     def _recall(self) -> set[int]:
         count = self.file.chunk_count()
         claimed = set(range(count))
-        if self._bitmap_path.exists():
+        if is_plain_file(self._bitmap_path):
             try:
                 decoded = Bitmap.decode(self._bitmap_path.read_bytes(), count)
             except OSError:
@@ -217,8 +217,7 @@ class StorePartials:
 
     def size(self, file: RecordFile) -> int:
         """Size on disk of an earlier partial of this file, in bytes."""
-        path = self.paths.partial_data(identity(file))
-        return path.stat().st_size if is_plain_file(path) else 0
+        return plain_size(self.paths.partial_data(identity(file))) or 0
 
     def note_lost(self, file: RecordFile, index: int) -> None:
         """Report a chunk of a partial that changed on this disk and is fetched again."""

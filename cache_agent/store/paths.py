@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
 
 STAGING_PREFIX: Final = ".new-"
 
@@ -52,6 +53,16 @@ class StorePaths:
     @property
     def ledger(self) -> Path:
         return self.root / "ledger.db"
+
+    @property
+    def generation(self) -> Path:
+        """See `generation`."""
+        return self.root / "ledger.generation"
+
+    @property
+    def reserve(self) -> Path:
+        """See `reserve`."""
+        return self.root / "ledger.reserve"
 
     @property
     def lock(self) -> Path:
@@ -107,3 +118,11 @@ class StorePaths:
 
     def partial_bitmap(self, identity: Digest) -> Path:
         return self.partial / f"{identity.hex}.bitmap"
+
+
+def parse_hex(name: str) -> Digest | None:
+    """The digest that a file name spells, or None."""
+    try:
+        return Digest(name)
+    except InvalidInput:
+        return None

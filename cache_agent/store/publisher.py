@@ -6,30 +6,36 @@ any two steps leaves nothing visible or something complete; `recovery` settles t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.disk import Disk, is_plain_file, is_real_directory, reading
 from cache_agent.store.ledger import Ledger
+from cache_agent.store.links import ModelLinks
 from cache_agent.store.partials import Partial
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import ImageOrigin, StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch
-from modelimage.foreign import AnyRecord, parse_record
-from modelimage.path_rules import RECORD_NAME, parents
+from modelimage.foreign import AnyRecord
 
 _HINT = "The image's record doesn't describe its files: build and push the image again."
 
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Publishes files and models in one store. `clock` returns seconds since the epoch."""
+    """Publishes files and models in one store. `clock` returns seconds since the epoch.
+
+    `names` is held while the names of models are written, linked or removed; always before the ledger's lock.
+    """
 
     paths: StorePaths
     disk: Disk
     ledger: Ledger
+    links: ModelLinks
+    names: threading.RLock
     clock: Callable[[], float]
 
     def admit(
@@ -58,6 +64,7 @@ class Publisher:
             if is_plain_file(target) and not replace:
                 self.disk.unlink(partial.path)
             else:
+                self.links.clear(target)
                 self.disk.rename(partial.path, target)
             self.ledger.put_file(
                 StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
@@ -69,23 +76,43 @@ class Publisher:
         partial.forget()
 
     def publish(self, record: AnyRecord, origin: ImageOrigin, fetch_seconds: float) -> StoredModel:
-        """Publish a model. Its files must be in `files/`, and held by the caller so that none is evicted meanwhile."""
-        key = record.key
-        if self.ledger.model(key) is None:
-            self._stage(record)
-        # Before the rename: without a ledger, recovery only accepts a model that has its origin.
-        self.disk.write_durable(self.paths.origin(key), origin.to_bytes())
-        with self.ledger.transaction():
-            # Again under the lock: a concurrent pull may have published the model.
-            model = self.ledger.model(key)
-            if model is None:
-                self.disk.rename(self.paths.staging(key), self.paths.model(key))
-                model = self.model_row(record, origin.image, fetch_seconds)
-                self.ledger.put_model(model, record)
-            self.ledger.put_image(origin, key, self.clock())
-            self.ledger.add_authorizations(origin.repository, record.files)
-        self.disk.sync_directory(self.paths.models)
+        """Publish a model, or mend the directory of one that is published already.
+
+        Its files must be in `files/`, and held by the caller so that none is evicted meanwhile. Raises Vanished for one
+        that isn't there all the same.
+        """
+        # Until the end: a removal of this model unlinks names that this writes.
+        with self.names:
+            key, directory = record.key, self.paths.model(record.key)
+            self.links.require_files(record)
+            if self.ledger.has_model(key):
+                # 'Done' means whole, also for a directory that was changed by hand since.
+                self.links.mend(record, directory)
+            else:
+                self._stage(record)
+            # Before the rename: without a ledger, recovery only accepts a model that has its origin.
+            self._keep_origin(key, origin)
+            with self.ledger.transaction():
+                model = self.ledger.model(key)
+                if model is None:
+                    self.disk.rename(self.paths.staging(key), directory)
+                    model = self.model_row(record, origin.image, fetch_seconds)
+                    self.ledger.put_model(model, record)
+                self.ledger.put_image(origin, key, self.clock())
+                self.ledger.add_authorizations(origin.repository, record.files)
+            self.disk.sync_directory(self.paths.models)
         return model
+
+    def describe(self, record: AnyRecord, origin: ImageOrigin) -> None:
+        """Write a stored model's record and publish record again, if it is still stored."""
+        with self.names:
+            if self.ledger.has_model(record.key):
+                self.links.keep_record(record)
+                self._keep_origin(record.key, origin)
+
+    def _keep_origin(self, key: Digest, origin: ImageOrigin) -> None:
+        self.links.clear(self.paths.origin(key))
+        self.disk.write_durable(self.paths.origin(key), origin.to_bytes())
 
     def model_row(self, record: AnyRecord, image: str, fetch_seconds: float = 0.0) -> StoredModel:
         """The ledger's row of a new model."""
@@ -101,42 +128,25 @@ class Publisher:
             last_used=now,
             uses=1.0,
             fetch_seconds=fetch_seconds,
+            # Pinned before it was set aside or the ledger was lost.
+            pinned=is_plain_file(self.paths.pin(record.key)),
         )
 
     def _stage(self, record: AnyRecord) -> None:
-        """Build the directory of hard links under a hidden name, made durable bottom-up."""
+        """Build the directory of hard links under a hidden name."""
         staging, visible = self.paths.staging(record.key), self.paths.model(record.key)
         # Left by a pull that crashed.
         self.disk.remove_tree(staging)
-        if visible.is_dir():
+        if is_real_directory(visible):
             # A leftover of a failed ledger commit or an interrupted removal: no caller ever received its path.
             self.disk.rename(visible, staging)
             self.disk.remove_tree(staging)
-        if not is_plain_file(self.paths.record(record.key)):
-            self.disk.write_durable(self.paths.record(record.key), record.to_bytes())
-        directories = self._directories(record, staging)
-        for directory in directories:
-            self.disk.make_staging(directory)
-        for file in record.files:
-            self.disk.link(self.paths.file(file.digest), staging / file.path)
-        self.disk.link(self.paths.record(record.key), staging / RECORD_NAME)
-        for directory in reversed(directories):
-            self.disk.sync_directory(directory)
-
-    @staticmethod
-    def _directories(record: AnyRecord, staging: Path) -> list[Path]:
-        below = {parent for file in record.files for parent in parents(file.path)}
-        return [staging, *(staging / each for each in sorted(below))]
+        # A link or file in its place.
+        self.links.set_aside(visible)
+        self.links.lay(record, staging)
 
 
 def mtime_ns(path: Path) -> int:
     """A file's modification time. Raises DiskFailed."""
     with reading(path):
         return path.lstat().st_mtime_ns
-
-
-def read_record(path: Path) -> AnyRecord:
-    """Read a record: of our own image, or derived on this node from a foreign one. Raises InvalidImage, DiskFailed."""
-    with reading(path):
-        data = path.read_bytes()
-    return parse_record(data)

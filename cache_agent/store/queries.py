@@ -135,6 +135,13 @@ class Queries(ABC):
         rows = self._all("SELECT image FROM images WHERE key = ? ORDER BY image", key.hex)
         return list(dict.fromkeys(row[0] for row in rows))
 
+    def names_of(self, key: Digest) -> list[tuple[str, str | None]]:
+        """The image references that resolve to a model, each with the variant that was asked for."""
+        rows = self._all(
+            "SELECT image, variant FROM images WHERE key = ? ORDER BY at DESC", key.hex
+        )
+        return [(image, variant or None) for image, variant in rows]
+
     def authorized_by(self, digest: Digest) -> set[str]:
         """The repositories that a file is known to have come from."""
         rows = self._all("SELECT DISTINCT repository FROM proofs WHERE sha256 = ?", digest.hex)

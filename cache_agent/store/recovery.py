@@ -6,21 +6,21 @@ a journal are removed. Never removes a complete model, never trusts a byte that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_agent.errors import DiskFailed
-from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.store.disk import Disk, is_real_directory, listed, plain_size, scan
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.paths import STAGING_PREFIX, StorePaths
-from cache_agent.store.publisher import Publisher, read_record
+from cache_agent.store.links import ModelLinks, find_record, read_origin
+from cache_agent.store.paths import StorePaths, parse_hex
+from cache_agent.store.publisher import Publisher
 from cache_agent.store.values import ImageOrigin, StoredFile
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.errors import InvalidImage, NotWritable
 from modelimage.foreign import AnyRecord
-from modelimage.path_rules import RECORD_NAME
 
 
 @dataclass
@@ -48,58 +48,77 @@ class Recoverer:
     paths: StorePaths
     disk: Disk
     ledger: Ledger
+    links: ModelLinks
     publisher: Publisher
     clock: Callable[[], float]
 
     def run(self) -> Recovery:
-        """Recover a store that is not in use yet. Raises DiskFailed, NoSpace, NotWritable."""
+        """Recover a store that no pull uses. Raises DiskFailed, NoSpace, NotWritable."""
         done = Recovery()
         self._remove_leftovers(done)
         journals = self._journals(done)
         # In this order: a model is judged by the files found, an orphan by the models found.
         self._files(done)
+        self._models(journals, done)
         with self.ledger.transaction():
-            self._models(done)
+            if self.ledger.lost:
+                self._refill()
             self._leases(done)
         self._orphans(journals, done)
         return done
 
     def _remove_leftovers(self, done: Recovery) -> None:
-        staging = [
-            each for each in listed(self.paths.models) if each.name.startswith(STAGING_PREFIX)
-        ]
+        hidden = [each for each in listed(self.paths.models) if each.name.startswith(".")]
         temporary = [
             each
-            for directory in (self.paths.records, self.paths.origins, self.paths.partial)
+            for directory in (
+                self.paths.root,
+                self.paths.records,
+                self.paths.origins,
+                self.paths.pins,
+                self.paths.partial,
+            )
             for each in listed(directory)
-            if each.name.endswith(".tmp")
+            if each.name.startswith(".") and each.name.endswith(".tmp")
         ]
-        for path in (*listed(self.paths.trash), *staging, *temporary):
+        for path in (*listed(self.paths.trash), *hidden, *temporary):
             self.disk.remove_tree(path)
             done.leftovers += 1
 
     def _journals(self, done: Recovery) -> list[JournalRefs]:
         """Read the journals of interrupted pulls; remove the partials that none of them references."""
+        plain, others = scan(self.paths.partial)
+        # A pull would write through a link, and can't use anything else either.
+        for path in others:
+            self.disk.remove_tree(path)
+            done.leftovers += 1
         journals = []
-        for path in listed(self.paths.partial):
+        for path in plain:
             if path.suffix == ".json":
                 try:
                     journals.append(read_claims(path))
-                except (InvalidImage, DiskFailed) as error:
+                except (InvalidImage, NotWritable) as error:
                     # Without its journal a pull starts over; its partials are removed below.
                     done.notes.append(f"dropped an unreadable journal: {error}")
                     self.disk.unlink(path)
         claimed = {name for journal in journals for name in journal.partials}
-        for path in listed(self.paths.partial):
+        for path in plain:
             if path.suffix != ".json" and path.stem not in claimed:
-                self.disk.remove_tree(path)
+                self.disk.unlink(path)
                 done.leftovers += 1
         return journals
 
     def _files(self, done: Recovery) -> None:
-        for number in range(256):
-            prefix = f"{number:02x}"
-            on_disk = {each.name: each for each in listed(self.paths.files / prefix)}
+        prefixes = {f"{number:02x}" for number in range(256)}
+        for path in listed(self.paths.files):
+            if path.name not in prefixes or not is_real_directory(path):
+                self._no_file(path, done)
+        for prefix in sorted(prefixes):
+            plain, others = scan(self.paths.files / prefix)
+            # Also a link in the place of a known file, which is then linked again from a model.
+            for path in others:
+                self._no_file(path, done)
+            on_disk = {each.name: each for each in plain}
             known = self.ledger.file_digests(prefix)
             if on_disk.keys() == known.keys():
                 # One transaction per prefix that differs: a healthy store opens without a write.
@@ -113,69 +132,100 @@ class Recoverer:
                         self.ledger.drop_file(Digest(name))
                         done.files_lost += 1
 
+    def _no_file(self, path: Path, done: Recovery) -> None:
+        self.links.set_aside(path)
+        done.notes.append(f"moved {path.name} to quarantine: not a file of this store")
+
     def _found_file(self, path: Path, done: Recovery) -> None:
-        digest = parse_hex(path.name)
-        if digest is None or not is_plain_file(path):
-            self.disk.rename(path, self.paths.quarantine / path.name)
-            done.notes.append(f"moved {path.name} to quarantine: not a file of this store")
+        digest, size = parse_hex(path.name), plain_size(path)
+        if digest is None or size is None or digest.hex[:2] != path.parent.name:
+            self._no_file(path, done)
             return
         # Its bytes weren't verified since this ledger exists: first in line for the scrubber.
-        self.ledger.put_file(StoredFile(digest, path.stat().st_size, (), 0.0))
+        self.ledger.put_file(StoredFile(digest, size, (), 0.0))
         done.files_found += 1
 
     def _relink(self, digest: Digest) -> bool:
         """Restore a file's name from a model directory that still links its inode."""
         for key in self.ledger.models_of(digest):
-            for held in self._held_paths(key, digest):
-                if is_plain_file(held):
+            record, directory = find_record(self.paths, key), self.paths.model(key)
+            for file in record.files if record else ():
+                held = directory / file.path
+                if file.digest == digest and plain_size(held) == file.size:
                     self.disk.mkdir(self.paths.file(digest).parent)
                     self.disk.link(held, self.paths.file(digest))
                     self.disk.sync_directory(self.paths.file(digest).parent)
                     return True
         return False
 
-    def _held_paths(self, key: Digest, digest: Digest) -> Iterator[Path]:
-        directory = self.paths.model(key)
-        try:
-            record = read_record(directory / RECORD_NAME)
-        except (InvalidImage, DiskFailed):
-            return
-        yield from (directory / file.path for file in record.files if file.digest == digest)
-
-    def _models(self, done: Recovery) -> None:
+    def _models(self, journals: list[JournalRefs], done: Recovery) -> None:
         on_disk = {each.name for each in listed(self.paths.models)}
         known = {key.hex for key in self.ledger.model_keys()}
         for name in sorted(on_disk - known):
-            self._found_model(self.paths.models / name, done)
-        for name in sorted(known - on_disk):
-            self.ledger.drop_model(Digest(name))
-            done.models_lost += 1
+            self._found_model(self.paths.models / name, journals, done)
+        for name in sorted(known):
+            key = Digest(name)
+            if not is_real_directory(self.paths.model(key)) and not self._rebuilt(key):
+                with self.ledger.transaction():
+                    self.ledger.drop_model(key)
+                done.models_lost += 1
 
-    def _found_model(self, path: Path, done: Recovery) -> None:
+    def _rebuilt(self, key: Digest) -> bool:
+        """Whether the directory of a known model, missing or replaced, could be linked again from the store's files."""
+        record = find_record(self.paths, key)
+        if record is None or not self.links.has_files(record):
+            return False
+        self.links.set_aside(self.paths.model(key))
+        self.links.lay(record, self.paths.staging(key))
+        self.disk.rename(self.paths.staging(key), self.paths.model(key))
+        self.disk.sync_directory(self.paths.models)
+        return True
+
+    def _found_model(self, path: Path, journals: list[JournalRefs], done: Recovery) -> None:
         key = parse_hex(path.name)
-        try:
-            record = read_record(path / RECORD_NAME)
-            with reading(self.paths.origin(record.key)):
-                origin = ImageOrigin.parse(self.paths.origin(record.key).read_bytes())
-            usable = record.key == key and self._is_whole(path, record)
-        except (InvalidImage, DiskFailed) as error:
-            done.notes.append(f"model {path.name}: {error}")
-            usable = False
-        if not usable:
+        record = find_record(self.paths, key) if key else None
+        origin = self._origin(record.key, done) if record else None
+        if record is None or origin is None or not self._is_mended(record, path):
+            done.notes.append(f"model {path.name} moved to quarantine: it isn't whole")
+            if record is not None:
+                # The next pull goes on with the files that it still has.
+                self.disk.write_small(self.paths.journal(record.key), record.to_bytes())
+                journals.append(JournalRefs.of(record))
             # Quarantined, not removed: its bytes may be all that is left of a model.
-            self.disk.rename(path, self.paths.quarantine / path.name)
+            self.links.set_aside(path)
             done.models_broken += 1
             return
-        self.ledger.put_model(self.publisher.model_row(record, origin.image), record)
-        self.ledger.put_image(origin, record.key, self.clock())
-        self.ledger.add_authorizations(origin.repository, record.files)
+        with self.ledger.transaction():
+            self.ledger.put_model(self.publisher.model_row(record, origin.image), record)
+            self.ledger.put_image(origin, record.key, self.clock())
+            self.ledger.add_authorizations(origin.repository, record.files)
         done.models_found += 1
 
-    def _is_whole(self, directory: Path, record: AnyRecord) -> bool:
-        """Whether every file of a model is there and is a hard link to the store's inode."""
-        return all(
-            same_file(directory / file.path, self.paths.file(file.digest)) for file in record.files
-        )
+    def _refill(self) -> None:
+        """Restore what a ledger that was lost in part should hold of models that it still knows."""
+        for key in self.ledger.model_keys():
+            record, model = find_record(self.paths, key), self.ledger.model(key)
+            if record is None or model is None:
+                continue
+            self.ledger.put_model(model, record)
+            with suppress(InvalidImage, NotWritable):
+                origin = read_origin(self.paths.origin(key))
+                self.ledger.put_image(origin, key, self.clock())
+                self.ledger.add_authorizations(origin.repository, record.files)
+
+    def _origin(self, key: Digest, done: Recovery) -> ImageOrigin | None:
+        try:
+            return read_origin(self.paths.origin(key))
+        except (InvalidImage, NotWritable) as error:
+            done.notes.append(f"model {key.short}: {error}")
+            return None
+
+    def _is_mended(self, record: AnyRecord, path: Path) -> bool:
+        """Whether a model's directory is whole, after linking again what can be."""
+        if not self.links.has_files(record):
+            return False
+        self.links.mend(record, path)
+        return True
 
     def _leases(self, done: Recovery) -> None:
         models = set(self.ledger.model_keys())
@@ -187,40 +237,19 @@ class Recoverer:
     def _orphans(self, journals: list[JournalRefs], done: Recovery) -> None:
         # An interrupted pull continues with the files that its journal names.
         wanted = {digest for journal in journals for digest in journal.files}
-        for file in self.ledger.unreferenced_files():
-            if file.digest not in wanted:
-                self.ledger.drop_file(file.digest)
-                self.disk.unlink(self.paths.file(file.digest))
-                done.leftovers += 1
+        orphans = [f.digest for f in self.ledger.unreferenced_files() if f.digest not in wanted]
+        if orphans:
+            # One transaction for all: there may be thousands after an interrupted pull of small files.
+            with self.ledger.transaction():
+                for digest in orphans:
+                    self.ledger.drop_file(digest)
+                    self.disk.unlink(self.paths.file(digest))
         known = {key.hex for key in self.ledger.model_keys()}
-        for path in (*listed(self.paths.records), *listed(self.paths.origins)):
-            if path.stem not in known:
-                self.disk.remove_tree(path)
-                done.leftovers += 1
-
-
-def listed(directory: Path) -> list[Path]:
-    """The entries of a directory, sorted; empty when it doesn't exist. Raises DiskFailed."""
-    try:
-        return sorted(directory.iterdir(), key=lambda path: path.name)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DiskFailed(f"can't list {directory}: {error.strerror}") from error
-
-
-def parse_hex(name: str) -> Digest | None:
-    """The digest that a file name spells, or None."""
-    try:
-        return Digest(name)
-    except InvalidInput:
-        return None
-
-
-def same_file(one: Path, other: Path) -> bool:
-    """Whether two names are one inode; False when either is missing."""
-    try:
-        # lstat: a symbolic link to the file is no hard link.
-        return one.lstat().st_ino == other.lstat().st_ino
-    except OSError:
-        return False
+        described = [
+            path
+            for path in (*listed(self.paths.records), *listed(self.paths.origins))
+            if path.stem not in known
+        ]
+        for path in described:
+            self.disk.remove_tree(path)
+        done.leftovers += len(orphans) + len(described)

@@ -1,26 +1,27 @@
 """Removes models and files: never while they are leased, pinned or used by a running pull.
 
-The decision and the renames into `trash/` happen inside the ledger's lock, while no lease can be taken and no file
-admitted; the slow unlinking follows outside. The ledger's rows go first: a crash in between leaves a complete model,
-found again at the next start, never a row without its model.
+The decision and the renames of every name into `trash/` happen inside the ledger's lock, while no lease can be taken
+and no file admitted; the slow unlinking follows outside, where nothing has these names any more. The ledger's rows go
+first: a crash in between leaves a complete model, found again at the next start, never a row without its model.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from cache_agent.store.disk import Disk
+from cache_agent.store.disk import Disk, status_of
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
+from cache_agent.store.reserve import LedgerReserve
 from cache_agent.store.values import StoredFile, StoredModel
 from modelimage.digest import Digest
-from modelimage.errors import InUse, NotFound
+from modelimage.errors import InUse, NoSpace, NotFound
 
 
 @dataclass
@@ -51,18 +52,40 @@ class Holds:
 
 @dataclass
 class Remover:
-    """Removes models and unreferenced files from a store."""
+    """Removes models and unreferenced files from a store. `names`: see `Publisher`."""
 
     paths: StorePaths
     disk: Disk
     ledger: Ledger
     holds: Holds
+    names: threading.RLock
+    reserve: LedgerReserve
     _serial: Iterator[int] = field(default_factory=count)
 
     def remove_model(self, key: Digest, *, unpin: bool = False) -> int:
         """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
+        return self._with_room(lambda: self._remove_model(key, unpin=unpin))
+
+    def remove_orphans(self, keep: Container[Digest]) -> int:
+        """Remove files that no model, running pull or `keep` references; returns the bytes freed."""
+        return self._with_room(lambda: self._remove_orphans(keep))
+
+    def _with_room(self, remove: Callable[[], int]) -> int:
+        try:
+            return remove()
+        except NoSpace:
+            # The ledger must be written before a byte is freed.
+            if not self.reserve.release():
+                raise
+        try:
+            return remove()
+        finally:
+            self.reserve.restore()
+
+    def _remove_model(self, key: Digest, *, unpin: bool) -> int:
+        # `names`: a pull must not publish the model anew between its row and the last of its names.
         # Readers are excluded too: none may see a model's row without its directory.
-        with self.ledger.exclusive():
+        with self.names, self.ledger.exclusive():
             with self.ledger.transaction():
                 model = self.ledger.model(key)
                 if model is None:
@@ -73,16 +96,20 @@ class Remover:
                 orphans = [file for file in files if self._is_orphan(file.digest)]
                 for file in orphans:
                     self.ledger.drop_file(file.digest)
-            trashed = self._to_trash([self.paths.model(key), *map(self._path, orphans)])
-        # Outside the lock: these files alone don't make a model visible.
-        self.disk.unlink(self.paths.origin(key))
-        self.disk.unlink(self.paths.record(key))
-        self.disk.unlink(self.paths.pin(key))
-        self._empty(trashed, {self.paths.models})
+            # The directory first: what describes a model must be there for as long as its directory is.
+            trashed = self._to_trash(
+                [
+                    self.paths.model(key),
+                    *map(self._path, orphans),
+                    self.paths.origin(key),
+                    self.paths.record(key),
+                    self.paths.pin(key),
+                ]
+            )
+        self._empty(trashed, {self.paths.models, self.paths.pins})
         return sum(file.size for file in orphans)
 
-    def remove_orphans(self, keep: Container[Digest]) -> int:
-        """Remove files that no model, running pull or `keep` references; returns the bytes freed."""
+    def _remove_orphans(self, keep: Container[Digest]) -> int:
         with self.ledger.exclusive():
             with self.ledger.transaction():
                 orphans = [
@@ -108,7 +135,7 @@ class Remover:
         for path in paths:
             # Numbered: the same name may be trashed again before the first one is removed.
             target = self.paths.trash / f"{path.name}.{next(self._serial)}"
-            if path.exists():
+            if status_of(path) is not None:
                 self.disk.rename(path, target)
                 trashed.append(target)
         return trashed

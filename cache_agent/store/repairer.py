@@ -6,48 +6,49 @@ in every model; a crash in between leaves models on the old inode, which the che
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
-from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file
+from cache_agent.store.disk import READ_ONLY_FILE, Disk, same_file
 from cache_agent.store.ledger import Ledger
+from cache_agent.store.links import ModelLinks, find_record
 from cache_agent.store.partials import Partial, open_for_reading, read_range
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.publisher import read_record
-from cache_agent.store.recovery import same_file
+from cache_agent.store.removal import Holds
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage
-from modelimage.path_rules import RECORD_NAME
-from modelimage.record import RecordFile
+from modelimage.errors import NotWritable
+from modelimage.foreign import AnyRecord
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRepairer:
-    """Repairs one store without fetching anything."""
+    """Repairs one store without fetching anything. `names`: see `Publisher`."""
 
     paths: StorePaths
     disk: Disk
     ledger: Ledger
+    links: ModelLinks
+    holds: Holds
+    names: threading.RLock
 
-    def salvage(self, partial: Partial, pause: Callable[[int], None]) -> int:
-        """Copy a damaged file's correct chunks into its partial; returns the number of wrong or unreadable ones."""
-        file, source = partial.file, self.paths.file(partial.file.digest)
-        wrong = 0
-        with open_for_reading(source) as fd:
+    def salvage(self, partial: Partial, pause: Callable[[int], None]) -> None:
+        """Copy the correct chunks of a damaged file into its partial."""
+        source = self.paths.file(partial.file.digest)
+        # A file that is gone, or a link in its place, has nothing to keep.
+        with suppress(NotWritable), open_for_reading(source) as fd:
             for index in partial.missing():
-                if not self._salvage_chunk(partial, fd, index, pause):
-                    wrong += 1
-        return wrong if file.size else 0
+                self._salvage_chunk(partial, fd, index, pause)
 
     def _salvage_chunk(
         self, partial: Partial, fd: int, index: int, pause: Callable[[int], None]
-    ) -> bool:
+    ) -> None:
         wanted = chunk_range(partial.file.size, index)
         hashed, offset = blake3(), wanted.start
         try:
@@ -59,25 +60,20 @@ class StoreRepairer:
                 pause(len(view))
         except DiskFailed:
             # Fetched again, like a wrong chunk.
-            return False
-        if hashed.hexdigest() != partial.file.chunks[index]:
-            return False
-        partial.mark(index)
-        return True
+            return
+        if hashed.hexdigest() == partial.file.chunks[index]:
+            partial.mark(index)
 
     def relink(self, digest: Digest) -> int:
         """Make every model's name of a file a hard link to the store's inode; returns the number repaired."""
         target, mended = self.paths.file(digest), 0
-        for key in self.ledger.models_of(digest):
-            for file, path in self._names(key, digest):
-                if not same_file(path, target):
-                    # Link, then rename over it: the model's file must exist at every moment.
-                    fresh = path.with_name(f".{file.digest.hex}.new")
-                    self.disk.unlink(fresh)
-                    self.disk.link(target, fresh)
-                    self.disk.rename(fresh, path)
-                    self.disk.sync_directory(path.parent)
-                    mended += 1
+        # A model that is removed meanwhile would be half linked again.
+        with self.names:
+            for key in self.ledger.models_of(digest):
+                for path in self._names(key, digest):
+                    if not same_file(path, target):
+                        self.links.relink(path, target)
+                        mended += 1
         return mended
 
     def protect(self, path: Path) -> None:
@@ -85,33 +81,31 @@ class StoreRepairer:
         self.disk.chmod(path, READ_ONLY_FILE)
 
     def set_aside(self, digest: Digest) -> list[Digest]:
-        """Quarantine a file beyond repair and all models that contain it, unless one of them is leased.
+        """Quarantine a file beyond repair and its models, unless one is leased or a running pull needs the file.
 
         Their other files stay, for the next pull. Returns the models set aside.
         """
-        with self.ledger.exclusive():
+        with self.names, self.ledger.exclusive():
             keys = self.ledger.models_of(digest)
-            idle = [key for key in keys if not self.ledger.leases(key)]
-            if len(idle) < len(keys):
-                # A running server reads the file anyway; its name stays until the last lease ends.
+            # A running server reads the file anyway, and a running pull has checked it: its name stays until both end.
+            if digest in self.holds or any(self.ledger.leases(key) for key in keys):
                 return []
             with self.ledger.transaction():
-                for key in idle:
+                for key in keys:
                     self.ledger.drop_model(key)
                 self.ledger.drop_file(digest)
-            for key in idle:
+            for key in keys:
                 self._keep_journal(key)
-                self._quarantine(self.paths.model(key))
-            self._quarantine(self.paths.file(digest))
-        return idle
+                self.links.set_aside(self.paths.model(key))
+            self.links.set_aside(self.paths.file(digest))
+        return keys
 
     def relist(self) -> int:
         """Make the ledger's file list of every model match its record; returns the number of models corrected."""
         mended = 0
         for key in self.ledger.model_keys():
-            try:
-                record = read_record(self.paths.model(key) / RECORD_NAME)
-            except (InvalidImage, DiskFailed):
+            record = self._record(key)
+            if record is None:
                 continue  # set aside by `drop_broken_models`
             with self.ledger.transaction():
                 model = self.ledger.model(key)
@@ -122,12 +116,26 @@ class StoreRepairer:
                     mended += 1
         return mended
 
+    def mend_models(self) -> int:
+        """Put right the directories of models whose files are all there; returns how many names were wrong."""
+        mended = 0
+        for key in self.ledger.model_keys():
+            with self.names:
+                record = self._record(key)
+                # The model may have been removed since its key was listed.
+                if (
+                    record is not None
+                    and self.ledger.has_model(key)
+                    and self.links.has_files(record)
+                ):
+                    mended += self.links.mend(record, self.paths.model(key))
+        return mended
+
     def drop_broken_models(self) -> list[Digest]:
-        """Set aside models that lack files and aren't leased, so that the
-        next pull rebuilds them; returns their keys."""
+        """Set aside models that lack files and aren't leased, for the next pull to rebuild; returns their keys."""
         # Outside the lock: this reads every model's record.
         suspects = [key for key in self.ledger.model_keys() if not self._is_whole(key)]
-        with self.ledger.exclusive():
+        with self.names, self.ledger.exclusive():
             # Again: a suspect may have been leased, removed or pulled again meanwhile.
             broken = [key for key in suspects if self._is_idle(key) and not self._is_whole(key)]
             with self.ledger.transaction():
@@ -135,7 +143,7 @@ class StoreRepairer:
                     self.ledger.drop_model(key)
             for key in broken:
                 self._keep_journal(key)
-                self._quarantine(self.paths.model(key))
+                self.links.set_aside(self.paths.model(key))
         return broken
 
     def _is_idle(self, key: Digest) -> bool:
@@ -143,32 +151,20 @@ class StoreRepairer:
         return self.ledger.has_model(key) and not self.ledger.leases(key)
 
     def _is_whole(self, key: Digest) -> bool:
-        directory = self.paths.model(key)
-        try:
-            record = read_record(directory / RECORD_NAME)
-        except (InvalidImage, DiskFailed):
-            return False
-        return record.key == key and all(
-            same_file(directory / file.path, self.paths.file(file.digest)) for file in record.files
-        )
+        record, directory = self._record(key), self.paths.model(key)
+        return record is not None and self.links.is_whole(record, directory)
+
+    def _record(self, key: Digest) -> AnyRecord | None:
+        """A model's record, from whichever of its two places has it; None when neither does."""
+        return find_record(self.paths, key)
 
     def _keep_journal(self, key: Digest) -> None:
         # Until the next pull uses them, recovery keeps the model's intact files only if a journal names them.
-        record = self.paths.record(key)
-        if is_plain_file(record):
-            self.disk.write_small(self.paths.journal(key), record.read_bytes())
+        record = self._record(key)
+        if record is not None:
+            self.disk.write_small(self.paths.journal(key), record.to_bytes())
 
-    def _quarantine(self, path: Path) -> None:
-        if not path.exists():
-            return
-        # Numbered: an earlier quarantined copy must not be overwritten.
-        taken = (self.paths.quarantine / f"{path.name}.{number}" for number in count())
-        self.disk.rename(path, next(each for each in taken if not each.exists()))
-
-    def _names(self, key: Digest, digest: Digest) -> list[tuple[RecordFile, Path]]:
-        directory = self.paths.model(key)
-        try:
-            record = read_record(directory / RECORD_NAME)
-        except (InvalidImage, DiskFailed):
-            return []
-        return [(file, directory / file.path) for file in record.files if file.digest == digest]
+    def _names(self, key: Digest, digest: Digest) -> list[Path]:
+        record, directory = self._record(key), self.paths.model(key)
+        files = record.files if record else ()
+        return [directory / file.path for file in files if file.digest == digest]

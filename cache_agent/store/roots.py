@@ -109,7 +109,9 @@ class Roots:
             placed = IncomingModel(key, *self._choose(key, files))
             self._placed.append(placed)
         try:
-            yield placed.store
+            # A repair of the whole store would remove the pull's partials.
+            with placed.store.gate.working():
+                yield placed.store
         finally:
             with self._lock:
                 self._placed.remove(placed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_agent.errors import DiskFailed
-from cache_agent.store.disk import Disk, is_plain_file
+from cache_agent.store.disk import Disk, is_plain_file, plain_size
 from cache_agent.store.journal import ForeignPullState, read_journal, staged_name
 from cache_agent.store.partials import Partial
 from cache_agent.store.paths import StorePaths
@@ -47,8 +47,7 @@ class StagedLayerFiles:
 
     def size(self, layer: Digest, member: int) -> int | None:
         """The size of a staged file; None when there is none."""
-        path = self.path(layer, member)
-        return path.stat().st_size if is_plain_file(path) else None
+        return plain_size(self.path(layer, member))
 
     def drop(self, layer: Digest, member: int) -> None:
         """Remove a staged file, if there is one."""

@@ -6,6 +6,7 @@ Holds the store's lock from `open` to `close`. Thread-safe. No network access.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,20 +14,29 @@ from pathlib import Path
 
 from cache_agent.observability.events import Events
 from cache_agent.store.budget import StoreSpace
-from cache_agent.store.disk import Disk, Observer, ignore
+from cache_agent.store.disk import (
+    Disk,
+    Observer,
+    ignore,
+    is_plain_file,
+    is_real_directory,
+    status_of,
+)
 from cache_agent.store.files import StoreFiles
 from cache_agent.store.leases import StoreLeases
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.lock import StoreLock
+from cache_agent.store.links import ModelLinks, set_aside
+from cache_agent.store.lock import StoreLock, WorkGate
 from cache_agent.store.models import StoreModels
 from cache_agent.store.partials import StorePartials, boot_id
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.pins import Pins
 from cache_agent.store.publisher import Publisher
 from cache_agent.store.queries import LedgerDamaged
-from cache_agent.store.recovery import Recoverer, Recovery, listed
+from cache_agent.store.recovery import Recoverer, Recovery
 from cache_agent.store.removal import Holds, Remover
 from cache_agent.store.repairer import StoreRepairer
+from cache_agent.store.reserve import LedgerReserve
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.staged_files import StagedLayerFiles
 from cache_agent.store.values import Holder, Use
@@ -62,29 +72,39 @@ class Store:
         self.paths = StorePaths(root.absolute())
         self.disk = Disk(options.observe)
         self._clock = options.clock
+        # Reentrant: a repair holds it from choosing a model to linking its names.
+        self._names = threading.RLock()
+        self.gate = WorkGate()
         make_root(self.paths.root)
         # Else a failed start would keep lock and ledger open until the process ends.
         with ExitStack() as opened:
             # Before recovery, which assumes that no other process uses the store.
             self._lock = StoreLock(self.paths.lock)
             opened.callback(self._lock.close)
-            for directory in self.paths.directories()[1:]:
-                self.disk.mkdir(directory)
-            self.ledger, self.ledger_was_lost = open_ledger(self.paths, self.disk)
-            opened.callback(self._close_ledger)
-            self.recovered = self._recover()
-            self._compose(options)
-            self._restore(options)
+            make_directories(self.paths, self.disk)
+            self.reserve = LedgerReserve(self.paths.reserve, self.disk)
+            with self.reserve.released():
+                self._open(opened, options)
             opened.pop_all()
+
+    def _open(self, opened: ExitStack, options: StoreOptions) -> None:
+        self.ledger = open_ledger(self.paths, self.disk)
+        opened.callback(self._close_ledger)
+        self.recovered = self._recover()
+        # A whole model that the ledger doesn't know: its tail was lost, or a crash came between name and row.
+        self.ledger_was_lost = self.ledger.lost or self.recovered.models_found > 0
+        self._compose(options)
+        self._restore(options)
 
     def _compose(self, options: StoreOptions) -> None:
         """Create the parts, on the ledger that recovery has left."""
         paths, disk, ledger = self.paths, self.disk, self.ledger
         boot, clock, events = options.boot or boot_id(), options.clock, options.events
-        holds, publisher = Holds(), Publisher(paths, disk, ledger, clock)
-        remover = Remover(paths, disk, ledger, holds)
+        links, names, holds = ModelLinks(paths, disk, ledger), self._names, Holds()
+        publisher = Publisher(paths, disk, ledger, links, names, clock)
+        remover = Remover(paths, disk, ledger, holds, names, self.reserve)
         self.pins = Pins(paths, disk, ledger)
-        self.repairer = StoreRepairer(paths, disk, ledger)
+        self.repairer = StoreRepairer(paths, disk, ledger, links, holds, names)
         self.models = StoreModels(paths, disk, ledger, publisher, remover, self.pins)
         self.files = StoreFiles(paths, ledger, publisher, holds, self.repairer, events, clock)
         self.partials = StorePartials(paths, disk, boot, events)
@@ -114,18 +134,22 @@ class Store:
             return self._recoverer().run()
         except LedgerDamaged:
             self.ledger.close()
-            set_ledger_aside(self.paths, self.disk)
-            self.ledger, self.ledger_was_lost = Ledger(self.paths), True
+            self.ledger = new_ledger(self.paths, self.disk)
             return self._recoverer().run()
 
     def _recoverer(self) -> Recoverer:
-        publisher = Publisher(self.paths, self.disk, self.ledger, self._clock)
-        return Recoverer(self.paths, self.disk, self.ledger, publisher, self._clock)
+        links = ModelLinks(self.paths, self.disk, self.ledger)
+        publisher = Publisher(self.paths, self.disk, self.ledger, links, self._names, self._clock)
+        return Recoverer(self.paths, self.disk, self.ledger, links, publisher, self._clock)
 
-    def settle(self) -> Recovery:
-        """Reconcile ledger and disk of an open store. No pull may be running."""
-        done = self._recoverer().run()
-        self.pins.settle(ledger_was_lost=False)
+    def settle(self, drop: Iterable[Path] = ()) -> Recovery:
+        """Reconcile ledger and disk of an open store, without some partials. Raises Busy while pulls or repairs run."""
+        with self.gate.settling(), self._names:
+            make_directories(self.paths, self.disk)
+            for path in drop:
+                self.disk.remove_tree(path)
+            done = self._recoverer().run()
+            self.pins.settle(ledger_was_lost=False)
         return done
 
     def close(self) -> None:
@@ -159,21 +183,44 @@ def make_root(root: Path) -> None:
         )
 
 
-def open_ledger(paths: StorePaths, disk: Disk) -> tuple[Ledger, bool]:
-    """Open the ledger; also returns whether a new one had to be created although the store holds models."""
-    # A missing ledger beside models was lost; an empty store never had one.
-    lost = not paths.ledger.exists() and any(listed(paths.models))
-    try:
-        return Ledger(paths), lost
-    except LedgerDamaged:
+def make_directories(paths: StorePaths, disk: Disk) -> None:
+    """Create a store's directories. A link or file in the place of one goes to quarantine: a link is never followed."""
+    # First what everything else is moved to.
+    disk.mkdir(paths.quarantine)
+    for directory in paths.directories()[1:]:
+        if not is_real_directory(directory) and status_of(directory) is not None:
+            set_aside(directory, paths, disk)
+        disk.mkdir(directory)
+
+
+def open_ledger(paths: StorePaths, disk: Disk) -> Ledger:
+    """Open the ledger; a damaged one goes to quarantine, and a new one is marked as lost."""
+    files = ledger_files(paths)
+    if any(status_of(path) is not None and not is_plain_file(path) for path in files):
         set_ledger_aside(paths, disk)
-        return Ledger(paths), True
+    try:
+        return Ledger(paths)
+    except LedgerDamaged:
+        return new_ledger(paths, disk)
+
+
+def new_ledger(paths: StorePaths, disk: Disk) -> Ledger:
+    """Replace a damaged ledger."""
+    set_ledger_aside(paths, disk)
+    ledger = Ledger(paths)
+    ledger.lost = True
+    return ledger
+
+
+def ledger_files(paths: StorePaths) -> list[Path]:
+    """The ledger and its log. SQLite would replay an old log into a new ledger."""
+    name = paths.ledger.name
+    return [paths.ledger.with_name(f"{name}{suffix}") for suffix in ("", "-wal", "-shm")]
 
 
 def set_ledger_aside(paths: StorePaths, disk: Disk) -> None:
     """Move a damaged ledger to quarantine, for inspection."""
-    # With its WAL, or SQLite would replay that into the new ledger.
-    for suffix in ("", "-wal", "-shm"):
-        path = paths.ledger.with_name(paths.ledger.name + suffix)
-        if path.exists():
+    for path in ledger_files(paths):
+        if status_of(path) is not None:
+            disk.remove_tree(paths.quarantine / path.name)
             disk.rename(path, paths.quarantine / path.name)

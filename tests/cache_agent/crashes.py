@@ -56,6 +56,38 @@ class KillsAtStep(CountsSteps):
 
 
 @dataclass
+class SlowAtStep(CountsSteps):
+    """A disk whose step number `at` is so slow that `meanwhile` runs before it, in a thread of its own.
+
+    The step goes on when `meanwhile` has ended or waits for what the step's thread holds, which `patience` seconds
+    stand for. Steps of other threads don't count.
+    """
+
+    meanwhile: Callable[[], None] = lambda: None
+    at: int = -1
+    patience: float = 0.1
+    thread: threading.Thread | None = None
+    owner: int = 0
+
+    def __post_init__(self) -> None:
+        self.owner = threading.get_ident()
+
+    def __call__(self, operation: Operation) -> None:
+        if threading.get_ident() != self.owner:
+            return
+        super().__call__(operation)
+        if len(self.steps) == self.at + 1:
+            self.thread = threading.Thread(target=self.meanwhile)
+            self.thread.start()
+            self.thread.join(self.patience)
+
+    def settle(self) -> None:
+        """Wait for the end of `meanwhile`."""
+        if self.thread is not None:
+            self.thread.join()
+
+
+@dataclass
 class BadSectors:
     """A disk that can't read some bytes of a file: each read of them fails with EIO, until the file is another one.
 

@@ -15,7 +15,7 @@ from cache_agent.errors import DiskFailed
 from cache_agent.fetch.foreign.fetch_plan import Found, LayerPlan
 from cache_agent.fetch.foreign.layer_sinks import verify_files
 from cache_agent.fetch.reuse_check import can_read
-from cache_agent.store.publisher import read_record
+from cache_agent.store.links import read_record
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest

@@ -110,3 +110,21 @@ def test_a_lease_that_finds_no_room_was_not_given(small_disk: Path) -> None:
         node = open_on(root, image, stack, CountsSteps())
         assert {lease.id for lease in node.store.leases.all()} == {*given, "afterwards"}
     assert findings(root) == []
+
+
+def test_a_store_on_a_full_disk_opens_and_evicts(small_disk: Path) -> None:
+    """The ledger has room that nobody else can take: without it, not even an eviction could be noted."""
+    images = {f"reg.test/{n}": simple_image(weights=[50_000], seed=n)[0] for n in (1, 2)}
+    root, filler = small_disk / "store", small_disk / "filler"
+    with ExitStack() as stack:
+        pull(NodeFactory(root, stack)(images, limits=LIMITS), "reg.test/1:v1")
+    fill(filler)
+    with ExitStack() as stack:
+        node = NodeFactory(root, stack)(images, limits=LIMITS)
+        fill(filler)
+        for model in node.store.models.all():
+            node.store.models.remove(model.key)
+        assert node.store.models.all() == []
+        filler.unlink()
+        pull(node, "reg.test/2:v1")
+    assert findings(root) == []

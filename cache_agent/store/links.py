@@ -1,0 +1,193 @@
+"""A model's directory: real directories that hold hard links to the store's files and to the record, nothing else.
+
+One place lays, proves and mends it, for publishing, recovery, repair and the checker. A directory that is in use is
+mended name by name, never replaced: servers have it mounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from cache_agent.errors import Vanished
+from cache_agent.store.disk import (
+    Disk,
+    is_plain_file,
+    is_real_directory,
+    listed,
+    plain_size,
+    reading,
+    same_file,
+    status_of,
+)
+from cache_agent.store.ledger import Ledger
+from cache_agent.store.paths import StorePaths
+from cache_agent.store.values import ImageOrigin
+from modelimage.digest import Digest
+from modelimage.errors import InvalidImage, NotWritable
+from modelimage.foreign import AnyRecord, parse_record
+from modelimage.path_rules import RECORD_NAME, parents
+from modelimage.record import RecordFile
+
+
+def read_record(path: Path) -> AnyRecord:
+    """Read a record: of our own image, or derived on this node from a foreign one. Raises InvalidImage, DiskFailed."""
+    with reading(path):
+        data = path.read_bytes()
+    return parse_record(data)
+
+
+def read_origin(path: Path) -> ImageOrigin:
+    """Read a publish record. Raises InvalidImage, DiskFailed."""
+    with reading(path):
+        return ImageOrigin.parse(path.read_bytes())
+
+
+def find_record(paths: StorePaths, key: Digest) -> AnyRecord | None:
+    """A model's record from its directory or, when it is missing or wrong there, from the store's own copy."""
+    for path in (paths.model(key) / RECORD_NAME, paths.record(key)):
+        with suppress(InvalidImage, NotWritable):
+            if is_plain_file(path) and (record := read_record(path)).key == key:
+                return record
+    return None
+
+
+def below(directory: Path) -> Iterator[Path]:
+    """All non-directories below a directory; links are not followed."""
+    for path in listed(directory):
+        if is_real_directory(path):
+            yield from below(path)
+        else:
+            yield path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLinks:
+    """Lays, proves and mends the directories of one store's models. Raises DiskFailed, NoSpace, NotWritable."""
+
+    paths: StorePaths
+    disk: Disk
+    ledger: Ledger
+
+    def lay(self, record: AnyRecord, directory: Path) -> None:
+        """Build a directory that isn't there yet, and make it durable bottom-up. Raises Vanished for a missing file."""
+        self.keep_record(record)
+        directories = _directories(record, directory)
+        for each in directories:
+            self.disk.make_staging(each)
+        for file in record.files:
+            self.disk.link(self.paths.file(file.digest), directory / file.path)
+        self.disk.link(self.paths.record(record.key), directory / RECORD_NAME)
+        for each in reversed(directories):
+            self.disk.sync_directory(each)
+
+    def keep_record(self, record: AnyRecord) -> None:
+        """Write the store's copy of a record, unless it is there and right."""
+        path, data = self.paths.record(record.key), record.to_bytes()
+        self.clear(path)
+        with reading(path):
+            same = is_plain_file(path) and path.read_bytes() == data
+        if not same:
+            self.disk.write_durable(path, data)
+
+    def faults(self, record: AnyRecord, directory: Path) -> list[Path]:
+        """The names of a directory that aren't what the record says, missing ones included."""
+        wrong = [each for each in _directories(record, directory) if not is_real_directory(each)]
+        # Same inode, not same bytes: a copy would be neither scrubbed nor repaired with the store's file.
+        wrong += [
+            directory / file.path
+            for file in record.files
+            if not is_plain_file(self.paths.file(file.digest))
+            or not same_file(directory / file.path, self.paths.file(file.digest))
+        ]
+        if not same_file(directory / RECORD_NAME, self.paths.record(record.key)):
+            wrong.append(directory / RECORD_NAME)
+        return wrong
+
+    def extras(self, record: AnyRecord, directory: Path) -> list[Path]:
+        """The files of a directory that the record doesn't name."""
+        named = {directory / RECORD_NAME, *(directory / file.path for file in record.files)}
+        # A link in place of a directory is a fault of that name, not an extra one.
+        named.update(_directories(record, directory))
+        return [path for path in below(directory) if path not in named]
+
+    def is_whole(self, record: AnyRecord, directory: Path) -> bool:
+        """Whether every name of the record is there and is the store's own inode."""
+        return not self.faults(record, directory)
+
+    def has_files(self, record: AnyRecord) -> bool:
+        """Whether every file is in `files/`, and there as large as the ledger says."""
+        return all(self._is_there(file) for file in record.files)
+
+    def require_files(self, record: AnyRecord) -> None:
+        """Raises Vanished for a file that is missing in `files/`, or isn't as large as the ledger says."""
+        for file in record.files:
+            if not self._is_there(file):
+                path = self.paths.file(file.digest)
+                raise Vanished(f"{path} was removed while it was used", hint="Pull again.")
+
+    def mend(self, record: AnyRecord, directory: Path) -> int:
+        """Put right every name of a directory; returns how many were wrong. Raises Vanished for a missing file.
+
+        What is in the place of a name goes to quarantine.
+        """
+        self.require_files(record)
+        self.keep_record(record)
+        wrong = self.faults(record, directory)
+        for path in self.extras(record, directory):
+            self.set_aside(path)
+        targets = {directory / file.path: self.paths.file(file.digest) for file in record.files}
+        targets[directory / RECORD_NAME] = self.paths.record(record.key)
+        for each in _directories(record, directory):
+            if not is_real_directory(each):
+                self.set_aside(each)
+                self.disk.mkdir(each)
+        # Again: below a directory that was missing, every name is.
+        for path in dict.fromkeys([*wrong, *self.faults(record, directory)]):
+            if path in targets:
+                self.relink(path, targets[path])
+        return len(wrong)
+
+    def relink(self, path: Path, target: Path) -> None:
+        """Make one name a hard link to a file of the store."""
+        if is_real_directory(path):
+            self.set_aside(path)
+        # Link, then rename over it: the model's file must exist at every moment.
+        fresh = path.with_name(f".{path.name[:100]}.new")
+        self.disk.remove_tree(fresh)
+        self.disk.link(target, fresh)
+        self.disk.rename(fresh, path)
+        # Renaming one hard link over another of the same inode does nothing.
+        self.disk.unlink(fresh)
+        self.disk.sync_directory(path.parent)
+
+    def set_aside(self, path: Path) -> None:
+        """Move a name to quarantine, whatever it is; a missing one is no error."""
+        set_aside(path, self.paths, self.disk)
+
+    def clear(self, path: Path) -> None:
+        """Set aside what isn't a plain file in the place of one."""
+        if not is_plain_file(path):
+            self.set_aside(path)
+
+    def _is_there(self, file: RecordFile) -> bool:
+        stored, size = self.ledger.file(file.digest), plain_size(self.paths.file(file.digest))
+        return stored is not None and stored.size == size == file.size
+
+
+def set_aside(path: Path, paths: StorePaths, disk: Disk) -> None:
+    """Move a name to quarantine, whatever it is; a missing one is no error."""
+    if status_of(path) is None:
+        return
+    # Numbered: an earlier quarantined copy must not be overwritten.
+    taken = (paths.quarantine / f"{path.name}.{number}" for number in count())
+    disk.rename(path, next(each for each in taken if status_of(each) is None))
+
+
+def _directories(record: AnyRecord, directory: Path) -> list[Path]:
+    """The directories of a model, parents first."""
+    within = {parent for file in record.files for parent in parents(file.path)}
+    return [directory, *(directory / each for each in sorted(within))]
