@@ -17,6 +17,7 @@ from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, default_root
+from weightyard.up.local_hardware import local_hardware
 from workspace.document import parse_workspace
 from workspace.hardware import Hardware, requested_hardware
 from workspace.images import resolve_workspace
@@ -62,7 +63,8 @@ def render(
     """Render a workspace as YAML on stdout.
 
     The image is resolved and pinned by its digest, and the variant chosen for the GPU in the workspace
-    (spec.resources.gpu or gpuMemory). The server's command line is the same for every target.
+    (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none. The server's
+    command line is the same for every target.
     """
     workspace = parse_workspace(_read(file), name=str(file), only=name)
     resolved = resolve_workspace(workspace, lambda reference: open_reader(reference, access))
@@ -100,8 +102,13 @@ def _documents(
 
 
 def _hardware(workspace: Workspace, target: str) -> Hardware:
-    """The hardware in the spec; for `up`, which runs here, with this machine's CPU."""
-    requested = requested_hardware(workspace.spec.resources)
+    """The hardware in the spec; for `up`, which runs here, with this machine's CPU, or all of this machine's
+    hardware where the spec names none."""
+    wanted = workspace.spec.resources
+    named = wanted.gpu or wanted.gpu_memory or wanted.mig_profile or wanted.gpus == 0
+    if target == "up" and not named:
+        return local_hardware(cpu_only=False)
+    requested = requested_hardware(wanted)
     return replace(requested, cpus=local_cpus()) if target == "up" else requested
 
 

@@ -11,6 +11,8 @@ import yaml
 from tests.synthetic import synthetic_checkpoint
 from tests.workspace import openapi
 from weightyard.cli import main
+from weightyard.commands import render
+from workspace.hardware import Hardware
 
 DOCUMENT = """\
 apiVersion: weightyard.dev/v1alpha1
@@ -75,6 +77,18 @@ def test_the_variant_is_the_one_asked_for(
     path = write(tmp_path, image, variant="int8")
     found = yaml.safe_load(output(capsys, "-f", str(path), "--to", "up"))
     assert found["model"]["variant"] == "int8"
+
+
+def test_the_command_here_is_for_this_machine_if_the_spec_names_no_gpu(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Hardware(memory_bytes=8 << 30)
+    monkeypatch.setattr(render, "local_hardware", lambda *, cpu_only: here)
+    file.write_text(file.read_text().replace("  resources: {gpu: L4}\n", ""))
+    found = yaml.safe_load(output(capsys, "-f", str(file), "--to", "up"))
+    assert "VLLM_CPU_KVCACHE_SPACE" in found["environment"]
+    assert main(["render", "-f", str(file), "--to", "compose"]) == 2
+    assert "names no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
