@@ -214,7 +214,7 @@ def test_ctrl_c_while_watching_leaves_it_running(terminal: Terminal, file: Path)
     watching.send_signal(signal.SIGINT)
     _, err = watching.communicate()
     assert watching.returncode == 130
-    assert "keeps running in the background" in err
+    assert "keeps running in the background; stop it with `weightyard down tiny" in err
     terminal.gate.touch()
     terminal.wait_for("tiny", "ready")
 

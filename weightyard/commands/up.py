@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -150,7 +151,8 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
             state = background.follow(started, directory, console)
         except KeyboardInterrupt:
             console.say(
-                f"{workspace.name} keeps running in the background; stop it with `weightyard down`"
+                f"{workspace.name} keeps running in the background; "
+                f"stop it with `weightyard down {workspace.name}{_other_root(directory)}`"
             )
             raise
     _announce(console, state, directory, background=True)
@@ -174,7 +176,7 @@ def _announce(
     body = json.dumps(
         {"model": state.served_name, "prompt": "The capital of France is", "max_tokens": 16}
     )
-    root = "" if directory.root == default_root(os.environ) else f" --root {directory.root}"
+    root = _other_root(directory)
     stop = f"weightyard down {state.name}{root}" if background else "Ctrl-C"
     text = (
         f"{state.name} ({state.variant}) is ready at {state.url}\n\n"
@@ -187,3 +189,9 @@ def _announce(
          "key": state.key, "directory": state.model_dir},
         text,
     )  # fmt: skip
+
+
+def _other_root(directory: WorkspaceDirectory) -> str:
+    """The option that later commands need to find this workspace, for a root that isn't the default one."""
+    root = directory.root
+    return "" if root == default_root(os.environ) else f" --root {shlex.quote(str(root))}"
