@@ -17,6 +17,7 @@ setup: ## Set everything up: .venv, vLLM for the CPU, the demonstration model, s
 demo: ## Build a real model's image, pull it through the agent, serve it with vLLM, ask it something
 	@scripts/setup.sh serve
 	@$(BIN)/python -m weightyard.demo
+	@printf '\n%s\n' 'Next: run `. .venv/bin/activate`, which puts `weightyard` on your PATH, then follow the tour in README.md.'
 
 test: ## Run every test, with real servers and a real vLLM
 	@scripts/setup.sh base serve system
