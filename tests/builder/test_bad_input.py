@@ -397,3 +397,11 @@ def test_a_hub_whose_file_is_not_what_it_says(
     )  # fmt: skip
     assert_fails(outcome, 5, "model.safetensors")
     assert_nothing_published(tmp_path / "out")
+
+
+def test_an_empty_source_is_not_the_current_directory(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = weightyard_here(capsys, "build", "", "--to", f"oci:{tmp_path}/out:v1")
+    assert done.code == 2
+    assert "SOURCE is empty" in done.err

@@ -258,7 +258,13 @@ def build(
 
 
 def _check_apart(source: str, target: ImageReference) -> None:
-    """Raises InvalidInput for a layout inside the checkpoint, which the next build would pack."""
+    """Raises InvalidInput for a layout inside the checkpoint, which the next build would pack, and for no source at
+    all: an unset variable would be the current directory."""
+    if not source:
+        raise InvalidInput(
+            "SOURCE is empty",
+            hint="Give a checkpoint directory, or hf://ORG/NAME for one on the Hub.",
+        )
     # Resolved, because a link into the checkpoint would be packed as well.
     directory = Path(source).resolve()
     if isinstance(target, LayoutReference) and directory in (
