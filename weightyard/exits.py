@@ -53,7 +53,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     7: "weights that come as pickle files, which run code when loaded",
     8: "a variant that the image doesn't hold",
     9: "a destination that can't be written",
-    10: "a disk or budget that is full",
+    10: "a disk or budget that is full, or a model that doesn't fit or run on this hardware",
     11: "a remote that doesn't answer or limits the request rate; trying again may help",
     12: "something held by another process; trying again may help",
     13: "an inference server or another child program that failed",
