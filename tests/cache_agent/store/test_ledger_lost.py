@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,9 @@ from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind, Use
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NoSpace
+from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import simple_image
-from tests.cache_agent.nodes import NodeFactory, pull
+from tests.cache_agent.nodes import NodeFactory, findings, pull
 
 KEY = Digest("ab" * 32)
 READER = """
@@ -161,3 +164,37 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
     assert outcomes.count("not found") == 4
     assert {lease.id for lease in store.leases.all()} == set(outcomes) - {"not found"}
     assert all(store.leases.release_all([lease.id for lease in store.leases.all()]))
+
+
+def test_a_ledger_with_flipped_bits_or_cut_off_never_stops_a_store_nor_shows_a_wrong_byte(
+    memory_root: Path,
+) -> None:
+    image, _, contents = simple_image(weights=[3000])
+    root = memory_root / "store"
+    with ExitStack() as stack:
+        pull(NodeFactory(root, stack)({"reg.test/m": image}))
+    pristine = (root / "ledger.db").read_bytes()
+    for step in range(100):
+        place = step * len(pristine) // 100 + step
+        broken = bytearray(pristine)
+        broken[place] ^= 1 << step % 8
+        if step % 4 == 3:
+            del broken[place:]
+        (root / "ledger.db").write_bytes(broken)
+        with ExitStack() as stack:
+            node = NodeFactory(root, stack)({"reg.test/m": image})
+            node.check(repair=True)
+            assert files_of(pull(node).path) == contents
+        assert findings(root) == []
+
+
+def test_a_ledger_of_another_version_is_rebuilt(open_node: NodeFactory, root: Path) -> None:
+    image, record, _ = simple_image(weights=[3000])
+    node = open_node({"reg.test/m": image})
+    pull(node)
+    node.close()
+    database = sqlite3.connect(root / "ledger.db")
+    database.execute("PRAGMA user_version = 1")
+    database.execute("ALTER TABLE files DROP COLUMN mtime_ns")
+    database.close()
+    assert [model.key for model in open_node({}).store.models.all()] == [record.key]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -401,37 +400,3 @@ def test_a_cached_file_that_somebody_wrote_to_is_noticed_before_it_is_used_again
     expected = {"appended": 0, "overwritten": CHUNK_SIZE, "only touched": 0}[way]
     assert image.fetched() == expected
     assert path.stat().st_mode & 0o777 == 0o444
-
-
-def test_a_ledger_with_flipped_bits_or_cut_off_never_stops_a_store_nor_shows_a_wrong_byte(
-    memory_root: Path,
-) -> None:
-    image, _, contents = simple_image(weights=[3000])
-    root = memory_root / "store"
-    with ExitStack() as stack:
-        pull(NodeFactory(root, stack)({"reg.test/m": image}))
-    pristine = (root / "ledger.db").read_bytes()
-    for step in range(100):
-        place = step * len(pristine) // 100 + step
-        broken = bytearray(pristine)
-        broken[place] ^= 1 << step % 8
-        if step % 4 == 3:
-            del broken[place:]
-        (root / "ledger.db").write_bytes(broken)
-        with ExitStack() as stack:
-            node = NodeFactory(root, stack)({"reg.test/m": image})
-            node.check(repair=True)
-            assert files_of(pull(node).path) == contents
-        assert findings(root) == []
-
-
-def test_a_ledger_of_another_version_is_rebuilt(open_node: NodeFactory, root: Path) -> None:
-    image, record, _ = simple_image(weights=[3000])
-    node = open_node({"reg.test/m": image})
-    pull(node)
-    node.close()
-    database = sqlite3.connect(root / "ledger.db")
-    database.execute("PRAGMA user_version = 1")
-    database.execute("ALTER TABLE files DROP COLUMN mtime_ns")
-    database.close()
-    assert [model.key for model in open_node({}).store.models.all()] == [record.key]
