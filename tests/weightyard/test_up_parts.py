@@ -253,3 +253,11 @@ def test_free_port_is_free() -> None:
 )
 def test_reachable(host: str, address: str) -> None:
     assert reachable(host) == address
+
+
+def test_an_error_under_the_lock_is_not_taken_for_a_second_start(tmp_path: Path) -> None:
+    directory = WorkspaceDirectory(tmp_path, "a")
+    with pytest.raises(BlockingIOError), directory.locked():
+        with pytest.raises(Busy), WorkspaceDirectory(tmp_path, "a").locked():
+            pass
+        raise BlockingIOError

@@ -170,10 +170,11 @@ class WorkspaceDirectory:
             raise _not_writable(self.path, error) from error
         try:
             # flock, not a pid file: the kernel releases it however the supervisor ends.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise runs_already(self.name) from error
             yield
-        except BlockingIOError as error:
-            raise runs_already(self.name) from error
         finally:
             os.close(descriptor)
 
