@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelimage.access import Access, open_reader
-from modelimage.base_images import BaseImage, read_bases
+from modelimage.base_images import read_bases
 from modelimage.descriptor import Platform
-from modelimage.publication import PLATFORMS
+from modelimage.publication import PLATFORMS, BaseImage
 from modelimage.reference import ImageReference, LayoutReference, RegistryReference
 from modelimage.repository import ImageReader
 

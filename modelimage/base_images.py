@@ -7,13 +7,14 @@ settings. ModelPack manifests never include a base, and no model key depends on 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor, Platform, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotFound, WeightyardError
+from modelimage.publication import BaseImage
 from modelimage.repository import ImageReader
 from modelimage.resolve import list_models, read_blob
 
@@ -28,16 +29,6 @@ _LAYER_TYPES: Final[Mapping[str, str]] = {
     mediatypes.DOCKER_LAYER_GZIP: mediatypes.OCI_LAYER_GZIP,
     mediatypes.DOCKER_LAYER_TAR: mediatypes.OCI_LAYER_TAR,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class BaseImage:
-    """A base image for one platform: manifest digest, layers in order, their diff_ids, and the config's `config`."""
-
-    manifest: Digest
-    layers: tuple[Descriptor, ...]
-    diff_ids: tuple[str, ...]
-    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_bases(

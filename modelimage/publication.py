@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from modelimage import canonical, mediatypes
-from modelimage.base_images import BaseImage
 from modelimage.descriptor import (
     LINUX_AMD64,
     LINUX_ARM64,
@@ -38,6 +37,16 @@ _MODELPACK_TYPES: Final = {
     Role.DOC: mediatypes.MODELPACK_DOC_TAR,
     Role.CODE: mediatypes.MODELPACK_CODE_TAR,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A base image for one platform: manifest digest, layers in order, their diff_ids, and the config's `config`."""
+
+    manifest: Digest
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[str, ...]
+    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,16 +62,6 @@ def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
     return PinnedModel(_pinned(reference, root.digest), read_variants(reader, root, variant))
 
 
-def require_registry(reference: ImageReference) -> RegistryReference:
-    """The reference, which in a cluster must be one in a registry. Raises InvalidInput for any other, before any IO."""
-    if isinstance(reference, RegistryReference):
-        return reference
-    raise InvalidInput(
-        f"{reference} isn't in a registry, and a cluster's nodes can't read it",
-        hint="Push it to a registry with `weightyard copy`, and name it as registry.example/team/model:tag.",
-    )
-
-
 def read_variants(
     reader: ImageReader, root: Descriptor, variant: str | None
 ) -> dict[str, Servable]:

@@ -11,7 +11,7 @@ import json
 import shlex
 
 from modelimage.errors import InvalidInput, NotFound
-from modelimage.reference import RegistryReference, parse_image
+from modelimage.reference import ImageReference, RegistryReference, parse_image
 from modelimage.source_uris import HUB, S3
 from workspace.schema import Model, Variant, Workspace
 
@@ -20,6 +20,16 @@ _PUBLISHED = Variant.BF16
 
 class NotBuilt(NotFound):
     """The image of a source doesn't exist yet; the hint has the build command."""
+
+
+def require_registry(reference: ImageReference) -> RegistryReference:
+    """The reference, which in a cluster must be one in a registry. Raises InvalidInput for any other, before any IO."""
+    if isinstance(reference, RegistryReference):
+        return reference
+    raise InvalidInput(
+        f"{reference} isn't in a registry, and a cluster's nodes can't read it",
+        hint="Push it to a registry with `weightyard copy`, and name it as registry.example/team/model:tag.",
+    )
 
 
 def source_uri(model: Model) -> str | None:

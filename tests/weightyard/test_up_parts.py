@@ -257,7 +257,7 @@ def test_reachable(host: str, address: str) -> None:
 
 def test_an_error_under_the_lock_is_not_taken_for_a_second_start(tmp_path: Path) -> None:
     directory = WorkspaceDirectory(tmp_path, "a")
+    with pytest.raises(Busy), directory.locked(), WorkspaceDirectory(tmp_path, "a").locked():
+        pass
     with pytest.raises(BlockingIOError), directory.locked():
-        with pytest.raises(Busy), WorkspaceDirectory(tmp_path, "a").locked():
-            pass
         raise BlockingIOError

@@ -20,7 +20,7 @@ from modelimage.reference import parse_image
 from workspace.controller import node_labels
 from workspace.controller.node_labels import NodeLabels
 from workspace.controller.reasons import Reason
-from workspace.images import require_registry
+from workspace.sources import require_registry
 
 Json = dict[str, Any]
 Key = tuple[str, str]  # a kind and a name
@@ -176,7 +176,7 @@ def _silent_report(model: CachedModel) -> DesiredModelStatus:
         name=model.name,
         observed_generation=model.metadata.generation,
         state="Failed",
-        reason=Reason.NO_HEARTBEAT.word,
+        reason=Reason.NO_HEARTBEAT,
         message="the agent of this node is silent; see its pod and its node",
     )
 

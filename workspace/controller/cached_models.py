@@ -16,8 +16,7 @@ from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
-from workspace.controller.event_recorder import News
-from workspace.controller.reasons import Reason, reported_reason
+from workspace.controller.reasons import News, Reason, reported_reason
 
 Json = dict[str, Any]
 

@@ -12,13 +12,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import WeightyardError
 from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.reasons import Reason
+from workspace.controller.reasons import News
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -33,15 +33,6 @@ _CAUSE: Final = f"{names.DOMAIN}/cause"
 _BURST: Final = 25
 _REFILL: Final = 300.0  # seconds
 _MOST_BUCKETS: Final = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """A change to publish as an Event."""
-
-    type: Literal["Normal", "Warning"]
-    reason: Reason
-    message: str
 
 
 @dataclass(slots=True)

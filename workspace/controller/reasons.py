@@ -5,7 +5,9 @@ Reasons are an interface: alerts and scripts compare them. Where Kubernetes has 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from modelimage.errors import WeightyardError
 
@@ -116,3 +118,12 @@ def reason_of(error: WeightyardError) -> Reason:
 def reported_reason(word: str) -> Reason:
     """The reason that an agent reports. Agents of other versions know other words: those are Failed."""
     return _BY_WORD.get(word, Reason.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A change to publish as an Event."""
+
+    type: Literal["Normal", "Warning"]
+    reason: Reason
+    message: str

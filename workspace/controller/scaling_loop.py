@@ -18,10 +18,9 @@ import aiohttp
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
 from workspace import arguments
 from workspace.controller.conditions import sentence
-from workspace.controller.event_recorder import News
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import container_ports, has_labels, is_ready
-from workspace.controller.reasons import Reason
+from workspace.controller.reasons import News, Reason
 from workspace.controller.reconcile import workspace_of
 from workspace.controller.runner import Runner
 from workspace.render import names

@@ -17,9 +17,10 @@ from modelimage.registry.credentials import DockerConfig
 from modelimage.repository import ImageReader
 from workspace.controller.fair_slots import FairSlots
 from workspace.controller.kube_api import KubernetesApi
-from workspace.images import images_of, require_registry, resolve_workspace
+from workspace.images import images_of, resolve_workspace
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
+from workspace.sources import require_registry
 
 _DATA_KEY = ".dockerconfigjson"
 # Seconds for all of a Workspace's images: manifests, configurations, records.

@@ -6,8 +6,7 @@ from typing import Any
 
 from workspace.controller import conditions
 from workspace.controller.conditions import IN_PROGRESS
-from workspace.controller.event_recorder import News
-from workspace.controller.reasons import Reason, reported_reason
+from workspace.controller.reasons import News, Reason, reported_reason
 
 Json = dict[str, Any]
 

@@ -236,4 +236,4 @@ def test_a_lost_renewal_is_no_silence() -> None:
 
 
 def test_both_sides_have_the_same_word_for_it() -> None:
-    assert Reason.NO_HEARTBEAT.word == NO_HEARTBEAT
+    assert Reason.NO_HEARTBEAT == NO_HEARTBEAT
