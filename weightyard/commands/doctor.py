@@ -203,7 +203,8 @@ def doctor(
     if facts_only:
         console.result(facts.model_dump(mode="json"), facts.model_dump_json(indent=2))
         return
-    wanted = NodePurpose(in_cluster=facts.kubelet.found, min_free=min_free or Amount(percent=5.0))
+    is_node = facts.kubelet.runs_here
+    wanted = NodePurpose(in_cluster=is_node, min_free=min_free or Amount(percent=5.0))
     _report(console, check_node(facts, wanted))
 
 

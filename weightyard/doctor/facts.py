@@ -48,6 +48,11 @@ class Kubelet(_Facts):
     configuration: str | None = None
     eviction_hard: Mapping[str, str] = {}
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine is a node. A mere directory is not enough: what was a node once may still have one."""
+        return self.registration or self.configuration is not None
+
 
 class Clock(_Facts):
     """Whether the clock is synchronized, its maximum error, and how far the API server's clock is ahead."""

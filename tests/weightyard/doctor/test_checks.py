@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cache_agent.store.space import Amount
 from tests.weightyard.doctor.sound import CLUSTER, CRD_NAME, DEFINITION, EXPECTED, NODE, TB, node
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Permission, check_cluster
-from weightyard.doctor.facts import HostFacts
+from weightyard.doctor.facts import HostFacts, Kubelet
 from weightyard.doctor.node_checks import NodePurpose, check_node, free_space
 from weightyard.doctor.result import Finding, Level
 
@@ -163,3 +163,17 @@ def test_what_is_wrong_with_a_cluster_is_found(change: dict[str, Any], finding: 
 def test_slices_of_gpus_count_as_gpus() -> None:
     sliced = node("gpu-1", **{"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "7"})
     assert found(check_cluster(replace(CLUSTER, nodes=(sliced,)), EXPECTED)) == []
+
+
+@pytest.mark.parametrize(
+    ("kubelet", "is_node"),
+    [
+        (Kubelet(path="/var/lib/kubelet", found=False), False),
+        (Kubelet(path="/var/lib/kubelet", found=True, pods=True), False),
+        (Kubelet(path="/var/lib/kubelet", found=True, pods=True, registration=True), True),
+        (Kubelet(path="/var/lib/kubelet", found=False, configuration="/var/lib/k0s/kubelet"), True),
+    ],
+)
+def test_a_machine_is_a_node_where_kubelet_runs(kubelet: Kubelet, is_node: bool) -> None:
+    """Not where a directory of its name is left, as on a laptop that once ran a cluster."""
+    assert kubelet.runs_here == is_node
