@@ -32,6 +32,8 @@ _KILL_SECONDS: Final = 5.0
 # A waiting program also wakes up now and then; activity below these thresholds is not progress.
 _WORKING_SHARE: Final = 0.01  # of a core
 _READ_BYTES: Final = 1 << 20
+# The most of its limit that a stall timer believes of the time between two looks.
+_LOOK_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,26 @@ class ProcessActivity:
 
 
 class StallTimer:
-    """Detects a program that has made no progress for `limit` seconds. The clock is injected."""
+    """Detects a program that has made no progress for `limit` seconds. The clock is injected.
+
+    To be asked a few times within the limit. Time in which it wasn't asked counts little: a watcher that was stopped
+    itself, with its container or its machine, says nothing of the program, which was stopped as well.
+    """
 
     def __init__(self, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self._clock = clock
-        self._since = clock()
+        self._looked = clock()
+        self._still = 0.0
         self._work = ProcessActivity()
 
     def stalled(self, work: ProcessActivity) -> bool:
         """Record the work done so far; return whether it has shown no progress for more than `limit` seconds."""
+        before, self._looked = self._looked, self._clock()
+        self._still += min(self._looked - before, self.limit * _LOOK_SHARE)
         if self._progressed(work):
-            self._work, self._since = work, self._clock()
-        return self._clock() - self._since > self.limit
+            self._work, self._still = work, 0.0
+        return self._still > self.limit
 
     def _progressed(self, work: ProcessActivity) -> bool:
         before = self._work

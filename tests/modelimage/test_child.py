@@ -38,6 +38,15 @@ def timer(clock: Clock) -> StallTimer:
     return made
 
 
+def stalled_at(second: float, clock: Clock, watch: StallTimer, work: ProcessActivity) -> bool:
+    """Look every second until then; what the last look found."""
+    found = False
+    while clock.now < second:
+        clock.now += 1
+        found = watch.stalled(work)
+    return found
+
+
 @pytest.mark.parametrize(
     "progress",
     [
@@ -52,12 +61,11 @@ def timer(clock: Clock) -> StallTimer:
 def test_progress_of_any_kind_starts_the_time_anew(progress: ProcessActivity) -> None:
     clock = Clock()
     watch = timer(clock)
-    clock.now = 99
+    assert not stalled_at(99, clock, watch, FORMER)
+    clock.now = 100
     assert not watch.stalled(progress)
-    clock.now = 198
-    assert not watch.stalled(progress)
-    clock.now = 200
-    assert watch.stalled(progress)
+    assert not stalled_at(200, clock, watch, progress)
+    assert stalled_at(201, clock, watch, progress)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +74,19 @@ def test_progress_of_any_kind_starts_the_time_anew(progress: ProcessActivity) ->
 def test_the_stirring_of_a_program_that_waits_is_none(stirring: ProcessActivity) -> None:
     clock = Clock()
     watch = timer(clock)
-    clock.now = 101
-    assert watch.stalled(stirring)
+    assert not stalled_at(100, clock, watch, stirring)
+    assert stalled_at(101, clock, watch, stirring)
+
+
+def test_a_watcher_that_was_stopped_with_the_program_blames_it_for_nothing() -> None:
+    """As when a container is paused or a machine suspended for an hour."""
+    clock = Clock()
+    watch = timer(clock)
+    assert not stalled_at(40, clock, watch, FORMER)
+    clock.now += 3600
+    assert not watch.stalled(FORMER)
+    assert not watch.stalled(replace(FORMER, cpu=FORMER.cpu + 1))
+    assert stalled_at(clock.now + 101, clock, watch, replace(FORMER, cpu=FORMER.cpu + 1))
 
 
 @given(steps=st.lists(st.tuples(st.floats(0, LIMIT), st.floats(1, 100)), max_size=50))
