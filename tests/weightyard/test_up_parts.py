@@ -243,6 +243,16 @@ def test_cpu_only_sees_no_gpu() -> None:
     assert hardware.memory_bytes > 0
 
 
+@pytest.mark.parametrize(("limit", "known"), [("4096\n", 4096), ("max\n", 0)])
+def test_without_proc_the_memory_is_unknown_or_the_containers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, known: int
+) -> None:
+    monkeypatch.setattr("weightyard.up.local_hardware._MEMINFO", tmp_path / "none")
+    monkeypatch.setattr("weightyard.up.local_hardware._CGROUP_LIMIT", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text(limit)
+    assert local_hardware(cpu_only=True).memory_bytes == known
+
+
 def test_free_port_is_free() -> None:
     check_port("127.0.0.1", free_port("127.0.0.1"))
 

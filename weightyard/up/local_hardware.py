@@ -72,10 +72,15 @@ def _no_answer(why: str) -> EngineFailed:
 
 
 def _memory() -> int:
-    available = parse_meminfo(_MEMINFO.read_text())
+    try:
+        available = parse_meminfo(_MEMINFO.read_text())
+    except OSError:
+        # Without /proc it is unknown, like the CPU's flags.
+        available = 0
     # In a container, the cgroup's limit counts: /proc/meminfo shows the whole machine.
     try:
         limit = _CGROUP_LIMIT.read_text().strip()
     except OSError:
         return available
-    return min(available, int(limit)) if limit.isdigit() else available
+    known = [each for each in (available, int(limit) if limit.isdigit() else 0) if each]
+    return min(known, default=0)
