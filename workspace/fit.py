@@ -167,7 +167,12 @@ def _nothing_fits(
             f"the model doesn't fit: {reasons}",
             hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
         )
-    runs = [variant for variant in ACCURACY if refusal(hardware, variant, engine) is None]
+    # Those that were tried don't run here, whatever their names: a published one may be packed.
+    runs = [
+        variant
+        for variant in ACCURACY
+        if variant not in tried and refusal(hardware, variant, engine) is None
+    ]
     choice = f"Set spec.model.variant to one that runs here ({', '.join(runs)}) and that the image has, or serve"
     other = (
         "nodes that run it (spec.resources.nodeSelector)"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cache_agent.api.kube_objects import parse_quantity
-from modelimage.cpus import cpu_refusal
+from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
 from workspace.schema import Engine, Resources, Variant, Vendor
 
@@ -125,6 +125,11 @@ def refusal(hardware: Hardware, variant: str, engine: Engine = Engine.VLLM) -> s
     if gpu.vendor is Vendor.INTEL:
         runs.add(Variant.INT4.value)
     return None if variant in runs else f"vLLM has no {variant} kernels for {gpu.vendor.value} GPUs"
+
+
+def cpu_need(variant: str, engine: Engine = Engine.VLLM) -> str | None:
+    """What a CPU must have to run a variant or a published quantization; None if common ones have it."""
+    return cpu_condition(engine.value, _SAME_CPU_KERNELS.get(variant, variant))
 
 
 def _nvidia_refusal(gpu: Gpu, variant: str) -> str | None:

@@ -68,12 +68,16 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """One server to start. `gpus` 0 means a CPU server; `reasons` explains why better variants weren't chosen."""
+    """One server to start. `gpus` 0 means a CPU server; `reasons` explains why better variants weren't chosen.
+
+    `kernels` names those that the weights need: a published quantization, else the variant.
+    """
 
     name: str
     engine: Engine
     key: Digest
     variant: str
+    kernels: str
     served_name: str
     args: tuple[str, ...]
     env: tuple[EnvVar, ...]
@@ -191,6 +195,7 @@ def plan_launch(
         engine=spec.runtime.engine,
         key=record.key,
         variant=fit.variant,
+        kernels=record.facts.quantization or fit.variant,
         served_name=_served_name(spec, launch),
         args=arguments.merge(template.arguments(launch), spec.runtime.args),
         env=_environment(spec, record=record, fit=fit, hardware=hardware),

@@ -6,6 +6,7 @@ Each command runs in a mount namespace of its own; that needs root. The server i
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -99,6 +100,20 @@ def test_render_for_other_machines_says_what_they_must_have(
     done = on(terminal, AVX2).run("render", "-f", four_bits(terminal, quantized), "--to", "compose")
     assert done.returncode == 0, done.stderr
     assert "int4 needs AVX-512 on a CPU" in done.stderr
+
+
+def test_render_says_it_of_a_published_quantization_too(
+    terminal: Terminal, quantized: Path
+) -> None:
+    config = json.loads((quantized / "checkpoint/config.json").read_text())
+    shutil.copytree(quantized / "checkpoint", terminal.directory / "awq")
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (terminal.directory / "awq/config.json").write_text(json.dumps(config))
+    image = f"oci:{terminal.directory}/published:v1"
+    terminal.ok("build", str(terminal.directory / "awq"), "--to", image)
+    file = workspace(terminal.directory, "tiny", image)
+    done = on(terminal, AVX2).run("render", "-f", str(file), "--to", "compose")
+    assert "awq needs AVX-512 on a CPU" in done.stderr
 
 
 @pytest.mark.vllm

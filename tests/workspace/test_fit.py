@@ -111,6 +111,14 @@ def test_a_variant_without_kernels_names_those_that_have_them(
     assert runs in str(caught.value.hint)
 
 
+def test_a_published_quantization_without_kernels_is_not_offered_as_16_bits() -> None:
+    """Its variant is named bf16, as it isn't one of Weightyard's, and must not be what the hint names."""
+    packed = {"bf16": replace(LLAMA_8B["bf16"], quantization="awq")}
+    with pytest.raises(DoesNotFit, match="doesn't run here") as caught:
+        choose(packed, Hardware(cpus=(AVX2,)), Demand())
+    assert "one that runs here (int8)" in str(caught.value.hint)
+
+
 def test_other_engines_are_not_judged_by_vllms_kernels_on_a_cpu() -> None:
     only = {"int4": LLAMA_8B["int4"]}
     assert choose(only, Hardware(cpus=(AVX2,)), Demand(engine=Engine.LLAMA_CPP)).variant == "int4"

@@ -12,14 +12,14 @@ import click
 import yaml
 
 from modelimage.access import Access, open_reader
-from modelimage.cpus import cpu_condition, local_cpus
+from modelimage.cpus import local_cpus
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, default_root
 from weightyard.up.local_hardware import local_hardware
 from workspace.document import parse_workspace
-from workspace.hardware import Hardware, requested_hardware
+from workspace.hardware import Hardware, cpu_need, requested_hardware
 from workspace.images import resolve_workspace
 from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
@@ -74,10 +74,10 @@ def render(
     )
     for reason in release.plan.reasons:
         console.say(f"variant not chosen: {reason}")
-    condition = cpu_condition(release.plan.engine.value, release.plan.variant)
+    condition = cpu_need(release.plan.kernels, release.plan.engine)
     if not release.plan.gpus and condition and not hardware.cpus:
         console.say(
-            f"{release.plan.variant} needs {condition} on a CPU: choose machines or nodes that have it"
+            f"{release.plan.kernels} needs {condition} on a CPU: choose machines or nodes that have it"
         )
     environment = SystemSettings(system_namespace=system_namespace, agent_image=agent_image)
     documents = _documents(workspace, release, target=target, environment=environment)
