@@ -140,15 +140,19 @@ def _listed(text: ModelConfig) -> int | None:
     for key in ("layers_block_type", "layer_types"):
         kinds = text.list(key)
         if kinds:
+            # Gemma 3n's last layers read the cache of earlier ones and have none of their own.
             shared = min(text.count("num_kv_shared_layers"), len(kinds))
             own = kinds[: len(kinds) - shared]
             return sum(isinstance(kind, str) and kind in _ATTENTION for kind in own)
     pattern = text.value("hybrid_override_pattern")
+    # Nemotron-H writes a letter for each layer: M is Mamba, - an MLP, * attention.
     if isinstance(pattern, str) and pattern:
         return str.count(pattern, "*")
+    # MiniMax-Text-01: 0 is linear attention, which keeps a state of constant size, 1 softmax attention.
     kinds = text.list("attn_type_list")
     if kinds:
         return kinds.count(1)
+    # Bamba, LFM2 and Zamba 2 number the attention layers and leave the others out.
     for key in ("attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids"):
         if text.list(key):
             return len(text.list(key))

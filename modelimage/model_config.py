@@ -134,8 +134,10 @@ def attention_heads(text: ModelConfig) -> int:
 
 def kv_heads(text: ModelConfig) -> int:
     """KV heads of a layer, by vLLM's order of keys; 0 if not stated."""
+    # GPT-BigCode and Falcon 7B share one KV head; Falcon's later models keep the key but go by `num_kv_heads`.
     if text.is_set("multi_query") and not text.is_set("new_decoder_architecture"):
         return text.count("multi_query_group_num") or 1
+    # MPT and DBRX.
     nested = positive(text.part("attn_config").get("kv_n_heads"))
     if nested:
         return nested

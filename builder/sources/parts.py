@@ -87,6 +87,7 @@ class PartFile:
     def forget(self) -> None:
         """Take back the marks of all parts, so that the next fetch starts over."""
         with writing(self._path), self._lock:
+            # Not synced: if a crash brings the marks back, the same bytes fail their check again.
             self._finished = bytearray(len(self._finished))
             os.pwrite(self._done, self._finished, 0)
 

@@ -26,6 +26,7 @@ class KeyFile:
 
     def __call__(self) -> tuple[Key, ...]:
         """The current keys, the signing one first. Raises InvalidInput if they could never be read."""
+        # The file is read under the lock too: it is small, and callers would otherwise each read it.
         with self._lock:
             now = self.monotonic()
             if now - self._looked >= _LOOK_SECONDS:

@@ -111,6 +111,7 @@ def load(paths: Sequence[Path]) -> KubeConfig:
     sections: dict[str, dict[str, Json]] = {section: {} for section in _SECTIONS}
     current, found = "", False
     for path in paths:
+        # A file that was named alone must exist; one of a list in KUBECONFIG need not.
         if not path.exists() and len(paths) > 1:
             continue
         found = True
@@ -140,6 +141,7 @@ def _entries(path: Path, document: Json, section: str) -> list[tuple[str, Json]]
     try:
         for each in document.get(section) or ():
             entry = dict(each[section.removesuffix("s")] or {})
+            # Relative paths start at the file that they are written in, not at the working directory.
             for field in _PATHS.get(section, ()):
                 if entry.get(field):
                     entry[field] = str(path.parent / entry[field])

@@ -118,6 +118,7 @@ class LoginProgram:
         status = self._parse(done.stdout)
         context = self.context()
         certificate, key = status.get("clientCertificateData"), status.get("clientKeyData")
+        # Into the context that connections are made with: those made from now on present it.
         if context is not None and certificate and key:
             add_certificate(context, certificate.encode(), key.encode())
         expires = status.get("expirationTimestamp")
