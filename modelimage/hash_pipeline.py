@@ -53,7 +53,7 @@ class ChunkHasher:
 
 
 @dataclass(slots=True)
-class Block:
+class HashBlock:
     """Bytes to be consumed by the stages. `path`: the file they belong to, None for tar headers and padding."""
 
     data: memoryview
@@ -62,7 +62,7 @@ class Block:
     stages_left: int
 
 
-Stage = Callable[[Block], object]
+Stage = Callable[[HashBlock], object]
 
 
 class FileStage:
@@ -71,7 +71,7 @@ class FileStage:
     def __init__(self) -> None:
         self.hashers: dict[str, hashlib._Hash] = {}
 
-    def __call__(self, block: Block) -> None:
+    def __call__(self, block: HashBlock) -> None:
         if block.path is not None:
             hasher = self.hashers.setdefault(block.path, hashlib.sha256())
             hasher.update(block.data)
@@ -87,7 +87,7 @@ class ChunkStage:
     def __init__(self) -> None:
         self._hashers: dict[str, ChunkHasher] = {}
 
-    def __call__(self, block: Block) -> None:
+    def __call__(self, block: HashBlock) -> None:
         if block.path is not None:
             self._hashers.setdefault(block.path, ChunkHasher()).update(block.data)
 
@@ -103,7 +103,7 @@ class HashPipeline:
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self._queues: list[SimpleQueue[Block | None]] = [SimpleQueue() for _ in stages]
+        self._queues: list[SimpleQueue[HashBlock | None]] = [SimpleQueue() for _ in stages]
         # Daemon threads: a stage that is blocked in a write must not keep the process from exiting.
         self._threads = [
             threading.Thread(target=self._run, args=(stage, queue), daemon=True)
@@ -151,11 +151,11 @@ class HashPipeline:
         self, data: memoryview, *, path: str | None = None, buffer: bytearray | None = None
     ) -> None:
         self.check()
-        block = Block(data, path, buffer, len(self._queues))
+        block = HashBlock(data, path, buffer, len(self._queues))
         for queue in self._queues:
             queue.put(block)
 
-    def _run(self, stage: Stage, queue: SimpleQueue[Block | None]) -> None:
+    def _run(self, stage: Stage, queue: SimpleQueue[HashBlock | None]) -> None:
         while (block := queue.get()) is not None:
             # After a failure, blocks are still taken and released: a reader waiting for a buffer would hang otherwise.
             if self._failure is None:
@@ -165,7 +165,7 @@ class HashPipeline:
                     self._fail(error)
             self._release(block)
 
-    def _release(self, block: Block) -> None:
+    def _release(self, block: HashBlock) -> None:
         # Under the lock: several stages release the same block concurrently.
         with self._lock:
             block.stages_left -= 1
