@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from builder.base_image import mount_source, open_base
-from builder.build import BuildOptions, BuildPlan, BuildResult, BuildTools, plan_build
+from builder.build import BuildOptions, BuildTools, plan_build
 from builder.build import build as build_image
-from builder.destination import Destination, open_destination, published_tags
+from builder.destination import Destination, open_destination
 from builder.digest_cache import DigestCache
 from builder.records import created_time
 from builder.sources.datasets import calibration_file
@@ -29,7 +29,6 @@ from builder.variants import (
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from modelimage.reference import (
-    DEFAULT_TAG,
     EngineReference,
     ImageReference,
     LayoutReference,
@@ -39,10 +38,11 @@ from modelimage.reference import (
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
 from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
-from weightyard.console import Console, format_table, pass_console
+from weightyard.build_report import shown_plan, shown_result
+from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from weightyard.signals import stops_gently
-from weightyard.text import format_bytes, parse_bytes
+from weightyard.text import parse_bytes
 
 _HELP = f"""Pack a checkpoint into a model image.
 
@@ -235,7 +235,7 @@ def build(
         plan = plan_build(opened, options)
         for warning in plan.survey.warnings:
             console.say(warning)
-        console.result(*_shown_plan(plan, target, options))
+        console.result(*shown_plan(plan, target, options))
         return
     reach = _with_login(access, target, username, password_stdin=password_stdin)
     below = _base(given["base"])
@@ -254,7 +254,7 @@ def build(
             console,
         ),
     )
-    console.result(*_shown_result(result, target))
+    console.result(*shown_result(result, target))
 
 
 def _check_apart(source: str, target: ImageReference) -> None:
@@ -343,65 +343,3 @@ def _with_login(
     # For the target's registry only: the base may be in another one, which must not get this password.
     explicit = ExplicitCredential(target.registry, BasicCredential(username, password))
     return replace(access, credentials=FirstOf([explicit, access.credentials]))
-
-
-def _shown_plan(
-    plan: BuildPlan, target: ImageReference, options: BuildOptions
-) -> tuple[dict[str, Any], str]:
-    tags = published_tags(target.tag or DEFAULT_TAG, options.variants)
-    files = [
-        {"path": file.path, "role": file.role.value, "size": file.size, "layer": number}
-        for number, layer in enumerate(plan.layers, start=1)
-        for file in layer.files
-    ]
-    ignored = plan.survey.selection.ignored
-    document = {
-        "destination": str(target), "tags": tags, "files": files, "ignored": ignored,
-        "pickle": list(plan.survey.selection.pickles),
-        "size": sum(layer.size for layer in plan.layers),
-        "source": {"uri": plan.survey.source.uri, "revision": plan.survey.source.revision},
-    }  # fmt: skip
-    rows = [(f["layer"], f["path"], format_bytes(int(str(f["size"]))), f["role"]) for f in files]
-    parts = [format_table(["layer", "file", "size", "role"], rows)]
-    if plan.survey.selection.pickles:
-        converted = "\n".join(f"  {path}" for path in plan.survey.selection.pickles)
-        parts.append(f"Converted to safetensors first:\n{converted}")
-    if ignored:
-        parts.append("Not packed:\n" + _indented(ignored.items()))
-    parts.append(
-        f"{len(plan.layers)} layers, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
-        f"\ntags: {', '.join(tags)}"
-    )
-    return document, "\n\n".join(parts)
-
-
-def _shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str, Any], str]:
-    digest = result.publication.tags[target.tag or DEFAULT_TAG]
-    variants = [
-        {
-            "variant": record.variant,
-            "key": str(record.key),
-            "size": record.size,
-            "parameters": record.facts.parameters,
-            "files": len(record.files),
-        }
-        for record in result.records
-    ]
-    document = {
-        "image": str(target), "digest": str(digest),
-        "tags": {tag: str(each) for tag, each in result.publication.tags.items()},
-        "variants": variants, "sent": result.sent.sent, "held": result.sent.held,
-    }  # fmt: skip
-    lines = [
-        (record.variant, format_bytes(record.size), f"model {record.key}")
-        for record in result.records
-    ]
-    rows = [*lines, ("tags", "", ", ".join(result.publication.tags))]
-    text = f"Built {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
-    return document, text
-
-
-def _indented(pairs: Any) -> str:
-    listed = list(pairs)
-    width = max(len(path) for path, _ in listed)
-    return "\n".join(f"  {path.ljust(width)}  {reason}" for path, reason in listed)

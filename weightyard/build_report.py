@@ -1,0 +1,75 @@
+"""What `weightyard build` prints: the plan of a dry run, or what was published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from builder.build import BuildOptions, BuildPlan, BuildResult
+from builder.destination import published_tags
+from modelimage.reference import DEFAULT_TAG, ImageReference
+from weightyard.console import format_table
+from weightyard.text import format_bytes
+
+
+def shown_plan(
+    plan: BuildPlan, target: ImageReference, options: BuildOptions
+) -> tuple[dict[str, Any], str]:
+    """What would be packed, as a document and as text."""
+    tags = published_tags(target.tag or DEFAULT_TAG, options.variants)
+    files = [
+        {"path": file.path, "role": file.role.value, "size": file.size, "layer": number}
+        for number, layer in enumerate(plan.layers, start=1)
+        for file in layer.files
+    ]
+    ignored = plan.survey.selection.ignored
+    document = {
+        "destination": str(target), "tags": tags, "files": files, "ignored": ignored,
+        "pickle": list(plan.survey.selection.pickles),
+        "size": sum(layer.size for layer in plan.layers),
+        "source": {"uri": plan.survey.source.uri, "revision": plan.survey.source.revision},
+    }  # fmt: skip
+    rows = [(f["layer"], f["path"], format_bytes(int(str(f["size"]))), f["role"]) for f in files]
+    parts = [format_table(["layer", "file", "size", "role"], rows)]
+    if plan.survey.selection.pickles:
+        converted = "\n".join(f"  {path}" for path in plan.survey.selection.pickles)
+        parts.append(f"Converted to safetensors first:\n{converted}")
+    if ignored:
+        parts.append("Not packed:\n" + _indented(ignored.items()))
+    parts.append(
+        f"{len(plan.layers)} layers, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
+        f"\ntags: {', '.join(tags)}"
+    )
+    return document, "\n\n".join(parts)
+
+
+def shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str, Any], str]:
+    """What was published, as a document and as text."""
+    digest = result.publication.tags[target.tag or DEFAULT_TAG]
+    variants = [
+        {
+            "variant": record.variant,
+            "key": str(record.key),
+            "size": record.size,
+            "parameters": record.facts.parameters,
+            "files": len(record.files),
+        }
+        for record in result.records
+    ]
+    document = {
+        "image": str(target), "digest": str(digest),
+        "tags": {tag: str(each) for tag, each in result.publication.tags.items()},
+        "variants": variants, "sent": result.sent.sent, "held": result.sent.held,
+    }  # fmt: skip
+    lines = [
+        (record.variant, format_bytes(record.size), f"model {record.key}")
+        for record in result.records
+    ]
+    rows = [*lines, ("tags", "", ", ".join(result.publication.tags))]
+    text = f"Built {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
+    return document, text
+
+
+def _indented(pairs: Any) -> str:
+    listed = list(pairs)
+    width = max(len(path) for path, _ in listed)
+    return "\n".join(f"  {path.ljust(width)}  {reason}" for path, reason in listed)
