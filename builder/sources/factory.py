@@ -17,11 +17,15 @@ from modelimage.user_cache import user_cache
 
 @dataclass(frozen=True, slots=True)
 class SourceScheme:
-    """One kind of remote source: how its references begin, their form for people, and what opens one."""
+    """One kind of remote source: how its references begin, their form for people, and what opens one.
+
+    `is_bucket`: it names a bucket, in which MLflow may keep its artifacts too.
+    """
 
     prefix: str
     form: str
     open: Callable[[str, Mapping[str, str]], ModelSource]
+    is_bucket: bool = False
 
 
 def open_source(
@@ -94,17 +98,16 @@ def _open_mlflow(text: str, environment: Mapping[str, str]) -> ModelSource:
 
 SCHEMES: Final = (
     SourceScheme(HUB, "hf://ORG/NAME[@REVISION]", _open_hub),
-    SourceScheme(S3, "s3://BUCKET/PREFIX", _open_s3),
-    SourceScheme(GS, "gs://BUCKET/PREFIX", _open_gs),
+    SourceScheme(S3, "s3://BUCKET/PREFIX", _open_s3, is_bucket=True),
+    SourceScheme(GS, "gs://BUCKET/PREFIX", _open_gs, is_bucket=True),
     SourceScheme(MLFLOW, "mlflow:models:/NAME/VERSION", _open_mlflow),
 )
-# What MLflow may keep its artifacts in.
-_BUCKETS: Final = (S3, GS)
 
 
 def open_bucket(address: str, environment: Mapping[str, str]) -> ModelSource | None:
     """The source of a bucket's address; None for any other address."""
-    return open_source(address, environment) if address.startswith(_BUCKETS) else None
+    buckets = tuple(each.prefix for each in SCHEMES if each.is_bucket)
+    return open_source(address, environment) if address.startswith(buckets) else None
 
 
 def _work(environment: Mapping[str, str]) -> Path:
