@@ -117,10 +117,20 @@ class Workspace:
         found = self.cluster.get(self.cluster.path("pods", api="/api/v1") + f"?{selector}")["items"]
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
-    def models(self) -> list[str]:
-        """The names that the server answers to, asked through its Service."""
+    def wait_answers(self) -> None:
+        """Until the server answers to the Workspace's name through its Service, whose endpoints follow the pods."""
         service = self.cluster.path("services", f"{self.name}:http", api="/api/v1")
-        return [each["id"] for each in self.cluster.get(f"{service}/proxy/v1/models")["data"]]
+
+        def answers() -> bool:
+            try:
+                found = self.cluster.get(f"{service}/proxy/v1/models")["data"]
+            except Refused as refused:
+                if "ServiceUnavailable" in str(refused):
+                    return False
+                raise
+            return [each["id"] for each in found] == [self.name]
+
+        self.cluster.wait(answers, what="answer under the Workspace's name")
 
     def is_gone(self) -> bool:
         paths = (

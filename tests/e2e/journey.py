@@ -65,7 +65,7 @@ def becomes_ready(workspace: Workspace) -> None:
         assert replicas == 0, "a GPU was asked for before any node held the model"
     workspace.wait_ready()
     assert workspace.status["readyReplicas"] == 1
-    assert workspace.models() == [workspace.name]
+    workspace.wait_answers()
 
 
 def scales(workspace: Workspace) -> None:
@@ -106,4 +106,4 @@ def rolls_and_goes_back(workspace: Workspace, settings: Settings) -> None:
         ),
         what="the first version again",
     )
-    assert workspace.models() == [workspace.name]
+    workspace.wait_answers()

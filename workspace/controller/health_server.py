@@ -43,6 +43,10 @@ class Liveness:
     def problem(self) -> str | None:
         """The reason why the controller isn't ready; None when it is."""
         if self._last is None:
+            # Leadership is sought when all kinds are listed, so one that can't be is the reason.
+            for kind, (problem, _) in self._failing.items():
+                if problem != NOT_LISTED:
+                    return f"{kind} can't be watched: {problem}"
             return "the API server has not answered yet"
         silent = self._clock() - self._last
         if silent > SILENCE_SECONDS:

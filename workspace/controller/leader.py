@@ -47,7 +47,8 @@ def claim(lease: Json, *, me: str, seen: Seen | None, now: float, stamp: str) ->
         if not unchanged or seen is None or now < seen.since + seconds:
             return None
     taken = holder != me
-    transitions = spec.get("leaseTransitions", 0) + (1 if taken and holder else 0)
+    # A Lease that was released has no holder, and taking it is a transition all the same.
+    transitions = spec.get("leaseTransitions", 0) + (1 if taken and spec else 0)
     return {
         **lease,
         "spec": {
@@ -97,6 +98,7 @@ class Leadership:
             if held:
                 renewed = requested
             elif held is False or self._clock() >= renewed + RENEW_DEADLINE:
+                self._liveness.leads = False
                 raise LeadershipLost("leadership was lost: another controller may lead now")
 
     async def release(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cache_agent.api.kube.refusals import Conflict
+from cache_agent.api.kube.refusals import Conflict, ServerFailed
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.controller import workspace_status
@@ -62,6 +62,7 @@ class Runner:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
         self._questions = ImageQuestions(resolver, self.queue.add)
+        self._failed: set[Key] = set()  # whose last pass had a write at which the server failed
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
         """Handles the newest state of an object, from a watch or as the result of our own write."""
@@ -105,6 +106,7 @@ class Runner:
         if observed is None:
             self.wanted.replicas.pop(key, None)
             self._questions.forget(key)
+            self._failed.discard(key)
             return None
         decision = reconcile(observed)
         # The registry is queried only when no stored version matches, so outages don't affect what
@@ -155,11 +157,11 @@ class Runner:
     async def _carry_out(self, key: Key, observed: Observed, decision: Decision) -> bool:
         """Writes what was decided. Returns whether the API server refused some of it for good.
 
-        Each write stands alone: a quota that refuses a pod must keep neither the Service nor the status from being
-        written. Raises Conflict at the end when an object changed meanwhile, and at once when the server is away.
+        Each write stands alone: a quota or webhook that refuses a pod must keep neither the Service nor the status from
+        being written. Raises Conflict or ServerFailed at the end, and at once when the server is away.
         """
         refused: list[str] = []
-        conflict: Conflict | None = None
+        again: Conflict | ServerFailed | None = None
         unguarded = False
         for action in decision.actions:
             kind = action.document["kind"] if isinstance(action, Apply) else ""
@@ -169,16 +171,23 @@ class Runner:
             try:
                 await self._act(key, action)
             except Conflict as error:
-                conflict = error
+                again = error
+            except ServerFailed as error:
+                again = error
+                unguarded = unguarded or kind == "NetworkPolicy"
+                # One failure may be the server's restart. One that lasts, such as a webhook's, is shown.
+                if key in self._failed:
+                    refused.append(error.message)
             except (AccessDenied, InvalidInput, NotFound, RemoteRefused) as error:
                 refused.append(error.message)
                 unguarded = unguarded or kind == "NetworkPolicy"
+        (self._failed.add if isinstance(again, ServerFailed) else self._failed.discard)(key)
         status = decision.status
         if refused:
             status = reconcile(replace(observed, refused=tuple(refused))).status
         await self._write_status(key, observed.document, status)
-        if conflict is not None:
-            raise conflict
+        if again is not None:
+            raise again
         return bool(refused)
 
     async def _act(self, key: Key, action: Action) -> None:

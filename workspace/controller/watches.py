@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from cache_agent.api.kube.backoff import JitteredBackoff
 from cache_agent.api.kube.follower import Follower
 from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.health_server import NOT_LISTED, Liveness
 from workspace.controller.kube_api import RESOURCES
@@ -59,12 +60,14 @@ class KindWatch:
         self._caches = tuple(caches)
         self._liveness = liveness
         self._present = present
+        self._absent = False
         self.synced = asyncio.Event()
         liveness.watching(kind, NOT_LISTED)
 
     def replace(self, documents: list[Json]) -> None:
         """Handles a list: all objects there are; cached ones that aren't among them were deleted."""
         self._present(self._kind, True)
+        self._absent = False
         self._replace(documents)
 
     def put(self, document: Json) -> None:
@@ -80,7 +83,12 @@ class KindWatch:
     def trouble(self, error: WeightyardError | None) -> None:
         """Records whether the watch works, for readiness."""
         if isinstance(error, NotFound):
+            if not self._absent and RESOURCES[self._kind].api == API_VERSION:
+                logger.warning(
+                    "%s isn't known to the cluster: install Weightyard's CRDs", self._kind
+                )
             self._present(self._kind, False)
+            self._absent = True
             self._replace([])
             error = None
         if error is not None:

@@ -15,7 +15,7 @@ import aiohttp
 
 from cache_agent.api.kube.connection import Connection, probed_socket
 from cache_agent.api.kube.refusals import refuse
-from modelimage.errors import Unreachable
+from modelimage.errors import Unreachable, first_line
 
 Json = dict[str, Any]
 
@@ -123,7 +123,7 @@ class KubeClient:
             ValueError,
         ) as error:
             raise Unreachable(
-                f"the connection to the API server was lost during {call}: {error!r}"
+                f"the connection to the API server was lost during {call}: {_reason(error)}"
             ) from error
 
     async def call(
@@ -166,7 +166,7 @@ class KubeClient:
                 return answer.status, await answer.text(), answer.headers
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unreachable(
-                f"the API server at {self._connection.server} doesn't answer {method} {path}: {error!r}"
+                f"the API server at {self._connection.server} doesn't answer {method} {path}: {_reason(error)}"
             ) from error
 
     async def _headers(self) -> list[tuple[str, str]]:
@@ -193,3 +193,10 @@ class KubeClient:
 
     def _refuse(self, status: int, text: str, call: str, headers: Mapping[str, str]) -> NoReturn:
         refuse(status, text, call, role=self._role, retry_after=headers.get("Retry-After"))
+
+
+def _reason(error: Exception) -> str:
+    """A transport error in words. aiohttp's own texts repeat the address and show the TLS context's."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return first_line(error.certificate_error)
+    return first_line(error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error)

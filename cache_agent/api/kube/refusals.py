@@ -32,12 +32,16 @@ class Gone(Unreachable):
     """410: the resourceVersion has expired. List again."""
 
 
+class ServerFailed(Unreachable):
+    """5xx: the API server, or a webhook that it calls for this object, failed. Other requests may succeed."""
+
+
 def refuse(status: int, text: str, call: str, *, role: str, retry_after: str | None) -> NoReturn:
     """Raise the error for a status of 400 or more.
 
     `text`: the body, a Status object if the API server wrote it. `call`: the request, for the message. `role`: the
     ClusterRole's owner. `retry_after`: that header. Raises NotFound, AccessDenied, Conflict, Gone, RateLimited,
-    InvalidInput, Unreachable, RemoteRefused.
+    InvalidInput, ServerFailed, RemoteRefused.
     """
     message = f"{call}: {_said(text)[:_MOST_SAID]}"
     match status:
@@ -55,7 +59,7 @@ def refuse(status: int, text: str, call: str, *, role: str, retry_after: str | N
         case 400 | 422:
             raise InvalidInput(message)
         case _ if status >= 500:
-            raise Unreachable(message)
+            raise ServerFailed(message)
     raise RemoteRefused(message)
 
 

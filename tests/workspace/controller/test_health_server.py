@@ -45,6 +45,13 @@ def test_it_is_alive_before_it_is_ready() -> None:
     }
 
 
+def test_a_kind_that_may_not_be_listed_is_told_before_anything_answered() -> None:
+    liveness = Liveness(Clock())
+    liveness.watching("Node", NOT_LISTED)
+    liveness.watching("Pod", "pods is forbidden")
+    assert ask(liveness, "/readyz")[1]["problem"] == "Pod can't be watched: pods is forbidden"
+
+
 @pytest.mark.parametrize("leads", [True, False])
 def test_leader_and_standby_are_ready_while_the_api_server_answers(leads: bool) -> None:
     liveness = Liveness(Clock())

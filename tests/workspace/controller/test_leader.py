@@ -112,7 +112,7 @@ def test_a_controller_leads_and_gives_the_lease_up_when_told_to_stop() -> None:
             second = Running(http, "b")
             await second.led.wait()
             assert (
-                cluster.api.get("Lease", "weightyard", LEASE_NAME)["spec"]["leaseTransitions"] == 0
+                cluster.api.get("Lease", "weightyard", LEASE_NAME)["spec"]["leaseTransitions"] == 1
             )
             await second.end()
 
@@ -199,16 +199,19 @@ class Fast:
 def test_a_leader_that_cannot_renew_stops_before_another_may_lead() -> None:
     async def scenario() -> None:
         fast = Fast()
+        liveness = Liveness(lambda: fast.now)
         leadership = Leadership(
             cast(KubernetesApi, fast), namespace="n", me="a", clock=lambda: fast.now,
-            stamp=lambda: "now", liveness=Liveness(lambda: fast.now), sleep=fast.sleep,
+            stamp=lambda: "now", liveness=liveness, sleep=fast.sleep,
         )  # fmt: skip
         await leadership.acquire()
         keeping = asyncio.create_task(leadership.keep())
         await until(lambda: len(fast.writes) > 3, what="renewals")
+        assert liveness.leads
         fast.down = True
         with pytest.raises(LeadershipLost):
             await keeping
+        assert not liveness.leads
         assert fast.now - fast.writes[-1] <= RENEW_DEADLINE + RETRY_SECONDS < LEASE_SECONDS
 
     asyncio.run(scenario())

@@ -224,19 +224,29 @@ def condition_of(cluster: Cluster, kind: str, name: str = NAME) -> Json:
     return next((each for each in found if each["type"] == kind), {})
 
 
-def test_a_write_that_is_refused_stops_neither_the_others_nor_the_status() -> None:
-    """A quota, a webhook or a missing right refuses one object; the user reads why."""
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (403, "exceeded quota: pods=0"),
+        (422, "spec.replicas: Invalid value"),
+        (500, "failed calling webhook: connection refused"),
+    ],
+)
+def test_a_write_that_is_refused_stops_neither_the_others_nor_the_status(
+    status: int, message: str
+) -> None:
+    """A quota, a webhook that refuses or is away, or a missing right concerns one object; the user reads why."""
 
     async def scenario() -> None:
         cluster = prepared(replicas=1)
         async with HttpApi(cluster.api) as http, http.client() as client:
-            http.refused["Deployment"] = (403, "exceeded quota: pods=0")
+            http.refused["Deployment"] = (status, message)
             runner = make_runner(KubernetesApi(client))
             working = asyncio.create_task(control(client, runner))
             await until(
                 cluster, lambda: condition_of(cluster, "Ready").get("reason") == "WriteRefused"
             )
-            assert "exceeded quota: pods=0" in condition_of(cluster, "Ready")["message"]
+            assert message in condition_of(cluster, "Ready")["message"]
             assert cluster.api.list("Service", NAMESPACE)
             http.refused.clear()
             runner.queue.add((NAMESPACE, NAME))

@@ -229,3 +229,23 @@ def test_a_peer_that_is_silently_gone_breaks_every_connection(
     for each in made:
         assert each["KEEPALIVE"] == 1
         assert each["KEEPIDLE"] + each["KEEPINTVL"] * each["KEEPCNT"] <= 60
+
+
+def test_an_error_of_the_connection_names_no_python_objects(
+    tmp_path: Path, authority: Authority
+) -> None:
+    server, other = SecureApi(authority), Authority(tmp_path / "other")
+    with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED") as untrusted:
+        ask(server, pod(account(tmp_path / "sa", other, "valid")))
+
+    async def away() -> None:
+        async with server.serving() as port:
+            pass
+        connection = pod(account(tmp_path / "sa", authority, "valid"))(port)
+        async with KubeClient(connection, role="test") as client:
+            await client.get("/api/v1/nodes/a")
+
+    with pytest.raises(Unreachable, match="Connect call failed") as refused:
+        asyncio.run(away())
+    for caught in (untrusted, refused):
+        assert " object at " not in caught.value.message
