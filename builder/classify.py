@@ -79,7 +79,16 @@ _FOLDERS: Final = {
 }
 # Folders of programs that name them after a step or a format.
 _FOLDER_PATTERNS: Final = {
-    "checkpoint-[0-9]*": "a checkpoint of the training run",
+    **dict.fromkeys(
+        (
+            "checkpoint[-_]*",
+            "ckpt[-_][0-9]*",
+            "step[-_][0-9]*",
+            "epoch[-_][0-9]*",
+            "iter[-_][0-9]*",
+        ),
+        "a checkpoint of the training run",
+    ),
     "global_step[0-9]*": "training state",
     "*.mlpackage": "weights of another framework",
     "*.mlmodelc": "weights of another framework",

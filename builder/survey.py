@@ -199,11 +199,14 @@ def _index(documents: _Documents, path: str) -> WeightIndex | None:
     name = path.rpartition("/")[2].lower()
     if "index" not in name or not name.endswith(".json"):
         return None
-    document = documents.read(path)
-    # Other documents are indexes by their content: diffusers' model_index.json is none.
-    if ".safetensors.index" not in name and not isinstance(document.get("weight_map"), dict):
-        return None
-    return WeightIndex.parse(document, name=path)
+    if ".safetensors.index" in name or ".bin.index" in name:
+        return WeightIndex.parse(documents.read(path), name=path)
+    # Other documents are indexes by their content: diffusers' model_index.json is none, and some are no objects.
+    with contextlib.suppress(InvalidCheckpoint):
+        document = documents.read(path)
+        if isinstance(document.get("weight_map"), dict):
+            return WeightIndex.parse(document, name=path)
+    return None
 
 
 def _check_complete(selection: Classification) -> None:

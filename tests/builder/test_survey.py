@@ -98,7 +98,8 @@ def test_a_pickle_is_included_by_its_exact_name_only(tmp_path: Path) -> None:
         "openvino/openvino_model.bin", "openvino_model_qint8_quantized.bin", "onnx/model.onnx", "model.onnx_data_1",
         "ggml-model-q4_0.bin", "coreml/x.mlpackage/Data/weight.bin", "x.mlpackage/Data/weight.bin",
         "global_step10/mp_rank_00_model_states.pt", "optimizer.safetensors", "scheduler.pt", "random_states_0.pkl",
-        "checkpoint-500/model.safetensors", "checkpoint-500/pytorch_model.bin",
+        "checkpoint-500/model.safetensors", "checkpoint-500/pytorch_model.bin", "checkpoint_best/model.safetensors",
+        "epoch-3/model.safetensors", "step_1000/pytorch_model.bin",
     ],
 )  # fmt: skip
 def test_what_no_server_loads_needs_no_conversion(path: str) -> None:
@@ -161,6 +162,17 @@ def test_shards_are_found_in_folders_below_their_index(tmp_path: Path) -> None:
         "shards/one.safetensors",
         "shards/two.safetensors",
     }
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{", b'{"weight_map": 3}', b'{"weight_map": {"a": 1}}']
+)
+def test_a_document_that_is_no_index_is_packed_like_any_other(
+    tmp_path: Path, content: bytes
+) -> None:
+    found = surveyed(tmp_path, {"search_index.json": content, "model_index.json": b"{}"})
+    assert found.selection.roles["search_index.json"] is Role.CONFIG
+    assert found.indexes == ()
 
 
 def test_an_index_cannot_name_files_outside(tmp_path: Path) -> None:
