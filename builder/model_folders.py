@@ -16,6 +16,8 @@ from modelimage.errors import InvalidCheckpoint
 _CONFIGS: Final = ("config.json", "adapter_config.json", "params.json")
 # Documents in the root of models that keep their weights in folders: diffusers, sentence-transformers.
 _ASSEMBLED: Final = ("model_index.json", "modules.json", *_CONFIGS)
+# In the root of models whose parts only their own program loads.
+_OWN: Final = (".yaml", ".yml", ".py")
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _SNAPSHOT = re.compile(r"((?:[^/]+/)*snapshots/[^/]+)/.+")
 _SHOWN: Final = 5
@@ -24,7 +26,8 @@ _SHOWN: Final = 5
 def check_is_model(paths: Iterable[str], source: str) -> None:
     """Raise InvalidCheckpoint if models are in folders and the root is none. `source` is the user's name for it."""
     names = sorted(paths)
-    if any("/" not in path and (path in _ASSEMBLED or path.endswith(_WEIGHTS)) for path in names):
+    root = [path for path in names if "/" not in path]
+    if any(path in _ASSEMBLED or path.endswith((*_WEIGHTS, *_OWN)) for path in root):
         return
     found = model_folders(names)
     if not found:

@@ -170,7 +170,13 @@ def _indexed(
         for path, reason in selection.ignored.items()
         if reason == PICKLE_INDEX and path.rpartition("/")[0] in folders
     ]
-    for path in (*selection.roles, *pickled):
+    beside = {path.rpartition("/")[0] for path in selection.weights}
+    named = [
+        path
+        for path, role in selection.roles.items()
+        if role is Role.CONFIG and path.endswith(".json") and path.rpartition("/")[0] in beside
+    ]
+    for path in dict.fromkeys((*named, *filter(_is_index, selection.roles), *pickled)):
         index = _index(documents, path)
         if index is None:
             continue
@@ -195,13 +201,15 @@ def _indexed(
     return selection, tuple(indexes)
 
 
-def _index(documents: _Documents, path: str) -> WeightIndex | None:
+def _is_index(path: str) -> bool:
     name = path.rpartition("/")[2].lower()
-    if "index" not in name or not name.endswith(".json"):
-        return None
-    if ".safetensors.index" in name or ".bin.index" in name:
+    return ".safetensors.index" in name or ".bin.index" in name
+
+
+def _index(documents: _Documents, path: str) -> WeightIndex | None:
+    if _is_index(path):
         return WeightIndex.parse(documents.read(path), name=path)
-    # Other documents are indexes by their content: diffusers' model_index.json is none, and some are no objects.
+    # Other documents are indexes by their content; some are no objects, and only their own programs read them.
     with contextlib.suppress(InvalidCheckpoint):
         document = documents.read(path)
         if isinstance(document.get("weight_map"), dict):

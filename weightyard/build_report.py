@@ -24,7 +24,7 @@ def shown_plan(
     ignored = plan.survey.selection.ignored
     document = {
         "destination": str(target), "tags": tags, "files": files, "ignored": ignored,
-        "pickle": list(plan.survey.selection.pickles),
+        "pickle": list(plan.survey.selection.pickles), "warnings": list(plan.survey.warnings),
         "size": sum(layer.size for layer in plan.layers),
         "source": {"uri": plan.survey.source.uri, "revision": plan.survey.source.revision},
     }  # fmt: skip
@@ -35,6 +35,7 @@ def shown_plan(
         parts.append(f"Converted to safetensors first:\n{converted}")
     if ignored:
         parts.append("Not packed:\n" + _indented(ignored.items()))
+    parts += plan.survey.warnings
     parts.append(
         f"{len(plan.layers)} layers, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
         f"\ntags: {', '.join(tags)}"

@@ -117,7 +117,13 @@ def test_the_configuration_of_a_scheduler_is_packed() -> None:
 
 @pytest.mark.parametrize("folder", ["", "text_encoder/"])
 @pytest.mark.parametrize(
-    "index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json", "x_index.json"]
+    "index",
+    [
+        "model.safetensors.index.json",
+        "model.safetensors.index.fp16.json",
+        "x_index.json",
+        "shards.json",
+    ],
 )
 def test_a_shard_that_any_index_names_is_missed(tmp_path: Path, folder: str, index: str) -> None:
     files = {f"{folder}{index}": weight_map(w="a.safetensors", v="b.safetensors")}
@@ -283,7 +289,9 @@ def test_a_folder_of_models_is_refused_with_the_choice(tmp_path: Path, folders: 
     assert survey(LocalSource(tmp_path / "m" / folders[0])).selection.weights
 
 
-@pytest.mark.parametrize("root", ["model_index.json", "modules.json", "config.json"])
+@pytest.mark.parametrize(
+    "root", ["model_index.json", "modules.json", "config.json", "config.yaml", "load.py"]
+)
 def test_a_model_that_is_assembled_of_folders_is_one(tmp_path: Path, root: str) -> None:
     single(tmp_path / "m/0_Transformer")
     write(tmp_path / "m", {root: b"{}"})

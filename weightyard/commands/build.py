@@ -232,10 +232,7 @@ def build(
     opened = open_source(source, os.environ, uri=given["source_uri"], revision=given["revision"])
     # A dry run needs no credentials for the destination: it ends before they are used.
     if dry_run:
-        plan = plan_build(opened, options)
-        for warning in plan.survey.warnings:
-            console.say(warning)
-        console.result(*shown_plan(plan, target, options))
+        console.result(*shown_plan(plan_build(opened, options), target, options))
         return
     reach = _with_login(access, target, username, password_stdin=password_stdin)
     below = _base(given["base"])
