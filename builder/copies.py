@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from modelimage.weight_names import WeightName, parse_weight_name
+from modelimage.weight_names import parse_weight_name
 
 
 def copies(weights: Iterable[str], pickles: Iterable[str]) -> dict[str, str]:
@@ -24,24 +24,23 @@ def copies(weights: Iterable[str], pickles: Iterable[str]) -> dict[str, str]:
 
 
 def _of_folder(weights: Sequence[str], pickles: Sequence[str]) -> dict[str, str]:
-    names = {path: parse_weight_name(path) for path in (*weights, *pickles)}
-    safe = [names[path] for path in weights]
-    plain = {name.base for name in safe if not name.variant}
-    # Alone, a publisher's own format is the weights.
-    own = any(not name.is_consolidated and not name.is_adapter for name in safe)
-    held = {name.weights for name in safe}
+    held = {parse_weight_name(path).weights for path in weights}
+    converted = [path for path in pickles if parse_weight_name(path).weights not in held]
+    found = dict.fromkeys(set(pickles) - set(converted), "pickle; the safetensors files are packed")
+    # Pickles that are converted may be copies of each other.
+    return found | _among(weights) | _among(converted)
+
+
+def _among(paths: Sequence[str]) -> dict[str, str]:
+    """Copies among files of one format."""
+    names = {path: parse_weight_name(path) for path in paths}
+    plain = {name.base for name in names.values() if not name.variant}
+    # Alone, a publisher's own format is the weights, and so is a variant.
+    own = any(not name.is_consolidated and name.weights == "model" for name in names.values())
     found = {}
     for path, name in names.items():
-        if path in pickles:
-            if name.weights in held:
-                found[path] = "pickle; the safetensors files are packed"
-        elif name.is_consolidated and own:
+        if name.is_consolidated and own:
             found[path] = "the publisher's original copy of the same weights"
-        elif _is_variant(name, plain):
+        elif name.variant and name.base in plain:
             found[path] = f"the same weights as variant {name.variant}"
     return found
-
-
-def _is_variant(name: WeightName, plain: set[str]) -> bool:
-    # Without files of the plain name, a variant is the weights.
-    return bool(name.variant) and name.base in plain

@@ -202,18 +202,15 @@ def _indexed(
 
 
 def _is_index(path: str) -> bool:
-    name = path.rpartition("/")[2].lower()
-    return ".safetensors.index" in name or ".bin.index" in name
+    return ".safetensors.index" in path.rpartition("/")[2].lower()
 
 
 def _index(documents: _Documents, path: str) -> WeightIndex | None:
     if _is_index(path):
         return WeightIndex.parse(documents.read(path), name=path)
-    # Other documents are indexes by their content; some are no objects, and only their own programs read them.
+    # Other documents are indexes by their content: those of pickles, and some that only their own programs read.
     with contextlib.suppress(InvalidCheckpoint):
-        document = documents.read(path)
-        if isinstance(document.get("weight_map"), dict):
-            return WeightIndex.parse(document, name=path)
+        return WeightIndex.parse(documents.read(path), name=path)
     return None
 
 

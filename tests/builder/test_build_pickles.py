@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from builder.build import BuildOptions
-from modelimage.errors import UnsafePickle
+from modelimage.errors import InvalidCheckpoint, UnsafePickle
 from modelimage.record import Role
 from tests.builder.building import build_here
 from tests.builder.checkpoints import single, write
@@ -56,6 +56,34 @@ def test_a_broken_off_conversion_goes_on_with_the_next_file(
     )
     build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
     assert converted == ["pytorch_model-00002-of-00002.bin"]
+    assert_intact(tmp_path / "out")
+
+
+def test_pickles_with_tensors_of_one_name_are_refused_as_the_source_names_them(
+    tmp_path: Path,
+) -> None:
+    source = single(tmp_path / "source")
+    for name in ("a.pt", "b.pt"):
+        torch.save({"weight": torch.ones(2)}, source / name)
+    options = BuildOptions(convert_pickle=True)
+    with pytest.raises(InvalidCheckpoint, match=r"a\.pt and b\.pt both hold") as caught:
+        build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    excluded = str(caught.value.hint).split()[-1]
+    options = BuildOptions(convert_pickle=True, exclude=(excluded,))
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+
+
+def test_each_folder_of_converted_shards_gets_its_index(tmp_path: Path) -> None:
+    source = write(single(tmp_path / "source"), {"model_index.json": b"{}"})
+    (source / "unet").mkdir()
+    for n in (1, 2):
+        name = f"diffusion_pytorch_model-0000{n}-of-00002.bin"
+        torch.save({f"t{n}": torch.ones(4, n)}, source / "unet" / name)
+    options = BuildOptions(convert_pickle=True)
+    build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
+    paths = {file.path for file in record_of(tmp_path / "out").files}
+    assert "unet/diffusion_pytorch_model.safetensors.index.json" in paths
+    assert "model.safetensors.index.json" not in paths
     assert_intact(tmp_path / "out")
 
 

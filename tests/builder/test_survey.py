@@ -87,6 +87,13 @@ def test_a_pickle_that_engines_read_by_its_name_is_not_converted(tmp_path: Path,
     assert surveyed(tmp_path, {head: b"x"}, include=(head,)).selection.roles[head] is Role.CODE
 
 
+@pytest.mark.parametrize("copy", ["pytorch_model.fp16.bin", "consolidated.00.pth"])
+def test_pickles_may_be_copies_of_each_other(copy: str) -> None:
+    selection = select(["pytorch_model.bin", copy, "head.pt"])
+    assert selection.pickles == ("head.pt", "pytorch_model.bin")
+    assert copy in selection.ignored
+
+
 def test_a_pickle_is_included_by_its_exact_name_only(tmp_path: Path) -> None:
     with pytest.raises(UnsafePickle):
         surveyed(tmp_path, {"colbert_linear.pt": b"x"}, include=("*.pt",))
