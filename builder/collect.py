@@ -16,8 +16,6 @@ from builder.build_dir import BuildDir
 from builder.convert import convert, converted_indexes, converted_names, write_index
 from builder.layer_plan import PlannedFile
 from builder.licence import MAX_BYTES, licence, states_licence
-from builder.pointers import MAX_BYTES as MAX_POINTER_BYTES
-from builder.pointers import check_no_pointer, refuse_pointer
 from builder.reporter import Reporter
 from builder.sources.interface import RemoteFile, SourceFile
 from builder.survey import Survey
@@ -33,6 +31,7 @@ from modelimage.checkpoint_files import (
 from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
+from modelimage.lfs_pointers import check_no_pointer
 from modelimage.model_facts import DOCUMENTS, model_facts
 from modelimage.record import ModelFacts, Role
 from modelimage.safetensors import Header
@@ -231,11 +230,6 @@ def _headers(
             return read_header(locations[file.path], name=file.path)
         # Closed after the header: the connection would otherwise stay open for the rest of the file.
         with contextlib.closing(_generator(remote[file.path].read(0))) as pieces:
-            if file.size <= MAX_POINTER_BYTES:
-                # All of it, which is no more than a header.
-                data = b"".join(pieces)
-                refuse_pointer(data, name=file.path)
-                return take_header(iter([data]), size=file.size, name=file.path)
             return take_header(pieces, size=file.size, name=file.path)
 
     # In parallel: each header of a remote file costs a round trip or two.

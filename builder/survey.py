@@ -23,7 +23,6 @@ from builder.named_files import (
     named_files,
     tokenizer_warning,
 )
-from builder.pointers import check_no_pointer
 from builder.sources.interface import ModelSource, SourceFile
 from modelimage.checkpoint_files import (
     CONFIG,
@@ -34,6 +33,7 @@ from modelimage.checkpoint_files import (
 )
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
+from modelimage.lfs_pointers import check_no_pointer
 from modelimage.model_facts import TOKENIZER_CONFIG
 from modelimage.path_rules import parents
 from modelimage.record import Role

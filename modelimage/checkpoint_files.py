@@ -18,6 +18,8 @@ from typing import Any, Final
 from modelimage import safetensors
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
+from modelimage.lfs_pointers import MAX_BYTES as MAX_POINTER_BYTES
+from modelimage.lfs_pointers import refuse_pointer
 from modelimage.safetensors import Header
 from modelimage.weight_names import parse_weight_name, set_pattern
 
@@ -194,6 +196,9 @@ def read_header(location: Path, *, name: str | None = None) -> Header:
         size = file.seek(0, 2)
         file.seek(0)
         prefix = file.read(safetensors.LENGTH_BYTES)
+        if size <= MAX_POINTER_BYTES:
+            refuse_pointer(prefix + file.read(), name=name)
+            file.seek(len(prefix))
         length = safetensors.header_length(prefix, file_size=size, name=name)
         return safetensors.parse_header(file.read(length), file_size=size, name=name)
 
@@ -201,6 +206,9 @@ def read_header(location: Path, *, name: str | None = None) -> Header:
 def take_header(pieces: Iterator[bytes], *, size: int, name: str) -> Header:
     """Read and validate the header of a safetensors file of `size` bytes from a stream. Raises InvalidCheckpoint."""
     data = _take(pieces, b"", min(size, safetensors.LENGTH_BYTES))
+    if size <= MAX_POINTER_BYTES:
+        data = _take(pieces, data, size)
+        refuse_pointer(data, name=name)
     length = safetensors.header_length(data[: safetensors.LENGTH_BYTES], file_size=size, name=name)
     stop = safetensors.LENGTH_BYTES + length
     data = _take(pieces, data, stop)[safetensors.LENGTH_BYTES : stop]
@@ -222,6 +230,7 @@ def read_json(location: Path, *, name: str) -> dict[str, Any]:
     # Bounded while reading: the file may have grown since it was listed.
     if len(data) > MAX_JSON_BYTES:
         raise InvalidCheckpoint(f"{name} is larger than {MAX_JSON_BYTES} bytes", hint=_AGAIN)
+    refuse_pointer(data, name=name)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
