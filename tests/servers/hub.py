@@ -225,6 +225,8 @@ class _ApiHandler(_HubHandler):
         else:
             linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
             location = self._owner.cdn.signed_url(file)
+            if (match["repo"], file.path) in self._owner.cdn.missing:
+                self._owner.cdn.signatures.clear()
             self.answer(
                 302, b"", {**named, **linked, "ETag": f'"{file.blob_id}"', "Location": location}
             )
@@ -247,6 +249,11 @@ class _CdnHandler(_HubHandler):
         elif "Authorization" in self.headers:
             # as S3 does with a signed URL and a header beside it
             self.answer(400, b"<Error><Code>InvalidArgument</Code></Error>")
+        elif self.command == "HEAD":
+            # Of the bytes themselves: what a listing says may be something else.
+            with file.source.open("rb") as source:
+                etag = hashlib.file_digest(source, "sha256").hexdigest()
+            self._file(file, {"ETag": f'"{etag}"'})
         else:
             self._file(file, {})
 
@@ -260,6 +267,8 @@ class ContentServer(LoopbackServer):
         self.requests: list[HubRequest] = []
         self.signatures: dict[str, tuple[HubFile, float]] = {}
         self.url_lifetime = 3600.0
+        # Repositories and paths whose bytes were never uploaded.
+        self.missing: set[tuple[str, str]] = set()
 
     def signed_url(self, file: HubFile) -> str:
         """A new URL for `file`."""

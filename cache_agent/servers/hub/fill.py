@@ -10,16 +10,15 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
-from cache_agent.access.callers import Caller
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.readable import ready_layer
 from cache_agent.fetch.values import PullRequest, ReadablePrefix
-from cache_agent.servers.hub.hub_client import Declined, HubUpstream
+from cache_agent.servers.hub.hub_client import Declined
 from cache_agent.servers.hub.repo_files import HubFile, RepoFiles
 from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.store.roots import Roots
@@ -42,11 +41,11 @@ _CONFIG = Descriptor(mediatypes.OCI_EMPTY, Digest.of(b"{}"), 2)
 class HubImage:
     """An `ImageReader` of one weight file of a listing, with the caller's own token."""
 
-    upstream: HubUpstream
+    endpoint: str
     listing: RepoFiles
     file: HubFile
     layer: Digest
-    caller: Caller
+    stream: Callable[[ByteRange], AbstractContextManager[BlobStream]]
 
     @property
     def reference(self) -> RegistryReference:
@@ -57,7 +56,7 @@ class HubImage:
         )
         repository = "/".join(part or "x" for part in parts)
         tag = re.sub(r"[^A-Za-z0-9._-]", "_", self.file.path)[-128:].lstrip(".-")
-        return RegistryReference(urlsplit(self.upstream.endpoint).netloc, repository, tag or "file")
+        return RegistryReference(urlsplit(self.endpoint).netloc, repository, tag or "file")
 
     def resolve(self, name: str) -> Descriptor:
         data = self._manifest()
@@ -72,8 +71,7 @@ class HubImage:
             yield io.BytesIO(b"{}")
             return
         span = wanted or ByteRange(0, descriptor.size)
-        repo, commit, path = self.listing.repo, self.listing.commit, self.file.path
-        with _mapped(), self.upstream.stream(repo, commit, path, self.caller, span) as stream:
+        with _mapped(), self.stream(span) as stream:
             yield stream
 
     def tags(self) -> list[str]:
@@ -110,10 +108,10 @@ class Fills:
         return partial(self._ready, pull, image)
 
     def _ready(self, pull: Pull, image: HubImage, position: int) -> ReadablePrefix | None:
-        store = self.store
-        # `result(0)` also raises the error of a pull that failed.
-        if store.files.get(image.layer) is not None or pull.result(0) is not None:
-            return ReadablePrefix(store.files.path(image.layer), image.file.size)
+        # This pull's result, not whether the store has the file: another caller may have brought it. `result(0)` also
+        # raises the error of a pull that failed.
+        if pull.result(0) is not None:
+            return ReadablePrefix(self.store.files.path(image.layer), image.file.size)
         return ready_layer(pull, image.layer, position)
 
 

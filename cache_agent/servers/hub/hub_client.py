@@ -53,10 +53,13 @@ class HubUpstream:
 
     def ask_for_file(
         self, repo: str, revision: str, path: str, credential: Credential | None
-    ) -> None:
-        """Check that a caller may read a file. Raises Declined, Unreachable."""
+    ) -> str:
+        """Check that a caller may read a file; return the ETag of its bytes. Raises Declined, Unreachable."""
         url = self.file_url(repo, revision, path)
-        self._send(Request("HEAD", url), credential).discard()
+        response = self._send(Request("HEAD", url), credential)
+        etag = response.header("ETag") or ""
+        response.discard()
+        return etag.removeprefix("W/").strip('"')
 
     def commit(self, repo: str, revision: str, caller: Caller) -> str:
         """Resolve a revision to its commit. Raises Declined, Unreachable, RemoteRefused."""

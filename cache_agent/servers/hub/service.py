@@ -7,15 +7,16 @@ for it; only files of images that anyone may read are served then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from cache_agent.access.authorizer import Authorizer, Refused
+from cache_agent.access.authorizer import Admission, Authorizer, Refused
 from cache_agent.access.callers import NOBODY, Caller
 from cache_agent.access.decide import UpstreamAnswer
 from cache_agent.access.upstream import UpstreamRegistries
@@ -45,6 +46,8 @@ from modelimage.repository import BlobStream
 _SMALL: Final = 10 << 20
 # A revision of 40 characters is a commit; any other is a branch or tag.
 _COMMIT_LENGTH: Final = 40
+# Bytes that are compared before a stored file is given.
+_SAMPLE: Final = 64
 Stream = Callable[[ByteRange], AbstractContextManager[BlobStream]]
 
 
@@ -116,31 +119,74 @@ class HubService:
     # -- from the Hub ------------------------------------------------------------------------
 
     def _file_of_hub(self, address: HubAddress, caller: Caller) -> HubContent:
-        repo = address.repo
-        ask = partial(self.upstream.ask_for_file, repo, address.revision, address.path)
-        self._admit(f"hub:{repo}", caller, ask)
+        repo, etags = address.repo, set[str]()
+
+        def ask(credential: Credential | None) -> None:
+            etags.add(self.upstream.ask_for_file(repo, address.revision, address.path, credential))
+
+        # For this very file: of a gated repository everyone may read some files, such as the README.
+        reader = self._admit(f"hub:{repo}@{address.revision}:{address.path}", caller, ask).caller
         listing = self._from_hub(repo, address.revision, caller)
         file = _entry(listing, address)
-        # The store first, whichever image brought the file; its digest proves the bytes, `_admit` proved the access.
-        body: Path | bytes | Fill | Stream | None
-        body = self._stored(file) or self._stored_small(repo, file) or self._kept(repo, file)
-        if body is None and file.sha256 is None and file.size <= _SMALL:
+        if file.sha256 is not None:
+            if file.sha256.hex in etags:
+                self.gate.note(_bytes_scope(listing, file), reader, allowed=True)
+            return HubContent(listing.commit, file, self._weights(listing, file, caller, reader))
+        body: bytes | Stream | None = self._stored_small(repo, file) or self._kept(repo, file)
+        if body is None and file.size <= _SMALL:
             body = self._fetch_small(listing, file, caller)
         if body is None:
-            body = self._from_upstream(listing, file, caller)
+            body = self._relayed(listing, file, caller)
         return HubContent(listing.commit, file, body)
 
-    def _from_upstream(self, listing: RepoFiles, file: HubFile, caller: Caller) -> Fill | Stream:
-        stream = partial(self.upstream.stream, listing.repo, listing.commit, file.path, caller)
-        if file.sha256 is None:
-            return stream
+    def _weights(
+        self, listing: RepoFiles, file: HubFile, caller: Caller, reader: Caller
+    ) -> Path | Fill | Stream:
+        """A file with a sha256: from the store if the Hub gives this caller the same bytes, else from the Hub."""
+        scope = _bytes_scope(listing, file)
+        relayed = self._relayed(listing, file, caller)
+        stored = self._stored(file)
+        if stored is not None:
+            # Whoever owns a repository decides which sha256 it lists; that alone must open nobody else's file.
+            try:
+                self._admit(
+                    scope, caller, lambda c: self._compare(listing, file, stored, Caller(c))
+                )
+            except (Refused, NotFound, Declined):
+                return relayed
+            return stored
+
+        @contextmanager
+        def noting(wanted: ByteRange) -> Iterator[BlobStream]:
+            with relayed(wanted) as stream:
+                self.gate.note(scope, reader, allowed=True)
+                yield stream
+
         # Only with a sha256 can the file be a layer, which the store verifies.
-        image = HubImage(self.upstream, listing, file, file.sha256, caller)
-        return Fill(partial(self.fills.begin, image), stream)
+        digest = file.sha256
+        if digest is None:
+            raise TypeError(f"{file.path} has no sha256")
+        image = HubImage(self.upstream.endpoint, listing, file, digest, noting)
+        return Fill(partial(self.fills.begin, image), noting)
+
+    def _relayed(self, listing: RepoFiles, file: HubFile, caller: Caller) -> Stream:
+        return partial(self.upstream.stream, listing.repo, listing.commit, file.path, caller)
+
+    def _compare(self, listing: RepoFiles, file: HubFile, stored: Path, caller: Caller) -> None:
+        """Raises NotFound unless the Hub gives this caller the stored file's bytes, at a place that nobody foresees."""
+        if not file.size:
+            return
+        start = secrets.randbelow(max(1, file.size - _SAMPLE + 1))
+        wanted = ByteRange(start, min(file.size, start + _SAMPLE))
+        with self._relayed(listing, file, caller)(wanted) as stream, stored.open("rb") as here:
+            here.seek(start)
+            given = read_exactly(stream, len(wanted))
+            if given != here.read(len(wanted)):
+                raise NotFound(f"{file.path} of {listing.repo} isn't the file that it lists")
 
     def _admit(
         self, scope: str, caller: Caller, ask: Callable[[Credential | None], object]
-    ) -> None:
+    ) -> Admission:
         # The authorizer reduces errors to an UpstreamAnswer; the Hub's own error is kept, to pass it on.
         declined: list[Declined] = []
         limited: list[RateLimited] = []
@@ -157,7 +203,7 @@ class HubService:
             return UpstreamAnswer.ALLOWED
 
         try:
-            self.gate.admit(scope, caller, question)
+            return self.gate.admit(scope, caller, question)
         except (Refused, NotFound):
             if declined:
                 raise declined[-1] from None
@@ -275,6 +321,20 @@ class HubService:
             return None  # damaged; `check` reports it
         # A foreign image names no source.
         return record if isinstance(record, Record) else None
+
+
+def _bytes_scope(listing: RepoFiles, file: HubFile) -> str:
+    """The scope of the proof that the Hub gave a caller these bytes under this name."""
+    return f"hub-bytes:{listing.repo}:{file.path}:{file.sha256}"
+
+
+def read_exactly(stream: BlobStream, count: int) -> bytes:
+    """So many bytes of a stream; fewer if it ends."""
+    buffer = bytearray(count)
+    view, got = memoryview(buffer), 0
+    while got < count and (more := stream.readinto(view[got:])):
+        got += more
+    return bytes(buffer[:got])
 
 
 def _entry(listing: RepoFiles, address: HubAddress) -> HubFile:

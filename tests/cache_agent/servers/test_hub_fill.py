@@ -12,7 +12,6 @@ import pytest
 
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.servers.hub.fill import HubImage
-from cache_agent.servers.hub.hub_client import HubUpstream
 from cache_agent.servers.hub.repo_files import HubFile, RepoFiles
 from cache_agent.store.space import Amount, SpaceLimits
 from modelimage.digest import Digest
@@ -138,12 +137,12 @@ def test_other_bytes_than_the_hub_lists_are_neither_kept_nor_given(
 
 
 def test_names_that_registries_would_not_take_are_called_something_else() -> None:
-    upstream = HubUpstream("http://127.0.0.1:5001", None)  # type: ignore[arg-type]
+    endpoint = "http://127.0.0.1:5001"
     for repo in ("gpt2", "Org/Model-7B", "a--b/c__d", "x/-weird-.", "O.r/g._m"):
         for path in ("model.safetensors", "a/b c/ü.bin", "-x", "." * 200):
             file = HubFile(path, 1, "0" * 40, Digest.of(b"x"))
             listing = RepoFiles(repo, "ab" * 20, {path: file})
-            image = HubImage(upstream, listing, file, Digest.of(b"x"), None)  # type: ignore[arg-type]
+            image = HubImage(endpoint, listing, file, Digest.of(b"x"), None)  # type: ignore[arg-type]
             assert parse_image(str(image.reference)) == image.reference
             moved = replace(image, listing=replace(listing, commit="cd" * 20))
             assert moved.resolve("x") == image.resolve("x")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.client import IncompleteRead
 from pathlib import Path
 
 import grpc
@@ -126,6 +128,56 @@ SERVERS: Mapping[str, Callable[[Node, str, str], bytes | None]] = {
     "hub": Node.hub,
     "csi": Node.csi,
 }
+
+
+# Repositories of bob that list the sha256 of alice's weights, and what the Hub has under that name.
+FOREIGN = ("nothing", "something else", "nothing beside a README")
+
+
+@pytest.fixture(scope="module")
+def thieves(node: Node, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    found = {}
+    for number, what in enumerate(FOREIGN):
+        source = tmp_path_factory.mktemp("thief")
+        (source / "README.md").write_text("hello")
+        stolen = node.models["alice"].files[WEIGHTS]
+        (source / WEIGHTS).write_bytes(bytes(len(stolen)))
+        found[what] = name = f"org/thief-{number}"
+        commit = hub.add(name, source, private=number == 0, readers=(node.tokens["bob"],))
+        files = dict(hub.repositories[name].commits[commit])
+        files[WEIGHTS] = replace(files[WEIGHTS], sha256=hashlib.sha256(stolen).hexdigest())
+        hub.repositories[name] = replace(hub.repositories[name], commits={commit: files})
+        if what != "something else":
+            hub.cdn.missing.add((name, WEIGHTS))
+    return found
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("caller", ["bob", "alice", "nobody"])
+def test_listing_a_foreign_sha256_opens_nothing(
+    node: Node, thieves: Mapping[str, str], what: str, caller: str
+) -> None:
+    token = node.tokens.get(CALLERS[caller][1] or "")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    stolen = node.models["alice"].files[WEIGHTS]
+    # A proof for another file of the repository is none for this one.
+    fetch(
+        str(node.servers.servers.hub), f"/{thieves[what]}/resolve/main/README.md", headers=headers
+    )
+    for extra in ({}, {"Range": "bytes=0-99"}, {"Range": f"bytes={len(stolen) - 50}-"}):
+        path = f"/{thieves[what]}/resolve/main/{WEIGHTS}"
+        given = body_of(str(node.servers.servers.hub), path, {**headers, **extra})
+        # What the Hub itself has there may be given; here that is zeros.
+        assert not given.strip(b"\0")
+
+
+def body_of(host: str, path: str, headers: Mapping[str, str]) -> bytes:
+    """What is given of a file, whole or not; nothing for a refusal."""
+    try:
+        answer = fetch(host, path, headers=headers)
+    except IncompleteRead as error:
+        return error.partial
+    return answer.body if answer.status < 400 else b""
 
 
 @pytest.mark.parametrize("server", list(SERVERS))
