@@ -98,6 +98,8 @@ async def serve(
         watcher.watching(app),
         handler_cancellation=True,
         access_log=None,
+        # Decoding could turn 64 KiB of a compressed body into 64 MiB; no client sends one.
+        auto_decompress=False,
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     await runner.setup()
@@ -122,6 +124,8 @@ async def serve_control(
         watcher.watching(app),
         handler_cancellation=True,
         access_log=None,
+        # Decoding could turn 64 KiB of a compressed body into 64 MiB; no client sends one.
+        auto_decompress=False,
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     await runner.setup()

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
+from workspace.activator.bodies import Bodies, Share, TooLarge
 from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.server_metrics import HELD
 
@@ -29,16 +30,24 @@ _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
      "transfer-encoding", "upgrade", "host", "content-length"}
 )  # fmt: skip
+# Requests under way for each that may wait: those that are being answered need no place in the queue.
+_REQUESTS_PER_PLACE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """`upstreams` returns the servers' addresses; `health_path` returns 200 on a ready server."""
+    """`upstreams` returns the servers' addresses; `health_path` returns 200 on a ready server.
+
+    `max_body` and `all_bodies` are bytes held for one request and for all together, which the container's memory limit
+    allows beside the process itself; `body_seconds`: how long a client may take to send a body.
+    """
 
     upstreams: Callable[[], Sequence[str]]
     health_path: str = "/health"
     limits: QueueLimits = field(default_factory=QueueLimits)
-    max_body: int = 64 << 20
+    max_body: int = 16 << 20
+    all_bodies: int = 32 << 20
+    body_seconds: float = 120.0
 
 
 class Activator:
@@ -50,6 +59,10 @@ class Activator:
         self._in_flight: dict[str, int] = {}
         self._turn = itertools.count()
         self._session: aiohttp.ClientSession | None = None
+        self._bodies = Bodies(
+            each=options.max_body, total=options.all_bodies, seconds=options.body_seconds
+        )
+        self._requests = 0
         self._metrics = _Metrics(self.gate)
 
     def app(self) -> web.Application:
@@ -81,7 +94,26 @@ class Activator:
         return web.Response(body=self._metrics.page(), content_type="text/plain")
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
+        # Also those whose bodies still arrive: each takes memory, though it doesn't wait in the queue yet.
+        if self._requests >= _REQUESTS_PER_PLACE * self._options.limits.capacity:
+            return self._come_back(Busy("too many requests are under way"))
+        self._requests += 1
+        try:
+            with self._bodies.share() as share:
+                return await self._held(request, share)
+        finally:
+            self._requests -= 1
+
+    async def _held(self, request: web.Request, share: Share) -> web.StreamResponse:
+        try:
+            chunks = request.content.iter_any()
+            body = await self._bodies.read(chunks, share, length=request.content_length)
+        except TooLarge as error:
+            return web.json_response(_problem(error.message), status=413)
+        except TimedOut as error:
+            return web.json_response(_problem(error.message), status=408)
+        except Busy as error:
+            return self._come_back(error)
         while True:
             try:
                 async with self.gate.enter() as upstream:
@@ -205,7 +237,12 @@ async def serve(
     """Serves until cancelled; running requests get a minute to finish. `ready` is called with the port."""
     # Cancels a handler when its client disconnects: it must not count as waiting.
     runner = web.AppRunner(
-        activator.app(), access_log=None, shutdown_timeout=60, handler_cancellation=True
+        activator.app(),
+        access_log=None,
+        shutdown_timeout=60,
+        handler_cancellation=True,
+        # Bodies pass through unchanged. Decoded here, 64 KiB of a compressed one could become 64 MiB.
+        auto_decompress=False,
     )
     await runner.setup()
     try:
