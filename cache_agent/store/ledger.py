@@ -258,8 +258,9 @@ class Ledger(Queries):
             self.lost = not is_new
 
     def _compare_generation(self) -> None:
-        (number,) = self._db.execute("SELECT number FROM generation").fetchone()
+        # The marker first: what another process commits between the two reads must not look like a loss.
         marked = self._marker.read()
+        (number,) = self._db.execute("SELECT number FROM generation").fetchone()
         if marked > number:
             self.lost = True
             # Beyond the marker, so that the loss is noticed once.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from cache_agent.store.generation import GenerationMarker
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, HolderKind, Lease
@@ -60,3 +62,19 @@ def test_a_step_that_must_not_be_seen_in_part_holds_readers_up(
             waiting.result(0.05)
         assert ledger.lease("one") == LEASE  # who holds it reads on
     assert waiting.result() == LEASE
+
+
+def test_what_another_process_commits_while_a_ledger_is_opened_is_no_loss(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit falls between the two numbers that are compared."""
+    read = GenerationMarker.read
+
+    def read_after_a_commit(marker: GenerationMarker) -> int:
+        ledger.put_lease(LEASE)
+        return read(marker)
+
+    monkeypatch.setattr(GenerationMarker, "read", read_after_a_commit)
+    with closing(Ledger(StorePaths(tmp_path))) as second:
+        assert not second.lost
+        assert second.lease("one") == LEASE
