@@ -24,7 +24,8 @@ from modelimage.errors import NoSpace, NotWritable, WeightyardError
 # 1 MiB costs twice the system time of two 512 KiB writes: the kernel then looks for larger contiguous pages.
 WRITE_BYTES: Final = 512 << 10
 READ_ONLY_FILE: Final = 0o444
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# EFBIG: larger than the filesystem or the process may write a file; the disk works.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP})
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK})
