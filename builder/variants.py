@@ -281,14 +281,19 @@ def _merged(published: CollectedCheckpoint, out: Path) -> CollectedCheckpoint:
     roles = select(sizes).roles
     made = {path: role for path, role in roles.items() if role in (Role.WEIGHT, Role.CONFIG)}
     files = [PlannedFile(path, sizes[path], role) for path, role in made.items()]
+    shards = next((each.shards for each in published.indexes if each.name == INDEX), None)
     # Published config files stay, except those that quantization replaced and the index of the published shards; so do
-    # the weights of modules in folders, which quantization doesn't touch.
+    # weights that it didn't read: those of modules in folders, and adapters beside the shards of an index.
     kept = [
         file
         for file in published.files
         if file.role in SHARED_ROLES
         or (file.role is Role.CONFIG and file.path not in made and file.path != INDEX)
-        or (file.role is Role.WEIGHT and "/" in file.path and file.path not in made)
+        or (
+            file.role is Role.WEIGHT
+            and file.path not in made
+            and ("/" in file.path or (shards is not None and file.path not in shards))
+        )
     ]
     locations = {path: out / path for path in made}
     index = read_json(out / INDEX, name=INDEX) if INDEX in made else None

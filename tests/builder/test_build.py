@@ -19,7 +19,15 @@ from modelimage.resolve import resolve_model
 from quantize.errors import QualityTooLow
 from quantize.quality import MEDIA_TYPE, Comparison, Quality
 from tests.builder.building import build_here
-from tests.builder.checkpoints import TENSORS, quantizable, sharded, single, weights, write
+from tests.builder.checkpoints import (
+    QUANTIZABLE,
+    TENSORS,
+    quantizable,
+    sharded,
+    single,
+    weights,
+    write,
+)
 
 
 def record_of(layout: Path, tag: str = "v1", variant: str | None = None) -> Record:
@@ -146,8 +154,14 @@ def test_an_old_tag_stays_when_a_new_build_fails(
 
 def test_variants_share_tokenizer_and_documents(tmp_path: Path) -> None:
     source = quantizable(tmp_path / "source")
-    # A module that quantization doesn't touch.
-    write(source, {"2_Dense/model.safetensors": weights({"linear.weight": (4, 4)})})
+    # A module and an adapter, which quantization doesn't touch.
+    index = {"metadata": {}, "weight_map": dict.fromkeys(QUANTIZABLE, "model.safetensors")}
+    more = {
+        "2_Dense/model.safetensors": weights({"linear.weight": (4, 4)}),
+        "adapter_model.safetensors": weights({"base_model.x.lora_A.weight": (4, 4)}),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
+    write(source, more)
     variants = chosen_variants(["int8", "int4"])
     options = BuildOptions(variants=variants, quantize=QuantizeChoices(engine="rtn"))
     result = build_here(source, f"oci:{tmp_path}/out:v1", tmp_path, options)
