@@ -15,6 +15,8 @@ from modelimage.record import Role
 
 # Longer documents are tokenizers themselves, or weights.
 MAX_DOCUMENT_BYTES: Final = 4 << 20
+# As `Dense.load` of sentence-transformers and vLLM look for them.
+_WEIGHTS: Final = (".safetensors", ".bin")
 # Files beside a tokenizer, without a vocabulary.
 _BESIDE: Final = (
     "tokenizer_config.json",
@@ -64,6 +66,34 @@ def missing_code(documents: Mapping[str, Mapping[str, Any]], paths: Container[st
             elif (f"{folder}/{module}" if folder else module) not in paths:
                 told[name] = f"{path} names {name}, but there is no {module}"
     return list(told.values())
+
+
+def missing_parts(pipeline: Mapping[str, Any], modules: object, paths: Iterable[str]) -> list[str]:
+    """Sentences about parts that diffusers' `model_index.json` or sentence-transformers' `modules.json` names in vain.
+
+    A part without a class is left out on purpose; modules such as Normalize have no files.
+    """
+    held = list(paths)
+    folders = {path.partition("/")[0] for path in held if "/" in path}
+    told = []
+    for name, stated in pipeline.items():
+        is_part = (
+            isinstance(stated, list)
+            and len(stated) == 2
+            and all(isinstance(each, str) for each in stated)
+        )
+        if is_part and not name.startswith("_") and name not in folders:
+            told.append(f"model_index.json names {name}, but nothing of {name}/ is packed")
+    for module in modules if isinstance(modules, list) else ():
+        path, kind = (
+            (str(module.get(key, "")) for key in ("path", "type"))
+            if isinstance(module, Mapping)
+            else ("", "")
+        )
+        weights = any(each.startswith(f"{path}/") and each.endswith(_WEIGHTS) for each in held)
+        if path and kind.endswith(".Dense") and not weights:
+            told.append(f"modules.json names {path}, but no weights of {path}/ are packed")
+    return told
 
 
 def _class_names(values: Iterable[Any]) -> Iterator[str]:

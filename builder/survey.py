@@ -7,6 +7,7 @@ shard is refused before the first gigabyte is transferred.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from builder.named_files import (
     MAX_DOCUMENT_BYTES,
     may_name_files,
     missing_code,
+    missing_parts,
     named_files,
     tokenizer_warning,
 )
@@ -34,13 +36,14 @@ from modelimage.checkpoint_files import (
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 from modelimage.lfs_pointers import check_no_pointer
-from modelimage.model_facts import TOKENIZER_CONFIG
+from modelimage.model_facts import MODULES, TOKENIZER_CONFIG
 from modelimage.path_rules import parents
 from modelimage.record import Role
 from modelimage.weight_names import missing_shards, set_pattern
 
 # BGE-M3's heads, in FlagEmbedding and vLLM.
 _READ_AS_PICKLES: Final = ("colbert_linear.pt", "sparse_linear.pt")
+PIPELINE: Final = "model_index.json"
 MODELOPT_CONFIG: Final = "hf_quant_config.json"
 _WEIGHT_SUFFIXES: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".nemo",
@@ -118,8 +121,12 @@ def _warnings(
         # Only its own library may understand it.
         with contextlib.suppress(InvalidCheckpoint):
             parsed[TOKENIZER_CONFIG] = documents.read(TOKENIZER_CONFIG)
+    pipeline = documents.json(PIPELINE) if PIPELINE in selection.roles else None
+    modules = documents.json(MODULES) if MODULES in selection.roles else None
+    packed = (*selection.roles, *selection.pickles)
+    parts = missing_parts(pipeline if isinstance(pipeline, dict) else {}, modules, packed)
     tokenizer = tokenizer_warning(selection.roles, selection.ignored)
-    return (*missing_code(parsed, selection.roles), *([tokenizer] if tokenizer else []))
+    return (*missing_code(parsed, selection.roles), *parts, *([tokenizer] if tokenizer else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +143,12 @@ class _Documents:
 
     def read(self, name: str) -> dict[str, Any]:
         return read_json(self.path(name), name=name)
+
+    def json(self, name: str) -> object:
+        """Any JSON; None for what is none, since only its own library may understand it."""
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(self.text(name))
+        return None
 
     def text(self, name: str) -> str:
         path = self.path(name)

@@ -13,7 +13,7 @@ from builder.classify import select
 from builder.sources.local import LocalSource
 from builder.survey import survey
 from modelimage.record import Role
-from tests.builder.checkpoints import CONFIG, single, write
+from tests.builder.checkpoints import CONFIG, single, weights, write
 from tests.builder.surveys import surveyed
 
 
@@ -97,3 +97,24 @@ def test_every_vocabulary_that_transformers_loads_is_packed() -> None:
     names = {name for block in stated for name in re.findall(r':\s*"([^"]+)"', block)}
     assert len(names) > 10
     assert names - select(names).roles.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("document", "stated", "says"),
+    [
+        ("model_index.json", {"_class_name": "Pipeline", "vae": ["diffusers", "AutoencoderKL"]}, "nothing of vae/"),
+        ("model_index.json", {"vae": [None, None], "unet": ["diffusers", "UNet"], "x": 3}, None),
+        ("model_index.json", [], None),
+        ("modules.json", [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}], "no weights of 2_Dense/"),
+        ("modules.json", [{"path": "3_Normalize", "type": "sentence_transformers.models.Normalize"}], None),
+        ("modules.json", [{"path": "unet", "type": "sentence_transformers.models.Dense"}], None),
+        ("modules.json", ["nonsense"], None),
+    ],
+)  # fmt: skip
+def test_a_part_that_a_document_names_in_vain_is_told(
+    tmp_path: Path, document: str, stated: object, says: str | None
+) -> None:
+    files = {document: json.dumps(stated).encode(), "unet/model.safetensors": weights({"w": (4,)})}
+    warnings = surveyed(tmp_path, files).warnings
+    assert [says in each for each in warnings if says] == [True] * bool(says)
+    assert len(warnings) == bool(says)
