@@ -206,7 +206,9 @@ def test_viewers_read_editors_serve_and_admins_cache() -> None:
     assert set().union(*(rights_on(kind, "get", "list", "watch") for kind in ours)) <= view
     assert {verb for verb, _, _ in view} == {"get", "list", "watch"}
     writes = ("create", "update", "patch", "delete", "deletecollection")
-    assert edit - view == rights_on("Workspace", *writes)
+    scaling = rights_on("Workspace", "update", "patch", part="/scale")  # `kubectl scale`
+    assert edit - view == rights_on("Workspace", *writes) | scaling
+    assert rights_on("Workspace", "get", part="/scale") <= view
     assert admin - edit == rights_on("CachedModel", *writes)
 
 
