@@ -7,9 +7,12 @@ without floating-point numbers.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from modelimage.errors import InvalidImage
+
+# The record of a model of 8 TB has a quarter of it.
+_MOST_MARKS: Final = 1_000_000
 
 
 def to_bytes(document: object) -> bytes:
@@ -21,7 +24,13 @@ def to_bytes(document: object) -> bytes:
 
 
 def parse(data: bytes, *, what: str) -> dict[str, Any]:
-    """Parse bytes as a UTF-8 JSON object. `what` names the document in the error. Raises InvalidImage."""
+    """Parse bytes as a UTF-8 JSON object. `what` names the document in the error. Raises InvalidImage.
+
+    Also for a document of more than about a million values, whatever its size.
+    """
+    # Counted before decoding: `[],[],...` takes 25 times its size in memory. Those in strings count too.
+    if sum(map(data.count, (b",", b"[", b"{", b":"))) > _MOST_MARKS:
+        raise InvalidImage(f"{what} has too many values")
     try:
         # Decoded explicitly: json.loads would also detect UTF-16 and UTF-32, which other image readers reject.
         document = json.loads(data.decode())

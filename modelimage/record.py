@@ -23,7 +23,7 @@ SCHEMA_VERSION: Final = 1
 # The unit of fetching, verification and repair. A part of the schema: another size needs a new version.
 CHUNK_SIZE: Final = 32 << 20
 # Bounded before parsing: records come from untrusted images.
-MAX_RECORD_BYTES: Final = 64 << 20
+MAX_RECORD_BYTES: Final = 16 << 20
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -7,6 +7,7 @@ manifest describe the same files, so all lead to the same record and model key.
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from modelimage.repository import ImageReader
 DEFAULT_VARIANT = "bf16"
 # Seconds, and bytes in a second, that reading a small blob may take.
 _PATIENCE = 60.0
+# Of an index. Each variant has one for each platform and one in ModelPack's format.
+_MOST_MANIFESTS = 256
+# Parsing takes many times a record's size in memory. Threads that resolve images take turns, so that they don't take it
+# all together; it is the interpreter's one core that they would share anyway.
+_one_record = threading.Lock()
 _SLOWEST = 64 << 10
 
 
@@ -79,6 +85,8 @@ def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
     manifests = descriptors(index, "manifests", what=what)
     if not manifests:
         raise InvalidImage(f"{what} lists no manifest")
+    if len(manifests) > _MOST_MANIFESTS:
+        raise InvalidImage(f"{what} lists more than {_MOST_MANIFESTS} manifests")
     return manifests
 
 
@@ -108,7 +116,9 @@ def _variants(candidates: Sequence[Descriptor]) -> list[str]:
 def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record:
     for layer in layers:
         if layer.annotations.get(mediatypes.ANNOTATION_ROLE) == Role.RECORD.value:
-            return Record.parse(_record_bytes(read_blob(reader, layer, limit=MAX_RECORD_BYTES)))
+            data = read_blob(reader, layer, limit=MAX_RECORD_BYTES)
+            with _one_record:
+                return Record.parse(_record_bytes(data))
     raise NotFound("the image has no weightyard record", hint="Build it with `weightyard build`.")
 
 

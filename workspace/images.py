@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from modelimage.descriptor import LINUX_AMD64, Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import InvalidImage, InvalidInput, NotFound
 from modelimage.foreign import is_ours, served_from_image
+from modelimage.record import Record
 from modelimage.reference import (
     EngineReference,
     ImageReference,
@@ -27,6 +29,8 @@ from workspace.schema import Variant, Workspace
 from workspace.servable import Servable
 from workspace.sources import image_of, not_built
 
+# Of all variants together: 16 TB of weights. All of their records are in memory while one is chosen.
+_MOST_CHUNKS: Final = 500_000
 Opener = Callable[[ImageReference], ImageReader]
 
 
@@ -72,7 +76,13 @@ def read_variants(
         for other in first.variants:
             if other not in records:
                 records[other] = resolve_root(reader, root, other).record
+            if sum(map(_chunks, records.values())) > _MOST_CHUNKS:
+                raise InvalidImage("the records of the image's variants are too large together")
     return records
+
+
+def _chunks(servable: Servable) -> int:
+    return sum(len(file.chunks) for file in servable.files) if isinstance(servable, Record) else 0
 
 
 def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:

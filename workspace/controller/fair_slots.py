@@ -15,9 +15,12 @@ T = TypeVar("T")
 
 
 class FairSlots:
-    """`total` slots with a thread each, of which no name (a namespace, a registry) holds more than `each`."""
+    """`total` slots with a thread each, of which no name (a namespace, a registry) holds more than `each`.
 
-    def __init__(self, total: int = 32, each: int = 4) -> None:
+    Each may hold a record of 16 MiB; the chart's memory limit of the controller allows the default for all.
+    """
+
+    def __init__(self, total: int = 12, each: int = 3) -> None:
         self._total, self._each = total, each
         self._held: Counter[str] = Counter()
         self._taken = 0
