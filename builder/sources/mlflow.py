@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import requests
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_registry_uri
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -151,6 +151,13 @@ class MlflowSource:
         if bucket is not None:
             return bucket
         if parts.scheme in ("", "file"):
+            registry = given.registry_uri or given.tracking_uri or get_registry_uri()
+            # Who may write to a registry elsewhere must not choose which files of this machine are published.
+            if urlsplit(registry).scheme in ("http", "https"):
+                raise InvalidInput(
+                    f"{self._reference} is at {address}, which names files of this machine",
+                    hint="Build from the directory itself, or let MLflow serve its artifacts.",
+                )
             # File URLs escape special characters.
             return LocalSource(Path(unquote(parts.path)))
         with _mapped(address):

@@ -266,6 +266,21 @@ def test_a_version_on_the_artifact_server(
     assert all(path.is_file() for path in (tmp_path / "work").iterdir())
 
 
+@pytest.mark.parametrize("scheme", ["file://", "file:", "FILE://localhost", ""])
+def test_a_registry_elsewhere_names_no_file_of_this_machine(tmp_path: Path, scheme: str) -> None:
+    directory = write(tmp_path / "secrets", PLAIN)
+
+    class Naming(MlflowServer):
+        class HANDLER(MlflowServer.HANDLER):
+            def _json(self, status: int, document: object) -> None:
+                if isinstance(document, dict) and "artifact_uri" in document:
+                    document = {"artifact_uri": f"{scheme}{directory}"}
+                super()._json(status, document)
+
+    with Naming(PLAIN) as server, pytest.raises(InvalidInput, match="files of this machine"):
+        at(server, tmp_path).list()
+
+
 def test_a_file_that_came_is_not_fetched_again(tmp_path: Path) -> None:
     with MlflowServer(PLAIN) as server:
         source = at(server, tmp_path)
