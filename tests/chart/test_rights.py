@@ -385,7 +385,7 @@ def test_the_controller_marks_nodes_and_changes_nothing_else(
 
 @pytest.mark.parametrize(
     ("kube", "setting", "there"),
-    [(OLDEST, "auto", 0), ("1.36.0", "auto", 2), (OLDEST, "always", 2), ("1.36.0", "never", 0)],
+    [(OLDEST, "auto", 0), ("1.36.0", "auto", 3), (OLDEST, "always", 3), ("1.36.0", "never", 0)],
 )
 def test_policies_are_there_where_the_cluster_has_them(kube: str, setting: str, there: int) -> None:
     values = {"agent": {"admissionPolicy": setting}, "controller": {"admissionPolicy": setting}}
