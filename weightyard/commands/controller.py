@@ -20,9 +20,17 @@ from weightyard.options import access_options
 from weightyard.program_log import configure_log, log_options
 from workspace.controller.health_server import Liveness, answering
 from workspace.controller.main import ControllerOptions, run_controller
-from workspace.render.kubernetes import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSettings
+from workspace.render.build_settings import BuildSettings
+from workspace.render.kubernetes import (
+    BUILDER_IMAGE,
+    DEFAULT_IMAGE,
+    SystemSettings,
+)
 
 logger = logging.getLogger(__name__)
+
+# Builds get the authorities as an annotation of their pods; all annotations of an object have 256 KiB.
+_CA_MOST = 200_000
 
 
 @click.command()
@@ -39,6 +47,14 @@ logger = logging.getLogger(__name__)
     show_default=True, help="Image of the builder, for models from the Hub or S3.",
 )  # fmt: skip
 @click.option(
+    "--build-env", "build_env", multiple=True, metavar="NAME=VALUE",
+    help="Environment of builds in the cluster. Repeatable. Proxies of the controller's own environment are passed on.",
+)  # fmt: skip
+@click.option(
+    "--build-request", "build_requests", multiple=True, metavar="RESOURCE=QUANTITY",
+    default=("cpu=1", "memory=1Gi"), show_default=True, help="What a build requests. Repeatable.",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez and /readyz at this address.  [default: nowhere]",
@@ -51,8 +67,8 @@ logger = logging.getLogger(__name__)
 @log_options
 @access_options
 def controller(
-    *, namespace: str, image: str, builder_image: str, health: str | None, registries: tuple[str, ...],
-    log_level: str, log_format: str, access: Access,
+    *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
+    health: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
@@ -66,7 +82,10 @@ def controller(
     options = ControllerOptions(
         me=f"{socket.gethostname()}_{os.getpid()}",
         environment=SystemSettings(
-            system_namespace=namespace, image=image, builder_image=builder_image
+            system_namespace=namespace,
+            image=image,
+            builder_image=builder_image,
+            builds=_build_settings(access, env=build_env, requests=build_requests),
         ),
         access=access,
         connection=default_connection(),
@@ -74,6 +93,45 @@ def controller(
         allowed=AllowedRegistries.from_config(registries),
     )
     asyncio.run(_run(options, liveness, health=(host.strip("[]"), int(port))))
+
+
+def _build_settings(
+    access: Access, *, env: tuple[str, ...], requests: tuple[str, ...]
+) -> BuildSettings:
+    """Builds reach registries and the Hub as the controller does: the same proxies, authorities and plain HTTP."""
+    ca = access.ca_file.read_text() if access.ca_file is not None else ""
+    if len(ca) > _CA_MOST:
+        raise InvalidInput(
+            f"{access.ca_file} has {len(ca)} characters, and builds can be given at most {_CA_MOST}",
+            hint="Keep only your own authorities in it: the public ones are known already.",
+        )
+    proxies = {
+        name: value
+        for name in (
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "NO_PROXY",
+            "http_proxy",
+            "https_proxy",
+            "no_proxy",
+        )
+        if (value := os.environ.get(name))
+    }
+    return BuildSettings(
+        plain_http=tuple(sorted(access.plain_http)),
+        internal_hosts=tuple(sorted(access.internal_hosts)),
+        ca=ca,
+        env={**proxies, **_pairs("--build-env", env)},
+        requests=_pairs("--build-request", requests),
+    )
+
+
+def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given]
+    for name, equals, value in pairs:
+        if not name or not equals:
+            raise InvalidInput(f"{option} {name}{equals}{value}", hint="Write it as NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
 
 
 async def _run(options: ControllerOptions, liveness: Liveness, *, health: tuple[str, int]) -> None:

@@ -34,7 +34,8 @@ _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 class KubeNode:
     """The facts read from a Node. `held` are its model labels, from its NodeCache if there is one.
 
-    `read_rate` is its rate of reading weights in bytes a second, if its agent measured one.
+    A `usable` node takes new pods; a `ready` one that isn't usable is being drained. `read_rate` is its rate of reading
+    weights in bytes a second, if its agent measured one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class KubeNode:
     taints: tuple[Json, ...]
     allocatable: Mapping[str, str]
     usable: bool
+    ready: bool = True
     held: frozenset[str] = frozenset()
     # Not compared: a new measurement alone must not requeue Workspaces.
     read_rate: float | None = field(default=None, compare=False)
@@ -58,6 +60,7 @@ class KubeNode:
             taints=tuple(spec.get("taints") or ()),
             allocatable=status.get("allocatable") or {},
             usable=ready and not spec.get("unschedulable", False),
+            ready=ready,
             held=frozenset(
                 k for k, v in labels.items() if k.startswith(MODEL_LABELS) and v == names.READY
             ),

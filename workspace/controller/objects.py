@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from workspace.render.names import PORT_NAME
+from workspace.render.names import PORT_NAME, SURGE
 
 Json = dict[str, Any]
 
@@ -47,6 +47,12 @@ def is_mounted(pod: Json) -> bool:
 
 def node_of(pod: Json) -> str | None:
     return (pod.get("spec") or {}).get("nodeName")
+
+
+def asked_replicas(deployment: Json) -> int:
+    """The replicas of a Deployment that were asked for, without those that replace servers of a drained node."""
+    surge = (deployment["metadata"].get("annotations") or {}).get(SURGE, "")
+    return max(0, int(deployment["spec"].get("replicas", 1)) - (1 if surge else 0))
 
 
 def container_ports(spec: Json) -> list[int]:

@@ -16,6 +16,7 @@ from workspace.controller import conditions, nodes, revisions, workspace_status
 from workspace.controller.cluster_state import CachedState, cached_state, server_count
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.objects import (
+    asked_replicas,
     container_ports,
     has_labels,
     is_mounted,
@@ -34,7 +35,7 @@ from workspace.controller.observed import (
     reference,
 )
 from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
-from workspace.controller.prewarm_pods import prewarm_pod
+from workspace.controller.prewarm_pods import is_spent, prewarm_pod
 from workspace.controller.revisions import Revision
 from workspace.hardware import Hardware
 from workspace.render import names
@@ -198,7 +199,7 @@ class _Reconciliation:
     # Replicas
 
     def _current_replicas(self) -> int:
-        return int(self.current["spec"].get("replicas", 1)) if self.current else 0
+        return asked_replicas(self.current) if self.current else 0
 
     def _goal(self) -> int:
         """The desired number of replicas, regardless of how many may start now."""
@@ -230,6 +231,26 @@ class _Reconciliation:
         running = current if deployed and deployed.name == self.active.name else 0
         return min(goal, max(len(where.warm), running))
 
+    def _is_replaced_first(self) -> bool:
+        """Whether the only server stays until another is ready: where it runs, and where a node could take another."""
+        _, ready_count = server_count(self.observed)
+        if self.goal != 1 or not ready_count or self.active is None or self._scaled_elsewhere():
+            return False
+        return bool(self._standing_of(self.active).eligible)
+
+    def _surges(self) -> bool:
+        """Whether to run one more replica: the only server is on a node that is being drained, and another is warm."""
+        if self.active is None or not self._is_replaced_first():
+            return False
+        where, wanted = self._standing_of(self.active), {names.REVISION: self.active.id}
+        servers = self.observed.pods(names.SERVER)
+        drained = {node.name for node in self.observed.nodes if node.ready} - set(where.eligible)
+        # A rollout brings a replacement itself.
+        is_rolling = not all(has_labels(pod, wanted) for pod in servers)
+        return (
+            not is_rolling and where.is_cached and any(node_of(pod) in drained for pod in servers)
+        )
+
     def _standing_of(self, active: Revision) -> CachedState:
         """The state of the version that runs; usually the desired one, whose state is already computed."""
         shown = self._target_or_deployed()
@@ -252,7 +273,9 @@ class _Reconciliation:
             ]
         # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
-            wanted.append(build_job(self.workspace, self.observed.environment))
+            wanted.append(
+                build_job(self.workspace, self.observed.environment, uid=self.observed.uid)
+            )
         if self.active is not None:
             wanted.append(
                 deployment(
@@ -262,6 +285,7 @@ class _Reconciliation:
                     startup_seconds=self.active.startup_seconds,
                     environment=self.observed.environment,
                     selector=self._selector(),
+                    surge=self._surges(),
                 )
             )
         return [with_intent(owned_by(each, self.observed.document)) for each in wanted]
@@ -275,6 +299,7 @@ class _Reconciliation:
             role=self._wanted_role(),
             ports=tuple(sorted(ports)) or (server_port(self.workspace),),
             uid=self.observed.bound_uid,
+            replaced_first=self._is_replaced_first(),
         )
 
     def _selector(self) -> Json | None:
@@ -308,13 +333,18 @@ class _Reconciliation:
         if not isinstance(self.target, Revision) or self.cached_state is None:
             return []
         stopped = self.goal == 0 and self.workspace.spec.scale is None
-        _, ready_count = server_count(self.observed, self.target)
-        if stopped or (self.goal > 0 and ready_count >= self.goal):
+        # Servers on nodes that are being drained need replacements, ready as they are.
+        wanted, usable = {names.REVISION: self.target.id}, set(self.cached_state.eligible)
+        staying = [
+            pod for pod in self.observed.pods(names.SERVER)
+            if is_ready(pod) and has_labels(pod, wanted) and node_of(pod) in usable
+        ]  # fmt: skip
+        if stopped or (self.goal > 0 and len(staying) >= self.goal):
             return []
         serving = {
             node_of(pod)
             for pod in self.observed.pods(names.SERVER)
-            if is_mounted(pod) and has_labels(pod, {names.REVISION: self.target.id})
+            if is_mounted(pod) and has_labels(pod, wanted)
         }
         # A node whose server has mounted the model needs no pre-warm pod: the server's volume is
         # the lease.
@@ -354,7 +384,7 @@ class _Reconciliation:
             and (
                 each["metadata"]["name"] in surplus
                 if each["kind"] == "ControllerRevision"
-                else reference(each) not in keep or _is_spent(each)
+                else reference(each) not in keep or is_spent(each)
             )
         ]
 
@@ -363,14 +393,6 @@ class _Reconciliation:
         in_use = {each.name for each in found if isinstance(each, Revision)}
         limit = self.workspace.spec.rollout.history + len(in_use)
         return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
-
-
-def _is_spent(document: Json) -> bool:
-    """Whether a pre-warm pod ended before it had its volume (evicted, node lost) and must be replaced."""
-    if document["kind"] != "Pod":
-        return False
-    phase = (document.get("status") or {}).get("phase")
-    return phase in ("Failed", "Succeeded") and not is_mounted(document)
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:

@@ -19,7 +19,7 @@ from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, Weightya
 from workspace import arguments
 from workspace.controller.conditions import sentence
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import container_ports, has_labels, is_ready
+from workspace.controller.objects import asked_replicas, container_ports, has_labels, is_ready
 from workspace.controller.reasons import News, Reason
 from workspace.controller.reconcile import workspace_of
 from workspace.controller.runner import Runner
@@ -182,7 +182,7 @@ def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     deployment = _deployment(workspace.name, objects)
     servers = _addresses(deployment, objects)
     holding = _addresses(_deployment(names.activator(workspace.name), objects), objects)
-    current = int(deployment["spec"].get("replicas", 1)) if deployment else 0
+    current = asked_replicas(deployment) if deployment else 0
     return Targets(current, servers, next(iter(holding), None))
 
 

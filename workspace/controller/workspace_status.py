@@ -8,15 +8,15 @@ from typing import Any, Final
 
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
+from workspace.controller.build_progress import build_condition
 from workspace.controller.cluster_state import CachedState, server_count
 from workspace.controller.conditions import StatusCondition
-from workspace.controller.objects import condition, has_labels, is_ready
+from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.render import names
-from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import has_activator
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt
@@ -167,7 +167,7 @@ def _resolved(report_input: ReportInput) -> StatusCondition:
     if isinstance(target, WeightyardError):
         found = conditions.failed(kind, target)
         if isinstance(target, NotBuilt):
-            found = _building(report_input, target)
+            found = build_condition(report_input.workspace, report_input.observed, target)
         if report_input.active is None:
             return found
         serving = f"{conditions.sentence(found.message)} The previous version keeps serving."
@@ -178,26 +178,6 @@ def _resolved(report_input: ReportInput) -> StatusCondition:
     where = f"on {target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "on CPUs"
     return StatusCondition(
         kind, True, Reason.PINNED, f"{target.variant} {where}{context}: {target.image}"
-    )
-
-
-def _building(report_input: ReportInput, target: NotBuilt) -> StatusCondition:
-    """The condition for a model whose image is being built: the state of the build Job."""
-    kind = conditions.MODEL_RESOLVED
-    jobs = [each for each in report_input.observed.objects if each["kind"] == "Job"]
-    job = build_job(report_input.workspace, report_input.observed.environment)["metadata"]["name"]
-    found = next((each for each in jobs if each["metadata"]["name"] == job), {})
-    if condition(found, "Failed").get("status") == "True":
-        why = condition(found, "Failed").get("message", "it failed")
-        return StatusCondition(
-            kind, False, Reason.BUILD_FAILED,
-            f"{target.message}: {why}. See: kubectl logs -l job-name={job}; to try again: kubectl delete job {job}",
-        )  # fmt: skip
-    if condition(found, "Complete").get("status") == "True":
-        text = f"{target.message}, although the job {job} succeeded. See its log: kubectl logs -l job-name={job}"
-        return StatusCondition(kind, False, Reason.NOT_BUILT, text)
-    return StatusCondition(
-        kind, False, Reason.BUILDING, f"{target.message}: the job {job} is running"
     )
 
 

@@ -14,33 +14,62 @@ from typing import Any, Final
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings, meta
 from workspace.render.pod import SCRATCH, container_security, pod_security
+from workspace.render.quantities import canonical_all
 from workspace.schema import Workspace
 from workspace.sources import build_arguments, image_of
 
 Json = dict[str, Any]
 
 _DOCKER: Final = "/docker"
+_CA: Final = "/ca"
 _RETRIES: Final = 3
-_REQUESTS: Final = {"cpu": "1", "memory": "1Gi"}
+# Exit codes of `weightyard` that another try can't change: the source, the credentials, the options, the checkpoint.
+LASTING_ERRORS: Final = (2, 3, 4, 5, 6, 7, 8, 15, 16, 18, 19)
+_DEADLINE: Final = 86_400  # seconds; a build that takes longer hangs
+# Seconds that a failed Job and its log stay; then it is built again.
+_KEPT: Final = 3600
 
 
-def build_job(workspace: Workspace, environment: SystemSettings) -> Json:
+def build_job(workspace: Workspace, environment: SystemSettings, *, uid: str | None = None) -> Json:
     """The build Job. Its name contains a hash of its template, since a Job's template is immutable."""
-    template = _template(workspace, environment)
+    template = _template(workspace, environment, uid)
     digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
     # With a Workspace's name of 52 characters this has 63, the limit of the `job-name` label.
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": meta(workspace, f"{workspace.name}-b-{digest}", names.BUILD),
-        "spec": {"backoffLimit": _RETRIES, "template": template},
+        "metadata": meta(workspace, f"{workspace.name}-b-{digest}", names.BUILD, uid),
+        "spec": {
+            "backoffLimit": _RETRIES,
+            "activeDeadlineSeconds": _DEADLINE,
+            "ttlSecondsAfterFinished": _KEPT,
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": template,
+        },
     }
 
 
-def _template(workspace: Workspace, environment: SystemSettings) -> Json:
-    volumes = [{"name": "scratch", "emptyDir": {}}, *_login_volumes(workspace)]
+def _failure_rules() -> list[Json]:
+    """What a failed pod means: an eviction is no failure, and an error that lasts ends the Job at once."""
+    evicted = [{"type": "DisruptionTarget", "status": "True"}]
+    lasting = {"containerName": names.BUILD, "operator": "In", "values": list(LASTING_ERRORS)}
+    return [
+        {"action": "Ignore", "onPodConditions": evicted},
+        {"action": "FailJob", "onExitCodes": lasting},
+    ]
+
+
+def _template(workspace: Workspace, environment: SystemSettings, uid: str | None) -> Json:
+    authorities = environment.builds.ca
+    volumes = [
+        {"name": "scratch", "emptyDir": {}}, *_login_volumes(workspace), *_ca_volumes(authorities),
+    ]  # fmt: skip
     return {
-        "metadata": {"labels": names.labels(workspace.name, names.BUILD)},
+        "metadata": {
+            "labels": names.labels(workspace.name, names.BUILD, uid),
+            # The pod's own annotation becomes a file: no ConfigMap has to be copied into the tenant's namespace.
+            **({"annotations": {names.CA: authorities}} if authorities else {}),
+        },
         "spec": {
             "serviceAccountName": workspace.name,
             "automountServiceAccountToken": False,
@@ -56,25 +85,41 @@ def _template(workspace: Workspace, environment: SystemSettings) -> Json:
 def _container(workspace: Workspace, environment: SystemSettings) -> Json:
     build = workspace.spec.model.build
     secret = build.secret if build is not None else None
-    login = [{"name": "login", "mountPath": _DOCKER, "readOnly": True}]
+    settings = environment.builds
+    mounts: list[Json] = [{"name": "scratch", "mountPath": SCRATCH}]
+    if _login_volumes(workspace):
+        mounts.append({"name": "login", "mountPath": _DOCKER, "readOnly": True})
+    if settings.ca:
+        mounts.append({"name": "ca", "mountPath": _CA, "readOnly": True})
     words = build_arguments(workspace, image_of(workspace))
     return {
         "name": names.BUILD,
         "image": environment.builder_image,
         "command": ["weightyard"],
-        "args": [*words, "--work-dir", f"{SCRATCH}/work"],
+        "args": [
+            *words, *(f"--plain-http={host}" for host in settings.plain_http),
+            *(f"--internal-host={host}" for host in settings.internal_hosts), "--work-dir", f"{SCRATCH}/work",
+        ],
         "env": [
+            *({"name": name, "value": value} for name, value in sorted(settings.env.items())),
             {"name": "HOME", "value": SCRATCH},
             {"name": "DOCKER_CONFIG", "value": _DOCKER},
+            *([{"name": "WEIGHTYARD_CA_FILE", "value": f"{_CA}/ca.crt"}] if settings.ca else ()),
         ],
+        # The builder's last words, its error and hint, become the pod's status.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
-        "resources": {"requests": dict(_REQUESTS)},
+        "resources": {"requests": canonical_all(settings.requests)},
         "securityContext": container_security(),
-        "volumeMounts": [
-            {"name": "scratch", "mountPath": SCRATCH},
-            *(login if _login_volumes(workspace) else []),
-        ],
-    }
+        "volumeMounts": mounts,
+    }  # fmt: skip
+
+
+def _ca_volumes(authorities: str) -> list[Json]:
+    if not authorities:
+        return []
+    field = {"fieldPath": f"metadata.annotations['{names.CA}']"}
+    return [{"name": "ca", "downwardAPI": {"items": [{"path": "ca.crt", "fieldRef": field}]}}]
 
 
 def _login_volumes(workspace: Workspace) -> list[Json]:

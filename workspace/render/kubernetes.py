@@ -7,10 +7,11 @@ data, since a version's template is stored in its ControllerRevision and outlive
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workspace.render import names
+from workspace.render.build_settings import BuildSettings
 from workspace.render.pod import container_security, pod_security
 from workspace.render.quantities import canonical_all
 from workspace.schema import DEFAULT_PORT, Autoscaler, Scale, Workspace
@@ -37,6 +38,7 @@ class SystemSettings:
     agent_image: str = AGENT_IMAGE
     builder_image: str = BUILDER_IMAGE
     quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
+    builds: BuildSettings = field(default_factory=BuildSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,14 @@ class Routing:
     """What decides where requests go: the pods behind the Workspace's Service, and the ports of its servers.
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
-    selectors to one Workspace; None where no controller has created it.
+    selectors to one Workspace; None where no controller has created it. With `replaced_first` a drain waits for a
+    replacement of the only server.
     """
 
     role: str = names.SERVER
     ports: tuple[int, ...] = (DEFAULT_PORT,)
     uid: str | None = None
+    replaced_first: bool = False
 
 
 DIRECT: Final = Routing()
@@ -78,19 +82,22 @@ def has_activator(workspace: Workspace) -> bool:
 
 def deployment(
     workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
-    environment: SystemSettings, selector: Mapping[str, str] | None = None,
+    environment: SystemSettings, selector: Mapping[str, str] | None = None, surge: bool = False,
 ) -> Json:  # fmt: skip
     """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready.
 
-    `selector` is that of the existing Deployment, which can't change.
+    `selector` is that of the existing Deployment, which can't change. `surge` adds a replica.
     """
     uid = template["metadata"]["labels"].get(names.UID)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": meta(workspace, workspace.name),
+        "metadata": {
+            **meta(workspace, workspace.name),
+            **({"annotations": {names.SURGE: "1"}} if surge else {}),
+        },
         "spec": {
-            "replicas": replicas,
+            "replicas": replicas + surge,
             # Versions are kept in ControllerRevisions, so old ReplicaSets aren't needed for
             # `rollout undo`.
             "revisionHistoryLimit": 2,
@@ -129,13 +136,16 @@ def service_account(workspace: Workspace) -> Json:
 
 
 def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
-    """Lets node drains evict one server at a time."""
+    """Lets node drains evict one server at a time; the only one, where it can be replaced, after its replacement is
+    ready.
+    """
+    limit = {"minAvailable": 1} if routing.replaced_first else {"maxUnavailable": 1}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": meta(workspace, workspace.name),
         "spec": {
-            "maxUnavailable": 1,
+            **limit,
             "selector": {"matchLabels": _selected(workspace, names.SERVER, routing)},
         },
     }

@@ -22,6 +22,8 @@ REVISION: Final = f"{DOMAIN}/revision"
 VARIANT: Final = f"{DOMAIN}/variant"
 IMAGE: Final = f"{DOMAIN}/image"  # annotations: an image or a key is too long for a label
 KEY: Final = f"{DOMAIN}/model-key"
+SURGE: Final = f"{DOMAIN}/surge"  # replicas beyond those that were asked for
+CA: Final = f"{DOMAIN}/ca"
 INTENT: Final = f"{DOMAIN}/intent"
 
 SERVER: Final = "server"

@@ -260,6 +260,8 @@ class Cluster:
         )
         possible = []
         for node in self.api.list("Node"):
+            if node["spec"].get("unschedulable"):
+                continue
             name, labels = node["metadata"]["name"], node["metadata"].get("labels") or {}
             used = sum(_gpus(p) for p in self.api.list("Pod") if p["spec"].get("nodeName") == name)
             fields = [f["values"] for term in required for f in term.get("matchFields", ())]

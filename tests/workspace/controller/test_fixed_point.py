@@ -20,6 +20,7 @@ from tests.workspace import samples
 from tests.workspace.controller.fakeapi import Conflict, Missing
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, Crash
 from workspace.controller import revisions
+from workspace.controller.objects import asked_replicas
 from workspace.controller.reconcile import OWN_KINDS, workspace_of
 from workspace.render import names
 
@@ -185,7 +186,7 @@ class Controller(RuleBasedStateMachine):
             assert {pod["metadata"]["labels"][names.REVISION] for pod in running} <= {version}
             assert "--oops" not in str(deployment["spec"])
         if document["spec"].get("scale") is None and conditions["Cached"]["status"] == "True":
-            assert deployment["spec"]["replicas"] == document["spec"].get("replicas", 1)
+            assert asked_replicas(deployment) == document["spec"].get("replicas", 1)
 
     def children(self) -> list[Json]:
         return [

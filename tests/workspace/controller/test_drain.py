@@ -1,0 +1,128 @@
+"""A node is drained: the only server of a Workspace is replaced before it goes, wherever that is possible."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.workspace.controller.fakeapi import Conflict
+from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
+from tests.workspace.controller.test_reconcile import (
+    Json,
+    cluster,
+    condition,
+    deployment,
+    prewarm_pods,
+)
+from workspace.controller.objects import asked_replicas, is_ready
+from workspace.controller.reconcile import workspace_of
+from workspace.controller.scaling_loop import find_targets
+
+
+def cordon(made: Cluster, node: str, *, out: bool = True) -> None:
+    made.api.update("Node", "", node, lambda d: d["spec"].update(unschedulable=out))
+
+
+def evict(made: Cluster, pod: Json) -> None:
+    """As the API server's eviction: refused when it would break the budget."""
+    budget = made.api.get("PodDisruptionBudget", NAMESPACE, NAME)["spec"]
+    healthy = len([each for each in made.servers() if is_ready(each)])
+    least = budget.get(
+        "minAvailable", deployment(made)["spec"]["replicas"] - budget.get("maxUnavailable", 0)
+    )
+    if is_ready(pod) and healthy - 1 < least:
+        raise Conflict("it would violate the pod's disruption budget")
+    made.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
+
+
+def drain(made: Cluster, node: str, *, rounds: int = 40) -> int:
+    """As `kubectl drain`: cordon, then evict until nothing is left. Returns the fewest ready servers meanwhile."""
+    cordon(made, node)
+    least = len(made.ready_servers())
+    for _ in range(rounds):
+        for pod in [each for each in made.servers() if each["spec"].get("nodeName") == node]:
+            try:
+                evict(made, pod)
+            except Conflict:
+                continue
+        least = min(least, len(made.ready_servers()))
+        made.reconcile()
+        made.step()
+        least = min(least, len(made.ready_servers()))
+    return least
+
+
+@pytest.mark.parametrize(
+    "spec", [{"replicas": 1}, {"scale": {"min": 1, "max": 3}}, {"scale": {"min": 0, "max": 2}}]
+)
+def test_the_only_server_goes_after_its_replacement_is_ready(spec: Json) -> None:
+    made = cluster("n1", "n2", "n3", **spec)
+    made.wanted = 1
+    made.settle()
+    (old,) = made.ready_servers()
+    assert drain(made, old["spec"]["nodeName"]) >= 1
+    made.settle()
+    (new,) = made.ready_servers()
+    assert new["spec"]["nodeName"] != old["spec"]["nodeName"]
+    assert deployment(made)["spec"]["replicas"] == 1
+    assert condition(made, "Ready")["status"] == "True"
+
+
+def test_the_replacement_is_warmed_first() -> None:
+    made = cluster("n1", "n2", replicas=1)
+    made.settle()
+    (old,) = made.ready_servers()
+    cordon(made, old["spec"]["nodeName"])
+    made.reconcile()
+    assert deployment(made)["spec"]["replicas"] == 1
+    assert len(prewarm_pods(made)) == 1
+
+
+def test_the_scaler_does_not_count_the_replacement() -> None:
+    made = cluster("n1", "n2", scale={"min": 1, "max": 3})
+    made.wanted = 1
+    made.settle()
+    (old,) = made.ready_servers()
+    cordon(made, old["spec"]["nodeName"])
+    made.settle()
+    assert deployment(made)["spec"]["replicas"] == 2
+    workspace = workspace_of(made.api.get("Workspace", NAMESPACE, NAME))
+    assert find_targets(workspace, [deployment(made)]).current == 1
+    made.wanted = None  # a controller that has just started
+    made.settle()
+    assert asked_replicas(deployment(made)) == 1
+
+
+def test_without_another_node_a_drain_is_not_held_up() -> None:
+    made = cluster("n1", replicas=1)
+    made.settle()
+    assert drain(made, "n1") == 0
+    assert made.ready_servers() == []
+
+
+def test_a_drain_that_is_called_off_ends_with_one_server() -> None:
+    made = cluster("n1", "n2", replicas=1)
+    made.settle()
+    (old,) = made.ready_servers()
+    cordon(made, old["spec"]["nodeName"])
+    made.settle()
+    assert len(made.ready_servers()) == 2
+    cordon(made, old["spec"]["nodeName"], out=False)
+    made.settle()
+    assert len(made.ready_servers()) == 1
+
+
+@given(nodes=st.integers(2, 4), drained=st.lists(st.integers(0, 3), max_size=3))
+@settings(max_examples=15, deadline=None)
+def test_drains_one_after_another_never_leave_it_without_a_server(
+    nodes: int, drained: list[int]
+) -> None:
+    made = cluster(*(f"n{n}" for n in range(nodes)), replicas=1)
+    made.settle()
+    for number in drained:
+        node = f"n{number % nodes}"
+        assert drain(made, node) >= 1
+        cordon(made, node, out=False)
+        made.settle()
+    assert len(made.ready_servers()) == 1

@@ -1,0 +1,21 @@
+"""What builds in a cluster get from the operator: the same for every Workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """How builds in the cluster reach the world, and what they ask for.
+
+    `plain_http` are registries without TLS, `internal_hosts` those with addresses that aren't public, `ca` a PEM bundle of additional authorities, `env` variables such as those
+    of a proxy, `requests` the container's, by resource.
+    """
+
+    plain_http: tuple[str, ...] = ()
+    internal_hosts: tuple[str, ...] = ()
+    ca: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    requests: Mapping[str, str] = field(default_factory=lambda: {"cpu": "1", "memory": "1Gi"})
