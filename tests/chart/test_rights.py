@@ -128,6 +128,9 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
             expected |= rights_on(kind, "patch")
         elif kind == "NodeCache":
             expected |= rights_on(kind, "patch", part="/status")
+        elif kind in ("ResourceQuota", "LimitRange"):
+            # Written only where the operator lets Workspaces set a namespace's quota.
+            expected |= rights_on(kind, "delete")
         else:
             expected |= rights_on(kind, "create", "patch", "delete")
     # Owner references that block deletion, where the cluster checks them.
@@ -135,6 +138,14 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
     expected |= rights_on("Event", "create", "get", "patch")
     expected |= rights_on("Lease", "create", "get", "list", "update")
     assert controller_rights() == expected
+
+
+def test_a_namespaces_quota_is_written_only_where_the_operator_allows_it() -> None:
+    rules = rules_of(render({"controller": {"namespaceQuotas": True}}), "weightyard-controller")
+    more = rights_of([rule for _, rule in rules]) - controller_rights()
+    assert more == rights_on("ResourceQuota", "create", "patch") | rights_on(
+        "LimitRange", "create", "patch"
+    )
 
 
 def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:

@@ -55,6 +55,10 @@ _CA_MOST = 200_000
     default=("cpu=1", "memory=1Gi"), show_default=True, help="What a build requests. Repeatable.",
 )  # fmt: skip
 @click.option(
+    "--namespace-quotas/--no-namespace-quotas", "quotas", default=False, show_default=True,
+    help="Let Workspaces set the ResourceQuota and LimitRange of their namespace (spec.tenancy).",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez and /readyz at this address.  [default: nowhere]",
@@ -68,7 +72,7 @@ _CA_MOST = 200_000
 @access_options
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
-    health: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
+    quotas: bool, health: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
@@ -85,6 +89,7 @@ def controller(
             system_namespace=namespace,
             image=image,
             builder_image=builder_image,
+            quotas=quotas,
             builds=_build_settings(access, env=build_env, requests=build_requests),
         ),
         access=access,

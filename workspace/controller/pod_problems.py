@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from workspace.controller.conditions import quoted
 from workspace.controller.objects import condition, has_ended, is_ready
+from workspace.controller.observed import Observed
 from workspace.controller.reasons import Reason
 
 Json = dict[str, Any]
@@ -45,6 +46,12 @@ _ORDER: Final = (
     Reason.POD_FAILED,
     Reason.PROGRESS_DEADLINE,
 )
+
+# Objects that scale -> their conditions that are true while they can.
+_SCALERS: Final = {
+    "HorizontalPodAutoscaler": ("AbleToScale", "ScalingActive"),
+    "ScaledObject": ("Ready",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,23 @@ def pod_problem(pod: Json) -> Problem | None:
         )
     found = (_of_container(pod, each) for each in _containers(status))
     return next((each for each in found if each is not None), None)
+
+
+def scaler_problem(observed: Observed, name: str) -> Problem | None:
+    """Why the HorizontalPodAutoscaler or KEDA can't scale; None if it can, or if neither is there."""
+    for kind, conditions in _SCALERS.items():
+        scaler = observed.find(kind, name)
+        for each in conditions if scaler else ():
+            found = condition(scaler or {}, each)
+            # At 0 replicas a HorizontalPodAutoscaler pauses.
+            if found.get("status") == "False" and found.get("reason") != "ScalingDisabled":
+                said = quoted(found.get("message") or found.get("reason", ""))
+                return Problem(
+                    Reason.METRIC_UNAVAILABLE,
+                    f"The {kind} can't scale: {said}. The number of replicas stays; correct what publishes the "
+                    "metric, or use scale.by: builtin.",
+                )
+    return None
 
 
 def _containers(status: Json) -> Iterator[Json]:

@@ -94,6 +94,14 @@ class Reason(StrEnum):
     KEDA_MISSING = ("KedaMissing", "spec.scale.by is keda and the cluster has no KEDA.")
     SCALING_UP = ("ScalingUp", "The scaler adds replicas.")
     SCALING_DOWN = ("ScalingDown", "The scaler takes replicas away.")
+    METRIC_UNAVAILABLE = (
+        "MetricUnavailable",
+        "The HorizontalPodAutoscaler or KEDA can't read its metric.",
+    )
+    QUOTA_NOT_ALLOWED = (
+        "QuotaNotAllowed",
+        "The operator doesn't let Workspaces set their namespace's quota.",
+    )
     WRITE_REFUSED = ("WriteRefused", "The API server refused a write: a quota, a webhook, a right.")
     # CachedModels
     CACHED = ("Cached", "All selected nodes hold the model, verified.")

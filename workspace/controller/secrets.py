@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import replace
+from typing import Any
 
 from modelimage.access import Access, open_reader
 from modelimage.allowed_registries import AllowedRegistries
@@ -21,6 +22,8 @@ from workspace.images import images_of, resolve_workspace
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 from workspace.sources import require_registry
+
+Json = dict[str, Any]
 
 _DATA_KEY = ".dockerconfigjson"
 # Seconds for all of a Workspace's images: manifests, configurations, records.
@@ -69,7 +72,7 @@ class NamespacedResolver:
         name = workspace.spec.model.pull_secret
         if name is None:
             return self._access
-        secret = await self._api.get("Secret", workspace.metadata.namespace, name)
+        secret = await self._secret(workspace.metadata.namespace, name)
         try:
             data = base64.b64decode(secret["data"][_DATA_KEY], validate=True)
         except (KeyError, TypeError, binascii.Error) as error:
@@ -81,6 +84,16 @@ class NamespacedResolver:
         # Replaced, not merged: a tenant's images must never be read with the controller's
         # credentials.
         return replace(self._access, credentials=config)
+
+    async def _secret(self, namespace: str | None, name: str) -> Json:
+        try:
+            return await self._api.get("Secret", namespace, name)
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"the controller may not read the pull secret {name} of {namespace}",
+                hint="Bind the chart's ClusterRole for pull secrets to the controller's ServiceAccount in this "
+                "namespace: docs/workspace.md has the command.",
+            ) from error
 
 
 def _open(reference: ImageReference, access: Access) -> ImageReader:

@@ -13,7 +13,7 @@ from workspace.controller.cluster_state import CachedState, server_count
 from workspace.controller.conditions import StatusCondition
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
-from workspace.controller.pod_problems import Problem, worst_problem
+from workspace.controller.pod_problems import Problem, scaler_problem, worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.render import names
@@ -313,6 +313,13 @@ def _done(report_input: ReportInput) -> StatusCondition:
             kind, False, Reason.KEDA_MISSING,
             "spec.scale.by is keda and the cluster has no keda.sh API. Install KEDA, or use by: builtin.",
         )  # fmt: skip
+    tenancy = report_input.workspace.spec.tenancy
+    if (tenancy.quota or tenancy.limits) and not report_input.observed.environment.quotas:
+        return StatusCondition(
+            kind, False, Reason.QUOTA_NOT_ALLOWED,
+            "spec.tenancy.quota and spec.tenancy.limits have no effect: the operator doesn't let Workspaces set them "
+            "for their namespace. Remove them, or ask the operator to start the controller with --namespace-quotas.",
+        )  # fmt: skip
     return _running(report_input)
 
 
@@ -339,7 +346,9 @@ def _running(report_input: ReportInput) -> StatusCondition:
             Reason.STARTING,
             f"{ready_count} of {report_input.goal} replicas are ready.",
         )
-    missing = _activator_problem(report_input)
+    missing = _activator_problem(report_input) or scaler_problem(
+        report_input.observed, report_input.workspace.name
+    )
     if missing is not None:
         return StatusCondition(kind, False, missing.reason, missing.message)
     version = f" with version {revision.number}" if revision else ""

@@ -38,6 +38,7 @@ class SystemSettings:
     agent_image: str = AGENT_IMAGE
     builder_image: str = BUILDER_IMAGE
     quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
+    quotas: bool = True  # whether Workspaces may set the quota and the limits of their namespace
     builds: BuildSettings = field(default_factory=BuildSettings)
 
 
@@ -275,7 +276,7 @@ def surrounding_objects(
         service_account(workspace),
         service(workspace, routing),
         disruption_budget(workspace, routing),
-        *quota(workspace),
+        *(quota(workspace) if environment.quotas else ()),
         *autoscaler(workspace),
     ]
     if activator:

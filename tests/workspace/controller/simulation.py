@@ -44,6 +44,7 @@ class Cluster:
     labels_nodes: bool = False
     built: set[str] = field(default_factory=set)
     builds_fail: bool = False
+    environment: SystemSettings = field(default_factory=SystemSettings)
     asked: int = 0
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -96,7 +97,7 @@ class Cluster:
             objects=tuple(objects),
             nodes=tuple(map(KubeNode.from_document, self.api.list("Node"))),
             now="2026-01-01T00:00:00Z",
-            environment=SystemSettings(),
+            environment=self.environment,
             wanted=self.wanted,
             groups=frozenset({"keda.sh"}),
         )

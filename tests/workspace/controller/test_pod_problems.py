@@ -12,6 +12,7 @@ from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import Json, cluster, condition, status
 from workspace.controller.pod_problems import pod_problem, worst_problem
 from workspace.render import names
+from workspace.render.kubernetes import SystemSettings
 
 PLACED = {"type": "PodScheduled", "status": "True"}
 NOT_READY = {"type": "Ready", "status": "False"}
@@ -190,3 +191,41 @@ def test_a_ready_pod_has_no_problem_whatever_happened_before() -> None:
     state = ended("OOMKilled", 137)
     state["conditions"] = [{"type": "Ready", "status": "True"}]
     assert pod_problem({"metadata": {"name": "p"}, "spec": {}, "status": state}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "by", "found"),
+    [
+        ("HorizontalPodAutoscaler", {"by": "hpa"},
+         {"type": "ScalingActive", "status": "False", "reason": "FailedGetPodsMetric", "message": "no metrics API"}),
+        ("HorizontalPodAutoscaler", {"by": "hpa"},
+         {"type": "AbleToScale", "status": "False", "reason": "FailedGetScale", "message": "no metrics API"}),
+        ("ScaledObject", {"by": "keda", "prometheus": "http://p"},
+         {"type": "Ready", "status": "False", "reason": "ScaledObjectCheckFailed", "message": "no metrics API"}),
+    ],
+)  # fmt: skip
+def test_an_autoscaler_that_cannot_read_its_metric_is_told(
+    kind: str, by: Json, found: Json
+) -> None:
+    made = cluster("n1", scale={"min": 1, "max": 2, **by})
+    made.settle()
+    assert condition(made, "Ready")["status"] == "True"
+    made.api.update(kind, NAMESPACE, NAME, lambda d: d.update(status={"conditions": [found]}))
+    made.reconcile()
+    ready = condition(made, "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "MetricUnavailable")
+    assert kind in ready["message"]
+    assert "no metrics API" in ready["message"]
+    paused = {"type": "ScalingActive", "status": "False", "reason": "ScalingDisabled"}
+    made.api.update(kind, NAMESPACE, NAME, lambda d: d.update(status={"conditions": [paused]}))
+    made.reconcile()
+    assert condition(made, "Ready")["status"] == "True"
+
+
+def test_a_quota_is_written_only_where_the_operator_allows_it() -> None:
+    made = cluster("n1", tenancy={"quota": {"pods": "4"}, "limits": {"cpu": "1"}})
+    made.environment = SystemSettings(quotas=False)
+    made.settle()
+    assert made.api.list("ResourceQuota") == made.api.list("LimitRange") == []
+    assert condition(made, "Ready")["reason"] == "QuotaNotAllowed"
+    assert len(made.ready_servers()) == 1
