@@ -152,6 +152,9 @@ class Status(Reported):
     seconds_left: Count | None = Field(
         default=None, description="Seconds until the last node holds it, at the current rates."
     )
+    size: str | None = Field(default=None, description="bytesTotal for people: 14Gi.")
+    progress: str | None = Field(default=None, description="percent for people: 67%.")
+    time_left: str | None = Field(default=None, description="secondsLeft for people: 3m20s.")
     verified_at: Timestamp | None = Field(
         default=None, description="The oldest verification among its nodes."
     )

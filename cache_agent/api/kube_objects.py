@@ -34,6 +34,28 @@ def parse_quantity(text: str) -> int:
     return int(match[1]) * _SCALE[match[2]]
 
 
+def shown_bytes(count: int) -> str:
+    """Bytes for people, as kubectl shows sizes: `812Gi`, `1.8Ti`, `512`."""
+    size, unit = float(count), ""
+    for unit in ("", "Ki", "Mi", "Gi", "Ti"):
+        # What would be shown as 1024 of a unit is 1 of the next.
+        if round(size) < 1024 or unit == "Ti":
+            break
+        size /= 1024
+    digits = 1 if unit and size < 9.95 else 0
+    return f"{size:.{digits}f}{unit}"
+
+
+def shown_seconds(count: int) -> str:
+    """Seconds for people, as kubectl shows ages: `45s`, `3m20s`, `2h5m`, `4d2h`."""
+    minutes, seconds = divmod(count, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    first = next((n for n, (number, _) in enumerate(parts) if number), len(parts) - 1)
+    return "".join(f"{number}{unit}" for number, unit in parts[first : first + 2] if number) or "0s"
+
+
 def _quantity(text: str) -> str:
     parse_quantity(text)
     return text

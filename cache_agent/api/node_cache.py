@@ -85,6 +85,8 @@ class Space(Reported):
     used: Count = 0
     free: Count = Field(default=0, description="Bytes that it can still take without evicting.")
     evictable: Count = 0
+    used_shown: str | None = Field(default=None, description="The used bytes for people: 812Gi.")
+    free_shown: str | None = Field(default=None, description="The free bytes for people.")
 
 
 class NodeFacts(Reported):

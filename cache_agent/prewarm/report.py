@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from cache_agent.api.cached_model import Tier
-from cache_agent.api.kube_objects import Condition, timestamp
+from cache_agent.api.kube_objects import Condition, shown_bytes, timestamp
 from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCacheStatus, NodeFacts, Space
 from cache_agent.prewarm.values import (
     DesiredModel,
@@ -92,6 +92,8 @@ def status(
             used=inventory.used,
             free=inventory.free,
             evictable=inventory.evictable,
+            used_shown=shown_bytes(inventory.used),
+            free_shown=shown_bytes(inventory.free),
         ),
         held=f"{held}/{len(desired)}",
         desired=desired,

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Final
 
 from cache_agent.api.cached_model import CachedModel, NodeFailure, Status
+from cache_agent.api.kube_objects import shown_bytes, shown_seconds
 from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
@@ -136,16 +137,18 @@ def _progress(
     left = [entry.seconds_left for entry in others]
     is_told = len(others) == len(phases) - len(ready) and None not in left
     verified = [known[node].verified_at for node in ready]
+    # 100 only when every node is ready: rounding must not announce it early.
+    percent = 100 if complete else min(99, int(share * 100))
+    longest = max(map(int, filter(None, left)), default=None) if is_told else None
+    seconds = 0 if complete else longest
     return {
         "bytes_total": total or None,
-        # 100 only when every node is ready: rounding must not announce it early.
-        "percent": 100 if complete else min(99, int(share * 100)),
+        "percent": percent,
         "bytes_per_second": sum(entry.bytes_per_second for entry in others),
-        "seconds_left": 0
-        if complete
-        else max(map(int, filter(None, left)), default=None)
-        if is_told
-        else None,
+        "seconds_left": seconds,
+        "size": shown_bytes(total) if total else None,
+        "progress": f"{percent}%",
+        "time_left": shown_seconds(seconds) if seconds else None,
         "verified_at": min(filter(None, verified), default=None),
     }
 
