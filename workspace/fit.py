@@ -142,9 +142,11 @@ def _held_bytes(facts: ModelFacts, gpus: int) -> int:
 def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]:
     if variant is not Variant.AUTO:
         if variant.value not in candidates:
+            # Weights that were published quantized have a name of their own, which a Workspace gets by auto.
+            named = [each.value for each in Variant if each.value in candidates]
             raise UnknownVariant(
                 f"the image has no variant {variant.value!r}; it has: {', '.join(candidates)}",
-                hint="Choose one of these in spec.model.variant, or auto.",
+                hint=f"Set spec.model.variant to {' or '.join((*named, Variant.AUTO.value))}.",
             )
         return [variant.value]
     # Variants that are missing in ACCURACY come last: their accuracy is unknown.

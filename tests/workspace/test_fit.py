@@ -153,8 +153,18 @@ def test_context_beyond_the_model() -> None:
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(UnknownVariant, match="it has: bf16"):
+    with pytest.raises(UnknownVariant, match="it has: bf16") as caught:
         choose({"bf16": facts()}, on("L4"), Demand(variant=Variant.INT4))
+    assert caught.value.hint == "Set spec.model.variant to bf16 or auto."
+
+
+def test_a_published_quantization_is_served_by_auto() -> None:
+    candidates = {"awq": replace(facts(), quantization="awq")}
+    assert choose(candidates, on("L4"), Demand()).variant == "awq"
+    # A name that a Workspace can't state is no way on.
+    with pytest.raises(UnknownVariant, match="it has: awq") as caught:
+        choose(candidates, on("L4"), Demand(variant=Variant.BF16))
+    assert caught.value.hint == "Set spec.model.variant to auto."
 
 
 def test_unknown_sizes_of_a_token_leave_the_context_open() -> None:
