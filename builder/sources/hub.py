@@ -19,8 +19,10 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
+    snapshot_download,
     try_to_load_from_cache,
 )
+from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its client's base, whichever that is
     EntryNotFoundError,
     GatedRepoError,
@@ -109,6 +111,9 @@ class HubModelSource:
         return False
 
     def list(self) -> Listing:
+        """List the files; with HF_HUB_OFFLINE, those of the revision that the Hugging Face cache holds."""
+        if is_offline_mode():
+            return self._cached()
         with mapped_errors(self._reference):
             info = HfApi(endpoint=self._endpoint).model_info(
                 self._reference.name, revision=self._reference.revision, files_metadata=True
@@ -124,6 +129,17 @@ class HubModelSource:
             advance=lambda _: None,
             workers=_ASKED_AT_ONCE,
         )
+        return Listing(tuple(sorted(files)))
+
+    def _cached(self) -> Listing:
+        name, revision = self._reference.name, self._reference.revision
+        with mapped_errors(self._reference):
+            found = snapshot_download(
+                name, revision=revision, cache_dir=self._cache, local_files_only=True
+            )
+            folder = Path(found)
+            self._commit = folder.name
+            files = [_cached_file(folder, path) for path in folder.rglob("*") if path.is_file()]
         return Listing(tuple(sorted(files)))
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
@@ -172,6 +188,13 @@ class HubModelSource:
         return SourceFile(path, size, claimed)
 
 
+def _cached_file(folder: Path, path: Path) -> SourceFile:
+    # The cache names the bytes of an LFS file by their sha256.
+    blob = path.resolve().name
+    claimed = Digest(blob) if _SHA256.fullmatch(blob) else None
+    return SourceFile(path.relative_to(folder).as_posix(), path.stat().st_size, claimed)
+
+
 def _bar(advance: Advance) -> type[tqdm]:
     """A progress bar class that draws nothing: huggingface-hub reports progress only to such classes."""
 
@@ -215,7 +238,7 @@ def _http_error(what: str, error: HfHubHTTPError) -> WeightyardError:
 def _unreachable(what: str, error: Exception) -> Unreachable:
     cause = error.__cause__ or error
     reason = str(cause).split("\n", 1)[0] or type(cause).__name__
-    hint = "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
-    if isinstance(error, OfflineModeIsEnabled):
-        hint = "Unset HF_HUB_OFFLINE, or give the cache's directory models--ORG--NAME/snapshots/COMMIT."
-    return Unreachable(f"the Hub can't be reached for {what}: {reason[:200]}", hint=hint)
+    return Unreachable(
+        f"the Hub can't be reached for {what}: {reason[:200]}",
+        hint="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
+    )

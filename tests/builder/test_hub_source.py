@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import errors, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from builder.sources.factory import open_source
@@ -91,6 +91,28 @@ def test_an_endpoint_may_end_with_a_slash(
     read = opened.remote(files["model.safetensors"])
     assert read is not None
     assert b"".join(read.read(0)) == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_offline_the_cache_is_the_source(
+    hub: Hub, tmp_path: Path, checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(name, checkpoint)
+    online = source(hub, tmp_path, name)
+    listing = online.list()
+    # As `hf download` fills the cache: it notes the commit of the branch too.
+    snapshot_download(name, endpoint=hub.url, cache_dir=tmp_path / "cache")
+    paths = [online.fetch(file, lambda _: None) for file in listing.files]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = len(hub.requests)
+    # By the branch too: the cache remembers its commit.
+    for revision in (None, "main", online.revision):
+        opened = source(hub, tmp_path, name, revision)
+        assert opened.list().files == listing.files
+        assert opened.revision == online.revision
+        assert [opened.fetch(file, lambda _: None) for file in listing.files] == paths
+        assert all(opened.remote(file) is None for file in listing.files)
+    assert len(hub.requests) == before
+    assert isinstance(fails(source(hub, tmp_path, f"{name}-other")), Unreachable)
 
 
 def test_a_token_that_may_not_be_used_unasked_is_not_sent(
