@@ -51,7 +51,7 @@ class NamespacedResolver:
     async def __call__(self, workspace: Workspace) -> ResolvedImages:
         """Pins a Workspace's images. Raises the readers' errors, RegistryNotAllowed, NotFound for a missing secret."""
         names = [f"namespace {workspace.metadata.namespace}"]
-        for image in map(require_registry, images_of(workspace)):
+        for image in [require_registry(each) for each in images_of(workspace)]:
             self._allowed.require(image.registry)
             names.append(f"registry {image.registry}")
         access = await self._access_of(workspace)

@@ -55,7 +55,8 @@ def _failure_rules() -> list[Json]:
     lasting = {"containerName": names.BUILD, "operator": "In", "values": list(LASTING_ERRORS)}
     return [
         {"action": "Ignore", "onPodConditions": evicted},
-        {"action": "FailJob", "onExitCodes": lasting},
+        # Empty, because the schemas of older servers require it.
+        {"action": "FailJob", "onExitCodes": lasting, "onPodConditions": []},
     ]
 
 
