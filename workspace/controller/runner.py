@@ -172,6 +172,7 @@ class Runner:
                 await self._act(key, action)
             except Conflict as error:
                 again = error
+                unguarded = unguarded or kind == "NetworkPolicy"
             except ServerFailed as error:
                 again = error
                 unguarded = unguarded or kind == "NetworkPolicy"

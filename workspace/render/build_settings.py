@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 class BuildSettings:
     """How builds in the cluster reach the world, and what they ask for.
 
-    `plain_http` are registries without TLS, `internal_hosts` those with addresses that aren't public, `ca` a PEM bundle
-    of additional authorities, `env` variables such as those of a proxy, `requests` the container's, by resource.
+    `plain_http` are registries without TLS, `internal_hosts` hosts at internal addresses that registries may direct
+    requests to, `ca` a PEM bundle of additional authorities, `env` variables such as those of a proxy, `requests` the
+    container's, by resource.
     """
 
     plain_http: tuple[str, ...] = ()

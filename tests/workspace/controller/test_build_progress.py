@@ -32,6 +32,7 @@ def job(settings: BuildSettings, **spec: Any) -> Json:
 def test_the_builds_surroundings_are_the_controllers() -> None:
     settings = BuildSettings(
         plain_http=("registry:5000",),
+        internal_hosts=("10.0.0.0/8",),
         ca="PEM",
         env={"HTTPS_PROXY": "http://p:1"},
         requests={"memory": "8Gi"},
@@ -42,6 +43,7 @@ def test_the_builds_surroundings_are_the_controllers() -> None:
     (container,) = template["spec"]["containers"]
     env = {each["name"]: each["value"] for each in container["env"]}
     assert "--plain-http=registry:5000" in container["args"]
+    assert "--internal-host=10.0.0.0/8" in container["args"]
     assert env["HTTPS_PROXY"] == "http://p:1"
     assert container["resources"]["requests"] == {"memory": "8Gi"}
     (volume,) = [each for each in template["spec"]["volumes"] if each["name"] == "ca"]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from contextlib import suppress
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache_agent.api.kube.refusals import Conflict
+from modelimage.errors import AccessDenied, Busy, RemoteRefused, WeightyardError
 from tests.workspace import samples
+from tests.workspace.controller.direct import DirectApi
+from tests.workspace.controller.living import make_runner
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import Json, cluster, condition, deployment
 from workspace.controller import revisions
+from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.objects import container_ports, has_labels
 from workspace.controller.prewarm_pods import prewarm_pod
 from workspace.render import names
@@ -217,3 +224,23 @@ def test_whoever_may_not_reach_the_servers_may_not_reach_the_activator() -> None
     assert container_ports(pod["spec"]) == [
         each["port"] for each in activator["ingress"][0]["ports"]
     ]
+
+
+@pytest.mark.parametrize(
+    "fault", [AccessDenied("no right"), RemoteRefused("a webhook says no"), Busy("changed")]
+)
+def test_without_its_policy_nothing_starts(fault: WeightyardError) -> None:
+    made = cluster("n1", scale=SCALED)
+    direct = DirectApi(made.api)
+    runner = make_runner(cast(KubernetesApi, direct))
+    for kind in ("Workspace", "Node"):
+        for each in made.api.list(kind):
+            runner.seen(each)
+    conflict = Conflict(fault.message) if isinstance(fault, Busy) else fault
+    direct.faults.append((conflict, False))
+    with suppress(Conflict):
+        asyncio.run(runner.reconcile((NAMESPACE, NAME)))
+    kinds = {kind for kind, _, _ in made.api.objects}
+    assert not kinds & {"Deployment", "Service"}
+    asyncio.run(runner.reconcile((NAMESPACE, NAME)))
+    assert {"Deployment", "Service", "NetworkPolicy"} <= {kind for kind, _, _ in made.api.objects}
