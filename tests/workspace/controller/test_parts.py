@@ -292,7 +292,7 @@ def test_files_and_engines_of_the_controller_are_never_looked_at(
     )
     image = where.format(tmp_path)
     given = {"model": {"image": image}} if field == "model" else {
-        "model": {"image": "registry.example/a/b:v1"},
+        "model": {"image": "ghcr.io/a/b:v1"},
         "runtime": {"adapters": [{"name": "a", "image": image}]},
     }  # fmt: skip
     resolver = NamespacedResolver(cast(KubernetesApi, None), Access())
