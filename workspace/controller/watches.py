@@ -61,6 +61,7 @@ class KindWatch:
         self._liveness = liveness
         self._present = present
         self._absent = False
+        self._logged = ""
         self.synced = asyncio.Event()
         liveness.watching(kind, NOT_LISTED)
 
@@ -91,9 +92,12 @@ class KindWatch:
             self._absent = True
             self._replace([])
             error = None
-        if error is not None:
-            logger.warning("%s can't be watched: %s", self._kind, error.message)
-        self._liveness.watching(self._kind, error.message if error else None)
+        problem = error.message if error else ""
+        # Once for each problem: an API server that is away for long is asked again every few seconds, for every kind.
+        if problem and problem != self._logged:
+            logger.warning("%s can't be watched: %s", self._kind, problem)
+        self._logged = problem
+        self._liveness.watching(self._kind, problem or None)
 
     def _replace(self, documents: list[Json]) -> None:
         present = {_name(each) for each in documents}
