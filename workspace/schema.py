@@ -147,15 +147,15 @@ class Model(Strict):
 class SecretKey(Strict):
     """One key of a Secret in the Workspace's namespace."""
 
-    name: SecretName
-    key: NonEmpty
+    name: SecretName = Field(description="The Secret's name.")
+    key: NonEmpty = Field(description="The key whose value is used.")
 
 
 class EnvVar(Strict):
     """One environment variable of the server: a value, or a Secret's key."""
 
-    name: EnvName
-    value: str | None = None
+    name: EnvName = Field(description="The variable's name.")
+    value: str | None = Field(default=None, description="Its value.")
     secret: SecretKey | None = None
 
     @model_validator(mode="after")
@@ -168,8 +168,8 @@ class EnvVar(Strict):
 class Adapter(Strict):
     """A LoRA adapter: its name in requests, and its image."""
 
-    name: AdapterName
-    image: NonEmpty
+    name: AdapterName = Field(description="The model name that requests for it use.")
+    image: NonEmpty = Field(description="Its image: registry.example/team/adapter:tag.")
 
 
 class Runtime(Strict):
@@ -185,8 +185,12 @@ class Runtime(Strict):
         max_length=512,
         description="Additional arguments of the server; they override derived ones.",
     )
-    env: tuple[EnvVar, ...] = Field(default=(), strict=False, max_length=256)
-    adapters: tuple[Adapter, ...] = Field(default=(), strict=False, max_length=64)
+    env: tuple[EnvVar, ...] = Field(
+        default=(), strict=False, max_length=256, description="Environment variables of the server."
+    )
+    adapters: tuple[Adapter, ...] = Field(
+        default=(), strict=False, max_length=64, description="LoRA adapters served with the model."
+    )
     port: Port = Field(
         default=DEFAULT_PORT, description="The server's port; with `up`, 0 takes a free one."
     )
@@ -221,17 +225,25 @@ class Runtime(Strict):
 class Toleration(Strict):
     """A Kubernetes toleration."""
 
-    key: str | None = None
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: int | None = None
+    key: str | None = Field(default=None, description="The taint's key; absent, every taint.")
+    operator: Literal["Exists", "Equal"] = Field(
+        default="Equal", description="Equal compares the value too."
+    )
+    value: str | None = Field(default=None, description="The taint's value, for Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="The taint's effect; absent, every effect."
+    )
+    toleration_seconds: int | None = Field(
+        default=None, description="How long a pod stays after a NoExecute taint; absent, for ever."
+    )
 
 
 class Resources(Strict):
     """The accelerators of one replica. `gpus` 0 means a CPU server; absent, as many as the model needs."""
 
-    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None, description="GPUs of one replica; by default as many as the model needs."
+    )
     vendor: Annotated[Vendor, _as_enum(Vendor)] = Vendor.NVIDIA
     gpu: NonEmpty | None = Field(
         default=None, description="A GPU of the table in docs/workspace.md, such as L4 or H100."
@@ -247,8 +259,13 @@ class Resources(Strict):
     memory: Quantity | None = Field(
         default=None, description="Memory request and limit, such as 16Gi."
     )
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = Field(default=(), strict=False, max_length=64)
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the nodes that may serve it."
+    )
+    tolerations: tuple[Toleration, ...] = Field(
+        default=(), strict=False, max_length=64,
+        description="Taints that servers accept, beside the GPU vendor's own.",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_sharing(self) -> Self:
@@ -262,14 +279,18 @@ class Resources(Strict):
 class Scale(Strict):
     """Scales replicas by queue depth. Windows in seconds."""
 
-    min: Annotated[int, Field(ge=0)] = 1
-    max: Annotated[int, Field(ge=1)]
+    min: Annotated[int, Field(ge=0)] = Field(default=1, description="The fewest replicas.")
+    max: Annotated[int, Field(ge=1)] = Field(description="The most replicas.")
     queue_depth: Annotated[int, Field(ge=1)] = Field(
         default=4,
         description="Waiting requests per replica above which a replica is added.",
     )
-    up_window_seconds: Annotated[int, Field(ge=0)] = 15
-    down_window_seconds: Annotated[int, Field(ge=0)] = 300
+    up_window_seconds: Annotated[int, Field(ge=0)] = Field(
+        default=15, description="How long more replicas must be needed before one is added."
+    )
+    down_window_seconds: Annotated[int, Field(ge=0)] = Field(
+        default=300, description="How long fewer must do before one is removed."
+    )
     by: Annotated[Autoscaler, _as_enum(Autoscaler)] = Autoscaler.BUILTIN
     prometheus: NonEmpty | None = Field(
         default=None,
@@ -294,7 +315,9 @@ class Scale(Strict):
 class NetworkPolicy(Strict):
     """Who may connect to the server, by namespace labels; absent, its own namespace only."""
 
-    allow_from_namespaces: dict[str, str] = Field(default_factory=dict)
+    allow_from_namespaces: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the namespaces whose pods may connect."
+    )
 
 
 class Tenancy(Strict):
@@ -329,7 +352,9 @@ class Spec(Strict):
     model: Model
     runtime: Runtime = Runtime()
     resources: Resources = Resources()
-    replicas: Annotated[int, Field(ge=0)] | None = None
+    replicas: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="A fixed number of replicas; 0 stops serving."
+    )
     scale: Scale | None = None
     placement: Annotated[Placement, _as_enum(Placement)] = Placement.PREFERRED
     tenancy: Tenancy = Tenancy()

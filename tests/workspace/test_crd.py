@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def test_lists_and_texts_that_rules_run_over_are_bounded() -> None:
         if within_list and "x-kubernetes-validations" in schema:
             holder = path.partition("[items]")[0]
             assert "maxItems" in dict(subschemas(SCHEMA["properties"]["spec"]))[holder]
+
+
+def undescribed(schema: Json, path: tuple[str, ...] = ()) -> list[str]:
+    """The fields without a description, which `kubectl explain` shows as such."""
+    inner = [(name, each) for name, each in schema.get("properties", {}).items()]
+    found = [".".join((*path, name)) for name, each in inner if "description" not in each]
+    for name, each in inner:
+        found += undescribed(each, (*path, name))
+    return found + undescribed(schema["items"], path) if "items" in schema else found
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [crd.definition, definitions.cached_model_definition, definitions.node_cache_definition],
+)
+def test_kubectl_explains_every_field_that_people_write(definition: Callable[[], Json]) -> None:
+    whole = definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert undescribed(whole["properties"]["spec"]) == []
 
 
 def test_status_and_scale_are_subresources_with_paths_that_exist() -> None:
