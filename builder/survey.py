@@ -183,7 +183,7 @@ def _indexed(
         for path, reason in selection.ignored.items()
         if reason == PICKLE_INDEX and path.rpartition("/")[0] in folders
     ]
-    beside = {path.rpartition("/")[0] for path in selection.weights}
+    beside = {path.rpartition("/")[0] for path in (*selection.weights, *selection.pickles)}
     named = [
         path
         for path, role in selection.roles.items()
@@ -206,12 +206,24 @@ def _indexed(
                 hint=f"Pack it with --include, or leave out the index too: --exclude {path}",
             )
         check_present(index, documents.files)
-        if path not in pickled:
+        if index.shards.keys() <= set(selection.pickles):
+            # The converted files get an index of their own.
+            selection = selection.without([path], PICKLE_INDEX)
+        else:
+            _check_kind(index, selection.weights)
             indexes.append(index)
             # Weights that the index doesn't list are leftovers, which engines ignore.
             unlisted = unlisted_weights(index, selection.weights)
             selection = selection.without(unlisted, f"not named by {path}")
     return selection, tuple(indexes)
+
+
+def _check_kind(index: WeightIndex, weights: Sequence[str]) -> None:
+    for shard in sorted(index.shards.keys() - set(weights)):
+        raise InvalidCheckpoint(
+            f"{index.name} names {shard!r}, which is no safetensors file",
+            hint=f"Download the checkpoint again, or build without the index: --exclude {index.name}",
+        )
 
 
 def _is_index(path: str) -> bool:

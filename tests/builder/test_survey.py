@@ -160,6 +160,24 @@ def test_a_missing_pickle_is_missed_before_conversion(tmp_path: Path) -> None:
         surveyed(tmp_path, files, convert_pickle=True)
 
 
+def test_an_index_of_pickles_under_any_name_is_replaced(tmp_path: Path) -> None:
+    files = {"bert/model.index.json": weight_map(a="one.bin"), "bert/one.bin": b"x"}
+    selection = surveyed(tmp_path, files, convert_pickle=True).selection
+    assert "bert/model.index.json" in selection.ignored
+
+
+@pytest.mark.parametrize("shard", ["config.json", "two.bin"])
+def test_an_index_that_names_another_kind_of_file_is_refused(tmp_path: Path, shard: str) -> None:
+    files = {
+        "bert/model.index.json": weight_map(a="one.safetensors", b=shard),
+        "bert/one.safetensors": WEIGHTS,
+        f"bert/{shard}": b"{}",
+    }
+    with pytest.raises(InvalidCheckpoint, match=f"names 'bert/{shard}'") as caught:
+        surveyed(tmp_path, files, convert_pickle=True)
+    assert "--exclude bert/model.index.json" in str(caught.value.hint)
+
+
 def test_shards_are_found_in_folders_below_their_index(tmp_path: Path) -> None:
     source = single(tmp_path / "m")
     (source / "model.safetensors").unlink()
