@@ -21,17 +21,23 @@ from modelimage.registry.client import RegistryRepository
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, Credential, ExplicitCredential
 from modelimage.registry.exchange import Request
+from modelimage.registry.host_limit import HostBusy
 from modelimage.registry.retry import RetryPolicy
 from modelimage.registry.transport import Timeouts
 
 # Without it a registry may answer with a converted manifest, or 404 for types that the client doesn't accept.
 _ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
 
+# A quarter of a server's threads: a registry that answers slowly must leave the others.
+_PER_HOST = 8
 
-def fail_fast(access: Access) -> Access:
-    """The same registries, without retries and with short timeouts."""
+
+def fail_fast(access: Access, *, per_host: int | None = _PER_HOST) -> Access:
+    """The same registries, without retries, with short timeouts and few waiting requests for each."""
     connections = Connections(
-        timeouts=Timeouts(connect=3.0, stall=10.0, answer=15.0), policy=RetryPolicy(attempts=1)
+        timeouts=Timeouts(connect=3.0, stall=10.0, answer=15.0),
+        policy=RetryPolicy(attempts=1),
+        per_host=per_host,
     )
     return replace(access, connections=connections)
 
@@ -97,6 +103,9 @@ def ask(repository: RegistryRepository, path: str) -> UpstreamAnswer:
             response.discard()
             return UpstreamAnswer.ALLOWED
         raise answers.refusal(response, url, repository.origin)
+    # Ours, not the registry's: taken for an outage, it would extend lapsed permissions.
+    except HostBusy:
+        raise
     except AccessDenied:
         return UpstreamAnswer.REFUSED
     except NotFound:

@@ -150,10 +150,11 @@ async def open_servers(
         service = MirrorService(
             node.store, node.manifest_cache, SharedPulls(node.pull), gate, questions, transfers
         )
-        api = MirrorApi(service, _executor(stack))
+        api = MirrorApi(service, _executor(stack, 32))
         mirror = await serve(stack, api.application(), options.mirror)
     if options.hub is not None:
-        sender = questions.access.sender(urlsplit(options.hub_upstream).netloc)
+        # Without a limit for one host: this server asks only one.
+        sender = fail_fast(access, per_host=None).sender(urlsplit(options.hub_upstream).netloc)
         upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
         # Refusals aren't cached, because each must pass on the Hub's own error code and message.
         hub_gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Sender, WebOrigin
+from modelimage.registry.host_limit import HostLimit
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import Backoff, Environment, HostPauses, Retrying, RetryPolicy
 from modelimage.registry.transport import Network, Timeouts, TlsOptions, proxy_of
@@ -23,7 +24,10 @@ class Connections:
         environment: Environment | None = None,
         pauses: HostPauses | None = None,
         proxy_for: Callable[[WebOrigin], str | None] = proxy_of,
+        per_host: int | None = None,
     ) -> None:
+        """`per_host`: how many requests may wait for one host; None for any number."""
+        self._per_host = per_host
         self._timeouts = timeouts or Timeouts()
         self._policy = policy or RetryPolicy()
         self._environment = environment or Environment()
@@ -42,5 +46,9 @@ class Connections:
                 network = Network(tls, self._timeouts, self._proxy_for, allowed)
                 # Redirects outside, retries inside: each hop is retried at its own host, which may be a storage server.
                 retrying = Retrying(network, self._pauses, self._policy, self._environment)
-                self._senders[tls, allowed] = FollowingRedirects(retrying)
+                following = FollowingRedirects(retrying)
+                limit = self._per_host
+                self._senders[tls, allowed] = (
+                    following if limit is None else HostLimit(following, limit)
+                )
             return self._senders[tls, allowed]
