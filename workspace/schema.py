@@ -24,6 +24,10 @@ _ADAPTER = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
+# Kubernetes' numbers have 32 bits; nothing here is near this.
+_MOST_REPLICAS = 10_000
+
+
 def _refuse_repeats(field: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
@@ -233,7 +237,7 @@ class Toleration(Strict):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="The taint's effect; absent, every effect."
     )
-    toleration_seconds: int | None = Field(
+    toleration_seconds: Annotated[int, Field(ge=-(1 << 31), le=(1 << 31) - 1)] | None = Field(
         default=None, description="How long a pod stays after a NoExecute taint; absent, for ever."
     )
 
@@ -279,16 +283,19 @@ class Resources(Strict):
 class Scale(Strict):
     """Scales replicas by queue depth. Windows in seconds."""
 
-    min: Annotated[int, Field(ge=0)] = Field(default=1, description="The fewest replicas.")
-    max: Annotated[int, Field(ge=1)] = Field(description="The most replicas.")
-    queue_depth: Annotated[int, Field(ge=1)] = Field(
+    min: Annotated[int, Field(ge=0, le=_MOST_REPLICAS)] = Field(
+        default=1, description="The fewest replicas."
+    )
+    max: Annotated[int, Field(ge=1, le=_MOST_REPLICAS)] = Field(description="The most replicas.")
+    queue_depth: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=4,
         description="Waiting requests per replica above which a replica is added.",
     )
-    up_window_seconds: Annotated[int, Field(ge=0)] = Field(
+    # At most what a HorizontalPodAutoscaler accepts.
+    up_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=15, description="How long more replicas must be needed before one is added."
     )
-    down_window_seconds: Annotated[int, Field(ge=0)] = Field(
+    down_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=300, description="How long fewer must do before one is removed."
     )
     by: Annotated[Autoscaler, _as_enum(Autoscaler)] = Autoscaler.BUILTIN
@@ -352,7 +359,7 @@ class Spec(Strict):
     model: Model
     runtime: Runtime = Runtime()
     resources: Resources = Resources()
-    replicas: Annotated[int, Field(ge=0)] | None = Field(
+    replicas: Annotated[int, Field(ge=0, le=_MOST_REPLICAS)] | None = Field(
         default=None, description="A fixed number of replicas; 0 stops serving."
     )
     scale: Scale | None = None

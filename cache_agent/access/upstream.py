@@ -12,6 +12,7 @@ from cache_agent.access.callers import Caller
 from cache_agent.access.decide import UpstreamAnswer
 from modelimage.access import Access, open_repository
 from modelimage.allowed_registries import AllowedRegistries
+from modelimage.bounds import parse_count
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound, RemoteRefused, Unreachable
 from modelimage.mediatypes import INDEX_TYPES, MANIFEST_TYPES
@@ -122,8 +123,8 @@ def blob_size(repository: RegistryRepository, digest: Digest) -> int:
     response = repository.sender.send(Request("HEAD", url, scopes=scopes))
     if response.status != 200:
         raise answers.refusal(response, f"blob {digest}", repository.origin)
-    length = response.header("Content-Length") or ""
+    length = parse_count(response.header("Content-Length"))
     response.discard()
-    if not length.isdecimal():
+    if length is None:
         raise RemoteRefused(f"{repository.origin} doesn't report the size of blob {digest}")
-    return int(length)
+    return length

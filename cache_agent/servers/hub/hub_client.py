@@ -28,8 +28,9 @@ from modelimage.registry.credentials import Credential, RegistryToken
 from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
 from modelimage.repository import BlobStream
 
-_MAX_JSON: Final = 64 << 20
+_MAX_JSON: Final = 8 << 20
 _MAX_PAGES: Final = 1000
+_MAX_ENTRIES: Final = 100_000
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 
 
@@ -64,7 +65,8 @@ class HubUpstream:
     def commit(self, repo: str, revision: str, caller: Caller) -> str:
         """Resolve a revision to its commit. Raises Declined, Unreachable, RemoteRefused."""
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
-        commit = self._json(url, caller)[0].get("sha")
+        described = self._json(url, caller)[0]
+        commit = described.get("sha") if isinstance(described, dict) else None
         if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise RemoteRefused(f"{self.endpoint} names no commit of {repo}")
         return commit
@@ -78,7 +80,12 @@ class HubUpstream:
             if url is None:
                 return entries
             page, url = self._json(url, caller)
+            if not isinstance(page, list):
+                raise RemoteRefused(f"{self.endpoint} lists {repo} in no list")
             entries += page
+            # All of them are in memory, for each caller that lists this repository.
+            if len(entries) > _MAX_ENTRIES:
+                raise RemoteRefused(f"{repo} has more than {_MAX_ENTRIES} files and directories")
         raise RemoteRefused(f"{self.endpoint} lists {repo} endlessly")
 
     def read(self, repo: str, commit: str, path: str, caller: Caller, limit: int) -> bytes:

@@ -20,6 +20,7 @@ from modelimage.record import Record
 
 LISTING_TYPE = "application/vnd.weightyard.hub.listing.v1+json"
 _POINTER_BYTES = 135
+_MAX_SIZE = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,9 @@ def _tree_oid(path: str) -> str:
 
 def _file(entry: Mapping[str, Any]) -> HubFile:
     lfs = entry.get("lfs")
-    size = int(entry["size"])
-    if size < 0:
-        raise ValueError(f"size {size}")
+    size = entry["size"]
+    # `type`: JSON's true would count as 1, and 1e400 is infinity.
+    if type(size) is not int or not 0 <= size <= _MAX_SIZE:
+        raise ValueError(f"size {str(size)[:40]}")
     sha256 = Digest(str(lfs["oid"])) if lfs else None
     return HubFile(check_path(str(entry["path"])), size, str(entry["oid"]), sha256)
