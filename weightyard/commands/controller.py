@@ -16,6 +16,7 @@ from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput
+from weightyard.advanced import AdvancedOption
 from weightyard.options import access_options
 from weightyard.program_log import configure_log, log_options
 from workspace.controller.health_server import Liveness, answering
@@ -47,15 +48,17 @@ _CA_MOST = 200_000
     show_default=True, help="Image of the builder, for models from the Hub or S3.",
 )  # fmt: skip
 @click.option(
-    "--build-env", "build_env", multiple=True, metavar="NAME=VALUE",
+    "--build-env", "build_env", cls=AdvancedOption, multiple=True, metavar="NAME=VALUE",
     help="Environment of builds in the cluster. Repeatable. Proxies of the controller's own environment are passed on.",
 )  # fmt: skip
 @click.option(
-    "--build-request", "build_requests", multiple=True, metavar="RESOURCE=QUANTITY",
+    "--build-request", "build_requests", cls=AdvancedOption, multiple=True,
+    metavar="RESOURCE=QUANTITY",
     default=("cpu=1", "memory=1Gi"), show_default=True, help="What a build requests. Repeatable.",
 )  # fmt: skip
 @click.option(
-    "--namespace-quotas/--no-namespace-quotas", "quotas", default=False, show_default=True,
+    "--namespace-quotas/--no-namespace-quotas", "quotas", cls=AdvancedOption, default=False,
+    show_default=True,
     help="Let Workspaces set the ResourceQuota and LimitRange of their namespace (spec.tenancy).",
 )  # fmt: skip
 @click.option(
