@@ -11,10 +11,12 @@ from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
+from cache_agent.fetch.admission import SMALL_FILE_BYTES, AdmissionGroup
 from cache_agent.fetch.in_order_hash import Hash, InOrderHasher, LayerHash
 from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial, identity
+from cache_agent.store.publisher import Admission
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
@@ -64,6 +66,8 @@ class Download:
         self._recalled: set[int] = set()
         self._lost: set[int] = set()
         self.resumed = 0
+        # The other small files of its pull, which are admitted together.
+        self.group: AdmissionGroup | None = None
         self._proven = True
 
     @property
@@ -204,7 +208,14 @@ class Download:
     def _commit_file(self, computed: Digest) -> None:
         # Without proof the file is stored, but it authorizes nobody: see `ReuseCheck`.
         repository = self.repository if self._proven else None
-        self._store.files.admit(self.partial, computed, repository, replace=self.replace)
+        admission = Admission(self.partial, computed, repository, self.replace)
+        if self.group is not None and self.file.size <= SMALL_FILE_BYTES:
+            self.group.add(admission, self._note_admitted)
+        else:
+            self._store.files.admit([admission])
+            self._note_admitted()
+
+    def _note_admitted(self) -> None:
         # Model directories still hard-link the damaged inode.
         if self.replace:
             self._store.repairer.relink(self.file.digest)

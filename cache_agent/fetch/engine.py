@@ -262,10 +262,13 @@ class FetchEngine:
 
     def _is_outranked(self, work: AssignedRange) -> bool:
         """Whether a more urgent job waits for a worker. A request of at most one chunk is never interrupted."""
-        if work.state.range_request.size <= BUNDLE_BYTES:
-            return False
         with self._wake:
-            return any(each.priority > work.job.priority and each.has_work() for each in self._jobs)
+            urgent = [each for each in self._jobs if each.priority > work.job.priority]
+            # The size last: a request of thousands of small files asks after each of them.
+            return (
+                any(each.has_work() for each in urgent)
+                and work.state.range_request.size > BUNDLE_BYTES
+            )
 
     @staticmethod
     def _reason(error: Exception, transfer: ReadProgress) -> Exception:

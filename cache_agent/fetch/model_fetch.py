@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
+from cache_agent.fetch.admission import AdmissionGroup
 from cache_agent.fetch.download import Download, Downloads, followed_layers
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import plan_queues, unique_files
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.sources.source import Source
+from cache_agent.store.budget import Reservation
 from cache_agent.store.store import Store
 from modelimage.record import Record, RecordFile
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel
+
+# Partials that a pull has open at the same time.
+_OPEN_FILES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,8 @@ class ModelFetch:
             self._show([*complete, *settled])
             # Another pull's download names the layer of its own image; use this record's file instead.
             named = {file.digest: file for file in left}
-            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in settled]
+            done = set(settled)
+            left = [named[f.file.digest] for f in (*theirs, *mine) if f not in done]
 
     def _show(self, parts: Sequence[Progressing]) -> None:
         self._parts = parts
@@ -106,26 +113,38 @@ class ModelFetch:
         with store.space.reserve(need, evicting=pull.request.evicting) as reservation:
             # The journal before the partials: recovery removes partials that no journal names.
             store.partials.begin(self.record)
-            missing = {}
-            # Only if some bytes prove nothing will the reuse check need the layers' digests.
-            proving = all(source.authorizes for source in sources)
-            for download in downloads:
-                before = store.partials.size(download.file)
-                download.open()
-                # A partial is named after its file only: a pull from another repository may have started it.
-                if download.resumed:
-                    download.mark_unproven()
-                if download.resumed or not proving:
-                    download.follow_layer(self.record.recipe(download.file.layer))
-                # Opening has allocated the whole partial: its bytes count as used now, not as promised.
-                reservation.spend(download.file.size - before)
-                pull.check_cancelled()
-                missing[download.file.digest] = download.missing()
-            pull.run(
-                plan_queues([download.file for download in downloads], missing),
-                sources,
-                {download.file.digest: download for download in downloads},
-            )
+            # In parts: each open partial takes a descriptor.
+            for start in range(0, len(downloads), _OPEN_FILES):
+                self._fetch_some(downloads[start : start + _OPEN_FILES], sources, reservation)
+
+    def _fetch_some(
+        self, downloads: Sequence[Download], sources: Sequence[Source], reservation: Reservation
+    ) -> None:
+        store, pull, missing = self.store, self.pull, {}
+        group = AdmissionGroup(store.files)
+        # Only if some bytes prove nothing will the reuse check need the layers' digests.
+        proving = all(source.authorizes for source in sources)
+        for download in downloads:
+            download.group = group
+            before = store.partials.size(download.file)
+            download.open()
+            # A partial is named after its file only: a pull from another repository may have started it.
+            if download.resumed:
+                download.mark_unproven()
+            if download.resumed or not proving:
+                download.follow_layer(self.record.recipe(download.file.layer))
+            # Opening has allocated the whole partial: its bytes count as used now, not as promised.
+            reservation.spend(download.file.size - before)
+            pull.check_cancelled()
+            missing[download.file.digest] = download.missing()
+        pull.run(
+            plan_queues([download.file for download in downloads], missing),
+            sources,
+            {download.file.digest: download for download in downloads},
+        )
+        group.flush()
+        for download in downloads:
+            download.close()
 
     def _wait_for(self, download: Download) -> None:
         """Wait for another pull's download to end, raising it to this pull's priority. Raises Cancelled."""

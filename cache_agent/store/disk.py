@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _off_t = ctypes.c_int64
+_libc.syncfs.argtypes = [ctypes.c_int]
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, _off_t, _off_t]
 
 
@@ -91,12 +92,24 @@ class Disk:
         with self._change("fsync", path):
             os.fsync(fd)
 
-    def seal(self, fd: int, path: Path) -> None:
-        """Make a file read-only for everyone, then make content and mode durable."""
+    def seal(self, fd: int, path: Path, *, durable: bool = True) -> None:
+        """Make a file read-only for everyone, then make content and mode durable, unless the caller does."""
         # Mode before fsync: one flush makes both durable.
         with self._change("seal", path):
             os.fchmod(fd, READ_ONLY_FILE)
-        self.fsync(fd, path)
+        if durable:
+            self.fsync(fd, path)
+
+    def sync_filesystem(self, path: Path) -> None:
+        """Make all files and names of a directory's filesystem durable: one flush for hundreds of changes."""
+        with self._change("sync_filesystem", path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if _libc.syncfs(fd) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code))
+            finally:
+                os.close(fd)
 
     def chmod(self, path: Path, mode: int) -> None:
         with self._change("chmod", path):
@@ -113,6 +126,19 @@ class Disk:
 
     def mkdir(self, path: Path) -> bool:
         """Create a directory durably; False when it existed. Raises NotWritable for a link or a file of that name."""
+        made = self._mkdir(path)
+        if made:
+            # A directory's name is durable only once its parent is synced.
+            self.sync_directory(path.parent)
+        return made
+
+    def make_directories(self, paths: Iterable[Path]) -> None:
+        """Create directories durably, with one sync of each parent."""
+        made = [path for path in sorted(paths) if self._mkdir(path)]
+        for parent in {path.parent for path in made}:
+            self.sync_directory(parent)
+
+    def _mkdir(self, path: Path) -> bool:
         if is_real_directory(path):
             return False
         with self._change("mkdir", path):
@@ -121,8 +147,6 @@ class Disk:
                 path.mkdir(mode=0o755)
             if not is_real_directory(path):
                 raise NotADirectoryError(errno.ENOTDIR, "a link or file is there", str(path))
-        # A directory's name is durable only once its parent is synced.
-        self.sync_directory(path.parent)
         return True
 
     def make_staging(self, path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from cache_agent.observability.events import Events
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.partials import Partial
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.publisher import Publisher
+from cache_agent.store.publisher import Admission, Publisher
 from cache_agent.store.removal import Holds
 from cache_agent.store.repairer import StoreRepairer
 from cache_agent.store.scrub import Scrubber
@@ -68,14 +67,9 @@ class StoreFiles:
         """Protect files from removal while inside."""
         return self.holds.hold(digests)
 
-    def admit(
-        self, partial: Partial, computed: Digest, repository: str | None, *, replace: bool = False
-    ) -> None:
-        """Move a complete, verified file into the store, from its layer of `repository`. Raises DigestMismatch.
-
-        `repository` is None for a file from elsewhere: then it proves no access to a repository.
-        """
-        self.publisher.admit(partial, computed, repository, replace=replace)
+    def admit(self, admissions: Sequence[Admission]) -> None:
+        """Move complete, verified files into the store, in one transaction. Raises DigestMismatch, Vanished."""
+        self.publisher.admit(admissions)
 
     def scrubber(self, period: float, pause: Callable[[int], None]) -> Scrubber:
         """A scrubber of this store; `period` in seconds."""

@@ -96,13 +96,11 @@ class ModelLinks:
     def faults(self, record: AnyRecord, directory: Path) -> list[Path]:
         """The names of a directory that aren't what the record says, missing ones included."""
         wrong = [each for each in _directories(record, directory) if not is_real_directory(each)]
-        # Same inode, not same bytes: a copy would be neither scrubbed nor repaired with the store's file.
-        wrong += [
-            directory / file.path
-            for file in record.files
-            if not is_plain_file(self.paths.file(file.digest))
-            or not same_file(directory / file.path, self.paths.file(file.digest))
-        ]
+        for file in record.files:
+            path, stored = directory / file.path, self.paths.file(file.digest)
+            # Same inode, not same bytes: a copy would be neither scrubbed nor repaired with the store's file.
+            if not is_plain_file(stored) or not same_file(path, stored):
+                wrong.append(path)
         if not same_file(directory / RECORD_NAME, self.paths.record(record.key)):
             wrong.append(directory / RECORD_NAME)
         return wrong
@@ -117,6 +115,10 @@ class ModelLinks:
     def is_whole(self, record: AnyRecord, directory: Path) -> bool:
         """Whether every name of the record is there and is the store's own inode."""
         return not self.faults(record, directory)
+
+    def is_right(self, record: AnyRecord, directory: Path) -> bool:
+        """Whether a directory is whole and holds nothing else."""
+        return self.is_whole(record, directory) and not self.extras(record, directory)
 
     def has_files(self, record: AnyRecord) -> bool:
         """Whether every file is in `files/`, and there as large as the ledger says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache_agent.store.disk import Disk
 from cache_agent.store.ledger import Ledger
@@ -14,7 +14,7 @@ from cache_agent.store.removal import Remover
 from cache_agent.store.values import ImageOrigin, ResolvedRef, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import NotFound
-from modelimage.foreign import AnyRecord
+from modelimage.foreign import AnyRecord, DerivedRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class StoreModels:
     publisher: Publisher
     remover: Remover
     pins: Pins
+    known_layers: dict[Digest, frozenset[Digest]] = field(default_factory=dict)
 
     def all(self) -> list[StoredModel]:
         """All models, by key."""
@@ -68,6 +69,19 @@ class StoreModels:
     def record(self, key: Digest) -> AnyRecord:
         """A cached model's record. Raises DiskFailed, InvalidImage."""
         return read_record(self.paths.record(key))
+
+    def layers(self, key: Digest) -> frozenset[Digest]:
+        """The layers of a cached foreign model; empty for other models. Its record is read once.
+
+        Raises DiskFailed, InvalidImage.
+        """
+        known = self.known_layers.get(key)
+        if known is None:
+            record = self.record(key)
+            layers = record.layers if isinstance(record, DerivedRecord) else ()
+            # A record never changes under its key, and may take seconds to parse.
+            known = self.known_layers[key] = frozenset(layer.digest for layer in layers)
+        return known
 
     def publish(self, record: AnyRecord, origin: ImageOrigin, fetch_seconds: float) -> StoredModel:
         """Publish a model and remove its pull's journal. The caller holds its files, which are all stored."""

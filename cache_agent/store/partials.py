@@ -153,9 +153,9 @@ class Partial:
             return False
         return bool(hasher.hexdigest() == self.file.chunks[index])
 
-    def seal(self) -> None:
-        """Make the data read-only and durable, before its rename."""
-        self._disk.seal(self._fd, self.path)
+    def seal(self, *, durable: bool = True) -> None:
+        """Make the data read-only and durable, before its rename; `durable` is False where the caller flushes."""
+        self._disk.seal(self._fd, self.path, durable=durable)
 
     def forget(self) -> None:
         """Remove the bitmap: the data was renamed into the store, or is worthless."""
@@ -167,7 +167,10 @@ class Partial:
         self.forget()
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Close the file. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _note(self) -> None:
         # A single chunk is verified by reading it, for which a bitmap saves nothing.

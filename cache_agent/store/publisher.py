@@ -7,10 +7,12 @@ any two steps leaves nothing visible or something complete; `recovery` settles t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from cache_agent.errors import Vanished
 from cache_agent.store.disk import Disk, is_plain_file, is_real_directory, reading
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks
@@ -18,10 +20,26 @@ from cache_agent.store.partials import Partial
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import ImageOrigin, StoredFile, StoredModel
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch
+from modelimage.errors import DigestMismatch, WeightyardError
 from modelimage.foreign import AnyRecord
 
+# From so many files on, one flush of the whole filesystem costs less than one for each.
+_TOGETHER: Final = 16
 _HINT = "The image's record doesn't describe its files: build and push the image again."
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A complete file to move into `files/`. `computed` is the sha256 of its bytes, computed on this node.
+
+    `repository` is None for a file from elsewhere: then it proves no access to a repository. `replace` overwrites a
+    damaged file.
+    """
+
+    partial: Partial
+    computed: Digest
+    repository: str | None
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,42 +56,78 @@ class Publisher:
     names: threading.RLock
     clock: Callable[[], float]
 
-    def admit(
-        self, partial: Partial, computed: Digest, repository: str | None, *, replace: bool = False
-    ) -> None:
-        """Move a complete file into `files/`. `computed` is the sha256 of its bytes, computed on this node.
+    def admit(self, admissions: Sequence[Admission]) -> None:
+        """Move complete files into `files/`, all in one transaction.
 
-        `replace` overwrites a damaged file. Raises DigestMismatch, after discarding the partial, when `computed`
-        differs from the record's sha256.
+        Raises DigestMismatch, after discarding the partial, when a file's bytes aren't what its record promises, and
+        Vanished for a partial that is gone; the other files are admitted all the same.
         """
+        if not admissions:
+            return
+        problems: list[WeightyardError] = []
+        good = [each for each in admissions if self._is_right(each, problems)]
+        # Before the rename: a name in `files/` promises verified, durable bytes.
+        self._seal(good)
+        directories = {self.paths.file(each.partial.file.digest).parent for each in good}
+        self.disk.make_directories(directories)
+        # Renamed under the ledger's lock: a removal must not run between the name and its row.
+        with self.ledger.transaction():
+            for each in good:
+                try:
+                    self._rename(each)
+                except Vanished as error:
+                    problems.append(error)
+        self._sync(directories)
+        for each in good:
+            # Last, since a crash before may undo the rename: the bitmap then spares fetching the chunks again.
+            each.partial.forget()
+        if problems:
+            raise problems[0]
+
+    @staticmethod
+    def _is_right(admission: Admission, problems: list[WeightyardError]) -> bool:
+        partial, computed = admission.partial, admission.computed
         file = partial.file
-        if computed != file.digest or partial.missing():
-            # The record contradicts itself: no later pull of it can use these chunks.
-            partial.discard()
-            raise DigestMismatch(
+        if computed == file.digest and not partial.missing():
+            return True
+        # The record contradicts itself: no later pull of it can use these chunks.
+        partial.discard()
+        problems.append(
+            DigestMismatch(
                 f"{file.path}: the record states {file.digest}, the bytes are {computed}",
                 hint=_HINT,
             )
-        # Before the rename: a name in `files/` promises verified, durable bytes.
-        partial.seal()
+        )
+        return False
+
+    def _seal(self, admissions: Sequence[Admission]) -> None:
+        together = len(admissions) >= _TOGETHER
+        for each in admissions:
+            each.partial.seal(durable=not together)
+        if together:
+            self.disk.sync_filesystem(self.paths.partial)
+
+    def _sync(self, directories: Collection[Path]) -> None:
+        if len(directories) >= _TOGETHER:
+            self.disk.sync_filesystem(self.paths.files)
+            return
+        for each in directories:
+            self.disk.sync_directory(each)
+
+    def _rename(self, admission: Admission) -> None:
+        partial, file = admission.partial, admission.partial.file
         target = self.paths.file(file.digest)
-        self.disk.mkdir(target.parent)
-        # Renamed under the ledger's lock: a removal must not run between the name and its row.
-        with self.ledger.transaction():
-            # Another pull may have admitted the same file meanwhile.
-            if is_plain_file(target) and not replace:
-                self.disk.unlink(partial.path)
-            else:
-                self.links.clear(target)
-                self.disk.rename(partial.path, target)
-            self.ledger.put_file(
-                StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
-            )
-            if repository is not None:
-                self.ledger.add_authorizations(repository, [file])
-        self.disk.sync_directory(target.parent)
-        # Last, since a crash before may undo the rename: the bitmap then spares fetching the partial's chunks again.
-        partial.forget()
+        # Another pull may have admitted the same file meanwhile.
+        if is_plain_file(target) and not admission.replace:
+            self.disk.unlink(partial.path)
+        else:
+            self.links.clear(target)
+            self.disk.rename(partial.path, target)
+        self.ledger.put_file(
+            StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
+        )
+        if admission.repository is not None:
+            self.ledger.add_authorizations(admission.repository, [file])
 
     def publish(self, record: AnyRecord, origin: ImageOrigin, fetch_seconds: float) -> StoredModel:
         """Publish a model, or mend the directory of one that is published already.
@@ -81,13 +135,16 @@ class Publisher:
         Its files must be in `files/`, and held by the caller so that none is evicted meanwhile. Raises Vanished for one
         that isn't there all the same.
         """
+        key, directory = record.key, self.paths.model(record.key)
+        # Outside the lock: others must not wait while tens of thousands of names are looked at.
+        self.links.require_files(record)
+        is_whole = self.links.is_right(record, directory)
         # Until the end: a removal of this model unlinks names that this writes.
         with self.names:
-            key, directory = record.key, self.paths.model(record.key)
-            self.links.require_files(record)
             if self.ledger.has_model(key):
                 # 'Done' means whole, also for a directory that was changed by hand since.
-                self.links.mend(record, directory)
+                if not is_whole:
+                    self.links.mend(record, directory)
             else:
                 self._stage(record)
             # Before the rename: without a ledger, recovery only accepts a model that has its origin.

@@ -242,9 +242,18 @@ class PowerLoss(CountsSteps):
         if done.kind == "fsync" and done.path.exists():
             self.contents[done.path.stat().st_ino] = done.path.read_bytes()
         if done.kind == "sync_directory" and done.path.is_dir():
-            entries = list(done.path.iterdir())
-            self.names[done.path.stat().st_ino] = {e.name: e.lstat().st_ino for e in entries}
-            self.directories |= {e.lstat().st_ino for e in entries if e.is_dir()}
+            self._keep_names(done.path)
+        if done.kind == "sync_filesystem":
+            for path in (self.root, *self.root.rglob("*")):
+                if path.is_dir():
+                    self._keep_names(path)
+                else:
+                    self.contents[path.stat().st_ino] = path.read_bytes()
+
+    def _keep_names(self, directory: Path) -> None:
+        entries = list(directory.iterdir())
+        self.names[directory.stat().st_ino] = {e.name: e.lstat().st_ino for e in entries}
+        self.directories |= {e.lstat().st_ino for e in entries if e.is_dir()}
 
     def _copy(self, target: Path) -> None:
         self._copy_directory(self.root.stat().st_ino, target, {})

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from cache_agent.fetch.admission import GROUP_FILES
 from cache_agent.fetch.foreign.fetch_plan import (
     FetchPlan,
     Found,
@@ -35,6 +36,7 @@ from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import FileQueue, unique_files
 from cache_agent.sources.source import SourcesOf
 from cache_agent.store.journal import ForeignPullState
+from cache_agent.store.publisher import Admission
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -296,20 +298,28 @@ class ForeignFetch:
         record = derive(model, found)
         members = {file.path: file.member for file in model.files}
         self._hold(file.digest for file in record.files)
-        for file in unique_files(record.files):
+        files = unique_files(record.files)
+        # In groups, since an image may have tens of thousands of files: each costs flushes and a descriptor.
+        for start in range(0, len(files), GROUP_FILES):
             self.pull.check_cancelled()
-            self._admit(file, members[file.path])
+            self._admit(files[start : start + GROUP_FILES], members)
         return record
 
-    def _admit(self, file: RecordFile, member: int) -> None:
-        # Another model may have the file: then its staged copy isn't needed.
-        if is_sound(self.store, file.digest):
-            return
-        damaged = self.store.files.get(file.digest) is not None
-        staged_file = self.store.staged_files.reopen(file.layer, member, file)
-        try:
-            self.store.files.admit(staged_file, file.digest, self.pull.repository, replace=damaged)
-        finally:
-            staged_file.close()
-        if damaged:
-            self.store.repairer.relink(file.digest)
+    def _admit(self, files: Sequence[RecordFile], members: Mapping[str, int]) -> None:
+        store = self.store
+        with ExitStack() as opened:
+            admissions = []
+            for file in files:
+                # Another model may have the file: then its staged copy isn't needed.
+                if is_sound(store, file.digest):
+                    continue
+                damaged = store.files.get(file.digest) is not None
+                staged_file = store.staged_files.reopen(file.layer, members[file.path], file)
+                opened.callback(staged_file.close)
+                admissions.append(
+                    Admission(staged_file, file.digest, self.pull.repository, damaged)
+                )
+            store.files.admit(admissions)
+        for each in admissions:
+            if each.replace:
+                store.repairer.relink(each.computed)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cache_agent.errors import DiskFailed
 from cache_agent.fetch.foreign.fetch_plan import Found, LayerPlan
 from cache_agent.fetch.foreign.layer_sinks import verify_files
 from cache_agent.fetch.reuse_check import can_read
@@ -19,7 +18,7 @@ from cache_agent.store.links import read_record
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage
+from modelimage.errors import InvalidImage, NotWritable
 from modelimage.foreign import DerivedLayer, DerivedRecord, LayerContents
 from modelimage.hasher import FileDigests, hash_file
 from modelimage.repository import ImageReader
@@ -77,8 +76,8 @@ class ReusableLayers:
     def find(self, layer: Descriptor) -> Found | None:
         """The contents of a layer, if a cached model has it and its files may be used."""
         # Any model with this layer will do: continue with the next if one's files are damaged or not allowed.
-        for model in self.store.models.all():
-            record = self._record(model.key)
+        for key in self.store.ledger.model_keys():
+            record = self._record(key) if self._has(key, layer.digest) else None
             known = (
                 next((e for e in record.layers if e.digest == layer.digest), None)
                 if record
@@ -97,11 +96,16 @@ class ReusableLayers:
             self._readable[layer.digest] = can_read(self.reader, layer)
         return self._readable[layer.digest]
 
+    def _has(self, key: Digest, layer: Digest) -> bool:
+        with suppress(InvalidImage, NotWritable):
+            return layer in self.store.models.layers(key)
+        return False
+
     def _record(self, key: Digest) -> DerivedRecord | None:
-        if self.store.models.get(key) is None:
+        if not self.store.models.has(key):
             return None
         # An unreadable record only means that nothing of this model is reused.
-        with suppress(InvalidImage, DiskFailed):
+        with suppress(InvalidImage, NotWritable):
             record = read_record(self.store.paths.record(key))
             return record if isinstance(record, DerivedRecord) else None
         return None

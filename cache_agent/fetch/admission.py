@@ -1,0 +1,43 @@
+"""Gathers the complete small files of one pull, to admit them in groups: one flush and one transaction for each group.
+
+Each file alone would cost several flushes, which for thousands of files is nearly all of a pull's time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from cache_agent.store.files import StoreFiles
+from cache_agent.store.publisher import Admission
+
+# Larger files are admitted as soon as they are complete: other pulls may wait for them.
+SMALL_FILE_BYTES: Final = 1 << 20
+# Each member of a group holds a descriptor.
+GROUP_FILES: Final = 256
+
+
+class AdmissionGroup:
+    """The small files of one pull that are complete and not admitted yet. Thread-safe."""
+
+    def __init__(self, files: StoreFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[Admission, Callable[[], None]]] = []
+
+    def add(self, admission: Admission, admitted: Callable[[], None]) -> None:
+        """Admit a file with the next group. `admitted` is called when it is in the store. Raises as `flush`."""
+        with self._lock:
+            self._waiting.append((admission, admitted))
+            if len(self._waiting) < GROUP_FILES:
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        """Admit the files that wait. Raises DigestMismatch, DiskFailed, NoSpace."""
+        with self._lock:
+            group, self._waiting = self._waiting, []
+        self._files.admit([admission for admission, _ in group])
+        for _, admitted in group:
+            admitted()

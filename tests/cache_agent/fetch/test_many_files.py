@@ -1,0 +1,100 @@
+"""A model of thousands of small files costs a few flushes, not several for each file; so does going on after a kill."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cache_agent.store.disk import Operation
+from cache_agent.store.ledger import Ledger
+from tests.cache_agent.crashes import CountsSteps, KillsAtStep, in_child
+from tests.cache_agent.fetch.test_pull import files_of
+from tests.cache_agent.images import MemoryImage, make_record, noise
+from tests.cache_agent.nodes import NodeFactory, pull
+
+COUNT = 700
+CONTENTS = {f"d{n % 9}/f{n:04}.bin": noise(100, n) for n in range(COUNT)}
+RECORD, BLOBS = make_record([CONTENTS])
+IMAGE = MemoryImage.of([RECORD], BLOBS)
+FLUSHES = ("fsync", "sync_directory", "sync_filesystem")
+
+
+class Transactions:
+    """Counts the commits of every ledger."""
+
+    count = 0
+
+    def __init__(self, patched: pytest.MonkeyPatch) -> None:
+        commit = Ledger._commit
+
+        def counting(ledger: Ledger) -> None:
+            self.count += 1
+            commit(ledger)
+
+        patched.setattr(Ledger, "_commit", counting)
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
+    return Transactions(monkeypatch)
+
+
+def flushes(steps: list[Operation]) -> int:
+    kinds = Counter(step.kind for step in steps)
+    return sum(kinds[kind] for kind in FLUSHES)
+
+
+def test_small_files_are_admitted_together(memory_root: Path, transactions: Transactions) -> None:
+    counter = CountsSteps()
+    with ExitStack() as stack:
+        node = NodeFactory(memory_root / "store", stack)({"reg.test/m": IMAGE}, observe=counter)
+        counter.steps.clear()
+        transactions.count = 0
+        assert files_of(pull(node).path) == CONTENTS
+        assert flushes(counter.steps) < COUNT // 10
+        assert transactions.count < COUNT // 10
+        assert node.check().findings == []
+
+
+def test_going_on_after_a_kill_costs_as_little(
+    memory_root: Path, transactions: Transactions
+) -> None:
+    counter = CountsSteps()
+    with ExitStack() as stack:
+        pull(NodeFactory(memory_root / "all", stack)({"reg.test/m": IMAGE}, observe=counter))
+    admitted = [n for n, step in enumerate(counter.steps) if step.kind == "sync_filesystem"][2]
+
+    def killed() -> None:
+        stack = ExitStack()
+        fault = KillsAtStep(at=admitted)
+        pull(NodeFactory(memory_root / "store", stack)({"reg.test/m": IMAGE}, observe=fault))
+
+    assert in_child(killed) == -signal.SIGKILL
+    counter = CountsSteps()
+    with ExitStack() as stack:
+        node = NodeFactory(memory_root / "store", stack)({"reg.test/m": IMAGE}, observe=counter)
+        assert files_of(pull(node).path) == CONTENTS
+        assert flushes(counter.steps) < COUNT // 10
+        assert transactions.count < COUNT // 3
+        assert node.check().findings == []
+
+
+def test_descriptors_are_bounded(memory_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files a model has, a pull has a part of them open."""
+    monkeypatch.setattr("cache_agent.fetch.model_fetch._OPEN_FILES", 50)
+    most = 0
+
+    def count(operation: Operation) -> None:
+        nonlocal most
+        if operation.kind == "seal":
+            most = max(most, len(list(Path("/proc/self/fd").iterdir())))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ExitStack() as stack:
+        node = NodeFactory(memory_root / "store", stack)({"reg.test/m": IMAGE}, observe=count)
+        assert files_of(pull(node).path) == CONTENTS
+    assert most < before + 100
