@@ -27,6 +27,8 @@ from modelimage.repository import ImageReader, ImageWriter
 ARTIFACT_TYPE: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
 PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
+# A payload names one digest.
+_MAX_PAYLOAD_BYTES: Final = 1 << 20
 _CLAIM: Final = "cosign container image signature"
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
@@ -154,7 +156,12 @@ def _signatures(reader: ImageReader, subject: Digest) -> list[ArtifactFile]:
         manifest = reader.resolve(signature_tag(subject))
     except NotFound:
         return []
-    return [file for file in read_artifact(reader, manifest) if file.media_type == PAYLOAD_TYPE]
+    return read_artifact(reader, manifest, _is_payload)
+
+
+def _is_payload(layer: Descriptor) -> bool:
+    # Anyone who may push can add a layer to the tag: one that is no payload mustn't hide the valid ones.
+    return layer.media_type == PAYLOAD_TYPE and layer.size <= _MAX_PAYLOAD_BYTES
 
 
 def _accepted(

@@ -21,8 +21,11 @@ from modelimage.errors import (
     Unreachable,
     WeightyardError,
 )
+from modelimage.record import Record
 from modelimage.source_uris import HUB
 
+_REPOSITORY: Final = re.compile(r"\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?", re.ASCII)
+_NAME: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 # The variables of huggingface-hub.
 ENDPOINT_VARIABLE: Final = "HF_ENDPOINT"
@@ -77,10 +80,48 @@ def repository_uri(name: str) -> str:
 
 
 def hub_repository(source: str) -> str | None:
-    """The repository that a record's source names; None for a source elsewhere."""
+    """The repository that a record names as its source; None for a source elsewhere, and for no valid name."""
     if not source.startswith(HUB):
         return None
-    return source.removeprefix(HUB).split("@", maxsplit=1)[0]
+    name = source.removeprefix(HUB).split("@", maxsplit=1)[0]
+    return name if _REPOSITORY.fullmatch(name) and ".." not in name else None
+
+
+@dataclass(frozen=True, slots=True)
+class HubSnapshot:
+    """A repository at a commit, as a record's text names them: safe as parts of a path and of a URL.
+
+    `variant` is empty for files as published. Every path made of such text is made of this.
+    """
+
+    repository: str
+    commit: str
+    variant: str = ""
+
+    @classmethod
+    def of(cls, record: Record) -> HubSnapshot | None:
+        """The snapshot that a record names; None for a source elsewhere, and for text that is no name."""
+        repository, variant = hub_repository(record.source), record.variant
+        changed = bool(record.quantization)
+        if repository is None or not _is_name(record.revision):
+            return None
+        if changed and not _is_name(variant):
+            return None
+        return cls(repository, record.revision, variant if changed else "")
+
+    @property
+    def directory(self) -> str:
+        """The name of the repository's directory in a cache of huggingface_hub."""
+        return f"models--{self.repository.replace('/', '--')}"
+
+    @property
+    def revision(self) -> str:
+        """The name of the snapshot's directory there."""
+        return f"{self.commit}-{self.variant}" if self.variant else self.commit
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and ".." not in text
 
 
 def file_url(endpoint: str, repository: str, revision: str, path: str) -> str:

@@ -6,7 +6,7 @@ list it; for others, and in layouts, an index tagged `sha256-<hex>` does (distri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -115,12 +115,16 @@ def blob_content(document: Document) -> BlobContent:
     return BlobContent(document.descriptor, lambda offset: iter([document.data[offset:]]))
 
 
-def read_artifact(reader: ImageReader, descriptor: Descriptor) -> list[ArtifactFile]:
-    """The verified files of an artifact. Raises InvalidImage above 64 MiB per file."""
+def read_artifact(
+    reader: ImageReader,
+    descriptor: Descriptor,
+    wanted: Callable[[Descriptor], bool] = lambda layer: True,
+) -> list[ArtifactFile]:
+    """The verified files of an artifact, of the layers that are `wanted`. Raises InvalidImage above 64 MiB per file."""
     what = f"artifact {descriptor.digest}"
     document = canonical.parse(reader.manifest(descriptor), what=what)
     files = []
-    for layer in descriptors(document, "layers", what=what):
+    for layer in filter(wanted, descriptors(document, "layers", what=what)):
         name = layer.annotations.get(mediatypes.ANNOTATION_TITLE, layer.digest.short)
         data = read_blob(reader, layer, limit=MAX_FILE_BYTES)
         files.append(ArtifactFile(name, layer.media_type, data, layer.annotations))

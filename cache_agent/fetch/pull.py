@@ -54,6 +54,11 @@ class Pull:
             )
             self._end()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the thread has ended, after the last that it told."""
+        return not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait for the end, successful or not."""
         self._ended.wait()

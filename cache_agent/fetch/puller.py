@@ -28,6 +28,8 @@ class Puller:
     events: Events = field(default_factory=Events)
     policy: SourceRetryPolicy = field(default_factory=SourceRetryPolicy)
     _running: set[Pull] = field(default_factory=set)
+    # Longer than `_running`: a pull that has ended still tells of its end.
+    _threads: set[Pull] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, request: PullRequest) -> Pull:
@@ -41,10 +43,14 @@ class Puller:
             request, repository_of(request.image), engine=self.engine, policy=self.policy
         )
         pull = Pull(services, self._carry_out, self._note_end)
+        self.events.emit(PullStarted(str(request.image)))
         with self._lock:
             self._running.add(pull)
-        self.events.emit(PullStarted(str(request.image)))
-        pull.begin()
+            # Within the lock: whoever finds a pull here may wait for its thread.
+            pull.begin()
+            over = {each for each in self._threads if each.is_over}
+            self._threads.difference_update(over)
+            self._threads.add(pull)
         return pull
 
     @property
@@ -60,7 +66,9 @@ class Puller:
     def close(self) -> None:
         """Cancel every running pull and wait for their threads."""
         self.cancel_all()
-        for pull in self._pulls():
+        with self._lock:
+            threads = list(self._threads)
+        for pull in threads:
             pull.join()
 
     def _pulls(self) -> list[Pull]:

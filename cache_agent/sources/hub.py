@@ -53,10 +53,10 @@ class HubSource:
         destinations: Destinations | None = None,
     ) -> HubSource | None:
         """The source of an unquantized record that was built from a Hub repository; None for any other."""
-        repository = hub.hub_repository(record.source)
-        if repository is None or not record.revision or record.quantization:
+        found = hub.HubSnapshot.of(record)
+        if found is None or record.quantization:
             return None
-        return cls(record, repository, endpoint.rstrip("/"), token, _sender(destinations))
+        return cls(record, found.repository, endpoint.rstrip("/"), token, _sender(destinations))
 
     @property
     def name(self) -> str:

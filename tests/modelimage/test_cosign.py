@@ -138,6 +138,19 @@ def test_a_malformed_signature_hides_no_valid_one(
     cosign.verify(layout, subject, [OTHER.public_key()])
 
 
+@pytest.mark.parametrize("kind", [cosign.PAYLOAD_TYPE, "application/octet-stream"])
+def test_a_file_too_large_for_a_signature_hides_no_valid_one(
+    layout: Layout, subject: Descriptor, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelimage.referrers.MAX_FILE_BYTES", 2 << 20)
+    cosign.sign(layout, layout, subject, KEY, name="team/model")
+    tag = cosign.signature_tag(subject.digest)
+    (ours,) = read_artifact(layout, layout.resolve(tag))
+    bad = ArtifactFile("bad", kind, bytes(3 << 20), {cosign.SIGNATURE_ANNOTATION: "eA=="})
+    attach(layout, make_artifact(subject, cosign.ARTIFACT_TYPE, [bad, ours]), tag)
+    cosign.verify(layout, subject, [KEY.public_key()])
+
+
 def test_openssl_agrees(layout: Layout, subject: Descriptor, tmp_path: Path) -> None:
     cosign.sign(layout, layout, subject, KEY, name="team/model")
     manifest = layout.manifest(layout.resolve(cosign.signature_tag(subject.digest)))

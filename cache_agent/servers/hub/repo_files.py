@@ -14,7 +14,7 @@ from typing import Any
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
-from modelimage.hub import hub_repository
+from modelimage.hub import HubSnapshot
 from modelimage.path_rules import check_path, parents
 from modelimage.record import Record
 
@@ -135,9 +135,8 @@ class RepoFiles:
 
 def source_repo(record: Record) -> str | None:
     """The Hub repository that a record names as its source; None if its files were changed or its commit is unknown."""
-    if not record.revision or record.quantization:
-        return None
-    return hub_repository(record.source)
+    found = HubSnapshot.of(record)
+    return found.repository if found is not None and not record.quantization else None
 
 
 def git_oid(data: bytes) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modelimage import durable
 from modelimage.errors import InvalidInput, NotWritable
-from modelimage.hub import hub_repository
+from modelimage.hub import HubSnapshot
 from modelimage.record import Record
 
 
@@ -30,8 +30,9 @@ def make_view(cache: Path, model: Path, record: Record) -> SnapshotView:
 
     Raises InvalidInput for a model whose record names no Hub repository and commit; NotWritable, NoSpace.
     """
-    repo, revision = _source(record)
-    home = cache / f"models--{repo.replace('/', '--')}"
+    found = _snapshot(record)
+    repo, revision = found.repository, found.revision
+    home = cache / found.directory
     snapshot = home / "snapshots" / revision
     linked = 0
     for file in record.files:
@@ -47,15 +48,15 @@ def make_view(cache: Path, model: Path, record: Record) -> SnapshotView:
     return SnapshotView(repo, revision, snapshot, linked)
 
 
-def _source(record: Record) -> tuple[str, str]:
-    repo = hub_repository(record.source)
-    if repo is None or not record.revision:
+def _snapshot(record: Record) -> HubSnapshot:
+    found = HubSnapshot.of(record)
+    if found is None:
+        source = record.source[:200] or "an unknown source"
         raise InvalidInput(
-            f"the model comes from {record.source or 'an unknown source'}, not from the Hub at a commit",
+            f"the model comes from {source!r}, not from the Hub at a commit",
             hint="Use the model's directory itself: `weightyard mount`, or the path that `pull` prints.",
         )
-    variant = f"-{record.variant}" if record.quantization else ""
-    return repo, record.revision + variant
+    return found
 
 
 def _link(source: Path, target: Path) -> int:

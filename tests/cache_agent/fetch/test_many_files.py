@@ -11,10 +11,13 @@ import pytest
 
 from cache_agent.store.disk import Operation
 from cache_agent.store.ledger import Ledger
+from cache_agent.store.links import read_record
+from modelimage.foreign import AnyRecord
 from tests.cache_agent.crashes import CountsSteps, KillsAtStep, in_child
 from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import MemoryImage, make_record, noise
 from tests.cache_agent.nodes import NodeFactory, pull
+from tests.modelimage.foreign.images import Maker, files_tar
 
 COUNT = 700
 CONTENTS = {f"d{n % 9}/f{n:04}.bin": noise(100, n) for n in range(COUNT)}
@@ -98,3 +101,23 @@ def test_descriptors_are_bounded(memory_root: Path, monkeypatch: pytest.MonkeyPa
         node = NodeFactory(memory_root / "store", stack)({"reg.test/m": IMAGE}, observe=count)
         assert files_of(pull(node).path) == CONTENTS
     assert most < before + 100
+
+
+def test_the_record_of_a_large_cached_image_is_read_once(
+    open_node: NodeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer of another image is looked for in all cached ones: not by parsing their records again."""
+    maker, read = Maker(tmp_path / "layout"), Counter[Path]()
+    maker.image(files_tar({f"models/{n}": noise(10, n) for n in range(50)}), tag="large")
+    maker.image(*(files_tar({f"models/l{n}": noise(10, 99 + n)}) for n in range(6)), tag="other")
+    node = open_node({"reg.test/m": maker.layout})
+    large = pull(node, "reg.test/m:large").model.key
+
+    def counting(path: Path) -> AnyRecord:
+        read[path] += 1
+        return read_record(path)
+
+    for place in ("store.models", "fetch.foreign.reusable_layers"):
+        monkeypatch.setattr(f"cache_agent.{place}.read_record", counting)
+    pull(node, "reg.test/m:other")
+    assert read[node.store.first.paths.record(large)] == 1
