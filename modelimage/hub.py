@@ -24,14 +24,14 @@ from modelimage.errors import (
 from modelimage.record import Record
 from modelimage.source_uris import HUB
 
-_REPOSITORY: Final = re.compile(r"\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?", re.ASCII)
-_NAME: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 # The variables of huggingface-hub.
 ENDPOINT_VARIABLE: Final = "HF_ENDPOINT"
 # The second is the older spelling.
 _TOKEN_VARIABLES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SIGN_IN: Final = "Set HF_TOKEN or run `hf auth login`."
+# A commit or a variant: one part of a path.
+_PART: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
 
@@ -84,7 +84,7 @@ def hub_repository(source: str) -> str | None:
     if not source.startswith(HUB):
         return None
     name = source.removeprefix(HUB).split("@", maxsplit=1)[0]
-    return name if _REPOSITORY.fullmatch(name) and ".." not in name else None
+    return name if _NAME.fullmatch(name) and ".." not in name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class HubSnapshot:
 
 
 def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None and ".." not in text
+    return _PART.fullmatch(text) is not None and ".." not in text
 
 
 def file_url(endpoint: str, repository: str, revision: str, path: str) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,7 +24,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
-from cache_agent.errors import DiskFailed
+from cache_agent.errors import Vanished
 from cache_agent.store.disk import (
     Disk,
     is_plain_file,
@@ -156,9 +157,14 @@ class Checker:
                     )
                     continue
                 self.files += 1
-                yield from self._file(path, digest, known.pop(digest.hex, None))
+                size = known.pop(digest.hex, None)
+                if size is None and (stored := self.ledger.file(digest)) is not None:
+                    size = stored.size  # admitted since the ledger was asked
+                yield from self._file(path, digest, size)
             for name in known:
                 missing = self.paths.files / prefix / name
+                if self.ledger.file(Digest(name)) is None or status_of(missing) is not None:
+                    continue  # removed, or replaced, since the ledger was asked
                 yield Violation(
                     ViolationKind.LEDGER, missing, "in the ledger, not on the disk", Digest(name)
                 )
@@ -185,7 +191,9 @@ class Checker:
             return
         try:
             verdict = read_file(path)
-        except DiskFailed as error:
+        except Vanished:
+            return
+        except NotWritable as error:
             # A finding, not an error: one unreadable file must not end the check of all others.
             yield Violation(ViolationKind.UNREADABLE, path, error.message, digest)
             return
@@ -207,15 +215,20 @@ class Checker:
         for path in listed(self.paths.models):
             if path.name.startswith("."):
                 continue  # reported as a leftover
-            if path.name not in known:
-                yield Violation(ViolationKind.LEDGER, path, "on the disk, not in the ledger")
+            key = parse_hex(path.name)
             known.discard(path.name)
             self.models += 1
-            yield from self._model(path)
+            found = list(self._model(path))
+            # Published or removed while it was looked at.
+            is_known = key is not None and self.ledger.has_model(key)
+            if not is_known and status_of(path) is not None:
+                yield Violation(ViolationKind.LEDGER, path, "on the disk, not in the ledger")
+            if is_known or status_of(path) is not None:
+                yield from found
         for name in known:
-            yield Violation(
-                ViolationKind.LEDGER, self.paths.models / name, "in the ledger, not on the disk"
-            )
+            path = self.paths.models / name
+            if self.ledger.has_model(Digest(name)) and status_of(path) is None:
+                yield Violation(ViolationKind.LEDGER, path, "in the ledger, not on the disk")
 
     def _model(self, path: Path) -> Iterator[Violation]:
         try:
@@ -252,6 +265,8 @@ class Checker:
             if path.suffix == ".json":
                 try:
                     claimed.update(read_claims(path).partials)
+                except Vanished:
+                    continue  # its pull has ended
                 except (InvalidImage, NotWritable) as error:
                     yield Violation(ViolationKind.PARTIAL, path, error.message)
         for path in listed(self.paths.partial):
@@ -267,7 +282,9 @@ class Checker:
             # A foreign image's chunks have no digests: its partials are trusted
             # only once their whole layer is verified.
             if file is not None and path.suffix == ".bitmap" and not self.quick:
-                yield from self._bitmap(path, file)
+                # A pull that began meanwhile may rename the data and remove the bitmap.
+                with suppress(Vanished):
+                    yield from self._bitmap(path, file)
 
     def _bitmap(self, path: Path, file: RecordFile) -> Iterator[Violation]:
         """Check a bitmap's chunks. A damaged bitmap is no finding, since it is

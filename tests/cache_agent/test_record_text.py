@@ -62,6 +62,11 @@ def test_text_that_is_no_name_makes_no_path(tmp_path: Path, use: str, text: str)
     )
 
 
+def test_only_a_repository_has_two_parts(tmp_path: Path) -> None:
+    for text in ("revision", "variant"):
+        assert not any(use(TEXTS[text]("a/b"), tmp_path) for use in USES.values())
+
+
 @pytest.mark.parametrize("use", USES)
 def test_names_are_taken(tmp_path: Path, use: str) -> None:
     assert USES[use](RECORD, tmp_path)
