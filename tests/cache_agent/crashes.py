@@ -135,7 +135,9 @@ class UnreadableFile:
     real: Callable[[Path], bytes] = Path.read_bytes
 
     def __post_init__(self) -> None:
-        self.inode = self.path.stat().st_ino
+        # Held open: a file system gives the number of a removed file to the next one.
+        self.held = os.open(self.path, os.O_RDONLY)
+        self.inode = os.fstat(self.held).st_ino
 
     def standing_in(self) -> Callable[[Path], bytes]:
         def read_bytes(path: Path) -> bytes:
