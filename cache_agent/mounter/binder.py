@@ -91,7 +91,9 @@ class Binder:
         for root in self.models:
             with ExitStack() as stack:
                 try:
-                    models = stack.enter_context(kernel.opened(root))
+                    # Below the root, the agent's user may put links anywhere, also in the place of `models`.
+                    store = stack.enter_context(kernel.opened(root.parent))
+                    models = stack.enter_context(kernel.opened(root.name, store))
                     model = stack.enter_context(kernel.opened(key.hex, models))
                 except OSError as error:
                     problem = error

@@ -180,6 +180,19 @@ def test_a_link_in_the_place_of_the_mount_point_or_the_model_is_not_followed(
 
 
 @servers
+def test_a_link_in_the_place_of_the_models_is_not_followed(
+    mounter: NamespacedMounter, tmp_root: Path, kubelet: Path
+) -> None:
+    """The agent's user owns the store: it must not choose what a privileged process binds."""
+    key, target = fake_model(tmp_root / "store"), volume(kubelet)
+    (tmp_root / "store/models").rename(tmp_root / "elsewhere")
+    (tmp_root / "store/models").symlink_to(tmp_root / "elsewhere")
+    with pytest.raises(NotFound):
+        mounter.client.bind(key, target)
+    assert mounter.mounts() == []
+
+
+@servers
 def test_a_model_or_a_volume_that_is_not_there(
     mounter: NamespacedMounter, tmp_root: Path, kubelet: Path
 ) -> None:
