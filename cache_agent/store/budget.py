@@ -198,7 +198,7 @@ class StoreSpace:
             return freed
 
     def _partial_bytes(self) -> int:
-        # A pull renames its partials meanwhile: one that is gone counts as the stored file that it has become.
+        # A pull renames its partials meanwhile: one that is gone is no error.
         return sum(
             plain_size(path) or 0 for path in listed(self.paths.partial) if path.suffix == ".data"
         )
