@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from cache_agent.net.listen_addresses import Address
-from cache_agent.servers.accepting import CONTROL_LIMITS, Acceptor, ConnectionLimits
+from cache_agent.servers.accept_loop import CONTROL_LIMITS, Acceptor, ConnectionLimits
 from modelimage.errors import Busy
 
 SHUTDOWN_SECONDS: Final = 5.0

@@ -16,7 +16,7 @@ from cache_agent.fetch.values import PullRequest
 from cache_agent.net.listen_addresses import Address
 from cache_agent.net.sockets import listen
 from cache_agent.node.threads import BlockingExecutor
-from cache_agent.servers.accepting import ConnectionLimits
+from cache_agent.servers.accept_loop import ConnectionLimits
 from cache_agent.servers.csi.mount_client import MounterClient
 from cache_agent.servers.listener import serve
 from cache_agent.servers.observe import ObserveApi
