@@ -57,7 +57,7 @@ class Pull:
     @property
     def is_over(self) -> bool:
         """Whether the thread has ended, after the last that it told."""
-        return not self._thread.is_alive()
+        return self._ended.is_set() and not self._thread.is_alive()
 
     def join(self) -> None:
         """Wait for the end, successful or not."""

@@ -46,11 +46,11 @@ class Puller:
         self.events.emit(PullStarted(str(request.image)))
         with self._lock:
             self._running.add(pull)
-            # Within the lock: whoever finds a pull here may wait for its thread.
-            pull.begin()
             over = {each for each in self._threads if each.is_over}
             self._threads.difference_update(over)
             self._threads.add(pull)
+        # Outside of the lock, which its end takes: a pull without a thread ends here.
+        pull.begin()
         return pull
 
     @property
