@@ -210,7 +210,7 @@ def doctor(
 
 def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterator[Finding]:
     """All findings of a cluster: from its API server, then from its nodes."""
-    expected = Expected(definitions(), preflight.selector)
+    expected = Expected(definitions(), preflight.selector, __version__)
     questions = ClusterQuery(preflight.selector, preflight.namespace, NEEDED, tuple(expected.crds))
     facts = ask(cluster, questions)
     yield from check_cluster(facts, expected)

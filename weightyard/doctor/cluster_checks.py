@@ -10,9 +10,12 @@ from typing import Any, Final
 
 from cache_agent.api.shared_names import CSI_DRIVER
 from weightyard.doctor.result import Finding, fail, ok, warn
+from workspace.controller.reasons import Reason
 
 Json = dict[str, Any]
 OLDEST: Final = (1, 25)
+# The label of the pods, Deployments and DaemonSets of the chart.
+PROGRAMS: Final = "app.kubernetes.io/name=weightyard"
 _ENFORCE: Final = "pod-security.kubernetes.io/enforce"
 _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915")
 _OPTIONAL: Final = {
@@ -53,14 +56,19 @@ class ClusterFacts:
     driver_nodes: frozenset[str]
     crds: Mapping[str, Json | None]
     admission_policies: bool
+    # Weightyard's own Deployments and DaemonSets, and the objects of its kinds; empty before it is installed.
+    programs: tuple[Json, ...] = ()
+    caches: tuple[Json, ...] = ()
+    served: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What this version installs: its CRDs by name; and the label selector of its nodes."""
+    """What this version installs: its CRDs by name; the label selector of its nodes; and its version."""
 
     crds: Mapping[str, Json]
     selector: str
+    version: str
 
 
 def check_cluster(facts: ClusterFacts, expected: Expected) -> list[Finding]:
@@ -205,6 +213,64 @@ def crds(facts: ClusterFacts, expected: Expected) -> Finding:
     return ok("CRDs", f"{len(present)} match this version")
 
 
+def programs(facts: ClusterFacts, expected: Expected) -> Finding:
+    """Checks that Weightyard's own programs run everywhere, and in this command's version."""
+    if not facts.programs:
+        return ok("programs", "not installed yet")
+    short = [
+        f"{_name(each)} {ready} of {wanted}"
+        for each in facts.programs
+        for ready, wanted in [_ready_of(each)]
+        if ready < wanted
+    ]
+    if short:
+        return fail(
+            "programs",
+            f"ready: {_few(short)}",
+            f"kubectl --namespace {facts.namespace} describe pods -l {PROGRAMS}",
+        )
+    others = {_label(each, "app.kubernetes.io/version") for each in facts.programs} - {
+        expected.version, None,
+    }  # fmt: skip
+    if others:
+        return warn(
+            "programs",
+            f"version {', '.join(sorted(map(str, others)))}, this command has {expected.version}",
+            "Use the command of the installed version, or upgrade the chart.",
+        )
+    return ok("programs", f"{len(facts.programs)} run, version {expected.version}")
+
+
+def caches(facts: ClusterFacts, expected: Expected) -> Finding:
+    """Checks that every agent reports, and reports that its store is sound."""
+    if not facts.caches:
+        return ok("node caches", "none yet")
+    wrong = [_name(each) for each in facts.caches if _condition(each, "Ready") != "True"]
+    if wrong:
+        return fail(
+            "node caches",
+            f"not ready: {_few(wrong)}",
+            f"kubectl describe nodecache {min(wrong)}, and see the agent's pod on that node.",
+        )
+    return ok("node caches", f"{len(facts.caches)} ready")
+
+
+def served(facts: ClusterFacts, expected: Expected) -> Finding:
+    """Checks that Workspaces and CachedModels are ready; the message of the first that isn't says why."""
+    wrong = [each for each in facts.served if not _is_served(each)]
+    if not wrong:
+        return ok("models", f"{len(facts.served)} Workspaces and CachedModels ready")
+    names = [f"{each['kind']}/{_name(each)}" for each in wrong]
+    why = _why(min(wrong, key=lambda each: (each["kind"], _name(each))))
+    space = wrong[0]["metadata"].get("namespace")
+    where = f" --namespace {space}" if space else ""
+    return warn(
+        "models",
+        f"not ready: {_few(names)}" + (f"; {why}" if why else ""),
+        f"kubectl describe{where} {names[0].lower()}",
+    )
+
+
 def admission(facts: ClusterFacts, expected: Expected) -> Finding:
     if not facts.admission_policies:
         return warn(
@@ -221,7 +287,8 @@ def extensions(facts: ClusterFacts, expected: Expected) -> Finding:
 
 
 CHECKS: Final[tuple[Callable[[ClusterFacts, Expected], Finding], ...]] = (
-    version, permissions, namespace, nodes, runtimes, gpus, driver, crds, admission, extensions,
+    version, permissions, namespace, nodes, runtimes, gpus, driver, crds, admission, extensions, programs, caches,
+    served,
 )  # fmt: skip
 
 
@@ -235,8 +302,31 @@ def _label(document: Json, name: str) -> str | None:
 
 
 def _condition(node: Json, kind: str) -> str | None:
-    conditions = node.get("status", {}).get("conditions") or ()
+    conditions = (node.get("status") or {}).get("conditions") or ()
     return next((each["status"] for each in conditions if each["type"] == kind), None)
+
+
+def _ready_of(program: Json) -> tuple[int, int]:
+    """The ready pods of a Deployment or DaemonSet, and those that it should have."""
+    status = program.get("status") or {}
+    if program["kind"] == "DaemonSet":
+        return status.get("numberReady", 0), status.get("desiredNumberScheduled", 0)
+    return status.get("readyReplicas", 0), program["spec"].get("replicas", 1)
+
+
+def _is_served(document: Json) -> bool:
+    # Who asks for no replicas has what they asked for.
+    ready = _ready(document)
+    return ready.get("status") == "True" or ready.get("reason") == Reason.STOPPED
+
+
+def _why(document: Json) -> str:
+    return str(_ready(document).get("message", ""))
+
+
+def _ready(document: Json) -> Json:
+    conditions = (document.get("status") or {}).get("conditions") or ()
+    return next((each for each in conditions if each["type"] == "Ready"), {})
 
 
 def _gpus_of(node: Json) -> int:

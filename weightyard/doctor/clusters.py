@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.shared_names import CSI_DRIVER
 from modelimage.errors import AccessDenied, NotFound
-from weightyard.doctor.cluster_checks import ClusterFacts, Permission
+from weightyard.doctor.cluster_checks import PROGRAMS, ClusterFacts, Permission
 from weightyard.kubectl import Kubectl
 
 Json = dict[str, Any]
+_OURS: Final = f"/apis/{API_VERSION}"
 _STORAGE: Final = "/apis/storage.k8s.io/v1"
 _CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -44,6 +46,12 @@ def ask(cluster: Kubectl, questions: ClusterQuery) -> ClusterFacts:
         driver_nodes=frozenset(_with_driver(csi_nodes.get("items", ()))),
         crds={name: _allowed(lambda name=name: cluster.get(f"{_CRDS}/{name}")) for name in questions.crds},  # type: ignore[misc]
         admission_policies=_has_policies(cluster),
+        programs=tuple(_programs(cluster, questions.namespace)),
+        caches=tuple(_all(cluster, f"{_OURS}/nodecaches", "NodeCache")),
+        served=(
+            *_all(cluster, f"{_OURS}/workspaces", "Workspace"),
+            *_all(cluster, f"{_OURS}/cachedmodels", "CachedModel"),
+        ),
     )  # fmt: skip
 
 
@@ -63,6 +71,19 @@ def _denied(
         answer = cluster.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
         if not answer.get("status", {}).get("allowed"):
             yield each
+
+
+def _programs(cluster: Kubectl, namespace: str) -> Iterable[Json]:
+    for kind in ("Deployment", "DaemonSet"):
+        path = f"/apis/apps/v1/namespaces/{namespace}/{kind.lower()}s"
+        yield from _all(cluster, f"{path}?labelSelector={quote(PROGRAMS)}", kind)
+
+
+def _all(cluster: Kubectl, path: str, kind: str) -> Iterable[Json]:
+    """All objects of a kind; none where the kind doesn't exist, or may not be listed."""
+    found = _allowed(lambda: cluster.get(path)) or {}
+    # Items of a list have no kind.
+    return [{**each, "kind": kind} for each in found.get("items", ())]
 
 
 def _has_policies(cluster: Kubectl) -> bool:

@@ -44,9 +44,30 @@ def node(name: str = "gpu-1", **allocatable: str) -> Json:
     }  # fmt: skip
 
 
+def program(kind: str, name: str, ready: int, wanted: int, version: str = "1.2.3") -> Json:
+    """A Deployment or DaemonSet of the chart."""
+    counts = (
+        {"numberReady": ready, "desiredNumberScheduled": wanted}
+        if kind == "DaemonSet"
+        else {"readyReplicas": ready}
+    )
+    labels = {"app.kubernetes.io/version": version}
+    metadata = {"name": name, "labels": labels}
+    return {"kind": kind, "metadata": metadata, "spec": {"replicas": wanted}, "status": counts}
+
+
+def ours(
+    kind: str, name: str, ready: str | None = "True", *, reason: str = "Ready", message: str = ""
+) -> Json:
+    """An object of one of our kinds with its condition Ready, or one that nobody has looked at yet."""
+    found = [{"type": "Ready", "status": ready, "reason": reason, "message": message}]
+    status = {"conditions": found} if ready else None
+    return {"kind": kind, "metadata": {"name": name}, "status": status}
+
+
 CRD_NAME = "workspaces.weightyard.dev"
 DEFINITION = definitions()[CRD_NAME]
-EXPECTED = Expected(definitions(), "nvidia.com/gpu.present=true")
+EXPECTED = Expected(definitions(), "nvidia.com/gpu.present=true", "1.2.3")
 CLUSTER = ClusterFacts(
     version="v1.31.2",
     groups=frozenset({"apps", "keda.sh", "nvidia.com"}),
@@ -58,4 +79,10 @@ CLUSTER = ClusterFacts(
     driver_nodes=frozenset({"gpu-1", "gpu-2"}),
     crds=definitions(),
     admission_policies=True,
+    programs=(
+        program("Deployment", "weightyard-controller", 2, 2),
+        program("DaemonSet", "weightyard-agent", 2, 2),
+    ),
+    caches=(ours("NodeCache", "gpu-1"), ours("NodeCache", "gpu-2")),
+    served=(ours("Workspace", "chat"), ours("CachedModel", "chat")),
 )

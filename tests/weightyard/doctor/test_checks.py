@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.store.space import Amount
-from tests.weightyard.doctor.sound import CLUSTER, CRD_NAME, DEFINITION, EXPECTED, NODE, TB, node
+from tests.weightyard.doctor.sound import (
+    CLUSTER,
+    CRD_NAME,
+    DEFINITION,
+    EXPECTED,
+    NODE,
+    TB,
+    node,
+    ours,
+    program,
+)
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Permission, check_cluster
 from weightyard.doctor.facts import HostFacts, Kubelet
 from weightyard.doctor.node_checks import NodePurpose, check_node, free_space
@@ -153,11 +163,39 @@ CRIO["status"]["nodeInfo"]["containerRuntimeVersion"] = "cri-o://1.30.1"
         ({"driver_nodes": frozenset({"gpu-1"})}, ("CSI driver", "warn")),
         ({"crds": {**CLUSTER.crds, CRD_NAME: CHANGED}}, ("CRDs", "warn")),
         ({"admission_policies": False}, ("admission policies", "warn")),
+        ({"programs": (program("DaemonSet", "weightyard-agent", 1, 2),)}, ("programs", "fail")),
+        ({"programs": (program("Deployment", "weightyard-controller", 0, 1),)}, ("programs", "fail")),
+        ({"programs": (program("DaemonSet", "weightyard-agent", 2, 2, "0.9"),)}, ("programs", "warn")),
+        ({"caches": (ours("NodeCache", "gpu-1", "Unknown"),)}, ("node caches", "fail")),
+        ({"caches": (ours("NodeCache", "gpu-1", None),)}, ("node caches", "fail")),
+        ({"served": (ours("Workspace", "chat", "False"),)}, ("models", "warn")),
+        ({"served": (ours("CachedModel", "chat", None),)}, ("models", "warn")),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_cluster_is_found(change: dict[str, Any], finding: Any) -> None:
     spoiled_cluster: ClusterFacts = replace(CLUSTER, **change)
     assert found(check_cluster(spoiled_cluster, EXPECTED)) == [finding]
+
+
+def test_before_the_installation_its_parts_are_no_finding() -> None:
+    bare = replace(CLUSTER, programs=(), caches=(), served=())
+    assert found(check_cluster(bare, EXPECTED)) == []
+
+
+def test_a_workspace_that_was_stopped_is_no_finding() -> None:
+    stopped = ours("Workspace", "chat", "False", reason="Stopped")
+    assert found(check_cluster(replace(CLUSTER, served=(stopped,)), EXPECTED)) == []
+
+
+def test_what_is_not_served_says_why_and_where_to_look() -> None:
+    waiting = ours("Workspace", "chat", "False", message="No node has two GPUs.")
+    waiting["metadata"]["namespace"] = "team"
+    (finding,) = [
+        each for each in check_cluster(replace(CLUSTER, served=(waiting,)), EXPECTED)
+        if each.check == "models"
+    ]  # fmt: skip
+    assert finding.seen == "not ready: Workspace/chat; No node has two GPUs."
+    assert finding.advice == "kubectl describe --namespace team workspace/chat"
 
 
 def test_slices_of_gpus_count_as_gpus() -> None:

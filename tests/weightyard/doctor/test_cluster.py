@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.weightyard.doctor.fakecluster import FakeCluster, InProcess
-from tests.weightyard.doctor.sound import EXPECTED, NODE, node
+from tests.weightyard.doctor.sound import EXPECTED, NODE, node, ours, program
 from tests.workspace.controller.living import point_kubectl_at
 from weightyard.cli import main
 from weightyard.commands import doctor as command
@@ -67,6 +67,24 @@ def test_no_pods_when_none_are_wanted(
     assert main(["doctor", "--cluster", "--no-pods"]) == 0
     assert cluster.started == []
     assert "gpu-1" not in capsys.readouterr().out
+
+
+def test_an_installation_that_is_not_well_is_told(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apps, kinds = "/apis/apps/v1/namespaces/weightyard", "/apis/weightyard.dev/v1alpha1"
+    cluster.documents |= {
+        f"{apps}/deployments": {"items": [program("Deployment", "weightyard-controller", 1, 1)]},
+        f"{apps}/daemonsets": {"items": [program("DaemonSet", "weightyard-agent", 1, 2)]},
+        f"{kinds}/nodecaches": {"items": [ours("NodeCache", "gpu-1", "Unknown")]},
+        f"{kinds}/workspaces": {"items": [ours("Workspace", "chat", "False")]},
+        f"{kinds}/cachedmodels": {"items": [ours("CachedModel", "chat")]},
+    }  # fmt: skip
+    assert main(["--json", "doctor", "--cluster", "--no-pods"]) == 20
+    found = findings(capsys)
+    assert [found["", each] for each in ("programs", "node caches", "models")] == [
+        "fail", "fail", "warn",
+    ]  # fmt: skip
 
 
 def test_a_bad_node_is_named(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
