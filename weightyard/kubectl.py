@@ -27,6 +27,7 @@ Json = dict[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 _STALL_SECONDS: Final = 60.0
+_DEFAULT: Final = "default"
 
 
 class InvalidContext(InvalidInput):
@@ -78,11 +79,24 @@ class Kubectl:
         except NotFound:
             return
 
+    def namespace(self) -> str:
+        """The namespace of the kubeconfig's context, as kubectl itself takes it. Raises EngineFailed."""
+        try:
+            return (
+                self._call("config", "view", "--minify", "--output=jsonpath={..namespace}")
+                or _DEFAULT
+            )
+        except (InvalidInput, EngineFailed):
+            # Without a context, as in a pod; a wrong one is told by the call that follows.
+            return _DEFAULT
+
     def _run(self, verb: str, path: str, document: Json | None = None) -> str:
-        command = ["kubectl", *self._options, verb, "--raw", path]
-        if document is not None:
-            command += ["-f", "-"]
-        given = None if document is None else json.dumps(document)
+        if document is None:
+            return self._call(verb, "--raw", path)
+        return self._call(verb, "--raw", path, "-f", "-", given=json.dumps(document))
+
+    def _call(self, *words: str, given: str | None = None) -> str:
+        command = ["kubectl", *self._options, *words]
         try:
             # Limited by silence, not by total time: credential plugins and slow links may take
             # long.

@@ -38,12 +38,13 @@ class Cluster:
 
 
 _in_namespace = click.option(
-    "-n", "--namespace", default="default", show_default=True, help="The workspace's namespace."
+    "-n", "--namespace", help="The workspace's namespace.  [default: the kubeconfig context's]"
 )
 
 
-def _reach(namespace: str, context: str | None, kubeconfig: str | None) -> Cluster:
-    return Cluster(kubectl(context, kubeconfig), namespace)
+def _reach(namespace: str | None, context: str | None, kubeconfig: str | None) -> Cluster:
+    cluster = kubectl(context, kubeconfig)
+    return Cluster(cluster, namespace or cluster.namespace())
 
 
 @click.group()
@@ -57,7 +58,12 @@ def rollout() -> None:
 @cluster_options
 @pass_console
 def show_history(
-    console: Console, *, name: str, namespace: str, context: str | None, kubeconfig: str | None
+    console: Console,
+    *,
+    name: str,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
 ) -> None:
     """List the versions of a workspace, oldest first."""
     kept = _reach(namespace, context, kubeconfig).revisions(name)
@@ -73,7 +79,12 @@ def show_history(
 @cluster_options
 @pass_console
 def status(
-    console: Console, *, name: str, namespace: str, context: str | None, kubeconfig: str | None
+    console: Console,
+    *,
+    name: str,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
 ) -> None:
     """Show the status of a workspace's rollout."""
     found = _reach(namespace, context, kubeconfig).workspace(name).get("status") or {}
@@ -95,7 +106,8 @@ def status(
 @cluster_options
 @pass_console
 def undo(
-    console: Console, *, name: str, to_revision: int | None, namespace: str, context: str | None, kubeconfig: str | None
+    console: Console, *, name: str, to_revision: int | None, namespace: str | None, context: str | None,
+    kubeconfig: str | None,
 ) -> None:  # fmt: skip
     """Return to an earlier version: the same spec, and the same bytes, even if a tag has moved since."""
     cluster = _reach(namespace, context, kubeconfig)

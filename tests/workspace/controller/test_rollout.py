@@ -40,6 +40,17 @@ def test_history_lists_the_versions(cluster: Cluster, capsys: pytest.CaptureFixt
     assert listed[1]["image"] == samples.pinned(V2).image
 
 
+def test_the_namespace_is_that_of_the_context(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBE_NAMESPACE", NAMESPACE)
+    assert main(["--json", "rollout", "history", NAME]) == 0
+    assert [each["revision"] for each in json.loads(capsys.readouterr().out)] == [1, 2]
+    monkeypatch.setenv("KUBE_NAMESPACE", "elsewhere")
+    assert main(["--json", "rollout", "history", NAME]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
 def test_undo_goes_back_and_undo_again_goes_forth(cluster: Cluster) -> None:
     before = cluster.api.get("Deployment", NAMESPACE, NAME)["spec"]["template"]
     assert main(["rollout", "undo", NAME, "-n", NAMESPACE]) == 0
