@@ -12,7 +12,14 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from cache_agent.api.kube_objects import Namespace, NonEmpty, Quantity, SecretName, Strict
+from cache_agent.api.kube_objects import (
+    Namespace,
+    NonEmpty,
+    Quantity,
+    ResourceAmount,
+    SecretName,
+    Strict,
+)
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
@@ -259,7 +266,7 @@ class Resources(Strict):
         default=None, description="The share of one GPU's memory to use, where a GPU is shared."
     )
     mig_profile: NonEmpty | None = Field(default=None, description="A MIG slice, such as 1g.10gb.")
-    cpu: NonEmpty | None = Field(default=None, description="CPU request, such as 4 or 500m.")
+    cpu: ResourceAmount | None = Field(default=None, description="CPU request, such as 4 or 500m.")
     memory: Quantity | None = Field(
         default=None, description="Memory request and limit, such as 16Gi."
     )
@@ -330,11 +337,11 @@ class NetworkPolicy(Strict):
 class Tenancy(Strict):
     """Isolates this Workspace from others in the cluster."""
 
-    quota: dict[str, str] = Field(
+    quota: dict[str, ResourceAmount] = Field(
         default_factory=dict,
         description="A ResourceQuota of the namespace: requests.nvidia.com/gpu: 4.",
     )
-    limits: dict[str, str] = Field(
+    limits: dict[str, ResourceAmount] = Field(
         default_factory=dict,
         description="A LimitRange: default resources of containers in the namespace.",
     )

@@ -20,6 +20,10 @@ LABEL_PATTERN: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _SUBDOMAIN: Final = rf"^{LABEL_PATTERN}(\.{LABEL_PATTERN})*$"
 _QUANTITY_PATTERN: Final = r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?"
 _QUANTITY: Final = re.compile(_QUANTITY_PATTERN)
+_AMOUNT_PATTERN: Final = (
+    r"[0-9]{1,18}(\.[0-9]{1,9})?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]{1,2})?"
+)
+_LONGEST_AMOUNT: Final = 32
 _SCALE: Final = {
     None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
@@ -65,6 +69,23 @@ Quantity = Annotated[
     str,
     AfterValidator(_quantity),
     WithJsonSchema({"type": "string", "pattern": f"^{_QUANTITY_PATTERN}$", "maxLength": 32}),
+]
+
+
+def _amount(text: str) -> str:
+    if len(text) > _LONGEST_AMOUNT or re.fullmatch(_AMOUNT_PATTERN, text) is None:
+        raise ValueError("expected an amount such as 4, 500m, 1.5 or 16Gi")
+    return text
+
+
+# What Kubernetes itself takes for an amount of any resource, but not negative: a LimitRange below zero would keep every
+# pod of its namespace from being created.
+ResourceAmount = Annotated[
+    str,
+    AfterValidator(_amount),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_AMOUNT_PATTERN}$", "maxLength": _LONGEST_AMOUNT}
+    ),
 ]
 Namespace = Annotated[str, StringConstraints(pattern=f"^{LABEL_PATTERN}$", max_length=63)]
 ObjectName = Annotated[str, StringConstraints(pattern=_SUBDOMAIN, max_length=253)]

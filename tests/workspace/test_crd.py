@@ -140,7 +140,7 @@ SPECS = st.fixed_dictionaries(
             prometheus=TEXT, queueDepth=COUNTS,
         ),
         "placement": st.sampled_from(["any", "never"]),
-        "tenancy": optional(quota=st.dictionaries(TEXT, TEXT, max_size=2)),
+        "tenancy": optional(quota=st.dictionaries(TEXT, st.sampled_from(["4", "500m", "1e3", "-1", ""]), max_size=2)),
         "rollout": optional(history=COUNTS, restartedAt=TEXT),
     },
 )  # fmt: skip
