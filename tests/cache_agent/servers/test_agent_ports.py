@@ -14,6 +14,7 @@ import pytest
 
 from cache_agent.api.control_client import AgentClient
 from cache_agent.api.wire import PullBody
+from cache_agent.servers.accept_loop import ConnectionLimits
 from cache_agent.servers.control import ControlApi
 from tests.cache_agent.nodes import findings
 from tests.cache_agent.servers.agent_process import AgentProcess
@@ -133,17 +134,29 @@ def test_nothing_that_changes_state_is_reachable_from_a_pod(whole: Whole) -> Non
     assert whole.state() == before
 
 
-def test_two_thousand_connections_are_held_in_little_memory(whole: Whole) -> None:
+def test_two_thousand_connections_take_little_memory_and_nobody_elses_place(whole: Whole) -> None:
+    """All of one address: those beyond its limit are closed at once."""
     host, _, port = whole.agent.servers["mirror"].rpartition(":")
+    mirror = (host, int(port))
     with ExitStack() as stack:
         stack.enter_context(many_files())
-        for _ in range(2000):
-            client = stack.enter_context(socket.create_connection((host, int(port))))
-            client.sendall(b"GET /v2/ HTTP/1.1\r\nHost: mirror\r\n\r\n")
-            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        held = sum(
+            _is_answered(stack.enter_context(socket.create_connection(mirror))) for _ in range(2000)
+        )
+        assert ConnectionLimits.of_process().each >= held > 0
         status = Path(f"/proc/{whole.agent.pid}/status").read_text()
         assert int(status.partition("VmRSS:")[2].split()[0]) / 1e3 < MOST_MEGABYTES
-        assert fetch(whole.agent.servers["mirror"], "/v2/").status == 200
+        other = socket.create_connection(mirror, source_address=("127.0.0.2", 0))
+        assert _is_answered(stack.enter_context(other))
+    assert fetch(whole.agent.servers["mirror"], "/v2/").status == 200
+
+
+def _is_answered(client: socket.socket) -> bool:
+    try:
+        client.sendall(b"GET /v2/ HTTP/1.1\r\nHost: mirror\r\n\r\n")
+        return client.recv(4096).startswith(b"HTTP/1.1 200 ")
+    except ConnectionError:
+        return False
 
 
 @pytest.mark.parametrize("server", SERVERS)
