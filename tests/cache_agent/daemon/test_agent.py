@@ -149,8 +149,8 @@ def test_the_api_from_pull_to_removal(tmp_root: Path, pushed: Pushed) -> None:
         assert set(done.tiers) == {"registry"}
         assert [model.key for model in client.models()] == [done.key]
         assert client.find(image).variant == "bf16"
-        lease = client.lease(LeaseBody(model=done.key[7:19], holder="pod:1", id="volume-1"))
-        with pytest.raises(InUse, match="pod:1"):
+        lease = client.lease(LeaseBody(model=done.key[7:19], holder="manual:me", id="volume-1"))
+        with pytest.raises(InUse, match="manual:me"):
             client.remove(done.key)
         assert client.release(lease.id)
         assert not client.release(lease.id)
