@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cache_agent.api.kube.refusals import Conflict, Gone, refuse
+from cache_agent.api.kube.refusals import Conflict, Gone, ServerFailed, refuse
 from modelimage import errors
 
 
@@ -13,8 +13,8 @@ from modelimage import errors
     [
         (400, errors.InvalidInput), (401, errors.AccessDenied), (403, errors.AccessDenied),
         (404, errors.NotFound), (405, errors.RemoteRefused), (409, Conflict), (410, Gone),
-        (422, errors.InvalidInput), (429, errors.RateLimited), (500, errors.Unreachable),
-        (504, errors.Unreachable),
+        (422, errors.InvalidInput), (429, errors.RateLimited), (500, ServerFailed),
+        (504, ServerFailed),
     ],
 )  # fmt: skip
 def test_each_status_has_its_error(status: int, kind: type[errors.WeightyardError]) -> None:
