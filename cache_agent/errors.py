@@ -17,6 +17,14 @@ class LinkRefused(NotWritable):
     """The filesystem refuses a hard link (EXDEV, EPERM, EMLINK). Never replaced by a silent copy."""
 
 
+def no_thread(error: RuntimeError) -> Busy:
+    """The error for a thread that the system refused to start."""
+    return Busy(
+        f"no thread can be started: {error}",
+        hint="Raise the limit of processes (pids) of the agent's container.",
+    )
+
+
 class StoreDamaged(DigestMismatch):
     """The checker found a store that breaks its invariants."""
 

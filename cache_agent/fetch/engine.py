@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from cache_agent.errors import Cancelled
+from cache_agent.errors import Cancelled, no_thread
 from cache_agent.fetch.job import AssignedRange, Job, Preempted, TooSlow
 from cache_agent.fetch.limiter import WINDOW_SECONDS, ConcurrencyLimiter
 from cache_agent.fetch.range_planner import BUNDLE_BYTES, RangeRequest
 from cache_agent.sources.source import RetryLater
 from cache_agent.sources.throttle import Throttle
-from modelimage.errors import Busy, Unreachable, WeightyardError
+from modelimage.errors import Unreachable, WeightyardError
 from modelimage.repository import BlobStream
 from modelimage.stage_workers import available_cores
 
@@ -176,10 +176,7 @@ class FetchEngine:
                 # With the watchdog and one worker pulls make progress; the others are tried at the next pull.
                 if len(self._threads) > 1:
                     return
-                raise Busy(
-                    f"no thread can be started: {error}",
-                    hint="Raise the limit of processes (pids) of the agent's container.",
-                ) from error
+                raise no_thread(error) from error
             self._threads.append(thread)
 
     def _worker(self, transfer: ReadProgress) -> Callable[[], None]:
@@ -262,13 +259,10 @@ class FetchEngine:
 
     def _is_outranked(self, work: AssignedRange) -> bool:
         """Whether a more urgent job waits for a worker. A request of at most one chunk is never interrupted."""
+        if work.state.range_request.size <= BUNDLE_BYTES:
+            return False
         with self._wake:
-            urgent = [each for each in self._jobs if each.priority > work.job.priority]
-            # The size last: a request of thousands of small files asks after each of them.
-            return (
-                any(each.has_work() for each in urgent)
-                and work.state.range_request.size > BUNDLE_BYTES
-            )
+            return any(each.priority > work.job.priority and each.has_work() for each in self._jobs)
 
     @staticmethod
     def _reason(error: Exception, transfer: ReadProgress) -> Exception:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from cache_agent.errors import no_thread
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot
 from cache_agent.observability.events import PullEnded
-from modelimage.errors import Busy
 
 
 class Pull:
@@ -48,10 +48,7 @@ class Pull:
             self._thread.start()
         except RuntimeError as error:
             # Nobody else would end it, and its callers would wait for ever.
-            self._error = Busy(
-                f"no thread can be started: {error}",
-                hint="Raise the limit of processes (pids) of the agent's container.",
-            )
+            self._error = no_thread(error)
             self._end()
 
     @property

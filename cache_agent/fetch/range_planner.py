@@ -8,7 +8,7 @@ are in the processor's cache.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cache_agent.chunks import chunk_range
@@ -28,13 +28,14 @@ LAST_QUEUES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class RangeRequest:
-    """The content of one request: chunk ranges of one layer, in the layer's order."""
+    """The content of one request: chunk ranges of one layer, in the layer's order. `size`: their bytes."""
 
     pieces: tuple[ChunkRange, ...]
+    # Summed once: workers ask for it after each of a request's pieces, of which there may be thousands.
+    size: int = field(init=False, compare=False)
 
-    @property
-    def size(self) -> int:
-        return sum(len(piece.range) for piece in self.pieces)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(len(piece.range) for piece in self.pieces))
 
     @property
     def at_stake(self) -> int:
