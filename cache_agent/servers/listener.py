@@ -94,24 +94,11 @@ async def serve(
 ) -> Address:
     """Serve at an address until the stack is left; return it with the real port. Raises Busy when it is taken."""
     watcher = idle or IdleTimeout()
-    runner = web.AppRunner(
-        watcher.watching(app),
-        handler_cancellation=True,
-        access_log=None,
-        # Decoding could turn 64 KiB of a compressed body into 64 MiB; no client sends one.
-        auto_decompress=False,
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
+    make = await _protocols(stack, app, watcher)
     listening = _listen(address, watcher.untaken)
-    make = runner.server
-    if make is None:
-        raise RuntimeError("a runner that was set up has a server")
     at = Address(address.host, int(listening.getsockname()[1]))
     # Not web.TCPSite, which has neither limits nor a hook for each new connection.
-    accepted = limits or ConnectionLimits.of_process()
-    Acceptor(listening, lambda: watcher.watch(make()), accepted, tls).start(stack)
+    Acceptor(listening, make, limits or ConnectionLimits.of_process(), tls).start(stack)
     return at
 
 
@@ -119,7 +106,15 @@ async def serve_control(
     stack: AsyncExitStack, app: web.Application, listening: Iterable[socket.socket]
 ) -> None:
     """Serve the control API at listening sockets until the stack is left."""
-    watcher = IdleTimeout()
+    make = await _protocols(stack, app, IdleTimeout())
+    for each in listening:
+        Acceptor(each, make, CONTROL_LIMITS).start(stack)
+
+
+async def _protocols(
+    stack: AsyncExitStack, app: web.Application, watcher: IdleTimeout
+) -> Callable[[], RequestHandler]:
+    """Set an application up until the stack is left; returns what makes the protocol of a new connection."""
     runner = web.AppRunner(
         watcher.watching(app),
         handler_cancellation=True,
@@ -133,8 +128,7 @@ async def serve_control(
     make = runner.server
     if make is None:
         raise RuntimeError("a runner that was set up has a server")
-    for each in listening:
-        Acceptor(each, lambda: watcher.watch(make()), CONTROL_LIMITS).start(stack)
+    return lambda: watcher.watch(make())
 
 
 def _listen(address: Address, untaken: float) -> socket.socket:
