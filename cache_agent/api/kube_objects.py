@@ -24,6 +24,7 @@ _AMOUNT_PATTERN: Final = (
     r"[0-9]{1,18}(\.[0-9]{1,9})?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]{1,2})?"
 )
 _LONGEST_AMOUNT: Final = 32
+_EVENT_MESSAGE: Final = 1024  # characters that the API server accepts
 _SCALE: Final = {
     None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
@@ -99,6 +100,18 @@ Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-tim
 def timestamp(seconds: float) -> str:
     """Format seconds since the epoch as a Timestamp."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def event(
+    about: dict[str, Any], metadata: dict[str, Any], *, kind: Literal["Normal", "Warning"], reason: str,
+    message: str, source: dict[str, str], now: str,
+) -> dict[str, Any]:  # fmt: skip
+    """A core/v1 Event that happened once. `about` refers to its object, `now` is a Timestamp."""
+    return {
+        "apiVersion": "v1", "kind": "Event", "metadata": metadata, "involvedObject": about,
+        "type": kind, "reason": reason, "message": message[:_EVENT_MESSAGE], "count": 1,
+        "firstTimestamp": now, "lastTimestamp": now, "source": source,
+    }  # fmt: skip
 
 
 class Strict(BaseModel):

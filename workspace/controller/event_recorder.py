@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from cache_agent.api.kube.refusals import Conflict
-from cache_agent.api.kube_objects import timestamp
+from cache_agent.api.kube_objects import event, timestamp
 from modelimage.errors import WeightyardError
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.reasons import News
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _CLUSTER_WIDE: Final = "default"  # namespace of Events about objects without one
 _SOURCE: Final = "weightyard-controller"
-_MESSAGE: Final = 1024  # characters that the API server accepts
 _CAUSE: Final = f"{names.DOMAIN}/cause"
 # As client-go: 25 Events of an object at once, then one every 5 minutes.
 _BURST: Final = 25
@@ -60,24 +59,24 @@ class EventRecorder:
             logger.warning("the event %s can't be recorded: %s", news.reason, error.message)
 
     async def _record(self, about: Json, news: News, cause: str) -> None:
-        event = _event(about, news, cause, timestamp(self.now().timestamp()))
+        document = _event(about, news, cause, timestamp(self.now().timestamp()))
         if not self._may(str(about["metadata"]["uid"])):
             logger.info("%s %s: %s", about["metadata"]["name"], news.reason, news.message)
             return
         try:
-            await self.api.create(event)
+            await self.api.create(document)
         except Conflict:
-            await self._count(event, cause)
+            await self._count(document, cause)
 
-    async def _count(self, event: Json, cause: str) -> None:
-        namespace, name = event["metadata"]["namespace"], event["metadata"]["name"]
+    async def _count(self, document: Json, cause: str) -> None:
+        namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
         known = await self.api.get("Event", namespace, name)
         if cause and (known["metadata"].get("annotations") or {}).get(_CAUSE) == cause:
             return
         patch = {
             "metadata": {"annotations": {_CAUSE: cause}},
             "count": int(known.get("count") or 1) + 1,
-            "lastTimestamp": event["lastTimestamp"],
+            "lastTimestamp": document["lastTimestamp"],
         }
         await self.api.merge("Event", name, patch, namespace=namespace)
 
@@ -100,19 +99,18 @@ def _event(about: Json, news: News, cause: str, now: str) -> Json:
     metadata = about["metadata"]
     namespace = metadata.get("namespace")
     digest = _hash(metadata["uid"], news.type, news.reason, news.message)
-    return {
-        "apiVersion": "v1", "kind": "Event",
-        "metadata": {
-            "name": f"{metadata['name'][:200]}.{digest}", "namespace": namespace or _CLUSTER_WIDE,
-            "annotations": {_CAUSE: cause},
-        },
-        "involvedObject": {
-            "apiVersion": about["apiVersion"], "kind": about["kind"], "name": metadata["name"],
-            "uid": metadata["uid"], **({"namespace": namespace} if namespace else {}),
-        },
-        "type": news.type, "reason": news.reason.value, "message": news.message[:_MESSAGE], "count": 1,
-        "firstTimestamp": now, "lastTimestamp": now, "source": {"component": _SOURCE},
+    made = {
+        "name": f"{metadata['name'][:200]}.{digest}", "namespace": namespace or _CLUSTER_WIDE,
+        "annotations": {_CAUSE: cause},
     }  # fmt: skip
+    reference = {
+        "apiVersion": about["apiVersion"], "kind": about["kind"], "name": metadata["name"],
+        "uid": metadata["uid"], **({"namespace": namespace} if namespace else {}),
+    }  # fmt: skip
+    return event(
+        reference, made, kind=news.type, reason=news.reason.value, message=news.message,
+        source={"component": _SOURCE}, now=now,
+    )  # fmt: skip
 
 
 def _hash(*parts: str) -> str:
