@@ -69,7 +69,7 @@ class _InMemory:
     @contextmanager
     def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
         data = self._document(descriptor.digest).data
-        yield _Bytes(io.BytesIO(data[wanted.start : wanted.stop] if wanted else data))
+        yield io.BytesIO(data[wanted.start : wanted.stop] if wanted else data)
 
     def tags(self) -> list[str]:
         return []
@@ -78,14 +78,3 @@ class _InMemory:
         if digest not in self.documents:
             raise NotFound(f"{digest} isn't published")
         return self.documents[digest]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    data: io.BytesIO
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        return self.data.readinto(buffer)
-
-    def close(self) -> None:
-        """Nothing is held open."""

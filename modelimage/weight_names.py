@@ -7,7 +7,7 @@ The conventions are those of transformers, diffusers and huggingface-hub: `model
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _SHARD = re.compile(
@@ -72,12 +72,7 @@ def parse_weight_name(path: str) -> WeightName:
 
 def set_pattern(path: str) -> str:
     """A pattern of shell wildcards that matches all shards of a file's set; the path itself for a single file."""
-    folder, slash, name = path.rpartition("/")
-    shard = _SHARD.fullmatch(name)
-    if shard is None:
-        return path
-    start, stop = shard.span("number")
-    return f"{folder}{slash}{name[:start]}*{name[stop:]}"
+    return _with_number(path, lambda width: "*")
 
 
 def missing_shards(paths: Iterable[str]) -> list[str]:
@@ -94,15 +89,16 @@ def missing_shards(paths: Iterable[str]) -> list[str]:
         first = min(1, *held)
         total = parse_weight_name(some).total or 0
         gap = next((each for each in range(first, first + total) if each not in held), None)
-        missing += [_numbered(some, gap)] if gap is not None else []
+        if gap is not None:
+            missing.append(_with_number(some, str(gap).zfill))
     return missing
 
 
-def _numbered(path: str, number: int) -> str:
-    """The same name with another number, as wide as the first."""
+def _with_number(path: str, write: Callable[[int], str]) -> str:
+    """A shard's name with another number, which `write` writes in as many characters; any other name as it is."""
     folder, slash, name = path.rpartition("/")
     shard = _SHARD.fullmatch(name)
     if shard is None:
         return path
     start, stop = shard.span("number")
-    return f"{folder}{slash}{name[:start]}{number:0{stop - start}}{name[stop:]}"
+    return f"{folder}{slash}{name[:start]}{write(stop - start)}{name[stop:]}"

@@ -65,19 +65,8 @@ class _LimitedSocket(socket.socket):
             self.settimeout(before)
 
 
-class LimitedTlsSocket(ssl.SSLSocket):
+class LimitedTlsSocket(_LimitedSocket, ssl.SSLSocket):
     """For `SSLContext.sslsocket_class`."""
-
-    limit: TimeLimit | None = None
-
-    def recv_into(self, *args: Any) -> int:
-        if self.limit is None or self.limit.at is None:
-            return super().recv_into(*args)
-        before = self.limit.apply(self)
-        try:
-            return super().recv_into(*args)
-        finally:
-            self.settimeout(before)
 
 
 class _Limited(urllib3.connection.HTTPConnection):
@@ -93,7 +82,7 @@ class _Limited(urllib3.connection.HTTPConnection):
         return made
 
     def getresponse(self) -> Any:
-        if isinstance(self.sock, _LimitedSocket | LimitedTlsSocket):
+        if isinstance(self.sock, _LimitedSocket):
             self.sock.limit = getattr(_exchange, "limit", None)
         return super().getresponse()
 
