@@ -38,7 +38,7 @@ from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks, read_origin, read_record
 from cache_agent.store.partials import Bitmap, open_for_reading, read_range
-from cache_agent.store.paths import StorePaths, parse_hex
+from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotWritable
 from modelimage.path_rules import RECORD_NAME
@@ -146,8 +146,7 @@ class Checker:
 
     def _files(self) -> Iterator[Violation]:
         # One prefix at a time, to bound memory.
-        for number in range(256):
-            prefix = f"{number:02x}"
+        for prefix in FILE_PREFIXES:
             known = self.ledger.file_digests(prefix)
             for path in listed(self.paths.files / prefix):
                 digest = parse_hex(path.name)
@@ -168,9 +167,8 @@ class Checker:
                 yield Violation(
                     ViolationKind.LEDGER, missing, "in the ledger, not on the disk", Digest(name)
                 )
-        prefixes = {f"{number:02x}" for number in range(256)}
         for path in listed(self.paths.files):
-            if path.name not in prefixes or not is_real_directory(path):
+            if path.name not in FILE_PREFIXES or not is_real_directory(path):
                 yield Violation(ViolationKind.FOREIGN, path, "not a directory of files")
 
     def _file(self, path: Path, digest: Digest, size: int | None) -> Iterator[Violation]:

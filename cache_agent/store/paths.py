@@ -9,6 +9,8 @@ from typing import Final
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
+# The directories of `files/`, by the first two digits of a digest, in order.
+FILE_PREFIXES: Final = tuple(f"{number:02x}" for number in range(256))
 STAGING_PREFIX: Final = ".new-"
 
 

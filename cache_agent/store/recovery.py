@@ -15,7 +15,7 @@ from cache_agent.store.disk import Disk, is_real_directory, listed, plain_size, 
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks, find_record, read_origin
-from cache_agent.store.paths import StorePaths, parse_hex
+from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex
 from cache_agent.store.publisher import Publisher
 from cache_agent.store.values import ImageOrigin, StoredFile
 from modelimage.digest import Digest
@@ -109,11 +109,10 @@ class Recoverer:
         return journals
 
     def _files(self, done: Recovery) -> None:
-        prefixes = {f"{number:02x}" for number in range(256)}
         for path in listed(self.paths.files):
-            if path.name not in prefixes or not is_real_directory(path):
+            if path.name not in FILE_PREFIXES or not is_real_directory(path):
                 self._no_file(path, done)
-        for prefix in sorted(prefixes):
+        for prefix in FILE_PREFIXES:
             plain, others = scan(self.paths.files / prefix)
             # Also a link in the place of a known file, which is then linked again from a model.
             for path in others:
