@@ -33,6 +33,7 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.registry.preflight import check_image
+from modelimage.repository import ImageReader
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from weightyard.signals import stops_gently
@@ -93,8 +94,7 @@ def copy(
     writer = open_image_repository(end, access, mount_from=_mount_sources(start, end))
     tags = _tags(reader, start, end, all_tags=all_tags)
     for root in tags.values():
-        if is_ours(reader, root):
-            check_readable(reader, root)
+        _check_own(reader, root)
     trees = [read_tree(reader, root) for root in tags.values()]
     if referrers:
         trees += _referrer_trees(reader, trees)
@@ -120,6 +120,12 @@ def copy(
     console.result(_document(source, end, tags, plan), _text(tags, plan, dry_run=dry_run))
 
 
+def _check_own(reader: ImageReader, root: Descriptor) -> None:
+    """Raises InvalidImage for an image of ours that nodes would refuse; others' are copied as they are."""
+    if is_ours(reader, root):
+        check_readable(reader, root)
+
+
 def _into_engine(
     console: Console, reader: ImageRepository, start: _Reference, target: EngineReference
 ) -> None:
@@ -129,8 +135,7 @@ def _into_engine(
     engine = DockerEngine(os.environ)
     try:
         root = reader.resolve(start.name)
-        if is_ours(reader, root):
-            check_readable(reader, root)
+        _check_own(reader, root)
         image = image_for(reader, root, engine.platform())
         name = target.name if target.tag else f"{target.name}:{DEFAULT_TAG}"
         with console.progress(f"loading into {target}", image.size) as progress:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from cache_agent.api.shared_names import CSI_DRIVER
 from weightyard.doctor.result import Finding, fail, ok, warn
+from workspace.controller.objects import condition
 from workspace.controller.reasons import Reason
 
 Json = dict[str, Any]
@@ -138,14 +139,14 @@ def nodes(facts: ClusterFacts, expected: Expected) -> Finding:
             f"not Linux: {_few(wrong)}",
             "Select Linux nodes: agent.nodeSelector and --selector.",
         )
-    troubled = [_name(e) for e in facts.nodes if _condition(e, "DiskPressure") == "True"]
+    troubled = [_name(e) for e in facts.nodes if _status(e, "DiskPressure") == "True"]
     if troubled:
         return warn(
             "nodes",
             f"DiskPressure on {_few(troubled)}",
             "Free space there, or give the cache a disk of its own.",
         )
-    unready = [_name(e) for e in facts.nodes if _condition(e, "Ready") != "True"]
+    unready = [_name(e) for e in facts.nodes if _status(e, "Ready") != "True"]
     if unready:
         return warn("nodes", f"not ready: {_few(unready)}", "See kubectl describe node.")
     return ok("nodes", f"{len(facts.nodes)} selected, all ready")
@@ -245,7 +246,7 @@ def caches(facts: ClusterFacts, expected: Expected) -> Finding:
     """Checks that every agent reports, and reports that its store is sound."""
     if not facts.caches:
         return ok("node caches", "none yet")
-    wrong = [_name(each) for each in facts.caches if _condition(each, "Ready") != "True"]
+    wrong = [_name(each) for each in facts.caches if _status(each, "Ready") != "True"]
     if wrong:
         return fail(
             "node caches",
@@ -257,17 +258,17 @@ def caches(facts: ClusterFacts, expected: Expected) -> Finding:
 
 def served(facts: ClusterFacts, expected: Expected) -> Finding:
     """Checks that Workspaces and CachedModels are ready; the message of the first that isn't says why."""
-    wrong = [each for each in facts.served if not _is_served(each)]
+    wrong = {f"{each['kind']}/{_name(each)}": each for each in facts.served if not _is_served(each)}
     if not wrong:
         return ok("models", f"{len(facts.served)} Workspaces and CachedModels ready")
-    names = [f"{each['kind']}/{_name(each)}" for each in wrong]
-    why = _why(min(wrong, key=lambda each: (each["kind"], _name(each))))
-    space = wrong[0]["metadata"].get("namespace")
+    first = min(wrong)
+    why = condition(wrong[first], "Ready").get("message")
+    space = wrong[first]["metadata"].get("namespace")
     where = f" --namespace {space}" if space else ""
     return warn(
         "models",
-        f"not ready: {_few(names)}" + (f"; {why}" if why else ""),
-        f"kubectl describe{where} {names[0].lower()}",
+        f"not ready: {_few(list(wrong))}" + (f"; {why}" if why else ""),
+        f"kubectl describe{where} {first.lower()}",
     )
 
 
@@ -301,9 +302,9 @@ def _label(document: Json, name: str) -> str | None:
     return found
 
 
-def _condition(node: Json, kind: str) -> str | None:
-    conditions = (node.get("status") or {}).get("conditions") or ()
-    return next((each["status"] for each in conditions if each["type"] == kind), None)
+def _status(document: Json, kind: str) -> str | None:
+    """The status of a condition; None for an object that doesn't have it."""
+    return condition(document, kind).get("status")
 
 
 def _ready_of(program: Json) -> tuple[int, int]:
@@ -316,17 +317,8 @@ def _ready_of(program: Json) -> tuple[int, int]:
 
 def _is_served(document: Json) -> bool:
     # Who asks for no replicas has what they asked for.
-    ready = _ready(document)
+    ready = condition(document, "Ready")
     return ready.get("status") == "True" or ready.get("reason") == Reason.STOPPED
-
-
-def _why(document: Json) -> str:
-    return str(_ready(document).get("message", ""))
-
-
-def _ready(document: Json) -> Json:
-    conditions = (document.get("status") or {}).get("conditions") or ()
-    return next((each for each in conditions if each["type"] == "Ready"), {})
 
 
 def _gpus_of(node: Json) -> int:

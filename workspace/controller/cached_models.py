@@ -17,6 +17,7 @@ from cache_agent.api.node_cache import DesiredModelStatus
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
+from workspace.controller.objects import condition_in
 from workspace.controller.reasons import News, Reason, reported_reason
 
 Json = dict[str, Any]
@@ -89,7 +90,7 @@ def news(before: Json, after: Json) -> list[News]:
     if _turned(before, after, READY, "True"):
         found.append(News("Normal", Reason.CACHED, _message(after, READY)))
     if _turned(before, after, DEGRADED, "True"):
-        reason = reported_reason(_condition(after, DEGRADED)["reason"])
+        reason = reported_reason(condition_in(after, DEGRADED)["reason"])
         found.append(News("Warning", reason, _message(after, DEGRADED)))
     return found
 
@@ -207,14 +208,10 @@ def _some(nodes: Sequence[str]) -> str:
     return ", ".join(nodes[:_NAMED]) + more
 
 
-def _condition(status: Json, kind: str) -> Json:
-    return next((c for c in status.get("conditions") or () if c["type"] == kind), {})
-
-
 def _message(status: Json, kind: str) -> str:
-    return str(_condition(status, kind)["message"])
+    return str(condition_in(status, kind)["message"])
 
 
 def _turned(before: Json, after: Json, kind: str, to: str) -> bool:
-    was, now = _condition(before, kind).get("status"), _condition(after, kind).get("status")
+    was, now = condition_in(before, kind).get("status"), condition_in(after, kind).get("status")
     return now == to and was != to

@@ -62,22 +62,22 @@ class Heartbeats:
         )
 
 
-def silenced(cache: NodeCache, *, version: str, now: str) -> Json:
-    """The patch that makes a NodeCache's conditions Unknown, unless it has changed since `version`."""
+def silenced(cache: NodeCache, now: str) -> Json:
+    """The patch that makes a NodeCache's conditions Unknown, unless it has changed since it was read."""
     text = (
         f"The agent of this node has not renewed its Lease for {SILENT_SECONDS:.0f} s. See its pod and its node: "
         f"`kubectl get pods --all-namespaces --field-selector spec.nodeName={cache.name}`."
     )
-    before = {each.type: each.last_transition_time for each in cache.status.conditions}
+    kinds = dict.fromkeys((*CONDITIONS, *(each.type for each in cache.status.conditions)))
     return {
-        "metadata": {"resourceVersion": version},
+        "metadata": {"resourceVersion": cache.metadata.resource_version},
         "status": {
             "conditions": [
                 {
                     "type": kind, "status": "Unknown", "reason": NO_HEARTBEAT, "message": text,
                     "observedGeneration": 1, "lastTransitionTime": now,
                 }
-                for kind in dict.fromkeys((*CONDITIONS, *before))
+                for kind in kinds
             ]
         },
     }  # fmt: skip
@@ -114,10 +114,9 @@ class HeartbeatLoop:
 
     async def look(self) -> None:
         """Marks the agents that are silent now. Raises the API's errors."""
-        # The versions of before the list: whoever comes back, renews first and writes its report after. So a report
-        # that these versions include would have been preceded by a renewal that the list shows.
-        caches = [view.cache for view in self._cached_models.view.caches.values()]
-        before = {each.name: (each, each.metadata.resource_version) for each in caches}
+        # The reports of before the list: whoever comes back, renews first and writes its report after. So a report
+        # that is among these would have been preceded by a renewal that the list shows.
+        before = {name: view.cache for name, view in self._cached_models.view.caches.items()}
         silent = self._heartbeats.observe(await self._versions(), self._monotonic())
         await self._mark(before[name] for name in sorted(silent & before.keys()))
 
@@ -129,14 +128,13 @@ class HeartbeatLoop:
             for each in page
         }
 
-    async def _mark(self, caches: Iterable[tuple[NodeCache, str]]) -> None:
+    async def _mark(self, caches: Iterable[NodeCache]) -> None:
         now = timestamp(self._clock().timestamp())
-        for cache, version in caches:
+        for cache in caches:
             if is_silent(cache):
                 continue
-            patch = silenced(cache, version=version, now=now)
             try:
-                marked = await self._api.merge(CACHE, cache.name, patch, status=True)
+                marked = await self._api.merge(CACHE, cache.name, silenced(cache, now), status=True)
             except (Conflict, NotFound):
                 continue  # the agent is back, or its node is gone
             except WeightyardError as error:

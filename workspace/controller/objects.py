@@ -22,8 +22,13 @@ def is_owned(document: Json, uid: str) -> bool:
 
 
 def condition(document: Json, kind: str) -> Json:
-    """A condition from an object's status; empty when it has none of that type."""
-    found: Iterable[Json] = (document.get("status") or {}).get("conditions") or ()
+    """A condition of an object; empty when it has none of that type."""
+    return condition_in(document.get("status") or {}, kind)
+
+
+def condition_in(status: Json, kind: str) -> Json:
+    """A condition of a status; empty when it has none of that type."""
+    found: Iterable[Json] = status.get("conditions") or ()
     return next((each for each in found if each.get("type") == kind), {})
 
 

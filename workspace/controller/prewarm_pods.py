@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from workspace.controller.objects import is_mounted
+from workspace.controller.objects import has_ended, is_mounted
 from workspace.controller.revisions import Revision
 from workspace.render import names
 from workspace.render.kubernetes import meta
@@ -71,8 +71,7 @@ def is_spent(document: Json) -> bool:
     """Whether a pre-warm pod ended before it had its volume (evicted, node lost) and must be replaced."""
     if document["kind"] != "Pod":
         return False
-    phase = (document.get("status") or {}).get("phase")
-    return phase in ("Failed", "Succeeded") and not is_mounted(document)
+    return has_ended(document) and not is_mounted(document)
 
 
 def _on(node: str) -> Json:

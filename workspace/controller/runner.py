@@ -170,18 +170,17 @@ class Runner:
                 continue
             try:
                 await self._act(key, action)
+                continue
             except Conflict as error:
                 again = error
-                unguarded = unguarded or kind == "NetworkPolicy"
             except ServerFailed as error:
                 again = error
-                unguarded = unguarded or kind == "NetworkPolicy"
                 # One failure may be the server's restart. One that lasts, such as a webhook's, is shown.
                 if key in self._failed:
                     refused.append(error.message)
             except (AccessDenied, InvalidInput, NotFound, RemoteRefused) as error:
                 refused.append(error.message)
-                unguarded = unguarded or kind == "NetworkPolicy"
+            unguarded = unguarded or kind == "NetworkPolicy"
         (self._failed.add if isinstance(again, ServerFailed) else self._failed.discard)(key)
         status = decision.status
         if refused:

@@ -6,6 +6,7 @@ from typing import Any
 
 from workspace.controller import conditions
 from workspace.controller.conditions import IN_PROGRESS
+from workspace.controller.objects import condition_in
 from workspace.controller.reasons import News, Reason, reported_reason
 
 Json = dict[str, Any]
@@ -37,7 +38,7 @@ def _new_version(before: Json, after: Json) -> list[News]:
 
 
 def _new_reason(before: Json, after: Json) -> list[News]:
-    was, now = (_condition(each, conditions.READY) for each in (before, after))
+    was, now = (condition_in(each, conditions.READY) for each in (before, after))
     if not now or (was.get("status"), was.get("reason")) == (now["status"], now["reason"]):
         return []
     reason = reported_reason(now["reason"])
@@ -46,9 +47,9 @@ def _new_reason(before: Json, after: Json) -> list[News]:
 
 def _no_longer_served(before: Json, after: Json) -> list[News]:
     was, now, ready = (
-        _condition(before, conditions.AVAILABLE),
-        _condition(after, conditions.AVAILABLE),
-        _condition(after, conditions.READY),
+        condition_in(before, conditions.AVAILABLE),
+        condition_in(after, conditions.AVAILABLE),
+        condition_in(after, conditions.READY),
     )
     # Ready's own Event says it already.
     if (
@@ -59,7 +60,3 @@ def _no_longer_served(before: Json, after: Json) -> list[News]:
         return []
     text = f"No server takes requests any more. {now['message']}"
     return [News("Warning", reported_reason(now["reason"]), text)]
-
-
-def _condition(status: Json, kind: str) -> Json:
-    return next((each for each in status.get("conditions") or () if each["type"] == kind), {})
