@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -37,6 +38,18 @@ def root_option(command: Callable[P, R]) -> Callable[P, R]:
         show_envvar=True,
         help="Directory of the model cache.",
     )(command)
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds. Python reads nan and inf as numbers: no comparison with nan is true."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
 
 
 class ModelName(click.ParamType[str]):

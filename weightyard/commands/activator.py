@@ -10,6 +10,7 @@ import click
 
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
+from weightyard.options import Number
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
 
@@ -41,7 +42,7 @@ from workspace.activator.proxy import Activator, ProxyOptions, serve
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=Number(1),
     default=600.0,
     show_default=True,
     help="Maximum seconds that a request waits.",

@@ -40,7 +40,7 @@ from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
 from weightyard.build_report import shown_plan, shown_result
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options
+from weightyard.options import Number, access_options
 from weightyard.signals import stops_gently
 from weightyard.text import parse_bytes
 
@@ -130,18 +130,20 @@ Examples:
     help="Text to compare on, instead of the shipped one.",
 )
 @click.option(
-    "--max-kl", type=float, help="Fail above this KL divergence in nats; implies --evaluate."
+    "--max-kl",
+    type=Number(min=0),
+    help="Fail above this KL divergence in nats; implies --evaluate.",
 )
 @click.option(
     "--max-ppl-ratio",
     cls=AdvancedOption,
-    type=float,
+    type=Number(min=0),
     help="Fail above this perplexity ratio; implies --evaluate.",
 )
 @click.option(
     "--min-top1",
     cls=AdvancedOption,
-    type=float,
+    type=Number(min=0, max=1),
     help="Fail below this top-1 agreement; implies --evaluate.",
 )
 @click.option(

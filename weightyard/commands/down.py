@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from weightyard.console import Console, pass_console
-from weightyard.options import root_option
+from weightyard.options import Number, root_option
 from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
 from weightyard.up.stop import check_name, stop_workspace
 
@@ -16,7 +16,7 @@ from weightyard.up.stop import check_name, stop_workspace
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Stop all that run here.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=40.0, show_default=True,
+    "--timeout", type=Number(min=0), default=40.0, show_default=True,
     help="Seconds that the server may take to stop before it is killed.",
 )  # fmt: skip
 @root_option

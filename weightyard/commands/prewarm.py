@@ -14,7 +14,7 @@ from modelimage.errors import InvalidInput
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, Number, access_options, root_option
 from weightyard.prewarm_client import (
     ClusterTarget,
     LocalTarget,
@@ -80,7 +80,7 @@ Json = dict[str, Any]
 @click.option(
     "--timeout",
     "timeout_seconds",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="SECONDS",
     help="Limit for --wait, in seconds; none by default.",
 )

@@ -18,7 +18,7 @@ from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options
+from weightyard.options import Number, access_options
 from weightyard.text import format_bytes
 
 # A build stores blobs before the manifest that refers to them: younger ones may belong to a running
@@ -53,7 +53,7 @@ Examples:
 @click.option(
     "--grace",
     cls=AdvancedOption,
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=GRACE_SECONDS,
     show_default=True,
     metavar="SECONDS",

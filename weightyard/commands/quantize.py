@@ -23,6 +23,7 @@ from quantize.rtn import Progress
 from quantize.schemes import Format, Method, QuantizationEngine, Scheme
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
+from weightyard.options import Number
 from weightyard.progress import Progress as Bar
 
 
@@ -86,21 +87,23 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--min-sqnr",
     cls=AdvancedOption,
-    type=float,
+    type=Number(),
     metavar="DB",
     help="Fail when a matrix has a lower signal-to-noise ratio, in dB.",
 )
-@click.option("--max-kl", type=float, help="Fail above this KL divergence (with --evaluate).")
+@click.option(
+    "--max-kl", type=Number(min=0), help="Fail above this KL divergence (with --evaluate)."
+)
 @click.option(
     "--max-ppl-ratio",
     cls=AdvancedOption,
-    type=float,
+    type=Number(min=0),
     help="Fail above this perplexity ratio (with --evaluate).",
 )
 @click.option(
     "--min-top1",
     cls=AdvancedOption,
-    type=float,
+    type=Number(min=0, max=1),
     help="Fail below this top-1 agreement (with --evaluate).",
 )
 @click.option(

@@ -15,7 +15,7 @@ from modelimage.access import Access
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.exits import INTERRUPTED
-from weightyard.options import access_options, default_root, root_option
+from weightyard.options import Number, access_options, default_root, root_option
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
 from weightyard.up.local_hardware import local_hardware
@@ -51,11 +51,11 @@ from workspace.sources import source_uri
     help="Python interpreter that has the inference server installed.",
 )
 @click.option(
-    "--grace", type=click.FloatRange(min=0), default=30.0, show_default=True,
+    "--grace", type=Number(min=0), default=30.0, show_default=True,
     help="Seconds that the server may take to stop before it is killed.",
 )  # fmt: skip
 @click.option(
-    "--start-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--start-timeout", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="Fail a start after this many seconds without log output, CPU time or reads."
     f"  [default: spec.runtime.startupSeconds, else {STALL_SECONDS:g}]",
 )  # fmt: skip
