@@ -83,6 +83,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         (
             Entry("up", "weightyard.commands.up:up", "Cache a workspace's model and serve it here with vLLM."),
             Entry("ps", "weightyard.commands.ps:ps", "List the workspaces that run here."),
+            Entry("top", "weightyard.commands.top:top", "Show live what is fetched, served and cached."),
             Entry("logs", "weightyard.commands.logs:logs", "Show a workspace's server log."),
             Entry("down", "weightyard.commands.down:down", "Stop workspaces that run here."),
             Entry("render", "weightyard.commands.render:render", "Write a workspace for Kubernetes, compose or llm-d."),

@@ -112,6 +112,9 @@ class AgentClient:
         found = self._json("GET", f"/v1/explain?name={quote(text, safe='')}")
         return _EXPLAINED.validate_python(found)
 
+    def activity(self) -> list[ExplainView]:
+        return _EXPLAINED.validate_python(self._json("GET", "/v1/activity"))
+
     def lease(self, body: LeaseBody) -> LeaseView:
         return LeaseView.model_validate(self._json("POST", "/v1/leases", body))
 

@@ -45,6 +45,9 @@ class Cache(Protocol):
     def explain(self, text: str) -> list[ExplainView]:
         """Why a pod waits, or the state of an image. Raises NotFound."""
 
+    def activity(self) -> list[ExplainView]:
+        """Every pod that waits for its model, and every other pull that runs."""
+
     def lease(self, body: LeaseBody) -> LeaseView:
         """Lease a model, so that it can't be evicted. Raises NotFound."""
 

@@ -87,6 +87,12 @@ class Activity:
         with self._lock:
             self._pods.pop(volume, None)
 
+    def waiting(self) -> list[PodVolume]:
+        """The volumes that aren't published, the longest wait first."""
+        with self._lock:
+            known = [each for each in self._pods.values() if not each.published]
+        return sorted(known, key=lambda each: each.since)
+
     def pods(self, text: str) -> list[PodVolume]:
         """The volumes of a pod, by its UID, name or namespace/name."""
         with self._lock:

@@ -28,7 +28,7 @@ from cache_agent.api.wire import (
 from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node.activity import Activity
-from cache_agent.node.explanation import explain
+from cache_agent.node.explanation import explain, under_way
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.policy import Eviction, evictable
 from cache_agent.store.roots import Roots
@@ -86,6 +86,9 @@ class Service:
 
     def explain(self, text: str) -> list[ExplainView]:
         return explain(text, self._activity, self._store)
+
+    def activity(self) -> list[ExplainView]:
+        return under_way(self._activity)
 
     def find(self, text: str) -> ModelView:
         return self._model_view(self._store.models.find(text))

@@ -45,6 +45,19 @@ def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
     ]  # fmt: skip
 
 
+def under_way(activity: Activity) -> list[ExplainView]:
+    """Every pod that waits, and every running pull that no pod waits for."""
+    pods = activity.waiting()
+    # A pod's line has the progress of its pull.
+    asked = {pod.image for pod in pods}
+    pulls = [each for each in activity.running() if each.image not in asked]
+    now = activity.clock()
+    return [
+        *(_of_pod(pod, activity) for pod in pods),
+        *(_of_pull(f"image {each.image}", each, now) for each in pulls),
+    ]
+
+
 def _of_pod(pod: PodVolume, activity: Activity) -> ExplainView:
     subject = f"pod {pod.name or pod.pod}"
     if pod.published:

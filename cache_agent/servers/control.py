@@ -5,7 +5,7 @@
     POST /v1/pull                 progress as JSON lines, then `done` or `error`; closing the connection cancels
     GET, POST /v1/leases          DELETE /v1/leases/{id}
     POST /v1/pin /v1/gc /v1/check /v1/warm
-    GET  /v1/space /v1/status     /v1/explain?name=
+    GET  /v1/space /v1/status     /v1/explain?name=     /v1/activity
 
 Parses requests, calls the service in a thread and writes responses. Must not use the store or sources directly.
 """
@@ -57,6 +57,7 @@ class ControlApi:
                 web.get("/v1/status", self._status),
                 web.get("/v1/space", self._space),
                 web.get("/v1/explain", self._explain),
+                web.get("/v1/activity", self._activity),
                 web.post("/v1/warm", self._warm),
                 web.post("/v1/check", self._check),
             ]
@@ -123,6 +124,9 @@ class ControlApi:
     async def _explain(self, request: web.Request) -> web.Response:
         name = _name(request)
         return _many(await self._executor.call(lambda: self._service.explain(name)))
+
+    async def _activity(self, request: web.Request) -> web.Response:
+        return _many(await self._executor.call(self._service.activity))
 
     async def _status(self, request: web.Request) -> web.Response:
         # Not in a thread: the desired state belongs to the event loop.

@@ -18,6 +18,7 @@ from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import access_options, root_option
 from weightyard.prewarm_client import ClusterTarget, LocalTarget, PrewarmTarget, percent
 from weightyard.text import format_bytes, format_duration
+from weightyard.top import problems
 
 _COLUMNS = (
     "model",
@@ -68,7 +69,7 @@ def status(
     )
     # Before the table and the errors, since a problem may explain missing rows.
     for node in nodes:
-        for problem in _problems(node):
+        for problem in problems(node):
             console.say(f"{node.name}: {problem}")
     if name is not None and not rows:
         raise NotFound(
@@ -108,15 +109,6 @@ def _held(node: str, model: Held, now: float) -> list[Any]:
         model.image, node, state, "100%", format_bytes(model.size), model.tier,
         _yes(model.pinned), _ago(model.verified_at, now), None, used,
     ]  # fmt: skip
-
-
-def _problems(node: NodeCache) -> Iterator[str]:
-    for each in node.status.conditions:
-        # `Synced` is true with refused documents as well: the other documents are followed.
-        if each.type == "Synced" and (each.status != "True" or each.reason == "WithProblems"):
-            yield each.message
-        elif each.type == "SpaceSufficient" and each.status == "False":
-            yield f"not enough space for {each.message}"
 
 
 def _yes(value: bool) -> str | None:
