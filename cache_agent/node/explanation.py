@@ -6,6 +6,7 @@ from cache_agent.api.wire import ExplainView
 from cache_agent.node.activity import Activity, PodVolume, Running
 from cache_agent.node.progress_text import Watched, describe
 from cache_agent.store.roots import Roots
+from cache_agent.store.values import Lease
 from modelimage.errors import NotFound, WeightyardError
 
 
@@ -16,15 +17,18 @@ def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
     if pods:
         return [_of_pod(each, activity) for each in pods]
     # A restart forgets activities but no leases.
-    held = [lease for lease in store.leases.all() if lease.holder.name == text]
+    held = [lease for lease in store.leases.all() if _is_held_by(lease, text)]
     if held:
         return [
             ExplainView(
-                subject=f"pod {text}", state="ready", image=_image_of(store, str(lease.model)),
-                text="the model is mounted", since=lease.since,
+                subject=f"pod {lease.pod or lease.holder.name}",
+                state="ready",
+                image=_image_of(store, str(lease.model)),
+                text="the model is mounted",
+                since=lease.since,
             )
             for lease in held
-        ]  # fmt: skip
+        ]
     running = activity.running(text)
     if running:
         return [_of_pull(f"image {text}", each, activity.clock()) for each in running]
@@ -56,6 +60,11 @@ def under_way(activity: Activity) -> list[ExplainView]:
         *(_of_pod(pod, activity) for pod in pods),
         *(_of_pull(f"image {each.image}", each, now) for each in pulls),
     ]
+
+
+def _is_held_by(lease: Lease, text: str) -> bool:
+    """Whether a lease is a pod's, given by UID, name or namespace/name, or another holder's of this name."""
+    return text in (lease.holder.name, lease.pod, lease.pod.rpartition("/")[2]) and bool(text)
 
 
 def _of_pod(pod: PodVolume, activity: Activity) -> ExplainView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from cache_agent.observability.events import Events, LeaseExpired
 from cache_agent.store.group_commit import GroupCommit
@@ -44,16 +45,24 @@ class StoreLeases:
         return self._commits.run(lambda: [self._take(use) for use in uses])
 
     def _take(self, use: Use) -> Lease | None:
-        lease = Lease(use.lease or uuid.uuid4().hex, use.model, use.holder, self._clock())
+        lease = Lease(use.lease or uuid.uuid4().hex, use.model, use.holder, self._clock(), use.pod)
         # The kubelet repeats its requests: the same id must not count as another use.
         known = self._ledger.lease(lease.id)
         if known is not None and known.model == use.model:
-            return known
+            return self._named(known, use.pod)
         # Within one change of the ledger: a model can't be evicted between the check for its row and the lease.
         if not self._ledger.note_use(use.model, lease.since):
             return None
         self._ledger.put_lease(lease)
         return lease
+
+    def _named(self, lease: Lease, pod: str) -> Lease:
+        """The lease with its pod's name, which one from before a loss or an upgrade lacks."""
+        if not pod or lease.pod == pod:
+            return lease
+        named = replace(lease, pod=pod)
+        self._ledger.put_lease(named)
+        return named
 
     def release_all(self, lease_ids: Sequence[str]) -> list[bool]:
         """End leases in one commit; returns for each whether it existed."""

@@ -31,6 +31,12 @@ from modelimage.record import RecordFile
 _VERSION: Final = 2
 _MODE: Final = 0o600
 _TABLES: Final = ("files", "models", "model_files", "images", "leases", "proofs", "generation")
+# Names of pods that hold leases: `explain` finds a pod by them after a restart. A table of its own, which agents of
+# other releases neither miss nor mind, so that an upgrade and its way back keep the ledger.
+_LEASE_PODS: Final = """
+CREATE TABLE IF NOT EXISTS lease_pods (id TEXT PRIMARY KEY, pod TEXT NOT NULL) WITHOUT ROWID;
+DELETE FROM lease_pods WHERE id NOT IN (SELECT id FROM leases);
+"""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS files (
     sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL, chunks TEXT NOT NULL, verified REAL NOT NULL,
@@ -224,8 +230,11 @@ class Ledger(Queries):
             str(lease.holder),
             lease.since,
         )
+        if lease.pod:
+            self._run("INSERT OR REPLACE INTO lease_pods VALUES (?, ?)", lease.id, lease.pod)
 
     def drop_lease(self, lease_id: str) -> bool:
+        self._run("DELETE FROM lease_pods WHERE id = ?", lease_id)
         return self._run("DELETE FROM leases WHERE id = ?", lease_id) > 0
 
     def _open(self) -> None:
@@ -256,6 +265,7 @@ class Ledger(Queries):
             # One transaction: a crash must not leave half a schema.
             self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={_VERSION};COMMIT;")
             self.lost = not is_new
+        self._db.executescript(f"BEGIN;{_LEASE_PODS}COMMIT;")
 
     def _compare_generation(self) -> None:
         # The marker first: what another process commits between the two reads must not look like a loss.

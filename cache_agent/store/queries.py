@@ -19,6 +19,9 @@ Row = tuple[Any, ...]
 MODEL_COLUMNS: Final = (
     "key, variant, image, size, files, added, last_used, uses, fetch_seconds, pinned"
 )
+_LEASES: Final = (
+    "SELECT id, key, holder, since, IFNULL(pod, '') FROM leases LEFT JOIN lease_pods USING (id)"
+)
 _VERIFIED: Final = (
     "SELECT m.key, MIN(f.verified) FROM model_files m JOIN files f ON f.sha256 = m.sha256"
 )
@@ -158,18 +161,19 @@ class Queries(ABC):
         )
 
     def lease(self, lease_id: str) -> Lease | None:
-        found = self._leases(self._all("SELECT * FROM leases WHERE id = ?", lease_id))
+        found = self._leases(self._all(f"{_LEASES} WHERE id = ?", lease_id))
         return found[0] if found else None
 
     def leases(self, key: Digest | None = None) -> list[Lease]:
         if key is None:
-            return self._leases(self._all("SELECT * FROM leases ORDER BY id"))
-        return self._leases(self._all("SELECT * FROM leases WHERE key = ? ORDER BY id", key.hex))
+            return self._leases(self._all(f"{_LEASES} ORDER BY id"))
+        return self._leases(self._all(f"{_LEASES} WHERE key = ? ORDER BY id", key.hex))
 
     def _leases(self, rows: list[Row]) -> list[Lease]:
         with self._parsed():
             return [
-                Lease(row[0], Digest(row[1]), Holder.parse(row[2]), float(row[3])) for row in rows
+                Lease(row[0], Digest(row[1]), Holder.parse(row[2]), float(row[3]), str(row[4]))
+                for row in rows
             ]
 
     def _models(self, where: str, *values: object) -> list[StoredModel]:
@@ -177,9 +181,7 @@ class Queries(ABC):
         rows = self._all(f"SELECT {MODEL_COLUMNS} FROM models {where} ORDER BY key", *values)  # noqa: S608
         verified: dict[str, float] = dict(self._all(f"{_VERIFIED} {where} GROUP BY m.key", *values))
         leases: dict[Digest, list[Lease]] = defaultdict(list)
-        for lease in self._leases(
-            self._all(f"SELECT * FROM leases {where} ORDER BY id", *values)  # noqa: S608
-        ):
+        for lease in self._leases(self._all(f"{_LEASES} {where} ORDER BY id", *values)):
             leases[lease.model].append(lease)
         with self._parsed():
             return [

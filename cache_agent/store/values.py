@@ -49,21 +49,29 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A promise that `holder` is using `model`, which can't be evicted meanwhile."""
+    """A promise that `holder` is using `model`, which can't be evicted meanwhile.
+
+    `pod`: namespace/name of a holder that is a pod; empty where it isn't known.
+    """
 
     id: str
     model: Digest
     holder: Holder
     since: float
+    pod: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A holder's current use of a model, as observed on this machine. `lease`: the id of its lease, where known."""
+    """A holder's current use of a model, as observed on this machine. `lease`: the id of its lease, where known.
+
+    `pod`: namespace/name of a holder that is a pod, where known.
+    """
 
     model: Digest
     holder: Holder
     lease: str | None = None
+    pod: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ class Volumes:
 
     async def _lease(self, wanted: Publish, key: Digest) -> None:
         """Lease the model to the pod. Raises OtherVolume, and NotFound when the model was just removed."""
-        use = Use(key, Holder(HolderKind.POD, wanted.pod), wanted.volume_id)
+        use = Use(key, Holder(HolderKind.POD, wanted.pod), wanted.volume_id, wanted.pod_name)
         lease = await self._leases.ask(use)
         if lease is not None and lease.model != key:
             # A running server may have mapped the mounted files, so the model of a published volume never changes.
@@ -231,6 +231,14 @@ class Volumes:
         store = self._store
         had = [store.leases.get(use.lease or "") for use in uses]
         # kubelet repeats a publish: the volume's lease of the first call is the answer, and keeps its model.
-        missing = [use for use, lease in zip(uses, had, strict=True) if lease is None]
+        kept = [
+            lease if _is_answer(lease, use) else None for use, lease in zip(uses, had, strict=True)
+        ]
+        missing = [use for use, lease in zip(uses, kept, strict=True) if lease is None]
         given = iter(store.leases.take_all(missing))
-        return [lease or next(given) for lease in had]
+        return [lease or next(given) for lease in kept]
+
+
+def _is_answer(lease: Lease | None, use: Use) -> bool:
+    """Whether a volume's lease needs no change; one that lacks its pod's name gets it, if the model is the same."""
+    return lease is not None and (lease.model != use.model or lease.pod == use.pod or not use.pod)

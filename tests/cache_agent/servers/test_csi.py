@@ -211,8 +211,9 @@ def test_explain_knows_why_a_pod_was_refused_and_what_is_cached(
     machine.kubelet.publish("pod-2", image)
     assert "used by pod:pod-2" in service.explain(image)[0].text
     machine.restart()
-    (view,) = service_of(machine.agent.node).explain("pod-2")
-    assert (view.state, view.image) == ("ready", image)
+    for subject in ("pod-2", "a", "b/a"):
+        (view,) = service_of(machine.agent.node).explain(subject)
+        assert (view.subject, view.state, view.image) == ("pod b/a", "ready", image)
     machine.kubelet.unpublish("pod-2")
     assert "not in use" in service_of(machine.agent.node).explain(str(model.record.key))[0].text
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,35 @@ def test_a_ledger_of_another_version_is_rebuilt(open_node: NodeFactory, root: Pa
     database.execute("ALTER TABLE files DROP COLUMN mtime_ns")
     database.close()
     assert [model.key for model in open_node({}).store.models.all()] == [record.key]
+
+
+def test_a_ledger_of_a_release_that_kept_no_pods_names_keeps_all_else(
+    open_node: NodeFactory, root: Path
+) -> None:
+    """It has no table for them, and after a way back leases end without their names."""
+    image, record, _ = simple_image(weights=[3000])
+    node = open_node({"reg.test/m": image})
+    pull(node)
+    node.store.models.pin(record.key, pinned=True)
+    pod = Use(record.key, Holder(HolderKind.POD, "uid-1"), "volume", "team/server")
+    for name in ("volume", "other"):
+        node.store.leases.take_all([replace(pod, lease=name)])
+    node.close()
+    with closing(sqlite3.connect(root / "ledger.db")) as database:
+        database.execute("DELETE FROM leases WHERE id = 'other'")
+        database.commit()
+    node = open_node({})
+    assert [lease.pod for lease in node.store.leases.all()] == ["team/server"]
+    node.close()
+    with closing(sqlite3.connect(root / "ledger.db")) as database:
+        assert database.execute("SELECT id FROM lease_pods").fetchall() == [("volume",)]
+        database.execute("DROP TABLE lease_pods")
+        database.commit()
+    node = open_node({})
+    (model,) = node.store.models.all()
+    assert (model.pinned, [lease.pod for lease in model.leases]) == (True, [""])
+    # kubelet repeats its call after its own restart
+    node.store.leases.take_all([pod])
+    assert [lease.pod for lease in node.store.leases.all()] == ["team/server"]
+    assert node.store.leases.release("volume")
+    assert node.store.leases.all() == []
