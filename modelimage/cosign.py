@@ -21,7 +21,14 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, InvalidInput, NotFound
 from modelimage.publication import Document
-from modelimage.referrers import Artifact, ArtifactFile, attach, make_artifact, read_artifact
+from modelimage.referrers import (
+    Artifact,
+    ArtifactFile,
+    attach,
+    cosign_tags,
+    make_artifact,
+    read_artifact,
+)
 from modelimage.repository import ImageReader, ImageWriter
 
 ARTIFACT_TYPE: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
@@ -113,7 +120,7 @@ def is_signed_by(key: PublicKey, signature: bytes, data: bytes) -> bool:
 
 def signature_tag(subject: Digest) -> str:
     """The tag where cosign looks for signatures."""
-    return f"sha256-{subject.hex}.sig"
+    return cosign_tags(subject)[0]
 
 
 def sign(

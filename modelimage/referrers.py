@@ -131,6 +131,15 @@ def read_artifact(
     return files
 
 
+def cosign_tags(subject: Digest) -> tuple[str, str, str]:
+    """The tags where cosign keeps what it knows about a manifest: signatures, attestations, SBOMs.
+
+    What cosign itself put there names no subject, so no registry lists it as a referrer.
+    """
+    sig, att, sbom = (f"sha256-{subject.hex}.{what}" for what in ("sig", "att", "sbom"))
+    return sig, att, sbom
+
+
 def fallback_tag(subject: Digest) -> str:
     """The tag of the index that lists a subject's referrers if the registry has no referrers API."""
     return f"sha256-{subject.hex}"

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from modelimage.access import Access, open_repository
 from modelimage.layout import Layout
 from modelimage.reference import RegistryReference
-from modelimage.referrers import fallback_tag
+from modelimage.referrers import cosign_tags, fallback_tag
 from tests.builder.building import Outcome, build_here, weightyard_here
 from tests.builder.checkpoints import single
 from tests.modelimage.test_cosign import pem, public_pem
@@ -178,6 +178,26 @@ def test_what_is_attached_is_discovered_and_copied_along(
     run("copy", image, f"oci:{tmp_path / 'copy'}:v1", "--referrers")
     again = run("--json", "discover", f"oci:{tmp_path / 'copy'}:v1", "--type", kind).json
     assert [row["digest"] for row in again] == [added["digest"]]
+
+
+def test_signatures_are_copied_to_where_they_are_looked_for(
+    run: Run, layout: Path, tmp_path: Path
+) -> None:
+    """Those without a subject too, as cosign writes them; and not where nobody asked for them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key.pem").write_bytes(pem(key))
+    (tmp_path / "key.pub").write_bytes(public_pem(key))
+    run("sign", f"oci:{layout}:v1", "--key", tmp_path / "key.pem")
+    source = Layout(layout)
+    digest = source.resolve("v1").digest
+    attestation = source.resolve("v1-modelpack")  # any manifest without a subject
+    source.put_manifest(attestation, source.manifest(attestation), cosign_tags(digest)[1])
+    copies = {name: tmp_path / name for name in ("with", "without")}
+    run("copy", f"oci:{layout}:v1", f"oci:{copies['with']}:v1", "--referrers")
+    run("copy", f"oci:{layout}:v1", f"oci:{copies['without']}:v1")
+    run("verify", f"oci:{copies['with']}:v1", "--key", tmp_path / "key.pub")
+    assert set(Layout(copies["with"]).tags()) >= {"v1", *cosign_tags(digest)[:2]}
+    assert Layout(copies["without"]).tags() == ["v1"]
 
 
 @pytest.mark.servers

@@ -32,6 +32,7 @@ from modelimage.reference import (
     RegistryReference,
     parse_image,
 )
+from modelimage.referrers import cosign_tags
 from modelimage.registry.preflight import check_image
 from modelimage.repository import ImageReader
 from weightyard.console import Console, pass_console
@@ -97,6 +98,8 @@ def copy(
         _check_own(reader, root)
     trees = [read_tree(reader, root) for root in tags.values()]
     if referrers:
+        tags = _cosign_tags(reader, trees) | tags
+        trees = [read_tree(reader, root) for root in tags.values()]
         trees += _referrer_trees(reader, trees)
     # Tags of one version share most blobs: each is sent once.
     manifests, blobs = merge_trees(trees)
@@ -216,6 +219,14 @@ def _referrer_trees(reader: ImageRepository, trees: Iterable[ImageTree]) -> list
                     # Listed, but deleted since: the image is complete without it.
                     continue
     return list(found.values())
+
+
+def _cosign_tags(reader: ImageRepository, trees: Iterable[ImageTree]) -> dict[str, Descriptor]:
+    """The tags under which cosign finds signatures, attestations and SBOMs of the manifests."""
+    held = set(reader.tags())
+    subjects = {each.descriptor.digest for tree in trees for each in tree.manifests}
+    named = sorted(tag for subject in subjects for tag in cosign_tags(subject) if tag in held)
+    return {tag: reader.resolve(tag) for tag in named}
 
 
 def _shower(console: Console) -> Callable[[Descriptor], None]:
