@@ -61,6 +61,7 @@ def converted_indexes(made: Iterable[str], weights: Iterable[str]) -> dict[str, 
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     found = {}
     for folder, shards in folders.items():
+        # One file needs no index, and beside weights of the publisher's own an index would hide those.
         if len(shards) < 2 or folder in taken:
             continue
         bases = {parse_weight_name(shard).base for shard in shards}

@@ -85,6 +85,7 @@ def missing_parts(pipeline: Mapping[str, Any], modules: object, paths: Iterable[
         if is_part and not name.startswith("_") and name not in folders:
             told.append(f"model_index.json names {name}, but nothing of {name}/ is packed")
     for module in modules if isinstance(modules, list) else ():
+        # `modules.json` is a stranger's: its entries may be anything.
         path, kind = (
             (str(module.get(key, "")) for key in ("path", "type"))
             if isinstance(module, Mapping)

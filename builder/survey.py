@@ -250,6 +250,7 @@ def _check_complete(selection: Classification) -> None:
 
 
 def _check_weights(selection: Classification, source: ModelSource, *, convert_pickle: bool) -> None:
+    # First what no option of the user can turn into something else, then what --convert-pickle can.
     fixed = [path for path in selection.pickles if path.rpartition("/")[2] in _READ_AS_PICKLES]
     if fixed and convert_pickle:
         raise UnsafePickle(

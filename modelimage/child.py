@@ -144,6 +144,7 @@ def _wait(
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """Kill the child and its descendants. One that hangs in a driver can't be killed and isn't waited for."""
+    # Each process by itself: an engine's workers may have sessions and groups of their own.
     for pid in work_of(child.pid).processes:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

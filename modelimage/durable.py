@@ -161,6 +161,7 @@ class PendingFile:
         """Remove the file, unless it was published."""
         if self._descriptor < 0:
             return
+        # The name first: a process killed in between leaves no file that looks half-written.
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1

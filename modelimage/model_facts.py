@@ -116,6 +116,7 @@ def pools(architecture: str, modules: object = None) -> bool:
     """Whether vLLM's runner is `pooling`: sentence-transformers with a pooling module, or by the architecture."""
     listed = modules if isinstance(modules, list) else []
     kinds = [each.get("type") for each in listed if isinstance(each, Mapping)]
+    # The modules win: a pooling head on a decoder's architecture makes it an embedding model.
     if any(isinstance(kind, str) and kind.endswith(".Pooling") for kind in kinds):
         return True
     if architecture in _POOLING or architecture in _GENERATING:

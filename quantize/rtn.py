@@ -189,6 +189,7 @@ class _Run:
             shard.results.append(result)
             shard.left -= 1
             self._advance(result.block.cost)
+            # Decided under the lock: of two last blocks, exactly one writes the shard.
             return shard.left == 0
 
     def _advance(self, cost: int) -> None:

@@ -188,6 +188,7 @@ class Download:
         self.partial.unmark(index)
         with self._lock:
             self._given.discard(index)
+            # The counts go back as well: progress would end above 100 %.
             if index in self._recalled:
                 self._recalled.discard(index)
                 self.resumed -= len(piece.range)

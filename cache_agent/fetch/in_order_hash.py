@@ -76,6 +76,7 @@ class InOrderHasher:
             if self._leased or self._position not in ready:
                 return None
             self._leased = True
+            # A copy: a worker that fails halfway leaves the state at the chunk's start.
             return self._position, self._hash.copy()
 
     def end_lease(self, hashed: Hash) -> None:

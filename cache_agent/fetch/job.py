@@ -216,6 +216,7 @@ class Job:
                 self._left += len(pieces)
                 for piece in pieces:
                     state = RequestState(RangeRequest((piece,)), work.state.order)
+                    # In front: the file can't be finished before it has these bytes.
                     self._waiting[work.file_queue].appendleft(state)
 
     def _take(self, file_queue: int) -> RequestState:

@@ -70,6 +70,7 @@ class Pull:
         """Call `tell` exactly once: at the end in the pull's thread, or now if the pull has ended."""
         with self._lock:
             if not self._ended.is_set():
+                # Under the lock that `_ended` is set with: otherwise an end in between would tell nobody.
                 self._listeners.append(tell)
                 return
         tell()

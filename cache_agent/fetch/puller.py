@@ -68,6 +68,7 @@ class Puller:
         self.cancel_all()
         with self._lock:
             threads = list(self._threads)
+        # Without the lock, which a pull takes when it ends.
         for pull in threads:
             pull.join()
 

@@ -79,6 +79,7 @@ class Peers:
     def members(self) -> list[Member]:
         """The other members, with the zones from the settings or else from their responses."""
         found = self.membership.others()
+        # Asked first: two locks, the membership's and this one, are never held together.
         with self._lock:
             return [
                 member if member.zone else replace(member, zone=self._zones.get(member.id, ""))

@@ -131,6 +131,7 @@ class DirectorySource:
     def _changes(self, notify: Callable[[], None]) -> Iterator[None]:
         """Call `notify` in the event loop after every change. Without inotify it is never called."""
         libc = ctypes.CDLL(None, use_errno=True)
+        # By ctypes: polling would be late, and the standard library has no inotify.
         fd = libc.inotify_init1(_CLOEXEC | _NONBLOCK)
         if fd < 0:
             yield

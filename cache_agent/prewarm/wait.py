@@ -26,6 +26,7 @@ async def follow(pull: Pull, executor: BlockingExecutor, settled: Callable[[], N
         await ended.wait()
     except asyncio.CancelledError:
         pull.cancel()
+        # Its space is only free again once its threads have ended; the next pull is planned with it.
         await executor.call(pull.join)
         raise
 

@@ -198,6 +198,7 @@ class Disk:
             self.pwrite(fd, temporary, memoryview(data), 0)
             with self._change("seal", temporary):
                 os.fchmod(fd, mode)
+            # Before the rename: else a power loss can leave the new name with no content.
             self.fsync(fd, temporary)
         finally:
             os.close(fd)

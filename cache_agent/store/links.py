@@ -81,6 +81,7 @@ class ModelLinks:
         for file in record.files:
             self.disk.link(self.paths.file(file.digest), directory / file.path)
         self.disk.link(self.paths.record(record.key), directory / RECORD_NAME)
+        # Children before parents: a name that is durable before what is below it would promise a whole model.
         for each in reversed(directories):
             self.disk.sync_directory(each)
 

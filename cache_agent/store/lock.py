@@ -28,6 +28,7 @@ class WorkGate:
     def working(self) -> Iterator[None]:
         """Work on partials and models while inside; waits for the end of a settling, which is short."""
         with self._changed:
+            # Waits instead of failing, unlike `settling`: pulls may come at any time, repairs are asked for.
             self._changed.wait_for(lambda: not self._settling)
             self._working += 1
         try:

@@ -46,6 +46,7 @@ class Pins:
                 self.ledger.set_pin(key, pinned=True)
             for key in pinned - marked if ledger_was_lost else ():
                 self.ledger.set_pin(key, pinned=False)
+        # After the transaction, since files can't be rolled back; a crash in between repeats this.
         for key in marked - stored.keys():
             if not ledger_was_lost and not is_plain_file(self.paths.journal(key)):
                 self.disk.unlink(self.paths.pin(key))

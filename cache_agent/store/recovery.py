@@ -151,6 +151,7 @@ class Recoverer:
             for file in record.files if record else ():
                 held = directory / file.path
                 if file.digest == digest and plain_size(held) == file.size:
+                    # A link, not a copy: it is the inode that was verified.
                     self.disk.mkdir(self.paths.file(digest).parent)
                     self.disk.link(held, self.paths.file(digest))
                     self.disk.sync_directory(self.paths.file(digest).parent)
@@ -174,6 +175,7 @@ class Recoverer:
         record = find_record(self.paths, key)
         if record is None or not self.links.has_files(record):
             return False
+        # What is in the way may be a user's: set aside, never removed.
         self.links.set_aside(self.paths.model(key))
         self.links.lay(record, self.paths.staging(key))
         self.disk.rename(self.paths.staging(key), self.paths.model(key))

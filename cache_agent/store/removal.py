@@ -119,6 +119,7 @@ class Remover:
                 ]
                 for file in orphans:
                     self.ledger.drop_file(file.digest)
+            # Still inside: a publish that links the same file waits, and then finds that it is gone.
             trashed = self._to_trash([self._path(file) for file in orphans])
         self._empty(trashed, set())
         return sum(file.size for file in orphans)

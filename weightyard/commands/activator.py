@@ -75,6 +75,7 @@ async def _serve(console: Console, running: Activator, *, host: str, port: int) 
             ready=lambda found: console.say(f"listening on {host}:{found}"),
         )
     )
+    # A cancellation in the loop, not an exception wherever the interpreter happens to be.
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):

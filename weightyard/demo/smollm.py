@@ -90,6 +90,7 @@ def _publish(building: Path, target: Path) -> None:
     try:
         building.rename(target)
     except OSError:
+        # The directory is there again: another process was faster.
         if not _is_current(target):
             raise
     shutil.rmtree(outdated, ignore_errors=True)

@@ -63,6 +63,7 @@ def _last_words(observed: Observed, job: str) -> str:
     ]
     if not ends:
         return ""
+    # A Job's pods have no order; the last to end has the reason that still holds.
     newest = max(ends, key=lambda end: str(end.get("finishedAt", "")))
     why = f"exit code {newest.get('exitCode')} ({newest.get('reason') or 'Error'})"
     return conditions.quoted(_error_lines(newest.get("message", "")), last=True) or why

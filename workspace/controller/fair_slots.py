@@ -45,6 +45,7 @@ class FairSlots:
             self._give_back(wanted)
             raise
         running.add_done_callback(lambda _: self._give_back(wanted))
+        # Shielded: a thread can't be cancelled, and its slot must not be free while it works.
         return await asyncio.shield(running)
 
     def close(self) -> None:

@@ -53,6 +53,7 @@ async def run_controller(
     ):
         working = asyncio.create_task(_work(options, client, servers, leading=leading))
         stopping = asyncio.create_task(stop.wait())
+        # Whichever ends first: the work ends by itself only with an error, which must not wait for a signal.
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (working, stopping):
             task.cancel()

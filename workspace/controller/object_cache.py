@@ -89,6 +89,7 @@ class WatchCache:
 
     def known(self, kind: str) -> dict[tuple[str, str], Json]:
         """The cached objects of a kind by namespace and name, with only the fields that `drop` needs."""
+        # Rebuilt from keys: whole objects are packed, and unpacking thousands to drop one is slow.
         if kind in ("Node", "NodeCache"):
             held: Iterable[str] = self._nodes if kind == "Node" else self._reports
             return {("", name): {"kind": kind, "metadata": {"name": name}} for name in held}

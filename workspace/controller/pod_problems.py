@@ -88,6 +88,7 @@ def pod_problem(pod: Json) -> Problem | None:
             Reason.UNSCHEDULABLE,
             f"{name} has no node: {why}. Free or add what is missing, or change spec.resources.",
         )
+    # Init containers come first: the others wait for them, and their state says nothing.
     found = (_of_container(pod, each) for each in _containers(status))
     return next((each for each in found if each is not None), None)
 

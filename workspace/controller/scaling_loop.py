@@ -111,6 +111,7 @@ class ScalingLoop:
         """Runs until cancelled."""
         while True:
             keys = self._runner.cache.workspaces()
+            # A Workspace of the same name that comes later must not inherit the history of this one.
             for gone in set(self._scalers) - set(keys):
                 del self._scalers[gone]
             await asyncio.gather(*(self._scale_alone(key) for key in keys))

@@ -51,6 +51,7 @@ class Workers:
                 for _ in range(self._workers):
                     group.create_task(self._work())
         finally:
+            # Also after a failure: who waits for the queue would wait for ever.
             self._queue.close()
 
     async def _work(self) -> None:
