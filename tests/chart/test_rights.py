@@ -137,6 +137,8 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
     expected |= rights_on("Workspace", "update", part="/finalizers")
     expected |= rights_on("Event", "create", "get", "patch")
     expected |= rights_on("Lease", "create", "get", "list", "update")
+    # Whether the cluster has the kinds that it may do without.
+    expected |= rights_on("CustomResourceDefinition", "list", "watch")
     assert controller_rights() == expected
 
 

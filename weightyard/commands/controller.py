@@ -62,6 +62,10 @@ _CA_MOST = 200_000
     help="Let Workspaces set the ResourceQuota and LimitRange of their namespace (spec.tenancy).",
 )  # fmt: skip
 @click.option(
+    "--metrics-from", "metrics_from", cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
+    help="A label of the namespaces whose pods may scrape the servers' metrics. Repeatable.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez and /readyz at this address.  [default: nowhere]",
@@ -75,7 +79,8 @@ _CA_MOST = 200_000
 @access_options
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
-    quotas: bool, health: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
+    quotas: bool, metrics_from: tuple[str, ...], health: str | None, registries: tuple[str, ...], log_level: str,
+    log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
@@ -93,6 +98,7 @@ def controller(
             image=image,
             builder_image=builder_image,
             quotas=quotas,
+            metrics_from=_pairs("--metrics-from", metrics_from),
             builds=_build_settings(access, env=build_env, requests=build_requests),
         ),
         access=access,

@@ -31,6 +31,11 @@ class ApiResource:
         where = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         return f"{base}{where}/{self.plural}" + (f"/{name}" if name else "")
 
+    @property
+    def definition(self) -> str:
+        """The name of a custom resource's CustomResourceDefinition."""
+        return f"{self.plural}.{self.api.partition('/')[0]}"
+
 
 RESOURCES: Final = {
     "Workspace": ApiResource("weightyard.dev/v1alpha1", "workspaces"),

@@ -55,9 +55,13 @@ def node_of(pod: Json) -> str | None:
 
 
 def asked_replicas(deployment: Json) -> int:
-    """The replicas of a Deployment that were asked for, without those that replace servers of a drained node."""
+    """The replicas of a Deployment that were asked for, without one that replaces the only server of a drained node.
+
+    Another autoscaler may not have added that one yet; and if it asks for more than both, it needs all of them.
+    """
     surge = (deployment["metadata"].get("annotations") or {}).get(SURGE, "")
-    return max(0, int(deployment["spec"].get("replicas", 1)) - (1 if surge else 0))
+    count = int(deployment["spec"].get("replicas", 1))
+    return 1 if surge and count == 2 else count
 
 
 def container_ports(spec: Json) -> list[int]:

@@ -110,7 +110,9 @@ class _Reconciliation:
         # The order matters: each of these reads the ones before it.
         self.target = self._target()
         self.goal = self._goal()
-        self.cached_state = self._cached_state(self._target_or_deployed())
+        self._states: dict[str, CachedState] = {}
+        shown = self._target_or_deployed()
+        self.cached_state = None if shown is None else self._state_of(shown)
         self.active = self._active()
         self.allowed = self._allowed()
 
@@ -179,10 +181,12 @@ class _Reconciliation:
     def _target_or_deployed(self) -> Revision | None:
         return self.target if isinstance(self.target, Revision) else self._deployed()
 
-    def _cached_state(self, revision: Revision | None) -> CachedState | None:
-        if revision is None:
-            return None
-        return cached_state(revision, self.observed, replicas=self.goal)
+    def _state_of(self, revision: Revision) -> CachedState:
+        """A version's state, computed once: it looks at every node."""
+        if revision.name not in self._states:
+            found = cached_state(revision, self.observed, replicas=self.goal)
+            self._states[revision.name] = found
+        return self._states[revision.name]
 
     def _active(self) -> Revision | None:
         """The version to run: the previous one until the desired one is cached, then the desired one."""
@@ -224,7 +228,7 @@ class _Reconciliation:
         if goal == 0 and current > 0 and has_activator(self.workspace):
             # The activator must receive requests before the last server stops.
             return 0 if self._service_role() == names.ACTIVATOR else current
-        where = self._standing_of(self.active)
+        where = self._state_of(self.active)
         if where.is_cached:
             return goal
         deployed = self._deployed()
@@ -234,15 +238,15 @@ class _Reconciliation:
     def _is_replaced_first(self) -> bool:
         """Whether the only server stays until another is ready: where it runs, and where a node could take another."""
         _, ready_count = server_count(self.observed)
-        if self.goal != 1 or not ready_count or self.active is None or self._scaled_elsewhere():
+        if self.goal != 1 or not ready_count or self.active is None:
             return False
-        return bool(self._standing_of(self.active).eligible)
+        return bool(self._state_of(self.active).eligible)
 
     def _surges(self) -> bool:
         """Whether to run one more replica: the only server is on a node that is being drained, and another is warm."""
         if self.active is None or not self._is_replaced_first():
             return False
-        where, wanted = self._standing_of(self.active), {names.REVISION: self.active.id}
+        where, wanted = self._state_of(self.active), {names.REVISION: self.active.id}
         servers = self.observed.pods(names.SERVER)
         drained = {node.name for node in self.observed.nodes if node.ready} - set(where.eligible)
         # A rollout brings a replacement itself.
@@ -251,18 +255,15 @@ class _Reconciliation:
             not is_rolling and where.is_cached and any(node_of(pod) in drained for pod in servers)
         )
 
-    def _standing_of(self, active: Revision) -> CachedState:
-        """The state of the version that runs; usually the desired one, whose state is already computed."""
-        shown = self._target_or_deployed()
-        if self.cached_state is not None and shown is not None and shown.name == active.name:
-            return self.cached_state
-        return cached_state(active, self.observed, replicas=self.goal)
-
     # Objects
 
     def _wanted(self) -> list[Json]:
         """Every object in its desired form, except those that must stay unchanged."""
-        wanted = surrounding_objects(self.workspace, self.observed.environment, self._routing())
+        surge = self._surges()
+        # An autoscaler of the cluster's takes the surplus replica away unless its own minimum says otherwise.
+        wanted = surrounding_objects(
+            self.workspace, self.observed.environment, self._routing(), least=2 if surge else 0
+        )
         if self._keda_missing():
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
         if isinstance(self.target, Revision):
@@ -285,7 +286,7 @@ class _Reconciliation:
                     startup_seconds=self.active.startup_seconds,
                     environment=self.observed.environment,
                     selector=self._selector(),
-                    surge=self._surges(),
+                    surge=surge,
                 )
             )
         return [with_intent(owned_by(each, self.observed.document)) for each in wanted]
@@ -346,8 +347,7 @@ class _Reconciliation:
             for pod in self.observed.pods(names.SERVER)
             if is_mounted(pod) and has_labels(pod, wanted)
         }
-        # A node whose server has mounted the model needs no pre-warm pod: the server's volume is
-        # the lease.
+        # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
         held = self.cached_state.labelled | serving
         return [name for name in self.cached_state.chosen if name not in held]
 
@@ -370,8 +370,7 @@ class _Reconciliation:
         if self.active is None:
             keep.add(Reference("Deployment", self.workspace.name))
         if not isinstance(self.target, Revision):
-            # Pods and Jobs in progress are kept while the registry doesn't say which version is
-            # desired.
+            # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
             keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
         surplus = self._surplus_versions()

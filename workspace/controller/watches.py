@@ -1,7 +1,8 @@
 """Watches the controller's kinds of objects and passes every change on to the caches. No decisions here.
 
 One follower per kind lists, watches and lists again when a watch can't be resumed, so deletions that no watch reported
-are noticed. A kind that the cluster doesn't have, such as KEDA's, counts as empty and is looked for again.
+are noticed. A kind that the cluster doesn't have counts as empty and is looked for again: one that it may do without,
+such as KEDA's, once its definition is there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.health_server import NOT_LISTED, Liveness
 from workspace.controller.kube_api import RESOURCES
+from workspace.controller.objects import condition
 from workspace.render import names
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ WORKSPACES: Final = (
     "ScaledObject",
 )  # fmt: skip
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
+# Kinds that a cluster may do without.
+OPTIONAL: Final = ("ScaledObject",)
 # Watched whole; the others are filtered by the Workspace's label.
 _WHOLE: Final = frozenset({"Workspace", *CACHES})
 # Seconds. Short, because a change waits for it after the API server was away.
@@ -119,6 +123,43 @@ class KindWatch:
             logger.exception("%s %s can't be read", self._kind, "/".join(_name(document)))
 
 
+class Definition:
+    """Listens to the CustomResourceDefinition of a kind that a cluster may do without.
+
+    Whoever follows that kind pauses until it is there, instead of asking for it every few seconds.
+    """
+
+    def __init__(self) -> None:
+        self._established = asyncio.Event()
+
+    def replace(self, documents: list[Json]) -> None:
+        if not documents:
+            self._established.clear()
+        for each in documents:
+            self.put(each)
+
+    def put(self, document: Json) -> None:
+        if condition(document, "Established").get("status") == "True":
+            self._established.set()
+        else:
+            self._established.clear()
+
+    def drop(self, _document: Json) -> None:
+        self._established.clear()
+
+    def trouble(self, error: WeightyardError | None) -> None:
+        # Unknown, such as without the right to read definitions: then asking is all that is left.
+        if error is not None:
+            if not self._established.is_set():
+                logger.warning("CustomResourceDefinitions can't be watched: %s", error.message)
+            self._established.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Waits some seconds, and then until the kind is there."""
+        await asyncio.sleep(seconds)
+        await self._established.wait()
+
+
 class Watches:
     """The followers of all kinds. `present` is told which kinds the cluster has."""
 
@@ -137,15 +178,27 @@ class Watches:
             kind: KindWatch(kind, found, liveness=liveness, present=present)
             for kind, found in caches.items()
         }
+        definitions = {kind: Definition() for kind in OPTIONAL}
         self._followers = [
             Follower(
                 client,
                 RESOURCES[kind].path(None),
                 listener,
                 {} if kind in _WHOLE else {"labelSelector": names.WORKSPACE},
-                backoff=JitteredBackoff(random.random, most=_LONGEST_RETRY),
+                sleep=definitions[kind].pause if kind in definitions else asyncio.sleep,
+                backoff=_backoff(),
             )
             for kind, listener in self._listeners.items()
+        ]
+        self._followers += [
+            Follower(
+                client,
+                RESOURCES["CustomResourceDefinition"].path(None),
+                definition,
+                {"fieldSelector": f"metadata.name={RESOURCES[kind].definition}"},
+                backoff=_backoff(),
+            )
+            for kind, definition in definitions.items()
         ]
 
     async def run(self) -> None:
@@ -158,6 +211,10 @@ class Watches:
         """Waits until every kind was listed once: an object not yet seen must not look deleted."""
         for each in self._listeners.values():
             await each.synced.wait()
+
+
+def _backoff() -> JitteredBackoff:
+    return JitteredBackoff(random.random, most=_LONGEST_RETRY)
 
 
 def _name(document: Json) -> Name:

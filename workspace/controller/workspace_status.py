@@ -278,9 +278,8 @@ def _at_zero(report_input: ReportInput) -> StatusCondition:
     kind, workspace = conditions.AVAILABLE, report_input.workspace
     if workspace.spec.scale is None:
         return StatusCondition(kind, False, Reason.STOPPED, "spec.replicas is 0.")
-    if not has_activator(workspace):
-        text = "Scaled to 0; requests are refused until KEDA starts a replica."
-        return StatusCondition(kind, True, Reason.SCALED_TO_ZERO, text)
+    if report_input.keda_missing:
+        return _without_keda(kind)
     missing = _activator_problem(report_input)
     if missing is not None:
         return StatusCondition(kind, False, missing.reason, missing.message)
@@ -301,6 +300,14 @@ def _activator_problem(report_input: ReportInput) -> Problem | None:
     )
 
 
+def _without_keda(kind: str) -> StatusCondition:
+    return StatusCondition(
+        kind, False, Reason.KEDA_MISSING,
+        "The cluster has no keda.sh API, so nothing changes the number of replicas, which stays as it is. Install "
+        "KEDA, or set spec.scale.by to builtin.",
+    )  # fmt: skip
+
+
 def _replicas(count: int) -> str:
     return "1 replica is" if count == 1 else f"{count} replicas are"
 
@@ -309,10 +316,7 @@ def _done(report_input: ReportInput) -> StatusCondition:
     """The Ready condition when all others are true: whether everything desired is running."""
     kind = conditions.READY
     if report_input.keda_missing:
-        return StatusCondition(
-            kind, False, Reason.KEDA_MISSING,
-            "spec.scale.by is keda and the cluster has no keda.sh API. Install KEDA, or use by: builtin.",
-        )  # fmt: skip
+        return _without_keda(kind)
     tenancy = report_input.workspace.spec.tenancy
     if (tenancy.quota or tenancy.limits) and not report_input.observed.environment.quotas:
         return StatusCondition(

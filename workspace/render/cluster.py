@@ -32,7 +32,7 @@ def render_kubernetes(
     replicas = max(1, wanted_range(workspace)[0])
     objects = [
         each
-        for each in surrounding_objects(workspace, environment, routing)
+        for each in surrounding_objects(workspace, environment, routing, least=1)
         if not _needs_controller(workspace, each)
     ]
     servers = deployment(

@@ -1,4 +1,4 @@
-"""A Workspace's Kubernetes objects other than the pod: Deployment, Services, policies, quotas, autoscalers.
+"""A Workspace's Kubernetes objects other than the pod: Deployment, Services, policies, quotas.
 
 Objects contain only fields that Weightyard decides; defaults are left to the API server. The pod template is passed as
 data, since a version's template is stored in its ControllerRevision and outlives upgrades of this code.
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from workspace.render import names
+from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
 from workspace.render.pod import container_security, pod_security
 from workspace.render.quantities import canonical_all
-from workspace.schema import DEFAULT_PORT, Autoscaler, Scale, Workspace
+from workspace.schema import DEFAULT_PORT, Autoscaler, Workspace
 
 Json = dict[str, Any]
 
@@ -30,7 +31,8 @@ _ACTIVATOR_PORT: Final = DEFAULT_PORT
 class SystemSettings:
     """Facts of the cluster: the namespace of Weightyard's system, and the images of its programs.
 
-    `image` is the controller's; activators use it too.
+    `image` is the controller's; activators use it too. Pods of namespaces with the labels `metrics_from` may scrape the
+    servers' metrics; without any only those of the Workspace's own.
     """
 
     system_namespace: str = "weightyard"
@@ -39,6 +41,7 @@ class SystemSettings:
     builder_image: str = BUILDER_IMAGE
     quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
     quotas: bool = True  # whether Workspaces may set the quota and the limits of their namespace
+    metrics_from: Mapping[str, str] = field(default_factory=dict)
     builds: BuildSettings = field(default_factory=BuildSettings)
 
 
@@ -76,9 +79,9 @@ def wanted_range(workspace: Workspace) -> tuple[int, int]:
 
 
 def has_activator(workspace: Workspace) -> bool:
-    """Whether requests may arrive while no server runs: only when the built-in autoscaler scales from zero."""
+    """Whether requests may arrive while no server runs: a HorizontalPodAutoscaler never scales to zero."""
     scale = workspace.spec.scale
-    return scale is not None and scale.min == 0 and scale.by is Autoscaler.BUILTIN
+    return scale is not None and scale.min == 0 and scale.by is not Autoscaler.HPA
 
 
 def deployment(
@@ -211,16 +214,6 @@ def quota(workspace: Workspace) -> list[Json]:
     return objects
 
 
-def autoscaler(workspace: Workspace) -> list[Json]:
-    """The object that scales in place of the built-in autoscaler, if the spec has one."""
-    scale = workspace.spec.scale
-    if scale is None or scale.by is Autoscaler.BUILTIN:
-        return []
-    if scale.by is Autoscaler.KEDA:
-        return [_scaled_object(workspace, scale)]
-    return [_horizontal_autoscaler(workspace, scale)]
-
-
 def activator_deployment(
     workspace: Workspace, environment: SystemSettings, routing: Routing = DIRECT
 ) -> Json:
@@ -252,7 +245,10 @@ def activator_deployment(
             "replicas": 1,
             "selector": {"matchLabels": _selected(workspace, names.ACTIVATOR, routing)},
             "template": {
-                "metadata": {"labels": names.labels(workspace.name, names.ACTIVATOR, routing.uid)},
+                "metadata": {
+                    "labels": names.labels(workspace.name, names.ACTIVATOR, routing.uid),
+                    "annotations": names.scraped("/activator/metrics", _ACTIVATOR_PORT),
+                },
                 "spec": {
                     "serviceAccountName": workspace.name,
                     "automountServiceAccountToken": False,
@@ -266,9 +262,12 @@ def activator_deployment(
 
 
 def surrounding_objects(
-    workspace: Workspace, environment: SystemSettings, routing: Routing = DIRECT
+    workspace: Workspace, environment: SystemSettings, routing: Routing = DIRECT, *, least: int = 0
 ) -> list[Json]:
-    """All objects except the servers' Deployment; policies first, so that nothing runs before them."""
+    """All objects except the servers' Deployment; policies first, so that nothing runs before them.
+
+    `least` is the number of replicas below which no autoscaler may go, whatever the spec says.
+    """
     activator = has_activator(workspace)
     objects = [
         network_policy(workspace, environment, routing),
@@ -277,7 +276,7 @@ def surrounding_objects(
         service(workspace, routing),
         disruption_budget(workspace, routing),
         *(quota(workspace) if environment.quotas else ()),
-        *autoscaler(workspace),
+        *autoscaler(workspace, meta(workspace, workspace.name), least=least),
     ]
     if activator:
         objects.append(server_service(workspace, routing))
@@ -294,6 +293,8 @@ def _ingress(workspace: Workspace, environment: SystemSettings, ports: Iterable[
     sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
     if allowed is not None and allowed.allow_from_namespaces:
         sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
+    if environment.metrics_from:
+        sources.append({"namespaceSelector": {"matchLabels": dict(environment.metrics_from)}})
     open_ports = [{"port": port, "protocol": "TCP"} for port in ports]
     return {"from": sources, "ports": open_ports}
 
@@ -322,75 +323,5 @@ def _system_pods(environment: SystemSettings, component: str) -> Json:
                 "app.kubernetes.io/part-of": "weightyard",
                 "app.kubernetes.io/component": component,
             }
-        },
-    }
-
-
-def _behavior(scale: Scale) -> Json:
-    """The windows and steps of the built-in autoscaler: at most doubles up, one replica down."""
-    minute = {"periodSeconds": 60}
-    return {
-        "scaleUp": {
-            "stabilizationWindowSeconds": scale.up_window_seconds,
-            "policies": [{"type": "Percent", "value": 100, **minute}],
-        },
-        "scaleDown": {
-            "stabilizationWindowSeconds": scale.down_window_seconds,
-            "policies": [{"type": "Pods", "value": 1, **minute}],
-        },
-    }
-
-
-def _horizontal_autoscaler(workspace: Workspace, scale: Scale) -> Json:
-    metric = {
-        "type": "Pods",
-        "pods": {
-            # The name under which a metrics adapter publishes it: the custom metrics API allows no
-            # colon.
-            "metric": {"name": "vllm_num_requests_waiting"},
-            "target": {"type": "AverageValue", "averageValue": str(scale.queue_depth)},
-        },
-    }
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": meta(workspace, workspace.name),
-        "spec": {
-            "scaleTargetRef": {
-                "apiVersion": "apps/v1", "kind": "Deployment", "name": workspace.name,
-            },
-            "minReplicas": max(1, scale.min),
-            "maxReplicas": scale.max,
-            "metrics": [metric],
-            "behavior": _behavior(scale),
-        },
-    }  # fmt: skip
-
-
-def _scaled_object(workspace: Workspace, scale: Scale) -> Json:
-    # A Deployment's pods are NAME-HASH-RANDOM, cut to 63 characters; `NAME-.*` would also match another's, NAME-x.
-    pods = f"{workspace.name}-[a-z0-9]+-?[a-z0-9]{{5}}"
-    selected = f'namespace="{workspace.metadata.namespace or "default"}",pod=~"{pods}"'
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": meta(workspace, workspace.name),
-        "spec": {
-            "scaleTargetRef": {"name": workspace.name},
-            "minReplicaCount": scale.min,
-            "maxReplicaCount": scale.max,
-            "cooldownPeriod": scale.down_window_seconds,
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scale)}},
-            "triggers": [
-                {
-                    "type": "prometheus",
-                    "metadata": {
-                        "serverAddress": scale.prometheus or "",
-                        "query": f"sum(vllm:num_requests_waiting{{{selected}}})",
-                        "threshold": str(scale.queue_depth),
-                        "activationThreshold": "0",
-                    },
-                }
-            ],
         },
     }

@@ -61,3 +61,12 @@ def labels(workspace: str, role: str | None = None, uid: str | None = None) -> d
         WORKSPACE: workspace,
     }
     return common if role is None else {**common, **selector(workspace, role, uid)}
+
+
+def scraped(path: str, port: int) -> dict[str, str]:
+    """Annotations by which a Prometheus finds a pod's metrics page."""
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/path": path,
+        "prometheus.io/port": str(port),
+    }

@@ -41,9 +41,7 @@ def pod_template(
             "annotations": {
                 names.IMAGE: release.model,
                 names.KEY: str(release.key),
-                "prometheus.io/scrape": "true",
-                "prometheus.io/path": "/metrics",
-                "prometheus.io/port": str(release.plan.port),
+                **names.scraped("/metrics", release.plan.port),
             },
         },
         "spec": _pod_spec(workspace, release, uid),

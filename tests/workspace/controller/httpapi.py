@@ -14,7 +14,6 @@ import ssl
 import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,16 +23,37 @@ from aiohttp import web
 from cache_agent.api.kube.connection import Connection, TokenCredentials, make_context
 from cache_agent.api.kube.kube_client import KubeClient
 from tests.cache_agent.peers.certificates import Authority
+from tests.workspace.controller.events import Change, Filter, version_of
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.objects import is_ready
+from workspace.controller.observed import KEDA_GROUP
 
 Json = dict[str, Any]
+KEDA_DEFINITION = RESOURCES["ScaledObject"].definition
 _EXPIRED = {
     "kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version",
 }  # fmt: skip
 # kubectl shows these words, not the number.
 _REASONS = {404: "NotFound", 409: "Conflict", 429: "TooManyRequests"}
+
+
+def install_keda(api: FakeApi) -> None:
+    """The part of KEDA's installation that API servers see."""
+    api.create(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": KEDA_DEFINITION}, "spec": {"group": KEDA_GROUP},
+            "status": {"conditions": [{"type": "Established", "status": "True"}]},
+        }
+    )  # fmt: skip
+
+
+def remove_keda(api: FakeApi) -> None:
+    """As the deletion of its definition: its objects go too."""
+    for each in api.list("ScaledObject"):
+        api.delete("ScaledObject", each["metadata"]["namespace"], each["metadata"]["name"])
+    api.delete("CustomResourceDefinition", "", KEDA_DEFINITION)
 
 
 class HttpApi:
@@ -42,13 +62,14 @@ class HttpApi:
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
     `allows` says what its one user may do; see `rbac.Rights`.
     `page_size` bounds a list's page further than its `limit` does.
+    KEDA's kind is served while its CustomResourceDefinition is there, which `keda` installs.
     `plain` serves HTTP without authentication instead, for programs that stand in for others.
     """
 
-    def __init__(
-        self, api: FakeApi, *, groups: tuple[str, ...] = ("keda.sh",), plain: bool = False
-    ) -> None:
+    def __init__(self, api: FakeApi, *, keda: bool = True, plain: bool = False) -> None:
         self.api = api
+        if keda and not self._has_keda():
+            install_keda(api)
         self._plain = plain
         self.token = secrets.token_hex(16)
         self.faults: deque[int] = deque()
@@ -56,13 +77,12 @@ class HttpApi:
         self.requests: dict[str, int] = {}
         self.allows: Callable[[web.Request], bool] = lambda _: True
         self.page_size = 500
-        self._groups = groups
         self._deaf = False
-        self._log: list[_Change] = []
+        self._log: list[Change] = []
         self._oldest = 0  # a watch from before is told 410
         self._known = {api.key(each): copy.deepcopy(each) for each in api.objects.values()}
-        self._latest = max(map(_version_of, self._known.values()), default=1)
-        self._streams: set[tuple[_Filter, asyncio.Queue[Json | None]]] = set()
+        self._latest = max(map(version_of, self._known.values()), default=1)
+        self._streams: set[tuple[Filter, asyncio.Queue[Json | None]]] = set()
         api.watchers.append(self._tell)
 
     async def __aenter__(self) -> Self:
@@ -134,10 +154,10 @@ class HttpApi:
         before = self._known.pop(key, None)
         if kind != "DELETED":
             self._known[key] = document
-        self._latest = max(self._latest, _version_of(document))
+        self._latest = max(self._latest, version_of(document))
         if self._deaf:
             return
-        change = _Change(
+        change = Change(
             None if kind == "DELETED" else document,
             document if kind == "DELETED" else before or document,
         )
@@ -157,7 +177,7 @@ class HttpApi:
         groups: dict[str, set[str]] = {}
         for resource in RESOURCES.values():
             group, _, version = resource.api.rpartition("/")
-            if group and (group != "keda.sh" or group in self._groups):
+            if group and (group != KEDA_GROUP or self._has_keda()):
                 groups.setdefault(group, set()).add(version)
         found = [
             {
@@ -185,7 +205,7 @@ class HttpApi:
         if rest[0] == "namespaces" and len(rest) > 2:
             namespace, rest = rest[1], rest[2:]
         kind = next((k for k, r in RESOURCES.items() if (r.api, r.plural) == (api, rest[0])), None)
-        if kind is None:
+        if kind is None or (kind == "ScaledObject" and not self._has_keda()):
             return _failure(404, f"no {rest[0]}")
         fault = None if request.method == "GET" else self._fault(kind)
         if fault is not None:
@@ -196,6 +216,9 @@ class HttpApi:
             return _failure(404, str(error))
         except Conflict as error:
             return _failure(409, str(error))
+
+    def _has_keda(self) -> bool:
+        return ("CustomResourceDefinition", "", KEDA_DEFINITION) in self.api.objects
 
     def _fault(self, kind: str) -> tuple[int, str] | None:
         if self.faults:
@@ -279,7 +302,7 @@ class HttpApi:
     ) -> web.StreamResponse:
         if request.query.get("watch") == "true":
             return await self._watch(request, kind)
-        wanted = _Filter.of(request, kind)
+        wanted = Filter.of(request, kind)
         items = [each for each in self.api.list(kind, namespace) if wanted.matches(each)]
         for each in items:
             del each["kind"], each["apiVersion"]
@@ -301,7 +324,7 @@ class HttpApi:
         stream = web.StreamResponse()
         await stream.prepare(request)
         queue: asyncio.Queue[Json | None] = asyncio.Queue()
-        wanted = _Filter.of(request, kind)
+        wanted = Filter.of(request, kind)
         entry = (wanted, queue)
         self._streams.add(entry)
         for change in self._log:
@@ -318,58 +341,6 @@ class HttpApi:
         with contextlib.suppress(ConnectionResetError):
             await stream.write_eof()
         return stream
-
-
-@dataclass(frozen=True)
-class _Filter:
-    """Which objects a list or watch is about: a kind, labels with their values, and labels that must be there."""
-
-    kind: str
-    values: tuple[tuple[str, str], ...]
-    present: tuple[str, ...]
-
-    @classmethod
-    def of(cls, request: web.Request, kind: str) -> _Filter:
-        terms = [each for each in request.query.get("labelSelector", "").split(",") if each]
-        pairs = [each.split("=", 1) for each in terms if "=" in each]
-        present = tuple(each for each in terms if "=" not in each)
-        return cls(kind, tuple((name, value) for name, value in pairs), present)
-
-    def matches(self, document: Json | None) -> bool:
-        if document is None or document["kind"] != self.kind:
-            return False
-        labels = document["metadata"].get("labels") or {}
-        return all(name in labels for name in self.present) and set(self.values) <= set(
-            labels.items()
-        )
-
-
-@dataclass(frozen=True)
-class _Change:
-    """One write. `after` is None for a deletion, whose `before` is the last state."""
-
-    after: Json | None
-    before: Json
-
-    @property
-    def version(self) -> int:
-        return _version_of(self.after or self.before)
-
-    def event(self, wanted: _Filter) -> Json | None:
-        """What a watch with this filter is told: an object that no longer matches was deleted, as far as it can see."""
-        was, is_ = wanted.matches(self.before), wanted.matches(self.after)
-        if is_:
-            kind = "MODIFIED" if was and self.before is not self.after else "ADDED"
-            return {"type": kind, "object": self.after}
-        if not was:
-            return None
-        version = {"resourceVersion": str(self.version)}
-        gone = {**self.before, "metadata": {**self.before["metadata"], **version}}
-        return {"type": "DELETED", "object": gone}
-
-
-def _version_of(document: Json) -> int:
-    return int(document["metadata"]["resourceVersion"])
 
 
 def _certificates() -> tuple[bytes, ssl.SSLContext]:

@@ -13,6 +13,8 @@ from jsonschema import Draft202012Validator
 
 from cache_agent.api.kube_objects import parse_quantity
 from tests.workspace import openapi, samples
+from workspace.engines import QUEUE_METRICS
+from workspace.render.autoscalers import autoscaler
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import (
     Routing,
@@ -23,7 +25,8 @@ from workspace.render.kubernetes import (
 )
 from workspace.render.pod import resources
 from workspace.render.release import PinnedModel
-from workspace.schema import Workspace
+from workspace.schema import Engine, Workspace
+from workspace.server_metrics import HELD
 
 Json = dict[str, Any]
 ENVIRONMENT = SystemSettings(system_namespace="weightyard")
@@ -282,7 +285,52 @@ def test_the_scaled_object_has_kedas_fields() -> None:
     # The Prometheus scaler's required metadata.
     assert {"serverAddress", "query", "threshold"} <= set(metadata)
     assert scaled["spec"]["scaleTargetRef"]["name"] == "chat"
-    assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (0, 3)
+    # Rendered for a cluster without a controller, in which nothing takes requests at 0.
+    assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (1, 3)
+
+
+def trigger_queries(**spec: Any) -> list[str]:
+    (scaled,) = autoscaler(samples.workspace(**spec), {"name": "chat"})
+    return [each["metadata"]["query"] for each in scaled["spec"]["triggers"]]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_autoscalers_read_the_gauges_of_the_engine(engine: str) -> None:
+    running, waiting = QUEUE_METRICS[Engine(engine)]
+    queue, work = trigger_queries(
+        runtime={"engine": engine}, scale={"max": 3, "by": "keda", "prometheus": "http://p:9090"}
+    )
+    assert waiting in queue
+    assert running in work
+    spec = {"runtime": {"engine": engine}, "scale": {"max": 3, "by": "hpa"}}
+    (hpa,) = autoscaler(samples.workspace(**spec), {"name": "chat"})
+    assert hpa["spec"]["metrics"][0]["pods"]["metric"]["name"] == waiting.replace(":", "_")
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_from_zero_keda_counts_what_the_activator_holds(least: int) -> None:
+    keda = {"min": least, "max": 3, "by": "keda", "prometheus": "http://p:9090"}
+    queue, _ = trigger_queries(scale=keda)
+    found = re.search(HELD + r'\{namespace="[^"]*",pod=~"([^"]*)"', queue)
+    assert (found is not None) == (least == 0)
+    if found is not None:
+        # The second name is one that the API server has cut.
+        assert re.fullmatch(found[1], "chat--activator-7d9f8b6c5d-x2x4z")
+        assert re.fullmatch(found[1], "chat--actix2x4z")
+        assert not re.fullmatch(found[1], "chat-b--activator-7d9f8b6c5d-x2x4z")
+
+
+def test_the_named_namespaces_may_scrape_servers_and_activators() -> None:
+    workspace = samples.workspace(scale={"min": 0, "max": 2})
+    environment = SystemSettings(metrics_from={"team": "metrics"})
+    policies = [
+        each for each in surrounding_objects(workspace, environment)
+        if each["kind"] == "NetworkPolicy"
+    ]  # fmt: skip
+    assert len(policies) == 2
+    for each in policies:
+        sources = each["spec"]["ingress"][0]["from"]
+        assert {"namespaceSelector": {"matchLabels": {"team": "metrics"}}} in sources
 
 
 @pytest.mark.parametrize(

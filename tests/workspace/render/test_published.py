@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.workspace import openapi, samples
+from workspace.render.autoscalers import autoscaler
 from workspace.render.cluster import render_kubernetes
-from workspace.render.kubernetes import SystemSettings, autoscaler
+from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
 
 Json = dict[str, Any]
@@ -40,16 +41,16 @@ def test_keda_takes_the_scaled_object(least: int, more: int, depth: int, window:
         "min": least, "max": max(1, least + more), "queueDepth": depth, "downWindowSeconds": window,
         "by": "keda", "prometheus": "http://prometheus.monitoring:9090",
     }  # fmt: skip
-    (document,) = autoscaler(samples.workspace(scale=scale))
+    (document,) = autoscaler(samples.workspace(scale=scale), {"name": "chat"})
     assert problems(document, "keda-scaledobject.json") == []
     # The CRD leaves a trigger's metadata open; these are what KEDA's Prometheus scaler requires.
-    (trigger,) = document["spec"]["triggers"]
-    assert {"serverAddress", "query", "threshold"} <= set(trigger["metadata"])
+    for trigger in document["spec"]["triggers"]:
+        assert {"serverAddress", "query", "threshold"} <= set(trigger["metadata"])
 
 
 def test_the_schema_for_keda_tells_wrong_from_right() -> None:
     scale = {"max": 2, "by": "keda", "prometheus": "http://p:9090"}
-    (document,) = autoscaler(samples.workspace(scale=scale))
+    (document,) = autoscaler(samples.workspace(scale=scale), {"name": "chat"})
     document["spec"]["triggers"][0]["metadata"]["threshold"] = 4
     assert problems(document, "keda-scaledobject.json") != []
 
