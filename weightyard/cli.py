@@ -20,10 +20,9 @@ import click
 from modelimage.errors import WeightyardError
 from weightyard import __version__, exits
 from weightyard.advanced import help_all_option
-from weightyard.console import Console
+from weightyard.console import DEBUG_VARIABLE, Console, debugging
 from weightyard.extras import missing_extra
 
-DEBUG_VARIABLE: Final = "WEIGHTYARD_DEBUG"
 _BUG_HINT = f"This is a bug in weightyard. Set {DEBUG_VARIABLE}=1 to see where, and report it with the command you ran."
 
 
@@ -224,6 +223,7 @@ def guarded(call: Callable[[], object], *, console: Console) -> int:
         # Flushed here, so that a closed stdout fails inside this `try` and not at exit.
         sys.stdout.flush()
     except WeightyardError as error:
+        _trace(error)
         console.fail(error.message, hint=error.hint, kind=type(error).__name__)
         return exits.exit_code(error)
     except click.ClickException as error:
@@ -248,13 +248,17 @@ def _usage(error: click.ClickException, console: Console) -> int:
     return exits.USAGE
 
 
+def _trace(error: Exception) -> None:
+    if debugging():
+        traceback.print_exception(error)
+
+
 def _unexpected(error: Exception, console: Console) -> int:
+    _trace(error)
     missing = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
     if missing is not None:
         console.fail(missing.message, hint=missing.hint, kind=type(missing).__name__)
         return exits.exit_code(missing)
-    if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(error)
     console.fail(f"{type(error).__name__}: {error}", hint=_BUG_HINT, kind="Bug")
     return exits.BUG
 

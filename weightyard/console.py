@@ -7,15 +7,23 @@ few seconds, and with --json an event per second. Rich is imported only for a mo
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import click
 
 from weightyard.progress import Progress, open_progress
+
+DEBUG_VARIABLE: Final = "WEIGHTYARD_DEBUG"
+
+
+def debugging() -> bool:
+    """Whether the environment asks for tracebacks."""
+    return bool(os.environ.get(DEBUG_VARIABLE))
 
 
 class Console:

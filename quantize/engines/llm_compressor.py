@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from modelimage.child import SAFE_PATH
 from modelimage.errors import EngineFailed
 from modelimage.user_cache import user_cache
 from quantize.errors import EngineMissing
@@ -45,7 +47,9 @@ def managed_environment(environment: Mapping[str, str]) -> Path:
 
 def versions(python: Path) -> dict[str, str]:
     """The library versions installed there. Raises EngineFailed."""
-    done = subprocess.run([python, "-c", _VERSIONS], capture_output=True, check=False)
+    done = subprocess.run(
+        [python, "-c", _VERSIONS], env={**os.environ, **SAFE_PATH}, capture_output=True, check=False
+    )
     if done.returncode != 0:
         raise EngineFailed(
             f"{python} has no working llm-compressor: {done.stderr.decode(errors='replace')[-500:]}",

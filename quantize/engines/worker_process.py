@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
+from modelimage.child import SAFE_PATH
 from modelimage.errors import EngineFailed
 
 TAIL_BYTES: Final = 2000
@@ -44,7 +45,7 @@ def run_worker(
     Raises EngineFailed with the end of the worker's output.
     """
     # Offline: the job is a worker's only input, nothing may be downloaded.
-    offline = {**environment, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    offline = {**environment, **SAFE_PATH, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     offline |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch)}
     # A file, not a pipe: a verbose engine must neither block nor fill the memory.
     with tempfile.TemporaryFile() as log:

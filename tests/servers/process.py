@@ -20,6 +20,7 @@ from typing import Self, TypeVar
 from tests.servers.idle_clock import IdleClock
 
 T = TypeVar("T")
+CHECKOUT = Path(__file__).parents[2]
 POLL_SECONDS = 0.02
 LOG_TAIL = 4000
 IDLE_SECONDS = 30.0  # of a machine with nothing to do: what is waited for won't come
@@ -81,13 +82,18 @@ def program(name: str) -> str:
 
 
 def child_environment(home: Path, **extra: str) -> dict[str, str]:
-    """A small environment for a child: no proxies, no credentials, no settings of the user who runs the tests."""
+    """A small environment for a child: no proxies, no credentials, no settings of the user who runs the tests.
+
+    Its Python imports this checkout, whatever the environment has installed.
+    """
+    path = filter(None, (extra.pop("PYTHONPATH", ""), str(CHECKOUT)))
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(home),
         "TMPDIR": str(home),
         "LANG": "C.UTF-8",
         "TZ": FAR_ZONE,
+        "PYTHONPATH": os.pathsep.join(path),
         **extra,
     }
 

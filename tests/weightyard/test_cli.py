@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import modelimage.errors
 from modelimage.errors import InvalidInput, NotFound, RateLimited, Unreachable, WeightyardError
 from weightyard import cli, exits
-from weightyard.console import Console, format_table, pass_console
+from weightyard.console import DEBUG_VARIABLE, Console, format_table, pass_console
 from weightyard.extras import MODULE_EXTRAS, missing_extra
 from weightyard.options import absolute_image
 
@@ -192,7 +192,7 @@ def test_bug_shows_a_traceback_on_request_only(
     assert "ZeroDivisionError: by zero" in err
     assert "bug in weightyard" in err
     assert "Traceback" not in err + capsys.readouterr().err
-    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    monkeypatch.setenv(DEBUG_VARIABLE, "1")
     outcome(ZeroDivisionError("by zero"))
     assert "Traceback" in capsys.readouterr().err
 

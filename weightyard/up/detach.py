@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from weightyard.console import Console
+from modelimage.child import python_module
+from weightyard.console import Console, debugging
 from weightyard.exits import RelayedError
 from weightyard.progress import Progress
 from weightyard.up.inference_server import POLL
@@ -42,7 +42,7 @@ def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> Iterator[B
     state = directory.read()
     if state is not None and is_running(state):
         raise runs_already(directory.name)
-    command = [sys.executable, "-m", "weightyard.cli", "--json", *arguments]
+    command = [*python_module("weightyard"), "--json", *arguments]
     directory.supervisor_log.unlink(missing_ok=True)
     with directory.supervisor_log.open("wb") as output:
         # Opened through the descriptor: a second `up` may replace the file under the same name.
@@ -120,6 +120,9 @@ class _EventDisplay:
                 self._error = event
             case "line":
                 self._stray.append(str(event["text"]))
+                # Such as the background's traceback.
+                if debugging():
+                    self._console.say(str(event["text"]))
             case "progress":
                 self._progressed(event)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from modelimage.child import StallTimer, run_child, work_of
+from modelimage.child import SAFE_PATH, StallTimer, run_child, work_of
 from modelimage.errors import Busy, EngineFailed, InvalidInput, TimedOut
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words, stage_of
@@ -150,7 +150,7 @@ def start(
     """Starts the server and returns immediately. Raises Busy when the port is taken, EngineFailed, InvalidInput."""
     # Otherwise another server on this port would pass the health check.
     check_port(host, plan.port)
-    environment = {**environ, **plain_environment(plan)}
+    environment = {**environ, **SAFE_PATH, **plain_environment(plan)}
     # Truncated: the cause of an end is read from this log, and must not be an earlier start's.
     with log.open("wb") as output:
         try:
@@ -176,7 +176,9 @@ def find_program(plan: LaunchPlan, python: Path) -> list[str]:
     # In that interpreter, without importing the engine, which takes many seconds.
     probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
     try:
-        found = run_child([str(python), "-c", probe], stall_seconds=_PROBE_STALL)
+        found = run_child(
+            [str(python), "-c", probe], env={**os.environ, **SAFE_PATH}, stall_seconds=_PROBE_STALL
+        )
     except (OSError, TimedOut) as error:
         raise EngineFailed(
             f"can't run {python}: {error}", hint="Name an interpreter with --python."

@@ -59,7 +59,7 @@ class NamespacedMounter:
         command = [program("unshare"), "-m", "--propagation", self._propagation, sys.executable]
         arguments = [
             "-m",
-            "cache_agent.mounter",
+            "weightyard.mounter",
             "--root",
             str(self._root),
             "--kubelet",

@@ -76,7 +76,7 @@ def test_without_the_right_to_mount_it_does_not_start(tmp_root: Path) -> None:
     arguments = ["--root", str(tmp_root), "--socket", str(tmp_root / "m.sock"), "--user", "0"]
     unprivileged = [program("setpriv"), "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     ended = subprocess.run(
-        [*unprivileged, sys.executable, "-m", "cache_agent.mounter", *arguments],
+        [*unprivileged, sys.executable, "-m", "weightyard.mounter", *arguments],
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 1
@@ -86,7 +86,7 @@ def test_without_the_right_to_mount_it_does_not_start(tmp_root: Path) -> None:
 
 def test_it_loads_nothing_of_the_project_but_itself() -> None:
     listing = (
-        "import sys, cache_agent.mounter.__main__\n"
+        "import sys, weightyard.mounter\n"
         "print(*sorted(n for n in sys.modules if n.split('.')[0] not in sys.stdlib_module_names))"
     )
     said = subprocess.run(

@@ -1,4 +1,4 @@
-"""The privileged container's program: `python -m cache_agent.mounter --root DIR --socket PATH --user UID`."""
+"""The privileged container's program, which `weightyard.mounter` starts: `--root DIR --socket PATH --user UID`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelimage.errors import WeightyardError
 
 def main() -> int:
     """Run until SIGTERM or SIGINT; return 1 when it can't start."""
-    parser = argparse.ArgumentParser(prog="cache_agent.mounter", description=__doc__)
+    parser = argparse.ArgumentParser(prog="weightyard.mounter", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, action="append", help="a store's root")
     parser.add_argument("--kubelet", type=Path, default=Path("/var/lib/kubelet"))
     parser.add_argument("--socket", type=Path, required=True)
@@ -36,7 +36,3 @@ def main() -> int:
         return 1
     mounter.serve(server, lambda: print("ready", flush=True))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
