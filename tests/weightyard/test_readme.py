@@ -1,29 +1,31 @@
-"""What the README and the examples promise: the tour runs as written, the examples are planned."""
+"""What the README promises: the tour runs as written, the picture shows a run, the numbers are where it says."""
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from scripts import terminal_capture
 from tests.servers.process import child_environment, free_port
-from tests.workspace.samples import record
-from workspace.document import parse_workspace
-from workspace.hardware import requested_hardware
-from workspace.launch_plan import choose_variant
 
 REPOSITORY = Path(__file__).parents[2]
-EXAMPLES = sorted((REPOSITORY / "examples").glob("*.yaml"))
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def readme() -> str:
+    return (REPOSITORY / "README.md").read_text()
 
 
 def tour() -> str:
     """All shell blocks of the README, in order."""
-    return "\n".join(_BLOCK.findall((REPOSITORY / "README.md").read_text()))
+    return "\n".join(_BLOCK.findall(readme()))
 
 
 @pytest.mark.vllm
@@ -65,18 +67,51 @@ def test_tour_has_every_verb() -> None:
     )
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_are_planned(path: Path) -> None:
-    workspace = parse_workspace(path.read_text(), name=path.name)
-    hardware = requested_hardware(workspace.spec.resources)
-    records = {
-        v: record(v, weight_bytes=size) for v, size in (("bf16", 16 * 10**9), ("int8", 9 * 10**9))
-    }
-    assert choose_variant(workspace, records, hardware).variant in records
+def shown(picture: str) -> str:
+    """The words of an SVG picture, in reading order, without spaces between them."""
+    words = re.findall(r'x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', picture)
+    ordered = sorted(words, key=lambda word: (float(word[1]), float(word[0])))
+    return re.sub(r"\s", "", html.unescape("".join(text for _, _, text in ordered)))
 
 
-def test_examples_are_listed() -> None:
-    listing = (REPOSITORY / "examples" / "README.md").read_text()
-    assert EXAMPLES
-    for path in EXAMPLES:
-        assert f"({path.name})" in listing
+def test_the_picture_is_of_the_commands_that_the_script_runs() -> None:
+    """Small, whole, and complete in itself: nothing in it is loaded from elsewhere."""
+    picture = terminal_capture.PICTURE.read_text()
+    assert len(picture.encode()) < 60_000
+    ElementTree.fromstring(picture)  # noqa: S314 - our own file
+    assert re.findall(r"(?:href|src|url)\s*[=(]\s*[\"']?(?!#)[^)\"']+", picture) == []
+    words = shown(picture)
+    for command in terminal_capture.COMMANDS:
+        assert "$" + re.sub(r"\s", "", command) in words
+    assert "isintact" in words
+    assert "Paris" in words
+    assert f"](docs/images/{terminal_capture.PICTURE.name})" in readme()
+
+
+@pytest.mark.parametrize(
+    ("written", "lines"),
+    [
+        ("one\r\ntwo\r\n", ["one", "two"]),
+        ("50%\r100%\r\n", ["100%"]),
+        ("a\r\nb\x1b[1A\r\x1b[2Knew\r\n", ["new", "b"]),
+        ("\x1b[?25l\x1b]0;title\x07x\x1b[?25h", ["x"]),
+        ("\x1b[1;32mok\x1b[0m then", ["\x1b[1;32mok\x1b[0m then"]),
+        ("long\r\x1b[2Cx\x1b[K", ["loxg"[:3]]),
+        ("", []),
+    ],
+)
+def test_a_screen_shows_what_a_terminal_shows(written: str, lines: list[str]) -> None:
+    screen = terminal_capture.Screen()
+    screen.feed(written)
+    assert list(screen.lines()) == lines
+
+
+def test_measured_numbers_are_those_of_the_pages_that_they_link() -> None:
+    """Each number in the table is on the page that says how it was measured."""
+    rows = re.findall(r"^\| (.*) \| \[how\]\(([^)#]+)[^)]*\) \|$", readme(), re.MULTILINE)
+    assert len(rows) >= 2
+    for row, page in rows:
+        text = (REPOSITORY / page).read_text()
+        numbers = re.findall(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])", row)
+        missing = [each for each in numbers if not re.search(rf"(?<![\d.]){each}(?!\d)", text)]
+        assert missing == [], (row, page)
