@@ -65,6 +65,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
             Entry("prewarm", "weightyard.commands.prewarm:prewarm", "Fetch a model onto nodes before it is needed."),
             Entry("status", "weightyard.commands.status:status", "Show which nodes hold which models."),
             Entry("ls", "weightyard.commands.ls:ls", "List the cached models."),
+            Entry("events", "weightyard.commands.events:events", "Show what the agent did lately."),
             Entry("explain", "weightyard.commands.explain:explain", "Explain why a pod waits, or an image's state."),
             Entry("mount", "weightyard.commands.mount:mount", "Mount a model at a directory, read-only."),
             Entry("umount", "weightyard.commands.umount:umount", "Unmount a model."),

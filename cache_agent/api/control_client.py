@@ -20,6 +20,7 @@ from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
     ErrorView,
+    EventView,
     ExplainView,
     GcBody,
     GcView,
@@ -45,6 +46,7 @@ _TIMEOUT: Final = 600.0  # of silence: an agent on a busy machine answers late, 
 _LONG_TIMEOUT: Final = 24 * 3600.0
 _EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
 _EXPLAINED: Final = TypeAdapter(list[ExplainView])
+_HAPPENED: Final = TypeAdapter(list[EventView])
 _MODELS: Final = TypeAdapter(list[ModelView])
 _LEASES: Final = TypeAdapter(list[LeaseView])
 
@@ -114,6 +116,9 @@ class AgentClient:
 
     def activity(self) -> list[ExplainView]:
         return _EXPLAINED.validate_python(self._json("GET", "/v1/activity"))
+
+    def events(self, after: int = 0) -> list[EventView]:
+        return _HAPPENED.validate_python(self._json("GET", f"/v1/events?after={after}"))
 
     def lease(self, body: LeaseBody) -> LeaseView:
         return LeaseView.model_validate(self._json("POST", "/v1/leases", body))

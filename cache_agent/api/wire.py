@@ -5,7 +5,7 @@ Unknown fields are ignored, so that an agent and a command of different versions
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -117,6 +117,16 @@ class ExplainView(BaseModel):
     bytes_per_second: float = 0.0
     seconds_left: float | None = None
     sources: dict[str, int] = Field(default_factory=dict)
+
+
+class EventView(BaseModel):
+    """Something that happened on the node. Numbers rise; `fields` are those of its log line."""
+
+    number: int
+    at: float
+    level: str
+    text: str
+    fields: dict[str, Any] = Field(default_factory=dict)
 
 
 class GcBody(BaseModel):

@@ -35,6 +35,7 @@ from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.events import Broadcast
 from cache_agent.observability.log_lines import JsonLog
+from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.observability.traces import open_traces
 from cache_agent.servers.control import ControlApi
 from cache_agent.servers.control_guard import guarding, new_token
@@ -72,13 +73,14 @@ def run_agent(
     Raises InvalidInput for invalid settings, Busy, NotWritable, NoSpace, DiskFailed.
     """
     metrics, log, wake_events = Metrics(), JsonLog(), WakeOnEvents()
+    recent = RecentEvents(time.time)
     log.adopt_libraries()
     config = options.load()
     # Each connection and each file being sent takes a descriptor; the usual soft limit of 1024 is too low.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     traces = open_traces(os.environ, time.time)
-    listeners = [metrics, log, wake_events, *([traces] if traces else [])]
+    listeners = [metrics, log, recent, wake_events, *([traces] if traces else [])]
     parts = NodeParts.real(access, Broadcast(listeners), config)
     with (
         closing(traces) if traces else nullcontext(),
@@ -102,7 +104,7 @@ def run_agent(
             config.prewarm,
         )
         opening = Wiring(reload, servers, wanted)
-        asyncio.run(_serve(node, config, metrics, ready, opening))
+        asyncio.run(_serve(node, config, metrics, recent, ready, opening))
     log.note("stopped")
 
 
@@ -132,6 +134,7 @@ async def _serve(
     node: Node,
     config: AgentConfig,
     metrics: Metrics,
+    recent: RecentEvents,
     ready: Callable[[AgentAddresses], None],
     opening: Wiring,
 ) -> None:
@@ -153,7 +156,7 @@ async def _serve(
         stack.callback(observing.close)
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
-        api = ControlApi(control_service(node, status), executor, observe)
+        api = ControlApi(control_service(node, status, recent), executor, observe)
         sockets = []
         for store in node.store.stores:  # so that a command finds the agent by any of its roots
             sockets.append(listen(store.paths.socket))

@@ -31,6 +31,7 @@ from cache_agent.node.node import Node
 from cache_agent.node.published_manifests import PublishedManifests
 from cache_agent.node.tiers import Tiers
 from cache_agent.observability.events import Events
+from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.peers.tier import Peers
 from cache_agent.residency.pressure import MemoryFacts
 from cache_agent.residency.warmer import PageCacheWarmer
@@ -227,8 +228,10 @@ def reconfigure(node: Node, config: AgentConfig) -> None:
     node.maintenance.reconfigure(options.maintenance)
 
 
-def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
-    """The control API's operations on a node. `status` builds its NodeCache."""
+def control_service(
+    node: Node, status: Callable[[], NodeCache], recent: RecentEvents | None = None
+) -> Service:
+    """The control API's operations on a node. `status` builds its NodeCache; `recent` has an agent's events."""
     return Service(
         node.store,
         pull=node.pull,
@@ -236,4 +239,5 @@ def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
         activity=node.activity,
         warmer=node.warmer,
         status=status,
+        recent=recent or RecentEvents(node.clock),
     )

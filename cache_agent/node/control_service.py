@@ -9,6 +9,7 @@ from cache_agent.api.control_client import absolute_image
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
+    EventView,
     ExplainView,
     GcBody,
     GcView,
@@ -29,6 +30,7 @@ from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node.activity import Activity
 from cache_agent.node.explanation import explain, under_way
+from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.policy import Eviction, evictable
 from cache_agent.store.roots import Roots
@@ -59,10 +61,12 @@ class Service:
         activity: Activity,
         warmer: PageCacheWarmer,
         status: Callable[[], NodeCache],
+        recent: RecentEvents,
     ) -> None:
         """`status` builds this node's NodeCache."""
         self._store, self._pull, self._check = store, pull, check
         self._activity, self._warmer, self._status = activity, warmer, status
+        self._recent = recent
 
     def start_pull(self, body: PullBody) -> Pull:
         """Start a pull. Raises InvalidInput."""
@@ -89,6 +93,9 @@ class Service:
 
     def activity(self) -> list[ExplainView]:
         return under_way(self._activity)
+
+    def events(self, after: int = 0) -> list[EventView]:
+        return self._recent.after(after)
 
     def find(self, text: str) -> ModelView:
         return self._model_view(self._store.models.find(text))

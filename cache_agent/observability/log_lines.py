@@ -25,14 +25,21 @@ from cache_agent.observability.events import (
     ReservationRefused,
 )
 
+Level = Literal["info", "warning", "error"]
+
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
     """How an event is logged: the line's `event`, its level, and its further fields in order."""
 
     text: str
-    level: Literal["info", "warning", "error"]
+    level: Level
     names: tuple[str, ...]
+
+    def level_of(self, event: Event) -> Level:
+        """The level of one event's line: that of a pull depends on how it ended."""
+        failed = isinstance(event, PullEnded) and event.outcome != "done"
+        return "warning" if failed else self.level
 
     def fields(self, event: Event) -> dict[str, object]:
         """The line's fields, by name."""
@@ -102,9 +109,7 @@ class JsonLog(Events):
     def emit(self, event: Event) -> None:
         line = LINES.get(type(event))
         if line is not None:
-            failed = isinstance(event, PullEnded) and event.outcome != "done"
-            write = getattr(self._log, "warning" if failed else line.level)
-            write(line.text, **line.fields(event))
+            getattr(self._log, line.level_of(event))(line.text, **line.fields(event))
 
 
 class _Adopting(logging.Handler):

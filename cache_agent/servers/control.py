@@ -5,7 +5,7 @@
     POST /v1/pull                 progress as JSON lines, then `done` or `error`; closing the connection cancels
     GET, POST /v1/leases          DELETE /v1/leases/{id}
     POST /v1/pin /v1/gc /v1/check /v1/warm
-    GET  /v1/space /v1/status     /v1/explain?name=     /v1/activity
+    GET  /v1/space /v1/status     /v1/explain?name=     /v1/activity     /v1/events?after=
 
 Parses requests, calls the service in a thread and writes responses. Must not use the store or sources directly.
 """
@@ -29,6 +29,7 @@ from modelimage.errors import InvalidInput, WeightyardError
 
 _PROGRESS_SECONDS: Final = 0.2
 _MAX_BODY: Final = 1 << 20
+_MOST_DIGITS: Final = 18
 Body = TypeVar("Body", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,6 +59,7 @@ class ControlApi:
                 web.get("/v1/space", self._space),
                 web.get("/v1/explain", self._explain),
                 web.get("/v1/activity", self._activity),
+                web.get("/v1/events", self._events),
                 web.post("/v1/warm", self._warm),
                 web.post("/v1/check", self._check),
             ]
@@ -127,6 +129,12 @@ class ControlApi:
 
     async def _activity(self, request: web.Request) -> web.Response:
         return _many(await self._executor.call(self._service.activity))
+
+    async def _events(self, request: web.Request) -> web.Response:
+        text = request.query.get("after", "0")
+        if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
+            raise InvalidInput(f"not the number of an event: {text[:40]!r}")
+        return _many(await self._executor.call(lambda: self._service.events(int(text))))
 
     async def _status(self, request: web.Request) -> web.Response:
         # Not in a thread: the desired state belongs to the event loop.
