@@ -135,7 +135,7 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
             expected |= rights_on(kind, "create", "patch", "delete")
     # Owner references that block deletion, where the cluster checks them.
     expected |= rights_on("Workspace", "update", part="/finalizers")
-    expected |= rights_on("Event", "create", "get", "patch")
+    expected |= rights_on("Event", "create", "get", "list", "watch", "patch")
     expected |= rights_on("Lease", "create", "get", "list", "update")
     # Whether the cluster has the kinds that it may do without.
     expected |= rights_on("CustomResourceDefinition", "list", "watch")
@@ -175,7 +175,7 @@ def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:
 
     asyncio.run(scenario())
     assert rights.refused == set()
-    watched = {*watches.WORKSPACES, *watches.CACHES}
+    watched = {*watches.WORKSPACES, *watches.CACHES, "Event"}
     assert set().union(*(rights_on(kind, "list", "watch") for kind in watched)) <= rights.used
     assert rights_on("Lease", "get", "create", "update", "list") <= rights.used
 

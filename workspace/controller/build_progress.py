@@ -39,7 +39,7 @@ def build_condition(workspace: Workspace, observed: Observed, target: NotBuilt) 
     if condition(found, "Complete").get("status") == "True":
         text = f"{target.message}, although the job {job} succeeded. Run kubectl logs -l job-name={job}."
         return StatusCondition(kind, False, Reason.NOT_BUILT, text)
-    problem = worst_problem(_of_job(observed.pods(names.BUILD), job))
+    problem = worst_problem(_of_job(observed.pods(names.BUILD), job), mounts=observed.mounts)
     if problem is not None:
         return StatusCondition(kind, False, problem.reason, f"{target.message}. {problem.message}")
     words = _last_words(observed, job)

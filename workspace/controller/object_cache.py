@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelimage.digest import Digest
+from workspace.controller.mount_news import MountEvents, MountNews
 from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.nodes import KubeNode
 from workspace.render import names
@@ -43,16 +44,21 @@ class WatchCache:
     _nodes: dict[str, KubeNode] = field(default_factory=dict)
     _reports: dict[str, _Report] = field(default_factory=dict)  # by node
     _versions: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    _mounts: MountEvents = field(default_factory=MountEvents)
 
     def put(self, document: Json) -> set[Key]:
         """Stores the state of an object, unless a newer one is known."""
-        if self._is_older(document):
-            return set()
         kind, name = document["kind"], document["metadata"]["name"]
-        if kind == "Node":
-            return self._put_node(self._with_report(KubeNode.from_document(document)))
-        if kind == "NodeCache":
-            return self._put_node_cache(name, document)
+        # Events are ordered by the times that they tell, and too many to remember their versions.
+        if kind != "Event" and self._is_older(document):
+            return set()
+        shared = {
+            "Event": self._put_event,
+            "Node": self._put_kube_node,
+            "NodeCache": self._put_node_cache,
+        }
+        if kind in shared:
+            return shared[kind](document)
         if kind == "Workspace":
             key = (document["metadata"]["namespace"], name)
             return _changed(self._documents, key, _pack(document), {key})
@@ -80,6 +86,8 @@ class WatchCache:
             self._documents.pop((document["metadata"]["namespace"], name), None)
             self._labels.pop((document["metadata"]["namespace"], name), None)
             return set()
+        if kind == "Pod":
+            self._mounts.forget(document["metadata"].get("uid", ""))
         found = self._key_of(document)
         if found is None or self._objects.get(found, {}).pop((kind, name), None) is None:
             return set()
@@ -123,8 +131,24 @@ class WatchCache:
     def objects(self, key: Key) -> tuple[Json, ...]:
         return tuple(_unpack(each) for each in self._objects.get(key, {}).values())
 
+    def mounts(self, objects: Iterable[Json]) -> dict[str, MountNews]:
+        """What Events tell of the pods among some objects, by uid."""
+        uids = (str(each["metadata"].get("uid")) for each in objects if each["kind"] == "Pod")
+        return {uid: news for uid in uids if (news := self._mounts.of(uid)) is not None}
+
     def nodes(self) -> tuple[KubeNode, ...]:
         return tuple(self._nodes.values())
+
+    def _put_event(self, document: Json) -> set[Key]:
+        """The Workspace of the pod that an Event is about, if that is known and the news is new."""
+        if not self._mounts.put(document):
+            return set()
+        about = document["involvedObject"]
+        space, name = about.get("namespace", ""), ("Pod", about.get("name", ""))
+        return {key for key, found in self._objects.items() if key[0] == space and name in found}
+
+    def _put_kube_node(self, document: Json) -> set[Key]:
+        return self._put_node(self._with_report(KubeNode.from_document(document)))
 
     def _put_node(self, node: KubeNode) -> set[Key]:
         """Stores a node. Unread fields, such as heartbeats, affect no Workspace.
@@ -141,7 +165,8 @@ class WatchCache:
         moved = before.held ^ node.held
         return {key for key, labels in self._labels.items() if labels & moved}
 
-    def _put_node_cache(self, name: str, document: Json) -> set[Key]:
+    def _put_node_cache(self, document: Json) -> set[Key]:
+        name = document["metadata"]["name"]
         cache = parse_node_cache(document)
         if cache is None:
             return set()

@@ -9,6 +9,9 @@ from workspace.render.names import PORT_NAME, SURGE
 
 Json = dict[str, Any]
 
+# Reasons of waiting containers before the sandbox is there.
+_CREATING = (None, "ContainerCreating", "PodInitializing")
+
 
 def has_labels(document: Json, wanted: Mapping[str, str]) -> bool:
     labels = document["metadata"].get("labels") or {}
@@ -46,6 +49,26 @@ def is_mounted(pod: Json) -> bool:
     states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()
     return any(
         each.get("restartCount") or {"running", "terminated"} & set(each.get("state") or ())
+        for each in states
+    )
+
+
+def waits_for_volumes(pod: Json) -> bool:
+    """Whether a pod has a node and none of its containers can start before its volumes are mounted."""
+    # Kubernetes 1.29 says when the sandbox is there, which comes after the volumes.
+    if node_of(pod) is None or has_ended(pod) or is_mounted(pod):
+        return False
+    if condition(pod, "PodReadyToStartContainers").get("status") == "True":
+        return False
+    status = pod.get("status") or {}
+    states = [
+        each.get("state") or {}
+        for statuses in ("initContainerStatuses", "containerStatuses")
+        for each in status.get(statuses) or ()
+    ]
+    return all(
+        not {"running", "terminated"} & set(each)
+        and (each.get("waiting") or {}).get("reason") in _CREATING
         for each in states
     )
 

@@ -5,10 +5,12 @@ Objects stay plain documents as the API server returns them; facts that are read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from modelimage.errors import WeightyardError
+from workspace.controller.mount_news import MountNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_ended, has_labels, is_owned
 from workspace.render import names
@@ -35,7 +37,7 @@ class Observed:
     `objects` are those of the namespace with the Workspace's label or with a name that it needs, pods included.
     `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
     replicas; None without autoscaling or before its first result. `now` is RFC 3339. `refused` are writes of this pass
-    that the API server refused, in its words.
+    that the API server refused, in its words. `mounts` is what Events tell of pods that wait for volumes, by uid.
     """
 
     document: Json
@@ -47,6 +49,7 @@ class Observed:
     wanted: int | None = None
     groups: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
+    mounts: Mapping[str, MountNews] = field(default_factory=dict)
 
     @property
     def uid(self) -> str:

@@ -1,16 +1,18 @@
-"""Why pods don't run, in the words of those who know: the ReplicaSet, the scheduler, the kubelet. Pure.
+"""Why pods don't run, in the words of those who know: the ReplicaSet, the scheduler, the kubelet, the agent. Pure.
 
-Only the state of the objects counts, which stays as long as the problem does; Kubernetes' Events expire.
+The state of the objects counts, which stays as long as the problem does; Kubernetes' Events expire. Only what keeps
+volumes from being mounted is told by Events alone, and those count while the pod's state shows no volumes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from workspace.controller.conditions import quoted
-from workspace.controller.objects import condition, has_ended, is_ready
+from workspace.controller.mount_news import MountNews
+from workspace.controller.objects import condition, has_ended, is_ready, waits_for_volumes
 from workspace.controller.observed import Observed
 from workspace.controller.reasons import Reason
 
@@ -38,6 +40,7 @@ _NEVER_RAN: Final = frozenset({"StartError", "ContainerCannotRun"})
 _ORDER: Final = (
     Reason.FAILED_CREATE,
     Reason.UNSCHEDULABLE,
+    Reason.FAILED_MOUNT,
     Reason.IMAGE_PULL_BACK_OFF,
     Reason.CONTAINER_CONFIG,
     Reason.CONTAINER_ERROR,
@@ -46,6 +49,9 @@ _ORDER: Final = (
     Reason.POD_FAILED,
     Reason.PROGRESS_DEADLINE,
 )
+_NO_NEWS: Final[Mapping[str, MountNews]] = {}
+# kubelet's words where no agent has registered.
+_NO_DRIVER: Final = "not found in the list of registered CSI drivers"
 
 # Objects that scale -> their conditions that are true while they can.
 _SCALERS: Final = {
@@ -62,14 +68,32 @@ class Problem:
     message: str
 
 
-def worst_problem(pods: Sequence[Json], deployment: Json | None = None) -> Problem | None:
-    """The problem to solve first, of some pods and of the Deployment that makes them; None without a problem."""
-    found = [*_of_deployment(deployment or {}), *filter(None, map(pod_problem, pods))]
+def worst_problem(
+    pods: Sequence[Json],
+    deployment: Json | None = None,
+    *,
+    mounts: Mapping[str, MountNews] = _NO_NEWS,
+) -> Problem | None:
+    """The problem to solve first, of some pods and of the Deployment that makes them; None without a problem.
+
+    `mounts` is what Events tell of pods' volumes, by the pods' uids.
+    """
+    of_pods = (pod_problem(each, _news_of(each, mounts)) for each in pods)
+    found = [*_of_deployment(deployment or {}), *filter(None, of_pods)]
     # The first among equals, by the order of the pods: a status that alternates would be written for ever.
     return min(found, key=lambda each: _ORDER.index(each.reason), default=None)
 
 
-def pod_problem(pod: Json) -> Problem | None:
+def pull_progress(pods: Sequence[Json], mounts: Mapping[str, MountNews]) -> str:
+    """How far the models are that pods wait for, as a sentence about the first of them; empty if nothing is told."""
+    for pod in pods:
+        news = _news_of(pod, mounts)
+        if news is not None and not news.failed and not is_ready(pod):
+            return f"{pod['metadata']['name']} waits for its volume: {quoted(news.words)}."
+    return ""
+
+
+def pod_problem(pod: Json, news: MountNews | None = None) -> Problem | None:
     """Why a pod isn't ready; None if it is, or if it may only need time."""
     if is_ready(pod):
         return None
@@ -90,7 +114,24 @@ def pod_problem(pod: Json) -> Problem | None:
         )
     # Init containers come first: the others wait for them, and their state says nothing.
     found = (_of_container(pod, each) for each in _containers(status))
-    return next((each for each in found if each is not None), None)
+    first = next((each for each in found if each is not None), None)
+    return first or (_of_volume(name, news) if news is not None and news.failed else None)
+
+
+def _news_of(pod: Json, mounts: Mapping[str, MountNews]) -> MountNews | None:
+    """What Events tell of a pod's volumes, as long as it has none."""
+    news = mounts.get(str(pod["metadata"].get("uid")))
+    return news if news is not None and waits_for_volumes(pod) else None
+
+
+def _of_volume(name: str, news: MountNews) -> Problem:
+    advice = "kubelet tries again until it works."
+    if _NO_DRIVER in news.words:
+        advice = "Its node has no running agent: see kubectl get pods of the agents and agent.nodeSelector."
+    return Problem(
+        Reason.FAILED_MOUNT,
+        f"A volume of {name} can't be mounted: {quoted(news.words)}. {advice}",
+    )
 
 
 def scaler_problem(observed: Observed, name: str) -> Problem | None:

@@ -67,6 +67,10 @@ class Reason(StrEnum):
     SERVING = ("Serving", "At least one server is ready.")
     SCALED_TO_ZERO = ("ScaledToZero", "No server runs; requests start one.")
     STOPPED = ("Stopped", "spec.replicas is 0.")
+    FAILED_MOUNT = (
+        "FailedMount",
+        "A volume of a pod can't be mounted; the message has the words of the agent, or of kubelet.",
+    )
     IMAGE_PULL_BACK_OFF = ("ImagePullBackOff", "A container's image can't be pulled.")
     CONTAINER_CONFIG = (
         "CreateContainerConfigError",

@@ -129,9 +129,11 @@ class Runner:
         document = self.cache.workspace(key)
         if document is None:
             return None
+        objects = self.cache.objects(key)
         return Observed(
             document=document,
-            objects=self.cache.objects(key),
+            objects=objects,
+            mounts=self.cache.mounts(objects),
             nodes=self.cache.nodes(),
             now=timestamp(self._now().timestamp()),
             environment=self._environment,

@@ -20,6 +20,7 @@ from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.health_server import NOT_LISTED, Liveness
 from workspace.controller.kube_api import RESOURCES
+from workspace.controller.mount_news import FAILED_MOUNT, PULLING_MODEL
 from workspace.controller.objects import condition
 from workspace.render import names
 
@@ -34,6 +35,8 @@ WORKSPACES: Final = (
     "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
     "ScaledObject",
 )  # fmt: skip
+# Events are watched for what they tell of pods' volumes, by a selector of fields each.
+EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL)
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
 # Kinds that a cluster may do without.
 OPTIONAL: Final = ("ScaledObject",)
@@ -78,12 +81,12 @@ class KindWatch:
     def put(self, document: Json) -> None:
         """Handles a new or changed object."""
         for cache in self._caches:
-            self._pass_on(cache, document, deleted=False)
+            _pass_on(self._kind, cache, document, deleted=False)
 
     def drop(self, document: Json) -> None:
         """Handles a deletion."""
         for cache in self._caches:
-            self._pass_on(cache, document, deleted=True)
+            _pass_on(self._kind, cache, document, deleted=True)
 
     def trouble(self, error: WeightyardError | None) -> None:
         """Records whether the watch works, for readiness."""
@@ -108,19 +111,37 @@ class KindWatch:
         for cache in self._caches:
             for name, document in cache.known(self._kind).items():
                 if name not in present:
-                    self._pass_on(cache, document, deleted=True)
+                    _pass_on(self._kind, cache, document, deleted=True)
         for document in documents:
             self.put(document)
         self.synced.set()
 
-    def _pass_on(self, cache: ObjectCache, document: Json, *, deleted: bool) -> None:
-        # Items of a list have no kind and apiVersion.
-        typed = {**document, "kind": self._kind, "apiVersion": RESOURCES[self._kind].api}
-        try:
-            cache.seen(typed, deleted=deleted)
-        except Exception:
-            # One odd object must not end the watch that serves all others.
-            logger.exception("%s %s can't be read", self._kind, "/".join(_name(document)))
+
+class EventWatch:
+    """A follower's listener for Events. They only inform: neither readiness nor leadership waits for them."""
+
+    def __init__(self, cache: ObjectCache) -> None:
+        self._cache = cache
+        self._logged = ""
+
+    def replace(self, documents: list[Json]) -> None:
+        """Handles a list. What an Event told stays true when it has expired."""
+        for document in documents:
+            self.put(document)
+
+    def put(self, document: Json) -> None:
+        """Handles a new Event, or one that is counted again."""
+        _pass_on("Event", self._cache, document, deleted=False)
+
+    def drop(self, document: Json) -> None:
+        """Handles that an Event expired."""
+
+    def trouble(self, error: WeightyardError | None) -> None:
+        """Logs a problem once."""
+        problem = error.message if error else ""
+        if problem and problem != self._logged:
+            logger.warning("Events can't be watched, so conditions may lack reasons: %s", problem)
+        self._logged = problem
 
 
 class Definition:
@@ -200,6 +221,16 @@ class Watches:
             )
             for kind, definition in definitions.items()
         ]
+        self._followers += [
+            Follower(
+                client,
+                RESOURCES["Event"].path(None),
+                EventWatch(workspaces),
+                {"fieldSelector": selector},
+                backoff=_backoff(),
+            )
+            for selector in EVENTS
+        ]
 
     async def run(self) -> None:
         """Watches until cancelled."""
@@ -211,6 +242,16 @@ class Watches:
         """Waits until every kind was listed once: an object not yet seen must not look deleted."""
         for each in self._listeners.values():
             await each.synced.wait()
+
+
+def _pass_on(kind: str, cache: ObjectCache, document: Json, *, deleted: bool) -> None:
+    # Items of a list have no kind and apiVersion.
+    typed = {**document, "kind": kind, "apiVersion": RESOURCES[kind].api}
+    try:
+        cache.seen(typed, deleted=deleted)
+    except Exception:
+        # One odd object must not end the watch that serves all others.
+        logger.exception("%s %s can't be read", kind, "/".join(_name(document)))
 
 
 def _backoff() -> JitteredBackoff:

@@ -13,7 +13,7 @@ from workspace.controller.cluster_state import CachedState, server_count
 from workspace.controller.conditions import StatusCondition
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
-from workspace.controller.pod_problems import Problem, scaler_problem, worst_problem
+from workspace.controller.pod_problems import Problem, pull_progress, scaler_problem, worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.render import names
@@ -198,20 +198,23 @@ def _cached(report_input: ReportInput) -> StatusCondition:
         )
     waiting = ", ".join(cached_state.missing[:5])
     problem = _prewarm_problem(report_input)
-    text = f"{held} of {len(cached_state.chosen)} nodes hold it; fetching on {waiting}."
-    return StatusCondition(
-        kind, False, Reason.FETCH_FAILED if problem else Reason.FETCHING, f"{text}{problem}"
-    )
+    observed = report_input.observed
+    said = problem or pull_progress(observed.pods(names.PREWARM), observed.mounts)
+    text = f"{held} of {len(cached_state.chosen)} nodes hold it; fetching on {waiting}. {said}"
+    reason = Reason.FETCH_FAILED if problem else Reason.FETCHING
+    return StatusCondition(kind, False, reason, text)
 
 
 def _prewarm_problem(report_input: ReportInput) -> str:
     """Why a pre-warm pod lacks its volume or image; empty without a problem."""
     # The first found is enough: what keeps one node from warming usually keeps all, and a status has to stay short.
-    problem = worst_problem(report_input.observed.pods(names.PREWARM))
+    observed = report_input.observed
+    pods = observed.pods(names.PREWARM)
+    problem = worst_problem(pods, mounts=observed.mounts)
     # An image without `sleep` can't start, but only after the volume was mounted.
     if problem is None or problem.reason in (Reason.CONTAINER_ERROR, Reason.CRASH_LOOP):
         return ""
-    return f" {problem.message}"
+    return problem.message
 
 
 def _server_problem(report_input: ReportInput, *, active: bool = True) -> Problem | None:
@@ -223,7 +226,7 @@ def _server_problem(report_input: ReportInput, *, active: bool = True) -> Proble
         if active == (version is None or has_labels(pod, {names.REVISION: version.id}))
     ]  # fmt: skip
     deployment = observed.find("Deployment", report_input.workspace.name)
-    return worst_problem(mine, deployment if active else None)
+    return worst_problem(mine, deployment if active else None, mounts=observed.mounts)
 
 
 def _scheduled(report_input: ReportInput) -> StatusCondition:
@@ -270,7 +273,8 @@ def _available(report_input: ReportInput) -> StatusCondition:
     problem = _server_problem(report_input) or _server_problem(report_input, active=False)
     if problem is not None:
         return StatusCondition(kind, False, problem.reason, problem.message)
-    return StatusCondition(kind, False, Reason.STARTING, "No replica is ready yet.")
+    waits = pull_progress(observed.pods(names.SERVER), observed.mounts)
+    return StatusCondition(kind, False, Reason.STARTING, f"No replica is ready yet. {waits}")
 
 
 def _at_zero(report_input: ReportInput) -> StatusCondition:
@@ -294,7 +298,7 @@ def _activator_problem(report_input: ReportInput) -> Problem | None:
     if not has_activator(workspace) or any(map(is_ready, pods)):
         return None
     deployment = observed.find("Deployment", names.activator(workspace.name))
-    return worst_problem(pods, deployment) or Problem(
+    return worst_problem(pods, deployment, mounts=observed.mounts) or Problem(
         Reason.ACTIVATOR_NOT_READY,
         "The activator, which takes requests at 0 replicas, isn't ready yet.",
     )

@@ -55,16 +55,20 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--served-model-name", default="model")
     return parser
 
 
 def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
-    """Answer /health, and every question with FAKE_ENGINE_ANSWER."""
+    """Answer /health and /v1/models, and every question with FAKE_ENGINE_ANSWER."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            models = {"data": [{"id": options.served_model_name}]}
             self.send_response(200)
             self.end_headers()
+            if self.path == "/v1/models":
+                self.wfile.write(json.dumps(models).encode())
 
         def do_POST(self) -> None:
             said = {"text": os.environ.get("FAKE_ENGINE_ANSWER", "")}

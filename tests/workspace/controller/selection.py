@@ -1,0 +1,88 @@
+"""What lists and watches select: objects by kind, labels and fields, and the events of a change for each watcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+Json = dict[str, Any]
+# Fields besides name and namespace by which a server selects objects of a kind.
+_FIELDS = {
+    "Event": ("involvedObject.kind", "involvedObject.name", "involvedObject.uid", "reason", "type"),
+    "Pod": ("spec.nodeName", "status.phase"),
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which objects a list or watch is about: a kind, labels with their values, labels that must be there, fields."""
+
+    kind: str
+    values: tuple[tuple[str, str], ...]
+    present: tuple[str, ...]
+    fields: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, request: web.Request, kind: str) -> Filter:
+        terms = [each for each in request.query.get("labelSelector", "").split(",") if each]
+        pairs = [each.split("=", 1) for each in terms if "=" in each]
+        present = tuple(each for each in terms if "=" not in each)
+        selected = request.query.get("fieldSelector", "").split(",")
+        fields = tuple(
+            (name, value) for name, _, value in (s.partition("=") for s in selected if s)
+        )
+        if not {name for name, _ in fields} <= {
+            "metadata.name",
+            "metadata.namespace",
+            *_FIELDS.get(kind, ()),
+        }:
+            raise web.HTTPBadRequest(text="field label not supported")
+        return cls(kind, tuple((name, value) for name, value in pairs), present, fields)
+
+    def matches(self, document: Json | None) -> bool:
+        if document is None or document["kind"] != self.kind:
+            return False
+        labels = document["metadata"].get("labels") or {}
+        if any(_field(document, name) != value for name, value in self.fields):
+            return False
+        return all(name in labels for name in self.present) and set(self.values) <= set(
+            labels.items()
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """One write. `after` is None for a deletion, whose `before` is the last state."""
+
+    after: Json | None
+    before: Json
+
+    @property
+    def version(self) -> int:
+        return version_of(self.after or self.before)
+
+    def event(self, wanted: Filter) -> Json | None:
+        """What a watch with this filter is told: an object that no longer matches was deleted, as far as it can see."""
+        was, is_ = wanted.matches(self.before), wanted.matches(self.after)
+        if is_:
+            kind = "MODIFIED" if was and self.before is not self.after else "ADDED"
+            return {"type": kind, "object": self.after}
+        if not was:
+            return None
+        version = {"resourceVersion": str(self.version)}
+        gone = {**self.before, "metadata": {**self.before["metadata"], **version}}
+        return {"type": "DELETED", "object": gone}
+
+
+def _field(document: Json, path: str) -> str:
+    """The value of a selectable field; one that isn't there is empty."""
+    found: Any = document
+    for step in path.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    return "" if found is None else str(found)
+
+
+def version_of(document: Json) -> int:
+    return int(document["metadata"]["resourceVersion"])
