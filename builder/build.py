@@ -27,7 +27,7 @@ from builder.survey import Survey, survey
 from builder.variants import (
     BuiltVariant,
     QuantizeChoices,
-    check_engine,
+    check_choices,
     check_suitable,
     check_variants,
     published_name,
@@ -89,8 +89,8 @@ class PackedVariant:
 
 
 def plan_build(source: ModelSource, options: BuildOptions) -> BuildPlan:
-    """Decide what would be packed, without reading weights. Raises the errors of `survey` and IncompatibleOptions."""
-    check_engine(options.variants, options.quantize)
+    """Decide what would be packed, without reading weights. Raises the errors of `survey` and InvalidInput."""
+    check_choices(options.variants, options.quantize)
     surveyed = survey(
         source,
         include=options.include,

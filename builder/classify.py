@@ -8,7 +8,7 @@ reason, shown by `--dry-run` and overruled by `--include`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -94,6 +94,12 @@ _FOLDER_PATTERNS: Final = {
     "*.mlmodelc": "weights of another framework",
 }
 _WEIGHTS: Final = "*.safetensors"
+# CTranslate2 gives its weights the name of a pickle, and writes the vocabularies beside them.
+_CTRANSLATE2: Final = "model.bin"
+_CTRANSLATE2_VOCABULARIES: Final = tuple(
+    f"{kind}vocabulary.{suffix}" for kind in ("", "shared_", "source_", "target_") for suffix in ("json", "txt")
+)  # fmt: skip
+OTHER_FRAMEWORK: Final = "weights of another framework"
 HIDDEN: Final = "hidden"
 PICKLE_INDEX: Final = "index of pickle weights"
 UNKNOWN: Final = "a file type that no model server reads; --include packs it"
@@ -123,7 +129,7 @@ def _by_name(name: str) -> Verdict:
         (("*.py",), Packed(Role.CODE)),
         ((_WEIGHTS,), Packed(Role.WEIGHT)),
         (_PICKLE_INDEXES, Ignored(PICKLE_INDEX)),
-        (_OTHER_FRAMEWORKS, Ignored("weights of another framework")),
+        (_OTHER_FRAMEWORKS, Ignored(OTHER_FRAMEWORK)),
         (_TOKENIZER, Packed(Role.TOKENIZER)),
         (_PICKLE, Pickle()),
         (_VOCABULARY, Packed(Role.TOKENIZER)),
@@ -183,8 +189,11 @@ def select(
     roles: dict[str, Role] = {}
     ignored: dict[str, str] = {}
     pickles: list[str] = []
-    for path in sorted(paths):
+    known = frozenset(paths)
+    for path in sorted(known):
         verdict = _choose(path, include, exclude)
+        if isinstance(verdict, Pickle) and _is_ctranslate2(path, known):
+            verdict = Ignored(OTHER_FRAMEWORK)
         match verdict:
             case Packed(role):
                 roles[path] = role
@@ -196,6 +205,12 @@ def select(
     selection = selection.also_ignored(copies(selection.weights, selection.pickles))
     check_paths((*selection.roles, *selection.pickles))
     return selection
+
+
+def _is_ctranslate2(path: str, paths: Collection[str]) -> bool:
+    folder, slash, name = path.rpartition("/")
+    beside = (f"{folder}{slash}{each}" for each in _CTRANSLATE2_VOCABULARIES)
+    return name == _CTRANSLATE2 and any(each in paths for each in beside)
 
 
 def _choose(path: str, include: Sequence[str], exclude: Sequence[str]) -> Verdict:

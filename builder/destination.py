@@ -25,6 +25,7 @@ from modelimage.reference import (
     ImageReference,
     LayoutReference,
     RegistryReference,
+    check_directory_meant,
     check_tag,
 )
 from modelimage.registry.preflight import findings, raise_fatal
@@ -126,7 +127,11 @@ def _check_limits(
 
 
 def check_writable(directory: Path) -> None:
-    """Raise NotWritable unless new files can be created in a directory, or in the one it would be created in."""
+    """Raise NotWritable unless new files can be created in a directory, or in the one it would be created in.
+
+    Raises InvalidInput for the name of a registry.
+    """
+    check_directory_meant(directory)
     there = nearest_existing(directory)
     if not there.is_dir():
         raise NotWritable(

@@ -22,7 +22,7 @@ from builder.sources.local import LocalSource
 from modelimage import canonical
 from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json
 from modelimage.durable import reading, write_file, writing
-from modelimage.errors import UnknownVariant
+from modelimage.errors import InvalidInput, UnknownVariant
 from modelimage.quantization import quantization_of
 from modelimage.record import Role
 from modelimage.resolve import DEFAULT_VARIANT
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from quantize.quantizer import QuantizeOptions
 
 # Listed here instead of imported: `quantize` needs numba and numpy.
-QUANTIZED: Final = ("int8", "int4", "int8-w8a16")
+INT4: Final = "int4"
+QUANTIZED: Final = ("int8", INT4, "int8-w8a16")
 EVALUATORS: Final = ("transformers", "vllm")
 ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
 
@@ -106,8 +107,36 @@ def check_variants(
             check(view, _options(name, choices))
 
 
-def check_engine(names: Sequence[str], choices: QuantizeChoices) -> None:
-    """Check that the engine makes every variant, for any checkpoint. Raises IncompatibleOptions."""
+def check_choices(names: Sequence[str], choices: QuantizeChoices) -> None:
+    """Check that each choice is for one of the variants, and that the engine makes every one, for any checkpoint.
+
+    Raises InvalidInput, and IncompatibleOptions.
+    """
+    for option in _idle(names, choices):
+        wanted = INT4 if option == "--group-size" else "int8"
+        raise InvalidInput(
+            f"{option} has no effect on what is built: {', '.join(names)}",
+            hint=f"Add a variant that it is for, such as --variant {wanted}, or leave {option} out.",
+        )
+    _check_engine(names, choices)
+
+
+def _idle(names: Sequence[str], choices: QuantizeChoices) -> list[str]:
+    """The options that were given and change none of the variants."""
+    if choices.group_size is not None and INT4 not in names:
+        return ["--group-size"]
+    if set(names) - {DEFAULT_VARIANT}:
+        return []
+    given = {
+        "--engine": choices.engine != ENGINES[0],
+        "--calibration": choices.calibration is not None,
+        "--calibration-samples": choices.calibration_samples is not None,
+        "--evaluate": choices.evaluation is not None,
+    }
+    return [option for option, is_given in given.items() if is_given]
+
+
+def _check_engine(names: Sequence[str], choices: QuantizeChoices) -> None:
     from quantize.schemes import QuantizationEngine, Scheme, resolve_engine  # noqa: PLC0415 - as above
 
     for name in names:

@@ -34,6 +34,7 @@ from modelimage.layout_index import (
     without_tag,
 )
 from modelimage.ranges import ByteRange
+from modelimage.reference import check_directory_meant
 from modelimage.referrers import described_referrer, fallback_tag, subject_of
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, StreamedContent
 
@@ -257,6 +258,7 @@ class Layout:
         """Create the layout if needed, and remove files of dead writers; once per object."""
         if self._prepared:
             return
+        check_directory_meant(self.path)
         with durable.writing(self.path):
             durable.make_directories(self._blobs)
             with self._lock():
@@ -283,6 +285,7 @@ class Layout:
             with durable.reading(marker):
                 version = canonical.parse(marker.read_bytes(), what=str(marker))
         except NotFound as error:
+            check_directory_meant(self.path)
             raise NotFound(
                 f"{self.path} isn't an OCI layout directory: it has no file {_MARKER}",
                 hint="Check the path after oci:, or build the image first.",

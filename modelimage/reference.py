@@ -7,6 +7,7 @@ The registry grammar is that of distribution/reference, with its familiar-name r
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,10 @@ _REPOSITORY = re.compile(
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+)
+# A host with a port, a domain with a top level of letters, or this machine. Versions have dots too: `Llama-3.1`.
+_LIKE_A_REGISTRY = re.compile(
+    r"[a-z0-9.-]+:[0-9]{1,5}|localhost|(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)+[a-z]{2,}"
 )
 
 
@@ -91,6 +96,17 @@ class EngineReference:
 
     def __str__(self) -> str:
         return f"docker:{self.name}"
+
+
+def check_directory_meant(path: Path) -> None:
+    """Raise InvalidInput for a directory that is named like a repository, `ghcr.io/team/m`, and isn't there."""
+    # Asked back, because `oci:` for `oci://` would create or miss a directory silently. One that is there is meant.
+    first = path.parts[0] if path.parts else ""
+    if len(path.parts) > 1 and _LIKE_A_REGISTRY.fullmatch(first) and not Path(first).exists():
+        raise InvalidInput(
+            f"oci:{path} means a directory, which isn't there, and its name is like a registry's",
+            hint=f"Did you mean oci://{path}? For the directory, create it first: mkdir -p {shlex.quote(str(path))}",
+        )
 
 
 ImageReference = RegistryReference | LayoutReference | EngineReference

@@ -97,3 +97,13 @@ def test_include_gives_a_file_of_an_ignored_folder_its_own_role() -> None:
 def test_a_path_that_no_image_can_hold_is_refused(path: str) -> None:
     with pytest.raises(InvalidCheckpoint):
         select(["model.safetensors", path])
+
+
+@pytest.mark.parametrize("vocabulary", ["vocabulary.json", "shared_vocabulary.txt"])
+@pytest.mark.parametrize("folder", ["", "ct2/"])
+def test_ctranslate2_weights_are_no_pickle(vocabulary: str, folder: str) -> None:
+    found = select([f"{folder}model.bin", f"{folder}{vocabulary}", "config.json"])
+    assert found.pickles == ()
+    assert found.ignored == {f"{folder}model.bin": "weights of another framework"}
+    alone = select([f"{folder}model.bin", "config.json", f"other/{vocabulary}"])
+    assert alone.pickles == (f"{folder}model.bin",)

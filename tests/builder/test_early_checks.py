@@ -16,7 +16,7 @@ from builder.sources.interface import Advance, SourceFile
 from builder.sources.local import LocalSource
 from builder.variants import EvaluationChoices, QuantizeChoices
 from modelimage.access import Access
-from modelimage.errors import WeightyardError
+from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.reference import LayoutReference
 from quantize.errors import (
     AlreadyQuantized,
@@ -89,3 +89,39 @@ def test_a_missing_torch_is_missed_before_a_fetch(
     write(tmp_path / "m", {"2_Dense/pytorch_model.bin": b"x"})
     with pytest.raises(ModuleNotFoundError):
         attempt(tmp_path, BuildOptions(convert_pickle=True))
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        ("--engine", QuantizeChoices(engine="rtn")),
+        ("--calibration", QuantizeChoices(calibration=Path("text.txt"))),
+        ("--calibration-samples", QuantizeChoices(calibration_samples=3)),
+        ("--evaluate", QuantizeChoices(evaluation=EvaluationChoices())),
+        ("--group-size", QuantizeChoices(group_size=64)),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(
+    tmp_path: Path, option: str, choices: QuantizeChoices
+) -> None:
+    variants = ("bf16", "int8") if option == "--group-size" else ("bf16",)
+    with pytest.raises(InvalidInput, match=f"{option} has no effect") as caught:
+        attempt(tmp_path, BuildOptions(variants=variants, quantize=choices))
+    assert option in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["ghcr.io/team/m", "localhost:5000/m", "10.0.0.1:443/team/m"])
+def test_a_directory_named_like_a_repository_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    source = single(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    tools = BuildTools(DigestCache(tmp_path / "digests"), tmp_path / "work", Remembering())
+    target = open_destination(LayoutReference(Path(name), "v1"), Access())
+    with pytest.raises(InvalidInput) as caught:
+        build(LocalSource(source), target, BuildOptions(), tools)
+    assert f"oci://{name}" in (caught.value.hint or "")
+    assert not Path(name).exists()
+    Path(name).mkdir(parents=True)
+    build(LocalSource(source), target, BuildOptions(), tools)
+    assert Path(name, "index.json").is_file()

@@ -20,6 +20,7 @@ from modelimage.reference import (
     EngineReference,
     LayoutReference,
     RegistryReference,
+    check_directory_meant,
     parse_image,
 )
 from tests.modelimage.strategies import descriptors, digests, json_objects, paths
@@ -270,3 +271,22 @@ def test_canonical_json_is_parsed_as_it_is_written(document: dict[str, object]) 
 def test_bytes_that_are_no_json_object_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidImage, match="the thing"):
         canonical.parse(data, what="the thing")
+
+
+@pytest.mark.parametrize("name", ["quay.io/team/m", "registry:5000/m", "localhost/m"])
+def test_a_new_directory_is_not_named_like_a_repository(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        check_directory_meant(Path(name))
+    assert f"oci://{name}" in (caught.value.hint or "")
+    Path(name).mkdir(parents=True)
+    check_directory_meant(Path(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["out", "ghcr.io", "out/m", "Llama-3.1/m", "qwen2.5/m", "/ghcr.io/m", "../ghcr.io/m"]
+)
+def test_other_directories_are(name: str) -> None:
+    check_directory_meant(Path(name))
