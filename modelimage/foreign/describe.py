@@ -53,9 +53,8 @@ def describe_foreign(
     mapped = _MAPPINGS[manifest.kind](manifest, _config(reader, manifest))
     if not mapped.layers:
         raise InvalidImage("the image contains no model files")
-    # A compressed tar can't be listed by its headers alone: it stays unlisted until it is streamed.
     layers = tuple(
-        list_layer(reader, layer, bounds) if layer.packing is Packing.TAR else layer
+        layer if layer.packing is Packing.RAW else list_layer(reader, layer, bounds)
         for layer in mapped.layers
     )
     model = ForeignModel(

@@ -1,4 +1,4 @@
-"""Lists an uncompressed tar layer by reading its headers over the network and skipping its files.
+"""Determines a tar layer's packing by its first bytes, and lists an uncompressed one by its headers alone.
 
 The read window grows while headers are close together and shrinks after a jump, so a layer of one large file costs two
 requests, and a layer of many small files few.
@@ -11,24 +11,32 @@ from typing import Final
 
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidImage, RemoteRefused
+from modelimage.foreign.first_bytes import packing_of
+from modelimage.foreign.layer_values import check_diff_id
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignLayer
 from modelimage.foreign.tarwalk import TarMember, TarWalk
 from modelimage.hasher import fill
 from modelimage.ranges import ByteRange
 from modelimage.repository import ImageReader
+from modelimage.tar import BLOCK
 
 _WINDOW: Final = 16 << 10
 _MAX_WINDOW: Final = 4 << 20
 
 
 def list_layer(reader: ImageReader, layer: ForeignLayer, limits: Limits) -> ForeignLayer:
-    """The layer with its members and, if they aren't too large, its literals.
+    """The layer as its bytes are packed, and an uncompressed one with its members and, if not too large, its literals.
 
-    Reads only headers and verifies no digest: the layer is verified together with its files. Raises InvalidImage, and
-    any error of the reader.
+    Reads only headers and verifies no digest: the layer is verified together with its files. A compressed layer stays
+    unlisted until it is read. Raises InvalidImage, and any error of the reader.
     """
     blob = _Window(reader, layer.descriptor)
+    packing = packing_of(blob.read(ByteRange(0, min(BLOCK, blob.size)))) or layer.packing
+    layer = replace(layer, packing=packing)
+    if packing.is_compressed:
+        return layer
+    check_diff_id(layer.descriptor, layer.diff_id)
     walk, members, gaps = TarWalk(), list[TarMember](), _Gaps(blob, limits.literal_bytes)
     while (wanted := walk.wanted) is not None and wanted.start < blob.size:
         if wanted.stop > blob.size:

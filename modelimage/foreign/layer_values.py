@@ -45,7 +45,7 @@ def raw_layer(
     descriptor: Descriptor, path: str, role: Role | None = None, diff_id: Digest | None = None
 ) -> ForeignLayer:
     """A layer that is a single file. Raises InvalidImage for an unsafe path."""
-    _check_diff_id(descriptor, diff_id)
+    check_diff_id(descriptor, diff_id)
     member = TarMember(check_path(path), MemberKind.FILE, descriptor.size)
     # One literal more than non-empty files: before, between and after them.
     literals = (b"", b"") if descriptor.size else (b"",)
@@ -68,12 +68,9 @@ def tar_layer(
     role: Role | None = None,
     diff_id: Digest | None = None,
 ) -> ForeignLayer:
-    """A tar layer whose members aren't listed yet. Raises InvalidImage."""
+    """A tar layer that isn't listed yet; `packing` by its media type. Raises InvalidImage for an unsafe path."""
     if path:
         check_path(path)
-    # An uncompressed layer's diff_id is its digest, so a wrong one is found before anything is read.
-    if not packing.is_compressed:
-        _check_diff_id(descriptor, diff_id)
     return ForeignLayer(descriptor, packing, path=path, role=role, diff_id=diff_id)
 
 
@@ -115,7 +112,8 @@ def parse_digest(value: Any) -> Digest:
         raise InvalidImage(f"malformed diff_id or digest in the image's config: {error}") from error
 
 
-def _check_diff_id(descriptor: Descriptor, diff_id: Digest | None) -> None:
+def check_diff_id(descriptor: Descriptor, diff_id: Digest | None) -> None:
+    """Raise InvalidImage unless an uncompressed layer's diff_id, if stated, is its digest."""
     if diff_id is not None and diff_id != descriptor.digest:
         raise InvalidImage(
             f"the image's config states {diff_id} for the uncompressed layer {descriptor.digest}"
