@@ -6,13 +6,14 @@ only its author's claim. Verification continues after the first problem, so that
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from modelimage import canonical, mediatypes
+from modelimage import canonical
 from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
 from modelimage.durable import reading
@@ -21,16 +22,20 @@ from modelimage.foreign import (
     AnyRecord,
     ForeignLayer,
     ForeignModel,
+    LayerStream,
+    Original,
     TarMember,
+    compare_with_record,
     open_layer,
     parse_record,
+    readable_record,
 )
 from modelimage.hasher import EMPTY_FILE, FileDigests, hash_file, hash_stream
 from modelimage.path_rules import RECORD_NAME
 from modelimage.recipe import Recipe
-from modelimage.record import MAX_RECORD_BYTES, Record, RecordFile, Role
+from modelimage.record import MAX_RECORD_BYTES, Record, RecordFile
 from modelimage.repository import ImageReader
-from modelimage.resolve import list_models, resolve_model
+from modelimage.resolve import list_models, read_model
 from modelimage.stage_workers import run_all
 
 # Hashing one file already keeps several cores busy.
@@ -50,11 +55,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The amount of data read, and the problems found; `problems` is empty if everything is intact."""
+    """The amount of data read, and the problems found; `problems` is empty if everything is intact.
+
+    `original`: what the record says of the files, in an image that another tool made from a weightyard image.
+    """
 
     checked: int
     size: int
     problems: tuple[Problem, ...]
+    original: Original | None = None
 
     def raise_problems(self) -> None:
         """Raise DigestMismatch with the first problem, if there is one."""
@@ -95,9 +104,9 @@ def image_contents(reader: ImageReader, name: str) -> ImageContents:
         config = Descriptor.from_json(document.get("config"))
         blobs.update({blob.digest: blob for blob in (config, *layers)})
         # Manifests of other formats in the index have no record; their blobs are verified all the same.
-        if any(_role(blob) == Role.RECORD.value for blob in layers):
-            record = resolve_model(reader, str(manifest.digest)).record
-            records[record.key] = record
+        model = read_model(reader, root, manifest, manifests)
+        if model is not None:
+            records[model.record.key] = model.record
     return ImageContents(blobs, tuple(records.values()))
 
 
@@ -113,14 +122,18 @@ def verify_image(reader: ImageReader, contents: ImageContents, advance: Advance)
 
 
 def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -> Verification:
-    """Read every layer of a foreign image and check its digest, its diff_id, and the paths of its members."""
+    """Read every layer of a foreign image and check its digest, its diff_id, and the paths of its members.
+
+    If the image carries a record, its files are compared with it.
+    """
+    # Files are hashed only where a record may be there to compare them with: a compressed layer shows it at its end.
+    hashing = model.record is not None or not model.is_listed
 
     def check(layer: ForeignLayer, guarded: Advance) -> list[Problem]:
         try:
             with open_layer(reader, layer, limits=model.limits, progress=guarded) as stream:
                 # Reading to the end is what verifies the layer.
-                for _ in stream:
-                    pass
+                contents[layer.digest] = _hash_files(stream, hashing=hashing)
         # Other errors end the verification, because they are not about the image.
         except (NotFound, DigestMismatch, InvalidImage) as error:
             return [Problem(str(layer.digest), error.message)]
@@ -128,17 +141,63 @@ def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -
         return []
 
     found: dict[Digest, Sequence[TarMember]] = {}
+    contents: dict[Digest, _Files] = {}
+    original: Original | None = None
     layers = {layer.digest: layer for layer in model.layers}
     results = run_all(layers.values(), check, advance=advance, workers=_READS_AT_ONCE)
     problems = [problem for each in results for problem in each]
     # Paths can be checked only over all layers: whiteouts and links refer to other layers.
     if not problems:
         try:
-            model.listed(found)
+            original = _original(model.listed(found), contents)
         except InvalidImage as error:
             problems.append(Problem(str(model.key), error.message))
     size = sum(layer.descriptor.size for layer in layers.values())
-    return Verification(len(layers), size, tuple(problems))
+    return Verification(len(layers), size, tuple(problems), original)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Of one layer: the digests of its files by member, and the last file with a record's name and size."""
+
+    digests: Mapping[int, Digest]
+    record: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _HashedFile:
+    path: str
+    size: int
+    digest: Digest | None
+
+
+def _hash_files(stream: LayerStream, *, hashing: bool) -> _Files:
+    hashers: dict[int, Any] = {}
+    record: bytearray | None = None
+    for piece in stream:
+        if not hashing:
+            continue
+        hashers.setdefault(piece.member, hashlib.sha256()).update(piece.data)
+        if piece.size <= MAX_RECORD_BYTES and stream.path(piece.member) == RECORD_NAME:
+            record = bytearray() if piece.offset == 0 or record is None else record
+            record += piece.data
+    digests = {member: Digest(hasher.hexdigest()) for member, hasher in hashers.items()}
+    return _Files(digests, bytes(record) if record is not None else None)
+
+
+def _original(model: ForeignModel, contents: Mapping[Digest, _Files]) -> Original | None:
+    """What the carried record says of the verified files of an image; None without a record."""
+    record = model.record
+    if record is None and model.record_file is not None:
+        data = contents[model.record_file.layer].record
+        record = None if data is None else readable_record(data)
+    if record is None:
+        return None
+    files = (
+        _HashedFile(file.path, file.size, contents[file.layer].digests.get(file.member))
+        for file in model.files
+    )
+    return compare_with_record(record, files)
 
 
 def read_record(directory: Path) -> AnyRecord:
@@ -228,10 +287,6 @@ def _check_blob(
             digests = found.files.get(file.path) if file.size else EMPTY_FILE
             if digests is not None:
                 yield from compare(file, digests)
-
-
-def _role(blob: Descriptor) -> str | None:
-    return blob.annotations.get(mediatypes.ANNOTATION_ROLE)
 
 
 def _paths(directory: Path) -> set[str]:

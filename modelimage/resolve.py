@@ -17,11 +17,13 @@ from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant, Unreachable
 from modelimage.path_rules import RECORD_NAME
-from modelimage.recipe import single_file_layer
+from modelimage.recipe import models_link_layer, single_file_layer
 from modelimage.record import MAX_RECORD_BYTES, Record, Role
 from modelimage.repository import ImageReader
 
 DEFAULT_VARIANT = "bf16"
+# The link's layer has the same bytes in every image, so its digest marks its place when annotations are gone.
+_LINK_LAYER = Digest.of(models_link_layer())
 # Seconds, and bytes in a second, that reading a small blob may take.
 _PATIENCE = 60.0
 # Of an index. Each variant has one for each platform and one in ModelPack's format.
@@ -61,19 +63,61 @@ def resolve_root(
 ) -> ResolvedModel:
     """Resolve a variant of an image whose root is already resolved. Raises as `resolve_model`."""
     candidates = list_models(reader, root)
-    manifest = pick_variant(candidates, variant)
+    model = read_model(reader, root, pick_variant(candidates, variant), candidates)
+    if model is None:
+        raise NotFound(
+            "the image has no weightyard record that describes its layers",
+            hint="Pull it: another tool's image is cached too, and `weightyard inspect` shows what it is.",
+        )
+    # A manifest that was named directly may be of another variant.
+    if variant is not None and model.record.variant != variant:
+        raise unknown_variant(variant, [model.record.variant])
+    return model
+
+
+def read_model(
+    reader: ImageReader, root: Descriptor, manifest: Descriptor, candidates: Sequence[Descriptor]
+) -> ResolvedModel | None:
+    """The model of one manifest, by its record; None without one. `candidates`: all of the root's models.
+
+    Raises InvalidImage, DigestMismatch, and any error of the reader.
+    """
     what = f"manifest {manifest.digest}"
     document = canonical.parse(reader.manifest(manifest), what=what)
     layers = tuple(descriptors(document, "layers", what=what))
     record = _record(reader, layers)
-    # A manifest that was named directly may be of another variant.
-    if variant is not None and record.variant != variant:
-        raise _unknown_variant(variant, [record.variant])
+    if record is None:
+        return None
     promised = manifest.annotations.get(mediatypes.ANNOTATION_MODEL_KEY)
     # Planners compare model keys by this annotation without reading the record, so it must be true.
     if promised and promised != str(record.key):
         raise DigestMismatch(f"{what} names another record than it contains")
     return ResolvedModel(root, manifest, record, layers, tuple(_variants(candidates)))
+
+
+def describes_layers(model: ResolvedModel) -> bool:
+    """Whether the record describes every layer from its own on: no other tool compressed, merged or added any. Pure."""
+    place = record_place(model.layers)
+    above = {layer.digest for layer in model.layers[(place or 0) + 1 :]} - {_LINK_LAYER}
+    return above == {layer.digest for layer in model.record.layers}
+
+
+def record_place(
+    layers: Sequence[Descriptor], diff_ids: Sequence[Digest | None] = ()
+) -> int | None:
+    """The position of the record's layer: by its role, else by content, since many tools drop annotations. Pure.
+
+    In an image it stands before the link's layer, which a compressed image names by its diff_id; in a ModelPack
+    artifact it is the first.
+    """
+    for place, layer in enumerate(layers):
+        if layer.annotations.get(mediatypes.ANNOTATION_ROLE) == Role.RECORD.value:
+            return place
+    for digests in ([layer.digest for layer in layers], diff_ids):
+        if _LINK_LAYER in digests[1:]:
+            return list(digests).index(_LINK_LAYER, 1) - 1
+    first_is_config = layers and layers[0].media_type == mediatypes.MODELPACK_CONFIG_TAR
+    return 0 if first_is_config else None
 
 
 def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
@@ -98,10 +142,11 @@ def pick_variant(candidates: Sequence[Descriptor], variant: str | None) -> Descr
     # A bare manifest carries no annotation of its own; its record is checked against the variant afterwards.
     if len(candidates) == 1 and mediatypes.ANNOTATION_VARIANT not in candidates[0].annotations:
         return candidates[0]
-    raise _unknown_variant(str(variant), _variants(candidates))
+    raise unknown_variant(str(variant), _variants(candidates))
 
 
-def _unknown_variant(variant: str, held: Sequence[str]) -> UnknownVariant:
+def unknown_variant(variant: str, held: Sequence[str]) -> UnknownVariant:
+    """The error for a variant that an image doesn't hold."""
     return UnknownVariant(
         f"the image has no variant {variant!r}; it has: {', '.join(held) or 'none with a name'}",
         hint="Choose one of these, or build the image with --variant.",
@@ -113,29 +158,32 @@ def _variants(candidates: Sequence[Descriptor]) -> list[str]:
     return list(dict.fromkeys(variant for variant in named if variant))
 
 
-def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record:
-    for layer in layers:
-        if layer.annotations.get(mediatypes.ANNOTATION_ROLE) == Role.RECORD.value:
-            data = read_blob(reader, layer, limit=MAX_RECORD_BYTES)
-            with _one_record:
-                return Record.parse(_record_bytes(data))
-    raise NotFound("the image has no weightyard record", hint="Build it with `weightyard build`.")
+def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record | None:
+    place = record_place(layers)
+    if place is None or layers[place].size > MAX_RECORD_BYTES:
+        return None
+    data = record_bytes(read_blob(reader, layers[place], limit=MAX_RECORD_BYTES))
+    return None if data is None else parse_record(data)
 
 
-def _record_bytes(layer: bytes) -> bytes:
-    """Extract the record from its layer, which must contain nothing else."""
+def parse_record(data: bytes) -> Record:
+    """Parse a record, one at a time in this process. Raises InvalidImage."""
+    with _one_record:
+        return Record.parse(data)
+
+
+def record_bytes(layer: bytes) -> bytes | None:
+    """The record in its layer, which contains nothing else; None for any other layer."""
     header = tar.BLOCK
     # Offset and width are ustar's (POSIX.1-1988); nothing else of the header is read.
     size_field = layer[124:135]
     try:
         size = int(size_field, 8)
-    except ValueError as error:
-        raise InvalidImage("malformed record layer") from error
+    except ValueError:
+        return None
     data = layer[header : header + size]
     # Rebuilding the layer proves that the tar holds this file only, without interpreting an untrusted tar.
-    if layer != single_file_layer(RECORD_NAME, data):
-        raise InvalidImage("malformed record layer")
-    return data
+    return data if layer == single_file_layer(RECORD_NAME, data) else None
 
 
 def read_blob(

@@ -11,6 +11,13 @@ from weightyard.console import Console
 
 def follow(console: Console, image: str, events: Iterable[PullProgress | PullDone]) -> PullDone:
     """Shows a pull's progress until it is done. Raises the pull's error."""
+    done = _follow(console, image, events)
+    if done.note:
+        console.say(f"note: {done.note}")
+    return done
+
+
+def _follow(console: Console, image: str, events: Iterable[PullProgress | PullDone]) -> PullDone:
     # The bar begins once the total is known; a model that is cached already ends without one.
     stream = iter(events)
     first = next((e for e in stream if isinstance(e, PullDone) or e.total), None)

@@ -13,7 +13,7 @@ from typing import Final
 from modelimage.descriptor import LINUX_AMD64, Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput, NotFound
-from modelimage.foreign import is_ours, served_from_image
+from modelimage.foreign import describe_foreign, resolve_ours, served_from_image
 from modelimage.record import Record
 from modelimage.reference import (
     EngineReference,
@@ -23,7 +23,6 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.repository import ImageReader
-from modelimage.resolve import resolve_model, resolve_root
 from workspace.render.release import PinnedAdapter, PinnedModel, ResolvedImages
 from workspace.schema import Variant, Workspace
 from workspace.servable import Servable
@@ -58,24 +57,31 @@ def _pin_model(image: str, variant: str | None, opener: Opener) -> PinnedModel:
     reference = parse_image(image)
     reader = opener(reference)
     root = reader.resolve(_name(reference))
-    if not is_ours(reader, root):
+    # Read by digest from here on: a tag that moves in between would mix two versions.
+    found = read_variants(reader, root, variant)
+    if found is None:
         # Model files don't depend on a processor: any platform's manifest will do.
         served = served_from_image(reader, root, LINUX_AMD64)
-        return PinnedModel(_pinned(reference, root.digest), {served.variant: served})
-    # Read by digest from here on: a tag that moves in between would mix two versions.
-    return PinnedModel(_pinned(reference, root.digest), read_variants(reader, root, variant))
+        found = {served.variant: served}
+    return PinnedModel(_pinned(reference, root.digest), found)
 
 
 def read_variants(
     reader: ImageReader, root: Descriptor, variant: str | None
-) -> dict[str, Servable]:
-    """The records of one variant, or of all, the default first. Raises the reader's errors, UnknownVariant."""
-    first = resolve_root(reader, root, variant)
+) -> dict[str, Servable] | None:
+    """The records of one variant, or of all, the default first; None for a foreign image.
+
+    Raises the reader's errors, UnknownVariant.
+    """
+    first = resolve_ours(reader, root, variant)
+    if first is None:
+        return None
     records: dict[str, Servable] = {first.record.variant: first.record}
     if variant is None:
         for other in first.variants:
-            if other not in records:
-                records[other] = resolve_root(reader, root, other).record
+            found = None if other in records else resolve_ours(reader, root, other)
+            if found is not None:
+                records[other] = found.record
             if sum(map(_chunks, records.values())) > _MOST_CHUNKS:
                 raise InvalidImage("the records of the image's variants are too large together")
     return records
@@ -87,9 +93,19 @@ def _chunks(servable: Servable) -> int:
 
 def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:
     reference = parse_image(image)
-    found = resolve_model(opener(reference), _name(reference))
-    rank = found.record.facts.lora_rank
-    return PinnedAdapter(_pinned(reference, found.root.digest), found.key, rank)
+    reader = opener(reference)
+    root = reader.resolve(_name(reference))
+    ours = resolve_ours(reader, root)
+    if ours is not None:
+        rank = ours.record.facts.lora_rank
+        return PinnedAdapter(_pinned(reference, root.digest), ours.key, rank)
+    made = describe_foreign(reader, root)
+    if made.record is None:
+        raise InvalidImage(
+            f"the adapter {image} is no weightyard image, so its rank is unknown",
+            hint="Build the adapter with `weightyard build`.",
+        )
+    return PinnedAdapter(_pinned(reference, root.digest), made.key, made.record.facts.lora_rank)
 
 
 def _name(reference: ImageReference) -> str:

@@ -59,7 +59,7 @@ class PullDone(BaseModel):
     """The model is in the store, verified and durable.
 
     `fetched`: bytes in all; `tiers`: bytes by tier. `stale`: the registry was unreachable, so the last known model is
-    used.
+    used. `note`: what is proved about an image that another tool made from a weightyard image.
     """
 
     event: Literal["done"] = "done"
@@ -73,6 +73,7 @@ class PullDone(BaseModel):
     resumed: int
     seconds: float
     stale: bool = False
+    note: str = ""
     tiers: dict[str, int] = Field(default_factory=dict)
 
 

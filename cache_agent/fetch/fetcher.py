@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from cache_agent.errors import Vanished
@@ -91,7 +91,8 @@ class Fetcher:
             )
             fetch = ForeignFetch(store, image, self.sources, self.layer_locks, pull, hold)
             record = fetch.get()
-            result = self._publish(store, record, fetch.resolved(), pull)
+            note = str(record.original or "")
+            result = replace(self._publish(store, record, fetch.resolved(), pull), note=note)
             # After publishing: until then the journal is what a restarted pull continues from.
             fetch.forget()
         self.published(pull.request, fetch.resolved(), reader)

@@ -17,10 +17,9 @@ from cache_agent.store.roots import Roots
 from cache_agent.store.values import StoredModel
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.errors import UnknownVariant, Unreachable
-from modelimage.foreign import AS_PUBLISHED, is_ours, resolve_manifest
+from modelimage.foreign import AS_PUBLISHED, describe_foreign, resolve_manifest, resolve_ours
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
-from modelimage.resolve import resolve_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,11 @@ class Resolver:
         try:
             root = reader.resolve(request.image.name)
             self.trust.check(request.image, unchecked, root)
-            if is_ours(reader, root):
-                return ModelImage(reader, resolve_root(reader, root, request.variant))
+            # A foreign image has one variant, which only its pull can prove.
+            wanted = None if request.variant == AS_PUBLISHED else request.variant
+            ours = resolve_ours(reader, root, wanted, platform=self.platform)
+            if ours is not None:
+                return ModelImage(reader, ours)
         except Unreachable:
             # Only an unreachable registry: a refusal or a missing tag must not be answered from the cache.
             stale = self._stale(request)
@@ -68,11 +70,13 @@ class Resolver:
         return StaleModel(model) if trusted else None
 
     def _foreign(self, request: PullRequest, reader: ImageReader, root: Descriptor) -> ForeignImage:
-        # A foreign image has no record and one precision.
-        if request.variant not in (None, AS_PUBLISHED):
-            raise UnknownVariant(
-                f"{request.image} has no variant {request.variant!r}: weightyard didn't build it",
-                hint="Pull it without --variant.",
-            )
         manifest = resolve_manifest(reader, root, self.platform)
+        if request.variant not in (None, AS_PUBLISHED):
+            # Only an image that another tool made from ours has a variant with a name.
+            record = describe_foreign(reader, manifest).record
+            if record is None or record.variant != request.variant:
+                raise UnknownVariant(
+                    f"{request.image} has no variant {request.variant!r}: weightyard didn't build it",
+                    hint="Pull it without --variant.",
+                )
         return ForeignImage(reader, root, manifest)

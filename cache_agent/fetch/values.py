@@ -44,7 +44,8 @@ class PullRequest:
 class PullResult:
     """A model that is in the store. `fetched` counts bytes read over a network or from a layout directory.
 
-    `stale`: the registry was unreachable, and the model that the image last resolved to was used.
+    `stale`: the registry was unreachable, and the model that the image last resolved to was used. `note`: a sentence
+    on what is proved about an image that another tool made from a weightyard image.
     """
 
     model: StoredModel
@@ -53,6 +54,7 @@ class PullResult:
     reused: int
     seconds: float
     stale: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,7 @@ def done_view(handle: Pull, image: str) -> PullDone:
         resumed=snapshot.resumed,
         seconds=result.seconds,
         stale=result.stale,
+        note=result.note,
         tiers=tiers,
     )
 

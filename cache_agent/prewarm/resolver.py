@@ -12,7 +12,7 @@ from modelimage import canonical
 from modelimage.descriptor import Descriptor, Platform
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
-from modelimage.foreign import is_ours, resolve_manifest
+from modelimage.foreign import resolve_manifest, resolve_ours
 from modelimage.reference import (
     EngineReference,
     LayoutReference,
@@ -20,7 +20,6 @@ from modelimage.reference import (
     parse_image,
 )
 from modelimage.repository import ImageReader
-from modelimage.resolve import resolve_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,8 @@ def resolve_target(
     Files that came through another repository count as missing: they may have to be fetched again through this one.
     """
     root = reader.resolve(image.name)
-    if not is_ours(reader, root):
+    ours = resolve_ours(reader, root, target.variant, platform=platform)
+    if ours is None:
         # Without a record only the layers' sizes are known; their files may be smaller or larger.
         manifest = resolve_manifest(reader, root, platform)
         document = canonical.parse(reader.manifest(manifest), what=f"manifest {manifest.digest}")
@@ -61,7 +61,7 @@ def resolve_target(
         if not isinstance(layers, list):
             raise InvalidImage(f"malformed manifest {manifest.digest}: no list of layers")
         return ResolvedTarget(None, sum(Descriptor.from_json(layer).size for layer in layers))
-    record = resolve_root(reader, root, target.variant).record
+    record = ours.record
     repository = repository_of(image)
     missing = [
         file

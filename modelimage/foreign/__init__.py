@@ -22,10 +22,11 @@ from modelimage.foreign.derived import (
     derive,
     parse_record,
 )
-from modelimage.foreign.describe import describe_foreign, is_ours
+from modelimage.foreign.describe import describe_foreign, resolve_ours
 from modelimage.foreign.layer_stream import LayerStream, open_layer
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, ImageFormat, Packing
+from modelimage.foreign.original import Original, compare_with_record, readable_record
 from modelimage.foreign.served import ServedModel, served_from_directory, served_from_image
 from modelimage.foreign.tarsplit import TarPiece
 from modelimage.foreign.tarwalk import MemberKind, TarMember
@@ -43,16 +44,19 @@ __all__ = [
     "LayerStream",
     "Limits",
     "MemberKind",
+    "Original",
     "Packing",
     "ServedModel",
     "TarMember",
     "TarPiece",
+    "compare_with_record",
     "derive",
     "describe_foreign",
-    "is_ours",
     "open_layer",
     "parse_record",
+    "readable_record",
     "resolve_manifest",
+    "resolve_ours",
     "served_from_directory",
     "served_from_image",
 ]  # fmt: skip

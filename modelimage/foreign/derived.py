@@ -19,6 +19,7 @@ from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, WeightyardError
 from modelimage.foreign.contents import LayerContents
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, ImageFormat
+from modelimage.foreign.original import Original, compare_with_record
 from modelimage.hasher import FileDigests
 from modelimage.path_rules import check_path
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
@@ -53,12 +54,16 @@ class DerivedLayer:
 
 @dataclass(frozen=True, slots=True)
 class DerivedRecord:
-    """The verified files of a foreign image, sorted by path. Law: `DerivedRecord.parse(r.to_bytes()) == r`."""
+    """The verified files of a foreign image, sorted by path. Law: `DerivedRecord.parse(r.to_bytes()) == r`.
+
+    `original`: the weightyard image that it was made from, if it still carries that image's record.
+    """
 
     manifest: Digest
     kind: ImageFormat
     files: tuple[RecordFile, ...]
     layers: tuple[DerivedLayer, ...]
+    original: Original | None = None
 
     @property
     def key(self) -> Digest:
@@ -67,8 +72,9 @@ class DerivedRecord:
 
     @property
     def variant(self) -> str:
-        """The fixed variant of foreign images: they have one precision, which they don't state."""
-        return AS_PUBLISHED
+        """The original's variant if no file differs from it; else the fixed one of foreign images, which state none."""
+        proven = self.original is not None and not self.original.differs
+        return self.original.variant if self.original and proven else AS_PUBLISHED
 
     @property
     def size(self) -> int:
@@ -89,16 +95,17 @@ class DerivedRecord:
 
     def to_bytes(self) -> bytes:
         """The canonical bytes, stored beside the model."""
-        return canonical.to_bytes(
-            {
-                "schema": DERIVED_SCHEMA,
-                "manifest": str(self.manifest),
-                "kind": self.kind.value,
-                "chunkSize": CHUNK_SIZE,
-                "layers": [_layer_json(layer) for layer in self.layers],
-                "files": [file.to_json() for file in self.files],
-            }
-        )
+        document: dict[str, Any] = {
+            "schema": DERIVED_SCHEMA,
+            "manifest": str(self.manifest),
+            "kind": self.kind.value,
+            "chunkSize": CHUNK_SIZE,
+            "layers": [_layer_json(layer) for layer in self.layers],
+            "files": [file.to_json() for file in self.files],
+        }
+        if self.original is not None:
+            document["original"] = self.original.to_json()
+        return canonical.to_bytes(document)
 
     @classmethod
     def parse(cls, data: bytes) -> DerivedRecord:
@@ -116,6 +123,9 @@ class DerivedRecord:
                 kind=ImageFormat(document["kind"]),
                 files=tuple(RecordFile.from_json(each, check_path) for each in document["files"]),
                 layers=tuple(_layer(each) for each in document["layers"]),
+                original=Original.from_json(document["original"])
+                if document.get("original")
+                else None,
             )
             _check(record)
         except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
@@ -171,7 +181,8 @@ def derive(model: ForeignModel, digests: Mapping[str, FileDigests]) -> DerivedRe
         )
         for layer in model.layers
     }
-    record = DerivedRecord(model.key, model.kind, tuple(files), tuple(layers.values()))
+    original = compare_with_record(model.record, files) if model.record else None
+    record = DerivedRecord(model.key, model.kind, tuple(files), tuple(layers.values()), original)
     _check(record)
     return record
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from modelimage import canonical, mediatypes
@@ -19,8 +19,17 @@ from modelimage.foreign.layer_values import Mapped
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignModel, ImageFormat, Packing
 from modelimage.foreign.modelpack import map_modelpack
+from modelimage.foreign.original import carried_record, with_listed_record
 from modelimage.repository import ImageReader
-from modelimage.resolve import read_blob
+from modelimage.resolve import (
+    ResolvedModel,
+    describes_layers,
+    list_models,
+    pick_variant,
+    read_blob,
+    read_model,
+    unknown_variant,
+)
 
 # Configs are read into memory, so untrusted ones are bounded.
 MAX_CONFIG_BYTES: Final = 8 << 20
@@ -57,27 +66,62 @@ def describe_foreign(
         layer if layer.packing is Packing.RAW else list_layer(reader, layer, bounds)
         for layer in mapped.layers
     )
+    carried = carried_record(reader, manifest.kind, layers)
+    left_out = dict(mapped.left_out)
+    if carried is not None:
+        # What is below the record is the base image that the model was built on.
+        below, layers = layers[: carried[0]], layers[carried[0] :]
+        left_out |= {str(layer.digest): "a layer of the base image" for layer in below}
     model = ForeignModel(
         root=root,
         manifest=descriptor,
         kind=manifest.kind,
         layers=layers,
-        left_out=mapped.left_out,
+        left_out=left_out,
         limits=bounds,
+        record=carried[1] if carried else None,
     )
-    return model.listed({})
+    return with_listed_record(reader, model.listed({}))
 
 
-def is_ours(reader: ImageReader, root: Descriptor) -> bool:
-    """Whether weightyard published the image, so that `resolve_model` finds its record."""
-    document = canonical.parse(reader.manifest(root), what=f"manifest {root.digest}")
-    # Manifests have this annotation, and an index's entries repeat it.
-    members = [document, *(document.get("manifests") or [])]
-    return any(
-        mediatypes.ANNOTATION_MODEL_KEY in (member.get("annotations") or {})
-        for member in members
-        if isinstance(member, Mapping)
-    )
+def resolve_ours(
+    reader: ImageReader,
+    root: Descriptor,
+    variant: str | None = None,
+    *,
+    platform: Platform = LINUX_AMD64,
+) -> ResolvedModel | None:
+    """The model of an image whose layers are as weightyard published them, whatever became of its annotations.
+
+    None for any other image, also one that another tool made from ours: that is a foreign image. Raises UnknownVariant,
+    NotFound, InvalidImage, DigestMismatch, and any error of the reader.
+    """
+    candidates = list_models(reader, root)
+    for manifest in _manifests(reader, root, candidates, variant, platform):
+        model = read_model(reader, root, manifest, candidates)
+        if model is None or not describes_layers(model):
+            continue
+        if variant is not None and model.record.variant != variant:
+            raise unknown_variant(variant, [model.record.variant])
+        return model
+    return None
+
+
+def _manifests(
+    reader: ImageReader,
+    root: Descriptor,
+    candidates: Sequence[Descriptor],
+    variant: str | None,
+    platform: Platform,
+) -> list[Descriptor]:
+    """The manifests that may hold the model, the preferred one first."""
+    ours = [e for e in candidates if mediatypes.ANNOTATION_MODEL_KEY in e.annotations]
+    if not ours:
+        return [resolve_manifest(reader, root, platform)]
+    chosen = pick_variant(ours, variant)
+    key = chosen.annotations[mediatypes.ANNOTATION_MODEL_KEY]
+    # A tool may have changed some of an index's manifests and left others alone, such as the ModelPack one.
+    return [e for e in ours if e.annotations[mediatypes.ANNOTATION_MODEL_KEY] == key]
 
 
 def _config(reader: ImageReader, manifest: ForeignManifest) -> Mapping[str, Any]:

@@ -56,7 +56,13 @@ class LayerStream:
         self._blob = blob
         self._limits = limits or Limits()
         self._source = _Checked(layer, blob, progress)
+        self._splitter = TarSplitter(self._limits)
         self._members: tuple[TarMember, ...] | None = None
+
+    def path(self, member: int) -> str:
+        """The path in the layer of a member whose piece was just given."""
+        known = self._layer.members if self._layer.packing is Packing.RAW else None
+        return (known or self._splitter.members)[member].path
 
     @property
     def members(self) -> tuple[TarMember, ...]:
@@ -89,7 +95,7 @@ class LayerStream:
         self._members = self._layer.members
 
     def _tar(self) -> Iterator[TarPiece]:
-        splitter, buffer = TarSplitter(self._limits), memoryview(bytearray(_BUFFER))
+        splitter, buffer = self._splitter, memoryview(bytearray(_BUFFER))
         inflater, plain, given = self._inflater(), hashlib.sha256(), 0
         while count := inflater.readinto(buffer):
             given += count

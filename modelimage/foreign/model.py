@@ -14,12 +14,12 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
 from modelimage.foreign.limits import Limits
-from modelimage.foreign.overlay import OverlaidFiles, Tree
+from modelimage.foreign.overlay import Tree
 from modelimage.foreign.roles import role_of
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 from modelimage.path_rules import MODELS_LINK, RECORD_NAME
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
-from modelimage.record import Role
+from modelimage.record import Record, Role
 
 
 class ImageFormat(Enum):
@@ -100,7 +100,8 @@ class ForeignFile:
 class ForeignModel:
     """A resolved foreign image. `files` is empty until `is_listed`.
 
-    `left_out` maps ignored paths and layers to the reason.
+    `left_out` maps ignored paths and layers to the reason. `record`: the weightyard record that the image carries,
+    which is only a claim about it; `record_file`: the record among its files, once they are listed.
     """
 
     root: Descriptor
@@ -110,6 +111,8 @@ class ForeignModel:
     files: tuple[ForeignFile, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    record: Record | None = None
+    record_file: ForeignFile | None = None
 
     @property
     def key(self) -> Digest:
@@ -156,22 +159,17 @@ class ForeignModel:
             tree.add(number, _placed(layer))
         # Modelcars have the model below /models beside a base system; other images have it at their root.
         view = tree.view(MODELS_LINK if is_image and tree.holds_files(MODELS_LINK) else "")
-        files = tuple(self._files(view))
+        every = [_file(path, self.layers[at.layer], at.member) for path, at in view.files]
+        # The cache writes its own record under this name.
+        record_file = next((file for file in every if file.path == RECORD_NAME), None)
+        files = tuple(file for file in every if file is not record_file)
         # An empty model would be cached and served as if it were complete.
         if not files:
             raise InvalidImage("the image holds no files")
         left_out = {**self.left_out, **view.left_out}
-        # The cache writes its own record under this name.
-        if any(path == RECORD_NAME for path, _ in view.files):
+        if record_file is not None and self.record is None:
             left_out[RECORD_NAME] = "the name of the cache's own record"
-        return replace(self, files=files, left_out=left_out)
-
-    def _files(self, view: OverlaidFiles) -> list[ForeignFile]:
-        return [
-            _file(path, self.layers[node.layer], node.member)
-            for path, node in view.files
-            if path != RECORD_NAME
-        ]
+        return replace(self, files=files, left_out=left_out, record_file=record_file)
 
 
 def _placed(layer: ForeignLayer) -> list[TarMember]:

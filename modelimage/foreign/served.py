@@ -12,7 +12,7 @@ from modelimage.durable import reading
 from modelimage.errors import InvalidImage
 from modelimage.foreign.derived import AS_PUBLISHED, DerivedRecord
 from modelimage.foreign.describe import describe_foreign
-from modelimage.foreign.model import ForeignFile
+from modelimage.foreign.model import ForeignFile, ForeignModel
 from modelimage.hasher import fill
 from modelimage.model_facts import file_facts
 from modelimage.ranges import ByteRange
@@ -22,21 +22,25 @@ from modelimage.repository import ImageReader
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A foreign model's data for planners, equivalent to a record. `key` is the model key."""
+    """A foreign model's data for planners, equivalent to a record. `key` is the model key.
+
+    `variant`: that of the weightyard image that it was made from, if it carries its record; else a fixed one.
+    """
 
     key: Digest
     facts: ModelFacts
     files: Sequence[ForeignFile | RecordFile]
-
-    @property
-    def variant(self) -> str:
-        """The fixed variant of foreign images."""
-        return AS_PUBLISHED
+    variant: str = AS_PUBLISHED
 
 
 def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform) -> ServedModel:
-    """Read from a registry or layout with a few small range reads. Raises InvalidImage for compressed layers."""
+    """Read from a registry or layout with a few small range reads.
+
+    Of compressed layers nothing is known but what a carried record says. Raises InvalidImage without one.
+    """
     model = describe_foreign(reader, root, platform=platform)
+    if model.record and not model.is_listed:
+        return ServedModel(model.key, model.record.facts, model.record.files, model.record.variant)
     if not model.is_listed or any(file.offset is None for file in model.files):
         raise InvalidImage(
             "the image's layers are compressed, so its weights can't be read before it is pulled",
@@ -51,7 +55,13 @@ def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform)
         return _read(reader, model.layer(file.layer).descriptor, span)
 
     facts = file_facts({path: file.size for path, file in found.items()}, read)
-    return ServedModel(model.key, facts, model.files)
+    return ServedModel(model.key, facts, model.files, _variant(model))
+
+
+def _variant(model: ForeignModel) -> str:
+    stated = {file.path: file.size for file in model.record.files} if model.record else None
+    same = stated == {file.path: file.size for file in model.files}
+    return model.record.variant if model.record and same else AS_PUBLISHED
 
 
 def served_from_directory(directory: Path, record: DerivedRecord) -> ServedModel:
@@ -64,7 +74,7 @@ def served_from_directory(directory: Path, record: DerivedRecord) -> ServedModel
             return file.read(len(wanted))
 
     facts = file_facts({file.path: file.size for file in record.files}, read)
-    return ServedModel(record.key, facts, record.files)
+    return ServedModel(record.key, facts, record.files, record.variant)
 
 
 def _read(reader: ImageReader, layer: Descriptor, wanted: ByteRange) -> bytes:

@@ -46,7 +46,11 @@ class Podman(ContextServer):
 
     def podman(self, *arguments: str) -> str:
         """Run `podman` with this storage and return its output. Raises ServerFailed."""
-        return run([program("podman"), *arguments], environment=self._environment())
+        return self.tool("podman", *arguments)
+
+    def tool(self, name: str, *arguments: str) -> str:
+        """Run another program of the same family (buildah, skopeo) with this storage. Raises ServerFailed."""
+        return run([program(name), *arguments], environment=self._environment())
 
     def pull(self, reference: str, *options: str) -> None:
         """Pull an image over plain HTTP."""

@@ -12,7 +12,7 @@ from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
-from modelimage.foreign import is_ours
+from modelimage.foreign import resolve_ours
 from modelimage.push import (
     ImageTree,
     PushPlan,
@@ -125,7 +125,7 @@ def copy(
 
 def _check_own(reader: ImageReader, root: Descriptor) -> None:
     """Raises InvalidImage for an image of ours that nodes would refuse; others' are copied as they are."""
-    if is_ours(reader, root):
+    if resolve_ours(reader, root) is not None:
         check_readable(reader, root)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
 from builder.quality_report import published_quality, quality_text
 from modelimage.access import Access, open_reader
+from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
+from modelimage.foreign import describe_foreign, resolve_ours
 from modelimage.image_diff import Difference, compare
+from modelimage.record import Record, RecordLayer, Role
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
-from modelimage.resolve import ResolvedModel, resolve_model
 from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
@@ -45,12 +48,12 @@ def diff(
 
     For quantized variants, also the measured quality of both.
     """
-    before, quality_before = _resolve(first, variant, access)
-    after, quality_after = _resolve(second, variant_b or variant, access)
+    before = _resolve(first, variant, access)
+    after = _resolve(second, variant_b or variant, access)
     found = compare(before.record, after.record)
     document = {
-        "first": _side(first, before, quality_before),
-        "second": _side(second, after, quality_after),
+        "first": before.to_json(),
+        "second": after.to_json(),
         "files": [
             {"path": f.path, "change": f.change.value, "before": f.before, "after": f.after}
             for f in found.files
@@ -60,28 +63,44 @@ def diff(
         "shared": found.shared_bytes,
     }
     text = _text(found)
-    if quality_before or quality_after:
-        text += f"\n\nquality before  {_measured(quality_before)}"
-        text += f"\nquality after   {_measured(quality_after)}"
+    if before.quality or after.quality:
+        text += f"\n\nquality before  {_measured(before.quality)}"
+        text += f"\nquality after   {_measured(after.quality)}"
     console.result(document, text)
 
 
-def _resolve(
-    image: str, variant: str | None, access: Access
-) -> tuple[ResolvedModel, Quality | None]:
+@dataclass(frozen=True, slots=True)
+class _Side:
+    image: str
+    key: Digest
+    record: Record
+    quality: Quality | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        measured = self.quality.to_json() if self.quality else None
+        return {"image": self.image, "key": str(self.key), "quality": measured}
+
+
+def _resolve(image: str, variant: str | None, access: Access) -> _Side:
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference | LayoutReference):
         raise InvalidInput(
             f"can't compare {reference}", hint="Use oci:DIR:TAG or a registry reference."
         )
     reader = open_reader(reference, access)
-    model = resolve_model(reader, reference.name, variant)
-    return model, published_quality(reader, model)
-
-
-def _side(image: str, model: ResolvedModel, quality: Quality | None) -> dict[str, Any]:
-    measured = quality.to_json() if quality else None
-    return {"image": image, "key": str(model.key), "quality": measured}
+    root = reader.resolve(reference.name)
+    model = resolve_ours(reader, root, variant)
+    if model is not None:
+        return _Side(image, model.key, model.record, published_quality(reader, model))
+    foreign = describe_foreign(reader, root)
+    if foreign.record is None:
+        raise InvalidInput(
+            f"{image} was not built by weightyard, so the digests of its files are unknown before a pull",
+            hint="`weightyard inspect` shows what it holds.",
+        )
+    # An update moves the layers that this image has now, not those that its record names.
+    layers = (RecordLayer(e.digest, e.descriptor.size, Role.WEIGHT) for e in foreign.layers)
+    return _Side(image, foreign.key, replace(foreign.record, layers=tuple(layers)))
 
 
 def _measured(quality: Quality | None) -> str:

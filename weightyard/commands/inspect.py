@@ -10,13 +10,13 @@ import click
 from builder.quality_report import published_quality, quality_text
 from modelimage.access import Access, open_image_repository
 from modelimage.errors import InvalidInput
-from modelimage.foreign import describe_foreign, is_ours
+from modelimage.foreign import AS_PUBLISHED, describe_foreign, resolve_ours
 from modelimage.record import Record
 from modelimage.reference import EngineReference, parse_image
-from modelimage.resolve import ResolvedModel, resolve_root
+from modelimage.resolve import ResolvedModel, unknown_variant
 from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
-from weightyard.foreign import foreign_document, foreign_text
+from weightyard.foreign import foreign_document, foreign_text, record_rows
 from weightyard.options import access_options
 from weightyard.text import format_bytes
 
@@ -47,11 +47,14 @@ def inspect(
         )
     reader = open_image_repository(reference, access)
     root = reader.resolve(reference.name)
-    if variant is None and not is_ours(reader, root):
+    model = resolve_ours(reader, root, variant)
+    if model is None:
         foreign = describe_foreign(reader, root)
+        held = foreign.record.variant if foreign.record else AS_PUBLISHED
+        if variant not in (None, AS_PUBLISHED, held):
+            raise unknown_variant(str(variant), [held])
         console.result(foreign_document(image, foreign), foreign_text(image, foreign, files=files))
         return
-    model = resolve_root(reader, root, variant)
     quality = published_quality(reader, model)
     text = _text(image, model, quality)
     if files:
@@ -72,37 +75,19 @@ def _document(image: str, model: ResolvedModel, quality: Quality | None) -> dict
 
 
 def _text(image: str, model: ResolvedModel, quality: Quality | None) -> str:
-    record, facts = model.record, model.record.facts
+    record = model.record
     others = [name for name in model.variants if name != record.variant]
     rows: list[tuple[str, str]] = [
         ("image", image),
         ("digest", str(model.root.digest)),
         ("model key", str(model.key)),
         ("variant", record.variant + (f" (also: {', '.join(others)})" if others else "")),
-        ("source", record.source + (f" at {record.revision}" if record.revision else "")),
-        ("licence", record.license or "not stated"),
-        ("architecture", facts.architecture or "unknown"),
-        ("parameters", f"{facts.parameters:,}"),
-        ("weights", f"{format_bytes(facts.weight_bytes)} of {facts.dtype or 'unknown type'}"),
-        ("context", f"{facts.context_length:,} tokens" if facts.context_length else "unknown"),
-        ("KV cache", f"{format_bytes(facts.kv_cache_bytes_per_token)} a token"),
-        ("GPU memory", f"about {format_bytes(facts.gpu_memory_bytes)} to serve"),
-        ("quantization", _quantization(record)),
+        *record_rows(record),
         *([("quality", quality_text(quality))] if quality else []),
         ("size", f"{format_bytes(record.size)} in {len(record.files)} files, {len(record.layers)} layers"),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
-
-
-def _quantization(record: Record) -> str:
-    made = record.quantization
-    if made is None:
-        return "none: weights as published"
-    group = f", groups of {made['groupSize']}" if made.get("groupSize") else ""
-    needs = made.get("reproducible", "anywhere")
-    again = f"; reproducible with {needs}" if needs != "anywhere" else ""
-    return f"{made.get('scheme')} as {made.get('format')} by {made.get('engine')}{group}{again}"
 
 
 def _file_table(record: Record) -> str:

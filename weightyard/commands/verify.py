@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ from builder.verifier import (
 )
 from modelimage.access import Access, open_reader
 from modelimage.errors import InvalidInput
-from modelimage.foreign import describe_foreign, is_ours
+from modelimage.foreign import describe_foreign, resolve_ours
 from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, parse_image
 from weightyard.console import Console, pass_console
@@ -59,7 +60,14 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
         console.say(f"{problem.where}: {problem.what}")
         console.event("problem", where=problem.where, what=problem.what)
     verification.raise_problems()
-    document = {"target": target, "checked": verification.checked, "size": verification.size}
+    document: dict[str, Any] = {
+        "target": target,
+        "checked": verification.checked,
+        "size": verification.size,
+    }
+    if verification.original is not None:
+        console.say(f"note: {verification.original}")
+        document["original"] = verification.original.to_json()
     console.result(
         document,
         f"{target} is intact: {verification.checked} parts, {format_bytes(verification.size)}",
@@ -90,7 +98,7 @@ def _image(console: Console, target: str, access: Access) -> Verification:
     reader = open_reader(reference, access)
     # Without a record there are no file digests to compare with: only layers and paths are checked.
     root = reader.resolve(reference.name)
-    if not is_ours(reader, root):
+    if resolve_ours(reader, root) is None:
         model = describe_foreign(reader, root)
         size = sum(layer.descriptor.size for layer in model.layers)
         console.say(f"This is another's image ({model.kind.value}): its layers are checked.")

@@ -27,7 +27,7 @@ from cache_agent.leases.holders import ProcessName
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access, open_reader
 from modelimage.errors import Busy, InvalidInput, NotFound, Unreachable
-from modelimage.foreign import DerivedRecord, is_ours, parse_record, served_from_directory
+from modelimage.foreign import DerivedRecord, parse_record, served_from_directory
 from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, ImageReference, parse_image
 from weightyard.console import Console
@@ -145,8 +145,6 @@ def _resolve(
     if isinstance(reference, EngineReference):
         raise InvalidInput(f"{reference} is in a docker engine", hint="Push it to a registry.")
     root = reader.resolve(reference.name)
-    if not is_ours(reader, root):
-        return None
     return read_variants(reader, root, variant)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -49,8 +49,9 @@ from modelimage.foreign import (
     Limits,
     derive,
     describe_foreign,
+    readable_record,
 )
-from modelimage.record import RecordFile
+from modelimage.record import MAX_RECORD_BYTES, RecordFile
 from modelimage.repository import ImageReader
 
 _POLL_SECONDS: Final = 0.2
@@ -295,7 +296,7 @@ class ForeignFetch:
         found = {
             file.path: self._found[file.layer].contents.files[file.member] for file in model.files
         }
-        record = derive(model, found)
+        record = derive(self._with_record(model), found)
         members = {file.path: file.member for file in model.files}
         self._hold(file.digest for file in record.files)
         files = unique_files(record.files)
@@ -304,6 +305,20 @@ class ForeignFetch:
             self.pull.check_cancelled()
             self._admit(files[start : start + GROUP_FILES], members)
         return record
+
+    def _with_record(self, model: ForeignModel) -> ForeignModel:
+        """The model with the record among its files, if it lies in a layer that was read completely for this pull."""
+        file = model.record_file
+        if file is None or file.size > MAX_RECORD_BYTES:
+            return model
+        path = self.store.staged_files.path(file.layer, file.member)
+        computed = self._found[file.layer].contents.files.get(file.member)
+        # A layer that a cached model already had wasn't staged.
+        with suppress(FileNotFoundError):
+            data = path.read_bytes()
+            if computed is not None and Digest.of(data) == computed.digest:
+                return replace(model, record=readable_record(data))
+        return model
 
     def _admit(self, files: Sequence[RecordFile], members: Mapping[str, int]) -> None:
         store = self.store

@@ -138,7 +138,9 @@ def plan_layer(model: ForeignModel, layer: ForeignLayer) -> LayerPlan:
     """Choose between ranges and one pass for one layer of a model whose known layers are filled in."""
     wanted = None
     if model.is_listed:
-        wanted = frozenset(file.member for file in model.files if file.layer == layer.digest)
+        # The record that the image carries is staged too: its files are compared with it.
+        every = (*model.files, *([model.record_file] if model.record_file else []))
+        wanted = frozenset(file.member for file in every if file.layer == layer.digest)
     if layer.members is None or layer.literals is None:
         return LayerPlan(layer, wanted)
     # Ranges need every file of the layer: its digest is computed over all of them, also those the model doesn't use.

@@ -19,8 +19,8 @@ from modelimage.foreign import (
     Packing,
     derive,
     describe_foreign,
-    is_ours,
     parse_record,
+    resolve_ours,
 )
 from modelimage.foreign.roles import role_of
 from modelimage.hasher import FileDigests, hash_file
@@ -191,14 +191,13 @@ def test_a_layer_is_found_by_its_digest(tmp_path: Path) -> None:
         model.layer(Digest.of(b"no such layer"))
 
 
-def test_an_image_is_ours_by_its_key(tmp_path: Path) -> None:
+def test_an_image_is_ours_by_its_record_not_by_an_annotation(tmp_path: Path) -> None:
     maker = Maker(tmp_path)
     foreign = maker.image(files_tar({"a": b"1"}), tag="foreign")
     key = {"dev.weightyard.model-key": "sha256:" + "0" * 64}
-    ours = maker.image(files_tar({"a": b"1"}), tag="ours", annotations=key)
-    assert not is_ours(maker.layout, foreign)
-    assert is_ours(maker.layout, ours)
-    assert not is_ours(maker.layout, maker.index([foreign], tag="index"))
+    claims = maker.image(files_tar({"a": b"1"}), tag="ours", annotations=key)
+    for root in (foreign, claims, maker.index([foreign], tag="index")):
+        assert resolve_ours(maker.layout, root) is None
 
 
 @pytest.mark.parametrize(

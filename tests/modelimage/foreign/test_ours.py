@@ -8,7 +8,7 @@ import pytest
 
 from modelimage.descriptor import LINUX_ARM64
 from modelimage.digest import Digest
-from modelimage.foreign import ImageFormat, describe_foreign, is_ours
+from modelimage.foreign import ImageFormat, describe_foreign, resolve_ours
 from modelimage.layout import Layout
 from tests.builder.building import build_here
 from tests.builder.checkpoints import single
@@ -25,7 +25,7 @@ def test_both_manifests_hold_what_the_record_says(
     (record,) = built.records
     layout = Layout(tmp_path / "out")
     root = layout.resolve(tag)
-    assert is_ours(layout, root)
+    assert resolve_ours(layout, root) is not None
     model = describe_foreign(layout, root, platform=LINUX_ARM64)
     assert model.kind is kind
     files = pull_ranges(layout, model)

@@ -1,0 +1,130 @@
+"""The record in images that another tool made from ours."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from builder.build import BuildResult
+from modelimage.descriptor import LINUX_AMD64
+from modelimage.errors import UnknownVariant
+from modelimage.foreign import (
+    Original,
+    Packing,
+    compare_with_record,
+    describe_foreign,
+    resolve_ours,
+    served_from_image,
+)
+from modelimage.layout import Layout
+from modelimage.mediatypes import OCI_CONFIG
+from tests.builder.building import build_here
+from tests.builder.checkpoints import single
+from tests.modelimage.foreign.describing import check_pull, described
+from tests.modelimage.foreign.images import OCI_TAR, Maker, files_tar
+
+FILES = {"config.json": b"{}", "model.safetensors": b"w" * 1500}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, BuildResult]:
+    scratch = tmp_path_factory.mktemp("original")
+    result = build_here(single(scratch / "model"), f"oci:{scratch / 'out'}:v1", scratch)
+    return Layout(scratch / "out"), result
+
+
+def remade(
+    built: tuple[Layout, BuildResult], directory: Path, packing: Packing, *more: bytes
+) -> Maker:
+    """The image for amd64 as another tool would write it: no annotations, layers packed alike, more on top."""
+    layout, _ = built
+    image = json.loads(layout.manifest(layout.resolve("v1")))["manifests"][0]
+    listed = json.loads(layout.manifest(layout.resolve(image["digest"])))["layers"]
+    blobs = layout.path / "blobs/sha256"
+    tars = [(blobs / layer["digest"].removeprefix("sha256:")).read_bytes() for layer in listed]
+    maker = Maker(directory / "remade")
+    maker.image(*tars, *more, packing=packing)
+    return maker
+
+
+def test_layers_as_published_are_ours_without_any_annotation(
+    built: tuple[Layout, BuildResult], tmp_path: Path
+) -> None:
+    maker, (record,) = remade(built, tmp_path, Packing.TAR), built[1].records
+    root = maker.layout.resolve("latest")
+    found = resolve_ours(maker.layout, root, record.variant)
+    assert found is not None
+    assert found.record == record
+    with pytest.raises(UnknownVariant, match="it has: bf16"):
+        resolve_ours(maker.layout, root, "int4")
+
+
+@pytest.mark.parametrize("packing", [Packing.TAR_GZIP, Packing.TAR_ZSTD])
+def test_a_compressed_image_is_planned_by_the_record_that_it_carries(
+    built: tuple[Layout, BuildResult], tmp_path: Path, packing: Packing
+) -> None:
+    maker, (record,) = remade(built, tmp_path, packing), built[1].records
+    root = maker.layout.resolve("latest")
+    assert resolve_ours(maker.layout, root) is None
+    assert describe_foreign(maker.layout, root).record == record
+    served = served_from_image(maker.layout, root, LINUX_AMD64)
+    assert (served.facts, served.variant) == (record.facts, record.variant)
+    assert served.key == root.digest != record.key
+
+
+def test_a_layer_on_top_makes_it_another_image(
+    built: tuple[Layout, BuildResult], tmp_path: Path
+) -> None:
+    maker = remade(built, tmp_path, Packing.TAR, files_tar({"added.txt": b"1"}))
+    root = maker.layout.resolve("latest")
+    assert resolve_ours(maker.layout, root) is None
+    model = describe_foreign(maker.layout, root)
+    assert model.record == built[1].records[0]
+    assert "added.txt" in {file.path for file in model.files}
+    assert served_from_image(maker.layout, root, LINUX_AMD64).variant == "as-published"
+
+
+def test_what_lies_below_the_record_is_no_part_of_the_model(
+    built: tuple[Layout, BuildResult], tmp_path: Path
+) -> None:
+    maker = remade(built, tmp_path, Packing.TAR_GZIP)
+    listed = json.loads(maker.layout.manifest(maker.layout.resolve("latest")))
+    tars = [files_tar({"etc/passwd": b"root"})]
+    for layer in described(maker).layers:
+        blob = maker.layout.path / "blobs/sha256" / layer.digest.hex
+        tars.append(gzip.decompress(blob.read_bytes()))
+    based = Maker(tmp_path / "based")
+    based.image(*tars, packing=Packing.TAR_GZIP)
+    model = described(based)
+    assert len(model.layers) == len(listed["layers"])
+    assert "a layer of the base image" in model.left_out.values()
+
+
+@pytest.mark.parametrize("mark", ["record", "flattened"])
+def test_a_false_record_makes_a_foreign_image(tmp_path: Path, mark: str) -> None:
+    maker = Maker(tmp_path)
+    noise = files_tar({"weightyard.json": b'{"schemaVersion":1}', **FILES})
+    annotations = {"dev.weightyard.role": "record"} if mark == "record" else None
+    layer = maker.blob(OCI_TAR, noise, annotations)
+    config = {"os": "linux", "rootfs": {"type": "layers", "diff_ids": [str(layer.digest)]}}
+    maker.manifest(maker.json(OCI_CONFIG, config), [layer])
+    root = maker.layout.resolve("latest")
+    assert resolve_ours(maker.layout, root) is None
+    model = describe_foreign(maker.layout, root)
+    assert model.record is None
+    assert model.left_out == {"weightyard.json": "the name of the cache's own record"}
+    check_pull(maker, model, FILES)
+
+
+def test_every_difference_from_the_record_is_named(built: tuple[Layout, BuildResult]) -> None:
+    record = built[1].records[0]
+    same = compare_with_record(record, record.files)
+    assert same == Original(record.key, record.variant)
+    assert "every file is as its record says" in str(same)
+    missing = compare_with_record(record, record.files[1:])
+    assert missing.differs == (record.files[0].path,)
+    assert record.files[0].path in str(missing)
+    assert Original.from_json(missing.to_json()) == missing
