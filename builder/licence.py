@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-import yaml
+from modelimage.model_card import parse_card, texts
 
 # The licence is at the start of these files, so longer ones are cut.
 MAX_BYTES: Final = 1 << 20
@@ -38,7 +38,6 @@ _TITLES: Final = (
     (re.compile(r"Mozilla Public License Version 2\.0"), "MPL-2.0"),
     (re.compile(r"Creative Commons Attribution 4\.0 International"), "CC-BY-4.0"),
 )
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 # Placeholders on the Hub for an unstated licence.
 _UNKNOWN: Final = ("", "unknown", "other")
 _FILES: Final = re.compile(r"(?:licen[cs]e|copying)(?:\.(?:md|txt))?", re.IGNORECASE)
@@ -63,20 +62,9 @@ def states_licence(name: str) -> bool:
 
 
 def _from_readme(text: str) -> str:
-    match = _FRONT_MATTER.match(text)
-    if match is None:
-        return ""
-    try:
-        # Strings, lists and maps only, without merge keys, which an untrusted document could nest without end.
-        card = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError):
-        # An invalid model card states no licence, but is no reason not to pack the model.
-        return ""
-    if not isinstance(card, Mapping):
-        return ""
-    stated = card.get("license")
-    names = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
-    known = [name.strip().lower() for name in names if isinstance(name, str)]
+    # An invalid model card states no licence, but is no reason not to pack the model.
+    card = parse_card(text)
+    known = [name.lower() for name in texts(card, "license")]
     known = [name for name in known if name not in _UNKNOWN]
     # With `license: other`, the Hub's field license_name has the real one.
     if not known and isinstance(card.get("license_name"), str):

@@ -1,4 +1,4 @@
-"""Recognizes the pointers of Git LFS, which a clone without git-lfs holds in place of files."""
+"""The pointers of Git LFS, which a clone without git-lfs holds in place of files: recognizes and writes them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import re
 from pathlib import Path
 from typing import Final
 
+from modelimage.digest import Digest
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint
 
 # The specification limits pointers to 1024 bytes (git-lfs/docs/spec.md).
 MAX_BYTES: Final = 1024
 _FIRST_LINE = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/")
+
+
+def pointer(digest: Digest, size: int) -> bytes:
+    """The pointer to a file of `size` bytes. Law: `is_pointer(pointer(d, n))`."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid {digest}\nsize {size}\n"
+    return text.encode()
 
 
 def is_pointer(data: bytes) -> bool:

@@ -33,6 +33,7 @@ from cache_agent.servers.hub.api import HubApi
 from cache_agent.servers.hub.fill import Fills
 from cache_agent.servers.hub.hub_client import HubUpstream
 from cache_agent.servers.hub.service import HubService
+from cache_agent.servers.hub.trusted_images import TrustedImages
 from cache_agent.servers.listener import serve
 from cache_agent.servers.mirror.api import MirrorApi
 from cache_agent.servers.mirror.service import MirrorService
@@ -164,8 +165,7 @@ async def open_servers(
             Fills(node.store, SharedPulls(node.pull)),
             hub_gate,
             upstream,
-            questions,
-            options.hub_images,
+            TrustedImages(node.store, questions, hub_gate, options.hub_images),
         )
         hub = await serve(stack, HubApi(files, _executor(stack)).application(), options.hub)
     if options.observe is not None and observing is not None:

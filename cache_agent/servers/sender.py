@@ -54,10 +54,18 @@ def requested_range(request: web.Request, size: int, etag: str) -> ByteRange | N
     """The range that a request asks for, of `size` bytes; None for all. Raises InvalidInput, which means a 416."""
     header = request.headers.get("Range")
     condition = request.headers.get("If-Range")
-    # A client that holds a part of another version must get the whole (RFC 9110, section 13.1.5).
-    if header is None or (condition is not None and condition != etag):
+    # Only a GET has ranges (RFC 9110, section 14.2). A client that holds a part of another version must get the whole
+    # (section 13.1.5).
+    if header is None or request.method != "GET" or condition not in (None, etag):
         return None
     return parse_range(header, size)
+
+
+def is_current(request: web.Request, etag: str) -> bool:
+    """Whether the client says that it holds this version (If-None-Match; RFC 9110, section 13.1.2)."""
+    stated = ",".join(request.headers.getall("If-None-Match", ()))
+    tags = {each.strip().removeprefix("W/") for each in stated.split(",")}
+    return "*" in tags or etag in tags
 
 
 def answer_of(
@@ -65,15 +73,17 @@ def answer_of(
 ) -> tuple[web.StreamResponse, ByteRange | None]:
     """The unsent response to a GET or HEAD of `size` bytes, and the range of bytes to send in it.
 
-    The range is None for a HEAD, a 416 and an empty body.
+    The range is None for a HEAD, a 304, a 416 and an empty body.
     """
     common = {**headers, "Accept-Ranges": "bytes", "ETag": etag}
+    # Before the range: a client that holds this version needs no part of it.
+    if is_current(request, etag):
+        return web.Response(status=304, headers=common), None
     try:
         wanted = requested_range(request, size, etag)
     except InvalidInput:
-        return web.Response(
-            status=416, headers={**common, "Content-Range": f"bytes */{size}"}
-        ), None
+        unsatisfied = {**common, "Content-Range": f"bytes */{size}"}
+        return web.Response(status=416, headers=unsatisfied), None
     answer = web.StreamResponse(status=206 if wanted else 200, headers=common)
     if wanted:
         answer.headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"

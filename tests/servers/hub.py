@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, cast
@@ -22,11 +22,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.hub_files import HubFile, describe, parse_range, tree_entries, walk
 
+_REVISION = r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
 _API = re.compile(
-    r"/api/(?:models/|(?=datasets/))(?P<repo>(?:datasets/)?[^/]+/[^/]+)(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?P<path>/.*)?)?$"
+    r"/api/(?:models/|(?=datasets/))(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+    rf"(?:/(?P<view>revision|tree|paths-info)/{_REVISION}(?P<path>/.*)?)?$"
 )
 _RESOLVE = re.compile(
-    r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)$"
+    rf"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)/(?P<view>resolve|raw)/{_REVISION}/(?P<path>.+)$"
 )
 
 
@@ -49,6 +51,8 @@ class _Repository:
     private: bool
     gated: bool
     readers: frozenset[str]  # tokens
+    # Of a model's description, beside its files.
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _HubHandler(Handler):
@@ -86,11 +90,15 @@ class _HubHandler(Handler):
 
     def _file(self, file: HubFile, headers: dict[str, str]) -> None:
         """Send a file or the one range of it that was asked for."""
-        wanted = parse_range(self.headers.get("Range"), file.size)
+        if self.headers.get("If-None-Match") == f'"{file.etag}"':
+            self.answer(304, b"", {"ETag": f'"{file.etag}"', **headers})
+            return
+        stated = self.headers.get("Range") if self.command == "GET" else None
+        wanted = parse_range(stated, file.size)
         if wanted is None:
             self.answer(416, b"", {"Content-Range": f"bytes */{file.size}"})
             return
-        partial = "Range" in self.headers
+        partial = stated is not None
         status = HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK
         self._note(status, 0 if self.command == "HEAD" else len(wanted))
         self.send_response(status)
@@ -136,10 +144,8 @@ class _ApiHandler(_HubHandler):
             asked = json.loads(body)
         found = self._commit(match)
         if found:
-            files = found[2]
-            self._json(
-                [files[path].described() for path in asked.get("paths", []) if path in files]
-            )
+            everything = list(tree_entries(found[2], "", recursive=True))
+            self._json([each for each in everything if each["path"] in asked.get("paths", [])])
 
     def _repository(self, name: str) -> _Repository | None:
         """The repository, if this client may know of it; else the error is answered."""
@@ -184,6 +190,9 @@ class _ApiHandler(_HubHandler):
                 "gated": "manual" if repository.gated else False,
                 "disabled": False,
                 "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                **repository.described,
                 "siblings": [file.sibling(blobs=blobs) for file in files.values()],
             }
         )
@@ -220,8 +229,14 @@ class _ApiHandler(_HubHandler):
         file = files.get(unquote(match["path"]))
         if file is None:
             self._error(404, "EntryNotFound", "Entry not found", **named)
+        elif match["view"] == "raw":
+            content = file.pointer() or file.source.read_bytes()
+            self.answer(
+                200, content, {**named, "ETag": f'"{file.blob_id}"', "Content-Type": "text/plain"}
+            )
         elif file.sha256 is None:
-            self._file(file, named)
+            inline = f'inline; filename="{file.path.rsplit("/", 1)[-1]}";'
+            self._file(file, {**named, "Content-Disposition": inline})
         else:
             linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
             location = self._owner.cdn.signed_url(file)
@@ -317,10 +332,12 @@ class Hub(LoopbackServer):
         private: bool = False,
         gated: bool = False,
         readers: tuple[str, ...] = (),
+        described: Mapping[str, Any] | None = None,
     ) -> str:
         """Publish `directory` as a commit of `name` that `revision` points to; return the commit.
 
-        The files are served from where they are. Earlier commits stay reachable by their ids.
+        The files are served from where they are. Earlier commits stay reachable by their ids. `described`: members of
+        the model's description, such as `tags`.
         """
         files = {file.path: file for file in map(describe, *walk(directory))}
         listing = json.dumps([[path, file.etag] for path, file in files.items()])
@@ -332,5 +349,6 @@ class Hub(LoopbackServer):
             private=private,
             gated=gated,
             readers=frozenset(readers),
+            described=described if described is not None else before.described if before else {},
         )
         return commit

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth"})
 LFS_BYTES = 10_000_000
-LFS_POINTER_BYTES = 135
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 
 
@@ -26,17 +25,23 @@ class HubFile:
     def etag(self) -> str:
         return self.sha256 or self.blob_id
 
+    def pointer(self) -> bytes:
+        """What git has in place of an LFS file (git-lfs/docs/spec.md); empty for others."""
+        first = "version https://git-lfs.github.com/spec/v1"
+        text = f"{first}\noid sha256:{self.sha256}\nsize {self.size}\n"
+        return text.encode() if self.sha256 else b""
+
     def described(self) -> dict[str, object]:
         """As the tree and paths-info views have it."""
         common = {"type": "file", "path": self.path, "size": self.size, "oid": self.blob_id}
-        lfs = {"oid": self.sha256, "size": self.size, "pointerSize": LFS_POINTER_BYTES}
+        lfs = {"oid": self.sha256, "size": self.size, "pointerSize": len(self.pointer())}
         return {**common, "lfs": lfs} if self.sha256 else common
 
     def sibling(self, *, blobs: bool) -> dict[str, object]:
         """As model_info has it."""
         if not blobs:
             return {"rfilename": self.path}
-        lfs = {"sha256": self.sha256, "size": self.size, "pointerSize": LFS_POINTER_BYTES}
+        lfs = {"sha256": self.sha256, "size": self.size, "pointerSize": len(self.pointer())}
         known = {"rfilename": self.path, "size": self.size, "blobId": self.blob_id}
         return {**known, "lfs": lfs} if self.sha256 else known
 
@@ -53,9 +58,10 @@ def describe(path: str, source: Path) -> HubFile:
     is_lfs = source.suffix in LFS_SUFFIXES or size > LFS_BYTES
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest() if is_lfs else None
-    blob = f"sha256:{sha256}".encode() if is_lfs else source.read_bytes()
+    known = HubFile(path, source, size, "", sha256)
+    blob = known.pointer() or source.read_bytes()
     blob_id = hashlib.sha1(b"blob %d\0" % len(blob) + blob, usedforsecurity=False).hexdigest()
-    return HubFile(path, source, size, blob_id, sha256)
+    return replace(known, blob_id=blob_id)
 
 
 def tree_entries(

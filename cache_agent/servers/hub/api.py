@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from aiohttp import web
 
@@ -15,7 +16,7 @@ from cache_agent.access.callers import NOBODY, Caller, caller_of_header
 from cache_agent.api.errors import status_of
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.hub.hub_client import Declined
-from cache_agent.servers.hub.routes import HubAddress, RepoRequest, parse_hub_address
+from cache_agent.servers.hub.routes import HubAddress, NoModel, RepoRequest, parse_hub_address
 from cache_agent.servers.hub.service import Fill, HubContent, HubService
 from cache_agent.servers.sender import (
     FilePiece,
@@ -58,15 +59,18 @@ class HubApi:
         try:
             address = parse_hub_address(request.rel_url.raw_path)
             caller = caller_of_header(request.headers.get("Authorization"))
+        except NoModel as error:
+            # With this code huggingface_hub shows the message, also where it hides other failures of a HEAD.
+            return _error(404, "RepoNotFound", f"{error.message}. {error.hint}")
         except InvalidInput as error:
             return _error(404, "", error.message)
         asks = ("POST",) if address.view is RepoRequest.PATHS else ("GET", "HEAD")
         if request.method not in asks:
             return _error(405, "", "this endpoint is read-only")
         try:
-            if address.view is RepoRequest.FILE:
+            if address.view in (RepoRequest.FILE, RepoRequest.RAW):
                 content = await self._executor.call(lambda: self._service.file(address, caller))
-                return await self._send(request, content)
+                return await self._send(request, address, content)
             return await self._describe(request, address, caller)
         except WeightyardError as error:
             return _refusal(error, caller)
@@ -74,26 +78,37 @@ class HubApi:
     async def _describe(
         self, request: web.Request, address: HubAddress, caller: Caller
     ) -> web.Response:
+        # Read first: a malformed request costs the Hub nothing.
+        paths = await _paths(request) if address.view is RepoRequest.PATHS else []
         listing = await self._executor.call(lambda: self._service.listing(address, caller))
         commit = {"X-Repo-Commit": listing.commit}
+        document: Any = listing.entries_of(paths)
         if address.view is RepoRequest.INFO:
-            return web.json_response(listing.info(blobs=_flag(request, "blobs")), headers=commit)
+            expand = [*request.query.getall("expand", ()), *request.query.getall("expand[]", ())]
+            document = listing.info(blobs=_flag(request, "blobs"), expand=expand)
         if address.view is RepoRequest.TREE:
-            entries = listing.tree(address.path, recursive=_flag(request, "recursive"))
-            if entries is None:
-                return _error(404, "EntryNotFound", f"{address.path} is not in {listing.repo}")
-            return web.json_response(entries, headers=commit)
-        paths = await _paths(request)
-        known = [listing.files[path].entry() for path in paths if path in listing.files]
-        return web.json_response(known, headers=commit)
+            document = listing.tree(address.path, recursive=_flag(request, "recursive"))
+            if document is None:
+                message = f"{address.path} is not in {listing.repo}"
+                return _error(404, "EntryNotFound", message, listing.commit)
+        return web.json_response(document, headers=commit)
 
-    async def _send(self, request: web.Request, content: HubContent) -> web.StreamResponse:
+    async def _send(
+        self, request: web.Request, address: HubAddress, content: HubContent
+    ) -> web.StreamResponse:
         file = content.file
-        headers = {"Content-Type": "application/octet-stream", "X-Repo-Commit": content.commit}
-        if file.sha256:
-            linked = {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256.hex}"'}
-            headers.update(linked)
-        answer, wanted = answer_of(request, file.size, f'"{file.etag}"', headers)
+        headers = {"X-Repo-Commit": content.commit, "Content-Type": "application/octet-stream"}
+        size, etag = file.size, file.etag
+        if address.view is RepoRequest.RAW:
+            headers["Content-Type"] = "text/plain; charset=utf-8"
+            size, etag = len(file.pointer) or size, file.oid
+        else:
+            kind = "attachment" if _flag(request, "download") else "inline"
+            headers["Content-Disposition"] = content_disposition(kind, file.path)
+            if file.sha256:
+                linked = {"X-Linked-Size": str(size), "X-Linked-Etag": f'"{etag}"'}
+                headers.update(linked)
+        answer, wanted = answer_of(request, size, f'"{etag}"', headers)
         if wanted is not None:
             await deliver(request, answer, self._pieces(content, wanted), self._held(content))
         return answer
@@ -155,10 +170,17 @@ def _flag(request: web.Request, name: str) -> bool:
     return request.query.get(name, "").lower() in _TRUE
 
 
+def content_disposition(kind: str, path: str) -> str:
+    """The header's value for a file, by its name without directories (RFC 6266): escaped, and in ASCII beside it."""
+    name = path.rsplit("/", 1)[-1]
+    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
+    return f"{kind}; filename*=UTF-8''{quote(name, safe='')}; filename=\"{plain}\";"
+
+
 def _refusal(error: WeightyardError, caller: Caller) -> web.Response:
     match error:
         case Declined():
-            return _error(error.status, error.code, error.message)
+            return _error(error.status, error.code, error.message, error.commit)
         case AccessDenied() | NotFound():
             # As the Hub does: 401 asks anonymous callers to log in; 404 hides private repositories from the others.
             return _error(401 if caller == NOBODY else 404, "RepoNotFound", error.message)
@@ -170,10 +192,12 @@ def _refusal(error: WeightyardError, caller: Caller) -> web.Response:
             return _error(status_of(error), "", error.message)
 
 
-def _error(status: int, code: str, message: str) -> web.Response:
+def _error(status: int, code: str, message: str, commit: str = "") -> web.Response:
     headers = {
         "X-Error-Message": " ".join(message.split())[:500].encode("ascii", "replace").decode()
     }
     if code:
         headers["X-Error-Code"] = code
+    if commit:
+        headers["X-Repo-Commit"] = commit
     return web.json_response({"error": message}, status=status, headers=headers)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,15 +32,19 @@ from modelimage.repository import BlobStream
 _MAX_JSON: Final = 8 << 20
 _MAX_PAGES: Final = 1000
 _MAX_ENTRIES: Final = 100_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 
 
 class Declined(RemoteRefused):
-    """A refusal by the Hub, with its status and `X-Error-Code`, to pass on to the client."""
+    """A refusal by the Hub, with its status and `X-Error-Code`, to pass on to the client.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    `commit`: the revision's commit, if it is known; clients remember then that the commit has no such file.
+    """
+
+    def __init__(self, status: int, code: str, message: str, commit: str = "") -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.commit = status, code, commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +67,14 @@ class HubUpstream:
         response.discard()
         return etag.removeprefix("W/").strip('"')
 
-    def commit(self, repo: str, revision: str, caller: Caller) -> str:
-        """Resolve a revision to its commit. Raises Declined, Unreachable, RemoteRefused."""
+    def describe(self, repo: str, revision: str, caller: Caller) -> dict[str, Any]:
+        """What the Hub says of a model; `sha` is the commit. Raises Declined, Unreachable, RemoteRefused."""
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
         described = self._json(url, caller)[0]
         commit = described.get("sha") if isinstance(described, dict) else None
-        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise RemoteRefused(f"{self.endpoint} names no commit of {repo}")
-        return commit
+        return dict(described)
 
     def tree(self, repo: str, commit: str, caller: Caller) -> list[Any]:
         """All entries of a repository at a commit. Raises Declined, Unreachable, RemoteRefused."""
@@ -112,7 +117,9 @@ class HubUpstream:
         response = self._send(Request("GET", url), caller.credential)
         link = _NEXT.search(response.header("Link") or "")
         try:
-            document = json.loads(response.read(_MAX_JSON))
+            document = json.loads(
+                response.read(_MAX_JSON), parse_constant=_finite, parse_float=_finite
+            )
         except (ValueError, RecursionError) as error:
             raise RemoteRefused(f"{self.endpoint} didn't answer with JSON") from error
         following = urljoin(url, link[1]) if link else None
@@ -130,8 +137,21 @@ class HubUpstream:
             return response
         code = response.header("X-Error-Code") or ""
         message = response.header("X-Error-Message") or f"the Hub answered {response.status}"
+        commit = response.header("X-Repo-Commit") or ""
         response.discard()
-        raise Declined(response.status, code, message)
+        # A Hub that fails says nothing of the request: what is kept may answer it.
+        if response.status >= 500:
+            raise Unreachable(message)
+        known = commit if _COMMIT.fullmatch(commit) else ""
+        raise Declined(response.status, code, message, known)
+
+
+def _finite(text: str) -> float:
+    # Python reads NaN, Infinity and 1e999; as JSON they can't be written again.
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"not a number of JSON: {text[:40]}")
+    return number
 
 
 def answer_of(error: WeightyardError | None) -> UpstreamAnswer:

@@ -7,20 +7,32 @@ identified by sha256, as in the store; other files by git's object id.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from modelimage import canonical
+from modelimage import canonical, lfs_pointers
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 from modelimage.hub import HubSnapshot
 from modelimage.path_rules import check_path, parents
-from modelimage.record import Record
+from modelimage.record import Record, RecordFile
 
-LISTING_TYPE = "application/vnd.weightyard.hub.listing.v1+json"
-_POINTER_BYTES = 135
-_MAX_SIZE = 1 << 50
+LISTING_TYPE: Final = "application/vnd.weightyard.hub.listing.v1+json"
+DESCRIPTION_TYPE: Final = "application/vnd.weightyard.hub.description.v1+json"
+_MAX_SIZE: Final = 1 << 50
+# Members of a description that aren't kept: those that are made of the listing, and what concerns one caller.
+_NOT_DESCRIBED: Final = frozenset({"siblings", "sha", "resourceGroup"})
+# Those that change by themselves.
+_COUNTERS: Final = frozenset(
+    {"downloads", "downloadsAllTime", "likes", "trendingScore", "spaces", "usedStorage"}
+)
+# As the Hub's `.gitattributes` has it for models, and its limit for other files.
+_LFS_SUFFIXES: Final = (
+    ".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".model", ".tflite", ".npz",
+    ".npy", ".pickle", ".pkl", ".parquet", ".arrow", ".tar", ".zip", ".gz", ".zst", ".xz", ".bz2",
+)  # fmt: skip
+_LFS_BYTES: Final = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +61,28 @@ class HubFile:
         known = {"rfilename": self.path, "size": self.size, "blobId": self.oid}
         return {**known, "lfs": self._lfs("sha256")} if self.sha256 else known
 
+    @property
+    def pointer(self) -> bytes:
+        """What git has in place of an LFS file; empty for others."""
+        return lfs_pointers.pointer(self.sha256, self.size) if self.sha256 else b""
+
     def _lfs(self, name: str) -> dict[str, Any]:
         oid = self.sha256.hex if self.sha256 else ""
-        return {name: oid, "size": self.size, "pointerSize": _POINTER_BYTES}
+        return {name: oid, "size": self.size, "pointerSize": len(self.pointer)}
 
 
 @dataclass(frozen=True, slots=True)
 class RepoFiles:
-    """All files of a repository at a commit, by path. Law: `Listing.parse(x.to_bytes()) == x`."""
+    """All files of a repository at a commit, by path. Law: `RepoFiles.parse(x.to_bytes()) == x`.
+
+    `description` is what the model's info has beside them. It changes while the commit doesn't, so it is no part of the
+    listing's identity and bytes.
+    """
 
     repo: str
     commit: str
     files: Mapping[str, HubFile]
+    description: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_tree(cls, repo: str, commit: str, entries: Sequence[Any]) -> RepoFiles:
@@ -72,16 +94,17 @@ class RepoFiles:
         return cls(repo, commit, {file.path: file for file in files})
 
     @classmethod
-    def from_record(cls, record: Record) -> RepoFiles | None:
-        """A listing from a record of unchanged Hub files; None for any other record."""
+    def from_record(
+        cls, record: Record, oid_of: Callable[[Digest], str | None] = lambda _: None
+    ) -> RepoFiles | None:
+        """A listing from a record of unchanged Hub files; None for any other record.
+
+        `oid_of` gives git's object id of a small stored file.
+        """
         repo = source_repo(record)
         if repo is None:
             return None
-        files = [
-            # A record has no git object ids, but the API needs 40 digits: part of the sha256 stands in.
-            HubFile(file.path, file.size, file.digest.hex[:40], file.digest)
-            for file in record.files
-        ]
+        files = [_recorded(file, oid_of) for file in record.files]
         return cls(repo, record.revision, {file.path: file for file in files})
 
     def to_bytes(self) -> bytes:
@@ -98,19 +121,31 @@ class RepoFiles:
         except KeyError as error:
             raise InvalidImage(f"malformed listing: {error!r}") from error
 
-    def info(self, *, blobs: bool) -> dict[str, Any]:
-        """The JSON of `/api/models/<repo>`."""
+    def info(self, *, blobs: bool, expand: Sequence[str] = ()) -> dict[str, Any]:
+        """The JSON of `/api/models/<repo>`; with `expand` the identity and these members only."""
+        siblings = [file.sibling(blobs=blobs) for file in self.files.values()]
+        # Clients of 2024 fail without the numbers.
+        defaults = {
+            "_id": self.commit[:24], "id": self.repo, "modelId": self.repo, "private": False, "gated": False,
+            "disabled": False, "downloads": 0, "likes": 0, "tags": [],
+        }  # fmt: skip
+        whole = {**defaults, **self.description, "sha": self.commit, "siblings": siblings}
         return {
-            "_id": self.commit[:24],
-            "id": self.repo,
-            "modelId": self.repo,
-            "sha": self.commit,
-            "private": False,
-            "gated": False,
-            "disabled": False,
-            "tags": [],
-            "siblings": [file.sibling(blobs=blobs) for file in self.files.values()],
+            name: value
+            for name, value in whole.items()
+            if not expand or name in ("_id", "id", *expand)
         }
+
+    def entries_of(self, paths: Iterable[str]) -> list[dict[str, Any]]:
+        """The JSON of `/paths-info/`: files and directories; paths that aren't there are left out."""
+        directories = {each for path in self.files for each in parents(path)}
+        found: list[dict[str, Any]] = []
+        for path in dict.fromkeys(each.strip("/") for each in paths):
+            if file := self.files.get(path):
+                found.append(file.entry())
+            elif path in directories:
+                found.append(_directory(path))
+        return found
 
     def tree(self, under: str, *, recursive: bool) -> list[dict[str, Any]] | None:
         """The JSON of `/tree/`; None when there is nothing below `under`."""
@@ -128,7 +163,7 @@ class RepoFiles:
             for parent in parents(path)[depth:]:
                 if parent not in seen and (recursive or parent.count("/") == depth):
                     seen.add(parent)
-                    yield {"type": "directory", "path": parent, "size": 0, "oid": _tree_oid(parent)}
+                    yield _directory(parent)
             if recursive or path.count("/") == depth:
                 yield file.entry()
 
@@ -144,9 +179,29 @@ def git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _tree_oid(path: str) -> str:
-    # Made up, because a listing keeps no ids of directories.
-    return hashlib.sha1(path.encode(), usedforsecurity=False).hexdigest()
+def described(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Hub's info of a model says beside its files."""
+    return {name: value for name, value in document.items() if name not in _NOT_DESCRIBED}
+
+
+def lasting(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description without what changes by itself, such as the number of downloads."""
+    return {name: value for name, value in description.items() if name not in _COUNTERS}
+
+
+def _directory(path: str) -> dict[str, Any]:
+    # Its id is made up, because a listing keeps none of directories.
+    oid = hashlib.sha1(path.encode(), usedforsecurity=False).hexdigest()
+    return {"type": "directory", "path": path, "size": 0, "oid": oid}
+
+
+def _recorded(file: RecordFile, oid_of: Callable[[Digest], str | None]) -> HubFile:
+    small = file.size <= _LFS_BYTES and not file.path.lower().endswith(_LFS_SUFFIXES)
+    oid = oid_of(file.digest) if small else None
+    if oid is not None:
+        return HubFile(file.path, file.size, oid, None)
+    pointer = lfs_pointers.pointer(file.digest, file.size)
+    return HubFile(file.path, file.size, git_oid(pointer), file.digest)
 
 
 def _file(entry: Mapping[str, Any]) -> HubFile:

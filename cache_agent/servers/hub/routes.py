@@ -1,4 +1,8 @@
-"""Parses the Hub URLs that model downloads use. Pure."""
+"""Parses the Hub URLs that model downloads use. Pure.
+
+A revision with slashes, such as `refs/pr/1`, may be escaped or not. Where a path follows, only the Hub's own refs are
+taken unescaped: of a branch `a/b` nobody could say where its name ends.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,30 @@ from modelimage.errors import InvalidImage, InvalidInput
 from modelimage.path_rules import check_path
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_REPO = rf"(?P<repo>{_PART}(?:/{_PART})?)"
-_API = re.compile(
-    rf"/api/models/{_REPO}(?:/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
-)
-_RESOLVE = re.compile(rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+# These begin the addresses of what isn't a model.
+_REPO = rf"(?P<repo>(?!(?:api|datasets|spaces|kernels|buckets)/){_PART}(?:/{_PART})?)"
+_FIRST = r"(?P<revision>refs(?:/|%2[Ff])(?:pr|convert)(?:/|%2[Ff])[^/]+|[^/]+)"
+_INFO = re.compile(rf"/api/models/{_REPO}(?:/revision/(?P<revision>.+))?")
+_PATHS = re.compile(rf"/api/models/{_REPO}/paths-info/(?P<revision>.+)")
+_TREE = re.compile(rf"/api/models/{_REPO}/tree/{_FIRST}(?:/(?P<path>.*))?")
+_FILE = re.compile(rf"/{_REPO}/(?P<view>resolve|raw)/{_FIRST}/(?P<path>.+)")
+_OTHER_KINDS = re.compile(r"/(?:api/)?(?P<kind>datasets|spaces|kernels|buckets)(?:/.*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
 DEFAULT_REVISION = "main"
 
 
+class NoModel(InvalidInput):
+    """The address is one of a repository that isn't a model, such as a dataset."""
+
+
 class RepoRequest(Enum):
-    """The kinds of request for a repository."""
+    """The kinds of request for a repository. RAW is a file as git has it: of weights, the LFS pointer."""
 
     INFO = "info"
     TREE = "tree"
     PATHS = "paths-info"
-    FILE = "file"
+    FILE = "resolve"
+    RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +52,23 @@ class HubAddress:
 
 
 def parse_hub_address(raw_path: str) -> HubAddress:
-    """Parse a request's path, still percent-encoded. Raises InvalidInput."""
-    if match := _API.fullmatch(raw_path):
-        view = (
-            RepoRequest.INFO if match["view"] in (None, "revision") else RepoRequest(match["view"])
+    """Parse a request's path, still percent-encoded. Raises InvalidInput; NoModel for other kinds of repositories."""
+    if match := _OTHER_KINDS.fullmatch(raw_path):
+        raise NoModel(
+            f"this Hub endpoint serves models only, no {match['kind']}",
+            hint="Set HF_ENDPOINT only for programs that download models.",
         )
-        path = _path(match["path"]) if match["path"] and view is RepoRequest.TREE else ""
-        return HubAddress(view, match["repo"], _revision(match["revision"]), path)
-    if match := _RESOLVE.fullmatch(raw_path):
-        return HubAddress(
-            RepoRequest.FILE, match["repo"], _revision(match["revision"]), _path(match["path"])
-        )
-    raise InvalidInput("not an address of this endpoint: it serves models only")
+    if match := _FILE.fullmatch(raw_path):
+        view, path = RepoRequest(match["view"]), _path(match["path"])
+    elif match := _TREE.fullmatch(raw_path):
+        view, path = RepoRequest.TREE, _path(match["path"]) if match["path"] else ""
+    elif match := _PATHS.fullmatch(raw_path):
+        view, path = RepoRequest.PATHS, ""
+    elif match := _INFO.fullmatch(raw_path):
+        view, path = RepoRequest.INFO, ""
+    else:
+        raise InvalidInput("not an address of this endpoint: it serves downloads of models only")
+    return HubAddress(view, match["repo"], _revision(match["revision"]), path)
 
 
 def _revision(text: str | None) -> str:

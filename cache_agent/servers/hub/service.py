@@ -1,8 +1,8 @@
 """Answers requests to the Hub endpoint. Blocking; called in threads.
 
 The Hub is the first authority: its listing of a commit is cached, and files are found in the store by the digests in
-it, whichever image brought them. When the Hub is unreachable, the records of images that an operator trusts stand in
-for it; only files of images that anyone may read are served then.
+it, whichever image brought them. When the Hub is unreachable, kept listings and the records of images that an operator
+trusts stand in for it.
 """
 
 from __future__ import annotations
@@ -10,42 +10,44 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from cache_agent.access.authorizer import Admission, Authorizer, Refused
-from cache_agent.access.callers import NOBODY, Caller
+from cache_agent.access.callers import Caller
 from cache_agent.access.decide import UpstreamAnswer
-from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.servers.hub.fill import Fills, Follow, HubImage
 from cache_agent.servers.hub.hub_client import Declined, HubUpstream, answer_of
 from cache_agent.servers.hub.repo_files import (
+    DESCRIPTION_TYPE,
     LISTING_TYPE,
     HubFile,
     RepoFiles,
+    described,
     git_oid,
-    source_repo,
+    lasting,
 )
-from cache_agent.servers.hub.routes import HubAddress
+from cache_agent.servers.hub.routes import HubAddress, RepoRequest
+from cache_agent.servers.hub.trusted_images import (
+    COMMIT_LENGTH,
+    SMALL,
+    TrustedImages,
+    unknown_revision,
+)
 from cache_agent.store.manifests import ManifestCache
 from cache_agent.store.roots import Roots
-from cache_agent.store.values import ImageOrigin, repository_of
+from modelimage import canonical
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import NotFound, RateLimited, Unreachable, WeightyardError
 from modelimage.ranges import ByteRange
-from modelimage.record import Record
-from modelimage.reference import RegistryReference, parse_image
 from modelimage.registry.credentials import Credential
 from modelimage.repository import BlobStream
 
-# Files without a sha256 up to this size are cached as documents; larger ones are only relayed.
-_SMALL: Final = 10 << 20
-# A revision of 40 characters is a commit; any other is a branch or tag.
-_COMMIT_LENGTH: Final = 40
+# Before a commit: the tag of its description. No revision has a colon.
+_ABOUT: Final = "about:"
 # Bytes that are compared before a stored file is given.
 _SAMPLE: Final = 64
 Stream = Callable[[ByteRange], AbstractContextManager[BlobStream]]
@@ -76,45 +78,69 @@ class HubContent:
 
 @dataclass
 class HubService:
-    """Answers for one node. `vouched`: patterns of image repositories trusted to state their Hub origin."""
+    """Answers for one node. `images` stand in for a Hub that is away."""
 
     store: Roots
     manifest_cache: ManifestCache
     fills: Fills
     gate: Authorizer
     upstream: HubUpstream
-    registries: UpstreamRegistries
-    vouched: tuple[str, ...] = ()
-    # git object ids of stored files, because computing one reads the whole file.
-    _oids: dict[Digest, str] = field(default_factory=dict)
+    images: TrustedImages
 
     def listing(self, address: HubAddress, caller: Caller) -> RepoFiles:
         """The listing of a revision. Raises Declined, NotFound, Unreachable, Refused."""
         # Not `hub:`, the scope of files: a caller that may list a gated repository may still not read its files.
         scope = f"hub-api:{address.repo}"
-        ask = partial(self.upstream.commit, address.repo, address.revision)
+        ask = partial(self.upstream.describe, address.repo, address.revision)
         try:
             self._admit(scope, caller, lambda c: ask(Caller(c)))
             return self._from_hub(address.repo, address.revision, caller)
         except Unreachable:
-            found = self._vouched(address.repo, address.revision)
-            if found is None:
-                raise
-            return found
+            if found := self.images.listing(address.repo, address.revision):
+                return found
+            self._tell_absent(address, caller)
+            raise
 
     def file(self, address: HubAddress, caller: Caller) -> HubContent:
         """One file. Raises Declined, NotFound, Unreachable, Refused."""
         try:
             return self._file_of_hub(address, caller)
         except Unreachable:
-            listing = self._vouched(address.repo, address.revision)
+            listing = self.images.listing(address.repo, address.revision)
             if listing is None:
+                self._tell_absent(address, caller)
                 raise
             file = _entry(listing, address)
-            stored = self._stored(file)
-            if stored is None:
+            body = self._whole(listing.repo, file, address)
+            if body is None:
                 raise
-            return HubContent(listing.commit, file, stored)
+            return HubContent(listing.commit, file, body)
+
+    def _tell_absent(self, address: HubAddress, caller: Caller) -> None:
+        """While the Hub is away, raise its 404 for what the kept listings of a repository don't have.
+
+        Only to a caller that was shown this repository before: others must not learn what there is.
+        """
+        scope = f"hub:{address.repo}"
+        if not self._shown(address.repo, caller):
+            return
+        listing = self._kept_listing(scope, address.revision)
+        if listing is not None and address.view in (RepoRequest.FILE, RepoRequest.RAW):
+            _entry(listing, address)
+        if listing is None and LISTING_TYPE in self.manifest_cache.documents(scope).values():
+            raise unknown_revision(address.repo, address.revision)
+
+    def _shown(self, repo: str, caller: Caller) -> bool:
+        def away(_: Credential | None) -> UpstreamAnswer:
+            return UpstreamAnswer.UNREACHABLE
+
+        for scope in (f"hub-api:{repo}", f"hub-seen:{repo}"):
+            try:
+                self.gate.admit(scope, caller, away)
+            except (Refused, Unreachable):
+                continue
+            return True
+        return False
 
     # -- from the Hub ------------------------------------------------------------------------
 
@@ -126,18 +152,28 @@ class HubService:
 
         # For this very file: of a gated repository everyone may read some files, such as the README.
         reader = self._admit(f"hub:{repo}@{address.revision}:{address.path}", caller, ask).caller
+        # Whoever reads a file knows that the repository is there.
+        self.gate.note(f"hub-seen:{repo}", reader, allowed=True)
         listing = self._from_hub(repo, address.revision, caller)
         file = _entry(listing, address)
-        if file.sha256 is not None:
+        if file.sha256 is not None and address.view is RepoRequest.FILE:
             if file.sha256.hex in etags:
                 self.gate.note(_bytes_scope(listing, file), reader, allowed=True)
             return HubContent(listing.commit, file, self._weights(listing, file, caller, reader))
-        body: bytes | Stream | None = self._stored_small(repo, file) or self._kept(repo, file)
-        if body is None and file.size <= _SMALL:
+        body: Path | bytes | Stream | None = self._whole(repo, file, address)
+        if body is None and file.size <= SMALL:
             body = self._fetch_small(listing, file, caller)
         if body is None:
             body = self._relayed(listing, file, caller)
         return HubContent(listing.commit, file, body)
+
+    def _whole(self, repo: str, file: HubFile, address: HubAddress) -> Path | bytes | None:
+        """What the node itself has of a file that the caller may read; None if nothing."""
+        if address.view is RepoRequest.RAW and file.sha256 is not None:
+            return file.pointer
+        if file.sha256 is not None:
+            return self._stored(file)
+        return self.images.small_file(repo, file) or self._kept(repo, file)
 
     def _weights(
         self, listing: RepoFiles, file: HubFile, caller: Caller, reader: Caller
@@ -211,33 +247,53 @@ class HubService:
         except Unreachable:
             if limited:
                 raise limited[-1] from None
-            raise
+            raise Unreachable(f"{self.upstream.endpoint} can't be reached") from None
 
     def _from_hub(self, repo: str, revision: str, caller: Caller) -> RepoFiles:
         scope = f"hub:{repo}"
         # A commit never changes; a branch or tag must be resolved again while the Hub is reachable.
-        if len(revision) == _COMMIT_LENGTH and (kept := self._kept_listing(scope, revision)):
+        if len(revision) == COMMIT_LENGTH and (kept := self._kept_listing(scope, revision)):
             return kept
         try:
-            commit = self.upstream.commit(repo, revision, caller)
+            said = self.upstream.describe(repo, revision, caller)
         except Unreachable:
             # The branch's last known commit is better than no model while the Hub is down.
             if kept := self._kept_listing(scope, revision):
                 return kept
             raise
+        commit = str(said["sha"])
         listing = self._kept_listing(scope, commit)
         if listing is None:
             listing = RepoFiles.from_tree(repo, commit, self.upstream.tree(repo, commit, caller))
-        data = listing.to_bytes()
-        described = Descriptor(LISTING_TYPE, Digest.of(data), len(data))
-        tags = dict.fromkeys((revision, commit), described.digest)
-        self.manifest_cache.keep(scope, [(described, data)], tags)
-        return listing
+        now = replace(listing, description=described(said))
+        self._keep(scope, revision, listing, now)
+        return now
+
+    def _keep(self, scope: str, revision: str, before: RepoFiles, now: RepoFiles) -> None:
+        data = now.to_bytes()
+        listing = Descriptor(LISTING_TYPE, Digest.of(data), len(data))
+        documents, tags = [(listing, data)], dict.fromkeys((revision, now.commit), listing.digest)
+        # Not for each change of a counter: every kept description stays until the repository is dropped.
+        if lasting(now.description) != lasting(before.description):
+            text = canonical.to_bytes(now.description)
+            about = Descriptor(DESCRIPTION_TYPE, Digest.of(text), len(text))
+            documents.append((about, text))
+            tags[f"{_ABOUT}{now.commit}"] = about.digest
+        self.manifest_cache.keep(scope, documents, tags)
 
     def _kept_listing(self, scope: str, revision: str) -> RepoFiles | None:
-        digest = self.manifest_cache.tagged(scope, revision)
+        found = self._kept_document(scope, revision)
+        if found is None:
+            return None
+        listing = RepoFiles.parse(found)
+        about = self._kept_document(scope, f"{_ABOUT}{listing.commit}")
+        said = canonical.parse(about, what="a description") if about else {}
+        return replace(listing, description=said)
+
+    def _kept_document(self, scope: str, tag: str) -> bytes | None:
+        digest = self.manifest_cache.tagged(scope, tag)
         found = self.manifest_cache.find(scope, digest) if digest else None
-        return RepoFiles.parse(found[1]) if found else None
+        return found[1] if found else None
 
     # -- bytes -------------------------------------------------------------------------------
 
@@ -247,27 +303,8 @@ class HubService:
             return None
         return self.store.files.path(file.sha256)
 
-    def _stored_small(self, repo: str, file: HubFile) -> bytes | None:
-        """A stored file found by git's object id, among the images that name this repository as their source."""
-        for record in self._records():
-            if source_repo(record) != repo or file.sha256 is not None:
-                continue
-            # The size first: git's object id is computed by reading the whole file.
-            for each in record.files:
-                if each.size == file.size <= _SMALL and self._oid(each.digest) == file.oid:
-                    return self.store.files.path(each.digest).read_bytes()
-        return None
-
-    def _oid(self, digest: Digest) -> str:
-        if digest not in self._oids:
-            self._oids[digest] = git_oid(self.store.files.path(digest).read_bytes())
-        return self._oids[digest]
-
     def _kept(self, repo: str, file: HubFile) -> bytes | None:
-        scope = f"hub:{repo}"
-        digest = self.manifest_cache.tagged(scope, f"blob:{file.oid}")
-        found = self.manifest_cache.find(scope, digest) if digest else None
-        return found[1] if found else None
+        return self._kept_document(f"hub:{repo}", f"blob:{file.oid}")
 
     def _fetch_small(self, listing: RepoFiles, file: HubFile, caller: Caller) -> bytes:
         data = self.upstream.read(listing.repo, listing.commit, file.path, caller, file.size)
@@ -278,49 +315,6 @@ class HubService:
         described = Descriptor("application/octet-stream", digest, len(data))
         self.manifest_cache.keep(scope, [(described, data)], {f"blob:{file.oid}": digest})
         return data
-
-    # -- trusted images ----------------------------------------------------------------------
-
-    def _vouched(self, repo: str, revision: str) -> RepoFiles | None:
-        """A listing of a repository from a trusted image's record, if anyone may read that image."""
-        # Newest first, so that a branch name means the revision that was pulled last.
-        models = sorted(self.store.models.all(), key=lambda model: model.added, reverse=True)
-        for model in models:
-            record = self._record(model.key)
-            listing = RepoFiles.from_record(record) if record else None
-            if listing is None or listing.repo != repo:
-                continue
-            exact = listing.commit == revision
-            if (exact or len(revision) != _COMMIT_LENGTH) and self._readable(model.key):
-                return listing
-        return None
-
-    def _readable(self, key: Digest) -> bool:
-        origin: ImageOrigin = self.store.models.origin(key)
-        if not any(fnmatchcase(origin.repository, pattern) for pattern in self.vouched):
-            return False
-        image = parse_image(origin.image)
-        if not isinstance(image, RegistryReference):
-            return True
-        try:
-            question = self.registries.manifest_question(image)
-            # Anonymously: without the Hub no caller can prove access to a private repository.
-            self.gate.admit(repository_of(image), NOBODY, question)
-        except WeightyardError:
-            return False
-        return True
-
-    def _records(self) -> list[Record]:
-        found = (self._record(model.key) for model in self.store.models.all())
-        return [record for record in found if record is not None]
-
-    def _record(self, key: Digest) -> Record | None:
-        try:
-            record = self.store.models.record(key)
-        except WeightyardError:
-            return None  # damaged; `check` reports it
-        # A foreign image names no source.
-        return record if isinstance(record, Record) else None
 
 
 def _bytes_scope(listing: RepoFiles, file: HubFile) -> str:
@@ -340,5 +334,6 @@ def read_exactly(stream: BlobStream, count: int) -> bytes:
 def _entry(listing: RepoFiles, address: HubAddress) -> HubFile:
     file = listing.files.get(address.path)
     if file is None:
-        raise Declined(404, "EntryNotFound", f"{address.path} is not in {listing.repo}")
+        message = f"{address.path} is not in {listing.repo}"
+        raise Declined(404, "EntryNotFound", message, listing.commit)
     return file

@@ -17,12 +17,17 @@ class HttpAnswer:
 
 
 def fetch(
-    host: str, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
+    host: str,
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
 ) -> HttpAnswer:
     """Ask `HOST:PORT` and read the whole answer."""
     connection = http.client.HTTPConnection(host)
     try:
-        connection.request(method, path, headers=dict(headers or {}))
+        connection.request(method, path, body=body, headers=dict(headers or {}))
         answer = connection.getresponse()
         return HttpAnswer(
             answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()

@@ -31,7 +31,7 @@ def answering(document: Any) -> HubUpstream:
 )
 def test_what_names_no_commit_is_refused(document: Any) -> None:
     with pytest.raises(RemoteRefused):
-        answering(document).commit("org/model", "main", NOBODY)
+        answering(document).describe("org/model", "main", NOBODY)
 
 
 @pytest.mark.parametrize("document", [{}, None, 7, "x", [ENTRY] * 100_001])

@@ -1,0 +1,133 @@
+"""Images that an operator trusts to state their Hub origin: they stand in for a Hub that is away.
+
+Blocking. Only files of images that anyone may read are listed: without the Hub no caller can prove access to a private
+repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Final
+
+from cache_agent.access.authorizer import Authorizer
+from cache_agent.access.callers import NOBODY
+from cache_agent.access.upstream import UpstreamRegistries
+from cache_agent.servers.hub.description import CARD, CONFIG, MAX_DOCUMENT, description
+from cache_agent.servers.hub.hub_client import Declined
+from cache_agent.servers.hub.repo_files import HubFile, RepoFiles, git_oid, source_repo
+from cache_agent.servers.hub.routes import DEFAULT_REVISION
+from cache_agent.store.roots import Roots
+from cache_agent.store.values import ImageOrigin, repository_of
+from modelimage.digest import Digest
+from modelimage.errors import WeightyardError
+from modelimage.record import Record
+from modelimage.reference import RegistryReference, parse_image
+
+# Files without a sha256 up to this size are read whole; larger ones are only relayed.
+SMALL: Final = 10 << 20
+# A revision of 40 characters is a commit; any other is a branch or tag.
+COMMIT_LENGTH: Final = 40
+
+
+@dataclass
+class TrustedImages:
+    """The images of one node. `patterns`: of image repositories that are trusted."""
+
+    store: Roots
+    registries: UpstreamRegistries
+    gate: Authorizer
+    patterns: tuple[str, ...] = ()
+    # git object ids of stored files, because computing one reads the whole file.
+    _oids: dict[Digest, str] = field(default_factory=dict)
+
+    def listing(self, repo: str, revision: str) -> RepoFiles | None:
+        """A repository's listing from a trusted image's record; None without such an image.
+
+        Raises Declined with the Hub's 404 if there are images of the repository but none of this revision: they know
+        their commit, and of branches only the default one, which is the image that was pulled last.
+        """
+        known = False
+        for key, record in self._newest_first():
+            if source_repo(record) != repo or not self._readable(key):
+                continue
+            if revision in (record.revision, DEFAULT_REVISION):
+                return self._listing(record)
+            known = True
+        if known:
+            raise unknown_revision(repo, revision)
+        return None
+
+    def small_file(self, repo: str, file: HubFile) -> bytes | None:
+        """A stored file found by git's object id, among all images that name this repository as their source."""
+        if file.sha256 is not None:
+            return None
+        for _, record in self._newest_first():
+            if source_repo(record) != repo:
+                continue
+            # The size first: git's object id is computed by reading the whole file.
+            for each in record.files:
+                if each.size == file.size <= SMALL and self._oid(each.digest) == file.oid:
+                    return self._read(each.digest)
+        return None
+
+    def _listing(self, record: Record) -> RepoFiles | None:
+        listing = RepoFiles.from_record(record, self._oid)
+        if listing is None:
+            return None
+        small = {
+            file.path: self._read(file.digest)
+            for file in record.files
+            if file.path in (CARD, CONFIG) and file.size <= MAX_DOCUMENT
+        }
+        documents = {path: data for path, data in small.items() if data is not None}
+        return replace(listing, description=description(record, documents))
+
+    def _oid(self, digest: Digest) -> str | None:
+        if digest not in self._oids:
+            data = self._read(digest)
+            if data is None:
+                return None
+            self._oids[digest] = git_oid(data)
+        return self._oids[digest]
+
+    def _read(self, digest: Digest) -> bytes | None:
+        path = self.store.files.path(digest)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None  # evicted since the record was read
+
+    def _readable(self, key: Digest) -> bool:
+        origin: ImageOrigin = self.store.models.origin(key)
+        if not any(fnmatchcase(origin.repository, pattern) for pattern in self.patterns):
+            return False
+        image = parse_image(origin.image)
+        if not isinstance(image, RegistryReference):
+            return True
+        try:
+            question = self.registries.manifest_question(image)
+            self.gate.admit(repository_of(image), NOBODY, question)
+        except WeightyardError:
+            return False
+        return True
+
+    def _newest_first(self) -> Iterator[tuple[Digest, Record]]:
+        models = sorted(self.store.models.all(), key=lambda model: model.added, reverse=True)
+        for model in models:
+            try:
+                record = self.store.models.record(model.key)
+            except WeightyardError:
+                continue  # damaged; `check` reports it
+            # A foreign image names no source.
+            if isinstance(record, Record):
+                yield model.key, record
+
+
+def unknown_revision(repo: str, revision: str) -> Declined:
+    """The Hub's answer to a revision that it doesn't have, given while it is away."""
+    message = (
+        f"{repo} has no revision {revision} that this node knows, and the Hub can't be reached"
+    )
+    return Declined(404, "RevisionNotFound", message)
