@@ -23,7 +23,6 @@ from aiohttp import web
 from cache_agent.api.kube.connection import Connection, TokenCredentials, make_context
 from cache_agent.api.kube.kube_client import KubeClient
 from tests.cache_agent.peers.certificates import Authority
-from tests.workspace.controller.events import Change, Filter, version_of
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from tests.workspace.controller.selection import Change, Filter, version_of
 from workspace.controller.kube_api import RESOURCES
