@@ -81,7 +81,8 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
     (
         "Serve",
         (
-            Entry("up", "weightyard.commands.up:up", "Cache a workspace's model and serve it here with vLLM."),
+            Entry("init", "weightyard.commands.init:init", "Write a commented workspace to start from."),
+            Entry("up", "weightyard.commands.up:up", "Cache a model and serve it here with vLLM."),
             Entry("ps", "weightyard.commands.ps:ps", "List the workspaces that run here."),
             Entry("top", "weightyard.commands.top:top", "Show live what is fetched, served and cached."),
             Entry("logs", "weightyard.commands.logs:logs", "Show a workspace's server log."),
@@ -103,6 +104,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         "Other",
         (
             Entry("doctor", "weightyard.commands.doctor:doctor", "Check whether this machine or a cluster is ready."),
+            Entry("help", "weightyard.commands.help:help_command", "Show the help of a command or a topic."),
             Entry("completion", "weightyard.commands.completion:completion", "Print a shell completion script."),
             Entry("version", "weightyard.commands.version:version", "Show the versions of weightyard and its parts."),
         ),

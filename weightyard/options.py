@@ -64,14 +64,14 @@ class ModelName(click.ParamType[str]):
         return absolute_image(str(value))
 
 
-def absolute_image(text: str) -> str:
-    """`oci:out:v1` as `oci:/current/dir/out:v1`; any other name unchanged. Raises InvalidInput."""
+def absolute_image(text: str, base: Path | None = None) -> str:
+    """`oci:out:v1` as `oci:/current/dir/out:v1`, or within `base`; any other name unchanged. Raises InvalidInput."""
     if not text.startswith("oci:"):
         return text
     reference = parse_image(text)
     if not isinstance(reference, LayoutReference):
         return text
-    return str(replace(reference, path=reference.path.absolute()))
+    return str(replace(reference, path=((base or Path()) / reference.path).absolute()))
 
 
 def access_options(command: Callable[..., R]) -> Callable[..., R]:

@@ -206,7 +206,7 @@ class ClusterTarget:
         except NotFound as error:
             raise EngineFailed(
                 "Weightyard isn't installed in this cluster",
-                hint="Install the chart: docs/install.md.",
+                hint="Install the chart: `weightyard help cluster`.",
             ) from error
 
 

@@ -18,7 +18,7 @@ from modelimage.errors import InvalidInput
 from workspace.schema import Workspace
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
-_HINT = "See docs/workspace.md for every field, and examples/ for whole documents."
+_HINT = "`weightyard help workspace` shows the fields; `weightyard init` writes a document to start from."
 
 
 def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:

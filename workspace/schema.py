@@ -257,7 +257,7 @@ class Resources(Strict):
     )
     vendor: Annotated[Vendor, _as_enum(Vendor)] = Vendor.NVIDIA
     gpu: NonEmpty | None = Field(
-        default=None, description="A GPU of the table in docs/workspace.md, such as L4 or H100."
+        default=None, description="A GPU that `weightyard help gpus` lists, such as L4 or H100."
     )
     gpu_memory: Quantity | None = Field(
         default=None, description="Memory of one GPU that isn't in the table: 24Gi."

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import click
@@ -13,12 +12,12 @@ import yaml
 
 from modelimage.access import Access, open_reader
 from modelimage.cpus import local_cpus
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import InvalidInput
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
+from weightyard.given_workspace import read_workspace
 from weightyard.options import access_options, default_root
 from weightyard.up.local_hardware import local_hardware
-from workspace.document import parse_workspace
 from workspace.hardware import Hardware, cpu_need, requested_hardware
 from workspace.images import resolve_workspace
 from workspace.render.child_process import render_up
@@ -35,8 +34,7 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
 @click.command()
 @click.option(
     "-f", "--file", required=True,
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="The workspace file; - is stdin.",
+    help="The workspace file, or a model as `up` takes it; - is stdin.",
 )  # fmt: skip
 @click.option("--name", help="Workspace to render, if the file has several.")
 @click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Output format.")
@@ -57,7 +55,7 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
 @access_options
 @pass_console
 def render(
-    console: Console, *, file: Path, name: str | None, target: str,
+    console: Console, *, file: str, name: str | None, target: str,
     system_namespace: str, agent_image: str, access: Access,
 ) -> None:  # fmt: skip
     """Render a workspace as YAML on stdout.
@@ -66,7 +64,12 @@ def render(
     (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none. The server's
     command line is the same for every target.
     """
-    workspace = parse_workspace(_read(file), name=str(file), only=name)
+    given = read_workspace(file, name=name)
+    if given.checkpoint is not None:
+        raise InvalidInput(
+            f"{file} is a checkpoint, not an image", hint="Build it first: weightyard build."
+        )
+    workspace = given.workspace
     resolved = resolve_workspace(workspace, lambda reference: open_reader(reference, access))
     hardware = _hardware(workspace, target)
     release = plan_release(
@@ -118,12 +121,3 @@ def _site_of(workspace: Workspace, target: str) -> SiteFactory:
     if target == "up":
         return store_site(workspace, PurePosixPath(default_root(os.environ)), host="127.0.0.1")
     return pod_site(workspace)
-
-
-def _read(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFound(f"no file {file}", hint="Start from one in examples/.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"can't read {file}: {error}") from error

@@ -12,24 +12,24 @@ from pathlib import Path
 import click
 
 from modelimage.access import Access
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.exits import INTERRUPTED
+from weightyard.given_workspace import GivenWorkspace, read_workspace
 from weightyard.options import Number, access_options, default_root, root_option
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
 from weightyard.up.local_hardware import local_hardware
 from weightyard.up.state import State, WorkspaceDirectory
 from weightyard.up.supervisor import STALL_SECONDS, RunOptions, Supervisor
-from workspace.document import parse_workspace
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
 from workspace.sources import source_uri
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
-@click.option("--name", help="Workspace to serve, if the file has several.")
+@click.argument("given", metavar="WORKSPACE")
+@click.option("--name", help="Workspace to serve, if the file has several; a model's name here.")
 @click.option(
     "-d",
     "--detach",
@@ -68,7 +68,7 @@ def up(
     /,
     ctx: click.Context,
     *,
-    file: Path,
+    given: str,
     name: str | None,
     detach: bool,
     host: str,
@@ -80,15 +80,18 @@ def up(
     root: Path,
     access: Access,
 ) -> None:
-    """Cache the model of a workspace FILE and serve it here with vLLM.
+    """Cache the model of WORKSPACE and serve it here with vLLM.
 
-    A model on the Hub (model.hub) or in S3 (model.s3) is built into a local image first, once.
+    WORKSPACE is a file (`weightyard init` writes one; - is stdin), or a model: hf://ORG/NAME, an image in a registry,
+    oci:DIR:TAG, or the directory of a checkpoint or an OCI layout. What isn't an image is built into a local one first,
+    once.
 
-    Runs until Ctrl-C or `weightyard down`, or in the background with --detach. FILE `-` is stdin.
+    Runs until Ctrl-C or `weightyard down`, or in the background with --detach.
     """
-    workspace = parse_workspace(_read(file), name=str(file), only=name)
     # Built in the foreground even with --detach, which shows progress and errors directly.
-    workspace = _with_image(workspace, root=root, access=access, console=console)
+    workspace = _with_image(
+        read_workspace(given, name=name), root=root, access=access, console=console
+    )
     directory = WorkspaceDirectory(root, workspace.name)
     if detach:
         _detach(console, workspace, directory)
@@ -107,24 +110,17 @@ def up(
     ctx.exit(INTERRUPTED if asked is signal.SIGINT else 128 + asked)
 
 
-def _read(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise NotFound(f"no file {file}", hint="Start from one in examples/.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"can't read {file}: {error}") from error
-
-
 def _with_image(
-    workspace: Workspace, *, root: Path, access: Access, console: Console
+    given: GivenWorkspace, *, root: Path, access: Access, console: Console
 ) -> Workspace:  # fmt: skip
     """The workspace with an image as its model. The builder, an extra, is imported only for sources."""
-    if source_uri(workspace.spec.model) is None:
-        return workspace
+    if given.checkpoint is None and source_uri(given.workspace.spec.model) is None:
+        return given.workspace
     from weightyard.up.image_build import with_image  # noqa: PLC0415
 
-    return with_image(workspace, root=root, access=access, console=console)
+    return with_image(
+        given.workspace, checkpoint=given.checkpoint, root=root, access=access, console=console
+    )
 
 
 def _hardware(console: Console, workspace: Workspace, *, cpu: bool) -> Hardware:
@@ -161,7 +157,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
 def _words(parameter: str, value: object) -> list[str]:
     """The command-line words of an option's value, for the background process."""
     # The background process gets the workspace as a file, since stdin or a moved directory may be gone by then.
-    if parameter in ("file", "name", "detach") or value is None or value is False:
+    if parameter in ("given", "name", "detach") or value is None or value is False:
         return []
     option = f"--{parameter.replace('_', '-')}"
     if value is True:

@@ -5,6 +5,7 @@ Builder, variants and tag are the same as in a cluster, but the target is local,
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,18 +27,21 @@ _FOLDER: Final = "built"
 
 
 def with_image(
-    workspace: Workspace, *, root: Path, access: Access, console: Console,
-    environ: Mapping[str, str] = os.environ,
+    workspace: Workspace, *, checkpoint: Path | None = None, root: Path, access: Access,
+    console: Console, environ: Mapping[str, str] = os.environ,
 ) -> Workspace:  # fmt: skip
-    """The workspace with a local image as its model. One that already names an image is returned unchanged.
+    """The workspace with a local image as its model: built from `checkpoint`, or from the model's source.
 
-    Raises the build's errors. An interrupted build resumes at the next call.
+    One that already names an image is returned unchanged. Raises the build's errors. An interrupted build resumes at
+    the next call.
     """
-    source = source_uri(workspace.spec.model)
+    source = str(checkpoint) if checkpoint else source_uri(workspace.spec.model)
     if source is None:
         return workspace
-    image = LayoutReference((root / _FOLDER / "images").absolute(), build_tag(workspace))
-    if not _is_there(image, access):
+    tag = _directory_tag(checkpoint) if checkpoint else build_tag(workspace)
+    image = LayoutReference((root / _FOLDER / "images").absolute(), tag)
+    # A directory may have changed since; its unchanged files aren't read again.
+    if checkpoint or not _is_there(image, access):
         console.say(f"building {source} into an image of this machine")
         build(
             open_source(source, environ),
@@ -49,6 +53,10 @@ def with_image(
     model = {k: v for k, v in document["spec"]["model"].items() if k not in ("hub", "s3", "build")}
     document["spec"]["model"] = {**model, "image": str(image)}
     return Workspace.model_validate(document)
+
+
+def _directory_tag(checkpoint: Path) -> str:
+    return f"dir-{hashlib.sha256(os.fsencode(checkpoint)).hexdigest()[:12]}"
 
 
 def _is_there(image: LayoutReference, access: Access) -> bool:

@@ -92,7 +92,7 @@ class NamespacedResolver:
             raise AccessDenied(
                 f"the controller may not read the pull secret {name} of {namespace}",
                 hint="Bind the chart's ClusterRole for pull secrets to the controller's ServiceAccount in this "
-                "namespace: docs/workspace.md has the command.",
+                "namespace: `weightyard help cluster` has the command.",
             ) from error
 
 

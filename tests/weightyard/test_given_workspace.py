@@ -1,0 +1,105 @@
+"""What `up` and `render` take: a file, whose images are relative to it, or a model named without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from modelimage.errors import InvalidInput, NotFound
+from tests.weightyard.local import Terminal, workspace
+from weightyard.cli import entries, main
+from weightyard.cli import weightyard as program
+from weightyard.console import Console
+from weightyard.given_workspace import read_workspace, workspace_name
+from weightyard.topics import TOPICS
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("hf://Org/Llama-3.1-8B", "llama-3-1-8b"), ("hf://org/x@main", "x"), ("s3://bucket/a/b/", "b"),
+        ("localhost:5000/team/model:v1", "model"), ("registry.example/m@sha256:00", "m"),
+        ("oci:out:v1", "out"), ("oci:./a/img:v1", "img"), ("/x/7B_chat", "model-7b-chat"),
+    ],
+)  # fmt: skip
+def test_a_model_names_its_workspace(model: str, name: str) -> None:
+    assert workspace_name(model) == name
+
+
+def test_models_without_a_file() -> None:
+    hub = read_workspace("hf://org/Name@main", name=None)
+    assert hub.workspace.spec.model.hub == "org/Name@main"
+    assert hub.workspace.name == "name"
+    image = read_workspace("registry.example/team/m:v1", name="chat")
+    assert (image.workspace.name, image.workspace.spec.model.image) == (
+        "chat", "registry.example/team/m:v1",
+    )  # fmt: skip
+
+
+def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_image: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout = tiny_image.removeprefix("oci:").removesuffix(":v1")
+    assert read_workspace(layout, name="x").workspace.spec.model.image == tiny_image
+    (tmp_path / "model").mkdir()
+    with pytest.raises(NotFound, match=r"^model is a directory, but"):
+        read_workspace("model", name=None)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert read_workspace("model", name=None).checkpoint == tmp_path / "model"
+
+
+@pytest.mark.parametrize("given", ["nowhere.yaml", "nowhere", "./nowhere", "org/name", "a/b.yml"])
+def test_what_is_not_there_is_named_as_given(given: str) -> None:
+    with pytest.raises(NotFound, match=f"^no file (or directory )?{given}$") as caught:
+        read_workspace(given, name=None)
+    assert caught.value.hint
+
+
+def test_an_image_is_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there" / "out").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    adapter = {"adapters": [{"name": "a", "image": "oci:out:v2"}]}
+    workspace(tmp_path / "there", "tiny", "oci:./out:v1", runtime=adapter)
+    found = read_workspace("../there/tiny.yaml", name=None).workspace.spec
+    assert Path(str(found.model.image).removeprefix("oci:").removesuffix(":v1")).samefile(
+        tmp_path / "there" / "out"
+    )
+    assert found.runtime.adapters[0].image.endswith("there/out:v2")
+    workspace(tmp_path / "there", "lost", "oci:gone:v1")
+    with pytest.raises(
+        NotFound, match=r"^\.\./there/lost\.yaml: spec\.model\.image names oci:gone:v1"
+    ):
+        read_workspace("../there/lost.yaml", name=None)
+
+
+def test_a_checkpoint_is_served_from_its_directory(terminal: Terminal, tiny_image: str) -> None:
+    checkpoint = Path(tiny_image.removeprefix("oci:")).parent / "checkpoint"
+    terminal.ok("up", "-d", str(checkpoint), "--cpu", "--name", "tiny", "--port", "0")
+    assert terminal.state("tiny") == "ready"
+
+
+def test_init_writes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "registry.example/m:v1", "--gpus", "0"]) == 0
+    written = read_workspace("workspace.yaml", name=None).workspace
+    assert (written.name, written.spec.resources.gpus) == ("m", 0)
+    assert main(["init"]) == 2
+    assert main(["init", "--force"]) == 0
+    assert read_workspace("workspace.yaml", name=None).workspace.spec.model.hub
+    with pytest.raises(InvalidInput, match="no workspace 'x'"):
+        read_workspace("workspace.yaml", name="x")
+
+
+def test_help_has_topics_and_commands() -> None:
+    assert not set(TOPICS) & set(entries())
+    for topic in (*TOPICS, "build", None):
+        done = CliRunner().invoke(program, ["help", *([topic] if topic else [])], obj=Console())
+        assert done.exit_code == 0
+        assert done.output.strip()
+    assert main(["help", "exit-kodes"]) == 2
+    assert json.loads(CliRunner().invoke(program, ["help", "--json"], obj=Console()).output)[
+        "topics"
+    ]

@@ -1,0 +1,75 @@
+"""The topics of `weightyard help TOPIC`: pages that are installed with the program, made from what owns the facts.
+
+A topic imports what it shows when it is asked for. Hints of errors name topics, not pages that may not be installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+_IMAGES: Final = """\
+registry.example/team/model:tag      in a registry; without a tag, latest
+registry.example/team/model@sha256:  by its digest; oci://REGISTRY/… and docker://REGISTRY/… mean the same
+oci:DIR:TAG                          in an OCI layout, a directory on this machine
+docker:NAME:TAG                      in a docker engine or podman, for `build --to` and `copy`
+
+In a Workspace file, DIR is relative to the file; on the command line, to the working directory.
+Weights that aren't an image yet:
+hf://ORG/NAME[@REVISION]   s3://BUCKET/PREFIX   gs://BUCKET/PREFIX   mlflow:models:/NAME/VERSION   a directory"""
+_CLUSTER: Final = """\
+Install the chart of this version, which has the agent for each node and the controller:
+  helm install weightyard charts/weightyard --namespace weightyard --create-namespace
+Check it, and nodes that aren't ready:
+  weightyard doctor --cluster
+Let the controller read a pull secret of a namespace:
+  kubectl --namespace NAMESPACE create rolebinding weightyard-pull-secrets \\
+    --clusterrole=weightyard-weightyard-controller-secrets --serviceaccount=weightyard:weightyard-controller"""
+
+
+def _workspace() -> str:
+    from workspace.starter import starter  # noqa: PLC0415
+
+    document = {
+        "apiVersion": "weightyard.dev/v1alpha1", "kind": "Workspace", "metadata": {"name": "name"},
+        "spec": {"model": {"hub": "org/name"}},
+    }  # fmt: skip
+    return starter(document, file="workspace.yaml").rstrip("\n")
+
+
+def _gpus() -> str:
+    from weightyard.text import format_bytes  # noqa: PLC0415
+    from workspace.hardware import GPUS  # noqa: PLC0415
+
+    return "\n".join(
+        f"{gpu.name.ljust(16)}{gpu.vendor.value.ljust(8)}{format_bytes(gpu.memory_bytes)}"
+        for gpu in GPUS.values()
+    )
+
+
+def _exit_codes() -> str:
+    from weightyard.exits import MEANINGS  # noqa: PLC0415
+
+    return "\n".join(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())
+
+
+def _settings() -> str:
+    from weightyard.settings import settings  # noqa: PLC0415
+
+    found = [(each.name, each.field.description or "") for each in settings()]
+    width = max(len(name) for name, _ in found)
+    return "\n".join(
+        ["Settings of the agent, in its file or as options: fetch.streams is --fetch-streams.", ""]
+        + [f"{name.ljust(width)}  {text}".rstrip() for name, text in found]
+    )
+
+
+# Name -> summary and page.
+TOPICS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
+    "workspace": ("Every common field of a Workspace, with examples.", _workspace),
+    "images": ("How images and sources of weights are written.", lambda: _IMAGES),
+    "gpus": ("The GPUs that spec.resources.gpu names.", _gpus),
+    "settings": ("The agent's settings.", _settings),
+    "cluster": ("How to install and check a cluster's part.", lambda: _CLUSTER),
+    "exit-codes": ("What the exit codes mean.", _exit_codes),
+}
