@@ -26,7 +26,7 @@ from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, CredentialSource
 from modelimage.registry.destinations import Destinations, check_internal
 from modelimage.registry.exchange import Sender, Until, WebOrigin
-from modelimage.registry.transport import TlsOptions, is_loopback
+from modelimage.registry.network_options import TlsOptions, is_loopback
 from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import ImageReader
 from modelimage.user_cache import user_cache

@@ -50,7 +50,11 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "replicas": 1,
     "scale": {"min": 1, "max": 4, "queueDepth": 4},
 }
-_SECTIONS: Final = {"model": Model, "runtime": Runtime, "resources": Resources}
+_SECTIONS: Final[Mapping[str, type[BaseModel]]] = {
+    "model": Model,
+    "runtime": Runtime,
+    "resources": Resources,
+}
 _LEFT_OUT: Final = ("tenancy", "rollout")  # of operators, see the cluster's pages
 
 

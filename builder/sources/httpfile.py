@@ -12,7 +12,7 @@ from modelimage.hub import refusal
 from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.registry.connections import Connections
 from modelimage.registry.exchange import Request, Response
-from modelimage.registry.transport import TlsOptions
+from modelimage.registry.network_options import TlsOptions
 
 _BUFFER_BYTES: Final = 1 << 20
 

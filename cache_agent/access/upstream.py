@@ -23,8 +23,8 @@ from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, Credential, ExplicitCredential
 from modelimage.registry.exchange import Request
 from modelimage.registry.host_limit import HostBusy
+from modelimage.registry.network_options import Timeouts
 from modelimage.registry.retry import RetryPolicy
-from modelimage.registry.transport import Timeouts
 
 # Without it a registry may answer with a converted manifest, or 404 for types that the client doesn't accept.
 _ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -100,7 +99,12 @@ def open_cache(root: Path, access: Access) -> Iterator[Cache]:
         control_service,
         open_node,
     )
-    from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415
 
     with open_node(NodeOptions(root), NodeParts.real(access)) as node:
-        yield control_service(node, partial(status_without_agent, node.store, node.clock))
+
+        def status() -> NodeCache:
+            from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415
+
+            return status_without_agent(node.store, node.clock)
+
+        yield control_service(node, status)

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_agent.access.signatures import Trust
 from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.wire import EventView
 from cache_agent.config import AgentConfig, FetchSection, SignatureSection
-from cache_agent.daemon.peers_setup import make_peers
 from cache_agent.fetch.download import Downloads
 from cache_agent.fetch.engine import EngineOptions, FetchEngine
 from cache_agent.fetch.fetcher import Fetcher
@@ -29,10 +30,7 @@ from cache_agent.node.control_service import Service
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node.node import Node
 from cache_agent.node.published_manifests import PublishedManifests
-from cache_agent.node.tiers import Tiers
 from cache_agent.observability.events import Events
-from cache_agent.observability.recent_events import RecentEvents
-from cache_agent.peers.tier import Peers
 from cache_agent.residency.pressure import MemoryFacts
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.sources.image import ImageSource
@@ -46,6 +44,11 @@ from modelimage.access import Access, open_reader
 from modelimage.reference import ImageReference, RegistryReference
 from modelimage.registry.credentials import Anonymous
 from modelimage.repository import ImageReader
+
+# Imported by those that have them: commands have a node without tiers and peers.
+if TYPE_CHECKING:
+    from cache_agent.node.tiers import Tiers
+    from cache_agent.peers.tier import Peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +133,15 @@ class NodeParts:
 
         if config is None:
             return cls(reader, events=events or Events(), is_anonymous=is_anonymous)
+        from cache_agent.node.tiers import Tiers  # noqa: PLC0415
+
         rate = Amount.parse(config.fetch.bandwidth_per_source).bytes
         told = events or Events()
         peers = None
         if config.peers is not None:
+            # Imported late, with TLS and HTTP clients: most nodes and all commands are without peers.
+            from cache_agent.daemon.peers_setup import make_peers  # noqa: PLC0415
+
             nobody = replace(access, credentials=Anonymous())
             peers = make_peers(
                 config.peers,
@@ -229,9 +237,14 @@ def reconfigure(node: Node, config: AgentConfig) -> None:
 
 
 def control_service(
-    node: Node, status: Callable[[], NodeCache], recent: RecentEvents | None = None
+    node: Node,
+    status: Callable[[], NodeCache],
+    recent: Callable[[int], list[EventView]] = lambda after: [],
 ) -> Service:
-    """The control API's operations on a node. `status` builds its NodeCache; `recent` has an agent's events."""
+    """The control API's operations on a node.
+
+    `status` builds its NodeCache. `recent` returns an agent's newest events; other commands remember none.
+    """
     return Service(
         node.store,
         pull=node.pull,
@@ -239,5 +252,5 @@ def control_service(
         activity=node.activity,
         warmer=node.warmer,
         status=status,
-        recent=recent or RecentEvents(node.clock),
+        recent=recent,
     )

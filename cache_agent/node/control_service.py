@@ -30,7 +30,6 @@ from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node.activity import Activity
 from cache_agent.node.explanation import explain, under_way
-from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.policy import Eviction, evictable
 from cache_agent.store.roots import Roots
@@ -61,9 +60,9 @@ class Service:
         activity: Activity,
         warmer: PageCacheWarmer,
         status: Callable[[], NodeCache],
-        recent: RecentEvents,
+        recent: Callable[[int], list[EventView]],
     ) -> None:
-        """`status` builds this node's NodeCache."""
+        """`status` builds this node's NodeCache, `recent` returns the events after a number."""
         self._store, self._pull, self._check = store, pull, check
         self._activity, self._warmer, self._status = activity, warmer, status
         self._recent = recent
@@ -95,7 +94,7 @@ class Service:
         return under_way(self._activity)
 
     def events(self, after: int = 0) -> list[EventView]:
-        return self._recent.after(after)
+        return self._recent(after)
 
     def find(self, text: str) -> ModelView:
         return self._model_view(self._store.models.find(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cache_agent.access.signatures import Trust
 from cache_agent.api.wire import CheckView
@@ -17,13 +18,16 @@ from cache_agent.leases.holders import Machine
 from cache_agent.node.activity import Activity
 from cache_agent.node.consistency import ConsistencyCheck
 from cache_agent.node.maintenance import Maintenance
-from cache_agent.node.tiers import Tiers
 from cache_agent.observability.events import Events
-from cache_agent.peers.tier import Peers
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.manifests import ManifestCache
 from cache_agent.store.roots import Roots
 from modelimage.errors import Busy
+
+# Commands have a node without tiers and peers, and don't import their clients.
+if TYPE_CHECKING:
+    from cache_agent.node.tiers import Tiers
+    from cache_agent.peers.tier import Peers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,10 @@ from modelimage.ranges import parse_content_range
 from modelimage.record import Record
 from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Request, Response, Sender
+from modelimage.registry.network_options import Timeouts, TlsOptions
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import parse_retry_after
-from modelimage.registry.transport import Network, Timeouts, TlsOptions
+from modelimage.registry.transport import Network
 from modelimage.repository import BlobStream
 
 

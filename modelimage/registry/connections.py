@@ -8,9 +8,9 @@ from collections.abc import Callable
 from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Sender, WebOrigin
 from modelimage.registry.host_limit import HostLimit
+from modelimage.registry.network_options import Timeouts, TlsOptions, proxy_of
 from modelimage.registry.redirect import FollowingRedirects
 from modelimage.registry.retry import Backoff, Environment, HostPauses, Retrying, RetryPolicy
-from modelimage.registry.transport import Network, Timeouts, TlsOptions, proxy_of
 
 
 class Connections:
@@ -39,6 +39,9 @@ class Connections:
 
     def sender(self, tls: TlsOptions, destinations: Destinations | None = None) -> Sender:
         """A Sender without authorization and with these TLS options. Raises InvalidInput for an unusable CA file."""
+        # Imported late: urllib3 costs more than many commands that then need no network.
+        from modelimage.registry.transport import Network  # noqa: PLC0415
+
         # One stack of decorators per setting, so that all repositories share its connection pools.
         allowed = destinations or Destinations()
         with self._lock:

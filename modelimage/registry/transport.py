@@ -14,9 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any, Final
 
 import urllib3
@@ -24,7 +22,6 @@ import urllib3.exceptions
 from urllib3.util import parse_url
 
 from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
-from modelimage.proxies import environment_proxy
 from modelimage.registry.bounded_connection import (
     LimitedTlsSocket,
     TimeLimit,
@@ -33,6 +30,7 @@ from modelimage.registry.bounded_connection import (
 )
 from modelimage.registry.destinations import Destinations
 from modelimage.registry.exchange import Body, Request, WebOrigin
+from modelimage.registry.network_options import Timeouts, TlsOptions, is_loopback, proxy_of
 
 _SEND_SLICE: Final = 256 << 10
 _READ_SLICE: Final = 64 << 10
@@ -40,31 +38,6 @@ _READ_SLICE: Final = 64 << 10
 _DISCARD_LIMIT: Final = 64 << 10
 _CONNECTIONS_PER_HOST: Final = 64
 _AGENT: Final = "weightyard"
-
-
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
-    """Trusted authorities: the system's and those in `ca_file`; without `verify`, certificates aren't checked."""
-
-    ca_file: Path | None = None
-    verify: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """In seconds: to connect, without any progress, for a whole answer that isn't streamed, and for the response to a
-    finished upload (registries copy it).
-    """
-
-    connect: float = 10.0
-    stall: float = 10.0
-    answer: float = 60.0
-    finish: float = 300.0
-
-
-def proxy_of(origin: WebOrigin) -> str | None:
-    """The proxy for an origin according to the environment."""
-    return environment_proxy(origin.scheme, origin.host, origin.port)
 
 
 class Network:
@@ -308,14 +281,6 @@ def network_errors(origin: WebOrigin) -> Iterator[None]:
         ) from error
     except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
         raise _no_talk(origin, error) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address, without port and brackets, refers to this machine."""
-    if host == "localhost" or host.endswith(".localhost") or host == "::1":
-        return True
-    parts = host.split(".")
-    return len(parts) == 4 and parts[0] == "127" and all(part.isdigit() for part in parts)
 
 
 def _no_talk(origin: WebOrigin, error: Exception) -> Unreachable:

@@ -26,8 +26,9 @@ from modelimage.registry.destinations import (
     parse_address,
 )
 from modelimage.registry.exchange import Request, WebOrigin
+from modelimage.registry.network_options import Timeouts, TlsOptions
 from modelimage.registry.retry import RetryPolicy
-from modelimage.registry.transport import Network, Timeouts, TlsOptions
+from modelimage.registry.transport import Network
 from modelimage.repository import BlobContent
 from tests.cache_agent.peers.certificates import Authority
 from tests.servers.httpserver import Handler, LoopbackServer

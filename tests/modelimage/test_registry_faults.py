@@ -17,9 +17,9 @@ from modelimage.reference import RegistryReference
 from modelimage.registry.client import RegistryRepository, RepositoryOptions
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
+from modelimage.registry.network_options import Timeouts, TlsOptions
 from modelimage.registry.profiles import RegistryProfile, UploadStyle
 from modelimage.registry.retry import HostPauses
-from modelimage.registry.transport import Timeouts, TlsOptions
 from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import BlobContent
 from modelimage.resolve import read_blob

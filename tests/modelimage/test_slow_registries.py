@@ -19,8 +19,8 @@ from modelimage.errors import Unreachable
 from modelimage.reference import RegistryReference
 from modelimage.registry.client import RegistryRepository
 from modelimage.registry.connections import Connections
+from modelimage.registry.network_options import Timeouts
 from modelimage.registry.retry import Environment, RetryPolicy
-from modelimage.registry.transport import Timeouts
 from modelimage.repository import BlobStream
 from modelimage.resolve import read_blob
 from tests.cache_agent.peers.certificates import Authority

@@ -6,20 +6,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cache_agent.config import AgentConfig, json_schema, parse_config
-from cache_agent.daemon.agent import AgentAddresses, AgentOptions, run_agent
-from cache_agent.servers.mirror.containerd import configure
-from modelimage.access import Access
-from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import ROOT_VARIABLE, access_options, default_root
 from weightyard.settings import setting_options
+
+# The help needs the settings alone: the agent itself is imported where it is started.
+if TYPE_CHECKING:
+    from cache_agent.daemon.agent import AgentAddresses
+    from modelimage.access import Access
 
 
 @click.command()
@@ -95,12 +96,17 @@ def agent(
         if where.servers.mirror is not None and containerd_dir is not None:
             _configure(console, containerd_dir, config, f"http://{where.servers.mirror}")
 
+    from cache_agent.daemon.agent import AgentOptions, run_agent  # noqa: PLC0415
+
     home = config.root or default_root(os.environ)
     run_agent(AgentOptions(home.absolute(), load), access, ready)
 
 
 def _configure(console: Console, directory: Path, config: AgentConfig, url: str) -> None:
     """Points containerd at the mirror for every registry that is named in full, and reports the files."""
+    from cache_agent.servers.mirror.containerd import configure  # noqa: PLC0415
+    from modelimage.allowed_registries import AllowedRegistries  # noqa: PLC0415
+
     allowed = AllowedRegistries.from_config(config.servers.registries)
     for path in configure(directory, allowed.hosts(), url):
         console.say(f"  containerd: {path}")

@@ -21,8 +21,8 @@ from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
 from modelimage.access import Access
 from modelimage.reference import parse_image
 from modelimage.registry.connections import Connections
+from modelimage.registry.network_options import Timeouts
 from modelimage.registry.retry import RetryPolicy
-from modelimage.registry.transport import Timeouts
 from tests.cache_agent.nodes import ROOMY
 
 ANY = Address("127.0.0.1", 0)
