@@ -3,9 +3,11 @@
 The table for GPUs is in `workspace.hardware`; this one is here because the quantizer's evaluation also uses it. A row
 lists sets of CPU flags, named as in Linux's /proc/cpuinfo; one complete set is enough. Sources: vLLM 0.32.0's CPU
 wheels (only the AVX-512 libraries for x86-64 have the 4-bit operator `cpu_gemm_wna16`; `vllm/platforms/cpu.py` picks
-the library), the lists of kernels by platform in its `model_executor/kernels/linear` (NVFP4 has none for a CPU;
-bitsandbytes are CUDA's), and its build, which requires AVX2, Arm's ASIMD or IBM's vector facility. A test compares the
-table with the installed wheel. Engines missing from the table and unknown CPU flags are never refused.
+the library; none has the scan of Mamba 1), the lists of kernels by platform in its `model_executor/kernels/linear`
+(NVFP4 has none for a CPU; bitsandbytes are CUDA's), its layers (MXFP4's experts want AMX; lightning and Kimi's attention
+are written in Triton; the platform refuses sparse attention), and its build, which requires AVX2, Arm's ASIMD or IBM's
+vector facility. A test compares the table with the installed wheel. Engines missing from the table and unknown CPU
+flags are never refused.
 """
 
 from __future__ import annotations
@@ -39,8 +41,18 @@ KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
         "int8": Kernels(_VECTORS, _VECTORS_NAMED),
         "int4": Kernels((frozenset({"avx512f"}),), "AVX-512"),
         "int8-w8a16": Kernels(),
+        "mxfp4": Kernels((frozenset({"amx_tile"}),), "AMX", experts=True),
         "nvfp4": Kernels(),
         "bitsandbytes": Kernels(),
+    }
+}
+# Model types with layers that have no kernels for CPUs, and the name of these layers.
+WITHOUT_KERNELS: Final[Mapping[str, Mapping[str, str]]] = {
+    "vllm": {
+        **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), "Mamba 1"),
+        **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), "lightning attention"),
+        **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), "sparse attention"),
+        "kimi_linear": "Kimi delta attention",
     }
 }
 _NAMES: Final = {"vllm": "vLLM"}
@@ -70,6 +82,14 @@ def cpu_refusal(
     if flags is None or any(each <= flags for each in kernels.enough):
         return None
     return f"{name} serves {variant} only on CPUs with {kernels.named}, which is missing here"
+
+
+def cpu_model_refusal(engine: str, model_type: str) -> str | None:
+    """Why an engine can't serve a model on any CPU, whatever its precision; None if it can, or if it isn't known."""
+    layers = WITHOUT_KERNELS.get(engine, {}).get(model_type)
+    return (
+        None if layers is None else f"{_NAMES[engine]} serves {layers} ({model_type}) on GPUs only"
+    )
 
 
 def cpu_condition(engine: str, variant: str) -> str | None:

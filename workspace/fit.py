@@ -21,10 +21,18 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Final
 
+from modelimage.cpus import cpu_model_refusal
 from modelimage.errors import NoSpace, UnknownVariant
 from modelimage.gpu_memory import DEFAULT_CONTEXT
 from modelimage.record import ModelFacts
-from workspace.hardware import DEFAULT_UTILIZATION, FLOAT32, Hardware, compute_dtype, refusal
+from workspace.hardware import (
+    DEFAULT_UTILIZATION,
+    FLOAT32,
+    Hardware,
+    compute_dtype,
+    kernels_of,
+    refusal,
+)
 from workspace.schema import Engine, Variant
 
 # Most accurate first. 8-bit weights alone lose less than 8-bit weights and activations; 4 bits lose
@@ -170,19 +178,20 @@ def _nothing_fits(
             hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
         )
     # Those that were tried don't run here, whatever their names: a published one may be packed.
+    other = replace(next(iter(tried.values())), quantization="")
     runs = [
         variant
         for variant in ACCURACY
-        if variant not in tried and refusal(hardware, variant, engine) is None
+        if variant not in tried and _refused(variant, other, hardware, engine) is None
     ]
     choice = f"Set spec.model.variant to one that runs here ({', '.join(runs)}) and that the image has, or serve"
-    other = (
+    where = (
         "nodes that run it (spec.resources.nodeSelector)"
         if len(hardware.cpus) > 1
         else "other hardware"
     )
     return DoesNotFit(
-        f"the model doesn't run here: {reasons}", hint=f"{choice if runs else 'Serve'} on {other}."
+        f"the model doesn't run here: {reasons}", hint=f"{choice if runs else 'Serve'} on {where}."
     )
 
 
@@ -202,7 +211,9 @@ def _gpu_counts(hardware: Hardware, demand: Demand) -> Iterator[int]:
 
 def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine) -> str | None:
     """Why the hardware doesn't run a variant. A checkpoint that came quantized needs kernels for its own format."""
-    kernels = facts.quantization or variant
+    if hardware.gpu is None and (unserved := cpu_model_refusal(engine.value, facts.model_type)):
+        return unserved
+    kernels = kernels_of(variant, facts)
     refused = refusal(hardware, kernels, engine)
     if refused is None and _in_float32(facts, hardware) and kernels != Variant.BF16.value:
         gpu = hardware.gpu.name if hardware.gpu else "a CPU"

@@ -15,6 +15,7 @@ from typing import Final
 from cache_agent.api.kube_objects import parse_quantity
 from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
+from modelimage.record import ModelFacts
 from workspace.schema import Engine, Resources, Variant, Vendor
 
 _GIB: Final = 1 << 30
@@ -58,9 +59,10 @@ _LEAST_CAPABILITY: Final[Mapping[str, int]] = {
 _SAME_CPU_KERNELS: Final[Mapping[str, str]] = {
     "awq": Variant.INT4.value,
     "gptq": Variant.INT4.value,
+    "gptq-int8": Variant.INT8_W8A16.value,
 }
 # Published quantizations that vLLM runs on AMD's and Intel's GPUs too.
-_ON_OTHER_MAKERS: Final = frozenset({"awq", "gptq", "fp8", "mxfp4", "bitsandbytes"})
+_ON_OTHER_MAKERS: Final = frozenset({"awq", "gptq", "gptq-int8", "fp8", "mxfp4", "bitsandbytes"})
 
 
 def _nvidia(name: str, gib: float, capability: int) -> Gpu:
@@ -106,6 +108,17 @@ def requested_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
     gpu = _asked_gpu(resources)
     shared = resources.fraction is not None or resources.mig_profile is not None
     return Hardware(gpu, 1 if shared else resources.gpus or node_gpus)
+
+
+def kernels_of(variant: str, facts: ModelFacts) -> str:
+    """The kernels that the weights need: of the quantization that they were published in, else of the variant."""
+    published = facts.quantization
+    # Of GPTQ's widths, CPUs run one.
+    return (
+        f"{published}-int8"
+        if (published, facts.dtype) == ("gptq", "int8")
+        else published or variant
+    )
 
 
 def refusal(hardware: Hardware, variant: str, engine: Engine = Engine.VLLM) -> str | None:

@@ -17,7 +17,7 @@ from modelimage.errors import InvalidInput
 from workspace import arguments, engine_arguments
 from workspace.engines import TEMPLATES, Launch, Template
 from workspace.fit import KV_NATIVE, Demand, Fit, choose
-from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype
+from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype, kernels_of
 from workspace.schema import Engine, EnvVar, Spec, Workspace
 from workspace.servable import Servable
 
@@ -195,7 +195,7 @@ def plan_launch(
         engine=spec.runtime.engine,
         key=record.key,
         variant=fit.variant,
-        kernels=record.facts.quantization or fit.variant,
+        kernels=kernels_of(fit.variant, record.facts),
         served_name=_served_name(spec, launch),
         args=arguments.merge(template.arguments(launch), spec.runtime.args),
         env=_environment(spec, record=record, fit=fit, hardware=hardware),

@@ -13,7 +13,9 @@ import pytest
 from modelimage.cpus import (
     FLAGS,
     KERNELS,
+    WITHOUT_KERNELS,
     cpu_condition,
+    cpu_model_refusal,
     cpu_refusal,
     local_cpu_flags,
     parse_cpuinfo,
@@ -37,6 +39,12 @@ def test_four_bits_need_avx512(flags: frozenset[str], runs: bool) -> None:
     refused = cpu_refusal("vllm", "int4", flags)
     assert (refused is None) == runs
     assert runs or "AVX-512" in str(refused)
+
+
+def test_layers_without_kernels_are_refused_by_name() -> None:
+    assert cpu_model_refusal("vllm", "jamba") == "vLLM serves Mamba 1 (jamba) on GPUs only"
+    assert cpu_model_refusal("vllm", "bamba") is None
+    assert cpu_model_refusal("llama.cpp", "jamba") is None
 
 
 @pytest.mark.parametrize("variant", ["int8-w8a16", "nvfp4", "bitsandbytes"])
@@ -64,7 +72,10 @@ def test_what_is_not_in_the_table_is_refused_nothing() -> None:
 
 def test_only_a_condition_that_common_cpus_miss_is_named() -> None:
     named = {variant: cpu_condition("vllm", variant) for variant in KERNELS["vllm"]}
-    assert {variant: each for variant, each in named.items() if each} == {"int4": "AVX-512"}
+    assert {variant: each for variant, each in named.items() if each} == {
+        "int4": "AVX-512",
+        "mxfp4": "AMX",
+    }
 
 
 @pytest.mark.parametrize(
@@ -107,6 +118,30 @@ def test_the_installed_vllm_has_the_kernels_that_the_table_says() -> None:
     nvfp4 = kernels.partition("_POSSIBLE_NVFP4_KERNELS")[2].partition("\n}\n")[0]
     assert "PlatformEnum.CUDA" in nvfp4
     assert "PlatformEnum.CPU" not in nvfp4
+    experts = (folder / "model_executor/layers/fused_moe/experts/cpu_moe.py").read_text()
+    mxfp4 = experts.partition("class CPUExpertsMxfp4")[2].partition("\nclass ")[0]
+    assert "_is_amx_tile_supported" in mxfp4
+
+
+@pytest.mark.torch
+def test_the_installed_vllm_lacks_the_layers_that_the_table_says() -> None:
+    """Fails once vLLM has gained them: then the model types leave the table."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    mixer = (folder / "model_executor/layers/mamba/ops/mamba_ssm.py").read_text()
+    assert "ops.selective_scan_fwd(" in mixer
+    for library in folder.glob("_C*.so"):
+        assert not _contains(library, b"selective_scan_fwd"), library
+    linear = folder / "model_executor/layers/mamba"
+    for name in ("linear/minimax_linear_attn.py", "gdn/kimi_gdn_linear_attn.py"):
+        assert "triton" in (linear / name).read_text()
+        assert "is_cpu" not in (linear / name).read_text()
+    platform_of_cpus = (folder / "platforms/cpu.py").read_text()
+    assert "Sparse Attention is not supported on CPU" in platform_of_cpus
+    known = set(WITHOUT_KERNELS["vllm"].values())
+    assert known == {"Mamba 1", "lightning attention", "sparse attention", "Kimi delta attention"}
 
 
 def _contains(library: Path, word: bytes) -> bool:

@@ -362,3 +362,23 @@ def test_models_that_arent_stable_in_float16_take_twice_the_memory_before_ampere
     assert choose(gemma, on("T4", 4), Demand()).gpus == 2
     with pytest.raises(DoesNotFit, match="in float32"):
         choose({"int4": gemma["bf16"]}, on("T4"), Demand())
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"model_type": "jamba"}, r"serves Mamba 1 \(jamba\) on GPUs only"),
+        ({"model_type": "deepseek_v32"}, "sparse attention"),
+        ({"quantization": "gptq", "dtype": "int8"}, "on GPUs only"),
+        ({"quantization": "mxfp4"}, "only on CPUs with AMX"),
+    ],
+)
+def test_what_vllm_has_no_kernels_for_on_this_cpu_is_refused(
+    known: dict[str, str], words: str
+) -> None:
+    model = {"bf16": replace(facts(), **known)}
+    with pytest.raises(DoesNotFit, match=words) as caught:
+        choose(model, Hardware(cpus=(AVX512,)), Demand())
+    assert ("one that runs here" in (caught.value.hint or "")) == ("model_type" not in known)
+    assert choose(model, Hardware(find_gpu("H100"), 1), Demand()).gpus == 1
+    assert choose(model, Hardware(cpus=(AVX512,)), Demand(engine=Engine.LLAMA_CPP)).gpus == 0

@@ -152,14 +152,17 @@ def choose_warm(
 def _cpus(nodes: Sequence[KubeNode]) -> tuple[frozenset[str], ...]:
     """The instruction sets of each node's CPU; empty unless node feature discovery labelled every node."""
     found = {
-        FLAGS.intersection(
-            name.removeprefix(_CPU_FEATURE).lower()
-            for name, value in node.labels.items()
-            if name.startswith(_CPU_FEATURE) and value == "true"
+        frozenset(
+            flag for flag in FLAGS if node.labels.get(_CPU_FEATURE + _feature(flag)) == "true"
         )
         for node in nodes
     }
     return tuple(sorted(found, key=sorted)) if all(found) else ()
+
+
+def _feature(flag: str) -> str:
+    """Node feature discovery's name of a CPU flag: AMXTILE for Linux's amx_tile."""
+    return flag.replace("_", "").upper()
 
 
 def _gpu(node: KubeNode, vendor: Vendor) -> Gpu | None:

@@ -22,6 +22,7 @@ def node(name: str, *features: str, **labels: str) -> KubeNode:
     ("nodes", "flags"),
     [
         ([node("a", "AVX2", "AVX512F", "SSE4")], [{"avx2", "avx512f"}]),
+        ([node("a", "AVX2", "AMXTILE")], [{"avx2", "amx_tile"}]),
         ([node("a", "AVX2", "AVX512F"), node("b", "AVX2")], [{"avx2"}, {"avx2", "avx512f"}]),
         ([node("a", "AVX2"), node("b", "ASIMD")], [{"asimd"}, {"avx2"}]),
         ([node("a", "AVX2"), node("b")], []),  # of one nothing is known
