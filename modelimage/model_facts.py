@@ -14,6 +14,7 @@ from typing import Any, Final
 from modelimage import gpu_memory, safetensors
 from modelimage.checkpoint_files import CONFIG
 from modelimage.errors import InvalidImage
+from modelimage.gguf import METADATA_BYTES, GgufFiles, gguf_facts, gguf_files
 from modelimage.kv_cache import split_kv_heads, tensor_parallel_sizes
 from modelimage.model_config import context_length, whole_config
 from modelimage.quantization import quantization_of
@@ -141,13 +142,33 @@ def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
         documents = {name: _beside(name, sizes, read) for name in DOCUMENTS if name in sizes}
         config = _document(CONFIG, sizes, read)
         return model_facts(config if isinstance(config, dict) else {}, headers, documents)
-    gguf = sum(size for path, size in sizes.items() if path.endswith(".gguf"))
-    if not gguf:
+    files = gguf_files(sizes)
+    if files is None:
         raise InvalidImage(
             "the image holds no weights that an engine serves: neither safetensors nor GGUF",
             hint="Choose a model image.",
         )
-    return ModelFacts(weight_bytes=gguf, gpu_memory_bytes=gguf, format="gguf")
+    return _gguf_facts(files, sizes, read)
+
+
+def _gguf_facts(files: GgufFiles, sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
+    """The facts of one quantization, with its projector."""
+    first = files.parts[0]
+    weights = sum(sizes[path] for path in (*files.parts, *filter(None, [files.projector])))
+    if not sizes[first]:
+        raise InvalidImage(f"{first} is empty", hint="Publish the image again.")
+    found = gguf_facts(read(first, ByteRange(0, min(sizes[first], METADATA_BYTES))))
+    tokens = min(found.context_length or gpu_memory.DEFAULT_CONTEXT, gpu_memory.DEFAULT_CONTEXT)
+    cache = found.cache_bytes or 0
+    known = gpu_memory.RUNTIME_BYTES + tokens * cache if found.architecture else 0
+    return ModelFacts(
+        weight_bytes=weights,
+        kv_cache_bytes_per_token=cache,
+        gpu_memory_bytes=weights + known,
+        context_length=found.context_length,
+        format="gguf",
+        model_type=found.architecture,
+    )
 
 
 def _header(path: str, size: int, read: ReadRange) -> Header:

@@ -22,7 +22,8 @@ class Launch:
     """Input of a template. `gpus` 0 means a CPU server; None leaves a setting to the engine's default.
 
     `tensor_parallel` is the part of the GPUs that share each layer; `pooling`: the model embeds or ranks; `lora_rank`
-    is the greatest rank of the adapters that the engine must accept.
+    is the greatest rank of the adapters that the engine must accept. `gguf_file` is the first part of a GGUF model;
+    `projector` is its file for pictures.
     `sequences` is the number of concurrent requests; `kv_dtype` is the KV cache's format in vLLM's spelling.
     """
 
@@ -42,6 +43,7 @@ class Launch:
     tensor_parallel: int = 1
     pooling: bool = False
     lora_rank: int = 0
+    projector: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,8 @@ def _llama_cpp(launch: Launch) -> list[Argument]:
         ("--host", launch.host),
         ("--port", str(launch.port)),
     ]
+    if launch.projector:
+        arguments.append(("--mmproj", str(launch.model_dir / launch.projector)))
     if launch.context:
         arguments.append(("--ctx-size", str(launch.context)))
     if launch.gpus:

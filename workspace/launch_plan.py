@@ -14,6 +14,7 @@ from typing import Final
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
+from modelimage.gguf import gguf_files
 from workspace import arguments, engine_arguments
 from workspace.engines import TEMPLATES, Launch, Template
 from workspace.fit import KV_NATIVE, Demand, Fit, choose
@@ -170,9 +171,11 @@ def plan_launch(
     _check_fixed(template, spec.runtime.args)
     if spec.runtime.engine is Engine.VLLM:
         engine_arguments.check_dtype(record.facts, hardware.gpu, spec.runtime.args)
+    gguf = gguf_files(file.path for file in record.files)
     launch = Launch(
         model_dir=site.model_dir,
-        gguf_file=_gguf_file(record),
+        gguf_file=gguf.parts[0] if gguf else None,
+        projector=gguf.projector if gguf else None,
         served_name=spec.runtime.served_model_name or workspace.name,
         host=site.host,
         port=site.port,
@@ -246,11 +249,6 @@ def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
             f"spec.runtime.args can't contain {', '.join(clash)}: Weightyard sets it",
             hint="The port is spec.runtime.port; the model is spec.model.",
         )
-
-
-def _gguf_file(record: Servable) -> str | None:
-    """The GGUF file to open: the only one, or the first of several parts, which lists the others."""
-    return next((file.path for file in record.files if file.path.endswith(".gguf")), None)
 
 
 def _environment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
+from modelimage.record import RecordFile, Role
 from tests.workspace.samples import GB, record, workspace
 from workspace.arguments import given as flags_given
 from workspace.arguments import value_of
@@ -151,6 +154,23 @@ def test_engines_take_their_format() -> None:
         plan(CPU, runtime={"engine": "llama.cpp"})
     with pytest.raises(InvalidInput, match="vllm serves safetensors, the model is gguf"):
         plan(CPU, facts=gguf)
+
+
+def test_llama_cpp_gets_one_quantization_and_its_projector() -> None:
+    paths = (
+        "m-Q8_0.gguf",
+        "m-Q4_K_M-00001-of-00002.gguf",
+        "m-Q4_K_M-00002-of-00002.gguf",
+        "mmproj-m.gguf",
+    )
+    digest = Digest.of(b"x")
+    files = tuple(RecordFile(path, 1, digest, Role.WEIGHT, digest, ()) for path in paths)
+    model = replace(record(**(SMALL | {"format": "gguf"})), files=files)
+    each = workspace(runtime={"engine": "llama.cpp"})
+    fit = choose_variant(each, {"bf16": model}, CPU)
+    found = plan_launch(each, record=model, fit=fit, hardware=CPU, site=SITE)
+    assert value_of(found.args, "--model") == "/models/m/m-Q4_K_M-00001-of-00002.gguf"
+    assert value_of(found.args, "--mmproj") == "/models/m/mmproj-m.gguf"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "tgi"])
