@@ -4,8 +4,8 @@ The table for GPUs is in `workspace.hardware`; this one is here because the quan
 lists sets of CPU flags, named as in Linux's /proc/cpuinfo; one complete set is enough. Sources: vLLM 0.32.0's CPU
 wheels (only the AVX-512 libraries for x86-64 have the 4-bit operator `cpu_gemm_wna16`; `vllm/platforms/cpu.py` picks
 the library; none has the scan of Mamba 1), the lists of kernels by platform in its `model_executor/kernels/linear`
-(NVFP4 has none for a CPU; bitsandbytes are CUDA's), its layers (MXFP4's experts want AMX; lightning and Kimi's attention
-are written in Triton; the platform refuses sparse attention), and its build, which requires AVX2, Arm's ASIMD or IBM's
+(NVFP4 has none for a CPU; bitsandbytes are CUDA's), its layers (MXFP4's experts want AMX; lightning and Kimi attention
+are written in Triton; the platform refuses sparse attention), and its build, which requires AVX2, ASIMD or IBM's
 vector facility. A test compares the table with the installed wheel. Engines missing from the table and unknown CPU
 flags are never refused.
 """

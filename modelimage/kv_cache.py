@@ -29,6 +29,12 @@ _HALF: Final = 2  # bytes of a bf16 or f16 value
 _MOST_LAYERS: Final = 10_000
 _LARGEST_SPLIT: Final = 64  # GPUs of one tensor parallel group
 _VOCABULARY_PADDING: Final = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
+# Models with layers of Mamba 1, and their key of the inner size in hidden sizes.
+_MAMBA_1: Final[Mapping[str, str]] = {
+    "mamba": "expand",
+    "falcon_mamba": "expand",
+    "jamba": "mamba_expand",
+}
 _INDEX_BLOCK: Final = 128  # values of a sparse index that share a 4-byte scale
 
 # vLLM's list of models that cache a latent (`is_deepseek_mla`). Others with `kv_lora_rank` cache keys and values.
@@ -88,9 +94,10 @@ def tensor_parallel_sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The tensor parallel sizes up to 64 with which vLLM starts; empty if the config states no heads."""
     text = language_model(config)
     heads, kept = attention_heads(text), each_layer(text, "num_attention_heads")
-    if not heads:
+    state, groups = _state_parts(text)
+    if not heads and not state:
         return ()
-    whole = [*(kept or [heads]), *_whole_parts(text)]
+    whole = [*(kept or filter(None, [heads])), *_whole_parts(text), *state]
     grouped = (
         []
         if is_latent(text)
@@ -105,6 +112,8 @@ def tensor_parallel_sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
             all(each % size == 0 for each in whole)
             # Each GPU has some KV heads, or some GPUs have a copy of one.
             and all(each % size == 0 or size % each == 0 for each in grouped)
+            # One group of a state's inputs is copied to each GPU; several can't be.
+            and (groups <= 1 or groups % size == 0)
             and all(part % size == 0 and part // size % block == 0 for part, block in blocks)
         )
     )
@@ -236,14 +245,29 @@ def _index_bytes(text: ModelConfig) -> int:
 
 
 def _whole_parts(text: ModelConfig) -> list[int]:
-    """Sizes that each GPU takes an equal part of: inner layers, padded vocabulary, heads of other kinds."""
+    """Sizes that each GPU takes an equal part of: inner layers, padded vocabulary, heads of linear attention."""
     keys = (
-        "intermediate_size", "moe_intermediate_size", "mamba_n_heads", "mamba_num_heads",
+        "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size",
         "linear_num_key_heads", "linear_num_value_heads",
     )  # fmt: skip
     vocabulary = text.count("vocab_size")
     padded = -(-vocabulary // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
     return [each for each in (*(text.count(key) for key in keys), padded) if each]
+
+
+def _state_parts(text: ModelConfig) -> tuple[list[int], int]:
+    """Of Mamba layers: the sizes that each GPU takes an equal part of, and the groups; empty and 0 for other models.
+
+    Source: the checks of vLLM's `mamba_mixer.py` (Mamba 1: the inner size) and `mamba_mixer2.py` (heads and groups).
+    """
+    if text.model_type in _MAMBA_1:
+        return [text.count(_MAMBA_1[text.model_type]) * text.count("hidden_size")], 0
+    keys = ["mamba_n_heads", "mamba_num_heads", "n_mamba_heads"]
+    # Other models call something else so.
+    keys += ["num_heads"] if text.model_type == "mamba2" else []
+    heads = text.count(*keys)
+    groups = text.count("mamba_n_groups", "mamba_ngroups", "n_groups")
+    return ([heads], groups) if heads else ([], 0)
 
 
 def _block_parts(config: Mapping[str, Any], text: ModelConfig) -> list[tuple[int, int]]:

@@ -34,6 +34,8 @@ KEYS: Final = frozenset({
     "mamba_n_heads", "mamba_num_heads", "linear_num_key_heads", "linear_num_value_heads",
     "index_head_dim", "num_layers", "layer_group_size", "mamba_step", "pad_token_id", "d_kv",
     "num_decoder_layers", "kv_channels", "ffn_hidden_size",
+    "num_heads", "n_groups", "mamba_n_groups", "mamba_ngroups", "n_mamba_heads", "mamba_expand", "expand",
+    "shared_expert_intermediate_size", "shared_intermediate_size",
 })  # fmt: skip
 
 

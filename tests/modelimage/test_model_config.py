@@ -126,6 +126,10 @@ def test_kv_cache_of_published_configs(name: str, expected: int) -> None:
         ("falcon-7b", (1,)),
         ("qwen25-7b", (1, 2, 4)),
         ("gemma3-1b-it", (1, 2, 4)),
+        ("mamba2-2.7b", (1, 2, 4, 8, 16)),  # 80 heads of its state
+        ("falcon-mamba-7b", (1, 2, 4, 8, 16, 32, 64)),  # no heads: an inner size of 8,192
+        ("nemotron-h-8b", (1, 2, 4, 8)),  # 8 groups of its state's inputs, which aren't copied
+        ("falcon-h1-1.5b", (1, 2, 4, 8)),
         ("deepseek-v3", (1, 2, 4, 8, 16)),  # FP8 blocks of 128 in experts of 2,048
     ],
 )
