@@ -9,19 +9,39 @@ from __future__ import annotations
 from typing import Any, Final
 
 import yaml
+from pydantic import Field
 
 from cache_agent.api import crd_schema
-from cache_agent.api.crd_schema import REGISTRY_IMAGE, CustomResource, Rules, keyed, model_schema
+from cache_agent.api.crd_schema import (
+    LABEL_KEYS,
+    REGISTRY_IMAGE,
+    CustomResource,
+    Rules,
+    at,
+    keyed,
+    model_schema,
+)
+from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
 from workspace.schema import KIND, Spec
 
 Json = dict[str, Any]
 
 PLURAL: Final = "workspaces"
+# Of a status, which has to stay small.
+MOST_REASONS: Final = 64
 CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Ready")
 
 _NAME_RULE: Final = (
     "self.metadata.name.matches('^[a-z](-?[a-z0-9])*$') && self.metadata.name.size() <= 52",
     "a Workspace's name is at most 52 lower-case letters, digits and single '-', and starts with a letter",
+)
+
+# Maps of labels and of resources.
+_LABELS: Final = (
+    ("resources", "nodeSelector"),
+    ("tenancy", "quota"),
+    ("tenancy", "limits"),
+    ("tenancy", "networkPolicy", "allowFromNamespaces"),
 )
 
 RULES: Final[Rules] = {
@@ -56,6 +76,7 @@ RULES: Final[Rules] = {
             "a shared GPU means gpus: 1",
         ),
     ),
+    **dict.fromkeys(_LABELS, (LABEL_KEYS,)),
     ("scale",): (
         ("!has(self.min) || self.min <= self.max", "min is above max"),
         (
@@ -117,49 +138,45 @@ def spec_schema() -> Json:
     return schema
 
 
+class Status(Reported):
+    """What the servers of a Workspace do now. The controller writes it."""
+
+    observed_generation: Count = Field(default=0, description=GENERATION)
+    conditions: Conditions = ()
+    replicas: Count = Field(default=0, description="Servers that exist, of all versions.")
+    ready_replicas: Count = Field(default=0, description="Servers that take requests.")
+    selector: ReportedLine = Field(
+        default="", description="Selects the servers' pods; read by autoscalers."
+    )
+    cached: ReportedLine = Field(
+        default="", description="Nodes that hold the model, of those that should: 2/3."
+    )
+    image: ReportedLine = Field(default="", description="The model's image by digest.")
+    model_key: ReportedLine = Field(
+        default="", description="The digest by which stores, labels and leases name the model."
+    )
+    variant: ReportedLine = Field(
+        default="", description="The variant of the image that is served, such as bf16 or int4."
+    )
+    gpus: Count = Field(default=0, description="GPUs of one replica; 0 for servers on CPUs.")
+    context_length: Count = Field(
+        default=0, description="Tokens of prompt and answer together that a server takes."
+    )
+    url: ReportedLine = Field(default="", description="Where requests go, inside the cluster.")
+    revision: Count = Field(
+        default=0, description="The version's number, as `weightyard rollout history` lists it."
+    )
+    not_chosen: tuple[ReportedLine, ...] = Field(
+        default=(), max_length=MOST_REASONS, description="Why better variants weren't chosen."
+    )
+
+
 def status_schema() -> Json:
     """The structural schema of a Workspace's status."""
-    text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
-    condition = {
-        "type": "object",
-        "required": ["type", "status", "reason", "message", "lastTransitionTime"],
-        "properties": {
-            "type": {"type": "string", "enum": list(CONDITIONS)},
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-            "reason": text,
-            "message": {**text, "description": "The current state, and what to do about it."},
-            "observedGeneration": count,
-            "lastTransitionTime": {"type": "string", "format": "date-time"},
-        },
-    }
-    return {
-        "type": "object",
-        "properties": {
-            "observedGeneration": count,
-            "conditions": {
-                "type": "array",
-                "items": condition,
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-            },
-            "replicas": count,
-            "readyReplicas": count,
-            "selector": {**text, "description": "Selects the servers' pods; read by autoscalers."},
-            "cached": {**text, "description": "Nodes that hold the model, of those that should."},
-            "image": {**text, "description": "The model's image by digest."},
-            "modelKey": text,
-            "variant": text,
-            "gpus": count,
-            "contextLength": count,
-            "url": {**text, "description": "Where requests go, inside the cluster."},
-            "revision": count,
-            "notChosen": {
-                "type": "array",
-                "items": text,
-                "description": "Why better variants weren't chosen.",
-            },
-        },
-    }
+    schema = model_schema(Status)
+    keyed(schema, ("conditions",), "type")
+    at(schema, ("conditions", "[]", "type"))["enum"] = list(CONDITIONS)
+    return schema
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from cache_agent.api.kube_objects import (
+    LabelKey,
+    LabelValue,
     Namespace,
     NonEmpty,
     Quantity,
@@ -52,7 +54,11 @@ def _as_enum(kind: type[Enum]) -> BeforeValidator:
 
 Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
 AdapterName = Annotated[str, StringConstraints(pattern=f"^{_ADAPTER}$", max_length=52)]
-EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$")]
+EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$", max_length=256)]
+# An argument or a variable's value, such as a chat template.
+Text = Annotated[str, StringConstraints(max_length=16_384)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+Amounts = Annotated[dict[LabelKey, ResourceAmount], Field(max_length=64)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -166,7 +172,7 @@ class EnvVar(Strict):
     """One environment variable of the server: a value, or a Secret's key."""
 
     name: EnvName = Field(description="The variable's name.")
-    value: str | None = Field(default=None, description="Its value.")
+    value: Text | None = Field(default=None, description="Its value.")
     secret: SecretKey | None = None
 
     @model_validator(mode="after")
@@ -190,7 +196,7 @@ class Runtime(Strict):
     image: NonEmpty | None = Field(
         default=None, description="The server's container image; by default the engine's own."
     )
-    args: tuple[str, ...] = Field(
+    args: tuple[Text, ...] = Field(
         default=(),
         strict=False,
         max_length=512,
@@ -236,11 +242,11 @@ class Runtime(Strict):
 class Toleration(Strict):
     """A Kubernetes toleration."""
 
-    key: str | None = Field(default=None, description="The taint's key; absent, every taint.")
+    key: LabelKey | None = Field(default=None, description="The taint's key; absent, every taint.")
     operator: Literal["Exists", "Equal"] = Field(
         default="Equal", description="Equal compares the value too."
     )
-    value: str | None = Field(default=None, description="The taint's value, for Equal.")
+    value: LabelValue | None = Field(default=None, description="The taint's value, for Equal.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="The taint's effect; absent, every effect."
     )
@@ -270,7 +276,7 @@ class Resources(Strict):
     memory: Quantity | None = Field(
         default=None, description="Memory request and limit, such as 16Gi."
     )
-    node_selector: dict[str, str] = Field(
+    node_selector: Labels = Field(
         default_factory=dict, description="Labels of the nodes that may serve it."
     )
     tolerations: tuple[Toleration, ...] = Field(
@@ -329,7 +335,7 @@ class Scale(Strict):
 class NetworkPolicy(Strict):
     """Who may connect to the server, by namespace labels; absent, its own namespace only."""
 
-    allow_from_namespaces: dict[str, str] = Field(
+    allow_from_namespaces: Labels = Field(
         default_factory=dict, description="Labels of the namespaces whose pods may connect."
     )
 
@@ -337,11 +343,11 @@ class NetworkPolicy(Strict):
 class Tenancy(Strict):
     """Isolates this Workspace from others in the cluster."""
 
-    quota: dict[str, ResourceAmount] = Field(
+    quota: Amounts = Field(
         default_factory=dict,
         description="A ResourceQuota of the namespace: requests.nvidia.com/gpu: 4.",
     )
-    limits: dict[str, ResourceAmount] = Field(
+    limits: Amounts = Field(
         default_factory=dict,
         description="A LimitRange: default resources of containers in the namespace.",
     )

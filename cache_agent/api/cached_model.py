@@ -10,12 +10,17 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from cache_agent.api.kube_objects import (
-    Condition,
+    GENERATION,
+    Conditions,
     Count,
+    LabelKey,
+    LabelValue,
     Metadata,
     NonEmpty,
     Quantity,
     Reported,
+    ReportedLine,
+    ReportedText,
     SecretName,
     Strict,
     Timestamp,
@@ -29,22 +34,21 @@ CONDITIONS: Final = ("Ready", "Progressing", "Degraded")
 Tier = Literal["disk", "memory"]
 Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 DAYS: Final[tuple[Day, ...]] = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-TimeOfDay = Annotated[str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+TimeOfDay = Annotated[
+    str, StringConstraints(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)
+]
 VariantName = Annotated[
     str, StringConstraints(pattern="^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)
-]
-# A prefix of up to 253 characters, a slash and a name of up to 63.
-LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
-LabelValue = Annotated[
-    str, StringConstraints(pattern="^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$", max_length=63)
 ]
 
 
 class Window(Strict):
     """When a model may be fetched: from `start` to `end` on each of `days`. An earlier `end` is on the next day."""
 
-    start: TimeOfDay = Field(description="HH:MM.")
-    end: TimeOfDay = Field(description="HH:MM. An end before the start is on the next day.")
+    start: TimeOfDay = Field(description="The time at which it begins, HH:MM.")
+    end: TimeOfDay = Field(
+        description="The time at which it ends, HH:MM. An end before the start is on the next day."
+    )
     days: tuple[Day, ...] = Field(
         default=DAYS,
         # JSON has lists only, which strict mode refuses for a tuple.
@@ -124,37 +128,48 @@ class Spec(Strict):
 class NodeFailure(Reported):
     """A node that failed to bring the model, and why."""
 
-    node: str
-    reason: str
-    message: str
+    node: ReportedLine = Field(description="The node's name.")
+    reason: ReportedLine = Field(description="Why it failed, as one word for programs.")
+    message: ReportedText = Field(description="Why it failed, and what to do about it.")
 
 
 class Status(Reported):
     """The progress summed over the selected nodes. Sizes in bytes; `percent` is of all nodes' bytes."""
 
-    observed_generation: Count = 0
-    conditions: tuple[Condition, ...] = ()
-    image: str | None = Field(default=None, description="The image by digest.")
-    model_key: str | None = Field(
+    observed_generation: Count = Field(default=0, description=GENERATION)
+    conditions: Conditions = ()
+    image: ReportedLine | None = Field(default=None, description="The image by digest.")
+    model_key: ReportedLine | None = Field(
         default=None, description="The digest by which stores, labels and leases name the model."
     )
-    variant: str | None = None
-    bytes_total: Count | None = Field(default=None, description="The model's size on one node.")
+    variant: ReportedLine | None = Field(
+        default=None, description="The variant of the image that nodes hold, such as bf16 or int4."
+    )
+    bytes_total: Count | None = Field(
+        default=None, description="The model's size on one node, in bytes."
+    )
     nodes_desired: Count = Field(default=0, description="Nodes that should hold it.")
     nodes_ready: Count = Field(default=0, description="Nodes that hold it, verified.")
     nodes_working: Count = Field(default=0, description="Nodes that are fetching it.")
     nodes_failed: Count = Field(default=0, description="Nodes that failed to fetch it.")
-    held: str | None = Field(
+    held: ReportedLine | None = Field(
         default=None, description="Nodes that hold it, of the nodes that should: 3/5."
     )
-    percent: Annotated[int, Field(ge=0, le=100)] = 0
-    bytes_per_second: Count = 0
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=0,
+        description="The share of all nodes' bytes that is there; 100 once all are ready.",
+    )
+    bytes_per_second: Count = Field(
+        default=0, description="Bytes a second that all nodes together fetch now."
+    )
     seconds_left: Count | None = Field(
         default=None, description="Seconds until the last node holds it, at the current rates."
     )
-    size: str | None = Field(default=None, description="bytesTotal for people: 14Gi.")
-    progress: str | None = Field(default=None, description="percent for people: 67%.")
-    time_left: str | None = Field(default=None, description="secondsLeft for people: 3m20s.")
+    size: ReportedLine | None = Field(default=None, description="bytesTotal for people: 14Gi.")
+    progress: ReportedLine | None = Field(default=None, description="percent for people: 67%.")
+    time_left: ReportedLine | None = Field(
+        default=None, description="secondsLeft for people: 3m20s."
+    )
     verified_at: Timestamp | None = Field(
         default=None, description="The oldest verification among its nodes."
     )

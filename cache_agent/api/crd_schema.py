@@ -75,6 +75,13 @@ REGISTRY_IMAGE: Final = (
 )
 
 
+# For maps of labels: a structural schema can't bound keys.
+LABEL_KEYS: Final = (
+    "self.all(key, key.size() > 0 && key.size() <= 317)",
+    "a label's name has 1 to 317 characters",
+)
+
+
 def model_schema(model: type[BaseModel], rules: Rules | None = None) -> Json:
     """The structural schema of a model, with its CEL rules."""
     whole = model.model_json_schema(by_alias=True)

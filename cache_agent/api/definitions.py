@@ -12,6 +12,7 @@ import yaml
 
 from cache_agent.api import cached_model, node_cache
 from cache_agent.api.crd_schema import (
+    LABEL_KEYS,
     REGISTRY_IMAGE,
     CustomResource,
     Rules,
@@ -26,12 +27,7 @@ Json = dict[str, Any]
 # Repeats the checks that `Spec` and `Window` make in code, so that `kubectl apply` refuses the same documents.
 CACHED_MODEL_RULES: Final[Rules] = {
     ("image",): REGISTRY_IMAGE,
-    ("nodeSelector",): (
-        (
-            "self.all(key, key.size() > 0 && key.size() <= 317)",
-            "a label's name has 1 to 317 characters",
-        ),
-    ),
+    ("nodeSelector",): (LABEL_KEYS,),
     ("window",): (("self.start != self.end", "start and end must differ"),),
 }
 

@@ -18,12 +18,15 @@ API_VERSION: Final = "weightyard.dev/v1alpha1"
 
 LABEL_PATTERN: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _SUBDOMAIN: Final = rf"^{LABEL_PATTERN}(\.{LABEL_PATTERN})*$"
-_QUANTITY_PATTERN: Final = r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?"
+_QUANTITY_PATTERN: Final = r"([0-9]{1,18})(Ki|Mi|Gi|Ti|k|M|G|T)?"
 _QUANTITY: Final = re.compile(_QUANTITY_PATTERN)
 _AMOUNT_PATTERN: Final = (
     r"[0-9]{1,18}(\.[0-9]{1,9})?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]{1,2})?"
 )
 _LONGEST_AMOUNT: Final = 32
+GENERATION: Final = (
+    "The generation of the object, which each change of its spec raises, that this was made for."
+)
 _EVENT_MESSAGE: Final = 1024  # characters that the API server accepts
 _SCALE: Final = {
     None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
@@ -92,7 +95,32 @@ Namespace = Annotated[str, StringConstraints(pattern=f"^{LABEL_PATTERN}$", max_l
 ObjectName = Annotated[str, StringConstraints(pattern=_SUBDOMAIN, max_length=253)]
 SecretName = ObjectName
 NonEmpty = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-Count = Annotated[int, Field(ge=0)]
+# A prefix of up to 253 characters, a slash and a name of up to 63.
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
+LabelValue = Annotated[
+    str, StringConstraints(pattern="^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$", max_length=63)
+]
+# The API server checks a schema's bounds as floating-point numbers: the greatest that all take for the same.
+_MOST: Final = 1 << 53
+Count = Annotated[
+    int,
+    Field(ge=0),
+    AfterValidator(lambda count: min(count, _MOST)),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": _MOST}),
+]
+
+
+def _cut(characters: int) -> AfterValidator:
+    return AfterValidator(lambda text: text[:characters])
+
+
+# What programs report. What is too long is cut: an API server would refuse the whole status.
+ReportedLine = Annotated[
+    str, _cut(4096), WithJsonSchema({"type": "string", "maxLength": 4096})
+]  # a name, a word, a number for people
+ReportedText = Annotated[
+    str, _cut(32_768), WithJsonSchema({"type": "string", "maxLength": 32_768})
+]  # sentences
 # RFC 3339 in UTC, to the second: 2026-01-31T22:00:00Z.
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
@@ -154,9 +182,16 @@ class Metadata(BaseModel):
 class Condition(Reported):
     """A Kubernetes condition. `message` says what to do about it."""
 
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, StringConstraints(max_length=1024)]
-    message: Annotated[str, StringConstraints(max_length=32768)]
-    observed_generation: Count = 0
-    last_transition_time: Timestamp
+    type: ReportedLine = Field(description="What the condition is about.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: ReportedLine = Field(description="Why, as one word for programs.")
+    message: ReportedText = Field(description="Why, in whole sentences, and what to do about it.")
+    observed_generation: Count = Field(default=0, description=GENERATION)
+    last_transition_time: Timestamp = Field(description="When `status` last changed.")
+
+
+# Each type of a kind's conditions occurs once.
+Conditions = Annotated[
+    tuple[Condition, ...],
+    Field(max_length=16, description="The state, one condition for each aspect of it."),
+]

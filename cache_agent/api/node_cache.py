@@ -5,17 +5,20 @@ The controller reads it to set the node's labels and startup taint, and to sum u
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from cache_agent.api.cached_model import Tier
 from cache_agent.api.kube_objects import (
-    Condition,
+    GENERATION,
+    Conditions,
     Count,
     Metadata,
     ObjectName,
     Reported,
+    ReportedLine,
+    ReportedText,
     Strict,
     Timestamp,
 )
@@ -36,26 +39,42 @@ class DesiredModelStatus(Reported):
     """The node's progress with one CachedModel. Sizes in bytes."""
 
     name: ObjectName = Field(description="The CachedModel's name.")
-    uid: str = Field(default="", description="The CachedModel's UID, empty without a cluster.")
+    uid: ReportedLine = Field(
+        default="", description="The CachedModel's UID, empty without a cluster."
+    )
     observed_generation: Count = Field(
         default=0, description="The generation of the CachedModel that this reports on."
     )
-    state: DesiredModelState
-    reason: str = Field(default="", description="Why it is in this state, as one word.")
-    message: str = Field(
+    state: DesiredModelState = Field(
+        description=(
+            "Pending has not begun. Waiting is for its window, for space or in the queue. Warming is into memory. "
+            "Failed is tried again."
+        )
+    )
+    reason: ReportedLine = Field(default="", description="Why it is in this state, as one word.")
+    message: ReportedText = Field(
         default="", description="The reason as a sentence, and what to do about it."
     )
-    model_key: str | None = None
-    image: str | None = Field(default=None, description="The image by digest, once known.")
-    variant: str | None = None
-    bytes_done: Count = 0
-    bytes_total: Count | None = Field(default=None, description="Absent until it is known.")
-    bytes_per_second: Count = 0
-    seconds_left: Count | None = None
+    model_key: ReportedLine | None = Field(
+        default=None, description="The digest that names the model in the store, once known."
+    )
+    image: ReportedLine | None = Field(default=None, description="The image by digest, once known.")
+    variant: ReportedLine | None = Field(
+        default=None, description="The variant of the image, once known, such as bf16 or int4."
+    )
+    bytes_done: Count = Field(default=0, description="Bytes that are in the store, verified.")
+    bytes_total: Count | None = Field(
+        default=None, description="The model's size in bytes; absent until it is known."
+    )
+    bytes_per_second: Count = Field(default=0, description="Bytes a second that arrive now.")
+    seconds_left: Count | None = Field(
+        default=None,
+        description="Seconds until it is complete, at the current rate; absent if unknown.",
+    )
     tier: Tier | None = Field(
         default=None, description="Its current tier; absent until the node holds it."
     )
-    pinned: bool = False
+    pinned: bool = Field(default=False, description="Whether it is kept from eviction.")
     verified_at: Timestamp | None = Field(
         default=None, description="The oldest verification among its files."
     )
@@ -67,38 +86,53 @@ class DesiredModelStatus(Reported):
 class Held(Reported):
     """A model that is complete on this node, desired or not. Sizes in bytes."""
 
-    key: str = Field(description="The model's key, sha256:…")
-    state: ModelState = "Ready"
-    image: str
-    variant: str
-    size: Count
-    tier: Tier = "disk"
-    pinned: bool = False
+    key: ReportedLine = Field(description="The model's key, sha256:…")
+    state: ModelState = Field(
+        default="Ready",
+        description="Ready is complete and verified. Releasing is deleted once the node's label is gone.",
+    )
+    image: ReportedLine = Field(description="The image by digest.")
+    variant: ReportedLine = Field(description="The variant of the image, such as bf16 or int4.")
+    size: Count = Field(description="Its size in bytes.")
+    tier: Tier = Field(
+        default="disk", description="memory if the page cache has it too, else disk."
+    )
+    pinned: bool = Field(default=False, description="Whether it is kept from eviction.")
     leases: Count = Field(default=0, description="Pods and processes that use it.")
-    verified_at: Timestamp | None = None
+    verified_at: Timestamp | None = Field(
+        default=None, description="The oldest verification among its files."
+    )
 
 
 class Space(Reported):
     """The store's space, in bytes."""
 
     total: Count = Field(default=0, description="Bytes that the store may use.")
-    used: Count = 0
+    used: Count = Field(default=0, description="Bytes that its models take.")
     free: Count = Field(default=0, description="Bytes that it can still take without evicting.")
-    evictable: Count = 0
-    used_shown: str | None = Field(default=None, description="The used bytes for people: 812Gi.")
-    free_shown: str | None = Field(default=None, description="The free bytes for people.")
+    evictable: Count = Field(
+        default=0, description="Bytes that eviction can free: neither leased nor pinned."
+    )
+    used_shown: ReportedLine | None = Field(
+        default=None, description="The used bytes for people: 812Gi."
+    )
+    free_shown: ReportedLine | None = Field(
+        default=None, description="The free bytes for people: 1.2Ti."
+    )
 
 
 class NodeFacts(Reported):
     """Facts about the node."""
 
-    architecture: str = ""
-    kernel: str = ""
-    agent_version: str = ""
+    architecture: ReportedLine = Field(
+        default="", description="The processor's architecture, such as x86_64."
+    )
+    kernel: ReportedLine = Field(default="", description="The version of the Linux kernel.")
+    agent_version: ReportedLine = Field(default="", description="The agent's version.")
     memory: Count = Field(default=0, description="Bytes of memory that the node has.")
     read_bytes_per_second: Count | None = Field(
         default=None,
-        description="The rate at which models were last read from its store; absent until measured.",
+        description="Bytes a second at which models were last read from its store; absent until measured.",
     )
 
 
@@ -111,13 +145,13 @@ class NodeCacheSpec(Strict):
 class NodeCacheStatus(Reported):
     """The agent's report."""
 
-    observed_generation: Count = 0
-    conditions: tuple[Condition, ...] = ()
+    observed_generation: Count = Field(default=0, description=GENERATION)
+    conditions: Conditions = ()
     node: NodeFacts = NodeFacts()
     space: Space = Space()
-    held: Annotated[
-        str | None, Field(description="Desired models held, of all desired models: 3/5.")
-    ] = None
+    held: ReportedLine | None = Field(
+        default=None, description="Desired models held, of all desired models: 3/5."
+    )
     desired: tuple[DesiredModelStatus, ...] = Field(
         default=(), max_length=4096, description="The CachedModels that select this node."
     )

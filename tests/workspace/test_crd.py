@@ -10,9 +10,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from jsonschema import Draft4Validator
+from pydantic import BaseModel, ValidationError
 
 from cache_agent.api import definitions
+from cache_agent.api.node_cache import DesiredModelStatus
 from tests.workspace import openapi, samples
 from tests.workspace.served import (
     assert_columns_read_fields,
@@ -22,7 +24,10 @@ from tests.workspace.served import (
     subschemas,
 )
 from workspace import crd
-from workspace.schema import Workspace
+from workspace.controller import conditions
+from workspace.controller.conditions import StatusCondition
+from workspace.controller.reasons import Reason
+from workspace.schema import Model, Resources, Rollout, Runtime, Scale, Tenancy, Workspace
 
 Json = dict[str, Any]
 CHART_FILE = Path(__file__).parents[2] / "charts" / "weightyard" / "crds" / "workspaces.yaml"
@@ -53,22 +58,71 @@ def test_lists_and_texts_that_rules_run_over_are_bounded() -> None:
             assert "maxItems" in dict(subschemas(SCHEMA["properties"]["spec"]))[holder]
 
 
-def undescribed(schema: Json, path: tuple[str, ...] = ()) -> list[str]:
-    """The fields without a description, which `kubectl explain` shows as such."""
-    inner = [(name, each) for name, each in schema.get("properties", {}).items()]
-    found = [".".join((*path, name)) for name, each in inner if "description" not in each]
-    for name, each in inner:
-        found += undescribed(each, (*path, name))
-    return found + undescribed(schema["items"], path) if "items" in schema else found
-
-
-@pytest.mark.parametrize(
+DEFINITIONS = pytest.mark.parametrize(
     "definition",
     [crd.definition, definitions.cached_model_definition, definitions.node_cache_definition],
 )
-def test_kubectl_explains_every_field_that_people_write(definition: Callable[[], Json]) -> None:
+_LARGEST = {"string": "maxLength", "array": "maxItems", "integer": "maximum", "number": "maximum"}
+
+
+def own_schemas(definition: Callable[[], Json]) -> list[tuple[str, Json]]:
+    """The parts of a kind's spec and status, each with its path."""
     whole = definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    assert undescribed(whole["properties"]["spec"]) == []
+    return [
+        found
+        for part in ("spec", "status")
+        for found in subschemas(whole["properties"][part], f"$.{part}")
+    ]
+
+
+def is_bounded(schema: Json) -> bool:
+    """Whether no value can be larger than the schema says."""
+    if "additionalProperties" in schema:
+        return "maxProperties" in schema
+    if "enum" in schema or schema.get("format") == "date-time":
+        return True
+    if schema["type"] in ("integer", "number") and "minimum" not in schema:
+        return False
+    return _LARGEST.get(schema["type"], "type") in schema
+
+
+@DEFINITIONS
+def test_kubectl_explains_every_field(definition: Callable[[], Json]) -> None:
+    missing = [
+        path for path, schema in own_schemas(definition)
+        # Items of lists and maps are explained by what holds them.
+        if not path.endswith("]") and len(schema.get("description", "")) < len("HH:MM.")
+    ]  # fmt: skip
+    assert missing == []
+
+
+@DEFINITIONS
+def test_every_value_is_bounded(definition: Callable[[], Json]) -> None:
+    assert [path for path, schema in own_schemas(definition) if not is_bounded(schema)] == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string"}, {"type": "array", "items": {}}, {"type": "integer", "minimum": 0},
+        {"type": "number", "maximum": 1}, {"type": "object", "additionalProperties": {}},
+    ],
+)  # fmt: skip
+def test_the_check_of_bounds_sees_what_has_none(schema: Json) -> None:
+    assert not is_bounded(schema)
+
+
+@given(words=st.text(max_size=8), times=st.integers(1, 40_000), count=st.integers(0, 1 << 70))
+def test_what_is_too_long_is_cut_and_not_refused(words: str, times: int, count: int) -> None:
+    """An API server refuses a status as a whole, so one long error would hide everything else."""
+    long = words * times
+    said = StatusCondition("Ready", False, Reason.FAILED, long)
+    merged = conditions.merge((), [said], generation=1, now="2026-01-01T00:00:00Z")
+    validator = Draft4Validator(crd.status_schema())
+    assert list(validator.iter_errors({"conditions": merged})) == []
+    entry = DesiredModelStatus(name="a", state="Failed", message=long, image=long, bytes_done=count)
+    schema = dict(own_schemas(definitions.node_cache_definition))["$.status.desired[items]"]
+    assert list(Draft4Validator(schema).iter_errors(entry.to_document())) == []
 
 
 def test_status_and_scale_are_subresources_with_paths_that_exist() -> None:
@@ -106,44 +160,84 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
 TEXT = st.sampled_from(["", "a", "x/y:z"])
 NAMES = st.sampled_from(["a", "b", "A", "9a", "a" * 52, "a" * 53, ""])
 COUNTS = st.integers(-1, 3)
-SPECS = st.fixed_dictionaries(
-    {"model": optional(image=TEXT, hub=TEXT, s3=TEXT, variant=st.sampled_from(["auto", "fp8", "int4"]),
-                       pullSecret=st.sampled_from(["a.b", "A", "a..b", "9"]),
-                       build=st.fixed_dictionaries({}, optional={
-                           "to": TEXT, "secret": st.sampled_from(["a", "A"]),
-                           "variants": st.lists(st.sampled_from(["auto", "int4", "x"]), max_size=2)}))},
-    optional={
-        "runtime": optional(
-            engine=st.sampled_from(["vllm", "llama.cpp", "other"]),
-            env=st.lists(
-                st.fixed_dictionaries(
-                    {"name": NAMES},
-                    optional={"value": TEXT, "secret": optional(name=NAMES, key=TEXT)},
-                ), max_size=3,
-            ),
-            adapters=st.lists(st.fixed_dictionaries({"name": NAMES, "image": TEXT}), max_size=3),
-            args=st.lists(TEXT, max_size=2),
-            port=st.sampled_from([-1, 0, 8000, 65536]),
-            contextLength=st.sampled_from([15, 16, 1 << 25]),
+LABELS = st.dictionaries(TEXT, TEXT, max_size=2)
+AMOUNTS = st.dictionaries(TEXT, st.sampled_from(["4", "500m", "1e3", "-1", ""]), max_size=2)
+PORTS = st.sampled_from([-1, 0, 8000, 65536])
+SECONDS = st.sampled_from([-1, 0, 1, 3600, 86_400, 86_401])
+# Each field of a spec, by the class that has it.
+FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
+    Model: {
+        "image": TEXT, "hub": TEXT, "s3": TEXT,
+        "variant": st.sampled_from(["auto", "fp8", "int4", "-", ""]),
+        "pullSecret": st.sampled_from(["a.b", "A", "a..b", "9"]),
+        "build": optional(
+            to=TEXT, secret=st.sampled_from(["a", "A"]),
+            variants=st.lists(st.sampled_from(["auto", "int4", "x"]), max_size=2),
         ),
-        "resources": optional(
-            gpus=COUNTS, fraction=st.sampled_from([0, 0.0, 0.5, 1.0]), migProfile=TEXT,
-            gpuMemory=st.sampled_from(["24Gi", "24GiB", "", "1"]),
-            nodeSelector=st.dictionaries(TEXT, TEXT, max_size=2),
-            tolerations=st.lists(
-                optional(operator=st.sampled_from(["Exists", "In"]), tolerationSeconds=COUNTS), max_size=2
-            ),
-        ),
-        "replicas": COUNTS,
-        "scale": optional(
-            min=COUNTS, max=COUNTS, by=st.sampled_from(["builtin", "keda", "hpa", "cron"]),
-            prometheus=TEXT, queueDepth=COUNTS,
-        ),
-        "placement": st.sampled_from(["any", "never"]),
-        "tenancy": optional(quota=st.dictionaries(TEXT, st.sampled_from(["4", "500m", "1e3", "-1", ""]), max_size=2)),
-        "rollout": optional(history=COUNTS, restartedAt=TEXT),
     },
-)  # fmt: skip
+    Runtime: {
+        "engine": st.sampled_from(["vllm", "llama.cpp", "other"]),
+        "image": TEXT,
+        "args": st.lists(TEXT, max_size=2),
+        "env": st.lists(
+            st.fixed_dictionaries(
+                {"name": NAMES},
+                optional={"value": TEXT, "secret": optional(name=NAMES, key=TEXT)},
+            ), max_size=3,
+        ),
+        "adapters": st.lists(st.fixed_dictionaries({"name": NAMES, "image": TEXT}), max_size=3),
+        "port": PORTS,
+        "servedModelName": TEXT,
+        "contextLength": st.sampled_from([15, 16, 1 << 25]),
+        "startupSeconds": SECONDS,
+        "drainSeconds": SECONDS,
+    },
+    Resources: {
+        "gpus": COUNTS, "fraction": st.sampled_from([0, 0.0, 0.5, 1.0]), "migProfile": TEXT,
+        "vendor": st.sampled_from(["nvidia", "amd", "other"]),
+        "gpu": TEXT, "cpu": st.sampled_from(["4", "500m", "-1"]),
+        "gpuMemory": st.sampled_from(["24Gi", "24GiB", "", "1"]),
+        "memory": st.sampled_from(["24Gi", "1.5Gi", "9" * 19]),
+        "nodeSelector": LABELS,
+        "tolerations": st.lists(
+            optional(
+                key=TEXT, value=TEXT, operator=st.sampled_from(["Exists", "In"]),
+                effect=st.sampled_from(["NoExecute", "No"]), tolerationSeconds=COUNTS,
+            ), max_size=2
+        ),
+    },
+    Scale: {
+        "min": COUNTS, "max": COUNTS, "by": st.sampled_from(["builtin", "keda", "hpa", "cron"]),
+        "prometheus": TEXT, "queueDepth": COUNTS, "upWindowSeconds": SECONDS, "downWindowSeconds": SECONDS,
+    },
+    Tenancy: {
+        "quota": AMOUNTS, "limits": AMOUNTS, "networkPolicy": optional(allowFromNamespaces=LABELS),
+    },
+    Rollout: {"history": COUNTS, "restartedAt": TEXT},
+}  # fmt: skip
+
+
+def parts_of(kind: type[BaseModel]) -> st.SearchStrategy[Json]:
+    return optional(**FIELDS[kind])
+
+
+SPECS = st.fixed_dictionaries(
+    {"model": parts_of(Model)},
+    optional={
+        "runtime": parts_of(Runtime),
+        "resources": parts_of(Resources),
+        "replicas": COUNTS,
+        "scale": parts_of(Scale),
+        "placement": st.sampled_from(["any", "never"]),
+        "tenancy": parts_of(Tenancy),
+        "rollout": parts_of(Rollout),
+    },
+)
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_documents_with_every_field_are_compared(kind: type[BaseModel]) -> None:
+    assert set(FIELDS[kind]) == {field.alias for field in kind.model_fields.values()}
 
 
 @given(st.one_of(st.just("chat"), NAMES), SPECS)
@@ -154,6 +248,7 @@ def test_server_and_planner_accept_the_same_documents(name: str, spec: Json) -> 
 
 def test_each_rule_refuses_what_it_is_for() -> None:
     refused = [
+        {"resources": {"nodeSelector": {"": "a"}}},
         {"replicas": 1, "scale": {"max": 2}},
         {"model": {"image": "a", "hub": "b"}},
         {"model": {"image": "a", "build": {"to": "b"}}},

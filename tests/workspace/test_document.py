@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from cache_agent.api.kube_objects import parse_quantity
 from modelimage.errors import InvalidInput
@@ -15,14 +17,18 @@ from tests.workspace.samples import document
 from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_workspaces
 from workspace.schema import (
     Adapter,
+    Autoscaler,
     Engine,
     EnvVar,
     Model,
+    NetworkPolicy,
     Placement,
     Resources,
+    Rollout,
     Runtime,
     Scale,
     Spec,
+    Tenancy,
     Toleration,
     Variant,
     Vendor,
@@ -162,43 +168,80 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 env = st.builds(
     EnvVar, name=st.from_regex(r"[A-Z_]{1,9}", fullmatch=True), value=texts, secret=st.none()
 )
-runtimes = st.builds(
-    Runtime,
-    engine=st.sampled_from(Engine),
-    image=st.none() | texts,
-    args=st.lists(texts, max_size=4).map(tuple),
-    env=st.lists(env, max_size=3, unique_by=lambda each: each.name).map(tuple),
-    adapters=st.lists(
-        st.builds(Adapter, name=names, image=texts), max_size=2, unique_by=lambda each: each.name
-    ).map(tuple),
-    port=st.integers(0, 65535),
-    served_model_name=st.none() | texts,
-    context_length=st.none() | st.integers(16, 1 << 20),
-)
-resources = st.builds(
-    Resources,
-    gpus=st.none() | st.integers(0, 8),
-    vendor=st.sampled_from(Vendor),
-    gpu=st.none() | texts,
-    gpu_memory=st.none() | st.sampled_from(["24Gi", "80G", "500Mi"]),
-    fraction=st.none(),
-    mig_profile=st.none(),
-    cpu=st.none() | st.sampled_from(["4", "500m"]),
-    memory=st.none() | st.just("16Gi"),
-    node_selector=st.dictionaries(names, names, max_size=2),
-    tolerations=st.lists(st.builds(Toleration, key=names, toleration_seconds=st.none()), max_size=2).map(tuple),
-)  # fmt: skip
+labels = st.dictionaries(names, names, max_size=2)
+amounts = st.dictionaries(names, st.sampled_from(["4", "500m", "16Gi"]), max_size=2)
+# Each field of a class; what excludes another field is absent.
+BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
+    Runtime: {
+        "engine": st.sampled_from(Engine),
+        "image": st.none() | texts,
+        "args": st.lists(texts, max_size=4).map(tuple),
+        "env": st.lists(env, max_size=3, unique_by=lambda each: each.name).map(tuple),
+        "adapters": st.lists(
+            st.builds(Adapter, name=names, image=texts), max_size=2, unique_by=lambda each: each.name
+        ).map(tuple),
+        "port": st.integers(0, 65535),
+        "served_model_name": st.none() | texts,
+        "context_length": st.none() | st.integers(16, 1 << 20),
+        "startup_seconds": st.none() | st.integers(1, 86_400),
+        "drain_seconds": st.integers(0, 3600),
+    },
+    Resources: {
+        "gpus": st.none() | st.integers(0, 8),
+        "vendor": st.sampled_from(Vendor),
+        "gpu": st.none() | texts,
+        "gpu_memory": st.none() | st.sampled_from(["24Gi", "80G", "500Mi"]),
+        "fraction": st.none(),
+        "mig_profile": st.none(),
+        "cpu": st.none() | st.sampled_from(["4", "500m"]),
+        "memory": st.none() | st.just("16Gi"),
+        "node_selector": labels,
+        "tolerations": st.lists(
+            st.builds(Toleration, key=names, value=st.none(), toleration_seconds=st.none()), max_size=2
+        ).map(tuple),
+    },
+    Model: {
+        "image": texts,
+        "hub": st.none(),
+        "s3": st.none(),
+        "build": st.none(),
+        "variant": st.sampled_from(Variant),
+        "pull_secret": st.none() | names,
+    },
+    Scale: {
+        "min": st.integers(0, 3),
+        "max": st.integers(3, 9),
+        "queue_depth": st.integers(1, 9),
+        "up_window_seconds": st.integers(0, 3600),
+        "down_window_seconds": st.integers(0, 3600),
+        "by": st.just(Autoscaler.BUILTIN),
+        "prometheus": st.none() | texts,
+    },
+    Tenancy: {
+        "quota": amounts,
+        "limits": amounts,
+        "network_policy": st.none() | st.builds(NetworkPolicy, allow_from_namespaces=labels),
+    },
+    Rollout: {"history": st.integers(1, 100), "restarted_at": st.none() | texts},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_documents_with_every_field_are_tried(kind: type[BaseModel]) -> None:
+    assert set(BUILT[kind]) == set(kind.model_fields)
+
+
 specs = st.builds(
     Spec,
-    model=st.builds(
-        Model, image=texts, hub=st.none(), s3=st.none(), variant=st.sampled_from(Variant), pull_secret=st.none()
-    ),
-    runtime=runtimes,
-    resources=resources,
+    model=st.builds(Model, **BUILT[Model]),
+    runtime=st.builds(Runtime, **BUILT[Runtime]),
+    resources=st.builds(Resources, **BUILT[Resources]),
     replicas=st.none(),
-    scale=st.none() | st.builds(Scale, min=st.integers(0, 3), max=st.integers(3, 9)),
+    scale=st.none() | st.builds(Scale, **BUILT[Scale]),
     placement=st.sampled_from(Placement),
-)  # fmt: skip
+    tenancy=st.builds(Tenancy, **BUILT[Tenancy]),
+    rollout=st.builds(Rollout, **BUILT[Rollout]),
+)
 
 
 @given(specs)

@@ -29,6 +29,8 @@ IN_PROGRESS: Final = frozenset(
         Reason.STARTING,
     }
 )
+# Characters of a message that the schemas allow: a longer one would keep the whole status from being written.
+_MOST_MESSAGE: Final = 32_768
 # Characters of others' words in a message: what matters of a long log or error stands at one of its ends.
 _QUOTED: Final = 400
 
@@ -61,7 +63,7 @@ def merge(
                 "type": each.type,
                 "status": each.status,
                 "reason": each.reason.value,
-                "message": sentence(each.message),
+                "message": sentence(each.message)[:_MOST_MESSAGE],
                 "observedGeneration": generation,
                 "lastTransitionTime": since,
             }

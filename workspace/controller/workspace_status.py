@@ -16,6 +16,7 @@ from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, pull_progress, scaler_problem, worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
+from workspace.crd import MOST_REASONS
 from workspace.render import names
 from workspace.render.kubernetes import has_activator
 from workspace.schema import Workspace
@@ -155,7 +156,7 @@ def _version(report_input: ReportInput) -> Json:
         "variant": shown.variant,
         "gpus": shown.gpus,
         **({"contextLength": shown.context} if shown.context else {}),
-        **({"notChosen": list(shown.reasons)} if shown.reasons else {}),
+        **({"notChosen": list(shown.reasons[:MOST_REASONS])} if shown.reasons else {}),
         "revision": shown.number,
         "url": f"http://{workspace.name}.{workspace.metadata.namespace}.svc",
         "cached": f"{len(set(cached_state.chosen) & cached_state.warm)}/{len(cached_state.chosen)}",
