@@ -1,4 +1,4 @@
-"""Generates the tables of docs/operations.md: the agent's metrics and the lines of its log.
+"""Generates the tables of docs/operations.md: metrics of the agent and the controller, lines of the agent's log.
 
 python scripts/operations_docs.py     write them
 """
@@ -10,13 +10,15 @@ from pathlib import Path
 
 from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 from cache_agent.observability.log_lines import LINES
+from workspace.controller import metrics as controller
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 
 
 def page(text: str) -> str:
     """The page with its generated tables, each between `<!-- NAME -->` and `<!-- end -->`."""
-    for name, table in (("metrics", _metrics()), ("log", _log())):
+    tables = {"metrics": _metrics(), "controller metrics": _controller_metrics(), "log": _log()}
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         head, found, rest = text.partition(start)
         _, ended, tail = rest.partition(end)
@@ -36,6 +38,18 @@ def _metrics() -> Iterator[str]:
         for row in rows:
             labels = ", ".join(f"`{label}`" for label in row.labels)
             yield f"| `{PREFIX}{row.name}{end}` | {kind} | {labels} | {row.help} |"
+
+
+def _controller_metrics() -> Iterator[str]:
+    rows = (
+        *(("counter", f"{row.name}_total", row.labels, row.help) for row in controller.COUNTERS),
+        *(("histogram", row.name, row.labels, row.help) for row in controller.HISTOGRAMS),
+        *(("gauge", row.name, row.labels, row.help) for row in controller.GAUGES),
+    )
+    yield "| Metric | Type | Labels | Meaning |\n|---|---|---|---|"
+    for kind, name, names, meaning in rows:
+        labels = ", ".join(f"`{label}`" for label in names)
+        yield f"| `{controller.PREFIX}{name}` | {kind} | {labels} | {meaning} |"
 
 
 def _log() -> Iterator[str]:

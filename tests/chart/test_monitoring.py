@@ -1,4 +1,4 @@
-"""Alerts, dashboard and scrapes: every metric that they name is one that an agent has."""
+"""Alerts, dashboard and scrapes: every metric that they name is one that an agent or a controller has."""
 
 from __future__ import annotations
 
@@ -9,32 +9,61 @@ from contextlib import ExitStack
 import pytest
 import yaml
 
-from cache_agent.node.metrics import Metrics
+from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX, Metrics
 from tests.cache_agent.nodes import NodeFactory
 from tests.chart.charting import CHART, Refused, find, render
 from tests.chart.matrix import MATRIX
+from workspace.controller import metrics as controller_metrics
 
 FILES = CHART / "files"
 NAME = re.compile(r"\bweightyard_[a-z_]+")
+# Labels that a scrape adds.
+SCRAPED = frozenset({"instance", "namespace", "pod"})
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names of an agent's metrics, as Prometheus keeps them."""
-    metrics = Metrics()
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """An agent's and a controller's metrics, by the names that Prometheus keeps, with their labels."""
+    metrics, controller = Metrics(), controller_metrics.Metrics()
     with ExitStack() as stack:
         node = NodeFactory(tmp_path_factory.mktemp("store"), stack)()
         metrics.watch(node.store)
-        families = [*metrics.registry.collect()]
+        controller.watch(lambda: controller_metrics.ControllerSnapshot(True, {}, {}, 0))
+        families = [*metrics.registry.collect(), *controller.registry.collect()]
+    rows = [*COUNTERS, *HISTOGRAMS, *GAUGES]
+    labels = {f"{PREFIX}{row.name}": {*row.labels} for row in rows}
+    ours = [
+        *controller_metrics.COUNTERS,
+        *controller_metrics.HISTOGRAMS,
+        *controller_metrics.GAUGES,
+    ]
+    labels |= {f"{controller_metrics.PREFIX}{row.name}": {*row.labels} for row in ours}
     ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-    return {family.name + end for family in families for end in ends[family.type]}
+    return {
+        family.name + end: labels[family.name] | ({"le"} if end == "_bucket" else set())
+        for family in families
+        for end in ends[family.type]
+    }
+
+
+def queries(file: str) -> list[str]:
+    text = (FILES / file).read_text()
+    if file.endswith(".json"):
+        panels = json.loads(text)["panels"]
+        return [target["expr"] for panel in panels for target in panel["targets"]]
+    return [rule["expr"] for group in yaml.safe_load(text) for rule in group["rules"]]
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
-def test_every_metric_exists(file: str, exported: set[str]) -> None:
-    named = set(NAME.findall((FILES / file).read_text()))
-    assert named
-    assert named <= exported
+def test_every_metric_and_label_exists(file: str, exported: dict[str, set[str]]) -> None:
+    for query in queries(file):
+        named = NAME.findall(query)
+        assert named
+        assert set(named) <= exported.keys()
+        lists = re.findall(r"(?:by|on|without|ignoring) *\(([^)]*)\)", query)
+        labels = {label.strip() for each in lists for label in each.split(",")}
+        labels |= set(re.findall(r"[{,] *(\w+) *(?:=|!)", query))
+        assert labels <= SCRAPED.union(*(exported[name] for name in named))
 
 
 @pytest.mark.parametrize(
@@ -43,12 +72,25 @@ def test_every_metric_exists(file: str, exported: set[str]) -> None:
 )  # fmt: skip
 def test_prometheus_finds_the_agents(case: str, kind: str, where: str) -> None:
     objects = render(MATRIX[case])
-    monitor = find(objects, kind)["spec"]
+    monitor = find(objects, kind, "-agent")["spec"]
     (endpoint,) = monitor[where]
     container = find(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]
     assert endpoint["port"] in {port["name"] for port in container["ports"]}
     labels = find(objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
+
+
+@pytest.mark.parametrize("case", ["monitored", "pod-monitored"])
+def test_prometheus_finds_the_controllers_and_may_reach_them(case: str) -> None:
+    objects = render(MATRIX[case])
+    monitor = find(objects, "PodMonitor", "-controller")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    pod = find(objects, "Deployment", "-controller")["spec"]["template"]
+    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    assert endpoint["port"] in ports
+    assert monitor["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    (allowed,) = find(objects, "NetworkPolicy", "-controller")["spec"]["ingress"]
+    assert [port["port"] for port in allowed["ports"]] == [endpoint["port"]]
 
 
 def test_two_monitors_would_count_everything_twice() -> None:

@@ -68,7 +68,7 @@ _CA_MOST = 200_000
 @click.option(
     "--health",
     metavar="HOST:PORT",
-    help="Serve /livez and /readyz at this address.  [default: nowhere]",
+    help="Serve /livez, /readyz and /metrics at this address.  [default: nowhere]",
 )
 @click.option(
     "--registry", "registries", metavar="HOST", multiple=True,
@@ -156,7 +156,9 @@ async def _run(options: ControllerOptions, liveness: Liveness, *, health: tuple[
     async with AsyncExitStack() as stack:
         if health[0]:
             found = await stack.enter_async_context(
-                answering(liveness, host=health[0], port=health[1])
+                answering(
+                    liveness, host=health[0], port=health[1], metrics=options.metrics.exposition
+                )
             )
             logger.info("health on %s:%d", health[0], found)
         await run_controller(options, stop=stop, leading=lambda: logger.info("leading"))

@@ -18,6 +18,7 @@ from workspace.controller import cached_models, conditions, node_labels
 from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.kube_api import RESOURCES, KubernetesApi
+from workspace.controller.metrics import Metrics
 from workspace.controller.queue import WorkQueue
 from workspace.controller.watches import Name
 from workspace.controller.workers import Workers
@@ -34,13 +35,14 @@ class CacheRunner:
     """Reconciles all CachedModels and nodes of a cluster. `run` works until cancelled."""
 
     def __init__(
-        self, api: KubernetesApi, *, workers: int = 4,
+        self, api: KubernetesApi, *, workers: int = 4, metrics: Metrics | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         self._api = api
         self._workers = workers
         self._now = now
-        self._events = EventRecorder(api, now)
+        self._metrics = metrics or Metrics()
+        self._events = EventRecorder(api, now, self._metrics.recorded)
         self.view = ClusterView()
         self.queue: WorkQueue[Key] = WorkQueue()
 
@@ -60,7 +62,8 @@ class CacheRunner:
         """Works until cancelled. The view must hold every object by then."""
         for key in [*((MODEL, m) for m in self.view.models), *((NODE, n) for n in self.view.nodes)]:
             self.queue.add(key)
-        await Workers(self.queue, self.reconcile, workers=self._workers).run()
+        passes = self._metrics.passes("CachedModel")
+        await Workers(self.queue, self.reconcile, workers=self._workers, passes=passes).run()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a CachedModel or a node. Returns the seconds until the next pass. Raises the API's errors."""

@@ -42,10 +42,11 @@ class _Bucket:
 
 @dataclass(slots=True)
 class EventRecorder:
-    """Publishes news about objects."""
+    """Publishes news about objects. `recorded` is told the reason of each."""
 
     api: KubernetesApi
     now: Callable[[], datetime]
+    recorded: Callable[[str], None] = lambda reason: None
     _buckets: dict[str, _Bucket] = field(default_factory=dict)
 
     async def record(self, about: Json, news: News, *, cause: str = "") -> None:
@@ -63,6 +64,7 @@ class EventRecorder:
         if not self._may(str(about["metadata"]["uid"])):
             logger.info("%s %s: %s", about["metadata"]["name"], news.reason, news.message)
             return
+        self.recorded(news.reason.value)
         try:
             await self.api.create(document)
         except Conflict:

@@ -1,4 +1,6 @@
-"""Liveness and readiness of a controller over HTTP, for the kubelet; served from the event loop that does the work.
+"""Liveness, readiness and metrics of a controller over HTTP, for the kubelet and Prometheus.
+
+Served from the event loop that does the work, so that an answer means that it isn't stuck.
 
 Ready means that the API server was reached recently and that all watches work, leader or not: a standby that couldn't
 take over isn't ready.
@@ -16,6 +18,7 @@ from aiohttp import web
 from modelimage.errors import Busy
 
 SILENCE_SECONDS: Final = 60.0
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 NOT_LISTED: Final = "it has not been listed yet"
 
 
@@ -40,6 +43,11 @@ class Liveness:
             _, since = self._failing.get(kind, (problem, self._clock()))
             self._failing[kind] = problem, since
 
+    @property
+    def failing(self) -> int:
+        """How many kinds of objects can't be watched."""
+        return len(self._failing)
+
     def problem(self) -> str | None:
         """The reason why the controller isn't ready; None when it is."""
         if self._last is None:
@@ -58,8 +66,8 @@ class Liveness:
         return None
 
 
-def application(liveness: Liveness) -> web.Application:
-    """`GET /livez` and `/readyz`; the latter returns 503 with the problem."""
+def application(liveness: Liveness, metrics: Callable[[], bytes] = lambda: b"") -> web.Application:
+    """`GET /livez`, `/readyz` and `/metrics`; `/readyz` returns 503 with the problem. `metrics`: Prometheus' text."""
 
     async def livez(request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -69,15 +77,22 @@ def application(liveness: Liveness) -> web.Application:
         document = {"ready": problem is None, "leads": liveness.leads, "problem": problem}
         return web.json_response(document, status=200 if problem is None else 503)
 
+    async def metrics_text(request: web.Request) -> web.Response:
+        return web.Response(body=metrics(), headers={"Content-Type": _TEXT})
+
     app = web.Application()
-    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz)])
+    app.add_routes(
+        [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics_text)]
+    )
     return app
 
 
 @asynccontextmanager
-async def answering(liveness: Liveness, *, host: str, port: int) -> AsyncIterator[int]:
+async def answering(
+    liveness: Liveness, *, host: str, port: int, metrics: Callable[[], bytes] = lambda: b""
+) -> AsyncIterator[int]:
     """Serves for the duration of the context; yields the port. Raises Busy when the address is taken."""
-    runner = web.AppRunner(application(liveness), access_log=None)
+    runner = web.AppRunner(application(liveness, metrics), access_log=None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

@@ -21,6 +21,7 @@ from workspace.controller.health_server import Liveness
 from workspace.controller.heartbeats import HeartbeatLoop
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.leader import Leadership, LeadershipLost
+from workspace.controller.metrics import ControllerSnapshot, Metrics
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import ScalingLoop
@@ -41,6 +42,7 @@ class ControllerOptions:
     connection: Connection
     liveness: Liveness
     allowed: AllowedRegistries = field(default_factory=AllowedRegistries)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 async def run_controller(
@@ -76,8 +78,17 @@ async def _work(
         cache=WatchCache(),
         resolver=NamespacedResolver(api, options.access, options.allowed),
         environment=options.environment,
+        metrics=options.metrics,
     )
-    cached_models = CacheRunner(api)
+    cached_models = CacheRunner(api, metrics=options.metrics)
+    options.metrics.watch(
+        lambda: ControllerSnapshot(
+            leads=options.liveness.leads,
+            waiting={"Workspace": len(runner.queue), "CachedModel": len(cached_models.queue)},
+            workspaces=runner.ready_reasons(),
+            failing_watches=options.liveness.failing,
+        )
+    )
     watches = Watches(
         client,
         workspaces=runner,

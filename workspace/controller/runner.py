@@ -7,6 +7,7 @@ a time.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,10 +17,13 @@ from cache_agent.api.kube.refusals import Conflict, ServerFailed
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.controller import workspace_status
+from workspace.controller.conditions import READY
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.image_questions import ImageQuestions, Resolver
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.metrics import Metrics
 from workspace.controller.object_cache import Key, WatchCache
+from workspace.controller.objects import condition
 from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
@@ -49,7 +53,7 @@ class Runner:
 
     def __init__(
         self, *, api: KubernetesApi, cache: WatchCache, resolver: Resolver, environment: SystemSettings,
-        workers: int = 8,
+        workers: int = 8, metrics: Metrics | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:  # fmt: skip
         self.api = api
@@ -58,10 +62,12 @@ class Runner:
         self._groups: frozenset[str] = frozenset()
         self._workers = workers
         self._now = now
-        self.events = EventRecorder(api, now)
+        self.metrics = metrics or Metrics()
+        self.events = EventRecorder(api, now, self.metrics.recorded)
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
         self._questions = ImageQuestions(resolver, self.queue.add)
+        self._reasons: dict[Key, str] = {}  # of the Ready conditions
         self._failed: set[Key] = set()  # whose last pass had a write at which the server failed
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
@@ -93,12 +99,18 @@ class Runner:
         for key in self.cache.workspaces():
             self.queue.add(key)
         workers = Workers(
-            self.queue, self.reconcile, workers=self._workers, report=self._report_bug
-        )
+            self.queue, self.reconcile, workers=self._workers, report=self._report_bug,
+            passes=self.metrics.passes("Workspace"),
+        )  # fmt: skip
         try:
             await workers.run()
         finally:
             await self._questions.close()
+            self._reasons.clear()
+
+    def ready_reasons(self) -> Counter[str]:
+        """How many Workspaces have which reason in their Ready condition, of those seen since this term began."""
+        return Counter(self._reasons.values())
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace. Returns the seconds until the next pass. Raises the API's errors."""
@@ -107,6 +119,7 @@ class Runner:
             self.wanted.replicas.pop(key, None)
             self._questions.forget(key)
             self._failed.discard(key)
+            self._reasons.pop(key, None)
             return None
         decision = reconcile(observed)
         # The registry is queried only when no stored version matches, so outages don't affect what
@@ -187,6 +200,8 @@ class Runner:
         status = decision.status
         if refused:
             status = reconcile(replace(observed, refused=tuple(refused))).status
+        shown = condition({"status": status or observed.document.get("status") or {}}, READY)
+        self._reasons[key] = str(shown.get("reason", ""))
         await self._write_status(key, observed.document, status)
         if again is not None:
             raise again

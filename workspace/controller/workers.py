@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -29,6 +30,16 @@ async def _log_only(_key: Key, _error: Exception) -> None:
     """The log line that every unexpected error gets is enough."""
 
 
+class Passes:
+    """A listener to passes over keys, for metrics. This one ignores them."""
+
+    def started(self) -> None:
+        """Takes note of a pass that began."""
+
+    def finished(self, outcome: str, seconds: float) -> None:
+        """Takes note of its end. `outcome`: `done`, the class of an error of ours, or `bug`."""
+
+
 class Workers:
     """Runs `workers` tasks over a queue. A failed key is retried with growing delays.
 
@@ -36,12 +47,14 @@ class Workers:
     """
 
     def __init__(
-        self, queue: WorkQueue[Key], once: Work, *, workers: int, report: Report = _log_only
-    ) -> None:
+        self, queue: WorkQueue[Key], once: Work, *, workers: int, report: Report = _log_only,
+        passes: Passes | None = None,
+    ) -> None:  # fmt: skip
         self._queue = queue
         self._once = once
         self._workers = workers
         self._report = report
+        self._passes = passes or Passes()
         self._attempts: Counter[Key] = Counter()
 
     async def run(self) -> None:
@@ -63,18 +76,25 @@ class Workers:
                 self._queue.done(key)
 
     async def _handle(self, key: Key) -> None:
+        outcome, began = "cancelled", time.monotonic()
+        self._passes.started()
         try:
             again = await self._once(key)
+            outcome = "done"
         except WeightyardError as error:
+            outcome = type(error).__name__
             again = self._delay(key, error)
             logger.warning("%s/%s: %s; again in %g s", *key, error.message, again)
         except Exception as error:
             # A bug, or input that nobody thought of. It must not reach the other keys, so it ends here.
+            outcome = "bug"
             again = self._delay(key, error)
             logger.exception("%s/%s: unexpected error; again in %g s", *key, again)
             await self._reported(key, error)
         else:
             del self._attempts[key]
+        finally:
+            self._passes.finished(outcome, time.monotonic() - began)
         if again is not None:
             self._queue.add_later(key, again)
 

@@ -82,9 +82,9 @@ seccompProfile: {type: RuntimeDefault}
 
 {{/* Where Prometheus finds an agent's metrics; called with the interval. */}}
 {{- define "weightyard.scrapes" -}}
-- port: observe
+- port: {{ .port }}
   path: /metrics
-  interval: {{ . }}
+  interval: {{ .interval }}
   relabelings:
     - {sourceLabels: [__meta_kubernetes_pod_node_name], targetLabel: node}
 {{- end }}

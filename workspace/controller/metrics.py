@@ -1,0 +1,144 @@
+"""Prometheus metrics of one controller, in a registry of its own: no globals.
+
+The tables list every metric with its name, help and labels. Passes come in started/finished pairs, to show what hangs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from workspace.controller.workers import Passes
+
+PREFIX: Final = "weightyard_controller_"
+Samples = Mapping[tuple[str, ...], float]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A counter or histogram. Prometheus adds `_total` to a counter's name."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSnapshot:
+    """What the gauges of one scrape are computed from: queued objects by kind, Workspaces by their Ready reason."""
+
+    leads: bool
+    waiting: Mapping[str, int]
+    workspaces: Mapping[str, int]
+    failing_watches: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotGauge:
+    """A gauge, read when scraped."""
+
+    name: str
+    help: str
+    samples: Callable[[ControllerSnapshot], Samples]
+    labels: tuple[str, ...] = ()
+
+
+STARTED: Final = MetricRow("passes_started", "Passes over an object started, by kind.", ("kind",))
+FINISHED: Final = MetricRow(
+    "passes_finished",
+    "Passes ended, by outcome: `done`, an error's class, or `bug`; those started beyond these run or hang.",
+    ("kind", "outcome"),
+)
+SECONDS: Final = MetricRow(
+    "pass_seconds", "Seconds that a pass over an object took.", ("kind",),
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60),
+)  # fmt: skip
+EVENTS: Final = MetricRow("events", "Kubernetes Events recorded, by reason.", ("reason",))
+
+COUNTERS: Final = (STARTED, FINISHED, EVENTS)
+HISTOGRAMS: Final = (SECONDS,)
+GAUGES: Final = (
+    SnapshotGauge("leads", "1 for the controller that leads.", lambda now: {(): now.leads}),
+    SnapshotGauge(
+        "queue_length", "Objects that wait for a pass or have one, by kind.",
+        lambda now: {(kind,): count for kind, count in now.waiting.items()}, ("kind",),
+    ),
+    SnapshotGauge(
+        "workspaces", "Workspaces by the reason of their Ready condition; the leader's only.",
+        lambda now: {(reason,): count for reason, count in now.workspaces.items()}, ("reason",),
+    ),
+    SnapshotGauge(
+        "failing_watches", "Kinds of objects that can't be watched.", lambda now: {(): now.failing_watches}
+    ),
+)  # fmt: skip
+
+
+class Metrics:
+    """One controller's metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._started = self._counter(STARTED)
+        self._finished = self._counter(FINISHED)
+        self._events = self._counter(EVENTS)
+        self._seconds = Histogram(
+            PREFIX + SECONDS.name, SECONDS.help, SECONDS.labels, buckets=SECONDS.buckets, registry=self.registry
+        )  # fmt: skip
+
+    def _counter(self, row: MetricRow) -> Counter:
+        return Counter(PREFIX + row.name, row.help, row.labels, registry=self.registry)
+
+    def passes(self, kind: str) -> Passes:
+        """The listener for the passes over one kind of object."""
+        return _CountedPasses(
+            self._started.labels(kind),
+            lambda outcome: self._finished.labels(kind, outcome),
+            self._seconds.labels(kind),
+        )
+
+    def recorded(self, reason: str) -> None:
+        """Counts a Kubernetes Event."""
+        self._events.labels(reason).inc()
+
+    def watch(self, snapshot: Callable[[], ControllerSnapshot]) -> None:
+        """Exports the gauges."""
+        self.registry.register(_Gauges(snapshot))
+
+    def exposition(self) -> bytes:
+        """The text format."""
+        return generate_latest(self.registry)
+
+
+class _CountedPasses(Passes):
+    def __init__(
+        self, started: Counter, finished: Callable[[str], Counter], seconds: Histogram
+    ) -> None:
+        self._started, self._finished, self._seconds = started, finished, seconds
+
+    def started(self) -> None:
+        self._started.inc()
+
+    def finished(self, outcome: str, seconds: float) -> None:
+        self._finished(outcome).inc()
+        self._seconds.observe(seconds)
+
+
+class _Gauges(Collector):
+    """Gauges read at each scrape."""
+
+    def __init__(self, snapshot: Callable[[], ControllerSnapshot]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._snapshot()
+        for row in GAUGES:
+            family = GaugeMetricFamily(PREFIX + row.name, row.help, labels=row.labels)
+            for labels, value in row.samples(now).items():
+                family.add_metric(labels, float(value))
+            yield family
