@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format bench clean
+.PHONY: help setup demo test test-fast check format conformance-kube bench clean
 
 help: ## Say what there is to make
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ format: ## Format the code and apply the linter's safe fixes
 	@scripts/setup.sh base
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+conformance-kube: ## Hold a real API server, and with it the tests' fake one, against the cases of tests/conformance: KUBECONFIG=…
+	@scripts/setup.sh base
+	$(PYTEST) -n 0 -p no:randomly tests/conformance --against "$(or $(KUBECONFIG),$(error KUBECONFIG names the cluster))"
 
 bench: ## Run the benchmarks, side by side with the named peers
 	@scripts/setup.sh base serve system

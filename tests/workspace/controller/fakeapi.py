@@ -34,15 +34,21 @@ KEYS = {
     "ownerReferences": ("uid",), "conditions": ("type",), "imagePullSecrets": ("name",),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }  # fmt: skip
+# Fields that map names to texts, of which an empty one is kept.
+_MAPS = {"labels", "annotations", "matchLabels", "nodeSelector", "data"}
 SERVER_METADATA = {"uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"}
 
 
 class Conflict(Exception):
-    """409: another manager owns a field, or a precondition doesn't hold."""
+    """Another manager owns a field, or a precondition doesn't hold."""
+
+    status = 409
 
 
 class Missing(Exception):
-    """404."""
+    """There is no such object."""
+
+    status = 404
 
 
 def leaves(value: Any, path: Path = (), field: str = "") -> dict[Path, Any]:
@@ -55,7 +61,7 @@ def leaves(value: Any, path: Path = (), field: str = "") -> dict[Path, Any]:
         for each in value:
             key = tuple(each.get(k) for k in KEYS[field])
             found |= leaves(each, (*path, key), "")
-    else:
+    elif path or value:  # nothing at all is no field
         found[path] = value
     return found
 
@@ -131,6 +137,8 @@ def _tidy(value: Any, field: str = "") -> Any:
             return {k: canonical(str(v)) for k, v in value.items()}
         if field == "limits":
             return {k: canonical(str(v)) for k, v in value.items()}
+        if field in _MAPS:
+            return value
         return {k: _tidy(v, k) for k, v in value.items() if v is not None and v != ""}
     if isinstance(value, list):
         return [_tidy(each) for each in value]

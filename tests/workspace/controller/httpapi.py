@@ -23,6 +23,14 @@ from aiohttp import web
 from cache_agent.api.kube.connection import Connection, TokenCredentials, make_context
 from cache_agent.api.kube.kube_client import KubeClient
 from tests.cache_agent.peers.certificates import Authority
+from tests.workspace.controller.admitting import (
+    Invalid,
+    check,
+    check_applied,
+    check_merged,
+    of_part,
+    placed,
+)
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from tests.workspace.controller.selection import Change, Filter, version_of
 from workspace.controller.kube_api import RESOURCES
@@ -212,10 +220,8 @@ class HttpApi:
             return _failure(*fault)
         try:
             return await self._object(request, kind, namespace, rest[1:])
-        except Missing as error:
-            return _failure(404, str(error))
-        except Conflict as error:
-            return _failure(409, str(error))
+        except (Missing, Conflict, Invalid) as error:
+            return _failure(error.status, str(error))
 
     def _has_keda(self) -> bool:
         return ("CustomResourceDefinition", "", KEDA_DEFINITION) in self.api.objects
@@ -257,7 +263,9 @@ class HttpApi:
         if request.method == "PATCH":
             return web.json_response(self._patch(request, kind, rest, namespace=space, body=body))
         if request.method == "POST":
-            return web.json_response(self.api.create(body), status=201)
+            document = of_part(placed(body, kind, space), kind, status=False)
+            check(document)
+            return web.json_response(self.api.create(document), status=201)
         if request.method == "PUT":
             return web.json_response(self._replace(kind, space, rest[0], body))
         uid = body.get("preconditions", {}).get("uid")
@@ -267,11 +275,16 @@ class HttpApi:
     def _patch(
         self, request: web.Request, kind: str, rest: list[str], *, namespace: str, body: Json
     ) -> Json:
+        status = rest[1:] == ["status"]
         if request.content_type == "application/merge-patch+json":
+            body = of_part(body, kind, status=status)
+            check_merged(kind, namespace, rest[0], body, self.api)
             return self.api.merge_patch(kind, rest[0], body, namespace=namespace)
         assert request.content_type == "application/apply-patch+yaml"
         manager, force = request.query["fieldManager"], request.query.get("force") == "true"
-        return self.api.apply(body, manager=manager, force=force, status=rest[1:] == ["status"])
+        body = of_part(placed(body, kind, namespace), kind, status=status)
+        check_applied(body, self.api)
+        return self.api.apply(body, manager=manager, force=force, status=status)
 
     def _ask_service(self, namespace: str, name: str) -> web.Response:
         """What a vLLM behind a Service says of its models, if a ready one is there."""
