@@ -192,7 +192,6 @@ def _of_cluster(
         label_gone=labels.gone,
         changed=changed.set,
     )
-    wanted = ClusterSource(reconciler.want, reconciler.trouble, labels)
     reporter = NodeCacheWriter(
         api,
         name,
@@ -202,6 +201,8 @@ def _of_cluster(
         parts.note,
         parts.node.engine.monotonic,
     )
+    # A list that is made again may be that of a restored server, which has an earlier report too.
+    wanted = ClusterSource(reconciler.want, reconciler.trouble, labels, reporter.rewrite)
     heartbeat = Heartbeat(
         api,
         name,

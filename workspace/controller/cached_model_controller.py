@@ -58,6 +58,9 @@ class CacheRunner:
         """See `ObjectCache`."""
         return self.view.known(kind)
 
+    def listed(self, kind: str) -> None:
+        """Does nothing: the view compares no versions."""
+
     async def run(self) -> None:
         """Works until cancelled. The view must hold every object by then."""
         for key in [*((MODEL, m) for m in self.view.models), *((NODE, n) for n in self.view.nodes)]:

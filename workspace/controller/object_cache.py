@@ -120,6 +120,14 @@ class WatchCache:
             for (space, name), (workspace, _) in found.items()
         }  # fmt: skip
 
+    def listed(self, kind: str) -> None:
+        """Forgets the versions of a kind before its objects are listed.
+
+        After a restoration from a backup they are lower than before, and everything would look older for ever.
+        """
+        for identity in [each for each in self._versions if each[0] == kind]:
+            del self._versions[identity]
+
     def workspaces(self) -> list[Key]:
         return sorted(self._documents)
 

@@ -80,6 +80,10 @@ class Runner:
         """See `ObjectCache`."""
         return self.cache.known(kind)
 
+    def listed(self, kind: str) -> None:
+        """See `ObjectCache`."""
+        self.cache.listed(kind)
+
     def kind_present(self, kind: str, present: bool) -> None:
         """Handles that the cluster has a kind or lacks it, which may change while the controller runs."""
         groups = frozenset({KEDA_GROUP}) if present else frozenset()

@@ -55,6 +55,9 @@ class ObjectCache(Protocol):
     def known(self, kind: str) -> dict[Name, Json]:
         """The cached objects of a kind, each with the fields that `seen` needs to remove it."""
 
+    def listed(self, kind: str) -> None:
+        """Handles that the objects of a kind follow as they are now, with versions that may be lower than before."""
+
 
 class KindWatch:
     """A follower's listener for one kind. `present` is called when the cluster gains or loses the kind."""
@@ -109,6 +112,7 @@ class KindWatch:
     def _replace(self, documents: list[Json]) -> None:
         present = {_name(each) for each in documents}
         for cache in self._caches:
+            cache.listed(self._kind)
             for name, document in cache.known(self._kind).items():
                 if name not in present:
                     _pass_on(self._kind, cache, document, deleted=True)

@@ -57,6 +57,8 @@ class ClusterSource:
     want: Callable[[Sequence[DesiredModel], Sequence[str]], None]
     trouble: Callable[[str], None]
     labels: NodeLabels
+    # Called when all models are listed another time.
+    relisted: Callable[[], None] = lambda: None
     # With the desired model made from each, so that one change doesn't convert all of them again.
     _models: dict[str, tuple[CachedModel, DesiredModel]] | None = None
     _problems: dict[str, str] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class ClusterSource:
     def put_models(self, documents: Sequence[Json], *, replace: bool = False) -> None:
         """Add new or changed documents. `replace`: they take the place of all earlier ones."""
         if replace or self._models is None:
+            if self._models is not None:
+                self.relisted()
             self._models, self._problems = {}, {}
             changed = True
         else:

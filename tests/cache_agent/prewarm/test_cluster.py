@@ -195,6 +195,18 @@ def test_a_report_that_another_has_changed_is_written_whole_again(open_node: Nod
     run(test())
 
 
+def test_another_list_has_the_report_written_whole_again() -> None:
+    """It may be the list of a server that was restored from a backup, which has an earlier report too."""
+    lists: list[str] = []
+    source = ClusterSource(
+        lambda *_: None, lambda _: None, NodeLabels(lambda _: None), lambda: lists.append("again")
+    )
+    source.models.replace([])
+    assert lists == []
+    source.models.replace([])
+    assert lists == ["again"]
+
+
 def test_a_document_that_no_agent_understands_is_told_and_hinders_no_other(
     open_node: NodeFactory,
 ) -> None:

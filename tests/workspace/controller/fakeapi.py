@@ -154,11 +154,24 @@ class FakeApi:
         self.writes: list[str] = []
         self.watchers: list[Callable[[str, Json], None]] = []
         self._numbers = itertools.count(1)
+        self._uids = itertools.count(1)
 
     @staticmethod
     def key(document: Json) -> tuple[str, str, str]:
         metadata = document["metadata"]
         return document["kind"], metadata.get("namespace", ""), metadata["name"]
+
+    def go_back(self, before: FakeApi) -> None:
+        """Everything is as in an earlier copy, versions too, and nobody is told. Only uids are never given again."""
+        copied = copy.deepcopy((before.objects, before.managers))
+        self.objects, self.managers = copied
+        self._numbers = copy.copy(before._numbers)
+
+    def copied(self) -> FakeApi:
+        """A copy to go back to."""
+        made = FakeApi()
+        made.go_back(self)
+        return made
 
     def get(self, kind: str, namespace: str, name: str) -> Json:
         try:
@@ -279,7 +292,7 @@ class FakeApi:
     def _create(self, document: Json, owners: dict[str, set[Path]]) -> Json:
         created = normalized(document)
         created["metadata"] = created["metadata"] | {
-            "uid": f"uid-{next(self._numbers)}", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z",
+            "uid": f"uid-{next(self._uids)}", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z",
         }  # fmt: skip
         key = self.key(created)
         self.managers[key] = owners

@@ -90,7 +90,9 @@ class HttpApi:
         self._oldest = 0  # a watch from before is told 410
         self._known = {api.key(each): copy.deepcopy(each) for each in api.objects.values()}
         self._latest = max(map(version_of, self._known.values()), default=1)
-        self._streams: set[tuple[Filter, asyncio.Queue[Json | None]]] = set()
+        # A watch is told what comes after the version that it asks for, also when that is far ahead.
+        self._streams: set[tuple[Filter, int, asyncio.Queue[Json | None]]] = set()
+        self._restored: set[str] | None = None
         api.watchers.append(self._tell)
 
     async def __aenter__(self) -> Self:
@@ -129,13 +131,17 @@ class HttpApi:
     ) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {self.token}":
             return _failure(401, "Unauthorized")
+        if self._restored is not None:
+            if request.query.get("watch") == "true":
+                self._restored.add(request.path)
+            return _failure(503, "etcd is being restored")
         if not self.allows(request):
             return _failure(403, f"forbidden: {request.method} {request.path}")
         return await handler(request)
 
     def break_watches(self) -> None:
         """Every watch ends, as when a server restarts."""
-        for _, queue in self._streams:
+        for *_, queue in self._streams:
             queue.put_nowait(None)
 
     @contextlib.contextmanager
@@ -147,10 +153,27 @@ class HttpApi:
         finally:
             self._deaf = False
 
+    @contextlib.contextmanager
+    def restored(self, backup: FakeApi) -> Iterator[set[str]]:
+        """As etcd from a backup: away in this context, and afterwards as it was then, with the versions of then.
+
+        Gives the paths of the watches that were asked for meanwhile.
+        """
+        self._restored = set()
+        self.break_watches()
+        yield self._restored
+        self.api.go_back(backup)
+        self._known = {
+            self.api.key(each): copy.deepcopy(each) for each in self.api.objects.values()
+        }
+        self._latest = max(map(version_of, self._known.values()), default=1)
+        self._log.clear()
+        self._restored = None
+
     def expire_watches(self) -> None:
         """Every watch is told that what it asks for is too old (410), as after a compaction: it must list again."""
         self._oldest = self._latest + 1
-        for _, queue in self._streams:
+        for *_, queue in self._streams:
             queue.put_nowait({"type": "ERROR", "object": _EXPIRED})
             queue.put_nowait(None)
 
@@ -170,9 +193,9 @@ class HttpApi:
             document if kind == "DELETED" else before or document,
         )
         self._log.append(change)
-        for wanted, queue in self._streams:
+        for wanted, since, queue in self._streams:
             event = change.event(wanted)
-            if event is not None:
+            if event is not None and change.version > since:
                 queue.put_nowait(event)
 
     async def _version(self, _: web.Request) -> web.Response:
@@ -338,7 +361,7 @@ class HttpApi:
         await stream.prepare(request)
         queue: asyncio.Queue[Json | None] = asyncio.Queue()
         wanted = Filter.of(request, kind)
-        entry = (wanted, queue)
+        entry = (wanted, since, queue)
         self._streams.add(entry)
         for change in self._log:
             event = change.event(wanted) if change.version > since else None

@@ -132,7 +132,7 @@ def test_a_kind_that_goes_and_comes_back_is_listed_anew() -> None:
 def test_a_broken_watch_resumes_from_the_last_change_after_a_wait() -> None:
     api = ScriptedApi(
         [([], "1")],
-        [[("ADDED", an_object("a", 5)), Unreachable("reset")], [Unreachable("refused")]],
+        [[("ADDED", an_object("a", 5)), Unreachable("reset")], [RateLimited("refused")]],
     )
     seen, waits = follow(api)
     assert api.calls == ["list", "watch 1", "watch 5", "watch 5"]
@@ -142,7 +142,7 @@ def test_a_broken_watch_resumes_from_the_last_change_after_a_wait() -> None:
 
 
 def test_a_watch_works_as_soon_as_the_server_accepts_it_though_nothing_changes() -> None:
-    api = ScriptedApi([([], "1")], [[Unreachable("refused")], []])
+    api = ScriptedApi([([], "1")], [[RateLimited("refused")], []])
     seen, _ = follow(api)
     assert api.calls == ["list", "watch 1", "watch 1", "watch 1"]
     assert seen.troubles == ["", "refused", ""]
@@ -166,3 +166,27 @@ def test_a_watch_that_says_nothing_and_ends_is_no_busy_loop() -> None:
     api = ScriptedApi([([], "1")], [[], []])
     _, waits = follow(api)
     assert waits == [0.5, 0.5]
+
+
+def test_after_an_outage_everything_is_listed_anew() -> None:
+    """A watch from a version that a restored server hasn't reached would stay silent until it has."""
+    lists = [([an_object("a", 50)], "50"), Unreachable("away"), ([an_object("b", 7)], "7")]
+    api = ScriptedApi(lists, [[Unreachable("refused")]])
+    seen, _ = follow(api)
+    assert api.calls == ["list", "watch 50", "list", "list", "watch 7"]
+    assert seen.names == {"b"}
+
+
+@pytest.mark.parametrize("kind", ["ADDED", "BOOKMARK", "DELETED"])
+def test_a_change_from_before_means_that_versions_went_back(kind: str) -> None:
+    lists = [([an_object("a", 50)], "50"), ([an_object("b", 7)], "7")]
+    api = ScriptedApi(lists, [[(kind, an_object("b", 6))]])
+    seen, _ = follow(api)
+    assert api.calls == ["list", "watch 50", "list", "watch 7"]
+    assert seen.names == {"b"}
+
+
+def test_versions_that_are_no_numbers_are_not_compared() -> None:
+    api = ScriptedApi([([], "x9")], [[("BOOKMARK", {"metadata": {"resourceVersion": "x1"}})]])
+    follow(api)
+    assert api.calls == ["list", "watch x9", "watch x1"]
