@@ -61,7 +61,7 @@ class Demand:
     `pipeline` and `data` are the user's parallel sizes; `gpus` counts the GPUs of all groups.
     """
 
-    variant: Variant = Variant.AUTO
+    variant: str = Variant.AUTO.value
     context: int | None = None
     gpus: int | None = None
     utilization: float = DEFAULT_UTILIZATION
@@ -147,16 +147,14 @@ def _held_bytes(facts: ModelFacts, gpus: int) -> int:
     return facts.weight_bytes + (facts.weight_bytes // _GRAPHS_DIVISOR if gpus else 0)
 
 
-def _wanted(candidates: Mapping[str, ModelFacts], variant: Variant) -> list[str]:
-    if variant is not Variant.AUTO:
-        if variant.value not in candidates:
-            # Weights that were published quantized have a name of their own, which a Workspace gets by auto.
-            named = [each.value for each in Variant if each.value in candidates]
+def _wanted(candidates: Mapping[str, ModelFacts], variant: str) -> list[str]:
+    if variant != Variant.AUTO:
+        if variant not in candidates:
             raise UnknownVariant(
-                f"the image has no variant {variant.value!r}; it has: {', '.join(candidates)}",
-                hint=f"Set spec.model.variant to {' or '.join((*named, Variant.AUTO.value))}.",
+                f"the image has no variant {variant!r}; it has: {', '.join(candidates)}",
+                hint=f"Set spec.model.variant to {' or '.join((*candidates, Variant.AUTO))}.",
             )
-        return [variant.value]
+        return [variant]
     # Variants that are missing in ACCURACY come last: their accuracy is unknown.
     return [v for v in ACCURACY if v in candidates] + [v for v in candidates if v not in ACCURACY]
 

@@ -7,11 +7,12 @@ a spec for a given model and machine.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from cache_agent.api.cached_model import VariantName
 from cache_agent.api.kube_objects import (
     LabelKey,
     LabelValue,
@@ -62,8 +63,11 @@ Amounts = Annotated[dict[LabelKey, ResourceAmount], Field(max_length=64)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class Variant(Enum):
-    """The precision to serve. AUTO is the most accurate one that fits."""
+class Variant(StrEnum):
+    """The precisions that a build makes; AUTO is the most accurate variant that fits.
+
+    Weights that were published quantized have other names, such as awq or fp8.
+    """
 
     AUTO = "auto"
     BF16 = "bf16"
@@ -142,8 +146,10 @@ class Model(Strict):
     build: Build | None = Field(
         default=None, description="Builds hub or s3 into an image, which nodes can cache."
     )
-    variant: Annotated[Variant, _as_enum(Variant)] = Field(
-        default=Variant.AUTO, description="auto is the most accurate variant that fits."
+    variant: VariantName = Field(
+        default=Variant.AUTO.value,
+        description="A variant of the image, such as bf16, int8, int8-w8a16, int4, awq or fp8; auto is the most "
+        "accurate one that fits.",
     )
     pull_secret: SecretName | None = Field(
         default=None,

@@ -65,10 +65,13 @@ def build_tag(workspace: Workspace) -> str:
 
 
 def variants(workspace: Workspace) -> tuple[str, ...]:
-    """The quantized variants to build: the requested ones, and the one to serve."""
+    """The quantized variants to build: the requested ones, and the one to serve if a build makes it.
+
+    Any other is one that the source has, or that its image will turn out to lack.
+    """
     model = workspace.spec.model
     requested = model.build.variants if model.build is not None else ()
-    served = () if model.variant in (Variant.AUTO, _PUBLISHED) else (model.variant,)
+    served = [each for each in Variant if each == model.variant and each is not Variant.AUTO]
     return tuple(
         dict.fromkeys(each.value for each in (*requested, *served) if each is not _PUBLISHED)
     )

@@ -158,13 +158,13 @@ def test_unknown_variant() -> None:
     assert caught.value.hint == "Set spec.model.variant to bf16 or auto."
 
 
-def test_a_published_quantization_is_served_by_auto() -> None:
+@pytest.mark.parametrize("wanted", ["auto", "awq"])
+def test_a_published_quantization_is_served_by_auto_and_by_its_name(wanted: str) -> None:
     candidates = {"awq": replace(facts(), quantization="awq")}
-    assert choose(candidates, on("L4"), Demand()).variant == "awq"
-    # A name that a Workspace can't state is no way on.
+    assert choose(candidates, on("L4"), Demand(variant=wanted)).variant == "awq"
     with pytest.raises(UnknownVariant, match="it has: awq") as caught:
-        choose(candidates, on("L4"), Demand(variant=Variant.BF16))
-    assert caught.value.hint == "Set spec.model.variant to auto."
+        choose(candidates, on("L4"), Demand(variant="bf16"))
+    assert caught.value.hint == "Set spec.model.variant to awq or auto."
 
 
 def test_unknown_sizes_of_a_token_leave_the_context_open() -> None:

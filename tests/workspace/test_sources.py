@@ -46,6 +46,11 @@ def test_the_tag_is_made_of_what_is_built() -> None:
     assert image_of(of_hub(variant="bf16")) == image
 
 
+@pytest.mark.parametrize("published", ["awq", "fp8", "gptq-int4", "bf16", "auto"])
+def test_a_variant_that_the_source_has_is_not_made(published: str) -> None:
+    assert variants(of_hub(variant=published, build=TO)) == ()
+
+
 def test_the_variant_to_serve_is_built_too() -> None:
     workspace = of_hub(variant="int4", build={**TO, "variants": ["int8", "bf16"]})
     assert variants(workspace) == ("int8", "int4")

@@ -217,7 +217,7 @@ class Supervisor:
     def _fetch(self) -> tuple[Fit, Cached]:
         image, wanted = self._state.image, self._workspace.spec.model.variant
         with self._signals.raising():
-            records = self._cache.variants(image, None if wanted is Variant.AUTO else wanted.value)
+            records = self._cache.variants(image, None if wanted == Variant.AUTO else wanted)
             fit = choose_variant(self._workspace, records, self._options.hardware)
             for reason in fit.reasons:
                 self._console.say(f"variant not chosen: {reason}")
