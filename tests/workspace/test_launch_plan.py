@@ -147,6 +147,32 @@ def test_what_the_workspace_decides_is_refused_as_argument(argument: str) -> Non
         plan(CPU, runtime={"args": [argument]})
 
 
+DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("model", "allowed"),
+    [
+        ({"image": "registry.example/team/m:v1"}, False),
+        ({"image": f"registry.example/team/m:v1@{DIGEST}"}, True),
+        ({"image": f"oci:out@{DIGEST}"}, True),
+        ({"hub": "org/name@main"}, False),
+        ({"hub": f"org/name@{'0' * 40}"}, True),
+        ({"s3": "bucket/prefix"}, False),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--trust-remote-code", "--trust_remote_code=true"])
+def test_a_models_code_runs_only_where_it_cannot_change(
+    model: dict[str, str], allowed: bool, flag: str
+) -> None:
+    if allowed:
+        assert flag in plan(CPU, model=model, runtime={"args": [flag]}).args
+    else:
+        with pytest.raises(InvalidInput, match="contents can change"):
+            plan(CPU, model=model, runtime={"args": [flag]})
+    assert plan(CPU, model=model, runtime={"args": ["--no-trust-remote-code"]})
+
+
 def test_engines_take_their_format() -> None:
     gguf = SMALL | {"format": "gguf"}
     assert plan(CPU, facts=gguf, runtime={"engine": "llama.cpp"}).engine is Engine.LLAMA_CPP
