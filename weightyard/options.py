@@ -23,8 +23,8 @@ ROOT_VARIABLE: Final = "WEIGHTYARD_ROOT"
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """The default directory of the model cache."""
-    return user_cache(environ) / "store"
+    """The directory of the model cache where no option names one: $WEIGHTYARD_ROOT, else the user's; absolute."""
+    return Path(environ.get(ROOT_VARIABLE) or user_cache(environ) / "store").absolute()
 
 
 def root_option(command: Callable[P, R]) -> Callable[P, R]:

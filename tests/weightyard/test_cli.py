@@ -22,7 +22,7 @@ from modelimage.errors import InvalidInput, NotFound, RateLimited, Unreachable, 
 from weightyard import cli, exits
 from weightyard.console import DEBUG_VARIABLE, Console, format_table, pass_console
 from weightyard.extras import MODULE_EXTRAS, missing_extra
-from weightyard.options import absolute_image
+from weightyard.options import ROOT_VARIABLE, absolute_image, default_root
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("modelimage", "quantize", "builder", "cache_agent", "workspace", "weightyard")
@@ -309,3 +309,10 @@ def test_layouts_are_named_absolutely(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert absolute_image("oci:/a/b:v1") == "oci:/a/b:v1"
     assert absolute_image("registry.example/a:v1") == "registry.example/a:v1"
     assert absolute_image("0fb580a292c7") == "0fb580a292c7"
+
+
+def test_the_cache_is_where_the_environment_says_for_every_command(tmp_path: Path) -> None:
+    """`render --to up` and `up` plan for the same directories."""
+    assert default_root({ROOT_VARIABLE: str(tmp_path)}) == tmp_path
+    assert default_root({ROOT_VARIABLE: "here"}) == Path.cwd() / "here"
+    assert default_root({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "weightyard" / "store"
