@@ -181,6 +181,10 @@ def _counted(text: ModelConfig, layers: int) -> int | None:
         return layers // interval
     if text.model_type == "minimax":
         return -(-layers // 2)
+    # PLaMo 2: one layer in the middle of each step.
+    step = text.count("mamba_step")
+    if step > 1 and text.value("mamba_enabled") is not False:
+        return len(range(step // 2, layers, step)) if layers > step // 2 else min(layers, 1)
     # Zamba 2's and Nemotron-H's classes list the kinds of default layers, which no checkpoint leaves out.
     return None
 

@@ -75,8 +75,8 @@ def model_facts(
 
     `documents` are the parsed files of `DOCUMENTS` that the model has, by name.
     """
-    beside = documents or {}
-    tensors = [tensor for header in headers for tensor in header.tensors]
+    beside, files = documents or {}, list(headers)
+    tensors = [tensor for header in files for tensor in header.tensors]
     estimate = gpu_memory.estimate(config, tensors)
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
@@ -94,7 +94,7 @@ def model_facts(
         kv_heads=split_kv_heads(config),
         tensor_parallel_sizes=tensor_parallel_sizes(config),
         pooling=pools(architecture, beside.get(MODULES)),
-        lora_rank=_lora_rank(tensors),
+        lora_rank=_lora_rank(files),
     )
 
 
@@ -125,10 +125,13 @@ def pools(architecture: str, modules: object = None) -> bool:
     return next((pools for end, pools in _ENDINGS.items() if architecture.endswith(end)), False)
 
 
-def _lora_rank(tensors: Sequence[TensorInfo]) -> int:
-    """The greatest rank of a LoRA adapter's matrices; 0 if the tensors are no adapter."""
-    ranks = (each.shape[0] for each in tensors if ".lora_A." in each.name and each.shape)
-    return max(ranks, default=0)
+def _lora_rank(headers: Sequence[Header]) -> int:
+    """The greatest rank of a LoRA adapter's matrices; 0 for a model, whatever adapter lies beside its weights."""
+    ranks = [
+        [each.shape[0] for each in header.tensors if ".lora_A." in each.name and each.shape]
+        for header in headers
+    ]
+    return max(map(max, ranks)) if ranks and all(ranks) else 0
 
 
 def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:

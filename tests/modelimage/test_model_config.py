@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import pytest
 from modelimage import model_facts
 from modelimage.kv_cache import kv_cache_bytes_per_token, split_kv_heads, tensor_parallel_sizes
 from modelimage.model_config import attention_heads, context_length, language_model
+from modelimage.safetensors import Header, TensorInfo
 from workspace import engine_arguments, hardware
 
 HERE: Final = Path(__file__).parent
@@ -29,9 +31,22 @@ EXPLAINED: Final[Mapping[str, str]] = {
     "whisper-small": "the encoder's cache is added, shared by the tokens of an answer",
     "gemma-3n-e4b": "the last 15 layers share the cache of earlier ones",
     "deepseek-v3.2": "sparse attention caches an index",
-    "nemotron-51b-nas": "its class is remote code",
-    "minimax-text-01": "its class is remote code",
-}
+    "nomic-embed-v1.5": "an encoder keeps no KV cache",
+    "distilbert-base": "an encoder keeps no KV cache",
+    "bge-m3": "an encoder keeps no KV cache; positions start behind the padding token's",
+    "glm-5": "sparse attention caches an index",
+    "kimi-linear-48b": "one layer of four has latent attention, the others a state",
+    "gemma-4-e4b": "layers have different head sizes, and the last 18 share the cache of earlier ones",
+    "minicpm3-4b": "keys are computed from a latent, but cached whole",
+    "longcat-flash": "each layer has two attentions",
+    **dict.fromkeys(
+        (
+            "nemotron-51b-nas", "minimax-text-01", "gte-multilingual-base", "internlm2-7b", "internlm3-8b",
+            "baichuan2-7b", "qwen-7b", "exaone-3.5-7.8b", "minicpm-2b", "ling-mini-2", "plamo2-8b",
+        ),
+        "its class is remote code",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +65,8 @@ def answers() -> Mapping[str, Any]:
 
 @pytest.mark.torch
 def test_heads_cache_and_context_are_vllms(answers: Mapping[str, Any]) -> None:
-    assert len(CONFIGS) >= 60
-    assert len({config["architectures"][0] for config in CONFIGS.values()}) >= 35
+    assert len(CONFIGS) >= 125
+    assert len({config["architectures"][0] for config in CONFIGS.values()}) >= 100
     different = {}
     for name, config in CONFIGS.items():
         theirs = answers["configs"][name]
@@ -111,6 +126,16 @@ def test_the_table_of_classes_is_current() -> None:
         ("nemotron-51b-nas", 2 * 2 * 8 * 128 * 2),
         ("minimax-text-01", 2 * 2 * 8 * 128 * 2),
         ("deepseek-v3", 61 * 576 * 2),
+        ("kimi-linear-48b", 7 * 576 * 2),
+        ("longcat-flash", 2 * 28 * 576 * 2),
+        ("glm-5", 78 * (576 * 2 + 128 + 4)),
+        ("gemma-4-e4b", 2 * 2 * (20 * 2 * 256 + 4 * 2 * 512)),
+        ("minicpm3-4b", 2 * 62 * 40 * 96 * 2),
+        ("plamo2-8b", 2 * 16 * 4 * 128 * 2),  # every second layer has attention
+        ("qwen-7b", 2 * 32 * 32 * 128 * 2),
+        ("internlm2-7b", 2 * 32 * 8 * 128 * 2),
+        ("exaone-3.5-7.8b", 2 * 32 * 8 * 128 * 2),
+        ("ling-mini-2", 2 * 20 * 4 * 128 * 2),
         ("falcon-mamba-7b", 0),
         ("bert-base", 0),
     ],
@@ -165,3 +190,22 @@ def test_any_type_of_value_is_read(key: str, value: object) -> None:
     tensor_parallel_sizes(config)
     context_length(config)
     model_facts.model_facts(config, [])
+
+
+def header(**shapes: tuple[int, ...]) -> Header:
+    tensors = (
+        TensorInfo(name, "BF16", shape, 0, 2 * prod(shape)) for name, shape in shapes.items()
+    )
+    return Header(tuple(tensors), 8)
+
+
+def test_the_rank_is_that_of_adapters_alone() -> None:
+    adapter = header(
+        **{"x.q_proj.lora_A.weight": (32, 8), "x.v_proj.lora_A.weight": (64, 8), "head": (4, 8)}
+    )
+    base = header(**{"model.embed_tokens.weight": (16, 8)})
+    ranks = [
+        model_facts.model_facts({}, headers).lora_rank
+        for headers in ([adapter], [adapter, adapter], [base, adapter], [base], [])
+    ]
+    assert ranks == [64, 64, 0, 0, 0]
