@@ -2,34 +2,36 @@
 
 The format is cosign's (sigstore/cosign, specs/SIGNATURE_SPEC.md): a "simple signing" payload with the manifest's
 digest, its signature in an annotation, under the tag `sha256-<hex>.sig`. The signature manifest also has the image as
-its subject, so it is listed as a referrer. Keys are PEM: ECDSA, Ed25519 or RSA. Needs the extra `sign`.
+its subject, so it is listed as a referrer. A sigstore bundle says the same to newer tools. Needs the extra `sign`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidImage, InvalidInput, NotFound
+from modelimage.errors import DigestMismatch, InvalidImage, NotFound
+from modelimage.keys import PrivateKey, PublicKey, is_signed_by, sign_bytes
 from modelimage.publication import Document
+from modelimage.push import read_tree
 from modelimage.referrers import (
     Artifact,
     ArtifactFile,
     attach,
     cosign_tags,
+    list_referrers,
     make_artifact,
     read_artifact,
 )
 from modelimage.repository import ImageReader, ImageWriter
+from modelimage.signature_bundle import MEDIA_TYPE as BUNDLE_TYPE
+from modelimage.signature_bundle import bundle_artifact, is_signature
 
 ARTIFACT_TYPE: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
 PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -37,9 +39,8 @@ SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
 # A payload names one digest.
 _MAX_PAYLOAD_BYTES: Final = 1 << 20
 _CLAIM: Final = "cosign container image signature"
-
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+# Of one type: an image has a few signatures, and each costs three requests.
+_MOST_REFERRERS: Final = 64
 
 
 class NotSigned(NotFound):
@@ -48,37 +49,6 @@ class NotSigned(NotFound):
 
 class BadSignature(DigestMismatch):
     """The image has signatures, but none of this image by an accepted key."""
-
-
-def load_private_key(pem: bytes, password: bytes | None = None) -> PrivateKey:
-    """Load a PEM private key (PKCS 8), encrypted or not. Raises InvalidInput."""
-    try:
-        key = serialization.load_pem_private_key(pem, password)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidInput(
-            "the private key can't be read: it isn't PEM (PKCS 8), or its password is missing or wrong",
-            hint="Make one with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem",
-        ) from error
-    if not isinstance(key, PrivateKey):
-        raise InvalidInput("the private key is of a kind that isn't supported", hint=_KINDS)
-    return key
-
-
-def load_public_key(pem: bytes) -> PublicKey:
-    """Load a PEM public key, such as cosign.pub. Raises InvalidInput."""
-    try:
-        key = serialization.load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise InvalidInput(
-            "the public key can't be read: it isn't PEM",
-            hint="Extract it with: openssl pkey -in key.pem -pubout -out key.pub",
-        ) from error
-    if not isinstance(key, PublicKey):
-        raise InvalidInput("the public key is of a kind that isn't supported", hint=_KINDS)
-    return key
-
-
-_KINDS: Final = "Use ECDSA, Ed25519 or RSA."
 
 
 def payload(name: str, digest: Digest) -> bytes:
@@ -95,46 +65,28 @@ def payload(name: str, digest: Digest) -> bytes:
     )
 
 
-def sign_bytes(key: PrivateKey, data: bytes) -> bytes:
-    """The raw signature of `data`."""
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return key.sign(data, ec.ECDSA(hashes.SHA256()))
-    if isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
-    return key.sign(data)
-
-
-def is_signed_by(key: PublicKey, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` is this key's signature of `data`."""
-    try:
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-        elif isinstance(key, rsa.RSAPublicKey):
-            key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
-        else:
-            key.verify(signature, data)
-    except InvalidSignature:
-        return False
-    return True
-
-
 def signature_tag(subject: Digest) -> str:
-    """The tag where cosign looks for signatures."""
+    """The tag where cosign, podman, skopeo and CRI-O look for signatures."""
     return cosign_tags(subject)[0]
 
 
 def sign(
     reader: ImageReader, writer: ImageWriter, subject: Descriptor, key: PrivateKey, *, name: str
 ) -> Digest:
-    """Add a signature to the existing ones; return the digest of their manifest.
+    """Add a signature to the existing ones, and a sigstore bundle beside it; return the digest of their manifest.
 
-    Does nothing if there is already a signature by this key.
+    `name`: the reference that the signature is for; with a tag, policies that compare whole references accept it.
+    Does nothing if there is already a signature of this name by this key.
     """
-    # ECDSA signatures contain a random number: signing again would add a second one on each run.
-    found = _signatures(reader, subject.digest)
-    if _accepted(found, subject.digest, [key.public_key()]):
-        return reader.resolve(signature_tag(subject.digest)).digest
+    found = _tagged(reader, subject.digest)
     data = payload(name, subject.digest)
+    # ECDSA signatures contain a random number: signing again would add a second one on each run.
+    same = [file for file in found if file.data == data]
+    public = [key.public_key()]
+    if not any(is_signature(file, subject.digest, public) for file in _bundles(reader, subject)):
+        attach(writer, bundle_artifact(subject, key))
+    if _accepted(same, subject.digest, public):
+        return reader.resolve(signature_tag(subject.digest)).digest
     encoded = base64.b64encode(sign_bytes(key, data)).decode()
     # The signatures of others are kept: all of them are in one manifest, which this one replaces.
     mine = ArtifactFile("payload.json", PAYLOAD_TYPE, data, {SIGNATURE_ANNOTATION: encoded})
@@ -144,26 +96,69 @@ def sign(
     return artifact.manifest.descriptor.digest
 
 
+def sign_all(
+    reader: ImageReader, writer: ImageWriter, root: Descriptor, key: PrivateKey, *, name: str
+) -> dict[Digest, Digest]:
+    """Sign an image and every manifest in it; return the digests of the signatures by manifest, the image's own last.
+
+    Container runtimes check the signature of their platform's manifest, not of the index that lists it.
+    """
+    manifests = [document.descriptor for document in read_tree(reader, root).manifests]
+    return {each.digest: sign(reader, writer, each, key, name=name) for each in manifests}
+
+
 def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) -> None:
-    """Verify. Raises NotSigned if there are none, BadSignature if none for this digest is by one of `keys`."""
-    found = _signatures(reader, subject.digest)
-    if not found:
+    """Verify a signature in any of the places that it may be in: cosign's tag, a referrer, a sigstore bundle.
+
+    Raises NotSigned if there are none, BadSignature if none for this digest is by one of `keys`.
+    """
+    found = _tagged(reader, subject.digest)
+    # The usual place first: it is one request.
+    if _accepted(found, subject.digest, keys):
+        return
+    referred = _referred(reader, subject)
+    bundles = _bundles(reader, subject)
+    if _accepted(referred, subject.digest, keys) or any(
+        is_signature(data, subject.digest, keys) for data in bundles
+    ):
+        return
+    if not found and not referred and not bundles:
         raise NotSigned(
             f"{subject.digest} isn't signed", hint="Sign it with `weightyard sign --key`."
         )
-    if not _accepted(found, subject.digest, keys):
-        raise BadSignature(
-            f"{subject.digest} isn't signed with an accepted key",
-            hint="Check which key signed the image. Don't use it until a trusted key has signed it.",
-        )
+    raise BadSignature(
+        f"{subject.digest} isn't signed with an accepted key",
+        hint="Check which key signed the image. Don't use it until a trusted key has signed it.",
+    )
 
 
-def _signatures(reader: ImageReader, subject: Digest) -> list[ArtifactFile]:
+def _tagged(reader: ImageReader, subject: Digest) -> list[ArtifactFile]:
     try:
         manifest = reader.resolve(signature_tag(subject))
     except NotFound:
         return []
     return read_artifact(reader, manifest, _is_payload)
+
+
+def _referred(reader: ImageReader, subject: Descriptor) -> list[ArtifactFile]:
+    return _files(reader, subject, ARTIFACT_TYPE, _is_payload)
+
+
+def _bundles(reader: ImageReader, subject: Descriptor) -> list[bytes]:
+    files = _files(reader, subject, BUNDLE_TYPE, lambda layer: layer.size <= _MAX_PAYLOAD_BYTES)
+    return [file.data for file in files]
+
+
+def _files(
+    reader: ImageReader, subject: Descriptor, kind: str, wanted: Callable[[Descriptor], bool]
+) -> list[ArtifactFile]:
+    """The files of the referrers of one type."""
+    found: list[ArtifactFile] = []
+    for referrer in list_referrers(reader, subject, kind)[:_MOST_REFERRERS]:
+        # Anyone who may push can attach one: one that can't be read mustn't hide the valid ones.
+        with suppress(InvalidImage, DigestMismatch, NotFound):
+            found += read_artifact(reader, referrer, wanted)
+    return found
 
 
 def _is_payload(layer: Descriptor) -> bool:

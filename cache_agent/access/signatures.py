@@ -25,7 +25,7 @@ from modelimage.repository import ImageReader
 
 # For types only: importing it needs the optional dependency.
 if TYPE_CHECKING:
-    from modelimage.cosign import PublicKey
+    from modelimage.keys import PublicKey
 
 _MOST_NOTES: Final = 4096
 
@@ -131,7 +131,7 @@ def _rules(sections: Sequence[SignatureSection]) -> tuple[Rule, ...]:
 
 
 def _rule_of(section: SignatureSection, read: Mapping[Path, bytes]) -> Rule:
-    from modelimage.cosign import load_public_key  # noqa: PLC0415 - as above
+    from modelimage.keys import load_public_key  # noqa: PLC0415 - as above
 
     pems = [read[path] for path in section.keys]
     fingerprint = hashlib.sha256(b"\0".join(sorted(pems))).hexdigest()[:16]

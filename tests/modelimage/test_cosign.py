@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 
-from modelimage import cosign
+from modelimage import cosign, keys
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
@@ -29,7 +29,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER = ec.generate_private_key(ec.SECP256R1())
 
 
-def pem(key: cosign.PrivateKey, password: bytes | None = None) -> bytes:
+def pem(key: keys.PrivateKey, password: bytes | None = None) -> bytes:
     encryption = (
         serialization.BestAvailableEncryption(password)
         if password
@@ -40,7 +40,7 @@ def pem(key: cosign.PrivateKey, password: bytes | None = None) -> bytes:
     )
 
 
-def public_pem(key: cosign.PrivateKey) -> bytes:
+def public_pem(key: keys.PrivateKey) -> bytes:
     return key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -62,11 +62,11 @@ def subject(layout: Layout) -> Descriptor:
     ids=["ecdsa", "ed25519", "rsa"],
 )
 def test_what_is_signed_verifies_with_that_key_alone(
-    layout: Layout, subject: Descriptor, key: cosign.PrivateKey
+    layout: Layout, subject: Descriptor, key: keys.PrivateKey
 ) -> None:
-    loaded = cosign.load_private_key(pem(key))
+    loaded = keys.load_private_key(pem(key))
     digest = cosign.sign(layout, layout, subject, loaded, name="team/model")
-    public = cosign.load_public_key(public_pem(key))
+    public = keys.load_public_key(public_pem(key))
     cosign.verify(layout, subject, [OTHER.public_key(), public])
     with pytest.raises(cosign.BadSignature):
         cosign.verify(layout, subject, [OTHER.public_key()])
@@ -93,7 +93,7 @@ def test_a_signature_of_another_image_does_not_pass(layout: Layout, subject: Des
     """A valid signature by an accepted key, moved below another image."""
     other = put_image(layout, "v2", b"evil")
     data = cosign.payload("team/model", subject.digest)
-    encoded = base64.b64encode(cosign.sign_bytes(KEY, data)).decode()
+    encoded = base64.b64encode(keys.sign_bytes(KEY, data)).decode()
     file = ArtifactFile("p", cosign.PAYLOAD_TYPE, data, {cosign.SIGNATURE_ANNOTATION: encoded})
     stolen = make_artifact(other, cosign.ARTIFACT_TYPE, [file])
     attach(layout, stolen, cosign.signature_tag(other.digest))
@@ -170,19 +170,19 @@ def test_openssl_agrees(layout: Layout, subject: Descriptor, tmp_path: Path) -> 
 
 def test_encrypted_keys_need_their_password() -> None:
     data = pem(KEY, b"secret")
-    assert cosign.load_private_key(data, b"secret").key_size == 256  # type: ignore[union-attr]
+    assert keys.load_private_key(data, b"secret").key_size == 256  # type: ignore[union-attr]
     for password in (None, b"wrong"):
         with pytest.raises(InvalidInput, match="password"):
-            cosign.load_private_key(data, password)
+            keys.load_private_key(data, password)
 
 
 def test_what_is_no_key_or_of_no_use_is_invalid_input() -> None:
     with pytest.raises(InvalidInput):
-        cosign.load_private_key(b"x")
+        keys.load_private_key(b"x")
     with pytest.raises(InvalidInput):
-        cosign.load_public_key(b"x")
+        keys.load_public_key(b"x")
     exchange = x25519.X25519PrivateKey.generate()
     with pytest.raises(InvalidInput, match="kind"):
-        cosign.load_private_key(pem(exchange))  # type: ignore[arg-type]
+        keys.load_private_key(pem(exchange))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="kind"):
-        cosign.load_public_key(public_pem(exchange))  # type: ignore[arg-type]
+        keys.load_public_key(public_pem(exchange))  # type: ignore[arg-type]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from modelimage.access import Access, ImageRepository, open_image_repository
+from modelimage.companions import find_companions
 from modelimage.descriptor import Descriptor
-from modelimage.digest import Digest
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import InvalidInput
 from modelimage.foreign import resolve_ours
 from modelimage.push import (
-    ImageTree,
     PushPlan,
     Reporting,
     execute,
@@ -32,7 +31,6 @@ from modelimage.reference import (
     RegistryReference,
     parse_image,
 )
-from modelimage.referrers import cosign_tags
 from modelimage.registry.preflight import check_image
 from modelimage.repository import ImageReader
 from weightyard.console import Console, pass_console
@@ -58,7 +56,12 @@ Examples:
     is_flag=True,
     help="Also copy the version's other tags: v1-int8, v1-modelpack and so on.",
 )
-@click.option("--referrers", is_flag=True, help="Also copy its signatures, SBOMs and reports.")
+@click.option(
+    "--referrers/--no-referrers",
+    default=None,
+    help="Copy what is attached to it and to its manifests, too: signatures, attestations, SBOMs, reports.  "
+    "[default: referrers]",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; write nothing.")
 @access_options
 @pass_console
@@ -70,11 +73,11 @@ def copy(
     source: str,
     destination: str,
     all_tags: bool,
-    referrers: bool,
+    referrers: bool | None,
     dry_run: bool,
     access: Access,
 ) -> None:
-    """Copy an image with all its manifests and blobs, digests unchanged.
+    """Copy an image with all its manifests and blobs and what is attached to them, digests unchanged.
 
     What the destination already holds is not sent; an interrupted copy resumes when it is run again.
     """
@@ -97,10 +100,12 @@ def copy(
     for root in tags.values():
         _check_own(reader, root)
     trees = [read_tree(reader, root) for root in tags.values()]
-    if referrers:
-        tags = _cosign_tags(reader, trees) | tags
-        trees = [read_tree(reader, root) for root in tags.values()]
-        trees += _referrer_trees(reader, trees)
+    roots = {tag: root.digest for tag, root in tags.items()}
+    if referrers is not False:
+        beside = find_companions(reader, trees)
+        trees += beside.trees
+        # First: a client that watches the version's tag finds its signatures in place.
+        roots = {tag: root.digest for tag, root in beside.tags.items()} | roots
     # Tags of one version share most blobs: each is sent once.
     manifests, blobs = merge_trees(trees)
     # Before anything is sent: a registry refuses a manifest that is too large only after all its blobs.
@@ -113,7 +118,7 @@ def copy(
             execute(
                 plan,
                 manifests=manifests,
-                tags={tag: root.digest for tag, root in tags.items()},
+                tags=roots,
                 content_of=lambda blob: relayed(reader, blob, access.connections.backoff),
                 writer=writer,
                 reporting=Reporting(
@@ -206,27 +211,6 @@ def _tags(
                 tags[version + tag.removeprefix(start.tag)] = reader.resolve(tag)
     # The version's own tag last: a client that watches it finds the others in place.
     return dict(reversed(tags.items()))
-
-
-def _referrer_trees(reader: ImageRepository, trees: Iterable[ImageTree]) -> list[ImageTree]:
-    found: dict[Digest, ImageTree] = {}
-    for tree in trees:
-        for document in tree.manifests:
-            for referrer in reader.referrers(document.descriptor.digest):
-                try:
-                    found.setdefault(referrer.digest, read_tree(reader, referrer))
-                except NotFound:
-                    # Listed, but deleted since: the image is complete without it.
-                    continue
-    return list(found.values())
-
-
-def _cosign_tags(reader: ImageRepository, trees: Iterable[ImageTree]) -> dict[str, Descriptor]:
-    """The tags under which cosign finds signatures, attestations and SBOMs of the manifests."""
-    held = set(reader.tags())
-    subjects = {each.descriptor.digest for tree in trees for each in tree.manifests}
-    named = sorted(tag for subject in subjects for tag in cosign_tags(subject) if tag in held)
-    return {tag: reader.resolve(tag) for tag in named}
 
 
 def _shower(console: Console) -> Callable[[Descriptor], None]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from modelimage import cosign, durable
+from modelimage import cosign, durable, keys
 from modelimage.access import Access, open_image_repository
 from modelimage.errors import InvalidInput
-from modelimage.reference import LayoutReference, RegistryReference, parse_image
+from modelimage.reference import DEFAULT_TAG, LayoutReference, RegistryReference, parse_image
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 
@@ -37,7 +37,8 @@ Examples:
 def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
     """Sign an image with a private key.
 
-    The signature covers the image's digest, and through it every manifest, layer and file.
+    The signature covers the image's digest, and through it every manifest, layer and file. Each manifest in the image
+    is signed too, so that container runtimes with a sigstoreSigned policy accept their platform's.
     """
     reference = parse_image(image)
     if not isinstance(reference, RegistryReference | LayoutReference):
@@ -47,14 +48,22 @@ def sign(console: Console, /, *, image: str, key: Path, access: Access) -> None:
     with durable.reading(key):
         pem = key.read_bytes()
     password = os.environ.get(PASSWORD_VARIABLE)
-    private = cosign.load_private_key(pem, password.encode() if password else None)
+    private = keys.load_private_key(pem, password.encode() if password else None)
     place = open_image_repository(reference, access)
     subject = place.resolve(reference.name)
-    name = (
-        f"{reference.registry}/{reference.repository}"
-        if isinstance(reference, RegistryReference)
-        else reference.path.name
-    )
-    digest = cosign.sign(place, place, subject, private, name=name)
-    document = {"image": image, "digest": str(subject.digest), "signature": str(digest)}
-    console.result(document, f"Signed {subject.digest}")
+    signed = cosign.sign_all(place, place, subject, private, name=_name(reference))
+    document = {
+        "image": image,
+        "digest": str(subject.digest),
+        "signature": str(signed[subject.digest]),
+        "manifests": {str(manifest): str(signature) for manifest, signature in signed.items()},
+    }
+    console.result(document, f"Signed {subject.digest} and {len(signed) - 1} manifests in it")
+
+
+def _name(reference: LayoutReference | RegistryReference) -> str:
+    """The identity to sign: policies compare it with the reference of a pull, by default with its tag."""
+    if isinstance(reference, LayoutReference):
+        return reference.path.name
+    name = f"{reference.registry}/{reference.repository}"
+    return name if reference.digest else f"{name}:{reference.tag or DEFAULT_TAG}"

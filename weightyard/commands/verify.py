@@ -77,6 +77,7 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
 def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> None:
     # Imported late: only signatures need the extra with the cryptography package.
     from modelimage import cosign  # noqa: PLC0415
+    from modelimage.keys import load_public_key  # noqa: PLC0415
 
     reference = parse_image(target)
     if Path(target).is_dir() or isinstance(reference, EngineReference):
@@ -85,7 +86,7 @@ def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> Non
             hint="Give --key with an image: oci:DIR:TAG or a registry's.",
         )
     reader = open_reader(reference, access)
-    accepted = [cosign.load_public_key(path.read_bytes()) for path in keys]
+    accepted = [load_public_key(path.read_bytes()) for path in keys]
     cosign.verify(reader, reader.resolve(reference.name), accepted)
 
 
