@@ -19,10 +19,10 @@ from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.mounter.orders import VolumeTarget
 from cache_agent.servers.csi import messages
 from cache_agent.servers.csi.driver_options import CsiOptions
-from cache_agent.servers.csi.requests import parse_publish, parse_volume_id
+from cache_agent.servers.csi.requests import Capability, parse_publish, parse_volume_id
 from cache_agent.servers.csi.volumes import StillPulling, VolumeConflict, Volumes
 from modelimage import errors
-from modelimage.errors import NotWritable, WeightyardError
+from modelimage.errors import InvalidInput, NotFound, NotWritable, WeightyardError
 
 # Below kubelet's two minutes per CSI call (csiTimeout), so that pods show our error and not a deadline.
 _LONGEST_SECONDS: Final = 110.0
@@ -102,12 +102,18 @@ class Driver:
         }
 
     async def _publish(self, request: Any, context: Context) -> Any:
+        capability = request.volume_capability
         wanted = parse_publish(
             volume_id=request.volume_id,
             target=request.target_path,
             attributes=dict(request.volume_context),
             secrets=dict(request.secrets),
-            block=request.volume_capability.HasField("block"),
+            capability=Capability(
+                block=capability.HasField("block"),
+                mount=capability.HasField("mount"),
+                access_mode=capability.access_mode.mode,
+            ),
+            readonly=request.readonly,
             kubelet=PurePosixPath(self.options.kubelet),
         )
         left = context.time_remaining()
@@ -116,14 +122,21 @@ class Driver:
         return self._answers["NodePublishVolumeResponse"]()
 
     async def _unpublish(self, request: Any, context: Context) -> Any:
-        self._check_target(request.target_path)
-        await self.volumes.unpublish(parse_volume_id(request.volume_id), request.target_path)
+        volume_id = parse_volume_id(request.volume_id)
+        self._target(request.target_path)
+        await self.volumes.unpublish(volume_id, request.target_path)
         return self._answers["NodeUnpublishVolumeResponse"]()
 
     async def _stats(self, request: Any, context: Context) -> Any:
-        parse_volume_id(request.volume_id)
-        self._check_target(request.volume_path)
-        found = await self.volumes.usage(request.volume_path)
+        volume_id = parse_volume_id(request.volume_id)
+        if not request.volume_path:
+            raise InvalidInput("the volume's path is missing")
+        try:
+            place = self._target(request.volume_path)
+        except InvalidInput as error:
+            # The specification's answer for a path at which the volume isn't.
+            raise NotFound(error.message) from error
+        found = await self.volumes.usage(volume_id, request.volume_path, place.pod)
         usage = self._answers["VolumeUsage"]
         return self._answers["NodeGetVolumeStatsResponse"](
             usage=[
@@ -132,9 +145,9 @@ class Driver:
             ]
         )
 
-    def _check_target(self, path: str) -> None:
+    def _target(self, path: str) -> VolumeTarget:
         # Paths come from outside: none but kubelet's volume directories may reach the mounter.
-        VolumeTarget.parse(path, PurePosixPath(self.options.kubelet))
+        return VolumeTarget.parse(path, PurePosixPath(self.options.kubelet))
 
     def _capabilities(self) -> Any:
         rpc = self._answers["RPC"](type=messages.GET_VOLUME_STATS)

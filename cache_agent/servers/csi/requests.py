@@ -5,8 +5,9 @@ The author of a pod writes an inline volume's attributes, so nothing in them is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -19,19 +20,69 @@ _POD_UID: Final = f"{_KUBERNETES}pod.uid"
 _EPHEMERAL: Final = f"{_KUBERNETES}ephemeral"
 _ATTRIBUTES: Final = frozenset({"image", "variant"})
 _MAX_TEXT: Final = 2048
+# The specification's limit for strings.
+_MAX_ID: Final = 128
+# Of the specification's enum VolumeCapability.AccessMode.Mode, without UNKNOWN.
+_ACCESS_MODES: Final = range(1, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What a request says of the volume: its access type, one of the two, and its access mode, 0 for none."""
+
+    block: bool
+    mount: bool
+    access_mode: int
+
+    def check(self) -> None:
+        """Raise InvalidInput for what a model can't be, and for what the specification demands and isn't there."""
+        if self.block:
+            raise InvalidInput("a model is a directory, not a block device")
+        if not self.mount:
+            raise InvalidInput("the volume's capability is missing, or names no access type")
+        # Any that is one: a model is only read, on however many nodes.
+        if self.access_mode not in _ACCESS_MODES:
+            raise InvalidInput("the volume's access mode is missing or unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUse:
+    """A volume at a target: what has a lease of its own. `readonly` as requested; every mount is read-only."""
+
+    volume_id: str
+    target: str
+    readonly: bool
+
+    @property
+    def lease(self) -> str:
+        """The id of the lease. Law: different uses have different ids."""
+        place = hashlib.sha256(self.target.encode()).hexdigest()[:32]
+        return f"{self.volume_id}@{place}" + ("" if self.readonly else "+rw")
+
+    @property
+    def incompatible(self) -> VolumeUse:
+        """The use of the same volume at the same target that excludes this one."""
+        return replace(self, readonly=not self.readonly)
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
     """A request to mount a model into a pod. `secrets` are left out of the repr."""
 
-    volume_id: str
-    target: str
+    use: VolumeUse
     pod: str
     image: RegistryReference
     variant: str | None
     secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
     pod_name: str = ""
+
+    @property
+    def volume_id(self) -> str:
+        return self.use.volume_id
+
+    @property
+    def target(self) -> str:
+        return self.use.target
 
     @property
     def what(self) -> tuple[str, str | None]:
@@ -45,13 +96,14 @@ def parse_publish(
     target: str,
     attributes: Mapping[str, str],
     secrets: Mapping[str, str],
-    block: bool,
+    capability: Capability,
+    readonly: bool,
     kubelet: PurePosixPath,
 ) -> Publish:
     """Parse a NodePublishVolume request. Raises InvalidInput, which names the wrong part."""
+    use = VolumeUse(parse_volume_id(volume_id), target, readonly)
     place = VolumeTarget.parse(target, kubelet)
-    if block:
-        raise InvalidInput("a model is a directory, not a block device")
+    capability.check()
     # Persistent volumes need a controller service, which this driver doesn't have.
     if attributes.get(_EPHEMERAL) != "true":
         raise InvalidInput("only inline volumes are served", hint="Use `csi:` in the pod itself.")
@@ -65,8 +117,7 @@ def parse_publish(
             hint="The known ones are image and variant.",
         )
     return Publish(
-        volume_id=parse_volume_id(volume_id),
-        target=target,
+        use=use,
         pod=place.pod,
         image=_image(attributes.get("image", "")),
         variant=_variant(attributes.get("variant", "")),
@@ -76,8 +127,8 @@ def parse_publish(
 
 
 def parse_volume_id(text: str) -> str:
-    """Check a volume's id, which is also the id of its lease. Raises InvalidInput."""
-    if not 0 < len(text) <= 200 or not text.isascii() or not text.isprintable():
+    """Check a volume's id: up to 128 bytes without control characters. Raises InvalidInput."""
+    if not 0 < len(text.encode("utf-8", "surrogatepass")) <= _MAX_ID or not text.isprintable():
         raise InvalidInput("the volume's id is missing or malformed")
     return text
 

@@ -25,10 +25,17 @@ from cache_agent.node.threads import BlockingExecutor, end_of
 from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
 from cache_agent.servers.csi.mount_client import Mounts
 from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
-from cache_agent.servers.csi.requests import Publish
+from cache_agent.servers.csi.requests import Publish, VolumeUse
 from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.store.roots import Roots
-from cache_agent.store.values import Holder, HolderKind, Lease, Use, repository_of
+from cache_agent.store.values import (
+    Holder,
+    HolderKind,
+    Lease,
+    StoredModel,
+    Use,
+    repository_of,
+)
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NotFound, TimedOut, Unreachable, WeightyardError
 
@@ -45,7 +52,7 @@ class StillPulling(TimedOut):
 
 
 class VolumeConflict(InUse):
-    """A volume with this id is already published with another model."""
+    """The volume is already published at this target, with another model or another `readonly`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +148,40 @@ class Volumes:
         except Unreachable:
             raise  # the mount may exist: the lease stays until the volume is unpublished
         except WeightyardError:
-            await self._releases.ask(wanted.volume_id)
+            await self._releases.ask(wanted.use.lease)
             raise
 
     async def unpublish(self, volume_id: str, target: str) -> None:
         """Unmount a volume and release its lease; a missing one is no error. Raises Busy while it is in use."""
         # The reverse order of publish: the lease must outlive the mount.
         await self._mounts.unbind(target)
-        await self._releases.ask(volume_id)
+        use = VolumeUse(volume_id, target, readonly=True)
+        await asyncio.gather(*map(self._releases.ask, (use.lease, use.incompatible.lease)))
         self._activity.gone(volume_id)
 
-    async def usage(self, target: str) -> Usage:
-        """The usage of the model mounted at a target. Raises NotFound when there is none."""
+    async def usage(self, volume_id: str, target: str, pod: str) -> Usage:
+        """The usage of the model that a pod's volume shows at a target. Raises NotFound when there is none."""
         key = await self._mounts.look(target)
-        model = await self._threads.local.call(lambda: self._store.models.get(key)) if key else None
+        use = VolumeUse(volume_id, target, readonly=True)
+        model = await self._threads.local.call(lambda: self._published(use, pod, key))
         if model is None:
-            raise NotFound("no model is mounted there")
+            raise NotFound(f"volume {volume_id} isn't published there")
         return Usage(model.size, model.files)
+
+    def _published(self, use: VolumeUse, pod: str, key: Digest | None) -> StoredModel | None:
+        """The model of a volume whose target shows `key`. Blocking."""
+        if key is None:
+            return None
+        leases = self._store.leases
+        own = leases.get(use.lease) or leases.get(use.incompatible.lease)
+        # Leases that were restored after a ledger was lost don't name their volumes.
+        holder = Holder(HolderKind.POD, pod)
+        if own is None and not any(
+            lease.model == key and lease.holder == holder and "@" not in lease.id
+            for lease in leases.all()
+        ):
+            return None
+        return self._store.models.get(key)
 
     async def _admitted(self, wanted: Publish) -> Admission:
         image = wanted.image
@@ -210,35 +234,49 @@ class Volumes:
         return self._pulls.join((caller, *wanted.what), request)
 
     async def _lease(self, wanted: Publish, key: Digest) -> None:
-        """Lease the model to the pod. Raises OtherVolume, and NotFound when the model was just removed."""
-        use = Use(key, Holder(HolderKind.POD, wanted.pod), wanted.volume_id, wanted.pod_name)
-        lease = await self._leases.ask(use)
-        if lease is not None and lease.model != key:
+        """Lease the model to the pod. Raises VolumeConflict, and NotFound when the model was just removed."""
+        use = Use(key, Holder(HolderKind.POD, wanted.pod), wanted.use.lease, wanted.pod_name)
+        asked = (use, wanted.use.incompatible.lease)
+        lease = await self._leases.ask(asked)
+        if lease is not None and (lease.model, lease.id) != (key, use.lease):
             # A running server may have mapped the mounted files, so the model of a published volume never changes.
             if await self._mounts.look(wanted.target) is not None:
-                raise VolumeConflict(
-                    f"volume {wanted.volume_id} shows model {lease.model.short}, not {key.short}",
-                    hint="The image's tag changed while the volume was published: recreate the pod.",
-                )
+                raise _conflict(wanted, lease, key)
             # The lease of a publish that ended before its mount: nothing uses it.
-            await self._releases.ask(wanted.volume_id)
-            lease = await self._leases.ask(use)
+            await self._releases.ask(lease.id)
+            lease = await self._leases.ask(asked)
         if lease is None:
             raise NotFound(f"model {key.short} was removed just now", hint="Try again.")
 
-    def _lease_all(self, uses: Sequence[Use]) -> list[Lease | None]:
-        """Each volume's lease afterwards; an existing lease stays, even of another model. None: the model is gone."""
+    def _lease_all(self, asked: Sequence[tuple[Use, str]]) -> list[Lease | None]:
+        """Each volume's lease afterwards; an existing lease stays, even of another model. None: the model is gone.
+
+        With each use the id of the lease that excludes it.
+        """
         store = self._store
-        had = [store.leases.get(use.lease or "") for use in uses]
+        had = [store.leases.get(use.lease or "") or store.leases.get(other) for use, other in asked]
         # kubelet repeats a publish: the volume's lease of the first call is the answer, and keeps its model.
         kept = [
-            lease if _is_answer(lease, use) else None for use, lease in zip(uses, had, strict=True)
+            lease if _is_answer(lease, use) else None
+            for (use, _), lease in zip(asked, had, strict=True)
         ]
-        missing = [use for use, lease in zip(uses, kept, strict=True) if lease is None]
+        missing = [use for (use, _), lease in zip(asked, kept, strict=True) if lease is None]
         given = iter(store.leases.take_all(missing))
         return [lease or next(given) for lease in kept]
 
 
 def _is_answer(lease: Lease | None, use: Use) -> bool:
-    """Whether a volume's lease needs no change; one that lacks its pod's name gets it, if the model is the same."""
-    return lease is not None and (lease.model != use.model or lease.pod == use.pod or not use.pod)
+    """Whether a volume's lease needs no change; one that lacks its pod's name gets it, if it is the same use."""
+    if lease is None:
+        return False
+    return (lease.model, lease.id) != (use.model, use.lease) or lease.pod == use.pod or not use.pod
+
+
+def _conflict(wanted: Publish, lease: Lease, key: Digest) -> VolumeConflict:
+    if lease.model != key:
+        return VolumeConflict(
+            f"volume {wanted.volume_id} shows model {lease.model.short}, not {key.short}",
+            hint="The image's tag changed while the volume was published: recreate the pod.",
+        )
+    stated = str(not wanted.use.readonly).lower()
+    return VolumeConflict(f"volume {wanted.volume_id} is published there with readonly {stated}")

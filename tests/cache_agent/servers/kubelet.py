@@ -142,5 +142,6 @@ def publish_request(
 
 
 def _message(name: str) -> Any:
-    registration = MESSAGES[name].DESCRIPTOR.file.package == REGISTRATION
-    return MESSAGES[name] if registration else message(name)
+    ours = MESSAGES.get(name)
+    registration = ours is not None and ours.DESCRIPTOR.file.package == REGISTRATION
+    return ours if registration else message(name)

@@ -18,12 +18,13 @@ from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.config import SignatureSection
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.servers.csi.driver_options import CsiOptions
+from cache_agent.servers.csi.requests import VolumeUse
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, Lease
 from modelimage.access import Access
 from modelimage.errors import NoSpace, NotFound
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
-from tests.cache_agent.mounter.mounters import NamespacedMounter
+from tests.cache_agent.mounter.mounters import NamespacedMounter, volume
 from tests.cache_agent.nodes import ROOMY, service_of
 from tests.cache_agent.servers.agents import ServersInProcess
 from tests.cache_agent.servers.kubelet import PREFIX, Kubelet
@@ -134,7 +135,8 @@ def test_a_lease_whose_mount_was_never_made_is_taken_over(machine: Machine, imag
     """An agent died between its lease and its mount."""
     model = publish_model(image, seed=45)
     machine.agent.pull(image)
-    machine.agent.node.store.leases.take(model.record.key, Holder.parse("pod:pod-1"), "csi-pod-1")
+    use = VolumeUse("csi-pod-1", volume(machine.kubelet.directory, "pod-1"), readonly=True)
+    machine.agent.node.store.leases.take(model.record.key, Holder.parse("pod:pod-1"), use.lease)
     target = machine.kubelet.publish("pod-1", image)
     assert machine.files(target) == model.files
     assert machine.leases() == ["pod:pod-1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from cache_agent import errors as ours
 from cache_agent.servers.csi.driver import code_of
 from cache_agent.servers.csi.messages import MESSAGES
-from cache_agent.servers.csi.requests import Publish, parse_publish
+from cache_agent.servers.csi.requests import Capability, Publish, VolumeUse, parse_publish
 from modelimage import errors
 from modelimage.errors import InvalidInput, WeightyardError
 
@@ -21,15 +22,22 @@ PREFIX = "csi.storage.k8s.io/"
 GOOD = {f"{PREFIX}ephemeral": "true", f"{PREFIX}pod.uid": "u-1", "image": "reg.test/m:v1"}
 
 
+MOUNT = Capability(block=False, mount=True, access_mode=1)
+
+
 def parsed(
-    attributes: dict[str, str], target: str = TARGET, volume: str = "v", *, block: bool = False
+    attributes: dict[str, str],
+    target: str = TARGET,
+    volume: str = "v",
+    capability: Capability = MOUNT,
 ) -> Publish:
     return parse_publish(
         volume_id=volume,
         target=target,
         attributes=attributes,
         secrets={"password": "wonderland"},
-        block=block,
+        capability=capability,
+        readonly=True,
         kubelet=KUBELET,
     )
 
@@ -51,9 +59,50 @@ def test_every_attribute_is_needed(missing: str) -> None:
         parsed({name: value for name, value in GOOD.items() if name != missing})
 
 
-def test_a_block_device_is_refused() -> None:
+@pytest.mark.parametrize(
+    "capability",
+    [Capability(block=True, mount=False, access_mode=1), Capability(block=True, mount=True, access_mode=1),
+     Capability(block=False, mount=False, access_mode=1), Capability(block=False, mount=True, access_mode=0),
+     Capability(block=False, mount=True, access_mode=8), Capability(block=False, mount=True, access_mode=-1)],
+)  # fmt: skip
+def test_a_capability_that_is_missing_or_is_no_directory_s_is_refused(
+    capability: Capability,
+) -> None:
     with pytest.raises(InvalidInput):
-        parsed(GOOD, block=True)
+        parsed(GOOD, capability=capability)
+
+
+@pytest.mark.parametrize("mode", range(1, 8))
+def test_every_access_mode_reads(mode: int) -> None:
+    assert parsed(GOOD, capability=replace(MOUNT, access_mode=mode)).pod == "u-1"
+
+
+@pytest.mark.parametrize("volume", ["v", "x" * 128, "ü" * 64, "a b/c:@+rw"])
+def test_ids_are_up_to_128_bytes(volume: str) -> None:
+    assert parsed(GOOD, volume=volume).volume_id == volume
+
+
+@pytest.mark.parametrize("volume", ["", "x" * 129, "ü" * 65, "a\nb", "\0"])
+def test_other_ids_are_refused(volume: str) -> None:
+    with pytest.raises(InvalidInput):
+        parsed(GOOD, volume=volume)
+
+
+@pytest.mark.parametrize("kubelet", ["/var/lib/kubelet", "/" + "/".join(["d" * 200] * 10)])
+def test_paths_may_be_longer_than_ids(kubelet: str) -> None:
+    target = f"{kubelet}/pods/u-1/volumes/kubernetes.io~csi/{'n' * 253}/mount"
+    wanted = parse_publish(
+        volume_id="v", target=target, attributes=GOOD, secrets={}, capability=MOUNT, readonly=True,
+        kubelet=PurePosixPath(kubelet),
+    )  # fmt: skip
+    assert wanted.target == target
+
+
+@given(*[st.tuples(st.text(min_size=1, max_size=6), st.text(max_size=6), st.booleans())] * 2)
+def test_uses_that_differ_have_leases_that_differ(
+    one: tuple[str, str, bool], other: tuple[str, str, bool]
+) -> None:
+    assert (VolumeUse(*one).lease == VolumeUse(*other).lease) is (one == other)
 
 
 attributes = st.dictionaries(
