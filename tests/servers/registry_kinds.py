@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -121,11 +121,39 @@ class KnowsReferrers(Fault):
         return {"OCI-Subject": subject} if subject else {}
 
     def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
-        _, found, subject = request.path.partition("/referrers/")
+        url = urlsplit(request.path)
+        _, found, subject = url.path.partition("/referrers/")
         if not found:
             return None
-        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": self._listed.get(subject, [])}
-        return 200, {"Content-Type": INDEX}, json.dumps(index).encode()
+        listed, headers = self._listed.get(subject, []), {"Content-Type": INDEX}
+        kind = parse_qs(url.query).get("artifactType", [""])[0]
+        if kind:
+            listed = [each for each in listed if each["artifactType"] == kind]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
+        return 200, headers, json.dumps(index).encode()
+
+
+class ListsTagsInPages(Fault):
+    """Tags in pages (distribution-spec, "Listing Tags"), of which docker-registry 2 gives all at once."""
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        super().__init__()
+        self._tags = sorted(tags)
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        url = urlsplit(request.path)
+        if not url.path.endswith("/tags/list"):
+            return None
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        rest = [tag for tag in self._tags if tag > query.get("last", "")]
+        page = rest[: int(query.get("n", len(rest)))]
+        headers = {"Content-Type": "application/json"}
+        if page and page != rest:
+            following = urlencode({"n": query["n"], "last": page[-1]})
+            headers["Link"] = f'<{url.path}?{following}>; rel="next"'
+        name = url.path.removeprefix("/v2/").removesuffix("/tags/list")
+        return 200, headers, json.dumps({"name": name, "tags": page}).encode()
 
 
 INDEX = "application/vnd.oci.image.index.v1+json"

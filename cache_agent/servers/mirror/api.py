@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+import math
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Final
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -15,6 +18,7 @@ from cache_agent.api.errors import status_of
 from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.mirror.content import CachedManifest, Content, Layer, RelayedBlob
+from cache_agent.servers.mirror.discovery import query_of
 from cache_agent.servers.mirror.mirror_routes import (
     BadAddress,
     MirrorRequest,
@@ -32,13 +36,27 @@ from cache_agent.servers.sender import (
     relay,
 )
 from modelimage.digest import Digest
-from modelimage.errors import AccessDenied, InvalidInput, NotFound, WeightyardError
+from modelimage.errors import (
+    AccessDenied,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    WeightyardError,
+)
 from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Literal
 
 _VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}
+_NOT_TAKEN: Final = re.compile(r"(?:^|;)\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)")
 # Retry-After, in seconds.
-_SLOW_DOWN: Final = "5"
+_SLOW_DOWN: Final = 5
+# The specification's codes of a 404. A list of referrers that isn't there is one that the registry can't make.
+_UNKNOWN: Final[Mapping[RequestKind, str]] = {
+    RequestKind.MANIFEST: "MANIFEST_UNKNOWN",
+    RequestKind.BLOB: "BLOB_UNKNOWN",
+    RequestKind.TAGS: "NAME_UNKNOWN",
+    RequestKind.REFERRERS: "UNSUPPORTED",
+}
 
 
 class MirrorApi:
@@ -73,18 +91,33 @@ class MirrorApi:
         self, request: web.Request, wanted: MirrorRequest, caller: Caller
     ) -> web.StreamResponse:
         try:
+            if wanted.kind.is_list:
+                return await self._list(request, wanted, caller)
             content = await self._executor.call(lambda: self._service.content(wanted, caller))
+            if wanted.kind is RequestKind.MANIFEST and not accepts(request, content.media_type):
+                # As registries answer: the runtime asks the registry, which may convert.
+                message = f"the manifest is of the type {content.media_type}"
+                return _error(404, "MANIFEST_UNKNOWN", message)
             return await self._send(request, content)
         except AccessDenied as error:
             return await self._refuse(wanted, caller, error)
-        except NotFound as error:
-            code = "MANIFEST_UNKNOWN" if wanted.kind is RequestKind.MANIFEST else "BLOB_UNKNOWN"
-            return _error(404, code, error.message)
         except WeightyardError as error:
-            answer = _error(status_of(error), "UNAVAILABLE", error.message)
-            if error.retry:
-                answer.headers["Retry-After"] = _SLOW_DOWN
-            return answer
+            return _failure(wanted.kind, error)
+
+    async def _list(
+        self, request: web.Request, wanted: MirrorRequest, caller: Caller
+    ) -> web.Response:
+        query = query_of(wanted.kind, request.rel_url.raw_query_string)
+        found = await self._executor.call(lambda: self._service.listing(wanted, caller, query))
+        headers = {**_VERSION, "Content-Type": found.media_type}
+        if found.filters:
+            headers["OCI-Filters-Applied"] = found.filters
+        if found.following:
+            namespace = urlencode({"ns": request.query["ns"]}) if "ns" in request.query else ""
+            following = "&".join(filter(None, (found.following, namespace)))
+            # By the mirror: the next page needs no other address and no other credentials.
+            headers["Link"] = f'<{request.rel_url.raw_path}?{following}>; rel="next"'
+        return web.Response(body=found.data, headers=headers)
 
     async def _refuse(
         self, wanted: MirrorRequest, caller: Caller, error: AccessDenied
@@ -156,6 +189,28 @@ class MirrorApi:
                     async with aclosing(following(self._executor, follow, start, stop)) as pieces:
                         async for piece in pieces:
                             yield piece
+
+
+def _failure(kind: RequestKind, error: WeightyardError) -> web.Response:
+    if isinstance(error, NotFound):
+        return _error(404, _UNKNOWN[kind], error.message)
+    seconds: float = _SLOW_DOWN
+    answer = _error(status_of(error), "UNAVAILABLE", error.message)
+    if isinstance(error, RateLimited):
+        answer = _error(429, "TOOMANYREQUESTS", error.message)
+        seconds = error.retry_after or seconds
+    if error.retry:
+        answer.headers["Retry-After"] = str(math.ceil(seconds))
+    return answer
+
+
+def accepts(request: web.Request, media_type: str) -> bool:
+    """Whether a client takes this type (Accept; RFC 9110, section 12.5.1). One that names none takes all."""
+    stated = ",".join(request.headers.getall("Accept", ()))
+    ranges = (each.partition(";") for each in stated.split(",") if each.strip())
+    taken = {kind.strip().lower() for kind, _, rest in ranges if not _NOT_TAKEN.search(rest)}
+    kinds = {media_type.lower(), f"{media_type.partition('/')[0].lower()}/*", "*/*"}
+    return not stated.strip() or bool(taken & kinds)
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

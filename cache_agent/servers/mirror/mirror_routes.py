@@ -15,7 +15,8 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, check_tag, parse_registry
 
-_ENDPOINT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)")
+_ENDPOINT = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers)/(?P<reference>[^/]+)")
+_TAGS = re.compile(r"/v2/(?P<name>.+)/tags/list")
 _HOST_WITH_PORT = re.compile(r"(?P<host>.+)_(?P<port>[0-9]{1,5})")
 _MAX_PATH = 1024
 
@@ -33,11 +34,18 @@ class RequestKind(Enum):
 
     MANIFEST = "manifests"
     BLOB = "blobs"
+    TAGS = "tags"
+    REFERRERS = "referrers"
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the answer is a list, which the registry makes."""
+        return self in (RequestKind.TAGS, RequestKind.REFERRERS)
 
 
 @dataclass(frozen=True, slots=True)
 class MirrorRequest:
-    """One manifest (by tag or digest) or blob (by digest) of one repository."""
+    """One manifest (by tag or digest) or blob (by digest) of one repository; its tags; or a manifest's referrers."""
 
     kind: RequestKind
     image: RegistryReference
@@ -52,6 +60,8 @@ class MirrorRequest:
     @property
     def upstream_path(self) -> str:
         """The path below the repository in the upstream registry."""
+        if self.kind is RequestKind.TAGS:
+            return "tags/list"
         return f"{self.kind.value}/{self.image.name}"
 
 
@@ -60,12 +70,16 @@ def parse_address(path: str, namespace: str | None) -> MirrorRequest | None:
     if path in ("/v2/", "/v2"):
         return None
     # The length first: the path comes from any client on the node.
-    match = _ENDPOINT.fullmatch(path) if len(path) <= _MAX_PATH else None
+    path = path if len(path) <= _MAX_PATH else ""
+    if match := _TAGS.fullmatch(path):
+        return MirrorRequest(RequestKind.TAGS, _repository(match["name"], namespace))
+    match = _ENDPOINT.fullmatch(path)
     if match is None:
-        raise BadAddress(404, "UNSUPPORTED", "the mirror serves manifests and blobs only")
+        message = "the mirror serves manifests, blobs, tags and referrers only"
+        raise BadAddress(404, "UNSUPPORTED", message)
     kind, reference = RequestKind(match["kind"]), match["reference"]
     repository = _repository(match["name"], namespace)
-    if kind is RequestKind.BLOB or ":" in reference:
+    if kind is not RequestKind.MANIFEST or ":" in reference:
         return MirrorRequest(kind, _with_digest(repository, reference))
     try:
         return MirrorRequest(kind, repository.with_tag(check_tag(reference)))

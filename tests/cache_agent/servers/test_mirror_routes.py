@@ -15,7 +15,12 @@ from cache_agent.servers.mirror.containerd import (
     with_mirror,
     without_mirror,
 )
-from cache_agent.servers.mirror.mirror_routes import BadAddress, RequestKind, parse_address
+from cache_agent.servers.mirror.mirror_routes import (
+    BadAddress,
+    MirrorRequest,
+    RequestKind,
+    parse_address,
+)
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference
@@ -43,12 +48,24 @@ def test_addresses(path: str, namespace: str | None, image: RegistryReference) -
     assert wanted.kind is (RequestKind.BLOB if "/blobs/sha256" in path else RequestKind.MANIFEST)
 
 
+def test_lists_have_addresses_too() -> None:
+    tags = parse_address("/v2/reg.test/team/m/tags/list", None)
+    assert tags == MirrorRequest(RequestKind.TAGS, RegistryReference("reg.test", "team/m"))
+    assert tags.upstream_path == "tags/list"
+    referrers = parse_address(f"/v2/m/referrers/{DIGEST}", "reg.test")
+    image = RegistryReference("reg.test", "m", digest=DIGEST)
+    assert referrers == MirrorRequest(RequestKind.REFERRERS, image)
+    assert referrers.upstream_path == f"referrers/{DIGEST}"
+
+
 @pytest.mark.parametrize(
     ("path", "namespace", "status"),
     [
         ("/", None, 404),
         ("/v1/", None, 404),
-        ("/v2/m/tags/list", "reg.test", 404),
+        ("/v2/m/tags/other", "reg.test", 404),
+        ("/v2/tags/list", "reg.test", 404),
+        ("/v2/m/referrers/v1", "reg.test", 400),
         ("/v2/m/manifests/v1", None, 404),
         ("/v2/m/manifests/v1", "reg/evil", 400),
         ("/v2/m/manifests/v1", "reg", 400),
