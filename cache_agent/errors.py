@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelimage.errors import Busy, DigestMismatch, Fault, NotWritable
+from modelimage.errors import Busy, DigestMismatch, Fault, NotWritable, WeightyardError
 
 
 class DiskFailed(NotWritable):
@@ -27,6 +27,12 @@ def no_thread(error: RuntimeError) -> Busy:
 
 class StoreDamaged(DigestMismatch):
     """The checker found a store that breaks its invariants."""
+
+    fault = Fault.NODE
+
+
+class AgentBug(WeightyardError):
+    """The agent met an error that nobody foresaw. Its log has the traceback."""
 
     fault = Fault.NODE
 

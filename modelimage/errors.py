@@ -24,7 +24,8 @@ class Fault(Enum):
 class WeightyardError(Exception):
     """Base of all errors raised on purpose.
 
-    `hint` is one sentence in the imperative: the user's next step.
+    `hint` is one sentence in the imperative: the user's next step. `kind` is the name of its class, also where another
+    process raised it and only a more general class is known here.
     """
 
     fault: ClassVar[Fault]
@@ -34,6 +35,7 @@ class WeightyardError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.kind = type(self).__name__
 
 
 class InvalidInput(WeightyardError):
@@ -144,6 +146,12 @@ class GateFailed(WeightyardError):
     """The result is valid but worse than the configured bounds."""
 
     fault = Fault.CONTENT
+
+
+def public_name(error: WeightyardError) -> str:
+    """The name of the error's nearest class in this module: what is told to other processes, which know no others."""
+    known = [kind for kind in type(error).__mro__ if globals().get(kind.__name__) is kind]
+    return known[0].__name__
 
 
 def first_line(error: Exception) -> str:

@@ -92,8 +92,10 @@ def _cell(text: str) -> str:
 
 def _exit_codes() -> Iterator[str]:
     yield "## Exit codes\n"
-    yield "| Code | Meaning |\n|---|---|"
-    yield from (f"| {code} | {meaning} |" for code, meaning in sorted(MEANINGS.items()))
+    yield "The same for every command, with an agent and without one.\n"
+    yield "| Code | Meaning | What to do |\n|---|---|---|"
+    for code, meaning in sorted(MEANINGS.items()):
+        yield f"| {code} | {meaning.what} | {meaning.to_do} |"
     yield ""
 
 

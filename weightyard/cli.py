@@ -227,7 +227,7 @@ def guarded(call: Callable[[], object], *, console: Console) -> int:
         sys.stdout.flush()
     except WeightyardError as error:
         _trace(error)
-        console.fail(error.message, hint=error.hint, kind=type(error).__name__)
+        console.fail(error.message, hint=error.hint, kind=error.kind)
         return exits.exit_code(error)
     except click.ClickException as error:
         return _usage(error, console)

@@ -1,13 +1,16 @@
 """Exit codes: one table from error classes to numbers, for scripts and CI jobs.
 
-A class that isn't listed gets its nearest listed ancestor's code, so packages may add subclasses freely.
+A class that isn't listed gets its nearest listed ancestor's code, so packages may add subclasses freely. An error of an
+agent has the same code as the same error without one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from cache_agent.errors import AgentBug
 from modelimage import errors
 from weightyard.doctor.result import PreflightFailed
 from weightyard.extras import MissingExtra
@@ -40,32 +43,67 @@ EXIT_CODES: Final[Mapping[type[errors.WeightyardError], int]] = {
     errors.GateFailed: 18,
     MissingExtra: 19,
     PreflightFailed: 20,
+    AgentBug: BUG,
 }
 
-MEANINGS: Final[Mapping[int, str]] = {
-    OK: "done",
-    BUG: "a bug in weightyard; please report it",
-    USAGE: "an option, reference or document that can't be understood",
-    3: "an image, tag, source or workspace that isn't there",
-    4: "credentials missing, wrong, or not covering what was asked",
-    5: "bytes that don't have the digest they should have",
-    6: "a checkpoint that is missing files, truncated or inconsistent",
-    7: "weights that come as pickle files, which run code when loaded",
-    8: "a variant that the image doesn't hold",
-    9: "a destination that can't be written",
-    10: "a disk or budget that is full, or a model that doesn't fit or run on this hardware",
-    11: "a remote that doesn't answer or limits the request rate; trying again may help",
-    12: "something held by another process; trying again may help",
-    13: "an inference server or another child program that failed",
-    14: "something that wasn't ready in time",
-    15: "a malformed image, manifest or record",
-    16: "a remote that refused permanently or broke the protocol",
-    17: "something that is in use and can't be removed",
-    18: "a quality gate that failed",
-    19: "a Python package that this command needs isn't installed",
-    20: "a check of `weightyard doctor` that failed",
-    INTERRUPTED: "interrupted with Ctrl-C",
-    BROKEN_PIPE: "the reader of the output went away",
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a code says, and what to do."""
+
+    what: str
+    to_do: str = ""
+
+
+MEANINGS: Final[Mapping[int, Meaning]] = {
+    OK: Meaning("done"),
+    BUG: Meaning(
+        "a bug in weightyard, here or in the agent", "report it; `WEIGHTYARD_DEBUG=1` shows where"
+    ),
+    USAGE: Meaning("an option, reference or document that can't be understood", "see `--help`"),
+    3: Meaning(
+        "an image, tag, source or workspace that isn't there",
+        "check the name; without credentials, private ones look absent",
+    ),
+    4: Meaning(
+        "credentials missing, wrong, or not covering what was asked; an image without a required signature",
+        "log in, accept the terms, fix permissions, sign the image",
+    ),
+    5: Meaning("bytes that don't have the digest they should have", "fetch or build them again"),
+    6: Meaning(
+        "a checkpoint that is missing files, truncated or inconsistent", "download it again"
+    ),
+    7: Meaning(
+        "weights that come as pickle files, which run code when loaded",
+        "another revision, or `--convert-pickle`",
+    ),
+    8: Meaning("a variant that the image doesn't hold", "choose one that the message lists"),
+    9: Meaning("a destination that can't be written", "another directory, or permissions"),
+    10: Meaning(
+        "a disk or budget that is full, or a model that doesn't fit or run on this hardware",
+        "free space, raise the budget, or choose another variant",
+    ),
+    11: Meaning("a remote that doesn't answer or limits the request rate", "try again"),
+    12: Meaning("something held by another process", "try again"),
+    13: Meaning(
+        "an inference server or another child program that failed", "see the message and its log"
+    ),
+    14: Meaning("something that wasn't ready in time", "try again, or wait longer"),
+    15: Meaning("a malformed image, manifest or record", "build it again"),
+    16: Meaning(
+        "a remote that refused permanently or broke the protocol", "the hint says which limit"
+    ),
+    17: Meaning(
+        "something that is in use and can't be removed",
+        "stop what uses it; `weightyard ls` shows it",
+    ),
+    18: Meaning("a quality gate that failed", "another engine or scheme"),
+    19: Meaning(
+        "a Python package that this command needs isn't installed", "the hint names the extra"
+    ),
+    20: Meaning("a check of `weightyard doctor` that failed", "each finding says what to do"),
+    INTERRUPTED: Meaning("interrupted with Ctrl-C", "run it again"),
+    BROKEN_PIPE: Meaning("the reader of the output went away"),
 }
 
 

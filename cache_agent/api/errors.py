@@ -34,8 +34,10 @@ def status_of(error: WeightyardError) -> int:
 
 def to_view(error: WeightyardError) -> ErrorView:
     """The wire document of an error."""
+    kinds = (kind.__name__ for kind in type(error).__mro__ if _known(kind.__name__) is kind)
     return ErrorView(
-        kind=type(error).__name__,
+        kind=next(kinds),
+        name=error.kind,
         message=error.message,
         hint=error.hint,
         retry_after=error.retry_after if isinstance(error, RateLimited) else None,
@@ -43,10 +45,20 @@ def to_view(error: WeightyardError) -> ErrorView:
 
 
 def from_view(view: ErrorView) -> WeightyardError:
-    """The error that the server raised. An unknown class becomes RemoteRefused."""
-    kind = getattr(errors, view.kind, None) or getattr(ours, view.kind, None)
-    if kind is RateLimited:
-        return RateLimited(view.message, hint=view.hint, retry_after=view.retry_after)
-    if isinstance(kind, type) and issubclass(kind, WeightyardError):
-        return kind(view.message, hint=view.hint)
-    return RemoteRefused(view.message, hint=view.hint)
+    """The error that the server raised, of the nearest class that both know. An unknown one becomes RemoteRefused."""
+    kind = _known(view.kind)
+    error: WeightyardError
+    if kind is None:
+        error = RemoteRefused(view.message, hint=view.hint)
+    elif kind is RateLimited:
+        error = RateLimited(view.message, hint=view.hint, retry_after=view.retry_after)
+    else:
+        error = kind(view.message, hint=view.hint)
+    error.kind = view.name or view.kind
+    return error
+
+
+def _known(name: str) -> type[WeightyardError] | None:
+    """The class of this name that every client knows."""
+    kind = getattr(errors, name, None) or getattr(ours, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, WeightyardError) else None

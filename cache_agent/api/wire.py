@@ -78,10 +78,11 @@ class PullDone(BaseModel):
 
 
 class ErrorView(BaseModel):
-    """A WeightyardError. `kind` is its class name in `modelimage.errors` or `cache_agent.errors`."""
+    """A WeightyardError. `kind` is its nearest class in `modelimage.errors` or `cache_agent.errors`, `name` its own."""
 
     event: Literal["error"] = "error"
     kind: str
+    name: str = ""
     message: str
     hint: str | None = None
     retry_after: float | None = None

@@ -25,7 +25,7 @@ from cache_agent.mounter.orders import (
     Report,
     VolumeTarget,
 )
-from modelimage.errors import AccessDenied, InvalidInput, WeightyardError
+from modelimage.errors import AccessDenied, InvalidInput, WeightyardError, public_name
 
 _PEER_SECONDS: Final = 5.0
 _THREADS: Final = 32
@@ -97,7 +97,7 @@ def _uid_of(peer: socket.socket) -> int:
 
 
 def _failure(error: WeightyardError) -> Report:
-    return Report(error=type(error).__name__, message=error.message)
+    return Report(error=public_name(error), message=error.message)
 
 
 def lines_of(peer: socket.socket) -> list[bytes]:

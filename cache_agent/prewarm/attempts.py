@@ -8,7 +8,7 @@ from typing import Final
 
 from cache_agent.prewarm.values import Failure, FetchTarget, TargetState
 from modelimage.digest import Digest
-from modelimage.errors import RateLimited, WeightyardError
+from modelimage.errors import RateLimited, WeightyardError, public_name
 
 FIRST_WAIT: Final = 5.0
 LONGEST_WAIT: Final = 300.0
@@ -23,7 +23,9 @@ def failure_of(error: Exception, *, times: int, now: float, random: Callable[[],
         # Not before the server's Retry-After, unless that is longer than our own longest wait.
         wait = min(LONGEST_WAIT, max(wait, error.retry_after))
     text = f"{message}. {hint}" if hint else message
-    return Failure(type(error).__name__, text, now + wait)
+    # Clients decide by it whether waiting helps, and know no other names.
+    reason = public_name(error) if isinstance(error, WeightyardError) else type(error).__name__
+    return Failure(reason, text, now + wait)
 
 
 @dataclass

@@ -13,6 +13,7 @@ Parses requests, calls the service in a thread and writes responses. Must not us
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, TypeVar
@@ -22,11 +23,13 @@ from pydantic import BaseModel, ValidationError
 
 from cache_agent.api.errors import status_of, to_view
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
+from cache_agent.errors import AgentBug
 from cache_agent.node.control_service import Service, done_view, progress_view
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.observe import ObserveApi
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import InvalidInput, WeightyardError, first_line
 
+logger = logging.getLogger(__name__)
 _PROGRESS_SECONDS: Final = 0.2
 _MAX_BODY: Final = 1 << 20
 _MOST_DIGITS: Final = 18
@@ -95,6 +98,8 @@ class ControlApi:
             await _line(answer, done_view(pull, body.image))
         except WeightyardError as error:
             await _line(answer, to_view(error))
+        except Exception as error:  # noqa: BLE001 - a bulkhead: told in the log, and the caller learns that it is a bug
+            await _line(answer, to_view(_bug(error)))
         return answer
 
     async def _leases(self, request: web.Request) -> web.Response:
@@ -152,11 +157,23 @@ class ControlApi:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn a WeightyardError into its HTTP status and an ErrorView."""
+    """Turn an error into its HTTP status and an ErrorView."""
     try:
         return await handler(request)
     except WeightyardError as error:
         return _one(to_view(error), status=status_of(error))
+    except (web.HTTPException, ConnectionError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a bulkhead, as in `_pull`
+        return _one(to_view(_bug(error)), status=500)
+
+
+def _bug(error: Exception) -> AgentBug:
+    logger.error("a request to the control API failed", exc_info=error)
+    return AgentBug(
+        f"the agent failed: {type(error).__name__}: {first_line(error)}",
+        hint="This is a bug in weightyard. Report it with the traceback in the agent's log.",
+    )
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:

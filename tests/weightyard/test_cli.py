@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 import re
 import resource
 import subprocess
@@ -17,8 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import modelimage.errors
-from modelimage.errors import InvalidInput, NotFound, RateLimited, Unreachable, WeightyardError
+from modelimage.errors import InvalidInput, NotFound, RateLimited
 from weightyard import cli, exits
 from weightyard.console import DEBUG_VARIABLE, Console, format_table, pass_console
 from weightyard.extras import MODULE_EXTRAS, missing_extra
@@ -230,54 +227,6 @@ def test_extras_are_those_of_the_distribution() -> None:
     assert set(MODULE_EXTRAS) == set(brought)
     for module, extra in MODULE_EXTRAS.items():
         assert extra in brought[module], f"{module} isn't in the extra {extra!r}"
-
-
-def _all_subclasses(kind: type[WeightyardError]) -> set[type[WeightyardError]]:
-    direct = set(kind.__subclasses__())
-    return direct.union(*(_all_subclasses(each) for each in direct))
-
-
-def import_unless_extra(name: str) -> None:
-    """Import a module; one that runs in an environment of its own may lack that environment's packages here."""
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] in PACKAGES:
-            raise
-
-
-def test_every_error_has_an_exit_code() -> None:
-    for package in PACKAGES:
-        module = importlib.import_module(package)
-        for info in pkgutil.walk_packages(module.__path__, f"{package}."):
-            if not info.name.endswith("__main__"):
-                import_unless_extra(info.name)
-    ours = [
-        kind for kind in _all_subclasses(WeightyardError) if kind.__module__.startswith(PACKAGES)
-    ]
-    uncovered = [
-        kind.__qualname__
-        for kind in ours
-        if kind is not exits.RelayedError and not exits.EXIT_CODES.keys() & set(kind.__mro__)
-    ]
-    assert uncovered == []
-
-
-def test_every_exit_code_is_explained() -> None:
-    assert set(exits.EXIT_CODES.values()) <= set(exits.MEANINGS)
-    table = (REPOSITORY / "docs" / "cli.md").read_text()
-    for code, meaning in exits.MEANINGS.items():
-        assert f"| {code} | {meaning} |" in table
-
-
-def test_listed_errors_are_those_of_the_contract() -> None:
-    """Each class of modelimage.errors has a code of its own in the table, not just an ancestor's."""
-    contract = {
-        kind for kind in vars(modelimage.errors).values()
-        if isinstance(kind, type) and issubclass(kind, WeightyardError) and kind is not WeightyardError
-    }  # fmt: skip
-    assert contract <= set(exits.EXIT_CODES)
-    assert exits.exit_code(Unreachable("x")) == 11
 
 
 def test_broken_pipe_is_quiet() -> None:
