@@ -20,23 +20,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from cache_agent.net.listen_addresses import Address
 from cache_agent.store.space import Amount
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import WeightyardError
 from modelimage.hub import DEFAULT_ENDPOINT
-
-PREFIX = "WEIGHTYARD_"
 
 
 def _text(value: Any) -> Any:
@@ -359,51 +355,3 @@ class AgentConfig(_Section):
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the settings file."""
     return AgentConfig.model_json_schema()
-
-
-def parse_config(
-    text: str, environ: Mapping[str, str], overrides: Mapping[str, Any]
-) -> AgentConfig:
-    """Parse settings: the file's text, overridden by the environment, overridden by flags. Raises InvalidInput.
-
-    `WEIGHTYARD_FETCH__STREAMS=8` sets `fetch.streams`; its value is YAML. `overrides` has dotted names; None: unset.
-    """
-    document = _document(text)
-    # Only names of settings: other variables share the prefix (WEIGHTYARD_CACHE).
-    for name, value in sorted(environ.items()):
-        path = name.removeprefix(PREFIX).lower().split("__")
-        if name.startswith(PREFIX) and path[0] in AgentConfig.model_fields:
-            _set(document, path, _yaml(value, name))
-    for dotted, value in overrides.items():
-        if value is not None:
-            _set(document, dotted.split("."), value)
-    try:
-        return AgentConfig.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidInput(
-            f"settings: {where}: {first['msg'].removeprefix('Value error, ')}",
-            hint="See `weightyard agent --print-schema`.",
-        ) from error
-
-
-def _document(text: str) -> dict[str, Any]:
-    document = _yaml(text, "the settings file") if text.strip() else {}
-    if not isinstance(document, dict):
-        raise InvalidInput("the settings file isn't a YAML mapping: write `name: value` lines")
-    return document
-
-
-def _yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"{what} is not valid YAML: {error}") from error
-
-
-def _set(document: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        inner = document.get(name)
-        document[name] = document = dict(inner) if isinstance(inner, Mapping) else {}
-    document[path[-1]] = value

@@ -10,7 +10,7 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -23,6 +23,26 @@ from weightyard.advanced import help_all_option
 from weightyard.console import DEBUG_VARIABLE, Console, debugging
 from weightyard.extras import missing_extra
 
+COMPLETE_VARIABLE: Final = "_WEIGHTYARD_COMPLETE"
+# What other programs call it: the words that people try first.
+_ELSEWHERE: Final[Mapping[str, str]] = {
+    "push": "Build into a registry with `weightyard build SOURCE --to IMAGE`, or send an image with `weightyard copy`.",
+    "run": "Serve a model with `weightyard up`.",
+    "serve": "Serve a model with `weightyard up`.",
+    "start": "Serve a model with `weightyard up`.",
+    "stop": "Stop a workspace with `weightyard down`.",
+    "images": "List the cached models with `weightyard ls`.",
+    "list": "List the cached models with `weightyard ls`, the workspaces with `weightyard ps`.",
+    "models": "List the cached models with `weightyard ls`.",
+    "download": "Fetch a model with `weightyard pull`; pack one of the Hub with `weightyard build hf://ORG/NAME`.",
+    "delete": "Remove a model with `weightyard rm`.",
+    "remove": "Remove a model with `weightyard rm`.",
+    "show": "Show an image with `weightyard inspect`, a cached model with `weightyard ls MODEL`.",
+    "info": "Show an image with `weightyard inspect`.",
+    "login": "Log in with docker, podman, skopeo or oras: weightyard reads their credentials.",
+    "create": "Pack a checkpoint with `weightyard build`.",
+    "apply": "Render a workspace with `weightyard render`, and apply it with kubectl.",
+}  # fmt: skip
 _BUG_HINT = f"This is a bug in weightyard. Set {DEBUG_VARIABLE}=1 to see where, and report it with the command you ran."
 
 
@@ -146,6 +166,9 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            if args[0] in _ELSEWHERE:
+                told = f"{error.format_message()} {_ELSEWHERE[args[0]]}"
+                raise click.UsageError(told, ctx) from error
             close = difflib.get_close_matches(args[0], entries(), n=1)
             guess = f" Did you mean {close[0]!r}?" if close else ""
             raise click.UsageError(error.format_message() + guess, ctx) from error
@@ -210,6 +233,11 @@ def weightyard() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code; never raises."""
     console = Console()
+    if COMPLETE_VARIABLE in os.environ:
+        # Imported where a shell asks.
+        from weightyard.shell_completion import register  # noqa: PLC0415
+
+        register({name: entry.summary for name, entry in entries().items()})
     return guarded(
         lambda: weightyard.main(
             args=list(sys.argv[1:] if argv is None else argv),

@@ -1,19 +1,16 @@
 """Parses YAML text to Workspaces. Every error names line and field and suggests the likely intent.
 
-Takes text, never opens a file. The text is composed to YAML nodes first: only nodes carry line numbers and duplicate
-keys, which a plain load drops.
+Takes text, never opens a file.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from typing import Any, Final, get_args
+from typing import Final
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
+from cache_agent.api.documents import compose, line_of, sentence
 from modelimage.errors import InvalidInput
 from workspace.schema import Workspace
 
@@ -26,7 +23,7 @@ def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
     # Bounded before parsing: YAML aliases and nesting make large input expensive.
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InvalidInput(f"{name} has more than {MAX_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
-    nodes = _compose(text, name)
+    nodes = compose(text, name, hint=_HINT)
     if not nodes:
         raise InvalidInput(f"{name} holds no document", hint=_HINT)
     return tuple(_workspace(node, name) for node in nodes)
@@ -44,46 +41,6 @@ def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspa
     raise InvalidInput(f"{name} holds several workspaces: {held}", hint="Choose one with --name.")
 
 
-def _compose(text: str, name: str) -> list[yaml.Node]:
-    try:
-        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if not _is_empty(node)]
-        for node in nodes:
-            _check_keys(node, name, seen=set())
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InvalidInput(f"{name}:{line}: not valid YAML: {error.problem}", hint=_HINT) from error
-    # Deeply nested input exhausts the stack in PyYAML's recursive composer.
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
-    return nodes
-
-
-def _is_empty(node: yaml.Node | None) -> bool:
-    """Whether a document of the stream is empty (nothing between two `---`)."""
-    return node is None or node.tag == "tag:yaml.org,2002:null"
-
-
-def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:
-    """Refuses duplicate keys in a mapping; plain YAML loading silently keeps the last."""
-    # Aliases make the node graph shared or cyclic: each node is visited once.
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(item, name, seen=seen)
-    if isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
-        for key, value in node.value:
-            if key.value in keys:
-                raise InvalidInput(
-                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} occurs twice",
-                    hint="Remove one of the two.",
-                )
-            keys.add(key.value)
-            _check_keys(value, name, seen=seen)
-
-
 def _workspace(node: yaml.Node, name: str) -> Workspace:
     try:
         document = yaml.SafeLoader("").construct_document(node)
@@ -98,88 +55,10 @@ def _workspace(node: yaml.Node, name: str) -> Workspace:
         return Workspace.model_validate(document)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
-        lines = [f"{name}:{_line(node, each['loc'])}: {_sentence(each)}" for each in details]
+        lines = [
+            f"{name}:{line_of(node, each['loc'])}: {sentence(each, Workspace)}" for each in details
+        ]
         raise InvalidInput("\n".join(lines), hint=_HINT) from error
-
-
-def _line(node: yaml.Node, path: Sequence[str | int]) -> int:
-    """The 1-based line of the deepest existing node on the path."""
-    line = node.start_mark.line
-    for step in path:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == step), None)
-            # A missing field has no line: the object that lacks it is shown.
-            if found is None:
-                break
-            line, node = found[0].start_mark.line, found[1]
-        elif (
-            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
-        ):
-            node = node.value[step]
-            line = node.start_mark.line
-    return line + 1
-
-
-def _sentence(error: ErrorDetails) -> str:
-    """The error as one sentence, with the document's field names."""
-    # pydantic marks errors of mapping keys with "[key]", which is no field of the document.
-    path = [step for step in error["loc"] if step != "[key]"]
-    field = _dotted(path)
-    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        known = _fields_at(path[:-1])
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
-        guess = (
-            f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
-        )
-        return f"unknown field {field}; {guess}"
-    if kind == "missing":
-        return f"{field} is missing"
-    if kind == "is_instance_of":
-        return f"{field}: {_choices(path, message)}"
-    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
-
-
-def _choices(path: Sequence[str | int], message: str) -> str:
-    field = _field_type(path)
-    enum = next((each for each in (field, *get_args(field)) if hasattr(each, "__members__")), None)
-    if enum is None:
-        return message
-    return f"expected one of {', '.join(member.value for member in enum)}"
-
-
-def _dotted(path: Sequence[str | int]) -> str:
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text
-
-
-def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """The field names that the schema allows at a path."""
-    kind = _field_type(path)
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return [field.alias or name for name, field in kind.model_fields.items()]
-    return []
-
-
-def _field_type(path: Sequence[str | int]) -> Any:
-    kind: Any = Workspace
-    for step in path:
-        if isinstance(step, int):
-            kind = get_args(kind)[0]
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = next(
-                (_plain(f.annotation) for f in kind.model_fields.values() if f.alias == step), None
-            )
-    return kind
-
-
-def _plain(annotation: Any) -> Any:
-    """`T` for `T | None`; any other annotation unchanged."""
-    parts = [part for part in get_args(annotation) if part is not type(None)]
-    optional = type(None) in get_args(annotation)
-    return parts[0] if optional and len(parts) == 1 else annotation
 
 
 def _kind(value: object) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from cache_agent.config import AgentConfig, json_schema, parse_config
+from cache_agent.config import AgentConfig, json_schema
+from cache_agent.settings_file import parse_config
 from modelimage.errors import InvalidInput
 
 
@@ -34,6 +37,26 @@ def test_flags_beat_variables_beat_the_file() -> None:
 def test_settings_that_make_no_sense_are_named(text: str, names: str) -> None:
     with pytest.raises(InvalidInput, match=names):
         parse_config(text, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "given", "message"),
+    [
+        ("budget: 1GB\nfetch:\n  stream: 3\n", {}, {},
+         r"^agent\.yaml:3: unknown field fetch\.stream; did you mean 'streams'"),
+        ("budget: 1GB\nbudget: 2GB\n", {}, {}, r"^agent\.yaml:2: the key 'budget' occurs twice$"),
+        ("a: [\n", {}, {}, r"^agent\.yaml:2: not valid YAML"),
+        ("", {"WEIGHTYARD_FETCH__STREAMS": "0"}, {}, r"^WEIGHTYARD_FETCH__STREAMS: fetch\.streams: "),
+        ("fetch: {streams: 1}", {}, {"fetch.streams": 0}, r"^--fetch-streams: fetch\.streams: "),
+        ("min_fre: 5%\n", {}, {}, "did you mean 'min_free'"),
+    ],
+)  # fmt: skip
+def test_errors_say_where_and_what_was_meant(
+    text: str, environ: dict[str, str], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        parse_config(text, environ, given, name="agent.yaml")
+    assert caught.value.hint
 
 
 def test_every_setting_is_in_the_schema() -> None:

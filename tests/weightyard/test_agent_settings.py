@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cache_agent.config import AgentConfig, parse_config
+from cache_agent.config import AgentConfig
+from cache_agent.settings_file import parse_config
 from modelimage.errors import InvalidInput
 from weightyard.commands.agent import agent
 from weightyard.settings import Setting, setting_options, settings

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache_agent.config import AgentConfig, json_schema, parse_config
+from cache_agent.config import AgentConfig, json_schema
+from cache_agent.settings_file import parse_config
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
@@ -75,7 +76,8 @@ def agent(
 
     # Called again at SIGHUP, with options and variables still overriding the file.
     def load() -> AgentConfig:
-        return parse_config(_read(config_file), os.environ, {**given, "root": root})
+        name = str(config_file) if config_file else "the settings"
+        return parse_config(_read(config_file), os.environ, {**given, "root": root}, name=name)
 
     config = load()
     if containerd_dir is not None and config.servers.mirror is None:

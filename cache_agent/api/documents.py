@@ -1,0 +1,143 @@
+"""Errors of YAML documents that users write: each names line and field, and suggests the likely intent.
+
+Takes text, never opens a file. The text is composed to YAML nodes first: only nodes carry line numbers and duplicate
+keys, which a plain load drops.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from modelimage.errors import InvalidInput
+
+
+def compose(text: str, name: str, *, hint: str) -> list[yaml.Node]:
+    """The documents of a YAML stream, without empty ones. `name` is the file's, in messages. Raises InvalidInput."""
+    try:
+        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if not _is_empty(node)]
+        for node in nodes:
+            _check_keys(node, name, seen=set())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InvalidInput(f"{name}:{line}: not valid YAML: {error.problem}", hint=hint) from error
+    # Deeply nested input exhausts the stack in PyYAML's recursive composer.
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidInput(f"{name}: not valid YAML: {error}", hint=hint) from error
+    return nodes
+
+
+def _is_empty(node: yaml.Node | None) -> bool:
+    """Whether a document of the stream is empty (nothing between two `---`)."""
+    return node is None or node.tag == "tag:yaml.org,2002:null"
+
+
+def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:
+    """Refuses duplicate keys in a mapping; plain YAML loading silently keeps the last."""
+    # Aliases make the node graph shared or cyclic: each node is visited once.
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, name, seen=seen)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            if key.value in keys:
+                raise InvalidInput(
+                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} occurs twice",
+                    hint="Remove one of the two.",
+                )
+            keys.add(key.value)
+            _check_keys(value, name, seen=seen)
+
+
+def line_of(node: yaml.Node, path: Sequence[str | int]) -> int:
+    """The 1-based line of the deepest existing node on the path."""
+    line = node.start_mark.line
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == step), None)
+            # A missing field has no line: the object that lacks it is shown.
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
+        ):
+            node = node.value[step]
+            line = node.start_mark.line
+    return line + 1
+
+
+def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """A validation error of `model` as one sentence, with the document's field names."""
+    # pydantic marks errors of mapping keys with "[key]", which is no field of the document.
+    path = [step for step in error["loc"] if step != "[key]"]
+    field = _dotted(path)
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = _fields_at(path[:-1], model)
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        guess = (
+            f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+        )
+        return f"unknown field {field}; {guess}"
+    if kind == "missing":
+        return f"{field} is missing"
+    if kind == "is_instance_of":
+        return f"{field}: {_choices(path, message, model)}"
+    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
+
+
+def _choices(path: Sequence[str | int], message: str, model: type[BaseModel]) -> str:
+    field = _field_type(path, model)
+    enum = next((each for each in (field, *get_args(field)) if hasattr(each, "__members__")), None)
+    if enum is None:
+        return message
+    return f"expected one of {', '.join(member.value for member in enum)}"
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _fields_at(path: Sequence[str | int], model: type[BaseModel]) -> list[str]:
+    """The field names that the schema allows at a path."""
+    kind = _field_type(path, model)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [field.alias or name for name, field in kind.model_fields.items()]
+    return []
+
+
+def _field_type(path: Sequence[str | int], model: type[BaseModel]) -> Any:
+    kind: Any = model
+    for step in path:
+        if isinstance(step, int):
+            kind = get_args(kind)[0]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = next(
+                (
+                    _plain(field.annotation)
+                    for name, field in kind.model_fields.items()
+                    if (field.alias or name) == step
+                ),
+                None,
+            )
+    return kind
+
+
+def _plain(annotation: Any) -> Any:
+    """`T` for `T | None`; any other annotation unchanged."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    optional = type(None) in get_args(annotation)
+    return parts[0] if optional and len(parts) == 1 else annotation

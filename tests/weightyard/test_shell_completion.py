@@ -1,0 +1,109 @@
+"""What a Tab offers, in each shell, and that it costs few imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers.process import child_environment
+from tests.weightyard.local import Terminal
+from weightyard.cli import entries, main
+from weightyard.shell_completion import ARGUMENTS, FILES, OPTIONS, quick
+
+PROGRAM = """
+import atexit, sys
+from weightyard import cli
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+cli.main()
+"""
+HEAVY = (
+    "pydantic",
+    "yaml",
+    "urllib3",
+    "aiohttp",
+    "numpy",
+    "rich",
+    "cache_agent",
+    "workspace",
+    "builder",
+)
+
+
+def tab(home: Path, shell: str, *words: str, **extra: str) -> tuple[list[str], list[str]]:
+    """The lines that the shell gets for the last word, and the modules that were imported."""
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=child_environment(
+            home, _WEIGHTYARD_COMPLETE=f"{shell}_complete", COMP_WORDS=" ".join(("weightyard", *words)),
+            COMP_CWORD=words[-1] if shell == "fish" else str(len(words)), **extra,
+        ),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return answer.stdout.splitlines(), answer.stderr.split()
+
+
+@pytest.fixture
+def cached(terminal: Terminal, tiny_image: str) -> tuple[Terminal, str]:
+    terminal.ok("pull", tiny_image)
+    terminal.ok("lease", "take", tiny_image, "--holder", "manual:me")
+    return terminal, tiny_image
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_names_on_this_machine(cached: tuple[Terminal, str], shell: str) -> None:
+    terminal, image = cached
+    home, root = terminal.directory, {"WEIGHTYARD_ROOT": str(terminal.root)}
+    (terminal.root / "up" / "chat").mkdir(parents=True)
+    (terminal.root / "up" / "chat" / "state.json").write_text('{"image": "registry.example/m:v1"}')
+    (lease,) = json.loads(terminal.ok("lease", "ls", "--json"))
+    asked = {
+        ("rm", "oci:/"): image, ("down", "ch"): "chat", ("lease", "release", lease["lease"][:2]): lease["lease"],
+        ("pull", "--variant", "int8-"): "int8-w8a16", ("do", ): "doctor",
+    }  # fmt: skip
+    for words, expected in asked.items():
+        lines, modules = tab(home, shell, *words, **root)
+        assert any(expected in line.replace("\\", "") for line in lines), (words, lines)
+        assert not [each for each in modules if each.split(".")[0] in HEAVY], words
+
+
+def test_options_are_asked_of_the_command(tmp_path: Path) -> None:
+    assert any("--detach" in line for line in tab(tmp_path, "bash", "up", "--det")[0])
+
+
+def test_bash_splits_words_at_colons(cached: tuple[Terminal, str]) -> None:
+    terminal, image = cached
+    environ = {"WEIGHTYARD_ROOT": str(terminal.root)}
+    path, tag = image.removeprefix("oci:").rsplit(":", 1)
+    whole = quick(["rm"], "oci:", {}, environ)
+    assert whole is not None
+    assert [value for value, _, _ in whole] == [image]
+    assert quick(["rm", "oci"], ":", {}, environ) == [(f"{path}:{tag}", "plain", "bf16")]
+    assert quick(["rm", "oci", ":", path, ":"], "v", {}, environ) == [(tag, "plain", "bf16")]
+
+
+def test_a_cache_that_is_not_there_has_no_names(tmp_path: Path) -> None:
+    for words in (["rm"], ["down"], ["lease", "release"]):
+        assert quick(words, "", {}, {"WEIGHTYARD_ROOT": str(tmp_path / "none")}) == []
+        assert quick([*words, "--root", str(tmp_path)], "", {}, {}) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_names_commands() -> None:
+    named = {words[0] for words in (*ARGUMENTS, *FILES, *OPTIONS)}
+    assert named <= set(entries())
+
+
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [("push", "weightyard copy"), ("run", "weightyard up"), ("serve", "weightyard up"), ("images", "weightyard ls"),
+     ("list", "weightyard ls")],
+)  # fmt: skip
+def test_other_programs_words_lead_on(
+    word: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word, "x"]) == 2
+    assert command in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""Answers a shell's Tab: commands from the table, names of models, workspaces, variants and leases from the disk.
+
+What can be answered so is, without importing the command, since a Tab must cost little; options and all else are
+click's. Reads only: it asks no agent and takes no lock, and a cache that can't be read has no names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+    add_completion_class,
+)
+
+from weightyard.options import ROOT_VARIABLE, default_root
+
+_VARIANTS: Final = ("auto", "bf16", "int8", "int8-w8a16", "int4")
+Words = Sequence[str]
+Source = Callable[[Path], Iterator[tuple[str, str]]]
+
+
+def _models(root: Path) -> Iterator[tuple[str, str]]:
+    """The images of cached models, and the beginnings of their keys, which only one of several names."""
+    for path in sorted((root / "images" / "origins").glob("*.json")):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            origin = json.loads(path.read_bytes())
+            yield str(origin["image"]), str(origin["variant"])
+            yield path.stem[:12], f"{origin['image']} ({origin['variant']})"
+
+
+def _workspaces(root: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted((root / "up").glob("*/state.json")):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            yield path.parent.name, str(json.loads(path.read_bytes())["image"])
+
+
+def _leases(root: Path) -> Iterator[tuple[str, str]]:
+    # Read only, beside an agent that has the ledger open.
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(f"file:{root / 'ledger.db'}?mode=ro", uri=True, timeout=0.05)) as ledger,
+    ):  # fmt: skip
+        yield from ledger.execute("SELECT id, holder FROM leases ORDER BY id")
+
+
+def _variants(root: Path) -> Iterator[tuple[str, str]]:
+    """The variants that can be built, and those of cached models, published ones included."""
+    held = {note for _, note in _models(root) if "(" not in note}
+    for name in dict.fromkeys((*_VARIANTS, *sorted(held))):
+        yield name, ""
+
+
+# What a command's argument names. Others are click's.
+ARGUMENTS: Final[Mapping[tuple[str, ...], Source]] = {
+    **dict.fromkeys(
+        [("ls",), ("rm",), ("pin",), ("warm",), ("mount",), ("hf-view",), ("explain",), ("pull",), ("lease", "take")],
+        _models,
+    ),
+    **dict.fromkeys([("down",), ("logs",)], _workspaces),
+    ("lease", "release"): _leases,
+}  # fmt: skip
+# Commands whose argument is a file of the user's, which the shell completes itself.
+FILES: Final = frozenset({("up",), ("build",), ("verify",), ("inspect",)})
+OPTIONS: Final[Mapping[tuple[str, str], Source]] = {
+    **{(command, "--variant"): _variants for command in ("build", "pull", "explain", "prewarm")},
+    ("up", "--name"): _workspaces,
+}
+_FILE_OPTIONS: Final = frozenset({("render", "-f"), ("render", "--file")})
+_GROUPS: Final = frozenset({"lease"})
+
+
+def quick(
+    words: Words, incomplete: str, commands: Mapping[str, str], environ: Mapping[str, str]
+) -> list[tuple[str, str, str]] | None:
+    """Completions as value, kind and note; None where click must be asked. `commands`: names with their summaries."""
+    words, head, incomplete = _rejoined(words, incomplete)
+    given = [word for word in words if not word.startswith("-")]
+    if incomplete.startswith("-"):
+        return None
+    if not given:
+        found: Iterator[tuple[str, str]] = iter(commands.items())
+        return _matching(found, head, incomplete)
+    command = tuple(given[:2]) if given[0] in _GROUPS else (given[0],)
+    last = words[-1]
+    if (command[0], last) in _FILE_OPTIONS:
+        return [(incomplete, "file", "")]
+    if last.startswith("-"):
+        source = OPTIONS.get((command[0], last))
+    elif command in FILES:
+        return [(incomplete, "file", "")]
+    else:
+        source = ARGUMENTS.get(command)
+    return None if source is None else _matching(source(_root(words, environ)), head, incomplete)
+
+
+def _rejoined(words: Words, incomplete: str) -> tuple[Words, str, str]:
+    """The words, with what bash has split off the last one at its colons: `registry:5000/a` comes as three words.
+
+    bash replaces what follows the last colon only: completions must begin there, after the returned head.
+    """
+    rest, head = list(words), ""
+    if incomplete == ":" and rest:
+        head, incomplete = f"{rest.pop()}:", ""
+    while len(rest) > 1 and rest[-1] == ":":
+        rest.pop()
+        head = f"{rest.pop()}:{head}"
+    return rest, head, incomplete
+
+
+def _matching(
+    found: Iterator[tuple[str, str]], head: str, incomplete: str
+) -> list[tuple[str, str, str]]:
+    return [
+        (value[len(head) :], "plain", note)
+        for value, note in dict(found).items()
+        if value.startswith(head + incomplete)
+    ]
+
+
+def _root(words: Words, environ: Mapping[str, str]) -> Path:
+    """The cache's directory as the command line so far has it."""
+    for option, value in itertools.pairwise(words):
+        if option == "--root":
+            return Path(value).expanduser()
+    given = environ.get(ROOT_VARIABLE)
+    return Path(given) if given else default_root(environ)
+
+
+def register(commands: Mapping[str, str]) -> None:
+    """Makes click's three shells ask `quick` first."""
+
+    def quicker(kind: type[ShellComplete]) -> type[ShellComplete]:
+        class Quicker(kind):  # type: ignore[misc, valid-type]  # one of click's three
+            def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+                found = quick(args, incomplete, commands, os.environ)
+                if found is None:
+                    asked: list[CompletionItem] = super().get_completions(args, incomplete)
+                    return asked
+                return [
+                    CompletionItem(value, type=form, help=note or None)
+                    for value, form, note in found
+                ]
+
+        return Quicker
+
+    for kind in (BashComplete, ZshComplete, FishComplete):
+        add_completion_class(quicker(kind), kind.name)
