@@ -10,7 +10,7 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(call: Callable[[], object], *, console: Console) -> int:
     """Runs a program's body, and turns its errors into messages on stderr and an exit code."""
     try:
-        outcome = call()
+        outcome = _ungrouped(call)
         # Flushed here, so that a closed stdout fails inside this `try` and not at exit.
         sys.stdout.flush()
     except WeightyardError as error:
@@ -269,6 +269,25 @@ def guarded(call: Callable[[], object], *, console: Console) -> int:
     except Exception as error:  # noqa: BLE001 - the last frame: anything here is a bug and reported as one
         return _unexpected(error, console)
     return outcome if isinstance(outcome, int) else exits.OK
+
+
+def _ungrouped(call: Callable[[], object]) -> object:
+    """The call's outcome. Expected errors of tasks that ran together are raised as the first of them."""
+    try:
+        return call()
+    except ExceptionGroup as group:
+        errors, bugs = group.split(WeightyardError)
+        if errors is None or bugs is not None:
+            raise
+        raise next(_leaves(errors)) from group
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for each in group.exceptions:
+        if isinstance(each, ExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each
 
 
 def _usage(error: click.ClickException, console: Console) -> int:

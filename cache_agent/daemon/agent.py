@@ -44,7 +44,8 @@ from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.servers.listener import serve_control
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
-from modelimage.errors import Busy, WeightyardError
+from modelimage.errors import WeightyardError
+from modelimage.listening import listen_tcp
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +188,6 @@ def settle_memory() -> None:
 
 
 def _listen_loopback(port: int) -> socket.socket:
-    server = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        server.bind(("127.0.0.1", port))
-        server.listen(64)
-    except OSError as error:
-        server.close()
-        raise Busy(
-            f"can't listen on 127.0.0.1:{port}: {error.strerror}", hint="Choose another --port."
-        ) from error
+    server = listen_tcp("127.0.0.1", port, option="another --port")
     server.setblocking(False)
     return server

@@ -152,7 +152,7 @@ async def open_servers(
             node.store, node.manifest_cache, SharedPulls(node.pull), gate, questions, transfers
         )
         api = MirrorApi(service, _executor(stack, 32))
-        mirror = await serve(stack, api.application(), options.mirror)
+        mirror = await serve(stack, api.application(), options.mirror, option="another --mirror")
     if options.hub is not None:
         # Without a limit for one host: this server asks only one.
         sender = fail_fast(access, per_host=None).sender(urlsplit(options.hub_upstream).netloc)
@@ -167,9 +167,14 @@ async def open_servers(
             upstream,
             TrustedImages(node.store, questions, hub_gate, options.hub_images),
         )
-        hub = await serve(stack, HubApi(files, _executor(stack)).application(), options.hub)
+        hub = await serve(
+            stack,
+            HubApi(files, _executor(stack)).application(),
+            options.hub,
+            option="another --hub",
+        )
     if options.observe is not None and observing is not None:
-        observe = await serve(stack, observing, options.observe)
+        observe = await serve(stack, observing, options.observe, option="another --observe")
     peers = await _open_peers(node, options.peers, stack) if options.peers else None
     csi = None
     if options.csi is not None:
@@ -210,7 +215,9 @@ async def _open_peers(node: Node, options: PeerServer, stack: AsyncExitStack) ->
     executor = _executor(stack)
     api = PeersApi(offers, peers.verifier, executor, node.events, throttle, options.uploads)
     context = options.tls.server_context() if options.tls else None
-    return await serve(stack, api.application(), options.listen, context)
+    return await serve(
+        stack, api.application(), options.listen, context, option="another peers.listen"
+    )
 
 
 def prune_manifest_cache(store: Roots, manifest_cache: ManifestCache) -> int:

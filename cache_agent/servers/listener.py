@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from cache_agent.net.listen_addresses import Address
 from cache_agent.servers.accept_loop import CONTROL_LIMITS, Acceptor, ConnectionLimits
-from modelimage.errors import Busy
+from modelimage.listening import listen_tcp
 
 SHUTDOWN_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
@@ -91,11 +91,15 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     idle: IdleTimeout | None = None,
     limits: ConnectionLimits | None = None,
+    option: str = "another port",
 ) -> Address:
-    """Serve at an address until the stack is left; return it with the real port. Raises Busy when it is taken."""
+    """Serve at an address until the stack is left; return it with the real port.
+
+    Raises Busy when it is taken; `option` is what chooses another one, for the hint.
+    """
     watcher = idle or IdleTimeout()
     make = await _protocols(stack, app, watcher)
-    listening = _listen(address, watcher.untaken)
+    listening = _listen(address, watcher.untaken, option)
     at = Address(address.host, int(listening.getsockname()[1]))
     # Not web.TCPSite, which has neither limits nor a hook for each new connection.
     Acceptor(listening, make, limits or ConnectionLimits.of_process(), tls).start(stack)
@@ -131,17 +135,8 @@ async def _protocols(
     return lambda: watcher.watch(make())
 
 
-def _listen(address: Address, untaken: float) -> socket.socket:
-    try:
-        server = socket.create_server(
-            (address.host, address.port),
-            family=socket.AF_INET6 if ":" in address.host else socket.AF_INET,
-            backlog=_BACKLOG,
-        )
-    except OSError as error:
-        raise Busy(
-            f"can't listen on {address}: {error.strerror or error}", hint="Choose another port."
-        ) from error
+def _listen(address: Address, untaken: float, option: str) -> socket.socket:
+    server = listen_tcp(address.host, address.port, option=option, backlog=_BACKLOG)
     # Set on the listening socket because accepted connections inherit it.
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(untaken * 1000))
     server.setblocking(False)

@@ -194,6 +194,14 @@ def test_bug_shows_a_traceback_on_request_only(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_expected_errors_of_tasks_are_told_as_one() -> None:
+    group = ExceptionGroup("tasks", [ExceptionGroup("more", [NotFound("gone")]), NotFound("too")])
+    code, err = outcome(group)
+    assert code == 3
+    assert "error: gone" in err
+    assert outcome(ExceptionGroup("tasks", [NotFound("gone"), ZeroDivisionError()]))[0] == exits.BUG
+
+
 def test_missing_extra_names_the_command_that_installs_it() -> None:
     error = ModuleNotFoundError("No module named 'numba'", name="numba.core")
     code, err = outcome(error)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from modelimage.child import SAFE_PATH, StallTimer, run_child, work_of
-from modelimage.errors import Busy, EngineFailed, InvalidInput, TimedOut
+from modelimage.errors import EngineFailed, InvalidInput, TimedOut
+from modelimage.listening import check_free, listen_tcp
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words, stage_of
 from workspace.launch_plan import LaunchPlan
@@ -204,21 +204,13 @@ def plain_environment(plan: LaunchPlan) -> dict[str, str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises Busy when the port can't be bound."""
-    with _listener(host) as listener:
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise Busy(
-                f"port {port} of {host} is taken: {error.strerror}",
-                hint="Stop what listens there, or choose another port: --port 0 takes a free one.",
-            ) from error
+    """Raises Busy when the port is taken, InvalidInput when it can't be listened on."""
+    check_free(host, port, option="another port: --port 0 takes a free one")
 
 
 def free_port(host: str) -> int:
     """A port that is free now."""
-    with _listener(host) as listener:
-        listener.bind((host, 0))
+    with listen_tcp(host, 0, option="another --host") as listener:
         return int(listener.getsockname()[1])
 
 
@@ -248,11 +240,3 @@ def read_tail(log: Path) -> list[str]:
     with log.open("rb") as stream:
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
         return stream.read().decode(errors="replace").replace("\r", "\n").splitlines()
-
-
-def _listener(host: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    # As the server sets it: otherwise a port with connections in TIME_WAIT would count as taken.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return listener

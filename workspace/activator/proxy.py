@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
+from modelimage.listening import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
 from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.server_metrics import HELD
@@ -246,7 +247,7 @@ async def serve(
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.SockSite(runner, listen_tcp(host, port, option="another --listen")).start()
         ready(runner.addresses[0][1])
         await asyncio.Event().wait()
     finally:

@@ -15,7 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
-from modelimage.errors import Busy
+from modelimage.listening import listen_tcp
 
 SILENCE_SECONDS: Final = 60.0
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -95,13 +95,7 @@ async def answering(
     runner = web.AppRunner(application(liveness, metrics), access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise Busy(
-                f"can't listen on {host}:{port}: {error.strerror}", hint="Choose another --health."
-            ) from error
+        await web.SockSite(runner, listen_tcp(host, port, option="another --health")).start()
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
