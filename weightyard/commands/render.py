@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import PurePosixPath
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import click
-import yaml
 
 from modelimage.access import Access, open_reader
 from modelimage.cpus import local_cpus
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, Unreachable
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.given_workspace import read_workspace
-from weightyard.options import access_options, default_root
+from weightyard.options import access_options, root_option
+from weightyard.rendered import header, rendered_text
 from weightyard.up.local_hardware import local_hardware
 from workspace.hardware import Hardware, cpu_need, requested_hardware
 from workspace.images import resolve_workspace
@@ -25,8 +25,18 @@ from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
 from workspace.render.kubernetes import AGENT_IMAGE, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
-from workspace.render.release import Release, SiteFactory, plan_release, pod_site, store_site
-from workspace.schema import Workspace
+from workspace.render.release import (
+    PinnedModel,
+    Release,
+    ResolvedImages,
+    SiteFactory,
+    plan_release,
+    pod_site,
+    store_site,
+)
+from workspace.render.standalone import check_reachable, undemanded_gpu
+from workspace.schema import Variant, Workspace
+from workspace.sources import source_uri
 
 TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
 
@@ -52,17 +62,23 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
     show_default=True,
     help="Image of the agent, for compose.",
 )
+@click.option(
+    "--scrape-from",
+    metavar="NAMESPACE",
+    help="Let this namespace's Prometheus read the metrics (kubernetes).",
+)
+@root_option
 @access_options
 @pass_console
 def render(
     console: Console, *, file: str, name: str | None, target: str,
-    system_namespace: str, agent_image: str, access: Access,
+    system_namespace: str, agent_image: str, scrape_from: str | None, root: Path, access: Access,
 ) -> None:  # fmt: skip
     """Render a workspace as YAML on stdout.
 
     The image is resolved and pinned by its digest, and the variant chosen for the GPU in the workspace
-    (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none. The server's
-    command line is the same for every target.
+    (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none, and builds a source
+    as `up` does. The server's command line is the same for every target. A header says what the file needs.
     """
     given = read_workspace(file, name=name)
     if given.checkpoint is not None:
@@ -70,10 +86,14 @@ def render(
             f"{file} is a checkpoint, not an image", hint="Build it first: weightyard build."
         )
     workspace = given.workspace
-    resolved = resolve_workspace(workspace, lambda reference: open_reader(reference, access))
+    if target == "up":
+        workspace = _built_here(workspace, root, access, console)
+    else:
+        check_reachable(workspace, target)
+    resolved = _resolved(workspace, root, access, console, target=target)
     hardware = _hardware(workspace, target)
     release = plan_release(
-        workspace, resolved, hardware=hardware, site_of=_site_of(workspace, target)
+        workspace, resolved, hardware=hardware, site_of=_site_of(workspace, target, root)
     )
     for reason in release.plan.reasons:
         console.say(f"variant not chosen: {reason}")
@@ -82,26 +102,65 @@ def render(
         console.say(
             f"{release.plan.kernels} needs {condition} on a CPU: choose machines or nodes that have it"
         )
+    if target in ("kubernetes", "llm-d") and (missing := undemanded_gpu(workspace, release)):
+        console.say(f"warning: {missing}")
     environment = SystemSettings(system_namespace=system_namespace, agent_image=agent_image)
-    documents = _documents(workspace, release, target=target, environment=environment)
+    documents = _documents(
+        workspace, release, target=target, environment=environment, hardware=hardware,
+        scraped_from=scrape_from,
+    )  # fmt: skip
+    shown = header(
+        workspace, release, target=target, file=str(file), version=version("weightyard"),
+        scraped_from=scrape_from,
+    )  # fmt: skip
     console.result(
-        documents if len(documents) > 1 else documents[0],
-        yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip("\n"),
+        documents if len(documents) > 1 else documents[0], rendered_text(documents, shown)
     )
 
 
 def _documents(
-    workspace: Workspace, release: Release, *, target: str, environment: SystemSettings
-) -> list[dict[str, Any]]:
+    workspace: Workspace, release: Release, *, target: str, environment: SystemSettings,
+    hardware: Hardware, scraped_from: str | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     if target == "kubernetes":
-        return render_kubernetes(workspace, release, environment)
+        return render_kubernetes(
+            workspace, release, environment, hardware, scraped_from=scraped_from
+        )
     if target == "compose":
         return [render_compose(workspace, release, environment)]
     if target == "llm-d":
-        return [render_llmd(workspace, release)]
+        return [render_llmd(workspace, release, hardware)]
     if target == "llm-d-pool":
         return [inference_pool(workspace)]
     return [render_up(release)]
+
+
+def _built_here(workspace: Workspace, root: Path, access: Access, console: Console) -> Workspace:
+    """The workspace with an image, built as `up` builds it; the builder, an extra, is imported only for sources."""
+    if source_uri(workspace.spec.model) is None:
+        return workspace
+    from weightyard.up.image_build import with_image  # noqa: PLC0415
+
+    return with_image(workspace, root=root, access=access, console=console)
+
+
+def _resolved(
+    workspace: Workspace, root: Path, access: Access, console: Console, *, target: str
+) -> ResolvedImages:
+    """The images by digest; for `up` from the cache where the registry can't be reached, as `up` does."""
+    try:
+        return resolve_workspace(workspace, lambda reference: open_reader(reference, access))
+    except Unreachable:
+        spec = workspace.spec
+        if target != "up" or spec.runtime.adapters or spec.model.image is None:
+            raise
+        from weightyard.up.agent_cache import AgentCache  # noqa: PLC0415 - an extra
+
+        wanted = None if spec.model.variant == Variant.AUTO else spec.model.variant
+        cache = AgentCache(root, access, console)
+        return ResolvedImages(
+            PinnedModel(spec.model.image, cache.variants(spec.model.image, wanted))
+        )
 
 
 def _hardware(workspace: Workspace, target: str) -> Hardware:
@@ -115,9 +174,9 @@ def _hardware(workspace: Workspace, target: str) -> Hardware:
     return replace(requested, cpus=local_cpus()) if target == "up" else requested
 
 
-def _site_of(workspace: Workspace, target: str) -> SiteFactory:
+def _site_of(workspace: Workspace, target: str, root: Path) -> SiteFactory:
     if target == "compose":
         return store_site(workspace, ROOT)
     if target == "up":
-        return store_site(workspace, PurePosixPath(default_root(os.environ)), host="127.0.0.1")
+        return store_site(workspace, PurePosixPath(root), host="127.0.0.1")
     return pod_site(workspace)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+from workspace.hardware import Hardware
 from workspace.render import names
 from workspace.render.kubernetes import (
     Routing,
@@ -15,19 +16,32 @@ from workspace.render.kubernetes import (
 )
 from workspace.render.pod import pod_template
 from workspace.render.release import Release
+from workspace.render.standalone import gpu_node_terms, limited, memory_limit, with_gpu_nodes
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
 
+NO_HARDWARE: Final = Hardware()
+
 
 def render_kubernetes(
-    workspace: Workspace, release: Release, environment: SystemSettings
+    workspace: Workspace,
+    release: Release,
+    environment: SystemSettings,
+    hardware: Hardware = NO_HARDWARE,
+    *,
+    scraped_from: str | None = None,
 ) -> list[Json]:
     """All objects, in an order in which they can be applied.
 
     Without a controller nothing waits for the cache or scales from zero, so at least one replica is requested.
+    `hardware` is what the release was planned for. `scraped_from` is the namespace of the Prometheus that may read
+    metrics; without one, no annotation asks it to.
     """
-    template = pod_template(workspace, release, revision=release.key.hex[:10])
+    template = _standalone(
+        pod_template(workspace, release, revision=release.key.hex[:10]),
+        workspace, release, hardware, scraped=scraped_from is not None,
+    )  # fmt: skip
     routing = Routing(ports=(release.plan.port,))
     replicas = max(1, wanted_range(workspace)[0])
     objects = [
@@ -35,6 +49,8 @@ def render_kubernetes(
         for each in surrounding_objects(workspace, environment, routing, least=1)
         if not _needs_controller(workspace, each)
     ]
+    if scraped_from is not None:
+        objects = [_open_metrics(each, scraped_from, release.plan.port) for each in objects]
     servers = deployment(
         workspace,
         template,
@@ -49,3 +65,36 @@ def _needs_controller(workspace: Workspace, each: Json) -> bool:
     """Whether the object is the activator's or its Service: only a controller switches between them and the servers."""
     own = (names.activator(workspace.name), names.server_service(workspace.name))
     return has_activator(workspace) and each["metadata"]["name"] in own
+
+
+def _standalone(
+    template: Json, workspace: Workspace, release: Release, hardware: Hardware, *, scraped: bool
+) -> Json:
+    """The pod template with what only a controller could add later."""
+    annotations, spec = template["metadata"]["annotations"], template["spec"]
+    shown = {
+        name: value
+        for name, value in annotations.items()
+        if scraped or not name.startswith("prometheus.io/")
+    }
+    (server,) = spec["containers"]
+    limit = memory_limit(workspace, release)
+    server = {**server, "resources": limited(server["resources"], limit)}
+    found = with_gpu_nodes(spec.get("affinity"), gpu_node_terms(workspace, release, hardware))
+    return {
+        "metadata": {**template["metadata"], "annotations": shown},
+        "spec": {**spec, **({"affinity": found} if found else {}), "containers": [server]},
+    }
+
+
+def _open_metrics(each: Json, namespace: str, port: int) -> Json:
+    """The servers' NetworkPolicy, with their port open to a namespace; any other object as it is."""
+    if each["kind"] != "NetworkPolicy":
+        return each
+    scraper = {
+        "from": [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+        ],
+        "ports": [{"port": port, "protocol": "TCP"}],
+    }
+    return {**each, "spec": {**each["spec"], "ingress": [*each["spec"]["ingress"], scraper]}}

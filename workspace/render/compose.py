@@ -9,15 +9,20 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from cache_agent.api.kube_objects import parse_quantity
 from workspace.render import drain, names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import Release, server_port
+from workspace.render.standalone import memory_limit
 from workspace.schema import EnvVar, Vendor, Workspace
 
 Json = dict[str, Any]
 
 ROOT: Final = PurePosixPath("/var/lib/weightyard")
 _AGENT_PORT: Final = 8099
+_AGENT_MEMORY: Final = (
+    2 << 30
+)  # with the page cache of the files that it writes, which the kernel reclaims
 _VOLUME: Final = "weightyard"
 _AMD_DEVICES: Final = ["/dev/kfd", "/dev/dri"]
 
@@ -48,6 +53,7 @@ def _agent(environment: SystemSettings) -> Json:
         "command": ["agent", "--root", str(ROOT), "--port", str(_AGENT_PORT)],
         "volumes": _cache_volumes(),
         "environment": {"DOCKER_CONFIG": "/docker"},
+        "mem_limit": _AGENT_MEMORY,
         "restart": "unless-stopped",
         "healthcheck": {
             "test": ["CMD", "python3", "-c", check],
@@ -68,6 +74,7 @@ def _pull(environment: SystemSettings, image: str, variant: str | None) -> Json:
         "command": ["pull", image, *chosen, "--root", str(ROOT)],
         "volumes": _cache_volumes(),
         "environment": {"DOCKER_CONFIG": "/docker"},
+        "mem_limit": _AGENT_MEMORY,
         "restart": "on-failure",
         "depends_on": {"agent": {"condition": "service_healthy"}},
     }
@@ -93,6 +100,7 @@ def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
         # Loopback only: engines don't authenticate clients.
         "ports": [f"127.0.0.1:{port}:{port}"],
         "restart": "unless-stopped",
+        "mem_limit": parse_quantity(memory_limit(workspace, release)),
         "shm_size": f"{max(1, plan.gpus)}gb",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from modelimage.source_uris import HUB
+from workspace.hardware import Hardware
 from workspace.render import drain, names
+from workspace.render.cluster import NO_HARDWARE
 from workspace.render.kubernetes import wanted_range
 from workspace.render.pod import (
     affinity,
@@ -21,6 +23,7 @@ from workspace.render.pod import (
     volumes,
 )
 from workspace.render.release import Release, server_port
+from workspace.render.standalone import gpu_node_terms, limited, memory_limit, with_gpu_nodes
 from workspace.schema import Vendor, Workspace
 
 Json = dict[str, Any]
@@ -43,11 +46,14 @@ _CHART_FIELDS: Final = (
 )
 
 
-def render_llmd(workspace: Workspace, release: Release) -> Json:
+def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_HARDWARE) -> Json:
     """The values document. Its pods have the labels that `inference_pool` selects."""
     spec, plan = workspace.spec, release.plan
     accepted = tolerations(spec.resources, gpus=plan.gpus)
-    found = affinity(spec.placement, names.node_label(release.key))
+    found = with_gpu_nodes(
+        affinity(spec.placement, names.node_label(release.key)),
+        gpu_node_terms(workspace, release, hardware),
+    )
     extra = {
         "automountServiceAccountToken": False,
         "securityContext": pod_security(),
@@ -117,6 +123,7 @@ def _chart_labels(workspace: Workspace) -> dict[str, str]:
 
 def _container(workspace: Workspace, release: Release) -> Json:
     whole = container(workspace, release)
+    whole["resources"] = limited(whole["resources"], memory_limit(workspace, release))
     own = {name: value for name, value in whole.items() if name in _CHART_FIELDS}
     extra = {name: value for name, value in whole.items() if name not in _CHART_FIELDS}
     return {**own, "modelCommand": "custom", "mountModelVolume": False, "extraConfig": extra}

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.servers.hub import Hub
+from tests.servers.registry import DockerRegistry
 from tests.synthetic import synthetic_checkpoint
 from tests.workspace import openapi
 from weightyard.cli import main
 from weightyard.commands import render
 from workspace.hardware import Hardware
 
+pytestmark = pytest.mark.servers
+
 DOCUMENT = """\
 apiVersion: weightyard.dev/v1alpha1
 kind: Workspace
 metadata: {{name: tiny, namespace: team-a}}
 spec:
-  model: {{image: "oci:{image}", variant: {variant}}}
+  model: {{image: "{image}", variant: {variant}}}
   resources: {{gpu: {gpu}}}
 """
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A layout with a small model in bf16 and int8."""
+def image(tmp_path_factory: pytest.TempPathFactory, registry: DockerRegistry) -> str:
+    """A small model in bf16 and int8, in a registry."""
     root = tmp_path_factory.mktemp("image")
     checkpoint = synthetic_checkpoint(root / "model", total_bytes=4_000_000)
-    layout = f"{root / 'layout'}:v1"
-    assert main(["-q", "build", str(checkpoint), "--to", f"oci:{layout}", "--variant", "int8"]) == 0
-    return layout
+    pushed = f"{registry.host}/render/tiny:v1"
+    assert main(["-q", "build", str(checkpoint), "--to", pushed, "--variant", "int8"]) == 0
+    return pushed
 
 
 @pytest.fixture
@@ -112,8 +118,116 @@ def test_a_hub_model_has_to_become_an_image_first(
 ) -> None:
     path = tmp_path / "hub.yaml"
     text = DOCUMENT.format(image="", variant="auto", gpu="L4").replace(
-        'image: "oci:"', "hub: org/model"
+        'image: ""', "hub: org/model"
     )
     path.write_text(text)
     assert main(["render", "-f", str(path), "--to", "kubernetes"]) == 2
     assert "weightyard build hf://org/model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "compose", "llm-d", "llm-d-pool"])
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_a_directory_of_this_machine_is_refused_where_nobody_could_read_it(
+    file: Path, capsys: pytest.CaptureFixture[str], target: str, part: str, image: str
+) -> None:
+    """Before anything is read of it: the directory needn't exist."""
+    text = file.read_text()
+    if part == "model":
+        text = text.replace(image, "oci:./out:v1")
+    else:
+        text += '  runtime: {adapters: [{name: a, image: "oci:./out:v1"}]}\n'
+    file.write_text(text)
+    assert main(["render", "-f", str(file), "--to", target]) == 2
+    said = capsys.readouterr().err
+    assert f"oci:./out:v1 is a directory of this machine, which {target} can't read" in said
+    assert "weightyard copy oci:./out:v1" in said
+
+
+def test_a_directory_is_rendered_for_this_machine(
+    file: Path, capsys: pytest.CaptureFixture[str], image: str, tmp_path: Path
+) -> None:
+    layout = f"oci:{tmp_path}/out:v1"
+    assert main(["-q", "copy", image, layout, "--all-tags"]) == 0
+    file.write_text(file.read_text().replace(image, layout))
+    assert yaml.safe_load(output(capsys, "-f", str(file), "--to", "up"))["model"]["image"]
+
+
+def test_a_source_is_built_for_this_machine_as_up_builds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    with Hub() as hub:
+        hub.add("org/tiny", synthetic_checkpoint(tmp_path / "model", total_bytes=4_000_000))
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("WEIGHTYARD_ROOT", str(home / "root"))
+        path = tmp_path / "hub.yaml"
+        document = DOCUMENT.format(image="", variant="bf16", gpu="L4")
+        path.write_text(document.replace('image: ""', "hub: org/tiny"))
+        found = yaml.safe_load(output(capsys, "-f", str(path), "--to", "up"))
+    assert str(home / "root" / "built") in found["model"]["image"]
+
+
+def test_the_cache_is_the_source_where_the_registry_is_gone(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path,
+    image: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WEIGHTYARD_ROOT", str(home / "root"))
+    with DockerRegistry() as leaving:
+        there = f"{leaving.host}/team/tiny:v1"
+        assert main(["-q", "copy", image, there, "--all-tags"]) == 0
+        assert main(["-q", "pull", there]) == 0
+    file.write_text(file.read_text().replace(image, there))
+    assert main(["render", "-f", str(file), "--to", "compose"]) == 11
+    assert yaml.safe_load(output(capsys, "-f", str(file), "--to", "up"))["model"]["image"] == there
+
+
+def test_yaml_is_for_people(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No anchors; scripts in lines; a header that says what made it, from what, and what it needs."""
+    file.write_text(
+        file.read_text().replace("variant: auto}", "variant: auto, pullSecret: registry}")
+    )
+    text = output(capsys, "-f", str(file), "--to", "kubernetes")
+    assert not re.search(r"(?:^|[\s-])[&*]id\d+", text)
+    assert "\n".join(
+        (" " * 18 + "time.sleep(5)", " " * 18 + "while time.monotonic() < end:")
+    ) in re.sub(r"^ +(?=time\.sleep\(5\)|while time)", " " * 18, text, flags=re.MULTILINE)
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert text.splitlines()[: len(head)] == head
+    joined = re.sub(r"\s+", " ", " ".join(line.removeprefix("#") for line in head))
+    for said in (
+        f"Rendered by weightyard {version('weightyard')} for kubernetes", str(file), "variant bf16",
+        "cache.weightyard.dev", "Needs: the Secret registry", "--scrape-from",
+    ):  # fmt: skip
+        assert said in joined
+
+
+@pytest.mark.parametrize("target", ["llm-d", "llm-d-pool", "compose", "up"])
+def test_every_target_says_what_it_needs(
+    file: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    text = output(capsys, "-f", str(file), "--to", target)
+    head = " ".join(line for line in text.splitlines() if line.startswith("#"))
+    words = {
+        "llm-d": ["llm-d-modelservice", "routing.proxy", "modelArtifacts"],
+        "llm-d-pool": ["endpoint picker", "inferencepool"],
+        "compose": ["podman-compose"],
+        "up": ["weightyard up"],
+    }
+    assert [each for each in words[target] if each not in head] == []
+
+
+def test_metrics_are_announced_only_where_they_are_let_through(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rendered(*words: str) -> tuple[dict[str, str], str]:
+        text = output(capsys, "-f", str(file), "--to", "kubernetes", *words)
+        objects = {each["kind"]: each for each in yaml.safe_load_all(text)}
+        annotations = objects["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+        return annotations, str(objects["NetworkPolicy"]["spec"]["ingress"])
+
+    annotations, ingress = rendered()
+    assert [name for name in annotations if name.startswith("prometheus.io/")] == []
+    assert "monitoring" not in ingress
+    annotations, ingress = rendered("--scrape-from", "monitoring")
+    assert annotations["prometheus.io/scrape"] == "true"
+    assert f"'port': {annotations['prometheus.io/port']}" in ingress
+    assert "{'kubernetes.io/metadata.name': 'monitoring'}" in ingress

@@ -1,0 +1,112 @@
+"""Rendered files as text that people read, change and keep: plain YAML under a header that says what it needs.
+
+No anchors, since tools that edit YAML drop them or choke on them; scripts as they are read, one line each.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import yaml
+
+from cache_agent.api.shared_names import CSI_DRIVER
+from workspace.render.release import Release
+from workspace.render.standalone import undemanded_gpu
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+_WIDTH: Final = 120
+
+_EXPLAINED: Final[Mapping[str, tuple[str, ...]]] = {
+    "kubernetes": (
+        f"Weightyard's agents on the nodes (its chart): volumes use the driver {CSI_DRIVER}.",
+    ),
+    "compose": (
+        "Docker Compose or podman-compose. Logins of ${DOCKER_CONFIG:-~/.docker} are mounted into the agent.",
+    ),
+    "llm-d": (
+        "values for llm-d's chart llm-d-modelservice 0.4, and Weightyard's agents on the nodes: volumes use the"
+        f" driver {CSI_DRIVER}.",
+        "modelArtifacts: a name and labels only; nothing is downloaded, since mountModelVolume is false.",
+        "routing.proxy: off, since it serves split prefill and decode; decode.containers: the server itself.",
+        "a pool that routes to it: `weightyard render --to llm-d-pool` with the same file.",
+    ),
+    "llm-d-pool": (
+        "the InferencePool kind (Gateway API inference extension) and a gateway that knows it.",
+        "the endpoint picker that endpointPickerRef names, which this file doesn't have: the inference extension's"
+        " chart `inferencepool` makes it, and calls it after its release.",
+    ),
+    "up": ("nothing: it is the command that `weightyard up` starts, for reading.",),
+}  # fmt: skip
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes equal parts in full each time, and texts of several lines as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
+
+
+_Plain.add_representer(str, _text)
+
+
+def rendered_text(documents: Sequence[Json], header: Iterable[str]) -> str:
+    """The documents as YAML below a header of comments."""
+    body = yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=_WIDTH)
+    return "\n".join([*_comments(header), body.rstrip("\n")])
+
+
+def _comments(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield from textwrap.wrap(
+            line, _WIDTH, initial_indent="# ", subsequent_indent="#   ", break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+
+
+def header(
+    workspace: Workspace, release: Release, *, target: str, file: str, version: str,
+    scraped_from: str | None,
+) -> list[str]:  # fmt: skip
+    """What made the file, from what, and what it needs where it is used. Names secrets, never their values."""
+    plan = release.plan
+    return [
+        f"Rendered by weightyard {version} for {target}; change {file} and render it again.",
+        f"Workspace {workspace.name}: {release.model}, variant {plan.variant},"
+        f" {f'{plan.gpus} GPU(s)' if plan.gpus else 'no GPU'}.",
+        *(f"Adapter {name}: {each.image}." for name, each in sorted(release.adapters.items())),
+        *(f"Needs: {each}" for each in _EXPLAINED[target]),
+        *(f"Needs: {each}" for each in _needs(workspace, release, target)),
+        *_metrics(target, scraped_from),
+    ]
+
+
+def _needs(workspace: Workspace, release: Release, target: str) -> Iterator[str]:
+    secrets = [(each.name, each.secret) for each in release.plan.env if each.secret is not None]
+    if target in ("kubernetes", "llm-d"):
+        if workspace.spec.model.pull_secret:
+            yield f"the Secret {workspace.spec.model.pull_secret}, with the registry's login."
+        yield from (f"the Secret {secret.name} with the key {secret.key}." for _, secret in secrets)
+        if missing := undemanded_gpu(workspace, release):
+            yield f"{missing}."
+        elif release.plan.gpus:
+            yield "nodes labelled by GPU feature discovery, or as nodeSelector says."
+    elif target == "compose":
+        yield from (f"the variable {name} in the environment." for name, _ in secrets)
+
+
+def _metrics(target: str, scraped_from: str | None) -> Iterator[str]:
+    if target != "kubernetes":
+        return
+    if scraped_from is None:
+        yield "Metrics: pods of this namespace may read them; --scrape-from NAMESPACE opens them to its Prometheus."
+    else:
+        yield f"Metrics: annotated for Prometheus, and open to the namespace {scraped_from}."
