@@ -19,6 +19,12 @@ class Advance(Protocol):
     def describe(self, text: str) -> None:
         """Describe the current work in a few words."""
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Report `done` of `total` steps of work that moves no bytes; `total` 0 where none can be counted.
+
+        To be called again while nothing changes, so that the passing of time is shown.
+        """
+
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
         """A context for one blob: the callback it yields takes byte counts, which also count for the stage."""
 
@@ -33,6 +39,9 @@ class Silent:
         """Do nothing."""
 
     def describe(self, text: str) -> None:
+        """Do nothing."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
         """Do nothing."""
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from builder.classify import select
 from builder.collect import CollectedCheckpoint, checked
 from builder.layer_plan import SHARED_ROLES, PlannedFile
-from builder.reporter import Reporter
+from builder.reporter import Advance, Reporter
 from builder.sources.local import LocalSource
 from modelimage import canonical
 from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json
@@ -235,8 +235,11 @@ def _quantize(
 
     options = _options(name, choices)
     with reporter.progress(f"quantizing {name}") as progress:
-        steps = _Steps(progress.advance)
-        result = quantize_checkpoint(source, out, options, progress=steps, notify=reporter.say)
+        steps = _Steps(progress)
+        result = quantize_checkpoint(
+            source, out, options, progress=steps, notify=reporter.say,
+            on_stage=lambda stage: progress.stage(stage.name, stage.done, stage.total),
+        )  # fmt: skip
     made = {"recipe": dict(result.recipe), "quality": result.quality.to_json()}
     path = _notes_path(out)
     # Written last: its existence marks the result as complete (see `_finished`).
@@ -275,18 +278,20 @@ def _check_gates(made: Mapping[str, Any], evaluation: EvaluationChoices | None) 
 
     quality = Quality.parse(canonical.to_bytes(made["quality"]))
     if evaluation is not None and quality.comparison is not None:
-        _gates(evaluation).check(quality.comparison)
+        calibrated = quality.engine != "rtn"
+        _gates(evaluation).check(quality.comparison, variant=quality.scheme, calibrated=calibrated)
 
 
 class _Steps:
-    """Converts (done, total) reports to increments."""
+    """Converts (done, total) reports to increments and steps."""
 
-    def __init__(self, advance: Any) -> None:
-        self._advance = advance
+    def __init__(self, progress: Advance) -> None:
+        self._progress = progress
         self._done = 0
 
     def __call__(self, done: int, total: int) -> None:
-        self._advance(done - self._done)
+        self._progress.advance(done - self._done)
+        self._progress.stage("rounding", done, total)
         self._done = done
 
 

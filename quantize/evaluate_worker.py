@@ -26,6 +26,7 @@ from quantize.experts import Matrix
 from quantize.plan import Plan, ShardPlan, make_plan
 from quantize.quality import Comparison
 from quantize.schemes import Format, Scheme
+from quantize.stages import OnStage, Stage, ignore_stage, stage_writer
 
 
 def main() -> None:
@@ -41,16 +42,24 @@ def main() -> None:
         group_size=job["group"] or None,
     )
     text = Calibration(tuple(job["samples"]), Digest.parse(job["text"]))
-    found = compare(source, Path(job["quantized"]), plan, text)
+    on_stage = stage_writer(Path(job["stages"]))
+    found = compare(source, Path(job["quantized"]), plan, text, on_stage)
     Path(job["result"]).write_text(json.dumps(found.to_json()))
 
 
-def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Comparison:
-    """Compare. Raises InvalidInput for text that is too short, and the libraries' own errors."""
+def compare(
+    source: Path,
+    quantized: Path,
+    plan: Plan,
+    text: Calibration,
+    on_stage: OnStage = ignore_stage,
+) -> Comparison:
+    """Compare, and tell the stages. Raises InvalidInput for text that is too short, and the libraries' own errors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_stage(Stage("evaluating: loading the source"))
     reference: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     # Weights in the source's own names and shapes: transformers then needs to know no quantized format.
-    weights = _dequantized(source, quantized, plan)
+    weights = _dequantized(source, quantized, plan, on_stage)
     subject = type(reference).from_pretrained(
         None, config=reference.config, state_dict=weights, dtype=torch.bfloat16
     )
@@ -59,18 +68,21 @@ def compare(source: Path, quantized: Path, plan: Plan, text: Calibration) -> Com
     if plan.scheme is Scheme.INT8:
         _round_activations(subject, plan)
     totals = Totals()
+    parts = list(windows(source, text))
     with torch.inference_mode():
-        for window in windows(source, text):
+        for done, window in enumerate(parts):
+            on_stage(Stage("evaluating: comparing predictions", done, len(parts)))
             inputs = torch.tensor([window], device=device)
             pair = reference(inputs).logits[0, :-1], subject(inputs).logits[0, :-1]
             totals = totals.plus(measure(*pair, inputs[0, 1:]))
     return comparison(totals, text, f"transformers on {device}", ("torch", "transformers"))
 
 
-def _dequantized(source: Path, quantized: Path, plan: Plan) -> dict[str, Any]:
+def _dequantized(source: Path, quantized: Path, plan: Plan, on_stage: OnStage) -> dict[str, Any]:
     """The quantized files' tensors by their source names, with matrices restored to bf16."""
     weights: dict[str, Any] = {}
-    for shard in plan.shards:
+    for done, shard in enumerate(plan.shards):
+        on_stage(Stage("evaluating: reading the quantized weights", done, len(plan.shards)))
         original, result = TensorFile(source / shard.name), TensorFile(quantized / shard.name)
         for copy in shard.copies:
             weights[copy.name] = _tensor(result, copy.name)

@@ -15,6 +15,7 @@ from typing import Any, Final
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 from quantize.errors import QualityTooLow
+from quantize.schemes import Scheme
 from quantize.sqnr import SqnrSummary
 
 SCHEMA_VERSION: Final = 1
@@ -129,23 +130,39 @@ class Gates:
     def any(self) -> bool:
         return (self.max_kl, self.max_perplexity_ratio, self.min_top1) != (None, None, None)
 
-    def check(self, found: Comparison) -> None:
-        """Raises QualityTooLow naming every missed bound. NaN misses every bound."""
+    def check(self, found: Comparison, *, variant: str, calibrated: bool) -> None:
+        """Raises QualityTooLow naming the variant, every missed bound with its option, and what to try.
+
+        `calibrated` says whether the variant was made with calibration. NaN misses every bound.
+        """
         bounds = [
-            ("KL divergence", found.kl_divergence, "<=", self.max_kl),
-            ("perplexity ratio", found.perplexity_ratio, "<=", self.max_perplexity_ratio),
-            ("top-1 agreement", found.top1_agreement, ">=", self.min_top1),
-        ]
+            ("KL divergence", found.kl_divergence, "<=", self.max_kl, "--max-kl"),
+            ("perplexity ratio", found.perplexity_ratio, "<=", self.max_perplexity_ratio, "--max-ppl-ratio"),
+            ("top-1 agreement", found.top1_agreement, ">=", self.min_top1, "--min-top1"),
+        ]  # fmt: skip
         missed = [
-            f"{name} is {value:.4g}, not {sign} {bound:g}"
-            for name, value, sign, bound in bounds
+            f"{name} is {value:.4g}, not {sign} {bound:g} ({option})"
+            for name, value, sign, bound, option in bounds
             # Negated, so that NaN, which compares false with everything, misses the bound.
             if bound is not None and not (value <= bound if sign == "<=" else value >= bound)
         ]
         if missed:
             raise QualityTooLow(
-                "; ".join(missed), hint="Use a calibrated engine, another scheme, or other bounds."
+                f"the variant {variant} isn't good enough: {'; '.join(missed)}",
+                hint=f"Try {_to_try(variant, calibrated=calibrated)}, or other bounds.",
             )
+
+
+def _to_try(variant: str, *, calibrated: bool) -> str:
+    """What loses less than this variant did, as options."""
+    if not calibrated and variant != Scheme.INT8_W8A16.value:
+        engine = "gptq" if variant == Scheme.INT4.value else "llm-compressor"
+        return f"calibration: --engine {engine}"
+    if variant == Scheme.INT4.value:
+        return "int8, or more calibration text: --calibration FILE"
+    if variant == Scheme.INT8.value:
+        return "int8-w8a16, which rounds weights only, or more calibration text: --calibration FILE"
+    return "the published weights"
 
 
 def _rounded(value: float) -> float:

@@ -30,6 +30,7 @@ from quantize.schemes import (
     resolve_method,
 )
 from quantize.sqnr import DEFAULT_FLOOR, Energies, check_floor, summarize
+from quantize.stages import OnStage, ignore_stage
 from quantize.staging_dir import Staging, open_staging
 
 Notify = Callable[[str], None]
@@ -123,11 +124,13 @@ def quantize_checkpoint(
     options: QuantizeOptions,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    on_stage: OnStage = ignore_stage,
 ) -> QuantizeResult:
     """Quantize `src` into the new directory `out`.
 
     `out` appears complete and durable, or not at all; the next run continues an interrupted one shard by shard.
-    `progress` is called with (source bytes done, source bytes in all), `notify` with one sentence at a time. Raises
+    `progress` is called with (source bytes done, source bytes in all), `notify` with one sentence at a time,
+    `on_stage` with what moves no bytes: calibrating and comparing. Raises
     what `check_checkpoint` raises, and BrokenWeights, QualityTooLow, EngineFailed, NoSpace, NotWritable, Busy.
     """
     # From headers alone: what can't work fails within a second.
@@ -147,13 +150,13 @@ def quantize_checkpoint(
     job = engines.EngineJob(checkpoint, plan, calibration, method, threads)
     # Everything up to `publish` happens in the hidden directory: `out` appears complete or not at all.
     with open_staging(out, _fingerprint(job, engine)) as staging:
-        summary = summarize(_run(engine, job, staging, progress))
+        summary = summarize(_run(engine, job, staging, progress, on_stage))
         floor = DEFAULT_FLOOR[plan.scheme] if options.min_sqnr is None else options.min_sqnr
         # Checked before anything is published: a broken scale or axis must never leave the staging directory.
         check_floor(summary, floor)
         output.write_other_files(staging, checkpoint, plan)
         # Before publishing: a failed gate must leave no result.
-        comparison = _compare(job, staging, options.evaluation)
+        comparison = _compare(job, staging, options.evaluation, on_stage)
         written = sum(path.stat().st_size for path in staging.directory.glob("*.safetensors"))
         staging.publish()
     names = plan.scheme.value, plan.format.value, engine.value
@@ -170,25 +173,31 @@ def quantize_checkpoint(
 
 
 def _compare(
-    job: engines.EngineJob, staging: Staging, evaluation: Evaluation | None
+    job: engines.EngineJob, staging: Staging, evaluation: Evaluation | None, on_stage: OnStage
 ) -> Comparison | None:
     if evaluation is None:
         return None
     text = load_evaluation(evaluation.text)
     pair = job.checkpoint.root, staging.directory
-    found = evaluate.compare(*pair, job.plan, text, evaluation.evaluator)
-    evaluation.gates.check(found)
+    found = evaluate.compare(*pair, job.plan, text, evaluation.evaluator, on_stage)
+    evaluation.gates.check(
+        found, variant=job.plan.scheme.value, calibrated=job.calibration is not None
+    )
     return found
 
 
 def _run(
-    engine: QuantizationEngine, job: engines.EngineJob, staging: Staging, progress: Progress | None
+    engine: QuantizationEngine,
+    job: engines.EngineJob,
+    staging: Staging,
+    progress: Progress | None,
+    on_stage: OnStage,
 ) -> Mapping[str, Energies]:
     if engine is QuantizationEngine.RTN:
         return rtn.convert_shards(
             job.checkpoint, job.plan, staging, threads=job.threads, progress=progress
         )
-    return engines.run(engine, job, staging)
+    return engines.run(engine, job, staging, on_stage)
 
 
 def _notices(options: QuantizeOptions, engine: QuantizationEngine) -> list[str]:

@@ -16,6 +16,7 @@ from typing import IO, Any, Final, Protocol
 from weightyard.text import format_bytes, format_duration
 
 PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
+QUIET_INTERVAL: Final = 20.0  # seconds between plain lines while a stage stays where it is
 EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
 RATE_WINDOW: Final = 10.0  # seconds over which the shown rate is averaged
 _MILLISECOND: Final = 1e-3  # the shortest time over which a rate is computed
@@ -32,6 +33,12 @@ class Progress(Protocol):
 
     def describe(self, text: str) -> None:
         """Sets a short text about the current step."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Shows `done` of `total` steps of work that moves no bytes, with the time left; `total` 0: no steps to count.
+
+        Called again and again while nothing changes, it shows that time passes.
+        """
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
         """Shows the transfer of one blob of `size` bytes beside the total.
@@ -109,6 +116,39 @@ class Meter:
         return ", ".join([format_bytes(self.done), *there, *rate])
 
 
+@dataclass(slots=True)
+class StageMeter:
+    """The stage that runs: its name, steps and beginning. Times in seconds on one clock."""
+
+    name: str = ""
+    done: int = 0
+    total: int = 0
+    started: float = 0.0
+
+    def update(self, name: str, done: int, total: int, now: float) -> bool:
+        """Takes the news; returns whether another stage has begun."""
+        begun = name != self.name
+        if begun:
+            self.name, self.started = name, now
+        self.done, self.total = done, total
+        return begun
+
+    def remaining(self, now: float) -> float | None:
+        """Seconds left, if the steps to come take as long as those before; None before the first one's end."""
+        if not 0 < self.done <= self.total:
+            return None
+        return (now - self.started) / self.done * (self.total - self.done)
+
+    def line(self, now: float) -> str:
+        """`comparing predictions, 50%, 12 s left`, without percent where there is nothing to count."""
+        parts = [self.name]
+        if self.total:
+            parts.append(f"{100 * self.done // self.total}%")
+        if left := self.remaining(now):
+            parts.append(f"{format_duration(left)} left")
+        return ", ".join(parts)
+
+
 def open_progress(
     output: Output, title: str, total: int | None, *, clock: Callable[[], float]
 ) -> AbstractContextManager[Progress]:
@@ -128,6 +168,9 @@ class _Silent:
         """Does nothing."""
 
     def describe(self, text: str) -> None:
+        """Does nothing."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
         """Does nothing."""
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -152,6 +195,7 @@ class _Reporter:
         self._text = ""
         self._clock = clock
         self._meter = Meter(total, clock())
+        self._stage = StageMeter()
         self._interval = EVENT_INTERVAL if output.json else PLAIN_INTERVAL
         self._written = self._meter.started
         self._lock = threading.Lock()
@@ -175,8 +219,23 @@ class _Reporter:
     def describe(self, text: str) -> None:
         with self._lock:
             changed, self._text = text != self._text, text
+            self._stage = StageMeter()
         if changed:
             self._report("progress", self._clock())
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        now = self._clock()
+        with self._lock:
+            moved = done != self._stage.done
+            begun = self._stage.update(name, done, total, now)
+            since = now - self._written
+            due = begun or since >= (
+                self._interval if moved or self._output.json else QUIET_INTERVAL
+            )
+            if due:
+                self._written = now
+        if due:
+            self._report("progress", now)
 
     @contextmanager
     def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:
@@ -200,20 +259,39 @@ class _Reporter:
 
     def _report(self, state: str, now: float) -> None:
         meter, took = self._meter, now - self._meter.started
+        text = self._stage.line(now) if self._stage.name else self._text
         if self._output.json:
             left = meter.remaining(now)
             self._output.event(
-                "progress", job=self._title, blob=self._blob, state=state, text=self._text or None,
+                "progress", job=self._title, blob=self._blob, state=state, text=text or None,
+                **self._stage_fields(now),
                 done=meter.done, already=meter.already, total=meter.total, seconds=round(took, 3),
                 rate=round(meter.rate(now)), left=None if left is None else round(left, 1),
             )  # fmt: skip
             return
         parts = [self._text] if self._text and state == "progress" else []
+        if self._stage.name and state == "progress":
+            # The bytes of an earlier stage say nothing of this one; the time does.
+            self._output.say(f"{self._title}: {text}, {format_duration(took)} so far")
+            return
         if state != "progress":
             parts = [f"{state} in {format_duration(took)}"]
         if meter.done:
             parts.append(meter.line(now) if state == "progress" else meter.total_line(took))
         self._output.say(f"{self._title}: {', '.join(parts)}")
+
+    def _stage_fields(self, now: float) -> dict[str, Any]:
+        """The stage's own fields of an event; none outside of stages."""
+        stage = self._stage
+        if not stage.name:
+            return {}
+        left = stage.remaining(now)
+        return {
+            "stage": stage.name,
+            "steps": stage.done,
+            "stepsTotal": stage.total or None,
+            "stageLeft": None if left is None else round(left, 1),
+        }
 
 
 @contextmanager
@@ -263,6 +341,7 @@ class _Bar:
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar = bar
         self._task = task
+        self._stage = StageMeter()
 
     def advance(self, count: int) -> None:
         self._bar.advance(self._task, count)
@@ -274,6 +353,11 @@ class _Bar:
 
     def describe(self, text: str) -> None:
         self._bar.update(self._task, text=text)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        now = self._bar.get_time()
+        self._stage.update(name, done, total, now)
+        self.describe(self._stage.line(now))
 
     @contextmanager
     def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:

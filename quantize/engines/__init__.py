@@ -24,6 +24,7 @@ from quantize.errors import EngineMissing, broken_weights
 from quantize.plan import Plan
 from quantize.schemes import Method, QuantizationEngine
 from quantize.sqnr import Energies
+from quantize.stages import OnStage, Stage, ignore_stage
 from quantize.staging_dir import Staging
 
 GPTQ_INSTALL: Final = "pip install 'weightyard[gptq]'"
@@ -65,7 +66,9 @@ def versions(engine: QuantizationEngine, environment: Mapping[str, str]) -> dict
     return {}
 
 
-def run(engine: QuantizationEngine, job: EngineJob, staging: Staging) -> dict[str, Energies]:
+def run(
+    engine: QuantizationEngine, job: EngineJob, staging: Staging, on_stage: OnStage = ignore_stage
+) -> dict[str, Energies]:
     """Run an engine into the staging directory. Raises BrokenWeights, EngineMissing, EngineFailed."""
     if job.calibration is None:
         raise EngineFailed(f"{engine.value} needs calibration text")
@@ -95,8 +98,10 @@ def run(engine: QuantizationEngine, job: EngineJob, staging: Staging) -> dict[st
         python = str(llm_compressor.interpreter(environment))
         worker = _HERE / "llm_compressor_worker.py"
     worker_process.run_worker(
-        [python, str(worker)], document, environment, name=engine.value, scratch=scratch
-    )
+        [python, str(worker)], document, environment, name=engine.value, scratch=scratch,
+        on_stage=on_stage,
+    )  # fmt: skip
+    on_stage(Stage("reading the quantized tensors"))
     rescaled = job.method is not None and job.method.rescales
     # Measured on the collected files, so that the check covers what is published, not what the engine claims.
     energies = collect(job.checkpoint.root, made, job.plan, staging, rescaled=rescaled)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ def main() -> None:
     )
     # Code from a checkpoint is never run.
     model = GPTQModel.load(job["source"], config, backend=BACKEND.AUTO, trust_remote_code=False)
+    # Beside this script, which is run with a safe path: without its own folder.
+    sys.path.append(str(Path(__file__).parent))
+    from layer_stages import tell_layers  # type: ignore[import-not-found] # noqa: PLC0415
+
+    tell_layers(model.model, job["stages"])
     model.quantize(job["samples"], batch_size=1)
     model.save(job["out"])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ def main() -> None:
     samples = Dataset.from_list(
         [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows]
     )
+    # Beside this script, which is run with a safe path: without its own folder.
+    sys.path.append(str(Path(__file__).parent))
+    from layer_stages import tell_layers  # type: ignore[import-not-found] # noqa: PLC0415
+
+    tell_layers(model, job["stages"])
     oneshot(
         model=model,
         dataset=samples,

@@ -18,8 +18,10 @@ from typing import IO, Any, Final
 
 from modelimage.child import SAFE_PATH
 from modelimage.errors import EngineFailed
+from quantize.stages import FILE, OnStage, Stage, StageReader, ignore_stage
 
 TAIL_BYTES: Final = 2000
+_LOOK_SECONDS: Final = 0.5
 # Asks the kernel for SIGKILL when the parent ends (prctl(2), PR_SET_PDEATHSIG), which execve keeps, then becomes the
 # worker. A program of its own: code between fork and exec isn't safe in a process with threads.
 _BOUND: Final = """
@@ -39,28 +41,51 @@ def run_worker(
     *,
     name: str,
     scratch: Path,
+    on_stage: OnStage = ignore_stage,
 ) -> None:
     """Run a worker to its end in `scratch`, where engines leave logs and temporary files.
 
-    Raises EngineFailed with the end of the worker's output.
+    The job gets `stages`, the file to which the worker appends its stages; `on_stage` is told the newest one twice a
+    second, also when it is the same. Raises EngineFailed with the end of the worker's output.
     """
+    stages = StageReader(scratch / FILE, Stage(name))
+    (scratch / FILE).unlink(missing_ok=True)  # of a run that was interrupted
     # Offline: the job is a worker's only input, nothing may be downloaded.
     offline = {**environment, **SAFE_PATH, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     offline |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch)}
     # A file, not a pipe: a verbose engine must neither block nor fill the memory.
     with tempfile.TemporaryFile() as log:
         try:
-            done = subprocess.run(
-                _bound(command), input=json.dumps(job).encode(), stdout=log, stderr=subprocess.STDOUT,
-                env=offline, cwd=scratch, check=False,
-            )  # fmt: skip
+            with tempfile.TemporaryFile() as given:
+                # A file as well: writing to a pipe would wait for a worker that doesn't read yet.
+                given.write(json.dumps({**job, "stages": str(scratch / FILE)}).encode())
+                given.seek(0)
+                with subprocess.Popen(
+                    _bound(command), stdin=given, stdout=log, stderr=subprocess.STDOUT,
+                    env=offline, cwd=scratch,
+                ) as worker:  # fmt: skip
+                    code = _followed(worker, stages, on_stage)
         except OSError as error:
             raise EngineFailed(f"{name} can't be started: {error}") from error
-        if done.returncode != 0:
+        if code != 0:
             raise EngineFailed(
-                f"{name} failed ({_how(done.returncode)}): {_tail(log)}",
+                f"{name} failed ({_how(code)}): {_tail(log)}",
                 hint="If memory ran out, use a machine with more, or --engine rtn.",
             )
+
+
+def _followed(worker: subprocess.Popen[bytes], stages: StageReader, on_stage: OnStage) -> int:
+    """Tell the worker's stages until it ends; its exit code. Kills it when this is interrupted."""
+    try:
+        while True:
+            on_stage(stages.look())
+            try:
+                return worker.wait(_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+    except BaseException:
+        worker.kill()
+        raise
 
 
 def _bound(command: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -64,12 +65,34 @@ def _quality(comparison: Comparison | None) -> Quality:
 
 
 def test_gates_name_every_bound_that_is_missed() -> None:
-    Gates(0.1, 1.2, 0.8).check(_comparison())
-    Gates().check(_comparison(kl=float("nan")))
-    with pytest.raises(QualityTooLow, match=r"KL divergence is 0\.1, not <= 0\.05; top-1"):
-        Gates(max_kl=0.05, min_top1=0.9).check(_comparison())
+    made: dict[str, Any] = {"variant": "int4", "calibrated": False}
+    Gates(0.1, 1.2, 0.8).check(_comparison(), **made)
+    Gates().check(_comparison(kl=float("nan")), **made)
+    with pytest.raises(
+        QualityTooLow,
+        match=r"int4 isn't good enough: KL divergence is 0\.1, not <= 0\.05 \(--max-kl\);"
+        r" top-1 agreement is 0\.8, not >= 0\.9 \(--min-top1\)",
+    ):
+        Gates(max_kl=0.05, min_top1=0.9).check(_comparison(), **made)
     with pytest.raises(QualityTooLow, match="nan"):
-        Gates(max_kl=0.05).check(_comparison(kl=float("nan")))
+        Gates(max_kl=0.05).check(_comparison(kl=float("nan")), **made)
+
+
+@pytest.mark.parametrize(
+    ("variant", "calibrated", "hint"),
+    [
+        ("int4", False, "--engine gptq"),
+        ("int8", False, "--engine llm-compressor"),
+        ("int4", True, "int8"),
+        ("int8", True, "int8-w8a16"),
+        ("int8-w8a16", False, "published"),
+    ],
+)
+def test_a_missed_gate_says_what_loses_less(variant: str, calibrated: bool, hint: str) -> None:
+    with pytest.raises(QualityTooLow) as caught:
+        Gates(max_kl=0.05).check(_comparison(), variant=variant, calibrated=calibrated)
+    assert hint in str(caught.value.hint)
+    assert variant in str(caught.value)
 
 
 def test_predictions_that_are_not_finite_are_never_published() -> None:

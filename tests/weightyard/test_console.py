@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.servers.process import wait_until
 from weightyard.console import Console
 from weightyard.progress import Meter
 from weightyard.text import format_bytes, format_duration
@@ -84,6 +85,55 @@ def test_plain_progress_speaks_now_and_then() -> None:
         "pull: checking, 3.0 MB of 4.0 MB, 75%, 275 kB/s, 3.6 s left",
         "pull: done in 12.0 s, 3.0 MB, 250 kB/s",
     ]
+
+
+def test_a_stage_has_percent_and_the_time_that_is_left() -> None:
+    """A line at its beginning, every few seconds while it moves, and at least every 30 s while it doesn't."""
+    console, _, err, clock = consoles()
+    with console.progress("quantizing int8") as progress:
+        progress.advance(1000)
+        progress.stage("loading", 0, 0)
+        for done in range(4):
+            for _ in range(5):
+                clock.now += 2
+                progress.stage("comparing", done, 4)
+        for _ in range(60):
+            clock.now += 1
+            progress.stage("comparing", 3, 4)
+    lines = err.getvalue().splitlines()
+    assert lines[:3] == [
+        "quantizing int8: loading, 0.0 s so far",
+        "quantizing int8: comparing, 0%, 2.0 s so far",
+        "quantizing int8: comparing, 25%, 30.0 s left, 12.0 s so far",
+    ]
+    assert lines[-1].startswith("quantizing int8: done in 1 min 40 s")
+    still = [line for line in lines if "75%" in line]
+    assert 60 / 30 <= len(still) <= 60 / 10
+
+
+def test_a_stage_is_an_event_too() -> None:
+    console, _, err, clock = consoles()
+    console.configure(json=True)
+    with console.progress("quantizing int8") as progress:
+        for _ in range(4):
+            clock.now += 1
+            progress.stage("comparing", 2, 8)
+        progress.describe("publishing")
+    events = [json.loads(line) for line in err.getvalue().splitlines()]
+    fields = ("text", "stage", "steps", "stepsTotal", "stageLeft")
+    assert [tuple(event[each] for each in fields) for event in events[:2]] == [
+        ("comparing, 25%", "comparing", 2, 8, 0.0),
+        ("comparing, 25%, 3.0 s left", "comparing", 2, 8, 3.0),
+    ]
+    assert events[-2]["text"] == "publishing"
+    assert "stage" not in events[-1]
+
+
+def test_a_moving_bar_shows_the_stage() -> None:
+    console, _, err, _ = consoles(err=FakeTerminal())
+    with console.progress("quantizing int8") as progress:
+        progress.stage("comparing", 1, 4)
+        wait_until(lambda: "comparing, 25%" in err.getvalue(), what="a refresh of the bar")
 
 
 def test_progress_that_fails_says_so() -> None:

@@ -128,7 +128,10 @@ def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **g
         console.result(_plan_document(plan, engine), _plan_text(plan, engine))
         return
     with console.progress(f"quantizing {source.name}", plan.work_bytes) as bar:
-        result = quantize_checkpoint(source, out, options, _advancing(bar), console.say)
+        result = quantize_checkpoint(
+            source, out, options, _advancing(bar), console.say,
+            lambda stage: bar.stage(stage.name, stage.done, stage.total),
+        )  # fmt: skip
     if given["quality_file"] is not None:
         given["quality_file"].write_bytes(result.quality.to_bytes())
     console.result(_result_document(result), _result_text(result))
