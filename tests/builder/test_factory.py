@@ -12,11 +12,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.prefix)
-@pytest.mark.parametrize("page", ["build.md", "guide.md"])
-def test_every_kind_of_source_is_in_the_tables_of_the_pages(
-    scheme: SourceScheme, page: str
-) -> None:
-    assert f"| `{scheme.prefix}" in (DOCS / page).read_text()
+def test_every_kind_of_source_is_in_the_table_of_its_page(scheme: SourceScheme) -> None:
+    assert f"| `{scheme.prefix}" in (DOCS / "build.md").read_text()
 
 
 def test_only_buckets_are_opened_as_buckets(tmp_path: Path) -> None:
