@@ -150,8 +150,7 @@ class GateFailed(WeightyardError):
 
 def public_name(error: WeightyardError) -> str:
     """The name of the error's nearest class in this module: what is told to other processes, which know no others."""
-    known = [kind for kind in type(error).__mro__ if globals().get(kind.__name__) is kind]
-    return known[0].__name__
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
 
 
 def first_line(error: Exception) -> str:
