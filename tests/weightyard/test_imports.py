@@ -46,7 +46,7 @@ def imported(tmp_path: Path, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "without"),
     [
-        (("--help",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, "pydantic", "cache_agent", "yaml")),
+        (("--help",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, "pydantic", "cache_agent.store", "yaml")),
         (("ls",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT)),
         (("lease", "ls"), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT)),
         (("ps",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, "pydantic", "yaml")),
