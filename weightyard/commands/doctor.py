@@ -17,7 +17,7 @@ from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, format_table, pass_console
 from weightyard.crds import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
-from weightyard.doctor.clusters import ClusterQuery, ask
+from weightyard.doctor.clusters import ClusterQuery, ask, eviction_thresholds
 from weightyard.doctor.gather import ProbePaths, gather
 from weightyard.doctor.node_checks import NodePurpose, check_node
 from weightyard.doctor.pods import Probe, Probing
@@ -238,7 +238,10 @@ def _on_nodes(
             finding = fail("node pod", shown, "Look at the node, or use --no-pods.")
             yield replace(finding, where=node)
             continue
-        yield from (replace(each, where=node) for each in check_node(shown, wanted))
+        told = eviction_thresholds(cluster, node) or shown.kubelet.eviction_hard
+        kubelet = shown.kubelet.model_copy(update={"eviction_hard": told})
+        facts = shown.model_copy(update={"kubelet": kubelet})
+        yield from (replace(each, where=node) for each in check_node(facts, wanted))
 
 
 def _report(console: Console, findings: list[Finding]) -> None:

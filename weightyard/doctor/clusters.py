@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.shared_names import CSI_DRIVER
-from modelimage.errors import AccessDenied, NotFound
+from modelimage.errors import AccessDenied, NotFound, WeightyardError
 from weightyard.doctor.cluster_checks import PROGRAMS, ClusterFacts, Permission
 from weightyard.kubectl import Kubectl
 
@@ -53,6 +53,20 @@ def ask(cluster: Kubectl, questions: ClusterQuery) -> ClusterFacts:
             *_all(cluster, f"{_OURS}/cachedmodels", "CachedModel"),
         ),
     )  # fmt: skip
+
+
+def eviction_thresholds(cluster: Kubectl, node: str) -> Mapping[str, str]:
+    """The thresholds by which a node's kubelet runs; empty when it sets none, or may not be asked.
+
+    Its files may be anywhere and be overridden by its arguments, so what kubelet itself says counts.
+    """
+    try:
+        found = cluster.get(f"/api/v1/nodes/{quote(node)}/proxy/configz")
+    except WeightyardError:
+        # A kubelet that the API server can't reach is not what these thresholds are asked for.
+        return {}
+    given = (found.get("kubeletconfig") or {}).get("evictionHard") or {}
+    return {str(name): str(value) for name, value in given.items()}
 
 
 def _denied(

@@ -98,6 +98,28 @@ def test_a_bad_node_is_named(cluster: FakeCluster, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
+    ("runs_by", "level"),
+    [({"imagefs.available": "0.1%"}, "ok"), ({"imagefs.available": "95%"}, "fail"), (None, "ok")],
+)
+def test_what_kubelet_runs_by_counts_more_than_its_file(
+    cluster: FakeCluster,
+    capsys: pytest.CaptureFixture[str],
+    runs_by: dict[str, str] | None,
+    level: str,
+) -> None:
+    """Its configuration may lie anywhere; some callers may not ask it."""
+    files = {"imagefs.available": "15%" if runs_by is None else "50%"}
+    kubelet = NODE.kubelet.model_copy(update={"eviction_hard": files})
+    cluster.node = lambda name: NODE.model_copy(update={"node": name, "kubelet": kubelet})
+    if runs_by is not None:
+        for name in ("gpu-1", "gpu-2"):
+            document = {"kubeletconfig": {"evictionHard": runs_by}}
+            cluster.documents[f"/api/v1/nodes/{name}/proxy/configz"] = document
+    main(["--json", "doctor", "--cluster"])
+    assert findings(capsys)["gpu-1", "free space"] == level
+
+
+@pytest.mark.parametrize(
     ("told", "says"), [("the disk is gone", "the disk is gone"), (None, "MountVolume.SetUp failed")]
 )
 def test_a_pod_that_ends_badly_or_never_says_why(
