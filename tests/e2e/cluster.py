@@ -59,25 +59,61 @@ class Cluster:
                 raise
             return
 
-    def wait(self, condition: Callable[[], object], *, what: str) -> None:
+    def within(self, namespace: str) -> Cluster:
+        """The same cluster, in another namespace."""
+        return Cluster(self._kubeconfig, namespace, minutes=self._seconds / 60)
+
+    def wait(
+        self, condition: Callable[[], object], *, what: str, seconds: float | None = None
+    ) -> None:
         """Poll until a condition holds. Raises TimeoutError with what was waited for."""
-        idle = IdleClock()
+        idle, limit = IdleClock(), seconds or self._seconds
         while not condition():
-            if idle() > self._seconds:
-                raise TimeoutError(f"no {what} within {self._seconds:g} s")
+            if idle() > limit:
+                raise TimeoutError(f"no {what} within {limit:g} s")
             time.sleep(POLL_SECONDS)
 
-    def _kubectl(self, verb: str, path: str, *, given: Json | None = None) -> str:
-        command = ["kubectl", f"--kubeconfig={self._kubeconfig}", verb, "--raw", path]
-        if given is not None:
-            command += ["-f", "-"]
+    def kubectl(self, *arguments: str, given: Json | None = None) -> str:
+        """Run kubectl with a document as its input, and return what it says. Raises Refused."""
         done = subprocess.run(
-            command, input=json.dumps(given) if given is not None else None,
+            ["kubectl", f"--kubeconfig={self._kubeconfig}", *arguments],
+            input=json.dumps(given) if given is not None else None,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise Refused(done.stderr.strip())
+            raise Refused(done.stderr.strip() or done.stdout.strip())
         return done.stdout
+
+    def items(self, *arguments: str) -> list[Json]:
+        """What `kubectl get` finds, such as `items("pods", "-n", "team")`; none of a kind that isn't there."""
+        try:
+            found: Json = json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        except Refused as refused:
+            if "the server doesn't have a resource type" in str(refused):
+                return []
+            raise
+        items: list[Json] = found["items"]
+        return items
+
+    def apply(self, document: Json) -> None:
+        self.kubectl("apply", "-n", self.namespace, "-f", "-", given=document)
+
+    def execute(self, pod: str, *command: str, container: str | None = None) -> str:
+        """Run a command in a pod."""
+        chosen = ("-c", container) if container else ()
+        return self.kubectl("exec", "-n", self.namespace, pod, *chosen, "--", *command)
+
+    def told(self, name: str) -> str:
+        """The messages of all Events about an object of the namespace."""
+        found = self.items(
+            "events", "-n", self.namespace, f"--field-selector=involvedObject.name={name}"
+        )
+        return "\n".join(str(each.get("message", "")) for each in found)
+
+    def _kubectl(self, verb: str, path: str, *, given: Json | None = None) -> str:
+        return self.kubectl(
+            verb, "--raw", path, *(() if given is None else ("-f", "-")), given=given
+        )
 
 
 class Workspace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from tests.e2e.cluster import Cluster, Workspace
 from weightyard.cli import main
 
 Json = dict[str, Any]
+IDLE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def document(settings: Settings, name: str) -> Json:
     }
 
 
-def travel(settings: Settings, name: str) -> None:
-    """Every step, each checked. Raises AssertionError, TimeoutError or Refused."""
+def travel(settings: Settings, name: str, *more: Callable[[Workspace], None]) -> None:
+    """Every step, each checked, and `more` of them at the end. Raises AssertionError, TimeoutError or Refused."""
     cluster = Cluster(settings.kubeconfig, settings.namespace, minutes=settings.minutes)
     workspace = Workspace(cluster, name)
     cluster.create(cluster.path("workspaces"), document(settings, name))
@@ -50,6 +52,8 @@ def travel(settings: Settings, name: str) -> None:
         becomes_ready(workspace)
         scales(workspace)
         rolls_and_goes_back(workspace, settings)
+        for step in more:
+            step(workspace)
     finally:
         cluster.delete(cluster.path("workspaces", name))
     cluster.wait(workspace.is_gone, what="end of everything it made")
@@ -75,6 +79,20 @@ def scales(workspace: Workspace) -> None:
     cluster.wait(lambda: workspace.pods("server") == [], what="end of the servers")
     cluster.change(workspace.name, replicas=1)
     workspace.wait_ready()
+
+
+def sleeps_and_wakes(workspace: Workspace) -> None:
+    """To zero by its autoscaler's settings; the first request starts a server and is answered by it.
+
+    Takes servers that run, with metrics, and an activator.
+    """
+    cluster = workspace.cluster
+    scale = {"min": 0, "max": 1, "downWindowSeconds": IDLE_SECONDS}
+    cluster.change(workspace.name, replicas=None, scale=scale)
+    cluster.wait(lambda: workspace.pods("server") == [], what="end of the idle server")
+    workspace.wait_ready()
+    workspace.wait_answers()
+    assert workspace.pods("server")
 
 
 def rolls_and_goes_back(workspace: Workspace, settings: Settings) -> None:

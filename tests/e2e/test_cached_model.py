@@ -7,22 +7,20 @@ import uuid
 import pytest
 
 from tests.e2e.cluster import GROUP, Cluster, Json, Refused
+from tests.e2e.journey import Settings
 from weightyard.cli import main
 
 
 @pytest.mark.timeout(0)
-def test_a_cached_model_is_held_by_labelled_nodes(request: pytest.FixtureRequest) -> None:
-    option = request.config.getoption
-    if not option("--model"):
-        raise pytest.UsageError("--model names a small model image")
-    cluster = Cluster(option("--kubeconfig"), option("--namespace"), minutes=option("--minutes"))
+def test_a_cached_model_is_held_by_labelled_nodes(cluster: Cluster, settings: Settings) -> None:
+    kubeconfig = ("--kubeconfig", settings.kubeconfig)
     name = f"e2e-{uuid.uuid4().hex[:8]}"
-    command = ["prewarm", option("--model"), "--name", name, "--kubeconfig", option("--kubeconfig")]
+    command = ["prewarm", settings.model, "--name", name, *kubeconfig]
     try:
-        seconds = str(option("--minutes") * 60)
+        seconds = str(settings.minutes * 60)
         assert main([*command, "--wait", "--timeout", seconds]) == 0
         holds(cluster, name)
-        assert main(["status", name, "--kubeconfig", option("--kubeconfig")]) == 0
+        assert main(["status", name, *kubeconfig]) == 0
     finally:
         assert main([*command, "--remove"]) == 0
     cluster.wait(lambda: is_gone(cluster, name), what="end of the CachedModel")

@@ -7,15 +7,12 @@ import uuid
 import pytest
 
 from tests.e2e.cluster import Cluster
+from tests.e2e.journey import Settings
 from tests.e2e.prewarming import warm
 
 
 @pytest.mark.timeout(0)
 def test_a_model_is_brought_to_the_nodes_that_should_have_it(
-    request: pytest.FixtureRequest,
+    cluster: Cluster, settings: Settings
 ) -> None:
-    option = request.config.getoption
-    if not option("--model"):
-        raise pytest.UsageError("--model names a small model image")
-    cluster = Cluster(option("--kubeconfig"), option("--namespace"), minutes=option("--minutes"))
-    warm(cluster, f"e2e-{uuid.uuid4().hex[:8]}", option("--model"), {})
+    warm(cluster, f"e2e-{uuid.uuid4().hex[:8]}", settings.model, {})

@@ -24,6 +24,7 @@ FAILURE = """\
 (EngineCore pid=7) ERROR 11-23 21:38:05 [core.py:906] ValueError: No available memory for the cache blocks.
 (APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
+IDLE_METRICS = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
 WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 
 
@@ -60,15 +61,15 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
-    """Answer /health and /v1/models, and every question with FAKE_ENGINE_ANSWER."""
+    """Answer /health, /v1/models and /metrics, and every question with FAKE_ENGINE_ANSWER."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             models = {"data": [{"id": options.served_model_name}]}
+            said = {"/v1/models": json.dumps(models), "/metrics": IDLE_METRICS}
             self.send_response(200)
             self.end_headers()
-            if self.path == "/v1/models":
-                self.wfile.write(json.dumps(models).encode())
+            self.wfile.write(said.get(self.path, "").encode())
 
         def do_POST(self) -> None:
             said = {"text": os.environ.get("FAKE_ENGINE_ANSWER", "")}
