@@ -5,6 +5,7 @@ Scrubbing and populating share one IO budget.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ from modelimage.errors import Fault, WeightyardError
 DEFAULT_PERIOD: Final = 7 * 86400.0
 DEFAULT_SCRUB_RATE: Final = 50e6
 DEFAULT_INTERVAL: Final = 30.0
+_MOST_DOUBLINGS: Final = 5  # of the interval, after unknown errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class MaintenanceOptions:
 
 
 class Maintenance:
-    """Runs from `start` to `stop`. A failed round is reported by `problem` and tried again."""
+    """Runs from `start` to `stop`. A failed round, whatever failed, is reported by `problem` and tried again."""
 
     def __init__(
         self,
@@ -83,31 +87,35 @@ class Maintenance:
     def round(self) -> int:
         """One round: expire leases, populate shared stores, scrub due files; returns the number of damaged files.
 
-        A root or shared store that fails doesn't stop the other steps: the first failure is raised at the end, a
-        failure of this node before one of others. Raises Cancelled on `stop`.
+        A step that fails, whatever the error, doesn't stop the others: the first failure is raised at the end, an
+        unknown one before one of this node before one of others. Raises Cancelled on `stop`.
         """
-        # First: memory pressure can't wait for hours of scrubbing.
-        self._relieve()
         damaged = 0
-        problems: list[WeightyardError] = []
-        for store in self._roots.stores:
-            for step in self._steps():
-                try:
-                    damaged += step(store)
-                except Cancelled:
-                    # Cancelled is a WeightyardError too, but must end the round.
-                    raise
-                except WeightyardError as error:
-                    problems.append(error)
+        problems: list[Exception] = []
+        for step in self._steps():
+            try:
+                damaged += step()
+            except Cancelled:
+                # Cancelled is a WeightyardError too, but must end the round.
+                raise
+            except Exception as error:  # noqa: BLE001 - raised at the end
+                problems.append(error)
         if problems:
-            raise min(problems, key=lambda problem: problem.fault is not Fault.NODE)
+            raise min(problems, key=_rank)
         return damaged
 
-    def _steps(self) -> Iterator[Callable[[Store], int]]:
-        yield self._expire
-        yield from (partial(self._populate_shared, place) for place in self._shared())
-        if self._options.scrub_period > 0:
-            yield self._scrub
+    def _steps(self) -> Iterator[Callable[[], int]]:
+        # First: memory pressure can't wait for hours of scrubbing.
+        yield self._relieve_memory
+        for store in self._roots.stores:
+            yield partial(self._expire, store)
+            yield from (partial(self._populate_shared, place, store) for place in self._shared())
+            if self._options.scrub_period > 0:
+                yield partial(self._scrub, store)
+
+    def _relieve_memory(self) -> int:
+        self._relieve()
+        return 0
 
     @staticmethod
     def _expire(store: Store) -> int:
@@ -138,18 +146,32 @@ class Maintenance:
         return 0
 
     def _main(self) -> None:
-        while not self._stop.wait(self._options.interval):
+        bugs = 0  # rounds in a row with an unknown error
+        while not self._stop.wait(self._options.interval * 2 ** min(bugs, _MOST_DOUBLINGS)):
             try:
                 self.round()
-                self._problem = None
+                self._problem, bugs = None, 0
             except Cancelled:
                 return
             except WeightyardError as error:
                 # Only a failure of this node makes it unready; an unreachable bucket is merely reported.
-                self._problem = error.message if error.fault is Fault.NODE else None
+                self._problem, bugs = error.message if error.fault is Fault.NODE else None, 0
                 self._repairer.events.emit(MaintenanceFailed(error.message))
+            except Exception as error:
+                # A bug, or a file that nobody thought of. Without this thread no lease would ever end again.
+                bugs += 1
+                self._problem = f"maintenance failed: {type(error).__name__}: {error}"
+                logger.exception("maintenance failed with an unknown error")
+                self._repairer.events.emit(MaintenanceFailed(self._problem))
 
     def _pause(self, count: int) -> None:
         # Waits on the stop event, so that a throttled scrub ends immediately.
         if self._stop.wait(self._throttle.take(count)):
             raise Cancelled("the agent is stopping")
+
+
+def _rank(problem: Exception) -> int:
+    """The order in which problems are told: an unknown error first, then this node's own."""
+    if not isinstance(problem, WeightyardError):
+        return 0
+    return 1 if problem.fault is Fault.NODE else 2

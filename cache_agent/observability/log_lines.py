@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TextIO
@@ -123,6 +124,9 @@ class _Adopting(logging.Handler):
         fields = {"message": record.getMessage(), "logger": record.name}
         if record.exc_info and record.exc_info[1] is not None:
             fields["error"] = repr(record.exc_info[1])
+            # An error that nobody expected is found by where it came from.
+            if record.levelno >= logging.ERROR:
+                fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
         write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
         write("library", **fields)
 
