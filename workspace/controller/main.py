@@ -51,7 +51,8 @@ async def run_controller(
     """Runs until `stop`, then releases leadership. Survives an API server that is away."""
     async with (
         KubeClient(options.connection, role="controller") as client,
-        aiohttp.ClientSession() as servers,
+        # Without a limit for all: the slow servers of one tenant would take every place. Each Workspace has its own.
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as servers,
     ):
         working = asyncio.create_task(_work(options, client, servers, leading=leading))
         stopping = asyncio.create_task(stop.wait())

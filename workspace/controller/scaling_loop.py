@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 PERIOD: Final = 2.0  # seconds between readings
 # vLLM's page takes 100 kB; parsing a whole one takes the event loop's time.
 _PAGE_BYTES: Final = 1 << 20
+# Servers of one Workspace that are read at the same time.
+_AT_ONCE: Final = 32
 _SCRAPE_TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 
 
@@ -89,33 +91,44 @@ def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
 
 async def read_load(session: aiohttp.ClientSession, targets: Targets) -> Load:
     """The current load of one Workspace. A server that doesn't respond is missing in the readings."""
-    pages = await asyncio.gather(*(_reading(session, each) for each in targets.servers))
+    places = asyncio.Semaphore(_AT_ONCE)
+    pages = await asyncio.gather(*(_reading(session, each, places) for each in targets.servers))
     held = await _held(session, targets.activator) if targets.activator else 0
     readings = tuple(each for each in pages if each is not None)
     return Load(targets.current, len(targets.servers), readings, held)
 
 
 class ScalingLoop:
-    """Scales all Workspaces of a runner."""
+    """Scales all Workspaces of a runner.
+
+    Each is a bulkhead: one whose servers are slow, or that fails, is late itself and holds up no other.
+    """
 
     def __init__(
         self, runner: Runner, session: aiohttp.ClientSession,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:  # fmt: skip
         self._runner = runner
         self._session = session
         self._clock = clock
+        self._sleep = sleep
         self._scalers: dict[Key, Scaler] = {}
+        self._busy: set[Key] = set()  # Workspaces whose servers are being read
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        while True:
-            keys = self._runner.cache.workspaces()
-            # A Workspace of the same name that comes later must not inherit the history of this one.
-            for gone in set(self._scalers) - set(keys):
-                del self._scalers[gone]
-            await asyncio.gather(*(self._scale_alone(key) for key in keys))
-            await asyncio.sleep(PERIOD)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                keys = self._runner.cache.workspaces()
+                # A Workspace of the same name that comes later must not inherit the history of this one.
+                for gone in set(self._scalers) - set(keys):
+                    del self._scalers[gone]
+                for key in keys:
+                    if key not in self._busy:
+                        self._busy.add(key)
+                        group.create_task(self._scale_alone(key))
+                await self._sleep(PERIOD)
 
     async def _scale_alone(self, key: Key) -> None:
         """Scales one Workspace; whatever goes wrong with it is logged and leaves its replicas and the others alone."""
@@ -124,6 +137,8 @@ class ScalingLoop:
         except Exception:
             # A server's page is a tenant's input: it must not end the scaling of all others.
             logger.exception("%s/%s: can't be scaled", *key)
+        finally:
+            self._busy.discard(key)
 
     async def scale(self, key: Key) -> None:
         """Reads one Workspace's load and sets its number of replicas."""
@@ -217,9 +232,12 @@ def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-async def _reading(session: aiohttp.ClientSession, server: str) -> Reading | None:
+async def _reading(
+    session: aiohttp.ClientSession, server: str, places: asyncio.Semaphore
+) -> Reading | None:
     try:
-        return parse_reading(await _page(session, f"{server}/metrics"))
+        async with places:
+            return parse_reading(await _page(session, f"{server}/metrics"))
     except WeightyardError as error:
         logger.debug("%s: %s", server, error.message)
         return None

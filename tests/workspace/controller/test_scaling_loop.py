@@ -1,0 +1,98 @@
+"""The scaling loop: each Workspace is read by itself, and none waits for the servers of another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.workspace import samples
+from tests.workspace.controller.living import resolve
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.object_cache import Key, WatchCache
+from workspace.controller.runner import Runner
+from workspace.controller.scaling_loop import PERIOD, ScalingLoop, Targets, read_load
+from workspace.render.kubernetes import SystemSettings
+
+Json = dict[str, Any]
+SLOW, QUICK, BROKEN = ("team-a", "slow"), ("team-b", "quick"), ("team-c", "broken")
+
+
+class CountingLoop(ScalingLoop):
+    """Counts how often each Workspace is scaled. The slow one takes until `released`."""
+
+    def __init__(self, runner: Runner, session: aiohttp.ClientSession, rounds: int) -> None:
+        super().__init__(runner, session, sleep=self._round_over)
+        self.scaled: list[Key] = []
+        self.released = asyncio.Event()
+        self._rounds = rounds
+
+    async def scale(self, key: Key) -> None:
+        self.scaled.append(key)
+        if key == SLOW:
+            await self.released.wait()
+        if key == BROKEN:
+            raise ValueError("an odd page")
+
+    async def _round_over(self, seconds: float) -> None:
+        assert seconds == PERIOD
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self._rounds -= 1
+        if not self._rounds:
+            raise asyncio.CancelledError
+
+
+def a_runner(*keys: Key) -> Runner:
+    cache = WatchCache()
+    for namespace, name in keys:
+        document = samples.document(name, namespace=namespace)
+        cache.put({**document, "metadata": {**document["metadata"], "uid": name}})
+    api: KubernetesApi = None  # type: ignore[assignment]  # nothing is written
+    return Runner(api=api, cache=cache, resolver=resolve, environment=SystemSettings())
+
+
+def test_a_slow_workspace_is_late_itself_and_holds_up_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> CountingLoop:
+        loop = CountingLoop(a_runner(SLOW, QUICK, BROKEN), None, 4)  # type: ignore[arg-type]
+        with pytest.raises(asyncio.CancelledError):
+            await loop.run()
+        return loop
+
+    loop = asyncio.run(scenario())
+    assert [loop.scaled.count(key) for key in (SLOW, QUICK, BROKEN)] == [1, 4, 4]
+    assert len([record for record in caplog.records if record.exc_info]) == 4
+
+
+def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
+    """Thousands of slow servers must not take thousands of connections."""
+    at_once, most = 0, 0
+
+    async def page(_: web.Request) -> web.Response:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+        return web.Response(text="vllm:num_requests_running 1\nvllm:num_requests_waiting 2\n")
+
+    async def scenario() -> None:
+        app = web.Application()
+        app.router.add_get("/{any:.*}", page)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            load = await read_load(session, Targets(1, tuple([url] * 100), None))
+        await runner.cleanup()
+        assert load.waiting == 200
+
+    asyncio.run(scenario())
+    assert 1 <= most <= 32
