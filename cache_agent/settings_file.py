@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from cache_agent.api.documents import compose, line_of, sentence
 from cache_agent.config import AgentConfig
 from modelimage.errors import InvalidInput
+from modelimage.yaml_text import parse_yaml
 
 PREFIX: Final = "WEIGHTYARD_"
 _HINT: Final = (
@@ -78,10 +79,10 @@ def _document(text: str, name: str) -> tuple[dict[str, Any], yaml.Node | None]:
 
 
 def _yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"{what} is not valid YAML: {error}") from error
+    documents = parse_yaml(text, what=what)
+    if len(documents) > 1:
+        raise InvalidInput(f"{what} has more than one YAML document", hint=_HINT)
+    return documents[0] if documents else None
 
 
 def _set(document: dict[str, Any], path: list[str], value: Any) -> None:

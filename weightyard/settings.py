@@ -13,13 +13,13 @@ from functools import reduce
 from typing import Any, Final, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import click
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cache_agent.config import AgentConfig
 from modelimage.errors import InvalidInput
+from modelimage.yaml_text import parse_yaml
 from weightyard.advanced import AdvancedOption
 
 P = ParamSpec("P")
@@ -127,10 +127,10 @@ def _has_structure(kind: Any) -> bool:
 
 
 def _parse(text: str, name: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"{name}: not valid YAML: {text[:60]!r}") from error
+    documents = parse_yaml(text, what=name)
+    if len(documents) > 1:
+        raise InvalidInput(f"{name} has more than one YAML document")
+    return documents[0] if documents else None
 
 
 def _without_none(annotation: Any) -> Any:

@@ -49,6 +49,9 @@ def _check_keys(node: yaml.Node, name: str, *, seen: set[int]) -> None:
     if isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
         for key, value in node.value:
+            # A list or mapping as a key is refused where values are made.
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in keys:
                 raise InvalidInput(
                     f"{name}:{key.start_mark.line + 1}: the key {key.value!r} occurs twice",

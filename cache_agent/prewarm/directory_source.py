@@ -124,6 +124,8 @@ class DirectorySource:
             return Parsed()
         except (OSError, UnicodeDecodeError) as error:
             return Parsed(problems=(f"{path.name}: can't be read: {error}",))
+        except Exception as error:  # noqa: BLE001 - whatever one document does, the others count and the agent goes on
+            parsed = Parsed(problems=(f"{path.name}: {type(error).__name__}: {str(error)[:200]}",))
         self._seen[path] = (identity, parsed)
         return parsed
 

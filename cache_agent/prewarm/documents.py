@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import KIND, CachedModel
 from cache_agent.api.kube_objects import API_VERSION
-from modelimage.errors import WeightyardError
+from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.reference import LayoutReference, parse_image
+from modelimage.yaml_text import parse_yaml
 
 Json = dict[str, Any]
 
@@ -39,9 +39,9 @@ def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
     problems: list[str] = []
     try:
         # All at once: after a syntax error the boundaries of the documents are unknown, so none counts.
-        documents = list(_documents(text))
-    except yaml.YAMLError as error:
-        return Parsed(problems=(f"{where}: not valid YAML: {error}",))
+        documents = list(_documents(text, where))
+    except InvalidInput as error:
+        return Parsed(problems=(error.message,))
     for document in documents:
         try:
             models.append(_absolute(_model(document), base))
@@ -59,10 +59,8 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
-def _documents(text: str) -> Iterator[Any]:
-    for document in yaml.safe_load_all(text):
-        if document is None:
-            continue
+def _documents(text: str, where: str) -> Iterator[Any]:
+    for document in parse_yaml(text, what=where):
         # `kubectl get -o yaml` writes a List.
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             yield from document["items"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-import yaml
-
+from modelimage.errors import InvalidInput
+from modelimage.yaml_text import parse_yaml
 from weightyard.doctor.facts import Containerd
 
 # containerd 1 and 2 have the registry settings in differently named plugins.
@@ -67,10 +67,10 @@ def containerd_of(where: str, text: str) -> Containerd:
 def eviction_hard(text: str) -> Mapping[str, str]:
     """The thresholds of a KubeletConfiguration; empty when it sets none or is something else."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError:
+        documents = parse_yaml(text, what="the kubelet's configuration")
+    except InvalidInput:
         return {}
-    found = _mapping(_mapping(document).get("evictionHard"))
+    found = _mapping(_mapping(documents[0] if documents else None).get("evictionHard"))
     return {str(name): str(value) for name, value in found.items()}
 
 

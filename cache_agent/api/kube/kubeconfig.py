@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-import yaml
-
 from cache_agent.api.kube.connection import (
     Connection,
     Credentials,
@@ -29,6 +27,7 @@ from cache_agent.api.kube.connection import (
 )
 from cache_agent.api.kube.login_program import LoginProgram
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.yaml_text import parse_yaml
 
 Json = dict[str, Any]
 
@@ -128,9 +127,10 @@ def load(paths: Sequence[Path]) -> KubeConfig:
 
 def _parse(path: Path) -> Json:
     try:
-        document = yaml.safe_load(read(path))
-    except yaml.YAMLError as error:
-        _unusable(str(path), str(error), error)
+        documents = parse_yaml(read(path), what=str(path))
+    except InvalidInput as error:
+        _unusable(str(path), error.message, error)
+    document = documents[0] if len(documents) == 1 else None
     if not isinstance(document, dict):
         _unusable(str(path), "it is no YAML mapping", None)
     return document

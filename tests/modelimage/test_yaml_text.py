@@ -1,0 +1,51 @@
+"""YAML that means harm is refused as any other mistake is, within the time that its length allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cache_agent.config import parse_config
+from cache_agent.prewarm.directory_source import DirectorySource
+from modelimage.errors import InvalidInput
+from modelimage.yaml_text import parse_yaml
+from tests.cache_agent.prewarm.documents import cached_model
+from weightyard.doctor.parse import eviction_hard
+
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)  # fmt: skip
+HOSTILE = {
+    "deep": "[" * 20_000,
+    "deep blocks": "- " * 20_000,
+    "many digits": "a: " + "1" * 5000,
+    "no date": "a: 2026-99-99T99:99:99Z",
+    "of itself": "&a {x: *a}",
+    "of aliases": LAUGHS,
+    "an object": "!!python/object/apply:os.system [id]",
+    "not text": "a: \x00",
+    "cut off": "a: [",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_yaml_is_refused_wherever_yaml_is_read(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="this text"):
+        parse_yaml(text, what="this text")
+    with pytest.raises(InvalidInput):
+        parse_config(text, {}, {})
+    with pytest.raises(InvalidInput):
+        parse_config("", {"WEIGHTYARD_PEERS": text}, {})
+    assert eviction_hard(text) == {}
+    (tmp_path / "bad.yaml").write_text(text)
+    (tmp_path / "good.json").write_text(str(cached_model()).replace("'", '"'))
+    state = DirectorySource(tmp_path).read()
+    assert list(state.models) == ["chat"]
+    assert [problem.partition(" ")[0] for problem in state.problems] == ["bad.yaml"]
+
+
+def test_documents_are_parsed_and_empty_ones_left_out() -> None:
+    text = "---\na: &x [1, 2]\nb: *x\n---\n---\nnull\n---\n- 3\n"
+    assert parse_yaml(text, what="it") == [{"a": [1, 2], "b": [1, 2]}, [3]]
+    assert parse_yaml("", what="it") == []
