@@ -17,6 +17,7 @@ from cache_agent.fetch.range_planner import plan_queues, unique_files
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.sources.source import Source
 from cache_agent.store.budget import Reservation
+from cache_agent.store.partials import identity
 from cache_agent.store.store import Store
 from modelimage.record import Record, RecordFile
 from modelimage.repository import ImageReader
@@ -110,7 +111,10 @@ class ModelFetch:
     def _fetch(self, downloads: list[Download], sources: Sequence[Source]) -> None:
         store, pull = self.store, self.pull
         need = sum(each.file.size - store.partials.size(each.file) for each in downloads)
-        with store.space.reserve(need, evicting=pull.request.evicting) as reservation:
+        resumes = {identity(each.file).hex for each in downloads}
+        with store.space.reserve(
+            need, evicting=pull.request.evicting, resumes=resumes
+        ) as reservation:
             # The journal before the partials: recovery removes partials that no journal names.
             store.partials.begin(self.record)
             # In parts: each open partial takes a descriptor.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -113,10 +113,13 @@ class StoreSpace:
         """The models that would be evicted to free `need` bytes, with reasons."""
         return plan_eviction(self.candidates(), need=need, now=self.clock())
 
-    def reserve(self, need: int, *, evicting: bool = True) -> Reservation:
+    def reserve(
+        self, need: int, *, evicting: bool = True, resumes: Collection[str] = ()
+    ) -> Reservation:
         """Reserve `need` bytes, evicting the least valuable models if that suffices.
 
         Raises NoSpace with the numbers, before any futile eviction. Without `evicting`, reserve free space only.
+        `resumes`: names of partials that `need` counts as there. Those of pulls that ended early go before a refusal.
         """
         # First end the leases of dead holders, else a full store refuses for models that nobody uses any more.
         if need and self.view().shortfall(need):
@@ -131,6 +134,8 @@ class StoreSpace:
                     return self.reservations.add(need)
                 plan = self.plan(short)
                 # A plan that frees too little isn't started: models would be lost and the pull refused all the same.
+                if evicting and plan.freed < short and self._drop_leftovers(resumes):
+                    continue
                 if not evicting or plan.freed < short:
                     break
                 for victim in plan.victims:
@@ -143,7 +148,7 @@ class StoreSpace:
 
         Returns the bytes freed and the plan. Never touches what a running pull, a lease or a pin protects.
         """
-        freed = self._drop_stale_partials() + self.remover.remove_orphans(keep=())
+        freed = self._drop_leftovers()
         plan = self.plan(max(0, need - freed))
         for victim in plan.victims:
             with suppress(InUse, NotFound):  # leased or removed since the plan was made
@@ -185,7 +190,11 @@ class StoreSpace:
             hint="Stop what holds models, raise the budget, or use a larger disk.",
         )
 
-    def _drop_stale_partials(self) -> int:
+    def _drop_leftovers(self, resumes: Collection[str] = ()) -> int:
+        """Remove what pulls left that ended early; returns the bytes freed."""
+        return self._drop_stale_partials(resumes) + self.remover.remove_orphans(keep=())
+
+    def _drop_stale_partials(self, resumes: Collection[str]) -> int:
         # Excluded until the last is gone: a pull that begins meanwhile would lose the partials that it has just opened.
         with self.reservations.exclusive():
             # A running pull owns partials, and all of them look alike.
@@ -193,8 +202,9 @@ class StoreSpace:
                 return 0
             freed = 0
             for path in listed(self.paths.partial):
-                freed += plain_size(path) or 0
-                self.disk.remove_tree(path)
+                if path.stem not in resumes:
+                    freed += plain_size(path) or 0
+                    self.disk.remove_tree(path)
             return freed
 
     def _partial_bytes(self) -> int:
