@@ -44,6 +44,7 @@ from cache_agent.prewarm.values import DesiredModel
 from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.store.space import Amount
 from modelimage.access import Access, open_reader
+from modelimage.errors import WeightyardError
 
 
 def _ignore() -> None:
@@ -230,10 +231,17 @@ def _connection(section: PrewarmSection) -> Connection:
 @asynccontextmanager
 async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run coroutines beside the body. Leaving the body cancels them; a failure of one cancels the body."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in work]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except ExceptionGroup as failed:
+        # An address that is taken, say: the body's own error, which ends the agent with its reason and no traceback.
+        (first, *others) = failed.exceptions
+        if others or not isinstance(first, WeightyardError):
+            raise
+        raise first from failed

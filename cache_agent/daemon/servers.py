@@ -24,6 +24,7 @@ from cache_agent.net.listen_addresses import Address
 from cache_agent.net.node_name import node_name
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
+from cache_agent.observability.events import MaintenanceFailed
 from cache_agent.peers.peer_client import TlsFiles
 from cache_agent.servers.csi.driver_options import CsiOptions
 from cache_agent.servers.csi.mount_client import MounterClient, Mounts
@@ -47,7 +48,7 @@ from cache_agent.store.space import Amount
 from cache_agent.store.values import repository_of
 from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.hub import DEFAULT_ENDPOINT, endpoint
 from modelimage.reference import RegistryReference, parse_image
 
@@ -137,7 +138,11 @@ async def open_servers(
 
     Raises Busy for an address that is taken, NotWritable for a CSI socket, InvalidInput for peers without a peers tier.
     """
-    prune_manifest_cache(node.store, node.manifest_cache)
+    try:
+        prune_manifest_cache(node.store, node.manifest_cache)
+    except WeightyardError as error:
+        # A cache of manifests that can't be tidied is no reason to serve no models.
+        node.events.emit(MaintenanceFailed(error.message))
     allowed = AllowedRegistries.from_config(options.registries)
     # Access checks fail fast, because a runtime can go to the registry itself; transfers retry.
     questions, transfers = (

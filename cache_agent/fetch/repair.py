@@ -145,6 +145,8 @@ class NodeRepairer:
         raise NotFound(f"{origin.image} no longer holds model {key.short}")
 
     def _repair(self, store: Store, key: Digest, digest: Digest) -> None:
+        # The damage may be to the record as well, which has a source of its own.
+        self._describe(store, key)
         origin = store.models.origin(key)
         stored = find_record(store.paths, key)
         if stored is None:

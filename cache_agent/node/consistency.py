@@ -13,6 +13,7 @@ from cache_agent.store.checker import Checker, Violation, ViolationKind
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
+from modelimage.errors import Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,9 @@ class ConsistencyCheck:
         store.repairer.mend_models()
         # Last: what is still broken is set aside for the next pull.
         store.repairer.drop_broken_models()
+        # Of those that were set aside some names may be left that nothing holds any more.
+        with suppress(Busy):
+            store.settle()
 
 
 def _digests(findings: Sequence[Violation], *kinds: ViolationKind) -> set[Digest]:

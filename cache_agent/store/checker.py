@@ -137,12 +137,18 @@ class Checker:
     def run(self) -> list[Violation]:
         """All findings. Raises DiskFailed only when directories can't be listed."""
         return [
+            *self._directories(),
             *self._files(),
             *self._models(),
             *self._leases(),
             *self._partials(),
             *self._leftovers(),
         ]
+
+    def _directories(self) -> Iterator[Violation]:
+        for path in self.paths.directories():
+            if status_of(path) is not None and not is_real_directory(path):
+                yield Violation(ViolationKind.FOREIGN, path, "in the place of a directory")
 
     def _files(self) -> Iterator[Violation]:
         # One prefix at a time, to bound memory.

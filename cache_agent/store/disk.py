@@ -193,7 +193,11 @@ class Disk:
         """Replace a small file atomically and durably: temporary name, write, fsync, rename, fsync of the directory."""
         temporary = path.with_name(f".{path.name}.tmp")
         with self._change("write_temporary", temporary):
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = os.open(
+                temporary,
+                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
+                0o600,
+            )
         try:
             self.pwrite(fd, temporary, memoryview(data), 0)
             with self._change("seal", temporary):

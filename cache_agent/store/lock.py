@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cache_agent.store.disk import reading
+from cache_agent.store.disk import is_plain_file, reading, status_of
 from modelimage.errors import Busy
 
 
@@ -57,6 +57,7 @@ class StoreLock:
 
     def __init__(self, path: Path) -> None:
         with reading(path):
+            _clear(path)
             # No O_TRUNC: the file holds the pid of the current holder.
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -78,3 +79,17 @@ class StoreLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _clear(path: Path) -> None:
+    """Move a link, a directory or a pipe out of the place of the lock: nobody holds it. Raises OSError."""
+    if is_plain_file(path) or status_of(path) is None:
+        return
+    root = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Two that start at once: the second one must not move the first one's lock away.
+        fcntl.flock(root, fcntl.LOCK_EX)
+        if not is_plain_file(path) and status_of(path) is not None:
+            path.rename(path.with_name(f"{path.name}.{os.getpid()}.set-aside"))
+    finally:
+        os.close(root)

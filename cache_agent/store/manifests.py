@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from cache_agent.store.disk import Disk, is_plain_file, listed, reading
+from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file, listed, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.descriptor import Descriptor
@@ -66,8 +66,7 @@ class ManifestCache:
     """The manifest cache of one store. Thread-safe. Raises NoSpace, NotWritable, DiskFailed."""
 
     def __init__(self, paths: StorePaths, disk: Disk) -> None:
-        images = paths.records.parent
-        self._documents, self._repositories = images / "documents", images / "repositories"
+        self._documents, self._repositories = paths.documents, paths.repositories
         self._disk = disk
         self._lock = threading.RLock()
         self._known: dict[str, RepositoryEntry] = {}
@@ -86,8 +85,7 @@ class ManifestCache:
                 path = self._documents / descriptor.digest.hex
                 # Content-addressed: an existing document needs no rewrite.
                 if not is_plain_file(path):
-                    self._disk.mkdir(self._documents)
-                    self._disk.write_durable(path, data)
+                    self._write(path, data)
                 types[str(descriptor.digest)] = descriptor.media_type
             meanings.update({tag: str(digest) for tag, digest in tags.items()})
             # After the documents: an entry must never name one that isn't durable.
@@ -145,15 +143,15 @@ class ManifestCache:
             for path in listed(self._repositories):
                 known = self._read(path)
                 if known is None or not wanted(known.repository):
-                    self._disk.unlink(path)
+                    self._disk.remove_tree(path)
                     self._known.pop(known.repository if known else "", None)
                     gone += 1
                 else:
                     kept.update(Digest.parse(each).hex for each in known.documents)
             # After the entries: a crash in between leaves unreferenced documents, never dangling entries.
             for path in listed(self._documents):
-                if path.name not in kept:
-                    self._disk.unlink(path)
+                if path.name not in kept or not is_plain_file(path):
+                    self._disk.remove_tree(path)
                     gone += 1
         return gone
 
@@ -178,9 +176,15 @@ class ManifestCache:
             return None  # damaged counts as missing
 
     def _put(self, known: RepositoryEntry) -> None:
-        self._disk.mkdir(self._repositories)
-        self._disk.write_durable(self._path(known.repository), known.to_bytes(), _MODE)
+        self._write(self._path(known.repository), known.to_bytes(), _MODE)
         self._known[known.repository] = known
+
+    def _write(self, path: Path, data: bytes, mode: int = READ_ONLY_FILE) -> None:
+        """Write an entry in the place of whatever has its name: it is a cache's, and can be fetched again."""
+        self._disk.mkdir(path.parent)
+        if not is_plain_file(path):
+            self._disk.remove_tree(path)
+        self._disk.write_durable(path, data, mode)
 
     def _path(self, repository: str) -> Path:
         return self._repositories / f"{hashlib.sha256(repository.encode()).hexdigest()[:40]}.json"

@@ -41,6 +41,16 @@ class StorePaths:
         return self.root / "images" / "pins"
 
     @property
+    def documents(self) -> Path:
+        """See `manifests`."""
+        return self.root / "images" / "documents"
+
+    @property
+    def repositories(self) -> Path:
+        """See `manifests`."""
+        return self.root / "images" / "repositories"
+
+    @property
     def partial(self) -> Path:
         return self.root / "partial"
 
@@ -85,6 +95,8 @@ class StorePaths:
             self.records,
             self.origins,
             self.pins,
+            self.documents,
+            self.repositories,
             self.partial,
             self.trash,
             self.quarantine,

@@ -76,6 +76,8 @@ class Recoverer:
                 self.paths.records,
                 self.paths.origins,
                 self.paths.pins,
+                self.paths.documents,
+                self.paths.repositories,
                 self.paths.partial,
             )
             for each in listed(directory)

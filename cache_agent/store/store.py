@@ -191,6 +191,8 @@ def make_directories(paths: StorePaths, disk: Disk) -> None:
         if not is_real_directory(directory) and status_of(directory) is not None:
             set_aside(directory, paths, disk)
         disk.mkdir(directory)
+    if is_real_directory(paths.socket):
+        set_aside(paths.socket, paths, disk)
 
 
 def open_ledger(paths: StorePaths, disk: Disk) -> Ledger:

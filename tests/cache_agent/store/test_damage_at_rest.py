@@ -15,6 +15,7 @@ import pytest
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, HolderKind, Use
 from modelimage.digest import Digest
+from modelimage.errors import Busy
 from tests.cache_agent.crashes import in_child
 from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import simple_image
@@ -105,6 +106,14 @@ DAMAGES: dict[str, Damage] = {
     "models/ is a link": lambda p: replaced_by_link(p.models),
     "pins/ is a link": lambda p: replaced_by_link(p.pins),
     "files/ is a link": lambda p: replaced_by_link(p.files),
+    "documents/ is a link": lambda p: replaced_by_link(p.documents),
+    "repositories/ is a file": lambda p: (shutil.rmtree(p.repositories), left(p.repositories)),
+    "a document is a directory": lambda p: (p.documents / "ab" / "c").mkdir(parents=True),
+    "a file and its record overwritten": lambda p: (
+        overwritten(p.record(KEY), b"{"),
+        overwritten(p.file(CONFIG.digest), b"{'seed': 1}"),
+    ),
+    "the socket is a directory": lambda p: (p.socket / "within").mkdir(parents=True),
 }
 # What is only known from one place: with it, the promise is gone too.
 UNPINNED = {"pins/ is a link"}
@@ -167,6 +176,26 @@ def test_a_start_never_follows_a_link(memory_root: Path) -> None:
         node.store.first.space.gc()
         assert files_of(pull(node).path) == CONTENTS
     assert sorted(each.name for each in mine.rglob("*.data")) == ["thesis.data"] * 2
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "pipe"])
+def test_what_is_no_lock_is_moved_out_of_its_place(memory_root: Path, kind: str) -> None:
+    paths = StorePaths(memory_root / "store")
+    with ExitStack() as stack:
+        pull(NodeFactory(paths.root, stack)({"reg.test/m": IMAGE}))
+    paths.lock.unlink()
+    make: dict[str, Callable[[], object]] = {
+        "link": lambda: paths.lock.symlink_to(memory_root / "elsewhere"),
+        "directory": lambda: (paths.lock / "within").mkdir(parents=True),
+        "pipe": lambda: os.mkfifo(paths.lock),
+    }
+    make[kind]()
+    with ExitStack() as stack:
+        node = NodeFactory(paths.root, stack)({"reg.test/m": IMAGE})
+        assert files_of(pull(node).path) == CONTENTS
+        with pytest.raises(Busy):
+            NodeFactory(paths.root, stack)({"reg.test/m": IMAGE})
+    assert not (memory_root / "elsewhere").exists()
 
 
 def cut(path: Path) -> None:
