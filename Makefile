@@ -6,10 +6,10 @@ PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format conformance-kube bench clean
+.PHONY: help setup demo test test-fast faults check format conformance-kube bench clean
 
 help: ## Say what there is to make
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Set everything up: .venv, vLLM for the CPU, the demonstration model, system packages
 	@scripts/setup.sh base serve system
@@ -26,6 +26,11 @@ test: ## Run every test, with real servers and a real vLLM
 test-fast: ## Run the tests that need no servers, no torch and no vLLM, and take seconds
 	@scripts/setup.sh base
 	$(PYTEST) $(IN_PARALLEL) -p tests.without_torch -m "not servers and not vllm and not torch and not slow"
+
+FAULTS ?= --count 2000
+faults: ## Run a campaign of 2,000 faults against the real programs; FAULTS='--seed 1 --kind killed --count 50' chooses
+	@scripts/setup.sh base system
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 # with `serve`, so that types are checked against torch and the numpy that vLLM pins, on every machine alike
 check: ## Check format, lint, types, imports and docs

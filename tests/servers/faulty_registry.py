@@ -66,6 +66,10 @@ class Fault:
         """An answer of its own instead of the registry's."""
         return None
 
+    def speaks(self, request: Seen, handler: Handler) -> bool:
+        """Whether it answers on the connection itself, with what may be no HTTP."""
+        return False
+
     def request_headers(self, request: Seen, headers: dict[str, str]) -> dict[str, str]:
         return headers
 
@@ -306,6 +310,8 @@ class _ProxyHandler(Handler):
 
     def _answered_by_fault(self, request: Seen) -> bool:
         for fault in self._proxy.faults:
+            if fault.speaks(request, self):
+                raise HungUp
             answer = fault.answers(request)
             if answer is not None:
                 status, headers, body = answer
