@@ -6,10 +6,11 @@ PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast faults check format conformance-kube bench clean
+.PHONY: help setup demo test test-fast test-families faults check format conformance-kube bench clean
 
 help: ## Say what there is to make
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s
+", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Set everything up: .venv, vLLM for the CPU, the demonstration model, system packages
 	@scripts/setup.sh base serve system
@@ -19,9 +20,13 @@ demo: ## Build a real model's image, pull it through the agent, serve it with vL
 	@$(BIN)/python -m weightyard.demo
 	@printf '\n%s\n' 'Next: run `. .venv/bin/activate`, which puts `weightyard` on your PATH, then follow the tour in README.md.'
 
-test: ## Run every test, with real servers and a real vLLM
+test: ## Run the tests, with real servers and a real vLLM
 	@scripts/setup.sh base serve system
-	$(PYTEST) $(IN_PARALLEL)
+	$(PYTEST) $(IN_PARALLEL) -m "not families"
+
+test-families: ## Serve a tiny model of each family with vLLM and compare it with its source
+	@scripts/setup.sh base serve
+	$(PYTEST) -n 0 tests/families
 
 test-fast: ## Run the tests that need no servers, no torch and no vLLM, and take seconds
 	@scripts/setup.sh base
