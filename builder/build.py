@@ -6,10 +6,12 @@ any point: no tag is visible before everything that its image refers to, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from builder.attestations import provenances, sboms
 from builder.base_image import Base
 from builder.collect import CollectedCheckpoint, collect
 from builder.convert import check_torch
@@ -38,7 +40,7 @@ from modelimage.durable import check_space
 from modelimage.publication import Publication, publication
 from modelimage.readback import check_publication
 from modelimage.record import Record
-from modelimage.referrers import attach
+from modelimage.referrers import Artifact, attach
 from modelimage.resolve import DEFAULT_VARIANT
 
 
@@ -48,6 +50,7 @@ class BuildOptions:
 
     `created` is an RFC 3339 time, from SOURCE_DATE_EPOCH only; weight files above `max_layer_size` bytes are split;
     `base` goes below the model in image manifests. `staged` stores weights locally even if they could be streamed.
+    `sbom` and `provenance` attach such documents to what is published.
     """
 
     variants: tuple[str, ...] = (DEFAULT_VARIANT,)
@@ -59,6 +62,20 @@ class BuildOptions:
     created: str | None = None
     base: Base | None = None
     staged: bool = False
+    sbom: bool = False
+    provenance: bool = False
+
+    def parameters(self) -> dict[str, Any]:
+        """The options that decide what an image holds, as its provenance states them; unset ones are empty."""
+        return {
+            "variants": list(self.variants),
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "convertPickle": self.convert_pickle,
+            "maxLayerSize": self.max_layer_size,
+            "engine": self.quantize.engine if self.variants != (DEFAULT_VARIANT,) else None,
+            "groupSize": self.quantize.group_size,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +235,22 @@ def publish_variants(
             subject = modelpack_manifest(planned, each.record)
             artifact = quality_artifact(subject, each.quality, variant=each.record.variant)
             attach(destination.writer, artifact)
+    for artifact in _attestations(planned, records, options):
+        attach(destination.writer, artifact)
     set_tags(planned, destination.writer)
     # A layout got its layers while they were hashed, so there the digest cache tells what is new.
     return BuildResult(planned, records, _with_streamed(sent, variants) or _written(variants))
+
+
+def _attestations(
+    planned: Publication, records: Sequence[Record], options: BuildOptions
+) -> Iterator[Artifact]:
+    if options.sbom:
+        yield from sboms(planned, records, options.created)
+    if options.provenance:
+        images = options.base.images.values() if options.base else ()
+        bases = sorted(str(image.manifest) for image in images)
+        yield from provenances(planned, records, options.parameters(), bases, options.created)
 
 
 def _send(

@@ -211,6 +211,16 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory for temporary weights: converted, quantized, downloaded. [default: ~/.cache/weightyard]",
 )
+@click.option(
+    "--sbom",
+    is_flag=True,
+    help="Attach an ML-BOM of each variant (CycloneDX): the model, its files and digests.",
+)
+@click.option(
+    "--provenance",
+    is_flag=True,
+    help="Attach the build's provenance (SLSA, in-toto): source, revision and options.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be packed; write nothing.")
 @access_options
 @pass_console
@@ -231,6 +241,11 @@ def build(
     target = parse_image(destination)
     options = _options(given)
     _check_apart(source, target)
+    if isinstance(target, EngineReference) and (given["sbom"] or given["provenance"]):
+        raise InvalidInput(
+            "nothing can be attached to an image in a docker engine",
+            hint="Leave --sbom and --provenance out, or build to a registry or oci:DIR.",
+        )
     opened = open_source(source, os.environ, uri=given["source_uri"], revision=given["revision"])
     # A dry run needs no credentials for the destination: it ends before they are used.
     if dry_run:
@@ -291,6 +306,8 @@ def _options(given: dict[str, Any]) -> BuildOptions:
         max_layer_size=parse_bytes(given["max_layer_size"]) if given["max_layer_size"] else None,
         created=created_time(os.environ.get("SOURCE_DATE_EPOCH")),
         staged=given["stage"],
+        sbom=given["sbom"],
+        provenance=given["provenance"],
     )
 
 

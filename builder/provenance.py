@@ -1,0 +1,66 @@
+"""The provenance of a build: an in-toto statement that says from which source and with which options it was made. Pure.
+
+SLSA provenance v1 (slsa.dev/spec/v1.0/provenance). The builder states what it did; only a signature proves who wrote
+the statement. It names no machine and, without SOURCE_DATE_EPOCH, no time: a repeated build attaches nothing new.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from modelimage import intoto
+from modelimage.publication import Publication
+from modelimage.record import Record
+
+PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
+MEDIA_TYPE: Final = intoto.MEDIA_TYPE
+FILE_NAME: Final = "provenance.intoto.json"
+# Names what `externalParameters` mean: the options of `weightyard build`.
+_BUILD_TYPE: Final = "https://weightyard.dev/build/v1"
+_BUILDER: Final = "https://weightyard.dev/builder"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+def provenance(
+    published: Publication,
+    records: Sequence[Record],
+    *,
+    parameters: Mapping[str, Any],
+    bases: Sequence[str],
+    builder_version: str,
+    created: str | None = None,
+) -> bytes:
+    """The statement about everything that a build tagged. `bases`: manifest digests of base images.
+
+    `parameters`: the build's options; `created`: an RFC 3339 time from SOURCE_DATE_EPOCH.
+    """
+    origin = records[0]
+    stated = {"source": origin.source, "revision": origin.revision, **parameters}
+    run: dict[str, Any] = {"builder": {"id": _BUILDER, "version": {"weightyard": builder_version}}}
+    if created:
+        run["metadata"] = {"finishedOn": created}
+    predicate = {
+        "buildDefinition": {
+            "buildType": _BUILD_TYPE,
+            "externalParameters": {name: value for name, value in stated.items() if value},
+            "resolvedDependencies": [*_source(origin), *map(_base, bases)],
+        },
+        "runDetails": run,
+    }
+    subjects = sorted(published.tags.items())
+    return intoto.statement(subjects, PREDICATE_TYPE, predicate)
+
+
+def _source(record: Record) -> list[dict[str, Any]]:
+    if not record.source:
+        return []
+    # The Hub's revisions are commits; other sources have none, or tags that may move.
+    commit = bool(_COMMIT.fullmatch(record.revision))
+    digest = {"digest": {"gitCommit": record.revision}} if commit else {}
+    return [{"uri": record.source, **digest}]
+
+
+def _base(digest: str) -> dict[str, Any]:
+    return {"name": "base image", "digest": {"sha256": digest.removeprefix("sha256:")}}
