@@ -32,10 +32,14 @@ _NOT_A_MODEL: Final = ("mmproj", "imatrix")
 
 @dataclass(frozen=True, slots=True)
 class GgufFiles:
-    """The files of one model: its parts in order, of which a server opens the first, and a projector for pictures."""
+    """The files of one model: its parts in order, of which a server opens the first, and what stands beside them.
+
+    That is a projector for pictures, and adapters (LoRA).
+    """
 
     parts: tuple[str, ...]
     projector: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,9 @@ def gguf_files(paths: Iterable[str]) -> GgufFiles | None:
     parts = tuple(path for path in models if parse_weight_name(path).shards == chosen)
     # Projectors are small; the one in 16 bits is what others are made of.
     projector = min(projectors, key=lambda path: "f16" not in path.lower(), default=None)
-    return GgufFiles(parts, projector)
+    # Of this name they belong to the model (Ollama's and Docker's images); others of a repository are a choice.
+    adapters = tuple(p for p in weights if p not in models and p.startswith("adapter"))
+    return GgufFiles(parts, projector, adapters)
 
 
 def _is_beside(path: str) -> bool:

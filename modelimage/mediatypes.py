@@ -40,6 +40,7 @@ ANNOTATION_REVISION: Final = "org.opencontainers.image.revision"
 ANNOTATION_BASE_DIGEST: Final = "org.opencontainers.image.base.digest"
 ANNOTATION_LICENSES: Final = "org.opencontainers.image.licenses"
 ANNOTATION_FILEPATH: Final = "org.cncf.model.filepath"
+ANNOTATION_FILE_METADATA: Final = "org.cncf.model.file.metadata+json"
 
 # Weightyard's own. On a manifest: the precision of its variant, and the sha256 of the record (the model key).
 # On a layer descriptor: the role of the layer.

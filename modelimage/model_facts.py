@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -36,6 +37,8 @@ _PACKED: Final = frozenset({"I32", "U32", "I8", "U8"})
 _FLOATS: Final = frozenset({"nvfp4", "mxfp4"})
 
 MODULES: Final = "modules.json"
+# Where the cache puts the parameters of an Ollama image (`modelimage.foreign.ollama`).
+OLLAMA_PARAMETERS: Final = "ollama/params.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 # Where sentence-transformers state the longest input, in vLLM's order.
 SENTENCE_CONFIGS: Final = tuple(
@@ -171,6 +174,19 @@ def _gguf_facts(files: GgufFiles, sizes: Mapping[str, int], read: ReadRange) -> 
         context_length=found.context_length,
         format="gguf",
         model_type=found.architecture,
+        sampling=_sampling(_beside(OLLAMA_PARAMETERS, sizes, read)),
+    )
+
+
+def _sampling(stated: Any) -> tuple[tuple[str, float], ...]:
+    """The numbers among an image's parameters; stop words and anything else are left to clients."""
+    if not isinstance(stated, Mapping):
+        return ()
+    return tuple(
+        (str(name), value)
+        for name, value in sorted(stated.items())
+        # JSON's true is an int in Python.
+        if type(value) in (int, float) and math.isfinite(value)
     )
 
 

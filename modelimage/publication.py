@@ -26,6 +26,7 @@ from modelimage.digest import Digest
 from modelimage.path_rules import RECORD_NAME
 from modelimage.recipe import models_link_layer, single_file_layer
 from modelimage.record import Record, RecordLayer, Role
+from modelimage.source_uris import source_url
 
 PLATFORMS: Final = (LINUX_AMD64, LINUX_ARM64)
 
@@ -165,7 +166,7 @@ def _variant(
     # With the platform `unknown`: a runtime could take an index entry without any for an image.
     modelpack = _manifest(
         modelpack_config.descriptor,
-        [_modelpack_layer(layer) for layer in layers],
+        [_modelpack_layer(layer, _single_file(layer, record)) for layer in layers],
         annotations,
         platform=UNKNOWN_PLATFORM,
         artifact_type=mediatypes.MODELPACK_MANIFEST,
@@ -202,11 +203,42 @@ def _layer_descriptor(layer: RecordLayer) -> Descriptor:
     )
 
 
-def _modelpack_layer(layer: Descriptor) -> Descriptor:
+def _modelpack_layer(layer: Descriptor, file: tuple[str, int] | None) -> Descriptor:
+    """A layer of the ModelPack manifest. `file`: the path and size of the only file in it."""
     role = Role(layer.annotations[mediatypes.ANNOTATION_ROLE])
+    # ModelPack tools select layers by path. A layer of several files has no path that would be true.
+    named = _file_annotations(*file) if file else {}
     return Descriptor(
-        _MODELPACK_TYPES[role], layer.digest, layer.size, annotations=layer.annotations
+        _MODELPACK_TYPES[role],
+        layer.digest,
+        layer.size,
+        annotations={**layer.annotations, **named},
     )
+
+
+def _single_file(layer: Descriptor, record: Record) -> tuple[str, int] | None:
+    if layer.annotations[mediatypes.ANNOTATION_ROLE] == Role.RECORD.value:
+        return RECORD_NAME, len(record.to_bytes())
+    files = record.layer_files(layer.digest)
+    return (files[0].path, files[0].size) if len(files) == 1 else None
+
+
+def _file_annotations(path: str, size: int) -> dict[str, str]:
+    """ModelPack's annotations of a file: what its tar header says (model-spec, docs/annotations.md)."""
+    metadata = {
+        "name": path.rpartition("/")[2],
+        "mode": 0o644,
+        "uid": 0,
+        "gid": 0,
+        "size": size,
+        "mtime": "1970-01-01T00:00:00Z",
+        # tar's type of a regular file, as a number.
+        "typeflag": ord("0"),
+    }
+    return {
+        mediatypes.ANNOTATION_FILEPATH: path,
+        mediatypes.ANNOTATION_FILE_METADATA: canonical.to_bytes(metadata).decode(),
+    }
 
 
 def _base_layers(base: BaseImage | None) -> list[Descriptor]:
@@ -244,7 +276,7 @@ def _modelpack_config(
 ) -> dict[str, Any]:
     descriptor = {
         "createdAt": created,
-        "sourceURL": record.source,
+        "sourceURL": source_url(record.source),
         "revision": record.revision,
         "licenses": [record.license] if record.license else None,
     }

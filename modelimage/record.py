@@ -94,7 +94,8 @@ class ModelFacts:
 
     `quantization` names the precision of weights that were published quantized (`modelimage.quantization`). `kv_heads`
     are divided among the GPUs of a tensor parallel group, whose allowed sizes are `tensor_parallel_sizes`. `pooling`:
-    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter.
+    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter. `sampling`: default parameters that an
+    Ollama image states, by Ollama's names; never in a record.
     """
 
     architecture: str = ""
@@ -111,6 +112,7 @@ class ModelFacts:
     tensor_parallel_sizes: tuple[int, ...] = ()
     pooling: bool = False
     lora_rank: int = 0
+    sampling: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

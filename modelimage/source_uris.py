@@ -12,3 +12,12 @@ HUB: Final = "hf://"
 S3: Final = "s3://"
 GS: Final = "gs://"
 MLFLOW: Final = "mlflow:"
+
+_HUB_PAGES: Final = "https://huggingface.co/"
+
+
+def source_url(uri: str) -> str:
+    """The URL at which a person or program finds a source; empty if it has none that others can open."""
+    if uri.startswith(HUB):
+        return _HUB_PAGES + uri.removeprefix(HUB).partition("@")[0]
+    return uri if uri.startswith(("https://", "http://")) else ""

@@ -23,7 +23,8 @@ class Launch:
 
     `tensor_parallel` is the part of the GPUs that share each layer; `pooling`: the model embeds or ranks; `lora_rank`
     is the greatest rank of the adapters that the engine must accept. `gguf_file` is the first part of a GGUF model;
-    `projector` is its file for pictures.
+    `projector` is its file for pictures, `lora_files` are the adapters in its image; `sampling` are the image's default
+    parameters, by Ollama's names.
     `sequences` is the number of concurrent requests; `kv_dtype` is the KV cache's format in vLLM's spelling.
     """
 
@@ -44,6 +45,8 @@ class Launch:
     pooling: bool = False
     lora_rank: int = 0
     projector: str | None = None
+    lora_files: tuple[str, ...] = ()
+    sampling: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,21 @@ def _tgi(launch: Launch) -> list[Argument]:
     return arguments
 
 
+# llama-server's flags of the parameters that Ollama's images state. Clients may set others in each request.
+_LLAMA_SAMPLING: Final[Mapping[str, str]] = {
+    "temperature": "--temp",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "min_p": "--min-p",
+    "typical_p": "--typical",
+    "repeat_penalty": "--repeat-penalty",
+    "repeat_last_n": "--repeat-last-n",
+    "presence_penalty": "--presence-penalty",
+    "frequency_penalty": "--frequency-penalty",
+    "seed": "--seed",
+}
+
+
 def _llama_cpp(launch: Launch) -> list[Argument]:
     arguments: list[Argument] = [
         ("--model", str(launch.model_dir / (launch.gguf_file or ""))),
@@ -150,7 +168,13 @@ def _llama_cpp(launch: Launch) -> list[Argument]:
     if launch.gpus:
         # llama-server caps this at the model's layer count: all layers go to the GPU.
         arguments.append(("--n-gpu-layers", "999"))
+    arguments += [("--lora", str(launch.model_dir / path)) for path in launch.lora_files]
     arguments += [("--lora", str(path)) for _, path in launch.adapters]
+    arguments += [
+        (_LLAMA_SAMPLING[name], str(value))
+        for name, value in launch.sampling
+        if name in _LLAMA_SAMPLING
+    ]
     return arguments
 
 

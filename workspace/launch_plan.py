@@ -181,6 +181,8 @@ def plan_launch(
         model_dir=site.model_dir,
         gguf_file=gguf.parts[0] if gguf else None,
         projector=gguf.projector if gguf else None,
+        lora_files=gguf.adapters if gguf else (),
+        sampling=record.facts.sampling,
         served_name=spec.runtime.served_model_name or workspace.name,
         host=site.host,
         port=site.port,

@@ -19,6 +19,7 @@ from modelimage.foreign.layer_values import Mapped
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignModel, ImageFormat, Packing
 from modelimage.foreign.modelpack import map_modelpack
+from modelimage.foreign.ollama import map_ollama
 from modelimage.foreign.original import carried_record, with_listed_record
 from modelimage.repository import ImageReader
 from modelimage.resolve import (
@@ -38,6 +39,7 @@ _MAPPINGS: Final[Mapping[ImageFormat, Callable[[ForeignManifest, Mapping[str, An
     ImageFormat.MODELPACK: map_modelpack,
     ImageFormat.KITOPS: map_kitops,
     ImageFormat.DOCKER_MODEL: map_docker_model,
+    ImageFormat.OLLAMA: map_ollama,
     ImageFormat.ARTIFACT: map_artifact,
     ImageFormat.IMAGE: map_image,
 }

@@ -15,6 +15,7 @@ from modelimage.foreign.model import ImageFormat
 MODELPACK_PREFIXES: Final = ("application/vnd.cncf.model.", "application/vnd.cnai.model.")
 KITOPS_PREFIX: Final = "application/vnd.kitops.modelkit."
 DOCKER_MODEL_PREFIX: Final = "application/vnd.docker.ai."
+OLLAMA_PREFIX: Final = "application/vnd.ollama.image."
 IMAGE_LAYER_PREFIXES: Final = (
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
@@ -26,6 +27,8 @@ _NAMED: Final = (
     (ImageFormat.KITOPS, (KITOPS_PREFIX,)),
     (ImageFormat.DOCKER_MODEL, (DOCKER_MODEL_PREFIX,)),
 )
+# Formats that only their layers name: artifact type and config are those of a container image.
+_BY_LAYERS: Final = ((ImageFormat.OLLAMA, (OLLAMA_PREFIX,)),)
 _IMAGE_CONFIGS: Final = frozenset(
     {mediatypes.OCI_CONFIG, "application/vnd.docker.container.image.v1+json"}
 )
@@ -64,6 +67,9 @@ def _kind(config: Descriptor, layers: tuple[Descriptor, ...], artifact_type: str
     named = (artifact_type, config.media_type)
     for kind, prefixes in _NAMED:
         if any(name.startswith(prefixes) for name in named):
+            return kind
+    for kind, prefixes in _BY_LAYERS:
+        if any(layer.media_type.startswith(prefixes) for layer in layers):
             return kind
     # With an artifactType, the image config is only a placeholder.
     if config.media_type in _IMAGE_CONFIGS and not artifact_type:

@@ -12,7 +12,15 @@ from typing import Any, Final
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidImage
 from modelimage.foreign.detect import DOCKER_MODEL_PREFIX, ForeignManifest
-from modelimage.foreign.layer_values import Mapped, diff_ids, filepath, raw_layer, tar_layer, unique
+from modelimage.foreign.layer_values import (
+    Mapped,
+    diff_ids,
+    filepath,
+    numbered,
+    raw_layer,
+    tar_layer,
+    unique,
+)
 from modelimage.foreign.model import ForeignLayer, Packing
 from modelimage.record import Role
 
@@ -44,7 +52,7 @@ def map_docker_model(manifest: ForeignManifest, config: Mapping[str, Any]) -> Ma
             continue
         name, role = _name(descriptor, content)
         total = totals[descriptor.media_type]
-        path = filepath(descriptor) or _numbered(name, seen[descriptor.media_type], total)
+        path = filepath(descriptor) or numbered(name, seen[descriptor.media_type], total)
         layers.append(raw_layer(descriptor, path, role, diff_id))
     return Mapped(unique(layers), {})
 
@@ -57,10 +65,3 @@ def _name(descriptor: Descriptor, content: str) -> tuple[str, Role | None]:
     if content not in _FILES:
         raise InvalidImage(f"not a layer of a Docker model: {descriptor.media_type!r}")
     return _FILES[content]
-
-
-def _numbered(name: str, number: int, total: int) -> str:
-    if total == 1:
-        return name
-    stem, dot, suffix = name.partition(".")
-    return f"{stem}-{number:05d}-of-{total:05d}{dot}{suffix}"

@@ -74,6 +74,14 @@ def tar_layer(
     return ForeignLayer(descriptor, packing, path=path, role=role, diff_id=diff_id)
 
 
+def numbered(name: str, number: int, total: int) -> str:
+    """The name of one of several files of a kind: model.gguf is model-00001-of-00002.gguf, the first of two."""
+    if total == 1:
+        return name
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{number:05d}-of-{total:05d}{dot}{suffix}"
+
+
 def unique(layers: Sequence[ForeignLayer]) -> tuple[ForeignLayer, ...]:
     """The layers without exact repetitions, that is the same blob with the same path."""
     # A blob may occur under two paths, which are two files; the same pair twice would look like a conflict.

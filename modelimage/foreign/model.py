@@ -28,6 +28,7 @@ class ImageFormat(Enum):
     MODELPACK = "modelpack"
     KITOPS = "kitops"
     DOCKER_MODEL = "docker-model"
+    OLLAMA = "ollama"
     ARTIFACT = "artifact"  # files pushed one by one, as oras does
     IMAGE = "image"  # a container image: a modelcar, or any other
 

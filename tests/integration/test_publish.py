@@ -107,6 +107,14 @@ def test_containerd_unpacks_the_source(pushed: Pushed, containerd: Containerd) -
     containerd.remove(pushed.reference)
 
 
+def test_containerd_fetches_every_manifest_and_another_platform(
+    pushed: Pushed, containerd: Containerd
+) -> None:
+    containerd.ctr("content", "fetch", "--plain-http", "--all-platforms", pushed.reference)
+    containerd.pull(pushed.reference, "--platform", "linux/arm64")
+    containerd.remove(pushed.reference)
+
+
 def test_podman_mounts_the_source(pushed: Pushed, podman: Podman) -> None:
     podman.pull(pushed.reference)
     with podman.mounted(pushed.reference) as mounted:

@@ -105,8 +105,9 @@ def test_any_bytes_are_read(noise: bytes, cut: int) -> None:
 def test_one_quantization_with_all_its_parts(
     paths: list[str], parts: tuple[str, ...], projector: str | None
 ) -> None:
-    assert gguf_files(paths) == GgufFiles(parts, projector)
-    assert gguf_files(reversed(paths)) == GgufFiles(parts, projector)
+    adapters = tuple(path for path in paths if path.startswith("adapter") and path not in parts)
+    assert gguf_files(paths) == GgufFiles(parts, projector, adapters)
+    assert gguf_files(reversed(paths)) == GgufFiles(parts, projector, adapters)
 
 
 def test_without_a_model_there_is_none() -> None:
