@@ -9,8 +9,7 @@ IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 .PHONY: help setup demo test test-fast test-families faults check format conformance-kube bench clean
 
 help: ## Say what there is to make
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s
-", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Set everything up: .venv, vLLM for the CPU, the demonstration model, system packages
 	@scripts/setup.sh base serve system

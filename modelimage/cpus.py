@@ -4,10 +4,11 @@ The table for GPUs is in `workspace.hardware`; this one is here because the quan
 lists sets of CPU flags, named as in Linux's /proc/cpuinfo; one complete set is enough. Sources: vLLM 0.32.0's CPU
 wheels (only the AVX-512 libraries for x86-64 have the 4-bit operator `cpu_gemm_wna16`; `vllm/platforms/cpu.py` picks
 the library; none has the scan of Mamba 1), the lists of kernels by platform in its `model_executor/kernels/linear`
-(NVFP4 has none for a CPU; bitsandbytes are CUDA's), its layers (MXFP4's experts want AMX; lightning and Kimi attention
-are written in Triton; the platform refuses sparse attention), and its build, which requires AVX2, ASIMD or IBM's
-vector facility. A test compares the table with the installed wheel. Engines missing from the table and unknown CPU
-flags are never refused.
+(NVFP4 has none for a CPU; bitsandbytes are CUDA's; FP8 with scales for blocks wants AMX, which isn't told apart here),
+its `layers/fused_moe/experts` (experts of 8 and 4 bits want AMX, of INT8 on Arm nothing more), its layers (lightning
+and Kimi attention are written in Triton; the platform refuses sparse attention), and its build, which requires AVX2,
+ASIMD or IBM's vector facility. A test compares the table with the installed wheel. Engines missing from the table and
+unknown CPU flags are never refused.
 """
 
 from __future__ import annotations
@@ -25,23 +26,28 @@ _FLAG_LINES: Final = ("flags", "features")  # x86-64 writes one, Arm and IBM Z t
 class Kernels:
     """CPU flags that a variant's kernels require. An empty `enough`: no CPU can run it.
 
-    `experts`: whether they also support a mixture's quantized experts; `named` is the requirement for messages.
+    `experts`: what the kernels for a mixture's experts in this precision require, which are others; `named` and
+    `experts_named` are the requirements for messages.
     """
 
     enough: tuple[frozenset[str], ...] = ()
     named: str = ""
-    experts: bool = False
+    experts: tuple[frozenset[str], ...] = ()
+    experts_named: str = ""
 
 
+_AMX: Final = (frozenset({"amx_tile"}),)
+_AMX_OR_ARM: Final = (*_AMX, frozenset({"asimd"}))
 _VECTORS: Final = tuple(frozenset({flag}) for flag in ("avx2", "asimd", "vx"))
 _VECTORS_NAMED: Final = "AVX2 (x86-64), ASIMD (Arm) or VX (IBM Z)"
 KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
     "vllm": {
-        "bf16": Kernels(_VECTORS, _VECTORS_NAMED, experts=True),
-        "int8": Kernels(_VECTORS, _VECTORS_NAMED),
-        "int4": Kernels((frozenset({"avx512f"}),), "AVX-512"),
+        "bf16": Kernels(_VECTORS, _VECTORS_NAMED, _VECTORS, _VECTORS_NAMED),
+        "int8": Kernels(_VECTORS, _VECTORS_NAMED, _AMX_OR_ARM, "AMX (x86-64) or ASIMD (Arm)"),
+        "int4": Kernels((frozenset({"avx512f"}),), "AVX-512", _AMX, "AMX"),
+        "fp8": Kernels(_VECTORS, _VECTORS_NAMED, _AMX, "AMX"),
         "int8-w8a16": Kernels(),
-        "mxfp4": Kernels((frozenset({"amx_tile"}),), "AMX", experts=True),
+        "mxfp4": Kernels(_AMX, "AMX", _AMX, "AMX"),
         "nvfp4": Kernels(),
         "bitsandbytes": Kernels(),
     }
@@ -58,7 +64,12 @@ WITHOUT_KERNELS: Final[Mapping[str, Mapping[str, str]]] = {
 _NAMES: Final = {"vllm": "vLLM"}
 # The CPU flags that the table uses; nodes need to report no others.
 FLAGS: Final = frozenset[str]().union(
-    *(each for row in KERNELS.values() for kernels in row.values() for each in kernels.enough)
+    *(
+        each
+        for row in KERNELS.values()
+        for kernels in row.values()
+        for each in (*kernels.enough, *kernels.experts)
+    )
 )
 
 
@@ -75,13 +86,15 @@ def cpu_refusal(
     name = _NAMES[engine]
     if not kernels.enough:
         return f"{name} serves {variant} on GPUs only"
-    # Kernels for a mixture's experts are others than those for linear layers, and fewer exist.
-    if experts and not kernels.experts:
-        return f"{name} serves {variant} experts on GPUs only"
     # Unknown flags refuse nothing: a wrong refusal can't be overruled, a wrong permission fails visibly.
-    if flags is None or any(each <= flags for each in kernels.enough):
+    if flags is None:
         return None
-    return f"{name} serves {variant} only on CPUs with {kernels.named}, which is missing here"
+    if not any(each <= flags for each in kernels.enough):
+        return f"{name} serves {variant} only on CPUs with {kernels.named}, which is missing here"
+    if experts and not any(each <= flags for each in kernels.experts):
+        named = kernels.experts_named
+        return f"{name} serves {variant} experts only on CPUs with {named}, which is missing here"
+    return None
 
 
 def cpu_model_refusal(engine: str, model_type: str) -> str | None:

@@ -65,6 +65,9 @@ _GENERATING: Final = frozenset(
     {"ChatGLMModel", "MiDashengLMModel", "MossAudioModel", "Qwen2_5OmniModel", "UltravoxModel"}
 )
 
+# The data types of weights that aren't quantized.
+_WIDE: Final = frozenset({"BF16", "F16", "F32", "F64"})
+
 # Returns a byte range of the file at a path.
 ReadRange = Callable[[str, ByteRange], bytes]
 
@@ -98,6 +101,7 @@ def model_facts(
         tensor_parallel_sizes=tensor_parallel_sizes(config),
         pooling=pools(architecture, beside.get(MODULES)),
         lora_rank=_lora_rank(files),
+        quantized_experts=any(map(_is_quantized_expert, tensors)),
     )
 
 
@@ -126,6 +130,11 @@ def pools(architecture: str, modules: object = None) -> bool:
     if architecture in _POOLING or architecture in _GENERATING:
         return architecture in _POOLING
     return next((pools for end, pools in _ENDINGS.items() if architecture.endswith(end)), False)
+
+
+def _is_quantized_expert(tensor: TensorInfo) -> bool:
+    """Whether a tensor belongs to a mixture's expert and is stored in fewer bits, or as packed integers."""
+    return ".experts." in tensor.name and tensor.dtype not in _WIDE
 
 
 def _lora_rank(headers: Sequence[Header]) -> int:

@@ -94,8 +94,9 @@ class ModelFacts:
 
     `quantization` names the precision of weights that were published quantized (`modelimage.quantization`). `kv_heads`
     are divided among the GPUs of a tensor parallel group, whose allowed sizes are `tensor_parallel_sizes`. `pooling`:
-    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter. `sampling`: default parameters that an
-    Ollama image states, by Ollama's names; never in a record.
+    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter. `quantized_experts`: a mixture's experts
+    have less than 16 bits. `sampling`: default parameters that an Ollama image states, by Ollama's names; never in a
+    record.
     """
 
     architecture: str = ""
@@ -112,6 +113,7 @@ class ModelFacts:
     tensor_parallel_sizes: tuple[int, ...] = ()
     pooling: bool = False
     lora_rank: int = 0
+    quantized_experts: bool = False
     sampling: tuple[tuple[str, float], ...] = ()
 
 
@@ -216,6 +218,7 @@ def _optional_facts(facts: ModelFacts) -> dict[str, Any]:
         "tensorParallelSizes": list(facts.tensor_parallel_sizes),
         "pooling": facts.pooling,
         "loraRank": facts.lora_rank,
+        "quantizedExperts": facts.quantized_experts,
     }
     return {name: value for name, value in optional.items() if value}
 
@@ -247,6 +250,7 @@ def _from_json(document: Mapping[str, Any]) -> Record:
             ),
             pooling=_flag(model.get("pooling", False)),
             lora_rank=_count(model.get("loraRank", 0)),
+            quantized_experts=_flag(model.get("quantizedExperts", False)),
         ),
         files=tuple(RecordFile.from_json(value) for value in document["files"]),
         layers=tuple(

@@ -212,7 +212,7 @@ def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine
     if hardware.gpu is None and (unserved := cpu_model_refusal(engine.value, facts.model_type)):
         return unserved
     kernels = kernels_of(variant, facts)
-    refused = refusal(hardware, kernels, engine)
+    refused = refusal(hardware, kernels, engine, experts=facts.quantized_experts)
     if refused is None and _in_float32(facts, hardware) and kernels != Variant.BF16.value:
         gpu = hardware.gpu.name if hardware.gpu else "a CPU"
         refused = (

@@ -121,15 +121,20 @@ def kernels_of(variant: str, facts: ModelFacts) -> str:
     )
 
 
-def refusal(hardware: Hardware, variant: str, engine: Engine = Engine.VLLM) -> str | None:
+def refusal(
+    hardware: Hardware, variant: str, engine: Engine = Engine.VLLM, *, experts: bool = False
+) -> str | None:
     """The reason why this hardware doesn't run a variant well; None when it does.
 
-    `variant` may also be the name of a published quantization (`modelimage.quantization`).
+    `variant` may also be the name of a published quantization (`modelimage.quantization`). `experts`: the model is a
+    mixture with experts in this precision.
     """
     gpu = hardware.gpu
     if gpu is None:
         kernels = _SAME_CPU_KERNELS.get(variant, variant)
-        refused = (cpu_refusal(engine.value, kernels, flags) for flags in hardware.cpus)
+        refused = (
+            cpu_refusal(engine.value, kernels, flags, experts=experts) for flags in hardware.cpus
+        )
         return next(filter(None, refused), None) or cpu_refusal(engine.value, kernels, None)
     if gpu.vendor is Vendor.NVIDIA:
         # Capability 0 means that only the memory is known: nothing is refused on a guess.

@@ -53,11 +53,23 @@ def test_what_no_cpu_runs_is_refused_whatever_its_flags(variant: str) -> None:
         assert cpu_refusal("vllm", variant, flags) == f"vLLM serves {variant} on GPUs only"
 
 
-def test_experts_of_four_bits_are_refused_whatever_its_flags() -> None:
-    assert cpu_refusal("vllm", "int4", AVX512, experts=True) == (
-        "vLLM serves int4 experts on GPUs only"
-    )
-    assert cpu_refusal("vllm", "bf16", AVX512, experts=True) is None
+@pytest.mark.parametrize("variant", ["int8", "int4", "fp8", "mxfp4"])
+def test_quantized_experts_need_amx_on_x86(variant: str) -> None:
+    refused = cpu_refusal("vllm", variant, AVX512, experts=True)
+    assert refused is not None
+    assert "experts" in refused or variant == "mxfp4"
+    assert "AMX" in refused
+    assert cpu_refusal("vllm", variant, AVX512 | {"amx_tile"}, experts=True) is None
+    assert cpu_refusal("vllm", variant, None, experts=True) is None
+
+
+def test_experts_elsewhere() -> None:
+    for flags in (AVX2, AVX512, ARM):
+        assert cpu_refusal("vllm", "bf16", flags, experts=True) is None
+        assert cpu_refusal("vllm", "fp8", flags) is None
+    assert cpu_refusal("vllm", "int8", ARM, experts=True) is None
+    assert cpu_refusal("vllm", "fp8", ARM, experts=True) is not None
+    assert "GPUs only" in str(cpu_refusal("vllm", "int8-w8a16", AVX512, experts=True))
 
 
 def test_a_cpu_without_vectors_runs_nothing() -> None:
@@ -113,14 +125,20 @@ def test_the_installed_vllm_has_the_kernels_that_the_table_says() -> None:
         assert not _contains(folder / "_C_AVX2.abi3.so", INT4_OPERATOR)
         assert _contains(folder / "_C_AVX512.abi3.so", INT4_OPERATOR)
     assert _contains(folder / "_C.abi3.so", INT4_OPERATOR) == (platform.machine() == "x86_64")
-    assert {"avx2", "avx512f", "asimd"} <= FLAGS
+    assert {"avx2", "avx512f", "asimd", "amx_tile"} <= FLAGS
     kernels = (folder / "model_executor/kernels/linear/__init__.py").read_text()
     nvfp4 = kernels.partition("_POSSIBLE_NVFP4_KERNELS")[2].partition("\n}\n")[0]
     assert "PlatformEnum.CUDA" in nvfp4
     assert "PlatformEnum.CPU" not in nvfp4
     experts = (folder / "model_executor/layers/fused_moe/experts/cpu_moe.py").read_text()
-    mxfp4 = experts.partition("class CPUExpertsMxfp4")[2].partition("\nclass ")[0]
-    assert "_is_amx_tile_supported" in mxfp4
+    for kind in ("Mxfp4", "Fp8", "Int4", "Int8"):
+        body = experts.partition(f"class CPUExperts{kind}(")[2].partition("\nclass ")[0]
+        assert "_is_amx_tile_supported" in body, kind
+    assert "CpuArchEnum.ARM" in experts.partition("class ArmCPUExpertsInt8(")[2]
+    fp8 = kernels.partition("_POSSIBLE_FP8_KERNELS")[2].partition("\n}\n")[0]
+    on_cpus = fp8.partition("PlatformEnum.CPU")[2].partition("]")[0]
+    # Written with torch's own operators, for any CPU.
+    assert "PerTensorTorchFP8ScaledMMLinearKernel" in on_cpus
 
 
 @pytest.mark.torch

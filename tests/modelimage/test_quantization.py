@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from modelimage.model_facts import model_facts, pools
 from modelimage.quantization import Quantization, quantization_block, quantization_of
+from modelimage.record import Record
 from modelimage.safetensors import Header, TensorInfo
+from tests.modelimage.test_record import small_record
 
 
 def _compressed(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -78,6 +81,27 @@ def test_blocks() -> None:
 def _parameters(stated: dict[str, Any], *tensors: tuple[str, str, tuple[int, ...]]) -> int:
     entries = tuple(TensorInfo(name, dtype, shape, 0, 0) for name, dtype, shape in tensors)
     return model_facts({"quantization_config": stated}, [Header(entries, 0)]).parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "found"),
+    [
+        ("model.layers.0.mlp.experts.7.down_proj.weight", "F8_E4M3", True),
+        ("model.layers.0.mlp.experts.7.down_proj.weight_packed", "I32", True),
+        ("model.layers.0.mlp.experts.gate_up_proj_blocks", "U8", True),
+        ("model.layers.0.mlp.experts.7.down_proj.weight", "I8", True),
+        ("model.layers.0.mlp.experts.7.down_proj.weight", "BF16", False),
+        ("model.layers.0.mlp.shared_experts.down_proj.weight", "F8_E4M3", False),
+        ("model.layers.0.mlp.down_proj.weight", "I8", False),
+    ],
+)
+def test_a_mixture_with_quantized_experts_is_known(name: str, dtype: str, found: bool) -> None:
+    head = TensorInfo("lm_head.weight", "BF16", (32, 32), 0, 0)
+    tensors = (TensorInfo(name, dtype, (32, 32), 0, 0), head)
+    facts = model_facts({}, [Header(tensors, 0)])
+    assert facts.quantized_experts is found
+    record = replace(small_record(), facts=facts)
+    assert Record.parse(record.to_bytes()).facts.quantized_experts is found
 
 
 def test_packed_tensors_count_their_parameters() -> None:

@@ -59,7 +59,7 @@ AVX512 = frozenset({"avx2", "avx512f"})
     ("model", "scheme", "flags", "words"),
     [
         (checkpoints.llama(), Scheme.INT8_W8A16, AVX512, "int8-w8a16 on GPUs only"),
-        (checkpoints.mixtral(), Scheme.INT4, AVX512, "int4 experts on GPUs only"),
+        (checkpoints.mixtral(), Scheme.INT4, AVX512, "int4 experts only on CPUs with AMX"),
         (checkpoints.llama(), Scheme.INT4, AVX2, "int4 only on CPUs with AVX-512"),
     ],
     ids=["w8a16", "experts", "int4 without AVX-512"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -371,14 +372,28 @@ def test_models_that_arent_stable_in_float16_take_twice_the_memory_before_ampere
         ({"model_type": "deepseek_v32"}, "sparse attention"),
         ({"quantization": "gptq", "dtype": "int8"}, "on GPUs only"),
         ({"quantization": "mxfp4"}, "only on CPUs with AMX"),
+        ({"quantization": "fp8", "quantized_experts": True}, "fp8 experts only on CPUs with AMX"),
+        ({"quantization": "awq", "quantized_experts": True}, "int4 experts only on CPUs with AMX"),
     ],
 )
 def test_what_vllm_has_no_kernels_for_on_this_cpu_is_refused(
-    known: dict[str, str], words: str
+    known: dict[str, Any], words: str
 ) -> None:
     model = {"bf16": replace(facts(), **known)}
     with pytest.raises(DoesNotFit, match=words) as caught:
         choose(model, Hardware(cpus=(AVX512,)), Demand())
-    assert ("one that runs here" in (caught.value.hint or "")) == ("model_type" not in known)
+    # Another precision of the same mixture or type of layers has no kernels here either.
+    lasting = {"model_type", "quantized_experts"} & set(known)
+    assert ("one that runs here" in (caught.value.hint or "")) == (not lasting)
     assert choose(model, Hardware(find_gpu("H100"), 1), Demand()).gpus == 1
     assert choose(model, Hardware(cpus=(AVX512,)), Demand(engine=Engine.LLAMA_CPP)).gpus == 0
+
+
+def test_quantized_experts_are_served_where_they_have_kernels() -> None:
+    only = {"int8": replace(facts(), quantized_experts=True)}
+    with pytest.raises(DoesNotFit, match="int8 experts only on CPUs with AMX"):
+        choose(only, Hardware(cpus=(AVX512,)), Demand())
+    for flags in (AVX512 | {"amx_tile"}, frozenset({"asimd"})):
+        assert choose(only, Hardware(cpus=(flags,)), Demand()).variant == "int8"
+    dense = {"bf16": facts(quantization="fp8")}
+    assert choose(dense, Hardware(cpus=(AVX2,)), Demand()).gpus == 0

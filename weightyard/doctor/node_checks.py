@@ -233,6 +233,9 @@ def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
             "vLLM has no kernels for its instruction sets",
             "Serve on a GPU, or on a CPU with AVX2 or ASIMD. Building and caching work here.",
         )
+    # A mixture's quantized experts have kernels of their own.
+    dense = [each for each in runs if cpu_refusal("vllm", each, flags, experts=True) is not None]
+    beside = f" (but no experts in {' or '.join(dense)})" if dense else ""
     # Only variants that some CPU serves: one that needs a GPU anywhere is no fault of this machine.
     refused = [
         (each, named)
@@ -242,10 +245,10 @@ def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if refused:
         return warn(
             "CPU",
-            f"vLLM serves {' and '.join(runs)} on it, not {' or '.join(each for each, _ in refused)}",
+            f"vLLM serves {' and '.join(runs)} on it{beside}, not {' or '.join(each for each, _ in refused)}",
             f"For {refused[0][0]}, serve on a CPU with {refused[0][1]} or on a GPU.",
         )
-    return ok("CPU", f"vLLM serves {', '.join(runs)} on it")
+    return ok("CPU", f"vLLM serves {', '.join(runs)} on it{beside}")
 
 
 def engine(facts: HostFacts, wanted: NodePurpose) -> Finding:

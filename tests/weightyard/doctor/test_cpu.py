@@ -23,13 +23,14 @@ def judge(flags: tuple[str, ...] | None, *, gpus: int = 0) -> Finding:
 @pytest.mark.parametrize(
     ("flags", "level", "seen"),
     [
-        (("avx2", "avx512f"), Level.OK, "vLLM serves bf16, int8, int4 on it"),
-        (("avx2",), Level.WARN, "vLLM serves bf16 and int8 on it, not int4"),
+        (("avx2", "avx512f", "amx_tile"), Level.OK, "vLLM serves bf16, int8, int4 on it"),
+        (("avx2", "avx512f"), Level.OK, "vLLM serves bf16, int8, int4 on it (but no experts in int8 or int4)"),
+        (("avx2",), Level.WARN, "vLLM serves bf16 and int8 on it (but no experts in int8), not int4"),
         (("asimd",), Level.WARN, "vLLM serves bf16 and int8 on it, not int4"),
         ((), Level.WARN, "vLLM has no kernels for its instruction sets"),
         (None, Level.OK, "its instruction sets are unknown"),
     ],
-)
+)  # fmt: skip
 def test_a_cpu_that_serves(flags: tuple[str, ...] | None, level: Level, seen: str) -> None:
     finding = judge(flags)
     assert (finding.level, finding.seen) == (level, seen)
