@@ -220,6 +220,16 @@ def plan_launch(
     )
 
 
+def check_environment(workspace: Workspace) -> None:
+    """Raises InvalidInput for Secrets, which exist only in clusters."""
+    for each in workspace.spec.runtime.env:
+        if each.secret is not None:
+            raise InvalidInput(
+                f"spec.runtime.env: {each.name} comes from a Secret, which this machine doesn't have",
+                hint=f"Give {each.name} a value, or remove it for `weightyard up`.",
+            )
+
+
 def startup_seconds(record: Servable, site: Site, *, gpus: int) -> int:
     """Seconds that a start may take, from the size of the weights and the read rate."""
     # At least 1: a measured rate may be close to 0.

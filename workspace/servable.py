@@ -10,10 +10,13 @@ from modelimage.record import ModelFacts
 
 
 class ServableFile(Protocol):
-    """A file of a model. `path` is relative to the model's directory."""
+    """A file of a model. `path` is relative to the model's directory, `size` in bytes."""
 
     @property
     def path(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 class Servable(Protocol):

@@ -146,7 +146,8 @@ def test_unknown_image(terminal: Terminal) -> None:
     file = workspace(terminal.directory, "lost", f"oci:{terminal.directory}/nothing:v1")
     done = terminal.run("up", str(file), "--port", "0")
     assert done.returncode == 3
-    assert terminal.state("lost") == "failed"
+    assert f"{file}: spec.model.image names oci:" in done.stderr
+    assert terminal.state("lost") == "absent"
 
 
 def test_unknown_variant(terminal: Terminal, tiny_image: str) -> None:

@@ -16,15 +16,17 @@ from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.exits import INTERRUPTED
 from weightyard.given_workspace import GivenWorkspace, read_workspace
-from weightyard.options import Number, access_options, default_root, root_option
+from weightyard.options import Number, absolute_image, access_options, default_root, root_option
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
+from weightyard.up.engine_program import EngineProgram
 from weightyard.up.local_hardware import local_hardware
+from weightyard.up.serve_plan import Target, check_start, plan_serving, show_plan
 from weightyard.up.state import State, WorkspaceDirectory
 from weightyard.up.supervisor import STALL_SECONDS, RunOptions, Supervisor
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
-from workspace.sources import source_uri
+from workspace.sources import image_of, source_uri
 
 
 @click.command()
@@ -59,6 +61,10 @@ from workspace.sources import source_uri
     help="Fail a start after this many seconds without log output, CPU time or reads."
     f"  [default: spec.runtime.startupSeconds, else {STALL_SECONDS:g}]",
 )  # fmt: skip
+@click.option(
+    "--dry-run", is_flag=True,
+    help="Check all that can be checked, and show the plan; fetch, build and start nothing.",
+)  # fmt: skip
 @root_option
 @access_options
 @click.pass_context
@@ -77,6 +83,7 @@ def up(
     python: Path,
     grace: float,
     start_timeout: float | None,
+    dry_run: bool,
     root: Path,
     access: Access,
 ) -> None:
@@ -88,10 +95,17 @@ def up(
 
     Runs until Ctrl-C or `weightyard down`, or in the background with --detach.
     """
+    source = read_workspace(given, name=name)
+    hardware = _hardware(console, source.workspace, cpu=cpu)
+    target = Target(root, host, port, python, hardware)
+    # Before anything is fetched or built.
+    program = check_start(source.workspace, target)
+    cache = AgentCache(root, access, console)
+    if dry_run:
+        _show_plan(console, source, cache, target, program)
+        return
     # Built in the foreground even with --detach, which shows progress and errors directly.
-    workspace = _with_image(
-        read_workspace(given, name=name), root=root, access=access, console=console
-    )
+    workspace = _with_image(source, root=root, access=access, console=console)
     directory = WorkspaceDirectory(root, workspace.name)
     if detach:
         _detach(console, workspace, directory)
@@ -100,14 +114,39 @@ def up(
         workspace,
         options=RunOptions(
             root=root, host=host, port=port, python=python, grace=grace,
-            hardware=_hardware(console, workspace, cpu=cpu), start_timeout=start_timeout,
+            hardware=hardware, start_timeout=start_timeout,
         ),
-        cache=AgentCache(root, access, console),
+        cache=cache,
         console=console,
         environ=os.environ,
     )  # fmt: skip
     asked = supervisor.run(lambda state: _announce(console, state, directory))
     ctx.exit(INTERRUPTED if asked is signal.SIGINT else 128 + asked)
+
+
+def _show_plan(
+    console: Console,
+    source: GivenWorkspace,
+    cache: AgentCache,
+    target: Target,
+    program: EngineProgram,
+) -> None:
+    model = source.workspace.spec.model
+    unbuilt = str(source.checkpoint) if source.checkpoint else source_uri(model)
+    if unbuilt is not None:
+        console.result(
+            {
+                "name": source.workspace.name,
+                "build": unbuilt,
+                "engine": {"version": program.version},
+            },
+            f"{unbuilt} would be built into an image of this machine first, then served with "
+            f"{program.distribution or 'the engine'} {program.version or ''}".rstrip()
+            + ". Its variant and command line are known once it is built.",
+        )
+        return
+    image = absolute_image(image_of(source.workspace))
+    show_plan(console, plan_serving(source.workspace, image, cache, target, program))
 
 
 def _with_image(

