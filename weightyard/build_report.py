@@ -6,6 +6,7 @@ from typing import Any
 
 from builder.build import BuildOptions, BuildPlan, BuildResult
 from builder.destination import published_tags
+from modelimage.digest import Digest
 from modelimage.reference import DEFAULT_TAG, ImageReference
 from weightyard.console import format_table
 from weightyard.text import format_bytes
@@ -43,8 +44,10 @@ def shown_plan(
     return document, "\n\n".join(parts)
 
 
-def shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str, Any], str]:
-    """What was published, as a document and as text."""
+def shown_result(
+    result: BuildResult, target: ImageReference, *, before: Digest | None = None
+) -> tuple[dict[str, Any], str]:
+    """What was published, as a document and as text. `before`: what the tag named until then."""
     digest = result.publication.tags[target.tag or DEFAULT_TAG]
     variants = [
         {
@@ -60,13 +63,15 @@ def shown_result(result: BuildResult, target: ImageReference) -> tuple[dict[str,
         "image": str(target), "digest": str(digest),
         "tags": {tag: str(each) for tag, each in result.publication.tags.items()},
         "variants": variants, "sent": result.sent.sent, "held": result.sent.held,
+        "unchanged": digest == before,
     }  # fmt: skip
     lines = [
         (record.variant, format_bytes(record.size), f"model {record.key}")
         for record in result.records
     ]
     rows = [*lines, ("tags", "", ", ".join(result.publication.tags))]
-    text = f"Built {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
+    verb = "Unchanged:" if digest == before else "Built"
+    text = f"{verb} {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
     return document, text
 
 

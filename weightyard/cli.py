@@ -291,6 +291,10 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def _usage(error: click.ClickException, console: Console) -> int:
+    # A group without a command: its help is what was asked for.
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        console.result({"help": error.format_message()}, error.format_message())
+        return exits.OK
     hint = None
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"See `{error.ctx.command_path} --help`."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import click
 
 from weightyard.progress import Progress, open_progress
 
+_LEAST_CELL: Final = 12  # as many digits of a digest as commands take
 DEBUG_VARIABLE: Final = "WEIGHTYARD_DEBUG"
 
 
@@ -69,7 +71,12 @@ class Console:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Writes rows to stdout under upper-case headings; with --json a list of objects keyed by column."""
         keyed = [dict(zip(columns, row, strict=True)) for row in rows]
-        self.result(keyed, format_table(columns, rows))
+        self.result(keyed, format_table(columns, rows, width=self.width))
+
+    @property
+    def width(self) -> int | None:
+        """The columns of the terminal that shows the result; None where it goes to a file or a pipe."""
+        return shutil.get_terminal_size().columns if self.out.isatty() else None
 
     def say(self, text: str) -> None:
         """Writes a note to stderr; silent with --quiet."""
@@ -118,13 +125,43 @@ class Console:
 pass_console = click.make_pass_decorator(Console, ensure=True)
 
 
-def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Left-aligned columns two spaces apart, headings in upper case."""
+def format_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None
+) -> str:
+    """Left-aligned columns two spaces apart, headings in upper case.
+
+    With `width`, the widest cells are shortened in the middle until the lines fit, as far as headings allow.
+    """
     # Stripped at the end: padding behind the last column would wrap on narrow terminals.
     cells = [[column.upper() for column in columns]]
     cells += [["-" if value is None else str(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    if width is not None:
+        widths = _fitted(widths, [max(len(column), _LEAST_CELL) for column in columns], width)
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(
+            shortened(cell, size).ljust(size) for cell, size in zip(line, widths, strict=True)
+        ).rstrip()
         for line in cells
     )
+
+
+def shortened(text: str, size: int) -> str:
+    """The text in at most `size` characters: both ends matter, of an image as of a digest."""
+    if len(text) <= size:
+        return text
+    tail = (size - 1) // 2
+    return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def _fitted(widths: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """The columns' widths within a line: the widest gives first, none goes below its least."""
+    found = list(widths)
+    excess = sum(found) + 2 * (len(found) - 1) - width
+    while excess > 0:
+        spare = [size if size > low else 0 for size, low in zip(found, least, strict=True)]
+        if not any(spare):
+            break
+        found[spare.index(max(spare))] -= 1
+        excess -= 1
+    return found

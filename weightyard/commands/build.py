@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -26,8 +26,9 @@ from builder.variants import (
     QuantizeChoices,
     chosen_variants,
 )
-from modelimage.access import Access
-from modelimage.errors import InvalidInput
+from modelimage.access import Access, open_reader
+from modelimage.digest import Digest
+from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.reference import (
     EngineReference,
     ImageReference,
@@ -49,6 +50,8 @@ _HELP = f"""Pack a checkpoint into a model image.
 SOURCE is {source_forms("or")}.
 The same source and options give the same digests on any machine. An interrupted build resumes when it is run again.
 """
+
+_ASK_SECONDS: Final = 10.0  # for what the tag names before a build
 
 
 @click.command(
@@ -258,17 +261,32 @@ def build(
     # The base's registry may already hold its layers: they are mounted instead of uploaded.
     mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
     cache = user_cache(os.environ)
-    result = build_image(
-        opened,
-        _destination(console, target, reach, mount_from),
-        options,
-        BuildTools(
-            DigestCache(cache / "digests"),
-            given["work_dir"] or cache / "work",
-            console,
-        ),
-    )
-    console.result(*shown_result(result, target))
+    before = _published(target, reach)
+    try:
+        result = build_image(
+            opened,
+            _destination(console, target, reach, mount_from),
+            options,
+            BuildTools(
+                DigestCache(cache / "digests"),
+                given["work_dir"] or cache / "work",
+                console,
+            ),
+        )
+    except KeyboardInterrupt:
+        console.say("The same command goes on from here: what was done is kept.")
+        raise
+    console.result(*shown_result(result, target, before=before))
+
+
+def _published(target: ImageReference, reach: Access) -> Digest | None:
+    """What the tag names before the build; None when that can't be read, which the build itself reports."""
+    if isinstance(target, EngineReference):
+        return None
+    try:
+        return open_reader(target, reach.within(_ASK_SECONDS)).resolve(target.name).digest
+    except WeightyardError:
+        return None
 
 
 def _check_apart(source: str, target: ImageReference) -> None:

@@ -73,7 +73,7 @@ def discover(
         for subject, artifact in found
     ]
     rows = [(each["type"], each["digest"], each["about"]) for each in document]
-    console.result(document, format_table(["type", "digest", "about"], rows))
+    console.result(document, format_table(["type", "digest", "about"], rows, width=console.width))
 
 
 def _fetch(place: ImageRepository, artifact: Descriptor, folder: Path) -> None:

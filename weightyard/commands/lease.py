@@ -14,6 +14,7 @@ from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_duration
+from weightyard.up.holders import HolderNames
 
 
 @click.group()
@@ -29,11 +30,17 @@ def list_leases(console: Console, *, root: Path, access: Access) -> None:
     """List all leases and their holders."""
     with open_cache(root, access) as cache:
         found = cache.leases()
-    now = time.time()
+    # People read who it is; scripts get the holder as it was given.
+    now, names = time.time(), HolderNames(root)
     rows = [
-        (each.id, each.model.removeprefix("sha256:")[:12], each.holder, format_duration(max(0, now - each.since)))
+        (
+            each.id,
+            each.model.removeprefix("sha256:")[:12],
+            each.holder if console.json else names.shown(each.holder),
+            format_duration(max(0, now - each.since)),
+        )
         for each in found
-    ]  # fmt: skip
+    ]
     console.table(("lease", "model", "holder", "for"), rows)
 
 

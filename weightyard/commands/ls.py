@@ -13,6 +13,7 @@ from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_bytes, format_duration
+from weightyard.up.holders import HolderNames
 
 _COLUMNS = ("model", "variant", "size", "used", "verified", "held", "image")
 
@@ -26,18 +27,20 @@ def ls(console: Console, *, model: str | None, root: Path, access: Access) -> No
     """List the cached models, or show one: by key, the beginning of a key, or image."""
     with open_cache(root, access) as cache:
         found = [cache.find(model)] if model else cache.models()
-    now = time.time()
-    rows = [_row(each, now) for each in found]
+    now, names = time.time(), HolderNames(root)
+    rows = [_row(each, now, names) for each in found]
     console.result(
         [each.model_dump() for each in found],
-        format_table(_COLUMNS, rows)
+        format_table(_COLUMNS, rows, width=console.width)
         if rows
         else "no models; pull one with `weightyard pull IMAGE`",
     )
 
 
-def _row(model: ModelView, now: float) -> tuple[str, ...]:
-    held = [lease.holder for lease in model.leases] + (["pinned"] if model.pinned else [])
+def _row(model: ModelView, now: float, names: HolderNames) -> tuple[str, ...]:
+    # A workspace has two leases, its supervisor's and its server's.
+    held = list(dict.fromkeys(names.shown(lease.holder) for lease in model.leases))
+    held += ["pinned"] if model.pinned else []
     return (
         model.key.removeprefix("sha256:")[:12],
         model.variant,

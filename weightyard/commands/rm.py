@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
-from cache_agent.daemon.cache_api import open_cache
+from cache_agent.api.wire import RemovedView
+from cache_agent.daemon.cache_api import Cache, open_cache
 from modelimage.access import Access
+from modelimage.errors import InUse
 from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_bytes
+from weightyard.up.holders import HolderNames, in_use
 
 
 @click.command("rm")
@@ -24,8 +27,16 @@ def rm(
 ) -> None:
     """Remove MODELs (key, beginning of a key, or image). Models in use are never removed."""
     with open_cache(root, access) as cache:
-        removed = [cache.remove(model, unpin=unpin) for model in models]
+        removed = [_remove(cache, model, unpin=unpin, root=root) for model in models]
     console.result(
         [each.model_dump() for each in removed],
         "\n".join(f"removed {each.key}, {format_bytes(each.freed)} freed" for each in removed),
     )
+
+
+def _remove(cache: Cache, model: str, *, unpin: bool, root: Path) -> RemovedView:
+    try:
+        return cache.remove(model, unpin=unpin)
+    except InUse as error:
+        holders = [lease.holder for lease in cache.find(model).leases]
+        raise in_use(error, holders, HolderNames(root)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,20 @@ Examples:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Also require a signature by this public key (PEM). Repeatable; one of several keys is enough.",
 )
+@click.option(
+    "--signature-only", is_flag=True, help="Check the signature by --key, and read no weights."
+)
 @access_options
 @pass_console
-def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: Access) -> None:
+def verify(
+    console: Console,
+    /,
+    *,
+    target: str,
+    keys: tuple[Path, ...],
+    signature_only: bool,
+    access: Access,
+) -> None:
     """Check every byte of an image, or of an unpacked model directory.
 
     Every blob is read and compared with its digest, every file in it with the record; of a foreign image, the digests
@@ -51,8 +63,15 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
     """
     directory = Path(target)
     # Signatures first: an unsigned image isn't worth reading.
-    if keys:
-        _check_signature(target, keys, access)
+    if signature_only and not keys:
+        raise InvalidInput("--signature-only needs a key", hint="Add --key FILE.")
+    digest, signers = _check_signature(target, keys, access) if keys else (None, ())
+    signed: dict[str, Any] = {"digest": digest, "signedBy": list(signers)} if keys else {}
+    if signers:
+        console.say(f"{digest} is signed by {', '.join(signers)}")
+    if signature_only:
+        console.result({"target": target, **signed}, f"{target} is signed by {', '.join(signers)}")
+        return
     verification = (
         _directory(console, directory) if directory.is_dir() else _image(console, target, access)
     )
@@ -64,6 +83,7 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
         "target": target,
         "checked": verification.checked,
         "size": verification.size,
+        **signed,
     }
     if verification.original is not None:
         console.say(f"note: {verification.original}")
@@ -74,7 +94,10 @@ def verify(console: Console, /, *, target: str, keys: tuple[Path, ...], access: 
     )
 
 
-def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> None:
+def _check_signature(
+    target: str, keys: tuple[Path, ...], access: Access
+) -> tuple[str, tuple[str, ...]]:
+    """The digest, and the files of those keys that signed it. Raises NotSigned, BadSignature when none did."""
     # Imported late: only signatures need the extra with the cryptography package.
     from modelimage import cosign  # noqa: PLC0415
     from modelimage.keys import load_public_key  # noqa: PLC0415
@@ -86,8 +109,15 @@ def _check_signature(target: str, keys: tuple[Path, ...], access: Access) -> Non
             hint="Give --key with an image: oci:DIR:TAG or a registry's.",
         )
     reader = open_reader(reference, access)
-    accepted = [load_public_key(path.read_bytes()) for path in keys]
-    cosign.verify(reader, reader.resolve(reference.name), accepted)
+    accepted = {str(path): load_public_key(path.read_bytes()) for path in keys}
+    root = reader.resolve(reference.name)
+    cosign.verify(reader, root, list(accepted.values()))
+    signers = []
+    for path, key in accepted.items():
+        with suppress(cosign.BadSignature):
+            cosign.verify(reader, root, [key])
+            signers.append(path)
+    return str(root.digest), tuple(signers)
 
 
 def _image(console: Console, target: str, access: Access) -> Verification:
