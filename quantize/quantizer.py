@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelimage.durable import check_space
+from modelimage.installation import install_command
 from quantize import engines, evaluate, output, rtn
 from quantize.calibration import SAMPLES, load_calibration, load_evaluation
 from quantize.checkpoint import Checkpoint, open_checkpoint
@@ -208,7 +209,9 @@ def _notices(options: QuantizeOptions, engine: QuantizationEngine) -> list[str]:
         and engine is QuantizationEngine.RTN
         and options.scheme is Scheme.INT4
     ):
-        way = "leave --format out" if engines.gptq_installed() else f"run: {engines.GPTQ_INSTALL}"
+        way = (
+            "leave --format out" if engines.gptq_installed() else f"run: {install_command('gptq')}"
+        )
         return [
             "INT4 by rounding to nearest costs small models much quality (perplexity x1.4 at 135 million "
             f"parameters, where calibrated INT4 costs x1.2). For calibrated INT4 {way}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from modelimage.errors import Fault, WeightyardError
+from modelimage.installation import install_command
 
 # Importable top-level module -> extra. A test compares this table with pyproject.toml.
 MODULE_EXTRAS: Final[Mapping[str, str]] = {
@@ -47,5 +48,5 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
         return None
     return MissingExtra(
         f"this command needs the Python package {module!r}, which isn't installed",
-        hint=f"Run: pip install 'weightyard[{extra}]'",
+        hint=f"Run: {install_command(extra)}",
     )

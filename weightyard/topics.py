@@ -64,6 +64,18 @@ def _settings() -> str:
     )
 
 
+def _install() -> str:
+    from modelimage.installation import installation  # noqa: PLC0415
+
+    found = installation()
+    kind = "a checkout" if found.editable else found.source or "a package index"
+    return (
+        f"This copy came from {kind} ({found.installer.value}, {found.python}).\n"
+        "Extras add what a command needs: builder, agent, controller, sign, evaluate and so on:\n"
+        f"  {found.install_command('builder', 'agent')}"
+    )
+
+
 # Name -> summary and page.
 TOPICS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "workspace": ("Every common field of a Workspace, with examples.", _workspace),
@@ -71,5 +83,6 @@ TOPICS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "gpus": ("The GPUs that spec.resources.gpu names.", _gpus),
     "settings": ("The agent's settings.", _settings),
     "cluster": ("How to install and check a cluster's part.", lambda: _CLUSTER),
+    "install": ("How this copy was installed, and how extras are added.", _install),
     "exit-codes": ("What the exit codes mean.", _exit_codes),
 }

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from modelimage.errors import EngineFailed
+from modelimage.installation import install_command
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
 from quantize.dequantize import TensorFile, source_rows
@@ -27,7 +28,6 @@ from quantize.sqnr import Energies
 from quantize.stages import OnStage, Stage, ignore_stage
 from quantize.staging_dir import Staging
 
-GPTQ_INSTALL: Final = "pip install 'weightyard[gptq]'"
 # GPTQModel's own pools need two workers each on any machine. Its arithmetic uses `EngineJob.threads`.
 GPTQ_MIN_WORKERS: Final = 2
 _HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def gptq_installed() -> bool:
 def check_installed(engine: QuantizationEngine, environment: Mapping[str, str]) -> None:
     """Raises EngineMissing with the command that installs the engine."""
     if engine is QuantizationEngine.GPTQ and not gptq_installed():
-        raise EngineMissing("GPTQModel isn't installed", hint=f"Run: {GPTQ_INSTALL}")
+        raise EngineMissing("GPTQModel isn't installed", hint=f"Run: {install_command('gptq')}")
     if engine is QuantizationEngine.LLM_COMPRESSOR:
         llm_compressor.interpreter(environment)
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.installation import install_command
 from quantize import engines
 from quantize.errors import EngineMissing, IncompatibleOptions
 from quantize.quality import Quality
@@ -102,7 +103,7 @@ def test_rounding_to_int4_warns_of_its_cost(
     console = RecordingConsole()
     run(console, source, tmp_path / "out", "--scheme", "int4")
     assert len(console.notes) == 1
-    assert "pip install 'weightyard[gptq]'" in console.notes[0]
+    assert install_command("gptq") in console.notes[0]
 
 
 def test_auto_takes_the_engine_that_writes_the_format(
@@ -122,8 +123,8 @@ def test_missing_engines_say_the_command_that_installs_them(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     commands = {
-        "gptq": "pip install 'weightyard[gptq]'",
-        "auto-gptq": "pip install 'weightyard[gptq]'",
+        "gptq": install_command("gptq"),
+        "auto-gptq": install_command("gptq"),
         "llm-compressor": "pip install llmcompressor==",
     }
     for engine, command in commands.items():
@@ -140,7 +141,7 @@ def test_measuring_without_its_libraries_says_the_command_that_installs_them(
     options = ["--scheme", "int8-w8a16", "--evaluate"]
     error = failure(source, tmp_path / "out", *options)
     assert isinstance(error, EngineMissing)
-    assert error.hint == "Run: pip install 'weightyard[evaluate]'"
+    assert error.hint == f"Run: {install_command('evaluate')}"
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.installation import install_command
 from quantize.calibration import load_calibration
 from quantize.datarows import read_texts
 from quantize.errors import EngineMissing
@@ -84,4 +85,4 @@ def test_without_its_reader_the_command_is_named(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(EngineMissing, match="needs pyarrow") as caught:
         load_calibration(path)
-    assert caught.value.hint == "Run: pip install 'weightyard[parquet]'"
+    assert caught.value.hint == f"Run: {install_command('parquet')}"

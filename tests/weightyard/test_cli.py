@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from modelimage.errors import InvalidInput, NotFound, RateLimited
+from modelimage.installation import install_command
 from weightyard import cli, exits
 from weightyard.console import DEBUG_VARIABLE, Console, format_table, pass_console
 from weightyard.extras import MODULE_EXTRAS, missing_extra
@@ -206,7 +207,7 @@ def test_missing_extra_names_the_command_that_installs_it() -> None:
     error = ModuleNotFoundError("No module named 'numba'", name="numba.core")
     code, err = outcome(error)
     assert code == 19
-    assert "pip install 'weightyard[builder]'" in err
+    assert f"Run: {install_command('builder')}" in err
 
 
 def test_missing_module_of_our_own_is_a_bug() -> None:
