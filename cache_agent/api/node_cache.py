@@ -5,6 +5,7 @@ The controller reads it to set the node's labels and startup taint, and to sum u
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final, Literal
 
 from pydantic import Field
@@ -172,3 +173,18 @@ class NodeCache(Reported):
     @property
     def name(self) -> str:
         return self.metadata.name
+
+
+def with_pins(document: NodeCache, pinned: Container[str]) -> NodeCache:
+    """The document with the pins of now, by model key; what is reported of models that aren't here stays as it is."""
+    status = document.status
+    held = tuple(each.model_copy(update={"pinned": each.key in pinned}) for each in status.models)
+    keys = {each.key for each in held}
+    desired = tuple(
+        each.model_copy(update={"pinned": each.model_key in pinned})
+        if each.model_key in keys
+        else each
+        for each in status.desired
+    )
+    update = {"models": held, "desired": desired}
+    return document.model_copy(update={"status": status.model_copy(update=update)})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from cache_agent.api.control_client import absolute_image
-from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.node_cache import NodeCache, with_pins
 from cache_agent.api.wire import (
     CheckView,
     EventView,
@@ -162,7 +162,8 @@ class Service:
         )
 
     def status(self) -> NodeCache:
-        return self._status()
+        # The report is as old as the reconciler's last round; a pin that was set or removed since shows at once.
+        return with_pins(self._status(), {str(m.key) for m in self._store.models.all() if m.pinned})
 
     def space(self) -> SpaceReport:
         roots = [_root_space(store, view) for store, view in self._store.spaces()]

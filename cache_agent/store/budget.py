@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cache_agent.observability.events import Events, ModelEvicted, ReservationRefused
@@ -150,9 +149,7 @@ class StoreSpace:
         """
         freed = self._drop_leftovers()
         plan = self.plan(max(0, need - freed))
-        for victim in plan.victims:
-            with suppress(InUse, NotFound):  # leased or removed since the plan was made
-                freed += self.remover.remove_model(victim.key)
+        freed += sum(self._evict(victim) for victim in plan.victims)
         return freed, plan
 
     def candidates(self) -> list[Candidate]:
@@ -174,13 +171,14 @@ class StoreSpace:
             for model in self.ledger.models()
         ]
 
-    def _evict(self, victim: Victim) -> None:
-        """Evict one model. One leased or removed since the plan was made is skipped; `reserve` then plans again."""
+    def _evict(self, victim: Victim) -> int:
+        """Evict one model and return the bytes freed. One leased or removed since the plan was made is skipped."""
         try:
             freed = self.remover.remove_model(victim.key)
         except (InUse, NotFound):
-            return
+            return 0
         self.events.emit(ModelEvicted(victim.image, freed, victim.why))
+        return freed
 
     def _refused(self, need: int) -> NoSpace:
         candidates = self.candidates()

@@ -140,6 +140,18 @@ def finish(client: AgentClient, image: str) -> PullDone:
     return last
 
 
+def test_evictions_by_hand_are_counted_and_logged(tmp_root: Path, pushed: Pushed) -> None:
+    image, _, _ = pushed
+    with agent(tmp_root / "store") as running:
+        done = finish(running.client, image)
+        freed = running.client.gc(GcBody(need=1 << 60))
+        assert [each.key for each in freed.victims] == [done.key]
+        lines = [json.loads(line) for line in running.log.read_text().splitlines()]
+        (told,) = [each for each in lines if each["event"] == "model evicted"]
+        assert told["freed"] == freed.freed
+        assert [each.text for each in running.client.events()].count("model evicted") == 1
+
+
 def test_the_api_from_pull_to_removal(tmp_root: Path, pushed: Pushed) -> None:
     image, contents, _ = pushed
     with agent(tmp_root / "store") as running:
@@ -154,6 +166,10 @@ def test_the_api_from_pull_to_removal(tmp_root: Path, pushed: Pushed) -> None:
             client.remove(done.key)
         assert client.release(lease.id)
         assert not client.release(lease.id)
+        assert client.pin(image, pinned=True).pinned
+        assert [each.pinned for each in client.status().status.models] == [True]
+        client.pin(image, pinned=False)
+        assert [each.pinned for each in client.status().status.models] == [False]
         assert client.pin(image, pinned=True).pinned
         with pytest.raises(InUse, match="pinned"):
             client.remove(image)
