@@ -170,7 +170,7 @@ async def open_servers(
             Fills(node.store, SharedPulls(node.pull)),
             hub_gate,
             upstream,
-            TrustedImages(node.store, questions, hub_gate, options.hub_images),
+            TrustedImages(node.store, questions, hub_gate, options.hub_images, events=node.events),
         )
         hub = await serve(
             stack,

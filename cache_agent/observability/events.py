@@ -104,6 +104,15 @@ class ManifestsNotCached:
 
 
 @dataclass(frozen=True, slots=True)
+class HubImageIgnored:
+    """The Hub is away and an image of the requested repository is here, but may not stand in for it."""
+
+    repo: str
+    image: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSent:
     """`size` bytes were sent to another node."""
 
@@ -138,6 +147,7 @@ Event = (
     | LeaseExpired
     | MaintenanceFailed
     | ManifestsNotCached
+    | HubImageIgnored
     | PeerSent
     | PeerEjected
     | PeerRequestRefused

@@ -16,6 +16,7 @@ from cache_agent.observability.events import (
     Events,
     FileDamaged,
     FileRepaired,
+    HubImageIgnored,
     LeaseExpired,
     MaintenanceFailed,
     ManifestsNotCached,
@@ -62,6 +63,9 @@ LINES: Final[Mapping[type[Event], LogLine]] = {
     LeaseExpired: LogLine("lease expired", "info", ("lease", "holder")),
     MaintenanceFailed: LogLine("maintenance failed", "warning", ("detail",)),
     ManifestsNotCached: LogLine("manifests not cached", "warning", ("image", "detail")),
+    HubImageIgnored: LogLine(
+        "image doesn't stand in for the Hub", "warning", ("repo", "image", "detail")
+    ),
     PeerEjected: LogLine("peer ejected", "warning", ("peer", "reason")),
 }
 

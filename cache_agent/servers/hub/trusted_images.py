@@ -14,6 +14,7 @@ from typing import Final
 from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.callers import NOBODY
 from cache_agent.access.upstream import UpstreamRegistries
+from cache_agent.observability.events import Events, HubImageIgnored
 from cache_agent.servers.hub.description import CARD, CONFIG, MAX_DOCUMENT, description
 from cache_agent.servers.hub.hub_client import Declined
 from cache_agent.servers.hub.repo_files import HubFile, RepoFiles, git_oid, source_repo
@@ -29,6 +30,7 @@ from modelimage.reference import RegistryReference, parse_image
 SMALL: Final = 10 << 20
 # A revision of 40 characters is a commit; any other is a branch or tag.
 COMMIT_LENGTH: Final = 40
+_MOST_TOLD: Final = 1000
 
 
 @dataclass
@@ -39,6 +41,9 @@ class TrustedImages:
     registries: UpstreamRegistries
     gate: Authorizer
     patterns: tuple[str, ...] = ()
+    events: Events = field(default_factory=Events)
+    # What was told: a client asks for every file, and again and again.
+    _told: set[tuple[str, str]] = field(default_factory=set)
     # git object ids of stored files, because computing one reads the whole file.
     _oids: dict[Digest, str] = field(default_factory=dict)
 
@@ -50,7 +55,10 @@ class TrustedImages:
         """
         known = False
         for key, record in self._newest_first():
-            if source_repo(record) != repo or not self._readable(key):
+            if source_repo(record) != repo:
+                continue
+            if (refusal := self._refusal(key)) is not None:
+                self._tell(repo, self.store.models.origin(key).image, refusal)
                 continue
             if revision in (record.revision, DEFAULT_REVISION):
                 return self._listing(record)
@@ -99,19 +107,26 @@ class TrustedImages:
         except FileNotFoundError:
             return None  # evicted since the record was read
 
-    def _readable(self, key: Digest) -> bool:
+    def _tell(self, repo: str, image: str, refusal: str) -> None:
+        """Log once, until the agent restarts, why an image doesn't serve a repository."""
+        if len(self._told) < _MOST_TOLD and (repo, image) not in self._told:
+            self._told.add((repo, image))
+            self.events.emit(HubImageIgnored(repo, image, refusal))
+
+    def _refusal(self, key: Digest) -> str | None:
+        """Why the image may not stand in for the Hub; None if it may."""
         origin: ImageOrigin = self.store.models.origin(key)
         if not any(fnmatchcase(origin.repository, pattern) for pattern in self.patterns):
-            return False
+            return f"no pattern in the setting servers.hub_images matches {origin.repository}"
         image = parse_image(origin.image)
         if not isinstance(image, RegistryReference):
-            return True
+            return None
         try:
             question = self.registries.manifest_question(image)
             self.gate.admit(repository_of(image), NOBODY, question)
-        except WeightyardError:
-            return False
-        return True
+        except WeightyardError as error:
+            return f"its registry doesn't let everyone read it: {error.message}"
+        return None
 
     def _newest_first(self) -> Iterator[tuple[Digest, Record]]:
         models = sorted(self.store.models.all(), key=lambda model: model.added, reverse=True)

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 
 from cache_agent.config import AgentConfig
 from cache_agent.daemon.servers import ServerOptions
+from cache_agent.observability.events import Event, Events, HubImageIgnored
 from cache_agent.servers.hub.view import make_view
 from modelimage.errors import InvalidInput, NotWritable
 from modelimage.hub import DEFAULT_ENDPOINT
@@ -145,12 +146,22 @@ def test_an_image_vouched_for_stands_in_for_a_hub_never_reached(
 
 
 def test_a_record_s_word_on_its_source_is_not_believed_unless_vouched_for(
-    open_servers: Callable[..., ServersInProcess], registry: DockerRegistry, deserted: str
+    open_servers: Callable[..., ServersInProcess],
+    registry: DockerRegistry,
+    deserted: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And the operator is told which setting would do it: once, however often clients ask."""
+    told: list[Event] = []
+    monkeypatch.setattr(Events, "emit", lambda _, event: told.append(event))
     model = published_from("org/model", "ab" * 20, f"{registry.host}/evil/model:v1", 23)
     servers = open_servers(f"http://{deserted}", f"{registry.host}/hub/*")
     servers.pull(model.image)
-    assert fetch(str(servers.servers.hub), "/org/model/resolve/main/config.json").status == 502
+    for _ in range(2):
+        assert fetch(str(servers.servers.hub), "/org/model/resolve/main/config.json").status == 502
+    (ignored,) = [event for event in told if isinstance(event, HubImageIgnored)]
+    assert (ignored.repo, ignored.image) == ("org/model", model.image)
+    assert "servers.hub_images" in ignored.detail
 
 
 def test_a_forged_source_gives_no_other_bytes_than_the_hub_lists(
