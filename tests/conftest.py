@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from tests.servers.process import FAR_ZONE
 from weightyard.demo.smollm import default_cache
 
-pytest_plugins = ["tests.servers.fixtures", "tests.standstill"]
+pytest_plugins = ["tests.servers.fixtures", "tests.standstill", "tests.time_left"]
 # Modules that import torch, which `make test-fast` does without.
 NEED_TORCH = ("builder/test_build_pickles.py", "builder/test_convert.py")
 collect_ignore = [] if importlib.util.find_spec("torch") else list(NEED_TORCH)
