@@ -24,7 +24,7 @@ def test_printed_definitions_can_be_read_back(capsys: pytest.CaptureFixture[str]
 def test_applying_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def apply_twice() -> tuple[FakeApi, int]:
         api = FakeApi()
-        async with HttpApi(api) as served:
+        async with HttpApi(api, keda=False) as served:
             monkeypatch.setattr(kubeconfig, "default_connection", served.connection)
             await command._apply()
             first = len(api.writes)

@@ -51,7 +51,7 @@ def run(api: FakeApi, *options: str) -> int:
     original = command._clean
 
     async def clean(*arguments: Any, **named: Any) -> Any:
-        async with HttpApi(api) as served:
+        async with HttpApi(api, keda=False) as served:
             patch.setattr(command, "default_connection", served.connection)
             return await original(*arguments, **named)
 

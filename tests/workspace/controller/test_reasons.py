@@ -24,7 +24,7 @@ from workspace.controller.reasons import Reason, reason_of, reported_reason
 WORDS = {each.value for each in Reason}
 SENTENCES = re.compile(r"(?:[A-Z\d\"'“]|[\w.{-]*[-./_\d:]).*[.?!]", re.DOTALL)
 # Errors of programs that the controller never runs.
-ELSEWHERE = {"InUse", "EngineFailed", "GateFailed", "MissingExtra", "VolumeConflict"}
+ELSEWHERE = {"AgentBug", "InUse", "EngineFailed", "GateFailed", "MissingExtra", "VolumeConflict"}
 SPECS = [
     {"replicas": 1}, {"replicas": 0}, {"scale": {"min": 0, "max": 2}}, {"resources": {}},
     {"scale": {"min": 1, "max": 2, "by": "hpa"}},

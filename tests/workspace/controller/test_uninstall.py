@@ -73,7 +73,7 @@ def run(api: FakeApi, release: Installation, *, while_waiting: Callable[[], None
         while_waiting()
 
     async def body() -> Removed:
-        async with HttpApi(api) as served, served.client() as client:
+        async with HttpApi(api, keda=False) as served, served.client() as client:
             return await leave(KubernetesApi(client), release, sleep=sleep)
 
     return asyncio.run(body())
