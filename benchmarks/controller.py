@@ -1,7 +1,7 @@
-"""The controller with many Workspaces and nodes: duration and writes of a full resync, and memory.
+"""The controller with many Workspaces and nodes: duration and writes of a full resync, memory, and CPU at rest.
 
-The API server is the tests' own, over HTTP from its own process. The controller runs as in a cluster: kopf's watches,
-its cache, queue and reconcile.
+The API server is the tests' own, over HTTPS from its own process. The controller runs as in a cluster: its watches,
+cache, queue and reconcile. What is measured of this process is the controller's, and the imports of the measurement.
 
 In addition every node's agent reports some CachedModels: the controller labels the nodes and summarizes the models.
 
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
+import ssl
 import time
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
@@ -38,6 +40,8 @@ from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace
 
 EDITS = 5
+REST = 10.0  # seconds
+LIMIT_MB = 512 * 2**20 / 1e6  # of memory, as the chart limits the controller's
 Json = dict[str, Any]
 
 
@@ -120,14 +124,23 @@ async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -
         await _until(lambda: len(caching.view.caches) == nodes)
         tasks.append(asyncio.create_task(caching.run()))
         await _cache(caching, pipe)
-        start = time.monotonic()
+        start, used = time.monotonic(), time.process_time()
         tasks.append(asyncio.create_task(runner.run()))
         await asyncio.sleep(0)
         await _at_rest(runner)
         print(f"first sync, everything made: {time.monotonic() - start:.1f} s")
+        each = (time.process_time() - used) / workspaces * 1000
+        print(f"CPU of the first sync: {each:.0f} ms for each Workspace")
         await _resync(runner, pipe)
         await _edit(runner, pipe)
+        used = time.process_time()
+        await asyncio.sleep(REST)
+        print(f"CPU at rest: {(time.process_time() - used) / REST:.2%} of a core")
         print(f"memory: {_resident_mb():.0f} MB")
+        peak = _peak_mb()
+        print(f"memory at its peak: {peak:.0f} MB, {peak / LIMIT_MB:.0%} of the chart's limit")
+        contexts = sum(isinstance(each, ssl.SSLContext) for each in gc.get_objects())
+        print(f"TLS contexts: {contexts}")
         for task in tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -199,6 +212,13 @@ async def _resolve(workspace: Workspace) -> ResolvedImages:
 def _resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _peak_mb() -> float:
+    """The most memory that this process has held at a time."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return int(peak) * 1024 / 1e6
 
 
 if __name__ == "__main__":
