@@ -15,6 +15,7 @@ import click
 from modelimage.reference import LayoutReference, parse_image
 from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
+from weightyard.authorities import trust
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +93,7 @@ def access_options(command: Callable[..., R]) -> Callable[..., R]:
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         envvar="WEIGHTYARD_CA_FILE",
         show_envvar=True,
-        help="PEM file of additional certificate authorities to trust.",
+        help="PEM file of additional certificate authorities to trust: of registries, the Hub and S3.",
     )
     @click.option(
         "--internal-host",
@@ -123,6 +124,8 @@ def _access(
     # Imported late: a command that uses no registry shouldn't pay for a client's import.
     from modelimage.access import Access  # noqa: PLC0415
 
+    if ca_file is not None:
+        trust(ca_file, os.environ)
     return Access.from_environment(
         os.environ, plain_http=plain_http, ca_file=ca_file, internal_hosts=internal_hosts
     )

@@ -17,8 +17,10 @@ from tests.synthetic import synthetic_checkpoint
 from tests.workspace import openapi, samples
 from weightyard.cli import main
 from workspace.images import resolve_workspace
+from workspace.render.build_settings import BuildSettings
 from workspace.render.builder_objects import build_job
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.kubernetes import Routing, SystemSettings, surrounding_objects
+from workspace.render.names import build_policy
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt, build_arguments, image_of, variants
 
@@ -96,6 +98,38 @@ def test_the_job_is_one_that_every_server_takes_and_the_restricted_standard_allo
     assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "hub"}}]
     mounted = {each["name"] for each in pod["containers"][0]["volumeMounts"]}
     assert mounted == {each["name"] for each in pod["volumes"]}
+
+
+def test_builds_are_limited_as_the_operator_says() -> None:
+    builds = BuildSettings(limits={"memory": "32768Mi"})
+    job = build_job(of_hub(), SystemSettings(builds=builds))
+    (built,) = job["spec"]["template"]["spec"]["containers"]
+    assert built["resources"] == {
+        "requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "32Gi"},
+    }  # fmt: skip
+    assert job["spec"]["activeDeadlineSeconds"] > 0
+
+
+def test_nobody_reaches_a_build_and_it_does_not_reach_what_is_blocked() -> None:
+    builds = BuildSettings(blocked=("169.254.169.254/32", "fd00:ec2::254/128"))
+    workspace, environment = of_hub(build=TO), SystemSettings(builds=builds)
+    job = build_job(workspace, environment, uid="u")
+    policy = next(
+        each
+        for each in surrounding_objects(workspace, environment, Routing(uid="u"))
+        if each["metadata"]["name"] == build_policy(workspace.name)
+    )
+    versions = (openapi.OLDEST, openapi.NEWEST)
+    assert [p for v in versions for p in openapi.problems(policy, v)] == []
+    selected = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert selected <= job["spec"]["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in policy["spec"]
+    (egress,) = policy["spec"]["egress"]
+    assert egress["to"][:2] == [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}},
+        {"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128"]}},
+    ]
 
 
 def test_another_build_is_another_job() -> None:

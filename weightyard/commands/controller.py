@@ -9,6 +9,8 @@ import signal
 import socket
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from ipaddress import ip_network
 
 import click
 
@@ -57,6 +59,14 @@ _CA_MOST = 200_000
     default=("cpu=1", "memory=1Gi"), show_default=True, help="What a build requests. Repeatable.",
 )  # fmt: skip
 @click.option(
+    "--build-limit", "build_limits", cls=AdvancedOption, multiple=True, metavar="RESOURCE=QUANTITY",
+    help="What a build may use at most. Repeatable.  [default: no limits]",
+)  # fmt: skip
+@click.option(
+    "--blocked-cidr", "blocked", cls=AdvancedOption, multiple=True, metavar="CIDR",
+    help="A network that builds may not reach, such as the cloud's instance metadata. Repeatable.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--namespace-quotas/--no-namespace-quotas", "quotas", cls=AdvancedOption, default=False,
     show_default=True,
     help="Let Workspaces set the ResourceQuota and LimitRange of their namespace (spec.tenancy).",
@@ -79,8 +89,8 @@ _CA_MOST = 200_000
 @access_options
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
-    quotas: bool, metrics_from: tuple[str, ...], health: str | None, registries: tuple[str, ...], log_level: str,
-    log_format: str, access: Access,
+    build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
+    health: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
@@ -99,7 +109,11 @@ def controller(
             builder_image=builder_image,
             quotas=quotas,
             metrics_from=_pairs("--metrics-from", metrics_from),
-            builds=_build_settings(access, env=build_env, requests=build_requests),
+            builds=replace(
+                _build_settings(access, env=build_env, requests=build_requests),
+                limits=_pairs("--build-limit", build_limits),
+                blocked=_networks(blocked),
+            ),
         ),
         access=access,
         connection=default_connection(),
@@ -138,6 +152,16 @@ def _build_settings(
         env={**proxies, **_pairs("--build-env", env)},
         requests=_pairs("--build-request", requests),
     )
+
+
+def _networks(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Networks as the API server takes them. Raises InvalidInput."""
+    try:
+        return tuple(str(ip_network(each)) for each in given)
+    except ValueError as error:
+        raise InvalidInput(
+            f"--blocked-cidr: {error}", hint="Write a network such as 169.254.169.254/32."
+        ) from error
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:

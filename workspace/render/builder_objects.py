@@ -110,7 +110,10 @@ def _container(workspace: Workspace, environment: SystemSettings) -> Json:
         # The builder's last words, its error and hint, become the pod's status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
-        "resources": {"requests": canonical_all(settings.requests)},
+        "resources": {
+            "requests": canonical_all(settings.requests),
+            **({"limits": canonical_all(settings.limits)} if settings.limits else {}),
+        },
         "securityContext": container_security(),
         "volumeMounts": mounts,
     }  # fmt: skip

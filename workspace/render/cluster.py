@@ -10,7 +10,6 @@ from workspace.render.kubernetes import (
     Routing,
     SystemSettings,
     deployment,
-    has_activator,
     surrounding_objects,
     wanted_range,
 )
@@ -62,9 +61,13 @@ def render_kubernetes(
 
 
 def _needs_controller(workspace: Workspace, each: Json) -> bool:
-    """Whether the object is the activator's or its Service: only a controller switches between them and the servers."""
-    own = (names.activator(workspace.name), names.server_service(workspace.name))
-    return has_activator(workspace) and each["metadata"]["name"] in own
+    """Whether the object is a build's, the activator's or its Service: only a controller builds and switches to it."""
+    own = (
+        names.activator(workspace.name),
+        names.server_service(workspace.name),
+        names.build_policy(workspace.name),
+    )
+    return each["metadata"]["name"] in own
 
 
 def _standalone(

@@ -187,6 +187,34 @@ def activator_policy(workspace: Workspace, environment: SystemSettings, routing:
     }
 
 
+def build_policy(workspace: Workspace, environment: SystemSettings, uid: str | None) -> Json:
+    """Builds reach registries and sources wherever they are, but not what is blocked; nobody reaches builds."""
+    outside = [
+        {"ipBlock": {"cidr": everything, **({"except": blocked} if blocked else {})}}
+        for everything, blocked in _by_family(environment.builds.blocked)
+    ]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": meta(workspace, names.build_policy(workspace.name)),
+        "spec": {
+            "podSelector": {"matchLabels": names.selector(workspace.name, names.BUILD, uid)},
+            "policyTypes": ["Ingress", "Egress"],
+            # Pods of the cluster, such as a registry's, are no addresses for some network plugins.
+            "egress": [{"to": [*outside, {"namespaceSelector": {}}]}],
+        },
+    }
+
+
+def _by_family(networks: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """All addresses of each family, and the networks that are of it."""
+    listed = list(networks)
+    return [
+        ("0.0.0.0/0", [each for each in listed if ":" not in each]),
+        ("::/0", [each for each in listed if ":" in each]),
+    ]
+
+
 def quota(workspace: Workspace) -> list[Json]:
     """ResourceQuota and LimitRange, if the spec has them."""
     tenancy, objects = workspace.spec.tenancy, []
@@ -272,6 +300,11 @@ def surrounding_objects(
     objects = [
         network_policy(workspace, environment, routing),
         *([activator_policy(workspace, environment, routing)] if activator else ()),
+        *(
+            [build_policy(workspace, environment, routing.uid)]
+            if workspace.spec.model.build
+            else ()
+        ),
         service_account(workspace),
         service(workspace, routing),
         disruption_budget(workspace, routing),

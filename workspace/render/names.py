@@ -47,6 +47,11 @@ def activator(workspace: str) -> str:
     return f"{workspace}--{ACTIVATOR}"
 
 
+def build_policy(workspace: str) -> str:
+    """The NetworkPolicy of the Workspace's builds."""
+    return f"{workspace}--{BUILD}"
+
+
 def selector(workspace: str, role: str, uid: str | None = None) -> dict[str, str]:
     """Labels that select the pods of one role; with the Workspace's uid, never those of an earlier one of its name."""
     return {WORKSPACE: workspace, ROLE: role, **({UID: uid} if uid else {})}
