@@ -174,18 +174,25 @@ def _resolved(report_input: ReportInput) -> StatusCondition:
         serving = f"{conditions.sentence(found.message)} The previous version keeps serving."
         return StatusCondition(kind, False, found.reason, serving)
     if target is None:
-        return StatusCondition(kind, None, Reason.RESOLVING, "Resolving the image.")
-    context = f", {target.context} tokens of context" if target.context else ""
-    where = f"on {target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "on CPUs"
+        return StatusCondition(
+            kind, None, Reason.RESOLVING, "The registry is being asked for the image."
+        )
+    context = f" with {target.context} tokens of context" if target.context else ""
+    where = f"{target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "CPUs"
     return StatusCondition(
-        kind, True, Reason.PINNED, f"{target.variant} {where}{context}: {target.image}"
-    )
+        kind, True, Reason.PINNED,
+        f"Each replica serves the variant {target.variant} of {target.image} on {where}{context}.",
+    )  # fmt: skip
 
 
 def _cached(report_input: ReportInput) -> StatusCondition:
     kind, cached_state = conditions.CACHED, report_input.cached_state
     if cached_state is None:
         return StatusCondition(kind, None, Reason.UNRESOLVED, "No model to cache is known yet.")
+    if not report_input.goal and report_input.workspace.spec.scale is None:
+        return StatusCondition(
+            kind, True, Reason.NOT_NEEDED, "No replicas are requested, so no node needs the model."
+        )
     if not cached_state.eligible:
         return StatusCondition(
             kind, False, Reason.NO_NODE,
@@ -195,13 +202,14 @@ def _cached(report_input: ReportInput) -> StatusCondition:
     held = len(set(cached_state.chosen) & cached_state.warm)
     if cached_state.is_cached:
         return StatusCondition(
-            kind, True, Reason.WARM, f"{held} of {len(cached_state.chosen)} nodes hold it."
+            kind, True, Reason.WARM, f"{held} of {_nodes(len(cached_state.chosen))} the model."
         )
     waiting = ", ".join(cached_state.missing[:5])
     problem = _prewarm_problem(report_input)
     observed = report_input.observed
     said = problem or pull_progress(observed.pods(names.PREWARM), observed.mounts)
-    text = f"{held} of {len(cached_state.chosen)} nodes hold it; fetching on {waiting}. {said}"
+    holding = f"{held} of {_nodes(len(cached_state.chosen))} the model"
+    text = f"{holding}; it is being fetched on {waiting}. {said}"
     reason = Reason.FETCH_FAILED if problem else Reason.FETCHING
     return StatusCondition(kind, False, reason, text)
 
@@ -231,6 +239,14 @@ def _server_problem(report_input: ReportInput, *, active: bool = True) -> Proble
 
 
 def _scheduled(report_input: ReportInput) -> StatusCondition:
+    if report_input.goal and report_input.active is None:
+        text = "Servers are created once the model is resolved."
+        return StatusCondition(conditions.SCHEDULED, None, Reason.UNRESOLVED, text)
+    return _placed(report_input)
+
+
+def _placed(report_input: ReportInput) -> StatusCondition:
+    """Whether every replica of the version that should run has a node."""
     kind, servers = conditions.SCHEDULED, report_input.observed.pods(names.SERVER)
     if not report_input.goal:
         return StatusCondition(kind, True, Reason.NOT_NEEDED, "No replicas are requested.")
@@ -282,7 +298,12 @@ def _at_zero(report_input: ReportInput) -> StatusCondition:
     """Without a server only an activator can take requests."""
     kind, workspace = conditions.AVAILABLE, report_input.workspace
     if workspace.spec.scale is None:
-        return StatusCondition(kind, False, Reason.STOPPED, "spec.replicas is 0.")
+        return StatusCondition(
+            kind,
+            False,
+            Reason.STOPPED,
+            "spec.replicas is 0, so nothing serves. Set it to 1 or more to serve.",
+        )
     if report_input.keda_missing:
         return _without_keda(kind)
     missing = _activator_problem(report_input)
@@ -311,6 +332,10 @@ def _without_keda(kind: str) -> StatusCondition:
         "The cluster has no keda.sh API, so nothing changes the number of replicas, which stays as it is. Install "
         "KEDA, or set spec.scale.by to builtin.",
     )  # fmt: skip
+
+
+def _nodes(count: int) -> str:
+    return "1 node holds" if count == 1 else f"{count} nodes hold"
 
 
 def _replicas(count: int) -> str:
@@ -362,4 +387,7 @@ def _running(report_input: ReportInput) -> StatusCondition:
     if missing is not None:
         return StatusCondition(kind, False, missing.reason, missing.message)
     version = f" with version {revision.number}" if revision else ""
+    if not report_input.goal:
+        text = f"Scaled to 0{version}; the first request starts a replica."
+        return StatusCondition(kind, True, Reason.READY, text)
     return StatusCondition(kind, True, Reason.READY, f"{_replicas(ready_count)} ready{version}.")

@@ -326,3 +326,18 @@ def test_versions_read_back_as_they_were_kept() -> None:
     workspace = samples.workspace(NAME, runtime={"env": [{"name": "A", "value": "b"}]})
     revision = revisions.new_revision(workspace, samples.release(workspace), number=3)
     assert revisions.from_document(revisions.to_document(workspace, revision)) == revision
+
+
+def test_what_is_told_is_true_while_nothing_runs() -> None:
+    stopped = cluster("n1", replicas=0)
+    stopped.settle()
+    assert condition(stopped, "Cached")["reason"] == "NotNeeded"
+    assert prewarm_pods(stopped) == []
+    unresolved = cluster("n1", replicas=1)
+    unresolved.registry_up = False
+    unresolved.settle()
+    assert condition(unresolved, "Scheduled")["reason"] == "Unresolved"
+    zero = cluster("n1", scale={"min": 0, "max": 2})
+    zero.wanted = 0
+    zero.settle()
+    assert "Scaled to 0" in condition(zero, "Ready")["message"]
