@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from modelimage.errors import AccessDenied, InvalidInput, WeightyardError, publi
 _PEER_SECONDS: Final = 5.0
 _THREADS: Final = 32
 _LOCKS: Final = 64
+_PAUSE_SECONDS: Final = 0.2
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -44,6 +46,9 @@ class Mounter:
         default_factory=lambda: [threading.Lock() for _ in range(_LOCKS)]
     )
 
+    # Connections beyond the threads wait in the kernel, where they take no descriptor of this process.
+    _free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_THREADS))
+
     def serve(self, server: socket.socket, ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish running orders."""
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,7 +57,22 @@ class Mounter:
         with server, ThreadPoolExecutor(_THREADS, thread_name_prefix="mounter") as pool:
             ready()
             while True:
-                pool.submit(self.answer, server.accept()[0])
+                self._accept(server, pool)
+
+    def _accept(self, server: socket.socket, pool: ThreadPoolExecutor) -> None:
+        """Hand one connection to a thread, once there is one. Whatever fails, the next one is accepted."""
+        self._free.acquire()
+        try:
+            peer = server.accept()[0]
+            try:
+                pool.submit(self.answer, peer).add_done_callback(lambda _: self._free.release())
+            except RuntimeError:  # no thread can be made
+                peer.close()
+                raise
+        except (OSError, RuntimeError):
+            # No descriptor, no memory, or a peer that is gone already.
+            self._free.release()
+            time.sleep(_PAUSE_SECONDS)
 
     def answer(self, peer: socket.socket) -> None:
         """Read all orders of a connection, execute them, and reply with one report each."""
