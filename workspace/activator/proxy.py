@@ -23,6 +23,7 @@ from yarl import URL
 from modelimage.errors import Busy, TimedOut
 from modelimage.listening import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
+from workspace.activator.connections import Connections
 from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.server_metrics import HELD
 
@@ -233,12 +234,18 @@ def _problem(message: str) -> dict[str, dict[str, str]]:
 
 
 async def serve(
-    activator: Activator, *, host: str, port: int, ready: Callable[[int], None] = lambda _: None
+    activator: Activator,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[int], None] = lambda _: None,
+    connections: Connections | None = None,
 ) -> None:
     """Serves until cancelled; running requests get a minute to finish. `ready` is called with the port."""
+    limited = connections or Connections()
     # Cancels a handler when its client disconnects: it must not count as waiting.
     runner = web.AppRunner(
-        activator.app(),
+        limited.watching(activator.app()),
         access_log=None,
         shutdown_timeout=60,
         handler_cancellation=True,
@@ -247,8 +254,18 @@ async def serve(
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, listen_tcp(host, port, option="another --listen")).start()
-        ready(runner.addresses[0][1])
-        await asyncio.Event().wait()
+        server = runner.server
+        if server is None:
+            raise RuntimeError("a runner that was set up has a server")
+        # Not web.SockSite, which has no limit of connections.
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: limited.make(server), sock=listen_tcp(host, port, option="another --listen")
+        )
+        try:
+            ready(listening.sockets[0].getsockname()[1])
+            await asyncio.Event().wait()
+        finally:
+            # Not its context, which waits for connections that only the clean-up below closes.
+            listening.close()
     finally:
         await runner.cleanup()

@@ -1,0 +1,51 @@
+"""Connections that send no request, however many, take no place of others for long."""
+
+from __future__ import annotations
+
+import asyncio
+
+from workspace.activator.connections import Connections
+from workspace.activator.gate import QueueLimits
+from workspace.activator.proxy import Activator, ProxyOptions, serve
+
+
+def test_connections_are_limited_and_silent_ones_end() -> None:
+    limits = Connections(most=3, seconds=0.3)
+
+    async def ask(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(b"GET /activator/metrics HTTP/1.0\r\n\r\n")
+            return await reader.read(12)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    async def main() -> None:
+        options = ProxyOptions(lambda: ("http://127.0.0.1:1",), limits=QueueLimits(capacity=4))
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(
+            serve(
+                Activator(options),
+                host="127.0.0.1",
+                port=0,
+                ready=found.set_result,
+                connections=limits,
+            )
+        )
+        port = await found
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(6)]
+        ends = [asyncio.create_task(reader.read()) for reader, _ in silent]
+        # Half of them at once, the others when their time is over.
+        assert not any(
+            isinstance(end, bytes) and end
+            for end in await asyncio.gather(*ends, return_exceptions=True)
+        )
+        assert await ask(port) == b"HTTP/1.0 200"
+        for _, writer in silent:
+            writer.close()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    asyncio.run(main())
