@@ -96,11 +96,21 @@ class RemoteRefused(WeightyardError):
 
 
 class RateLimited(Unreachable):
-    """A remote limits the request rate (429, 503). `retry_after` is in seconds, if the remote gave one."""
+    """A remote limits the request rate (429, 503). `retry_after` is in seconds, if the remote gave one.
 
-    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None):
+    `outage`: it answered 503, with which whatever stands before a remote also says that it is away.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        outage: bool = False,
+    ):
         super().__init__(message, hint=hint)
-        self.retry_after = retry_after
+        self.retry_after, self.outage = retry_after, outage
 
 
 class NotWritable(WeightyardError):

@@ -14,7 +14,7 @@ from modelimage.access import Access, open_repository
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.bounds import parse_count
 from modelimage.digest import Digest
-from modelimage.errors import AccessDenied, NotFound, RemoteRefused, Unreachable
+from modelimage.errors import AccessDenied, NotFound, RateLimited, RemoteRefused, Unreachable
 from modelimage.mediatypes import INDEX_TYPES, MANIFEST_TYPES
 from modelimage.reference import RegistryReference
 from modelimage.registry import answers
@@ -22,7 +22,6 @@ from modelimage.registry.client import RegistryRepository
 from modelimage.registry.connections import Connections
 from modelimage.registry.credentials import Anonymous, Credential, ExplicitCredential
 from modelimage.registry.exchange import Request
-from modelimage.registry.host_limit import HostBusy
 from modelimage.registry.network_options import Timeouts
 from modelimage.registry.retry import RetryPolicy
 
@@ -104,9 +103,11 @@ def ask(repository: RegistryRepository, path: str) -> UpstreamAnswer:
             response.discard()
             return UpstreamAnswer.ALLOWED
         raise answers.refusal(response, url, repository.origin)
-    # Ours, not the registry's: taken for an outage, it would extend lapsed permissions.
-    except HostBusy:
-        raise
+    # Not an outage: that would extend lapsed permissions, and any caller can bring a limit about.
+    except RateLimited as error:
+        if not error.outage:
+            raise
+        return UpstreamAnswer.UNREACHABLE
     except AccessDenied:
         return UpstreamAnswer.REFUSED
     except NotFound:

@@ -173,6 +173,7 @@ class Retrying:
                 f"{host} limits the request rate ({response.status})",
                 hint="Wait, or lower the number of parallel transfers.",
                 retry_after=requested,
+                outage=response.status == 503,
             )
         raise Unreachable(f"{host} failed ({response.status})", hint="Try again later.")
 
