@@ -41,6 +41,7 @@ class NodeRepairer:
         """Repair a damaged file, or set it and its models aside. Returns whether it was repaired."""
         if not store.paths.root.is_dir():
             return False
+        seen = store.repairer.state_of(digest)
         problem: WeightyardError | None = None
         # Any model that has the file will do: another model's image may still exist where one's is gone.
         for key in store.models.containing(digest):
@@ -50,7 +51,7 @@ class NodeRepairer:
                 problem = error
             else:
                 return True
-        aside = store.repairer.set_aside(digest)
+        aside = store.repairer.set_aside(digest, seen)
         names = ", ".join(key.short for key in aside) or "none: it is in use"
         self.events.emit(
             FileDamaged(digest.hex, f"not repaired ({problem}); models set aside: {names}")

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
-from cache_agent.store.disk import READ_ONLY_FILE, Disk, same_file
+from cache_agent.store.disk import READ_ONLY_FILE, Disk, same_file, status_of
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks, find_record
 from cache_agent.store.partials import Partial, open_for_reading, read_range
@@ -25,6 +25,8 @@ from cache_agent.store.removal import Holds
 from modelimage.digest import Digest
 from modelimage.errors import NotWritable
 from modelimage.foreign import AnyRecord
+
+FileState = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,15 @@ class StoreRepairer:
         """Remove write permission from a file."""
         self.disk.chmod(path, READ_ONLY_FILE)
 
-    def set_aside(self, digest: Digest) -> list[Digest]:
+    def set_aside(self, digest: Digest, seen: FileState | None) -> list[Digest]:
         """Quarantine a file beyond repair and its models, unless one is leased or a running pull needs the file.
 
-        Their other files stay, for the next pull. Returns the models set aside.
+        `seen`: its state when it was found damaged; another file that has its name since then stays. The models' other
+        files stay too, for the next pull. Returns the models set aside.
         """
         with self.names, self.ledger.exclusive():
+            if self.state_of(digest) != seen:
+                return []
             keys = self.ledger.models_of(digest)
             # A running server reads the file anyway, and a running pull has checked it: its name stays until both end.
             if digest in self.holds or any(self.ledger.leases(key) for key in keys):
@@ -99,6 +104,12 @@ class StoreRepairer:
                 self.links.set_aside(self.paths.model(key))
             self.links.set_aside(self.paths.file(digest))
         return keys
+
+    def state_of(self, digest: Digest) -> FileState | None:
+        """What tells a stored file from one that replaces it; None when there is none. Raises DiskFailed."""
+        status = status_of(self.paths.file(digest))
+        # The number of a removed file may be given to the next one.
+        return (status.st_ino, status.st_mtime_ns, status.st_size) if status else None
 
     def relist(self) -> int:
         """Make the ledger's file list of every model match its record; returns the number of models corrected."""

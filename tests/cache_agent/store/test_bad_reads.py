@@ -101,3 +101,25 @@ def test_notes_of_a_model_that_cannot_be_read_are_found_and_made_again(
     assert files_of(pull(node).path) == contents
     assert node.check().findings == []
     assert disk.failed >= 1
+
+
+def test_a_file_that_was_replaced_since_it_was_found_damaged_is_not_set_aside(
+    open_node: NodeFactory,
+) -> None:
+    image, record, contents = simple_image(weights=[9000])
+    node = open_node({"reg.test/m": image})
+    path = pull(node).path
+    store = node.store.first
+    file = max(record.files, key=lambda each: each.size)
+    seen = store.repairer.state_of(file.digest)
+    stored = store.paths.file(file.digest)
+    fresh = stored.with_name("fresh")
+    fresh.write_bytes(contents[file.path])
+    fresh.chmod(0o444)
+    fresh.rename(stored)
+    store.repairer.relink(file.digest)
+    assert store.repairer.set_aside(file.digest, seen) == []
+    assert files_of(path) == contents
+    assert store.repairer.set_aside(file.digest, store.repairer.state_of(file.digest)) == [
+        record.key
+    ]

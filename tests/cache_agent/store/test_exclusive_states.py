@@ -61,7 +61,7 @@ class Machine:
             "unpin": lambda: store.models.pin(key, pinned=False),
             "lease": lambda: self.node.store.leases.take(key, HOLDER, f"lease-{number}"),
             "release": lambda: self.node.store.leases.release(f"lease-{number}"),
-            "set aside": lambda: store.repairer.set_aside(digest),
+            "set aside": lambda: store.repairer.set_aside(digest, store.repairer.state_of(digest)),
             "link again": lambda: store.repairer.relink(digest),
             "drop the broken": store.repairer.drop_broken_models,
             "repair": lambda: self.node.check(repair=True, quick=True),
