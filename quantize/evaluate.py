@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from enum import Enum
 from functools import lru_cache
@@ -24,6 +23,7 @@ from modelimage.child import python_module
 from modelimage.cpus import cpu_refusal, local_cpu_flags
 from modelimage.errors import EngineFailed
 from modelimage.installation import install_command
+from modelimage.scratch import scratch_directory
 from quantize.calibration import Calibration
 from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, IncompatibleOptions
@@ -88,8 +88,7 @@ def compare(
 ) -> Comparison:  # fmt: skip
     """Compare `source` with `quantized`, which `plan` made from it, on `text`. Raises EngineFailed."""
     # The result comes in a file: libraries write to stdout, so that can't be parsed.
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as name:
-        scratch = Path(name)
+    with scratch_directory("evaluate") as scratch:
         result = scratch / "comparison.json"
         job = {
             "source": str(source.absolute()),

@@ -50,9 +50,9 @@ def _share_imports() -> None:
     from vllm.model_executor.models import registry  # noqa: PLC0415 - imported above, where output is redirected
 
     context = multiprocessing.get_context("fork")
-    multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment, misc]
+    multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
     # It looks at model classes in processes of their own, so that these don't initialize CUDA in the server.
-    registry._run_in_subprocess = _call
+    registry._run_in_subprocess = _call  # type: ignore[assignment]
 
 
 def _call(function: Callable[[], T]) -> T:
