@@ -11,6 +11,7 @@ from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound, RateLimited, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.repository import BlobStream, ImageReader
+from tests.servers.process import wait_until
 
 
 class Wrapped:
@@ -215,7 +216,7 @@ class Refusing(Wrapped):
 
 
 class Gate(Wrapped):
-    """A source that waits at its first range until the test opens it."""
+    """A source that waits at its first range until the test opens it; a test that failed before that doesn't hang."""
 
     def __init__(self, inner: ImageReader) -> None:
         super().__init__(inner)
@@ -225,6 +226,9 @@ class Gate(Wrapped):
     def blob(self, descriptor: Descriptor, wanted: ByteRange | None = None) -> Iterator[BlobStream]:
         if wanted is not None:
             self.reached.set()
-            self.opened.wait()
+            try:
+                wait_until(self.opened.is_set, what="opened gate")
+            except TimeoutError as error:
+                raise Unreachable(str(error)) from error
         with self.inner.blob(descriptor, wanted) as stream:
             yield stream
