@@ -13,6 +13,7 @@ import pytest
 
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
+from modelimage.child import python_module
 from modelimage.errors import InUse
 from modelimage.foreign import Packing
 from tests.modelimage.foreign.images import Maker, files_tar
@@ -158,6 +159,28 @@ def test_unknown_variant(terminal: Terminal, tiny_image: str) -> None:
     done = terminal.run("up", str(file), "--port", "0")
     assert done.returncode == 8
     assert "bf16" in done.stderr
+
+
+def test_a_background_error_shows_its_traceback_on_request(
+    terminal: Terminal, tiny_image: str
+) -> None:
+    """Also from a directory with files of the packages' names, which no child imports."""
+    for name in ("workspace", "quantize", "json", "vllm"):
+        (terminal.directory / f"{name}.py").write_text("raise ImportError('a stranger')\n")
+    file = workspace(terminal.directory, "odd", tiny_image)
+    document = json.loads(file.read_text())
+    document["spec"]["model"]["variant"] = "int4"
+    file.write_text(json.dumps(document))
+    terminal.extra = {"WEIGHTYARD_DEBUG": "1"}
+    done = subprocess.run(
+        [*python_module("weightyard"), "up", "-d", str(file), "--port", "0"],
+        env=terminal.environment(), cwd=terminal.directory, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 8, done.stderr
+    # The foreground relays the error; only the background knows its class.
+    assert "modelimage.errors.UnknownVariant" in done.stderr
+    assert "stranger" not in done.stderr
 
 
 def test_bad_document(terminal: Terminal, tiny_image: str) -> None:
