@@ -1,17 +1,20 @@
 """The demonstration: a real small model from checkpoint to answer, through the commands that a user types.
 
 Each step is a `weightyard` command run in this process, timed, and shown with its arguments; the question goes to the
-server's HTTP API. Nothing is left running in any case. A second run finds its files in the caches.
+server's HTTP API. Two pictures compare a pull with plain copies, and the variants with each other. Nothing is left
+running in any case. A second run finds the image, with the measured quality of its variants, where the first left it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +24,14 @@ import urllib3
 from modelimage.errors import EngineFailed, Unreachable
 from weightyard.cli import weightyard
 from weightyard.console import Console, format_table
+from weightyard.demo.chart import fetches_chart, variants_chart
+from weightyard.demo.comparison import (
+    copy_plainly,
+    evaluation_text,
+    is_built,
+    measured_variants,
+    pull,
+)
 from weightyard.demo.smollm import default_cache, smollm2_checkpoint
 from weightyard.text import format_duration
 from weightyard.up.state import WorkspaceDirectory
@@ -51,6 +62,7 @@ class Demo:
     environ: Mapping[str, str]
     clock: Callable[[], float] = time.perf_counter
     times: dict[str, float] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
 
     @property
     def image(self) -> str:
@@ -66,9 +78,8 @@ class Demo:
         with self._step("checkpoint", "SmolLM2-135M-Instruct as a Hugging Face checkpoint"):
             checkpoint = smollm2_checkpoint(default_cache(self.environ))
         with self._step("build"):
-            self._weightyard("build", str(checkpoint), "--to", self.image)
-        with self._step("pull"):
-            self._weightyard("pull", self.image, "--root", str(self.root))
+            self._build(checkpoint)
+        self._compare(checkpoint)
         try:
             with self._step("up"):
                 self._weightyard(
@@ -86,6 +97,36 @@ class Demo:
                 hint=f"Remove {self.directory} and run the demo again.",
             )
         return answer
+
+    def _build(self, checkpoint: Path) -> None:
+        """The image with its variants; quality is measured where torch is installed, and only once."""
+        if is_built(self.image):
+            self.console.say(f"build: {self.image} is there from an earlier run")
+            return
+        measuring = ()
+        if find_spec("torch") and find_spec("transformers"):
+            text = evaluation_text(self.directory / "evaluation.txt")
+            measuring = ("--evaluate", "--evaluation-text", str(text))
+        else:
+            self.console.say("quality isn't measured: torch and transformers aren't installed")
+        self._weightyard(
+            "build", str(checkpoint), "--to", self.image, "--variant", "int8", "--variant", "int4",
+            "--engine", "rtn", *measuring,
+        )  # fmt: skip
+
+    def _compare(self, checkpoint: Path) -> None:
+        """The same files twice the plain way, and twice through the cache; then the variants."""
+        plain = self.directory / "plain"
+        # A store of an earlier run would hold the model: the first pull is to be a cold one.
+        shutil.rmtree(self.root, ignore_errors=True)
+        with self._step("compare", "the plain way (copy the files) and a pull, each twice"):
+            fetches = [
+                copy_plainly(checkpoint, plain, "copied, cold", self.clock),
+                pull(self.image, self.root, "pulled, cold", self.console, self.clock),
+                copy_plainly(checkpoint, plain, "copied again", self.clock),
+                pull(self.image, self.root, "pulled again", self.console, self.clock),
+            ]
+        self.pictures = [fetches_chart(fetches), variants_chart(measured_variants(self.image))]
 
     def _workspace(self) -> Path:
         """The workspace file for `up`, as a user would write it."""
@@ -139,11 +180,12 @@ def ask(url: str, prompt: str) -> Completion:
     raise EngineFailed(f"the server answered {reply.status}: {reply.data[:200]!r}")
 
 
-def summary(times: Mapping[str, float], answer: Completion) -> str:
-    """The final table of times, and the answer."""
+def summary(times: Mapping[str, float], answer: Completion, pictures: Sequence[str] = ()) -> str:
+    """The final table of times, the pictures, and the answer."""
     rows = [(name, format_duration(seconds)) for name, seconds in times.items()]
     rows.append(("total", format_duration(sum(times.values()))))
-    return f"\n{format_table(['step', 'time'], rows)}\n\n{PROMPT}{answer.text}"
+    table = format_table(["step", "time"], rows)
+    return "\n" + "\n\n".join([table, *pictures, f"{PROMPT}{answer.text}"])
 
 
 @click.command()
@@ -154,10 +196,10 @@ def summary(times: Mapping[str, float], answer: Completion) -> str:
 )  # fmt: skip
 @click.pass_obj
 def demo(console: Console, directory: Path) -> None:
-    """Build, cache and serve a real small model, and ask it one question."""
+    """Build, compare, cache and serve a real small model, and ask it one question."""
     run = Demo(directory, console, os.environ)
     answer = run.run()
     console.result(
         {"answer": answer.text, "tokens": answer.tokens, "seconds": run.times},
-        summary(run.times, answer),
+        summary(run.times, answer, run.pictures),
     )
