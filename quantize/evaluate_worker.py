@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from quantize.plan import Plan, ShardPlan, make_plan
 from quantize.quality import Comparison
 from quantize.schemes import Format, Scheme
 from quantize.stages import OnStage, Stage, ignore_stage, stage_writer
+
+COMPARING: Final = "evaluating: comparing predictions"
 
 
 def main() -> None:
@@ -71,10 +73,12 @@ def compare(
     parts = list(windows(source, text))
     with torch.inference_mode():
         for done, window in enumerate(parts):
-            on_stage(Stage("evaluating: comparing predictions", done, len(parts)))
             inputs = torch.tensor([window], device=device)
-            pair = reference(inputs).logits[0, :-1], subject(inputs).logits[0, :-1]
-            totals = totals.plus(measure(*pair, inputs[0, 1:]))
+            on_stage(Stage(COMPARING, 2 * done, 2 * len(parts)))
+            expected = reference(inputs).logits[0, :-1]
+            on_stage(Stage(COMPARING, 2 * done + 1, 2 * len(parts)))
+            found = subject(inputs).logits[0, :-1]
+            totals = totals.plus(measure(expected, found, inputs[0, 1:]))
     return comparison(totals, text, f"transformers on {device}", ("torch", "transformers"))
 
 
