@@ -103,7 +103,7 @@ class Demo:
         if is_built(self.image):
             self.console.say(f"build: {self.image} is there from an earlier run")
             return
-        measuring = ()
+        measuring: tuple[str, ...] = ()
         if find_spec("torch") and find_spec("transformers"):
             text = evaluation_text(self.directory / "evaluation.txt")
             measuring = ("--evaluate", "--evaluation-text", str(text))
