@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum, StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from cache_agent.api.cached_model import VariantName
 from cache_agent.api.kube_objects import (
@@ -23,44 +23,21 @@ from cache_agent.api.kube_objects import (
     SecretName,
     Strict,
 )
+from workspace.field_types import (
+    MOST_REPLICAS,
+    AdapterName,
+    Amounts,
+    EnvName,
+    Labels,
+    Name,
+    Port,
+    Text,
+    as_enum,
+    refuse_repeats,
+)
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
-
-# Deployment and Service names add suffixes to it and must stay within the 63 characters of a DNS
-# label. The suffixes start with `--`, which no Workspace's name contains.
-_NAME = r"[a-z](-?[a-z0-9])*"
-_ADAPTER = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
-_ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-
-
-# Kubernetes' numbers have 32 bits; nothing here is near this.
-_MOST_REPLICAS = 10_000
-
-
-def _refuse_repeats(field: str, names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{field} has {name!r} twice")
-
-
-def _as_enum(kind: type[Enum]) -> BeforeValidator:
-    """Accepts an enum's values: strict mode accepts only members, and documents contain values."""
-
-    def convert(value: object) -> object:
-        return next((member for member in kind if member.value == value), value)
-
-    return BeforeValidator(convert)
-
-
-Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$", max_length=52)]
-AdapterName = Annotated[str, StringConstraints(pattern=f"^{_ADAPTER}$", max_length=52)]
-EnvName = Annotated[str, StringConstraints(pattern=f"^{_ENV_NAME}$", max_length=256)]
-# An argument or a variable's value, such as a chat template.
-Text = Annotated[str, StringConstraints(max_length=16_384)]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
-Amounts = Annotated[dict[LabelKey, ResourceAmount], Field(max_length=64)]
-Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Variant(StrEnum):
@@ -117,7 +94,7 @@ class Build(Strict):
         description="A repository without a tag, registry.example/team/model; pullSecret must allow pushing there."
     )
     # Not strict: documents have lists, which strict mode doesn't accept for tuples.
-    variants: tuple[Annotated[Variant, _as_enum(Variant)], ...] = Field(
+    variants: tuple[Annotated[Variant, as_enum(Variant)], ...] = Field(
         default=(), strict=False, max_length=8, description="Quantized variants to build as well."
     )
     secret: SecretName | None = Field(
@@ -198,7 +175,7 @@ class Adapter(Strict):
 class Runtime(Strict):
     """The inference server and its settings. `args` override derived arguments."""
 
-    engine: Annotated[Engine, _as_enum(Engine)] = Engine.VLLM
+    engine: Annotated[Engine, as_enum(Engine)] = Engine.VLLM
     image: NonEmpty | None = Field(
         default=None, description="The server's container image; by default the engine's own."
     )
@@ -240,8 +217,8 @@ class Runtime(Strict):
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
-        _refuse_repeats("env", [each.name for each in self.env])
-        _refuse_repeats("adapters", [each.name for each in self.adapters])
+        refuse_repeats("env", [each.name for each in self.env])
+        refuse_repeats("adapters", [each.name for each in self.adapters])
         return self
 
 
@@ -267,7 +244,7 @@ class Resources(Strict):
     gpus: Annotated[int, Field(ge=0, le=64)] | None = Field(
         default=None, description="GPUs of one replica; by default as many as the model needs."
     )
-    vendor: Annotated[Vendor, _as_enum(Vendor)] = Vendor.NVIDIA
+    vendor: Annotated[Vendor, as_enum(Vendor)] = Vendor.NVIDIA
     gpu: NonEmpty | None = Field(
         default=None, description="A GPU that `weightyard help gpus` lists, such as L4 or H100."
     )
@@ -302,10 +279,10 @@ class Resources(Strict):
 class Scale(Strict):
     """Scales replicas by queue depth. Windows in seconds."""
 
-    min: Annotated[int, Field(ge=0, le=_MOST_REPLICAS)] = Field(
+    min: Annotated[int, Field(ge=0, le=MOST_REPLICAS)] = Field(
         default=1, description="The fewest replicas."
     )
-    max: Annotated[int, Field(ge=1, le=_MOST_REPLICAS)] = Field(description="The most replicas.")
+    max: Annotated[int, Field(ge=1, le=MOST_REPLICAS)] = Field(description="The most replicas.")
     queue_depth: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=4,
         description="Waiting requests per replica above which a replica is added.",
@@ -317,7 +294,7 @@ class Scale(Strict):
     down_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
         default=300, description="How long fewer must do before one is removed."
     )
-    by: Annotated[Autoscaler, _as_enum(Autoscaler)] = Autoscaler.BUILTIN
+    by: Annotated[Autoscaler, as_enum(Autoscaler)] = Autoscaler.BUILTIN
     prometheus: NonEmpty | None = Field(
         default=None,
         description="Where KEDA reads vLLM's metrics: http://prometheus.monitoring:9090.",
@@ -378,11 +355,11 @@ class Spec(Strict):
     model: Model
     runtime: Runtime = Runtime()
     resources: Resources = Resources()
-    replicas: Annotated[int, Field(ge=0, le=_MOST_REPLICAS)] | None = Field(
+    replicas: Annotated[int, Field(ge=0, le=MOST_REPLICAS)] | None = Field(
         default=None, description="A fixed number of replicas; 0 stops serving."
     )
     scale: Scale | None = None
-    placement: Annotated[Placement, _as_enum(Placement)] = Placement.PREFERRED
+    placement: Annotated[Placement, as_enum(Placement)] = Placement.PREFERRED
     tenancy: Tenancy = Tenancy()
     rollout: Rollout = Rollout()
 
