@@ -7,7 +7,6 @@ targets. The user's `runtime.args` override derived arguments.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -20,8 +19,9 @@ from workspace import arguments, engine_arguments
 from workspace.engines import TEMPLATES, Launch, Template
 from workspace.fit import KV_NATIVE, Demand, Fit, choose
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype, kernels_of
-from workspace.schema import Engine, EnvVar, Model, Spec, Workspace
+from workspace.schema import Engine, EnvVar, Spec, Workspace
 from workspace.servable import Servable
+from workspace.sources import is_pinned
 
 _GIB: Final = 1 << 30
 
@@ -35,8 +35,6 @@ _SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
 PROBE_PERIOD: Final = 5
 
 _REMOTE_CODE: Final = "--trust-remote-code"
-_DIGEST: Final = "@sha256:"
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _CPU_SEQUENCES: Final = 4  # full-length requests that a CPU server's KV cache holds
 
@@ -271,19 +269,11 @@ def _check_fixed(template: Template, user: tuple[str, ...]) -> None:
 def _check_code(spec: Spec) -> None:
     """Refuses a model's code where it can change: who allowed it read it in one image, not in the next version."""
     words = [word for word in spec.runtime.args if not word.startswith("--no-")]
-    if _REMOTE_CODE in arguments.given(words) and not _is_pinned(spec.model):
+    if _REMOTE_CODE in arguments.given(words) and not is_pinned(spec.model):
         raise InvalidInput(
             f"{_REMOTE_CODE} runs a model's own code, and spec.model names one whose contents can change",
             hint="Read the code, then name the image by digest: spec.model.image: REGISTRY/REPOSITORY@sha256:…",
         )
-
-
-def _is_pinned(model: Model) -> bool:
-    """Whether what the model is made of can't change: an image's digest, or a commit of the Hub."""
-    if model.image is not None:
-        return _DIGEST in model.image
-    _, _, revision = (model.hub or "").partition("@")
-    return _COMMIT.fullmatch(revision) is not None
 
 
 def _environment(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
+from typing import Final
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.reference import ImageReference, RegistryReference, parse_image
@@ -16,6 +18,8 @@ from modelimage.source_uris import HUB, S3
 from workspace.schema import Model, Variant, Workspace
 
 _PUBLISHED = Variant.BF16
+_DIGEST: Final = "@sha256:"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 class NotBuilt(NotFound):
@@ -38,6 +42,14 @@ def source_uri(model: Model) -> str | None:
         if place is not None:
             return f"{scheme}{place}"
     return None
+
+
+def is_pinned(model: Model) -> bool:
+    """Whether what the model is made of can't change: an image's digest, or a commit of the Hub."""
+    if model.image is not None:
+        return _DIGEST in model.image
+    _, _, revision = (model.hub or "").partition("@")
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def image_of(workspace: Workspace) -> str:

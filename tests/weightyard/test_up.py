@@ -296,3 +296,24 @@ def test_a_model_on_the_hub_is_built_here_once(terminal: Terminal, hub: Hub) -> 
     assert again.returncode == 0, again.stderr
     assert "building" not in again.stderr
     assert len(hub.requests) == requested
+
+
+@pytest.mark.servers
+def test_a_models_own_code_runs_where_the_hubs_commit_is_named(
+    terminal: Terminal, hub: Hub
+) -> None:
+    checkpoint = synthetic_checkpoint(terminal.directory / "model", total_bytes=2_000_000)
+    commit = hub.add("org/code", checkpoint)
+    terminal.extra["HF_ENDPOINT"] = hub.url
+    code = {"args": ["--trust-remote-code"]}
+    moving = workspace(
+        terminal.directory, "moving", "", model={"hub": "org/code@main"}, runtime=code
+    )
+    fixed = workspace(
+        terminal.directory, "fixed", "", model={"hub": f"org/code@{commit}"}, runtime=code
+    )
+
+    refused = terminal.run("up", "-d", str(moving), "--port", "0")
+    assert "can change" in refused.stderr
+    terminal.ok("up", "-d", str(fixed), "--port", "0")
+    assert terminal.state("fixed") == "ready"

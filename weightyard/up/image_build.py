@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from modelimage.errors import NotFound
 from modelimage.reference import LayoutReference
 from weightyard.console import Console
 from workspace.schema import Workspace
-from workspace.sources import build_tag, source_uri, variants
+from workspace.sources import build_tag, is_pinned, source_uri, variants
 
 _FOLDER: Final = "built"
 
@@ -49,6 +50,9 @@ def with_image(
             BuildOptions(variants=chosen_variants(variants(workspace))),
             BuildTools(DigestCache(root / _FOLDER / "digests"), root / _FOLDER / "work", console),
         )
+    # A commit's image can't change either: whoever allowed the model's own code read it in that commit.
+    if is_pinned(workspace.spec.model):
+        image = replace(image, digest=open_reader(image, access).resolve(image.name).digest)
     document = workspace.to_document()
     model = {k: v for k, v in document["spec"]["model"].items() if k not in ("hub", "s3", "build")}
     document["spec"]["model"] = {**model, "image": str(image)}
