@@ -49,7 +49,8 @@ class AllowedRegistries:
         if registry not in self:
             raise RegistryNotAllowed(
                 f"images from {registry} aren't allowed here",
-                hint="Ask the operator to add it to the agents and the controller: --registry HOST.",
+                hint="Ask the operator to add it: agent.registries and controller.registries in the chart's values, or "
+                "--registry HOST without the chart.",
             )
 
 

@@ -122,9 +122,8 @@ def _batch(workspace: Workspace) -> int:
     try:
         found = arguments.count_of(workspace.spec.runtime.args, "--max-num-seqs")
     except InvalidInput:
-        return (
-            DEFAULT_BATCH  # nothing is planned with such an argument, and the plan's error says why
-        )
+        # Nothing is planned with such an argument, and the plan's error says why.
+        return DEFAULT_BATCH
     return found or DEFAULT_BATCH
 
 
