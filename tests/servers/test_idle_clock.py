@@ -75,7 +75,7 @@ def test_a_test_that_stands_still_is_ended_with_its_stacks(tmp_path: Path) -> No
         "def test_next(): pass\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.standstill", "-p", "no:randomly", "-p", "no:kmock",
+        [sys.executable, "-m", "pytest", "-p", "tests.standstill", "-p", "no:randomly",
          f"--rootdir={tmp_path}", "-c", "/dev/null", str(tmp_path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -1,18 +1,16 @@
-"""An agent's side of a cluster over real HTTP: kmock is the API server, with the faults that real ones have."""
+"""An agent's side of a cluster, with the faults that API servers have."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import kmock
-
 from cache_agent.api.kube.backoff import JitteredBackoff
-from cache_agent.api.kube.connection import Connection, TokenCredentials
 from cache_agent.api.kube.follower import Follower
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache, NodeCacheStatus
@@ -27,16 +25,14 @@ from cache_agent.prewarm.pull_secrets import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.prewarm.documents import cached_model
 from tests.cache_agent.prewarm.reconciling import Keeping, keeping
-from tests.cache_agent.prewarm.servers import ApiServer
 from tests.cache_agent.prewarm.test_reconciler import images, run
 from tests.servers.process import until
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
 
 Json = dict[str, Any]
-MODELS = kmock.resource("weightyard.dev/v1alpha1/cachedmodels")
-CACHES = kmock.resource("weightyard.dev/v1alpha1/nodecaches")
-NODES = kmock.resource("v1/nodes")
 CACHES_PATH = "/apis/weightyard.dev/v1alpha1/nodecaches"
-NODE = {"metadata": {"name": "n1", "uid": "u1", "labels": {"gpu": "l4"}}}
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"gpu": "l4"}}}
 
 
 def quick() -> JitteredBackoff:
@@ -47,7 +43,7 @@ def quick() -> JitteredBackoff:
 class Cluster:
     """An agent at work in a cluster."""
 
-    server: kmock.KubernetesEmulator
+    http: HttpApi
     at: Keeping
     api: KubeClient
     reporter: NodeCacheWriter
@@ -75,15 +71,16 @@ class Cluster:
 
 @asynccontextmanager
 async def a_cluster(
-    open_node: NodeFactory, server: kmock.KubernetesEmulator
+    open_node: NodeFactory, server: FakeApi, **answers: tuple[str, *tuple[int, ...]]
 ) -> AsyncIterator[Cluster]:
-    """A node's agent and its API server, which knows the node."""
-    server.objects[NODES, None, "n1"] = NODE
+    """A node's agent and its API server, which knows the node. `answers`: verb=(kind, statuses of the next ones)."""
+    server.create(NODE)
+    http = HttpApi(server)
+    http.answers = {(verb, kind): deque(codes) for verb, (kind, *codes) in answers.items()}
     node, labels, changed = open_node(images(2)), NodeLabels(), asyncio.Event()
     async with (
-        server,
-        kmock.Server(server) as http,
-        KubeClient(Connection(str(http.url).rstrip("/")), role="agent") as api,
+        http,
+        KubeClient(http.connection(), role="agent") as api,
         keeping(node, open_node._reader, label_gone=labels.gone, changed=changed.set) as at,
     ):
         wanted = ClusterSource(at.reconciler.want, at.reconciler.trouble, labels)
@@ -102,7 +99,7 @@ async def a_cluster(
             )
         ]
         try:
-            yield Cluster(server, at, api, reporter)
+            yield Cluster(http, at, api, reporter)
         finally:
             for task in tasks:
                 task.cancel()
@@ -117,26 +114,23 @@ def reason(cluster: Cluster) -> str | None:
 
 
 def model(name: str, image: str, **spec: Any) -> Json:
-    document = cached_model(name, image, **spec)
-    document["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
-    return document
+    return cached_model(name, image, **spec)
 
 
 def test_what_the_cluster_wants_is_fetched_and_reported(open_node: NodeFactory) -> None:
     async def test() -> None:
-        server = ApiServer()
-        server.objects[MODELS, None, "here"] = model(
-            "here", "reg.test/m0:v1", nodeSelector={"gpu": "l4"}
-        )
-        server.objects[MODELS, None, "elsewhere"] = model(
-            "elsewhere", "reg.test/m1:v1", nodeSelector={"gpu": "h100"}
-        )
+        server = FakeApi()
+        server.create(model("here", "reg.test/m0:v1", nodeSelector={"gpu": "l4"}))
+        server.create(model("elsewhere", "reg.test/m1:v1", nodeSelector={"gpu": "h100"}))
         async with a_cluster(open_node, server) as cluster:
             cache = await cluster.reported(("here", "Ready"))
             assert cache.spec.node == "n1"
             assert cache.status.held == "1/1"
             assert [m.state for m in cache.status.models] == ["Ready"]
-            assert cache.status.desired[0].uid == "uid-here"
+            assert (
+                cache.status.desired[0].uid
+                == server.get("CachedModel", "", "here")["metadata"]["uid"]
+            )
             # A node's labels change, and so does what is wanted of it.
             await cluster.api.patch(f"{NODES_PATH}/n1", {"metadata": {"labels": {"gpu": "h100"}}})
             await cluster.reported(("elsewhere", "Ready"))
@@ -156,16 +150,15 @@ def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
     open_node: NodeFactory,
 ) -> None:
     async def test() -> None:
-        server = ApiServer()
-        too_old = {"type": "ERROR", "object": {"code": 410, "message": "too old", "metadata": {}}}
-        server[kmock.action.LIST][MODELS][:1] << 429 << {"Retry-After": "0"}
-        server[kmock.action.WATCH][MODELS][:1] << (too_old,)
-        server[kmock.action.WATCH][NODES][:1] << 503
-        server["patch"][CACHES][:1] << 409
-        server["patch"][CACHES][1:2] << 500
-        server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
-        async with a_cluster(open_node, server) as cluster:
+        server = FakeApi()
+        server.create(model("a", "reg.test/m0:v1"))
+        faults: dict[str, Any] = {
+            "list": ("CachedModel", 429), "watch": ("Node", 503), "patch": ("NodeCache", 409, 500),
+        }  # fmt: skip
+        async with a_cluster(open_node, server, **faults) as cluster:
+            cluster.http.expire_watches()
             await cluster.reported(("a", "Ready"))
+            cluster.http.expire_watches()
             await until(lambda: reason(cluster) == "Synced", what="a watch that works")
             assert (await cluster.report()).status.desired[0].state == "Ready"
             assert [event for event, _ in cluster.at.log].count("report not written") == 1
@@ -177,8 +170,8 @@ def test_a_report_that_another_has_changed_is_written_whole_again(open_node: Nod
     """The controller marks the report of a silent agent; the agent that is back has nothing new to say."""
 
     async def test() -> None:
-        server = ApiServer()
-        server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
+        server = FakeApi()
+        server.create(model("a", "reg.test/m0:v1"))
         async with a_cluster(open_node, server) as cluster:
             before = await cluster.reported(("a", "Ready"))
             writes = cluster.reporter.writes
@@ -211,9 +204,11 @@ def test_a_document_that_no_agent_understands_is_told_and_hinders_no_other(
     open_node: NodeFactory,
 ) -> None:
     async def test() -> None:
-        server = ApiServer()
-        server.objects[MODELS, None, "a"] = model("a", "reg.test/m0:v1")
-        server.objects[MODELS, None, "b"] = model("b", "reg.test/m1:v1", later="field")
+        server = FakeApi()
+        server.create(model("a", "reg.test/m0:v1"))
+        server.create(model("b", "reg.test/m1:v1"))
+        # As a server whose definition is newer than the agent.
+        server.objects["CachedModel", "", "b"]["spec"]["later"] = "field"
         async with a_cluster(open_node, server) as cluster:
             cache = await cluster.reported(("a", "Ready"))
             (synced,) = [c for c in cache.status.conditions if c.type == "Synced"]
@@ -226,21 +221,18 @@ def test_a_document_that_no_agent_understands_is_told_and_hinders_no_other(
 
 def test_pull_secrets_are_read_from_the_agent_s_namespace() -> None:
     async def test() -> None:
-        server = ApiServer()
-        server["get /api/v1/namespaces/wy/secrets/s"] << {
-            "data": {".dockerconfigjson": "eyJhdXRocyI6e319"}
-        }
-        async with (
-            server,
-            kmock.Server(server) as http,
-            KubeClient(
-                Connection(str(http.url).rstrip("/"), TokenCredentials(token="t")), role="agent"
-            ) as api,
-        ):
+        server = FakeApi()
+        server.create(
+            {
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "wy"},
+                "data": {".dockerconfigjson": "eyJhdXRocyI6e319"},
+            }
+        )  # fmt: skip
+        http = HttpApi(server)
+        async with http, KubeClient(http.connection(), role="agent") as api:
             assert await ClusterSecrets(api, "wy").read("s") == {
                 ".dockerconfigjson": '{"auths":{}}'
             }
-            assert server[0].headers["Authorization"] == "Bearer t"
 
     run(test())
 

@@ -1,24 +1,20 @@
-"""An agent's heartbeat over real HTTP: kmock is the API server."""
+"""An agent's heartbeat, written to an API server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import kmock
-
 from cache_agent.api.heartbeat import HEARTBEAT_LABEL, RENEW_SECONDS, SILENT_SECONDS
-from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.prewarm.cluster.heartbeat import Heartbeat
-from tests.cache_agent.prewarm.servers import ApiServer
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
 
 Json = dict[str, Any]
-LEASES = kmock.resource("coordination.k8s.io/v1/leases")
-NODES = kmock.resource("v1/nodes")
 SPACE = "weightyard-system"
 
 
@@ -26,15 +22,14 @@ SPACE = "weightyard-system"
 class Beating:
     """A heartbeat with clocks that a test moves, and what came of it."""
 
-    server: kmock.KubernetesEmulator
+    server: FakeApi
     heartbeat: Heartbeat
     seconds: list[float]
     lapses: list[float]
     notes: list[str] = field(default_factory=list)
 
     def lease(self) -> Json:
-        found = self.server.objects[LEASES, SPACE, "agent-n1"]
-        return dict(found)
+        return self.server.get("Lease", SPACE, "agent-n1")
 
     async def after(self, seconds: float) -> None:
         self.seconds[0] += seconds
@@ -42,12 +37,13 @@ class Beating:
 
 
 @asynccontextmanager
-async def beating(server: ApiServer | None = None) -> AsyncIterator[Beating]:
-    server, seconds = ApiServer() if server is None else server, [1000.0]
+async def beating(*, refused: bool = False) -> AsyncIterator[Beating]:
+    server, seconds = FakeApi(), [1000.0]
     lapses: list[float] = []
     notes: list[str] = []
-    async with server, kmock.Server(server) as http:
-        connection = Connection(str(http.url).rstrip("/"), namespace=SPACE)
+    async with HttpApi(server) as http:
+        http.refused = {"Lease": (403, "leases are forbidden")} if refused else {}
+        connection = replace(http.connection(), namespace=SPACE)
         async with KubeClient(connection, role="agent") as api:
             heartbeat = Heartbeat(
                 api, "n1", lambda: lapses.append(seconds[0]), lambda event, **_: notes.append(event),
@@ -59,11 +55,12 @@ async def beating(server: ApiServer | None = None) -> AsyncIterator[Beating]:
 def test_the_lease_is_the_nodes_and_is_renewed() -> None:
     async def test() -> None:
         async with beating() as at:
-            at.server.objects[NODES, None, "n1"] = {"metadata": {"name": "n1", "uid": "u1"}}
+            node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}
+            uid = at.server.create(node)["metadata"]["uid"]
             await at.heartbeat.renew()
             made = at.lease()
             assert made["metadata"]["labels"] == {HEARTBEAT_LABEL: "agent"}
-            assert made["metadata"]["ownerReferences"][0]["uid"] == "u1"
+            assert made["metadata"]["ownerReferences"][0]["uid"] == uid
             assert made["spec"]["holderIdentity"] == "n1"
             await at.after(RENEW_SECONDS)
             assert at.lease()["spec"]["renewTime"] > made["spec"]["renewTime"]
@@ -77,7 +74,7 @@ def test_a_lease_that_was_deleted_is_made_again() -> None:
     async def test() -> None:
         async with beating() as at:
             await at.heartbeat.renew()
-            del at.server.objects[LEASES, SPACE, "agent-n1"]
+            at.server.delete("Lease", SPACE, "agent-n1")
             await at.after(RENEW_SECONDS)
             assert "ownerReferences" not in at.lease()["metadata"]  # there is no such Node
             assert at.notes == []
@@ -102,9 +99,7 @@ def test_after_a_gap_the_report_is_written_again_and_only_then() -> None:
 
 def test_a_refused_renewal_is_told_and_ends_nothing() -> None:
     async def test() -> None:
-        server = ApiServer()
-        server["post"][LEASES] << 403
-        async with beating(server) as at:
+        async with beating(refused=True) as at:
             await at.heartbeat.renew()
             assert at.notes == ["heartbeat not written"]
             assert at.lapses == []

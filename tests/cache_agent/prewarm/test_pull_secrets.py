@@ -8,10 +8,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import kmock
 import pytest
 
-from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.prewarm.pull_secrets import ClusterSecrets, PullCredentials, SecretFiles
 from modelimage.access import Access
@@ -19,11 +17,12 @@ from modelimage.errors import NotFound
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.prewarm.reconciling import desired, keeping
-from tests.cache_agent.prewarm.servers import ApiServer
 from tests.cache_agent.prewarm.test_reconciler import run
 from tests.cache_agent.servers.published import publish_model
 from tests.servers.fixtures import USERS
 from tests.servers.registry import DockerRegistry
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
 
 (NAME, PASSWORD), *_ = USERS.items()
 
@@ -41,19 +40,24 @@ def test_a_pull_with_a_secret_of_the_cluster(
     image = f"{host}/{unique_name('secret')}:v1"
     credential = ExplicitCredential(host, BasicCredential(NAME, PASSWORD))
     model = publish_model(image, access=Access(credentials=credential))
-    server = ApiServer()
+    server = FakeApi()
     texts = {"right": docker_config(host, PASSWORD), "wrong": docker_config(host, "x"),
              "other": docker_config("reg.test", PASSWORD)}  # fmt: skip
     for name, text in texts.items():
         data = {".dockerconfigjson": base64.b64encode(text.encode()).decode()}
-        server[f"get /api/v1/namespaces/wy/secrets/{name}"] << {"data": data}
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": "wy"},
+        }
+        server.create({**secret, "data": data})
 
     async def test() -> None:
         node = open_node()
+        http = HttpApi(server)
         async with (
-            server,
-            kmock.Server(server) as http,
-            KubeClient(Connection(str(http.url).rstrip("/")), role="agent") as api,
+            http,
+            KubeClient(http.connection(), role="agent") as api,
             keeping(node, open_node._reader) as at,
         ):
             at.reconciler.credentials = PullCredentials(Access(), ClusterSecrets(api, "wy"))

@@ -1,19 +1,17 @@
-"""Events of pods over real HTTP: kmock is the API server."""
+"""Events of pods, written to an API server."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-import kmock
-
-from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
 from tests.servers.process import until
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
 
 Json = dict[str, Any]
-EVENTS = kmock.resource("v1/events")
 
 
 def event(name: str, message: str = "waiting") -> PodEvent:
@@ -22,37 +20,31 @@ def event(name: str, message: str = "waiting") -> PodEvent:
 
 def written(*told: PodEvent, refuses: bool = False) -> tuple[list[Json], list[str]]:
     """What reaches the API server of events that are told while one writes, and what is logged."""
-    server, requests, notes = kmock.KubernetesEmulator(), list[Json](), list[str]()
+    server, notes = FakeApi(), list[str]()
+    http = HttpApi(server)
+    http.refused = {"Event": (403, "events are forbidden")} if refuses else {}
 
     async def scenario() -> None:
-        def receive(request: kmock.Request) -> Json:
-            requests.append(request.data)
-            return {}
-
-        server["post"][EVENTS] << (403 if refuses else receive)
-        async with (
-            server,
-            kmock.Server(server) as http,
-            KubeClient(Connection(str(http.url).rstrip("/")), role="agent") as api,
-        ):
+        async with http, KubeClient(http.connection(), role="agent") as api:
             events = PodEvents(lambda: 0.0, lambda event, **_: notes.append(event))
             writing = asyncio.create_task(events.write(api, "n1"))
             await asyncio.sleep(0)
             for each in told:
                 events.tell(each)
             wanted = len([each for each in told if each.name])
-            await until(lambda: len(requests) + len(notes) >= wanted, what="events")
+            await until(lambda: len(server.list("Event")) + len(notes) >= wanted, what="events")
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             events.tell(event("team/late"))  # nobody writes: nothing is kept
 
     asyncio.run(scenario())
-    return requests, notes
+    return server.list("Event"), notes
 
 
 def test_an_event_is_its_pods() -> None:
     (found,), _ = written(event("team/web-0", "m" * 2000))
-    assert found["metadata"] == {"generateName": "web-0.", "namespace": "team"}
+    assert found["metadata"]["name"].startswith("web-0.")
+    assert found["metadata"]["namespace"] == "team"
     assert found["involvedObject"]["uid"] == "uid-1"
     assert (found["reason"], len(found["message"])) == ("PullingModel", 1024)
     assert found["source"] == {"component": "weightyard-agent", "host": "n1"}

@@ -67,6 +67,7 @@ def remove_keda(api: FakeApi) -> None:
 class HttpApi:
     """Serves a FakeApi on a loopback port. `faults` are statuses for the next writes; `requests` counts by verb.
 
+    `answers` are the statuses of the next requests of a verb for a kind: ("list", "Node"), ("watch", …), ("patch", …).
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
     `allows` says what its one user may do; see `rbac.Rights`.
     `page_size` bounds a list's page further than its `limit` does.
@@ -81,6 +82,7 @@ class HttpApi:
         self._plain = plain
         self.token = secrets.token_hex(16)
         self.faults: deque[int] = deque()
+        self.answers: dict[tuple[str, str], deque[int]] = {}
         self.refused: dict[str, tuple[int, str]] = {}
         self.requests: dict[str, int] = {}
         self.allows: Callable[[web.Request], bool] = lambda _: True
@@ -238,7 +240,7 @@ class HttpApi:
         kind = next((k for k, r in RESOURCES.items() if (r.api, r.plural) == (api, rest[0])), None)
         if kind is None or (kind == "ScaledObject" and not self._has_keda()):
             return _failure(404, f"no {rest[0]}")
-        fault = None if request.method == "GET" else self._fault(kind)
+        fault = self._fault(_verb(request, rest), kind)
         if fault is not None:
             return _failure(*fault)
         try:
@@ -249,7 +251,12 @@ class HttpApi:
     def _has_keda(self) -> bool:
         return ("CustomResourceDefinition", "", KEDA_DEFINITION) in self.api.objects
 
-    def _fault(self, kind: str) -> tuple[int, str] | None:
+    def _fault(self, verb: str, kind: str) -> tuple[int, str] | None:
+        asked = self.answers.get((verb, kind))
+        if asked:
+            return asked.popleft(), "a fault that the test asked for"
+        if verb in ("get", "list", "watch"):
+            return None
         if self.faults:
             return self.faults.popleft(), "a fault that the test asked for"
         return self.refused.get(kind)
@@ -387,6 +394,15 @@ def _certificates() -> tuple[bytes, ssl.SSLContext]:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(files.certificate, files.key)
         return authority.certificate.read_bytes(), context
+
+
+def _verb(request: web.Request, rest: list[str]) -> str:
+    """The verb as in RBAC rules, but a write's method."""
+    if request.method != "GET":
+        return request.method.lower()
+    if request.query.get("watch") == "true":
+        return "watch"
+    return "get" if len(rest) > 1 else "list"
 
 
 def _failure(status: int, message: str) -> web.Response:
