@@ -24,14 +24,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-import kmock
 import yaml
 
 from benchmarks.prewarming import kubeconfig
 from benchmarks.pull import cpu_of, published
-from cache_agent.api.cached_model import PLURAL
 from cache_agent.api.control_client import AgentClient
-from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.wire import PullBody
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
@@ -40,10 +37,11 @@ from cache_agent.store.store import Store, StoreOptions
 from cache_agent.store.values import StoredFile, StoredModel
 from modelimage.digest import Digest
 from tests.cache_agent.prewarm.documents import cached_model
-from tests.cache_agent.prewarm.servers import ApiServer
 from tests.cache_agent.servers.published import publish_model
 from tests.servers.process import child_environment, program
 from tests.servers.registry import DockerRegistry
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
 
 MOST_OPEN_SECONDS: Final = 2.0
 MOST_IDLE_MB: Final = {"standalone": 80.0, "everything": 120.0}
@@ -55,7 +53,6 @@ _DESIRED_MODELS: Final = 100
 _LOCAL_MODELS: Final = 10
 _START_SECONDS: Final = 30.0
 _STEP_SECONDS: Final = 0.1
-_MODELS: Final = kmock.resource(f"{API_VERSION}/{PLURAL}")
 
 
 def fill(root: Path, count: int) -> None:
@@ -178,16 +175,15 @@ def pull_adds(root: Path, image: str) -> float:
 
 @contextmanager
 def cluster(image: str) -> Iterator[str]:
-    """The URL of an API server (kmock) with this node, and CachedModels of an image for it and for others."""
-    server = ApiServer()
-    server.objects[kmock.resource("v1/nodes"), None, NODE] = {
-        "metadata": {"name": NODE, "uid": "u", "labels": {"pool": "here"}}
-    }
+    """The URL of an API server with this node, and CachedModels of an image for it and for others."""
+    server = FakeApi()
+    labels = {"pool": "here"}
+    server.create(
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels}}
+    )
     for number in range(_DESIRED_MODELS):
         pool = "here" if number < _LOCAL_MODELS else "there"
-        document = cached_model(f"m{number}", image, nodeSelector={"pool": pool})
-        document["metadata"] |= {"uid": f"u{number}", "generation": 1}
-        server.objects[_MODELS, None, f"m{number}"] = document
+        server.create(cached_model(f"m{number}", image, nodeSelector={"pool": pool}))
     with ThreadPoolExecutor(1) as thread:
         started: Future[tuple[str, Callable[[], object]]] = Future()
         served = thread.submit(asyncio.run, _serve(server, started))
@@ -199,11 +195,11 @@ def cluster(image: str) -> Iterator[str]:
             served.result(_START_SECONDS)
 
 
-async def _serve(server: ApiServer, started: Future[tuple[str, Callable[[], object]]]) -> None:
+async def _serve(server: FakeApi, started: Future[tuple[str, Callable[[], object]]]) -> None:
     """Serves until the function passed to `started` is called, from any thread."""
     loop, end = asyncio.get_running_loop(), asyncio.Event()
-    async with server, kmock.Server(server) as http:
-        started.set_result((str(http.url), lambda: loop.call_soon_threadsafe(end.set)))
+    async with HttpApi(server, plain=True) as http:
+        started.set_result((http.url, lambda: loop.call_soon_threadsafe(end.set)))
         await end.wait()
 
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.prewarming --models 1000 --seconds 60
 
-An agent process follows an API server (kmock) with many CachedModels, all held by the node. First ten change, one after
+An agent process follows an API server with many CachedModels, all held by the node. First ten change, one after
 another, to an image that it lacks: each is timed to its first byte. Then 100 change their priority each minute, and the
 agent's CPU time is measured. Fails when a target is missed: a second to the first byte, 5 % of a core.
 """
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import kmock
 import yaml
 
 from benchmarks.pull import cpu_of
@@ -30,16 +29,16 @@ from cache_agent.api.control_client import AgentClient
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.store.paths import StorePaths
 from tests.cache_agent.prewarm.documents import cached_model
-from tests.cache_agent.prewarm.servers import ApiServer
 from tests.cache_agent.servers.published import publish_model
 from tests.servers.process import child_environment
 from tests.servers.registry import DockerRegistry
+from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.httpapi import HttpApi
 
 MOST_SECONDS: Final = 1.0
 MOST_CPU: Final = 0.05
 CHANGES_A_MINUTE: Final = 100
 _IMAGES: Final = 20
-_MODELS: Final = kmock.resource(f"{API_VERSION}/{PLURAL}")
 _PATH: Final = f"/apis/{API_VERSION}/{PLURAL}"
 _LONG: Final = 60.0
 
@@ -88,7 +87,7 @@ async def share_of_a_core(
         due = started + number * 60 / CHANGES_A_MINUTE
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         spec = {"priority": number % 100}
-        await change(session, f"m{number % models}", spec, 1000 + number)
+        await change(session, f"m{number % models}", spec)
     return (cpu_of(pid) - before) / (time.monotonic() - started)
 
 
@@ -119,9 +118,9 @@ class Subject:
         raise SystemExit(f"the agent didn't get there: {last}\n{self._log.read_text()[-2000:]}")
 
 
-async def change(session: aiohttp.ClientSession, name: str, spec: Json, generation: int) -> None:
-    body = {"metadata": {"generation": generation}, "spec": spec}
-    async with session.patch(f"{_PATH}/{name}", json=body) as answer:
+async def change(session: aiohttp.ClientSession, name: str, spec: Json) -> None:
+    kind = {"Content-Type": "application/merge-patch+json"}
+    async with session.patch(f"{_PATH}/{name}", json={"spec": spec}, headers=kind) as answer:
         answer.raise_for_status()
 
 
@@ -132,17 +131,13 @@ async def measure(models: int, seconds: float, work: Path) -> tuple[list[float],
         images = [
             publish_model(f"{registry.host}/wanted/m{n}:v1", seed=n).image for n in range(_IMAGES)
         ]
-        server = ApiServer()
-        server.objects[kmock.resource("v1/nodes"), None, "n1"] = {
-            "metadata": {"name": "n1", "uid": "u1", "labels": {}}
-        }
+        server = FakeApi()
+        server.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})
         known = _IMAGES // 2
         for number in range(models):
-            document = cached_model(f"m{number}", images[number % known])
-            document["metadata"] |= {"uid": f"u{number}", "generation": 1}
-            server.objects[_MODELS, None, f"m{number}"] = document
-        async with server, kmock.Server(server) as http:
-            url = str(http.url).rstrip("/")
+            server.create(cached_model(f"m{number}", images[number % known]))
+        async with HttpApi(server, plain=True) as http:
+            url = http.url
             with running(work, "--prewarm-kubeconfig", str(kubeconfig(work / "k", url))) as pid:
                 subject = Subject(work / "store")
                 await subject.until(
@@ -160,13 +155,11 @@ async def first_byte(
 ) -> float:
     """Seconds from a change in the API server to the first byte on the node."""
     name = f"m{number}"
-    await change(session, name, {"image": image}, 100 + number)
+    await change(session, name, {"image": image})
 
     def came(wanted: dict[str, Any]) -> bool:
         each = wanted[name]
-        return bool(
-            each.observed_generation == 100 + number and (each.bytes_done or each.state == "Ready")
-        )
+        return bool(each.observed_generation == 2 and (each.bytes_done or each.state == "Ready"))
 
     return await subject.until(came, 0.01)
 
