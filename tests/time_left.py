@@ -71,7 +71,9 @@ class TimeLeft:
 
     def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
-        stored = config.cache.get(CACHE, {}) if config.cache else {}
+        # Without the cache plugin there is no such attribute.
+        self._cache = getattr(config, "cache", None)
+        stored = self._cache.get(CACHE, {}) if self._cache else {}
         workers = len(getattr(config.option, "tx", None) or ()) or 1
         self._grouped = workers > 1 and getattr(config.option, "dist", "") == "loadgroup"
         self._estimate = Estimate(stored if isinstance(stored, dict) else {}, workers)
@@ -116,9 +118,9 @@ class TimeLeft:
 
     def pytest_sessionfinish(self) -> None:
         """Keeps what the tests took for the next run, beside what others took before."""
-        if self._config.cache and self._took:
+        if self._cache and self._took:
             kept = {**self._estimate.known, **{t: round(s, 2) for t, s in self._took.items()}}
-            self._config.cache.set(CACHE, kept)
+            self._cache.set(CACHE, kept)
 
 
 def pytest_configure(config: pytest.Config) -> None:
