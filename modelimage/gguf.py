@@ -54,19 +54,31 @@ class GgufFacts:
 def gguf_files(paths: Iterable[str]) -> GgufFiles | None:
     """The files that a server opens: all parts of one quantization, and a projector; None without any GGUF file."""
     known = sorted(paths)
-    weights = [path for path in known if path.lower().endswith(SUFFIX) and not _is_beside(path)]
-    # An adapter is one only beside a base.
-    models = [path for path in weights if not parse_weight_name(path).is_adapter] or weights
+    choices = gguf_choices(known)
     projectors = [path for path in known if "mmproj" in path.rpartition("/")[2].lower()]
-    if not models:
+    if not choices:
         return None
-    chosen = parse_weight_name(min(models, key=_preference)).shards
-    parts = tuple(path for path in models if parse_weight_name(path).shards == chosen)
     # Projectors are small; the one in 16 bits is what others are made of.
     projector = min(projectors, key=lambda path: "f16" not in path.lower(), default=None)
     # Of this name they belong to the model (Ollama's and Docker's images); others of a repository are a choice.
-    adapters = tuple(p for p in weights if p not in models and p.startswith("adapter"))
-    return GgufFiles(parts, projector, adapters)
+    models = {path for each in choices for path in each}
+    adapters = tuple(p for p in _weights(known) if p not in models and p.startswith("adapter"))
+    return GgufFiles(choices[0], projector, adapters)
+
+
+def gguf_choices(paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """The parts of each quantization among the files, the one that a server takes by default first."""
+    weights = _weights(sorted(paths))
+    # An adapter is one only beside a base.
+    models = [path for path in weights if not parse_weight_name(path).is_adapter] or weights
+    found: dict[object, list[str]] = {}
+    for path in sorted(models, key=_preference):
+        found.setdefault(parse_weight_name(path).shards, []).append(path)
+    return [tuple(parts) for parts in found.values()]
+
+
+def _weights(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if path.lower().endswith(SUFFIX) and not _is_beside(path)]
 
 
 def _is_beside(path: str) -> bool:

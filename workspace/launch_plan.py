@@ -21,6 +21,7 @@ from workspace.fit import KV_NATIVE, Demand, Fit, choose
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype, kernels_of
 from workspace.schema import Engine, EnvVar, Spec, Workspace
 from workspace.servable import Servable
+from workspace.served_file import of_file
 from workspace.sources import is_pinned
 
 _GIB: Final = 1 << 30
@@ -123,7 +124,9 @@ def choose_variant(
     )
     environment = {each.name: each.value or "" for each in spec.runtime.env}
     served = {
-        variant: engine_arguments.served_facts(record.facts, user, environment)
+        variant: engine_arguments.served_facts(
+            of_file(record, spec.model.file).facts, user, environment
+        )
         for variant, record in records.items()
     }
     return choose(served, hardware, demand)
@@ -168,6 +171,7 @@ def plan_launch(
     The site must have a directory for every adapter of the spec. `lora_ranks` are the adapters' ranks, 0 where unknown.
     """
     spec = workspace.spec
+    record = of_file(record, spec.model.file)
     template = TEMPLATES[spec.runtime.engine]
     _check_format(spec.runtime.engine, template, record)
     _check_fixed(template, spec.runtime.args)

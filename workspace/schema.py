@@ -128,6 +128,11 @@ class Model(Strict):
         description="A variant of the image, such as bf16, int8, int8-w8a16, int4, awq or fp8; auto is the most "
         "accurate one that fits.",
     )
+    file: NonEmpty | None = Field(
+        default=None,
+        description="A GGUF file of the image, by its path, where it has several quantizations; by default Q4_K_M, "
+        "else Q8_0.",
+    )
     pull_secret: SecretName | None = Field(
         default=None,
         description="A Secret of type kubernetes.io/dockerconfigjson in the namespace.",

@@ -20,6 +20,7 @@ from workspace.fit import DoesNotFit
 from workspace.hardware import GPUS, Hardware
 from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch, startup_seconds
 from workspace.schema import Engine
+from workspace.served_file import of_file
 
 GIB = 1 << 30
 SITE = Site(PurePosixPath("/models/m"), "127.0.0.1", 8123)
@@ -197,6 +198,38 @@ def test_llama_cpp_gets_one_quantization_and_its_projector() -> None:
     found = plan_launch(each, record=model, fit=fit, hardware=CPU, site=SITE)
     assert value_of(found.args, "--model") == "/models/m/m-Q4_K_M-00001-of-00002.gguf"
     assert value_of(found.args, "--mmproj") == "/models/m/mmproj-m.gguf"
+
+
+def test_the_gguf_file_that_the_workspace_names_is_served_and_counted() -> None:
+    sizes = {"m-Q4_K_M.gguf": 4 << 20, "big/m-Q8_0-00001-of-00002.gguf": 5 << 20,
+             "big/m-Q8_0-00002-of-00002.gguf": 3 << 20, "mmproj-m.gguf": 1 << 20}  # fmt: skip
+    digest = Digest.of(b"x")
+    files = tuple(RecordFile(p, size, digest, Role.WEIGHT, digest, ()) for p, size in sizes.items())
+    facts = SMALL | {"format": "gguf", "weight_bytes": 5 << 20}
+    model = replace(record(**facts), files=files)
+
+    def served(file: str) -> LaunchPlan:
+        each = workspace(runtime={"engine": "llama.cpp"}, model={"image": "r/m:v1", "file": file})
+        fit = choose_variant(each, {"bf16": model}, CPU)
+        return plan_launch(each, record=model, fit=fit, hardware=CPU, site=SITE)
+
+    for part in (1, 2):
+        found = served(f"big/m-Q8_0-0000{part}-of-00002.gguf")
+        assert value_of(found.args, "--model") == "/models/m/big/m-Q8_0-00001-of-00002.gguf"
+        assert value_of(found.args, "--mmproj") == "/models/m/mmproj-m.gguf"
+        assert found.key == model.key
+    big = of_file(model, "big/m-Q8_0-00001-of-00002.gguf")
+    assert big.facts.weight_bytes == 9 << 20
+    assert big.facts.gpu_memory_bytes - model.facts.gpu_memory_bytes == 4 << 20
+    assert of_file(model, "m-Q4_K_M.gguf").facts == model.facts
+
+    for wrong in ("mmproj-m.gguf", "m-Q5_K.gguf"):
+        with pytest.raises(InvalidInput, match="no GGUF file") as caught:
+            served(wrong)
+        assert "It has m-Q4_K_M.gguf, big/m-Q8_0-00001-of-00002.gguf." in str(caught.value.hint)
+    plain = workspace(model={"image": "r/m:v1", "file": "model.gguf"})
+    with pytest.raises(InvalidInput, match="no GGUF file"):
+        choose_variant(plain, {"bf16": record(**SMALL)}, CPU)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "tgi"])

@@ -19,6 +19,7 @@ from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.render import names
 from workspace.schema import DEFAULT_PORT, Workspace
 from workspace.servable import Servable
+from workspace.served_file import of_file
 
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - inside a container, where ports and policies restrict access
 _RUNTIME_MEMORY: Final = 4 << 30  # interpreter, CUDA context and host buffers of one server
@@ -119,7 +120,7 @@ def plan_release(
 ) -> Release:
     """Plans a version: variant, GPUs, context, command line, images. Raises the planner's errors."""
     fit = choose_variant(workspace, resolved.model.records, hardware)
-    record = resolved.model.records[fit.variant]
+    record = of_file(resolved.model.records[fit.variant], workspace.spec.model.file)
     site = site_of(record.key, {name: each.key for name, each in resolved.adapters.items()})
     plan = plan_launch(
         workspace,
