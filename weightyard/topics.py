@@ -50,7 +50,10 @@ def _gpus() -> str:
 def _exit_codes() -> str:
     from weightyard.exits import MEANINGS  # noqa: PLC0415
 
-    return "\n".join(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())
+    return "\n".join(
+        f"{code:>3}  {meaning.what}" + (f"\n     do: {meaning.to_do}" if meaning.to_do else "")
+        for code, meaning in sorted(MEANINGS.items())
+    )
 
 
 def _settings() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,8 @@ def test_help_has_topics_and_commands() -> None:
         done = CliRunner().invoke(program, ["help", *([topic] if topic else [])], obj=Console())
         assert done.exit_code == 0
         assert done.output.strip()
+        # A page is prose: an object that was formatted by mistake shows its constructor.
+        assert not re.search(r"\w\(\w+=|<\w[\w.]* (object|at) |<function", done.output)
     assert main(["help", "exit-kodes"]) == 2
     assert json.loads(CliRunner().invoke(program, ["help", "--json"], obj=Console()).output)[
         "topics"
