@@ -25,6 +25,7 @@ from click.shell_completion import (
 )
 
 from weightyard.options import ROOT_VARIABLE, default_root
+from weightyard.topics import TOPICS
 
 _VARIANTS: Final = ("auto", "bf16", "int8", "int8-w8a16", "int4")
 Words = Sequence[str]
@@ -65,7 +66,8 @@ def _variants(root: Path) -> Iterator[tuple[str, str]]:
 # What a command's argument names. Others are click's.
 ARGUMENTS: Final[Mapping[tuple[str, ...], Source]] = {
     **dict.fromkeys(
-        [("ls",), ("rm",), ("pin",), ("warm",), ("mount",), ("hf-view",), ("explain",), ("pull",), ("lease", "take")],
+        [("ls",), ("rm",), ("pin",), ("warm",), ("mount",), ("hf-view",), ("explain",), ("pull",), ("prewarm",),
+         ("status",), ("lease", "take")],
         _models,
     ),
     **dict.fromkeys([("down",), ("logs",)], _workspaces),
@@ -94,6 +96,9 @@ def quick(
         return _matching(found, head, incomplete)
     command = tuple(given[:2]) if given[0] in _GROUPS else (given[0],)
     last = words[-1]
+    if command == ("help",):
+        topics = ((name, summary) for name, (summary, _) in TOPICS.items())
+        return _matching(itertools.chain(topics, commands.items()), head, incomplete)
     if (command[0], last) in _FILE_OPTIONS:
         return [(incomplete, "file", "")]
     if last.startswith("-"):

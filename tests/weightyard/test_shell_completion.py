@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.servers.process import child_environment
 from tests.weightyard.local import Terminal
 from weightyard.cli import entries, main
+from weightyard.cli import weightyard as program
+from weightyard.options import ModelName
 from weightyard.shell_completion import ARGUMENTS, FILES, OPTIONS, quick
 
 PROGRAM = """
@@ -63,6 +66,7 @@ def test_names_on_this_machine(cached: tuple[Terminal, str], shell: str) -> None
     asked = {
         ("rm", "oci:/"): image, ("down", "ch"): "chat", ("lease", "release", lease["lease"][:2]): lease["lease"],
         ("pull", "--variant", "int8-"): "int8-w8a16", ("do", ): "doctor",
+        ("help", "exit-"): "exit-codes", ("help", "bui"): "build",
     }  # fmt: skip
     for words, expected in asked.items():
         lines, modules = tab(home, shell, *words, **root)
@@ -97,6 +101,18 @@ def test_a_cache_that_is_not_there_has_no_names(tmp_path: Path) -> None:
 def test_the_table_names_commands() -> None:
     named = {words[0] for words in (*ARGUMENTS, *FILES, *OPTIONS)}
     assert named <= set(entries())
+
+
+def test_a_layout_is_named_alike_by_every_command_on_cached_models() -> None:
+    """`oci:./out:v1` is the image that `pull oci:./out:v1` cached, wherever a command takes a model's name."""
+    for words in (words for words, source in ARGUMENTS.items() if source is ARGUMENTS["rm",]):
+        command: click.Command | None = program
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), word)
+        assert command
+        argument = next(each for each in command.params if isinstance(each, click.Argument))
+        assert isinstance(argument.type, ModelName), words
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from cache_agent.api.wire import ExplainView
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_bytes, format_duration
 
 
 @click.command()
-@click.argument("subject", metavar="POD|IMAGE")
+@click.argument("subject", type=ModelName(), metavar="POD|IMAGE")
 @root_option
 @access_options
 @pass_console

@@ -13,11 +13,11 @@ from modelimage.access import Access
 from modelimage.path_rules import RECORD_NAME
 from modelimage.record import Record
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 
 
 @click.command("hf-view")
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @root_option
 @access_options

@@ -15,7 +15,7 @@ from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.prewarm_client import ClusterTarget, LocalTarget, PrewarmTarget, percent
 from weightyard.text import format_bytes, format_duration
 from weightyard.top import problems
@@ -35,7 +35,7 @@ _COLUMNS = (
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", type=ModelName(), required=False)
 @click.option(
     "--cluster", is_flag=True, help="Show all nodes of the cluster instead of this machine's agent."
 )

@@ -10,12 +10,12 @@ from cache_agent.api.wire import WarmBody
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import ModelName, access_options, root_option
 from weightyard.text import format_bytes
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option(
     "--lock", is_flag=True, help="Keep it in memory while the agent runs, or until --unlock."
 )
