@@ -9,7 +9,7 @@ from typing import Any, Final
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.errors import InvalidImage, NotFound
-from modelimage.reference import DEFAULT_TAG
+from modelimage.reference import DEFAULT_TAG, tag_subject
 
 INDEX: Final = "index.json"
 
@@ -40,14 +40,21 @@ def pick_entry(entries: Sequence[dict[str, Any]], tag: str, path: Path) -> dict[
     if not found and tag == DEFAULT_TAG and len(entries) == 1 and tag_of(entries[0]) is None:
         found = list(entries)
     if not found:
-        held = ", ".join(sorted({tag_of(entry) or "(untagged)" for entry in entries})) or "nothing"
-        raise NotFound(f"no tag {tag!r} in {path}", hint=f"It holds: {held}.")
+        raise NotFound(f"no tag {tag!r} in {path}", hint=f"It holds: {_held(entries)}.")
     # Repeated entries of one manifest are harmless; different manifests under one tag are ambiguous.
     if len({entry.get("digest") for entry in found}) > 1:
         raise InvalidImage(
             f"several manifests in {path} are tagged {tag!r}", hint="Name one by its digest."
         )
     return found[0]
+
+
+def _held(entries: Sequence[dict[str, Any]]) -> str:
+    """The names that a user may choose: signatures and what else is about an image are none."""
+    tags = sorted({tag for entry in entries if (tag := tag_of(entry)) and tag_subject(tag) is None})
+    # Most tags are of no use to a reader, and a layout may have thousands.
+    more = f" and {len(tags) - 20} more" if len(tags) > 20 else ""
+    return ", ".join(tags[:20]) + more if tags else "images without a tag" if entries else "nothing"
 
 
 def without_tag(entry: dict[str, Any]) -> Descriptor:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
+from modelimage.reference import tag_subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
 
     Tags of referrers and signatures (sha256-<hex>…) are kept or removed together with their subject.
     """
-    ordinary = {tag: digest for tag, digest in tags.items() if _about(tag) is None}
+    ordinary = {tag: digest for tag, digest in tags.items() if tag_subject(tag) is None}
     versions = _versions(ordinary)
     last = (
         sorted(set(versions.values()), key=version_key)[-policy.keep_last :]
@@ -66,7 +67,7 @@ def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
     alive = {ordinary[tag] for tag in kept}
     dying = {digest for tag, digest in ordinary.items() if tag not in kept} - alive
     removed = {
-        tag for tag in tags if (tag in ordinary and tag not in kept) or (_about(tag) in dying)
+        tag for tag in tags if (tag in ordinary and tag not in kept) or (tag_subject(tag) in dying)
     }
     # Counted over all tags, since a referrer's index can be reachable under an ordinary tag as well.
     staying = {digest for tag, digest in tags.items() if tag not in removed}
@@ -86,12 +87,6 @@ def _versions(tags: Iterable[str]) -> dict[str, str]:
         bases = [base for base in found.values() if tag.startswith(f"{base}-")]
         found[tag] = min(bases, key=len) if bases else tag
     return found
-
-
-def _about(tag: str) -> Digest | None:
-    # cosign's tags have a suffix: sha256-<hex>.sig.
-    match = re.fullmatch(r"sha256-([0-9a-f]{64})(?:\..*)?", tag)
-    return Digest(match[1]) if match else None
 
 
 def _sorted(tags: Iterable[str]) -> tuple[str, ...]:

@@ -174,6 +174,12 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def tag_subject(tag: str) -> Digest | None:
+    """The manifest that a tag is about, such as `sha256-<hex>` (its referrers) and `sha256-<hex>.sig` (cosign), or None."""
+    match = re.fullmatch(r"sha256-([0-9a-f]{64})(?:\..*)?", tag)
+    return Digest(match[1]) if match else None
+
+
 def _parse_layout(rest: str) -> LayoutReference:
     body, at, digest_text = rest.partition("@sha256:")
     digest = Digest(digest_text) if at else None

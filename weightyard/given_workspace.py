@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.layout import Layout
-from modelimage.reference import EngineReference, LayoutReference, parse_image
+from modelimage.reference import EngineReference, LayoutReference, parse_image, tag_subject
 from modelimage.source_uris import HUB, S3
 from weightyard.options import absolute_image
 from workspace.document import parse_workspace
@@ -130,8 +130,9 @@ def _of_directory(path: Path, given: str, name: str | None) -> GivenWorkspace:
 
 
 def _versions(tags: Sequence[str]) -> list[str]:
-    """The tags of whole images: a build tags each variant as well, `v1-int8` beside `v1`."""
-    return sorted(tag for tag in tags if not any(tag.startswith(f"{each}-") for each in tags))
+    """The tags of whole images: a build tags each variant as well, `v1-int8` beside `v1`, and signing the signature."""
+    images = [tag for tag in tags if tag_subject(tag) is None]
+    return sorted(tag for tag in images if not any(tag.startswith(f"{each}-") for each in images))
 
 
 def _from_text(text: str, shown: str, base: Path, name: str | None) -> Workspace:

@@ -217,6 +217,20 @@ def test_a_whole_reference_as_ref_name_counts_by_its_tag(directory: Path) -> Non
     assert "docker.io/library/x:v1" in str(caught.value.hint)
 
 
+def test_a_missing_tag_is_answered_with_the_tags_to_choose_from(directory: Path) -> None:
+    layout = Layout(directory)
+    descriptor = put_image(layout, "v1")
+    for tag in (f"sha256-{descriptor.digest.hex}", f"sha256-{descriptor.digest.hex}.sig"):
+        layout.put_manifest(descriptor, layout.manifest(descriptor), tag)
+    with pytest.raises(NotFound) as caught:
+        layout.resolve("v2")
+    assert caught.value.hint == "It holds: v1."
+    _tag_many(directory, "t")
+    with pytest.raises(NotFound) as caught:
+        layout.resolve("v2")
+    assert str(caught.value.hint).count(",") < 20
+
+
 def test_a_tag_of_two_manifests_is_ambiguous(directory: Path) -> None:
     layout = Layout(directory)
     put_image(layout, "v1", b"first")

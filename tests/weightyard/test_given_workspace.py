@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.layout import Layout
 from tests.weightyard.local import Terminal, workspace
 from weightyard.cli import entries, main
 from weightyard.cli import weightyard as program
@@ -44,6 +46,13 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_image
     monkeypatch.chdir(tmp_path)
     layout = tiny_image.removeprefix("oci:").removesuffix(":v1")
     assert read_workspace(layout, name="x").workspace.spec.model.image == tiny_image
+    # Signatures have tags too, and are no images to choose from.
+    signed = Layout(Path(shutil.copytree(layout, tmp_path / "signed")))
+    image = signed.resolve("v1")
+    for tag in (f"sha256-{image.digest.hex}", f"sha256-{image.digest.hex}.sig"):
+        signed.put_manifest(image, signed.manifest(image), tag)
+    found = read_workspace("signed", name="x").workspace.spec.model.image
+    assert found == f"oci:{tmp_path / 'signed'}:v1"
     (tmp_path / "model").mkdir()
     with pytest.raises(NotFound, match=r"^model is a directory, but"):
         read_workspace("model", name=None)

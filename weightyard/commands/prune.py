@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -15,7 +16,7 @@ from modelimage.layout import Layout
 from modelimage.mediatypes import ANNOTATION_REF_NAME
 from modelimage.prune_plan import PrunePlan, PrunePolicy, plan_prune, unreferenced
 from modelimage.push import read_tree
-from modelimage.reference import LayoutReference, RegistryReference, parse_image
+from modelimage.reference import LayoutReference, RegistryReference, parse_image, tag_subject
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import Number, access_options
@@ -151,13 +152,21 @@ def _text(
 ) -> str:
     verb = "Removed" if done else "Would remove"
     lines = [
-        f"{verb} tags: {', '.join(plan.removed) or 'none'}",
-        f"Kept tags: {', '.join(plan.kept) or 'none'}",
+        f"{verb} tags: {_named(plan.removed)}",
+        f"Kept tags: {_named(plan.kept)}",
     ]
     if isinstance(target, Layout):
         lines.append(f"{verb} {len(garbage)} blobs, {format_bytes(sum(garbage.values()))}")
     elif plan.removed:
         lines.append("The registry frees the space in its own garbage collection.")
-    if not done:
+    if not done and (plan.removed or garbage):
         lines.append("Nothing was changed: add --yes to remove them.")
     return "\n".join(lines)
+
+
+def _named(tags: Sequence[str]) -> str:
+    """Tags of images by name; those of signatures and other attachments go with their image, and are counted."""
+    names = [tag for tag in tags if tag_subject(tag) is None]
+    about = len(tags) - len(names)
+    counted = [f"{about} of signatures and attachments"] if about else []
+    return ", ".join([*names, *counted]) or "none"
