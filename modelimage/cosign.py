@@ -16,7 +16,7 @@ from typing import Final
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidImage, NotFound
+from modelimage.errors import AccessDenied, DigestMismatch, InvalidImage, NotFound
 from modelimage.keys import PrivateKey, PublicKey, is_signed_by, sign_bytes
 from modelimage.publication import Document
 from modelimage.push import read_tree
@@ -43,11 +43,11 @@ _CLAIM: Final = "cosign container image signature"
 _MOST_REFERRERS: Final = 64
 
 
-class NotSigned(NotFound):
+class NotSigned(AccessDenied):
     """The image has no signature."""
 
 
-class BadSignature(DigestMismatch):
+class BadSignature(AccessDenied):
     """The image has signatures, but none of this image by an accepted key."""
 
 

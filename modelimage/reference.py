@@ -175,7 +175,7 @@ def check_tag(tag: str) -> str:
 
 
 def tag_subject(tag: str) -> Digest | None:
-    """The manifest that a tag is about, such as `sha256-<hex>` (its referrers) and `sha256-<hex>.sig` (cosign), or None."""
+    """The manifest that a tag is about: `sha256-<hex>` has its referrers, `sha256-<hex>.sig` is cosign's. Else None."""
     match = re.fullmatch(r"sha256-([0-9a-f]{64})(?:\..*)?", tag)
     return Digest(match[1]) if match else None
 

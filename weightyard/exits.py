@@ -66,8 +66,8 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
         "check the name; without credentials, private ones look absent",
     ),
     4: Meaning(
-        "credentials missing, wrong, or not covering what was asked; an image without a required signature",
-        "log in, accept the terms, fix permissions, sign the image",
+        "credentials missing, wrong, or not covering what was asked; no signature by a trusted key",
+        "log in, accept the terms, fix permissions, have the image signed",
     ),
     5: Meaning("bytes that don't have the digest they should have", "fetch or build them again"),
     6: Meaning(
