@@ -62,7 +62,10 @@ def _settings() -> str:
     found = [(each.name, each.field.description or "") for each in settings()]
     width = max(len(name) for name, _ in found)
     return "\n".join(
-        ["Settings of the agent, in its file or as options: fetch.streams is --fetch-streams.", ""]
+        [
+            "Settings of the agent. In its file a dot is a level, fetch: {streams: 8}; as options, --fetch-streams 8.",
+            "",
+        ]
         + [f"{name.ljust(width)}  {text}".rstrip() for name, text in found]
     )
 

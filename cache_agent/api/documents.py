@@ -7,7 +7,7 @@ keys, which a plain load drops.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import yaml
@@ -86,17 +86,48 @@ def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     field = _dotted(path)
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        known = _fields_at(path[:-1], model)
-        close = difflib.get_close_matches(str(path[-1]), known, n=1)
-        guess = (
-            f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
-        )
-        return f"unknown field {field}; {guess}"
+        return f"unknown field {field}; {_meant(path, model)}"
     if kind == "missing":
         return f"{field} is missing"
+    if kind in ("model_type", "model_attributes_type", "dict_type", "mapping_type"):
+        known = _fields_at(path, model)
+        of = f" with the fields {', '.join(sorted(known))}" if known else ""
+        return f"{field}: expected a mapping{of}"
     if kind == "is_instance_of":
         return f"{field}: {_choices(path, message, model)}"
     return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
+
+
+def _meant(path: Sequence[str | int], model: type[BaseModel]) -> str:
+    """What an unknown field may stand for: a field with a similar name here, or one of its name elsewhere."""
+    known, given = _fields_at(path[:-1], model), str(path[-1])
+    # Help and messages write a nested field with dots, and a section's name is easily forgotten.
+    whole = tuple(given.split("."))
+    nested = [each for each in _paths(model, ()) if each[-len(whole) :] == whole]
+    close = difflib.get_close_matches(given, known, n=1)
+    if close and not (nested and "." in given):
+        return f"did you mean {close[0]!r}?"
+    if len(nested) == 1:
+        return f"did you mean `{_flow(nested[0])}`?"
+    return f"known here: {', '.join(sorted(known))}"
+
+
+def _flow(path: Sequence[str]) -> str:
+    """The field in YAML: `fetch: {streams: …}`."""
+    text = "…"
+    for depth, name in enumerate(reversed(path)):
+        text = f"{name}: {text}" if depth == 0 else f"{name}: {{{text}}}"
+    return text
+
+
+def _paths(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every field of the schema outside of lists, sections included."""
+    for name, field in model.model_fields.items():
+        path = (*above, field.alias or name)
+        yield path
+        kind = _plain(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _paths(kind, path)
 
 
 def _choices(path: Sequence[str | int], message: str, model: type[BaseModel]) -> str:

@@ -49,6 +49,14 @@ def test_settings_that_make_no_sense_are_named(text: str, names: str) -> None:
         ("", {"WEIGHTYARD_FETCH__STREAMS": "0"}, {}, r"^WEIGHTYARD_FETCH__STREAMS: fetch\.streams: "),
         ("fetch: {streams: 1}", {}, {"fetch.streams": 0}, r"^--fetch-streams: fetch\.streams: "),
         ("min_fre: 5%\n", {}, {}, "did you mean 'min_free'"),
+        ("fetch.streams: 3\n", {}, {},
+         r"^agent\.yaml:1: unknown field fetch\.streams; did you mean `fetch: \{streams: …\}`\?$"),
+        ("stall_second: 3\n", {}, {}, "known here: budget"),
+        ("streams: 3\n", {}, {}, r"did you mean `fetch: \{streams: …\}`"),
+        ("hub.endpoint: x\n", {}, {}, r"did you mean `tiers: \{hub: \{endpoint: …\}\}`"),
+        ("peers: {members: ['a:1']}\n", {}, {},
+         r"peers\.members\[0\]: expected a mapping with the fields address, zone"),
+        ("fetch: 3\n", {}, {}, r"^agent\.yaml:1: fetch: expected a mapping with the fields bandwidth, "),
     ],
 )  # fmt: skip
 def test_errors_say_where_and_what_was_meant(
