@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
+from modelimage.source_uris import instead_of_image
 
 DEFAULT_TAG = "latest"
 _REPOSITORY = re.compile(
@@ -159,7 +160,7 @@ def parse_registry(text: str) -> RegistryReference:
     if len(path) > 255 or not _REPOSITORY.fullmatch(path) or not _HOST.fullmatch(host):
         raise InvalidInput(
             f"not an image reference: {text[:200]!r}",
-            hint="Write registry.example/team/model:tag (lower case), or oci:DIR:TAG for a directory.",
+            hint=instead_of_image(text[:200]),
         )
     return RegistryReference(host, path, tag or None, digest)
 

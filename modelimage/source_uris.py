@@ -6,6 +6,7 @@ names a source by a field of its own) use these names; adding a scheme begins wi
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 HUB: Final = "hf://"
@@ -21,3 +22,26 @@ def source_url(uri: str) -> str:
     if uri.startswith(HUB):
         return _HUB_PAGES + uri.removeprefix(HUB).partition("@")[0]
     return uri if uri.startswith(("https://", "http://")) else ""
+
+
+def hub_uri(text: str) -> str:
+    """`hf://ORG/NAME` for a model's page at the Hub, or for a bare ORG/NAME; empty for anything else."""
+    name = text.removeprefix(_HUB_PAGES)
+    if name != text:
+        # What follows the name is a view of the page: /tree/main, ?library=vllm.
+        name = "/".join(re.split("[?#]", name)[0].split("/")[:2])
+    return HUB + name if re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", name) else ""
+
+
+def instead_of_image(text: str) -> str:
+    """The hint for a text that is no image reference: what was likely meant, and how it is written."""
+    if any(text.startswith(scheme) for scheme in (HUB, S3, GS, MLFLOW)):
+        return f"It names weights, not an image of them: build one with `weightyard build {text} --to oci:DIR:TAG`."
+    if text.startswith(_HUB_PAGES) and hub_uri(text):
+        return f"For weights of the Hub, write {hub_uri(text)}: `weightyard build` makes an image of them."
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme in ("http", "https"):
+        return f"Write it without {scheme}://, as {rest}."
+    if text.startswith((".", "/", "~")):
+        return f"For an OCI layout, write oci:{text}:TAG; `weightyard build {text}` packs a checkpoint."
+    return "Write registry.example/team/model:tag (lower case), or oci:DIR:TAG for a directory."

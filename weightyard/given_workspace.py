@@ -16,7 +16,7 @@ from typing import Any, Final
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.layout import Layout
 from modelimage.reference import EngineReference, LayoutReference, parse_image, tag_subject
-from modelimage.source_uris import HUB, S3
+from modelimage.source_uris import HUB, S3, hub_uri
 from weightyard.options import absolute_image
 from workspace.document import parse_workspace
 from workspace.schema import Workspace
@@ -86,25 +86,34 @@ def _of_model(model: str, name: str | None) -> Workspace:
         raise InvalidInput(f"not a workspace's name: {chosen!r}") from error
 
 
-def _model(given: str) -> str:
-    """The model that an argument names which isn't a file. Raises NotFound, InvalidInput."""
+def checked_model(given: str) -> str:
+    """The model of an argument, as a Workspace writes it; a layout may be missing. Raises NotFound, InvalidInput."""
     if given.startswith((HUB, S3)):
         return given
     first = given.partition("/")[0]
     explicit = given.startswith(("oci:", "docker:"))
     # Without a registry's host it is more likely a misspelt file, or a model of the Hub.
     if not explicit and ("/" not in given or not any(mark in first for mark in (".", ":"))):
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", given):
-            raise NotFound(f"no file {given}", hint=f"For the Hub's model, write hf://{given}.")
+        if hub_uri(given):
+            raise NotFound(f"no file {given}", hint=f"For the Hub's model, write {hub_uri(given)}.")
         raise NotFound(f"no file {given}", hint=_FORMS)
     if first in (".", ".."):
         raise NotFound(f"no file or directory {given}", hint=_FORMS)
     reference = parse_image(given)
     if isinstance(reference, EngineReference):
         raise InvalidInput(f"{given} is in a docker engine", hint="Push it to a registry.")
+    return given if isinstance(reference, LayoutReference) else str(reference)
+
+
+def _model(given: str) -> str:
+    """The model of an argument that is no file, its directory absolute. Raises NotFound, InvalidInput."""
+    checked = checked_model(given)
+    if checked.startswith((HUB, S3)):
+        return checked
+    reference = parse_image(checked)
     if isinstance(reference, LayoutReference):
         _check_layout(reference, given)
-    return absolute_image(given) if isinstance(reference, LayoutReference) else str(reference)
+    return absolute_image(checked)
 
 
 def _of_directory(path: Path, given: str, name: str | None) -> GivenWorkspace:

@@ -11,7 +11,7 @@ from builder.sources.interface import ModelSource
 from builder.sources.local import LOCAL_URI, LocalSource
 from modelimage.errors import InvalidInput
 from modelimage.hub import endpoint, parse_hub
-from modelimage.source_uris import GS, HUB, MLFLOW, S3
+from modelimage.source_uris import GS, HUB, MLFLOW, S3, hub_uri
 from modelimage.user_cache import user_cache
 
 
@@ -43,9 +43,8 @@ def open_source(
     scheme = next((each for each in SCHEMES if text.startswith(each.prefix)), None)
     if scheme is None:
         if "://" in text:
-            raise InvalidInput(
-                f"unknown kind of source: {text[:200]!r}", hint=f"Give {source_forms('or')}."
-            )
+            meant = hub_uri(text[:200]) or source_forms("or")
+            raise InvalidInput(f"unknown kind of source: {text[:200]!r}", hint=f"Give {meant}.")
         return LocalSource(Path(text), uri=uri or LOCAL_URI, revision=revision or "")
     if uri or revision:
         raise InvalidInput(

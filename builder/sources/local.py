@@ -14,6 +14,7 @@ from pathlib import Path
 from builder.sources.interface import Advance, Listing, SourceFile
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, InvalidInput, NotFound
+from modelimage.source_uris import hub_uri
 
 LOCAL_URI = "local"
 
@@ -54,7 +55,8 @@ class LocalSource:
         if not self._root.exists():
             raise NotFound(
                 f"there is no directory {self._root}",
-                hint="Give a checkpoint directory, or hf://ORG/NAME for one on the Hub.",
+                hint="Give a checkpoint directory, or "
+                f"{hub_uri(str(self._root)) or 'hf://ORG/NAME'} for one on the Hub.",
             )
         if not self._root.is_dir():
             raise InvalidInput(

@@ -116,6 +116,22 @@ def test_parsing_a_reference_raises_nothing_but_invalid_input(text: str) -> None
         parse_image(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("hf://org/name", "`weightyard build hf://org/name --to"), ("s3://bucket/a", "`weightyard build s3://bucket/a"),
+        ("https://huggingface.co/org/Name.1/tree/main", "write hf://org/Name.1:"),
+        ("https://huggingface.co/org/name?library=vllm", "write hf://org/name:"),
+        ("https://registry.example/a:v1", "as registry.example/a:v1."), ("./out", "oci:./out:TAG"),
+        ("/a/out", "oci:/a/out:TAG"), ("Team/Model", "lower case"), ("https://huggingface.co/..", "without https://"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_answered_with_what_was_meant(text: str, meant: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_image(text)
+    assert meant in str(caught.value.hint)
+
+
 def test_docker_hub_has_another_name_for_its_api() -> None:
     assert RegistryReference("docker.io", "library/x").api_host == "registry-1.docker.io"
     assert RegistryReference("ghcr.io", "x").api_host == "ghcr.io"

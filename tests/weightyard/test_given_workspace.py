@@ -91,6 +91,26 @@ def test_a_checkpoint_is_served_from_its_directory(terminal: Terminal, tiny_imag
     assert terminal.state("tiny") == "ready"
 
 
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [("org/name", "write hf://org/name"), ("mistral", "hf://ORG/NAME"),
+     ("./nowhere", "directory of a checkpoint"), ("..", "weightyard build"),
+     ("https://huggingface.co/org/name/tree/main", "hf://org/name"), ("docker:x:v1", "registry"),
+     ("http://registry.example/a:v1", "as registry.example/a:v1")],
+)  # fmt: skip
+def test_init_refuses_what_up_would_refuse(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", model]) in (2, 3)
+    assert hint in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_init_writes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["init", "registry.example/m:v1", "--gpus", "0"]) == 0

@@ -10,7 +10,7 @@ import click
 
 from modelimage.errors import InvalidInput, NotWritable
 from weightyard.console import Console, pass_console
-from weightyard.given_workspace import model_document, workspace_name
+from weightyard.given_workspace import checked_model, model_document, workspace_name
 from weightyard.options import absolute_image
 from workspace.document import parse_workspace
 from workspace.starter import starter
@@ -38,6 +38,13 @@ def init(
 
     Without MODEL, it serves a small example from the Hub.
     """
+    if Path(model).is_dir():
+        raise InvalidInput(
+            f"{model} is a directory, but a Workspace names an image",
+            hint=f"For an OCI layout, write oci:{model}:TAG. `weightyard build` packs a checkpoint; "
+            f"`weightyard up {model}` serves it without a file.",
+        )
+    model = checked_model(model)
     # A file's directories are relative to the file, which may not be here.
     if Path(output).parent != Path():
         model = absolute_image(model)
@@ -45,7 +52,7 @@ def init(
     if gpus is not None:
         document["spec"]["resources"] = {"gpus": gpus}
     # Parsed as a file would be, for errors that name the field.
-    parse_workspace(json.dumps(document), name="the workspace")
+    parse_workspace(json.dumps(document), name="--name" if name else "the workspace")
     text = starter(document, file="workspace.yaml" if output == "-" else output)
     if output == "-":
         console.result(document, text.rstrip("\n"))
