@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cache_agent.api.documents import compose, line_of, sentence
 from modelimage.errors import InvalidInput
+from modelimage.yaml_text import Loader
 from workspace.schema import Workspace
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
@@ -43,8 +44,8 @@ def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspa
 
 def _workspace(node: yaml.Node, name: str) -> Workspace:
     try:
-        document = yaml.SafeLoader("").construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
+        document = Loader("").construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
     if not isinstance(document, dict):
         raise InvalidInput(

@@ -15,12 +15,13 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from modelimage.errors import InvalidInput
+from modelimage.yaml_text import Loader
 
 
 def compose(text: str, name: str, *, hint: str) -> list[yaml.Node]:
     """The documents of a YAML stream, without empty ones. `name` is the file's, in messages. Raises InvalidInput."""
     try:
-        nodes = [node for node in yaml.compose_all(text, yaml.SafeLoader) if not _is_empty(node)]
+        nodes = [node for node in yaml.compose_all(text, Loader) if not _is_empty(node)]
         for node in nodes:
             _check_keys(node, name, seen=set())
     except yaml.MarkedYAMLError as error:

@@ -12,10 +12,15 @@ from modelimage.errors import InvalidInput
 from modelimage.yaml_text import parse_yaml
 from tests.cache_agent.prewarm.documents import cached_model
 from weightyard.doctor.parse import eviction_hard
+from workspace.document import parse_workspaces
 
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )  # fmt: skip
+# Each mapping has the keys of all before it.
+STAIRS = "a0: &a0 {k: v}\n" + "".join(
+    f"a{i}: &a{i} {{<<: *a{i - 1}, k{i}: v}}\n" for i in range(1, 500)
+)
 HOSTILE = {
     "deep": "[" * 20_000,
     "deep blocks": "- " * 20_000,
@@ -26,6 +31,14 @@ HOSTILE = {
     "an object": "!!python/object/apply:os.system [id]",
     "not text": "a: \x00",
     "cut off": "a: [",
+    "merge keys of all before": STAIRS,
+    "a merge of itself": "&a {<<: *a}",
+    "base 60": "a: 1" + ":59" * 5_000,
+    "a float of base 60": "a: 1" + ":59" * 300 + ".5",
+    "an empty integer": "a: !!int ''",
+    "an empty float": "a: !!float ''",
+    "neither true nor false": "a: !!bool perhaps",
+    "no time": "a: !!timestamp never",
 }
 
 
@@ -40,6 +53,8 @@ def test_hostile_yaml_is_refused_wherever_yaml_is_read(text: str, tmp_path: Path
     assert eviction_hard(text) == {}
     (tmp_path / "bad.yaml").write_text(text)
     (tmp_path / "good.json").write_text(str(cached_model()).replace("'", '"'))
+    with pytest.raises(InvalidInput):
+        parse_workspaces(text, name="this text")
     state = DirectorySource(tmp_path).read()
     assert list(state.models) == ["chat"]
     assert [problem.partition(" ")[0] for problem in state.problems] == ["bad.yaml"]

@@ -162,7 +162,7 @@ async def _paths(request: web.Request) -> list[str]:
         if request.content_type == "application/json":
             document = json.loads(body)
         return [str(path) for path in document.get("paths", [])]
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InvalidInput("malformed request: no paths") from error
 
 

@@ -122,11 +122,18 @@ class HubUpstream:
             )
         except (ValueError, RecursionError) as error:
             raise RemoteRefused(f"{self.endpoint} didn't answer with JSON") from error
-        following = urljoin(url, link[1]) if link else None
+        return document, self._following(url, link[1]) if link else None
+
+    def _following(self, url: str, link: str) -> str:
+        try:
+            following = urljoin(url, link)
+            there = WebOrigin.parse(following)
+        except (ValueError, InvalidInput) as error:
+            raise RemoteRefused(f"{self.endpoint} links to {link[:200]!r}") from error
         # The next page is requested with the caller's token, which no other host may get.
-        if following is not None and WebOrigin.parse(following) != WebOrigin.parse(self.endpoint):
+        if there != WebOrigin.parse(self.endpoint):
             raise RemoteRefused(f"{self.endpoint} links to another host")
-        return document, following
+        return following
 
     def _send(self, request: Request, credential: Credential | None) -> Response:
         # The Hub knows Bearer tokens only; a password that is meant for a registry must not be sent to it.

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from cache_agent.servers.mirror.mirror_routes import MirrorRequest, RequestKind
 from modelimage import canonical
-from modelimage.errors import RemoteRefused
+from modelimage.errors import InvalidInput, RemoteRefused
 from modelimage.mediatypes import OCI_INDEX
 from modelimage.registry import answers
 from modelimage.registry.client import RegistryRepository
@@ -46,11 +46,15 @@ class Listing:
 
 
 def query_of(kind: RequestKind, stated: str) -> str:
-    """A query with the parameters that this kind of list has, encoded anew."""
-    known = parse_qsl(stated[:8192], max_num_fields=32)
-    return urlencode(
-        [(n, value) for n, value in known if n in _PARAMETERS[kind] and len(value) <= _MAX_TEXT]
-    )
+    """A query with the parameters that this kind of list has, encoded anew. Raises InvalidInput."""
+    try:
+        known = parse_qsl(stated[:8192], max_num_fields=32)
+        return urlencode(
+            [(n, value) for n, value in known if n in _PARAMETERS[kind] and len(value) <= _MAX_TEXT]
+        )
+    # Also UnicodeEncodeError, of bytes that are no UTF-8.
+    except ValueError as error:
+        raise InvalidInput("malformed request: too many parameters, or no text") from error
 
 
 def fetch_listing(repository: RegistryRepository, wanted: MirrorRequest, query: str) -> Listing:
@@ -73,6 +77,13 @@ def fetch_listing(repository: RegistryRepository, wanted: MirrorRequest, query: 
     return Listing(
         data,
         _TYPES[wanted.kind],
-        query_of(wanted.kind, urlsplit(link[1]).query) if link else "",
+        _query_of_link(repository, wanted.kind, link[1]) if link else "",
         filters if _FILTERS.fullmatch(filters) else "",
     )
+
+
+def _query_of_link(repository: RegistryRepository, kind: RequestKind, link: str) -> str:
+    try:
+        return query_of(kind, urlsplit(link).query)
+    except (ValueError, InvalidInput) as error:
+        raise RemoteRefused(f"{repository.origin} links to {link[:200]!r}") from error
