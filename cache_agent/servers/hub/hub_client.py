@@ -18,6 +18,7 @@ from cache_agent.access.callers import Caller
 from cache_agent.access.decide import UpstreamAnswer
 from modelimage.errors import (
     AccessDenied,
+    InvalidInput,
     NotFound,
     RemoteRefused,
     Unreachable,

@@ -44,7 +44,14 @@ def test_what_is_no_listing_is_refused(document: Any) -> None:
 
 
 # No address, an invalid port, a host whose normal form has a slash, and another host.
-LINKS = ("http://[", "//[x]/a", "http://hub.example:99999/", "http://\u2100/", "https://other.example/", "file:///etc")
+LINKS = (
+    "http://[",
+    "//[x]/a",
+    "http://hub.example:99999/",
+    "http://\u2100/",
+    "https://other.example/",
+    "file:///etc",
+)
 
 
 @pytest.mark.parametrize("link", LINKS)

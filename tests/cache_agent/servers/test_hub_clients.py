@@ -210,6 +210,15 @@ def test_paths_are_of_files_and_folders(node: Node, body: bytes, headers: dict[s
     assert kinds == {"sub": "directory", "config.json": "file"}
 
 
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"paths": 7}', b"7", b"\xff", b'{"paths": ["a"']
+)
+def test_what_names_no_paths_is_a_bad_request(node: Node, body: bytes) -> None:
+    path = f"/api/models/{REPO}/paths-info/main"
+    headers = {"Content-Type": "application/json"}
+    assert fetch(node.host, path, method="POST", headers=headers, body=body).status == 400
+
+
 @pytest.mark.parametrize("kind", ["dataset", "space"])
 def test_a_client_shows_that_only_models_are_served(node: Node, tmp_path: Path, kind: str) -> None:
     where: dict[str, Any] = {"endpoint": node.url, "cache_dir": tmp_path, "repo_type": kind}

@@ -20,6 +20,7 @@ from cache_agent.servers.mirror.mirror_routes import RequestKind
 from modelimage.access import Access, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
+from modelimage.errors import InvalidInput
 from modelimage.mediatypes import OCI_INDEX, OCI_MANIFEST
 from modelimage.reference import parse_image
 from modelimage.referrers import ArtifactFile, attach, make_artifact
@@ -334,3 +335,9 @@ def test_parameters_of_the_specification_alone_are_passed_on(
     kind: RequestKind, stated: str, passed: str
 ) -> None:
     assert query_of(kind, stated) == passed
+
+
+@pytest.mark.parametrize("stated", ["n=1&" * 40, "last=\udcff"])
+def test_an_odd_query_is_a_bad_request(stated: str) -> None:
+    with pytest.raises(InvalidInput, match="malformed"):
+        query_of(RequestKind.TAGS, stated)
