@@ -19,6 +19,7 @@ PULLING_MODEL: Final = "involvedObject.kind=Pod,reason=PullingModel"
 _AGENT: Final = "weightyard-agent"
 # A thousand pods that start at once on broken nodes; each costs below a kilobyte.
 _MOST_PODS: Final = 2000
+_LONGEST_UID: Final = 64  # characters; a pod's has 36
 _MOST_WORDS: Final = 500  # characters
 _CSI_ERROR: Final = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 _PREFIX: Final = re.compile(
@@ -70,28 +71,41 @@ def parse_event(event: Json) -> MountNews | None:
 
 @dataclass(slots=True)
 class MountEvents:
-    """The newest news of each pod, by its uid. Bounded: the news of pods that were told of long ago is forgotten."""
+    """The newest news of each pod, by namespace and uid. Bounded: the oldest of the namespace with most is forgotten.
 
-    _news: OrderedDict[str, MountNews] = field(default_factory=OrderedDict)
+    Whoever may write Events of a namespace may write any text under any uid: that must tell nothing of another
+    namespace's pods, and displace nothing that is known of them.
+    """
+
+    _news: dict[str, OrderedDict[str, MountNews]] = field(default_factory=dict)
+    _count: int = 0
 
     def put(self, event: Json) -> bool:
         """Keeps what an Event tells. Returns whether that is new."""
+        # The namespace in which it was written: that alone is what its writer has a right to.
+        namespace = str((event.get("metadata") or {}).get("namespace") or "")
         uid, news = (event.get("involvedObject") or {}).get("uid"), parse_event(event)
-        if not uid or news is None:
+        if not isinstance(uid, str) or not 0 < len(uid) <= _LONGEST_UID or news is None:
             return False
-        known = self._news.get(uid)
+        known = self.of(namespace, uid)
         # A list comes in the order of names, so that an older Event may follow.
         if known is not None and known.rank > news.rank:
             return False
-        self._news[uid] = news
-        self._news.move_to_end(uid)
-        while len(self._news) > _MOST_PODS:
-            self._news.popitem(last=False)
+        pods = self._news.setdefault(namespace, OrderedDict())
+        self._count += uid not in pods
+        pods[uid] = news
+        pods.move_to_end(uid)
+        if self._count > _MOST_PODS:
+            largest = max(self._news, key=lambda each: len(self._news[each]))
+            self.forget(largest, next(iter(self._news[largest])))
         return known is None or (known.words, known.failed) != (news.words, news.failed)
 
-    def of(self, uid: str) -> MountNews | None:
-        return self._news.get(uid)
+    def of(self, namespace: str, uid: str) -> MountNews | None:
+        return self._news.get(namespace, {}).get(uid)
 
-    def forget(self, uid: str) -> None:
+    def forget(self, namespace: str, uid: str) -> None:
         """Forgets a pod that is gone."""
-        self._news.pop(uid, None)
+        pods = self._news.get(namespace, OrderedDict())
+        self._count -= pods.pop(uid, None) is not None
+        if not pods:
+            self._news.pop(namespace, None)

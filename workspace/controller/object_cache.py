@@ -87,7 +87,8 @@ class WatchCache:
             self._labels.pop((document["metadata"]["namespace"], name), None)
             return set()
         if kind == "Pod":
-            self._mounts.forget(document["metadata"].get("uid", ""))
+            metadata = document["metadata"]
+            self._mounts.forget(metadata.get("namespace", ""), metadata.get("uid", ""))
         found = self._key_of(document)
         if found is None or self._objects.get(found, {}).pop((kind, name), None) is None:
             return set()
@@ -141,8 +142,11 @@ class WatchCache:
 
     def mounts(self, objects: Iterable[Json]) -> dict[str, MountNews]:
         """What Events tell of the pods among some objects, by uid."""
-        uids = (str(each["metadata"].get("uid")) for each in objects if each["kind"] == "Pod")
-        return {uid: news for uid in uids if (news := self._mounts.of(uid)) is not None}
+        pods = [each["metadata"] for each in objects if each["kind"] == "Pod"]
+        places = ((pod.get("namespace", ""), str(pod.get("uid"))) for pod in pods)
+        return {
+            uid: news for space, uid in places if (news := self._mounts.of(space, uid)) is not None
+        }
 
     def nodes(self) -> tuple[KubeNode, ...]:
         return tuple(self._nodes.values())
@@ -151,8 +155,8 @@ class WatchCache:
         """The Workspace of the pod that an Event is about, if that is known and the news is new."""
         if not self._mounts.put(document):
             return set()
-        about = document["involvedObject"]
-        space, name = about.get("namespace", ""), ("Pod", about.get("name", ""))
+        space = document["metadata"].get("namespace", "")
+        name = ("Pod", document["involvedObject"].get("name", ""))
         return {key for key, found in self._objects.items() if key[0] == space and name in found}
 
     def _put_kube_node(self, document: Json) -> set[Key]:

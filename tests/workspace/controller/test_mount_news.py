@@ -16,6 +16,7 @@ from tests.workspace.controller.test_pod_problems import strike, waiting
 from tests.workspace.controller.test_reconcile import condition
 from tests.workspace.controller.test_running import running
 from workspace.controller.mount_news import MountEvents, parse_event
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.objects import waits_for_volumes
 from workspace.render import names
 
@@ -95,7 +96,7 @@ def test_the_newest_event_counts_in_whatever_order_they_are_listed(
     known = MountEvents()
     for message, at in order:
         known.put(event(POD, message, at=at))
-    found = known.of("u")
+    found = known.of("team", "u")
     assert found is not None
     assert found.words == "12% of 4.1 GiB, 3 min left"
 
@@ -106,10 +107,29 @@ def test_the_news_of_pods_are_bounded_and_repeated_news_is_none() -> None:
         pod = {**POD, "metadata": {**POD["metadata"], "uid": f"u{number}"}}
         assert known.put(event(pod, DENIED))
         assert not known.put(event(pod, DENIED, at="2026-01-01T00:00:09Z"))
-    kept = [number for number in range(5000) if known.of(f"u{number}")]
+    kept = [number for number in range(5000) if known.of("team", f"u{number}")]
     assert kept == list(range(3000, 5000))
-    known.forget("u4999")
-    assert known.of("u4999") is None
+    known.forget("team", "u4999")
+    assert known.of("team", "u4999") is None
+
+
+def test_events_of_one_namespace_say_and_displace_nothing_of_another() -> None:
+    cache = WatchCache()
+    cache.put({**POD, "metadata": {**POD["metadata"], "labels": {names.WORKSPACE: NAME}}})
+    assert cache.put({**event(POD, DENIED), "kind": "Event"}) == {("team", NAME)}
+    for number in range(3000):
+        uid = "u" if number == 0 else f"u{number}"
+        forged = event(
+            {**POD, "metadata": {**POD["metadata"], "uid": uid}}, "a lie", at="9999-01-01T00:00:00Z"
+        )
+        forged["metadata"]["namespace"] = "other"
+        assert cache.put({**forged, "kind": "Event"}) == set()
+    assert cache.mounts([POD])["u"].words == "registry.example refuses team/m (Name a pull secret.)"
+
+
+def test_a_uid_is_no_place_for_megabytes() -> None:
+    metadata = {**POD["metadata"], "uid": "u" * 1_000_000}
+    assert not MountEvents().put(event({**POD, "metadata": metadata}, DENIED))
 
 
 @pytest.mark.parametrize(
