@@ -8,7 +8,6 @@ its subject, so it is listed as a referrer. A sigstore bundle says the same to n
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -193,7 +192,7 @@ def _raw(file: ArtifactFile) -> bytes:
     try:
         return base64.b64decode(file.annotations.get(SIGNATURE_ANNOTATION, ""), validate=True)
     # A malformed signature counts as none: another one may still be valid.
-    except binascii.Error:
+    except ValueError:
         return b""
 
 

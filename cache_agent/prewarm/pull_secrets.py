@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +64,7 @@ class ClusterSecrets:
             return {
                 key: base64.b64decode(value, validate=True).decode() for key, value in data.items()
             }
-        except (binascii.Error, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise InvalidInput(f"secret {name} isn't base64 of text") from error
 
 

@@ -101,7 +101,7 @@ def test_a_signature_of_another_image_does_not_pass(layout: Layout, subject: Des
         cosign.verify(layout, other, [KEY.public_key()])
 
 
-@pytest.mark.parametrize("signature", ["", "!", base64.b64encode(b"x" * 70).decode()])
+@pytest.mark.parametrize("signature", ["", "!", "é", base64.b64encode(b"x" * 70).decode()])
 def test_a_signature_that_is_none_does_not_pass(
     layout: Layout, subject: Descriptor, signature: str
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_malformed_signature_hides_no_valid_one(
     cosign.sign(layout, layout, subject, KEY, name="team/model")
     tag = cosign.signature_tag(subject.digest)
     (ours,) = read_artifact(layout, layout.resolve(tag))
-    bad = ArtifactFile("bad", cosign.PAYLOAD_TYPE, payload, {cosign.SIGNATURE_ANNOTATION: "eA=="})
+    bad = ArtifactFile("bad", cosign.PAYLOAD_TYPE, payload, {cosign.SIGNATURE_ANNOTATION: "é"})
     attach(layout, make_artifact(subject, cosign.ARTIFACT_TYPE, [bad, ours, bad]), tag)
     cosign.verify(layout, subject, [KEY.public_key()])
     with pytest.raises(cosign.BadSignature):

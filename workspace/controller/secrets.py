@@ -6,7 +6,6 @@ A pull secret is tenant input: credential helpers that it names are never run.
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +74,7 @@ class NamespacedResolver:
         secret = await self._secret(workspace.metadata.namespace, name)
         try:
             data = base64.b64decode(secret["data"][_DATA_KEY], validate=True)
-        except (KeyError, TypeError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
                 f"the secret {name} holds no {_DATA_KEY}",
                 hint="Make it with: kubectl create secret docker-registry.",

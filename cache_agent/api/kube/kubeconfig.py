@@ -7,7 +7,6 @@ Follows client-go's clientcmd and https://kubernetes.io/docs/reference/config-ap
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -191,7 +190,7 @@ def _data(name: str, entry: Json, field: str) -> bytes | None:
     try:
         if entry.get(f"{field}-data"):
             return base64.b64decode(entry[f"{field}-data"], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         _unusable(name, f"{field}-data isn't base64", error)
     return read(Path(entry[field])) if entry.get(field) else None
 

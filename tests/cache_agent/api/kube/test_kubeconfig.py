@@ -143,6 +143,7 @@ def test_a_missing_program_is_an_error_with_its_install_hint(tmp_path: Path) -> 
         ({"exec": {"command": "aws", "apiVersion": V1, "interactiveMode": "Always"}}, {}, "terminal"),
         ({"auth-provider": {"name": "gcp"}}, {}, "auth-provider"),
         ({}, {"server": "https://a", "certificate-authority-data": "?"}, "isn't base64"),
+        ({}, {"server": "https://a", "certificate-authority-data": "é"}, "isn't base64"),
         ({}, {"server": "https://a", "certificate-authority-data": "eHg="}, "isn't a PEM"),
         ({"client-certificate-data": "eHg=", "client-key-data": "eHg="}, {"server": "https://a"}, "client certificate"),
         ({"as-groups": 5, "as": "x"}, {}, "usable"),
