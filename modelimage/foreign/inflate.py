@@ -18,6 +18,7 @@ from modelimage.errors import InvalidImage
 Read = Callable[[int], bytes]
 
 _INPUT: Final = 256 << 10
+_SMALLEST: Final = 512
 _GZIP_WINDOW: Final = 31
 # The limit that the zstd program accepts by default.
 _ZSTD_WINDOW: Final = 128 << 20
@@ -35,36 +36,42 @@ class GzipInflater:
 
     def __init__(self, read: Read) -> None:
         self._read = read
-        self._input = b""
+        self._input = memoryview(b"")
+        self._piece = _INPUT
         self._member = zlib.decompressobj(_GZIP_WINDOW)
         self._inside = False
 
     def readinto(self, buffer: memoryview, /) -> int:
         while True:
             if not self._input:
-                self._input = self._read(_INPUT)
+                self._input = memoryview(self._read(_INPUT))
             if not self._inside and not self._begin():
                 return 0
+            given = self._input[: self._piece]
             # Never more output than the buffer: a bomb costs time in proportion to what the caller accepts.
             try:
-                data = self._member.decompress(self._input, len(buffer))
+                data = self._member.decompress(given, len(buffer))
             except zlib.error as error:
                 raise InvalidImage(f"a layer is not valid gzip: {error}") from error
             # The source has ended, but the member has not.
-            if not data and not self._input and not self._member.eof:
+            if not data and not given and not self._member.eof:
                 raise InvalidImage("a gzip layer ends in the middle")
-            self._input = self._member.unconsumed_tail
-            if self._member.eof:
-                self._input, self._inside = self._member.unused_data, False
+            ended = self._member.eof
+            taken = len(given) - len(
+                self._member.unused_data if ended else self._member.unconsumed_tail
+            )
+            self._input, self._inside = self._input[taken:], not ended
+            # zlib copies what it doesn't take: of members of some bytes each, almost everything, again and again.
+            self._piece = max(_SMALLEST, 2 * taken) if ended else min(2 * self._piece, _INPUT)
             if data:
                 buffer[: len(data)] = data
                 return len(data)
 
     def _begin(self) -> bool:
         """Start the next member; False if there is none."""
-        while self._input and not self._input.lstrip(b"\0"):
-            self._input = self._read(_INPUT)
-        self._input = self._input.lstrip(b"\0")
+        while self._input and self._input[0] == 0:
+            rest = bytes(self._input).lstrip(b"\0")
+            self._input = memoryview(rest or self._read(_INPUT))
         if not self._input:
             return False
         self._member, self._inside = zlib.decompressobj(_GZIP_WINDOW), True

@@ -15,8 +15,9 @@ from modelimage.errors import InvalidImage
 class Limits:
     """Bounds in bytes and counts.
 
-    `ratio` is decompressed bytes per compressed byte of a layer, above `slack` bytes. `literal_bytes` refuses nothing:
-    a layer with more than that around its files is not stored in a form that can be rebuilt.
+    `ratio` is decompressed bytes per compressed byte of a layer, above `slack` bytes. `link_steps`: names that are
+    looked up to resolve all links. `literal_bytes` refuses nothing: a layer with more than that around its files is not
+    stored in a form that can be rebuilt.
     """
 
     members: int = 200_000
@@ -24,6 +25,7 @@ class Limits:
     total_bytes: int = 16 << 40
     ratio: int = 200
     slack: int = 64 << 20
+    link_steps: int = 4_000_000
     literal_bytes: int = 16 << 20
 
     def check_members(self, count: int) -> None:
@@ -31,6 +33,14 @@ class Limits:
         if count > self.members:
             raise InvalidImage(
                 f"the image has more than {self.members} entries",
+                hint="Leave everything but the model out of the image.",
+            )
+
+    def check_links(self, steps: int) -> None:
+        """Raise InvalidImage above the bound."""
+        if steps > self.link_steps:
+            raise InvalidImage(
+                "the image's links lead through too many names",
                 hint="Leave everything but the model out of the image.",
             )
 

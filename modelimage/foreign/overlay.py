@@ -76,6 +76,7 @@ class Tree:
         self._conflicts: dict[str, str] = {}
         self._members = 0
         self._visited = 0
+        self._steps = 0
 
     def add(self, layer: int, members: Sequence[TarMember]) -> None:
         """Add a layer on top. Raises InvalidImage."""
@@ -213,6 +214,9 @@ class Tree:
         trail: list[tuple[tuple[str, ...], Node]] = [((), self._root)]
         while todo:
             part = todo.pop()
+            # Counted over all links: each may lead through others, and each target has thousands of names.
+            self._steps += 1
+            self._limits.check_links(self._steps)
             if part in ("", "."):
                 continue
             if part == "..":

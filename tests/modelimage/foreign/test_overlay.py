@@ -168,6 +168,15 @@ def test_links_that_multiply_are_refused() -> None:
         stack(members, root="d0", limits=Limits(members=1000))
 
 
+def test_links_through_many_names_are_refused() -> None:
+    """Each leads through forty others of thousands of names: a layer of megabytes would take hours."""
+    members = [folder("x"), file("l40")]
+    members += [link(f"l{number}", "x/../" * 800 + f"l{number + 1}") for number in range(40)]
+    members += [link(f"m{number}", "l1") for number in range(200_000 - len(members))]
+    with pytest.raises(InvalidImage, match="too many names"):
+        stack(members, limits=Limits(link_steps=200_000))
+
+
 ESCAPES = {
     "a link above the root": [link("a", "../x")],
     "a link above the root from below": [folder("d"), link("d/a", "../../x")],
