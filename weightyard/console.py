@@ -2,6 +2,8 @@
 
 Stdout has exactly one result, so it can be piped. Progress is a moving bar on a terminal, elsewhere a plain line every
 few seconds, and with --json an event per second. Rich is imported only for a moving bar.
+
+Texts come from registries, images and tenants too: all of them are written as `printable`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import IO, Any, Final
 import click
 
 from weightyard.progress import Progress, open_progress
+from weightyard.text import one_line, printable
 
 _LEAST_CELL: Final = 12  # as many digits of a digest as commands take
 DEBUG_VARIABLE: Final = "WEIGHTYARD_DEBUG"
@@ -66,7 +69,9 @@ class Console:
 
     def result(self, document: object, text: str) -> None:
         """Writes the command's result to stdout: `document` as JSON with --json, else `text`."""
-        self._write(self.out, json.dumps(document, ensure_ascii=False) if self.json else text)
+        self._write(
+            self.out, printable(json.dumps(document, ensure_ascii=False) if self.json else text)
+        )
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Writes rows to stdout under upper-case headings; with --json a list of objects keyed by column."""
@@ -83,17 +88,22 @@ class Console:
         if self.json:
             self.event("note", text=text)
         elif not self.quiet:
-            self._write(self.err, text)
+            self._write(self.err, printable(text))
 
     def heading(self, text: str) -> None:
         """Writes the note that opens a section: bold on a terminal, after an empty line."""
-        colored = self.err.isatty() and not (self.no_color or self.json)
-        self.say(text if self.json else "\n" + (click.style(text, bold=True) if colored else text))
+        if self.json or self.quiet:
+            self.say(text)
+            return
+        bold = self.err.isatty() and not self.no_color
+        shown = printable(text)
+        self._write(self.err, "\n" + (click.style(shown, bold=True) if bold else shown))
 
     def event(self, name: str, **fields: Any) -> None:
         """Writes one JSON line to stderr with --json; nothing otherwise."""
         if self.json and not self.quiet:
-            self._write(self.err, json.dumps({"event": name, **fields}, ensure_ascii=False))
+            line = json.dumps({"event": name, **fields}, ensure_ascii=False)
+            self._write(self.err, printable(line))
 
     def progress(
         self, title: str, total_bytes: int | None = None
@@ -105,11 +115,11 @@ class Console:
         """Writes the error that ends the command, and its hint."""
         if self.json:
             report = {"event": "error", "kind": kind, "message": message, "hint": hint}
-            self._write(self.err, json.dumps(report, ensure_ascii=False))
+            self._write(self.err, printable(json.dumps(report, ensure_ascii=False)))
             return
-        self._write(self.err, self._red("error:") + f" {message}")
+        self._write(self.err, self._red("error:") + f" {printable(message)}")
         if hint:
-            self._write(self.err, f"  hint: {hint}")
+            self._write(self.err, f"  hint: {printable(hint)}")
 
     def _red(self, text: str) -> str:
         colored = self.err.isatty() and not self.no_color
@@ -134,7 +144,7 @@ def format_table(
     """
     # Stripped at the end: padding behind the last column would wrap on narrow terminals.
     cells = [[column.upper() for column in columns]]
-    cells += [["-" if value is None else str(value) for value in row] for row in rows]
+    cells += [["-" if value is None else one_line(str(value)) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     if width is not None:
         widths = _fitted(widths, [max(len(column), _LEAST_CELL) for column in columns], width)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -79,6 +80,8 @@ OPTIONS: Final[Mapping[tuple[str, str], Source]] = {
     **{(command, "--variant"): _variants for command in ("build", "pull", "explain", "prewarm")},
     ("up", "--name"): _workspaces,
 }
+# What no shell has a meaning for.
+_WORD: Final = re.compile(r"[A-Za-z0-9@%+,./:=_-]+")
 _FILE_OPTIONS: Final = frozenset({("render", "-f"), ("render", "--file")})
 _GROUPS: Final = frozenset({"lease"})
 
@@ -128,9 +131,11 @@ def _matching(
     found: Iterator[tuple[str, str]], head: str, incomplete: str
 ) -> list[tuple[str, str, str]]:
     return [
-        (value[len(head) :], "plain", note)
+        # Fields of an answer are lines: a note that has some would be read as further words.
+        (value[len(head) :], "plain", " ".join(note.split()))
         for value, note in dict(found).items()
-        if value.startswith(head + incomplete)
+        # A shell inserts the word as it is, and runs what is in it.
+        if value.startswith(head + incomplete) and _WORD.fullmatch(value)
     ]
 
 

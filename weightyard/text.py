@@ -1,4 +1,7 @@
-"""Formats and parses sizes and durations: bytes in decimal units, durations in the two largest units."""
+"""Formats and parses sizes and durations: bytes in decimal units, durations in the two largest units.
+
+Makes text of others safe to show.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,24 @@ from typing import Final
 from modelimage.errors import InvalidInput
 
 _SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([kKMGTP]?)(i?)B?")
+# Controls of terminals, marks that change the direction of text, and halves of characters, which can't be encoded.
+_UNSEEN: Final = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey instead of show as JSON's escapes; tabs and line ends stay.
+
+    Law: `json.loads(printable(json.dumps(x, ensure_ascii=False))) == x`.
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """The printable text without line ends: part of a line or table, in which others' words begin no new one."""
+    return printable(" ".join(text.splitlines()))
 
 
 def format_bytes(count: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
 from cache_agent.api.wire import ExplainView, SpaceReport
 from weightyard.console import format_table
-from weightyard.text import format_bytes, format_duration
+from weightyard.text import format_bytes, format_duration, one_line
 from weightyard.up.state import State, condition
 
 Json = dict[str, Any]
@@ -57,7 +57,10 @@ class Frame:
 
     def text(self, width: int, height: int | None = None) -> str:
         """The frame in `width` columns and, if a height is given, that many lines: the last says how many are left."""
-        lines = [self.heading[:width], *(f"! {each}"[:width] for each in self.problems)]
+        lines = [
+            one_line(self.heading)[:width],
+            *(f"! {one_line(each)}"[:width] for each in self.problems),
+        ]
         for section in self.sections:
             lines += ["", *section.lines(width)]
         if height is not None and len(lines) > height:

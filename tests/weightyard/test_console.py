@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.servers.process import wait_until
 from weightyard.console import Console
 from weightyard.progress import Meter
-from weightyard.text import format_bytes, format_duration
+from weightyard.text import format_bytes, format_duration, one_line, printable
+
+HOSTILE = "a\x1b]0;title\x07\x9b31m\u202e\ud800\rb"
 
 
 class FakeTerminal(StringIO):
@@ -270,3 +272,29 @@ def test_durations(seconds: float, text: str) -> None:
 def test_texts_are_short(a: float, b: float) -> None:
     assert len(format_bytes(a)) <= 9
     assert len(format_duration(b)) <= 12
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_text_of_others_reaches_the_terminal_as_a_command(as_json: bool) -> None:
+    console, out, err, _ = consoles(err=FakeTerminal())
+    console.configure(json=as_json, no_color=True)
+    console.table(("name",), [[f"{HOSTILE}\nsecond"]])
+    console.result({"name": HOSTILE}, HOSTILE)
+    console.say(HOSTILE)
+    console.heading(HOSTILE)
+    console.event("note", text=HOSTILE)
+    console.fail(HOSTILE, hint=HOSTILE)
+    written = out.getvalue() + err.getvalue()
+    assert all(letter == "\n" or letter.isprintable() for letter in written)
+    written.encode()
+    if as_json:
+        table, result = map(json.loads, out.getvalue().splitlines())
+        assert (table, result) == ([{"name": f"{HOSTILE}\nsecond"}], {"name": HOSTILE})
+    else:
+        assert len(out.getvalue().splitlines()) == 3
+
+
+@given(text=st.text(st.characters(codec=None)))
+def test_printable_json_is_the_same_json(text: str) -> None:
+    assert json.loads(printable(json.dumps(text, ensure_ascii=False))) == text
+    assert len(one_line(text).splitlines()) <= 1

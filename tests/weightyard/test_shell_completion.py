@@ -98,6 +98,15 @@ def test_a_cache_that_is_not_there_has_no_names(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_no_shell_is_offered_words_that_it_would_run(tmp_path: Path) -> None:
+    for name in ("$(reboot)", "a;b", "two words", "`id`", "~root", "a*", "chat"):
+        (tmp_path / "up" / name).mkdir(parents=True)
+        state = {"image": "a note\nplain\n$(reboot)"}
+        (tmp_path / "up" / name / "state.json").write_text(json.dumps(state))
+    found = quick(["logs", "--root", str(tmp_path)], "", {}, {})
+    assert found == [("chat", "plain", "a note plain $(reboot)")]
+
+
 def test_the_table_names_commands() -> None:
     named = {words[0] for words in (*ARGUMENTS, *FILES, *OPTIONS)}
     assert named <= set(entries())

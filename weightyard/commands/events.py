@@ -16,6 +16,7 @@ from cache_agent.store.paths import StorePaths
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import root_option
+from weightyard.text import one_line
 
 _POLL_SECONDS: Final = 0.5
 _LEVELS: Final = ("info", "warning", "error")
@@ -64,5 +65,7 @@ def _show(console: Console, found: Sequence[EventView]) -> None:
 def _line(event: EventView) -> str:
     at = datetime.fromtimestamp(event.at, UTC).astimezone()
     level = "" if event.level == "info" else f"{event.level}: "
-    fields = " ".join(f"{name}={value}" for name, value in event.fields.items() if value != "")
+    fields = " ".join(
+        f"{name}={one_line(str(value))}" for name, value in event.fields.items() if value != ""
+    )
     return f"{at:%H:%M:%S}  {level}{event.text}  {fields}"
