@@ -7,12 +7,14 @@ without floating-point numbers.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from modelimage.errors import InvalidImage
 
 # The record of a model of 8 TB has a quarter of it.
 _MOST_MARKS: Final = 1_000_000
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def to_bytes(document: object) -> bytes:
@@ -21,6 +23,15 @@ def to_bytes(document: object) -> bytes:
     return json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+def check_halves(document: object, data: bytes) -> None:
+    """Raise ValueError if a document that was parsed from `data` has text with half of a character.
+
+    An escape can state one (RFC 8259, section 8.2), and such text can't be encoded again, nor shown.
+    """
+    if _HALF.search(data):
+        json.dumps(document, ensure_ascii=False).encode()
 
 
 def parse(data: bytes, *, what: str) -> dict[str, Any]:
@@ -34,6 +45,7 @@ def parse(data: bytes, *, what: str) -> dict[str, Any]:
     try:
         # Decoded explicitly: json.loads would also detect UTF-16 and UTF-32, which other image readers reject.
         document = json.loads(data.decode())
+        check_halves(document, data)
     except (ValueError, RecursionError) as error:
         raise InvalidImage(f"{what} is not valid JSON: {error}") from error
     if not isinstance(document, dict):

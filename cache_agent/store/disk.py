@@ -174,7 +174,13 @@ class Disk:
         # Two threads may write the same file concurrently: each needs its own temporary name.
         temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
         with self._change("write_small", path):
-            temporary.write_bytes(data)
+            fd = _open_new(temporary, 0o644)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+            finally:
+                os.close(fd)
             temporary.rename(path)
 
     def overwrite_small(self, path: Path, data: bytes) -> None:
@@ -193,11 +199,7 @@ class Disk:
         """Replace a small file atomically and durably: temporary name, write, fsync, rename, fsync of the directory."""
         temporary = path.with_name(f".{path.name}.tmp")
         with self._change("write_temporary", temporary):
-            fd = os.open(
-                temporary,
-                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
-                0o600,
-            )
+            fd = _open_new(temporary, 0o600)
         try:
             self.pwrite(fd, temporary, memoryview(data), 0)
             with self._change("seal", temporary):
@@ -307,6 +309,12 @@ def scan(directory: Path) -> tuple[list[Path], list[Path]]:
             return [], []
         raise DiskFailed(f"can't list {directory}: {error.strerror}") from error
     return plain, others
+
+
+def _open_new(path: Path, mode: int) -> int:
+    """Open a temporary file for writing, empty. A link of its name must not redirect the writes."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, mode)
 
 
 def _allocate(fd: int, size: int) -> None:

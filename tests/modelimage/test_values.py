@@ -281,6 +281,18 @@ def test_canonical_json_is_parsed_as_it_is_written(document: dict[str, object]) 
     assert canonical.to_bytes(dict(reversed(document.items()))) == data
 
 
+@given(text=st.text(st.characters(codec=None), max_size=5))
+def test_text_that_cannot_be_written_is_not_read(text: str) -> None:
+    """JSON's escapes may state half of a character: what was parsed can be written and shown."""
+    data = json.dumps({"text": text}).encode()
+    try:
+        found = canonical.parse(data, what="it")
+    except InvalidImage:
+        assert any("\ud800" <= letter <= "\udfff" for letter in text)
+    else:
+        assert canonical.parse(canonical.to_bytes(found), what="it") == found
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"{", b"null", b"\xff", b"[" * 100_000, '{"a": 1}'.encode("utf-16")]
 )

@@ -16,6 +16,7 @@ from urllib.parse import quote, urljoin
 
 from cache_agent.access.callers import Caller
 from cache_agent.access.decide import UpstreamAnswer
+from modelimage import canonical
 from modelimage.errors import (
     AccessDenied,
     InvalidInput,
@@ -118,9 +119,9 @@ class HubUpstream:
         response = self._send(Request("GET", url), caller.credential)
         link = _NEXT.search(response.header("Link") or "")
         try:
-            document = json.loads(
-                response.read(_MAX_JSON), parse_constant=_finite, parse_float=_finite
-            )
+            data = response.read(_MAX_JSON)
+            document = json.loads(data, parse_constant=_finite, parse_float=_finite)
+            canonical.check_halves(document, data)
         except (ValueError, RecursionError) as error:
             raise RemoteRefused(f"{self.endpoint} didn't answer with JSON") from error
         return document, self._following(url, link[1]) if link else None

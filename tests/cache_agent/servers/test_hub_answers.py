@@ -30,7 +30,18 @@ def answering(document: Any) -> HubUpstream:
 
 
 @pytest.mark.parametrize(
-    "document", [[], {}, None, 7, "x", {"sha": 7}, {"sha": "x" * 40}, [{"sha": "0" * 40}]]
+    "document",
+    [
+        [],
+        {},
+        None,
+        7,
+        "x",
+        {"sha": 7},
+        {"sha": "x" * 40},
+        [{"sha": "0" * 40}],
+        {"sha": "0" * 40, "tags": ["\ud800"]},
+    ],
 )
 def test_what_names_no_commit_is_refused(document: Any) -> None:
     with pytest.raises(RemoteRefused):

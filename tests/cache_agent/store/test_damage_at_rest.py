@@ -6,16 +6,18 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from cache_agent.store.disk import Disk
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, HolderKind, Use
 from modelimage.digest import Digest
-from modelimage.errors import Busy
+from modelimage.errors import Busy, NotWritable
 from tests.cache_agent.crashes import in_child
 from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import simple_image
@@ -301,3 +303,16 @@ def test_the_ledger_is_private(memory_root: Path) -> None:
         pull(NodeFactory(paths.root, stack)({"reg.test/m": IMAGE}))
         for path in paths.root.glob("ledger.*"):
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.parametrize("write", [Disk.write_small, Disk.write_durable])
+def test_a_link_at_a_temporary_name_redirects_no_write(
+    tmp_path: Path, write: Callable[[Disk, Path, bytes], None]
+) -> None:
+    precious, target = tmp_path / "precious", tmp_path / "file"
+    precious.write_bytes(b"precious")
+    for name in (f".{target.name}.tmp", f".{target.name}.{threading.get_ident()}.tmp"):
+        (tmp_path / name).symlink_to(precious)
+    with pytest.raises(NotWritable):
+        write(Disk(), target, b"other")
+    assert precious.read_bytes() == b"precious"
