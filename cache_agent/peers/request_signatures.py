@@ -97,7 +97,9 @@ def _mac(key: Key, request: SignedRequest, stamp: Stamp) -> str:
         stamp.sender, stamp.receiver, str(stamp.time), stamp.nonce,
     )  # fmt: skip
     text = "".join(f"{len(part)}:{part}\n" for part in parts)
-    return hmac.new(key.secret, text.encode(), hashlib.sha256).hexdigest()
+    # Bytes of a header that are no UTF-8 are surrogates.
+    data = text.encode("utf-8", "surrogateescape")
+    return hmac.new(key.secret, data, hashlib.sha256).hexdigest()
 
 
 def _parse(header: str) -> tuple[str, str, Stamp]:

@@ -63,7 +63,9 @@ def refusal(request: web.Request, token: str | None) -> tuple[int, str] | None:
     if request.path in _OPEN and request.method in ("GET", "HEAD"):
         return None
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    if token is None or not hmac.compare_digest(given.encode(), token.encode()):
+    if token is None or not hmac.compare_digest(
+        given.encode("utf-8", "surrogateescape"), token.encode()
+    ):
         return (
             401,
             f"give the token in {TOKEN_NAME} of the cache's directory: Authorization: Bearer TOKEN",

@@ -57,6 +57,7 @@ def test_a_signed_request_names_its_sender(checked: Checked) -> None:
         replace(REQUEST, path="/v1/files/aa/bb/chunks/4"),
         replace(REQUEST, range="bytes=0-100"),
         replace(REQUEST, range=""),
+        replace(REQUEST, range="bytes=0-99\udcff"),
     ],
 )
 def test_forged_signature_of_another_request(checked: Checked, changed: SignedRequest) -> None:

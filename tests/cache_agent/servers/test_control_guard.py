@@ -76,6 +76,23 @@ def test_who_may_ask(headers: Mapping[str, str], status: int) -> None:
     assert ask(headers) == status
 
 
+def test_bytes_that_are_no_text_are_no_token() -> None:
+    async def main() -> bytes:
+        async with AsyncExitStack() as stack:
+            listening = socket.create_server(("127.0.0.1", 0))
+            listening.setblocking(False)
+            await serve_control(stack, application(TOKEN), [listening])
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(
+                b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\r\n\r\n"
+            )
+            answer = await reader.readline()
+            writer.close()
+            return answer
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 401 ")
+
+
 def test_without_a_token_of_its_own_nothing_is_answered() -> None:
     assert ask({"Authorization": "Bearer "}, token=None) == 401
 
