@@ -7,6 +7,7 @@ after the mark.
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -65,7 +66,9 @@ def starter(document: Mapping[str, Any], *, file: str) -> str:
     """
     workspace = Workspace.model_validate(document)
     given = workspace.to_document()
-    lines = [_HEAD.format(file=file) + f"apiVersion: {workspace.api_version}", "kind: Workspace"]
+    # It becomes a part of comments and of commands to copy.
+    shown = shlex.quote(file) if file.isprintable() else "FILE"
+    lines = [_HEAD.format(file=shown) + f"apiVersion: {workspace.api_version}", "kind: Workspace"]
     lines += ["metadata:", f"  name: {workspace.name}", "spec:"]
     for name, section in _SECTIONS.items():
         values = given["spec"].get(name, {})

@@ -30,6 +30,13 @@ def test_it_parses_to_what_was_asked_for(given: dict[str, Any]) -> None:
     assert parse_workspace(text, name="x") == Workspace.model_validate(given)
 
 
+@pytest.mark.parametrize("file", ["a\nkind: Other", "a\x85b", "a b;c", "$(id).yaml"])
+def test_a_files_name_is_part_of_comments(file: str) -> None:
+    text = starter(document(), file=file)
+    assert parse_workspace(text, name="x") == Workspace.model_validate(document())
+    assert f"up {file} " not in text
+
+
 def test_every_optional_line_is_valid() -> None:
     """Uncommented by itself, with its section, and without what excludes it."""
     lines = starter(document(), file="x.yaml").splitlines()
