@@ -28,7 +28,7 @@ class Installer(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Installation:
+class InstalledCopy:
     """`source`: the checkout's directory if `editable`, else the URL of the wheel; None for an index's."""
 
     installer: Installer
@@ -57,7 +57,7 @@ class Installation:
 
 def installation(
     *, prefix: Path | None = None, python: str | None = None, direct_url: str | None = None
-) -> Installation:
+) -> InstalledCopy:
     """How this copy was installed. The arguments take the place of this interpreter's facts."""
     home = Path(sys.prefix) if prefix is None else prefix
     installer = Installer.PIP
@@ -67,11 +67,11 @@ def installation(
         installer = Installer.PIPX
     text = _direct_url() if direct_url is None else direct_url
     source, editable = _source(text)
-    return Installation(installer, python or sys.executable, source, editable)
+    return InstalledCopy(installer, python or sys.executable, source, editable)
 
 
 def install_command(*extras: str) -> str:
-    """`Installation.install_command` for this copy."""
+    """`InstalledCopy.install_command` for this copy."""
     return installation().install_command(*extras)
 
 

@@ -138,7 +138,7 @@ def spec_schema() -> Json:
     return schema
 
 
-class Status(Reported):
+class WorkspaceStatus(Reported):
     """What the servers of a Workspace do now. The controller writes it."""
 
     observed_generation: Count = Field(default=0, description=GENERATION)
@@ -173,7 +173,7 @@ class Status(Reported):
 
 def status_schema() -> Json:
     """The structural schema of a Workspace's status."""
-    schema = model_schema(Status)
+    schema = model_schema(WorkspaceStatus)
     keyed(schema, ("conditions",), "type")
     at(schema, ("conditions", "[]", "type"))["enum"] = list(CONDITIONS)
     return schema

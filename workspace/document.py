@@ -10,7 +10,7 @@ from typing import Final
 import yaml
 from pydantic import ValidationError
 
-from cache_agent.api.documents import compose, line_of, sentence
+from cache_agent.api.document_errors import compose, line_of, sentence
 from modelimage.errors import InvalidInput
 from modelimage.yaml_text import Loader
 from workspace.schema import Workspace

@@ -45,7 +45,7 @@ from cache_agent.servers.listener import serve_control
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import WeightyardError
-from modelimage.listening import listen_tcp
+from modelimage.tcp_listener import listen_tcp
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from cache_agent.net.listen_addresses import Address
 from cache_agent.servers.accept_loop import CONTROL_LIMITS, Acceptor, ConnectionLimits
-from modelimage.listening import listen_tcp
+from modelimage.tcp_listener import listen_tcp
 
 SHUTDOWN_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0

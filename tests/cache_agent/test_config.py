@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cache_agent.config import AgentConfig, json_schema
-from cache_agent.settings_file import parse_config
+from cache_agent.config.settings_file import parse_config
 from modelimage.errors import InvalidInput
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from cache_agent.config import PeersSection
+from cache_agent.config.settings_file import parse_config
 from cache_agent.peers.request_signatures import parse_keys
-from cache_agent.settings_file import parse_config
 from tests.chart.charting import find, pod_specs, render
 from tests.chart.helmserver import HelmServer
 from tests.chart.matrix import MATRIX

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cache_agent.api.shared_names import CSI_DRIVER
-from cache_agent.settings_file import parse_config
+from cache_agent.config.settings_file import parse_config
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
 from tests.servers.httpserver import Handler, LoopbackServer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cache_agent.config.settings_file import parse_config
 from cache_agent.prewarm.directory_source import DirectorySource
-from cache_agent.settings_file import parse_config
 from modelimage.errors import InvalidInput
 from modelimage.yaml_text import parse_yaml
 from tests.cache_agent.prewarm.documents import cached_model

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from cache_agent.config import AgentConfig
-from cache_agent.settings_file import parse_config
+from cache_agent.config.settings_file import parse_config
 from modelimage.errors import InvalidInput
 from weightyard.commands.agent import agent
 from weightyard.settings import Setting, setting_options, settings

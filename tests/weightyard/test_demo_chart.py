@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightyard.demo.chart import BAR, Fetch, Measured, bar, fetches_chart, variants_chart
+from weightyard.demo.chart import BAR, FetchBar, VariantBar, bar, fetches_chart, variants_chart
 
 
 @given(st.integers(1, 10**12), st.data())
@@ -26,7 +26,7 @@ def test_the_longest_bar_is_full() -> None:
 
 def test_a_picture_has_bytes_seconds_and_checks() -> None:
     lines = fetches_chart(
-        [Fetch("copied", 271_000_000, 0.25, 0), Fetch("pulled again", 0, 0.1, 0)]
+        [FetchBar("copied", 271_000_000, 0.25, 0), FetchBar("pulled again", 0, 0.1, 0)]
     ).splitlines()
     assert lines[1].split() == ["copied", "█" * BAR, "271", "MB", "0.2", "s", "none"]
     assert lines[2].split() == ["pulled", "again", "0", "B", "0.1", "s", "none"]
@@ -38,7 +38,7 @@ def test_a_picture_has_bytes_seconds_and_checks() -> None:
 def test_quality_is_shown_only_where_it_was_measured(
     quality: tuple[float, float] | None, shown: str
 ) -> None:
-    text = variants_chart([Measured("int8", 163, quality, "only on CPUs with AVX-512")])
+    text = variants_chart([VariantBar("int8", 163, quality, "only on CPUs with AVX-512")])
     assert shown in text
     assert "AVX-512" in text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelimage.errors import Busy, InvalidInput
-from modelimage.listening import check_free, holder_of, listen_tcp
+from modelimage.tcp_listener import check_free, holder_of, listen_tcp
 from tests.weightyard.local import Terminal
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cache_agent.config import AgentConfig, json_schema
-from cache_agent.settings_file import parse_config
+from cache_agent.config.settings_file import parse_config
 from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console

@@ -15,7 +15,7 @@ _PARTS: Final = " ▏▎▍▌▋▊▉"
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class FetchBar:
     """One way of getting the model's files: the bytes that moved, the seconds, and the digests that were checked."""
 
     name: str
@@ -25,7 +25,7 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class VariantBar:
     """A variant: its bytes, what of its quality was measured, and where it runs. `quality` None: not measured."""
 
     name: str
@@ -41,7 +41,7 @@ def bar(value: float, most: float) -> str:
     return (_FULL * whole + (_PARTS[part] if part else "")).ljust(BAR)
 
 
-def fetches_chart(fetches: Sequence[Fetch]) -> str:
+def fetches_chart(fetches: Sequence[FetchBar]) -> str:
     """Bars of the bytes that moved."""
     most = max((each.bytes for each in fetches), default=0)
     rows = [
@@ -57,7 +57,7 @@ def fetches_chart(fetches: Sequence[Fetch]) -> str:
     return format_table(["the same model", "bytes moved", "", "time", "digests checked"], rows)
 
 
-def variants_chart(variants: Sequence[Measured]) -> str:
+def variants_chart(variants: Sequence[VariantBar]) -> str:
     """Bars of the variants' bytes, beside their measured quality."""
     most = max((each.bytes for each in variants), default=0)
     rows = [
@@ -68,7 +68,7 @@ def variants_chart(variants: Sequence[Measured]) -> str:
     return format_table(columns, rows)
 
 
-def _quality(variant: Measured) -> tuple[str, str]:
+def _quality(variant: VariantBar) -> tuple[str, str]:
     if variant.quality is None:
         return "not measured", "-"
     ratio, agreement = variant.quality

@@ -23,7 +23,7 @@ from modelimage.resolve import resolve_model
 from quantize.calibration import load_evaluation
 from weightyard.cli import weightyard
 from weightyard.console import Console
-from weightyard.demo.chart import Fetch, Measured
+from weightyard.demo.chart import FetchBar, VariantBar
 
 VARIANTS: Final = ("bf16", "int8", "int4")
 ENGINE: Final = "vllm"
@@ -31,7 +31,9 @@ _WORDS: Final = 240  # of the evaluation text: enough for a picture, and seconds
 Clock = Callable[[], float]
 
 
-def copy_plainly(source: Path, target: Path, name: str, clock: Clock = time.perf_counter) -> Fetch:
+def copy_plainly(
+    source: Path, target: Path, name: str, clock: Clock = time.perf_counter
+) -> FetchBar:
     """Copies the checkpoint into a new directory and removes it again."""
     shutil.rmtree(target, ignore_errors=True)
     started = clock()
@@ -39,18 +41,18 @@ def copy_plainly(source: Path, target: Path, name: str, clock: Clock = time.perf
     seconds = clock() - started
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     shutil.rmtree(target)
-    return Fetch(name, size, seconds, 0)
+    return FetchBar(name, size, seconds, 0)
 
 
 def pull(
     image: str, root: Path, name: str, console: Console, clock: Clock = time.perf_counter
-) -> Fetch:
+) -> FetchBar:
     """Pulls an image as the command does; what it fetched, and how many digests of files and chunks that checked."""
     started = clock()
     done = _result("pull", image, "--root", str(root), console=console)
     seconds = clock() - started
     fetched = int(done["fetched"])
-    return Fetch(name, fetched, seconds, _digests(Path(done["path"])) if fetched else 0)
+    return FetchBar(name, fetched, seconds, _digests(Path(done["path"])) if fetched else 0)
 
 
 def _digests(directory: Path) -> int:
@@ -69,7 +71,7 @@ def _result(*arguments: str, console: Console) -> dict[str, Any]:
     return document
 
 
-def measured_variants(image: str) -> list[Measured]:
+def measured_variants(image: str) -> list[VariantBar]:
     """The variants of an image that was built here, each with what its build measured. Raises NotFound."""
     reference = parse_image(image)
     reader = open_reader(reference, Access())
@@ -81,7 +83,7 @@ def measured_variants(image: str) -> list[Measured]:
         ratios = (compared.perplexity_ratio, compared.top1_agreement) if compared else None
         refused = cpu_refusal(ENGINE, name, flags)
         found.append(
-            Measured(
+            VariantBar(
                 name,
                 model.record.facts.weight_bytes,
                 (1.0, 1.0) if name == VARIANTS[0] else ratios,

@@ -15,7 +15,7 @@ from typing import Final
 
 from modelimage.child import SAFE_PATH, StallTimer, work_of
 from modelimage.errors import EngineFailed, TimedOut
-from modelimage.listening import check_free, listen_tcp
+from modelimage.tcp_listener import check_free, listen_tcp
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words, stage_of
 from workspace.launch_plan import LaunchPlan

@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
-from modelimage.listening import listen_tcp
+from modelimage.tcp_listener import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
-from workspace.activator.connections import Connections
+from workspace.activator.connection_guard import ConnectionGuard
 from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.server_metrics import HELD
 
@@ -239,10 +239,10 @@ async def serve(
     host: str,
     port: int,
     ready: Callable[[int], None] = lambda _: None,
-    connections: Connections | None = None,
+    guard: ConnectionGuard | None = None,
 ) -> None:
     """Serves until cancelled; running requests get a minute to finish. `ready` is called with the port."""
-    limited = connections or Connections()
+    limited = guard or ConnectionGuard()
     # Cancels a handler when its client disconnects: it must not count as waiting.
     runner = web.AppRunner(
         limited.watching(activator.app()),

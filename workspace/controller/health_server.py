@@ -15,7 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
-from modelimage.listening import listen_tcp
+from modelimage.tcp_listener import listen_tcp
 
 SILENCE_SECONDS: Final = 60.0
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"

@@ -36,7 +36,7 @@ _FILTERS: Final = re.compile(r"[A-Za-z, ]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class RegistryList:
     """A registry's answer. `following`: the query of the next page, empty without one; `filters`: those applied."""
 
     data: bytes
@@ -57,7 +57,9 @@ def query_of(kind: RequestKind, stated: str) -> str:
         raise InvalidInput("malformed request: too many parameters, or no text") from error
 
 
-def fetch_listing(repository: RegistryRepository, wanted: MirrorRequest, query: str) -> Listing:
+def fetch_listing(
+    repository: RegistryRepository, wanted: MirrorRequest, query: str
+) -> RegistryList:
     """Ask the registry. Raises NotFound, AccessDenied, Unreachable, RemoteRefused, InvalidImage."""
     path = f"{wanted.upstream_path}?{query}" if query else wanted.upstream_path
     url = f"{repository.origin}/v2/{repository.repository}/{path}"
@@ -74,7 +76,7 @@ def fetch_listing(repository: RegistryRepository, wanted: MirrorRequest, query: 
     document = canonical.parse(data, what="a registry's list")
     if ("tags" if wanted.kind is RequestKind.TAGS else "manifests") not in document:
         raise RemoteRefused(f"{repository.origin} answered with no list")
-    return Listing(
+    return RegistryList(
         data,
         _TYPES[wanted.kind],
         _query_of_link(repository, wanted.kind, link[1]) if link else "",

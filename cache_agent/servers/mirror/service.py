@@ -17,7 +17,7 @@ from cache_agent.fetch.readable import ready_file
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.fetch.values import PullRequest, ReadablePrefix
 from cache_agent.servers.mirror.content import CachedManifest, Content, Layer, RelayedBlob
-from cache_agent.servers.mirror.discovery import Listing, fetch_listing
+from cache_agent.servers.mirror.discovery import RegistryList, fetch_listing
 from cache_agent.servers.mirror.layers import LINK_LAYER, LayerIndex
 from cache_agent.servers.mirror.mirror_routes import MirrorRequest, RequestKind
 from cache_agent.servers.shared_pulls import SharedPulls
@@ -69,7 +69,7 @@ class MirrorService:
         admission = self.gate.admit(repository, caller, question)
         return self._blob(wanted, repository, admission)
 
-    def listing(self, wanted: MirrorRequest, caller: Caller, query: str) -> Listing:
+    def listing(self, wanted: MirrorRequest, caller: Caller, query: str) -> RegistryList:
         """A list of a repository, from its registry. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
         # Where anyone may read, the caller's credentials stay here.
         known = self.gate.known(repository_of(wanted.image), caller)

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cache_agent.access.signatures import Untrusted
 from cache_agent.config import AgentConfig, SignatureSection
+from cache_agent.config.settings_file import parse_config
 from cache_agent.daemon.node_setup import NodeOptions, NodeParts, open_node, reconfigure
 from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.node.node import Node
-from cache_agent.settings_file import parse_config
 from modelimage import cosign
 from modelimage.access import Access
 from modelimage.descriptor import Descriptor

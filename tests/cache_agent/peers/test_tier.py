@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cache_agent.config import AgentConfig, PeersSection
+from cache_agent.config.settings_file import parse_config
 from cache_agent.daemon.peers_setup import make_peers
 from cache_agent.fetch.job import AssignedRange, Job, SourceRetryPolicy
 from cache_agent.fetch.range_planner import RangeRequest, plan_queues
@@ -23,7 +24,6 @@ from cache_agent.peers.peer_source import Announced, PeerSource
 from cache_agent.peers.rate import PacedStream, PeerTooSlow, RateBaseline
 from cache_agent.peers.values import Have, Member
 from cache_agent.prewarm.cluster.desired_models import ClusterSource, NodeLabels
-from cache_agent.settings_file import parse_config
 from cache_agent.sources.source import FetchUpstream, RetryLater, Source, Tier
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused, Unreachable
 from modelimage.record import CHUNK_SIZE

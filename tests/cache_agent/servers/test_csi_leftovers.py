@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cache_agent.config.settings_file import parse_config
 from cache_agent.daemon.node_setup import NodeParts
-from cache_agent.settings_file import parse_config
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access
 from tests.cache_agent.servers.machine import Machine

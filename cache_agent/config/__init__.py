@@ -1,4 +1,4 @@
-"""Parses and validates the agent's settings: one YAML file, each setting also an environment variable.
+"""The agent's settings: one YAML file, each setting also an environment variable; `settings_file` reads it.
 
     root: /var/lib/weightyard
     budget: 80%

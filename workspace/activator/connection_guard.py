@@ -28,7 +28,7 @@ class _Refused(asyncio.Protocol):
 
 
 @dataclass
-class Connections:
+class ConnectionGuard:
     """Makes the protocols of one server's connections; `most` at a time, others are closed."""
 
     most: int = MOST_CONNECTIONS

@@ -8,7 +8,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from cache_agent.api.documents import compose, line_of, sentence
+from cache_agent.api.document_errors import compose, line_of, sentence
 from cache_agent.config import AgentConfig
 from modelimage.errors import InvalidInput
 from modelimage.yaml_text import parse_yaml

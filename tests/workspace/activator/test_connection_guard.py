@@ -1,16 +1,16 @@
-"""Connections that send no request, however many, take no place of others for long."""
+"""ConnectionGuard that send no request, however many, take no place of others for long."""
 
 from __future__ import annotations
 
 import asyncio
 
-from workspace.activator.connections import Connections
+from workspace.activator.connection_guard import ConnectionGuard
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
 
 
 def test_connections_are_limited_and_silent_ones_end() -> None:
-    limits = Connections(most=3, seconds=0.3)
+    limits = ConnectionGuard(most=3, seconds=0.3)
 
     async def ask(port: int) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -31,7 +31,7 @@ def test_connections_are_limited_and_silent_ones_end() -> None:
                 host="127.0.0.1",
                 port=0,
                 ready=found.set_result,
-                connections=limits,
+                guard=limits,
             )
         )
         port = await found
