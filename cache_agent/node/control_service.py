@@ -162,8 +162,15 @@ class Service:
         )
 
     def status(self) -> NodeCache:
-        # The report is as old as the reconciler's last round; a pin that was set or removed since shows at once.
-        return with_pins(self._status(), {str(m.key) for m in self._store.models.all() if m.pinned})
+        return self.with_current_pins(self.report())
+
+    def report(self) -> NodeCache:
+        """The NodeCache of the reconciler's last round. An agent asks in its event loop, and no disk is read."""
+        return self._status()
+
+    def with_current_pins(self, report: NodeCache) -> NodeCache:
+        """The report with pins that were set or removed since. Blocking."""
+        return with_pins(report, {str(m.key) for m in self._store.models.all() if m.pinned})
 
     def space(self) -> SpaceReport:
         roots = [_root_space(store, view) for store, view in self._store.spaces()]

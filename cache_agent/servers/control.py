@@ -143,7 +143,9 @@ class ControlApi:
 
     async def _status(self, request: web.Request) -> web.Response:
         # Not in a thread: the desired state belongs to the event loop.
-        return web.json_response(self._service.status().to_document())
+        report = self._service.report()
+        found = await self._executor.call(lambda: self._service.with_current_pins(report))
+        return web.json_response(found.to_document())
 
     async def _space(self, request: web.Request) -> web.Response:
         return _one(await self._executor.call(self._service.space))
