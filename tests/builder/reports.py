@@ -22,6 +22,9 @@ class Told:
     def describe(self, text: str) -> None:
         """Nothing to remember."""
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Nothing to remember."""
+
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(self.advance)
 

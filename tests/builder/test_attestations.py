@@ -125,7 +125,7 @@ def test_a_bom_of_any_source_is_valid(
             built.publication,
             [record],
             parameters={},
-            bases=[str(Digest.of(b"base"))],
+            bases=[Digest.of(b"base")],
             builder_version="1.0",
         )
     )
