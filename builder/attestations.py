@@ -9,6 +9,7 @@ from typing import Any
 from builder import mlbom, provenance
 from builder.quality_report import modelpack_manifest
 from modelimage import mediatypes
+from modelimage.digest import Digest
 from modelimage.publication import Publication
 from modelimage.record import Record
 from modelimage.referrers import Artifact, ArtifactFile, make_artifact
@@ -29,7 +30,7 @@ def provenances(
     published: Publication,
     records: Sequence[Record],
     parameters: Mapping[str, Any],
-    bases: Sequence[str],
+    bases: Sequence[Digest],
     created: str | None,
 ) -> Iterator[Artifact]:
     """The statement of the build, attached to everything that it tagged."""

@@ -249,7 +249,7 @@ def _attestations(
         yield from sboms(planned, records, options.created)
     if options.provenance:
         images = options.base.images.values() if options.base else ()
-        bases = sorted(str(image.manifest) for image in images)
+        bases = sorted((image.manifest for image in images), key=str)
         yield from provenances(planned, records, options.parameters(), bases, options.created)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from modelimage import intoto
+from modelimage.digest import Digest
 from modelimage.publication import Publication
 from modelimage.record import Record
 
@@ -28,7 +29,7 @@ def provenance(
     records: Sequence[Record],
     *,
     parameters: Mapping[str, Any],
-    bases: Sequence[str],
+    bases: Sequence[Digest],
     builder_version: str,
     created: str | None = None,
 ) -> bytes:
@@ -62,5 +63,5 @@ def _source(record: Record) -> list[dict[str, Any]]:
     return [{"uri": record.source, **digest}]
 
 
-def _base(digest: str) -> dict[str, Any]:
-    return {"name": "base image", "digest": {"sha256": digest.removeprefix("sha256:")}}
+def _base(digest: Digest) -> dict[str, Any]:
+    return {"name": "base image", "digest": {"sha256": digest.hex}}

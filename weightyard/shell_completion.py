@@ -25,7 +25,7 @@ from click.shell_completion import (
     add_completion_class,
 )
 
-from weightyard.options import ROOT_VARIABLE, default_root
+from weightyard.options import default_root
 from weightyard.topics import TOPICS
 
 _VARIANTS: Final = ("auto", "bf16", "int8", "int8-w8a16", "int4")
@@ -144,8 +144,7 @@ def _root(words: Words, environ: Mapping[str, str]) -> Path:
     for option, value in itertools.pairwise(words):
         if option == "--root":
             return Path(value).expanduser()
-    given = environ.get(ROOT_VARIABLE)
-    return Path(given) if given else default_root(environ)
+    return default_root(environ)
 
 
 def register(commands: Mapping[str, str]) -> None:

@@ -114,13 +114,10 @@ def _cut(characters: int) -> AfterValidator:
     return AfterValidator(lambda text: text[:characters])
 
 
-# What programs report. What is too long is cut: an API server would refuse the whole status.
-ReportedLine = Annotated[
-    str, _cut(4096), WithJsonSchema({"type": "string", "maxLength": 4096})
-]  # a name, a word, a number for people
-ReportedText = Annotated[
-    str, _cut(32_768), WithJsonSchema({"type": "string", "maxLength": 32_768})
-]  # sentences
+# What programs report: a name, a word or a number for people, and whole sentences. What is too long is cut: an API
+# server would refuse the whole status.
+ReportedLine = Annotated[str, _cut(4096), WithJsonSchema({"type": "string", "maxLength": 4096})]
+ReportedText = Annotated[str, _cut(32_768), WithJsonSchema({"type": "string", "maxLength": 32_768})]
 # RFC 3339 in UTC, to the second: 2026-01-31T22:00:00Z.
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 

@@ -73,8 +73,9 @@ class DerivedRecord:
     @property
     def variant(self) -> str:
         """The original's variant if no file differs from it; else the fixed one of foreign images, which state none."""
-        proven = self.original is not None and not self.original.differs
-        return self.original.variant if self.original and proven else AS_PUBLISHED
+        if self.original is None or self.original.differs:
+            return AS_PUBLISHED
+        return self.original.variant
 
     @property
     def size(self) -> int:

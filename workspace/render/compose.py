@@ -20,9 +20,8 @@ Json = dict[str, Any]
 
 ROOT: Final = PurePosixPath("/var/lib/weightyard")
 _AGENT_PORT: Final = 8099
-_AGENT_MEMORY: Final = (
-    2 << 30
-)  # with the page cache of the files that it writes, which the kernel reclaims
+# With the page cache of the files that it writes, which the kernel reclaims.
+_AGENT_MEMORY: Final = 2 << 30
 _VOLUME: Final = "weightyard"
 _AMD_DEVICES: Final = ["/dev/kfd", "/dev/dri"]
 
