@@ -159,49 +159,67 @@ async def open_servers(
         api = MirrorApi(service, _executor(stack, 32))
         mirror = await serve(stack, api.application(), options.mirror, option="another --mirror")
     if options.hub is not None:
-        # Without a limit for one host: this server asks only one.
-        sender = fail_fast(access, per_host=None).sender(urlsplit(options.hub_upstream).netloc)
-        upstream = HubUpstream(options.hub_upstream.rstrip("/"), sender)
-        # Refusals aren't cached, because each must pass on the Hub's own error code and message.
-        hub_gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)
-        files = HubService(
-            node.store,
-            node.manifest_cache,
-            Fills(node.store, SharedPulls(node.pull)),
-            hub_gate,
-            upstream,
-            TrustedImages(node.store, questions, hub_gate, options.hub_images, events=node.events),
-        )
-        hub = await serve(
-            stack,
-            HubApi(files, _executor(stack)).application(),
-            options.hub,
-            option="another --hub",
-        )
+        hub = await _open_hub(node, access, options, options.hub, questions=questions, stack=stack)
     if options.observe is not None and observing is not None:
         observe = await serve(stack, observing, options.observe, option="another --observe")
     peers = await _open_peers(node, options.peers, stack) if options.peers else None
-    csi = None
     if options.csi is not None:
-        # Imported here: gRPC takes 11 MB, which an agent without a CSI driver doesn't need.
-        from cache_agent.servers.csi.driver import CsiServer, Driver  # noqa: PLC0415
-
-        # More threads for upstream, because each of its calls may wait for seconds.
-        threads = Threads(upstream=_executor(stack, 32), local=_executor(stack, 8))
-        volumes = Volumes(
-            node.store,
-            pulls=SharedPulls(node.pull),
-            activity=node.activity,
-            access=ImageAccess(gate, node.trust, questions, transfers),
-            mounts=Mounts(MounterClient(options.csi.mounter), threads.local),
-            threads=threads,
-            pod_events=pod_events,
-        )
-        server = CsiServer(Driver(volumes, options.csi, _version()))
-        stack.push_async_callback(server.stop)
-        await server.start()
-        csi = options.csi.endpoint
+        reach = ImageAccess(gate, node.trust, questions, transfers)
+        await _open_csi(node, options.csi, access=reach, pod_events=pod_events, stack=stack)
+    csi = options.csi.endpoint if options.csi else None
     return RunningServers(mirror, hub, observe, csi, peers)
+
+
+async def _open_hub(
+    node: Node,
+    access: Access,
+    options: ServerOptions,
+    address: Address,
+    *,
+    questions: UpstreamRegistries,
+    stack: AsyncExitStack,
+) -> Address:
+    # Without a limit for one host: this server asks only one.
+    sender = fail_fast(access, per_host=None).sender(urlsplit(options.hub_upstream).netloc)
+    # Refusals aren't cached, because each must pass on the Hub's own error code and message.
+    gate = Authorizer(node.clock, CacheTTL(refusal=0.0), node.manifest_cache)
+    files = HubService(
+        node.store,
+        node.manifest_cache,
+        Fills(node.store, SharedPulls(node.pull)),
+        gate,
+        HubUpstream(options.hub_upstream.rstrip("/"), sender),
+        TrustedImages(node.store, questions, gate, options.hub_images, events=node.events),
+    )
+    api = HubApi(files, _executor(stack))
+    return await serve(stack, api.application(), address, option="another --hub")
+
+
+async def _open_csi(
+    node: Node,
+    options: CsiOptions,
+    *,
+    access: ImageAccess,
+    pod_events: PodEvents,
+    stack: AsyncExitStack,
+) -> None:
+    # Imported here: gRPC takes 11 MB, which an agent without a CSI driver doesn't need.
+    from cache_agent.servers.csi.driver import CsiServer, Driver  # noqa: PLC0415
+
+    # More threads for upstream, because each of its calls may wait for seconds.
+    threads = Threads(upstream=_executor(stack, 32), local=_executor(stack, 8))
+    volumes = Volumes(
+        node.store,
+        pulls=SharedPulls(node.pull),
+        activity=node.activity,
+        access=access,
+        mounts=Mounts(MounterClient(options.mounter), threads.local),
+        threads=threads,
+        pod_events=pod_events,
+    )
+    server = CsiServer(Driver(volumes, options, _version()))
+    stack.push_async_callback(server.stop)
+    await server.start()
 
 
 async def _open_peers(node: Node, options: PeerServer, stack: AsyncExitStack) -> Address:
