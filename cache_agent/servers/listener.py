@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -25,63 +26,71 @@ SHUTDOWN_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 60.0
 UNTAKEN_SECONDS: Final = 300.0
 _BACKLOG: Final = 1024
+_LOOKS: Final = 4  # at all connections, within the time that one may be idle
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class _Watched:
-    """A connection's requests: how many have begun, and how many are still running."""
+class _Use:
+    """How many of a connection's requests are running, and since when it is as it is now, in the loop's time."""
 
-    begun: int = 0
-    running: int = 0
+    running: int
+    since: float
 
 
 @dataclass
 class IdleTimeout:
-    """Closes connections on which no request began or ran for `seconds`. For one application.
+    """Closes connections on which no request began, ended or ran for `seconds`. For one application.
 
     `untaken`: seconds for which sent data may stay unacknowledged (TCP_USER_TIMEOUT).
     """
 
     seconds: float = IDLE_SECONDS
     untaken: float = UNTAKEN_SECONDS
-    # One entry per open connection; `_look` removes it once the connection is closed.
-    _watched: dict[asyncio.BaseProtocol, _Watched] = field(default_factory=dict)
+    # Weak, and without timers: clients may open and close any number of connections, of which nothing may stay.
+    _uses: WeakKeyDictionary[asyncio.BaseTransport, _Use] = field(default_factory=WeakKeyDictionary)
 
     def watching(self, app: web.Application) -> web.Application:
-        """Add a middleware that counts requests; it comes first, so that refused requests count too."""
+        """Add a middleware that notes requests; it comes first, so that refused requests count too."""
 
         @web.middleware
-        async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-            return await self._count(request, handler)
+        async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._note(request, handler)
 
-        app.middlewares.insert(0, count)
+        app.middlewares.insert(0, note)
         return app
 
-    def watch(self, protocol: RequestHandler) -> RequestHandler:
-        """Check a new connection every `seconds`."""
-        self._watched[protocol] = _Watched()
-        asyncio.get_running_loop().call_later(self.seconds, self._look, protocol, 0)
-        return protocol
+    async def watch(self, server: web.Server) -> None:
+        """Close a server's idle connections, until cancelled."""
+        while True:
+            await asyncio.sleep(self.seconds / _LOOKS)
+            now = asyncio.get_running_loop().time()
+            for protocol in server.connections:
+                transport = protocol.transport
+                if transport is None or transport.is_closing():
+                    continue
+                use = self._use(transport)
+                if not use.running and now - use.since >= self.seconds:
+                    # Not `close`, which would wait until the peer has taken the buffered data.
+                    transport.abort()
 
-    async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        watched = self._watched.get(request.protocol, _Watched())
-        watched.begun += 1
-        watched.running += 1
+    def watched(self) -> int:
+        """How many connections are known: at most those that are open."""
+        return len(self._uses)
+
+    def _use(self, transport: asyncio.BaseTransport) -> _Use:
+        return self._uses.setdefault(transport, _Use(0, asyncio.get_running_loop().time()))
+
+    async def _note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is None:
+            return await handler(request)
+        use, loop = self._use(request.transport), asyncio.get_running_loop()
+        use.running += 1
         try:
             return await handler(request)
         finally:
-            watched.running -= 1
-
-    def _look(self, protocol: RequestHandler, before: int) -> None:
-        watched, transport = self._watched[protocol], protocol.transport
-        if transport is None or transport.is_closing():
-            del self._watched[protocol]
-            return
-        if watched.begun == before and not watched.running:
-            # Not `close`, which would wait until the peer has taken the buffered data.
-            transport.abort()
-        asyncio.get_running_loop().call_later(self.seconds, self._look, protocol, watched.begun)
+            use.running -= 1
+            use.since = loop.time()
 
 
 async def serve(
@@ -129,10 +138,17 @@ async def _protocols(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    make = runner.server
-    if make is None:
+    server = runner.server
+    if server is None:
         raise RuntimeError("a runner that was set up has a server")
-    return lambda: watcher.watch(make())
+    watching = asyncio.create_task(watcher.watch(server))
+
+    async def stop() -> None:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+    return server
 
 
 def _listen(address: Address, untaken: float, option: str) -> socket.socket:

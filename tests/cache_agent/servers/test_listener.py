@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from contextlib import AsyncExitStack
 
@@ -65,6 +66,26 @@ def test_who_takes_nothing_of_an_answer_holds_nothing_for_long() -> None:
                 return await ended.wait()
 
     assert asyncio.run(main())
+
+
+def test_nothing_stays_of_connections_that_were_closed() -> None:
+    async def main() -> int:
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_get("/", answer)
+        idle = IdleTimeout()
+        async with AsyncExitStack() as stack:
+            at = await serve(stack, app, Address("127.0.0.1", 0), idle=idle)
+            for _ in range(50):
+                assert await _all(at, b"GET / HTTP/1.0\r\n\r\n")
+            # The last one's end may not have been seen yet.
+            assert await _all(at, b"GET / HTTP/1.0\r\n\r\n")
+            gc.collect()
+            return idle.watched()
+
+    assert asyncio.run(main()) <= 1
 
 
 async def _all(at: Address, said: bytes) -> bytes:
