@@ -37,9 +37,10 @@ class Reservations:
         with self._lock:
             return sum(self._open.values())
 
-    def active(self) -> bool:
+    def active(self, beside: Reservation | None = None) -> bool:
+        """Whether there are reservations, but for one."""
         with self._lock:
-            return bool(self._open)
+            return bool(self._open.keys() - ({beside.number} if beside else set()))
 
     def add(self, need: int) -> Reservation:
         with self._lock:
@@ -63,17 +64,17 @@ class Reservation:
     """Reserved space. A context manager: the unspent rest is released at the end."""
 
     _book: Reservations
-    _number: int
+    number: int
 
     def spend(self, size: int) -> None:
         """Convert `size` reserved bytes into stored ones: they are on the disk now and counted there."""
-        self._book.spend(self._number, size)
+        self._book.spend(self.number, size)
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._book.end(self._number)
+        self._book.end(self.number)
 
 
 @dataclass
@@ -113,12 +114,18 @@ class StoreSpace:
         return plan_eviction(self.candidates(), need=need, now=self.clock())
 
     def reserve(
-        self, need: int, *, evicting: bool = True, resumes: Collection[str] = ()
+        self,
+        need: int,
+        *,
+        evicting: bool = True,
+        resumes: Collection[str] = (),
+        beside: Reservation | None = None,
     ) -> Reservation:
         """Reserve `need` bytes, evicting the least valuable models if that suffices.
 
         Raises NoSpace with the numbers, before any futile eviction. Without `evicting`, reserve free space only.
         `resumes`: names of partials that `need` counts as there. Those of pulls that ended early go before a refusal.
+        `beside`: what the same pull has reserved already.
         """
         # First end the leases of dead holders, else a full store refuses for models that nobody uses any more.
         if need and self.view().shortfall(need):
@@ -133,7 +140,7 @@ class StoreSpace:
                     return self.reservations.add(need)
                 plan = self.plan(short)
                 # A plan that frees too little isn't started: models would be lost and the pull refused all the same.
-                if evicting and plan.freed < short and self._drop_leftovers(resumes):
+                if evicting and plan.freed < short and self._drop_leftovers(resumes, beside):
                     continue
                 if not evicting or plan.freed < short:
                     break
@@ -188,15 +195,17 @@ class StoreSpace:
             hint="Stop what holds models, raise the budget, or use a larger disk.",
         )
 
-    def _drop_leftovers(self, resumes: Collection[str] = ()) -> int:
+    def _drop_leftovers(
+        self, resumes: Collection[str] = (), beside: Reservation | None = None
+    ) -> int:
         """Remove what pulls left that ended early; returns the bytes freed."""
-        return self._drop_stale_partials(resumes) + self.remover.remove_orphans(keep=())
+        return self._drop_stale_partials(resumes, beside) + self.remover.remove_orphans(keep=())
 
-    def _drop_stale_partials(self, resumes: Collection[str]) -> int:
+    def _drop_stale_partials(self, resumes: Collection[str], beside: Reservation | None) -> int:
         # Excluded until the last is gone: a pull that begins meanwhile would lose the partials that it has just opened.
         with self.reservations.exclusive():
             # A running pull owns partials, and all of them look alike.
-            if self.reservations.active():
+            if self.reservations.active(beside):
                 return 0
             freed = 0
             for path in listed(self.paths.partial):

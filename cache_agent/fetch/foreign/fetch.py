@@ -35,7 +35,8 @@ from cache_agent.fetch.job import ChunkSink
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import FileQueue, unique_files
 from cache_agent.sources.source import SourcesOf
-from cache_agent.store.journal import ForeignPullState
+from cache_agent.store.budget import Reservation
+from cache_agent.store.journal import ForeignPullState, staged_name
 from cache_agent.store.publisher import Admission
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
@@ -175,14 +176,14 @@ class ForeignFetch:
     def _gather(self, model: ForeignModel, stack: ExitStack) -> ForeignModel:
         """Fetch the missing layers; returns the model with the contents of all its layers."""
         # An open reservation, even of 0 bytes, keeps the store from removing staged files as leftovers.
-        stack.enter_context(self.store.space.reserve(0))
+        own = stack.enter_context(self.store.space.reserve(0))
         self._recall(model)
         partly = assemble(model, self._found)
         missing = self._missing(distinct_layers(model)).values()
         plans = [plan_layer(partly, layer) for layer in missing]
         self._show(model)
         if plans:
-            room = self._reserve(plans, stack)
+            room = self._reserve(plans, own, stack)
             failed = self._fetch(partly, plans, room)
             if failed:
                 # Wrong bytes may come from a bad connection once; the second time the error is raised.
@@ -208,12 +209,24 @@ class ForeignFetch:
                 self._verified(digest, found)
                 self._parts.append(Finished(layer.descriptor.size))
 
-    def _reserve(self, plans: Sequence[LayerPlan], stack: ExitStack) -> SpaceReservation:
+    def _reserve(
+        self, plans: Sequence[LayerPlan], own: Reservation, stack: ExitStack
+    ) -> SpaceReservation:
         """Reserve the space of all layers before the first byte is fetched. Raises NoSpace."""
         need = sum(max(0, plan.need - self._staged_bytes(plan)) for plan in plans)
-        return SpaceReservation(
-            self.store, need, stack.enter_context(self.store.space.reserve(need))
+        evicting = self.pull.request.evicting
+        reservation = self.store.space.reserve(
+            need, evicting=evicting, resumes=self._partials(plans), beside=own
         )
+        return SpaceReservation(
+            self.store, need, stack.enter_context(reservation), evicting=evicting
+        )
+
+    def _partials(self, plans: Sequence[LayerPlan]) -> set[str]:
+        """Names of all that this pull has in `partial/`."""
+        staged = {staged_name(plan.layer.digest, n).hex for plan in plans for n in plan.ranged}
+        noted = self._noted.staged_files() | self._pull_state().staged_files()
+        return staged | noted | {self.manifest.digest.hex}
 
     def _staged_bytes(self, plan: LayerPlan) -> int:
         staged_files = self.store.staged_files

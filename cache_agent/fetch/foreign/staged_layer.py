@@ -17,11 +17,14 @@ from modelimage.hasher import EMPTY_FILE, FileDigests, FileHasher
 class SpaceReservation:
     """The space reserved for a pull before it starts. Compressed layers reserve more for each file as they need it.
 
-    Thread-safe.
+    Thread-safe. Without `evicting` it uses only free space.
     """
 
-    def __init__(self, store: Store, promised: int, reservation: Reservation) -> None:
+    def __init__(
+        self, store: Store, promised: int, reservation: Reservation, *, evicting: bool = True
+    ) -> None:
         self._store, self._left, self._reservation = store, promised, reservation
+        self._evicting = evicting
         self._lock = threading.Lock()
 
     @contextmanager
@@ -31,7 +34,7 @@ class SpaceReservation:
             # A compressed layer's files may be larger than the layer: what isn't covered is reserved now.
             covered = min(max(size, 0), self._left)
             self._left -= covered
-        with self._store.space.reserve(max(size, 0) - covered):
+        with self._store.space.reserve(max(size, 0) - covered, evicting=self._evicting):
             yield
         # After the allocation: the bytes count as promised or as used, never as neither.
         self._reservation.spend(covered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,11 @@ from cache_agent.fetch.values import PullRequest
 from cache_agent.sources.throttle import Throttle
 from cache_agent.store.space import Amount, SpaceLimits
 from modelimage.errors import NoSpace
+from modelimage.foreign import Packing
 from modelimage.reference import parse_image
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
+from tests.modelimage.foreign.images import Maker, files_tar
 from tests.servers.process import wait_until
 
 IMAGE = parse_image("reg.test/m:v1")
@@ -57,3 +60,22 @@ def test_pre_warming_takes_free_space_only(open_node: NodeFactory) -> None:
         node.pull(PullRequest(parse_image("reg.test/n:v1"), evicting=False)).result()
     assert [model.key for model in node.store.models.all()] == [record.key]
     assert pull(node, "reg.test/n:v1").model.key != record.key
+
+
+@pytest.mark.parametrize("packing", [Packing.TAR, Packing.TAR_ZSTD])
+def test_pre_warming_a_foreign_image_takes_free_space_only(
+    open_node: NodeFactory, tmp_path: Path, packing: Packing
+) -> None:
+    first, record, _ = simple_image(weights=[50_000], seed=1)
+    maker = Maker(tmp_path / "layout")
+    # Zeros: a compressed layer is small, and its files aren't.
+    maker.image(
+        files_tar({"models/config.json": b"{}", "models/m.bin": bytes(400_000)}), packing=packing
+    )
+    limits = SpaceLimits(Amount.parse("500000"), Amount.parse("0"))
+    node = open_node({"reg.test/m": first, "reg.test/n": maker.layout}, limits=limits)
+    pull(node)
+    with pytest.raises(NoSpace):
+        node.pull(PullRequest(parse_image("reg.test/n:latest"), evicting=False)).result()
+    assert [model.key for model in node.store.models.all()] == [record.key]
+    assert pull(node, "reg.test/n:latest").model.key != record.key
