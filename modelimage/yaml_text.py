@@ -40,7 +40,7 @@ class Loader(yaml.SafeLoader):
             kind = node.tag.rpartition(":")[2]
             raise _error(node, f"no value of the type {kind[:40]}: {str(error)[:200]}") from error
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
             raise _error(node, f"a number of {len(node.value)} characters")
         return super().construct_scalar(node)

@@ -19,7 +19,7 @@ from cache_agent.store.values import repository_of
 from modelimage import durable
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import AccessDenied, DigestMismatch, Fault, NotFound
+from modelimage.errors import AccessDenied, Fault
 from modelimage.reference import EngineReference, ImageReference
 from modelimage.repository import ImageReader
 
@@ -138,7 +138,7 @@ def _rule_of(section: SignatureSection, read: Mapping[Path, bytes]) -> Rule:
     return Rule(section.images, tuple(map(load_public_key, pems)), fingerprint)
 
 
-def _untrusted(image: ImageReference, error: NotFound | DigestMismatch) -> Untrusted:
+def _untrusted(image: ImageReference, error: AccessDenied) -> Untrusted:
     return Untrusted(
         f"this node accepts {image} only when it is signed: {error.message}",
         hint="Sign it with `weightyard sign --key`, or change the agent's `signatures` setting.",

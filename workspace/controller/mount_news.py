@@ -101,7 +101,8 @@ class MountEvents:
         return known is None or (known.words, known.failed) != (news.words, news.failed)
 
     def of(self, namespace: str, uid: str) -> MountNews | None:
-        return self._news.get(namespace, {}).get(uid)
+        pods = self._news.get(namespace)
+        return None if pods is None else pods.get(uid)
 
     def forget(self, namespace: str, uid: str) -> None:
         """Forgets a pod that is gone."""
