@@ -38,19 +38,21 @@ class GivenWorkspace:
     checkpoint: Path | None = None
 
 
-def read_workspace(given: str, *, name: str | None) -> GivenWorkspace:
+def read_workspace(given: str, *, name: str | None, here: bool = True) -> GivenWorkspace:
     """The Workspace that a command's argument names, with absolute image directories.
 
-    `name` chooses among a file's Workspaces, and names the one of a model. Raises NotFound and InvalidInput, which name
+    `name` chooses among a file's Workspaces, and names the one of a model. `here`: whether it is for this machine; for
+    another one a file's directories mean nothing and stay as written. Raises NotFound and InvalidInput, which name
     the argument as it was given.
     """
     path = Path(given)
     if given == STDIN:
-        return GivenWorkspace(_from_text(sys.stdin.read(), "stdin", Path(), name))
+        return GivenWorkspace(_from_text(sys.stdin.read(), "stdin", Path() if here else None, name))
     if path.is_dir():
         return _of_directory(path, given, name)
     if path.exists() or given.endswith(_FILE_SUFFIXES):
-        return GivenWorkspace(_from_text(_read(path), given, path.parent, name))
+        base = path.parent if here else None
+        return GivenWorkspace(_from_text(_read(path), given, base, name))
     return GivenWorkspace(_of_model(_model(given), name))
 
 
@@ -144,8 +146,10 @@ def _versions(tags: Sequence[str]) -> list[str]:
     return sorted(tag for tag in images if not any(tag.startswith(f"{each}-") for each in images))
 
 
-def _from_text(text: str, shown: str, base: Path, name: str | None) -> Workspace:
+def _from_text(text: str, shown: str, base: Path | None, name: str | None) -> Workspace:
     workspace = parse_workspace(text, name=shown, only=name)
+    if base is None:
+        return workspace
     document = workspace.to_document()
     model = document["spec"]["model"]
     if "image" in model:

@@ -69,7 +69,11 @@ def test_defaults() -> None:
         ("    variant: INT4\n", 8, "spec.model.variant: "),
         ("    build: {to: a, variants: [int3]}\n", 8,
          "spec.model.build.variants[0]: expected one of auto, bf16, int8, int8-w8a16, int4"),
-        ("    zzz: 1\n", 8, "unknown field spec.model.zzz; known here: build, hub, image, pullSecret, s3, variant"),
+        (
+            "    zzz: 1\n",
+            8,
+            "unknown field spec.model.zzz; known here: build, file, hub, image, pullSecret, s3, variant",
+        ),
         ("  contextLength: 1\n", 8,
          "unknown field spec.contextLength; did you mean `spec: {runtime: {contextLength: …}}`?"),
         ("  runtime.port: 1\n", 8,
@@ -212,6 +216,7 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "s3": st.none(),
         "build": st.none(),
         "variant": st.sampled_from(["auto", "bf16", "int8-w8a16", "awq", "gptq-int4", "fp8"]),
+        "file": st.none() | texts,
         "pull_secret": st.none() | names,
     },
     Scale: {

@@ -61,7 +61,6 @@ Examples:
   weightyard build ./SmolLM2-135M-Instruct --to oci:./out:v1
   weightyard build hf://org/name@main --to registry.example/team/model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --variant int8 --variant int4
-  weightyard build ./checkpoint --to docker:model:v1
   weightyard build ./checkpoint --to oci:./out:v1 --dry-run
 """,
 )
@@ -110,6 +109,7 @@ Examples:
 )
 @click.option(
     "--max-layer-size",
+    cls=AdvancedOption,
     metavar="SIZE",
     help="Split larger weight files losslessly, so that no layer is larger: 10GB.",
 )

@@ -80,7 +80,7 @@ def render(
     (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none, and builds a source
     as `up` does. The server's command line is the same for every target. A header says what the file needs.
     """
-    given = read_workspace(file, name=name)
+    given = read_workspace(file, name=name, here=target == "up")
     if given.checkpoint is not None:
         raise InvalidInput(
             f"{file} is a checkpoint, not an image", hint="Build it first: weightyard build."
