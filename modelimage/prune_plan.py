@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
@@ -37,6 +38,8 @@ class PrunePlan:
     kept: tuple[str, ...]
     removed: tuple[str, ...]
     manifests: tuple[Digest, ...]
+    # What attachments may be about that goes with them: removed images and the manifests in no kept one.
+    subjects: tuple[Digest, ...] = ()
 
 
 def version_key(tag: str) -> tuple[tuple[int, int, str], ...]:
@@ -46,10 +49,15 @@ def version_key(tag: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
-def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
+def plan_prune(
+    tags: Mapping[str, Digest],
+    policy: PrunePolicy,
+    members: Mapping[Digest, Collection[Digest]] = MappingProxyType({}),
+) -> PrunePlan:
     """Plan what the policy removes. Law: a manifest with a kept tag is never in the plan.
 
-    Tags of referrers and signatures (sha256-<hex>…) are kept or removed together with their subject.
+    Tags of referrers and signatures (sha256-<hex>…) are kept or removed together with their subject, which may be a
+    manifest inside a tagged image: `members` lists those of each image, where they are known.
     """
     ordinary = {tag: digest for tag, digest in tags.items() if tag_subject(tag) is None}
     versions = _versions(ordinary)
@@ -64,8 +72,8 @@ def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
         if versions[tag] in last or any(fnmatchcase(tag, pattern) for pattern in policy.keep)
     }
     # One manifest may have several tags: it, and what refers to it, is removed only with the last of them.
-    alive = {ordinary[tag] for tag in kept}
-    dying = {digest for tag, digest in ordinary.items() if tag not in kept} - alive
+    alive = _with_members({ordinary[tag] for tag in kept}, members)
+    dying = _with_members({ordinary[tag] for tag in ordinary.keys() - kept}, members) - alive
     removed = {
         tag for tag in tags if (tag in ordinary and tag not in kept) or (tag_subject(tag) in dying)
     }
@@ -76,7 +84,14 @@ def plan_prune(tags: Mapping[str, Digest], policy: PrunePolicy) -> PrunePlan:
         kept=_sorted(tags.keys() - removed),
         removed=_sorted(removed),
         manifests=tuple(sorted(manifests)),
+        subjects=tuple(sorted(dying)),
     )
+
+
+def _with_members(
+    images: Iterable[Digest], members: Mapping[Digest, Collection[Digest]]
+) -> set[Digest]:
+    return {digest for image in images for digest in (image, *members.get(image, ()))}
 
 
 def _versions(tags: Iterable[str]) -> dict[str, str]:

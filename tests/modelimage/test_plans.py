@@ -122,6 +122,16 @@ def test_what_is_about_a_manifest_goes_with_it() -> None:
     assert set(plan.manifests) == {A, D}
 
 
+def test_what_is_about_a_manifest_inside_an_image_goes_with_the_last_image_that_has_it() -> None:
+    tags = {"v1": A, "v2": B, f"sha256-{C.hex}.sig": D}
+    alone = plan_prune(tags, PrunePolicy(keep_last=1), {A: {A, C}, B: {B}})
+    assert set(alone.removed) == {"v1", f"sha256-{C.hex}.sig"}
+    assert set(alone.subjects) == {A, C}
+    shared = plan_prune(tags, PrunePolicy(keep_last=1), {A: {A, C}, B: {B, C}})
+    assert set(shared.removed) == {"v1"}
+    assert shared.subjects == (A,)
+
+
 _tags = st.from_regex(r"v[0-9]{1,2}(-int[48])?(-modelpack)?", fullmatch=True)
 
 

@@ -352,9 +352,13 @@ def test_pruning_takes_what_is_attached_along(run: Run, layout: Path, tmp_path: 
     report.write_text("about v1")
     for tag in ("v1", "v2"):
         run("attach", f"oci:{layout}:{tag}", report, "--type", "application/x-report")
+    # Signing signs the manifests inside the image too.
+    (tmp_path / "key.pem").write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
+    run("sign", f"oci:{layout}:v1", "--key", tmp_path / "key.pem")
     dry = run("--json", "prune", f"oci:{layout}", "--keep-last", "1", "--grace", "0").json
     done = run("--json", "prune", f"oci:{layout}", "--keep-last", "1", "--grace", "0", "--yes").json
     assert done["blobs"] == dry["blobs"]
+    assert Layout(layout).tags() == ["v2", "v2-modelpack"]
     untagged = [entry for entry in Layout(layout).entries() if entry.artifact_type]
     assert sum(entry.artifact_type == "application/x-report" for entry in untagged) == 1
     assert len(run("--json", "discover", f"oci:{layout}:v2").json) == 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import click
@@ -11,7 +12,7 @@ import click
 from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, NotFound
 from modelimage.layout import Layout
 from modelimage.mediatypes import ANNOTATION_REF_NAME
 from modelimage.prune_plan import PrunePlan, PrunePolicy, plan_prune, unreferenced
@@ -82,7 +83,7 @@ def prune(
         raise InvalidInput(f"can't prune {reference}", hint="Use oci:DIR or a registry repository.")
     target = open_image_repository(reference, access)
     tags = {tag: target.resolve(tag).digest for tag in target.tags()}
-    plan = plan_prune(tags, PrunePolicy(keep, keep_last))
+    plan = plan_prune(tags, PrunePolicy(keep, keep_last), _members(target, tags))
     garbage: dict[Digest, int] = {}
     if yes:
         _remove(target, plan)
@@ -100,6 +101,22 @@ def prune(
     console.result(document, _text(plan, garbage, target, done=yes))
 
 
+def _members(target: ImageRepository, tags: Mapping[str, Digest]) -> dict[Digest, set[Digest]]:
+    """The manifests in each tagged image, read only if something may be attached to one of them."""
+    images = {digest for tag, digest in tags.items() if tag_subject(tag) is None}
+    subjects = {subject for tag in tags if (subject := tag_subject(tag)) is not None}
+    if not isinstance(target, Layout) and subjects <= images:
+        return {}
+    found: dict[Digest, set[Digest]] = {}
+    for tag, digest in tags.items():
+        # An image that lacks a manifest can be pruned as well.
+        if digest in images and digest not in found:
+            with suppress(NotFound):
+                tree = read_tree(target, target.resolve(tag))
+                found[digest] = {each.descriptor.digest for each in tree.manifests}
+    return found
+
+
 def _remove(target: ImageRepository, plan: PrunePlan) -> None:
     if isinstance(target, Layout):
         # Tags go before blobs: an interrupted run leaves garbage, never a tag without its blobs.
@@ -114,7 +131,7 @@ def _remove(target: ImageRepository, plan: PrunePlan) -> None:
 
 def _orphans(layout: Layout, plan: PrunePlan) -> list[Descriptor]:
     """Untagged artifacts that refer to removed manifests."""
-    found = {entry.digest: entry for digest in plan.manifests for entry in layout.referrers(digest)}
+    found = {entry.digest: entry for digest in plan.subjects for entry in layout.referrers(digest)}
     tagged = {
         entry.digest for entry in layout.entries() if ANNOTATION_REF_NAME in entry.annotations
     }
