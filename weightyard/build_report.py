@@ -9,7 +9,7 @@ from builder.destination import published_tags
 from modelimage.digest import Digest
 from modelimage.reference import DEFAULT_TAG, ImageReference
 from weightyard.console import format_table
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 def shown_plan(
@@ -38,7 +38,7 @@ def shown_plan(
         parts.append("Not packed:\n" + _indented(ignored.items()))
     parts += plan.survey.warnings
     parts.append(
-        f"{len(plan.layers)} layers, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
+        f"{plural(len(plan.layers), 'layer')}, {format_bytes(document['size'])}, to {target}"  # type: ignore[arg-type]
         f"\ntags: {', '.join(tags)}"
     )
     return document, "\n\n".join(parts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelimage.foreign import ForeignModel
 from modelimage.record import Record
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 def foreign_document(image: str, model: ForeignModel) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def foreign_text(image: str, model: ForeignModel, *, files: bool) -> str:
     """The output of `inspect`."""
     packed = sum(layer.descriptor.size for layer in model.layers)
     held = (
-        f"{format_bytes(model.size)} in {len(model.files)} files"
+        f"{format_bytes(model.size)} in {plural(len(model.files), 'file')}"
         if model.is_listed
         else "known after its compressed layers are read"
     )

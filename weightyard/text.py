@@ -65,3 +65,8 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def plural(count: int, thing: str) -> str:
+    """`1 file`, `2 files`; a thing whose plural ends in s."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

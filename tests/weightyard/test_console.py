@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tests.servers.process import wait_until
 from weightyard.console import Console
 from weightyard.progress import Meter
-from weightyard.text import format_bytes, format_duration, one_line, printable
+from weightyard.text import format_bytes, format_duration, one_line, plural, printable
 
 HOSTILE = "a\x1b]0;title\x07\x9b31m\u202e\ud800\rb"
 
@@ -298,3 +300,10 @@ def test_no_text_of_others_reaches_the_terminal_as_a_command(as_json: bool) -> N
 def test_printable_json_is_the_same_json(text: str) -> None:
     assert json.loads(printable(json.dumps(text, ensure_ascii=False))) == text
     assert len(one_line(text).splitlines()) <= 1
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    assert [plural(count, "file") for count in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    written = re.compile(r"[\w)]\} (models|files|blobs|layers|parts|findings)\b")
+    sources = (Path(__file__).parents[2] / "weightyard").rglob("*.py")
+    assert [path.name for path in sources if written.search(path.read_text())] == []

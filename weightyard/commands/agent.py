@@ -17,6 +17,7 @@ from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import ROOT_VARIABLE, access_options, default_root
 from weightyard.settings import setting_options
+from weightyard.text import plural
 
 # The help needs the settings alone: the agent itself is imported where it is started.
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def agent(
             "ready", socket=where.socket, port=where.port, models=where.models, servers=servers
         )
         on_port = f" and http://127.0.0.1:{where.port}" if where.port else ""
-        console.say(f"agent ready: {where.models} models, on {where.socket}{on_port}")
+        console.say(f"agent ready: {plural(where.models, 'model')}, on {where.socket}{on_port}")
         for name, at in servers.items():
             console.say(f"  {name}: {at}")
         if where.servers.mirror is not None and containerd_dir is not None:

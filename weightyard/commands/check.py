@@ -12,7 +12,7 @@ from cache_agent.errors import StoreDamaged
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options, root_option
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 @click.command()
@@ -38,7 +38,7 @@ def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Ac
     left = [finding for finding in view.findings if not finding.repaired]
     if left:
         raise StoreDamaged(
-            f"the cache at {view.root} has {len(left)} findings",
+            f"the cache at {view.root} has {plural(len(left), 'finding')}",
             hint="Run it with --repair."
             if not repair
             else "Look at the disk: see the findings above.",
@@ -48,7 +48,3 @@ def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Ac
 def _line(finding: FindingView) -> str:
     what = f"{finding.kind}: {finding.path}: {finding.detail}"
     return f"repaired: {what}" if finding.repaired else f"WRONG: {what}\n  {finding.advice}"
-
-
-def plural(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

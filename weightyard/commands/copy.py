@@ -36,7 +36,7 @@ from modelimage.repository import ImageReader
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from weightyard.signals import stops_gently
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 _Reference = RegistryReference | LayoutReference
 
@@ -174,7 +174,7 @@ def _document(
 def _text(tags: dict[str, Descriptor], plan: PushPlan, *, dry_run: bool) -> str:
     verb = "To send" if dry_run else "Sent"
     return (
-        f"{verb}: {format_bytes(plan.size)} in {len(plan.send)} blobs; "
+        f"{verb}: {format_bytes(plan.size)} in {plural(len(plan.send), 'blob')}; "
         f"{format_bytes(plan.held_size)} were there already\ntags: {', '.join(tags)}"
     )
 

@@ -11,7 +11,7 @@ from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options, root_option
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 @click.command()
@@ -26,7 +26,7 @@ def df(console: Console, *, root: Path, access: Access) -> None:
         (
             "used by the cache",
             format_bytes(space.own),
-            f"{space.models} models, {space.files} files",
+            f"{plural(space.models, 'model')}, {plural(space.files, 'file')}",
         ),
         ("reserved for pulls", format_bytes(space.promised), ""),
         (

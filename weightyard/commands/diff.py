@@ -18,7 +18,7 @@ from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 @click.command(
@@ -109,7 +109,7 @@ def _measured(quality: Quality | None) -> str:
 
 def _text(found: Difference) -> str:
     moved = (
-        f"An update moves {format_bytes(found.moved_bytes)} in {len(found.layers)} layers; "
+        f"An update moves {format_bytes(found.moved_bytes)} in {plural(len(found.layers), 'layer')}; "
         f"{format_bytes(found.shared_bytes)} are shared."
     )
     if not found.files:

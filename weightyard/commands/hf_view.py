@@ -14,6 +14,7 @@ from modelimage.path_rules import RECORD_NAME
 from modelimage.record import Record
 from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, access_options, root_option
+from weightyard.text import plural
 
 
 @click.command("hf-view")
@@ -35,7 +36,7 @@ def hf_view(console: Console, *, model: str, directory: Path, root: Path, access
         data = record_path.read_bytes()
     view = make_view(directory.absolute(), path, Record.parse(data))
     console.say(
-        f"{view.linked} files linked; use it with HF_HUB_CACHE={directory} HF_HUB_OFFLINE=1"
+        f"{plural(view.linked, 'file')} linked; use it with HF_HUB_CACHE={directory} HF_HUB_OFFLINE=1"
     )
     document = {
         "repo": view.repo,

@@ -18,7 +18,7 @@ from quantize.quality import Quality
 from weightyard.console import Console, format_table, pass_console
 from weightyard.foreign import foreign_document, foreign_text, record_rows
 from weightyard.options import access_options
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 @click.command(
@@ -84,7 +84,11 @@ def _text(image: str, model: ResolvedModel, quality: Quality | None) -> str:
         ("variant", record.variant + (f" (also: {', '.join(others)})" if others else "")),
         *record_rows(record),
         *([("quality", quality_text(quality))] if quality else []),
-        ("size", f"{format_bytes(record.size)} in {len(record.files)} files, {len(record.layers)} layers"),
+        (
+            "size",
+            f"{format_bytes(record.size)} in {plural(len(record.files), 'file')}, "
+            f"{plural(len(record.layers), 'layer')}",
+        ),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)

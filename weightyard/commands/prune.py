@@ -21,7 +21,7 @@ from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import Number, access_options
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 # A build stores blobs before the manifest that refers to them: younger ones may belong to a running
 # build.
@@ -173,7 +173,9 @@ def _text(
         f"Kept tags: {_named(plan.kept)}",
     ]
     if isinstance(target, Layout):
-        lines.append(f"{verb} {len(garbage)} blobs, {format_bytes(sum(garbage.values()))}")
+        lines.append(
+            f"{verb} {plural(len(garbage), 'blob')}, {format_bytes(sum(garbage.values()))}"
+        )
     elif plan.removed:
         lines.append("The registry frees the space in its own garbage collection.")
     if not done and (plan.removed or garbage):

@@ -23,7 +23,7 @@ from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, parse_image
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
-from weightyard.text import format_bytes
+from weightyard.text import format_bytes, plural
 
 
 @click.command(
@@ -90,7 +90,7 @@ def verify(
         document["original"] = verification.original.to_json()
     console.result(
         document,
-        f"{target} is intact: {verification.checked} parts, {format_bytes(verification.size)}",
+        f"{target} is intact: {plural(verification.checked, 'part')}, {format_bytes(verification.size)}",
     )
 
 
