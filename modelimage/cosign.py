@@ -111,7 +111,13 @@ def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) 
 
     Raises NotSigned if there are none, BadSignature if none for this digest is by one of `keys`.
     """
-    found = _tagged(reader, subject.digest)
+    found: list[ArtifactFile] = []
+    unreadable = False
+    try:
+        found = _tagged(reader, subject.digest)
+    # Anyone who may push can move the tag: that mustn't hide what is attached.
+    except (InvalidImage, DigestMismatch):
+        unreadable = True
     # The usual place first: it is one request.
     if _accepted(found, subject.digest, keys):
         return
@@ -121,7 +127,7 @@ def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) 
         is_signature(data, subject.digest, keys) for data in bundles
     ):
         return
-    if not found and not referred and not bundles:
+    if not found and not referred and not bundles and not unreadable:
         raise NotSigned(
             f"{subject.digest} isn't signed", hint="Sign it with `weightyard sign --key`."
         )

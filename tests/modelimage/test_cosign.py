@@ -16,6 +16,8 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.layout import Layout
+from modelimage.mediatypes import OCI_INDEX
+from modelimage.publication import Document
 from modelimage.referrers import (
     ArtifactFile,
     attach,
@@ -136,6 +138,19 @@ def test_a_malformed_signature_hides_no_valid_one(
         cosign.verify(layout, subject, [OTHER.public_key()])
     cosign.sign(layout, layout, subject, OTHER, name="team/model")
     cosign.verify(layout, subject, [OTHER.public_key()])
+
+
+def test_a_tag_that_is_no_signature_hides_no_bundle(layout: Layout, subject: Descriptor) -> None:
+    cosign.sign(layout, layout, subject, KEY, name="team/model")
+    empty = Document.from_bytes(OCI_INDEX, b'{"schemaVersion": 2, "manifests": []}')
+    layout.put_manifest(empty.descriptor, empty.data, cosign.signature_tag(subject.digest))
+    cosign.verify(layout, subject, [KEY.public_key()])
+    with pytest.raises(cosign.BadSignature):
+        cosign.verify(layout, subject, [OTHER.public_key()])
+    other = put_image(layout, "v2", b"other")
+    layout.put_manifest(empty.descriptor, empty.data, cosign.signature_tag(other.digest))
+    with pytest.raises(cosign.BadSignature):
+        cosign.verify(layout, other, [KEY.public_key()])
 
 
 @pytest.mark.parametrize("kind", [cosign.PAYLOAD_TYPE, "application/octet-stream"])

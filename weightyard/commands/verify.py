@@ -73,7 +73,9 @@ def verify(
         console.result({"target": target, **signed}, f"{target} is signed by {', '.join(signers)}")
         return
     verification = (
-        _directory(console, directory) if directory.is_dir() else _image(console, target, access)
+        _directory(console, directory)
+        if directory.is_dir()
+        else _image(console, target, access, signed=digest)
     )
     for problem in verification.problems:
         console.say(f"{problem.where}: {problem.what}")
@@ -120,7 +122,8 @@ def _check_signature(
     return str(root.digest), tuple(signers)
 
 
-def _image(console: Console, target: str, access: Access) -> Verification:
+def _image(console: Console, target: str, access: Access, *, signed: str | None) -> Verification:
+    """Verify the manifest whose signature was checked, if one was: a tag may have moved since, or its registry lie."""
     reference = parse_image(target)
     if isinstance(reference, EngineReference):
         raise InvalidInput(
@@ -128,14 +131,14 @@ def _image(console: Console, target: str, access: Access) -> Verification:
         )
     reader = open_reader(reference, access)
     # Without a record there are no file digests to compare with: only layers and paths are checked.
-    root = reader.resolve(reference.name)
+    root = reader.resolve(signed or reference.name)
     if resolve_ours(reader, root) is None:
         model = describe_foreign(reader, root)
         size = sum(layer.descriptor.size for layer in model.layers)
         console.say(f"This is another's image ({model.kind.value}): its layers are checked.")
         with console.progress("verifying", size) as progress:
             return verify_foreign(reader, model, progress.advance)
-    contents = image_contents(reader, reference.name)
+    contents = image_contents(reader, str(root.digest))
     if not contents.records:
         console.say("This image has no weightyard record: only its blobs' digests are checked.")
     with console.progress("verifying", contents.size) as progress:
