@@ -11,12 +11,13 @@ from pydantic import BaseModel, Field
 
 
 class LeaseView(BaseModel):
-    """A lease: a promise that a model is in use."""
+    """A lease: a promise that a model is in use. `pod`: namespace/name of a holder that is a pod, where known."""
 
     id: str
     model: str
     holder: str
     since: float
+    pod: str = ""
 
 
 class ModelView(BaseModel):

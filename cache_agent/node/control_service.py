@@ -214,7 +214,11 @@ def _root_space(store: Store, view: SpaceView) -> RootSpace:
 
 def lease_view(lease: Lease) -> LeaseView:
     return LeaseView(
-        id=lease.id, model=str(lease.model), holder=str(lease.holder), since=lease.since
+        id=lease.id,
+        model=str(lease.model),
+        holder=str(lease.holder),
+        since=lease.since,
+        pod=lease.pod,
     )
 
 

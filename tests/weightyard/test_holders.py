@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cache_agent.api.wire import LeaseView
 from tests.weightyard.local import Terminal
 from weightyard.console import format_table
 from weightyard.up.holders import HolderNames
 
 
 def test_holders_have_names(tmp_path: Path) -> None:
-    uid = "0f8e-11"
-    (tmp_path / "pods" / f"team_chat-0_{uid}").mkdir(parents=True)
-    names = HolderNames(tmp_path, tmp_path / "pods")
-    assert names.shown(f"pod:{uid}") == "pod team/chat-0"
-    assert names.shown("pod:unknown") == "pod unknown"
-    assert names.shown("pod:../*") == "pod ../*"
-    assert names.shown("process:7/1/x") == "process 7"
-    assert names.shown("manual:night shift") == "night shift"
+    def shown(holder: str, pod: str = "") -> str:
+        lease = LeaseView(id="1", model="sha256:0", holder=holder, since=0, pod=pod)
+        return HolderNames(tmp_path).shown(lease)
+
+    assert shown("pod:0f8e-11", "team/chat-0") == "pod team/chat-0"
+    assert shown("pod:0f8e-11") == "pod 0f8e-11"
+    assert shown("process:7/1/x") == "process 7"
+    assert shown("manual:night shift") == "night shift"
 
 
 def test_a_workspace_is_named_and_stopped(terminal: Terminal, file: Path) -> None:

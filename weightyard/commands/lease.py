@@ -36,7 +36,7 @@ def list_leases(console: Console, *, root: Path, access: Access) -> None:
         (
             each.id,
             each.model.removeprefix("sha256:")[:12],
-            each.holder if console.json else names.shown(each.holder),
+            each.holder if console.json else names.shown(each),
             format_duration(max(0, now - each.since)),
         )
         for each in found

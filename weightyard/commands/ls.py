@@ -39,7 +39,7 @@ def ls(console: Console, *, model: str | None, root: Path, access: Access) -> No
 
 def _row(model: ModelView, now: float, names: HolderNames) -> tuple[str, ...]:
     # A workspace has two leases, its supervisor's and its server's.
-    held = list(dict.fromkeys(names.shown(lease.holder) for lease in model.leases))
+    held = list(dict.fromkeys(names.shown(lease) for lease in model.leases))
     held += ["pinned"] if model.pinned else []
     return (
         model.key.removeprefix("sha256:")[:12],

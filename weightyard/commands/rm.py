@@ -38,5 +38,5 @@ def _remove(cache: Cache, model: str, *, unpin: bool, root: Path) -> RemovedView
     try:
         return cache.remove(model, unpin=unpin)
     except InUse as error:
-        holders = [lease.holder for lease in cache.find(model).leases]
-        raise in_use(error, holders, HolderNames(root)) from error
+        leases = cache.find(model).leases
+        raise in_use(error, leases, HolderNames(root)) from error
