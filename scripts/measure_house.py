@@ -33,16 +33,31 @@ def file_names(paths: list[Path]) -> Counter[str]:
     return Counter(path.name for path in paths if not path.name.startswith("__"))
 
 
-def comment_lines(path: Path) -> tuple[int, int]:
-    """Lines that hold a comment and nothing else, and lines that hold code."""
+def comment_lines(path: Path) -> tuple[int, int, int]:
+    """Lines that hold a comment and nothing else, lines that hold code, and lines of docstrings, which are neither."""
     comments, code = 0, set[int]()
+    text = path.read_text()
     skipped = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             comments += token.line.lstrip().startswith("#")
         elif token.type not in skipped:
             code.update(range(token.start[0], token.end[0] + 1))
-    return comments, len(code)
+    docstrings = docstring_lines(ast.parse(text))
+    return comments, len(code - docstrings), len(docstrings)
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    """The lines of a module's docstrings: strings that stand alone as a statement."""
+    alone = (node.value for node in ast.walk(tree) if isinstance(node, ast.Expr))
+    strings = (
+        each for each in alone if isinstance(each, ast.Constant) and isinstance(each.value, str)
+    )
+    return {
+        line
+        for each in strings
+        for line in range(each.lineno, (each.end_lineno or each.lineno) + 1)
+    }
 
 
 def function_lengths(paths: list[Path]) -> Iterator[int]:
@@ -58,7 +73,7 @@ def main() -> None:
     paths = modules()
     classes, files = class_names(paths), file_names(paths)
     counted = [comment_lines(path) for path in paths]
-    comments, code = (sum(column) for column in zip(*counted, strict=True))
+    comments, code, docstrings = (sum(column) for column in zip(*counted, strict=True))
     lengths = sorted(function_lengths(paths))
     sizes = sorted(len(path.read_text().splitlines()) for path in paths)
     loose = [path for path in (ROOT / "cache_agent").glob("*.py") if path.name != "__init__.py"]
@@ -70,6 +85,7 @@ def main() -> None:
         "file names used more than once": sum(count > 1 for count in files.values()),
         "modules that end in -ing": sum(path.stem.endswith("ing") for path in paths),
         "comment lines per code line": f"{comments / code:.1%}",
+        "docstring lines per code line": f"{docstrings / code:.1%}",
         "loose modules in cache_agent": len(loose),
     }
     for name, value in rows.items():

@@ -41,7 +41,7 @@ class Section:
         if over > 0:
             longest = max(len(str(row[0])) for row in self.rows)
             most = max(_LEAST_NAME, longest - over)
-            rows = [(shortened(str(row[0]), most), *row[1:]) for row in self.rows]
+            rows = [(ending_of(str(row[0]), most), *row[1:]) for row in self.rows]
             table = format_table(self.columns, rows)
         return [self.title, *(f"{line[:width]}" for line in table.splitlines())]
 
@@ -171,7 +171,7 @@ def problems(node: NodeCache) -> list[str]:
     return found
 
 
-def shortened(text: str, most: int) -> str:
+def ending_of(text: str, most: int) -> str:
     """A name of at most `most` characters: its end tells more than its beginning, as in registry/team/model:tag."""
     return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"
 
