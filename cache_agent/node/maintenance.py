@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from cache_agent.errors import Cancelled, Vanished
@@ -58,7 +59,7 @@ class Maintenance:
     ) -> None:
         self._roots, self._repairer, self._options = roots, repairer, options
         self._shared, self._relieve = shared, relieve
-        self._written: set[tuple[str, Digest]] = set()
+        self._written: dict[tuple[str, Path], set[Digest]] = {}  # by shared store and root
         self._throttle = Throttle(options.scrub_rate, monotonic)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="maintenance", daemon=True)
@@ -134,15 +135,20 @@ class Maintenance:
 
     def _populate_shared(self, place: SharedStore, store: Store) -> int:
         """Copy a store's files to a shared store that lacks them; each file is checked there only once."""
+        # In memory only: after a restart each file is checked once more.
+        written = self._written.setdefault((place.name, store.paths.root), set())
+        present: set[Digest] = set()
         for model in store.models.all():
             for file in store.ledger.model_files(model.key):
-                # Remembered in memory only: after a restart each file is checked once more.
-                if (place.name, file.digest) not in self._written:
+                present.add(file.digest)
+                if file.digest not in written:
                     # A model that is removed meanwhile is none to copy.
                     with suppress(Vanished):
                         path = store.paths.file(file.digest)
                         populate_shared(place, file.digest, path, self._pause)
-                        self._written.add((place.name, file.digest))
+                        written.add(file.digest)
+        # Without what was evicted.
+        written &= present
         return 0
 
     def _main(self) -> None:

@@ -39,6 +39,7 @@ from cache_agent.store.values import StoredModel
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX: Final = "weightyard_"
+MOST_SERIES: Final = 1000  # of one metric
 
 E = TypeVar("E")
 M = TypeVar("M", Counter, Histogram)
@@ -153,6 +154,15 @@ GAUGES: Final = (
 )  # fmt: skip
 
 
+def bounded(labels: tuple[str, ...], seen: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """A metric's labels, the last one `other` where too many were seen. Adds them to `seen`."""
+    # A label is kept for ever, here and by whoever scrapes; sources are named after repositories, which images name.
+    if labels not in seen and len(seen) >= MOST_SERIES:
+        return (*labels[:-1], "other")
+    seen.add(labels)
+    return labels
+
+
 class Metrics(Events):
     """One agent's metrics: counts events, and reads gauges from the watched store."""
 
@@ -173,9 +183,11 @@ class Metrics(Events):
             self._feed(row, histogram, Histogram.observe)
 
     def _feed(self, row: EventMetric[Any], metric: M, add: Callable[[M, float], None]) -> None:
+        seen: set[tuple[str, ...]] = set()
+
         def feed(event: Any) -> None:
             for labels, amount in row.samples(event):
-                add(metric.labels(*labels) if labels else metric, amount)
+                add(metric.labels(*bounded(labels, seen)) if labels else metric, amount)
 
         self._feeds.setdefault(row.event, []).append(feed)
 

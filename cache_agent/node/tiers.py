@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from cache_agent.config import SharedSection, TierSection
 from cache_agent.peers.tier import Peers
@@ -21,10 +22,23 @@ from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.sources.throttle import Throttle
 from modelimage import hub
 from modelimage.errors import InvalidImage
+from modelimage.recent import Recent
 from modelimage.record import Record
 from modelimage.reference import ImageReference, RegistryReference, parse_image
 from modelimage.registry.destinations import Destinations
 from modelimage.repository import ImageReader
+
+# Sources are named after repositories, of which images name any number.
+_MOST_KNOWN: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownSource:
+    """What is kept of a source between pulls."""
+
+    throttle: Throttle
+    breaker: Breaker
+    rate: Rate
 
 
 @dataclass
@@ -38,9 +52,7 @@ class Tiers:
     monotonic: Callable[[], float] = time.monotonic
     destinations: Destinations = field(default_factory=Destinations)
     peers: Peers | None = None
-    rates: dict[str, Rate] = field(default_factory=dict)
-    _breakers: dict[str, Breaker] = field(default_factory=dict)
-    _throttles: dict[str, Throttle] = field(default_factory=dict)
+    _known: Recent[str, _KnownSource] = field(default_factory=lambda: Recent(_MOST_KNOWN))
     _places: tuple[SharedStore, ...] | None = None
 
     def __call__(
@@ -76,8 +88,8 @@ class Tiers:
     def reconfigure(self, config: TierSection, rate_per_source: float) -> None:
         """Use other tiers from the next pull on, and another bandwidth cap per source immediately."""
         self.config, self._places, self.rate_per_source = config, None, rate_per_source
-        for throttle in self._throttles.values():
-            throttle.set_rate(rate_per_source)
+        for known in self._known.values():
+            known.throttle.set_rate(rate_per_source)
 
     def _of_tier(
         self, tier: str, resolved: ResolvedSource, reader: ImageReader, repository: str
@@ -104,14 +116,19 @@ class Tiers:
             yield _image(resolved, self.open_reader(mirror), f"{host}/{reference.repository}")
 
     def _wrapped(self, source: Source) -> Source:
-        name = source.name
-        # Kept by name for the agent's lifetime: a pull must not forget that a source failed for the one before.
-        throttle = self._throttles.setdefault(name, Throttle(self.rate_per_source, self.monotonic))
-        breaker = self._breakers.setdefault(name, Breaker(self.monotonic))
-        rate = self.rates.setdefault(name, Rate())
-        return Measured(
-            WithBreaker(Limited(source, throttle, time.sleep), breaker), rate, self.monotonic
+        # Kept by name: a pull must not forget that a source failed for the one before.
+        known = self._known.get_or_make(source.name, self._new)
+        limited = Limited(source, known.throttle, time.sleep)
+        return Measured(WithBreaker(limited, known.breaker), known.rate, self.monotonic)
+
+    def _new(self) -> _KnownSource:
+        return _KnownSource(
+            Throttle(self.rate_per_source, self.monotonic), Breaker(self.monotonic), Rate()
         )
+
+    def known(self) -> int:
+        """How many sources are known by name."""
+        return len(self._known)
 
 
 def _image(resolved: ResolvedSource, reader: ImageReader, repository: str) -> Source:

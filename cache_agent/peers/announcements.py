@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from modelimage.digest import Digest
+from modelimage.recent import Recent
 
 # An announcement that no transfer follows expires after this time: the pull ended between deciding and fetching.
 _INTENTION_SECONDS: Final = 5.0
+# For others the store knows which repositories proved the right to them, and whether anyone may read those.
+_MOST_PUBLIC: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class FetchAnnouncements:
 
     monotonic: Callable[[], float]
     _coming: dict[Digest, dict[int, float]] = field(default_factory=dict)
-    _public: set[Digest] = field(default_factory=set)
+    _public: Recent[Digest, bool] = field(default_factory=lambda: Recent(_MOST_PUBLIC))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def intend(self, chunk: ChunkId) -> None:
@@ -73,12 +76,11 @@ class FetchAnnouncements:
 
     def publish(self, files: Iterable[Digest]) -> None:
         """Mark files, by identity, as readable for anyone: the registry serves the image to anonymous clients."""
-        with self._lock:
-            self._public.update(files)
+        for file in files:
+            self._public.put(file, True)
 
     def is_public(self, file: Digest) -> bool:
-        with self._lock:
-            return file in self._public
+        return self._public.get(file) is not None
 
     def _put(self, chunk: ChunkId, until: float) -> None:
         with self._lock:

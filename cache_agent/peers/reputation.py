@@ -14,6 +14,7 @@ from typing import Final
 
 HALF_LIFE_SECONDS: Final = 60.0
 _LIMIT: Final = 1.0
+_FORGOTTEN: Final = 0.001
 # A cap, so that repeated offences can't eject a peer for more than five half-lives.
 _MOST: Final = 32.0
 
@@ -62,10 +63,22 @@ class Reputation:
         now = self.monotonic()
         with self._lock:
             before = self._penalties.get(peer, PeerPenalty())
-            after = self._penalties[peer] = before.with_offence(offence, now)
+            after = before.with_offence(offence, now)
+            # Nodes come and go: who did nothing for long needs no entry.
+            self._penalties = {
+                each: penalty
+                for each, penalty in self._penalties.items()
+                if penalty.after(now) > _FORGOTTEN
+            }
+            self._penalties[peer] = after
         # Outside the lock: the callback writes events.
         if after.is_out(now) and not before.is_out(now):
             self.ejected(peer, offence.name.lower())
+
+    def known(self) -> int:
+        """How many peers have a penalty."""
+        with self._lock:
+            return len(self._penalties)
 
     def is_out(self, peer: str) -> bool:
         """Whether a peer is ejected now."""

@@ -6,7 +6,6 @@ server.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +24,13 @@ from cache_agent.peers.values import Member
 from cache_agent.sources.source import ResolvedSource, Source
 from cache_agent.store.partials import identity
 from modelimage.errors import WeightyardError
+from modelimage.recent import Recent
 from modelimage.record import Record
 from modelimage.reference import RegistryReference, parse_image
 from modelimage.repository import ImageReader
 
 _ASKING_THREADS: Final = 8
+_MOST_ZONES: Final = 20_000  # nodes of a cluster, and some that are gone
 # The well-known label that cloud providers set on nodes.
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 # Opens a repository without any credentials.
@@ -51,8 +52,7 @@ class Peers:
     monotonic: Callable[[], float] = time.monotonic
     pace: RateBaseline = field(default_factory=RateBaseline)
     zone_given: bool = False
-    _zones: dict[str, str] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _zones: Recent[str, str] = field(default_factory=lambda: Recent(_MOST_ZONES))
     _executor: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_ASKING_THREADS, thread_name_prefix="peers")
     )
@@ -78,13 +78,10 @@ class Peers:
 
     def members(self) -> list[Member]:
         """The other members, with the zones from the settings or else from their responses."""
-        found = self.membership.others()
-        # Asked first: two locks, the membership's and this one, are never held together.
-        with self._lock:
-            return [
-                member if member.zone else replace(member, zone=self._zones.get(member.id, ""))
-                for member in found
-            ]
+        return [
+            member if member.zone else replace(member, zone=self._zones.get(member.id) or "")
+            for member in self.membership.others()
+        ]
 
     def take_zone(self, labels: Mapping[str, str]) -> None:
         """Set this node's zone from its labels, unless the settings have one. Affects pulls that start later."""
@@ -116,8 +113,7 @@ class Peers:
         )
 
     def _learn_zone(self, peer: str, zone: str) -> None:
-        with self._lock:
-            self._zones[peer] = zone
+        self._zones.put(peer, zone)
 
     def _is_public(self, resolved: ResolvedSource, repository: str) -> bool:
         """Whether the registry serves the image to anonymous clients: one request per pull."""

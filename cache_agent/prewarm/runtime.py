@@ -50,6 +50,7 @@ class RuntimeImages:
         for image in images:
             if self.service is None:
                 self.known[image] = RuntimeImage(supported=False)
+        self._failures = {image: n for image, n in self._failures.items() if image in images}
         # Results expire because the runtime's own garbage collection removes images without telling anyone.
         for image in list(self.known):
             old = now - self._seen.get(image, now) > _PRESENT_SECONDS

@@ -81,6 +81,10 @@ class StoreModels:
             layers = record.layers if isinstance(record, DerivedRecord) else ()
             # A record never changes under its key, and may take seconds to parse.
             known = self.known_layers[key] = frozenset(layer.digest for layer in layers)
+            present = {*self.keys(), key}
+            for each in list(self.known_layers):
+                if each not in present:
+                    self.known_layers.pop(each, None)
         return known
 
     def publish(self, record: AnyRecord, origin: ImageOrigin, fetch_seconds: float) -> StoredModel:

@@ -80,9 +80,16 @@ class HostPauses:
     def pause(self, origin: WebOrigin, seconds: float) -> None:
         """Pause requests to a host for at least `seconds` from now."""
         with self._lock:
-            until = self._clock() + seconds
+            now = self._clock()
+            until = now + seconds
+            # Registries redirect to hosts of their choice: those that may be asked again need no entry.
+            self._until = {each: end for each, end in self._until.items() if end > now}
             # The later end wins: a short pause must not cut a longer one that another thread was given.
             self._until[origin] = max(until, self._until.get(origin, until))
+
+    def known(self) -> int:
+        """How many hosts have an entry."""
+        return len(self._until)
 
     def remaining(self, origin: WebOrigin) -> float:
         """Seconds left to wait; 0 if the host isn't paused."""

@@ -142,6 +142,8 @@ class Activator:
             )
         finally:
             self._in_flight[upstream] -= 1
+            if not self._in_flight[upstream]:
+                del self._in_flight[upstream]  # servers come and go
 
     def _open(
         self, request: web.Request, upstream: str, body: bytes

@@ -23,6 +23,7 @@ from cache_agent.store.roots import Roots
 from cache_agent.store.values import ImageOrigin, repository_of
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
+from modelimage.recent import Recent
 from modelimage.record import Record
 from modelimage.reference import RegistryReference, parse_image
 
@@ -31,6 +32,7 @@ SMALL: Final = 10 << 20
 # A revision of 40 characters is a commit; any other is a branch or tag.
 COMMIT_LENGTH: Final = 40
 _MOST_TOLD: Final = 1000
+_MOST_OIDS: Final = 20_000
 
 
 @dataclass
@@ -45,7 +47,7 @@ class TrustedImages:
     # What was told: a client asks for every file, and again and again.
     _told: set[tuple[str, str]] = field(default_factory=set)
     # git object ids of stored files, because computing one reads the whole file.
-    _oids: dict[Digest, str] = field(default_factory=dict)
+    _oids: Recent[Digest, str] = field(default_factory=lambda: Recent(_MOST_OIDS))
 
     def listing(self, repo: str, revision: str) -> RepoFiles | None:
         """A repository's listing from a trusted image's record; None without such an image.
@@ -93,12 +95,11 @@ class TrustedImages:
         return replace(listing, description=description(record, documents))
 
     def _oid(self, digest: Digest) -> str | None:
-        if digest not in self._oids:
-            data = self._read(digest)
-            if data is None:
-                return None
-            self._oids[digest] = git_oid(data)
-        return self._oids[digest]
+        oid = self._oids.get(digest)
+        if oid is None and (data := self._read(digest)) is not None:
+            oid = git_oid(data)
+            self._oids.put(digest, oid)
+        return oid
 
     def _read(self, digest: Digest) -> bytes | None:
         path = self.store.files.path(digest)

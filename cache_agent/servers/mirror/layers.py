@@ -50,6 +50,7 @@ class LayerIndex:
             self._by_record_layer = {d: k for d, k in self._by_record_layer.items() if k != key}
             for holders in self._by_layer.values():
                 holders.discard(key)
+            self._by_layer = {layer: keys for layer, keys in self._by_layer.items() if keys}
         for key in keys - self._records.keys():
             self._records[key] = record = self._read(key)
             if isinstance(record, Record):

@@ -7,10 +7,10 @@ verified here (a foreign image's, until they are derived) aren't served.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from cache_agent.chunks import chunk_range
 from cache_agent.fetch.download import Download, Downloads
@@ -22,7 +22,10 @@ from cache_agent.store.values import StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import NotFound
 from modelimage.ranges import ByteRange
+from modelimage.recent import Recent
 from modelimage.record import RecordFile, Role
+
+_MOST_NAMES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,9 @@ class ServableChunks:
     is_public: Callable[[str], bool]
     zone: Callable[[], str] = lambda: ""
     # Identities of stored files, with the chunk digests that they were computed from.
-    _names: dict[Digest, tuple[tuple[str, ...], Digest]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _names: Recent[Digest, tuple[tuple[str, ...], Digest]] = field(
+        default_factory=lambda: Recent(_MOST_NAMES)
+    )
 
     def find(self, sha256: Digest, file: Digest) -> ServableRange:
         """The servable chunks of a file. Raises NotFound, also for private files, to hide that they exist."""
@@ -97,14 +101,12 @@ class ServableChunks:
 
     def _name(self, stored: StoredFile) -> Digest:
         """The identity of a stored file, computed once: it hashes every chunk digest of the file."""
-        with self._lock:
-            known = self._names.get(stored.digest)
+        known = self._names.get(stored.digest)
         if known is None or known[0] != stored.chunks:
             claims = RecordFile(
                 "", stored.size, stored.digest, Role.WEIGHT, stored.digest, stored.chunks
             )
-            # Computed outside the lock: two threads may do it twice, with the same result.
+            # Two threads may do it twice, with the same result.
             known = stored.chunks, identity(claims)
-            with self._lock:
-                self._names[stored.digest] = known
+            self._names.put(stored.digest, known)
         return known[1]
