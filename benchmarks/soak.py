@@ -1,8 +1,9 @@
 """An agent under pulls, evictions, leases and reads for some minutes: its memory, descriptors and threads stay flat.
 
-The budget holds two of three models, so that most pulls evict one. The first half warms up; over the second half
-the slope of a line through all samples counts. Fails when memory grows by more than 0.25 MB a minute, or descriptors or
-threads by more than one a minute.
+The budget holds two of three models, so that most pulls evict one. The first half warms up, with at least 20,000
+operations: until then the heap's free part grows, by ever less, while what is in use stays the same. Over the rest the
+slope of a line through all samples counts. Fails when memory grows by more than 0.25 MB a minute, or descriptors or
+threads by more than one a minute, or if it was too short to tell.
 
     .venv/bin/python -m benchmarks.soak --minutes 60
 """
@@ -28,6 +29,8 @@ from tests.faults.strangers import PATHS, SERVERS, addresses
 MOST_MEGABYTES_A_MINUTE = 0.25
 MOST_A_MINUTE = 1.0
 SAMPLE_SECONDS = 2.0
+WARM_UP_OPERATIONS = 20_000
+FEWEST_SAMPLES = 30
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class Sample:
     megabytes: float
     descriptors: int
     threads: int
+    operations: int
 
     @classmethod
-    def of(cls, pid: int, began: float) -> Sample:
+    def of(cls, pid: int, began: float, operations: int) -> Sample:
         process = Path(f"/proc/{pid}")
         lines = (process / "status").read_text().splitlines()
         status = dict(line.split(":", 1) for line in lines)
@@ -49,13 +53,21 @@ class Sample:
             int(status["VmRSS"].split()[0]) / 1e3,
             len(list((process / "fd").iterdir())),
             int(status["Threads"]),
+            operations,
         )
 
 
+def judged(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples after the warm-up."""
+    half = samples[-1].minutes / 2
+    return [s for s in samples if s.minutes >= half and s.operations >= WARM_UP_OPERATIONS]
+
+
 def slope(samples: Sequence[Sample], name: str) -> float:
-    """By how much a value grows in a minute, over the second half."""
-    half = [each for each in samples if each.minutes >= samples[-1].minutes / 2]
-    line = statistics.linear_regression([s.minutes for s in half], [getattr(s, name) for s in half])
+    """By how much a value grows in a minute."""
+    line = statistics.linear_regression(
+        [s.minutes for s in samples], [getattr(s, name) for s in samples]
+    )
     return float(line.slope)
 
 
@@ -68,7 +80,7 @@ def soak(site: Site, minutes: float) -> tuple[list[Sample], int]:
     began, samples = time.monotonic(), []
     with under_load(site) as load:
         while time.monotonic() < began + minutes * 60:
-            samples.append(Sample.of(site.program.pid, began))
+            samples.append(Sample.of(site.program.pid, began, load.done))
             for name, path in PATHS.items():
                 fetch(at[name], path)
             site.assert_no_wrong_byte()
@@ -80,12 +92,16 @@ def soak(site: Site, minutes: float) -> tuple[list[Sample], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     with Stage() as stage, stage.round(random.Random(options.seed)) as fresh:  # noqa: S311
         samples, operations = soak(fresh.site, options.minutes)
-    grown = {name: slope(samples, name) for name in ("megabytes", "descriptors", "threads")}
+    rest = judged(samples)
+    if len(rest) < FEWEST_SAMPLES:
+        print(f"too short: {operations} operations, {len(rest)} samples to judge", file=sys.stderr)
+        return 1
+    grown = {name: slope(rest, name) for name in ("megabytes", "descriptors", "threads")}
     last = samples[-1]
     print(
         json.dumps(
