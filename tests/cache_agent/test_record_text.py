@@ -79,7 +79,7 @@ def test_a_variant_has_a_snapshot_of_its_own(tmp_path: Path) -> None:
 
 
 def test_no_other_code_makes_paths_of_a_records_text() -> None:
-    """Who reads a source or a revision either prints it or goes through `HubSnapshot`."""
+    """Who reads a source or a revision prints it, compares it, or goes through `HubSnapshot`."""
     root = Path(__file__).parents[2]
     readers = {
         str(path.relative_to(root))
@@ -89,6 +89,7 @@ def test_no_other_code_makes_paths_of_a_records_text() -> None:
     }
     assert readers == {
         "cache_agent/servers/hub/repo_files.py",
+        "cache_agent/servers/hub/trusted_images.py",
         "cache_agent/sources/hub.py",
-        "weightyard/commands/inspect.py",
+        "weightyard/foreign.py",
     }

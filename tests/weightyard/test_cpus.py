@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.registry import DockerRegistry
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import Terminal, workspace
 
@@ -94,22 +95,28 @@ def test_render_to_up_plans_for_this_machine(
     assert ("AVX-512" in done.stderr) == bool(code)
 
 
+@pytest.mark.servers
 def test_render_for_other_machines_says_what_they_must_have(
-    terminal: Terminal, quantized: Path
+    terminal: Terminal, quantized: Path, registry: DockerRegistry
 ) -> None:
-    done = on(terminal, AVX2).run("render", "-f", four_bits(terminal, quantized), "--to", "compose")
+    image = f"{registry.host}/four-bits:v1"
+    terminal.ok("copy", f"oci:{quantized}/image:v1", image, "--all-tags")
+    model = {"image": image, "variant": "int4"}
+    file = workspace(terminal.directory, "tiny", "", model=model)
+    done = on(terminal, AVX2).run("render", "-f", str(file), "--to", "compose")
     assert done.returncode == 0, done.stderr
     assert "int4 needs AVX-512 on a CPU" in done.stderr
 
 
+@pytest.mark.servers
 def test_render_says_it_of_a_published_quantization_too(
-    terminal: Terminal, quantized: Path
+    terminal: Terminal, quantized: Path, registry: DockerRegistry
 ) -> None:
     config = json.loads((quantized / "checkpoint/config.json").read_text())
     shutil.copytree(quantized / "checkpoint", terminal.directory / "awq")
     config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128}
     (terminal.directory / "awq/config.json").write_text(json.dumps(config))
-    image = f"oci:{terminal.directory}/published:v1"
+    image = f"{registry.host}/published:v1"
     terminal.ok("build", str(terminal.directory / "awq"), "--to", image)
     file = workspace(terminal.directory, "tiny", image)
     done = on(terminal, AVX2).run("render", "-f", str(file), "--to", "compose")

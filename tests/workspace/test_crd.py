@@ -167,7 +167,7 @@ SECONDS = st.sampled_from([-1, 0, 1, 3600, 86_400, 86_401])
 # Each field of a spec, by the class that has it.
 FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Model: {
-        "image": TEXT, "hub": TEXT, "s3": TEXT,
+        "image": TEXT, "hub": TEXT, "s3": TEXT, "file": TEXT,
         "variant": st.sampled_from(["auto", "fp8", "int4", "-", ""]),
         "pullSecret": st.sampled_from(["a.b", "A", "a..b", "9"]),
         "build": optional(
