@@ -72,7 +72,9 @@ def absolute_image(text: str, base: Path | None = None) -> str:
     reference = parse_image(text)
     if not isinstance(reference, LayoutReference):
         return text
-    return str(replace(reference, path=((base or Path()) / reference.path).absolute()))
+    # Without `..`, so that one directory has one name, from wherever it is named.
+    path = os.path.abspath((base or Path()) / reference.path)  # noqa: PTH100 - resolve() would follow links
+    return str(replace(reference, path=Path(path)))
 
 
 def access_options(command: Callable[..., R]) -> Callable[..., R]:

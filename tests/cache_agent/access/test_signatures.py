@@ -162,5 +162,5 @@ def test_the_settings_file_says_it() -> None:
     text = "signatures: [{images: 'registry.example/*', keys: [/etc/team.pub]}]"
     config = parse_config(text, {}, {})
     assert config.signatures[0].keys == (Path("/etc/team.pub"),)
-    with pytest.raises(InvalidInput, match=r"signatures\.0\.keys"):
+    with pytest.raises(InvalidInput, match=r"signatures\[0\]\.keys"):
         parse_config("signatures: [{images: '*', keys: []}]", {}, {})

@@ -53,7 +53,7 @@ def test_a_model_is_shown_read_only_and_leased_until_it_is_taken_away(
     for expected in (
         '"seed": 61',
         "refused",
-        f"manual:mount {target}",
+        f"mount {target}",
         "kept",
         "nothing",
         "removed",
