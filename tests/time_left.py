@@ -43,6 +43,8 @@ class Estimate:
         """Seconds left after `elapsed` ones: the predicted work, at the pace of the work that is done."""
         predicted = sum(map(self._seconds, self.left)) / self.workers
         done = self._done_predicted / self.workers
+        if not predicted:
+            return 0.0
         return predicted * (elapsed / done if done > 0 and elapsed > 0 else 1.0)
 
     def line(self, elapsed: float) -> str:
