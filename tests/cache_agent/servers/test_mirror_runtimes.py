@@ -67,7 +67,7 @@ def test_containerd_pulls_a_cached_image_as_the_agent_configured_it(
     certs = tmp_root / "certs.d"
     arguments = ("--mirror", "0", "--registry", host, "--configure-containerd", str(certs))
     with running_agent(tmp_root / "store", *arguments):
-        assert (certs / host / "hosts.toml").exists()
+        wait_until((certs / host / "hosts.toml").exists, what="the configuration of containerd")
         containerd.pull(model.image, hosts_dir=certs)
         with containerd.mounted(model.image) as root:
             assert (root / "models").readlink() == Path()
