@@ -15,7 +15,7 @@ from tests.cache_agent.servers.published import PublishedModel, publish_model
 from tests.servers import skopeo
 from tests.servers.containerd import Containerd
 from tests.servers.podman import Podman
-from tests.servers.process import ServerProcess, child_environment, run
+from tests.servers.process import ServerProcess, child_environment, run, wait_until
 from tests.servers.registry import DockerRegistry
 
 pytestmark = pytest.mark.servers
