@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakKeyDictionary, WeakSet
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from aiohttp import web
 MOST_CONNECTIONS: Final = 1024
 # From the connection to the head of its first request. Between requests aiohttp has a limit of its own.
 FIRST_REQUEST_SECONDS: Final = 30.0
+_LOOKS: Final = 30  # at all connections, within the time that one may say nothing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -33,15 +35,19 @@ class ConnectionGuard:
 
     most: int = MOST_CONNECTIONS
     seconds: float = FIRST_REQUEST_SECONDS
-    # Those that sent no request yet, each until it is looked at.
-    _silent: set[asyncio.BaseProtocol] = field(default_factory=set)
+    # Weak, and without timers: clients may open and close any number of connections, of which nothing may stay.
+    _spoke: WeakSet[asyncio.BaseTransport] = field(default_factory=WeakSet)
+    _silent_since: WeakKeyDictionary[asyncio.BaseTransport, float] = field(
+        default_factory=WeakKeyDictionary
+    )
 
     def watching(self, app: web.Application) -> web.Application:
         """Add a middleware that notes which connections sent a request."""
 
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self._silent.discard(request.protocol)
+            if request.transport is not None:
+                self._spoke.add(request.transport)
             return await handler(request)
 
         app.middlewares.insert(0, note)
@@ -49,15 +55,25 @@ class ConnectionGuard:
 
     def make(self, server: web.Server) -> asyncio.Protocol:
         """The protocol of a new connection."""
-        if len(server.connections) >= self.most:
-            return _Refused()
-        protocol = server()
-        self._silent.add(protocol)
-        asyncio.get_running_loop().call_later(self.seconds, self._look, protocol)
-        return protocol
+        return _Refused() if len(server.connections) >= self.most else server()
 
-    def _look(self, protocol: web.RequestHandler) -> None:
-        if protocol in self._silent:
-            self._silent.discard(protocol)
-            if protocol.transport is not None:
-                protocol.transport.abort()
+    async def watch(self, server: web.Server) -> None:
+        """End a server's silent connections, until cancelled."""
+        while True:
+            await asyncio.sleep(self.seconds / _LOOKS)
+            self._look(server)
+
+    def _look(self, server: web.Server) -> None:
+        now = asyncio.get_running_loop().time()
+        for protocol in server.connections:
+            transport = protocol.transport
+            if transport is None or transport in self._spoke:
+                continue
+            # At its first look a connection is at most one interval old.
+            since = self._silent_since.setdefault(transport, now - self.seconds / _LOOKS)
+            if now - since >= self.seconds:
+                transport.abort()
+
+    def watched(self) -> int:
+        """How many connections are known: at most those that are open."""
+        return len(self._spoke | set(self._silent_since))

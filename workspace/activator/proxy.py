@@ -265,7 +265,7 @@ async def serve(
         )
         try:
             ready(listening.sockets[0].getsockname()[1])
-            await asyncio.Event().wait()
+            await limited.watch(server)
         finally:
             # Not its context, which waits for connections that only the clean-up below closes.
             listening.close()
