@@ -157,7 +157,7 @@ async def _serve(
         stack.callback(observing.close)
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
-        api = ControlApi(control_service(node, status, recent.after), executor, observe)
+        api = ControlApi(control_service(node, status), executor, observe, recent)
         sockets = []
         for store in node.store.stores:  # so that a command finds the agent by any of its roots
             sockets.append(listen(store.paths.socket))

@@ -11,7 +11,6 @@ from cache_agent.api.control_client import AgentClient
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
-    EventView,
     ExplainView,
     GcBody,
     GcView,
@@ -47,9 +46,6 @@ class Cache(Protocol):
 
     def activity(self) -> list[ExplainView]:
         """Every pod that waits for its model, and every other pull that runs."""
-
-    def events(self, after: int = 0) -> list[EventView]:
-        """The agent's newest events with higher numbers than `after`; none without an agent."""
 
     def lease(self, body: LeaseBody) -> LeaseView:
         """Lease a model, so that it can't be evicted. Raises NotFound."""

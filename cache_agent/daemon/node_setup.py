@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from cache_agent.access.signatures import Trust
 from cache_agent.api.node_cache import NodeCache
-from cache_agent.api.wire import EventView
 from cache_agent.config import AgentConfig, FetchSection, SignatureSection
 from cache_agent.fetch.download import Downloads
 from cache_agent.fetch.engine import EngineOptions, FetchEngine
@@ -236,15 +235,8 @@ def reconfigure(node: Node, config: AgentConfig) -> None:
     node.maintenance.reconfigure(options.maintenance)
 
 
-def control_service(
-    node: Node,
-    status: Callable[[], NodeCache],
-    recent: Callable[[int], list[EventView]] = lambda after: [],
-) -> Service:
-    """The control API's operations on a node.
-
-    `status` builds its NodeCache. `recent` returns an agent's newest events; other commands remember none.
-    """
+def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
+    """The control API's operations on a node. `status` builds its NodeCache."""
     return Service(
         node.store,
         pull=node.pull,
@@ -252,5 +244,4 @@ def control_service(
         activity=node.activity,
         warmer=node.warmer,
         status=status,
-        recent=recent,
     )

@@ -9,7 +9,6 @@ from cache_agent.api.control_client import absolute_image
 from cache_agent.api.node_cache import NodeCache, with_pins
 from cache_agent.api.wire import (
     CheckView,
-    EventView,
     ExplainView,
     GcBody,
     GcView,
@@ -60,12 +59,10 @@ class Service:
         activity: Activity,
         warmer: PageCacheWarmer,
         status: Callable[[], NodeCache],
-        recent: Callable[[int], list[EventView]],
     ) -> None:
-        """`status` builds this node's NodeCache, `recent` returns the events after a number."""
+        """`status` builds this node's NodeCache."""
         self._store, self._pull, self._check = store, pull, check
         self._activity, self._warmer, self._status = activity, warmer, status
-        self._recent = recent
 
     def start_pull(self, body: PullBody) -> Pull:
         """Start a pull. Raises InvalidInput."""
@@ -92,9 +89,6 @@ class Service:
 
     def activity(self) -> list[ExplainView]:
         return under_way(self._activity)
-
-    def events(self, after: int = 0) -> list[EventView]:
-        return self._recent(after)
 
     def find(self, text: str) -> ModelView:
         return self._model_view(self._store.models.find(text))

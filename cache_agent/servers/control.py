@@ -26,6 +26,7 @@ from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
 from cache_agent.errors import AgentBug
 from cache_agent.node.control_service import Service, done_view, progress_view
 from cache_agent.node.threads import BlockingExecutor
+from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.servers.observe import ObserveApi
 from modelimage.errors import InvalidInput, WeightyardError, first_line
 
@@ -40,8 +41,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class ControlApi:
     """The control API's routes for one agent."""
 
-    def __init__(self, service: Service, executor: BlockingExecutor, observe: ObserveApi) -> None:
+    def __init__(
+        self,
+        service: Service,
+        executor: BlockingExecutor,
+        observe: ObserveApi,
+        recent: RecentEvents,
+    ) -> None:
         self._service, self._executor, self._observe = service, executor, observe
+        self._recent = recent
 
     def application(self) -> web.Application:
         """The aiohttp application with every route."""
@@ -139,7 +147,7 @@ class ControlApi:
         text = request.query.get("after", "0")
         if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
             raise InvalidInput(f"not the number of an event: {text[:40]!r}")
-        return _many(await self._executor.call(lambda: self._service.events(int(text))))
+        return _many(self._recent.after(int(text)))
 
     async def _status(self, request: web.Request) -> web.Response:
         # Not in a thread: the desired state belongs to the event loop.

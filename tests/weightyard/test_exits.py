@@ -7,6 +7,7 @@ import importlib
 import json
 import pkgutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from cache_agent.api.control_client import AgentClient
 from cache_agent.api.wire import PullBody
 from cache_agent.errors import AgentBug
 from cache_agent.node.threads import BlockingExecutor
+from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.prewarm.attempts import failure_of
 from cache_agent.servers.control import ControlApi
 from modelimage.errors import RateLimited, Unreachable, WeightyardError, public_name
@@ -92,7 +94,9 @@ class RefusingAgent:
     def _serve(self) -> None:
         service: Any = SimpleNamespace(find=self._refuse, start_pull=self._refuse)
         observe: Any = SimpleNamespace(routes=list)
-        runner = web.AppRunner(ControlApi(service, BlockingExecutor(1), observe).application())
+        runner = web.AppRunner(
+            ControlApi(service, BlockingExecutor(1), observe, RecentEvents(time.time)).application()
+        )
         self._loop.run_until_complete(runner.setup())
         self._loop.run_until_complete(web.UnixSite(runner, str(self._path)).start())
         self._ready.set()
