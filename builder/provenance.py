@@ -6,7 +6,6 @@ the statement. It names no machine and, without SOURCE_DATE_EPOCH, no time: a re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from modelimage import intoto
 from modelimage.digest import Digest
 from modelimage.publication import Publication
 from modelimage.record import Record
+from modelimage.source_uris import is_commit
 
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 MEDIA_TYPE: Final = intoto.MEDIA_TYPE
@@ -21,7 +21,6 @@ FILE_NAME: Final = "provenance.intoto.json"
 # Names what `externalParameters` mean: the options of `weightyard build`.
 _BUILD_TYPE: Final = "https://weightyard.dev/build/v1"
 _BUILDER: Final = "https://weightyard.dev/builder"
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 def provenance(
@@ -58,8 +57,7 @@ def _source(record: Record) -> list[dict[str, Any]]:
     if not record.source:
         return []
     # The Hub's revisions are commits; other sources have none, or tags that may move.
-    commit = bool(_COMMIT.fullmatch(record.revision))
-    digest = {"digest": {"gitCommit": record.revision}} if commit else {}
+    digest = {"digest": {"gitCommit": record.revision}} if is_commit(record.revision) else {}
     return [{"uri": record.source, **digest}]
 
 

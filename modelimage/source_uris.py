@@ -14,7 +14,13 @@ S3: Final = "s3://"
 GS: Final = "gs://"
 MLFLOW: Final = "mlflow:"
 
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_PAGES: Final = "https://huggingface.co/"
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision of the Hub is a commit, which can't change, and no branch or tag."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def source_url(uri: str) -> str:

@@ -29,7 +29,7 @@ from modelimage.errors import (
     NotWritable,
     TimedOut,
 )
-from weightyard.kubectl import Kubectl
+from weightyard.kubectl import Kubectl, kubectl
 
 Json = dict[str, Any]
 
@@ -208,6 +208,15 @@ class ClusterTarget:
                 "Weightyard isn't installed in this cluster",
                 hint="Install the chart: `weightyard help cluster`.",
             ) from error
+
+
+def prewarm_target(
+    root: Path, access: Access, *, cluster: bool, context: str | None, kubeconfig: str | None
+) -> PrewarmTarget:
+    """The cluster, where one of its options is given, else this machine's agent."""
+    if cluster or context or kubeconfig:
+        return ClusterTarget(kubectl(context, kubeconfig))
+    return LocalTarget(root, access)
 
 
 def percent(wanted: node_cache.DesiredModelStatus) -> int:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
 from typing import Final
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.reference import ImageReference, RegistryReference, parse_image
-from modelimage.source_uris import HUB, S3
+from modelimage.source_uris import HUB, S3, is_commit
 from workspace.schema import Model, Variant, Workspace
 
 _PUBLISHED = Variant.BF16
 _DIGEST: Final = "@sha256:"
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 class NotBuilt(NotFound):
@@ -49,7 +47,7 @@ def is_pinned(model: Model) -> bool:
     if model.image is not None:
         return _DIGEST in model.image
     _, _, revision = (model.hub or "").partition("@")
-    return _COMMIT.fullmatch(revision) is not None
+    return is_commit(revision)
 
 
 def image_of(workspace: Workspace) -> str:

@@ -52,10 +52,10 @@ from modelimage.errors import (
 from modelimage.hub import SIGN_IN, HubReference, refusal
 from modelimage.registry.connections import Connections
 from modelimage.registry.retry import parse_retry_after
+from modelimage.source_uris import is_commit
 from modelimage.stage_workers import run_all
 
 _ASKED_AT_ONCE: Final = 8
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # The ETag of an LFS file; those of others are git's.
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Subclasses first: in huggingface-hub a gated repository is a subclass of one that wasn't found.
@@ -120,7 +120,7 @@ class HubModelSource:
             )
         commit = info.sha or ""
         # A complete commit hash: with a branch name, one build could mix two commits.
-        if not _COMMIT.fullmatch(commit):
+        if not is_commit(commit):
             raise RemoteRefused(f"the Hub names no commit for {self._reference}: {commit!r:.60}")
         self._commit = commit
         files = run_all(

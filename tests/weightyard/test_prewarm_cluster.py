@@ -15,8 +15,8 @@ from modelimage.errors import AccessDenied, Unreachable, WeightyardError
 from tests.workspace.controller import caches
 from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import Cluster
+from weightyard import prewarm_client
 from weightyard.cli import main
-from weightyard.commands import prewarm as command
 from weightyard.kubectl import InvalidContext, refused
 from weightyard.prewarm_client import ClusterTarget
 from workspace.controller.kube_api import RESOURCES
@@ -78,7 +78,7 @@ class Agents:
 def agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agents]:
     made = Agents()
     often = partial(ClusterTarget, poll_seconds=0.02)
-    monkeypatch.setattr(command, "ClusterTarget", often)
+    monkeypatch.setattr(prewarm_client, "ClusterTarget", often)
     with ServedCluster(made.cluster, alive=True) as url:
         point_kubectl_at(url, monkeypatch)
         yield made

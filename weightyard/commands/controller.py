@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from ipaddress import ip_network
 
 import click
@@ -34,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Builds get the authorities as an annotation of their pods; all annotations of an object have 256 KiB.
 _CA_MOST = 200_000
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
 @click.command()
@@ -109,8 +109,12 @@ def controller(
             builder_image=builder_image,
             quotas=quotas,
             metrics_from=_pairs("--metrics-from", metrics_from),
-            builds=replace(
-                _build_settings(access, env=build_env, requests=build_requests),
+            builds=BuildSettings(
+                plain_http=tuple(sorted(access.plain_http)),
+                internal_hosts=tuple(sorted(access.internal_hosts)),
+                ca=_authorities(access),
+                env={**_proxies(), **_pairs("--build-env", build_env)},
+                requests=_pairs("--build-request", build_requests),
                 limits=_pairs("--build-limit", build_limits),
                 blocked=_networks(blocked),
             ),
@@ -123,35 +127,20 @@ def controller(
     asyncio.run(_run(options, liveness, health=(host.strip("[]"), int(port))))
 
 
-def _build_settings(
-    access: Access, *, env: tuple[str, ...], requests: tuple[str, ...]
-) -> BuildSettings:
-    """Builds reach registries and the Hub as the controller does: the same proxies, authorities and plain HTTP."""
+def _authorities(access: Access) -> str:
+    """The authorities that builds trust too, as PEM. Raises InvalidInput when they are too many."""
     ca = access.ca_file.read_text() if access.ca_file is not None else ""
     if len(ca) > _CA_MOST:
         raise InvalidInput(
             f"{access.ca_file} has {len(ca)} characters, and builds can be given at most {_CA_MOST}",
             hint="Keep only your own authorities in it: the public ones are known already.",
         )
-    proxies = {
-        name: value
-        for name in (
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "NO_PROXY",
-            "http_proxy",
-            "https_proxy",
-            "no_proxy",
-        )
-        if (value := os.environ.get(name))
-    }
-    return BuildSettings(
-        plain_http=tuple(sorted(access.plain_http)),
-        internal_hosts=tuple(sorted(access.internal_hosts)),
-        ca=ca,
-        env={**proxies, **_pairs("--build-env", env)},
-        requests=_pairs("--build-request", requests),
-    )
+    return ca
+
+
+def _proxies() -> dict[str, str]:
+    """The controller's own proxies: builds reach registries and the Hub as it does."""
+    return {name: value for name in _PROXIES if (value := os.environ.get(name))}
 
 
 def _networks(given: tuple[str, ...]) -> tuple[str, ...]:

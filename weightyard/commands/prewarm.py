@@ -13,16 +13,15 @@ from modelimage.access import Access
 from modelimage.errors import InvalidInput
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
-from weightyard.kubectl import cluster_options, kubectl
+from weightyard.kubectl import cluster_options
 from weightyard.options import ModelName, Number, access_options, root_option
 from weightyard.prewarm_client import (
-    ClusterTarget,
-    LocalTarget,
     PrewarmStatus,
     PrewarmTarget,
     checked,
     name_of,
     node_selector,
+    prewarm_target,
     wait_ready,
 )
 
@@ -133,12 +132,12 @@ def prewarm(
         "runtimeImage": runtime_image, "window": _window(window, time_zone), "bandwidth": bandwidth,
     }  # fmt: skip
     document = checked(_document(name, spec))
-    in_cluster = cluster or bool(nodes or context or kubeconfig)
     if dry_run:
         console.result(document, yaml.safe_dump(document, sort_keys=False).rstrip())
         return
-    target: PrewarmTarget = (
-        ClusterTarget(kubectl(context, kubeconfig)) if in_cluster else LocalTarget(root, access)
+    # Nodes are chosen in a cluster only.
+    target = prewarm_target(
+        root, access, cluster=cluster or bool(nodes), context=context, kubeconfig=kubeconfig
     )
     if remove:
         target.remove(name)

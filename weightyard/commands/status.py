@@ -14,9 +14,9 @@ from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.kubectl import cluster_options, kubectl
+from weightyard.kubectl import cluster_options
 from weightyard.options import ModelName, access_options, root_option
-from weightyard.prewarm_client import ClusterTarget, LocalTarget, PrewarmTarget, percent
+from weightyard.prewarm_client import percent, prewarm_target
 from weightyard.text import format_bytes, format_duration
 from weightyard.top import problems
 
@@ -57,10 +57,7 @@ def status(
 
     For this machine's agent; for the whole cluster with --cluster, --context or --kubeconfig.
     """
-    in_cluster = cluster or bool(context or kubeconfig)
-    place: PrewarmTarget = (
-        ClusterTarget(kubectl(context, kubeconfig)) if in_cluster else LocalTarget(root, access)
-    )
+    place = prewarm_target(root, access, cluster=cluster, context=context, kubeconfig=kubeconfig)
     now = time.time()
     nodes = place.nodes()
     rows = sorted(

@@ -30,11 +30,11 @@ from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.registry.credentials import Credential, RegistryToken
 from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
 from modelimage.repository import BlobStream
+from modelimage.source_uris import is_commit
 
 _MAX_JSON: Final = 8 << 20
 _MAX_PAGES: Final = 1000
 _MAX_ENTRIES: Final = 100_000
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 
 
@@ -74,7 +74,7 @@ class HubUpstream:
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
         described = self._json(url, caller)[0]
         commit = described.get("sha") if isinstance(described, dict) else None
-        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        if not isinstance(commit, str) or not is_commit(commit):
             raise RemoteRefused(f"{self.endpoint} names no commit of {repo}")
         return dict(described)
 
@@ -151,7 +151,7 @@ class HubUpstream:
         # A Hub that fails says nothing of the request: what is kept may answer it.
         if response.status >= 500:
             raise Unreachable(message)
-        known = commit if _COMMIT.fullmatch(commit) else ""
+        known = commit if is_commit(commit) else ""
         raise Declined(response.status, code, message, known)
 
 
