@@ -26,7 +26,6 @@ from cache_agent.api.kube_objects import (
 from workspace.field_types import (
     MOST_REPLICAS,
     AdapterName,
-    Amounts,
     EnvName,
     Labels,
     Name,
@@ -35,6 +34,7 @@ from workspace.field_types import (
     as_enum,
     refuse_repeats,
 )
+from workspace.tenancy import Tenancy
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
@@ -318,28 +318,6 @@ class Scale(Strict):
                 "by: keda needs prometheus, the address from which KEDA reads the queue depth"
             )
         return self
-
-
-class NetworkPolicy(Strict):
-    """Who may connect to the server, by namespace labels; absent, its own namespace only."""
-
-    allow_from_namespaces: Labels = Field(
-        default_factory=dict, description="Labels of the namespaces whose pods may connect."
-    )
-
-
-class Tenancy(Strict):
-    """Isolates this Workspace from others in the cluster."""
-
-    quota: Amounts = Field(
-        default_factory=dict,
-        description="A ResourceQuota of the namespace: requests.nvidia.com/gpu: 4.",
-    )
-    limits: Amounts = Field(
-        default_factory=dict,
-        description="A LimitRange: default resources of containers in the namespace.",
-    )
-    network_policy: NetworkPolicy | None = None
 
 
 class Rollout(Strict):

@@ -27,7 +27,8 @@ from workspace import crd
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
 from workspace.controller.reasons import Reason
-from workspace.schema import Model, Resources, Rollout, Runtime, Scale, Tenancy, Workspace
+from workspace.schema import Model, Resources, Rollout, Runtime, Scale, Workspace
+from workspace.tenancy import Tenancy
 
 Json = dict[str, Any]
 CHART_FILE = Path(__file__).parents[2] / "charts" / "weightyard" / "crds" / "workspaces.yaml"

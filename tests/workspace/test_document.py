@@ -21,18 +21,17 @@ from workspace.schema import (
     Engine,
     EnvVar,
     Model,
-    NetworkPolicy,
     Placement,
     Resources,
     Rollout,
     Runtime,
     Scale,
     Spec,
-    Tenancy,
     Toleration,
     Vendor,
     Workspace,
 )  # fmt: skip
+from workspace.tenancy import NetworkPolicy, Tenancy
 
 GOOD = """\
 apiVersion: weightyard.dev/v1alpha1
@@ -165,6 +164,7 @@ json_values = st.recursive(
     ),
     max_leaves=8,
 )
+
 PARTS = ("model", "runtime", "resources", "replicas", "scale", "placement", "tenancy", "rollout")
 
 

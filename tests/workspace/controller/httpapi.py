@@ -32,36 +32,18 @@ from tests.workspace.controller.admitting import (
     placed,
 )
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
+from tests.workspace.controller.keda import KEDA_DEFINITION, install_keda
 from tests.workspace.controller.selection import Change, Filter, version_of
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.objects import is_ready
 from workspace.controller.observed import KEDA_GROUP
 
 Json = dict[str, Any]
-KEDA_DEFINITION = RESOURCES["ScaledObject"].definition
 _EXPIRED = {
     "kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version",
 }  # fmt: skip
 # kubectl shows these words, not the number.
 _REASONS = {404: "NotFound", 409: "Conflict", 429: "TooManyRequests"}
-
-
-def install_keda(api: FakeApi) -> None:
-    """The part of KEDA's installation that API servers see."""
-    api.create(
-        {
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": KEDA_DEFINITION}, "spec": {"group": KEDA_GROUP},
-            "status": {"conditions": [{"type": "Established", "status": "True"}]},
-        }
-    )  # fmt: skip
-
-
-def remove_keda(api: FakeApi) -> None:
-    """As the deletion of its definition: its objects go too."""
-    for each in api.list("ScaledObject"):
-        api.delete("ScaledObject", each["metadata"]["namespace"], each["metadata"]["name"])
-    api.delete("CustomResourceDefinition", "", KEDA_DEFINITION)
 
 
 class HttpApi:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelimage.errors import AccessDenied
-from tests.workspace.controller.httpapi import HttpApi, install_keda, remove_keda
+from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.keda import install_keda, remove_keda
 from tests.workspace.controller.living import control, make_runner
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_drain import cordon, drain
