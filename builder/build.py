@@ -38,10 +38,10 @@ from builder.variants import (
 from modelimage.digest import Digest
 from modelimage.durable import check_space
 from modelimage.publication import Publication, publication
+from modelimage.quantization import DEFAULT_VARIANT
 from modelimage.readback import check_publication
 from modelimage.record import Record
 from modelimage.referrers import Artifact, attach
-from modelimage.resolve import DEFAULT_VARIANT
 
 
 @dataclass(frozen=True, slots=True)

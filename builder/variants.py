@@ -23,19 +23,17 @@ from modelimage import canonical
 from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json
 from modelimage.durable import reading, write_file, writing
 from modelimage.errors import InvalidInput, UnknownVariant
-from modelimage.quantization import quantization_of
+from modelimage.quantization import DEFAULT_VARIANT, Variant, quantization_of
 from modelimage.record import Role
-from modelimage.resolve import DEFAULT_VARIANT
+from quantize.schemes import QuantizationEngine, Scheme, resolve_engine
 
 if TYPE_CHECKING:
     from quantize.quality import Gates
     from quantize.quantizer import QuantizeOptions
 
-# Listed here instead of imported: `quantize` needs numba and numpy.
-INT4: Final = "int4"
-QUANTIZED: Final = ("int8", INT4, "int8-w8a16")
+ENGINES: Final = tuple(each.value for each in QuantizationEngine)
+# Listed here instead of imported: `quantize.evaluate` needs numpy.
 EVALUATORS: Final = ("transformers", "vllm")
-ENGINES: Final = ("auto", "rtn", "gptq", "llm-compressor", "auto-gptq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,10 @@ def chosen_variants(names: Sequence[str]) -> tuple[str, ...]:
     Raises UnknownVariant.
     """
     for name in names:
-        if name not in (DEFAULT_VARIANT, *QUANTIZED):
+        if name not in list(Variant):
             raise UnknownVariant(
                 f"there is no variant {name!r:.80}",
-                hint=f"Choose from {', '.join((DEFAULT_VARIANT, *QUANTIZED))}.",
+                hint=f"Choose from {', '.join(Variant)}.",
             )
     return tuple(dict.fromkeys([DEFAULT_VARIANT, *names]))
 
@@ -113,7 +111,7 @@ def check_choices(names: Sequence[str], choices: QuantizeChoices) -> None:
     Raises InvalidInput, and IncompatibleOptions.
     """
     for option in _idle(names, choices):
-        wanted = INT4 if option == "--group-size" else "int8"
+        wanted = Variant.INT4 if option == "--group-size" else Variant.INT8
         raise InvalidInput(
             f"{option} has no effect on what is built: {', '.join(names)}",
             hint=f"Add a variant that it is for, such as --variant {wanted}, or leave {option} out.",
@@ -123,7 +121,7 @@ def check_choices(names: Sequence[str], choices: QuantizeChoices) -> None:
 
 def _idle(names: Sequence[str], choices: QuantizeChoices) -> list[str]:
     """The options that were given and change none of the variants."""
-    if choices.group_size is not None and INT4 not in names:
+    if choices.group_size is not None and Variant.INT4 not in names:
         return ["--group-size"]
     if set(names) - {DEFAULT_VARIANT}:
         return []
@@ -137,8 +135,6 @@ def _idle(names: Sequence[str], choices: QuantizeChoices) -> list[str]:
 
 
 def _check_engine(names: Sequence[str], choices: QuantizeChoices) -> None:
-    from quantize.schemes import QuantizationEngine, Scheme, resolve_engine  # noqa: PLC0415 - as above
-
     for name in names:
         if name != DEFAULT_VARIANT:
             engine = QuantizationEngine(choices.engine)
@@ -157,7 +153,6 @@ def check_suitable(
         return
     from quantize import engines, evaluate  # noqa: PLC0415 - as above
     from quantize.architecture import check_config  # noqa: PLC0415 - as above
-    from quantize.schemes import QuantizationEngine  # noqa: PLC0415 - as above
 
     check_config(config)
     engine = QuantizationEngine(choices.engine)

@@ -71,11 +71,9 @@ class MemoryEstimate:
     context_length: int
     cache_reserve_bytes: int = 0
 
-    def gpu_memory_bytes(self, context_tokens: int | None = None) -> int:
-        """Memory to serve a request of `context_tokens`; default: the model's context, at most 8,192."""
-        tokens = context_tokens
-        if tokens is None:
-            tokens = min(self.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    def gpu_memory_bytes(self) -> int:
+        """Memory to serve a request that fills the model's context, or 8,192 tokens of it."""
+        tokens = min(self.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         return (
             self.weight_bytes
             + self.activation_bytes

@@ -1,4 +1,4 @@
-"""Recognizes how a published checkpoint was quantized, from its `config.json`: its name, bits and packed tensors.
+"""The names of variants, and how a published checkpoint was quantized, from its `config.json`.
 
 The names are those of the variants where Weightyard makes the same kind (`int8`, `int8-w8a16`, `int4`), else vLLM's
 (`awq`, `gptq`, `fp8`, `nvfp4`, `mxfp4`, `bitsandbytes`). The tables of kernels by GPU and CPU use them. Pure.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from modelimage.bounds import positive
@@ -37,6 +38,23 @@ _UNNAMED: Final = re.compile(r"[^a-z0-9.]+")
 _MAX_VARIANT: Final = 40
 _FOUR: Final = 4
 _EIGHT: Final = 8
+
+
+class Variant(StrEnum):
+    """The precisions that a build makes, most accurate first.
+
+    Weights that were published quantized have other names, such as awq or fp8.
+    """
+
+    # 8-bit weights alone lose less than 8-bit weights and activations; 4 bits lose most.
+    BF16 = "bf16"
+    INT8_W8A16 = "int8-w8a16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+# The published weights, whatever their precision: an image's default variant.
+DEFAULT_VARIANT: Final = Variant.BF16.value
 
 
 @dataclass(frozen=True, slots=True)

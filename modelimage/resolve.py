@@ -21,7 +21,6 @@ from modelimage.recipe import models_link_layer, single_file_layer
 from modelimage.record import MAX_RECORD_BYTES, Record, Role
 from modelimage.repository import ImageReader
 
-DEFAULT_VARIANT = "bf16"
 # The link's layer has the same bytes in every image, so its digest marks its place when annotations are gone.
 _LINK_LAYER = Digest.of(models_link_layer())
 # Seconds, and bytes in a second, that reading a small blob may take.

@@ -25,10 +25,10 @@ from click.shell_completion import (
     add_completion_class,
 )
 
+from modelimage.quantization import Variant
 from weightyard.options import default_root
 from weightyard.topics import TOPICS
 
-_VARIANTS: Final = ("auto", "bf16", "int8", "int8-w8a16", "int4")
 Words = Sequence[str]
 Source = Callable[[Path], Iterator[tuple[str, str]]]
 
@@ -60,7 +60,7 @@ def _leases(root: Path) -> Iterator[tuple[str, str]]:
 def _variants(root: Path) -> Iterator[tuple[str, str]]:
     """The variants that can be built, and those of cached models, published ones included."""
     held = {note for _, note in _models(root) if "(" not in note}
-    for name in dict.fromkeys((*_VARIANTS, *sorted(held))):
+    for name in dict.fromkeys((*Variant, *sorted(held))):
         yield name, ""
 
 

@@ -18,14 +18,12 @@ from weightyard.up.state import State, condition
 Json = dict[str, Any]
 Row = tuple[object, ...]
 
-# Narrower names can't be told from each other.
-_LEAST_NAME: Final = 12
 _MOVING: Final = ("Fetching", "Warming", "Waiting", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table. The cells of its first column are shortened when the lines don't fit."""
+    """A table under a title, or `empty` where it has no rows."""
 
     title: str
     columns: tuple[str, ...]
@@ -36,14 +34,9 @@ class Section:
         """The table in lines of at most `width` characters; longer ones end early."""
         if not self.rows:
             return [f"{self.title}: {self.empty}"]
-        table = format_table(self.columns, self.rows)
-        over = max(map(len, table.splitlines())) - width
-        if over > 0:
-            longest = max(len(str(row[0])) for row in self.rows)
-            most = max(_LEAST_NAME, longest - over)
-            rows = [(ending_of(str(row[0]), most), *row[1:]) for row in self.rows]
-            table = format_table(self.columns, rows)
-        return [self.title, *(f"{line[:width]}" for line in table.splitlines())]
+        table = format_table(self.columns, self.rows, width=width)
+        # A terminal too narrow for the headings would wrap the lines, and the frame would jump.
+        return [self.title, *(line[:width] for line in table.splitlines())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +162,6 @@ def problems(node: NodeCache) -> list[str]:
         elif each.type == "Ready" and each.status != "True":
             found.append(each.message)
     return found
-
-
-def ending_of(text: str, most: int) -> str:
-    """A name of at most `most` characters: its end tells more than its beginning, as in registry/team/model:tag."""
-    return text if len(text) <= most else f"…{text[len(text) - most + 1 :]}"
 
 
 def _waiting(look: NodeLook) -> Iterator[DesiredModelStatus]:

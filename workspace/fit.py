@@ -24,6 +24,7 @@ from typing import Final
 from modelimage.cpus import cpu_model_refusal
 from modelimage.errors import NoSpace, UnknownVariant
 from modelimage.gpu_memory import DEFAULT_CONTEXT
+from modelimage.quantization import DEFAULT_VARIANT, Variant
 from modelimage.record import ModelFacts
 from workspace.hardware import (
     DEFAULT_UTILIZATION,
@@ -33,16 +34,8 @@ from workspace.hardware import (
     kernels_of,
     refusal,
 )
-from workspace.schema import Engine, Variant
+from workspace.schema import AUTO_VARIANT, Engine
 
-# Most accurate first. 8-bit weights alone lose less than 8-bit weights and activations; 4 bits lose
-# most.
-ACCURACY: Final = (
-    Variant.BF16.value,
-    Variant.INT8_W8A16.value,
-    Variant.INT8.value,
-    Variant.INT4.value,
-)
 KV_NATIVE: Final = "auto"  # 16 bits; the record's bytes per token assume these
 KV_FP8: Final = "fp8"
 _FP8_CAPABILITY: Final = 89  # from Ada and Hopper: FP8 attention without conversions
@@ -61,7 +54,7 @@ class Demand:
     `pipeline` and `data` are the user's parallel sizes; `gpus` counts the GPUs of all groups.
     """
 
-    variant: str = Variant.AUTO.value
+    variant: str = AUTO_VARIANT
     context: int | None = None
     gpus: int | None = None
     utilization: float = DEFAULT_UTILIZATION
@@ -148,15 +141,16 @@ def _held_bytes(facts: ModelFacts, gpus: int) -> int:
 
 
 def _wanted(candidates: Mapping[str, ModelFacts], variant: str) -> list[str]:
-    if variant != Variant.AUTO:
+    if variant != AUTO_VARIANT:
         if variant not in candidates:
             raise UnknownVariant(
                 f"the image has no variant {variant!r}; it has: {', '.join(candidates)}",
-                hint=f"Set spec.model.variant to {' or '.join((*candidates, Variant.AUTO))}.",
+                hint=f"Set spec.model.variant to {' or '.join((*candidates, AUTO_VARIANT))}.",
             )
         return [variant]
-    # Variants that are missing in ACCURACY come last: their accuracy is unknown.
-    return [v for v in ACCURACY if v in candidates] + [v for v in candidates if v not in ACCURACY]
+    # Names that others gave come last: their accuracy is unknown.
+    ours = [each.value for each in Variant if each in candidates]
+    return ours + [each for each in candidates if each not in ours]
 
 
 def _nothing_fits(
@@ -179,7 +173,7 @@ def _nothing_fits(
     other = replace(next(iter(tried.values())), quantization="")
     runs = [
         variant
-        for variant in ACCURACY
+        for variant in Variant
         if variant not in tried and _refused(variant, other, hardware, engine) is None
     ]
     choice = f"Set spec.model.variant to one that runs here ({', '.join(runs)}) and that the image has, or serve"
@@ -213,7 +207,7 @@ def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine
         return unserved
     kernels = kernels_of(variant, facts)
     refused = refusal(hardware, kernels, engine, experts=facts.quantized_experts)
-    if refused is None and _in_float32(facts, hardware) and kernels != Variant.BF16.value:
+    if refused is None and _in_float32(facts, hardware) and kernels != DEFAULT_VARIANT:
         gpu = hardware.gpu.name if hardware.gpu else "a CPU"
         refused = (
             f"{gpu} computes {facts.model_type} in float32, for which vLLM has no {kernels} kernels"

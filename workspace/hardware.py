@@ -15,12 +15,15 @@ from typing import Final
 from cache_agent.api.kube_objects import parse_quantity
 from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
+from modelimage.quantization import DEFAULT_VARIANT, Variant
 from modelimage.record import ModelFacts
-from workspace.schema import Engine, Resources, Variant, Vendor
+from workspace.schema import Engine, Resources, Vendor
 
 _GIB: Final = 1 << 30
 # Share of a GPU's memory for the server. Always passed explicitly, so that plan and server agree.
 DEFAULT_UTILIZATION: Final = 0.9
+# Of a node whose GPUs the spec doesn't count: the most that a replica is planned on.
+_NODE_GPUS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,14 @@ def find_gpu(name: str) -> Gpu | None:
     return max(matches, key=lambda gpu: len(gpu.name), default=None)
 
 
-def requested_hardware(resources: Resources, *, node_gpus: int = 8) -> Hardware:
-    """The hardware that a spec requests, for planning without a machine. Raises InvalidInput when it is underspecified.
-
-    `node_gpus` bounds the GPUs of a replica when the spec doesn't.
-    """
+def requested_hardware(resources: Resources) -> Hardware:
+    """The hardware that a spec requests, for planning without a machine. Raises InvalidInput when it is underspecified."""
     if resources.gpus == 0:
         memory = parse_quantity(resources.memory) if resources.memory else 0
         return Hardware(memory_bytes=memory)
     gpu = _asked_gpu(resources)
     shared = resources.fraction is not None or resources.mig_profile is not None
-    return Hardware(gpu, 1 if shared else resources.gpus or node_gpus)
+    return Hardware(gpu, 1 if shared else resources.gpus or _NODE_GPUS)
 
 
 def kernels_of(variant: str, facts: ModelFacts) -> str:
@@ -139,7 +139,7 @@ def refusal(
     if gpu.vendor is Vendor.NVIDIA:
         # Capability 0 means that only the memory is known: nothing is refused on a guess.
         return _nvidia_refusal(gpu, variant) if gpu.capability else None
-    runs = {Variant.BF16.value, *_ON_OTHER_MAKERS}
+    runs = {DEFAULT_VARIANT, *_ON_OTHER_MAKERS}
     if gpu.vendor is Vendor.INTEL:
         runs.add(Variant.INT4.value)
     return None if variant in runs else f"vLLM has no {variant} kernels for {gpu.vendor.value} GPUs"

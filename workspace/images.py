@@ -24,7 +24,7 @@ from modelimage.reference import (
 )
 from modelimage.repository import ImageReader
 from workspace.render.release import PinnedAdapter, PinnedModel, ResolvedImages
-from workspace.schema import Variant, Workspace
+from workspace.schema import AUTO_VARIANT, Workspace
 from workspace.servable import Servable
 from workspace.sources import image_of, not_built
 
@@ -36,7 +36,7 @@ Opener = Callable[[ImageReference], ImageReader]
 def resolve_workspace(workspace: Workspace, opener: Opener) -> ResolvedImages:
     """Pins the model and the adapters. Raises NotBuilt when a source's image doesn't exist, and the readers' errors."""
     spec, image = workspace.spec, image_of(workspace)
-    wanted = None if spec.model.variant == Variant.AUTO else spec.model.variant
+    wanted = None if spec.model.variant == AUTO_VARIANT else spec.model.variant
     adapters = {each.name: _pin_adapter(each.image, opener) for each in spec.runtime.adapters}
     try:
         return ResolvedImages(_pin_model(image, wanted, opener), adapters)

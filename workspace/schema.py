@@ -7,7 +7,7 @@ a spec for a given model and machine.
 
 from __future__ import annotations
 
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +23,7 @@ from cache_agent.api.kube_objects import (
     SecretName,
     Strict,
 )
+from modelimage.quantization import Variant
 from workspace.field_types import (
     MOST_REPLICAS,
     AdapterName,
@@ -38,19 +39,7 @@ from workspace.tenancy import Tenancy
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
-
-
-class Variant(StrEnum):
-    """The precisions that a build makes; AUTO is the most accurate variant that fits.
-
-    Weights that were published quantized have other names, such as awq or fp8.
-    """
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    INT8 = "int8"
-    INT8_W8A16 = "int8-w8a16"
-    INT4 = "int4"
+AUTO_VARIANT: Final = "auto"  # the most accurate one that fits
 
 
 class Engine(Enum):
@@ -102,12 +91,6 @@ class Build(Strict):
         description="A Secret whose keys become the build's environment: HF_TOKEN, AWS_ACCESS_KEY_ID, and so on.",
     )
 
-    @model_validator(mode="after")
-    def _quantized(self) -> Self:
-        if Variant.AUTO in self.variants:
-            raise ValueError("variants names what to build; auto is for model.variant")
-        return self
-
 
 class Model(Strict):
     """Where the weights come from: exactly one of `image`, `hub` and `s3`."""
@@ -124,7 +107,7 @@ class Model(Strict):
         default=None, description="Builds hub or s3 into an image, which nodes can cache."
     )
     variant: VariantName = Field(
-        default=Variant.AUTO.value,
+        default=AUTO_VARIANT,
         description="A variant of the image, such as bf16, int8, int8-w8a16, int4, awq or fp8; auto is the most "
         "accurate one that fits.",
     )

@@ -12,11 +12,11 @@ import shlex
 from typing import Final
 
 from modelimage.errors import InvalidInput, NotFound
+from modelimage.quantization import DEFAULT_VARIANT, Variant
 from modelimage.reference import ImageReference, RegistryReference, parse_image
 from modelimage.source_uris import HUB, S3, is_commit
-from workspace.schema import Model, Variant, Workspace
+from workspace.schema import Model, Workspace
 
-_PUBLISHED = Variant.BF16
 _DIGEST: Final = "@sha256:"
 
 
@@ -81,10 +81,9 @@ def variants(workspace: Workspace) -> tuple[str, ...]:
     """
     model = workspace.spec.model
     requested = model.build.variants if model.build is not None else ()
-    served = [each for each in Variant if each == model.variant and each is not Variant.AUTO]
-    return tuple(
-        dict.fromkeys(each.value for each in (*requested, *served) if each is not _PUBLISHED)
-    )
+    served = [each for each in Variant if each == model.variant]
+    quantized = (each.value for each in (*requested, *served) if each != DEFAULT_VARIANT)
+    return tuple(dict.fromkeys(quantized))
 
 
 def build_arguments(workspace: Workspace, destination: str) -> tuple[str, ...]:

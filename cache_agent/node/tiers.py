@@ -12,7 +12,7 @@ from typing import Final
 
 from cache_agent.config import SharedSection, TierSection
 from cache_agent.peers.tier import Peers
-from cache_agent.sources.decorators import Breaker, Limited, Measured, Rate, WithBreaker
+from cache_agent.sources.decorators import Breaker, Limited, WithBreaker
 from cache_agent.sources.directory import SharedDirectory
 from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
@@ -38,7 +38,6 @@ class _KnownSource:
 
     throttle: Throttle
     breaker: Breaker
-    rate: Rate
 
 
 @dataclass
@@ -118,13 +117,11 @@ class Tiers:
     def _wrapped(self, source: Source) -> Source:
         # Kept by name: a pull must not forget that a source failed for the one before.
         known = self._known.get_or_make(source.name, self._new)
-        limited = Limited(source, known.throttle, time.sleep)
-        return Measured(WithBreaker(limited, known.breaker), known.rate, self.monotonic)
+        return WithBreaker(Limited(source, known.throttle, time.sleep), known.breaker)
 
     def _new(self) -> _KnownSource:
-        return _KnownSource(
-            Throttle(self.rate_per_source, self.monotonic), Breaker(self.monotonic), Rate()
-        )
+        throttle = Throttle(self.rate_per_source, self.monotonic)
+        return _KnownSource(throttle, Breaker(self.monotonic))
 
     def known(self) -> int:
         """How many sources are known by name."""

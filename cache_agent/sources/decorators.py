@@ -1,4 +1,4 @@
-"""Decorators for any source, each a source itself: bandwidth cap, circuit breaker, rate measurement.
+"""Decorators for any source, each a source itself: bandwidth cap, circuit breaker.
 
 None retries: the engine does, because only it has the other sources.
 """
@@ -39,21 +39,6 @@ class Wrapped:
         """See `Source.open`."""
         with self.inner.open(pieces) as stream:
             yield stream
-
-
-class _ToldStream:
-    """A stream that reports the size of every read to `tell`."""
-
-    def __init__(self, stream: BlobStream, tell: Callable[[int], None]) -> None:
-        self._stream, self._tell = stream, tell
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        count = self._stream.readinto(buffer)
-        self._tell(count)
-        return count
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 @dataclass(frozen=True)
@@ -136,41 +121,3 @@ class WithBreaker(Wrapped):
             self.breaker.note(failed=True)
             raise
         self.breaker.note(failed=False)
-
-
-@dataclass
-class Rate:
-    """Bytes and seconds of one source, for `status` and for the cost of a fetch. Thread-safe."""
-
-    size: int = 0
-    seconds: float = 0.0
-    failures: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, *, size: int, seconds: float, failed: bool) -> None:
-        with self._lock:
-            self.size += size
-            self.seconds += seconds
-            self.failures += failed
-
-
-@dataclass(frozen=True)
-class Measured(Wrapped):
-    """A source whose transfers are measured."""
-
-    rate: Rate
-    monotonic: Callable[[], float]
-
-    @contextmanager
-    def open(self, pieces: Sequence[ChunkRange]) -> Iterator[BlobStream]:
-        started, counted, failed = self.monotonic(), [0], True
-
-        def tell(count: int) -> None:
-            counted[0] += count
-
-        try:
-            with self.inner.open(pieces) as stream:
-                yield _ToldStream(stream, tell)
-            failed = False
-        finally:
-            self.rate.add(size=counted[0], seconds=self.monotonic() - started, failed=failed)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import ExplainView, SpaceReport
 from tests.weightyard.local import Terminal
-from weightyard.top import NodeLook, Section, cluster_frame, ending_of, node_frame
+from weightyard.top import NodeLook, Section, cluster_frame, node_frame
 
 GB = 10**9
 
@@ -142,11 +142,6 @@ def test_no_line_is_wider_than_the_terminal_and_no_frame_higher(
 
     assert max(map(len, lines)) <= width
     assert len(lines) <= height
-
-
-def test_a_long_name_keeps_its_end() -> None:
-    assert ending_of("registry.example/team/llama:v1", 10) == "…/llama:v1"
-    assert ending_of("short", 10) == "short"
 
 
 def test_a_machine_without_an_agent_shows_its_models_and_for_programs_as_json(

@@ -67,7 +67,7 @@ def test_defaults() -> None:
         ("    varient: int8\n", 8, "unknown field spec.model.varient; did you mean 'variant'?"),
         ("    variant: INT4\n", 8, "spec.model.variant: "),
         ("    build: {to: a, variants: [int3]}\n", 8,
-         "spec.model.build.variants[0]: expected one of auto, bf16, int8, int8-w8a16, int4"),
+         "spec.model.build.variants[0]: expected one of bf16, int8-w8a16, int8, int4"),
         (
             "    zzz: 1\n",
             8,

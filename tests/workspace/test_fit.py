@@ -11,10 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from modelimage.errors import InvalidInput, UnknownVariant
+from modelimage.quantization import Variant
 from modelimage.record import ModelFacts
 from tests.workspace.samples import GB, facts
 from workspace.fit import (
-    ACCURACY,
     KV_FP8,
     KV_NATIVE,
     Demand,
@@ -32,7 +32,7 @@ from workspace.hardware import (
     refusal,
     requested_hardware,
 )
-from workspace.schema import Engine, Resources, Variant, Vendor
+from workspace.schema import Engine, Resources, Vendor
 
 GIB = 1 << 30
 LLAMA_8B = {
@@ -189,7 +189,7 @@ demands = st.builds(
 
 
 @given(
-    candidates=st.dictionaries(st.sampled_from(ACCURACY), models, min_size=1),
+    candidates=st.dictionaries(st.sampled_from(list(Variant)), models, min_size=1),
     gpu=gpus, count=st.integers(1, 16), demand=demands,
 )  # fmt: skip
 def test_choice_fits_and_runs(
@@ -212,7 +212,7 @@ def test_choice_fits_and_runs(
         assert fit.context == demand.context
     elif fit.context:
         assert fit.context <= chosen.context_length
-    for better in ACCURACY[: ACCURACY.index(fit.variant)]:
+    for better in list(Variant)[: list(Variant).index(Variant(fit.variant))]:
         if better in candidates and refusal(Hardware(gpu), better) is None:
             with pytest.raises(DoesNotFit):
                 choose(

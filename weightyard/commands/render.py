@@ -35,7 +35,7 @@ from workspace.render.release import (
     store_site,
 )
 from workspace.render.standalone import check_reachable, undemanded_gpu
-from workspace.schema import Variant, Workspace
+from workspace.schema import AUTO_VARIANT, Workspace
 from workspace.sources import source_uri
 
 TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
@@ -156,7 +156,7 @@ def _resolved(
             raise
         from weightyard.up.agent_cache import AgentCache  # noqa: PLC0415 - an extra
 
-        wanted = None if spec.model.variant == Variant.AUTO else spec.model.variant
+        wanted = None if spec.model.variant == AUTO_VARIANT else spec.model.variant
         cache = AgentCache(root, access, console)
         return ResolvedImages(
             PinnedModel(spec.model.image, cache.variants(spec.model.image, wanted))

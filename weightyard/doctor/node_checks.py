@@ -13,6 +13,7 @@ from typing import Final
 from cache_agent.store.space import Amount, human
 from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
+from modelimage.quantization import Variant
 from weightyard.doctor.facts import HostFacts
 from weightyard.doctor.result import Finding, fail, ok, warn
 
@@ -24,7 +25,6 @@ OLDEST_KERNEL: Final = (5, 12)
 # kubelet's defaults on Linux (its configuration reference, evictionHard).
 DEFAULT_THRESHOLDS: Final = {"nodefs.available": "10%", "imagefs.available": "15%"}
 # What a build makes; published quantizations are many, and a machine lacks nothing that can't serve them all.
-_VARIANTS: Final = ("bf16", "int8", "int4", "int8-w8a16")
 _LOCAL: Final = {"ext4", "xfs", "btrfs", "f2fs", "zfs"}
 _FAR: Final = {"nfs", "nfs4", "cifs", "ceph", "fuse.s3fs", "9p", "virtiofs"}
 
@@ -226,7 +226,7 @@ def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if facts.cpu_flags is None:
         return ok("CPU", "its instruction sets are unknown")
     flags = frozenset(facts.cpu_flags)
-    runs = [each for each in _VARIANTS if cpu_refusal("vllm", each, flags) is None]
+    runs = [each for each in Variant if cpu_refusal("vllm", each, flags) is None]
     if not runs:
         return warn(
             "CPU",
@@ -239,7 +239,7 @@ def cpu(facts: HostFacts, wanted: NodePurpose) -> Finding:
     # Only variants that some CPU serves: one that needs a GPU anywhere is no fault of this machine.
     refused = [
         (each, named)
-        for each in _VARIANTS
+        for each in Variant
         if each not in runs and (named := cpu_condition("vllm", each))
     ]
     if refused:

@@ -28,7 +28,7 @@ from workspace.launch_plan import (
     choose_variant,
     plan_launch,
 )
-from workspace.schema import Variant, Workspace
+from workspace.schema import AUTO_VARIANT, Workspace
 from workspace.servable import Servable
 
 
@@ -94,7 +94,7 @@ def choose(
 ) -> tuple[Fit, Servable]:
     """The variant to serve, and its record. Raises the cache's errors, NoSpace and InvalidInput."""
     wanted = workspace.spec.model.variant
-    variant = None if wanted == Variant.AUTO else wanted
+    variant = None if wanted == AUTO_VARIANT else wanted
     records = cache.variants(image, variant, may_pull=may_pull)
     fit = choose_variant(workspace, records, hardware)
     return fit, records[fit.variant]
@@ -108,38 +108,29 @@ def launch_plan(
     target: Target,
     port: int,
 ) -> LaunchPlan:
-    """The command line for models in the cache. Raises InvalidInput."""
+    """The command line for a model. Raises InvalidInput.
+
+    `adapters`: those in the cache, by name. The others stand in the plan with a made-up directory, without their rank.
+    """
+    models = StorePaths(target.root).models
+    dirs = {each.name: models / each.name for each in workspace.spec.runtime.adapters}
+    dirs |= {name: each.path for name, each in adapters.items()}
     site = Site(
-        PurePosixPath(model.path),
-        target.host,
-        port,
-        adapter_dirs={name: PurePosixPath(each.path) for name, each in adapters.items()},
-    )
+        PurePosixPath(model.path), target.host, port,
+        adapter_dirs={name: PurePosixPath(path) for name, path in dirs.items()},
+    )  # fmt: skip
     return plan_launch(
-        workspace,
-        record=model.record,
-        fit=fit,
-        hardware=target.hardware,
-        site=site,
+        workspace, record=model.record, fit=fit, hardware=target.hardware, site=site,
         lora_ranks=[each.record.facts.lora_rank for each in adapters.values()],
-    )
+    )  # fmt: skip
 
 
-def planned(
+def plan_before_pull(
     workspace: Workspace, fit: Fit, record: Servable, target: Target, port: int
 ) -> LaunchPlan:
-    """`launch_plan` for a model that isn't in the cache yet, at the place where it will be. Raises InvalidInput."""
-    models = StorePaths(target.root)
-    # An adapter's place and rank are known once it is there: its image stands for both.
-    adapters = {each.name: models.models / each.name for each in workspace.spec.runtime.adapters}
-    site = Site(
-        PurePosixPath(models.model(record.key)), target.host, port,
-        adapter_dirs={name: PurePosixPath(path) for name, path in adapters.items()},
-    )  # fmt: skip
-    return plan_launch(
-        workspace, record=record, fit=fit, hardware=target.hardware, site=site,
-        lora_ranks=[0 for _ in adapters],
-    )  # fmt: skip
+    """The plan of a model that isn't in the cache yet, in the directory that it will have. Raises InvalidInput."""
+    model = Cached(StorePaths(target.root).model(record.key), record)
+    return launch_plan(workspace, fit, model, {}, target, port)
 
 
 def plan_serving(
@@ -148,7 +139,7 @@ def plan_serving(
     """The whole plan, for `--dry-run`. Raises the errors of a start."""
     fit, record = choose(workspace, image, cache, target.hardware, may_pull=False)
     port = chosen_port(workspace, target)
-    launch = planned(workspace, fit, record, target, port)
+    launch = plan_before_pull(workspace, fit, record, target, port)
     size = sum(file.size for file in record.files)
     held = cache.holds(record)
     return ServePlan(

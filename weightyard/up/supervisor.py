@@ -26,7 +26,13 @@ from weightyard.up.engine_program import find_program
 from weightyard.up.inference_server import Server, Stopped
 from weightyard.up.phases import Event, Phase
 from weightyard.up.process import identify
-from weightyard.up.serve_plan import Target, check_neighbours, choose, launch_plan, planned
+from weightyard.up.serve_plan import (
+    Target,
+    check_neighbours,
+    choose,
+    launch_plan,
+    plan_before_pull,
+)
 from weightyard.up.state import State, WorkspaceDirectory, WorkspaceFailure
 from workspace.fit import Fit
 from workspace.hardware import Hardware
@@ -218,7 +224,7 @@ class Supervisor:
             )
             for reason in fit.reasons:
                 self._console.say(f"variant not chosen: {reason}")
-            planned(self._workspace, fit, record, self._target, port)
+            plan_before_pull(self._workspace, fit, record, self._target, port)
             cached = self._cache.pull(image, fit.variant)
             # Leased by the supervisor until the server has its own lease, so that eviction can't
             # come between.

@@ -8,7 +8,7 @@ from modelimage.errors import InvalidInput
 from workspace.render.release import Release
 
 
-def render_up(release: Release, *, python: str = "python3") -> dict[str, Any]:
+def render_up(release: Release) -> dict[str, Any]:
     """The child's command line. Raises InvalidInput for an engine that runs only in containers."""
     plan = release.plan
     if plan.template.module is None:
@@ -18,7 +18,7 @@ def render_up(release: Release, *, python: str = "python3") -> dict[str, Any]:
         )
     return {
         "model": {"image": release.model, "variant": plan.variant, "key": str(release.key)},
-        "command": [python, "-m", plan.template.module, *plan.args],
+        "command": ["python3", "-m", plan.template.module, *plan.args],
         "environment": {
             # Secrets stay references to the caller's environment: this is printed.
             each.name: f"${each.name}" if each.secret else each.value

@@ -23,7 +23,7 @@ from cache_agent.fetch.range_planner import (
     run_length,
 )
 from cache_agent.fetch.values import PullRequest
-from cache_agent.sources.decorators import Limited, Measured, Rate
+from cache_agent.sources.decorators import Breaker, Limited, WithBreaker
 from cache_agent.sources.image import ImageSource
 from cache_agent.sources.source import ChunkRange, Tier
 from cache_agent.sources.streams import chained, joined
@@ -190,14 +190,14 @@ def test_of_a_run_that_breaks_off_what_came_whole_is_kept(open_node: NodeFactory
 def test_who_waits_need_not_wait_for_the_end_of_a_run(open_node: NodeFactory) -> None:
     early, record, contents = simple_image(weights=[6 * CHUNK_SIZE], seed=1)
     weight = next(file for file in record.files if file.size > CHUNK_SIZE)
-    gate, rate = faults.Gate(early), Rate()
+    gate, breaker = faults.Gate(early), Breaker(lambda: 0.0, after=1)
     urgent, _, _ = simple_image(weights=[5000], seed=2)
     urgent.requests = early.requests  # one list, for the order of both
     node = open_node(
         {"reg.test/early": gate, "reg.test/urgent": urgent},
         engine=EngineOptions(streams=1),
         sources=lambda resolved, reader, name: [
-            Measured(ImageSource(reader, resolved.record, resolved.layers, name), rate, lambda: 0.0)
+            WithBreaker(ImageSource(reader, resolved.record, resolved.layers, name), breaker)
         ],
     )
     warming = node.pull(PullRequest(parse_image("reg.test/early:v1"), priority=10))
@@ -214,7 +214,7 @@ def test_who_waits_need_not_wait_for_the_end_of_a_run(open_node: NodeFactory) ->
     assert not asked[1][0], "the urgent one came after a chunk, in the middle of the run"
     # What was asked for and not taken is asked for again.
     assert sum(size for mine, size in asked if mine) == 8 * CHUNK_SIZE
-    assert rate.failures == 0, "its source did nothing wrong"
+    assert not breaker.is_open(), "its source did nothing wrong"
 
 
 # -- places that hold files ------------------------------------------------------------------

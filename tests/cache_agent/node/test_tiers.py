@@ -15,7 +15,7 @@ from cache_agent.fetch.engine import EngineOptions
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node.tiers import Tiers
-from cache_agent.sources.decorators import Breaker, Limited, Measured, Rate, WithBreaker
+from cache_agent.sources.decorators import Breaker, Limited, WithBreaker
 from cache_agent.sources.directory import CLAIM_SECONDS, SharedDirectory
 from cache_agent.sources.hub import HubSource
 from cache_agent.sources.image import ImageSource
@@ -204,7 +204,7 @@ def source(
         case "decorated":
             throttle = Throttle(1e12, lambda: 0.0)
             limited = Limited(from_image, throttle, lambda seconds: None)
-            return Measured(WithBreaker(limited, Breaker(lambda: 0.0)), Rate(), lambda: 0.0)
+            return WithBreaker(limited, Breaker(lambda: 0.0))
         case "peer":
             node = request.getfixturevalue("open_node")({"reg.test/m": image})
             pull(node)
