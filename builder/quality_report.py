@@ -11,14 +11,16 @@ from typing import Final
 
 from modelimage import mediatypes
 from modelimage.descriptor import UNKNOWN_PLATFORM, Descriptor
+from modelimage.errors import InvalidImage
 from modelimage.publication import Publication
 from modelimage.record import Record
 from modelimage.referrers import (
     Artifact,
     ArtifactFile,
+    ignore,
     list_referrers,
     make_artifact,
-    read_artifact,
+    read_files,
 )
 from modelimage.repository import ImageReader
 from modelimage.resolve import ResolvedModel, list_models
@@ -48,9 +50,9 @@ def modelpack_manifest(published: Publication, record: Record) -> Descriptor:
 
 
 def published_quality(reader: ImageReader, model: ResolvedModel) -> Quality | None:
-    """The published quality report of a quantized variant, if any; the last one listed wins.
+    """The published quality report of a quantized variant, if any; the last readable one listed wins.
 
-    Raises InvalidImage for a malformed document, and any read error.
+    Raises any read error of the registry itself.
     """
     if model.record.quantization is None:
         return None
@@ -62,8 +64,19 @@ def published_quality(reader: ImageReader, model: ResolvedModel) -> Quality | No
             == model.record.variant
         ):
             for artifact in list_referrers(reader, manifest, MEDIA_TYPE):
-                found = Quality.parse(read_artifact(reader, artifact)[0].data)
+                found = _quality(reader, artifact) or found
     return found
+
+
+def _quality(reader: ImageReader, artifact: Descriptor) -> Quality | None:
+    # Anyone who may push can attach one: one that can't be read mustn't hide the image.
+    file = next(
+        read_files(reader, artifact, lambda layer: layer.media_type == MEDIA_TYPE, ignore), None
+    )
+    try:
+        return Quality.parse(file.data) if file else None
+    except InvalidImage:
+        return None
 
 
 def quality_text(quality: Quality) -> str:

@@ -8,25 +8,33 @@ its subject, so it is listed as a referrer. A sigstore bundle says the same to n
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from modelimage import canonical, mediatypes
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import AccessDenied, DigestMismatch, InvalidImage, NotFound
+from modelimage.errors import (
+    AccessDenied,
+    DigestMismatch,
+    InvalidImage,
+    NotFound,
+    WeightyardError,
+)
 from modelimage.keys import PrivateKey, PublicKey, is_signed_by, sign_bytes
 from modelimage.publication import Document
 from modelimage.push import read_tree
 from modelimage.referrers import (
     Artifact,
     ArtifactFile,
+    LeaveOut,
     attach,
     cosign_tags,
+    ignore,
     list_referrers,
     make_artifact,
-    read_artifact,
+    read_files,
 )
 from modelimage.repository import ImageReader, ImageWriter
 from modelimage.signature_bundle import MEDIA_TYPE as BUNDLE_TYPE
@@ -38,8 +46,6 @@ SIGNATURE_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
 # A payload names one digest.
 _MAX_PAYLOAD_BYTES: Final = 1 << 20
 _CLAIM: Final = "cosign container image signature"
-# Of one type: an image has a few signatures, and each costs three requests.
-_MOST_REFERRERS: Final = 64
 
 
 class NotSigned(AccessDenied):
@@ -77,14 +83,15 @@ def sign(
     `name`: the reference that the signature is for; with a tag, policies that compare whole references accept it.
     Does nothing if there is already a signature of this name by this key.
     """
-    found = _tagged(reader, subject.digest)
+    # What can't be read is no signature of anybody's, so nothing is lost with it.
+    found = list(_tagged(reader, subject.digest, ignore))
     data = payload(name, subject.digest)
     # ECDSA signatures contain a random number: signing again would add a second one on each run.
-    same = [file for file in found if file.data == data]
     public = [key.public_key()]
-    if not any(is_signature(file, subject.digest, public) for file in _bundles(reader, subject)):
+    bundles = _bundles(reader, subject, ignore)
+    if not any(is_signature(file.data, subject.digest, public) for file in bundles):
         attach(writer, bundle_artifact(subject, key))
-    if _accepted(same, subject.digest, public):
+    if any(file.data == data and _accepted(file, subject.digest, public) for file in found):
         return reader.resolve(signature_tag(subject.digest)).digest
     encoded = base64.b64encode(sign_bytes(key, data)).decode()
     # The signatures of others are kept: all of them are in one manifest, which this one replaces.
@@ -111,59 +118,68 @@ def verify(reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey]) 
 
     Raises NotSigned if there are none, BadSignature if none for this digest is by one of `keys`.
     """
-    found: list[ArtifactFile] = []
-    unreadable = False
-    try:
-        found = _tagged(reader, subject.digest)
-    # Anyone who may push can move the tag: that mustn't hide what is attached.
-    except (InvalidImage, DigestMismatch):
-        unreadable = True
-    # The usual place first: it is one request.
-    if _accepted(found, subject.digest, keys):
-        return
-    referred = _referred(reader, subject)
-    bundles = _bundles(reader, subject)
-    if _accepted(referred, subject.digest, keys) or any(
-        is_signature(data, subject.digest, keys) for data in bundles
-    ):
-        return
-    if not found and not referred and not bundles and not unreadable:
+    left_out: list[WeightyardError] = []
+    found = 0
+    # One by one, the usual place first: mostly the first one is accepted.
+    for is_accepted in _signatures(reader, subject, keys, left_out.append):
+        if is_accepted:
+            return
+        found += 1
+    if not found and not left_out:
         raise NotSigned(
             f"{subject.digest} isn't signed", hint="Sign it with `weightyard sign --key`."
         )
+    unread = f" ({left_out[0].message})" if left_out else ""
     raise BadSignature(
-        f"{subject.digest} isn't signed with an accepted key",
+        f"{subject.digest} isn't signed with an accepted key{unread}",
         hint="Check which key signed the image. Don't use it until a trusted key has signed it.",
     )
 
 
-def _tagged(reader: ImageReader, subject: Digest) -> list[ArtifactFile]:
+def _signatures(
+    reader: ImageReader, subject: Descriptor, keys: Sequence[PublicKey], leave_out: LeaveOut
+) -> Iterator[bool]:
+    """For each signature in any place, whether it is of this manifest and by one of the keys."""
+    payloads = itertools.chain(
+        _tagged(reader, subject.digest, leave_out),
+        _referred(reader, subject, ARTIFACT_TYPE, _is_payload, leave_out),
+    )
+    for file in payloads:
+        yield _accepted(file, subject.digest, keys)
+    for file in _bundles(reader, subject, leave_out):
+        yield is_signature(file.data, subject.digest, keys)
+
+
+def _tagged(reader: ImageReader, subject: Digest, leave_out: LeaveOut) -> Iterator[ArtifactFile]:
     try:
         manifest = reader.resolve(signature_tag(subject))
     except NotFound:
-        return []
-    return read_artifact(reader, manifest, _is_payload)
+        return
+    # Anyone who may push can move the tag: that mustn't hide what is attached.
+    except (InvalidImage, DigestMismatch) as error:
+        leave_out(error)
+        return
+    yield from read_files(reader, manifest, _is_payload, leave_out)
 
 
-def _referred(reader: ImageReader, subject: Descriptor) -> list[ArtifactFile]:
-    return _files(reader, subject, ARTIFACT_TYPE, _is_payload)
+def _bundles(
+    reader: ImageReader, subject: Descriptor, leave_out: LeaveOut
+) -> Iterator[ArtifactFile]:
+    return _referred(
+        reader, subject, BUNDLE_TYPE, lambda layer: layer.size <= _MAX_PAYLOAD_BYTES, leave_out
+    )
 
 
-def _bundles(reader: ImageReader, subject: Descriptor) -> list[bytes]:
-    files = _files(reader, subject, BUNDLE_TYPE, lambda layer: layer.size <= _MAX_PAYLOAD_BYTES)
-    return [file.data for file in files]
-
-
-def _files(
-    reader: ImageReader, subject: Descriptor, kind: str, wanted: Callable[[Descriptor], bool]
-) -> list[ArtifactFile]:
+def _referred(
+    reader: ImageReader,
+    subject: Descriptor,
+    kind: str,
+    wanted: Callable[[Descriptor], bool],
+    leave_out: LeaveOut,
+) -> Iterator[ArtifactFile]:
     """The files of the referrers of one type."""
-    found: list[ArtifactFile] = []
-    for referrer in list_referrers(reader, subject, kind)[:_MOST_REFERRERS]:
-        # Anyone who may push can attach one: one that can't be read mustn't hide the valid ones.
-        with suppress(InvalidImage, DigestMismatch, NotFound):
-            found += read_artifact(reader, referrer, wanted)
-    return found
+    for referrer in list_referrers(reader, subject, kind, leave_out):
+        yield from read_files(reader, referrer, wanted, leave_out)
 
 
 def _is_payload(layer: Descriptor) -> bool:
@@ -171,13 +187,10 @@ def _is_payload(layer: Descriptor) -> bool:
     return layer.media_type == PAYLOAD_TYPE and layer.size <= _MAX_PAYLOAD_BYTES
 
 
-def _accepted(
-    signatures: Sequence[ArtifactFile], subject: Digest, keys: Sequence[PublicKey]
-) -> bool:
-    return any(
-        # The payload must name this digest: a valid signature of another image could be copied under this tag.
-        _names(file.data, subject) and any(is_signed_by(key, _raw(file), file.data) for key in keys)
-        for file in signatures
+def _accepted(file: ArtifactFile, subject: Digest, keys: Sequence[PublicKey]) -> bool:
+    # The payload must name this digest: a valid signature of another image could be copied under this tag.
+    return _names(file.data, subject) and any(
+        is_signed_by(key, _raw(file), file.data) for key in keys
     )
 
 

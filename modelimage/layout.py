@@ -35,7 +35,16 @@ from modelimage.layout_index import (
 )
 from modelimage.ranges import ByteRange
 from modelimage.reference import check_directory_meant
-from modelimage.referrers import described_referrer, fallback_tag, subject_of
+from modelimage.referrers import (
+    UNSOUND,
+    LeaveOut,
+    described_referrer,
+    fallback_tag,
+    gather,
+    ignore,
+    listed_entries,
+    subject_of,
+)
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, StreamedContent
 
 _MARKER: Final = "oci-layout"
@@ -78,6 +87,7 @@ class Layout:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._prepared = False
+        self._subjects: dict[Digest, tuple[Digest, Descriptor] | None] = {}
 
     def __repr__(self) -> str:
         return f"Layout({str(self.path)!r})"
@@ -119,18 +129,44 @@ class Layout:
         """All tags, sorted."""
         return sorted({tag for entry in self._read_entries() if (tag := tag_of(entry)) is not None})
 
-    def referrers(self, subject: Digest) -> list[Descriptor]:
-        """The manifests that refer to a subject: those in index.json, and those under the fallback tag."""
-        found: dict[Digest, Descriptor] = {}
+    def referrers(
+        self, subject: Digest, artifact_type: str | None = None, leave_out: LeaveOut = ignore
+    ) -> list[Descriptor]:
+        """The manifests that refer to a subject: those in index.json, and those under the fallback tag.
+
+        At most MAX_REFERRERS; `leave_out` is told of entries that can't be read, and of there being more.
+        """
+        return gather(self._referrers(subject, leave_out), artifact_type, leave_out)
+
+    def _referrers(self, subject: Digest, leave_out: LeaveOut) -> Iterator[object]:
         for entry in self._read_entries():
-            listed = without_tag(entry)
-            document = canonical.parse(self.manifest(listed), what=f"manifest {listed.digest}")
-            if subject_of(document) == subject:
-                found[listed.digest] = described_referrer(listed, document)
-            # Other tools may have written a fallback index into the layout.
-            elif tag_of(entry) == fallback_tag(subject):
-                found.update({each.digest: each for each in referenced(document)})
-        return list(found.values())
+            tag = tag_of(entry)
+            try:
+                about = self._about(without_tag(entry))
+                # Other tools may have written a fallback index into the layout.
+                if tag == fallback_tag(subject):
+                    data = self.manifest(without_tag(entry))
+                    yield from listed_entries(data, what=f"index {Digest.of(data)}")
+            except UNSOUND as error:
+                # A tagged manifest is an image, which nobody asked for here; anything else may be about the subject.
+                if tag is None or tag == fallback_tag(subject):
+                    leave_out(error)
+                continue
+            if about is not None and about[0] == subject:
+                yield about[1].to_json()
+
+    def _about(self, descriptor: Descriptor) -> tuple[Digest, Descriptor] | None:
+        """The subject of a manifest, and the manifest as a referrer of it; None if it has no subject."""
+        # Kept, because every manifest of an image and every attachment is asked about.
+        if descriptor.digest not in self._subjects:
+            document = canonical.parse(
+                self.manifest(descriptor), what=f"manifest {descriptor.digest}"
+            )
+            subject = subject_of(document)
+            self._subjects[descriptor.digest] = (
+                (subject, described_referrer(descriptor, document)) if subject else None
+            )
+        return self._subjects[descriptor.digest]
 
     def blob_path(self, digest: Digest) -> Path:
         """The path of a blob, whether it exists or not."""

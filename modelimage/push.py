@@ -46,6 +46,10 @@ class PushPlan:
     held: tuple[Descriptor, ...]
 
     @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        return (*self.send, *self.held)
+
+    @property
     def size(self) -> int:
         """Bytes to send."""
         return sum(blob.size for blob in self.send)
@@ -147,6 +151,13 @@ def execute(
     for document in manifests:
         writer.put_manifest(document.descriptor, document.data)
     # Tags last, after every manifest: until then a reader of a tag gets the old image, complete.
+    put_tags(writer, manifests, tags)
+
+
+def put_tags(
+    writer: ImageWriter, manifests: Sequence[Document], tags: Mapping[str, Digest]
+) -> None:
+    """Point tags at stored manifests."""
     by_digest = {document.descriptor.digest: document for document in manifests}
     for tag, digest in tags.items():
         document = by_digest[digest]

@@ -6,14 +6,22 @@ list it; for others, and in layouts, an index tagged `sha256-<hex>` does (distri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
 from modelimage import canonical, mediatypes
-from modelimage.descriptor import Descriptor, descriptors
+from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
-from modelimage.errors import InvalidInput
+from modelimage.errors import (
+    DigestMismatch,
+    InvalidImage,
+    InvalidInput,
+    NotFound,
+    RemoteRefused,
+    WeightyardError,
+)
 from modelimage.publication import Document
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from modelimage.resolve import read_blob
@@ -21,14 +29,30 @@ from modelimage.resolve import read_blob
 # Files of artifacts are read into memory, so untrusted ones are bounded.
 MAX_FILE_BYTES: Final = 64 << 20
 EMPTY: Final = Document.from_bytes(mediatypes.OCI_EMPTY, b"{}")
+# Of one manifest. Anyone who may push can attach: this is far more than any image has.
+MAX_REFERRERS: Final = 10_000
+# What may be wrong with an attachment, whose author need not be the image's.
+UNSOUND: Final = (InvalidImage, DigestMismatch, NotFound, RemoteRefused)
+
+# Told why something attached is left out.
+LeaveOut = Callable[[WeightyardError], None]
+
+
+def ignore(error: WeightyardError) -> None:
+    """Leave something out without a word."""
 
 
 @runtime_checkable
 class ReferrersReader(Protocol):
     """A repository that can list the referrers of a manifest."""
 
-    def referrers(self, subject: Digest) -> list[Descriptor]:
-        """The manifests whose subject has this digest; empty if there are none."""
+    def referrers(
+        self, subject: Digest, artifact_type: str | None = None, leave_out: LeaveOut = ignore
+    ) -> list[Descriptor]:
+        """The manifests whose subject has this digest, of one type or all, once each; at most MAX_REFERRERS.
+
+        `leave_out` is told of entries that can't be read, and of there being more.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +124,59 @@ def attach(writer: ImageWriter, artifact: Artifact, tag: str | None = None) -> N
 
 
 def list_referrers(
-    reader: ImageReader, subject: Descriptor, artifact_type: str | None = None
+    reader: ImageReader,
+    subject: Descriptor,
+    artifact_type: str | None = None,
+    leave_out: LeaveOut = ignore,
 ) -> list[Descriptor]:
-    """The referrers of a manifest in a registry or layout, of one type or all; empty if the reader can't list them."""
+    """The referrers of a manifest in a registry or layout, of one type or all; empty if the reader can't list them.
+
+    `leave_out` as in `ReferrersReader`.
+    """
     # A docker engine, for example, keeps images only.
     if not isinstance(reader, ReferrersReader):
         return []
-    found = reader.referrers(subject.digest)
-    return [each for each in found if artifact_type in (None, each.artifact_type)]
+    found = reader.referrers(subject.digest, artifact_type, leave_out)
+    if artifact_type is None:
+        return found
+    # Lists that older tools wrote state no types.
+    typed = (each if each.artifact_type else _described(reader, each) for each in found)
+    return [each for each in typed if each.artifact_type == artifact_type]
+
+
+def _described(reader: ImageReader, referrer: Descriptor) -> Descriptor:
+    with suppress(*UNSOUND):
+        document = canonical.parse(reader.manifest(referrer), what=f"artifact {referrer.digest}")
+        return described_referrer(referrer, document)
+    return referrer
+
+
+def gather(
+    listed: Iterable[object], artifact_type: str | None = None, leave_out: LeaveOut = ignore
+) -> list[Descriptor]:
+    """The referrers in a list of descriptors as JSON, as `ReferrersReader.referrers` returns them. Pure.
+
+    Entries without a type are of any. Reads no more of the list than MAX_REFERRERS entries.
+    """
+    found: dict[Digest, Descriptor] = {}
+    for count, value in enumerate(listed):
+        # Those of other types count, too: a registry that ignores the type may list them without end.
+        if count == MAX_REFERRERS:
+            leave_out(
+                InvalidImage(
+                    f"more than {MAX_REFERRERS:,} artifacts are attached to one manifest; the rest isn't read"
+                )
+            )
+            break
+        # Anyone who may push can write the list: one bad entry mustn't hide the others.
+        try:
+            each = Descriptor.from_json(value)
+        except InvalidImage as error:
+            leave_out(error)
+            continue
+        if artifact_type is None or each.artifact_type in (None, artifact_type):
+            found.setdefault(each.digest, each)
+    return list(found.values())
 
 
 def blob_content(document: Document) -> BlobContent:
@@ -121,14 +190,39 @@ def read_artifact(
     wanted: Callable[[Descriptor], bool] = lambda layer: True,
 ) -> list[ArtifactFile]:
     """The verified files of an artifact, of the layers that are `wanted`. Raises InvalidImage above 64 MiB per file."""
+    return list(read_files(reader, descriptor, wanted, _refuse))
+
+
+def read_files(
+    reader: ImageReader,
+    descriptor: Descriptor,
+    wanted: Callable[[Descriptor], bool],
+    leave_out: LeaveOut,
+) -> Iterator[ArtifactFile]:
+    """The verified files of an artifact, each when it is reached; `leave_out` is told of those that can't be read."""
     what = f"artifact {descriptor.digest}"
-    document = canonical.parse(reader.manifest(descriptor), what=what)
-    files = []
-    for layer in filter(wanted, descriptors(document, "layers", what=what)):
+    try:
+        layers = canonical.parse(reader.manifest(descriptor), what=what).get("layers")
+        if not isinstance(layers, list):
+            raise InvalidImage(f"{what} has no list of layers")
+    except UNSOUND as error:
+        leave_out(error)
+        return
+    for value in layers:
+        try:
+            layer = Descriptor.from_json(value)
+            if not wanted(layer):
+                continue
+            data = read_blob(reader, layer, limit=MAX_FILE_BYTES)
+        except UNSOUND as error:
+            leave_out(error)
+            continue
         name = layer.annotations.get(mediatypes.ANNOTATION_TITLE, layer.digest.short)
-        data = read_blob(reader, layer, limit=MAX_FILE_BYTES)
-        files.append(ArtifactFile(name, layer.media_type, data, layer.annotations))
-    return files
+        yield ArtifactFile(name, layer.media_type, data, layer.annotations)
+
+
+def _refuse(error: WeightyardError) -> None:
+    raise error
 
 
 def cosign_tags(subject: Digest) -> tuple[str, str, str]:
@@ -151,19 +245,26 @@ def subject_of(document: Mapping[str, Any]) -> Digest | None:
     return Descriptor.from_json(value).digest if value is not None else None
 
 
-def listed_referrers(index: bytes, *, what: str) -> list[Descriptor]:
-    """The descriptors in an index of referrers. Raises InvalidImage."""
-    return descriptors(canonical.parse(index, what=what), "manifests", what=what)
+def listed_entries(index: bytes, *, what: str) -> list[object]:
+    """The entries of an index of referrers, as JSON. Raises InvalidImage if it is no index."""
+    entries = canonical.parse(index, what=what).get("manifests")
+    # Go's tools write an empty list as null.
+    if not isinstance(entries, list | None):
+        raise InvalidImage(f"{what} has no list of manifests")
+    return entries or []
 
 
-def with_referrer(listed: Sequence[Descriptor], referrer: Descriptor) -> Document:
-    """The index with one more referrer; unchanged if it is already listed. Pure."""
+def with_referrer(listed: Sequence[object], referrer: Descriptor) -> Document | None:
+    """The index of these entries and one more referrer; None if it is already listed. Pure."""
     # Listed once: clients show every entry, and an artifact may be attached again after an interruption.
-    known = any(each.digest == referrer.digest for each in listed)
+    digest = str(referrer.digest)
+    if any(isinstance(each, Mapping) and each.get("digest") == digest for each in listed):
+        return None
     document = {
         "schemaVersion": 2,
         "mediaType": mediatypes.OCI_INDEX,
-        "manifests": [each.to_json() for each in (listed if known else [*listed, referrer])],
+        # The entries of others stay as they are, whatever they hold.
+        "manifests": [*listed, referrer.to_json()],
     }
     return Document.from_bytes(mediatypes.OCI_INDEX, canonical.to_bytes(document))
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import urlencode
 
 from modelimage import canonical, mediatypes
 from modelimage.bounds import parse_count
@@ -24,15 +23,19 @@ from modelimage.errors import (
 )
 from modelimage.ranges import ByteRange, parse_content_range
 from modelimage.referrers import (
+    LeaveOut,
     described_referrer,
     fallback_tag,
-    listed_referrers,
+    gather,
+    ignore,
+    listed_entries,
     subject_of,
     with_referrer,
 )
 from modelimage.registry import answers
 from modelimage.registry.blob_upload import BlobSender
 from modelimage.registry.exchange import Body, Request, Response, Sender, WebOrigin
+from modelimage.registry.lists import MAX_PAGE_BYTES, pages, referrer_entries
 from modelimage.registry.profiles import RegistryProfile, profile_for
 from modelimage.registry.retry import Backoff
 from modelimage.registry.upload import Uploader
@@ -40,12 +43,7 @@ from modelimage.registry.upload_state import UploadStates
 from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream, StreamedContent
 
 _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
-_NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
 _TAGS_PER_PAGE: Final = 1000
-_MAX_PAGES: Final = 10_000
-# Besides 404, the statuses of registries that don't implement the API.
-_NO_REFERRERS_API: Final = frozenset({400, 404, 405, 406, 501})
-_MAX_PAGE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,26 +146,31 @@ class RegistryRepository:
     def tags(self) -> list[str]:
         """All tags, sorted. Raises NotFound if the repository doesn't exist."""
         found: set[str] = set()
-        for response in self._pages(f"tags/list?n={_TAGS_PER_PAGE}", "tags"):
+        first = Request("GET", f"{self._base}tags/list?n={_TAGS_PER_PAGE}", scopes=self._pull)
+        for response in pages(self.sender, self.origin, first, "tags"):
             if response.status != 200:
                 raise answers.refusal(response, f"tags of {self._place}", self.origin)
-            page = canonical.parse(response.read(_MAX_PAGE_BYTES), what="the list of tags")
+            page = canonical.parse(response.read(MAX_PAGE_BYTES), what="the list of tags")
             found.update(tag for tag in page.get("tags") or () if isinstance(tag, str))
         return sorted(found)
 
-    def referrers(self, subject: Digest) -> list[Descriptor]:
-        """The manifests with this subject: from the referrers API, else from the fallback tag."""
-        found: list[Descriptor] = []
-        for response in self._pages(f"referrers/{subject}", "referrers"):
-            if response.status in _NO_REFERRERS_API:
-                response.discard()
-                return self._tagged_referrers(subject)
-            if response.status != 200:
-                raise answers.refusal(
-                    response, f"referrers of {self._named(str(subject))}", self.origin
-                )
-            found += listed_referrers(response.read(_MAX_PAGE_BYTES), what="the list of referrers")
-        return found
+    def referrers(
+        self, subject: Digest, artifact_type: str | None = None, leave_out: LeaveOut = ignore
+    ) -> list[Descriptor]:
+        """The manifests with this subject, of one type or all: from the referrers API, else from the fallback tag.
+
+        At most MAX_REFERRERS; `leave_out` is told of entries that can't be read, and of there being more.
+        """
+        query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
+        listed = referrer_entries(
+            self.sender,
+            self.origin,
+            Request("GET", f"{self._base}referrers/{subject}{query}", scopes=self._pull),
+            f"referrers of {self._named(str(subject))}",
+        )
+        found = gather(listed, artifact_type, leave_out) if listed is not None else []
+        # Also of a registry whose list is empty: some have the API without having listed what came before it.
+        return found or gather(self._tagged(subject, leave_out), artifact_type, leave_out)
 
     # Writing
 
@@ -264,17 +267,26 @@ class RegistryRepository:
             raise RemoteRefused(f"{self.origin} stored manifest {descriptor.digest} as {stored}")
         return noted
 
-    def _tagged_referrers(self, subject: Digest) -> list[Descriptor]:
+    def _tagged(self, subject: Digest, leave_out: LeaveOut) -> list[object]:
+        """The entries of the fallback tag's index; none if it is no index, which `leave_out` is then told."""
+        try:
+            return self._tagged_entries(subject)
+        # Anyone who may push can move the tag.
+        except (InvalidImage, DigestMismatch) as error:
+            leave_out(error)
+            return []
+
+    def _tagged_entries(self, subject: Digest) -> list[object]:
         try:
             index = self.resolve(fallback_tag(subject))
+            return listed_entries(self.manifest(index), what=f"index {index.digest}")
         except NotFound:
             return []
-        return listed_referrers(self.manifest(index), what=f"index {index.digest}")
 
     def _list_referrer(self, subject: Digest, referrer: Descriptor) -> None:
-        listed = self._tagged_referrers(subject)
-        if referrer.digest not in {each.digest for each in listed}:
-            index = with_referrer(listed, referrer)
+        listed = self._tagged_entries(subject)
+        index = with_referrer(listed, referrer)
+        if index is not None:
             self._put_manifest(index.descriptor, index.data, fallback_tag(subject))
 
     def _send(
@@ -289,19 +301,6 @@ class RegistryRepository:
         return self.sender.send(
             Request(method, self._base + path, headers or {}, body, scopes or self._pull)
         )
-
-    def _pages(self, path: str, what: str) -> Iterator[Response]:
-        """The responses of a list, page by page, each to be read before the next (RFC 8288; distribution-spec)."""
-        url = self._base + path
-        # Bounded: a registry could link its pages in a circle.
-        for _ in range(_MAX_PAGES):
-            response = self.sender.send(Request("GET", url, scopes=self._pull))
-            link = _NEXT.search(response.header("Link") or "")
-            yield response
-            if link is None:
-                return
-            url = self._same_origin(url, link[1])
-        raise RemoteRefused(f"{self.origin} returns an endless list of {what}")
 
     def _resolve_by_reading(self, name: str) -> Descriptor:
         """Resolve with a GET, for registries whose HEAD response lacks digest, type or size."""
@@ -325,16 +324,6 @@ class RegistryRepository:
     def _named(self, name: str) -> str:
         separator = "@" if ":" in name else ":"
         return f"{self._place}{separator}{name}"
-
-    def _same_origin(self, base: str, link: str) -> str:
-        try:
-            url = urljoin(base, link)
-            # A page link must not direct requests to another host.
-            if WebOrigin.parse(url) == self.origin:
-                return url
-        except (ValueError, InvalidInput) as error:
-            raise RemoteRefused(f"{self.origin} links to {link[:200]!r}") from error
-        raise RemoteRefused(f"{self.origin} links to another host: {link[:200]!r}")
 
 
 def _described(response: Response) -> Descriptor | None:

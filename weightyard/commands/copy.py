@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
 
 import click
 
 from modelimage.access import Access, ImageRepository, open_image_repository
-from modelimage.companions import find_companions
+from modelimage.companions import (
+    Companions,
+    LeftOut,
+    companion_blobs,
+    find_companions,
+    send_companions,
+)
 from modelimage.descriptor import Descriptor
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, RemoteRefused
 from modelimage.foreign import resolve_ours
+from modelimage.publication import Document
 from modelimage.push import (
     PushPlan,
     Reporting,
@@ -20,6 +29,7 @@ from modelimage.push import (
     find_present,
     merge_trees,
     plan_push,
+    put_tags,
     read_tree,
     relayed,
 )
@@ -31,14 +41,17 @@ from modelimage.reference import (
     RegistryReference,
     parse_image,
 )
+from modelimage.referrers import UNSOUND
 from modelimage.registry.preflight import check_image
-from modelimage.repository import ImageReader
+from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from weightyard.console import Console, pass_console
 from weightyard.options import access_options
 from weightyard.signals import stops_gently
 from weightyard.text import format_bytes, plural
 
 _Reference = RegistryReference | LayoutReference
+# Of what was left out: enough to see of what kind it is.
+_SHOWN: Final = 20
 
 
 @click.command(
@@ -99,33 +112,104 @@ def copy(
     tags = _tags(reader, start, end, all_tags=all_tags)
     for root in tags.values():
         _check_own(reader, root)
-    trees = [read_tree(reader, root) for root in tags.values()]
-    roots = {tag: root.digest for tag, root in tags.items()}
-    if referrers is not False:
-        beside = find_companions(reader, trees)
-        trees += beside.trees
-        # First: a client that watches the version's tag finds its signatures in place.
-        roots = {tag: root.digest for tag, root in beside.tags.items()} | roots
-    # Tags of one version share most blobs: each is sent once.
-    manifests, blobs = merge_trees(trees)
+    plan = _plan(reader, writer, tags, referrers=referrers is not False)
     # Before anything is sent: a registry refuses a manifest that is too large only after all its blobs.
     if isinstance(end, RegistryReference):
-        for doubt in check_image(end.registry, manifests, blobs):
+        for doubt in check_image(end.registry, plan.manifests, plan.image.blobs):
             console.say(f"{doubt.message}. {doubt.hint}")
-    plan = plan_push(blobs, find_present(writer, blobs))
+        plan = replace(plan, beside=plan.beside.without(_too_large(end.registry, plan.beside)))
+    beside = plan.beside
     if not dry_run:
-        with console.progress(f"copying to {end}", plan.size) as progress:
-            execute(
-                plan,
-                manifests=manifests,
-                tags=roots,
-                content_of=lambda blob: relayed(reader, blob, access.connections.backoff),
-                writer=writer,
-                reporting=Reporting(
-                    lambda blob: progress.part(blob.digest.short, blob.size), _shower(console)
-                ),
+        with console.progress(f"copying to {end}", plan.all_blobs.size) as progress:
+            reporting = Reporting(
+                lambda blob: progress.part(blob.digest.short, blob.size), _shower(console)
             )
-    console.result(_document(source, end, tags, plan), _text(tags, plan, dry_run=dry_run))
+            content_of = partial(relayed, reader, backoff=access.connections.backoff)
+            beside = _send(plan, tags, content_of, writer, reporting)
+    document = _document(source, end, tags, plan.all_blobs) | {"leftOut": _left_out(beside)}
+    console.result(document, _text(tags, plan.all_blobs, dry_run=dry_run))
+    _report(console, end, beside)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The images' manifests and blobs, and their companions with the blobs that only these have."""
+
+    manifests: tuple[Document, ...]
+    image: PushPlan
+    beside: Companions
+    attached: PushPlan
+
+    @property
+    def all_blobs(self) -> PushPlan:
+        return PushPlan(
+            (*self.image.send, *self.attached.send), (*self.image.held, *self.attached.held)
+        )
+
+
+def _plan(
+    reader: ImageReader, writer: ImageWriter, tags: dict[str, Descriptor], *, referrers: bool
+) -> _Plan:
+    trees = [read_tree(reader, root) for root in tags.values()]
+    # Tags of one version share most blobs: each is sent once.
+    manifests, blobs = merge_trees(trees)
+    beside = find_companions(reader, trees) if referrers else Companions((), {})
+    more = companion_blobs(beside, blobs)
+    present = find_present(writer, [*blobs, *more])
+    return _Plan(manifests, plan_push(blobs, present), beside, plan_push(more, present))
+
+
+def _send(
+    plan: _Plan,
+    tags: dict[str, Descriptor],
+    content_of: Callable[[Descriptor], BlobContent],
+    writer: ImageWriter,
+    reporting: Reporting,
+) -> Companions:
+    """Send the images and their companions; return those that arrived."""
+    execute(
+        plan.image,
+        manifests=plan.manifests,
+        tags={},
+        content_of=content_of,
+        writer=writer,
+        reporting=reporting,
+    )
+    beside = send_companions(
+        plan.beside, plan.attached, content_of=content_of, writer=writer, reporting=reporting
+    )
+    # Last: a client that watches the version's tag finds its signatures in place.
+    put_tags(writer, plan.manifests, {tag: root.digest for tag, root in tags.items()})
+    return beside
+
+
+def _too_large(registry: str, beside: Companions) -> list[LeftOut]:
+    """The companions that exceed the registry's limits."""
+    found = []
+    for tree in beside.trees:
+        try:
+            check_image(registry, tree.manifests, tree.blobs)
+        except RemoteRefused as error:
+            found.append(LeftOut(str(tree.root.digest), error))
+    return found
+
+
+def _left_out(beside: Companions) -> list[dict[str, str]]:
+    return [{"what": each.what, "reason": each.error.message} for each in beside.left_out]
+
+
+def _report(console: Console, end: _Reference, beside: Companions) -> None:
+    """Say what was left out, and raise an error of the first reason's kind if anything was."""
+    for each in beside.left_out[:_SHOWN]:
+        console.say(f"left out: {each.what}: {each.error.message}")
+    if not beside.left_out:
+        return
+    first = beside.left_out[0].error
+    kind = next(kind for kind in UNSOUND if isinstance(first, kind))
+    raise kind(
+        f"{end} lacks {plural(len(beside.left_out), 'attachment')} of the source that can't be copied",
+        hint="The image itself is complete. Remove or replace them at the source, or copy with --no-referrers.",
+    )
 
 
 def _check_own(reader: ImageReader, root: Descriptor) -> None:

@@ -9,11 +9,11 @@ import click
 from modelimage import durable
 from modelimage.access import Access, ImageRepository, open_image_repository
 from modelimage.descriptor import Descriptor
-from modelimage.errors import InvalidInput
+from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.path_rules import check_path
 from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
-from modelimage.referrers import list_referrers, read_artifact
+from modelimage.referrers import UNSOUND, list_referrers, read_artifact
 from weightyard.console import Console, format_table, pass_console
 from weightyard.options import access_options
 
@@ -55,14 +55,19 @@ def discover(
         )
     place = open_image_repository(reference, access)
     tree = read_tree(place, place.resolve(reference.name))
+    left_out: list[WeightyardError] = []
     found = [
         (document.descriptor, artifact)
         for document in reversed(tree.manifests)
-        for artifact in list_referrers(place, document.descriptor, artifact_type)
+        for artifact in list_referrers(place, document.descriptor, artifact_type, left_out.append)
     ]
     if directory is not None:
         for _, artifact in found:
-            _fetch(place, artifact, directory / artifact.digest.hex)
+            # Anyone who may push can attach: one malformed artifact mustn't keep the others away.
+            try:
+                _fetch(place, artifact, directory / artifact.digest.hex)
+            except UNSOUND as error:
+                left_out.append(error)
     document = [
         {
             "type": artifact.artifact_type,
@@ -74,6 +79,10 @@ def discover(
     ]
     rows = [(each["type"], each["digest"], each["about"]) for each in document]
     console.result(document, format_table(["type", "digest", "about"], rows, width=console.width))
+    for other in left_out[1:]:
+        console.say(other.message)
+    if left_out:
+        raise left_out[0]
 
 
 def _fetch(place: ImageRepository, artifact: Descriptor, folder: Path) -> None:
