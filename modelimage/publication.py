@@ -30,6 +30,7 @@ from modelimage.source_uris import source_url
 
 PLATFORMS: Final = (LINUX_AMD64, LINUX_ARM64)
 
+_MAX_NAMED_FILES: Final = 1_000
 _MODELPACK_TYPES: Final = {
     Role.WEIGHT: mediatypes.MODELPACK_WEIGHT_TAR,
     Role.CONFIG: mediatypes.MODELPACK_CONFIG_TAR,
@@ -160,13 +161,14 @@ def _variant(
                 platform=platform,
             )
         )
+    named = [entry for layer in layers for entry in _modelpack_layers(layer, record)]
     modelpack_config = Document.from_bytes(
-        mediatypes.MODELPACK_CONFIG, canonical.to_bytes(_modelpack_config(record, layers, created))
+        mediatypes.MODELPACK_CONFIG, canonical.to_bytes(_modelpack_config(record, named, created))
     )
     # With the platform `unknown`: a runtime could take an index entry without any for an image.
     modelpack = _manifest(
         modelpack_config.descriptor,
-        [_modelpack_layer(layer, _single_file(layer, record)) for layer in layers],
+        named,
         annotations,
         platform=UNKNOWN_PLATFORM,
         artifact_type=mediatypes.MODELPACK_MANIFEST,
@@ -203,24 +205,22 @@ def _layer_descriptor(layer: RecordLayer) -> Descriptor:
     )
 
 
-def _modelpack_layer(layer: Descriptor, file: tuple[str, int] | None) -> Descriptor:
-    """A layer of the ModelPack manifest. `file`: the path and size of the only file in it."""
+def _modelpack_layers(layer: Descriptor, record: Record) -> list[Descriptor]:
+    """The entries of one layer in the ModelPack manifest: one for each file in it, with the file's name."""
     role = Role(layer.annotations[mediatypes.ANNOTATION_ROLE])
-    # ModelPack tools select layers by path. A layer of several files has no path that would be true.
-    named = _file_annotations(*file) if file else {}
-    return Descriptor(
-        _MODELPACK_TYPES[role],
-        layer.digest,
-        layer.size,
-        annotations={**layer.annotations, **named},
-    )
-
-
-def _single_file(layer: Descriptor, record: Record) -> tuple[str, int] | None:
-    if layer.annotations[mediatypes.ANNOTATION_ROLE] == Role.RECORD.value:
-        return RECORD_NAME, len(record.to_bytes())
-    files = record.layer_files(layer.digest)
-    return (files[0].path, files[0].size) if len(files) == 1 else None
+    entry = replace(layer, media_type=_MODELPACK_TYPES[role])
+    if role is Role.RECORD:
+        files = [(RECORD_NAME, len(record.to_bytes()))]
+    else:
+        files = [(file.path, file.size) for file in record.layer_files(layer.digest)]
+    # A manifest may have 4 MiB at most registries, so shared layers of an image of thousands of files name none.
+    if len(files) > 1 and len(record.files) > _MAX_NAMED_FILES:
+        return [entry]
+    # ModelPack tools select layers by path, so a layer of several files is listed once for each. The blob is the same.
+    return [
+        replace(entry, annotations={**entry.annotations, **_file_annotations(path, size)})
+        for path, size in files
+    ]
 
 
 def _file_annotations(path: str, size: int) -> dict[str, str]:

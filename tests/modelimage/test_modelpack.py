@@ -39,28 +39,42 @@ def config(published: Publication) -> dict[str, Any]:
     return found
 
 
-def test_a_layer_of_one_file_names_it_and_one_of_several_names_none(record: Record) -> None:
-    held = {str(layer.digest): record.layer_files(layer.digest) for layer in record.layers}
+def test_every_file_is_named_by_an_entry_of_the_layer_that_holds_it(record: Record) -> None:
     published = publication([record], version="v1")
     first, *layers = document(published, "v1-modelpack")["layers"]
     assert first["annotations"][FILEPATH] == "weightyard.json"
     assert json.loads(first["annotations"][METADATA])["size"] == len(record.to_bytes())
-    assert {len(held[layer["digest"]]) > 1 for layer in layers} == {True, False}
-    for layer in layers:
-        files, said = held[layer["digest"]], layer["annotations"]
-        if len(files) > 1:
-            assert FILEPATH not in said
-            continue
-        assert said[FILEPATH] == files[0].path
-        assert json.loads(said[METADATA]) == {
-            "name": files[0].path.rpartition("/")[2],
+    named = [(entry["annotations"][FILEPATH], entry["digest"]) for entry in layers]
+    assert sorted(named) == [(file.path, str(file.layer)) for file in record.files]
+    # Some layer holds several files: its blob is listed for each of them.
+    assert len({digest for _, digest in named}) < len(named)
+    sizes = {file.path: file.size for file in record.files}
+    for entry in layers:
+        path = entry["annotations"][FILEPATH]
+        assert json.loads(entry["annotations"][METADATA]) == {
+            "name": path.rpartition("/")[2],
             "mode": 0o644,
             "uid": 0,
             "gid": 0,
-            "size": files[0].size,
+            "size": sizes[path],
             "mtime": "1970-01-01T00:00:00Z",
             "typeflag": 48,
         }
+    # One diff_id for each entry, as the model specification demands.
+    assert config(published)["modelfs"]["diffIds"] == [
+        entry["digest"] for entry in (first, *layers)
+    ]
+
+
+def test_an_image_of_very_many_files_names_only_those_with_a_layer_of_their_own(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelimage.publication._MAX_NAMED_FILES", len(record.files) - 1)
+    held = {str(layer.digest): record.layer_files(layer.digest) for layer in record.layers}
+    _, *layers = document(publication([record], version="v1"), "v1-modelpack")["layers"]
+    assert len(layers) == len(held)
+    for entry in layers:
+        assert (FILEPATH in entry["annotations"]) == (len(held[entry["digest"]]) == 1)
 
 
 def test_container_images_carry_no_annotations_of_modelpack(record: Record) -> None:
