@@ -23,6 +23,7 @@ from cache_agent.api.crd_schema import (
 )
 from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
 from workspace.schema import KIND, Spec
+from workspace.startup import MOST_STARTS, Startup
 
 Json = dict[str, Any]
 
@@ -168,6 +169,11 @@ class WorkspaceStatus(Reported):
     )
     not_chosen: tuple[ReportedLine, ...] = Field(
         default=(), max_length=MOST_REASONS, description="Why better variants weren't chosen."
+    )
+    startup: tuple[Startup, ...] = Field(
+        default=(),
+        max_length=MOST_STARTS,
+        description="The last start of each version, the newest version first.",
     )
 
 
